@@ -1,0 +1,122 @@
+"""Writing a bundle: complete, or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .._bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME
+from .._files import atomic_write, sync_directory
+from ..errors import ExportError
+
+_FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs, XFS, bcachefs)
+
+NAMES = (BASE_NAME, BASIS_NAME, MANIFEST_NAME)
+
+
+@contextmanager
+def new_bundle(output: Path) -> Iterator[Path]:
+    """Give a directory to fill; on leaving it becomes `output` in one rename.
+
+    On an exception it is removed. A killed process leaves a hidden directory beside `output`, which
+    the next export to the same place removes.
+
+    Raises:
+        ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
+    """
+    if output.exists() or output.is_symlink():
+        raise ExportError(f"{output} exists already: choose another output, or remove it first")
+    prefix = f".{output.name}.partial-"
+    try:
+        _remove_stale(output.parent, prefix)
+        partial = output.parent / f"{prefix}{os.getpid()}"
+        partial.mkdir()
+    except OSError as error:
+        raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None
+    try:
+        yield partial
+        sync_directory(partial)
+        os.rename(partial, output)
+        sync_directory(output.parent)
+    except OSError as error:
+        raise ExportError(_explain(output, error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def place_base(source: Path, target: Path) -> str:
+    """Put the base into a bundle and return how: `hard link`, `reflink` or `copy`.
+
+    Raises:
+        ExportError: a copy is the only way, and there is no room for it.
+        OSError: the file cannot be written.
+    """
+    source = source.resolve()
+    with suppress(OSError):
+        os.link(source, target)
+        return "hard link"
+    if _reflink(source, target):
+        return "reflink"
+    size, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    if size > free:
+        raise ExportError(
+            f"{source} lies on another file system, and a copy of {size:,} bytes does not fit the "
+            f"{free:,} bytes free at {target.parent}: choose an output beside the model"
+        )
+    with atomic_write(target) as out, open(source, "rb") as file:
+        shutil.copyfileobj(file, out, 1 << 24)
+    return "copy"
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest as JSON, atomically."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _reflink(source: Path, target: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        with open(source, "rb") as file, open(target, "xb") as out:
+            fcntl.ioctl(out.fileno(), _FICLONE, file.fileno())
+            os.fsync(out.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _remove_stale(parent: Path, prefix: str) -> None:
+    for path in parent.glob(f"{prefix}*"):
+        pid = path.name.removeprefix(prefix)
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # there os.kill(pid, 0) would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def _explain(output: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = shutil.disk_usage(output.parent).free
+        return f"{output} could not be written: {reason} ({free:,} bytes free). Nothing was left behind"
+    return f"{output} could not be written: {reason}. Nothing was left behind"

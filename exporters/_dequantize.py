@@ -1,0 +1,144 @@
+"""Rows of a stored weight as float32, by the fastest exact path that is installed.
+
+ggml's own C routines (through llama-cpp-python's library, by ctypes) are 4 to 50 times faster than the
+numpy ones of `gguf.quants`. They are used for a type only after they gave the same bits as `gguf.quants`
+on blocks of the very tensor at hand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+Decoder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Raw rows, uint8 [n, row bytes] -> float32 [n, values]."""
+
+_PROBE_ROWS = 2
+_FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15)}  # exponent bits, mantissa bits, bias
+
+
+class PackedRows:
+    """A `RowSource` over the raw bytes of a stored matrix.
+
+    Args:
+        raw: uint8 [out, row bytes], usually memory-mapped.
+        n_in: values a row.
+        decode: of raw rows.
+    """
+
+    def __init__(self, raw: NDArray[np.uint8], n_in: int, decode: Decoder) -> None:
+        self._raw = raw
+        self._decode = decode
+        self.shape = (len(raw), n_in)
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows start .. stop-1 as float32 [stop - start, in]."""
+        return self._decode(self._raw[start:stop])
+
+
+def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> Decoder:
+    """Return the decoder for a GGML type.
+
+    Args:
+        kind: the type.
+        sample: raw rows of the tensor, on which the fast path is checked.
+
+    Raises:
+        NotImplementedError: neither ggml nor `gguf.quants` can read the type.
+    """
+    if kind == gguf.GGMLQuantizationType.F32:
+        return lambda raw: raw.view("<f4")
+    exact: Decoder = lambda raw: gguf.dequantize(raw, kind)  # noqa: E731 - a Decoder, like its siblings
+    fast = _ggml_routine(kind)
+    if fast is None:
+        return exact
+    probe = np.ascontiguousarray(sample[:_PROBE_ROWS])
+    if np.array_equal(fast(probe), exact(probe), equal_nan=True):
+        return fast
+    return exact
+
+
+def float_decoder(dtype: str) -> Decoder | None:
+    """Return the decoder for a safetensors float dtype, or None for one that is no float."""
+    if dtype == "BF16":
+        return lambda raw: (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype in _FLOAT8:
+        table = _float8_table(*_FLOAT8[dtype])
+        return lambda raw: table[raw]
+    numpy_dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}.get(dtype)
+    return None if numpy_dtype is None else lambda raw: raw.view(numpy_dtype).astype(np.float32, copy=False)
+
+
+def _float8_table(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[np.float32]:
+    """All 256 values of an 8-bit float (OCP OFP8 1.0): E4M3 has no infinity, E5M2 is IEEE-like."""
+    code = np.arange(256)
+    exponent = code >> mantissa_bits & (1 << exponent_bits) - 1
+    mantissa = (code & (1 << mantissa_bits) - 1) / (1 << mantissa_bits)
+    normal = exponent > 0
+    value = np.ldexp(mantissa + normal, np.maximum(exponent, 1) - bias)
+    top = exponent == (1 << exponent_bits) - 1
+    if exponent_bits == 4:
+        value[top & (mantissa == 7 / 8)] = np.nan
+    else:
+        value[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
+    return np.where(code >= 128, -value, value).astype(np.float32)
+
+
+class _TypeTraits(ctypes.Structure):
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("block_values", ctypes.c_int64),
+        ("block_interleave", ctypes.c_int64),
+        ("block_bytes", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+@cache
+def _ggml() -> ctypes.CDLL | None:
+    """ggml's base library inside llama-cpp-python, without importing that package."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return None
+    suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+    for name in (f"libggml-base{suffix}", f"ggml-base{suffix}"):
+        path = Path(spec.origin).parent / "lib" / name
+        if path.exists():
+            try:
+                library = ctypes.CDLL(str(path))
+                library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+            except (OSError, AttributeError):
+                return None
+            library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+            return library
+    return None
+
+
+@cache
+def _ggml_routine(kind: gguf.GGMLQuantizationType) -> Decoder | None:
+    library = _ggml()
+    if library is None:
+        return None
+    traits = library.ggml_get_type_traits(int(kind)).contents
+    block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    # Another ggml may lay the structure out differently; these fields would then not agree.
+    if (traits.block_values, traits.block_bytes) != (block_values, block_bytes) or not traits.to_float:
+        return None
+    to_float = traits.to_float
+
+    def decode(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raw = np.ascontiguousarray(raw)
+        values = np.empty((raw.shape[0], raw.shape[1] // block_bytes * block_values), np.float32)
+        to_float(raw.ctypes.data, values.ctypes.data, values.size)
+        return values
+
+    return decode

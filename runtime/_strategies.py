@@ -1,0 +1,95 @@
+"""How a micro-vector becomes llama.cpp adapters. The basis chooses: u = 1 scales, u > 1 folds."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._basis import Basis
+from ._lora import Adapter, LoraImage, free
+
+Active = list[tuple[Adapter, float]]
+"""Adapters and their scales, as `llama_set_adapters_lora` takes them."""
+
+
+class Strategy(Protocol):
+    """Turns values into adapters. Adapters exist from the start, since llama.cpp sizes its graph for them."""
+
+    def stage(self, values: NDArray[np.float32]) -> Active:
+        """Return what to activate for the values [G, u]; nothing that is active now changes."""
+
+    def settle(self, active: Active) -> None:
+        """Free whatever is neither active nor needed again."""
+
+    def free(self) -> None:
+        """Free every adapter."""
+
+
+def choose(model: Any, basis: Basis) -> Strategy:
+    """Return the strategy for a basis, its adapters loaded into the model."""
+    return Scales(model, basis) if basis.u == 1 else Fold(model, basis)
+
+
+class Scales:
+    """u = 1: W + v[g] (B P) A is a LoRA whose scale is v[g]. G disjoint adapters, loaded once."""
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        self._adapters: list[Adapter] = []
+        groups: list[dict[str, tuple[Any, Any]]] = [{} for _ in range(basis.groups)]
+        for position, module in enumerate(basis.modules):
+            b = np.asarray(basis.b[position], np.float32) @ basis.projections[position, 0]
+            groups[basis.tying[position]][module] = basis.a[position], b
+        try:
+            for pairs in groups:
+                self._adapters.append(LoraImage(basis.architecture, pairs).load(model))
+        except BaseException:
+            self.free()
+            raise
+
+    def stage(self, values: NDArray[np.float32]) -> Active:
+        """Return every adapter with its scale; llama.cpp leaves out those whose scale is 0."""
+        return list(zip(self._adapters, values[:, 0].tolist(), strict=True))
+
+    def settle(self, active: Active) -> None:
+        """Nothing to free: the adapters serve every vector."""
+
+    def free(self) -> None:
+        """Free every adapter."""
+        while self._adapters:
+            free(self._adapters.pop())
+
+
+class Fold:
+    """u > 1: one adapter (A, B R). Its GGUF image is built once; a swap rewrites the B blocks."""
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        self._model = model
+        self._basis = basis
+        self._b = [np.asarray(b, np.float32) for b in basis.b]
+        pairs = {m: (basis.a[i], np.zeros_like(self._b[i])) for i, m in enumerate(basis.modules)}
+        self._image = LoraImage(basis.architecture, pairs)
+        self._adapters = [self._image.load(model)]
+
+    def stage(self, values: NDArray[np.float32]) -> Active:
+        """Return one adapter with R folded into B, or none where every value is 0."""
+        if not values.any():
+            return []
+        for module, b, r in zip(self._basis.modules, self._b, self._basis.R(values), strict=True):
+            np.matmul(b, r, out=self._image.b[module])
+        adapter = self._image.load(self._model)
+        self._adapters.append(adapter)
+        return [(adapter, 1.0)]
+
+    def settle(self, active: Active) -> None:
+        """Free the adapters of earlier vectors."""
+        keep = [adapter for adapter, _ in active]
+        stale = [adapter for adapter in self._adapters if adapter not in keep]
+        self._adapters = keep
+        for adapter in stale:
+            free(adapter)
+
+    def free(self) -> None:
+        """Free every adapter."""
+        self.settle([])

@@ -1,0 +1,215 @@
+"""The llama.cpp backend: a `llama_cpp.Llama` whose micro-vector can be exchanged while it runs."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llama_cpp
+
+from .._basis import Basis
+from .._policy import Policy
+from .._vector import MicroVector
+from ..errors import TinyLoraError, VectorError
+from . import _strategies
+from ._gate import Gate
+
+
+class TinyLoraLlama(llama_cpp.Llama):
+    """A `llama_cpp.Llama`, all of it, with a micro-vector.
+
+    Generations and exchanges of the vector take turns between threads: an exchange waits for a running
+    generation and never tears one. Get one from `tinylora_edge.runtime.load`.
+
+    Args:
+        model_path: the GGUF base; `load` has checked that it belongs to the basis.
+        basis: factors, projections and tying.
+        policy: what is demanded of vector bytes.
+        options: those of `llama_cpp.Llama`.
+
+    Raises:
+        BaseMismatchError: llama.cpp refuses the factors for this model.
+    """
+
+    def __init__(self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any) -> None:
+        self.basis = basis
+        self.policy = policy or Policy()
+        self._gate = Gate()
+        self._vector: MicroVector | None = None
+        super().__init__(model_path, **options)
+
+    # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
+    # constructor makes model and context in one go; the moment between them is this assignment.
+    @property
+    def _model(self) -> Any:
+        return self.__dict__["_model"]
+
+    @_model.setter
+    def _model(self, model: Any) -> None:
+        self.__dict__["_model"] = model
+        self._strategy = _strategies.choose(model.model, self.basis)
+        self._stack.callback(self._strategy.free)  # runs after the context is freed, before the model is
+
+    @property
+    def vector(self) -> MicroVector | None:
+        """The active micro-vector, or None for the base alone."""
+        return self._vector
+
+    def swap(
+        self,
+        vector: bytes | MicroVector,
+        *,
+        stream: str = "",
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> MicroVector:
+        """Exchange the micro-vector, all or nothing, and return the one that is now active.
+
+        The KV cache, the prefix cache and a `LlamaCache` hold what the old model computed: they are
+        emptied. The output after any sequence of swaps equals that of a fresh load of the last vector.
+
+        Args:
+            vector: a frame or a raw payload, checked by the policy; or a `MicroVector` of the app's own.
+            stream: which sequence of vectors the bytes belong to (see `Policy`).
+            wait: wait for a generation in another thread; False refuses instead.
+            timeout: seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            VectorError: the vector was refused; the subclass says why. The model stays as it was.
+            BusyError: a generation is running, and waiting was not asked for, or took too long, or
+                would never end because this thread runs it.
+        """
+        with self._gate.exchange(wait=wait, timeout=timeout):
+            if isinstance(vector, MicroVector):
+                self.basis.values(vector)
+                self._activate(vector)
+                return vector
+            checked = self.policy.check(vector, self.basis, stream=stream)
+            self._activate(checked)
+            self.policy.record(checked, self.basis, stream=stream)
+            return checked
+
+    def clear(self, *, wait: bool = True, timeout: float | None = None) -> None:
+        """Go back to the base, bit for bit.
+
+        Raises:
+            BusyError: as for `swap`.
+        """
+        with self._gate.exchange(wait=wait, timeout=timeout):
+            self._activate(None)
+
+    @contextmanager
+    def using(self, vector: bytes | MicroVector, *, stream: str = "") -> Iterator[MicroVector]:
+        """Apply a micro-vector for one block, and the one before it again at its end.
+
+        Other threads wait until the block ends. Arguments and errors are those of `swap`.
+        """
+        with self._gate.hold():
+            before = self._vector
+            active = self.swap(vector, stream=stream)
+            try:
+                yield active
+            finally:
+                with self._gate.exchange():
+                    self._activate(before)
+
+    def _activate(self, vector: MicroVector | None) -> None:
+        active = self._strategy.stage(self.basis.values(vector)) if vector is not None else []
+        try:
+            self._set_adapters(active)
+        except BaseException:
+            self._strategy.settle(self._active)
+            raise
+        self._strategy.settle(active)
+        self._active = active
+        self._vector = vector
+        self._forget()
+
+    _active: _strategies.Active = []  # noqa: RUF012 - never mutated, only replaced
+
+    def _set_adapters(self, active: _strategies.Active) -> None:
+        if self._lora_adapter is not None:  # the caller's own lora_path stays in force
+            active = [*active, (self._lora_adapter, self.lora_scale)]
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
+        scales = (ctypes.c_float * len(active))(*(s for _, s in active))
+        code = llama_cpp.llama_set_adapters_lora(self._ctx.ctx, adapters, len(active), scales)
+        if code:
+            raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
+
+    def _forget(self) -> None:
+        """Drop every cached computation of the model as it was."""
+        self.reset()
+        memory = llama_cpp.llama_get_memory(self._ctx.ctx)
+        if memory is not None:
+            llama_cpp.llama_memory_clear(memory, False)
+        if self.cache is not None:
+            _empty(self.cache)
+
+    # What runs the model holds the gate, from its first step to its last.
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.generate`."""
+        with self._gate.generation():
+            yield from super().generate(*args, **kwargs)
+
+    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""
+        with self._gate.generation():
+            result = super().create_completion(*args, **kwargs)
+        return result if isinstance(result, dict) else self._hold_while(result)
+
+    def _hold_while(self, chunks: Iterator[Any]) -> Iterator[Any]:
+        with self._gate.generation():
+            yield from chunks
+
+    def eval(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.eval`."""
+        with self._gate.generation():
+            return super().eval(*args, **kwargs)
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.embed`."""
+        with self._gate.generation():
+            return super().embed(*args, **kwargs)
+
+    def save_state(self) -> Any:
+        """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""
+        with self._gate.generation():
+            state: Any = super().save_state()
+            state.tinylora_vector = self._vector
+            return state
+
+    def load_state(self, state: Any) -> None:
+        """As `llama_cpp.Llama.load_state`.
+
+        Raises:
+            VectorError: the state was computed with another vector than the active one.
+        """
+        with self._gate.generation():
+            if getattr(state, "tinylora_vector", None) != self._vector:
+                raise VectorError(
+                    "the saved state was computed with another vector than the active one: swap to the "
+                    "vector that it was saved under, or evaluate the prompt again"
+                )
+            super().load_state(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "basis": self.basis, "policy": self.policy, "_vector": self._vector}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vector = state.pop("_vector")
+        self.__init__(**state)  # type: ignore[misc]
+        if vector is not None:
+            self.swap(vector)
+
+
+def _empty(cache: Any) -> None:
+    # Llama's caches have no method for it: LlamaRAMCache keeps an OrderedDict, LlamaDiskCache a diskcache.
+    for name in ("cache_state", "cache"):
+        store = getattr(cache, name, None)
+        if hasattr(store, "clear"):
+            store.clear()
+            return
+    cache.clear()

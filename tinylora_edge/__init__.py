@@ -1,0 +1,73 @@
+"""Personalize a frozen language model on a device with a dozen numbers.
+
+TinyLoRA (arXiv 2602.04118) changes every adapted linear layer of a model by W' = W + B R A, where A and B
+come from the rank-2 SVD of W, R is a combination of frozen random projections, and the coefficients of
+that combination, 13 numbers for the whole model, are all that is learned. A tour:
+
+* `Basis` is everything frozen: factors, projection seed, tying. `tinylora-edge export` computes it once a
+  model and writes it beside the GGUF (`save_basis`, `load_basis`).
+* `MicroVector` is everything personal. `MicroVector.to_bytes` frames it for a link (63 bytes in fp32, 37
+  in bf16); `MicroVector.from_bytes` takes it in again, all or nothing, under a `Policy`.
+* `tinylora_edge.runtime.load(base, vector_bytes)` returns a `llama_cpp.Llama` that speaks with it.
+* Everything raised on purpose is a `TinyLoraError`; `tinylora_edge.errors` draws the tree.
+
+The parts that others build on: `tinylora_edge.projection.project`, `tinylora_edge.tying.tie`,
+`tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
+"""
+
+from ._basis import Basis
+from ._bundle import Bundle
+from ._policy import Policy, UnauthenticatedVectorWarning
+from ._side_tensors import load_basis, save_basis
+from ._tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
+from ._vector import MicroVector
+from ._version import __version__
+from .errors import (
+    BaseMismatchError,
+    BasisError,
+    BasisMismatchError,
+    BusyError,
+    ChecksumError,
+    CorruptBasisError,
+    ExportError,
+    FrameError,
+    MissingExtraError,
+    NonFiniteError,
+    RollbackError,
+    SignatureError,
+    TinyLoraError,
+    TrainError,
+    UnsupportedModelError,
+    VectorError,
+)
+
+__all__ = [
+    "BaseMismatchError",
+    "Basis",
+    "BasisError",
+    "BasisMismatchError",
+    "Bundle",
+    "BusyError",
+    "ChecksumError",
+    "CorruptBasisError",
+    "Crc32",
+    "Ed25519Signer",
+    "Ed25519Verifier",
+    "ExportError",
+    "FrameError",
+    "Hmac",
+    "MicroVector",
+    "MissingExtraError",
+    "NonFiniteError",
+    "Policy",
+    "RollbackError",
+    "SignatureError",
+    "TinyLoraError",
+    "TrainError",
+    "UnauthenticatedVectorWarning",
+    "UnsupportedModelError",
+    "VectorError",
+    "__version__",
+    "load_basis",
+    "save_basis",
+]

@@ -1,0 +1,220 @@
+"""The basis: everything frozen about an adaptation of one model, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import BasisError, NonFiniteError, VectorError
+from .factorization import LEFT, SQRT
+from .projection import EXPLICIT, IRWIN_HALL, project
+
+if TYPE_CHECKING:
+    from ._vector import MicroVector
+
+FactorArray = NDArray[np.float32] | NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Basis:
+    """Factors, projection seed, tying, rank and u: what turns a micro-vector into a change of weights.
+
+    For the module m, W' = W + B[m] R[m] A[m] with R[m] = sum_i v[tying[m], i] P[m][i].
+
+    Attributes:
+        architecture: the model's `general.architecture`, such as `llama`.
+        modules: M module names in canonical order.
+        rank: r, the rank of the factors.
+        u: entries of v that one module reads.
+        groups: G, the rows of v.
+        seed: projection seed, 0 <= seed < 2**64.
+        factorization: `left` or `sqrt`; how S was split between A and B.
+        projection: `irwin-hall-12/splitmix64` (regenerated) or `explicit` (stored).
+        scheme: name of the tying scheme.
+        tying: int32 [M], the group of each module.
+        a: for each module A, float32 or float16 [r, in], or [experts, r, in].
+        b: for each module B, float32 or float16 [out, r], or [experts, out, r].
+        p: for each module P, float32 [u, r, r]; only with `explicit` projections, else empty.
+        base_fingerprints: the deployed forms of the model that this basis was exported for.
+
+    Raises:
+        BasisError: the parts do not fit each other.
+    """
+
+    architecture: str
+    modules: tuple[str, ...]
+    rank: int
+    u: int
+    groups: int
+    seed: int
+    factorization: str
+    projection: str = IRWIN_HALL
+    scheme: str
+    tying: NDArray[np.int32]
+    a: tuple[FactorArray, ...] = field(repr=False)
+    b: tuple[FactorArray, ...] = field(repr=False)
+    p: tuple[NDArray[np.float32], ...] = field(default=(), repr=False)
+    base_fingerprints: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.modules)
+        if count == 0 or len(set(self.modules)) != count:
+            raise BasisError(f"a basis needs distinct modules, but got {count} names, some of them twice")
+        if min(self.rank, self.u, self.groups) < 1 or not 0 <= self.seed < 1 << 64:
+            raise BasisError(
+                f"rank {self.rank}, u {self.u}, groups {self.groups}, seed {self.seed}: rank, u and groups "
+                "must be at least 1, and the seed an unsigned 64-bit integer"
+            )
+        if self.factorization not in (LEFT, SQRT):
+            raise BasisError(f"unknown factorization {self.factorization!r}: expected '{LEFT}' or '{SQRT}'")
+        if self.projection not in (IRWIN_HALL, EXPLICIT):
+            raise BasisError(
+                f"unknown projection {self.projection!r}: this version knows '{IRWIN_HALL}' and '{EXPLICIT}'"
+            )
+        expected_p = count if self.projection == EXPLICIT else 0
+        sizes = (len(self.tying), len(self.a), len(self.b), len(self.p))
+        if sizes != (count, count, count, expected_p):
+            raise BasisError(
+                f"{count} modules need as many groups, A, B and {expected_p} P, but there are {sizes}"
+            )
+        if self.tying.min() < 0 or self.tying.max() >= self.groups:
+            raise BasisError(
+                f"the tying map names groups {self.tying.min()} to {self.tying.max()}, "
+                f"but the basis has groups 0 to {self.groups - 1}"
+            )
+        unread = set(range(self.groups)) - set(self.tying.tolist())
+        if unread:
+            raise BasisError(f"no module reads group {min(unread)} of {self.groups}: choose fewer groups")
+        for position, module in enumerate(self.modules):
+            self._check_factors(module, position)
+
+    def _check_factors(self, module: str, position: int) -> None:
+        a, b = self.a[position], self.b[position]
+        fits = a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-2] == b.shape[-1] == self.rank
+        if not fits or a.shape[:-2] != b.shape[:-2]:
+            raise BasisError(
+                f"factors of {module} have shapes {a.shape} and {b.shape}, which do not fit rank {self.rank}: "
+                "expected A [r, in] and B [out, r], or the same with one leading axis for experts"
+            )
+        if self.p and self.p[position].shape != (self.u, self.rank, self.rank):
+            raise BasisError(
+                f"the projection of {module} has shape {self.p[position].shape}, "
+                f"expected {(self.u, self.rank, self.rank)}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Number of values of a micro-vector: G * u."""
+        return self.groups * self.u
+
+    @property
+    def id(self) -> str:
+        """The first 4 bytes of the digest in hexadecimal: how a frame names its basis."""
+        return self.digest[:8]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal of what defines the function v -> dW (docs/FORMAT.md, "Digest")."""
+        total = hashlib.sha256(b"tinylora basis 1\n")
+        for text in (self.architecture, self.projection, self.factorization):
+            total.update(_text(text))
+        total.update(
+            struct.pack("<IIIQI", self.rank, self.u, self.groups, self.seed, len(self.modules))
+        )
+        for position, module in enumerate(self.modules):
+            part = hashlib.sha256(_text(module))
+            part.update(struct.pack("<I", self.tying[position]))
+            arrays = (self.a[position], self.b[position], *self.p[position : position + 1])
+            for array in arrays:
+                part.update(struct.pack(f"<II{array.ndim}Q", array.itemsize, array.ndim, *array.shape))
+                part.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+            total.update(part.digest())
+        return total.hexdigest()
+
+    @cached_property
+    def projections(self) -> NDArray[np.float32]:
+        """P of every module: float32 [M, u, r, r]."""
+        if self.p:
+            return np.stack(self.p).astype(np.float32)
+        return np.stack([project(self.seed, module, self.u, self.rank) for module in self.modules])
+
+    def values(self, v: MicroVector | ArrayLike) -> NDArray[np.float32]:
+        """Return the values of v as float32 [G, u].
+
+        Args:
+            v: a micro-vector, or G*u numbers in any shape.
+
+        Raises:
+            VectorError: v has another number of values.
+            NonFiniteError: a value is NaN or infinite.
+        """
+        raw: Any = getattr(v, "values", v)
+        array = np.asarray(raw, dtype=np.float32)
+        if array.size != self.size:
+            raise VectorError(
+                f"the vector has {array.size} values, but basis {self.id} takes "
+                f"{self.size} ({self.groups} groups x u {self.u})"
+            )
+        if not np.isfinite(array).all():
+            index = int(np.flatnonzero(~np.isfinite(array.reshape(-1)))[0])
+            raise NonFiniteError(
+                f"value {index} of the vector is {array.reshape(-1)[index]}: every value must be finite"
+            )
+        return array.reshape(self.groups, self.u)
+
+    def R(self, v: MicroVector | ArrayLike) -> NDArray[np.float32]:
+        """Return R of every module: float32 [M, r, r].
+
+        The sum over i runs in order in float64 (each product is exact there) and is rounded once, so
+        that every implementation arrives at the same bits.
+
+        Raises:
+            VectorError, NonFiniteError: as `values`.
+        """
+        rows = self.values(v).astype(np.float64)[self.tying]
+        total = np.zeros((len(self.modules), self.rank, self.rank))
+        for i in range(self.u):
+            total += rows[:, i, None, None] * self.projections[:, i]
+        return total.astype(np.float32)
+
+    def delta(self, module: str, v: MicroVector | ArrayLike) -> NDArray[np.float32]:
+        """Return dW = B R A of one module: float32 [out, in], or [experts, out, in].
+
+        Raises:
+            BasisError: the basis does not adapt that module.
+            VectorError, NonFiniteError: as `values`.
+        """
+        position = self.index(module)
+        r = self.R(v)[position]
+        a, b = (np.asarray(f[position], dtype=np.float32) for f in (self.a, self.b))
+        return (b @ r) @ a
+
+    def index(self, module: str) -> int:
+        """Return the position of a module.
+
+        Raises:
+            BasisError: the basis does not adapt that module.
+        """
+        try:
+            return self.modules.index(module)
+        except ValueError:
+            raise BasisError(
+                f"basis {self.id} does not adapt {module!r}; it adapts {len(self.modules)} modules, "
+                f"from {self.modules[0]} to {self.modules[-1]}"
+            ) from None
+
+    def kinds(self) -> Sequence[str]:
+        """The kinds of module that the basis adapts, in the order of their first appearance."""
+        return list(dict.fromkeys(module.split(".")[2] for module in self.modules))
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<I", len(data)) + data

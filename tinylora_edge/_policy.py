@@ -1,0 +1,143 @@
+"""What a device demands of vector bytes before it applies them. Rules only: no I/O, no model."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import _frame, _tags
+from ._vector import MicroVector
+from .errors import ChecksumError, RollbackError, SignatureError, VectorError
+
+if TYPE_CHECKING:
+    from ._basis import Basis
+
+LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
+"""What `Policy(require=...)` may demand, weakest first."""
+
+_LEVEL_OF_KIND = {None: 0, _tags.CRC32: 1, _tags.HMAC: 2, _tags.ED25519: 3}
+
+
+class UnauthenticatedVectorWarning(UserWarning):
+    """A raw payload was applied: it has no checksum, no sequence and no sender."""
+
+
+class Policy:
+    """Decides whether bytes may become the active micro-vector.
+
+    The rules, in the order in which they are checked; the first that fails raises, and nothing changes:
+
+    1. The bytes are a frame or a raw payload of the right length for the basis (FrameError).
+    2. A frame names this basis (BasisMismatchError).
+    3. The tag verifies: CRC-32 always (ChecksumError); a MAC or a signature under one of `keys`, even
+       where none is required, since a tag that cannot be checked proves nothing (SignatureError).
+    4. The tag is at least as strong as `require` (ChecksumError, SignatureError).
+    5. Every value is finite (NonFiniteError).
+    6. The norm of the values is at most `max_norm` (VectorError).
+    7. The sequence is not lower than the highest accepted from the same stream (RollbackError). An equal
+       one is accepted, so that a frame may be delivered twice. Raw payloads have no sequence.
+
+    The policy remembers the highest accepted sequence of each (basis, stream) while it lives; share
+    one policy between models to share that memory.
+
+    Args:
+        require: `none` (the default: raw payloads too, with one warning), `checksum`, `mac` or `signature`.
+        keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
+        max_norm: largest Euclidean norm of the values that is accepted.
+
+    Raises:
+        VectorError: an unknown `require`, or one that no key in `keys` can satisfy.
+    """
+
+    def __init__(
+        self,
+        require: str = "none",
+        *,
+        keys: Sequence[_tags.Verifier] = (),
+        max_norm: float = math.inf,
+    ) -> None:
+        if require not in LEVELS:
+            raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
+        self._required = LEVELS.index(require)
+        if self._required >= 2 and not any(_LEVEL_OF_KIND[key.kind] >= self._required for key in keys):
+            raise VectorError(f"policy {require!r} needs a key that can verify a {require}: pass keys=[...]")
+        self.require = require
+        self.max_norm = max_norm
+        self._keys = tuple(keys)
+        self._highest: dict[tuple[str, str], int] = {}
+        self._warned = False
+
+    def check(self, data: bytes, basis: Basis, *, stream: str = "") -> MicroVector:
+        """Return the micro-vector in `data` if every rule allows it; change nothing.
+
+        Args:
+            data: a frame or a raw payload.
+            basis: the loaded basis.
+            stream: which sequence of vectors the bytes belong to, where an app has several
+                (one a user, say).
+
+        Raises:
+            VectorError: one of its subclasses for each rule, as listed above.
+        """
+        frame = _frame.decode(data, basis.size, basis.digest)
+        self._check_tag(frame, bytes.fromhex(basis.digest))
+        values = basis.values(frame.values)
+        norm = float(np.linalg.norm(values.astype(np.float64)))
+        if norm > self.max_norm:
+            raise VectorError(
+                f"the vector's norm is {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
+            )
+        if frame.sequence is None:
+            self._warn_once()
+        else:
+            highest = self._highest.get((basis.digest, stream), 0)
+            if frame.sequence < highest:
+                raise RollbackError(
+                    f"the frame has sequence {frame.sequence}, but {highest} was already accepted"
+                    f"{f' from stream {stream!r}' if stream else ''}: an older vector is not applied again"
+                )
+        return MicroVector(values, frame.dtype, frame.sequence or 0)
+
+    def record(self, vector: MicroVector, basis: Basis, *, stream: str = "") -> None:
+        """Remember that a vector which `check` returned was applied."""
+        key = (basis.digest, stream)
+        self._highest[key] = max(vector.sequence, self._highest.get(key, 0))
+
+    def _check_tag(self, frame: _frame.Frame, digest: bytes) -> None:
+        if frame.kind == _tags.CRC32 and not _tags.Crc32().verify(digest + frame.body, frame.tag):
+            expected = _tags.Crc32().sign(digest + frame.body)
+            raise ChecksumError(
+                f"the frame's checksum is {frame.tag.hex()}, but its bytes give {expected.hex()}: "
+                "it was damaged on its way; fetch it again"
+            )
+        if frame.kind in (_tags.HMAC, _tags.ED25519):
+            name = _tags.NAMES[frame.kind]
+            keys = [key for key in self._keys if key.kind == frame.kind]
+            if not keys:
+                raise SignatureError(
+                    f"the frame carries an {name} tag, but the policy has no {name} key to check it: "
+                    "pass Policy(keys=[...])"
+                )
+            if not any(key.verify(digest + frame.body, frame.tag) for key in keys):
+                raise SignatureError(
+                    f"the frame's {name} tag {frame.tag[:8].hex()} does not verify under any of the "
+                    f"{len(keys)} trusted keys: it was altered, or comes from someone else"
+                )
+        if _LEVEL_OF_KIND[frame.kind] < self._required:
+            error = ChecksumError if self.require == "checksum" else SignatureError
+            got = "a raw payload" if frame.kind is None else f"a {_tags.NAMES[frame.kind]} frame"
+            raise error(f"the policy requires a {self.require}, but this is {got}")
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "a raw payload has no checksum, sequence or sender: ship frames "
+                "(MicroVector.to_bytes), or demand them with Policy(require='checksum')",
+                UnauthenticatedVectorWarning,
+                stacklevel=4,
+            )

@@ -1,0 +1,146 @@
+"""Side tensors: a basis as a GGUF file, and the fingerprint of the bases that it fits (DESIGN 6)."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _gguf
+from ._basis import Basis
+from ._files import atomic_write
+from ._gguf import STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
+from .errors import BaseMismatchError, BasisError, CorruptBasisError
+from .projection import EXPLICIT
+
+VERSION = 1
+_EDGE_BYTES = 4096  # of each tensor's data, at both ends, go into a fingerprint
+
+
+def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
+    """Write a basis as GGUF side tensors, atomically.
+
+    Raises:
+        OSError: the file cannot be written; what was there before stays.
+    """
+    metadata: list[tuple[str, Any, Any]] = [
+        ("general.type", "adapter", STRING),
+        ("adapter.type", "tinylora", STRING),
+        ("tinylora.version", VERSION, UINT32),
+        ("tinylora.rank", basis.rank, UINT32),
+        ("tinylora.u", basis.u, UINT32),
+        ("tinylora.groups", basis.groups, UINT32),
+        ("tinylora.seed", basis.seed, UINT64),
+        ("tinylora.projection", basis.projection, STRING),
+        ("tinylora.factorization", basis.factorization, STRING),
+        ("tinylora.tying.scheme", basis.scheme, STRING),
+        ("tinylora.tying.groups", basis.tying.tolist(), UINT32),
+        ("tinylora.modules", list(basis.modules), STRING),
+        ("tinylora.base.fingerprints", list(basis.base_fingerprints), STRING),
+        ("tinylora.digest", basis.digest, STRING),
+    ]
+    tensors: dict[str, NDArray[Any]] = {}
+    for position, module in enumerate(basis.modules):
+        tensors[f"{module}.tinylora_a"] = basis.a[position]
+        tensors[f"{module}.tinylora_b"] = basis.b[position]
+        if basis.p:
+            tensors[f"{module}.tinylora_p"] = basis.p[position]
+    with atomic_write(path) as file:
+        _gguf.write(file, basis.architecture, metadata, tensors)  # type: ignore[arg-type]
+
+
+def load_basis(path: str | PathLike[str]) -> Basis:
+    """Read a basis from GGUF side tensors. The factors stay in the file, memory-mapped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptBasisError: it is not a file of side tensors, it is damaged or truncated, or its content
+            does not give the digest that it states.
+    """
+    try:
+        file = GGUFFile(path)
+        basis = _read(file)
+    except (MalformedGGUFError, BasisError) as error:
+        raise CorruptBasisError(f"{path} is not a usable basis: {error}. Export or download it again") from None
+    stated = file.get("tinylora.digest")
+    if basis.digest != stated:
+        raise CorruptBasisError(
+            f"{path} is damaged: it states digest {str(stated)[:16]}..., but its content gives "
+            f"{basis.digest[:16]}.... Export or download it again"
+        )
+    return basis
+
+
+def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
+    """Return the fingerprint of a GGUF base: SHA-256 in hexadecimal.
+
+    Over the architecture and, for each module in order, its name, shape, type, and the first and last
+    4,096 bytes of its data: milliseconds, however large the file (docs/FORMAT.md, "Fingerprint").
+
+    Raises:
+        BaseMismatchError: the base lacks one of the modules.
+    """
+    total = hashlib.sha256(b"tinylora base 1\n")
+    total.update(_packed(base.architecture))
+    for module in modules:
+        tensor = base.tensors.get(module)
+        if tensor is None:
+            raise BaseMismatchError(
+                f"the base has no tensor {module}, which the basis adapts: this is another model"
+            )
+        dims = len(tensor.shape)
+        total.update(_packed(module) + struct.pack(f"<I{dims}QI", dims, *tensor.shape, tensor.type))
+        data = base.data(tensor)
+        total.update(data[:_EDGE_BYTES].data)
+        total.update(data[-_EDGE_BYTES:].data)
+    return total.hexdigest()
+
+
+def _read(file: GGUFFile) -> Basis:
+    kind = (file.get("general.type"), file.get("adapter.type"))
+    if kind != ("adapter", "tinylora"):
+        raise MalformedGGUFError(f"its general.type and adapter.type are {kind}, not ('adapter', 'tinylora')")
+    version = file.get("tinylora.version")
+    if version != VERSION:
+        raise MalformedGGUFError(f"it has version {version}, but this release reads version {VERSION}")
+    modules: list[str] = _key(file, "tinylora.modules", list)
+    explicit = _key(file, "tinylora.projection", str) == EXPLICIT
+    return Basis(
+        architecture=file.architecture,
+        modules=tuple(modules),
+        rank=_key(file, "tinylora.rank", int),
+        u=_key(file, "tinylora.u", int),
+        groups=_key(file, "tinylora.groups", int),
+        seed=_key(file, "tinylora.seed", int),
+        factorization=_key(file, "tinylora.factorization", str),
+        projection=_key(file, "tinylora.projection", str),
+        scheme=_key(file, "tinylora.tying.scheme", str),
+        tying=_key(file, "tinylora.tying.groups", np.ndarray).astype(np.int32),
+        a=tuple(_tensor(file, f"{m}.tinylora_a") for m in modules),
+        b=tuple(_tensor(file, f"{m}.tinylora_b") for m in modules),
+        p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if explicit else (),
+        base_fingerprints=tuple(file.get("tinylora.base.fingerprints", [])),
+    )
+
+
+def _key(file: GGUFFile, key: str, kind: type) -> Any:
+    value = file.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise MalformedGGUFError(f"its key {key} is {value!r:.60}, expected a {kind.__name__}")
+    return value
+
+
+def _tensor(file: GGUFFile, name: str) -> NDArray[Any]:
+    if name not in file.tensors:
+        raise MalformedGGUFError(f"it lacks the tensor {name}")
+    return file.array(file.tensors[name])
+
+
+def _packed(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<I", len(data)) + data

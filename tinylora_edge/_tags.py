@@ -1,0 +1,163 @@
+"""Tags: what closes a frame and lets a device check it.
+
+A tag is computed over (32-byte basis digest || all bytes of the frame before the tag), so a frame made
+for another basis never verifies. docs/FORMAT.md, "Frames"; DESIGN 7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import zlib
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from .errors import MissingExtraError, SignatureError
+
+CRC32, HMAC, ED25519 = 0, 1, 2
+"""Tag kinds, as the frame's first byte carries them."""
+
+SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}
+"""Tag sizes in bytes."""
+
+NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
+
+_HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """Checks tags of one kind under one key."""
+
+    kind: int
+
+    def verify(self, message: bytes, tag: bytes) -> bool:
+        """Tell whether the tag belongs to the message."""
+
+
+class Signer(Protocol):
+    """Makes tags of one kind under one key."""
+
+    kind: int
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the tag of a message."""
+
+
+class Crc32:
+    """A checksum: finds damage, proves nothing about the sender."""
+
+    kind = CRC32
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the CRC-32 (IEEE 802.3) of the message, 4 bytes, little-endian."""
+        return zlib.crc32(message).to_bytes(4, "little")
+
+    def verify(self, message: bytes, tag: bytes) -> bool:
+        """Tell whether the CRC-32 of the message is `tag`."""
+        return self.sign(message) == tag
+
+
+class Hmac:
+    """HMAC-SHA-256 (RFC 2104) cut to 8 bytes: whoever holds the key can make frames and check them.
+
+    Args:
+        key: the shared secret, at least 16 bytes.
+
+    Raises:
+        SignatureError: the key is shorter.
+    """
+
+    kind = HMAC
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < _HMAC_KEY_BYTES:
+            raise SignatureError(
+                f"a MAC key of {len(key)} bytes is too short: use at least {_HMAC_KEY_BYTES} random bytes"
+            )
+        self._key = bytes(key)
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the first 8 bytes of HMAC-SHA-256 of the message."""
+        return hmac.digest(self._key, message, hashlib.sha256)[: SIZES[HMAC]]
+
+    def verify(self, message: bytes, tag: bytes) -> bool:
+        """Tell, in constant time, whether `tag` is the message's MAC."""
+        return hmac.compare_digest(self.sign(message), tag)
+
+
+class Ed25519Signer:
+    """Ed25519 signatures (RFC 8032) by the `cryptography` package.
+
+    Args:
+        private_key: the 32-byte seed.
+
+    Raises:
+        MissingExtraError: `cryptography` is not installed.
+        SignatureError: the key is not 32 bytes.
+    """
+
+    kind = ED25519
+
+    def __init__(self, private_key: bytes) -> None:
+        ed25519 = _cryptography()
+        if len(private_key) != 32:
+            raise SignatureError(f"an Ed25519 private key has 32 bytes, not {len(private_key)}")
+        self._key = ed25519.Ed25519PrivateKey.from_private_bytes(private_key)
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the signature of the message, 64 bytes."""
+        signature: bytes = self._key.sign(message)
+        return signature
+
+    @property
+    def public_key(self) -> bytes:
+        """The 32-byte public key that devices need."""
+        public: bytes = self._key.public_key().public_bytes_raw()
+        return public
+
+
+class Ed25519Verifier:
+    """Checks Ed25519 signatures, by `cryptography` or by a callable of the device's own.
+
+    Args:
+        public_key: the 32-byte public key.
+        check: called as check(public_key, message, signature) -> bool where the device brings its own
+            Ed25519; by default the `cryptography` package does it.
+
+    Raises:
+        MissingExtraError: no `check` is given and `cryptography` is not installed.
+        SignatureError: the key is not 32 bytes.
+    """
+
+    kind = ED25519
+
+    def __init__(self, public_key: bytes, check: Callable[[bytes, bytes, bytes], bool] | None = None) -> None:
+        if len(public_key) != 32:
+            raise SignatureError(f"an Ed25519 public key has 32 bytes, not {len(public_key)}")
+        if check is None:
+            _cryptography()
+        self._public_key = bytes(public_key)
+        self._check = check or _check_signature
+
+    def verify(self, message: bytes, tag: bytes) -> bool:
+        """Tell whether `tag` is a signature of the message under the public key."""
+        return bool(self._check(self._public_key, message, tag))
+
+
+def _check_signature(public_key: bytes, message: bytes, signature: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        _cryptography().Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _cryptography():  # type: ignore[no-untyped-def]
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise MissingExtraError("Ed25519 signatures", "cryptography", "sign") from None
+    return ed25519

@@ -1,0 +1,95 @@
+"""Every error that tinylora-edge raises on purpose, in one tree.
+
+    TinyLoraError
+    ├── VectorError                 (also a ValueError)
+    │   ├── FrameError
+    │   ├── ChecksumError
+    │   ├── SignatureError
+    │   ├── RollbackError
+    │   ├── BasisMismatchError
+    │   └── NonFiniteError
+    ├── BasisError                  (also a ValueError)
+    │   ├── BaseMismatchError
+    │   └── CorruptBasisError
+    ├── ExportError
+    │   └── UnsupportedModelError
+    ├── TrainError
+    ├── BusyError
+    └── MissingExtraError           (also an ImportError)
+
+Whatever is raised, nothing was changed: the model, the files and the policy's state stay as they were.
+"""
+
+from __future__ import annotations
+
+
+class TinyLoraError(Exception):
+    """Base of every error below; catch it to catch them all."""
+
+
+class VectorError(TinyLoraError, ValueError):
+    """A micro-vector, or the bytes of one, cannot be used here."""
+
+
+class FrameError(VectorError):
+    """The bytes are neither a frame nor a raw payload that fits the basis."""
+
+
+class ChecksumError(VectorError):
+    """The CRC-32 of a frame does not match: it was damaged on its way, or made for another basis."""
+
+
+class SignatureError(VectorError):
+    """A frame's MAC or signature does not verify, or the policy demands one that is not there."""
+
+
+class RollbackError(VectorError):
+    """A frame's sequence number is lower than one that was already accepted from the same stream."""
+
+
+class BasisMismatchError(VectorError):
+    """The vector was made for another basis than the one that is loaded."""
+
+
+class NonFiniteError(VectorError):
+    """A value of the vector is NaN or infinite."""
+
+
+class BasisError(TinyLoraError, ValueError):
+    """A basis, or a parameter of one, is not valid."""
+
+
+class BaseMismatchError(BasisError):
+    """The base model is not one that the basis was exported for."""
+
+
+class CorruptBasisError(BasisError):
+    """A file of side tensors is truncated, damaged, or not one at all."""
+
+
+class ExportError(TinyLoraError):
+    """A model could not be exported; nothing was left half written."""
+
+
+class UnsupportedModelError(ExportError):
+    """The model has no tensors that a basis can be built on, or names them in a way that is unknown."""
+
+
+class TrainError(TinyLoraError):
+    """Training cannot start or go on."""
+
+
+class BusyError(TinyLoraError):
+    """A vector cannot be exchanged now, because a generation that uses the old one is still running."""
+
+
+class MissingExtraError(TinyLoraError, ImportError):
+    """A feature needs a package that is not installed; the message is the pip command that brings it."""
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        self.feature = feature
+        self.package = package
+        self.extra = extra
+        super().__init__(
+            f'{feature} needs the package {package}. Install it with: pip install "tinylora-edge[{extra}]"'
+        )

@@ -1,0 +1,272 @@
+"""The rank-r truncated SVD of a weight that is streamed in row blocks.
+
+A block Golub-Kahan (Krylov) iteration with full reorthogonalization. One pass over the rows of W does
+both halves of a step, Y = W X and Z = W^T Y, while a row block is in cache, so a quantized or memory-
+mapped weight is read once a pass and never held whole in float32. All passes together span the space
+K = span{X, W^T W X, ...}; the Rayleigh-Ritz vectors of that space are the singular vectors.
+
+Sources: G. Golub, F. Luk, M. Overton, "A block Lanczos method for computing the singular values and
+corresponding singular vectors of a matrix", ACM TOMS 7(2), 1981; C. Musco, C. Musco, "Randomized block
+Krylov methods for stronger and faster approximate SVD", NeurIPS 2015, arXiv 1504.05477.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil, log
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import BasisError
+
+LEFT = "left"
+"""A = V^T, B = U S: the paper's split."""
+SQRT = "sqrt"
+"""A = sqrt(S) V^T, B = U sqrt(S): PEFT's split."""
+
+_BLOCK_BYTES = 8 << 20  # of float32 rows held at a time; a weight that fits is read only once
+_Array = NDArray[np.float32]
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """A matrix that hands out its rows as float32, a block at a time."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    def rows(self, start: int, stop: int) -> _Array:
+        """Return rows start .. stop-1 as float32 [stop - start, in]."""
+
+
+class _TruncatedSVD(NamedTuple):
+    U: _Array
+    S: _Array
+    V: _Array
+
+
+class TruncatedSVD(_TruncatedSVD):
+    """U [out, r], S [r] descending, V [in, r], all float32; also how well they were reached.
+
+    Attributes:
+        residual: the two-sided residual max(|W v - s u|, |W^T u - s v|) / s of the worst triplet.
+        passes: how often W was read.
+        converged: whether `residual` met the tolerance (or the space was exhausted, i.e. exact).
+    """
+
+    residual: float
+    passes: int
+    converged: bool
+
+
+def truncated_svd(
+    weight: ArrayLike | RowSource,
+    rank: int,
+    *,
+    tol: float = 1e-3,
+    max_passes: int = 40,
+    block: int | None = None,
+    seed: int = 0,
+) -> TruncatedSVD:
+    """Return the `rank` largest singular triplets of a weight.
+
+    Signs are canonical: in each right singular vector the entry of largest magnitude is positive.
+    The result is deterministic for given input and seed on one machine; between machines and BLAS
+    libraries nearly equal singular values may come out as another pair (DESIGN 3).
+
+    Args:
+        weight: [out, in], an array of any float dtype or a `RowSource`.
+        rank: r, 1 <= r <= min(out, in).
+        tol: stop when the two-sided residual is at most this.
+        max_passes: stop after this many passes over W, whatever was reached.
+        block: vectors a pass; by default rank + 4. More of them need fewer passes.
+        seed: of the random start block.
+
+    Raises:
+        BasisError: the rank does not fit the shape, or the weight holds NaN or infinity.
+    """
+    source = weight if isinstance(weight, RowSource) else _ArrayRows(weight)
+    n_out, n_in = source.shape
+    limit = min(n_out, n_in)
+    if not 1 <= rank <= limit:
+        raise BasisError(f"rank {rank} does not fit a weight of shape {n_out} x {n_in}: choose 1 to {limit}")
+    krylov = _Krylov(source, rank, min(block or rank + 4, n_in), seed)
+    passes_to_check = 3  # fewer never converge on real weights
+    previous = (0, 1.0)
+    while True:
+        krylov.step()
+        exhausted = krylov.size >= limit
+        last = exhausted or krylov.passes >= max_passes
+        if krylov.passes < passes_to_check and not last:
+            continue
+        estimate = krylov.estimate_residual()
+        if estimate <= tol or last:
+            result = krylov.triplets()
+            if result.residual <= tol or last:
+                result.converged = result.residual <= tol or exhausted
+                return result
+        passes_to_check = krylov.passes + _passes_until(tol, previous, (krylov.passes, estimate))
+        previous = (krylov.passes, estimate)
+
+
+def factors(svd: TruncatedSVD, factorization: str) -> tuple[_Array, _Array]:
+    """Return A [r, in] and B [out, r], float32, with B A the truncated weight.
+
+    Args:
+        svd: of the module's weight.
+        factorization: `left` (A = V^T, B = U S, the paper's) or `sqrt` (A = sqrt(S) V^T,
+            B = U sqrt(S), PEFT's).
+
+    Raises:
+        BasisError: an unknown factorization.
+    """
+    if factorization == LEFT:
+        return np.ascontiguousarray(svd.V.T), svd.U * svd.S
+    if factorization == SQRT:
+        root = np.sqrt(svd.S)
+        return np.ascontiguousarray((svd.V * root).T), svd.U * root
+    raise BasisError(f"unknown factorization {factorization!r}: choose '{LEFT}' or '{SQRT}'")
+
+
+class _Krylov:
+    """The Krylov space of W^T W grown from a random block, with W times each of its vectors.
+
+    Vectors are kept as rows: Q [size, in] is orthonormal, Y = Q W^T [size, out], Z = Y W [size, in].
+    """
+
+    def __init__(self, source: RowSource, rank: int, block: int, seed: int) -> None:
+        self.passes = 0
+        self.size = 0
+        self._blocks = _RowBlocks(source)
+        self._rank = rank
+        self._block = block
+        n_out, n_in = source.shape
+        self._q = np.empty((0, n_in), np.float32)
+        self._y = np.empty((0, n_out), np.float32)
+        self._z = np.empty((0, n_in), np.float32)
+        self._gram = np.empty((0, 0))
+        start = np.random.default_rng(seed).standard_normal((n_in, block), dtype=np.float32)
+        self._next = np.ascontiguousarray(np.linalg.qr(start)[0].T)
+        self._beta = np.empty((0, 0))
+        self._coefficients = np.empty((0, rank))
+        self._values = np.empty(rank)
+
+    def step(self) -> None:
+        """Read W once: extend the space by the pending block and orthogonalize the one after it."""
+        begin, end = self.size, self.size + len(self._next)
+        self._reserve(end)
+        self._q[begin:end] = self._next
+        y, z = self._y[begin:end], self._z[begin:end]
+        self._blocks.fused_pass(self._next, y, z)
+        self.passes += 1
+        self.size = end
+        self._extend_gram(begin, end)
+        q = self._q[:end]
+        rest = z - (z @ q.T) @ q
+        rest -= (rest @ q.T) @ q  # once is not enough (Giraud et al., 2005)
+        room = min(self._block, q.shape[1] - end)
+        basis, beta = np.linalg.qr(rest.T)
+        self._next = np.ascontiguousarray(basis.T[:room])
+        self._beta = beta.astype(np.float64)
+
+    def estimate_residual(self) -> float:
+        """The worst |W^T u - s v| / s of the Ritz triplets, from the Lanczos relation alone."""
+        values, vectors = np.linalg.eigh(self._gram)
+        self._values = values[: -self._rank - 1 : -1]
+        self._coefficients = vectors[:, : -self._rank - 1 : -1]
+        tail = self._beta @ self._coefficients[self.size - self._beta.shape[1] :]
+        scale = np.maximum(self._values, np.finfo(np.float64).tiny)
+        return float(np.max(np.linalg.norm(tail, axis=0) / scale))
+
+    def triplets(self) -> TruncatedSVD:
+        """The Ritz triplets, their signs made canonical, and their measured residual."""
+        c = self._coefficients
+        wv = self._y[: self.size].T.astype(np.float64) @ c  # W v: [out, r]
+        # A second Rayleigh-Ritz on r vectors in float64 mends what squaring into the Gram matrix lost.
+        u, s, rotation = np.linalg.svd(wv, full_matrices=False)
+        c = c @ rotation.T
+        v = self._q[: self.size].T.astype(np.float64) @ c
+        wtwv = self._z[: self.size].T.astype(np.float64) @ c
+        right = np.linalg.norm(wtwv / np.maximum(s, np.finfo(np.float64).tiny) - v * s, axis=0)
+        left = np.linalg.norm(wv @ rotation.T - u * s, axis=0)
+        worst = np.divide(np.maximum(left, right), s, out=np.zeros_like(s), where=s > 0)
+        v /= np.linalg.norm(v, axis=0)
+        flip = np.where(v[np.abs(v).argmax(axis=0), np.arange(v.shape[1])] < 0, -1.0, 1.0)
+        result = TruncatedSVD(
+            (u * flip).astype(np.float32), s.astype(np.float32), (v * flip).astype(np.float32)
+        )
+        result.residual, result.passes = float(worst.max()), self.passes
+        return result
+
+    def _extend_gram(self, begin: int, end: int) -> None:
+        rows = (self._y[:end] @ self._y[begin:end].T).astype(np.float64)
+        gram = np.empty((end, end))
+        gram[:begin, :begin] = self._gram
+        gram[:, begin:] = rows
+        gram[begin:, :] = rows.T
+        if not np.isfinite(rows).all():
+            raise BasisError("the weight holds NaN, infinity, or values too large for float32")
+        self._gram = gram
+
+    def _reserve(self, size: int) -> None:
+        capacity = len(self._q)
+        if size <= capacity:
+            return
+        grow = max(size, 2 * capacity, 8 * self._block) - capacity
+        for name in ("_q", "_y", "_z"):
+            old: _Array = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.empty((grow, old.shape[1]), np.float32)]))
+
+
+class _RowBlocks:
+    """Streams a source in row blocks; keeps the one block of a weight that is small enough for that."""
+
+    def __init__(self, source: RowSource) -> None:
+        n_out, n_in = source.shape
+        self._source = source
+        self._step = max(1, min(n_out, _BLOCK_BYTES // (4 * n_in)))
+        self._whole = source.rows(0, n_out) if self._step == n_out else None
+
+    def fused_pass(self, x: _Array, y: _Array, z: _Array) -> None:
+        """Write y = x W^T and z = y W for row vectors x [b, in], y [b, out], z [b, in]."""
+        z[:] = 0
+        for start, rows in self._iterate():
+            part = rows @ x.T
+            y[:, start : start + len(rows)] = part.T
+            z += (rows.T @ part).T
+
+    def _iterate(self) -> Iterator[tuple[int, _Array]]:
+        if self._whole is not None:
+            yield 0, self._whole
+            return
+        n_out = self._source.shape[0]
+        for start in range(0, n_out, self._step):
+            yield start, self._source.rows(start, min(start + self._step, n_out))
+
+
+class _ArrayRows:
+    """A `RowSource` over an array of any float dtype."""
+
+    def __init__(self, weight: ArrayLike) -> None:
+        self._weight = np.asarray(weight)
+        if self._weight.ndim != 2 or self._weight.dtype.kind != "f":
+            raise BasisError(
+                f"a weight is a matrix of floats, not {self._weight.dtype} of shape {self._weight.shape}"
+            )
+        self.shape: tuple[int, int] = self._weight.shape
+
+    def rows(self, start: int, stop: int) -> _Array:
+        return np.asarray(self._weight[start:stop], dtype=np.float32)
+
+
+def _passes_until(tol: float, before: tuple[int, float], now: tuple[int, float]) -> int:
+    """How many passes to go before looking again, from the rate of the last two residuals.
+
+    A look costs an eigendecomposition, which on a small weight is dearer than a pass. Too many passes
+    are dearer still, so only half of the way that the rate promises is taken blindly.
+    """
+    rate = log(max(before[1] / now[1], 1.0001)) / (now[0] - before[0]) if now[1] > 0 else 1.0
+    return max(1, min(4, ceil(log(max(now[1] / tol, 1.0)) / rate / 2)))

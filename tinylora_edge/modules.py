@@ -1,0 +1,88 @@
+"""Module names: their kinds, their canonical order, and the choice of those that a basis adapts.
+
+A module is named by its GGUF tensor, `blk.<block>.<kind>.weight`, on every engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from .errors import BasisError
+
+KINDS: tuple[str, ...] = (
+    "attn_q",
+    "attn_qkv",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "ffn_gate_exps",
+    "ffn_up_exps",
+    "ffn_down_exps",
+)
+"""The adaptable kinds in canonical order inside a block (DESIGN 5)."""
+
+_ORDER = {kind: position for position, kind in enumerate(KINDS)}
+_NAME = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.weight")
+
+
+def parse(module: str) -> tuple[int, str]:
+    """Return (block, kind) of a module name such as `blk.0.attn_q.weight`.
+
+    Raises:
+        BasisError: the name is not of that form.
+    """
+    match = _NAME.fullmatch(module)
+    if match is None:
+        raise BasisError(f"{module!r} is not a module name: expected the form 'blk.0.attn_q.weight'")
+    return int(match[1]), match[2]
+
+
+def is_adaptable(tensor: str) -> bool:
+    """Tell whether a GGUF tensor name is that of a linear layer that a basis can adapt."""
+    match = _NAME.fullmatch(tensor)
+    return match is not None and match[2] in _ORDER
+
+
+def canonical_order(modules: Iterable[str]) -> list[str]:
+    """Sort module names by block, then by `KINDS`; kinds outside `KINDS` follow in alphabetical order.
+
+    Raises:
+        BasisError: a name is not of the form `blk.<block>.<kind>.weight`.
+    """
+
+    def key(module: str) -> tuple[int, int, str]:
+        block, kind = parse(module)
+        return block, _ORDER.get(kind, len(KINDS)), kind
+
+    return sorted(modules, key=key)
+
+
+def select(available: Sequence[str], targets: Sequence[str] | None = None) -> list[str]:
+    """Choose the modules to adapt, in canonical order.
+
+    Args:
+        available: names of the model's adaptable modules.
+        targets: kinds (`attn_q`), module names, or shell patterns over either (`attn_*`,
+            `blk.1?.ffn_down.weight`); None or empty takes every module.
+
+    Raises:
+        BasisError: a target matches no module; the message lists the kinds that there are.
+    """
+    if not targets:
+        return canonical_order(available)
+    chosen: set[str] = set()
+    for target in targets:
+        matched = {m for m in available if fnmatchcase(m, target) or fnmatchcase(parse(m)[1], target)}
+        if not matched:
+            kinds = sorted({parse(m)[1] for m in available}, key=lambda kind: (_ORDER.get(kind, 99), kind))
+            raise BasisError(
+                f"unknown target {target!r}: no module of this model matches it. "
+                f"Its kinds are {', '.join(kinds)}; patterns such as 'attn_*' work too"
+            )
+        chosen |= matched
+    return canonical_order(chosen)

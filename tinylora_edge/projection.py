@@ -1,0 +1,68 @@
+"""The frozen random projections P, regenerated from a seed with exact integer arithmetic.
+
+Version 1 (`irwin-hall-12/splitmix64`): every entry is the centred sum of twelve 16-bit uniforms that
+splitmix64 derives from the seed, the module's name and the entry's index. The sum is close to N(0, 1)
+(excess kurtosis -0.1), it is an exact multiple of 2^-16, so float32 holds it exactly, and it needs no
+libm: every platform regenerates the same bits. docs/FORMAT.md has the definition and test values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BasisError
+
+IRWIN_HALL = "irwin-hall-12/splitmix64"
+"""P is regenerated from the seed."""
+EXPLICIT = "explicit"
+"""P is stored with the factors, because it was imported from elsewhere."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_LANE = np.uint64(0xFFFF)
+_MEAN = 393210  # of the sum of twelve uniforms on 0..65535
+
+
+def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
+    """Return the projection P of one module: float32 [u, rank, rank], entries close to N(0, 1/rank).
+
+    Args:
+        seed: projection seed of the basis, 0 <= seed < 2**64.
+        module: name of the module, its GGUF tensor name.
+        u: number of projections, i.e. of vector entries that the module reads; at least 1.
+        rank: rank of the factors; at least 1.
+
+    Raises:
+        BasisError: an argument is out of range.
+
+    Source: DESIGN 4 and docs/FORMAT.md; the scale is PEFT's.
+    """
+    if not 0 <= seed < 1 << 64:
+        raise BasisError(f"projection seed {seed} is out of range: it must be from 0 to 2**64 - 1")
+    if u < 1 or rank < 1:
+        raise BasisError(f"u = {u} and rank = {rank}: both must be at least 1")
+    count = u * rank * rank
+    with np.errstate(over="ignore"):  # wrapping is the definition
+        key = _mix(np.array([seed ^ _fnv1a64(module.encode())], dtype=np.uint64))
+        steps = np.arange(1, 3 * count + 1, dtype=np.uint64)
+        words = _mix(key + steps * _GOLDEN)
+    lanes = sum((words >> np.uint64(shift)) & _LANE for shift in (0, 16, 32, 48))
+    sums = np.asarray(lanes, dtype=np.int64).reshape(count, 3).sum(axis=1)
+    scale = np.float32(1) / np.sqrt(np.float32(rank))
+    entries = ((sums - _MEAN) / 65536).astype(np.float32) * scale
+    return entries.reshape(u, rank, rank)
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
+
+
+def _fnv1a64(data: bytes) -> int:
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
