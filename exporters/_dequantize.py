@@ -89,7 +89,8 @@ def _float8_table(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[
         value[top & (mantissa == 7 / 8)] = np.nan
     else:
         value[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
-    return np.where(code >= 128, -value, value).astype(np.float32)
+    table: NDArray[np.float32] = np.where(code >= 128, -value, value).astype(np.float32)
+    return table
 
 
 class _TypeTraits(ctypes.Structure):

@@ -67,7 +67,9 @@ class GGUFWeights:
                 f"{_version('gguf')} does not know"
             )
         self.modules = [
-            name for name, tensor in self.file.tensors.items() if is_adaptable(name) and len(tensor.shape) >= 2
+            name
+            for name, tensor in self.file.tensors.items()
+            if is_adaptable(name) and len(tensor.shape) >= 2
         ]
         if not self.modules:
             some = ", ".join(list(self.file.tensors)[:4])
@@ -197,7 +199,9 @@ def _read_safetensors(path: Path) -> dict[str, _Stored]:
             raise ExportError(
                 f"{path} is truncated: {name} lies at bytes {begin} to {end}, but there are {size - start}"
             )
-        result[name] = _Stored(path, dtype, shape, np.frombuffer(buffer, np.uint8, end - begin, start + begin))
+        result[name] = _Stored(
+            path, dtype, shape, np.frombuffer(buffer, np.uint8, end - begin, start + begin)
+        )
     return result
 
 
@@ -213,5 +217,3 @@ def _version(package: str) -> str:
     from importlib.metadata import version
 
     return version(package)
-
-

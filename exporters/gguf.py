@@ -17,7 +17,17 @@ from .._version import __version__
 from ..errors import BaseMismatchError, ExportError
 from ..modules import parse
 from ._bundle_writer import new_bundle, place_base, write_manifest
-from ._factorize import AGREEMENT, Progress, Quality, Settings, check_shapes, distance, factorize, plan
+from ._factorize import (
+    AGREEMENT,
+    Progress,
+    Quality,
+    Settings,
+    check_shapes,
+    distance,
+    factorize,
+    one_blas_thread,
+    plan,
+)
 from ._weights import GGUFWeights, HFWeights, Weights
 
 _MANIFEST_FORMAT = 1
@@ -95,7 +105,7 @@ class Export:
             ExportError: a weight cannot be adapted, or the bundle cannot be written.
             BaseMismatchError: the weights are not those of the base.
         """
-        with new_bundle(self.output) as partial:
+        with one_blas_thread(), new_bundle(self.output) as partial:
             align = None if self._weights is self._deployed else self._align
             basis, quality = factorize(
                 self._weights, self._deployed.file, self.modules, self.tying, self.settings, progress, align
@@ -193,10 +203,11 @@ def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Ba
     weights = GGUFWeights(Path(base))
     check_shapes(weights.file, basis)
     worst = (0.0, "")
-    for position, module in enumerate(basis.modules):
-        a, b = basis.a[position], basis.b[position]
-        gap = distance(np.asarray(a, np.float32), np.asarray(b, np.float32), weights.matrices(module))
-        worst = max(worst, (gap, module))
+    with one_blas_thread():
+        for position, module in enumerate(basis.modules):
+            a, b = basis.a[position], basis.b[position]
+            gap = distance(np.asarray(a, np.float32), np.asarray(b, np.float32), weights.matrices(module))
+            worst = max(worst, (gap, module))
     if worst[0] > AGREEMENT:
         raise BaseMismatchError(
             f"{worst[1]} in {base} is {worst[0]:.2g} away from the factors of the basis (at most {AGREEMENT} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from .._bundle import Bundle
 from .._policy import Policy
@@ -47,7 +47,10 @@ def load(
     """
     bundle = Bundle.find(base)
     policy = policy or Policy()
-    vector = policy.check(vector_bytes, bundle.basis) if _is_bytes(vector_bytes) else vector_bytes
+    if _is_bytes(vector_bytes):
+        vector: MicroVector | None = policy.check(vector_bytes, bundle.basis)
+    else:
+        vector = cast("MicroVector | None", vector_bytes)
     bundle.check_base()
     try:
         from .llama import TinyLoraLlama
@@ -64,5 +67,5 @@ def load(
     return llm
 
 
-def _is_bytes(value: object) -> bool:
+def _is_bytes(value: object) -> TypeGuard[bytes]:
     return isinstance(value, bytes | bytearray | memoryview)

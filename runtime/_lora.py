@@ -17,8 +17,8 @@ from .. import _gguf
 from .._gguf import FLOAT32, STRING
 from ..errors import BaseMismatchError
 
-Adapter = int
-"""Address of a `llama_adapter_lora`."""
+Adapter = Any
+"""Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
 
 _libc = ctypes.CDLL(None) if os.name != "nt" else None
 _HAS_FMEMOPEN = hasattr(_libc, "fmemopen")
@@ -36,9 +36,7 @@ class LoraImage:
         pairs: module -> (A [r, in], B [out, r]), or the same with one leading axis for experts.
     """
 
-    def __init__(
-        self, architecture: str, pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
-    ) -> None:
+    def __init__(self, architecture: str, pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> None:
         tensors: dict[str, NDArray[Any]] = {}
         for module, (a, b) in pairs.items():
             # float32 also where the factors are stored in float16: ggml would round activations to
@@ -80,7 +78,7 @@ class LoraImage:
         if not file:
             raise MemoryError("fmemopen failed")
         try:
-            return llama_cpp.llama_adapter_lora_init_from_file_ptr(model, file)  # type: ignore[return-value]
+            return llama_cpp.llama_adapter_lora_init_from_file_ptr(model, file)
         finally:
             _libc.fclose(file)
 
@@ -89,7 +87,7 @@ class LoraImage:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(self._bytes.data)
-            return llama_cpp.llama_adapter_lora_init(model, path.encode())  # type: ignore[return-value]
+            return llama_cpp.llama_adapter_lora_init(model, path.encode())
         finally:
             os.unlink(path)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from .._basis import Basis
+from .._vector import MicroVector
+from ..errors import TinyLoraError
 from ._lora import Adapter, LoraImage, free
 
 Active = list[tuple[Adapter, float]]
@@ -30,6 +35,50 @@ class Strategy(Protocol):
 def choose(model: Any, basis: Basis) -> Strategy:
     """Return the strategy for a basis, its adapters loaded into the model."""
     return Scales(model, basis) if basis.u == 1 else Fold(model, basis)
+
+
+class Personalizer:
+    """Applies micro-vectors to one llama.cpp context, all or nothing.
+
+    Make it before the context, and free it after the context and before the model.
+
+    Args:
+        model: the `llama_model`.
+        basis: of the vectors.
+    """
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        self._basis = basis
+        self._strategy = choose(model, basis)
+        self._active: Active = []
+        self.vector: MicroVector | None = None
+
+    def apply(
+        self, context: Any, vector: MicroVector | None, others: Sequence[tuple[Adapter, float]] = ()
+    ) -> None:
+        """Make a vector the active one of a context; None for the base alone.
+
+        Args:
+            context: the `llama_context`.
+            vector: what to apply.
+            others: adapters of the caller's own, which stay in force beside the vector.
+
+        Raises:
+            VectorError: the vector does not fit the basis.
+            TinyLoraError: llama.cpp refuses; the vector before stays active.
+        """
+        active = self._strategy.stage(self._basis.values(vector)) if vector is not None else []
+        try:
+            _set_adapters(context, [*active, *others])
+        except BaseException:
+            self._strategy.settle(self._active)
+            raise
+        self._strategy.settle(active)
+        self._active, self.vector = active, vector
+
+    def free(self) -> None:
+        """Free every adapter."""
+        self._strategy.free()
 
 
 class Scales:
@@ -93,3 +142,11 @@ class Fold:
     def free(self) -> None:
         """Free every adapter."""
         self.settle([])
+
+
+def _set_adapters(context: Any, active: Active) -> None:
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
+    scales = (ctypes.c_float * len(active))(*(s for _, s in active))
+    code = llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales)
+    if code:
+        raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +11,9 @@ import llama_cpp
 from .._basis import Basis
 from .._policy import Policy
 from .._vector import MicroVector
-from ..errors import TinyLoraError, VectorError
-from . import _strategies
+from ..errors import VectorError
 from ._gate import Gate
+from ._strategies import Personalizer
 
 
 class TinyLoraLlama(llama_cpp.Llama):
@@ -33,11 +32,12 @@ class TinyLoraLlama(llama_cpp.Llama):
         BaseMismatchError: llama.cpp refuses the factors for this model.
     """
 
-    def __init__(self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any) -> None:
+    def __init__(
+        self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
+    ) -> None:
         self.basis = basis
         self.policy = policy or Policy()
         self._gate = Gate()
-        self._vector: MicroVector | None = None
         super().__init__(model_path, **options)
 
     # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
@@ -49,13 +49,13 @@ class TinyLoraLlama(llama_cpp.Llama):
     @_model.setter
     def _model(self, model: Any) -> None:
         self.__dict__["_model"] = model
-        self._strategy = _strategies.choose(model.model, self.basis)
-        self._stack.callback(self._strategy.free)  # runs after the context is freed, before the model is
+        self._personalizer = Personalizer(model.model, self.basis)
+        self._stack.callback(self._personalizer.free)  # after the context is freed, before the model is
 
     @property
     def vector(self) -> MicroVector | None:
         """The active micro-vector, or None for the base alone."""
-        return self._vector
+        return self._personalizer.vector
 
     def swap(
         self,
@@ -83,7 +83,6 @@ class TinyLoraLlama(llama_cpp.Llama):
         """
         with self._gate.exchange(wait=wait, timeout=timeout):
             if isinstance(vector, MicroVector):
-                self.basis.values(vector)
                 self._activate(vector)
                 return vector
             checked = self.policy.check(vector, self.basis, stream=stream)
@@ -107,7 +106,7 @@ class TinyLoraLlama(llama_cpp.Llama):
         Other threads wait until the block ends. Arguments and errors are those of `swap`.
         """
         with self._gate.hold():
-            before = self._vector
+            before = self.vector
             active = self.swap(vector, stream=stream)
             try:
                 yield active
@@ -116,27 +115,9 @@ class TinyLoraLlama(llama_cpp.Llama):
                     self._activate(before)
 
     def _activate(self, vector: MicroVector | None) -> None:
-        active = self._strategy.stage(self.basis.values(vector)) if vector is not None else []
-        try:
-            self._set_adapters(active)
-        except BaseException:
-            self._strategy.settle(self._active)
-            raise
-        self._strategy.settle(active)
-        self._active = active
-        self._vector = vector
+        own = [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
+        self._personalizer.apply(self._ctx.ctx, vector, own)  # the caller's lora_path stays in force
         self._forget()
-
-    _active: _strategies.Active = []  # noqa: RUF012 - never mutated, only replaced
-
-    def _set_adapters(self, active: _strategies.Active) -> None:
-        if self._lora_adapter is not None:  # the caller's own lora_path stays in force
-            active = [*active, (self._lora_adapter, self.lora_scale)]
-        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
-        scales = (ctypes.c_float * len(active))(*(s for _, s in active))
-        code = llama_cpp.llama_set_adapters_lora(self._ctx.ctx, adapters, len(active), scales)
-        if code:
-            raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
 
     def _forget(self) -> None:
         """Drop every cached computation of the model as it was."""
@@ -178,7 +159,7 @@ class TinyLoraLlama(llama_cpp.Llama):
         """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""
         with self._gate.generation():
             state: Any = super().save_state()
-            state.tinylora_vector = self._vector
+            state.tinylora_vector = self.vector
             return state
 
     def load_state(self, state: Any) -> None:
@@ -188,7 +169,7 @@ class TinyLoraLlama(llama_cpp.Llama):
             VectorError: the state was computed with another vector than the active one.
         """
         with self._gate.generation():
-            if getattr(state, "tinylora_vector", None) != self._vector:
+            if getattr(state, "tinylora_vector", None) != self.vector:
                 raise VectorError(
                     "the saved state was computed with another vector than the active one: swap to the "
                     "vector that it was saved under, or evaluate the prompt again"
@@ -196,7 +177,7 @@ class TinyLoraLlama(llama_cpp.Llama):
             super().load_state(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "basis": self.basis, "policy": self.policy, "_vector": self._vector}
+        return {**super().__getstate__(), "basis": self.basis, "policy": self.policy, "_vector": self.vector}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vector = state.pop("_vector")
@@ -208,7 +189,7 @@ class TinyLoraLlama(llama_cpp.Llama):
 def _empty(cache: Any) -> None:
     # Llama's caches have no method for it: LlamaRAMCache keeps an OrderedDict, LlamaDiskCache a diskcache.
     for name in ("cache_state", "cache"):
-        store = getattr(cache, name, None)
+        store: Any = getattr(cache, name, None)
         if hasattr(store, "clear"):
             store.clear()
             return

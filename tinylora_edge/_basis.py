@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import BasisError, NonFiniteError, VectorError
 from .factorization import LEFT, SQRT
+from .modules import parse
 from .projection import EXPLICIT, IRWIN_HALL, project
 
 if TYPE_CHECKING:
@@ -67,10 +68,11 @@ class Basis:
         count = len(self.modules)
         if count == 0 or len(set(self.modules)) != count:
             raise BasisError(f"a basis needs distinct modules, but got {count} names, some of them twice")
-        if min(self.rank, self.u, self.groups) < 1 or not 0 <= self.seed < 1 << 64:
+        sizes_fit = all(1 <= size < 1 << 32 for size in (self.rank, self.u, self.groups))
+        if not sizes_fit or not 0 <= self.seed < 1 << 64:
             raise BasisError(
                 f"rank {self.rank}, u {self.u}, groups {self.groups}, seed {self.seed}: rank, u and groups "
-                "must be at least 1, and the seed an unsigned 64-bit integer"
+                "must be from 1 to 2**32 - 1, and the seed an unsigned 64-bit integer"
             )
         if self.factorization not in (LEFT, SQRT):
             raise BasisError(f"unknown factorization {self.factorization!r}: expected '{LEFT}' or '{SQRT}'")
@@ -89,18 +91,30 @@ class Basis:
                 f"the tying map names groups {self.tying.min()} to {self.tying.max()}, "
                 f"but the basis has groups 0 to {self.groups - 1}"
             )
-        unread = set(range(self.groups)) - set(self.tying.tolist())
-        if unread:
-            raise BasisError(f"no module reads group {min(unread)} of {self.groups}: choose fewer groups")
+        read = set(self.tying.tolist())
+        if len(read) < self.groups:  # a damaged file may declare 2**32 of them: do not list them all
+            unread = next(group for group in range(self.groups) if group not in read)
+            raise BasisError(f"no module reads group {unread} of {self.groups}: choose fewer groups")
         for position, module in enumerate(self.modules):
             self._check_factors(module, position)
 
     def _check_factors(self, module: str, position: int) -> None:
+        parse(module)
         a, b = self.a[position], self.b[position]
+        for array, widths in (
+            (a, (2, 4)),
+            (b, (2, 4)),
+            *((p, (4,)) for p in self.p[position : position + 1]),
+        ):
+            if array.dtype.kind != "f" or array.itemsize not in widths:
+                raise BasisError(
+                    f"an array of {module} has dtype {array.dtype}: factors are float32 or float16, "
+                    "projections float32"
+                )
         fits = a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-2] == b.shape[-1] == self.rank
         if not fits or a.shape[:-2] != b.shape[:-2]:
             raise BasisError(
-                f"factors of {module} have shapes {a.shape} and {b.shape}, which do not fit rank {self.rank}: "
+                f"factors of {module} have shapes {a.shape} and {b.shape}, not those of rank {self.rank}: "
                 "expected A [r, in] and B [out, r], or the same with one leading axis for experts"
             )
         if self.p and self.p[position].shape != (self.u, self.rank, self.rank):
@@ -125,9 +139,7 @@ class Basis:
         total = hashlib.sha256(b"tinylora basis 1\n")
         for text in (self.architecture, self.projection, self.factorization):
             total.update(_text(text))
-        total.update(
-            struct.pack("<IIIQI", self.rank, self.u, self.groups, self.seed, len(self.modules))
-        )
+        total.update(struct.pack("<IIIQI", self.rank, self.u, self.groups, self.seed, len(self.modules)))
         for position, module in enumerate(self.modules):
             part = hashlib.sha256(_text(module))
             part.update(struct.pack("<I", self.tying[position]))
@@ -156,7 +168,8 @@ class Basis:
             NonFiniteError: a value is NaN or infinite.
         """
         raw: Any = getattr(v, "values", v)
-        array = np.asarray(raw, dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            array = np.asarray(raw, dtype=np.float32)
         if array.size != self.size:
             raise VectorError(
                 f"the vector has {array.size} values, but basis {self.id} takes "
@@ -194,7 +207,8 @@ class Basis:
         position = self.index(module)
         r = self.R(v)[position]
         a, b = (np.asarray(f[position], dtype=np.float32) for f in (self.a, self.b))
-        return (b @ r) @ a
+        delta: NDArray[np.float32] = (b @ r) @ a
+        return delta
 
     def index(self, module: str) -> int:
         """Return the position of a module.

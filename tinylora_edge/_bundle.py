@@ -94,7 +94,7 @@ class Bundle:
         if found not in self.basis.base_fingerprints:
             listed = ", ".join(f"{item[:16]}..." for item in self.basis.base_fingerprints) or "none"
             raise BaseMismatchError(
-                f"{self.base} has fingerprint {found[:16]}..., but the basis {self.basis_path} lists {listed}: "
+                f"{self.base} has fingerprint {found[:16]}..., but {self.basis_path} lists {listed}: "
                 "load the base that it was exported for, or list this one with: "
                 "tinylora-edge export BUNDLE --add-base FILE"
             )

@@ -23,7 +23,19 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 _STRING, _ARRAY = 8, 9
 _MIN_KV_BYTES = 8 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
@@ -90,7 +102,7 @@ class GGUFFile:
         self._values: dict[str, Any] = {}
         try:
             self._parse()
-        except (struct.error, UnicodeDecodeError) as error:
+        except (struct.error, OverflowError) as error:  # OverflowError: a position beyond 2**63
             raise MalformedGGUFError(f"its header is cut or damaged ({error})") from None
 
     def __contains__(self, key: str) -> bool:
@@ -166,7 +178,10 @@ class GGUFFile:
         (length,) = struct.unpack_from("<Q", self._buffer, position)
         end = position + 8 + length
         self._check_end(end, f"a string of {length} bytes")
-        return self._buffer[position + 8 : end].decode(), end
+        try:
+            return self._buffer[position + 8 : end].decode(), end
+        except UnicodeDecodeError as error:
+            raise MalformedGGUFError(f"it holds a string that is not UTF-8 ({error})") from None
 
     def _skip_strings(self, count: int, position: int) -> tuple[_Strings, int]:
         self._check_end(position + 8 * count, f"{count} strings")
@@ -193,6 +208,8 @@ class GGUFFile:
                 raise MalformedGGUFError(f"tensor {name} has {dims} dimensions, expected 1 to {_MAX_DIMS}")
             *ne, kind, offset = struct.unpack_from(f"<{dims}QIQ", self._buffer, position + 4)
             position += 4 + 8 * dims + 12
+            if 0 in ne:
+                raise MalformedGGUFError(f"tensor {name} has no entries: its dimensions are {ne}")
             try:
                 type_ = gguf.GGMLQuantizationType(kind)
             except ValueError:

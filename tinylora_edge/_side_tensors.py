@@ -41,9 +41,10 @@ def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
         ("tinylora.tying.scheme", basis.scheme, STRING),
         ("tinylora.tying.groups", basis.tying.tolist(), UINT32),
         ("tinylora.modules", list(basis.modules), STRING),
-        ("tinylora.base.fingerprints", list(basis.base_fingerprints), STRING),
         ("tinylora.digest", basis.digest, STRING),
     ]
+    if basis.base_fingerprints:  # GGUFWriter knows no empty arrays
+        metadata.insert(-1, ("tinylora.base.fingerprints", list(basis.base_fingerprints), STRING))
     tensors: dict[str, NDArray[Any]] = {}
     for position, module in enumerate(basis.modules):
         tensors[f"{module}.tinylora_a"] = basis.a[position]
@@ -66,7 +67,9 @@ def load_basis(path: str | PathLike[str]) -> Basis:
         file = GGUFFile(path)
         basis = _read(file)
     except (MalformedGGUFError, BasisError) as error:
-        raise CorruptBasisError(f"{path} is not a usable basis: {error}. Export or download it again") from None
+        raise CorruptBasisError(
+            f"{path} is not a usable basis: {error}. Export or download it again"
+        ) from None
     stated = file.get("tinylora.digest")
     if basis.digest != stated:
         raise CorruptBasisError(
@@ -120,16 +123,23 @@ def _read(file: GGUFFile) -> Basis:
         factorization=_key(file, "tinylora.factorization", str),
         projection=_key(file, "tinylora.projection", str),
         scheme=_key(file, "tinylora.tying.scheme", str),
-        tying=_key(file, "tinylora.tying.groups", np.ndarray).astype(np.int32),
+        tying=_groups(file),
         a=tuple(_tensor(file, f"{m}.tinylora_a") for m in modules),
         b=tuple(_tensor(file, f"{m}.tinylora_b") for m in modules),
         p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if explicit else (),
-        base_fingerprints=tuple(file.get("tinylora.base.fingerprints", [])),
+        base_fingerprints=tuple(_key(file, "tinylora.base.fingerprints", list, default=[])),
     )
 
 
-def _key(file: GGUFFile, key: str, kind: type) -> Any:
-    value = file.get(key)
+def _groups(file: GGUFFile) -> NDArray[np.int32]:
+    groups: NDArray[Any] = _key(file, "tinylora.tying.groups", np.ndarray)
+    if groups.dtype.kind not in "iu":
+        raise MalformedGGUFError(f"its tinylora.tying.groups are {groups.dtype}, expected integers")
+    return groups.astype(np.int32)
+
+
+def _key(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
+    value = file.get(key, default)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise MalformedGGUFError(f"its key {key} is {value!r:.60}, expected a {kind.__name__}")
     return value

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import zlib
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from .errors import MissingExtraError, SignatureError
 
@@ -155,7 +155,7 @@ def _check_signature(public_key: bytes, message: bytes, signature: bytes) -> boo
     return True
 
 
-def _cryptography():  # type: ignore[no-untyped-def]
+def _cryptography() -> Any:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:

@@ -36,7 +36,8 @@ class MicroVector:
     sequence: int = 0
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            given = np.asarray(self.values, dtype=np.float32)
         if given.ndim != 2:
             raise VectorError(f"values of a micro-vector are [groups, u], not of shape {given.shape}")
         if not 0 <= self.sequence < 1 << 16:
@@ -79,7 +80,7 @@ class MicroVector:
 
         return (policy or Policy()).check(data, basis)
 
-    def to_bytes(self, basis: Basis, tag: _tags.Signer | None | str = "crc32") -> bytes:
+    def to_bytes(self, basis: Basis, tag: _tags.Signer | str | None = "crc32") -> bytes:
         """Return the frame of this vector, or its raw payload.
 
         Args:
@@ -110,6 +111,9 @@ class MicroVector:
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, MicroVector) else NotImplemented
+
+    def __reduce__(self) -> tuple[type[MicroVector], tuple[NDArray[np.float32], str, int]]:
+        return type(self), (self.values, self.dtype, self.sequence)  # copies are read-only too
 
     def __hash__(self) -> int:
         return hash(self._key())

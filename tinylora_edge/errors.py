@@ -93,3 +93,6 @@ class MissingExtraError(TinyLoraError, ImportError):
         super().__init__(
             f'{feature} needs the package {package}. Install it with: pip install "tinylora-edge[{extra}]"'
         )
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        return type(self), (self.feature, self.package, self.extra)

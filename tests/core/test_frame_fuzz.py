@@ -1,0 +1,151 @@
+"""Damaged frames: refused with an error of the tree, never accepted as another vector."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import support
+
+from tinylora_edge import (
+    ChecksumError,
+    Ed25519Signer,
+    Ed25519Verifier,
+    Hmac,
+    MicroVector,
+    Policy,
+    UnauthenticatedVectorWarning,
+    VectorError,
+)
+
+BASIS = support.random_basis(blocks=5, groups=13)
+RAW_LENGTHS = (13 * 4, 13 * 2)
+KEY = bytes(range(32))
+SIGNER = Ed25519Signer(KEY)
+KEYS = [Hmac(KEY), Ed25519Verifier(SIGNER.public_key)]
+SIGNERS = {"crc32": "crc32", "hmac": Hmac(KEY), "ed25519": SIGNER}
+VECTOR = {d: MicroVector.random(BASIS, 0.5, dtype=d, seed=1) for d in ("fp32", "bf16", "fp16")}
+FRAMES = {f"{d}-{tag}": VECTOR[d].to_bytes(BASIS, s) for d in VECTOR for tag, s in SIGNERS.items()}
+
+pytestmark = pytest.mark.filterwarnings("ignore::tinylora_edge.UnauthenticatedVectorWarning")
+
+
+def refused(data: bytes, policy: Policy) -> VectorError | None:
+    """The error, or None where the bytes were accepted; any exception of another kind passes through."""
+    try:
+        policy.check(data, BASIS)
+    except VectorError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_every_single_bit_flip_is_refused(name):
+    frame = FRAMES[name]
+    policies = [Policy(keys=KEYS), Policy("checksum", keys=KEYS)]
+    for bit in range(8 * len(frame)):
+        data = bytearray(frame)
+        data[bit // 8] ^= 1 << bit % 8
+        for policy in policies:
+            assert refused(bytes(data), policy), f"bit {bit} of byte {bit // 8}"
+    assert refused(frame, policies[0]) is None
+
+
+@pytest.mark.parametrize("dtype", VECTOR)
+def test_crc_finds_every_burst_of_up_to_32_bits_in_the_values(dtype):
+    """What CRC-32 guarantees, on the bytes that only it protects."""
+    frame = FRAMES[f"{dtype}-crc32"]
+    first, last = 7 * 8, (len(frame) - 4) * 8
+    number = int.from_bytes(frame, "little")
+    rng = random.Random(0)
+    policy = Policy()
+    for start in range(first, last):
+        burst = rng.getrandbits(min(32, last - start)) | 1
+        data = (number ^ burst << start).to_bytes(len(frame), "little")
+        assert isinstance(refused(data, policy), ChecksumError)
+
+
+def mutations(frame: bytes, others: list[bytes], rng: random.Random):
+    """Yield damaged forms of a frame without end."""
+    while True:
+        data = bytearray(frame)
+        for _ in range(rng.choice((1, 1, 1, 2, 5))):
+            kind = rng.randrange(7)
+            at = rng.randrange(len(data) + 1)
+            if kind == 0:
+                del data[at:]
+            elif kind == 1:
+                data += rng.randbytes(rng.randrange(1, 80))
+            elif kind == 2:
+                data[at:at] = rng.randbytes(rng.randrange(1, 5))
+            elif kind == 3:
+                del data[at : at + rng.randrange(1, 5)]
+            elif kind == 4:
+                other = rng.choice(others)
+                data[at:] = other[rng.randrange(len(other)) :]
+            elif kind == 5:
+                data[at : at + 8] = rng.randbytes(len(data[at : at + 8]))
+            else:
+                data = bytearray(rng.randbytes(len(data)))
+                data[: min(at, 7)] = frame[: min(at, 7)]
+        yield bytes(data)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_random_mutations_are_refused(name):
+    frame = FRAMES[name]
+    demanding, open_ = Policy("checksum", keys=KEYS), Policy(keys=KEYS)
+    known = set(FRAMES.values())
+    outcomes = {"refused": 0, "accepted": 0}
+    source = mutations(frame, list(FRAMES.values()), random.Random(name))
+    for _ in range(2000):
+        data = next(source)
+        error = refused(data, demanding)
+        assert error is not None or data in known
+        outcomes["refused" if error else "accepted"] += 1
+        if refused(data, open_) is None:
+            assert data in known or len(data) in RAW_LENGTHS
+    assert outcomes["refused"] > 1900, "the mutations do nothing"
+
+
+def test_random_bytes_of_every_length_are_refused():
+    rng = random.Random(1)
+    demanding, open_ = Policy("checksum", keys=KEYS), Policy()
+    for length in range(300):
+        for _ in range(8):
+            data = rng.randbytes(length)
+            assert refused(data, demanding)
+            if length not in RAW_LENGTHS:
+                assert refused(data, open_)
+
+
+def test_raw_payloads_of_any_bits_give_finite_values_or_an_error():
+    rng = random.Random(2)
+    policy = Policy()
+    accepted = 0
+    for _ in range(2000):
+        data = rng.randbytes(rng.choice(RAW_LENGTHS))
+        try:
+            vector = policy.check(data, BASIS)
+        except VectorError:
+            continue
+        accepted += 1
+        assert np.isfinite(vector.values).all()
+        assert vector.to_bytes(BASIS, None) == data
+    assert accepted > 1000
+
+
+def test_a_refusal_leaves_the_policy_as_it_was():
+    policy = Policy(keys=KEYS)
+    policy.record(MicroVector(VECTOR["fp32"].values, sequence=5), BASIS)
+    rng = random.Random(3)
+    source = mutations(FRAMES["fp32-hmac"], list(FRAMES.values()), rng)
+    for _ in range(500):
+        data = next(source)
+        if len(data) not in RAW_LENGTHS:
+            refused(data, policy)
+    exact = MicroVector(VECTOR["fp32"].values, sequence=5).to_bytes(BASIS)
+    assert refused(exact, policy) is None
+    with pytest.warns(UnauthenticatedVectorWarning):
+        policy.check(VECTOR["fp32"].to_bytes(BASIS, None), BASIS)

@@ -1,0 +1,375 @@
+"""The GGUF reader: against gguf's own on a real model, and on files that lie about their sizes."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+from pathlib import Path
+from typing import ClassVar
+
+import gguf
+import numpy as np
+import pytest
+
+from tinylora_edge import _gguf
+from tinylora_edge._gguf import GGUFFile, MalformedGGUFError
+
+HUGE = 1 << 60
+U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
+
+
+def text(value: str | bytes) -> bytes:
+    data = value if isinstance(value, bytes) else value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def image(
+    pairs: list[bytes] = [],  # noqa: B006 - never changed
+    tensors: list[bytes] = [],  # noqa: B006
+    *,
+    data: bytes = b"",
+    magic: bytes = b"GGUF",
+    version: int = 3,
+    pair_count: int | None = None,
+    tensor_count: int | None = None,
+) -> bytes:
+    """A GGUF image from its raw parts; the counts may lie."""
+    head = magic + struct.pack(
+        "<IQQ",
+        version,
+        len(tensors) if tensor_count is None else tensor_count,
+        len(pairs) if pair_count is None else pair_count,
+    )
+    head += b"".join(pairs) + b"".join(tensors)
+    return head + bytes(-len(head) % 32) + data
+
+
+def pair(key: str | bytes, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def tensor(name: str | bytes, dims: list[int], kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+@pytest.fixture(scope="module")
+def theirs(smollm2_gguf: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(smollm2_gguf)
+
+
+@pytest.fixture(scope="module")
+def ours(smollm2_gguf: Path) -> GGUFFile:
+    return GGUFFile(smollm2_gguf)
+
+
+class TestOnARealModel:
+    def test_metadata(self, ours, theirs):
+        expected = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
+        assert list(ours) == list(expected)
+        for key, value in expected.items():
+            found = ours.get(key)
+            if isinstance(value, list) and not isinstance(value[0], str):
+                assert isinstance(found, np.ndarray)
+                found = found.tolist()
+            assert found == value, key
+            assert key in ours
+        kinds = {type(ours.get(key)) for key in expected}
+        assert kinds >= {str, int, float, bool, list, np.ndarray}, "the model exercises every kind"
+
+    def test_architecture_and_defaults(self, ours):
+        assert ours.architecture == "llama"
+        assert "no.such.key" not in ours
+        assert ours.get("no.such.key") is None
+        assert ours.get("no.such.key", 7) == 7
+
+    def test_tensors(self, ours, theirs):
+        assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+        for expected in theirs.tensors:
+            found = ours.tensors[expected.name]
+            assert found.name == expected.name
+            assert found.shape == tuple(int(dim) for dim in expected.shape[::-1])
+            assert found.type == expected.tensor_type
+            assert found.offset == expected.data_offset
+            assert found.nbytes == expected.n_bytes
+            rows = int(np.prod(found.shape[:-1]))
+            assert found.row_bytes * rows == found.nbytes
+
+    def test_data(self, ours, theirs):
+        for expected in theirs.tensors:
+            found = ours.data(ours.tensors[expected.name])
+            assert found.dtype == np.uint8
+            assert not found.flags.writeable
+            np.testing.assert_array_equal(found, expected.data.reshape(-1).view(np.uint8))
+
+    def test_float_arrays(self, ours, theirs):
+        floats = [t for t in theirs.tensors if t.tensor_type == gguf.GGMLQuantizationType.F32]
+        assert floats
+        for expected in floats:
+            found = ours.array(ours.tensors[expected.name])
+            np.testing.assert_array_equal(found, expected.data.reshape(found.shape))
+            assert not found.flags.writeable
+        with pytest.raises(MalformedGGUFError, match=r"token_embd.weight has type .*, expected F32 or F16"):
+            ours.array(ours.tensors["token_embd.weight"])
+
+
+class TestKinds:
+    """Every kind of value and type, written by gguf or by hand."""
+
+    SCALARS: ClassVar = {
+        U8: ("<B", 200),
+        I8: ("<b", -100),
+        U16: ("<H", 60000),
+        I16: ("<h", -30000),
+        U32: ("<I", 1 << 31),
+        I32: ("<i", -(1 << 31)),
+        F32: ("<f", 0.15625),
+        BOOL: ("<?", True),
+        U64: ("<Q", (1 << 64) - 1),
+        I64: ("<q", -(1 << 63)),
+        F64: ("<d", 0.1),
+    }
+
+    @pytest.mark.parametrize("kind", SCALARS)
+    def test_scalars_and_arrays(self, kind):
+        layout, value = self.SCALARS[kind]
+        packed = struct.pack(layout, value)
+        array = struct.pack("<IQ", kind, 3) + packed * 3
+        file = GGUFFile(image([pair("one", kind, packed), pair("three", ARRAY, array)]))
+        assert file.get("one") == value
+        assert type(file.get("one")) is type(value)
+        assert file.get("three").tolist() == [value] * 3
+        assert file.get("three").dtype == np.dtype(layout)
+
+    def test_strings(self):
+        words = ["", "a", "é𝄞", "x" * 1000]
+        array = struct.pack("<IQ", STRING, 4) + b"".join(text(word) for word in words)
+        file = GGUFFile(image([pair("list", ARRAY, array), pair("one", STRING, text("é𝄞"))]))
+        assert file.get("list") == words
+        assert file.get("one") == "é𝄞"
+
+    def test_empty_arrays(self):
+        pairs = [pair(f"k{kind}", ARRAY, struct.pack("<IQ", kind, 0)) for kind in (U32, F64, STRING)]
+        file = GGUFFile(image(pairs))
+        assert [len(file.get(key)) for key in file] == [0, 0, 0]
+
+    @pytest.mark.parametrize("version", [2, 3])
+    def test_versions(self, version):
+        assert list(GGUFFile(image([pair("k", U8, b"\1")], version=version))) == ["k"]
+
+    @pytest.mark.parametrize("alignment", [1, 8, 32, 4096])
+    def test_alignment(self, alignment):
+        key = pair("general.alignment", U32, struct.pack("<I", alignment))
+        head = image([key], [tensor("t", [4])])[: 24 + len(key) + len(tensor("t", [4]))]
+        data = np.arange(4, dtype="<f4")
+        file = GGUFFile(head + bytes(-len(head) % alignment) + data.tobytes())
+        np.testing.assert_array_equal(file.array(file.tensors["t"]), data)
+
+    @pytest.mark.parametrize("dims", [[5], [5, 3], [5, 3, 2], [5, 3, 2, 2]])
+    @pytest.mark.parametrize(("kind", "dtype"), [(0, "<f4"), (1, "<f2")])
+    def test_tensors(self, dims, kind, dtype):
+        array = np.arange(np.prod(dims)).astype(dtype).reshape(dims[::-1])
+        file = GGUFFile(image([], [tensor("t", dims, kind)], data=array.tobytes()))
+        np.testing.assert_array_equal(file.array(file.tensors["t"]), array)
+
+    @pytest.mark.parametrize("kind", list(gguf.GGMLQuantizationType))
+    def test_sizes_of_every_type(self, kind):
+        values, size = gguf.GGML_QUANT_SIZES[kind]
+        file = GGUFFile(image([], [tensor("t", [2 * values, 3], kind)], data=bytes(6 * size)))
+        entry = file.tensors["t"]
+        assert (entry.nbytes, entry.row_bytes) == (6 * size, 2 * size)
+
+    def test_write_is_read_by_gguf_and_by_us(self, tmp_path):
+        arrays = {
+            "one": np.arange(7, dtype=np.float32),
+            "two": np.arange(15, dtype=np.float16).reshape(3, 5),
+            "three": np.asfortranarray(np.arange(24, dtype=np.float32).reshape(2, 3, 4).swapaxes(0, 2)),
+        }
+        metadata = [
+            ("n", 7, _gguf.UINT32),
+            ("big", (1 << 64) - 1, _gguf.UINT64),
+            ("x", 0.5, _gguf.FLOAT32),
+            ("name", "é𝄞", _gguf.STRING),
+            ("names", ["a", "", "é"], _gguf.STRING),
+            ("numbers", [3, 1, 2], _gguf.UINT32),
+        ]
+        memory = io.BytesIO()
+        _gguf.write(memory, "llama", metadata, arrays)
+        path = tmp_path / "file.gguf"
+        with open(path, "wb") as file:
+            _gguf.write(file, "llama", metadata, arrays)
+        assert path.read_bytes() == memory.getvalue()
+        theirs = gguf.GGUFReader(path)
+        for ours in (GGUFFile(path), GGUFFile(str(path)), GGUFFile(memory.getvalue())):
+            assert ours.architecture == "llama"
+            for key, value, _ in metadata:
+                found = ours.get(key)
+                assert (found.tolist() if isinstance(found, np.ndarray) else found) == value
+                assert theirs.fields[key].contents() == value
+            for name, expected in arrays.items():
+                np.testing.assert_array_equal(ours.array(ours.tensors[name]), expected)
+        for entry in theirs.tensors:
+            np.testing.assert_array_equal(entry.data.reshape(arrays[entry.name].shape), arrays[entry.name])
+        assert [entry.name for entry in theirs.tensors] == list(arrays)
+
+
+def array_of(kind: int, count: int, data: bytes = b"") -> bytes:
+    return pair("k", ARRAY, struct.pack("<IQ", kind, count) + data)
+
+
+def unpadded(data: bytes) -> bytes:
+    return data.rstrip(b"\0")
+
+
+def lying() -> dict[str, bytes]:
+    """Files that declare more than they hold, or nonsense."""
+    space = bytes(4096)
+    files = {
+        "empty": b"",
+        "magic alone": b"GGUF",
+        "header cut": image()[:23],
+        "zeros": space,
+        "another magic": image(magic=b"GGML"),
+        "magic of the other byte order": image(magic=b"FUGG"),
+        "version 1": image(version=1),
+        "version 4": image(version=4),
+        "big-endian version": image(version=3 << 24),
+        "2^60 keys": image(pair_count=HUGE, data=space),
+        "2^64-1 keys": image(pair_count=(1 << 64) - 1, data=space),
+        "more keys than there are": unpadded(image([pair("k", U8, b"\1")], pair_count=2)),
+        "2^60 tensors": image(tensor_count=HUGE, data=space),
+        "2^64-1 tensors": image(tensor_count=(1 << 64) - 1, data=space),
+        "more tensors than there are": image([], [tensor("t", [1])], tensor_count=2, data=bytes(4)),
+        "key of 2^60 bytes": image([struct.pack("<Q", HUGE)], data=space),
+        "key of 2^64-1 bytes": image([struct.pack("<Q", (1 << 64) - 1)], data=space),
+        "key that is no UTF-8": image([pair(b"\xff\xfe", U8, b"\1")]),
+        "string of 2^60 bytes": image([pair("k", STRING, struct.pack("<Q", HUGE))], data=space),
+        "string that is no UTF-8": image([pair("k", STRING, text(b"\xc3"))]),
+        "value of unknown kind": image([pair("k", 13, b"\0" * 8)], data=space),
+        "array of unknown kind": image([array_of(13, 1, bytes(8))], data=space),
+        "array of arrays": image([array_of(ARRAY, 1, struct.pack("<IQ", U8, 1) + b"\1")], data=space),
+        "2^60 strings": image([array_of(STRING, HUGE)], data=space),
+        "2^64-1 strings": image([array_of(STRING, (1 << 64) - 1)], data=space),
+        "more strings than there are": unpadded(image([array_of(STRING, 3, text("a") * 2)])),
+        "a string of 2^60 bytes in an array": image([array_of(STRING, 1, struct.pack("<Q", HUGE))]),
+        "two strings of 2^63 bytes in an array": image(
+            [array_of(STRING, 2, struct.pack("<Q", 1 << 63) * 2)], data=space
+        ),
+        "two strings of 2^64-1 bytes in an array": image(
+            [array_of(STRING, 2, struct.pack("<Q", (1 << 64) - 1) * 2)], data=space
+        ),
+        "tensor name of 2^60 bytes": image([], [struct.pack("<Q", HUGE)], data=space),
+        "tensor name that is no UTF-8": image([], [tensor(b"\xff", [1])], data=space),
+        "no dimensions": image([], [tensor("t", [])], data=space),
+        "5 dimensions": image([], [tensor("t", [1] * 5)], data=space),
+        "2^32-1 dimensions": image([], [text("t") + struct.pack("<I", (1 << 32) - 1)], data=space),
+        "row of 2^60": image([], [tensor("t", [HUGE])], data=space),
+        "2^60 rows": image([], [tensor("t", [1, HUGE])], data=space),
+        "product that wraps to 0": image([], [tensor("t", [1 << 32, 1 << 32])], data=space),
+        "product that wraps to 1": image([], [tensor("t", [(1 << 64) - 1, (1 << 64) - 1])], data=space),
+        "unknown type": image([], [tensor("t", [1], 99)], data=space),
+        "removed type": image([], [tensor("t", [32], 4)], data=space),
+        "half a block": image([], [tensor("t", [33], 2)], data=space),
+        "offset of 2^60": image([], [tensor("t", [1], 0, HUGE)], data=space),
+        "offset that wraps": image([], [tensor("t", [1], 0, (1 << 64) - 32)], data=space),
+        "data cut by a byte": image([], [tensor("t", [4])], data=bytes(15)),
+        "no data": image([], [tensor("t", [4])]),
+        "a tensor twice": image([], [tensor("t", [1])] * 2, data=space),
+        "alignment 0": image([pair("general.alignment", U32, bytes(4))], [tensor("t", [1])], data=space),
+        "alignment 3": image([pair("general.alignment", U32, b"\3\0\0\0")], [tensor("t", [1])], data=space),
+        "alignment 2^31": image(
+            [pair("general.alignment", U32, struct.pack("<I", 1 << 31))], [tensor("t", [1])], data=space
+        ),
+        "alignment that is a string": image([pair("general.alignment", STRING, text("32"))], data=space),
+    }
+    for kind, (layout, _) in TestKinds.SCALARS.items():
+        files[f"2^60 values of kind {kind}"] = image([array_of(kind, HUGE)], data=space)
+        files[f"2^64-1 values of kind {kind}"] = image([array_of(kind, (1 << 64) - 1)], data=space)
+        files[f"one value of kind {kind} too many"] = image(
+            [array_of(kind, 64 // struct.calcsize(layout), bytes(32))]
+        )[:-1]
+    return files
+
+
+LYING = lying()
+
+
+@pytest.mark.parametrize("name", LYING)
+def test_a_lying_file_is_refused_before_anything_is_allocated(name, tmp_path):
+    path = tmp_path / "file.gguf"
+    path.write_bytes(LYING[name])
+    for source in (LYING[name], path):
+        tracemalloc.start()
+        try:
+            with pytest.raises(MalformedGGUFError) as caught:
+                GGUFFile(source)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert str(caught.value)
+        assert peak < 1 << 20
+
+
+def test_a_list_of_strings_that_are_no_utf8_is_refused_when_it_is_read():
+    file = GGUFFile(image([array_of(STRING, 2, text("fine") + text(b"\xff"))]))
+    with pytest.raises(MalformedGGUFError):
+        file.get("k")
+
+
+@pytest.mark.parametrize("dims", [[0], [0, 3], [3, 0], [0, (1 << 64) - 1], [1 << 63, 0, 1 << 63]])
+def test_empty_tensors_are_empty_or_refused(dims):
+    try:
+        file = GGUFFile(image([], [tensor("t", dims)]))
+        array = file.array(file.tensors["t"])
+    except MalformedGGUFError:
+        return
+    assert array.size == 0
+    assert array.shape == tuple(dims[::-1])
+
+
+def test_a_missing_file_is_no_malformed_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        GGUFFile(tmp_path / "nothing.gguf")
+
+
+def small_file() -> bytes:
+    memory = io.BytesIO()
+    metadata = [("names", ["a", "b"], _gguf.STRING), ("n", 7, _gguf.UINT32), ("v", [1, 2], _gguf.UINT32)]
+    _gguf.write(memory, "llama", metadata, {"t": np.ones((4, 8), np.float32), "s": np.ones(3, np.float16)})
+    return memory.getvalue()
+
+
+def read_all(data: bytes) -> None:
+    """Use everything that a reader of a file can use."""
+    file = GGUFFile(data)
+    for key in file:
+        file.get(key)
+    for entry in file.tensors.values():
+        assert len(file.data(entry)) == entry.nbytes
+        if entry.type.name in ("F32", "F16"):
+            assert file.array(entry).shape == entry.shape
+
+
+def test_truncation_at_every_byte():
+    data = small_file()
+    end = max(entry.offset + entry.nbytes for entry in GGUFFile(data).tensors.values())
+    for length in range(len(data)):
+        if length < end:
+            with pytest.raises(MalformedGGUFError):
+                read_all(data[:length])
+        else:
+            read_all(data[:length])
+
+
+def test_every_bit_flip_in_the_header_gives_a_file_or_an_error():
+    data = small_file()
+    header = min(entry.offset for entry in GGUFFile(data).tensors.values())
+    refused = 0
+    for bit in range(8 * header):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            read_all(bytes(damaged))
+        except MalformedGGUFError:
+            refused += 1
+    assert refused > header, "at least the lengths and counts are checked"

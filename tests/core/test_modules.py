@@ -1,0 +1,95 @@
+"""Module names, their canonical order, and targets."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinylora_edge import BasisError
+from tinylora_edge.modules import KINDS, canonical_order, is_adaptable, parse, select
+
+# DESIGN 5, in its order.
+ORDER = [
+    *("attn_q", "attn_qkv", "attn_k", "attn_v", "attn_output"),
+    *("ffn_gate", "ffn_up", "ffn_down"),
+    *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+]
+
+
+def names(blocks, kinds=ORDER):
+    return [f"blk.{block}.{kind}.weight" for block in blocks for kind in kinds]
+
+
+def test_kinds_are_in_the_order_of_the_design():
+    assert list(KINDS) == ORDER
+
+
+@given(st.lists(st.tuples(st.integers(0, 120), st.sampled_from(ORDER)), unique=True), st.randoms())
+def test_canonical_order_is_by_block_as_a_number_then_by_kind(pairs, shuffle: random.Random):
+    expected = [f"blk.{b}.{k}.weight" for b, k in sorted(pairs, key=lambda p: (p[0], ORDER.index(p[1])))]
+    mixed = list(expected)
+    shuffle.shuffle(mixed)
+    assert canonical_order(mixed) == expected
+
+
+def test_unknown_kinds_follow_in_alphabetical_order():
+    mixed = ["blk.0.zeta.weight", "blk.0.ffn_down_exps.weight", "blk.0.alpha.weight", "blk.1.attn_q.weight"]
+    assert canonical_order(mixed) == [mixed[1], mixed[2], mixed[0], mixed[3]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "attn_q",
+        "blk.0.attn_q",
+        "blk.x.attn_q.weight",
+        "blk..attn_q.weight",
+        "blk.-1.attn_q.weight",
+        "blk.0.attn_q.bias",
+        "blk.0.attn_q.weight ",
+        "blk.0.attn_q.weight\n",
+        "model.layers.0.self_attn.q_proj.weight",
+    ],
+)
+def test_what_is_not_a_module_name(name):
+    with pytest.raises(BasisError, match="not a module name"):
+        parse(name)
+    assert not is_adaptable(name)
+
+
+def test_parse_and_is_adaptable():
+    assert parse("blk.17.attn_v.weight") == (17, "attn_v")
+    assert all(is_adaptable(name) for name in names([0, 31]))
+    for other in (
+        "token_embd.weight",
+        "output.weight",
+        "blk.0.attn_norm.weight",
+        "blk.0.ffn_gate_inp.weight",
+    ):
+        assert not is_adaptable(other)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (None, names(range(12), ORDER[:3])),
+        ([], names(range(12), ORDER[:3])),
+        (["attn_k"], names(range(12), ["attn_k"])),
+        (["blk.3.attn_q.weight"], ["blk.3.attn_q.weight"]),
+        (["blk.1?.attn_k.weight"], names([10, 11], ["attn_k"])),
+        (["attn_qk*", "attn_k", "attn_k"], names(range(12), ["attn_qkv", "attn_k"])),
+        (["blk.2.*"], names([2], ORDER[:3])),
+    ],
+)
+def test_select(targets, expected):
+    available = names(range(12), ORDER[:3])
+    assert select(available[::-1], targets) == expected
+
+
+def test_a_target_without_a_module_names_the_kinds_that_there_are():
+    with pytest.raises(BasisError, match=r"'attn_v'.*attn_q, attn_k, ffn_down"):
+        select(names(range(2), ["ffn_down", "attn_k", "attn_q"]), ["attn_q", "attn_v"])

@@ -1,0 +1,167 @@
+"""The public surface: names, what importing costs, and the tree of errors."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+import tinylora_edge
+from tinylora_edge import MissingExtraError, TinyLoraError, errors
+
+HEAVY = ("torch", "transformers", "onnx", "scipy", "llama_cpp", "onnxruntime", "typer", "cryptography")
+
+
+def imported_by(statement: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}; import sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
+def tree() -> dict[str, type[TinyLoraError]]:
+    return {
+        name: value
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, TinyLoraError)
+    }
+
+
+class TestNames:
+    def test_all_is_sorted_and_without_repetition(self):
+        assert tinylora_edge.__all__ == sorted(set(tinylora_edge.__all__))
+
+    @pytest.mark.parametrize("name", tinylora_edge.__all__)
+    def test_every_name_is_there_and_documented(self, name):
+        value = getattr(tinylora_edge, name)
+        if name != "__version__":
+            assert inspect.getdoc(value)
+
+    def test_all_is_complete(self):
+        """Whatever a reader finds in the package without an underscore is listed, modules aside."""
+        public = {
+            name
+            for name, value in vars(tinylora_edge).items()
+            if not name.startswith("_") and not inspect.ismodule(value)
+        }
+        assert public | {"__version__"} == set(tinylora_edge.__all__)
+
+    def test_every_error_is_exported(self):
+        assert set(tree()) <= set(tinylora_edge.__all__)
+
+    def test_names_that_the_design_promises(self):
+        from tinylora_edge import factorization, projection, runtime, tying
+
+        assert list(inspect.signature(projection.project).parameters) == ["seed", "module", "u", "rank"]
+        assert list(inspect.signature(tying.tie).parameters) == ["modules", "scheme", "groups"]
+        assert list(inspect.signature(factorization.truncated_svd).parameters)[:2] == ["weight", "rank"]
+        load = inspect.signature(runtime.load).parameters
+        assert list(load)[:3] == ["base", "vector_bytes", "policy"]
+        assert load["vector_bytes"].default is None
+        assert load["policy"].kind is inspect.Parameter.KEYWORD_ONLY
+        assert list(inspect.signature(tinylora_edge.load_basis).parameters) == ["path"]
+        assert list(inspect.signature(tinylora_edge.save_basis).parameters) == ["basis", "path"]
+        for name in ("modules", "rank", "u", "groups", "seed"):
+            assert name in tinylora_edge.Basis.__dataclass_fields__
+        for name in ("digest", "size", "R", "delta"):
+            assert hasattr(tinylora_edge.Basis, name)
+        assert list(tinylora_edge.MicroVector.__dataclass_fields__) == ["values", "dtype", "sequence"]
+        assert list(inspect.signature(tinylora_edge.MicroVector.from_bytes).parameters) == [
+            "data",
+            "basis",
+            "policy",
+        ]
+
+    def test_version(self):
+        from importlib.metadata import version
+
+        assert tinylora_edge.__version__ == version("tinylora-edge")
+
+
+class TestImports:
+    @pytest.mark.parametrize("statement", ["import tinylora_edge", "import tinylora_edge.runtime"])
+    def test_a_device_loads_no_engine_and_no_training_stack(self, statement):
+        loaded = imported_by(statement)
+        assert "tinylora_edge" in loaded
+        assert not loaded & set(HEAVY)
+
+    def test_the_exporter_needs_no_torch_and_no_engine(self):
+        assert not imported_by("import tinylora_edge.exporters") & {"torch", "transformers", "llama_cpp"}
+
+    def test_one_module_alone_imports_gguf(self):
+        package = tinylora_edge.__path__[0]
+        importers = subprocess.run(
+            ["grep", "-lE", r"^\s*(import gguf|from gguf)", "-r", package, "--include=*.py"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        core = [path for path in importers if path.count("/") == package.count("/") + 1]
+        assert [path.rsplit("/", 1)[1] for path in core] == ["_gguf.py"]
+
+    def test_the_type_marker_is_installed(self):
+        from importlib.resources import files
+
+        assert files("tinylora_edge").joinpath("py.typed").is_file()
+
+
+class TestErrors:
+    def test_the_drawn_tree_is_the_real_one(self):
+        drawn, path = {}, []
+        for line in inspect.getdoc(errors).splitlines():
+            match = re.match(
+                r"(?P<indent>[ │├└─]*)(?P<name>\w+Error)\b(?:\s+\(also an? (?P<also>\w+)\))?", line
+            )
+            if not match or line.rstrip().endswith((".", ":")):
+                continue
+            depth = len(match["indent"]) // 4 - (1 if line.startswith("    ") else 0)
+            path[depth:] = [match["name"]]
+            parents = [path[depth - 1]] if depth else ["Exception"]
+            drawn[match["name"]] = parents + ([match["also"]] if match["also"] else [])
+        real = {name: [base.__name__ for base in error.__bases__] for name, error in tree().items()}
+        assert drawn == real
+        assert len(real) >= 15
+
+    @pytest.mark.parametrize("name", tree())
+    def test_each_says_in_one_sentence_when_it_fires(self, name):
+        doc = vars(tree()[name])["__doc__"]
+        assert "\n" not in doc
+        assert doc.endswith(".")
+        assert doc.count(". ") == 0
+
+    def test_the_design_s_branches(self):
+        of = tree()
+        for parent, children in {
+            "VectorError": (
+                "FrameError ChecksumError SignatureError RollbackError BasisMismatchError NonFiniteError"
+            ),
+            "BasisError": "BaseMismatchError CorruptBasisError",
+            "ExportError": "UnsupportedModelError",
+            "TinyLoraError": "VectorError BasisError ExportError TrainError MissingExtraError",
+        }.items():
+            assert all(of[parent] in of[child].__bases__ for child in children.split())
+
+    def test_a_missing_extra_is_the_pip_command(self):
+        error = MissingExtraError("tuning", "torch", "train")
+        assert (error.feature, error.package, error.extra) == ("tuning", "torch", "train")
+        assert str(error) == (
+            'tuning needs the package torch. Install it with: pip install "tinylora-edge[train]"'
+        )
+        assert isinstance(error, ImportError)
+
+    @pytest.mark.parametrize("name", tree())
+    def test_errors_can_be_pickled(self, name):
+        """They cross process borders: a pool's worker raises them, too."""
+        import pickle
+
+        arguments = ("a", "b", "c") if name == "MissingExtraError" else ("what was wrong",)
+        error = tree()[name](*arguments)
+        back = pickle.loads(pickle.dumps(error))
+        assert type(back) is type(error)
+        assert str(back) == str(error)

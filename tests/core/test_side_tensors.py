@@ -1,0 +1,375 @@
+"""basis.gguf: its content as DESIGN 6 lists it, round trips, damage, and the atomicity of saving."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import struct
+import threading
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import support
+
+from tinylora_edge import Basis, BasisError, CorruptBasisError, load_basis, save_basis
+from tinylora_edge._gguf import GGUFFile
+
+FINGERPRINTS = ("ab" * 32, "cd" * 32)
+VARIANTS = {
+    "f32": {},
+    "f16": {"factor_dtype": np.float16},
+    "u13": {"u": 13, "groups": 1, "scheme": "full"},
+    "structured-sqrt": {"scheme": "structured", "groups": 3, "factorization": "sqrt"},
+    "explicit": {"explicit": True, "u": 3},
+    "experts": {"experts": 4, "groups": 8},
+    "one-expert": {"experts": 1},
+    "explicit-experts-f16": {"explicit": True, "experts": 2, "factor_dtype": np.float16, "u": 2},
+    "rank1": {"rank": 1},
+    "rank4": {"rank": 4, "blocks": 4, "architecture": "qwen2"},
+    "largest-seed": {"seed": (1 << 64) - 1},
+    "one-module": {"blocks": 1, "kinds": ("ffn_down",), "groups": 1},
+    "custom-map": {"scheme": "custom", "tying": np.array([1, 0, 2, 1, 1, 0], np.int32), "groups": 3},
+}
+MEMORY = 512 << 20  # what damaged files of a few kilobytes may make a process grow by
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
+def basis(request, tiny_basis) -> Basis:
+    return tiny_basis(base_fingerprints=FINGERPRINTS, **request.param)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "basis.gguf"
+
+
+def assert_same(found: Basis, expected: Basis) -> None:
+    for field in dataclasses.fields(Basis):
+        one, two = getattr(found, field.name), getattr(expected, field.name)
+        if field.name in ("a", "b", "p"):
+            assert [(x.dtype, x.shape, x.tobytes()) for x in one] == [
+                (x.dtype, x.shape, x.tobytes()) for x in two
+            ]
+        elif field.name == "tying":
+            assert one.dtype == np.int32
+            assert one.tolist() == two.tolist()
+        else:
+            assert one == two, field.name
+            assert type(one) is type(two), field.name
+    assert found.digest == expected.digest
+
+
+class TestRoundTrip:
+    def test_every_field(self, basis, path):
+        save_basis(basis, path)
+        assert_same(load_basis(path), basis)
+        assert_same(load_basis(str(path)), basis)
+
+    def test_without_fingerprints(self, tiny_basis, path):
+        basis = tiny_basis()
+        assert basis.base_fingerprints == ()
+        save_basis(basis, path)
+        assert_same(load_basis(path), basis)
+
+    def test_the_same_bytes_every_time(self, basis, path):
+        save_basis(basis, path)
+        first = path.read_bytes()
+        save_basis(load_basis(path), path)
+        assert path.read_bytes() == first
+
+    def test_a_basis_survives_being_saved_over_its_own_file(self, basis, path):
+        save_basis(basis, path)
+        loaded = load_basis(path)  # memory-mapped
+        save_basis(dataclasses.replace(loaded, base_fingerprints=("ef" * 32,)), path)
+        assert_same(loaded, basis)
+        assert load_basis(path).base_fingerprints == ("ef" * 32,)
+
+    def test_arrays_of_any_layout(self, tiny_basis, path):
+        basis = tiny_basis(explicit=True, u=2)
+        other = dataclasses.replace(
+            basis,
+            a=tuple(np.asfortranarray(a) for a in basis.a),
+            b=tuple(np.repeat(b, 2, axis=0)[::2] for b in basis.b),
+        )
+        save_basis(other, path)
+        assert_same(load_basis(path), basis)
+
+    def test_of_a_real_model(self, smollm2_bundle, smollm2_bundle_u13):
+        for bundle, u, groups, scheme in (
+            (smollm2_bundle, 1, 13, "tiled"),
+            (smollm2_bundle_u13, 13, 1, "full"),
+        ):
+            basis = load_basis(bundle / "basis.gguf")
+            assert (len(basis.modules), basis.rank, basis.u, basis.groups) == (210, 2, u, groups)
+            assert (basis.size, basis.scheme, basis.architecture) == (13, scheme, "llama")
+            assert basis.factorization == "left"
+            assert all(a.dtype == b.dtype == np.float32 for a, b in zip(basis.a, basis.b, strict=True))
+        assert basis.a[0].shape == (2, 576)
+
+
+def test_the_file_is_what_the_design_lists(tiny_basis, path):
+    """Read by gguf's own reader."""
+    basis = tiny_basis(u=3, explicit=True, experts=2, base_fingerprints=FINGERPRINTS, seed=1 << 63)
+    save_basis(basis, path)
+    reader = gguf.GGUFReader(path)
+    fields = {k: (f.types[-1].name, f.contents()) for k, f in reader.fields.items() if k[:4] != "GGUF"}
+    assert fields == {
+        "general.architecture": ("STRING", "llama"),
+        "general.type": ("STRING", "adapter"),
+        "adapter.type": ("STRING", "tinylora"),
+        "tinylora.version": ("UINT32", 1),
+        "tinylora.rank": ("UINT32", 2),
+        "tinylora.u": ("UINT32", 3),
+        "tinylora.groups": ("UINT32", 2),
+        "tinylora.seed": ("UINT64", 1 << 63),
+        "tinylora.projection": ("STRING", "explicit"),
+        "tinylora.factorization": ("STRING", "left"),
+        "tinylora.tying.scheme": ("STRING", "tiled"),
+        "tinylora.tying.groups": ("UINT32", basis.tying.tolist()),
+        "tinylora.modules": ("STRING", list(basis.modules)),
+        "tinylora.base.fingerprints": ("STRING", list(FINGERPRINTS)),
+        "tinylora.digest": ("STRING", basis.digest),
+    }
+    expected = {}
+    for position, module in enumerate(basis.modules):
+        for letter in "abp":
+            expected[f"{module}.tinylora_{letter}"] = getattr(basis, letter)[position]
+    assert [tensor.name for tensor in reader.tensors] == list(expected)
+    for tensor in reader.tensors:
+        array = expected[tensor.name]
+        assert tensor.tensor_type.name == "F32"
+        assert [int(dim) for dim in tensor.shape[::-1]] == list(array.shape)
+        np.testing.assert_array_equal(tensor.data.reshape(array.shape), array)
+
+
+class TestDamage:
+    @pytest.fixture
+    def small(self, tiny_basis, path) -> tuple[Basis, bytes]:
+        basis = tiny_basis(blocks=1, n_in=4, n_out=4, base_fingerprints=FINGERPRINTS[:1])
+        save_basis(basis, path)
+        return basis, path.read_bytes()
+
+    def load(self, path: Path, data: bytes | None = None) -> Basis | None:
+        """The basis, or None where it is refused; any other exception passes through."""
+        if data is not None:
+            path.touch()
+            with open(path, "r+b") as file:  # in place: thousands of new files take minutes on some disks
+                file.write(data)
+                file.truncate()
+        try:
+            return load_basis(path)
+        except CorruptBasisError:
+            return None
+
+    def test_truncation_at_every_byte(self, small, path):
+        basis, data = small
+        entries = GGUFFile(data).tensors.values()
+        end = max(entry.offset + entry.nbytes for entry in entries)
+        for length in reversed(range(len(data))):
+            os.truncate(path, length)
+            found = self.load(path)
+            assert (found is None) if length < end else (found.digest == basis.digest)
+
+    def test_every_bit_flip_is_refused_or_harmless(self, small, path):
+        """What loads has the digest, so the same function; only names that it does not cover may differ."""
+        basis, data = small
+        covered = GGUFFile(data)
+        refused = 0
+        with support.memory_limit(MEMORY), open(path, "r+b", buffering=0) as file:
+            for bit in range(8 * len(data)):
+                at = bit // 8
+                os.pwrite(file.fileno(), bytes([data[at] ^ 1 << bit % 8]), at)
+                found = self.load(path)
+                os.pwrite(file.fileno(), data[at : at + 1], at)
+                if found is None:
+                    refused += 1
+                    continue
+                assert_same(
+                    dataclasses.replace(
+                        found, scheme=basis.scheme, base_fingerprints=basis.base_fingerprints
+                    ),
+                    basis,
+                )
+        factors = sum(entry.nbytes for entry in covered.tensors.values())
+        assert refused > 8 * factors, "every bit of the factors is covered, and many of the header"
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_random_damage(self, small, path, seed):
+        basis, data = small
+        rng = np.random.default_rng(seed)
+        with support.memory_limit(MEMORY):
+            for _ in range(500):
+                damaged = bytearray(data)
+                for _ in range(rng.integers(1, 4)):
+                    at = int(rng.integers(len(damaged)))
+                    kind = rng.integers(4)
+                    if kind == 0:
+                        damaged[at : at + 8] = rng.bytes(8)
+                    elif kind == 1:
+                        damaged[at : at + 8] = struct.pack("<Q", 1 << int(rng.integers(64)))
+                    elif kind == 2:
+                        del damaged[at : at + int(rng.integers(1, 9))]
+                    else:
+                        damaged[at:at] = rng.bytes(int(rng.integers(1, 9)))
+                found = self.load(path, bytes(damaged))
+                assert found is None or found.digest == basis.digest
+
+    def test_data_after_the_end_is_ignored(self, small, path):
+        basis, data = small
+        assert self.load(path, data + bytes(100)).digest == basis.digest
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"GGUF", b"\0" * 4096, b"{}" * 500], ids=["empty", "cut", "0", "json"]
+    )
+    def test_what_is_no_gguf(self, path, data):
+        assert self.load(path, data) is None
+
+    def test_a_model(self, smollm2_gguf):
+        with pytest.raises(CorruptBasisError, match=r"\('model', None\), not \('adapter', 'tinylora'\)"):
+            load_basis(smollm2_gguf)
+
+    def test_a_missing_file(self, path):
+        with pytest.raises(FileNotFoundError):
+            load_basis(path)
+
+
+def with_keys(data: bytes, changes: dict[str, tuple[object, gguf.GGUFValueType] | None], path: Path) -> None:
+    """Write a copy of side tensors with other keys, by gguf's own writer."""
+    file = GGUFFile(data)
+    writer = gguf.GGUFWriter(path, file.architecture)
+    kinds = gguf.GGUFValueType
+    for key in file:
+        value = file.get(key)
+        if key == "general.architecture" or key in changes:
+            continue
+        if isinstance(value, np.ndarray):
+            writer.add_key_value(key, value.tolist(), kinds.ARRAY, sub_type=kinds.UINT32)
+        elif isinstance(value, list):
+            writer.add_key_value(key, value, kinds.ARRAY, sub_type=kinds.STRING)
+        elif isinstance(value, str):
+            writer.add_key_value(key, value, kinds.STRING)
+        else:
+            writer.add_key_value(key, value, kinds.UINT64 if key == "tinylora.seed" else kinds.UINT32)
+    for key, change in changes.items():
+        if change is not None:
+            value, kind = change
+            if isinstance(value, list):
+                writer.add_key_value(key, value, kinds.ARRAY, sub_type=kind)
+            else:
+                writer.add_key_value(key, value, kind)
+    for name, entry in file.tensors.items():
+        writer.add_tensor(name, np.array(file.array(entry)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+KINDS = gguf.GGUFValueType
+REQUIRED = [
+    *("version", "rank", "u", "groups", "seed", "digest", "modules"),
+    *("projection", "factorization", "tying.scheme", "tying.groups"),
+]
+FORGED = {
+    "another version": ({"version": (2, KINDS.UINT32)}, "version 2.*reads version 1"),
+    "another digest": ({"digest": ("0" * 64, KINDS.STRING)}, "digest 0000000000000000.*gives"),
+    "a rank that is a string": ({"rank": ("2", KINDS.STRING)}, "tinylora.rank is '2', expected a int"),
+    "a rank that is a float": ({"rank": (2.0, KINDS.FLOAT32)}, "tinylora.rank"),
+    "a u that is a bool": ({"u": (True, KINDS.BOOL)}, "tinylora.u"),
+    "another rank": ({"rank": (3, KINDS.UINT32)}, "rank 3"),
+    "rank 0": ({"rank": (0, KINDS.UINT32)}, "rank 0"),
+    "another u": ({"u": (2, KINDS.UINT32)}, "digest"),
+    "u of 40 bits": ({"u": (1 << 40, KINDS.UINT64)}, "u"),
+    "u of 2^32-1": ({"u": ((1 << 32) - 1, KINDS.UINT32)}, "digest"),
+    "2^32-1 groups": ({"groups": ((1 << 32) - 1, KINDS.UINT32)}, "no module reads group 2 of 4294967295"),
+    "2^62 groups": ({"groups": (1 << 62, KINDS.UINT64)}, "groups"),
+    "a negative seed": ({"seed": (-1, KINDS.INT64)}, "seed -1"),
+    "another projection": ({"projection": ("gauss", KINDS.STRING)}, "unknown projection 'gauss'"),
+    "explicit without P": ({"projection": ("explicit", KINDS.STRING)}, "lacks the tensor .*tinylora_p"),
+    "another factorization": ({"factorization": ("right", KINDS.STRING)}, "'right'"),
+    "one module": ({"modules": (["blk.0.attn_q.weight"], KINDS.STRING)}, r"1 modules need .*\(6, 1, 1, 0\)"),
+    "modules that are numbers": ({"modules": ([1, 2], KINDS.UINT32)}, "tinylora.modules"),
+    "a module without factors": (
+        {"modules": ([f"blk.{i}.attn_q.weight" for i in range(6)], KINDS.STRING)},
+        "lacks the tensor blk.2.attn_q.weight.tinylora_a",
+    ),
+    "tying that is a string": ({"tying.groups": ("tiled", KINDS.STRING)}, "tinylora.tying.groups"),
+    "tying that is a list of strings": ({"tying.groups": (["0"] * 6, KINDS.STRING)}, "tinylora.tying.groups"),
+    "tying beyond the groups": ({"tying.groups": ([0, 0, 0, 1, 1, 7], KINDS.UINT32)}, "groups 0 to 7"),
+    "tying of 32 bits": ({"tying.groups": ([0, 0, 0, 1, 1, (1 << 32) - 1], KINDS.UINT32)}, "groups"),
+    "tying of NaN": ({"tying.groups": ([0.0, 0, 0, 1, 1, float("nan")], KINDS.FLOAT32)}, "tying.groups"),
+    "fingerprints that are a number": ({"base.fingerprints": (7, KINDS.UINT32)}, "base.fingerprints"),
+    "fingerprints that are a string": ({"base.fingerprints": ("ab", KINDS.STRING)}, "base.fingerprints"),
+    "fingerprints that are numbers": ({"base.fingerprints": ([7], KINDS.UINT32)}, "base.fingerprints"),
+    **{f"no {key}": ({key: None}, f"tinylora.{key}|version|digest") for key in REQUIRED},
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("changes", "said"), FORGED.values(), ids=FORGED)
+def test_forged_keys(tiny_basis, path, changes, said):
+    """Well-formed GGUF with nonsense in it: one error, whatever the nonsense, and no memory for it."""
+    save_basis(tiny_basis(base_fingerprints=FINGERPRINTS), path)
+    data = path.read_bytes()
+    with_keys(data, {}, path)
+    load_basis(path)  # the copy itself is fine
+    with_keys(data, {f"tinylora.{key}": change for key, change in changes.items()}, path)
+    with support.memory_limit(MEMORY), pytest.raises(CorruptBasisError, match=said) as caught:
+        load_basis(path)
+    assert str(path) in str(caught.value)
+
+
+class TestSaving:
+    def test_a_full_disk_leaves_the_old_file(self, tiny_basis, path):
+        """The limit on a file's size fails a write as a full disk does: in its middle."""
+        small, large = tiny_basis(), tiny_basis(n_in=20_000)
+        save_basis(small, path)
+        before = path.read_bytes()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                save_basis(large, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_bytes() == before
+        assert list(path.parent.iterdir()) == [path], "no temporary file is left"
+        assert load_basis(path).digest == small.digest
+        save_basis(large, path)
+        assert load_basis(path).digest == large.digest
+
+    def test_a_basis_that_cannot_be_written_leaves_the_old_file(self, tiny_basis, path):
+        """A float64 array sneaks past no check: either the basis or the saving refuses it."""
+        save_basis(tiny_basis(), path)
+        before = path.read_bytes()
+        with pytest.raises(BasisError, match="float64"):
+            save_basis(tiny_basis(factor_dtype=np.float64), path)
+        assert path.read_bytes() == before
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_a_missing_directory(self, tiny_basis, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            save_basis(tiny_basis(), tmp_path / "nowhere" / "basis.gguf")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_reader_never_sees_a_part(self, tiny_basis, path):
+        one, two = tiny_basis(n_in=4000), tiny_basis(n_in=4000, seed=43)
+        save_basis(one, path)
+        stop = threading.Event()
+
+        def write() -> None:
+            while not stop.is_set():
+                save_basis(two, path)
+                save_basis(one, path)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            seen = {load_basis(path).digest for _ in range(60)}
+        finally:
+            stop.set()
+            writer.join()
+        assert seen <= {one.digest, two.digest}

@@ -1,0 +1,145 @@
+"""Tags: published test vectors, keys that are refused, and Ed25519 with and without `cryptography`."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tinylora_edge import (
+    Crc32,
+    Ed25519Signer,
+    Ed25519Verifier,
+    Hmac,
+    MicroVector,
+    MissingExtraError,
+    Policy,
+    SignatureError,
+)
+from tinylora_edge._tags import NAMES, SIZES, Verifier
+
+# RFC 8032, section 7.1: secret key, public key, message, signature.
+RFC_8032 = [
+    (
+        "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "",
+        (
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46b"
+            "d25bf5f0595bbe24655141438e7a100b"
+        ),
+    ),
+    (
+        "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+        "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+        "72",
+        (
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c"
+            "387b2eaeb4302aeeb00d291612bb0c00"
+        ),
+    ),
+    (
+        "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+        "af82",
+        (
+            "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc659"
+            "4a7c15e9716ed28dc027beceea1ec40a"
+        ),
+    ),
+]
+# RFC 4231, cases 1 and 3: key, message, HMAC-SHA-256.
+RFC_4231 = [
+    (b"\x0b" * 20, b"Hi There", "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"),
+    (b"\xaa" * 20, b"\xdd" * 50, "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe"),
+]
+
+
+def test_sizes_and_names():
+    assert SIZES == {0: 4, 1: 8, 2: 64}
+    assert NAMES == {0: "CRC-32", 1: "HMAC", 2: "Ed25519"}
+    assert (Crc32.kind, Hmac.kind, Ed25519Signer.kind, Ed25519Verifier.kind) == (0, 1, 2, 2)
+
+
+def test_crc32_check_value():
+    """The check value of CRC-32/ISO-HDLC in the catalogue of parametrised CRC algorithms."""
+    tag = Crc32().sign(b"123456789")
+    assert tag == bytes.fromhex("cbf43926")[::-1]
+    assert Crc32().verify(b"123456789", tag)
+    assert not Crc32().verify(b"123456788", tag)
+
+
+@pytest.mark.parametrize(("key", "message", "mac"), RFC_4231)
+def test_hmac(key, message, mac):
+    tag = Hmac(key).sign(message)
+    assert tag.hex() == mac[:16]
+    assert Hmac(key).verify(message, tag)
+    assert not Hmac(key).verify(message + b"!", tag)
+    assert not Hmac(key[:-1] + b"?").verify(message, tag)
+    for wrong in (b"", tag[:7], tag + b"\0", bytes.fromhex(mac)):
+        assert not Hmac(key).verify(message, wrong)
+
+
+@pytest.mark.parametrize(("secret", "public", "message", "signature"), RFC_8032)
+def test_ed25519(secret, public, message, signature):
+    signer = Ed25519Signer(bytes.fromhex(secret))
+    assert signer.public_key.hex() == public
+    assert signer.sign(bytes.fromhex(message)).hex() == signature
+    verifier = Ed25519Verifier(bytes.fromhex(public))
+    assert isinstance(verifier, Verifier)
+    assert verifier.verify(bytes.fromhex(message), bytes.fromhex(signature))
+    assert not verifier.verify(bytes.fromhex(message) + b"!", bytes.fromhex(signature))
+    assert not verifier.verify(bytes.fromhex(message), bytes.fromhex(signature)[::-1])
+    assert not Ed25519Verifier(bytes(31) + b"\x02").verify(bytes.fromhex(message), bytes.fromhex(signature))
+
+
+@pytest.mark.parametrize("length", [0, 8, 15])
+def test_a_short_mac_key(length):
+    with pytest.raises(SignatureError, match=f"{length} bytes.*at least 16"):
+        Hmac(bytes(length))
+
+
+@pytest.mark.parametrize("length", [0, 31, 33, 64])
+@pytest.mark.parametrize("make", [Ed25519Signer, Ed25519Verifier])
+def test_an_ed25519_key_of_a_wrong_length(make, length):
+    with pytest.raises(SignatureError, match=f"32 bytes, not {length}"):
+        make(bytes(length))
+
+
+def test_any_32_bytes_are_taken_for_a_public_key_and_verify_nothing():
+    for key in (bytes(32), b"\xff" * 32, bytes(range(32))):
+        assert not Ed25519Verifier(key).verify(b"message", bytes(64))
+
+
+class TestWithoutCryptography:
+    @pytest.fixture(autouse=True)
+    def _absent(self, monkeypatch):
+        for name in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "cryptography", None)  # as the import system marks what is absent
+
+    @pytest.mark.parametrize("make", [Ed25519Signer, Ed25519Verifier])
+    def test_the_error_is_the_pip_command(self, make):
+        with pytest.raises(MissingExtraError, match=r'cryptography.*pip install "tinylora-edge\[sign\]"'):
+            make(bytes(32))
+
+    def test_a_device_brings_its_own_check(self, tiny_basis):
+        seen = []
+
+        def check(public_key: bytes, message: bytes, signature: bytes) -> bool:
+            seen.append((public_key, message, signature))
+            return signature == b"s" * 64
+
+        class Signer:
+            kind = 2
+
+            def sign(self, message: bytes) -> bytes:
+                return b"s" * 64
+
+        basis = tiny_basis()
+        policy = Policy("signature", keys=[Ed25519Verifier(b"k" * 32, check)])
+        data = MicroVector.zeros(basis).to_bytes(basis, Signer())
+        assert policy.check(data, basis) == MicroVector.zeros(basis)
+        assert seen == [(b"k" * 32, bytes.fromhex(basis.digest) + data[:-64], b"s" * 64)]
+        with pytest.raises(SignatureError):
+            policy.check(data[:-1] + b"?", basis)

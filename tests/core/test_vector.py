@@ -1,0 +1,301 @@
+"""MicroVector: rounding, round trips, raw payloads, the golden frames."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+import support
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinylora_edge import (
+    Basis,
+    Crc32,
+    Ed25519Signer,
+    Ed25519Verifier,
+    FrameError,
+    Hmac,
+    MicroVector,
+    NonFiniteError,
+    Policy,
+    UnauthenticatedVectorWarning,
+    VectorError,
+)
+
+GOLDEN = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
+DTYPES = ("fp32", "bf16", "fp16")
+KEY = bytes(range(32))
+SIGNER = Ed25519Signer(KEY)
+TAGS = {
+    "crc32": ("crc32", Policy("checksum")),
+    "hmac": (Hmac(KEY), Policy("mac", keys=[Hmac(KEY)])),
+    "ed25519": (SIGNER, Policy("signature", keys=[Ed25519Verifier(SIGNER.public_key)])),
+}
+LARGEST = {"fp32": np.finfo(np.float32).max, "bf16": float.fromhex("0x1.fep127"), "fp16": 65504.0}
+
+BASIS = support.random_basis(blocks=4, groups=4, u=3)
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Values rounded by torch, to even, overflow to infinity."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    return torch.tensor(values, dtype=torch.float32).to(kind).to(torch.float32).numpy()
+
+
+def make(values, dtype="fp32", sequence=0) -> MicroVector:
+    return MicroVector(np.asarray(values, np.float32).reshape(4, 3), dtype, sequence)
+
+
+class TestRounding:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @given(values=st.lists(finite, min_size=12, max_size=12))
+    def test_values_are_rounded_when_the_vector_is_made(self, dtype, values):
+        expected = rounded(np.array(values, np.float32), dtype)
+        if not np.isfinite(expected).all():
+            first = int(np.flatnonzero(~np.isfinite(expected))[0])
+            with pytest.raises(NonFiniteError, match=rf"value {first} is .*not finite in {dtype}"):
+                make(values, dtype)
+        else:
+            assert make(values, dtype).values.tobytes() == expected.tobytes()
+
+    def test_every_bf16_boundary(self):
+        """Each bf16 value, the float32 values around the middle to the next one, and the middle itself."""
+        upper = np.arange(1 << 16, dtype=np.uint32) << 16
+        for lower in (0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+            values = (upper | np.uint32(lower)).view(np.float32)
+            keep = np.isfinite(values) & np.isfinite(rounded(values, "bf16"))
+            vector = MicroVector(values[keep][None], "bf16")
+            assert vector.values.tobytes() == rounded(values[keep], "bf16").tobytes()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_rounding_again_changes_nothing(self, dtype):
+        vector = MicroVector.random(BASIS, 1.0, dtype=dtype)
+        assert MicroVector(vector.values, dtype) == vector
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_the_largest_value_is_kept_and_what_rounds_past_it_is_refused(self, dtype, sign):
+        largest = sign * LARGEST[dtype]
+        assert make([largest] * 12, dtype).values[3, 2] == np.float32(largest)
+        past = {"fp32": 1e39, "bf16": float.fromhex("0x1.ffp127"), "fp16": 65520.0}[dtype]
+        for value in (sign * past, sign * np.inf, np.nan, 1e300):
+            values = [0.0] * 12
+            values[5] = value
+            with pytest.raises(NonFiniteError, match="value 5"):
+                MicroVector(np.array(values).reshape(4, 3), dtype)
+
+    def test_lists_and_other_dtypes_are_taken(self):
+        expected = make(range(12))
+        assert MicroVector([[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]) == expected
+        assert MicroVector(np.arange(12, dtype=np.int64).reshape(4, 3)) == expected
+        assert MicroVector(np.arange(12, dtype=np.float64).reshape(3, 4).T.copy().T.reshape(4, 3)) == expected
+
+
+class TestRefuses:
+    @pytest.mark.parametrize("shape", [(), (12,), (2, 2, 3)])
+    def test_values_that_are_not_a_matrix(self, shape):
+        with pytest.raises(VectorError, match=r"\[groups, u\]"):
+            MicroVector(np.zeros(shape, np.float32))
+
+    @pytest.mark.parametrize("dtype", ["", "f32", "float32", "int8"])
+    def test_an_unknown_dtype(self, dtype):
+        with pytest.raises(VectorError, match="fp32, bf16, fp16"):
+            make(range(12), dtype)
+
+    @pytest.mark.parametrize("sequence", [-1, 65536, 1 << 40])
+    def test_a_sequence_out_of_range(self, sequence):
+        with pytest.raises(VectorError, match=f"{sequence} .*0 to 65535"):
+            make(range(12), sequence=sequence)
+
+    def test_another_basis_at_to_bytes(self):
+        with pytest.raises(VectorError, match=r"6 values.*12"):
+            MicroVector(np.zeros((2, 3), np.float32)).to_bytes(BASIS)
+
+    def test_an_unknown_tag(self):
+        with pytest.raises(VectorError, match="'sha1'"):
+            make(range(12)).to_bytes(BASIS, "sha1")
+
+    def test_a_raw_fp16_payload(self):
+        with pytest.raises(VectorError, match="bf16"):
+            make(range(12), "fp16").to_bytes(BASIS, None)
+
+
+class TestValueSemantics:
+    def test_equal_by_value(self):
+        one, two = make(range(12), "bf16", 5), make(range(12), "bf16", 5)
+        assert one == two
+        assert hash(one) == hash(two)
+        others = [make(range(12), "fp16", 5), make(range(12), "bf16", 6), make([1] * 12, "bf16", 5)]
+        others.append(MicroVector(np.arange(12, dtype=np.float32).reshape(3, 4), "bf16", 5))
+        assert len({one, two, *others}) == 1 + len(others)
+        assert one != b""
+        assert one != one.values.tolist()
+
+    def test_immutable(self):
+        given_values = np.ones((4, 3), np.float32)
+        for dtype in DTYPES:
+            vector = MicroVector(given_values, dtype)
+            with pytest.raises(ValueError, match="read-only"):
+                vector.values[0, 0] = 2
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                vector.sequence = 3
+            given_values[:] = 7
+            assert (vector.values == 1).all(), "the vector must not share the caller's memory"
+            given_values[:] = 1
+        assert given_values.flags.writeable
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_pickle_and_copy(self, dtype):
+        vector = MicroVector.random(BASIS, 0.3, dtype=dtype)
+        for other in (pickle.loads(pickle.dumps(vector)), copy.copy(vector), copy.deepcopy(vector)):
+            assert other == vector
+            assert other.values.tobytes() == vector.values.tobytes()
+
+    @pytest.mark.parametrize("how", [lambda v: pickle.loads(pickle.dumps(v)), copy.deepcopy])
+    def test_a_copy_is_as_immutable(self, how):
+        with pytest.raises(ValueError, match="read-only"):
+            how(make(range(12))).values[0, 0] = 2
+
+    def test_zeros_and_random(self):
+        zeros = MicroVector.zeros(BASIS, "bf16")
+        assert (zeros.values.shape, zeros.values.any(), zeros.dtype) == ((4, 3), False, "bf16")
+        one = MicroVector.random(BASIS, 0.25, seed=3)
+        assert one.norm == pytest.approx(0.25, rel=1e-6)
+        assert one == MicroVector.random(BASIS, 0.25, seed=3)
+        assert one != MicroVector.random(BASIS, 0.25, seed=4)
+        assert MicroVector.random(BASIS, 0.25, dtype="bf16").norm == pytest.approx(0.25, rel=1e-2)
+
+    def test_norm(self):
+        assert make([3, 4] + [0] * 10).norm == 5.0
+        assert make([3e20, 4e20] + [0] * 10).norm == pytest.approx(5e20), "not squared in float32"
+
+
+class TestFrames:
+    @pytest.mark.parametrize("tag", TAGS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @given(
+        values=st.lists(st.floats(-60000, 60000, width=32), min_size=12, max_size=12),
+        sequence=st.integers(0, 65535),
+    )
+    def test_round_trip(self, tag, dtype, values, sequence):
+        signer, policy = TAGS[tag]
+        vector = make(values, dtype, sequence)
+        data = vector.to_bytes(BASIS, signer)
+        for form in (data, bytearray(data), memoryview(data)):
+            assert MicroVector.from_bytes(form, BASIS, policy) == vector
+        key = SIGNER._key if tag == "ed25519" else KEY
+        item = "<f4" if dtype == "fp32" else "<f2"
+        payload = vector.values.astype(item).tobytes()
+        if dtype == "bf16":
+            payload = torch.tensor(vector.values).bfloat16().view(torch.uint8).numpy().tobytes()
+        expected = support.frame(BASIS.digest, payload, dtype=dtype, tag=tag, sequence=sequence, key=key)
+        assert data == expected
+
+    @pytest.mark.parametrize(
+        ("dtype", "tag", "size"),
+        [
+            *(("fp32", tag, size) for tag, size in (("crc32", 63), ("hmac", 67), ("ed25519", 123))),
+            *(("bf16", tag, size) for tag, size in (("crc32", 37), ("hmac", 41), ("ed25519", 97))),
+            *(("fp16", tag, size) for tag, size in (("crc32", 37), ("hmac", 41), ("ed25519", 97))),
+        ],
+    )
+    def test_13_values_take(self, tiny_basis, dtype, tag, size):
+        basis = tiny_basis(u=13, groups=1, scheme="full")
+        assert len(MicroVector.zeros(basis, dtype).to_bytes(basis, TAGS[tag][0])) == size
+
+    def test_crc32_by_name_is_crc32_by_object(self):
+        vector = make(range(12))
+        assert vector.to_bytes(BASIS) == vector.to_bytes(BASIS, "crc32") == vector.to_bytes(BASIS, Crc32())
+
+    @pytest.mark.parametrize("groups", range(1, 6))
+    @pytest.mark.parametrize("u", [1, 2, 13])
+    def test_frames_are_odd_and_raw_payloads_even(self, tiny_basis, groups, u):
+        basis = tiny_basis(groups=groups, u=u)
+        for dtype in DTYPES:
+            vector = MicroVector.zeros(basis, dtype)
+            assert all(len(vector.to_bytes(basis, signer)) % 2 == 1 for signer, _ in TAGS.values())
+            if dtype != "fp16":
+                assert len(vector.to_bytes(basis, None)) % 2 == 0
+
+
+class TestRawPayloads:
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+    def test_round_trip_without_a_sequence(self, dtype):
+        vector = make(np.linspace(-1, 1, 12), dtype, sequence=9)
+        data = vector.to_bytes(BASIS, None)
+        assert len(data) == {"fp32": 48, "bf16": 24}[dtype]
+        with pytest.warns(UnauthenticatedVectorWarning):
+            back = MicroVector.from_bytes(data, BASIS)
+        assert back == dataclasses.replace(vector, sequence=0)
+
+    def test_fp32_is_the_values_little_endian(self):
+        assert make(range(12)).to_bytes(BASIS, None) == np.arange(12, dtype="<f4").tobytes()
+
+    def test_two_bytes_a_value_are_read_as_bf16(self):
+        with pytest.warns(UnauthenticatedVectorWarning):
+            vector = MicroVector.from_bytes(bytes.fromhex("803f") * 12, BASIS)
+        assert (vector.dtype, set(vector.values.reshape(-1).tolist())) == ("bf16", {1.0})
+
+
+class TestLengths:
+    def test_every_length_that_is_wrong_is_refused_with_those_that_are_right(self):
+        frames = {7 + size + tag for size in (48, 24) for tag in (4, 8, 64)}
+        for length in set(range(200)) - frames - {48, 24}:
+            with pytest.raises(FrameError, match=r"48 or 24 bytes raw|version|take \d+") as caught:
+                MicroVector.from_bytes(bytes(length), BASIS)
+            assert length == 0 or length % 2 or f"{length} bytes" in str(caught.value)
+
+    def test_a_frame_of_another_number_of_values(self, tiny_basis):
+        other = support.with_digest(tiny_basis(groups=3, u=3), BASIS.digest)
+        data = MicroVector.zeros(other).to_bytes(other)
+        with pytest.raises(FrameError, match=r"47 bytes, but 12 values in fp32 with CRC-32 take 59"):
+            MicroVector.from_bytes(data, BASIS)
+
+    def test_an_oversized_input_is_refused_by_its_length(self):
+        data = make(range(12)).to_bytes(BASIS)
+        for extra in (2, 1 << 20):
+            with pytest.raises(FrameError):
+                MicroVector.from_bytes(data + bytes(extra), BASIS)
+
+
+def golden_basis(case) -> Basis:
+    basis = support.random_basis(u=len(case["values"]), groups=1, scheme="full")
+    return support.with_digest(basis, case["digest_hex"])
+
+
+def golden_tag(case):
+    if case["auth"] == "crc32":
+        return "crc32", Policy("checksum")
+    if case["auth"] == "hmac":
+        key = Hmac(bytes.fromhex(case["key_hex"]))
+        return key, Policy("mac", keys=[key])
+    signer = Ed25519Signer(bytes.fromhex(case["private_key_hex"]))
+    return signer, Policy("signature", keys=[Ed25519Verifier(signer.public_key)])
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['dtype']}-{case['auth']}")
+class TestGolden:
+    def test_encode(self, case):
+        signer, _ = golden_tag(case)
+        vector = MicroVector(np.array([case["values"]], np.float32), case["dtype"], case["sequence"])
+        assert vector.to_bytes(golden_basis(case), signer).hex() == case["frame_hex"]
+
+    def test_decode(self, case):
+        _, policy = golden_tag(case)
+        vector = MicroVector.from_bytes(bytes.fromhex(case["frame_hex"]), golden_basis(case), policy)
+        assert (vector.dtype, vector.sequence) == (case["dtype"], case["sequence"])
+        expected = rounded(np.array([case["values"]], np.float32), case["dtype"])
+        assert vector.values.tobytes() == expected.tobytes()
+
+
+def test_golden_frames_cover_every_dtype_and_tag_kind():
+    assert {case["dtype"] for case in GOLDEN} == set(DTYPES)
+    assert {case["auth"] for case in GOLDEN} == set(TAGS)

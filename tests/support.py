@@ -1,0 +1,186 @@
+"""Helpers of the tests that are no fixtures. Import as `import support`.
+
+`random_basis` makes what tests work on. `frame`, `digest` and `fingerprint` are second implementations of
+the formats, written from the specification and sharing no code with the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from tinylora_edge import Basis
+from tinylora_edge.modules import KINDS
+from tinylora_edge.tying import tie
+
+GOLDEN = Path(__file__).parent / "golden"
+DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2}
+TAG_CODES = {"crc32": 0, "hmac": 1, "ed25519": 2}
+
+
+def random_basis(
+    blocks: int = 2,
+    *,
+    kinds: Sequence[str] = ("attn_q", "attn_v", "ffn_down"),
+    rank: int = 2,
+    u: int = 1,
+    groups: int = 2,
+    scheme: str = "tiled",
+    explicit: bool = False,
+    experts: int = 0,
+    factor_dtype: type[np.floating[Any]] = np.float32,
+    n_in: int = 12,
+    n_out: int = 10,
+    rng: int = 0,
+    **fields: Any,
+) -> Basis:
+    """Return a random basis of `blocks` blocks.
+
+    Args:
+        kinds: of the modules of a block. A kind's weight is (n_out + 2k) x (n_in + 4k), k being its
+            position here, so that modules differ in shape.
+        explicit: store random projections instead of regenerating them from the seed.
+        experts: where positive, each block also has an `ffn_down_exps` of that many experts.
+        rng: seed of the random factors.
+        fields: of `Basis`, in place of what is made here (`seed`, `factorization`, `architecture`,
+            `base_fingerprints`, ...).
+    """
+    generator = np.random.default_rng(rng)
+    all_kinds = sorted((*kinds, *(["ffn_down_exps"] if experts else [])), key=KINDS.index)
+    modules = [f"blk.{block}.{kind}.weight" for block in range(blocks) for kind in all_kinds]
+    a, b, p = [], [], []
+    for module in modules:
+        k = all_kinds.index(module.split(".")[2])
+        lead = (experts,) if module.endswith("_exps.weight") else ()
+        a.append(generator.standard_normal((*lead, rank, n_in + 4 * k)).astype(factor_dtype))
+        b.append(generator.standard_normal((*lead, n_out + 2 * k, rank)).astype(factor_dtype))
+        p.append(generator.standard_normal((u, rank, rank)).astype(np.float32))
+    values: dict[str, Any] = {
+        "architecture": "llama",
+        "modules": tuple(modules),
+        "rank": rank,
+        "u": u,
+        "groups": groups,
+        "seed": 42,
+        "factorization": "left",
+        "projection": "explicit" if explicit else "irwin-hall-12/splitmix64",
+        "scheme": scheme,
+        "tying": tie(modules, scheme, groups) if scheme != "custom" else None,
+        "a": tuple(a),
+        "b": tuple(b),
+        "p": tuple(p) if explicit else (),
+    }
+    return Basis(**(values | fields))
+
+
+def with_digest(basis: Basis, digest: str) -> Basis:
+    """Give a basis the digest of a test frame, for which no factors exist."""
+    vars(basis)["digest"] = digest  # fills the cache of the property
+    return basis
+
+
+def frame(
+    digest: str,
+    payload: bytes,
+    *,
+    dtype: str = "fp32",
+    tag: str = "crc32",
+    sequence: int = 0,
+    key: Any = None,
+) -> bytes:
+    """Return a frame as DESIGN 7 words it, whatever the payload holds (NaN too).
+
+    `key`: of the HMAC (bytes), or a `cryptography` private key.
+    """
+    import hmac
+    import zlib
+
+    first = bytes([0x10 + DTYPE_CODES[dtype] + 4 * TAG_CODES[tag]])
+    name = bytes.fromhex(digest)
+    body = first + name[:4] + sequence.to_bytes(2, "little") + payload
+    if tag == "crc32":
+        return body + zlib.crc32(name + body).to_bytes(4, "little")
+    if tag == "hmac":
+        return body + hmac.new(key, name + body, "sha256").digest()[:8]
+    return body + key.sign(name + body)
+
+
+def digest(basis: Basis) -> str:
+    """Return the digest of a basis, computed from this layout (integers little-endian, no padding).
+
+    text(s) = u32 number of bytes, UTF-8 bytes
+    digest  = SHA-256 of
+        "tinylora basis 1" LF
+        text(architecture) text(projection) text(factorization)
+        u32 rank  u32 u  u32 groups  u64 seed  u32 number of modules
+        for each module in order, the 32 bytes of SHA-256 of
+            text(name)  u32 group
+            for A, for B, and for P where projections are explicit:
+                u32 bytes of one entry  u32 number of dimensions  u64 each dimension
+                the entries, row by row, little-endian IEEE 754
+    """
+    out = hashlib.sha256()
+    out.update(b"tinylora basis 1\n")
+    for item in (basis.architecture, basis.projection, basis.factorization):
+        out.update(text(item))
+    for value, size in ((basis.rank, 4), (basis.u, 4), (basis.groups, 4), (basis.seed, 8)):
+        out.update(value.to_bytes(size, "little"))
+    out.update(len(basis.modules).to_bytes(4, "little"))
+    for position, name in enumerate(basis.modules):
+        module = text(name) + int(basis.tying[position]).to_bytes(4, "little")
+        arrays = [basis.a[position], basis.b[position]]
+        if basis.projection == "explicit":
+            arrays.append(basis.p[position])
+        for array in arrays:
+            code = {2: "e", 4: "f"}[array.itemsize]
+            module += array.itemsize.to_bytes(4, "little") + array.ndim.to_bytes(4, "little")
+            module += b"".join(dim.to_bytes(8, "little") for dim in array.shape)
+            module += struct.pack(f"<{array.size}{code}", *array.reshape(-1).tolist())
+        out.update(hashlib.sha256(module).digest())
+    return out.hexdigest()
+
+
+def fingerprint(reader: Any, architecture: str, modules: Sequence[str]) -> str:
+    """Return the fingerprint of a base that a `gguf.GGUFReader` has opened, from this layout:
+
+    SHA-256 of "tinylora base 1" LF, text(architecture), and for each module in order: text(name),
+    u32 number of dimensions, u64 each dimension (out first), u32 GGML type, the first 4,096 bytes of
+    its data, the last 4,096 bytes of its data.
+    """
+    out = hashlib.sha256(b"tinylora base 1\n" + text(architecture))
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    for name in modules:
+        tensor = tensors[name]
+        shape = [int(dim) for dim in tensor.shape][::-1]
+        out.update(text(name) + len(shape).to_bytes(4, "little"))
+        out.update(b"".join(dim.to_bytes(8, "little") for dim in shape))
+        out.update(int(tensor.tensor_type).to_bytes(4, "little"))
+        data = tensor.data.reshape(-1).view(np.uint8)
+        out.update(data[:4096].tobytes() + data[-4096:].tobytes())
+    return out.hexdigest()
+
+
+def text(value: str) -> bytes:
+    """Return a string as the formats hash it: u32 number of bytes, UTF-8 bytes."""
+    data = value.encode()
+    return len(data).to_bytes(4, "little") + data
+
+
+@contextmanager
+def memory_limit(extra: int) -> Iterator[None]:
+    """Let the process grow by at most `extra` bytes of address space; more raises MemoryError."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + extra, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
