@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 Decoder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Raw rows, uint8 [n, row bytes] -> float32 [n, values]."""
 
+FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+"""Bytes of a value of each safetensors dtype that is read."""
+
 _PROBE_ROWS = 2
 _FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15)}  # exponent bits, mantissa bits, bias
 
@@ -57,11 +60,10 @@ def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> 
     if kind == gguf.GGMLQuantizationType.F32:
         return lambda raw: raw.view("<f4")
     exact: Decoder = lambda raw: gguf.dequantize(raw, kind)  # noqa: E731 - a Decoder, like its siblings
-    fast = _ggml_routine(kind)
-    if fast is None:
-        return exact
     probe = np.ascontiguousarray(sample[:_PROBE_ROWS])
-    if np.array_equal(fast(probe), exact(probe), equal_nan=True):
+    expected = exact(probe)
+    fast = _ggml_routine(kind)
+    if fast is not None and np.array_equal(fast(probe), expected, equal_nan=True):
         return fast
     return exact
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from .._basis import Basis
 from .._gguf import GGUFFile
 from .._side_tensors import fingerprint
 from ..errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
-from ..factorization import LEFT, RowSource, factors, truncated_svd
+from ..factorization import LEFT, SQRT, RowSource, factors, truncated_svd
 from ..modules import parse, select
+from ..projection import project
 from ..tying import tie
 from ._weights import Weights
 
@@ -57,6 +59,8 @@ class Settings:
     factorization: str = LEFT
 
     def __post_init__(self) -> None:
+        if self.factorization not in (LEFT, SQRT):
+            raise BasisError(f"unknown factorization {self.factorization!r}: choose '{LEFT}' or '{SQRT}'")
         if self.factor_dtype not in ("f32", "f16"):
             raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
 
@@ -88,6 +92,7 @@ def plan(deployed_modules: list[str], settings: Settings) -> tuple[list[str], ND
         BasisError: unknown targets, or groups that cannot be made.
     """
     modules = select(deployed_modules, settings.targets)
+    project(settings.seed, modules[0], settings.u, settings.rank)  # refuses what makes no projection
     groups = settings.groups
     if groups is None:
         groups = 1 if settings.tying == "full" else 13
@@ -167,13 +172,16 @@ def one_blas_thread() -> AbstractContextManager[Any]:
 
 
 def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: list[RowSource]) -> float:
-    """Return how far a weight is from its factors: max over triplets of |W v - s u| / s.
+    """Return how far a weight is from its factors: max over triplets of |W v - s u| / s; inf for NaN.
 
     Args:
         a: A [r, in], or [experts, r, in]; rows are orthogonal.
         b: B [out, r], or [experts, out, r], rows in the order of the weight's.
         matrices: the weight, one matrix an expert.
     """
+    expected_shape = (b.shape[-2], a.shape[-1])
+    if any(matrix.shape != expected_shape for matrix in matrices) or len(matrices) != a[..., 0, 0].size:
+        return inf
     worst = 0.0
     pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), matrices, strict=True)
     for one_a, one_b, matrix in pairs:
@@ -183,16 +191,20 @@ def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: list[RowS
         product = np.concatenate([matrix.rows(i, min(i + 512, matrix.shape[0])) @ v for i in _steps(matrix)])
         expected = one_b * norms  # (U sqrt(S)) sqrt(S), or (U S) 1
         gap = np.linalg.norm(product - expected, axis=0) / np.linalg.norm(expected, axis=0)
-        worst = max(worst, float(gap.max()))
+        worst = max(worst, float(gap.max()) if np.isfinite(gap).all() else inf)
     return worst
 
 
 def check_shapes(base: GGUFFile, basis: Basis) -> None:
-    """Check that a GGUF has every module of a basis, in its shape.
+    """Check that a GGUF has a basis's architecture and every module of it, in its shape.
 
     Raises:
-        BaseMismatchError: a module is missing or has another shape.
+        BaseMismatchError: the architecture differs, or a module is missing or has another shape.
     """
+    if base.architecture != basis.architecture:
+        raise BaseMismatchError(
+            f"the base has architecture {base.architecture!r}, but the basis is for {basis.architecture!r}"
+        )
     for position, module in enumerate(basis.modules):
         a, b = basis.a[position], basis.b[position]
         expected = (*b.shape[:-1], a.shape[-1])

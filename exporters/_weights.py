@@ -17,7 +17,7 @@ from .._gguf import GGUFFile, MalformedGGUFError
 from ..errors import ExportError, UnsupportedModelError
 from ..factorization import RowSource
 from ..modules import is_adaptable
-from ._dequantize import PackedRows, float_decoder, ggml_decoder
+from ._dequantize import FLOAT_BYTES, PackedRows, float_decoder, ggml_decoder
 
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
@@ -149,6 +149,12 @@ class _Stored:
                 f"{module} is stored in {self._path.name} as {self._dtype} of shape {self._shape}: "
                 "expected a matrix of floats; for quantized checkpoints export from the GGUF"
             )
+        row_bytes = self._shape[1] * FLOAT_BYTES[self._dtype]
+        if self._shape[0] * row_bytes != self._data.size:
+            raise ExportError(
+                f"{self._path} is damaged: {module} has {self._data.size} bytes, but shape {self._shape} "
+                f"in {self._dtype} takes {self._shape[0] * row_bytes}"
+            )
         return PackedRows(self._data.reshape(self._shape[0], -1), self._shape[1], decode)
 
 
@@ -157,7 +163,9 @@ def _shards(directory: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            if not names or not all(isinstance(name, str) for name in names):
+                raise ValueError("its weight_map names no files")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ExportError(f"{index} is not a safetensors index: {error!r}") from None
     else:
         names = ["model.safetensors"]
@@ -195,6 +203,9 @@ def _read_safetensors(path: Path) -> dict[str, _Stored]:
     start = 8 + length
     result = {}
     for name, dtype, shape, begin, end in entries:
+        numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ExportError(f"{path} is damaged: {name} has shape {shape!r} at bytes {begin!r} to {end!r}")
         if not 0 <= begin <= end <= size - start:
             raise ExportError(
                 f"{path} is truncated: {name} lies at bytes {begin} to {end}, but there are {size - start}"

@@ -34,6 +34,16 @@ class Gate:
             self._running -= 1
             self._release()
 
+    @property
+    def generating(self) -> bool:
+        """Whether a generation is unfinished."""
+        return self._running > 0
+
+    def adopt(self) -> None:
+        """Make this thread the holder: it goes on with a generation that another one began."""
+        with self._changed:
+            self._owner = threading.get_ident()
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Hold the model for this thread's own generations and exchanges."""

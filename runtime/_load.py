@@ -51,6 +51,8 @@ def load(
         vector: MicroVector | None = policy.check(vector_bytes, bundle.basis)
     else:
         vector = cast("MicroVector | None", vector_bytes)
+    if vector is not None:
+        bundle.basis.values(vector)  # an app's own vector has to fit, too
     bundle.check_base()
     try:
         from .llama import TinyLoraLlama

@@ -84,6 +84,8 @@ class Personalizer:
 class Scales:
     """u = 1: W + v[g] (B P) A is a LoRA whose scale is v[g]. G disjoint adapters, loaded once."""
 
+    _free = staticmethod(free)
+
     def __init__(self, model: Any, basis: Basis) -> None:
         self._adapters: list[Adapter] = []
         groups: list[dict[str, tuple[Any, Any]]] = [{} for _ in range(basis.groups)]
@@ -107,11 +109,13 @@ class Scales:
     def free(self) -> None:
         """Free every adapter."""
         while self._adapters:
-            free(self._adapters.pop())
+            self._free(self._adapters.pop())
 
 
 class Fold:
     """u > 1: one adapter (A, B R). Its GGUF image is built once; a swap rewrites the B blocks."""
+
+    _free = staticmethod(free)
 
     def __init__(self, model: Any, basis: Basis) -> None:
         self._model = model
@@ -125,8 +129,9 @@ class Fold:
         """Return one adapter with R folded into B, or none where every value is 0."""
         if not values.any():
             return []
-        for module, b, r in zip(self._basis.modules, self._b, self._basis.R(values), strict=True):
-            np.matmul(b, r, out=self._image.b[module])
+        with np.errstate(over="ignore", invalid="ignore"):  # a vector may be too large for the model
+            for module, b, r in zip(self._basis.modules, self._b, self._basis.R(values), strict=True):
+                np.matmul(b, r, out=self._image.b[module])
         adapter = self._image.load(self._model)
         self._adapters.append(adapter)
         return [(adapter, 1.0)]
@@ -137,7 +142,7 @@ class Fold:
         stale = [adapter for adapter in self._adapters if adapter not in keep]
         self._adapters = keep
         for adapter in stale:
-            free(adapter)
+            self._free(adapter)
 
     def free(self) -> None:
         """Free every adapter."""

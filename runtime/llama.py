@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import llama_cpp
+import numpy as np
 
 from .._basis import Basis
 from .._policy import Policy
 from .._vector import MicroVector
-from ..errors import VectorError
+from ..errors import BusyError, TinyLoraError, VectorError
 from ._gate import Gate
 from ._strategies import Personalizer
 
@@ -38,6 +39,8 @@ class TinyLoraLlama(llama_cpp.Llama):
         self.basis = basis
         self.policy = policy or Policy()
         self._gate = Gate()
+        self._epoch = 0  # counts exchanges, so that a stream notices one
+        self._evaluated = False
         super().__init__(model_path, **options)
 
     # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
@@ -111,10 +114,12 @@ class TinyLoraLlama(llama_cpp.Llama):
             try:
                 yield active
             finally:
-                with self._gate.exchange():
-                    self._activate(before)
+                self._activate(before)  # a stream that the block left unfinished cannot go on
 
     def _activate(self, vector: MicroVector | None) -> None:
+        if self._ctx.ctx is None:
+            raise TinyLoraError("the model is closed: load it again")
+        self._epoch += 1
         own = [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
         self._personalizer.apply(self._ctx.ctx, vector, own)  # the caller's lora_path stays in force
         self._forget()
@@ -124,16 +129,21 @@ class TinyLoraLlama(llama_cpp.Llama):
         self.reset()
         memory = llama_cpp.llama_get_memory(self._ctx.ctx)
         if memory is not None:
-            llama_cpp.llama_memory_clear(memory, False)
+            # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
+            llama_cpp.llama_memory_clear(memory, self._evaluated and not self._finite())
+        self._evaluated = False
         if self.cache is not None:
             _empty(self.cache)
+
+    def _finite(self) -> bool:
+        logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
+        return bool(logits) and bool(np.isfinite(logits[: min(64, self._n_vocab)]).all())
 
     # What runs the model holds the gate, from its first step to its last.
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.generate`."""
-        with self._gate.generation():
-            yield from super().generate(*args, **kwargs)
+        return self._hold_while(super().generate(*args, **kwargs))
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""
@@ -141,13 +151,27 @@ class TinyLoraLlama(llama_cpp.Llama):
             result = super().create_completion(*args, **kwargs)
         return result if isinstance(result, dict) else self._hold_while(result)
 
-    def _hold_while(self, chunks: Iterator[Any]) -> Iterator[Any]:
-        with self._gate.generation():
-            yield from chunks
+    def _hold_while(self, steps: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
+        """Pass on a generator, holding the model from its first step to its last."""
+        with self._gate.generation(), closing(steps):
+            sent, epoch = None, self._epoch
+            while True:
+                self._gate.adopt()  # a server may take each step in another thread
+                if epoch != self._epoch:
+                    raise BusyError(
+                        "the vector that this stream began with is no longer active: its `using` block ended "
+                        "before the stream did"
+                    )
+                try:
+                    item = steps.send(sent)
+                except StopIteration:
+                    return
+                sent = yield item
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.eval`."""
         with self._gate.generation():
+            self._evaluated = True
             return super().eval(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
@@ -168,8 +192,11 @@ class TinyLoraLlama(llama_cpp.Llama):
         Raises:
             VectorError: the state was computed with another vector than the active one.
         """
+        from_cache = self._gate.generating  # a completion found it in the LlamaCache that it was given
         with self._gate.generation():
             if getattr(state, "tinylora_vector", None) != self.vector:
+                if from_cache:
+                    return  # of no use here: evaluate the prompt instead
                 raise VectorError(
                     "the saved state was computed with another vector than the active one: swap to the "
                     "vector that it was saved under, or evaluate the prompt again"

@@ -195,7 +195,8 @@ class Basis:
         total = np.zeros((len(self.modules), self.rank, self.rank))
         for i in range(self.u):
             total += rows[:, i, None, None] * self.projections[:, i]
-        return total.astype(np.float32)
+        with np.errstate(over="ignore"):
+            return total.astype(np.float32)
 
     def delta(self, module: str, v: MicroVector | ArrayLike) -> NDArray[np.float32]:
         """Return dW = B R A of one module: float32 [out, in], or [experts, out, in].

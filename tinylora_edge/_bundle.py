@@ -90,7 +90,10 @@ class Bundle:
                 f"{self.base} has architecture {base.architecture!r}, but the basis {self.basis_path} is for "
                 f"{self.basis.architecture!r}: load the base that it was exported for"
             )
-        found = fingerprint(base, self.basis.modules)
+        try:
+            found = fingerprint(base, self.basis.modules)
+        except BaseMismatchError as error:
+            raise BaseMismatchError(f"{self.base}: {error}") from None
         if found not in self.basis.base_fingerprints:
             listed = ", ".join(f"{item[:16]}..." for item in self.basis.base_fingerprints) or "none"
             raise BaseMismatchError(

@@ -93,6 +93,11 @@ def decode(data: bytes, size: int, digest: str) -> Frame:
     if length == 0:
         raise FrameError(f"the vector is empty: expected {lengths}")
     if length % 2 == 0:
+        if data[0] >> 4 == VERSION and data[1:5] == bytes.fromhex(digest[:8]):
+            raise FrameError(
+                f"{length} bytes are a frame of this basis that was cut or padded on its way, not a raw "
+                f"payload: expected {lengths}"
+            )
         for dtype in ("fp32", "bf16"):
             if length == size * ITEM_BYTES[dtype]:
                 return Frame(decode_values(data, dtype), dtype, None, None, bytes(data), b"")

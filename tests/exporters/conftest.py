@@ -1,0 +1,64 @@
+"""Fixtures of the exporter's tests: small random models in torch, as GGUF and as Hugging Face directories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import models
+import pytest
+import smollm2
+
+from tinylora_edge import runtime
+from tinylora_edge.runtime import TinyLoraLlama
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OPTIONS: dict[str, Any] = {
+    "n_ctx": 256,
+    "n_threads": 1,
+    "n_threads_batch": 1,
+    "logits_all": True,
+    "type_k": 0,  # F32
+    "type_v": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> dict[str, PreTrainedModel]:
+    """A small random model of each architecture, by name. Never change one: see `models.merged`."""
+    return {architecture: models.tiny_model(architecture) for architecture in models.ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def tiny_ggufs(tiny_models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same as F32 GGUF files."""
+    root = tmp_path_factory.mktemp("tiny-gguf")
+    return {name: models.write_gguf(model, root / f"{name}.gguf") for name, model in tiny_models.items()}
+
+
+@pytest.fixture(scope="session")
+def llama_gguf(tiny_ggufs: dict[str, Path]) -> Path:
+    """The small Llama."""
+    return tiny_ggufs["llama"]
+
+
+@pytest.fixture(scope="session")
+def wide_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of one block whose rows of 256 every quantized type can hold."""
+    path = tmp_path_factory.mktemp("wide") / "wide.gguf"
+    return models.write_gguf(models.tiny_model("llama", hidden=256, blocks=1), path)
+
+
+@pytest.fixture(scope="session")
+def f32_gguf(smollm2_gguf: Path) -> Path:
+    """The real model with every weight in float32, with the values of the Q4_1 file."""
+    return smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
+
+
+@pytest.fixture
+def load() -> Callable[..., TinyLoraLlama]:
+    """`runtime.load` with the options of the tests, unless others are given."""
+    return lambda base, vector=None, **options: runtime.load(base, vector, **{**OPTIONS, **options})

@@ -1,0 +1,229 @@
+"""A bundle is there whole, or not at all; the base in it is the file itself where a link works."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tinylora_edge import Bundle, ExportError
+from tinylora_edge.exporters import Settings, _bundle_writer, export_gguf, gguf
+
+SETTINGS = Settings(groups=2)
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def parent(tmp_path):
+    path = tmp_path / "parent"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def model(llama_gguf, tmp_path):
+    """A copy on the file system of the output, so that nothing else shares its inode."""
+    return shutil.copy(llama_gguf, tmp_path / "model.gguf")
+
+
+def names(path):
+    return sorted(item.name for item in path.iterdir())
+
+
+# How the base comes in
+
+
+def test_a_hard_link_where_one_works(model, parent):
+    report = export_gguf(model, parent / "bundle", settings=SETTINGS)
+    assert report.base_placed == "hard link"
+    assert (parent / "bundle" / "base.gguf").samefile(model)
+    assert os.stat(model).st_nlink == 2
+    assert report.output == parent / "bundle"
+
+
+def test_a_link_to_the_model_is_followed(model, parent, tmp_path):
+    """Hugging Face's cache holds symbolic links; a bundle must not break when the cache is cleaned."""
+    link = tmp_path / "link.gguf"
+    link.symlink_to("model.gguf")
+    export_gguf(link, parent / "bundle", settings=SETTINGS)
+    base = parent / "bundle" / "base.gguf"
+    assert not base.is_symlink()
+    assert base.samefile(model)
+
+
+@pytest.fixture
+def no_links(monkeypatch):
+    """As between two file systems."""
+
+    def link(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_a_copy_where_no_link_works(model, parent, no_links):
+    report = export_gguf(model, parent / "bundle", settings=SETTINGS)
+    base = parent / "bundle" / "base.gguf"
+    assert report.base_placed in ("reflink", "copy")
+    assert not base.samefile(model)
+    assert base.read_bytes() == Path(model).read_bytes()
+    assert os.stat(model).st_nlink == 1
+    assert names(parent / "bundle") == ["base.gguf", "basis.gguf", "manifest.json"]
+    assert Bundle.find(parent / "bundle").check_base()
+
+
+def test_a_copy_where_neither_link_nor_reflink_works(model, parent, no_links, monkeypatch):
+    monkeypatch.setattr(_bundle_writer, "_reflink", lambda source, target: False)
+    report = export_gguf(model, parent / "bundle", settings=SETTINGS)
+    assert report.base_placed == "copy"
+    assert (parent / "bundle" / "base.gguf").read_bytes() == Path(model).read_bytes()
+
+
+def test_no_room_for_the_copy(model, parent, no_links, monkeypatch):
+    size = os.stat(model).st_size
+    monkeypatch.setattr(_bundle_writer, "_reflink", lambda source, target: False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 * size, 9 * size + 1, size - 1))
+    with pytest.raises(ExportError, match=rf"{size:,} bytes.*{size - 1:,} bytes free"):
+        export_gguf(model, parent / "bundle", settings=SETTINGS)
+    assert names(parent) == []
+
+
+# All or nothing
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C is: no Exception."""
+
+
+@pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt, RuntimeError, MemoryError])
+@pytest.mark.parametrize("after", [1, 14])
+def test_an_exception_while_factorizing_leaves_nothing(model, parent, error, after):
+    seen = []
+
+    def progress(module, size):
+        seen.append(module)
+        if len(seen) == after:
+            raise error
+
+    with pytest.raises(error):
+        export_gguf(model, parent / "bundle", settings=SETTINGS, progress=progress)
+    assert len(seen) == after
+    assert names(parent) == []
+    assert os.stat(model).st_nlink == 1
+
+
+@pytest.mark.parametrize("step", ["save_basis", "place_base", "write_manifest"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), Interrupted()])
+def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, step, error):
+    real = getattr(gguf, step)
+
+    def fail(*args):
+        real(*args)
+        raise error
+
+    monkeypatch.setattr(gguf, step, fail)
+    expected = ExportError if isinstance(error, OSError) else Interrupted
+    with pytest.raises(expected):
+        export_gguf(model, parent / "bundle", settings=SETTINGS)
+    assert names(parent) == []
+    assert os.stat(model).st_nlink == 1
+
+
+@contextmanager
+def file_size_limit(limit):
+    """Writes beyond it fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 10_000])
+def test_a_disk_that_fills_up_leaves_nothing(model, parent, limit):
+    with file_size_limit(limit), pytest.raises(ExportError, match="bundle could not be written"):
+        export_gguf(model, parent / "bundle", settings=SETTINGS)
+    assert names(parent) == []
+    export_gguf(model, parent / "bundle", settings=SETTINGS)
+
+
+def test_a_disk_that_fills_up_during_the_copy_leaves_nothing(model, parent, no_links, monkeypatch):
+    monkeypatch.setattr(_bundle_writer, "_reflink", lambda source, target: False)
+    with file_size_limit(os.stat(model).st_size - 1), pytest.raises(ExportError, match="bytes free"):
+        export_gguf(model, parent / "bundle", settings=SETTINGS)
+    assert names(parent) == []
+
+
+# Where it may be written
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "bundle", "broken link"])
+def test_an_output_that_exists_is_left_as_it_is(model, parent, kind):
+    output = parent / "bundle"
+    if kind == "directory":
+        output.mkdir()
+    elif kind == "file":
+        output.write_text("mine")
+    elif kind == "bundle":
+        export_gguf(model, output, settings=SETTINGS)
+    else:
+        output.symlink_to("nowhere")
+    before = os.lstat(output)
+    with pytest.raises(ExportError, match=r"bundle exists already"):
+        export_gguf(model, output, settings=Settings(groups=3))
+    assert os.lstat(output) == before
+    assert names(parent) == ["bundle"]
+
+
+def test_a_parent_that_is_missing_or_no_directory(model, parent):
+    (parent / "file").write_text("mine")
+    for output in (parent / "none" / "bundle", parent / "file" / "bundle"):
+        with pytest.raises(ExportError, match="cannot write to"):
+            export_gguf(model, output, settings=SETTINGS)
+    assert names(parent) == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_parent_that_is_not_writable(model, parent):
+    parent.chmod(0o555)
+    with pytest.raises(ExportError, match="cannot write to"):
+        export_gguf(model, parent / "bundle", settings=SETTINGS)
+    parent.chmod(0o755)
+    assert names(parent) == []
+
+
+def test_a_relative_output(model, parent, monkeypatch):
+    monkeypatch.chdir(parent)
+    export_gguf(model, "bundle", settings=SETTINGS)
+    assert names(parent) == ["bundle"]
+    assert Bundle.find("bundle").check_base()
+
+
+# What killed exports left
+
+
+def test_the_rest_of_a_killed_export_is_removed_by_the_next(model, parent):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True)
+    left = parent / f".bundle.partial-{int(dead.stdout)}"
+    left.mkdir()
+    (left / "basis.gguf").write_bytes(b"half")
+    export_gguf(model, parent / "bundle", settings=SETTINGS)
+    assert names(parent) == ["bundle"]
+
+
+def test_what_another_export_is_writing_is_left_alone(model, parent):
+    writing = parent / f".bundle.partial-{os.getppid()}"
+    other = parent / ".another.partial-1"
+    for path in (writing, other, parent / ".bundle.partial-mine"):
+        path.mkdir()
+    export_gguf(model, parent / "bundle", settings=SETTINGS)
+    assert names(parent) == sorted(["bundle", writing.name, other.name, ".bundle.partial-mine"])

@@ -1,0 +1,198 @@
+"""Bundles of small models of two architectures: what they compute, and what is in them."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import numpy as np
+import pytest
+
+from tinylora_edge import Bundle, MicroVector, __version__, load_basis
+from tinylora_edge.exporters import Settings, export_gguf
+
+PROMPT = list(b"one two three four")
+SETTINGS = {"scales": Settings(groups=5), "fold": Settings(u=3, groups=2)}
+
+
+@pytest.fixture(params=models.ARCHITECTURES)
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture
+def model(architecture, tiny_models):
+    return tiny_models[architecture]
+
+
+@pytest.fixture
+def gguf(architecture, tiny_ggufs):
+    return tiny_ggufs[architecture]
+
+
+@pytest.fixture(params=["gguf", "hf", "hf sharded bfloat16"])
+def source(request, model, gguf, tmp_path):
+    """What is exported: the GGUF, or a Hugging Face directory with the GGUF as base."""
+    if request.param == "gguf":
+        return {"model": gguf}
+    options = {"dtype": "bfloat16", "max_shard_size": "60KB"} if "sharded" in request.param else {}
+    return {"model": models.write_hf(model, tmp_path / "hf", **options), "base": gguf}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_logits_and_tokens_equal_those_of_torch(source, settings, model, load, tmp_path):
+    report = export_gguf(output=tmp_path / "bundle", settings=settings, **source)
+    vector = MicroVector.random(report.basis, 0.7, seed=3)
+    llm = load(report.output)
+    base = models.torch_logits(model, PROMPT)
+    assert np.abs(models.llama_logits(llm, PROMPT) - base).max() < 1e-3
+
+    llm.swap(vector.to_bytes(report.basis))
+    with models.merged(model, report.basis, vector) as personal:
+        expected = models.torch_logits(personal, PROMPT)
+        tokens = models.torch_greedy(personal, PROMPT, 24)
+    change = np.abs(expected - base).max()
+    assert change > 1
+    assert np.abs(models.llama_logits(llm, PROMPT) - expected).max() < 1e-4 * change
+    assert models.llama_greedy(llm, PROMPT, 24) == tokens
+    assert models.torch_greedy(model, PROMPT, 24) != tokens
+
+
+OTHER_SETTINGS = {
+    "sqrt": Settings(groups=5, factorization="sqrt"),
+    "f16 factors": Settings(groups=5, factor_dtype="f16"),
+    "rank 3": Settings(groups=5, rank=3),
+    "rank 1": Settings(groups=5, rank=1, u=2),
+    "structured": Settings(groups=7, tying="structured", seed=2**64 - 1),
+    "full": Settings(u=13, tying="full"),
+    "some targets": Settings(groups=2, targets=("attn_q", "blk.1.ffn_*")),
+}
+
+
+@pytest.mark.parametrize("settings", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
+def test_every_setting_computes_what_the_basis_says(settings, tiny_models, llama_gguf, load, tmp_path):
+    model = tiny_models["llama"]
+    report = export_gguf(llama_gguf, tmp_path / "bundle", settings=settings)
+    vector = MicroVector.random(report.basis, 0.7, seed=3)
+    base = models.torch_logits(model, PROMPT)
+    with models.merged(model, report.basis, vector) as personal:
+        expected = models.torch_logits(personal, PROMPT)
+    change = np.abs(expected - base).max()
+    assert change > 0.1
+    logits = models.llama_logits(load(report.output, vector), PROMPT)
+    assert np.abs(logits - expected).max() < 1e-4 * change
+
+
+def full_svd(weight, rank):
+    u, s, vt = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
+    sign = np.sign(vt[np.arange(rank), np.abs(vt[:rank]).argmax(axis=1)])
+    return u[:, :rank] * sign, s, vt[:rank] * sign[:, None]
+
+
+@pytest.mark.parametrize("factorization", ["left", "sqrt"])
+def test_factors_are_the_truncated_svd_of_the_weights(
+    source, model, gguf, factorization, tmp_path, record_property
+):
+    """Against numpy's full SVD of the weights in GGUF's order, wherever the next value is apart."""
+    settings = Settings(groups=5, factorization=factorization)
+    basis = export_gguf(output=tmp_path / "bundle", settings=settings, **source).basis
+    exact = "model" in source and source["model"] == gguf
+    weights, checked = models.gguf_tensors(model), 0
+    for module, a, b in zip(basis.modules, basis.a, basis.b, strict=True):
+        u, s, vt = full_svd(weights[module], 2)
+        if s[0] < 1.05 * s[1] or s[1] < 1.05 * s[2]:
+            continue
+        root = np.sqrt(s[:2])
+        scales = (np.ones(2), s[:2]) if factorization == "left" else (root, root)
+        tolerance = 2e-2 if exact else 5e-2  # residual over gap; bfloat16 moves the weights besides
+        assert np.abs(a - vt * scales[0][:, None]).max() < tolerance * np.abs(a).max()
+        assert np.abs(b - u * scales[1]).max() < tolerance * np.abs(b).max()
+        checked += 1
+    record_property("modules with separated values", f"{checked} of {len(basis.modules)}")
+    assert checked >= len(basis.modules) // 2
+
+
+def test_the_basis_knows_what_it_was_made_of(architecture, gguf, tmp_path):
+    report = export_gguf(gguf, tmp_path / "bundle", settings=Settings(groups=5, seed=7))
+    basis = load_basis(report.output / "basis.gguf")
+    kinds = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    assert basis.digest == report.basis.digest
+    assert basis.architecture == architecture
+    assert basis.modules == tuple(f"blk.{block}.{kind}.weight" for block in range(2) for kind in kinds)
+    assert (basis.rank, basis.u, basis.groups, basis.seed) == (2, 1, 5, 7)
+    assert basis.tying.tolist() == [j * 5 // 14 for j in range(14)]
+    assert Bundle.find(report.output).check_base() == basis.base_fingerprints[0]
+
+
+def test_an_export_is_reproducible(gguf, tmp_path):
+    digests = {export_gguf(gguf, tmp_path / name).basis.digest for name in ("one", "two")}
+    assert len(digests) == 1
+    files = [(tmp_path / name / "basis.gguf").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
+
+
+def test_another_seed_gives_another_basis_of_the_same_factors(llama_gguf, tmp_path):
+    one, two = (export_gguf(llama_gguf, tmp_path / str(s), settings=Settings(seed=s)).basis for s in (1, 2))
+    assert one.digest != two.digest
+    assert all(np.array_equal(x, y) for x, y in zip((*one.a, *one.b), (*two.a, *two.b), strict=True))
+    assert one.base_fingerprints == two.base_fingerprints
+
+
+def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
+    hf = models.write_hf(model, tmp_path / "hf")
+    settings = Settings(groups=4, factor_dtype="f16", factorization="sqrt", seed=9)
+    report = export_gguf(hf, tmp_path / "bundle", base=gguf, settings=settings)
+    manifest = json.loads((report.output / "manifest.json").read_text("utf-8"))
+    basis = report.basis
+    assert sorted(path.name for path in report.output.iterdir()) == [
+        "base.gguf",
+        "basis.gguf",
+        "manifest.json",
+    ]
+    assert manifest["format"] == 1
+    assert manifest["tool"] == f"tinylora-edge {__version__}"
+    assert manifest["architecture"] == basis.architecture
+    assert manifest["base"] == {
+        "file": "base.gguf",
+        "name": gguf.name,
+        "bytes": gguf.stat().st_size,
+        "fingerprint": basis.base_fingerprints[0],
+    }
+    assert manifest["basis"] == {
+        "file": "basis.gguf",
+        "digest": basis.digest,
+        "modules": 14,
+        "rank": 2,
+        "u": 1,
+        "groups": 4,
+        "seed": 9,
+        "tying": "tiled",
+        "factorization": "sqrt",
+        "factor_dtype": "f16",
+    }
+    assert manifest["factors"]["from"] == "hf"
+    assert 0 < manifest["factors"]["worst_residual"] <= 1e-3
+    assert manifest["factors"]["worst_residual_module"] in basis.modules
+    assert manifest["factors"]["unconverged"] == []
+    assert manifest["factors"]["passes"] == report.quality.passes > len(basis.modules)
+    assert 0 <= manifest["factors"]["agreement"] < 1e-2
+
+
+def test_progress_is_told_of_every_module_once(gguf, tmp_path):
+    seen = []
+    report = export_gguf(gguf, tmp_path / "bundle", progress=lambda *args: seen.append(args))
+    assert [module for module, _ in seen] == list(report.basis.modules)
+    rows = {module: (b.shape[0], a.shape[1]) for module, a, b in zip(
+        report.basis.modules, report.basis.a, report.basis.b, strict=True
+    )}  # fmt: skip
+    assert [size for _, size in seen] == [4 * rows[m][0] * rows[m][1] for m in report.basis.modules]
+
+
+def test_factors_may_come_from_a_gguf_and_the_base_be_another(gguf, load, tmp_path):
+    """Full precision for the factors, 8 bits for the device."""
+    small = models.quantize_file(gguf, tmp_path / "q8.gguf", 7)
+    report = export_gguf(gguf, tmp_path / "bundle", base=small)
+    assert report.basis.digest == export_gguf(gguf, tmp_path / "other").basis.digest
+    assert 0 < report.quality.agreement < 0.02
+    assert (report.output / "base.gguf").samefile(small)
+    load(report.output, MicroVector.random(report.basis, 0.3).to_bytes(report.basis))

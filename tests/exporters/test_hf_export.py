@@ -1,0 +1,276 @@
+"""A basis from a Hugging Face directory is that of the GGUF: the same change of the weights."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import models
+import numpy as np
+import pytest
+import smollm2
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinylora_edge import BaseMismatchError, ExportError, MicroVector, UnsupportedModelError
+from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.modules import is_adaptable
+
+SAME = 1e-3  # relative difference of dW where the second and third singular value are 1 % apart
+APART = 1.01
+
+
+def check(left, right, singular_values, record_property, at_least):
+    """Compare dW of every module whose singular values are apart."""
+    assert left.modules == right.modules
+    vector = MicroVector.random(left, 1.0, seed=5)
+    found = {}
+    for module in left.modules:
+        s = singular_values[module]
+        if s[0] >= APART * s[1] and s[1] >= APART * s[2]:
+            one, two = left.delta(module, vector), right.delta(module, vector)
+            found[module] = float(np.linalg.norm(one - two) / np.linalg.norm(one))
+    worst = max(found, key=found.get)
+    measured = f"dW of {worst} differs by {found[worst]:.2g}, the most of {len(found)} modules"
+    record_property("measured", measured)
+    print(measured)
+    assert len(found) >= at_least
+    missed = {module: value for module, value in found.items() if value > SAME}
+    assert not missed
+
+
+def spectra(model):
+    return {
+        module: models.top_singular_values(weight)
+        for module, weight in models.gguf_tensors(model).items()
+        if is_adaptable(module)
+    }
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
+def test_small_models(architecture, dtype, sharded, tmp_path, record_property):
+    model = models.tiny_model(architecture, seed=1)
+    model.to(getattr(torch, dtype)).to(torch.float32)  # rounds, so that both forms hold the same values
+    base = models.write_gguf(model, tmp_path / "base.gguf")
+    options = {"max_shard_size": "60KB"} if sharded else {}
+    hf = models.write_hf(model, tmp_path / "hf", dtype, **options)
+    assert len(list(hf.glob("*.safetensors"))) > 1 if sharded else (hf / "model.safetensors").exists()
+
+    from_gguf = export_gguf(base, tmp_path / "from-gguf").basis
+    report = export_gguf(hf, tmp_path / "from-hf", base=base)
+    assert report.quality.agreement < 1e-3
+    assert report.basis.base_fingerprints == from_gguf.base_fingerprints
+    check(from_gguf, report.basis, spectra(model), record_property, at_least=10)
+
+
+def test_real_model(smollm2_gguf, f32_gguf, tmp_path, record_property):
+    hf = smollm2.hf_directory(smollm2_gguf)
+    from_gguf = export_gguf(f32_gguf, tmp_path / "from-gguf").basis
+    from_hf = export_gguf(hf, tmp_path / "from-hf", base=f32_gguf).basis
+    spectrum = smollm2.top_singular_values(smollm2_gguf)
+    check(from_gguf, from_hf, spectrum, record_property, at_least=150)
+
+
+def test_rows_of_q_and_k_are_reordered_on_llama_alone(tiny_models, tiny_ggufs, tmp_path):
+    """The trap: a basis in Hugging Face's order loads and runs, and is wrong."""
+    for architecture, model in tiny_models.items():
+        hf = models.write_hf(model, tmp_path / architecture)
+        basis = export_gguf(hf, tmp_path / f"{architecture}-b", base=tiny_ggufs[architecture]).basis
+        for kind in ("attn_q", "attn_k", "attn_v"):
+            name = f"blk.0.{kind}.weight"
+            b = basis.b[basis.index(name)]
+            reordered = not np.array_equal(models.to_hf_rows(model, name, b), b)
+            assert reordered == (architecture == "llama" and kind != "attn_v")
+
+
+def test_a_base_of_fewer_bits_than_the_directory(tiny_models, llama_gguf, tmp_path, load):
+    hf = models.write_hf(tiny_models["llama"], tmp_path / "hf", "bfloat16")
+    base = models.quantize_file(llama_gguf, tmp_path / "q4_0.gguf", 2)
+    report = export_gguf(hf, tmp_path / "bundle", base=base)
+    assert 1e-3 < report.quality.agreement < 0.3
+    llm = load(report.output)
+    before = models.llama_logits(llm, [1, 2, 3])
+    llm.swap(MicroVector.random(report.basis, 0.7))
+    assert np.abs(models.llama_logits(llm, [1, 2, 3]) - before).max() > 1
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8(kind, tmp_path, record_property):
+    model = models.tiny_model("llama", seed=2)
+    dtype = getattr(torch, kind)
+    for name, parameter in model.named_parameters():
+        if "_proj" in name:
+            parameter.data.copy_(parameter.data.to(dtype).float())
+    base = models.write_gguf(model, tmp_path / "base.gguf")
+    hf = models.write_hf(model, tmp_path / "hf")
+    tensors = load_file(hf / "model.safetensors")
+    small = {name: t.to(dtype) if "_proj" in name else t for name, t in tensors.items()}
+    save_file(small, hf / "model.safetensors")
+    left, right = export_gguf(base, tmp_path / "l").basis, export_gguf(hf, tmp_path / "r", base=base).basis
+    check(left, right, spectra(model), record_property, at_least=10)
+
+
+# Directories that cannot be used
+
+
+@pytest.fixture
+def hf(tiny_models, tmp_path):
+    return models.write_hf(tiny_models["llama"], tmp_path / "hf")
+
+
+@pytest.fixture
+def sharded(tiny_models, tmp_path):
+    return models.write_hf(tiny_models["llama"], tmp_path / "sharded", max_shard_size="60KB")
+
+
+def refuse(error, tmp_path, directory, base, match=None, settings=None):
+    output = tmp_path / "out" / "bundle"
+    output.parent.mkdir()
+    with pytest.raises(error, match=match) as caught:
+        export_gguf(directory, output, base=base, settings=settings)
+    assert list(output.parent.iterdir()) == []
+    return caught.value
+
+
+def test_a_directory_needs_a_base(hf, tmp_path):
+    refuse(ExportError, tmp_path, hf, None, "--base")
+
+
+def test_a_directory_without_weights(llama_gguf, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refuse(ExportError, tmp_path, tmp_path / "empty", llama_gguf, r"model\.safetensors")
+
+
+def test_a_missing_shard(sharded, llama_gguf, tmp_path):
+    lost = sorted(sharded.glob("*.safetensors"))[1]
+    lost.unlink()
+    refuse(ExportError, tmp_path, sharded, llama_gguf, lost.name)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "\xff"])
+def test_a_damaged_index(sharded, llama_gguf, tmp_path, content):
+    (sharded / "model.safetensors.index.json").write_bytes(content.encode("latin-1"))
+    refuse(ExportError, tmp_path, sharded, llama_gguf, "index")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, 0.5, -1])
+def test_a_truncated_file(hf, llama_gguf, tmp_path, keep):
+    path = hf / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    refuse(ExportError, tmp_path, hf, llama_gguf, r"model\.safetensors")
+
+
+def with_header(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 1 << 62) + b"{}" * 40,
+        with_header(b"not json"),
+        with_header(b"\xff\xfe"),
+        with_header([1, 2]),
+        with_header({Q_PROJ: 3}),
+        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64]}}),
+        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 1 << 40]}}),
+        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64], "data_offsets": [8, 0]}}, bytes(64)),
+        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64], "data_offsets": ["a", "b"]}}, bytes(64)),
+        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 64]}}, bytes(64)),
+        with_header({Q_PROJ: {"dtype": "F32", "shape": "64", "data_offsets": [0, 64]}}, bytes(64)),
+        with_header({Q_PROJ: {"dtype": 4, "shape": [4, 4], "data_offsets": [0, 64]}}, bytes(64)),
+    ],
+    ids=[
+        "header longer than the file",
+        "no JSON",
+        "no UTF-8",
+        "a list",
+        "an entry that is a number",
+        "no offsets",
+        "offsets beyond the end",
+        "offsets in reverse",
+        "offsets of text",
+        "fewer bytes than the shape needs",
+        "a shape of text",
+        "a dtype of a number",
+    ],
+)
+def test_a_damaged_file(hf, llama_gguf, tmp_path, content):
+    (hf / "model.safetensors").write_bytes(content)
+    refuse(ExportError, tmp_path, hf, llama_gguf)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_weights_that_are_no_floats(hf, llama_gguf, tmp_path, dtype):
+    tensors = load_file(hf / "model.safetensors")
+    tensors[Q_PROJ] = tensors[Q_PROJ].to(dtype)
+    save_file(tensors, hf / "model.safetensors")
+    refuse(UnsupportedModelError, tmp_path, hf, llama_gguf, r"blk\.0\.attn_q\.weight")
+
+
+def test_scaled_weights(hf, llama_gguf, tmp_path):
+    tensors = load_file(hf / "model.safetensors")
+    tensors[f"{Q_PROJ}_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, hf / "model.safetensors")
+    refuse(UnsupportedModelError, tmp_path, hf, llama_gguf, "scale")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite(hf, llama_gguf, tmp_path, bad):
+    tensors = load_file(hf / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = bad
+    save_file(tensors, hf / "model.safetensors")
+    refuse(ExportError, tmp_path, hf, llama_gguf, r"blk\.1\.ffn_up\.weight")
+
+
+def test_a_directory_without_one_of_the_weights(hf, llama_gguf, tmp_path):
+    tensors = load_file(hf / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, hf / "model.safetensors")
+    refuse(ExportError, tmp_path, hf, llama_gguf, r"blk\.1\.ffn_up\.weight")
+    # What the error suggests works.
+    export_gguf(hf, tmp_path / "b", base=llama_gguf, settings=Settings(targets=("attn_*",), groups=2))
+
+
+OTHER_MODELS = {
+    "other weights": ("llama", {"seed": 9}),
+    "wider": ("llama", {"hidden": 128}),
+    "fewer blocks": ("llama", {"blocks": 1}),
+    "another architecture": ("qwen2", {"seed": 9}),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_MODELS)
+def test_a_directory_of_another_model_than_the_base(llama_gguf, tmp_path, other):
+    architecture, options = OTHER_MODELS[other]
+    directory = models.write_hf(models.tiny_model(architecture, **options), tmp_path / "hf")
+    error = refuse((BaseMismatchError, ExportError), tmp_path, directory, llama_gguf, r"blk\.\d\.")
+    assert isinstance(error, ExportError if other == "fewer blocks" else BaseMismatchError)
+
+
+@pytest.mark.parametrize("other", OTHER_MODELS)
+def test_a_gguf_of_another_model_than_the_base(llama_gguf, tmp_path, other):
+    architecture, options = OTHER_MODELS[other]
+    model = models.write_gguf(models.tiny_model(architecture, **options), tmp_path / "other.gguf")
+    error = refuse((BaseMismatchError, ExportError), tmp_path, model, llama_gguf)
+    assert isinstance(error, ExportError if other == "fewer blocks" else BaseMismatchError)
+
+
+def test_a_base_with_a_weight_that_is_not_finite(hf, tiny_models, tmp_path):
+    """The factors are fine; the file that is deployed is not."""
+
+    def spoil(name, array):
+        if name == "blk.1.ffn_up.weight":
+            array = array.copy()
+            array[5, 7] = np.nan
+        return array
+
+    base = models.write_gguf(tiny_models["llama"], tmp_path / "spoilt.gguf", change=spoil)
+    refuse(BaseMismatchError, tmp_path, hf, base, r"blk\.1\.ffn_up\.weight")

@@ -1,0 +1,65 @@
+"""The factors of the real model, every module, against a full decomposition in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import smollm2
+
+from tinylora_edge import load_basis
+from tinylora_edge.exporters import export_gguf
+
+VALUES = 1e-4  # relative, of both singular values
+RESIDUAL = 1e-3  # two-sided
+
+
+@pytest.fixture(scope="module")
+def basis(smollm2_bundle):
+    return load_basis(smollm2_bundle / "basis.gguf")
+
+
+def test_all_modules_are_there(basis):
+    assert len(basis.modules) == 210
+    assert basis.modules == tuple(
+        f"blk.{block}.{kind}.weight"
+        for block in range(30)
+        for kind in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    )
+
+
+def test_singular_values_and_residuals(basis, smollm2_gguf, record_property):
+    exact, weights = smollm2.top_singular_values(smollm2_gguf), smollm2.weights(smollm2_gguf)
+    errors, residuals, gaps = {}, {}, {}
+    for module, a, b in zip(basis.modules, basis.a, basis.b, strict=True):
+        w, s = weights[module], np.linalg.norm(b.astype(np.float64), axis=0)  # B = U S
+        u, v = b / s, a.astype(np.float64).T
+        assert np.abs(v.T @ v - np.eye(2)).max() < 1e-5
+        assert np.abs(u.T @ u - np.eye(2)).max() < 1e-5
+        assert all(column[np.abs(column).argmax()] > 0 for column in v.T)
+        errors[module] = np.abs(s / exact[module][:2] - 1).max()
+        left, right = w.astype(np.float64) @ v - u * s, w.T.astype(np.float64) @ u - v * s
+        residuals[module] = max((np.linalg.norm(part, axis=0) / s).max() for part in (left, right))
+        gaps[module] = exact[module][1] / exact[module][2]
+    for name, values, bound in (("value", errors, VALUES), ("residual", residuals, RESIDUAL)):
+        worst = max(values, key=values.get)
+        measured = f"worst {name}: {values[worst]:.4g} in {worst}, where s2/s3 is {gaps[worst]:.4f}"
+        record_property(name, measured)
+        print(measured)
+        assert {module: value for module, value in values.items() if value > bound} == {}
+    assert gaps["blk.17.attn_v.weight"] < 1.002  # the hardest are among them
+    assert sum(gap < 1.05 for gap in gaps.values()) > 20
+
+
+def test_the_report_says_the_worst(smollm2_gguf, basis, tmp_path):
+    report = export_gguf(smollm2_gguf, tmp_path / "bundle")
+    assert report.quality.unconverged == []
+    assert 0 < report.quality.residual <= RESIDUAL
+    assert report.quality.agreement is None
+    assert report.basis.digest == basis.digest
+
+
+def test_the_factors_depend_on_the_values_alone_not_on_their_type(smollm2_gguf, f32_gguf, basis, tmp_path):
+    """The F32 file holds what the Q4_1 file means: the same basis, so the same vectors serve both."""
+    other = export_gguf(f32_gguf, tmp_path / "bundle").basis
+    assert other.digest == basis.digest
+    assert other.base_fingerprints != basis.base_fingerprints

@@ -1,0 +1,88 @@
+"""Fixtures of the runtime's tests: bundles of a small random model and of the real one, by strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import models
+import pytest
+import smollm2
+
+from tinylora_edge import runtime
+from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.runtime import TinyLoraLlama
+
+STRATEGIES = ("scales", "fold")
+SETTINGS = {"scales": Settings(groups=5), "fold": Settings(groups=2, u=3, tying="tiled")}
+
+# One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
+OPTIONS: dict[str, Any] = {
+    "n_ctx": 256,
+    "n_threads": 1,
+    "n_threads_batch": 1,
+    "logits_all": True,
+    "verbose": False,
+}
+
+
+@pytest.fixture(params=STRATEGIES)
+def strategy(request: pytest.FixtureRequest) -> str:
+    """`scales` (u = 1) or `fold` (u > 1)."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 blocks with a vocabulary of bytes."""
+    return models.write_gguf(models.tiny_model("llama"), tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle of it for each strategy."""
+    root = tmp_path_factory.mktemp("tiny-bundles")
+    return {
+        name: export_gguf(tiny_gguf, root / name, settings=settings).output
+        for name, settings in SETTINGS.items()
+    }
+
+
+@pytest.fixture
+def tiny_bundle(strategy: str, tiny_bundles: dict[str, Path]) -> Path:
+    """The small model's bundle, once for each strategy."""
+    return tiny_bundles[strategy]
+
+
+@pytest.fixture(scope="session")
+def f32_gguf(smollm2_gguf: Path) -> Path:
+    """The real model with every weight in float32, with the values of the Q4_1 file."""
+    return smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
+
+
+@pytest.fixture(scope="session")
+def f32_bundles(f32_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle of that for each strategy: u = 1 with 13 groups, and u = 13 with one."""
+    root = tmp_path_factory.mktemp("smollm2-f32")
+    settings = {"scales": Settings(), "fold": Settings(u=13, tying="full")}
+    return {name: export_gguf(f32_gguf, root / name, settings=s).output for name, s in settings.items()}
+
+
+@pytest.fixture
+def real_bundle(strategy: str, smollm2_bundle: Path, smollm2_bundle_u13: Path) -> Path:
+    """The real model's bundle (Q4_1), once for each strategy."""
+    return {"scales": smollm2_bundle, "fold": smollm2_bundle_u13}[strategy]
+
+
+@pytest.fixture
+def load() -> Callable[..., TinyLoraLlama]:
+    """`runtime.load` with the options of the tests, unless others are given."""
+    return lambda base, vector=None, **options: runtime.load(base, vector, **{**OPTIONS, **options})
+
+
+@pytest.fixture
+def load_plain() -> Callable[..., llama_cpp.Llama]:
+    """A plain `llama_cpp.Llama` of a bundle's base with the same options."""
+    return lambda bundle, **options: llama_cpp.Llama(str(bundle / "base.gguf"), **{**OPTIONS, **options})

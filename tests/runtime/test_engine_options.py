@@ -1,0 +1,244 @@
+"""It is a `llama_cpp.Llama`: what its users pass and call works as they know it."""
+
+from __future__ import annotations
+
+import pickle
+
+import llama_cpp
+import models
+import numpy as np
+import pytest
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+from tinylora_edge import MicroVector, Policy, RollbackError, VectorError
+
+PROMPT = list(b"one two three four")
+
+
+@pytest.fixture
+def llm(load, tiny_bundle):
+    return load(tiny_bundle)
+
+
+@pytest.fixture
+def vector(llm):
+    return MicroVector.random(llm.basis, 0.5, seed=1)
+
+
+def text(llm, prompt="abc def", **options):
+    return llm(prompt, max_tokens=12, **{"temperature": 0.0, **options})["choices"][0]["text"]
+
+
+def test_it_is_a_llama(llm):
+    assert isinstance(llm, llama_cpp.Llama)
+    assert llm.metadata["general.architecture"] == "llama"
+    assert llm.n_vocab() == models.VOCABULARY
+    assert llm.detokenize(llm.tokenize(b"as before")) == b"as before"
+
+
+def test_options_reach_the_engine(load, tiny_bundle):
+    llm = load(
+        tiny_bundle,
+        n_ctx=512,
+        n_batch=128,
+        n_threads=2,
+        chat_format="chatml",
+        seed=7,
+        last_n_tokens_size=9,
+        type_k=llama_cpp.GGML_TYPE_F32,
+        n_gpu_layers=0,
+        use_mmap=False,
+        flash_attn=False,
+    )
+    assert llm.n_ctx() == 512
+    assert (llm.n_batch, llm.n_threads, llm.chat_format, llm.last_n_tokens_size) == (128, 2, "chatml", 9)
+    assert llm.context_params.type_k == llama_cpp.GGML_TYPE_F32
+    assert llm.model_params.load_mode == llama_cpp.LLAMA_LOAD_MODE_NONE
+
+
+def test_without_options_they_are_those_of_llama(tiny_bundle):
+    from tinylora_edge import runtime
+
+    ours, plain = runtime.load(tiny_bundle), llama_cpp.Llama(str(tiny_bundle / "base.gguf"), verbose=False)
+    left, right = ours.__getstate__(), plain.__getstate__()
+    assert {key: left[key] for key in right} == right
+
+
+def test_an_unknown_option_is_an_error_of_llama_or_ignored_as_there(load, tiny_bundle):
+    with pytest.raises(TypeError):
+        load(tiny_bundle, n_ctx="many")
+
+
+@pytest.mark.parametrize("chat_format", ["chatml", "llama-2"])
+def test_chat_formats(load, load_plain, tiny_bundle, chat_format, vector):
+    messages = [{"role": "user", "content": "abc"}]
+
+    def answer(llm, **options):
+        result = llm.create_chat_completion(messages, max_tokens=12, temperature=0.0, **options)
+        return result["choices"][0]["message"]["content"]
+
+    llm, plain = (f(tiny_bundle, chat_format=chat_format) for f in (load, load_plain))
+    expected = answer(plain)
+    assert answer(llm) == expected
+    llm.swap(vector)
+    assert answer(llm) != expected
+    llm.clear()
+    assert answer(llm) == expected
+
+
+def test_chat_template_of_the_real_model(real_bundle, load, load_plain):
+    messages = [{"role": "user", "content": "Name a colour."}]
+
+    def answer(llm):
+        chunks = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0, stream=True)
+        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+    llm, expected = load(real_bundle), answer(load_plain(real_bundle))
+    assert expected
+    assert answer(llm) == expected
+    vector = MicroVector.random(llm.basis, 0.5)
+    llm.swap(vector)
+    changed = answer(llm)
+    assert changed != expected
+    assert answer(load(real_bundle, vector)) == changed
+
+
+def test_seed(load, tiny_bundle, vector):
+    texts = [text(load(tiny_bundle, vector, seed=seed), temperature=1.5) for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+    llm = load(tiny_bundle, vector)
+    texts = [text(llm, temperature=1.5, seed=seed) for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_without_logits_all(load, tiny_bundle, vector, llm):
+    llm.swap(vector)
+    expected = models.llama_greedy(llm, PROMPT, 12)
+    short = load(tiny_bundle, vector, logits_all=False)
+    assert models.llama_greedy(short, PROMPT, 12) == expected
+
+
+def test_logprobs(llm, vector):
+    def logprobs():
+        return llm("abc", max_tokens=4, temperature=0.0, logprobs=3)["choices"][0]["logprobs"]
+
+    before = logprobs()
+    llm.swap(vector)
+    assert logprobs()["token_logprobs"] != before["token_logprobs"]
+    llm.clear()
+    assert logprobs() == before
+
+
+@pytest.mark.parametrize("pooling", ["NONE", "MEAN", "LAST"])
+def test_embeddings(load, load_plain, tiny_bundle, vector, pooling):
+    options = {"embedding": True, "pooling_type": getattr(llama_cpp, f"LLAMA_POOLING_TYPE_{pooling}")}
+
+    def embed(llm):
+        return np.array(llm.embed("one two")), np.array(llm.create_embedding("x")["data"][0]["embedding"])
+
+    def equal(left, right):
+        return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+    expected, llm = embed(load_plain(tiny_bundle, **options)), load(tiny_bundle, **options)
+    assert equal(embed(llm), expected)
+    llm.swap(vector)
+    changed = embed(llm)
+    assert not np.allclose(changed[0], expected[0], rtol=0.01)
+    assert equal(changed, embed(load(tiny_bundle, vector, **options)))
+    llm.clear()
+    assert equal(embed(llm), expected)
+
+
+def test_draft_model(load, tiny_bundle, vector, llm):
+    """Speculative decoding proposes, the model with its vector decides."""
+    llm.swap(vector)
+    prompt = list(b"abcabcabcabc")
+    expected = models.llama_greedy(llm, prompt, 12)
+    drafted = load(tiny_bundle, draft_model=LlamaPromptLookupDecoding(num_pred_tokens=4))
+    models.llama_greedy(drafted, prompt, 12)
+    drafted.swap(vector)
+    assert models.llama_greedy(drafted, prompt, 12) == expected
+
+
+def test_tokens_can_be_sent_into_a_generation(llm, load_plain, tiny_bundle):
+    def tokens(llm):
+        stream = llm.generate(PROMPT, temp=0.0)
+        result = [next(stream), stream.send([7, 8]), next(stream), stream.send([9])]
+        stream.close()
+        return result, llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()
+
+    assert tokens(llm) == tokens(load_plain(tiny_bundle))
+
+
+# Saved states
+
+
+def test_a_saved_state_comes_back_under_its_own_vector(llm, vector):
+    llm.swap(vector)
+    llm.eval(PROMPT)
+    state = llm.save_state()
+    expected = models.llama_greedy(llm, PROMPT, 8)
+    llm.clear()
+    models.llama_greedy(llm, list(b"something else"), 8)
+    llm.swap(MicroVector(vector.values))  # another object, the same vector
+    llm.load_state(state)
+    assert llm.n_tokens == len(PROMPT)
+    assert models.llama_greedy(llm, PROMPT, 8) == expected
+
+
+@pytest.mark.parametrize("saved_under", ["base", "vector"])
+def test_a_state_of_another_vector_is_refused(llm, vector, saved_under):
+    other = MicroVector.random(llm.basis, 0.5, seed=2)
+    if saved_under == "vector":
+        llm.swap(other)
+    llm.eval(PROMPT)
+    state = llm.save_state()
+    for active in (vector, None) if saved_under == "vector" else (vector,):
+        llm.clear() if active is None else llm.swap(active)
+        llm.eval(list(b"xyz"))
+        before = llm.scores[: llm.n_tokens].copy()
+        with pytest.raises(VectorError):
+            llm.load_state(state)
+        assert (llm.n_tokens, llm.vector) == (3, active)
+        assert np.array_equal(llm.scores[:3], before)
+        assert models.llama_greedy(llm, list(b"xyz"), 4)
+
+
+def test_a_state_of_a_plain_llama_is_one_of_the_base(llm, load_plain, tiny_bundle, vector):
+    plain = load_plain(tiny_bundle)
+    plain.eval(PROMPT)
+    state = plain.save_state()
+    llm.load_state(state)
+    assert models.llama_greedy(llm, PROMPT, 8) == models.llama_greedy(plain, PROMPT, 8)
+    llm.swap(vector)
+    with pytest.raises(VectorError):
+        llm.load_state(state)
+
+
+# Pickling
+
+
+def test_a_pickled_model_keeps_its_vector(load, tiny_bundle, vector):
+    llm = load(tiny_bundle, vector, chat_format="chatml", policy=Policy(max_norm=5.0))
+    copy = pickle.loads(pickle.dumps(llm))
+    assert (copy.vector, copy.basis.digest, copy.chat_format) == (vector, llm.basis.digest, "chatml")
+    assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
+    copy.clear()
+    assert llm.vector == vector
+    llm.clear()
+    assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
+    with pytest.raises(VectorError):
+        copy.swap(MicroVector.random(llm.basis, 6.0).to_bytes(llm.basis))
+
+
+def test_a_pickled_model_without_vector_is_the_base(llm):
+    copy = pickle.loads(pickle.dumps(llm))
+    assert copy.vector is None
+    assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
+
+
+def test_a_pickled_model_remembers_the_accepted_sequence(llm, vector):
+    new, old = (MicroVector(vector.values, sequence=s).to_bytes(llm.basis) for s in (5, 4))
+    llm.swap(new)
+    with pytest.raises(RollbackError):
+        pickle.loads(pickle.dumps(llm)).swap(old)

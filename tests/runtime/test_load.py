@@ -1,0 +1,293 @@
+"""`runtime.load`: what it takes, and what it refuses before the engine starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import llama_cpp
+import models
+import numpy as np
+import pytest
+
+from tinylora_edge import (
+    BaseMismatchError,
+    BasisMismatchError,
+    Bundle,
+    ChecksumError,
+    CorruptBasisError,
+    FrameError,
+    MicroVector,
+    NonFiniteError,
+    Policy,
+    RollbackError,
+    UnauthenticatedVectorWarning,
+    VectorError,
+    load_basis,
+    runtime,
+    save_basis,
+)
+from tinylora_edge.exporters import export_gguf
+
+PROMPT = list(b"one two three four")
+
+
+@pytest.fixture
+def basis(tiny_bundle):
+    return load_basis(tiny_bundle / "basis.gguf")
+
+
+@pytest.fixture
+def vector(basis):
+    return MicroVector.random(basis, 0.5, seed=1)
+
+
+@pytest.fixture
+def engine_starts(monkeypatch):
+    """Paths of the models that llama.cpp was told to load."""
+    started = []
+    real = llama_cpp.llama_cpp.llama_model_load_from_file
+
+    def spy(path, params):
+        started.append(path)
+        return real(path, params)
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_load_from_file", spy)
+    return started
+
+
+# What it takes
+
+
+@pytest.mark.parametrize("as_type", [Path, str])
+def test_a_bundle_its_base_and_a_gguf_with_its_basis_beside_it(tiny_bundle, load, tmp_path, vector, as_type):
+    expected = models.llama_logits(load(tiny_bundle, vector), PROMPT)
+    named = tmp_path / "model.Q4_1.gguf"
+    shutil.copy(tiny_bundle / "base.gguf", named)
+    shutil.copy(tiny_bundle / "basis.gguf", tmp_path / "model.Q4_1.basis.gguf")
+    for base in (tiny_bundle, tiny_bundle / "base.gguf", named):
+        llm = load(as_type(base), vector)
+        assert llm.vector == vector
+        assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
+
+
+def test_a_bundle_may_be_named_relative_to_the_working_directory(tiny_bundle, load, monkeypatch, vector):
+    monkeypatch.chdir(tiny_bundle.parent)
+    assert load(tiny_bundle.name, vector).vector == vector
+
+
+def test_vectors_in_every_form(tiny_bundle, load, basis, vector):
+    data = vector.to_bytes(basis)
+    for form in (vector, data, bytearray(data), memoryview(data)):
+        assert load(tiny_bundle, form).vector == vector
+    assert load(tiny_bundle).vector is None
+
+
+def test_silent_unless_verbose_is_given(tiny_bundle, vector, capfd):
+    runtime.load(tiny_bundle, vector, n_ctx=64)("x", max_tokens=1)
+    assert capfd.readouterr() == ("", "")
+    llm = runtime.load(tiny_bundle, vector, n_ctx=64, verbose=True)
+    assert "llama_context" in capfd.readouterr().err
+    assert llm.verbose
+    runtime.load(tiny_bundle, n_ctx=64)  # llama-cpp-python's logger is one for all models
+
+
+def test_a_raw_payload_warns_once(tiny_bundle, load, basis, vector):
+    raw = vector.to_bytes(basis, tag=None)
+    with pytest.warns(UnauthenticatedVectorWarning) as caught:
+        llm = load(tiny_bundle, raw)
+    assert len(caught) == 1
+    assert llm.vector == vector
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llm.swap(raw)
+        load(tiny_bundle, vector.to_bytes(basis))
+
+
+def test_the_policy_is_that_of_load_and_of_every_swap(tiny_bundle, load, basis, vector, engine_starts):
+    raw, frame = vector.to_bytes(basis, tag=None), vector.to_bytes(basis)
+    policy = Policy(require="checksum")
+    with pytest.raises(ChecksumError):
+        load(tiny_bundle, raw, policy=policy)
+    assert engine_starts == []
+    llm = load(tiny_bundle, frame, policy=policy)
+    with pytest.raises(ChecksumError):
+        llm.swap(raw)
+    load(tiny_bundle, vector, policy=Policy(max_norm=0.1))  # the app's own vector is beyond its policy
+
+
+def test_the_sequence_that_load_accepted_counts(tiny_bundle, load, basis, vector):
+    new, old = (MicroVector(vector.values, sequence=s).to_bytes(basis) for s in (9, 8))
+    policy = Policy()
+    with pytest.raises(RollbackError):
+        load(tiny_bundle, new, policy=policy).swap(old)
+    with pytest.raises(RollbackError):
+        load(tiny_bundle, old, policy=policy)
+    load(tiny_bundle, old)  # another policy knows nothing of it
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize("part", ["bundle", "base.gguf", "basis.gguf"])
+def test_a_missing_part(tiny_bundle, tmp_path, part, engine_starts):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    shutil.rmtree(bundle) if part == "bundle" else (bundle / part).unlink()
+    with pytest.raises(FileNotFoundError, match=part):
+        runtime.load(bundle)
+    assert engine_starts == []
+
+
+def test_a_gguf_without_a_basis_beside_it(tiny_gguf):
+    with pytest.raises(FileNotFoundError, match=r"tiny\.basis\.gguf"):
+        runtime.load(tiny_gguf)
+
+
+def test_bad_vectors_are_refused_before_the_engine_starts(tiny_bundle, basis, vector, engine_starts):
+    frame = vector.to_bytes(basis)
+    nan = np.full(basis.size, np.nan, "<f4").tobytes()
+    flipped = bytes([*frame[:-1], frame[-1] ^ 1])
+    named = bytes([frame[0], frame[1] ^ 1, *frame[2:]])
+    for error, data in (
+        (FrameError, b""),
+        (FrameError, frame[:-2]),
+        (ChecksumError, flipped),
+        (BasisMismatchError, named),
+        (NonFiniteError, nan),
+    ):
+        with pytest.raises(error):
+            runtime.load(tiny_bundle, data)
+    assert engine_starts == []
+
+
+def test_an_own_vector_that_does_not_fit_is_refused_before_the_engine_starts(
+    tiny_bundle, basis, engine_starts
+):
+    with pytest.raises(VectorError):
+        runtime.load(tiny_bundle, MicroVector(np.zeros((basis.groups + 1, basis.u), np.float32)))
+    assert engine_starts == []
+
+
+def other_base(tmp_path, architecture, **options):
+    return models.write_gguf(models.tiny_model(architecture, **options), tmp_path / f"{architecture}.gguf")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("llama", {"seed": 1}), ("llama", {"blocks": 1}), ("llama", {"hidden": 128}), ("qwen2", {})],
+    ids=["weights", "blocks", "shapes", "architecture"],
+)
+def test_a_basis_for_another_base(tiny_bundle, tmp_path, architecture, options, engine_starts):
+    path = other_base(tmp_path, architecture, **options)
+    shutil.copy(tiny_bundle / "basis.gguf", path.with_suffix(".basis.gguf"))
+    with pytest.raises(BaseMismatchError, match=str(path)):
+        runtime.load(path)
+    assert engine_starts == []
+
+
+def test_a_base_that_is_no_gguf(tiny_bundle, tmp_path, engine_starts):
+    for name, content in (
+        ("empty", b""),
+        ("text", b"this is no model" * 9),
+        ("cut", (tiny_bundle / "base.gguf").read_bytes()[:-100]),
+    ):
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(content)
+        shutil.copy(tiny_bundle / "basis.gguf", tmp_path / f"{name}.basis.gguf")
+        with pytest.raises(BaseMismatchError, match=name):
+            runtime.load(path)
+    assert engine_starts == []
+
+
+def test_a_damaged_basis(tiny_bundle, tmp_path, engine_starts):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    path = bundle / "basis.gguf"
+    good = path.read_bytes()
+    for bad in (b"", good[:100], good[:-100], good[:-40] + bytes([good[-40] ^ 1]) + good[-39:]):
+        path.write_bytes(bad)
+        with pytest.raises(CorruptBasisError, match=str(path)):
+            runtime.load(bundle)
+    assert engine_starts == []
+
+
+def test_a_base_exchanged_for_its_own_basis(tiny_bundle, tmp_path):
+    """The basis is a GGUF file too; llama.cpp must not see it as a model."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    shutil.copy(bundle / "basis.gguf", bundle / "base.gguf")
+    with pytest.raises(BaseMismatchError):
+        runtime.load(bundle)
+
+
+def test_a_basis_that_lists_no_base(tiny_bundle, tmp_path, basis):
+    shutil.copy(tiny_bundle / "base.gguf", tmp_path / "x.gguf")
+    save_basis(replace(basis, base_fingerprints=()), tmp_path / "x.basis.gguf")
+    with pytest.raises(BaseMismatchError, match="none"):
+        runtime.load(tmp_path / "x.gguf")
+
+
+def test_the_fingerprint_is_checked_against_every_listed_base(tiny_bundle, tmp_path, basis, load):
+    shutil.copy(tiny_bundle / "base.gguf", tmp_path / "x.gguf")
+    listed = ("0" * 64, *basis.base_fingerprints)
+    save_basis(replace(basis, base_fingerprints=listed), tmp_path / "x.basis.gguf")
+    assert load(tmp_path / "x.gguf").basis.digest == basis.digest
+    assert Bundle.find(tmp_path / "x.gguf").check_base() == basis.base_fingerprints[0]
+
+
+# What it needs
+
+
+def test_importing_the_runtime_imports_no_heavy_package():
+    code = (
+        "import sys, tinylora_edge.runtime\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'scipy', 'llama_cpp', 'onnxruntime', 'safetensors'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_generating_imports_no_heavy_package(tiny_bundle):
+    code = (
+        "import sys\nfrom tinylora_edge import MicroVector, runtime\n"
+        "llm = runtime.load(sys.argv[1], n_ctx=64)\n"
+        "llm.swap(MicroVector.random(llm.basis, 0.5))\nllm('x', max_tokens=2)\nllm.close()\n"
+        "print(sorted({'torch', 'transformers', 'onnx', 'scipy', 'safetensors'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_bundle)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_a_missing_engine_names_the_pip_command(tiny_bundle, tmp_path):
+    """In a process of its own, where importing llama_cpp fails as if it were not installed."""
+    code = (
+        "import sys\nsys.modules['llama_cpp'] = None\n"
+        "from tinylora_edge import MissingExtraError, runtime\n"
+        "try:\n    runtime.load(sys.argv[1])\n"
+        "except MissingExtraError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_bundle)], capture_output=True, text=True, env=os.environ
+    )
+    assert 'pip install "tinylora-edge[llama]"' in done.stdout, done.stderr
+
+
+def test_a_loaded_bundle_survives_the_removal_of_its_files(tiny_gguf, tmp_path, load):
+    bundle = export_gguf(tiny_gguf, tmp_path / "bundle").output
+    llm = load(bundle)
+    vector = MicroVector.random(llm.basis, 0.5)
+    llm.swap(vector)
+    expected = models.llama_logits(llm, PROMPT)
+    shutil.rmtree(bundle)
+    llm.clear()
+    llm.swap(vector)
+    assert np.array_equal(models.llama_logits(llm, PROMPT), expected)

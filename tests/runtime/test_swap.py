@@ -1,0 +1,386 @@
+"""What stays and what changes when the vector is exchanged: bit for bit."""
+
+from __future__ import annotations
+
+import models
+import numpy as np
+import pytest
+import smollm2
+import support
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from llama_cpp import LlamaDiskCache, LlamaRAMCache
+
+from tinylora_edge import (
+    BasisMismatchError,
+    ChecksumError,
+    FrameError,
+    MicroVector,
+    NonFiniteError,
+    Policy,
+    RollbackError,
+    VectorError,
+    load_basis,
+)
+
+PROMPT = list(b"one two three four")
+TEXTS = ("one two three four", "one two three five", "one", "quite another text")
+
+
+@pytest.fixture
+def llm(load, tiny_bundle):
+    return load(tiny_bundle)
+
+
+def vectors(basis, count=3, norm=0.5):
+    return [MicroVector.random(basis, norm, seed=seed) for seed in range(count)]
+
+
+def outputs(llm, texts=TEXTS):
+    """Everything that an app can see, prefix caching included: the prompts share beginnings."""
+    tokens = [models.llama_greedy(llm, llm.tokenize(text.encode()), 6) for text in texts]
+    completions = [llm(text, max_tokens=6, temperature=0.0)["choices"][0] for text in texts]
+    logits = models.llama_logits(llm, llm.tokenize(texts[0].encode()))
+    return tokens, completions, logits
+
+
+def same(left, right):
+    return left[:2] == right[:2] and np.array_equal(left[2], right[2])
+
+
+# The base, bit for bit
+
+
+@pytest.fixture(params=["Q4_1", "F32"])
+def any_real_bundle(request, strategy, real_bundle, f32_bundles):
+    return real_bundle if request.param == "Q4_1" else f32_bundles[strategy]
+
+
+def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(any_real_bundle, load, load_plain):
+    prompt = smollm2.tokenize(any_real_bundle / "base.gguf", [smollm2.PROMPTS[2]])[0]
+    expected = models.llama_logits(load_plain(any_real_bundle), prompt)
+    llm = load(any_real_bundle)
+    zeros = MicroVector.zeros(llm.basis)
+    vector = MicroVector.random(llm.basis, 0.3)
+
+    without_vector = models.llama_logits(llm, prompt)
+    llm.swap(vector)
+    changed = models.llama_logits(llm, prompt)
+    llm.swap(zeros)
+    zero = models.llama_logits(llm, prompt)
+    llm.swap(vector)
+    llm.swap(zeros.to_bytes(llm.basis))
+    zero_bytes = models.llama_logits(llm, prompt)
+    llm.swap(vector)
+    models.llama_logits(llm, prompt)
+    llm.clear()
+    cleared = models.llama_logits(llm, prompt)
+
+    assert np.abs(changed - expected).max() > 1
+    for logits in (without_vector, zero, zero_bytes, cleared):
+        assert np.array_equal(logits, expected)
+    assert llm.vector is None
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zero_vector_is_the_base(llm, load_plain, tiny_bundle, zero):
+    expected = outputs(load_plain(tiny_bundle))
+    llm.swap(vectors(llm.basis)[0])
+    assert not same(outputs(llm), expected)
+    llm.swap(MicroVector(np.full((llm.basis.groups, llm.basis.u), zero, np.float32)))
+    assert same(outputs(llm), expected)
+    assert llm.vector is not None
+
+
+def test_one_group_alone_may_be_zero(llm, load, tiny_bundle):
+    values = vectors(llm.basis)[0].values.copy()
+    values[0] = 0
+    llm.swap(vectors(llm.basis)[1])
+    llm.swap(MicroVector(values))
+    assert same(outputs(llm), outputs(load(tiny_bundle, MicroVector(values))))
+
+
+def test_clearing_after_a_vector_that_overflowed_gives_the_base(llm, load_plain, tiny_bundle):
+    """Finite values may be too large for the model; NaN must not survive them in the KV cache."""
+    llm.swap(MicroVector(np.full((llm.basis.groups, llm.basis.u), 3e38, np.float32)))
+    assert not np.isfinite(models.llama_logits(llm, PROMPT * 3)).all()
+    llm.clear()
+    assert same(outputs(llm), outputs(load_plain(tiny_bundle)))
+
+
+# Any sequence of exchanges
+
+
+def test_swap_takes_and_returns_vectors_in_every_form(llm, load, tiny_bundle):
+    (vector,) = vectors(llm.basis, 1)
+    data = vector.to_bytes(llm.basis)
+    expected = outputs(load(tiny_bundle, vector))
+    for form in (vector, data, bytearray(data), memoryview(data)):
+        llm.clear()
+        assert llm.swap(form) == vector
+        assert llm.vector == vector
+        assert same(outputs(llm), expected)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_shorter_dtype_is_applied_as_it_was_rounded(llm, load, tiny_bundle, dtype):
+    vector = MicroVector.random(llm.basis, 0.5, dtype=dtype)
+    llm.swap(vector.to_bytes(llm.basis))
+    assert llm.vector == vector
+    assert same(outputs(llm), outputs(load(tiny_bundle, MicroVector(vector.values))))
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["swap", "using"]), st.integers(0, 2)),
+        st.tuples(st.sampled_from(["generate", "complete", "stream", "eval"]), st.sampled_from(TEXTS)),
+        st.tuples(st.sampled_from(["clear", "refuse"]), st.none()),
+    ),
+    max_size=12,
+)
+
+
+def perform(llm, choices, operation, argument):
+    """Do one thing that an app may do; return the vector that is now expected, or ... for no change."""
+    match operation:
+        case "swap":
+            llm.swap(choices[argument].to_bytes(llm.basis))
+            return choices[argument]
+        case "clear":
+            llm.clear()
+            return None
+        case "using":
+            with llm.using(choices[argument]):
+                models.llama_greedy(llm, llm.tokenize(TEXTS[0].encode()), 3)
+        case "generate":
+            models.llama_greedy(llm, llm.tokenize(argument.encode()), 4)
+        case "complete":
+            llm(argument, max_tokens=4, temperature=0.0)
+        case "stream":
+            stream = llm(argument, max_tokens=8, temperature=0.0, stream=True)
+            next(stream)
+            stream.close()
+        case "eval":
+            llm.reset()
+            llm.eval(llm.tokenize(argument.encode()))
+        case "refuse":
+            with pytest.raises(FrameError):
+                llm.swap(b"")
+    return ...
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["no cache", "LlamaRAMCache"])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=OPERATIONS, last=st.integers(-1, 2))
+def test_any_sequence_of_exchanges_ends_as_a_fresh_load(
+    load, tiny_bundles, strategy, cached, operations, last
+):
+    bundle = tiny_bundles[strategy]
+    llm = load(bundle)
+    if cached:
+        llm.set_cache(LlamaRAMCache())
+    choices = vectors(llm.basis)
+    expected = None
+    for operation, argument in operations:
+        now = perform(llm, choices, operation, argument)
+        expected = expected if now is ... else now
+        assert llm.vector == expected
+    perform(llm, choices, *(("clear", None) if last < 0 else ("swap", last)))
+
+    fresh = load(bundle, None if last < 0 else choices[last])
+    if cached:
+        fresh.set_cache(LlamaRAMCache())
+    assert same(outputs(llm), outputs(fresh))
+    llm.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_real_model_after_many_exchanges_equals_a_fresh_load(real_bundle, load, seed):
+    rng = np.random.default_rng(seed)
+    llm = load(real_bundle)
+    choices = vectors(llm.basis, norm=0.3)
+    texts = smollm2.PROMPTS[0], smollm2.PROMPTS[0][:30]
+    for _ in range(12):
+        operation = rng.choice(["swap", "using", "generate", "complete", "clear"])
+        argument = rng.choice(texts) if operation in ("generate", "complete") else int(rng.integers(3))
+        perform(llm, choices, operation, argument)
+    llm.swap(choices[seed])
+    assert same(outputs(llm, texts), outputs(load(real_bundle, choices[seed]), texts))
+
+
+# Caches
+
+
+@pytest.mark.parametrize("make", ["ram", "disk"])
+def test_a_cache_with_states_of_another_vector_does_no_harm(llm, load, tiny_bundle, tmp_path, make):
+    """A cache may outlive a vector: set aside during a swap, or kept on disk between runs."""
+    cache = LlamaRAMCache() if make == "ram" else LlamaDiskCache(str(tmp_path / "cache"))
+    first, second, _ = vectors(llm.basis)
+    llm.swap(first)
+    llm.set_cache(cache)
+    llm(TEXTS[0], max_tokens=6, temperature=0.0)
+    llm.set_cache(None)
+    llm.swap(second)
+    llm.set_cache(cache)
+    assert same(outputs(llm), outputs(load(tiny_bundle, second)))
+
+
+def test_a_swap_empties_the_cache(llm):
+    cache = LlamaRAMCache()
+    llm.set_cache(cache)
+    llm(TEXTS[0], max_tokens=2, temperature=0.0)
+    assert len(cache.cache_state) == 1
+    llm.swap(vectors(llm.basis)[0])
+    assert len(cache.cache_state) == 0
+    llm(TEXTS[0], max_tokens=2, temperature=0.0)
+    llm.clear()
+    assert len(cache.cache_state) == 0
+
+
+def test_a_refused_swap_keeps_the_cache(llm):
+    cache = LlamaRAMCache()
+    llm.set_cache(cache)
+    llm(TEXTS[0], max_tokens=2, temperature=0.0)
+    with pytest.raises(FrameError):
+        llm.swap(b"")
+    assert len(cache.cache_state) == 1
+
+
+# The caller's own LoRA
+
+
+LORAS = {
+    "beside": {"output.weight": (models.VOCABULARY, 64)},  # a matrix that the basis leaves alone
+    "over": {"blk.0.attn_q.weight": (64, 64), "blk.1.ffn_down.weight": (64, 128)},
+}
+
+
+@pytest.mark.parametrize("place", LORAS)
+def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp_path, place):
+    rng = np.random.default_rng(5)
+    pairs = {
+        m: (rng.normal(size=(4, i)) / 4, rng.normal(size=(o, 4)) / 4) for m, (o, i) in LORAS[place].items()
+    }
+    lora = models.write_lora(tmp_path / "lora.gguf", "llama", pairs, alpha=4.0)
+    (vector,) = vectors(llm.basis, 1)
+    options = {"lora_path": str(lora), "lora_scale": 0.5}
+    plain = outputs(load_plain(tiny_bundle, **options))
+    assert not same(plain, outputs(llm))
+
+    with_lora = load(tiny_bundle, **options)
+    assert same(outputs(with_lora), plain)
+    with_lora.swap(vector)
+    both = outputs(with_lora)
+    assert not same(both, plain)
+    llm.swap(vector)
+    assert not same(both, outputs(llm))
+    fresh = outputs(load(tiny_bundle, vector, **options))
+    if place == "beside":
+        assert same(both, fresh)
+    else:
+        # Two adapters change one matrix, and llama.cpp adds them in the order of their addresses.
+        assert both[:2] == fresh[:2]
+        assert np.abs(both[2] - fresh[2]).max() < 1e-4
+    with_lora.swap(MicroVector.zeros(llm.basis))
+    assert same(outputs(with_lora), plain)
+    with_lora.swap(vector)
+    with_lora.clear()
+    assert same(outputs(with_lora), plain)
+
+
+# Refused vectors
+
+
+def bad_vectors(basis, other):
+    """(error, vector) for everything that must be refused."""
+    good = MicroVector.random(basis, 0.4, seed=9)
+    frame, raw = good.to_bytes(basis), good.to_bytes(basis, tag=None)
+    nan, infinite = good.values.copy(), good.values.copy()
+    nan[-1, 0], infinite[0, -1] = np.nan, np.inf
+    payloads = (len(raw), len(raw) // 2)  # a cut to these lengths: the next test but one
+    yield FrameError, b""
+    yield from ((VectorError, frame[:cut]) for cut in range(1, len(frame)) if cut not in payloads)
+    yield from ((FrameError, raw[:cut]) for cut in range(len(raw)) if cut not in payloads)
+    yield FrameError, frame + b"\0\0"
+    yield FrameError, raw + raw
+    yield FrameError, bytes(1_000_000)
+    yield FrameError, bytes(1_000_001)
+    for bit in range(8 * len(frame)):
+        flipped = bytearray(frame)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield VectorError, bytes(flipped)
+    flipped = bytearray(frame)
+    flipped[10] ^= 1
+    yield ChecksumError, bytes(flipped)
+    yield NonFiniteError, nan.astype("<f4").tobytes()
+    yield NonFiniteError, infinite.astype("<f4").tobytes()
+    yield NonFiniteError, support.frame(basis.digest, nan.astype("<f4").tobytes())
+    yield NonFiniteError, support.frame(basis.digest, infinite.astype("<f4").tobytes())
+    yield BasisMismatchError, MicroVector.random(other, 0.4).to_bytes(other)
+    yield VectorError, MicroVector(np.zeros((basis.groups + 1, basis.u), np.float32))
+    yield VectorError, MicroVector(np.zeros((1, 1), np.float32))
+
+
+def check_refusals(llm, other, prompt):
+    before = llm.swap(MicroVector.random(llm.basis, 0.3, seed=4))
+    expected = models.llama_logits(llm, prompt)
+    count = 0
+    for error, vector in bad_vectors(llm.basis, other):
+        with pytest.raises(error):
+            llm.swap(vector)
+        with pytest.raises(error), llm.using(vector):
+            pytest.fail("the block must not be entered")
+        assert llm.vector is before
+        count += 1
+        if count % 50 == 0:
+            assert np.array_equal(models.llama_logits(llm, prompt), expected)
+    assert np.array_equal(models.llama_logits(llm, prompt), expected)
+    assert count > 300
+
+
+def test_refused_vectors_change_nothing(llm, tiny_bundles, strategy):
+    other = load_basis(tiny_bundles["fold" if strategy == "scales" else "scales"] / "basis.gguf")
+    check_refusals(llm, other, PROMPT)
+
+
+def test_refused_vectors_change_nothing_in_the_real_model(real_bundle, tiny_bundle, load):
+    llm = load(real_bundle)
+    check_refusals(llm, load_basis(tiny_bundle / "basis.gguf"), llm.tokenize(b"The sea is"))
+
+
+@pytest.mark.parametrize("item_bytes", [4, 2])
+def test_a_frame_that_was_cut_to_the_length_of_a_raw_payload_is_refused(llm, item_bytes):
+    frame = vectors(llm.basis)[0].to_bytes(llm.basis)
+    with pytest.raises(VectorError):
+        llm.swap(frame[: item_bytes * llm.basis.size])
+    assert llm.vector is None
+
+
+def test_the_policy_guards_every_swap(tiny_bundle, load):
+    llm = load(tiny_bundle, policy=Policy(require="checksum", max_norm=1.0))
+    basis = llm.basis
+    new, old = (MicroVector(vectors(basis)[0].values, sequence=sequence) for sequence in (7, 6))
+    llm.swap(new.to_bytes(basis))
+    expected = models.llama_logits(llm, PROMPT)
+    refused = {
+        RollbackError: old.to_bytes(basis),
+        ChecksumError: new.to_bytes(basis, tag=None),
+        VectorError: MicroVector.random(basis, 1.5).to_bytes(basis),
+    }
+    for error, data in refused.items():
+        with pytest.raises(error):
+            llm.swap(data)
+        assert llm.vector == new
+        assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
+    llm.swap(new.to_bytes(basis))  # the same frame again is no rollback
+    llm.swap(old.to_bytes(basis), stream="another user")
+
+
+def test_a_refused_vector_does_not_raise_the_accepted_sequence(llm):
+    basis = llm.basis
+    ahead = bytearray(MicroVector(vectors(basis)[0].values, sequence=900).to_bytes(basis))
+    ahead[-1] ^= 1
+    with pytest.raises(ChecksumError):
+        llm.swap(bytes(ahead))
+    llm.swap(MicroVector(vectors(basis)[1].values, sequence=1).to_bytes(basis))

@@ -1,0 +1,103 @@
+"""The real model in other forms: as F32 GGUF, and in torch. Made once a session, on first use."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gguf
+import llama_cpp
+import models
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import LlamaForCausalLM
+
+ALL_F32, MOSTLY_Q8_0, MOSTLY_Q4_K_M = 0, 7, 15  # llama_ftype
+
+PROMPTS = (
+    "The three primary colours are red, yellow and",
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) +",
+    "Once upon a time, in a small village by the sea, there lived an old fisherman who",
+)
+
+
+@cache
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    # Removed when the process ends; pytest's own temporary directories outlive three sessions, and
+    # what lies here takes 1.5 GB.
+    return tempfile.TemporaryDirectory(prefix="tinylora-tests-")
+
+
+@cache
+def requantized(source: Path, ftype: int) -> Path:
+    """The model as another GGUF. F32 holds exactly the values that the Q4_1 file stores."""
+    target = Path(_directory().name) / f"SmolLM2-{ftype}.gguf"
+    return models.quantize_file(source, target, ftype)
+
+
+@cache
+def _read(source: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(requantized(source, ALL_F32))
+
+
+@cache
+def hf_directory(source: Path) -> Path:
+    """The model as a Hugging Face directory, float32, rows of q and k in that world's order."""
+    reader, directory = _read(source), Path(_directory().name) / "hf"
+    return models.gguf_to_hf(reader, directory)
+
+
+@cache
+def in_torch(source: Path) -> LlamaForCausalLM:
+    """The model in torch, float32. Never change it: see `models.merged`.
+
+    Its logits are compared with llama.cpp's before anything is concluded from them.
+    """
+    import torch
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = transformers.LlamaForCausalLM.from_pretrained(hf_directory(source), dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def top_singular_values(source: Path) -> dict[str, NDArray[np.float64]]:
+    """Module -> the three largest singular values of its weight, by a full decomposition in float64."""
+    return {module: models.top_singular_values(w) for module, w in weights(source).items()}
+
+
+@cache
+def weights(source: Path) -> dict[str, NDArray[np.float32]]:
+    """Module -> its weight [out, in], rows in GGUF order, read by the gguf package from the F32 file."""
+    return {
+        tensor.name: tensor.data
+        for tensor in _read(source).tensors
+        if tensor.name.startswith("blk.") and "norm" not in tensor.name
+    }
+
+
+def tokenize(model: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, special tokens recognized."""
+    llm = llama_cpp.Llama(str(model), n_ctx=32, n_threads=1, n_threads_batch=1, verbose=False)
+    return [llm.tokenize(text.encode(), special=True) for text in texts]
+
+
+def kl_divergence(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> float:
+    """KL(p || q) in nats, mean over positions: logits [n, vocabulary]."""
+    p, q = (x.astype(np.float64) - x.max(axis=-1, keepdims=True) for x in (p_logits, q_logits))
+    p -= np.log(np.exp(p).sum(axis=-1, keepdims=True))
+    q -= np.log(np.exp(q).sum(axis=-1, keepdims=True))
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+
+def worst_difference(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> float:
+    """The largest absolute difference between logits of the same prompts."""
+    return max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True))
