@@ -1,0 +1,144 @@
+"""What every benchmark shares: the interleaved loop, the table, the record."""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy and any OpenMP library are loaded: threads that spin for each other collapse on a machine
+# with other work on its cores, and a ratio would then say who had the luck.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("tinylora-edge", "numpy", "gguf", "llama-cpp-python", "torch", "transformers", "peft", "scipy")
+
+
+class Stopwatch:
+    seconds = 0.0
+
+
+@contextmanager
+def stopwatch() -> Iterator[Stopwatch]:
+    watch = Stopwatch()
+    start = time.perf_counter_ns()
+    try:
+        yield watch
+    finally:
+        watch.seconds = (time.perf_counter_ns() - start) / 1e9
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1
+) -> dict[str, Any]:
+    """Run every contestant once a round, and return its times: name -> `rounds` floats.
+
+    A contestant times itself and returns the figure, so that it can set up and clean up untimed. Each
+    round starts with another contestant: none always runs after the same neighbour.
+    """
+    names = list(contestants)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warmup, rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            figure = contestants[name]()
+            if number >= 0:
+                times[name].append(figure)
+    return times
+
+
+def summarize(values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    return {"min": ordered[0], "median": statistics.median(ordered), "p95": p95, "rounds": len(ordered)}
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table: the first column left, the others right."""
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(headers), "  ".join("-" * w for w in widths), *(line(row) for row in rows)])
+
+
+class Report:
+    """Collects what a benchmark found; prints it as text, and writes it as a JSON record."""
+
+    def __init__(self, benchmark: str, json_target: str | None) -> None:
+        self._json = json_target
+        self._text = sys.stderr if json_target == "-" else sys.stdout  # stdout is then the record alone
+        self.record: dict[str, Any] = {"benchmark": benchmark, "environment": environment(), "targets": []}
+        env = self.record["environment"]
+        self.say(f"{benchmark}: {env['cpu']}, {env['cores']} cores")
+        self.say(f"load average {env['load_average']} at the start")
+
+    def say(self, text: str = "") -> None:
+        print(text, file=self._text, flush=True)
+
+    def target(self, name: str, value: float, relation: str, bound: float) -> None:
+        met = value <= bound if relation == "<=" else value >= bound
+        self.record["targets"].append(
+            {"name": name, "value": value, "relation": relation, "bound": bound, "met": met}
+        )
+        self.say(f"{'met   ' if met else 'MISSED'}  {name}: {value:.4g} (target {relation} {bound:g})")
+
+    def finish(self) -> None:
+        self.record["load_average_at_end"] = load_average()
+        self.say(f"load average {load_average()} at the end")
+        text = json.dumps(self.record, indent=2) + "\n"
+        if self._json == "-":
+            sys.stdout.write(text)
+        elif self._json:
+            Path(self._json).write_text(text, "utf-8")
+
+
+def environment() -> dict[str, Any]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    tuned = {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "OPENBLAS_", "MKL_", "GOMP_"))}
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": load_average(),
+        "variables": dict(sorted(tuned.items())),
+        "versions": found,
+    }
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def load_average() -> list[float]:
+    return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []
+
+
+def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
+    result.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
+    result.add_argument("--rounds", type=int, default=rounds, help="times each contestant runs (%(default)s)")
+    return result

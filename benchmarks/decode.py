@@ -1,0 +1,128 @@
+"""How fast a personalized model decodes: against its base, and against a stock LoRA of the same shapes.
+
+Every contestant evaluates the same list of token ids, one at a time, after the same prompt, so that all do
+identical work. All load the base unmapped, as `llama_cpp.Llama` does for a `lora_path`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import _common as bench  # first: it sets what libraries read when loaded
+import llama_cpp
+import numpy as np
+from _subjects import FOLDED, SCALES, export, frames, smollm2, write_stock_lora
+
+from tinylora_edge import runtime
+
+BASE, U1, FOLD, STOCK = "base", "ours, u = 1, 13 groups", "ours, folded, u = 13", "stock rank-2 LoRA"
+
+
+class Subject:
+    """A loaded model that decodes a fixed list of tokens."""
+
+    def __init__(self, llm: llama_cpp.Llama, tokens: list[int], prompt: int) -> None:
+        self._llm = llm
+        self._prompt, self._tokens = tokens[:prompt], tokens[prompt:]
+
+    def __call__(self) -> float:
+        """Seconds a token; the prompt is not counted."""
+        self._llm.reset()
+        self._llm.eval(self._prompt)
+        with bench.stopwatch() as watch:
+            for token in self._tokens:
+                self._llm.eval([token])
+        return watch.seconds / len(self._tokens)
+
+    def close(self) -> None:
+        self._llm.close()
+
+
+def makers(folder: Path) -> dict[str, Callable[[int], llama_cpp.Llama]]:
+    u1_bundle, u1_basis = export(folder, SCALES)
+    fold_bundle, fold_basis = export(folder, FOLDED)
+    u1_frame, fold_frame = frames(u1_basis, 1)[0], frames(fold_basis, 1)[0]
+    lora = folder / "stock.gguf"
+    write_stock_lora(lora, fold_basis)
+    base = str(smollm2())
+
+    def options(threads: int) -> dict[str, int | bool]:
+        return {"n_threads": threads, "n_threads_batch": threads, "use_mmap": False, "verbose": False}
+
+    return {
+        BASE: lambda threads: llama_cpp.Llama(base, **options(threads)),
+        U1: lambda threads: runtime.load(u1_bundle, u1_frame, **options(threads)),
+        FOLD: lambda threads: runtime.load(fold_bundle, fold_frame, **options(threads)),
+        STOCK: lambda threads: llama_cpp.Llama(base, lora_path=str(lora), **options(threads)),
+    }
+
+
+def show(report: bench.Report, times: dict[str, list[float]], threads: int) -> dict[str, dict[str, float]]:
+    results = {name: bench.summarize(values) for name, values in times.items()}
+    rows = []
+    for name, r in results.items():
+        r["tokens_per_second"] = 1 / r["median"]
+        r["speed_vs_stock"] = results[STOCK]["median"] / r["median"]
+        r["overhead_vs_base"] = r["median"] / results[BASE]["median"] - 1
+        # Of neighbours in one round: what slows the machine for a while falls on both.
+        pairs = [stock / own for stock, own in zip(times[STOCK], times[name], strict=True)]
+        r["speed_vs_stock_paired"] = float(np.median(pairs))
+        rows.append(
+            [
+                name,
+                f"{1 / r['min']:.1f}",
+                f"{r['tokens_per_second']:.1f}",
+                f"{r['speed_vs_stock']:.3f}",
+                f"{r['speed_vs_stock_paired']:.3f}",
+                f"{100 * r['overhead_vs_base']:+.1f} %",
+            ]
+        )
+    report.say(f"\n{threads} threads")
+    headers = ["", "best tok/s", "median tok/s", "x stock", "x stock, paired", "time over base"]
+    report.say(bench.table(headers, rows))
+    return results
+
+
+def main() -> None:
+    default = max((os.cpu_count() or 1) // 2, 1)  # llama_cpp.Llama's own
+    arguments = bench.parser(__doc__, rounds=80)
+    arguments.add_argument("--tokens", type=int, default=16, help="decoded a round (%(default)s)")
+    arguments.add_argument("--prompt", type=int, default=16, help="tokens before them (%(default)s)")
+    arguments.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=sorted({1, default, os.cpu_count() or 1}),
+        help="1, Llama's default and all cores, unless given",
+    )
+    options = arguments.parse_args()
+    report = bench.Report("decode", options.json)
+    count = options.prompt + options.tokens
+    tokens = np.random.default_rng(0).integers(1000, 40000, count).tolist()
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        make = makers(Path(name))
+        for threads in options.threads:
+            subjects = {n: Subject(f(threads), tokens, options.prompt) for n, f in make.items()}
+            results[threads] = show(report, bench.interleave(subjects, options.rounds, 2), threads)
+            for subject in subjects.values():
+                subject.close()
+    report.say(f"\nllama_cpp.Llama's default here: {default} threads")
+    for threads, by_name in results.items():
+        for name in (U1, FOLD):
+            ratio = by_name[name]["speed_vs_stock"]
+            report.target(f"{threads} threads: {name} / {STOCK}", ratio, ">=", 0.97)
+    report.record |= {
+        "prompt": options.prompt,
+        "tokens": options.tokens,
+        "default_threads": default,
+        "results_by_threads": results,
+    }
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

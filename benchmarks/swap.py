@@ -1,0 +1,207 @@
+"""What it costs to load a personalized model and to exchange its vector while it runs.
+
+* a swap (bytes in, adapters set) for u = 1 and for the folded strategy, against what llama.cpp takes to
+  load a stock LoRA file of the same shapes; and the token after it against a token after a mere reset;
+* `runtime.load` with a vector against plain `llama_cpp.Llama`;
+* resident memory over many swaps, each followed by a token, and bytes that they write.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+import llama_cpp
+import psutil
+from _subjects import FOLDED, SCALES, export, frames, smollm2, write_stock_lora
+
+from tinylora_edge import runtime
+
+U1, FOLD, STOCK, PLAIN = (
+    "u = 1 swap",
+    "folded swap",
+    "llama_adapter_lora_init, stock",
+    "plain llama_cpp.Llama",
+)
+TOKENS = [1, 28, 253]
+WARM_UP_SWAPS = 50
+
+_opened: list[str] | None = None
+
+
+def _watch_opens(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _opened is not None:
+        _opened.append(str(arguments[0]))
+
+
+class Subject:
+    """A loaded model and frames to swap to, each another vector than the one before."""
+
+    def __init__(self, bundle: Path, vectors: list[bytes]) -> None:
+        self.llm = runtime.load(bundle, vectors[0])
+        self._next: Iterator[bytes] = itertools.cycle(vectors)
+
+    def swap(self) -> float:
+        """Seconds of a swap, in a context that holds tokens."""
+        self.llm.eval(TOKENS[:1])
+        vector = next(self._next)
+        with bench.stopwatch() as watch:
+            self.llm.swap(vector)
+        return watch.seconds
+
+    def token_after_swap(self) -> float:
+        self.swap()
+        return self.token()
+
+    def token_after_reset(self) -> float:
+        self.llm.reset()
+        return self.token()
+
+    def token(self) -> float:
+        with bench.stopwatch() as watch:
+            self.llm.eval(TOKENS[:1])
+        return watch.seconds
+
+
+def stock_init(llm: llama_cpp.Llama, path: Path) -> Callable[[], float]:
+    def run() -> float:
+        with bench.stopwatch() as watch:
+            adapter = llama_cpp.llama_adapter_lora_init(llm.model, str(path).encode())
+        if not adapter:
+            raise SystemExit("llama.cpp refused the stock LoRA")
+        llama_cpp.llama_adapter_lora_free(adapter)
+        return watch.seconds
+
+    return run
+
+
+def loading(make: Callable[[], llama_cpp.Llama]) -> Callable[[], float]:
+    def run() -> float:
+        gc.collect()
+        with bench.stopwatch() as watch:
+            llm = make()
+        llm.close()
+        return watch.seconds
+
+    return run
+
+
+def soak(subject: Subject, swaps: int) -> dict[str, Any]:
+    """What `swaps` swaps, each after a token, leave behind once warm.
+
+    Returns resident bytes before and `growth`; the kernel's counters of what the process wrote; and the
+    files that Python opened meanwhile.
+    """
+    global _opened
+    process = psutil.Process()
+    for _ in range(WARM_UP_SWAPS):
+        subject.swap()
+    gc.collect()
+    resident, io = process.memory_info().rss, _io_counters()
+    _opened = []
+    for _ in range(swaps):
+        subject.swap()
+    opened, _opened = _opened, None
+    io_after = _io_counters()
+    gc.collect()
+    return {
+        "swaps": swaps,
+        "resident": resident,
+        "growth": process.memory_info().rss - resident,
+        "opened": opened,
+        **{key: io_after[key] - io[key] for key in io},
+    }
+
+
+def _io_counters() -> dict[str, int]:
+    counters = Path("/proc/self/io")
+    if not counters.exists():
+        return {}  # not Linux: the audit hook alone speaks
+    values = dict(line.split(": ") for line in counters.read_text().splitlines())
+    return {key: int(values[key]) for key in ("wchar", "syscw", "write_bytes")}
+
+
+def show(report: bench.Report, times: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
+    results = {name: bench.summarize(values) for name, values in times.items()}
+    rows = [
+        [
+            name,
+            *(f"{1e3 * r[key]:.3f}" for key in ("min", "median", "p95")),
+            f"{r['median'] / results[base]['median']:.3g}",
+        ]
+        for name, r in results.items()
+    ]
+    report.say()
+    report.say(bench.table(["", "min ms", "median ms", "p95 ms", f"x {base}"], rows))
+    return results
+
+
+def main() -> None:
+    arguments = bench.parser(__doc__, rounds=200)
+    arguments.add_argument("--loads", type=int, default=15, help="rounds of loading (%(default)s)")
+    arguments.add_argument("--swaps", type=int, default=1000, help="for memory and writes (%(default)s)")
+    options = arguments.parse_args()
+    report = bench.Report("swap", options.json)
+    sys.addaudithook(_watch_opens)
+    with tempfile.TemporaryDirectory() as name:
+        measure(report, Path(name), options.rounds, options.loads, options.swaps)
+    report.finish()
+
+
+def measure(report: bench.Report, folder: Path, rounds: int, loads: int, swaps: int) -> None:
+    u1_bundle, u1_basis = export(folder, SCALES)
+    fold_bundle, fold_basis = export(folder, FOLDED)
+    u1_frames, fold_frames = frames(u1_basis, 16), frames(fold_basis, 16)
+    lora = folder / "stock.gguf"
+    write_stock_lora(lora, fold_basis)
+
+    plain = llama_cpp.Llama(str(smollm2()), verbose=False)
+    u1, fold = Subject(u1_bundle, u1_frames), Subject(fold_bundle, fold_frames)
+    swap_times = bench.interleave({U1: u1.swap, FOLD: fold.swap, STOCK: stock_init(plain, lora)}, rounds, 5)
+    swap = show(report, swap_times, STOCK)
+    tokens = {
+        "token after reset, u = 1": u1.token_after_reset,
+        "token after swap, u = 1": u1.token_after_swap,
+        "token after reset, folded": fold.token_after_reset,
+        "token after swap, folded": fold.token_after_swap,
+    }
+    token = show(report, bench.interleave(tokens, rounds, 5), "token after reset, u = 1")
+
+    makers = {
+        PLAIN: lambda: llama_cpp.Llama(str(smollm2()), verbose=False),
+        "runtime.load, u = 1": lambda: runtime.load(u1_bundle, u1_frames[0]),
+        "runtime.load, folded": lambda: runtime.load(fold_bundle, fold_frames[0]),
+    }
+    load = show(
+        report, bench.interleave({name: loading(make) for name, make in makers.items()}, loads, 2), PLAIN
+    )
+
+    soaked = {U1: soak(u1, swaps), FOLD: soak(fold, swaps)}
+    report.say()
+    rows = [
+        [name, f"{r['growth'] / 1e6:.2f}", str(r.get("wchar", "?")), str(len(r["opened"]))]
+        for name, r in soaked.items()
+    ]
+    report.say(bench.table([f"over {swaps} swaps", "growth MB", "bytes written", "files opened"], rows))
+
+    report.say()
+    report.target("u = 1 swap, median ms", 1e3 * swap[U1]["median"], "<=", 1)
+    report.target("folded swap / stock adapter init", swap[FOLD]["median"] / swap[STOCK]["median"], "<=", 2)
+    for name in list(makers)[1:]:
+        extra = 1e3 * (load[name]["median"] - load[PLAIN]["median"])
+        report.target(f"{name} - plain Llama, ms", extra, "<=", 50)
+    for name, r in soaked.items():
+        report.target(f"{name}, growth over {swaps}, MB", r["growth"] / 1e6, "<=", 5)
+    touched = soaked[U1].get("wchar", 0) + len(soaked[U1]["opened"])
+    report.target("u = 1 swap: bytes written + files opened", touched, "<=", 0)
+    report.record |= {"swap": swap, "token": token, "load": load, "soak": soaked}
+
+
+if __name__ == "__main__":
+    main()

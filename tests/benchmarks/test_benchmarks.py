@@ -1,0 +1,91 @@
+"""The benchmarks run, and hand out what they promise. No test here looks at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(FOLDER / script), "--json", "-", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "median" in done.stderr, "the table belongs on stderr when the record takes stdout"
+    record: dict[str, Any] = json.loads(done.stdout)
+    assert record["environment"]["versions"]["tinylora-edge"]
+    assert record["environment"]["variables"]["OMP_WAIT_POLICY"]
+    return record
+
+
+def test_swaps_of_both_strategies_leave_nothing_behind() -> None:
+    record = run("swap.py", "--rounds", "2", "--loads", "1", "--swaps", "40")
+    for strategy, figures in record["soak"].items():
+        assert figures["opened"] == [], strategy
+        assert figures.get("wchar", 0) == 0, strategy
+        assert figures["growth"] < 5e6, strategy  # an adapter that is not freed takes megabytes
+    values = {target["name"]: target["value"] for target in record["targets"]}
+    assert values["u = 1 swap: bytes written + files opened"] == 0
+    assert values["folded swap / stock adapter init"] > 0
+
+
+def test_decode_compares_all_with_the_stock_lora() -> None:
+    record = run("decode.py", "--rounds", "3", "--tokens", "2", "--threads", "1")
+    (results,) = record["results_by_threads"].values()
+    stock = results["stock rank-2 LoRA"]
+    assert stock["speed_vs_stock"] == 1
+    assert len(results) == 4
+    for figures in results.values():
+        assert figures["speed_vs_stock"] == pytest.approx(stock["median"] / figures["median"])
+    ratios = [target["value"] for target in record["targets"]]
+    assert ratios == [f["speed_vs_stock"] for name, f in results.items() if name.startswith("ours")]
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    for name in ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS"):  # importing sets them; this takes them back
+        monkeypatch.setenv(name, "1")
+    spec = importlib.util.spec_from_file_location("_common", FOLDER / "_common.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_contestant_takes_every_place_in_a_round(common: ModuleType) -> None:
+    calls: list[str] = []
+
+    def contestant(name: str) -> Any:
+        def run() -> float:
+            calls.append(name)
+            return float(len(calls))
+
+        return run
+
+    times = common.interleave({name: contestant(name) for name in "abc"}, rounds=3, warmup=1)
+    rounds = ["".join(calls[i : i + 3]) for i in range(0, 12, 3)]
+    assert rounds == ["cab", "abc", "bca", "cab"]
+    assert times == {"a": [4, 9, 11], "b": [5, 7, 12], "c": [6, 8, 10]}  # the first round is thrown away
+
+
+def test_a_missed_target_is_recorded_as_missed(
+    common: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = common.Report("name", str(tmp_path / "record.json"))
+    report.target("speed", 3.9, ">=", 4)
+    report.target("size", 5, "<=", 5)
+    report.finish()
+    record = json.loads((tmp_path / "record.json").read_text("utf-8"))
+    assert [(t["name"], t["met"]) for t in record["targets"]] == [("speed", False), ("size", True)]
+    printed = capsys.readouterr().out
+    assert "MISSED  speed: 3.9 (target >= 4)" in printed
+    assert "met     size: 5 (target <= 5)" in printed
