@@ -1,0 +1,284 @@
+"""`train` and `eval`: find a vector on a host, and prove that it helps in the deployed runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from . import _output, _vectors
+
+if TYPE_CHECKING:
+    from ..runtime.evaluation import Comparison, Evaluation
+    from ..train.run import Outcome
+
+TaskName = Annotated[
+    str,
+    typer.Option("--task", metavar="TASK", help="A built-in task (tinylora-edge tasks), or a JSONL file."),
+]
+Reward = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="Reward, such as '0.5*max_words(12)+0.5*ends_itself', or MODULE:NAME."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+
+
+class Method(StrEnum):
+    """How v is trained."""
+
+    grpo = "grpo"
+    sft = "sft"
+
+
+class Engine(StrEnum):
+    """Whose training loop runs."""
+
+    own = "own"
+    trl = "trl"
+
+
+class Rollouts(StrEnum):
+    """What draws completions."""
+
+    llama = "llama"
+    hf = "hf"
+
+
+class Wire(StrEnum):
+    """dtype of the frame."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+def train(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to train for.")],
+    task: TaskName,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write.")],
+    reward: Reward = None,
+    method: Annotated[Method, typer.Option(help="grpo, or cross-entropy on given answers.")] = Method.grpo,
+    engine: Annotated[Engine, typer.Option(help="Our loop, or TRL's on many GPUs.")] = Engine.own,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 30,
+    prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
+    samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
+    lr: Annotated[
+        float | None, typer.Option(metavar="X", help="Step size of Adam on v. [default: measured]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
+    rollouts: Annotated[Rollouts, typer.Option(help="Engine that draws.")] = Rollouts.llama,
+    bf16_copy: Annotated[
+        bool, typer.Option(help="Draw with a bfloat16 copy of the base; validate what is deployed.")
+    ] = True,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Hugging Face weights to learn on. [default: the base]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Threads. [default: every core]")
+    ] = None,
+    dtype: Annotated[Wire, typer.Option(help="dtype of the frame.")] = Wire.fp32,
+    sequence: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the frame.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a vector for a task with GRPO, and write it as a frame.
+
+    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures. Ctrl-C saves the state.
+
+    \b
+    Example:
+      tinylora-edge train smollm2 --task list-lookup -o lookup.bin
+    """
+    from ..train import Options, Settings
+    from ..train import train as run
+
+    settings = Settings(steps=steps, prompts=prompts, lr=lr, seed=seed)
+    options = Options(
+        method=method.value,
+        settings=settings,
+        samples=samples,
+        rollouts=rollouts.value,
+        bf16_copy=bf16_copy,
+        weights=None if weights is None else str(weights),
+        workers=workers,
+        wire=dtype.value,
+        sequence=sequence,
+        evaluate=evaluate,
+    )
+    loaded = _load(task, reward, seed)
+    if engine is Engine.trl:
+        from ..train.trl import train_trl
+
+        _report(train_trl(bundle, loaded, output, options=options), as_json)
+        return
+    with _progress(steps) as show:
+        outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
+    if outcome.result.stopped == "interrupted":
+        _output.note(
+            f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
+        )
+        raise typer.Exit(130)
+    _report(outcome, as_json)
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to measure.")],
+    task: TaskName,
+    vector: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A vector, compared with the base on the same prompts."),
+    ] = None,
+    reward: Reward = None,
+    number: Annotated[int, typer.Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
+    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of task and sampling.")] = 0,
+    show: Annotated[int, typer.Option(metavar="N", min=0, help="Answers to show.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
+
+    \b
+    Example:
+      tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup
+    """
+    from .. import runtime
+    from ..runtime.batch import Batch
+    from ..runtime.evaluation import compare
+    from ..runtime.evaluation import evaluate as measure
+
+    loaded = _load(task, reward, seed, held_out=number)
+    data = None if vector is None else _vectors.read(str(vector))
+    llm = runtime.load(bundle, n_ctx=64)
+    checked = None if data is None else llm.policy.check(data, llm.basis)
+    samples = loaded.held_out[:number]
+    with Batch(llm, n_ctx=32 * loaded.max_tokens + 4096) as batch:
+
+        def run(chosen: Any) -> Evaluation:
+            return measure(batch, loaded, chosen, samples=samples, temperature=temperature, seed=seed)
+
+        base = run(None)
+        personalized = None if checked is None else run(checked)
+    comparison = None if personalized is None else compare(base, personalized)
+    if as_json:
+        record: dict[str, Any] = {"task": loaded.name, "temperature": temperature, "base": _figures(base)}
+        if personalized is not None and comparison is not None:
+            record |= {"vector": _figures(personalized), "comparison": asdict(comparison)}
+        _output.print_json(record)
+        return
+    _print(base, personalized, comparison)
+    for i in range(min(show, base.n)):
+        _output.say()
+        _output.say(f"prompt: {samples[i].text}")
+        _output.say(f"  base   ({base.scores[i]:g}): {base.answers[i].strip()}")
+        if personalized is not None:
+            _output.say(f"  vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}")
+
+
+def tasks(as_json: AsJson = False) -> None:
+    """List the built-in tasks.
+
+    \b
+    Example:
+      tinylora-edge tasks
+    """
+    from ..tasks import BUILTIN
+
+    if as_json:
+        _output.print_json(list(BUILTIN))
+        return
+    for name in BUILTIN:
+        _output.say(name)
+
+
+def _load(name: str, reward: str | None, seed: int, **options: Any) -> Any:
+    from ..tasks import load_task
+
+    return load_task(name, reward=reward, seed=seed, **options)
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "n": evaluation.n,
+        "mean": evaluation.mean,
+        "standard_error": evaluation.standard_error,
+        "scores": evaluation.scores.tolist(),
+        "answers": evaluation.answers,
+    }
+
+
+def _report(outcome: Outcome, as_json: bool) -> None:
+    comparison = outcome.comparison
+    if as_json:
+        result = {k: v for k, v in asdict(outcome.result).items() if k != "vector"}
+        record: dict[str, Any] = {"file": str(outcome.path), **result}
+        record["values"] = outcome.result.vector.values.reshape(-1).tolist()
+        if outcome.base is not None and outcome.personalized is not None and comparison is not None:
+            record["held_out"] = {
+                "n": outcome.base.n,
+                "base": outcome.base.mean,
+                "vector": outcome.personalized.mean,
+                **asdict(comparison),
+            }
+        _output.print_json(record)
+        return
+    result_ = outcome.result
+    _output.say(
+        f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes): best of {result_.steps} steps was step "
+        f"{result_.best_step}, validation {result_.start_score:.3f} -> {result_.best_score:.3f}"
+    )
+    if outcome.base is not None:
+        _print(outcome.base, outcome.personalized, comparison)
+
+
+def _print(base: Evaluation, personalized: Evaluation | None, comparison: Comparison | None) -> None:
+    rows = [("base", f"{base.mean:.3f} +- {base.standard_error:.3f} (n = {base.n}, held out)")]
+    if personalized is not None and comparison is not None:
+        rows += [
+            ("vector", f"{personalized.mean:.3f} +- {personalized.standard_error:.3f}"),
+            ("difference", f"{comparison.difference:+.3f} +- {comparison.standard_error:.3f}, paired"),
+            (
+                "test",
+                f"{comparison.gained} prompts gained, {comparison.lost} lost: McNemar p = {comparison.p:.2g}",
+            ),
+        ]
+    _output.facts(rows)
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show reward, validation, speed and time left on a terminal; events anywhere."""
+    console = _output.stderr()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=steps, figures="loading")
+        validation = float("nan")
+
+        def show(metrics: dict[str, Any]) -> None:
+            nonlocal validation
+            validation = metrics.get("validation", validation)
+            if metrics.get("event") == "back-off":
+                _output.warn(
+                    f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
+                    f"to the best vector and halved the step size to {metrics['lr']:.2g}"
+                )
+            if "event" in metrics:
+                return
+            seconds = metrics.get("draw_s", 0.0) + metrics.get("learn_s", 0.0)
+            figures = f"reward {metrics.get('reward', float('nan')):.2f}  held back {validation:.2f}  "
+            figures += f"{metrics['tokens'] / max(seconds, 1e-9):.0f} tokens/s"
+            bar.update(task, completed=metrics["step"], figures=figures)
+
+        yield show

@@ -1,0 +1,120 @@
+"""Does a vector help? Paired evaluation in the deployed runtime, with standard errors and a test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._vector import MicroVector
+from ..errors import VectorError
+from ..tasks import Completion, Sample, Task
+from .batch import Batch
+from .prompts import decode, encode
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The rewards of a vector on a list of prompts.
+
+    Attributes:
+        scores: float64 [n], in the order of the prompts.
+        answers: the texts.
+    """
+
+    scores: NDArray[np.float64]
+    answers: list[str]
+
+    @property
+    def n(self) -> int:
+        """Number of prompts."""
+        return len(self.scores)
+
+    @property
+    def mean(self) -> float:
+        """Mean reward."""
+        return float(self.scores.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean: s / sqrt(n) with the sample's standard deviation; NaN for a single prompt."""
+        return float(self.scores.std(ddof=1) / math.sqrt(self.n)) if self.n > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of two evaluations on the same prompts, paired.
+
+    Attributes:
+        difference: mean of second minus first.
+        standard_error: of the difference, from the paired differences.
+        gained, lost: prompts on which the second scored higher, lower.
+        p: two-sided, that gains and losses are equally likely: McNemar's exact test for 0/1 rewards,
+            which for other rewards is the sign test.
+    """
+
+    difference: float
+    standard_error: float
+    gained: int
+    lost: int
+    p: float
+
+
+def evaluate(
+    batch: Batch,
+    task: Task,
+    vector: MicroVector | None,
+    *,
+    samples: Sequence[Sample] | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Evaluation:
+    """Score the answers of a vector to a task's held-out prompts.
+
+    Args:
+        batch: over the deployed model; it keeps the vector afterwards.
+        task: prompts, reward and token limit.
+        vector: None for the base alone.
+        samples: other prompts than `task.held_out`.
+        temperature: 0 for greedy answers.
+        seed: of sampling; the same for every vector pairs the random numbers too.
+
+    Raises:
+        VectorError: the vector does not fit, or a prompt does not fit the batch's context.
+        TrainError: the reward fails.
+    """
+    chosen = list(task.held_out if samples is None else samples)
+    batch.swap(vector)
+    prompts = [encode(batch.llm, sample.prompt).tolist() for sample in chosen]
+    drawn = batch.generate(prompts, max_tokens=task.max_tokens, temperature=temperature, seed=seed)
+    answers = [decode(batch.llm, g.tokens) for g in drawn]
+    scores = [
+        task.score(Completion(text, g.ended, len(g.tokens)), sample)
+        for text, g, sample in zip(answers, drawn, chosen, strict=True)
+    ]
+    return Evaluation(np.array(scores, np.float64), answers)
+
+
+def compare(first: Evaluation, second: Evaluation) -> Comparison:
+    """Compare two evaluations on the same prompts.
+
+    Raises:
+        VectorError: they have different numbers of prompts.
+    """
+    if first.n != second.n:
+        raise VectorError(f"evaluations on {first.n} and {second.n} prompts cannot be paired")
+    gaps = second.scores - first.scores
+    error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
+    gained, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
+    return Comparison(float(gaps.mean()), error, gained, lost, _mcnemar(gained, lost))
+
+
+def _mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p: the discordant pairs are binomial with 1/2 (McNemar, 1947)."""
+    pairs = gained + lost
+    tail = sum(math.comb(pairs, k) for k in range(min(gained, lost) + 1))
+    p: float = 2 * tail / 2**pairs
+    return min(1.0, p)

@@ -1,0 +1,35 @@
+"""A copy of a GGUF model in bfloat16, for what generates in large batches."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import llama_cpp
+from llama_cpp._logger import set_verbose
+
+from ..errors import TinyLoraError
+
+
+def write_bf16(source: Path, target: Path) -> None:
+    """Write a bfloat16 copy of a model, atomically.
+
+    llama.cpp's batched kernels for bfloat16 are faster than those for most quantized types.
+
+    Raises:
+        TinyLoraError: llama.cpp could not write it.
+    """
+    set_verbose(False)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_BF16
+    params.allow_requantize = True
+    partial = target.with_name(f".{target.name}.tmp")
+    code = llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(params))
+    if code:
+        partial.unlink(missing_ok=True)
+        raise TinyLoraError(
+            f"llama.cpp could not write a bfloat16 copy of {source} (code {code}): check the free space at "
+            f"{target.parent}, or do without the copy"
+        )
+    os.replace(partial, target)

@@ -1,0 +1,298 @@
+"""Tasks from JSONL files: samples, splits that no duplicate straddles, and errors with file and line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answers import said
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinylora_edge import TrainError
+from tinylora_edge.tasks import Sample, load_task
+from tinylora_edge.tasks._split import HELD_OUT_SHARE, rank, split_by_prompt
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a file of lines: objects become JSON, text and bytes stay as they are."""
+
+    def write(*lines: Any, name: str = "task.jsonl") -> Path:
+        path = tmp_path / name
+        raw = [line if isinstance(line, bytes) else _text(line).encode() for line in lines]
+        path.write_bytes(b"".join(line + b"\n" for line in raw))
+        return path
+
+    return write
+
+
+def _text(line: Any) -> str:
+    return line if isinstance(line, str) else json.dumps(line)
+
+
+def prompts(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"Question {number}?", "answer": str(number)} for number in range(count)]
+
+
+SPLIT = [{"prompt": "one", "split": "train"}, {"prompt": "two", "split": "held_out"}]
+
+
+# What a line becomes
+
+
+def test_a_line_becomes_a_sample(write: Write) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+    path = write(
+        {"prompt": "Once upon", "split": "train", "genre": "tale", "level": 3},
+        "",
+        {"messages": messages, "answer": "4", "split": "held_out"},
+        {"prompt": "3 + 3 =", "answer": 6, "split": "train"},
+    )
+    task = load_task(path, reward="ends_itself")
+    assert task.train == (
+        Sample("Once upon", None, {"genre": "tale", "level": 3}),
+        Sample("3 + 3 =", "6", {}),
+    )
+    assert task.held_out == (Sample(tuple(messages), "4", {}),)
+    assert (task.name, task.max_tokens, task.temperature) == (str(path), 64, 0.7)
+    assert task.score(said("water"), task.train[0]) == 1.0
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(write: Write) -> None:
+    path = write(
+        *(b"\xef\xbb\xbf" * (not number) + _text(row).encode() + b"\r" for number, row in enumerate(SPLIT))
+    )
+    assert load_task(path, reward="ends_itself").train == (Sample("one"),)
+
+
+def test_every_text_survives(write: Write) -> None:
+    text = "Was heißt 'Fluß'? \u2028 \u6cb3 \U0001f30a \\ \""
+    path = write({"prompt": text, "split": "train"}, {"prompt": "x", "split": "held_out"})
+    assert load_task(path, reward="ends_itself").train[0].prompt == text
+
+
+# Malformed lines
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', "not JSON: .* at character 15, expected one JSON object"),
+        ("prompt: a", "not JSON"),
+        ('["a"]', "a list of 1, expected a JSON object"),
+        ('"a"', "the string 'a', expected a JSON object"),
+        ("null", "null, expected a JSON object"),
+        (b'{"prompt": "\xff"}', "not UTF-8 text .byte 13 of the line"),
+        ("[" * 100_000, "not JSON that can be read"),
+        ({}, 'found neither, expected either "prompt" or "messages"'),
+        ({"text": "a"}, "found only 'text', expected either"),
+        ({"prompt": "a", "messages": []}, "found both, expected either"),
+        ({"prompt": ""}, '"prompt" is blank text, expected text'),
+        ({"prompt": " \n"}, '"prompt" is blank text'),
+        ({"prompt": ["a"]}, '"prompt" is a list of 1'),
+        ({"prompt": None}, '"prompt" is null'),
+        ({"messages": []}, '"messages" is a list of 0, expected a list of messages'),
+        ({"messages": "a"}, "\"messages\" is the string 'a'"),
+        ({"messages": ["a"]}, "message 1 is the string 'a', expected"),
+        ({"messages": [{"role": "user"}]}, "message 1 is an object with the keys 'role'"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "message 1 is an object"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "the role 'robot', expected one of system"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "message 1 has the role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "the content of message 1 is 5, expected text"),
+        ({"messages": [{"role": "user", "content": ""}]}, "the content of message 1 is blank text"),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}]},
+            "last message is from 'assistant', expected 'user'",
+        ),
+        ({"prompt": "a", "answer": ["b"]}, '"answer" is a list of 1, expected a string or a number'),
+        ({"prompt": "a", "answer": True}, '"answer" is true, expected'),
+        ({"prompt": "a", "split": "test"}, '"split" is \'test\', expected "train" or "held_out"'),
+        ({"prompt": "a", "split": ["train"]}, '"split" is'),
+        ({"prompt": "a"}, 'no "split", but other lines have one'),
+    ],
+)
+def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> None:
+    path = write(SPLIT[0], "", line, SPLIT[1])
+    with pytest.raises(TrainError, match=rf"^{re.escape(str(path))}:3: .*{message}"):
+        load_task(path, reward="ends_itself")
+
+
+def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(write: Write) -> None:
+    path = write(SPLIT[0], SPLIT[1], {"prompt": " ONE", "split": "held_out"})
+    with pytest.raises(
+        TrainError, match=r"task\.jsonl:3: held out, but the same prompt is trained on at .*task\.jsonl:1"
+    ):
+        load_task(path, reward="ends_itself")
+
+
+# Files without what a task needs
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(TrainError, match=r"empty\.jsonl: the file is empty, expected one JSON object a line"):
+        load_task(path, reward="ends_itself")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"prompt": "a", "split": "train"}],
+            "1 training and 0 held-out samples, expected at least one held-out",
+        ),
+        (
+            [{"prompt": "a", "split": "held_out"}],
+            "0 training and 1 held-out samples, expected at least one training",
+        ),
+    ],
+)
+def test_a_side_without_samples(write: Write, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        load_task(write(*rows), reward="ends_itself")
+
+
+def test_one_prompt_cannot_be_split(write: Write) -> None:
+    with pytest.raises(TrainError, match="expected at least one"):
+        load_task(write(*[{"prompt": "a"}] * 50), reward="ends_itself")
+
+
+def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
+    with pytest.raises(
+        TrainError, match="no task and no file 'list-lokup': choose from brevity, formats, gsm8k, list-lookup"
+    ):
+        load_task("list-lokup")
+
+
+def test_a_directory_is_no_task(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="cannot read the task's samples: Is a directory"):
+        load_task(tmp_path, reward="ends_itself")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission(write: Write) -> None:
+    path = write(*SPLIT)
+    path.chmod(0)
+    with pytest.raises(TrainError, match="Permission denied"):
+        load_task(path, reward="ends_itself")
+
+
+# Rewards of files
+
+
+def test_a_file_needs_a_reward(write: Write) -> None:
+    path = write(*SPLIT)
+    with pytest.raises(TrainError, match=r'task\.jsonl:1: there is no "reward": expected one on every line'):
+        load_task(path)
+
+
+def test_each_line_may_have_its_own_reward(write: Write) -> None:
+    path = write(
+        {"prompt": "Say it short.", "split": "train", "reward": "max_words(3)"},
+        {"prompt": "2 + 2?", "answer": "4", "split": "train", "reward": "exact_number"},
+        {"prompt": "Whisper.", "split": "held_out", "reward": "lowercase"},
+    )
+    task = load_task(path)
+    first, second, held = *task.train, *task.held_out
+    assert [task.score(said(text), first) for text in ("Fine words.", "Far too many words here.")] == [
+        1.0,
+        0.0,
+    ]
+    assert [task.score(said(text), second) for text in ("4", "Fine words.")] == [1.0, 0.0]
+    assert [task.score(said(text), held) for text in ("quiet words", "Fine words")] == [1.0, 0.0]
+    assert load_task(path, reward="ends_itself").score(said("Far too many words here."), first) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("nonsense", "there is no reward 'nonsense'"),
+        ("os:getcwd", "is code"),
+        (5, 'no "reward"'),
+        ("max_words(", "expected"),
+    ],
+)
+def test_a_wrong_reward_on_a_line_is_named(write: Write, reward: object, message: str) -> None:
+    path = write({**SPLIT[0], "reward": "ends_itself"}, {**SPLIT[1], "reward": reward})
+    with pytest.raises(TrainError, match=rf"task\.jsonl:2: .*{message}"):
+        load_task(path)
+
+
+def test_a_reward_that_lacks_its_answer_names_the_sample(write: Write) -> None:
+    task = load_task(write(*SPLIT), reward="exact_number")
+    with pytest.raises(TrainError, match=r"train sample 0 .*needs a sample whose answer has a number"):
+        task.score(said("4"), task.train[0])
+
+
+# The split
+
+
+def test_without_a_split_a_fifth_is_held_out(write: Write) -> None:
+    task = load_task(write(*prompts(1000)), reward="exact_number", held_out=1000)
+    assert len(task.train) + len(task.held_out) == 1000
+    assert 160 <= len(task.held_out) <= 240
+
+
+def test_the_split_depends_on_the_prompt_alone(write: Write) -> None:
+    rows = prompts(300)
+    one = load_task(write(*rows, name="one.jsonl"), reward="exact_number", held_out=1000)
+    more = [{"prompt": f"Another {number}?", "answer": "1"} for number in range(100)]
+    other = load_task(
+        write(*more, *reversed(rows), name="two.jsonl"), reward="exact_number", seed=5, held_out=1000
+    )
+    assert {sample.text for sample in one.held_out} <= {sample.text for sample in other.held_out}
+    assert {sample.text for sample in one.train} <= {sample.text for sample in other.train}
+
+
+def test_fewer_held_out_samples_are_the_first_of_more(write: Write) -> None:
+    path = write(*prompts(300))
+    many = load_task(path, reward="exact_number", held_out=40, seed=1)
+    few = load_task(path, reward="exact_number", held_out=10, seed=2)
+    assert few.held_out == many.held_out[:10]
+
+
+def test_the_seed_chooses_among_the_training_samples(write: Write) -> None:
+    path = write(*prompts(300))
+    everything = load_task(path, reward="exact_number").train
+    first, again, other = (
+        load_task(path, reward="exact_number", train=20, seed=seed).train for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert len(first) == 20
+    positions = [everything.index(sample) for sample in first]
+    assert positions == sorted(positions)
+    assert load_task(path, reward="exact_number", train=10_000).train == everything
+
+
+TEXTS = st.text(st.characters(codec=None), min_size=1, max_size=20)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_duplicates_never_straddle(texts: list[str], random: Any) -> None:
+    variants = [
+        *(Sample(text) for text in texts),
+        *(Sample(f"  {text}\n") for text in texts),
+        *(Sample(text.replace(" ", "  ")) for text in texts),
+    ]
+    random.shuffle(variants)
+    train, held_out = split_by_prompt(variants)
+    assert len(train) + len(held_out) == len(variants)
+    canonical = [{" ".join(sample.text.casefold().split()) for sample in side} for side in (train, held_out)]
+    assert not canonical[0] & canonical[1]
+    assert all(rank(sample) < HELD_OUT_SHARE for sample in held_out)
+
+
+def test_text_and_messages_differ_in_rank_but_case_and_spaces_do_not() -> None:
+    message = Sample(({"role": "user", "content": "Hi  there"},))
+    assert rank(message) == rank(Sample(({"role": "user", "content": "hi there "},)))
+    assert rank(message) != rank(Sample(({"role": "system", "content": "hi there"},)))

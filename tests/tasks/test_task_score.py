@@ -1,0 +1,98 @@
+"""`Task.score`: nothing that a reward does wrong passes silently."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from answers import asked, said
+
+from tinylora_edge import TrainError
+from tinylora_edge.tasks import Completion, Reward, Sample, Task
+
+TRAIN = (asked("What is a river?"), asked("What is a hill?"))
+HELD_OUT = (asked("What is a lake?"),)
+
+
+def task(reward: Reward) -> Task:
+    return Task("mine", TRAIN, HELD_OUT, reward)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1.0, 1.0), (0, 0.0), (-2, -2.0), (np.float32(0.5), 0.5), (np.int64(3), 3.0), (Fraction(1, 4), 0.25)],
+)
+def test_real_numbers_pass(value: float, expected: float) -> None:
+    score = task(lambda completion, sample: value).score(said("x"), TRAIN[0])
+    assert score == expected
+    assert type(score) is float
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, "nan, expected a finite number"),
+        (math.inf, "inf, expected a finite number"),
+        (-math.inf, "-inf, expected a finite number"),
+        (np.float32("nan"), "nan, expected a finite number"),
+        (10**400, "inf, expected a finite number"),
+        (True, r"True \(bool\), expected a real number"),
+        (np.bool_(True), r"\(bool\w*\), expected a real number"),
+        (None, r"None \(NoneType\)"),
+        ("1.0", r"'1.0' \(str\)"),
+        (1j, r"\(complex\)"),
+        (Decimal("1"), r"\(Decimal\)"),
+        ([1.0], r"\[1.0\] \(list\)"),
+        (np.ones(1), r"\(ndarray\)"),
+    ],
+)
+def test_everything_else_is_refused_with_its_sample(value: object, message: str) -> None:
+    with pytest.raises(TrainError, match=message) as caught:
+        task(lambda completion, sample: value).score(said("a stream"), TRAIN[1])  # type: ignore[arg-type,return-value]
+    assert all(
+        part in str(caught.value) for part in ("task mine", "train sample 1", "What is a hill?", "a stream")
+    )
+
+
+def test_an_exception_is_reported_with_its_sample_and_kept_as_the_cause() -> None:
+    def reward(completion: Completion, sample: Sample) -> float:
+        return 1 / len(completion.text)
+
+    with pytest.raises(TrainError, match=r"held_out sample 0.*ZeroDivisionError: division by zero") as caught:
+        task(reward).score(said(""), HELD_OUT[0])
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_an_interrupt_is_no_error_of_the_reward() -> None:
+    def reward(completion: Completion, sample: Sample) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        task(reward).score(said("x"), TRAIN[0])
+
+
+def test_of_equal_samples_the_one_that_was_scored_is_named() -> None:
+    twins = (asked("What is a river?"), asked("What is a river?"))
+    bad = Task("twins", twins, HELD_OUT, lambda completion, sample: math.nan)
+    with pytest.raises(TrainError, match="train sample 1 "):
+        bad.score(said("x"), twins[1])
+    with pytest.raises(TrainError, match="train sample 0 "):  # an equal copy
+        bad.score(said("x"), asked("What is a river?"))
+    with pytest.raises(TrainError, match="a sample of neither split"):
+        bad.score(said("x"), asked("What is a city?"))
+
+
+def test_long_texts_are_shortened() -> None:
+    bad = Task("long", (asked("p" * 10_000),), HELD_OUT, lambda completion, sample: "r" * 10_000)  # type: ignore[arg-type,return-value]
+    with pytest.raises(TrainError) as caught:
+        bad.score(said("c" * 10_000), bad.train[0])
+    assert len(str(caught.value)) < 1200
+
+
+def test_the_text_of_a_prompt() -> None:
+    assert Sample("Once upon").text == "Once upon"
+    chat = Sample(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}))
+    assert chat.text == "Be brief.\nHi"

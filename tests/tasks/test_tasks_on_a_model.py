@@ -1,0 +1,34 @@
+"""The real model before any training: each task must leave room, and must not be hopeless."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinylora_edge.tasks import Completion, load_task
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_gguf: Path) -> Any:
+    from llama_cpp import Llama
+
+    llm = Llama(str(smollm2_gguf), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    yield llm
+    llm.close()
+
+
+@pytest.mark.parametrize("name", ["list-lookup", "brevity", "word-sums", "formats"])
+def test_the_base_model_scores_neither_nothing_nor_everything(model: Any, name: str) -> None:
+    task = load_task(name)
+    scores = []
+    for sample in task.held_out[:16]:
+        choice = model.create_chat_completion(
+            [*sample.prompt],
+            temperature=0.0,
+            max_tokens=task.max_tokens,  # type: ignore[list-item]
+        )["choices"][0]
+        completion = Completion(choice["message"]["content"], choice["finish_reason"] == "stop", 0)
+        scores.append(task.score(completion, sample))
+    assert 0.0 < sum(scores) / len(scores) < 0.7, scores

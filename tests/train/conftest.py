@@ -1,0 +1,35 @@
+"""A bundle of a tiny random model and a task that it can learn, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+import pytest
+
+from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.tasks import Completion, Sample, Task
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    gguf = models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
+    return export_gguf(gguf, folder / "bundle", settings=Settings(groups=13)).output
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a Hugging Face directory: transformers cannot read the tiny GGUF's vocabulary."""
+    return models.write_hf(models.tiny_model("llama"), tmp_path_factory.mktemp("tiny-hf"))
+
+
+def letters(completion: Completion, sample: Sample) -> float:
+    """Share of ASCII letters in the answer."""
+    return sum(c.isascii() and c.isalpha() for c in completion.text) / max(len(completion.text), 1)
+
+
+@pytest.fixture
+def letters_task() -> Task:
+    prompts = [Sample(f"prompt {i}", answer=f"answer {i}") for i in range(80)]
+    return Task("letters", prompts[:64], prompts[64:], letters, max_tokens=6, temperature=1.0)

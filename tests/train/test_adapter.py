@@ -1,0 +1,191 @@
+"""The adapter: the same function as merged weights, its gradient exact, the base untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+
+from tinylora_edge import Basis, MicroVector, TrainError
+from tinylora_edge.factorization import factors, truncated_svd
+from tinylora_edge.train.adapter import Adapter, SidePath
+from tinylora_edge.train.grpo import Loss
+from tinylora_edge.train.learner import Group, Learner
+from tinylora_edge.tying import tie
+
+TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
+
+
+def basis_of(model: torch.nn.Module, scheme: str, groups: int, u: int, architecture: str) -> Basis:
+    weights = {n: w for n, w in models.gguf_tensors(model).items() if n.startswith("blk.") and w.ndim == 2}
+    from tinylora_edge.modules import canonical_order
+
+    modules = canonical_order(weights)
+    pairs = [factors(truncated_svd(weights[m], 2), "left") for m in modules]
+    return Basis(
+        architecture=architecture,
+        modules=tuple(modules),
+        rank=2,
+        u=u,
+        groups=groups,
+        seed=42,
+        factorization="left",
+        scheme=scheme,
+        tying=tie(modules, scheme, groups),
+        a=tuple(a for a, _ in pairs),
+        b=tuple(b for _, b in pairs),
+    )
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+@pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
+def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: int) -> None:
+    model = models.tiny_model(architecture)
+    basis = basis_of(model, scheme, groups, u, architecture)
+    vector = MicroVector.random(basis, 1.0, seed=3)
+    tokens = [256, *range(40, 60)]
+    plain = models.torch_logits(model, tokens)
+    with Adapter(model, basis) as adapter:
+        np.testing.assert_array_equal(models.torch_logits(model, tokens), plain)  # v = 0
+        adapter.set(vector)
+        attached = models.torch_logits(model, tokens)
+        assert adapter.vector() == vector
+    np.testing.assert_array_equal(models.torch_logits(model, tokens), plain)  # detached
+    models.merge(model, basis, vector)
+    merged = models.torch_logits(model, tokens)
+    effect = np.abs(merged - plain).max()
+    assert effect > 0.1
+    assert np.abs(attached - merged).max() < 1e-4 * effect
+
+
+def test_sidepath_gradcheck() -> None:
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+    x, r = random(2, 3, 7).requires_grad_(), random(2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(SidePath.apply, (x, r, random(2, 7), random(5, 2)))
+
+
+@pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
+@pytest.mark.parametrize("loss", [Loss(), Loss(kind="dr_grpo", scale=False, kl=0.1, clip=0.2)])
+def test_loss_gradient_is_the_finite_difference(scheme: str, groups: int, u: int, loss: Loss) -> None:
+    """The whole learner in float64: dloss/dv within 1e-5 of a central difference, every entry of v."""
+    model = models.tiny_model("llama")
+    basis = basis_of(model, scheme, groups, u, "llama")
+    in_float64(model)
+    rng = np.random.default_rng(5)
+    adapter = Adapter(model, basis).double()
+    at = rng.normal(0, 0.1, (groups, u))
+    learner = Learner(model, adapter, temperature=20.0)  # random weights are sure of themselves
+
+    def batch() -> list[Group]:
+        draw = np.random.default_rng(8)
+        groups_ = []
+        for n_prompt in (4, 9):
+            completions = [draw.integers(0, 256, n).astype(np.int32) for n in (5, 1, 3)]
+            sampled = [np.zeros(len(c), np.float32) for c in completions]
+            advantage = draw.normal(0, 1, 3).astype(np.float32)
+            prompt = draw.integers(0, 256, n_prompt).astype(np.int32)
+            groups_.append(Group(prompt, completions, sampled, advantage, np.full(3, 0.1, np.float32)))
+        return groups_
+
+    def set_v(value: np.ndarray) -> None:
+        with torch.no_grad():
+            adapter.v.copy_(torch.from_numpy(value))
+
+    fixed = batch()
+    set_v(at + 0.01)  # the old policy is a little elsewhere, so that the ratio matters
+    for group, old in zip(fixed, learner.measure(fixed), strict=True):
+        group.old = old
+        drawn = [row[: len(c)] for row, c in zip(old.numpy(), group.completions, strict=True)]
+        group.sampled = [(d + rng.normal(0, 0.5, len(d))).astype(np.float32) for d in drawn]
+    set_v(np.zeros_like(at))
+    for group, reference in zip(fixed, learner.measure(fixed), strict=True):
+        group.reference = reference
+    set_v(at)
+    grad = learner.gradient(fixed, loss).grad.numpy()
+    h, numeric = 1e-5, np.empty_like(at)
+    for index in np.ndindex(at.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = at.copy()
+            moved[index] += sign * h
+            set_v(moved)
+            ends.append(learner.gradient(fixed, loss).loss)
+        numeric[index] = (ends[0] - ends[1]) / (2 * h)
+    learner.close()
+    assert np.linalg.norm(grad) > 0.01
+    np.testing.assert_allclose(grad, numeric, rtol=1e-5, atol=1e-5 * np.abs(numeric).max())
+
+
+def in_float64(model: Any) -> None:
+    """Make a model compute in float64 throughout: transformers' norms and eager softmax go to float32."""
+    model.double().set_attn_implementation("sdpa")
+    for module in model.modules():
+        if type(module).__name__ == "LlamaRMSNorm":
+
+            def norm(x: torch.Tensor, module: Any = module) -> torch.Tensor:
+                scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+                return module.weight * (x * scale)
+
+            module.forward = norm
+
+
+def test_shared_prompt_equals_whole_sequences() -> None:
+    model = models.tiny_model("qwen2")
+    basis = basis_of(model, "full", 1, 13, "qwen2")
+    adapter = Adapter(model, basis)
+    adapter.set(MicroVector.random(basis, 0.5, seed=1))
+    learner = Learner(model, adapter, temperature=0.6, workers=2)
+    prompt = np.arange(40, 52, dtype=np.int32)
+    completions = [np.array(c, np.int32) for c in ([1, 2, 3, 257], [9, 257], [7, 7, 7, 7])]
+    found = learner.logprobs(prompt, completions).detach()
+    for row, completion in zip(found, completions, strict=True):
+        whole = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
+        with torch.no_grad():
+            scores = torch.log_softmax(model(whole).logits[0] / 0.6, -1)
+        expected = [scores[len(prompt) - 1 + i, t].item() for i, t in enumerate(completion)]
+        np.testing.assert_allclose(row[: len(completion)], expected, atol=1e-4)
+        assert not row[len(completion) :].any()
+    learner.close()
+
+
+def test_backward_keeps_no_wide_gradient() -> None:
+    """What autograd saves for a module is x A^T, R, A and B: nothing of size in x out, nor x."""
+    x = torch.randn(11, 64, requires_grad=True)
+    r, a, b = torch.randn(2, 2, requires_grad=True), torch.randn(2, 64), torch.randn(48, 2)
+    saved = SidePath.apply(x, r, a, b).grad_fn.saved_tensors
+    assert sorted(tuple(t.shape) for t in saved) == [(2, 2), (2, 64), (11, 2), (48, 2)]
+
+
+def test_bfloat16_base_keeps_v_in_float32() -> None:
+    model = models.tiny_model("llama").bfloat16()
+    basis = basis_of(models.tiny_model("llama"), "tiled", 5, 1, "llama")
+    with Adapter(model, basis) as adapter:
+        learner = Learner(model, adapter, temperature=1.0)
+        group = Group(
+            np.array([1, 2], np.int32),
+            [np.array([3], np.int32), np.array([4], np.int32)],
+            [np.zeros(1, np.float32)] * 2,
+            np.array([1, -1], np.float32),
+            np.full(2, 0.5, np.float32),
+        )
+        gradient = learner.gradient([group], Loss())
+        learner.close()
+    assert adapter.v.dtype == gradient.grad.dtype == torch.float32
+    assert gradient.grad.abs().min() > 0
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_refuses_another_model(tiny_basis: Callable[..., Basis]) -> None:
+    model = models.tiny_model("llama")
+    other = basis_of(models.tiny_model("llama", hidden=128), "full", 1, 1, "llama")
+    with pytest.raises(TrainError, match=r"64 x 64.*128 x 128"):
+        Adapter(model, other)
+    deeper = basis_of(models.tiny_model("llama", blocks=3), "full", 1, 1, "llama")
+    with pytest.raises(TrainError, match=r"blk\.2"):
+        Adapter(model, deeper)

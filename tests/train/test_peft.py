@@ -1,0 +1,274 @@
+"""The PEFT side: the same function and gradient as the adapter and as PEFT's own layer; merge, save, load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import models
+import numpy as np
+import peft
+import pytest
+import torch
+from test_adapter import TYINGS, basis_of
+from torch import Tensor
+
+from tinylora_edge import Basis, BasisMismatchError, MicroVector, TrainError, VectorError
+from tinylora_edge.modules import parse
+from tinylora_edge.train._names import hf_names, row_order
+from tinylora_edge.train.adapter import Adapter
+from tinylora_edge.train.peft_tinylora import PEFT_TYPE, peft_model, set_vector, vector_of
+
+TOKENS = torch.tensor([[256, *range(40, 60)], [256, *range(70, 90)]])
+
+
+def make(
+    architecture: str = "llama", scheme: str = "tiled", groups: int = 5, u: int = 1
+) -> tuple[Any, Basis, MicroVector]:
+    model = models.tiny_model(architecture)
+    basis = basis_of(model, scheme, groups, u, architecture)
+    return model, basis, MicroVector.random(basis, 1.0, seed=3)
+
+
+def logits_and_gradient(model: Any, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient of a loss over all of them with respect to the rows of v: [G, u]."""
+    logits = model(TOKENS).logits
+    target = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
+    grads = torch.autograd.grad((torch.tanh(logits / 10) * target).sum(), rows)
+    return logits.detach(), torch.stack(list(grads)).reshape(-1)
+
+
+def rows_of(wrapped: peft.PeftModel) -> list[Tensor]:
+    found = wrapped.base_model.tinylora_v["default"]
+    return [found[str(group)] for group in range(len(found))]
+
+
+def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], plain: Tensor) -> None:
+    effect = (expected[0] - plain).abs().max()
+    assert effect > 0.1
+    assert (found[0] - expected[0]).abs().max() < 1e-4 * effect
+    assert expected[1].all()
+    assert expected[1].abs().max() > 1
+    assert (found[1] - expected[1]).abs().max() < 1e-4 * expected[1].abs().max()
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+@pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
+def test_equals_the_adapter(architecture: str, scheme: str, groups: int, u: int) -> None:
+    model, basis, vector = make(architecture, scheme, groups, u)
+    plain = model(TOKENS).logits
+    with Adapter(model, basis) as adapter:
+        adapter.set(vector)
+        expected = logits_and_gradient(model, [adapter.v])
+    wrapped = peft_model(model, basis)
+    assert torch.equal(wrapped(TOKENS).logits, plain)  # v = 0
+    set_vector(wrapped, vector, basis=basis)
+    assert vector_of(wrapped) == vector
+    assert_same(logits_and_gradient(wrapped, rows_of(wrapped)), expected, plain)
+    trainable = {id(p) for p in wrapped.parameters() if p.requires_grad}
+    assert trainable == {id(row) for row in rows_of(wrapped)}
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+@pytest.mark.parametrize(("ratio", "u"), [(1.0, 13), (0.0, 1)])
+def test_equals_the_layer_of_peft(architecture: str, ratio: float, u: int) -> None:
+    """PEFT's unmodified TinyLoRA, factors and projections put in; its ratio can say full tying and none."""
+    model = models.tiny_model(architecture)
+    count = 7 * model.config.num_hidden_layers
+    basis = basis_of(model, "full" if ratio else "tiled", 1 if ratio else count, u, architecture)
+    vector = MicroVector.random(basis, 1.0, seed=3)
+    plain = model(TOKENS).logits
+    names = hf_names(model, basis)
+    config = peft.TinyLoraConfig(
+        r=2, u=u, weight_tying=ratio, target_modules=list(names.values()), task_type="CAUSAL_LM"
+    )
+    stock = peft.get_peft_model(model, config)
+    for position, (module, name) in enumerate(names.items()):
+        layer, b = model.get_submodule(name), torch.from_numpy(basis.b[position])
+        layer.tinylora_A["default"].copy_(torch.from_numpy(basis.a[position]))
+        layer.tinylora_B["default"].copy_(b[row_order(model, parse(module)[1], len(b))])
+        layer.tinylora_P["default"].copy_(torch.from_numpy(basis.projections[position]))
+    with torch.no_grad():
+        for row, values in zip(rows_of(stock), vector.values, strict=True):
+            row.copy_(torch.tensor(values))
+    expected = logits_and_gradient(stock, rows_of(stock))
+    wrapped = peft_model(models.tiny_model(architecture), basis)
+    set_vector(wrapped, vector)
+    assert_same(logits_and_gradient(wrapped, rows_of(wrapped)), expected, plain)
+
+
+def test_runs_no_svd(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, basis, _ = make()
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("an SVD ran")
+
+    for name in ("svd", "svdvals", "qr", "eigh"):
+        monkeypatch.setattr(torch.linalg, name, refuse)
+    monkeypatch.setattr(torch, "svd_lowrank", refuse)
+    peft_model(model, basis)
+
+
+def test_leaves_the_tinylora_of_peft_alone() -> None:
+    assert peft.PEFT_TYPE_TO_TUNER_MAPPING[peft.PeftType.TINYLORA] is peft.TinyLoraModel
+    model = models.tiny_model("llama")
+    stock = peft.get_peft_model(model, peft.TinyLoraConfig(r=2, u=1, target_modules=["q_proj"]))
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    _, s, v = torch.linalg.svd(weight)
+    a = stock.base_model.model.model.layers[0].self_attn.q_proj.tinylora_A["default"]
+    assert torch.allclose(a, s[:2, None].sqrt() * v[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saves_and_loads(tmp_path: Path, dtype: torch.dtype) -> None:
+    model, basis, vector = make("llama", "tiled", 3, 2)
+    wrapped = peft_model(model.to(dtype), basis)
+    set_vector(wrapped, vector)
+    expected = wrapped(TOKENS).logits
+    wrapped.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == PEFT_TYPE
+    assert config["digest"] == basis.digest
+    loaded = peft.PeftModel.from_pretrained(models.tiny_model("llama").to(dtype), tmp_path)
+    assert torch.equal(loaded(TOKENS).logits, expected)
+    assert vector_of(loaded) == vector
+    assert rows_of(loaded)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_merges(architecture: str) -> None:
+    model, basis, vector = make(architecture)
+    wrapped = peft_model(model, basis)
+    set_vector(wrapped, vector)
+    expected = wrapped(TOKENS).logits.detach()
+    wrapped.merge_adapter(safe_merge=True)
+    merged_in_place = wrapped(TOKENS).logits
+    alone = wrapped.merge_and_unload()
+    assert not any(isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) for module in alone.modules())
+    by_hand = models.tiny_model(architecture)
+    plain = by_hand(TOKENS).logits
+    with models.merged(by_hand, basis, vector) as changed:
+        reference = changed(TOKENS).logits
+    effect = (expected - plain).abs().max()
+    for logits in (merged_in_place, alone(TOKENS).logits, reference):
+        assert (logits - expected).abs().max() < 1e-4 * effect
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_unmerging_restores_every_bit(dtype: torch.dtype) -> None:
+    """A hundred rounds, as a trainer with merged generation makes them; subtraction alone drifts."""
+    model, basis, _ = make()
+    wrapped = peft_model(model.to(dtype), basis)
+    base = [layer for name, layer in wrapped.named_modules() if name.endswith("base_layer")]
+    before = [layer.weight.clone() for layer in base]
+    layer = model.model.layers[0].mlp.up_proj
+    drifting = layer.base_layer.weight.clone()
+    for step in range(100):
+        set_vector(wrapped, MicroVector.random(basis, 0.5, seed=step))
+        delta = layer.get_delta_weight("default").detach()
+        drifting = ((drifting + delta).to(dtype) - delta).to(dtype)
+        wrapped.merge_adapter()
+        assert any(not torch.equal(b.weight, old) for b, old in zip(base, before, strict=True))
+        set_vector(wrapped, MicroVector.zeros(basis))  # what happens to v meanwhile does not matter
+        wrapped.unmerge_adapter()
+    assert all(torch.equal(b.weight, old) for b, old in zip(base, before, strict=True))
+    assert not torch.equal(drifting, layer.base_layer.weight)
+
+
+def test_refuses_to_merge_what_is_not_finite() -> None:
+    model, basis, _ = make()
+    wrapped = peft_model(model.half(), basis)
+    set_vector(wrapped, np.full(basis.size, 1e30))
+    before = {name: p.clone() for name, p in wrapped.named_parameters()}
+    with pytest.raises(ValueError, match="not finite"):
+        wrapped.merge_adapter(safe_merge=True)
+    assert all(torch.equal(p, before[name]) for name, p in wrapped.named_parameters())
+
+
+def test_gives_vllm_the_merged_model_under_its_own_names() -> None:
+    """The walk by which TRL hands weights to vLLM, run on what would be sent."""
+    from contextlib import nullcontext
+
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    model, basis, vector = make()
+    base = models.tiny_model("llama")
+    with models.merged(base, basis, vector) as merged:
+        expected = {name: weight.clone() for name, weight in merged.named_parameters()}
+    wrapped = peft_model(model, basis)
+    set_vector(wrapped, vector)
+    sender = object.__new__(VLLMGeneration)  # its constructor starts vLLM
+    sender.model = wrapped
+    sender._dist = SimpleNamespace(gather_params=lambda parameters: nullcontext(), is_fsdp=False)
+    sent = {name: weight.clone() for name, weight in sender._iter_named_params()}
+    assert set(sent) == set(expected)
+    assert any(not torch.equal(sent[name], weight) for name, weight in base.named_parameters())
+    for name, weight in expected.items():
+        assert torch.allclose(sent[name], weight, atol=1e-5), name
+    weights = {name.replace(".base_layer", ""): p for name, p in model.named_parameters()}
+    for name, weight in base.named_parameters():
+        assert torch.equal(weights[name], weight)  # and the base is itself again
+
+
+def test_a_reference_adapter_shares_the_factors() -> None:
+    """As TRL makes one for a KL term: `add_adapter` with the same configuration, v copied."""
+    model, basis, vector = make()
+    wrapped = peft_model(model, basis)
+    plain = wrapped(TOKENS).logits
+    wrapped.add_adapter("ref", wrapped.peft_config["default"])
+    set_vector(wrapped, vector)
+    changed = wrapped(TOKENS).logits
+    assert not torch.equal(changed, plain)
+    layer = model.model.layers[1].mlp.down_proj
+    assert layer.tinylora_A["ref"] is layer.tinylora_A["default"]
+    wrapped.set_adapter("ref")
+    assert torch.equal(wrapped(TOKENS).logits, plain)
+    set_vector(wrapped, vector, adapter_name="ref")
+    assert torch.equal(wrapped(TOKENS).logits, changed)
+    wrapped.set_adapter("default")
+    with wrapped.disable_adapter():
+        assert torch.equal(wrapped(TOKENS).logits, plain)
+    trained = [name for name, p in wrapped.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".default." in name for name in trained)
+
+
+def test_v_counts_in_float32_on_a_bfloat16_base() -> None:
+    """Also under autocast: a step of v that bfloat16 would round away changes the output."""
+    model, basis, vector = make()
+    wrapped = peft_model(model.bfloat16(), basis)
+    layer = model.model.layers[0].self_attn.v_proj
+    assert layer.tinylora_A["default"].dtype == torch.bfloat16  # in float32 every input would be copied
+    layer.base_layer.weight.zero_()
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    outputs = []
+    for scale in (1, 1 + 1e-4):
+        set_vector(wrapped, vector.values * scale)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(layer(x))
+    assert outputs[0].dtype == torch.bfloat16
+    assert not torch.equal(*outputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, grad = logits_and_gradient(wrapped, rows_of(wrapped))
+    assert grad.dtype == torch.float32
+    assert grad.abs().min() > 0
+
+
+def test_refuses_what_does_not_fit(tiny_basis: Callable[..., Basis]) -> None:
+    model, basis, vector = make()
+    with pytest.raises(TrainError, match=r"64 x 64.*128 x 128"):
+        peft_model(model, basis_of(models.tiny_model("llama", hidden=128), "full", 1, 1, "llama"))
+    assert not any(isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer) for m in model.modules())
+    wrapped = peft_model(model, basis)
+    with pytest.raises(VectorError, match="takes 5 finite values"):
+        set_vector(wrapped, np.zeros(13))
+    with pytest.raises(VectorError, match="4 of them finite"):
+        set_vector(wrapped, [0, 0, np.nan, 0, 0])
+    other = basis_of(models.tiny_model("llama", seed=1), "tiled", 5, 1, "llama")
+    with pytest.raises(BasisMismatchError, match=other.id):
+        set_vector(wrapped, vector, basis=other)
+    with pytest.raises(TrainError, match="no TinyLoRA adapter 'missing'"):
+        vector_of(wrapped, adapter_name="missing")

@@ -1,0 +1,112 @@
+"""`load_task`: from a name or a path to a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import TrainError
+from . import _gsm8k
+from ._formats import formats
+from ._generated import brevity, list_lookup, plain_brevity, word_sums
+from ._jsonl import read_samples, reward_of_lines
+from ._split import limit
+from ._task import Reward, Task
+from .rewards import exact_number, parse_reward
+
+_GENERATED: dict[str, Callable[[int, int, int], Task]] = {
+    "brevity": brevity,
+    "formats": formats,
+    "list-lookup": list_lookup,
+    "plain-brevity": plain_brevity,
+    "word-sums": word_sums,
+}
+BUILTIN: tuple[str, ...] = tuple(sorted([*_GENERATED, "gsm8k"]))
+"""The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
+
+_GENERATED_TRAIN = 512  # samples; at 8 prompts a step more than a default run sees
+
+
+def load_task(
+    name_or_path: str | os.PathLike[str],
+    *,
+    reward: str | Reward | None = None,
+    seed: int = 0,
+    held_out: int = 128,
+    train: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+) -> Task:
+    """Return a task, the same one for the same arguments on every machine.
+
+    Args:
+        name_or_path: one of `BUILTIN`; `gsm8k:PATH.jsonl`, a local file with the keys `question` and
+            `answer`; or the path of a JSONL file with `prompt` or `messages` a line (see `_jsonl`).
+        reward: judges the completions instead of the task's own reward: a callable, or text that
+            `rewards.parse_reward` understands. A JSONL task needs one, here or as `reward` on each line.
+        seed: of generated prompts, and of which training samples are taken where `train` limits them.
+            What is held out never depends on it: the nouns of generated tasks are split once and for all,
+            and the prompts of files by their hash.
+        held_out: number of held-out samples; files may have fewer.
+        train: number of training samples; None: 512 of generated tasks, all that a file has.
+        max_tokens: limit of a completion; None: the task's own.
+        temperature: sampling temperature in training; None: the task's own.
+
+    Raises:
+        TrainError: an unknown name, a file that is missing, malformed (with its line) or empty, a side
+            without samples, no reward or one that is not valid, more samples than a generated task can
+            make, or a number out of range.
+        MissingExtraError: the task or its reward needs a package that is not installed.
+    """
+    _check_count("held_out", held_out)
+    if train is not None:
+        _check_count("train", train)
+    if max_tokens is not None:
+        _check_count("max_tokens", max_tokens)
+    if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
+        raise TrainError(f"temperature is {temperature}, expected a number above 0")
+    judge = parse_reward(reward) if isinstance(reward, str) else reward
+    if judge is not None and not callable(judge):
+        raise TrainError(f"reward is {judge!r}, expected a callable or text such as 'max_words(12)'")
+
+    name = os.fspath(name_or_path)
+    if name in _GENERATED:
+        task = _GENERATED[name](seed, _GENERATED_TRAIN if train is None else train, held_out)
+    elif name == "gsm8k" or name.startswith("gsm8k:"):
+        task = _gsm8k_task(name, seed, train, held_out)
+    else:
+        task = _file_task(name, judge, seed, train, held_out)
+    changes: dict[str, Any] = {"reward": judge, "max_tokens": max_tokens, "temperature": temperature}
+    return dataclasses.replace(task, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _gsm8k_task(name: str, seed: int, train: int | None, held_out: int) -> Task:
+    path = name.removeprefix("gsm8k").removeprefix(":")
+    if name != "gsm8k" and not path:
+        raise TrainError("gsm8k: expected a path behind the colon: gsm8k:PATH.jsonl")
+    sides = _gsm8k.read_file(Path(path)) if path else _gsm8k.read_hub()
+    samples = limit(*sides, count=train, held_out_count=held_out, seed=seed, name=name)
+    return Task(name, *samples, exact_number, max_tokens=256, temperature=0.7)
+
+
+def _file_task(name: str, judge: Reward | None, seed: int, train: int | None, held_out: int) -> Task:
+    path = Path(name)
+    if not path.exists():
+        raise TrainError(
+            f"there is no task and no file {name!r}: choose from {', '.join(BUILTIN)}, gsm8k:PATH.jsonl, or "
+            "the path of a JSONL file"
+        )
+    trained, measured, places = read_samples(path)
+    if judge is None:
+        judge = reward_of_lines([*trained, *measured], places)
+    samples = limit(trained, measured, count=train, held_out_count=held_out, seed=seed, name=name)
+    return Task(name, *samples, judge)
+
+
+def _check_count(what: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise TrainError(f"{what} is {value!r}, expected a whole number of at least 1")

@@ -1,0 +1,124 @@
+"""What a task is: prompts, a reward, and the check on everything that the reward returns."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ..errors import TrainError
+
+_SHOWN = 300  # characters of a prompt or an answer that an error quotes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt.
+
+    Attributes:
+        prompt: text that the model continues as it stands, or chat messages
+            (`{"role": ..., "content": ...}`) that go through the model's chat template.
+        answer: the reference answer where there is one: rewards compare with it, SFT learns it.
+        data: whatever else a reward needs. Treat it as read-only.
+    """
+
+    prompt: str | tuple[dict[str, str], ...]
+    answer: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The prompt's words alone: what an answer could echo. Messages are joined by newlines."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(message["content"] for message in self.prompt)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model answered.
+
+    Attributes:
+        text: the answer, decoded, special tokens stripped.
+        ended: it ended by itself (EOS) within the token limit; False if the limit cut it.
+        tokens: how many tokens were generated.
+    """
+
+    text: str
+    ended: bool
+    tokens: int
+
+
+Reward: TypeAlias = Callable[[Completion, Sample], float]
+"""Judges one completion. Higher is better; the built-in ones stay within 0 and 1."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts to train on, prompts never trained on, and the reward for both.
+
+    Attributes:
+        name: the built-in name or the path that it was loaded by.
+        train: samples to learn from.
+        held_out: samples to measure on; none of their prompts is in `train`.
+        reward: call it through `score`, which checks what it returns.
+        max_tokens: limit of a completion, in tokens.
+        temperature: sampling temperature that suits the task in training.
+    """
+
+    name: str
+    train: Sequence[Sample]
+    held_out: Sequence[Sample]
+    reward: Reward
+    max_tokens: int = 64
+    temperature: float = 0.7
+
+    def score(self, completion: Completion, sample: Sample) -> float:
+        """Return the reward of one completion, as a finite float.
+
+        Raises:
+            TrainError: the reward raised an exception, or returned something that is not a finite real
+                number. A bool is refused too: it is more often a forgotten expression than a score. The
+                message names the task, the sample and the completion.
+        """
+        try:
+            value = self.reward(completion, sample)
+        except Exception as error:
+            raise TrainError(
+                f"{self._where(completion, sample)}: the reward raised {type(error).__name__}: {error}"
+            ) from error
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TrainError(
+                f"{self._where(completion, sample)}: the reward returned {_short(repr(value))} "
+                f"({type(value).__name__}), expected a real number such as 0.0 or 1.0"
+            )
+        try:
+            score = float(value)
+        except OverflowError:
+            score = math.inf
+        if not math.isfinite(score):
+            raise TrainError(
+                f"{self._where(completion, sample)}: the reward returned {score}, expected a finite number"
+            )
+        return score
+
+    def _where(self, completion: Completion, sample: Sample) -> str:
+        return (
+            f"task {self.name}, {self._position(sample)} (prompt {_short(sample.text)!r}, "
+            f"completion {_short(completion.text)!r})"
+        )
+
+    def _position(self, sample: Sample) -> str:
+        # By identity first: equal prompts may occur more than once. Only errors pay for the search.
+        for same in (lambda other: other is sample, lambda other: other.prompt == sample.prompt):
+            for split, samples in (("train", self.train), ("held_out", self.held_out)):
+                for index, other in enumerate(samples):
+                    if same(other):
+                        return f"{split} sample {index}"
+        return "a sample of neither split"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

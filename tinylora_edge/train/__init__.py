@@ -1,0 +1,45 @@
+"""The host side of a vector: GRPO finds the 13 numbers, evaluation proves them.
+
+`train` runs a task on a bundle and writes a frame. The parts are there for those who run their own loop:
+`Adapter` puts a basis into a transformers model, `Learner` turns scored completions into a gradient of v,
+`Trainer` is the loop. Needs the extra `train` (torch, transformers); `train` itself, which draws and
+evaluates in the deployed engine, needs `llama` too.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError:
+    raise MissingExtraError("training", "torch", "train") from None
+
+from .adapter import Adapter
+from .grpo import Loss
+from .learner import Group, Learner
+from .trainer import Result, Settings, Trainer
+
+if TYPE_CHECKING:
+    from .run import Options, Outcome, train
+
+__all__ = [
+    "Adapter",
+    "Group",
+    "Learner",
+    "Loss",
+    "Options",
+    "Outcome",
+    "Result",
+    "Settings",
+    "Trainer",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Options", "Outcome", "train"):
+        from . import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

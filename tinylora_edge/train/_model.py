@@ -1,0 +1,59 @@
+"""The transformers model that learns: the deployed weights, dequantized, or the original ones."""
+
+from __future__ import annotations
+
+import logging
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import MissingExtraError, TrainError
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def default_dtype() -> str:
+    """bf16 where this processor computes in it, else fp32."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if torch.cuda.is_available() or supported else "fp32"
+
+
+def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
+    """Load a causal language model for training: frozen, in evaluation mode.
+
+    Args:
+        source: a GGUF file, which is dequantized (train what you ship), or a Hugging Face directory.
+        dtype: `bf16` or `fp32`; by default `default_dtype()`.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        TrainError: transformers cannot read the model.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise MissingExtraError("training", "transformers", "train") from None
+    source = Path(source)
+    kind = dtype or default_dtype()
+    if kind not in DTYPES:
+        raise TrainError(f"unknown dtype {dtype!r}: choose one of {', '.join(sorted(DTYPES))}")
+    location: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
+    if source.is_file():
+        location = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=DTYPES[kind])
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainError(
+            f"transformers cannot load {source} for training: {error}. "
+            "Pass the original weights with --weights DIR"
+        ) from None
+    # Dequantized already; what is left of the quantizer makes trainers refuse the model.
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name) if name in vars(model) else setattr(model, name, None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model.requires_grad_(False).eval()

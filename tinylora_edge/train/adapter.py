@@ -1,0 +1,140 @@
+"""TinyLoRA inside a transformers model: v is all that learns.
+
+Each adapted linear layer computes y = x W^T + ((x A^T) R^T) B^T with R = sum_i v[g, i] P[i]. One autograd
+function a module, whose only trainable input is R: it keeps the r-wide x A^T for the backward pass and
+never an `in x out` gradient, nor the layer's input. v and its gradient are float32 whatever the base is.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from .._basis import Basis
+from .._vector import MicroVector
+from ..errors import TrainError
+from ..modules import parse
+from ._names import hf_names, row_order
+
+
+class Adapter(nn.Module):
+    """A basis attached to a transformers model, which it changes until `detach`.
+
+    Args:
+        model: a `transformers` causal language model, its weights in any float dtype; it is frozen.
+        basis: of the model, in GGUF row order.
+        names: module -> name of the `nn.Linear` in the model; by default `hf_names`.
+
+    Attributes:
+        v: the trainable parameter, float32 [G, u].
+
+    Raises:
+        TrainError: a module of the basis is not in the model, is no linear layer, or has another shape.
+    """
+
+    def __init__(self, model: nn.Module, basis: Basis, names: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self.basis = basis
+        self.v = nn.Parameter(torch.zeros(basis.groups, basis.u))
+        self.register_buffer("tying", torch.from_numpy(basis.tying.astype(np.int64)), persistent=False)
+        self.register_buffer("p", torch.from_numpy(basis.projections.copy()), persistent=False)
+        self._handles: list[Any] = []
+        self._forward = threading.local()  # several threads may run the model at once
+        model.requires_grad_(False)
+        names = names or hf_names(model, basis)
+        for position, module in enumerate(basis.modules):
+            linear = _linear(model, names[module], module)
+            a, b = (torch.from_numpy(np.array(f[position], np.float32)) for f in (basis.a, basis.b))
+            if (b.shape[0], a.shape[1]) != (linear.out_features, linear.in_features):
+                raise TrainError(
+                    f"{names[module]} is {linear.out_features} x {linear.in_features}, but the factors of "
+                    f"{module} fit {b.shape[0]} x {a.shape[1]}: this is another model"
+                )
+            b = b[row_order(model, parse(module)[1], len(b))]
+            weight = linear.weight
+            a, b = (t.contiguous().to(weight.device, weight.dtype) for t in (a, b))
+            self._handles.append(linear.register_forward_hook(self._hook(position, a, b)))
+        self._handles.append(model.register_forward_pre_hook(self._refresh))
+
+    def set(self, v: MicroVector | ArrayLike) -> None:
+        """Set v to a vector's values."""
+        with torch.no_grad():
+            self.v.copy_(torch.from_numpy(self.basis.values(v).copy()))
+
+    def vector(self, dtype: str = "fp32", sequence: int = 0) -> MicroVector:
+        """Return v as a micro-vector."""
+        return MicroVector(self.v.detach().cpu().numpy().copy(), dtype, sequence)
+
+    def R(self) -> Tensor:
+        """R of every module from the present v: [M, r, r], differentiable."""
+        return torch.einsum("mu,muab->mab", self.v[self.tying], self.p)
+
+    def detach(self) -> None:
+        """Give the model back as it was (frozen)."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __enter__(self) -> Adapter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _refresh(self, model: nn.Module, inputs: Any) -> None:
+        # once a forward pass: 210 modules share one einsum, and its one backward
+        self._forward.r = self.R()
+
+    def _hook(self, position: int, a: Tensor, b: Tensor) -> Any:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + SidePath.apply(inputs[0], self._forward.r[position], a, b)
+
+        return add
+
+
+class SidePath(torch.autograd.Function):
+    """((x A^T) R^T) B^T, differentiable in x and R.
+
+    Shapes: x [..., in], R [r, r], A [r, in], B [out, r] -> [..., out]. R is float32 (or float64); the rest
+    share the base's dtype. The backward pass needs x A^T [..., r], R, A and B.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, r: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Return the side path's output."""
+        low = x @ a.T
+        ctx.save_for_backward(low, r, a, b)
+        # R stays in float32: rounded to bfloat16, steps of v below 0.4 % would do nothing
+        return (low.to(r.dtype) @ r.T).to(low.dtype) @ b.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Return the gradients of x and R."""
+        low, r, a, b = ctx.saved_tensors
+        high = (grads[0] @ b).to(r.dtype)  # [..., r]: the gradient at the output of R
+        grad_x = grad_r = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (high @ r).to(low.dtype) @ a
+        if ctx.needs_input_grad[1]:
+            rank = r.shape[0]
+            grad_r = high.reshape(-1, rank).T @ low.reshape(-1, rank).to(r.dtype)
+        return grad_x, grad_r, None, None
+
+
+def _linear(model: nn.Module, name: str, module: str) -> nn.Linear:
+    try:
+        linear = model.get_submodule(name)
+    except AttributeError:
+        raise TrainError(f"the model has no layer {name}, which {module} of the basis maps to") from None
+    if not isinstance(linear, nn.Linear):
+        raise TrainError(
+            f"{name} is a {type(linear).__name__}, not a linear layer: {module} cannot be adapted"
+        )
+    return linear

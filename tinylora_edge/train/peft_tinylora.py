@@ -1,0 +1,292 @@
+"""A basis inside PEFT: an adapter that TRL, accelerate and vLLM treat like any other.
+
+PEFT's own TinyLoRA computes an SVD of every layer when it is created, draws its projections from torch's
+generator, and ties neighbours at one ratio. The layers here are PEFT's, with factors, projections and
+tying taken from a basis instead, under a PEFT type of their own, `TINYLORA_EDGE`. PEFT knows the type once
+this module is imported; import it before `PeftModel.from_pretrained` of such an adapter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from .._basis import Basis
+from .._vector import MicroVector
+from ..errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
+from ..modules import parse
+from ._names import hf_names, row_order
+from .adapter import SidePath
+
+try:
+    from peft import PeftModel, get_peft_model
+    from peft.mapping import (
+        PEFT_TYPE_TO_CONFIG_MAPPING,
+        PEFT_TYPE_TO_PREFIX_MAPPING,
+        PEFT_TYPE_TO_TUNER_MAPPING,
+    )
+    from peft.tuners.tinylora import Linear as PeftLinear
+    from peft.tuners.tinylora import TinyLoraConfig, TinyLoraModel
+    from peft.tuners.tuners_utils import check_adapters_to_merge
+except ModuleNotFoundError:
+    raise MissingExtraError("the PEFT adapter", "peft", "train") from None
+
+PEFT_TYPE = "TINYLORA_EDGE"
+"""The type by which PEFT knows these adapters, in `adapter_config.json` too."""
+
+
+@dataclass
+class TinyLoraEdgeConfig(TinyLoraConfig):
+    """Of an adapter that carries a basis; `r`, `u` and `target_modules` are PEFT's fields.
+
+    Attributes:
+        tying: group of each adapted layer, by the layer's name in the model.
+        digest: of the basis.
+    """
+
+    tying: dict[str, int] = field(default_factory=dict)
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+
+
+class Linear(PeftLinear):
+    """PEFT's TinyLoRA layer without its SVD; factors follow the base's dtype, v and R stay in float32."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._digests: dict[str, str] = {}
+        self._merges: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        super().__init__(*args, **kwargs)
+
+    def update_layer(
+        self, adapter_name: str, tinylora_v: nn.ModuleDict, v_key: str, r: int, config: Any, **kwargs: Any
+    ) -> None:
+        """Add an adapter: with the factors of one that carries the same basis, else with zeros."""
+        self._digests[adapter_name] = config.digest
+        super().update_layer(adapter_name, tinylora_v, v_key, r, config, **kwargs)
+
+    def _init_svd(self, adapter_name: str, r: int, fan_in_fan_out: bool) -> None:
+        self.r[adapter_name] = r
+        twin = self._twin(adapter_name)
+        shapes = (r, self.in_features), (self.out_features, r)
+        for factors, shape in zip((self.tinylora_A, self.tinylora_B), shapes, strict=True):
+            factors[adapter_name] = factors[twin] if twin else torch.zeros(shape)
+
+    def _init_projection(self, adapter_name: str, u: int, base_seed: int) -> None:
+        r, twin = self.r[adapter_name], self._twin(adapter_name)
+        self.tinylora_P[adapter_name] = self.tinylora_P[twin] if twin else torch.zeros(u, r, r)
+
+    def _twin(self, adapter_name: str) -> str | None:
+        """Another adapter of this layer with the same basis: TRL makes one as reference for the KL term."""
+        digest = self._digests[adapter_name]
+        others = (name for name, other in self._digests.items() if name != adapter_name and other == digest)
+        return next((name for name in others if name in self.tinylora_P), None)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        # PEFT's would cast P, and v with it, to the base's dtype
+        weight = self.get_base_layer().weight
+        device = device or weight.device
+        for factors in (self.tinylora_A, self.tinylora_B):
+            factors[adapter_name] = factors[adapter_name].to(device, weight.dtype)
+        self.tinylora_P[adapter_name] = self.tinylora_P[adapter_name].to(device)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """Return dW = B R A, float32 (float64 for such a base) [out, in], in the layer's row order."""
+        return self._delta(adapter_name, self._compute_R(adapter_name))
+
+    def _delta(self, adapter_name: str, r: Tensor) -> Tensor:
+        a, b = self.tinylora_A[adapter_name], self.tinylora_B[adapter_name]
+        return (b.to(r.dtype) @ r) @ a.to(r.dtype)
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add dW to the base's weight, such that `unmerge` gives back the very same bits.
+
+        A trainer that generates with merged weights merges and unmerges at every step; rounding would
+        otherwise carry the frozen base away.
+
+        Raises:
+            ValueError: `safe_merge`, and a merged weight is not finite.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.tinylora_A:
+                continue
+            weight = self.get_base_layer().weight
+            r = self._compute_R(name).clone()
+            delta = self._delta(name, r)
+            merged = (weight + delta).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"adapter {name} makes a weight that is not finite: it was not merged here")
+            # what subtraction alone would not restore
+            lost = ((merged - delta).to(weight.dtype) != weight).flatten().nonzero().squeeze(1)
+            self._merges[name] = (r, lost.to(torch.int32), weight.flatten()[lost])
+            weight.data = merged
+            self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Give the base its weight back, bit for bit, whatever became of v since."""
+        weight = self.get_base_layer().weight
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            r, lost, values = self._merges.pop(name)
+            restored = (weight - self._delta(name, r)).to(weight.dtype).flatten()
+            restored[lost.long()] = values
+            weight.data = restored.reshape(weight.shape)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the base layer's output and, where adapters are active and not merged, their side path."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
+            if name not in self.tinylora_A:
+                continue
+            a, b = self.tinylora_A[name], self.tinylora_B[name]
+            # autocast would round R, and with it v, to bfloat16
+            with torch.autocast(x.device.type, enabled=False):
+                side = SidePath.apply(x.to(a.dtype), self._compute_R(name), a, b)
+            result = result + side.to(result.dtype)
+        return result
+
+
+class TinyLoraEdgeModel(TinyLoraModel):
+    """PEFT's TinyLoRA tuner, tied by an explicit map and with v in float32."""
+
+    def _create_and_replace(
+        self,
+        tinylora_config: TinyLoraEdgeConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        group = str(tinylora_config.tying[current_key])
+        if adapter_name not in self.tinylora_v:
+            rows = {
+                str(g): nn.Parameter(torch.zeros(tinylora_config.u, device=target.weight.device))
+                for g in range(1 + max(tinylora_config.tying.values()))
+            }
+            self.tinylora_v[adapter_name] = nn.ParameterDict(rows)
+        if isinstance(target, Linear):
+            target.update_layer(adapter_name, self.tinylora_v, group, tinylora_config.r, tinylora_config)
+        else:
+            layer = Linear(target, self.tinylora_v, group, adapter_name, tinylora_config, layer_idx=0)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Nothing: v is in float32 already, and factors in the base's dtype save a copy of every input."""
+
+
+def peft_model(model: Any, basis: Basis, *, adapter_name: str = "default") -> PeftModel:
+    """Wrap a transformers model in a PEFT model whose adapter carries a basis; v starts at zero.
+
+    The wrapped model is changed in place and frozen. No SVD runs. The adapter saves and loads with PEFT
+    (factors and projections included), merges and unmerges, and takes further adapters.
+
+    Args:
+        model: a `transformers` causal language model, its weights in a float dtype.
+        basis: of the model.
+        adapter_name: in PEFT.
+
+    Raises:
+        TrainError: a module of the basis is not in the model, or has another shape.
+    """
+    names = hf_names(model, basis)
+    factors = {names[module]: _factors(model, basis, module, names[module]) for module in basis.modules}
+    config = TinyLoraEdgeConfig(
+        task_type="CAUSAL_LM",
+        r=basis.rank,
+        u=basis.u,
+        target_modules=list(names.values()),
+        tying={names[module]: int(basis.tying[basis.index(module)]) for module in basis.modules},
+        digest=basis.digest,
+    )
+    wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+    for position, name in enumerate(names.values()):
+        layer = model.get_submodule(name)
+        a, b = factors[name]
+        layer.tinylora_A[adapter_name].copy_(a)
+        layer.tinylora_B[adapter_name].copy_(b)
+        layer.tinylora_P[adapter_name].copy_(torch.from_numpy(basis.projections[position]))
+    return wrapped
+
+
+def vector_of(
+    model: PeftModel, *, adapter_name: str = "default", dtype: str = "fp32", sequence: int = 0
+) -> MicroVector:
+    """Return v of an adapter as a micro-vector."""
+    rows = torch.stack([row.detach() for row in _rows(model, adapter_name)])
+    return MicroVector(rows.float().cpu().numpy(), dtype, sequence)
+
+
+def set_vector(
+    model: PeftModel, v: MicroVector | ArrayLike, *, basis: Basis | None = None, adapter_name: str = "default"
+) -> None:
+    """Set v of an adapter.
+
+    Args:
+        model: from `peft_model`, or loaded by PEFT.
+        v: a micro-vector, or its values [G, u].
+        basis: that the vector is for, to be sure that it is the adapter's.
+        adapter_name: in PEFT.
+
+    Raises:
+        VectorError: v has another number of values, or one that is not finite.
+        BasisMismatchError: the adapter carries another basis.
+    """
+    rows = _rows(model, adapter_name)
+    digest = model.peft_config[adapter_name].digest
+    if basis is not None and basis.digest != digest:
+        raise BasisMismatchError(
+            f"the vector is for basis {basis.id}, but adapter {adapter_name} carries {digest[:8]}"
+        )
+    values = np.asarray(getattr(v, "values", v), np.float32)
+    size = len(rows) * len(rows[0])
+    if values.size != size or not np.isfinite(values).all():
+        raise VectorError(
+            f"adapter {adapter_name} takes {size} finite values ({len(rows)} groups x u {len(rows[0])}), "
+            f"but got {values.size}, {np.isfinite(values).sum()} of them finite"
+        )
+    with torch.no_grad():
+        for row, new in zip(rows, values.reshape(len(rows), -1), strict=True):
+            row.copy_(torch.tensor(new))
+
+
+def _rows(model: PeftModel, adapter_name: str) -> list[nn.Parameter]:
+    rows = getattr(model.base_model, "tinylora_v", {})
+    if adapter_name not in rows:
+        raise TrainError(f"the model has no TinyLoRA adapter {adapter_name!r}: make one with peft_model")
+    return [rows[adapter_name][str(group)] for group in range(len(rows[adapter_name]))]
+
+
+def _factors(model: Any, basis: Basis, module: str, name: str) -> tuple[Tensor, Tensor]:
+    """A and B of a module in the layer's row order, checked against its shape."""
+    position, linear = basis.index(module), model.get_submodule(name)
+    a, b = (torch.from_numpy(np.array(f[position], np.float32)) for f in (basis.a, basis.b))
+    if (b.shape[0], a.shape[1]) != (linear.out_features, linear.in_features):
+        raise TrainError(
+            f"{name} is {linear.out_features} x {linear.in_features}, but the factors of {module} fit "
+            f"{b.shape[0]} x {a.shape[1]}: this is another model"
+        )
+    return a, b[row_order(model, parse(module)[1], len(b))]
+
+
+# `peft.utils.register_peft_method` takes only names of PEFT's own enum, which cannot be extended; these
+# three mappings are all that it would fill in.
+PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = TinyLoraEdgeConfig
+PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = TinyLoraEdgeModel
+PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = TinyLoraEdgeModel.prefix

@@ -1,0 +1,148 @@
+"""Rollouts: completions of prompts under the present v, whichever engine draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .._vector import MicroVector
+
+if TYPE_CHECKING:
+    from ..runtime.batch import Batch
+    from .adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion.
+
+    Attributes:
+        tokens: int32 [n], the end token included where there was one.
+        logprobs: float32 [n], under the distribution that they were drawn from.
+        ended: it ended by itself.
+    """
+
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    ended: bool
+
+
+class Rollouts(Protocol):
+    """Draws completions."""
+
+    def draw(
+        self,
+        vector: MicroVector | None,
+        prompts: Sequence[NDArray[np.int32]],
+        *,
+        samples: int,
+        max_tokens: int,
+        temperature: float,
+        seed: tuple[int, ...],
+    ) -> list[list[Rollout]]:
+        """Return `samples` completions of every prompt under a vector, deterministic by seed."""
+
+
+class LlamaRollouts:
+    """Rollouts by llama.cpp, the vector applied as in production.
+
+    Args:
+        batch: over the deployed model, or over a copy of it in another type.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def draw(
+        self,
+        vector: MicroVector | None,
+        prompts: Sequence[NDArray[np.int32]],
+        *,
+        samples: int,
+        max_tokens: int,
+        temperature: float,
+        seed: tuple[int, ...],
+    ) -> list[list[Rollout]]:
+        """Return `samples` completions of every prompt under a vector, deterministic by seed."""
+        self._batch.swap(vector)
+        flat = self._batch.generate(
+            [prompt.tolist() for prompt in prompts],
+            samples=samples,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        rollouts = [Rollout(g.tokens, g.logprobs, g.ended) for g in flat]
+        return [rollouts[i : i + samples] for i in range(0, len(rollouts), samples)]
+
+
+class HFRollouts:
+    """Rollouts by `generate` of the transformers model that learns: slower, and needs no GGUF engine.
+
+    Args:
+        model: the model.
+        adapter: attached to it.
+        end: ids of the tokens that end a generation.
+    """
+
+    def __init__(self, model: Any, adapter: Adapter, end: Sequence[int]) -> None:
+        self._model, self._adapter, self._end = model, adapter, list(end)
+
+    def draw(
+        self,
+        vector: MicroVector | None,
+        prompts: Sequence[NDArray[np.int32]],
+        *,
+        samples: int,
+        max_tokens: int,
+        temperature: float,
+        seed: tuple[int, ...],
+    ) -> list[list[Rollout]]:
+        """Return `samples` completions of every prompt under a vector, deterministic by seed."""
+        before = self._adapter.vector()
+        self._adapter.set(vector or MicroVector.zeros(self._adapter.basis))
+        generator = np.random.default_rng(seed)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(int(generator.integers(2**63)))
+                return [self._draw_group(p, samples, max_tokens, temperature) for p in prompts]
+        finally:
+            self._adapter.set(before)
+
+    def _draw_group(
+        self, prompt: NDArray[np.int32], samples: int, max_tokens: int, temperature: float
+    ) -> list[Rollout]:
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        with torch.no_grad():
+            out = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+                top_k=0 if temperature else None,
+                top_p=1.0 if temperature else None,
+                num_return_sequences=samples,
+                max_new_tokens=max_tokens,
+                eos_token_id=self._end,
+                pad_token_id=self._end[0],
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        logits = torch.stack(out.logits, dim=1).float() / (temperature or 1.0)
+        tokens = out.sequences[:, ids.shape[1] :]
+        logprobs = logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+        return [self._cut(t, p) for t, p in zip(tokens, logprobs, strict=True)]
+
+    def _cut(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> Rollout:
+        ends = torch.isin(tokens, torch.tensor(self._end)).nonzero()
+        length = int(ends[0]) + 1 if len(ends) else len(tokens)
+        return Rollout(
+            tokens[:length].numpy().astype(np.int32),
+            logprobs[:length].numpy().astype(np.float32),
+            bool(len(ends)),
+        )

@@ -1,0 +1,354 @@
+"""One training run from a bundle and a task to a frame file: engines, files, signals, evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import runtime
+from .._bundle import Bundle
+from .._files import atomic_write
+from .._vector import MicroVector
+from .._version import __version__
+from ..errors import TrainError
+from ..runtime.batch import Batch
+from ..runtime.evaluation import Comparison, Evaluation, compare, evaluate
+from ..runtime.llama import TinyLoraLlama
+from ..runtime.prompts import decode, encode
+from ..runtime.requantize import write_bf16
+from ..tasks import Sample, Task
+from ._model import load_model
+from .adapter import Adapter
+from .batches import Answers, Batches, Sampled
+from .grpo import Loss
+from .learner import Learner
+from .rollouts import HFRollouts, LlamaRollouts, Rollouts
+from .trainer import Report, Result, Settings, Trainer
+
+METHODS: tuple[str, ...] = ("grpo", "sft")
+ROLLOUT_ENGINES: tuple[str, ...] = ("llama", "hf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run is made with, besides bundle and task.
+
+    Attributes:
+        method: `grpo`, or `sft` for cross-entropy on the task's answers.
+        settings: of the loop.
+        loss: of GRPO.
+        samples: completions a prompt (GRPO).
+        rollouts: `llama` (the deployed engine) or `hf` (`generate` of the model that learns).
+        bf16_copy: draw with a bfloat16 copy of the deployed GGUF: its batched kernels are faster than
+            those of most quantized types, and it is closer to what learns. Evaluation and validation
+            of the result always use the deployed file.
+        weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
+        dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
+        workers: threads, a core each; None takes every core.
+        sequences: that llama.cpp runs at the same time.
+        wire: dtype of the frame that is written.
+        sequence: of the frame.
+        evaluate: measure base and vector on the held-out prompts at the end.
+    """
+
+    method: str = "grpo"
+    settings: Settings = field(default_factory=Settings)
+    loss: Loss = field(default_factory=Loss)
+    samples: int = 8
+    rollouts: str = "llama"
+    bf16_copy: bool = True
+    weights: str | None = None
+    dtype: str | None = None
+    workers: int | None = None
+    sequences: int = 32
+    wire: str = "fp32"
+    sequence: int = 0
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("method", self.method, METHODS),
+            ("rollout engine", self.rollouts, ROLLOUT_ENGINES),
+        ):
+            if value not in known:
+                raise TrainError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made.
+
+    Attributes:
+        path: the frame file; its manifest lies beside it as `<name>.json`.
+        result: of the loop.
+        base, personalized: on the held-out prompts; None where not evaluated.
+    """
+
+    path: Path
+    result: Result
+    base: Evaluation | None
+    personalized: Evaluation | None
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """Of base and vector, paired."""
+        if self.base is None or self.personalized is None:
+            return None
+        return compare(self.base, self.personalized)
+
+
+def train(
+    bundle: str | PathLike[str],
+    task: Task,
+    output: str | PathLike[str],
+    *,
+    options: Options | None = None,
+    resume: bool = False,
+    report: Report = lambda metrics: None,
+) -> Outcome:
+    """Train a micro-vector and write its frame.
+
+    Writes `output` (the frame), `output`.json (task, digest, settings, curve, held-out figures) and, while
+    it runs, the directory `output`.run with `checkpoint.npz`, `metrics.jsonl` and TensorBoard events.
+    SIGINT ends the run after the step at hand with its state saved; a second one ends it at once.
+
+    Args:
+        bundle: of the base that is deployed.
+        task: prompts and reward.
+        output: the frame file; it must not exist.
+        options: of the run.
+        resume: go on from the checkpoint in `output`.run, to the identical result.
+        report: called with the metrics of every step.
+
+    Raises:
+        TrainError: the task or the options do not work out; the message says which and what to do.
+        BaseMismatchError: the base is not one that the basis was exported for.
+        MissingExtraError: torch, transformers or llama-cpp-python is not installed.
+        OSError: a file cannot be written.
+    """
+    options = options or Options()
+    output = Path(output)
+    if output.exists():
+        raise TrainError(f"{output} exists already: choose another output, or remove it first")
+    folder = output.with_name(f"{output.name}.run")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        engines = _Engines(bundle, task, options, folder, stack)
+        trainer = engines.trainer(folder / "checkpoint.npz")
+        if resume:
+            trainer.resume()
+        elif (folder / "checkpoint.npz").exists():
+            raise TrainError(
+                f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
+            )
+        metrics = stack.enter_context(_metrics(folder, trainer.state.step, report))
+        with _interruptible(trainer):
+            result = trainer.run(metrics)
+        vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
+        base = personalized = None
+        if options.evaluate and result.stopped != "interrupted":
+            base = evaluate(engines.deployed_batch, task, None)
+            personalized = evaluate(engines.deployed_batch, task, vector)
+        if result.stopped != "interrupted":
+            outcome = Outcome(output, result, base, personalized)
+            _write(output, folder, vector, engines, task, options, outcome)
+            return outcome
+    return Outcome(folder / "checkpoint.npz", result, None, None)
+
+
+class _Engines:
+    """Everything that a run computes with, opened in order and closed in reverse."""
+
+    def __init__(
+        self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack
+    ) -> None:
+        self.task, self.options = task, options
+        self.threads = options.workers or _cores()
+        torch.set_num_threads(1)
+        found = Bundle.find(bundle)
+        self.basis = found.basis
+        self.deployed = stack.enter_context(_closing(runtime.load(bundle, n_ctx=64, n_threads=self.threads)))
+        self.prompts = {id(s): encode(self.deployed, s.prompt) for s in (*task.train, *task.held_out)}
+        longest = max(len(tokens) for tokens in self.prompts.values())
+        self._check_context(longest)
+        self._cells = longest * 3 + options.sequences * task.max_tokens
+        self.deployed_batch = stack.enter_context(self._batch(self.deployed))
+        source = options.weights or found.base
+        self.model = load_model(source, options.dtype)
+        self.adapter = stack.enter_context(Adapter(self.model, self.basis))
+        temperature = task.temperature if options.method == "grpo" else 1.0
+        self.learner = Learner(self.model, self.adapter, temperature=temperature, workers=self.threads)
+        stack.callback(self.learner.close)
+        self.rollouts = self._rollouts(found.base, folder, stack)
+
+    def trainer(self, checkpoint: Path) -> Trainer:
+        """Return the loop over these engines."""
+        options = self.options
+        judge = Sampled(
+            self.task,
+            self.rollouts,
+            encode=self._encode,
+            decode=lambda tokens: decode(self.deployed, tokens),
+            each=options.samples,
+            loss=options.loss,
+        )
+        batches: Batches = judge
+        if options.method == "sft":
+            batches = Answers(self.task, encode=self._encode, encode_answer=self._encode_answer)
+        fields = ("method", "loss", "samples", "rollouts", "bf16_copy", "dtype", "sequences")
+        identity = {k: v for k, v in asdict(options).items() if k in fields} | {"workers": self.threads}
+        return Trainer(
+            self.task,
+            self.basis,
+            self.learner,
+            batches,
+            judge,
+            settings=options.settings,
+            checkpoint=checkpoint,
+            identity=identity,
+        )
+
+    def _encode(self, sample: Sample) -> NDArray[np.int32]:
+        return self.prompts[id(sample)]
+
+    def _encode_answer(self, sample: Sample) -> NDArray[np.int32]:
+        text = self.deployed.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
+        return np.array([*text, self.deployed.token_eos()], np.int32)
+
+    def _check_context(self, longest: int) -> None:
+        limit = self.deployed._model.n_ctx_train()
+        if longest + self.task.max_tokens > limit:
+            raise TrainError(
+                f"the longest prompt of task {self.task.name} has {longest} tokens, which with "
+                f"{self.task.max_tokens} to generate passes the model's context of {limit}: shorten it"
+            )
+
+    def _batch(self, llm: TinyLoraLlama) -> Batch:
+        return Batch(llm, sequences=self.options.sequences, n_ctx=self._cells, n_threads=self.threads)
+
+    def _rollouts(self, base: Path, folder: Path, stack: ExitStack) -> Rollouts:
+        if self.options.rollouts == "hf":
+            return HFRollouts(self.model, self.adapter, [self.deployed.token_eos()])
+        if not self.options.bf16_copy:
+            return LlamaRollouts(self.deployed_batch)
+        copy = folder / "rollout-bf16.gguf"
+        if not copy.exists():
+            write_bf16(base, copy)
+        stack.callback(copy.unlink, missing_ok=True)
+        # Not through `load`: the copy is ours, and no basis lists it.
+        llm = TinyLoraLlama(str(copy), basis=self.basis, n_ctx=64, n_threads=self.threads, verbose=False)
+        return LlamaRollouts(stack.enter_context(self._batch(stack.enter_context(_closing(llm)))))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _metrics(folder: Path, done: int, report: Report) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Write metrics as JSONL and, where tensorboard is installed, as its events."""
+    path = folder / "metrics.jsonl"
+    kept = []
+    if done and path.exists():  # a resumed run repeats the steps after its checkpoint
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        kept = [row for row in rows if row.get("step", 0) <= done]
+    with atomic_write(path) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+    board = None
+    with suppress(ImportError):
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+    with open(path, "a", encoding="utf-8") as out:
+
+        def write(metrics: dict[str, Any]) -> None:
+            out.write(json.dumps(metrics) + "\n")
+            out.flush()
+            if board is not None and "event" not in metrics:
+                for key, value in metrics.items():
+                    if isinstance(value, int | float):
+                        board.add_scalar(key, value, metrics["step"])
+            report(metrics)
+
+        try:
+            yield write
+        finally:
+            if board is not None:
+                board.close()
+
+
+@contextmanager
+def _interruptible(trainer: Trainer) -> Iterator[None]:
+    """Let SIGINT end the run after the step at hand; a second one as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        trainer.stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write(
+    output: Path,
+    folder: Path,
+    vector: MicroVector,
+    engines: _Engines,
+    task: Task,
+    options: Options,
+    outcome: Outcome,
+) -> None:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    result, comparison = outcome.result, outcome.comparison
+    manifest: dict[str, Any] = {
+        "tool": f"tinylora-edge {__version__}",
+        "task": task.name,
+        "basis": engines.basis.digest,
+        "values": vector.values.reshape(-1).tolist(),
+        "dtype": vector.dtype,
+        "sequence": vector.sequence,
+        "options": asdict(options),
+        "result": {k: v for k, v in asdict(result).items() if k != "vector"},
+        "curve": rows,
+    }
+    if outcome.base is not None and outcome.personalized is not None and comparison is not None:
+        manifest["held_out"] = {
+            "n": outcome.base.n,
+            "base": outcome.base.mean,
+            "base_standard_error": outcome.base.standard_error,
+            "vector": outcome.personalized.mean,
+            "vector_standard_error": outcome.personalized.standard_error,
+            **asdict(comparison),
+        }
+    with atomic_write(output.with_name(f"{output.name}.json")) as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+    with atomic_write(output) as file:
+        file.write(vector.to_bytes(engines.basis))
+    (folder / "checkpoint.npz").unlink(missing_ok=True)
+
+
+@contextmanager
+def _closing(llm: TinyLoraLlama) -> Iterator[TinyLoraLlama]:
+    try:
+        yield llm
+    finally:
+        llm.close()

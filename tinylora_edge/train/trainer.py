@@ -1,0 +1,294 @@
+"""The training loop: collect, step; validate, keep the best, back off from collapse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._basis import Basis
+from .._vector import MicroVector
+from ..errors import TrainError
+from ..tasks import Sample, Task
+from . import _checkpoint
+from ._checkpoint import State
+from .batches import Batches, Sampled
+from .learner import Group, Learner
+
+Report = Callable[[dict[str, Any]], None]
+"""Called with the metrics of every step, and with events such as a back-off."""
+
+_BETAS = 0.9, 0.99
+_CLIP_WINDOW = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of a run.
+
+    Attributes:
+        steps: of training.
+        prompts: a step.
+        lr: step size of Adam on v; None derives it: one step then moves the log-probabilities of sampled
+            tokens by about `nudge` (root mean square).
+        nudge: see `lr`.
+        epochs: steps on each batch.
+        clip_norm: gradients are cut to this many times the median norm of the last 10.
+        validate_every: steps between validations; the best vector by validation is what a run returns.
+        validation: prompts held back from training for that.
+        checkpoint_every: steps between checkpoints.
+        silence: steps in a row without any signal after which the run stops.
+        tolerance: how far validation may fall below the best before training goes back to it.
+        seed: of everything.
+    """
+
+    steps: int = 30
+    prompts: int = 8
+    lr: float | None = None
+    nudge: float = 0.5
+    epochs: int = 1
+    clip_norm: float = 2.0
+    validate_every: int = 5
+    validation: int = 48
+    checkpoint_every: int = 5
+    silence: int = 10
+    tolerance: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found.
+
+    Attributes:
+        vector: the best by validation; the start where nothing was better.
+        start_score: validation reward of the start.
+        best_score: validation reward of `vector`.
+        steps: done.
+        stopped: why the run ended: `done`, `silence`, or `interrupted`.
+    """
+
+    vector: MicroVector
+    start_score: float
+    best_score: float
+    best_step: int
+    steps: int
+    stopped: str
+
+
+class Trainer:
+    """Trains v.
+
+    Args:
+        task: whose prompts are trained on; the first `Settings.validation` are held back.
+        basis: that v belongs to.
+        learner: of the gradients.
+        batches: gives the groups of each step.
+        judge: scores greedy answers to the validation prompts.
+        settings: of the run.
+        checkpoint: file that the state is kept in; None keeps none.
+        identity: what else a resumed run must share, besides task, basis and settings.
+
+    Raises:
+        TrainError: the task has too few prompts.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        basis: Basis,
+        learner: Learner,
+        batches: Batches,
+        judge: Sampled,
+        *,
+        settings: Settings | None = None,
+        checkpoint: Path | None = None,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.task, self.basis, self.learner = task, basis, learner
+        self._batches, self._judged = batches, judge
+        self.settings = settings or Settings()
+        self._checkpoint = checkpoint
+        self._identity = {
+            "task": task.name,
+            "basis": basis.digest,
+            "settings": asdict(self.settings),
+            **(identity or {}),
+        }
+        held = self.settings.validation
+        if len(task.train) < held + self.settings.prompts:
+            raise TrainError(
+                f"task {task.name} has {len(task.train)} training prompts, but {held} for validation and "
+                f"{self.settings.prompts} a step are needed: add prompts, or lower those settings"
+            )
+        self._validation, self._train = list(task.train[:held]), list(task.train[held:])
+        self.state = State.start(np.zeros((basis.groups, basis.u), np.float32))
+        self._stop = False
+
+    def resume(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            TrainError: there is none, it is damaged, or it belongs to another run.
+        """
+        if self._checkpoint is None:
+            raise TrainError("this run keeps no checkpoint to resume from")
+        self.state = _checkpoint.load(self._checkpoint, self._identity)
+
+    def stop(self) -> None:
+        """End the run after the step at hand, its state saved; safe to call from a signal handler."""
+        self._stop = True
+
+    def run(self, report: Report = lambda metrics: None) -> Result:
+        """Train until the last step, silence, or `stop`.
+
+        Raises:
+            TrainError: no step had any signal, or a reward failed.
+        """
+        state, settings = self.state, self.settings
+        if state.step == 0:
+            state.start_score = state.best_score = self.validate(state.v)
+            report({"event": "start", "validation": state.start_score})
+        stopped = "done"
+        while state.step < settings.steps:
+            if self._stop:
+                stopped = "interrupted"
+                break
+            metrics = self._step()
+            state.step += 1
+            last = state.step == settings.steps
+            if state.step % settings.validate_every == 0 or last:
+                metrics["validation"] = self._judge(report)
+            report(metrics)
+            if state.silent >= settings.silence:
+                stopped = "silence"
+                break
+            if state.step % settings.checkpoint_every == 0:
+                self._save()
+        self._save()
+        if stopped == "silence" and state.updates == 0:
+            raise TrainError(
+                f"task {self.task.name} gives no signal: in {state.silent} steps all samples of every prompt "
+                "got the same reward. Make the task easier or harder, raise the temperature, or draw more "
+                "samples a prompt"
+            )
+        best = MicroVector(state.best_v)
+        return Result(best, state.start_score, state.best_score, state.best_step, state.step, stopped)
+
+    def validate(self, v: NDArray[np.float32]) -> float:
+        """Return the mean reward of greedy answers to the validation prompts."""
+        _, rewards = self._judged.draw(
+            v, self._validation, each=1, temperature=0.0, seed=(self.settings.seed, 0)
+        )
+        return float(np.mean(rewards))
+
+    def _step(self) -> dict[str, Any]:
+        state, settings = self.state, self.settings
+        seed = (settings.seed, 1, state.step)
+        groups, found = self._batches.collect(state.v, self._pick(state.step), seed)
+        metrics: dict[str, Any] = {"step": state.step + 1, **found}
+        began = time.monotonic()
+        if groups:
+            metrics |= self._learn(groups)
+            state.silent = 0
+        else:
+            # Not even Adam's momentum moves v: it would drift on without evidence.
+            state.silent += 1
+        metrics |= {"norm": float(np.linalg.norm(state.v)), "learn_s": time.monotonic() - began}
+        return metrics
+
+    def _learn(self, groups: list[Group]) -> dict[str, Any]:
+        state, settings = self.state, self.settings
+        self.learner.adapter.set(state.v)
+        if self._batches.loss.kl:
+            self._set_reference(groups)
+        if not state.lr:
+            state.lr = settings.lr or self._derive_lr(groups)
+        result: dict[str, Any] = {}
+        for _ in range(settings.epochs):
+            gradient = self.learner.gradient(groups, self._batches.loss)
+            grad = gradient.grad.numpy().astype(np.float32)
+            norm = float(np.linalg.norm(grad))
+            if not np.isfinite(norm):
+                result["skipped"] = "non-finite gradient"
+                break
+            limit = settings.clip_norm * float(np.median(state.norms)) if state.norms else norm
+            state.norms = [*state.norms, norm][-_CLIP_WINDOW:]
+            self._update(grad * min(1.0, limit / max(norm, 1e-30)))
+            self.learner.adapter.set(state.v)
+            result |= {"grad": norm, "lr": state.lr, "mismatch": gradient.mismatch}
+        return result
+
+    def _update(self, grad: NDArray[np.float32]) -> None:
+        """One step of Adam (Kingma & Ba, 2015) on v."""
+        state = self.state
+        state.updates += 1
+        first, second = _BETAS
+        state.m = first * state.m + (1 - first) * grad
+        state.s = second * state.s + (1 - second) * grad**2
+        m = state.m / (1 - first**state.updates)
+        s = state.s / (1 - second**state.updates)
+        state.v = (state.v - state.lr * m / (np.sqrt(s) + 1e-8)).astype(np.float32)
+
+    def _derive_lr(self, groups: Sequence[Group]) -> float:
+        """The step size whose first Adam step (all entries +-lr) moves log-probabilities by `nudge`."""
+        rng = np.random.default_rng((self.settings.seed, 2))
+        v, probe = self.state.v, 1e-3
+        mask = np.concatenate([np.ones(len(c)) for g in groups for c in g.completions])
+        here = self.learner.measure(groups)
+        squares = []
+        for _ in range(2):
+            signs = rng.choice([-1.0, 1.0], v.shape).astype(np.float32)
+            self.learner.adapter.set(v + probe * signs)
+            there = self.learner.measure(groups)
+            squares.append(sum(float(((a - b) ** 2).sum()) for a, b in zip(here, there, strict=True)))
+        self.learner.adapter.set(v)
+        moved = float(np.sqrt(np.mean(squares) / len(mask))) / probe
+        return self.settings.nudge / max(moved, 1e-12)
+
+    def _set_reference(self, groups: Sequence[Group]) -> None:
+        self.learner.adapter.set(np.zeros_like(self.state.v))
+        for group, reference in zip(groups, self.learner.measure(groups), strict=True):
+            group.reference = reference
+        self.learner.adapter.set(self.state.v)
+
+    def _judge(self, report: Report) -> float:
+        """Validate; keep the best, or go back to it."""
+        state, settings = self.state, self.settings
+        score = self.validate(state.v)
+        if score > state.best_score:
+            state.best_v, state.best_score, state.best_step = state.v.copy(), score, state.step
+        elif score < state.best_score - settings.tolerance:
+            state.v = state.best_v.copy()
+            state.m, state.s, state.updates = np.zeros_like(state.m), np.zeros_like(state.s), 0
+            state.lr /= 2
+            state.back_offs += 1
+            report(
+                {
+                    "event": "back-off",
+                    "step": state.step,
+                    "validation": score,
+                    "best": state.best_score,
+                    "lr": state.lr,
+                }
+            )
+        return score
+
+    def _pick(self, step: int) -> list[Sample]:
+        """The prompts of a step: every epoch visits all of them in an order of its own."""
+        size, count = self.settings.prompts, len(self._train)
+        chosen = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, offset = divmod(position, count)
+            order = np.random.default_rng((self.settings.seed, 3, epoch)).permutation(count)
+            chosen.append(self._train[order[offset]])
+        return chosen
+
+    def _save(self) -> None:
+        if self._checkpoint is not None:
+            _checkpoint.save(self._checkpoint, self.state, self._identity)

@@ -1,0 +1,303 @@
+"""The same task, reward and basis through TRL's `GRPOTrainer`, on as many processes as accelerate starts.
+
+    accelerate launch -m tinylora_edge.train.trl BUNDLE -o FILE --recipe recipes/gsm8k-qwen2.5-7b.toml
+
+Every process holds the model and the whole vector; completions are shared out among them, and gradients of
+v are averaged. Process 0 writes the files. What the engine of this project adds to GRPO and TRL does not
+have stays away: a derived step size, going back from a collapse, a clip relative to usual gradients.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import runtime
+from .._basis import Basis
+from .._bundle import Bundle
+from .._files import atomic_write
+from .._vector import MicroVector
+from .._version import __version__
+from ..errors import MissingExtraError, TrainError
+from ..runtime.batch import Batch
+from ..runtime.evaluation import Evaluation, evaluate
+from ..runtime.prompts import encode
+from ..tasks import Task
+from ._model import default_dtype, load_model
+from .run import Options, Outcome, _cores, _metrics
+from .trainer import Report
+
+try:
+    import accelerate
+    import transformers
+    import trl
+    from trl import GRPOConfig, GRPOTrainer
+
+    from ._trl_prompts import check_prompts, data_set, end_ids, load_tokenizer, reward_function
+    from ._trl_watch import Watch
+    from .peft_tinylora import peft_model
+except ModuleNotFoundError as error:
+    raise MissingExtraError("the TRL engine", str(error.name), "train") from None
+
+_OURS = {
+    "output_dir": "the run's files lie beside the output",
+    "use_transformers_continuous_batching": "TRL then casts the whole model, and v with it, to bfloat16",
+}
+"""Fields of `GRPOConfig` that cannot be passed, and why."""
+
+
+def train_trl(
+    bundle: str | PathLike[str],
+    task: Task,
+    output: str | PathLike[str],
+    *,
+    options: Options | None = None,
+    grpo: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    report: Report = lambda metrics: None,
+) -> Outcome:
+    """Train a micro-vector with TRL and write its frame; call it in every process of the launch.
+
+    Writes what `train` writes: `output`, `output`.json and the directory `output`.run, on a file system
+    that all processes see. The vector is the best by validation: the mean reward of one completion, drawn
+    at the task's temperature, of each of the first `Settings.validation` training prompts.
+
+    Args:
+        bundle: of the base that is deployed.
+        task: prompts and reward.
+        output: the frame file; it must not exist.
+        options: of the run. `settings.lr` is needed; `settings.clip_norm`, `settings.tolerance`,
+            `rollouts`, `bf16_copy` and `sequences` (but for the evaluation) have no meaning here.
+        grpo: fields of `trl.GRPOConfig` that go before what follows from `options`, such as
+            `per_device_train_batch_size`, `use_vllm`, or `num_train_epochs` instead of `settings.steps`.
+        resume: go on from the last checkpoint.
+        report: called in process 0 with the metrics of every step.
+
+    Returns:
+        The outcome: the same in every process, but for the evaluation, which process 0 alone makes.
+
+    Raises:
+        TrainError: the task or the options do not work out, or the processes came apart.
+        BaseMismatchError: the base is not one that the basis was exported for.
+        MissingExtraError: trl, peft, accelerate or datasets is not installed.
+        OSError: a file cannot be written.
+    """
+    options = options or Options()
+    output = Path(output)
+    if output.exists():
+        raise TrainError(f"{output} exists already: choose another output, or remove it first")
+    found = Bundle.find(bundle)
+    found.check_base()
+    folder = output.with_name(f"{output.name}.run")
+    checkpoints = folder / "trl"
+    fields = grpo_fields(task, options, grpo or {}, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    try:
+        config = GRPOConfig(output_dir=str(checkpoints), eval_on_start=not resume, **fields)
+    except (TypeError, ValueError) as error:
+        raise TrainError(f"TRL does not take these settings: {error}") from None
+    lead = config.process_index == 0
+    last = _last_checkpoint(checkpoints, resume)
+    source = Path(options.weights or found.base)
+    model, tokenizer = load_model(source, options.dtype), load_tokenizer(source)
+    samples, held = list(task.train), options.settings.validation
+    room = model.config.max_position_embeddings - config.max_completion_length
+    # one process compares with the deployed file: each that opens it needs memory for it
+    check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
+    reward = reward_function(task, samples, tokenizer, end_ids(model, tokenizer))
+    wrapped = peft_model(model, found.basis)
+    with ExitStack() as stack:
+        write: Report | None = None
+        if lead:
+            folder.mkdir(parents=True, exist_ok=True)
+            done = int(last.name.rpartition("-")[2]) if last else 0
+            write = stack.enter_context(_metrics(folder, done, report))
+        watch = Watch(wrapped, options.settings, folder / "validation.json", write, resume=resume)
+        trainer = GRPOTrainer(
+            model=wrapped,
+            reward_funcs=reward,
+            args=config,
+            train_dataset=data_set(samples, held, len(samples)),
+            eval_dataset=data_set(samples, 0, held),
+            processing_class=tokenizer,
+            callbacks=[watch],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        result = watch.result(task)
+        _check_agreement(result.vector)
+        outcome = Outcome(output, result, None, None)
+        if lead:
+            vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
+            if options.evaluate:
+                outcome = Outcome(output, result, *_evaluate(bundle, task, vector, options))
+            engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": fields}
+            _write(output, folder, vector, found.basis, task, options, outcome, engine)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+    return outcome
+
+
+def grpo_fields(
+    task: Task, options: Options, given: Mapping[str, Any], *, processes: int = 1
+) -> dict[str, Any]:
+    """Return the fields of `trl.GRPOConfig` that say what a task and options say.
+
+    Args:
+        task: token limit and temperature.
+        options: of the run.
+        given: fields that go before.
+        processes: of the launch.
+
+    Raises:
+        TrainError: options or fields that cannot work here.
+    """
+    settings, loss = options.settings, options.loss
+    if options.method != "grpo":
+        raise TrainError(f"the TRL engine trains with GRPO, not {options.method}: leave out --engine trl")
+    for name in _OURS.keys() & given.keys():
+        raise TrainError(f"{name} cannot be set: {_OURS[name]}")
+    if settings.lr is None and "learning_rate" not in given:
+        raise TrainError(
+            "the TRL engine derives no step size: give one with settings.lr (the default engine reports the "
+            "one that it derives as lr)"
+        )
+    if not 0 < settings.validation <= len(task.train) - settings.prompts:
+        raise TrainError(
+            f"task {task.name} has {len(task.train)} training prompts, but {settings.validation} for "
+            f"validation (at least 1) and {settings.prompts} a step are needed: change those settings"
+        )
+    completions = settings.prompts * options.samples
+    each = int(given.get("per_device_train_batch_size", max(1, completions // processes)))
+    if completions % (each * processes) and "gradient_accumulation_steps" not in given:
+        raise TrainError(
+            f"{completions} completions a step ({settings.prompts} prompts x {options.samples}) do not "
+            f"divide among {processes} processes x {each}: change prompts, samples, processes or "
+            "per_device_train_batch_size"
+        )
+    half = (options.dtype or default_dtype()) == "bf16"
+    fields: dict[str, Any] = {
+        "max_steps": -1 if "num_train_epochs" in given else settings.steps,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": "constant",
+        "adam_beta2": 0.99,
+        "seed": settings.seed,
+        "per_device_train_batch_size": each,
+        "gradient_accumulation_steps": completions // (each * processes),
+        "per_device_eval_batch_size": each,
+        "num_generations": options.samples,
+        "num_generations_eval": 1,
+        "max_completion_length": task.max_tokens,
+        "temperature": task.temperature,
+        "num_iterations": settings.epochs,
+        "loss_type": loss.kind,
+        "scale_rewards": "group" if loss.scale else "none",
+        "beta": loss.kl,
+        "epsilon": 1e9 if loss.clip is None else loss.clip,
+        "vllm_importance_sampling_correction": loss.importance_cap > 0,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": loss.importance_cap or None,
+        "eval_strategy": "steps",
+        "eval_steps": settings.validate_every,
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_every,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": half,
+        "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "gradient_checkpointing": False,
+        # the buffers are the factors: the same everywhere, and megabytes at every step
+        "ddp_broadcast_buffers": False,
+        "ddp_find_unused_parameters": False,
+    }
+    return fields | dict(given)
+
+
+def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
+    last = transformers.trainer_utils.get_last_checkpoint(str(folder)) if folder.exists() else None
+    if resume and last is None:
+        raise TrainError(f"there is no checkpoint in {folder} to resume from: start without --resume")
+    if last is not None and not resume:
+        raise TrainError(
+            f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
+        )
+    return Path(last) if last else None
+
+
+def _check_agreement(vector: MicroVector) -> None:
+    """All processes must end with the same bytes, or gradients were not shared."""
+    everywhere = accelerate.utils.gather_object([vector.values.tobytes()])
+    if len(set(everywhere)) > 1:
+        raise TrainError(
+            f"the {len(everywhere)} processes ended with {len(set(everywhere))} different vectors: their "
+            "gradients were not averaged. Launch with DDP: accelerate launch without FSDP and ZeRO-3"
+        )
+
+
+def _evaluate(
+    bundle: str | PathLike[str], task: Task, vector: MicroVector, options: Options
+) -> tuple[Evaluation, Evaluation]:
+    """Base and vector on the held-out prompts, in the deployed engine."""
+    threads = options.workers or _cores()
+    with closing(runtime.load(bundle, n_ctx=64, n_threads=threads)) as llm:
+        longest = max(len(encode(llm, sample.prompt)) for sample in task.held_out)
+        cells = longest * 3 + options.sequences * task.max_tokens
+        with Batch(llm, sequences=options.sequences, n_ctx=cells, n_threads=threads) as batch:
+            return evaluate(batch, task, None), evaluate(batch, task, vector)
+
+
+def _write(
+    output: Path,
+    folder: Path,
+    vector: MicroVector,
+    basis: Basis,
+    task: Task,
+    options: Options,
+    outcome: Outcome,
+    engine: dict[str, Any],
+) -> None:
+    """Write manifest and frame as `run` does, with one more key: the engine."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    manifest: dict[str, Any] = {
+        "tool": f"tinylora-edge {__version__}",
+        "task": task.name,
+        "basis": basis.digest,
+        "values": vector.values.reshape(-1).tolist(),
+        "dtype": vector.dtype,
+        "sequence": vector.sequence,
+        "options": asdict(options),
+        "engine": engine,
+        "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
+        "curve": rows,
+    }
+    base, personalized, comparison = outcome.base, outcome.personalized, outcome.comparison
+    if base is not None and personalized is not None and comparison is not None:
+        manifest["held_out"] = {
+            "n": base.n,
+            "base": base.mean,
+            "base_standard_error": base.standard_error,
+            "vector": personalized.mean,
+            "vector_standard_error": personalized.standard_error,
+            **asdict(comparison),
+        }
+    with atomic_write(output.with_name(f"{output.name}.json")) as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+    with atomic_write(output) as file:
+        file.write(vector.to_bytes(basis))
+
+
+if __name__ == "__main__":
+    from .recipes import main
+
+    sys.exit(main())
