@@ -1,0 +1,89 @@
+# Everything happens in .venv; nothing outside this folder is changed but pip's own cache.
+# Works with GNU make 3.81 and later (macOS ships 3.81) and any POSIX sh.
+
+VENV = .venv
+BIN = $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --log $(VENV)/install.log
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+# The folders of the package, and every module in them: what the type checker's copy is made from.
+SOURCES = $(shell find tinylora_edge exporters runtime cli -name __pycache__ -prune -o \
+	\( -type d -o -name '*.py' \) -print)
+TYPECHECK = $(VENV)/typecheck
+BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+# llama-cpp-python has no wheels on PyPI: it is built here, once, unless pip has kept the one from before.
+CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llama_cpp") is None)' || { \
+	for c in $$CXX c++ g++ clang++; do $$c --version >/dev/null 2>&1 && found=1; done; \
+	test -n "$$found" || { echo "make: no C++ compiler found, and llama-cpp-python is built from source: install" \
+	  "one (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)" >&2; exit 1; }; \
+	echo "make: llama-cpp-python will be built from source, once: about 4 minutes on 2 cores"; }
+
+# llama.cpp's threads spin while they wait for each other unless told not to; on a busy machine that
+# makes everything slower.
+RUN = OMP_WAIT_POLICY=PASSIVE
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile
+
+demo: $(VENV)/.demo ## see a real model change its mind because of 37 bytes (sets itself up)
+	@$(RUN) $(BIN)/tinylora-edge demo $(DEMO_ARGS)
+
+test: lint ## format, lint, types, then the tests; PYTEST_ARGS="..." goes to pytest (sets itself up)
+	@echo "make: running the tests"
+	@$(RUN) $(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev $(TYPECHECK)/.made ## ruff format --check, ruff check, mypy --strict
+	@echo "make: checking format, lint and types"
+	@RUFF_OUTPUT_FORMAT=concise $(BIN)/ruff format --quiet --check . || { echo "make: run '$(BIN)/ruff format .'" >&2; exit 1; }
+	@RUFF_OUTPUT_FORMAT=concise $(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary $(TYPECHECK)/tinylora_edge
+
+bench: $(VENV)/.bench ## run every benchmark, a table each; some take minutes
+	@for b in $(BENCHMARKS); do echo "make: $$b"; $(BIN)/python $$b || exit 1; done
+
+setup: $(VENV)/.dev ## a .venv with everything that developing needs
+	@echo "make: $(VENV) is ready"
+
+clean: ## remove build outputs and caches (the .venv stays)
+	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(TYPECHECK)
+	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps say which extra was installed since pyproject.toml last changed. `dev` and `bench` contain
+# `demo`, so they stamp it too, and a demo after them starts at once.
+define install
+	@$(CHECK_COMPILER)
+	@echo "make: installing $(2) into $(VENV) (log: $(VENV)/install.log)"
+	@$(PIP_INSTALL) -e '.[$(1)]'
+endef
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(call install,demo,what the demo needs)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(call install,dev,the development packages and PyTorch)
+	@touch $(VENV)/.demo $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(call install,bench,the packages that the benchmarks compare with)
+	@touch $(VENV)/.demo $(VENV)/.dev $@
+
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found: install one" \
+	  "(Debian, Ubuntu: apt install python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "make: making $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv $(VENV)
+
+# mypy follows neither the mapping of the top-level folders nor an editable install, so it is given an
+# installed copy. `build` goes first, because setuptools would copy deleted modules from it.
+$(TYPECHECK)/.made: $(SOURCES) pyproject.toml | $(VENV)/.dev
+	@echo "make: installing a copy for the type checker"
+	@rm -rf build $(TYPECHECK)
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --target $(TYPECHECK) .
+	@touch $@

@@ -1,0 +1,216 @@
+"""Every test value on docs/FORMAT.md, taken from the page itself and compared with the code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from tinylora_edge import Basis, MicroVector, Policy, _frame, _gguf, _side_tensors, _tags
+from tinylora_edge.modules import KINDS
+from tinylora_edge.projection import project
+
+PAGE = Path(__file__).parent.parent / "docs" / "FORMAT.md"
+GOLDEN = Path(__file__).parent / "golden"
+MODULE = "blk.0.attn_q.weight"
+ARCHITECTURE = "llama"
+
+
+def section(title: str) -> str:
+    """The text under a heading, up to the next heading of the same or a higher level."""
+    text = PAGE.read_text("utf-8")
+    marks, start = re.search(rf"^(#+) {re.escape(title)}\n", text, re.M).group(1), text.index(f"# {title}\n")
+    end = re.search(rf"^#{{1,{len(marks)}}} ", text[start + 2 :], re.M)
+    return text[start : start + 2 + end.start()] if end else text[start:]
+
+
+def rows(title: str, columns: int) -> list[list[str]]:
+    """The rows of a section's tables that have so many columns, without headings and backquotes."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    body = [
+        row for row, below in zip(cells, [*cells[1:], [""]], strict=True) if not below[0].startswith("---")
+    ]
+    return [row for row in body if len(row) == columns and not row[0].startswith("---")]
+
+
+def values_of(title: str) -> dict[str, str]:
+    """A section's table of two columns as a dictionary."""
+    return dict(map(tuple, rows(title, 2)))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def example_basis() -> Basis:
+    """The basis of the page's test values for the digest."""
+    return Basis(
+        architecture=ARCHITECTURE,
+        modules=(MODULE,),
+        rank=1,
+        u=1,
+        groups=1,
+        seed=42,
+        factorization="left",
+        scheme="full",
+        tying=np.zeros(1, np.int32),
+        a=(np.array([[1, 0]], np.float32),),
+        b=(np.array([[2], [-1], [0.5]], np.float32),),
+    )
+
+
+def frame_digest() -> str:
+    return re.search(r"`([0-9a-f]{64})`", section("A frame taken apart")).group(1)
+
+
+def test_projection_values() -> None:
+    found = rows("Projection", 5)
+    assert len(found) == 3
+    for seed, module, u, rank, expected in found:
+        assert project(int(seed), module, int(u), int(rank)).astype("<f4").tobytes().hex() == expected
+
+
+def test_projection_steps() -> None:
+    text = section("Projection").replace("\n", " ")
+    name, key, *words = (int(word, 16) for word in re.findall(r"`0x([0-9a-f]{16})`", text))
+    hashed = 0xCBF29CE484222325
+    for byte in MODULE.encode():
+        hashed = (hashed ^ byte) * 0x100000001B3 % 2**64
+    total = sum(word >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48))
+    assert (name, len(words)) == (hashed, 3)
+    assert key == mix(42 ^ name)
+    assert words == [mix(key + step * 0x9E3779B97F4A7C15) for step in (1, 2, 3)]
+    assert f"s = {total}" in text
+    assert f"= {(total - 393210) / 65536}." in text
+    assert project(42, MODULE, 1, 1)[0, 0, 0] == (total - 393210) / 65536
+
+
+def mix(z: int) -> int:
+    z %= 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def test_sum_of_projections() -> None:
+    ((v, expected),) = rows("The adaptation", 2)
+    basis = Basis(
+        architecture=ARCHITECTURE,
+        modules=(MODULE,),
+        rank=2,
+        u=3,
+        groups=1,
+        seed=42,
+        factorization="left",
+        scheme="full",
+        tying=np.zeros(1, np.int32),
+        a=(np.ones((2, 4), np.float32),),
+        b=(np.ones((4, 2), np.float32),),
+    )
+    values = np.frombuffer(bytes.fromhex(v), "<f4").astype(np.float32)
+    assert basis.R(values).astype("<f4").tobytes().hex() == expected
+    in_f32 = np.zeros((2, 2), np.float32)
+    for value, p in zip(values, project(42, MODULE, 3, 2), strict=True):
+        in_f32 += value * p
+    (wrong,) = re.findall(r"second entry would be `(\w+)`", section("The adaptation"))
+    assert in_f32.reshape(-1)[1].tobytes().hex() == wrong != expected[8:16]
+
+
+def test_order_of_kinds() -> None:
+    text = section("Modules and tying").partition("| scheme")[0]
+    assert [name for name in re.findall(r"`(\w+)`", text) if name.startswith(("attn", "ffn"))] == list(KINDS)
+
+
+def test_keys_of_side_tensors(example_basis: Basis, tmp_path: Path) -> None:
+    vars(example_basis)["base_fingerprints"] = ("00",)
+    _side_tensors.save_basis(example_basis, tmp_path / "basis.gguf")
+    written = gguf.GGUFReader(tmp_path / "basis.gguf").fields.values()
+    kinds = {"U32": "UINT32", "U64": "UINT64", "STRING": "STRING", "ARRAY OF U32": "ARRAY UINT32"}
+    kinds["ARRAY OF STRINGS"] = "ARRAY STRING"
+    documented = {key: kinds[kind.replace("`", "").upper()] for key, kind, _ in rows("Keys", 3)}
+    found = {
+        field.name: " ".join(kind.name for kind in field.types)
+        for field in written
+        if not field.name.startswith("GGUF.")
+    }
+    assert found == documented
+
+
+def test_digest(example_basis: Basis) -> None:
+    page = values_of("Digest")
+    module = hashlib.sha256(bytes.fromhex(page["of the module"]))
+    whole = hashlib.sha256(bytes.fromhex(page["before the modules"]) + module.digest())
+    assert module.hexdigest() == page["its SHA-256"]
+    assert whole.hexdigest() == page["digest"] == example_basis.digest
+
+
+def test_fingerprint() -> None:
+    page = values_of("Fingerprint")
+    image = io.BytesIO()
+    weight = np.array([[2, 0], [-1, 0], [0.5, 0]], np.float32)
+    _gguf.write(image, ARCHITECTURE, [], {MODULE: weight})
+    found = _side_tensors.fingerprint(_gguf.GGUFFile(image.getvalue()), [MODULE])
+    assert hashlib.sha256(bytes.fromhex(page["hashed"])).hexdigest() == page["fingerprint"] == found
+
+
+def test_table_of_types() -> None:
+    page = {name: (int(values), int(size)) for _, name, values, size in rows("Fingerprint", 4)}
+    numbers = {name: int(number) for number, name, _, _ in rows("Fingerprint", 4)}
+    assert {"F32", "Q4_1", "Q4_K", "BF16"} <= set(page)
+    for name, sizes in page.items():
+        kind = gguf.GGMLQuantizationType[name]
+        assert (int(kind), gguf.GGML_QUANT_SIZES[kind]) == (numbers[name], sizes)
+
+
+def test_frame_taken_apart() -> None:
+    parts = rows("A frame taken apart", 3)
+    golden = json.loads((GOLDEN / "frames.json").read_text("utf-8"))["frames"]
+    frame = "".join(part for _, part, _ in parts)
+    assert frame in {entry["frame_hex"] for entry in golden}
+    position = 0
+    for place, part, _ in parts:
+        first, _, last = place.partition("-")
+        assert (int(first), int(last or first)) == (position, position + len(part) // 2 - 1)
+        position += len(part) // 2
+    meanings = " ".join(meaning for *_, meaning in parts)
+    decoded = _frame.decode(bytes.fromhex(frame), 13, frame_digest())
+    for bits, value in re.findall(r"0x([0-9A-F]{4}) = (-?[\d.]+\d|0)", meanings):
+        assert _frame.decode_values(bytes.fromhex(bits)[::-1], "bf16") == [np.float32(value)]
+        assert np.float32(value) in decoded.values
+    checksum = int(re.search(r"0x([0-9A-F]{8})", meanings).group(1), 16)
+    assert checksum == int.from_bytes(decoded.tag, "little")
+
+
+def test_test_frames() -> None:
+    text = section("Test frames")
+    hmac_key, private_key = map(bytes.fromhex, re.findall(r"`([0-9a-f]{64})`", text))
+    signer = _tags.Ed25519Signer(private_key)
+    policy = Policy(keys=[_tags.Hmac(hmac_key), _tags.Ed25519Verifier(signer.public_key)])
+    signers = {"CRC-32": _tags.Crc32(), "HMAC": _tags.Hmac(hmac_key), "Ed25519": signer}
+    values = np.arange(-6, 7, dtype=np.float32).reshape(13, 1) / np.float32(100)
+    basis = Basis(
+        architecture=ARCHITECTURE,
+        modules=tuple(f"blk.{block}.attn_q.weight" for block in range(13)),
+        rank=1,
+        u=1,
+        groups=13,
+        seed=0,
+        factorization="left",
+        scheme="tiled",
+        tying=np.arange(13, dtype=np.int32),
+        a=(np.ones((1, 2), np.float32),) * 13,
+        b=(np.ones((2, 1), np.float32),) * 13,
+    )
+    vars(basis)["digest"] = frame_digest()  # the test frames' basis is known by its digest alone
+    found = rows("Test frames", 4)
+    assert {(dtype, tag) for dtype, tag, *_ in found} >= {("fp32", "CRC-32"), ("bf16", "Ed25519")}
+    for dtype, tag, size, text in found:
+        frame = bytes.fromhex(text)
+        vector = MicroVector(values, dtype, sequence=7)
+        assert len(frame) == int(size)
+        assert vector.to_bytes(basis, signers[tag]) == frame
+        assert MicroVector.from_bytes(frame, basis, policy) == vector

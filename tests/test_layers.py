@@ -1,0 +1,199 @@
+"""The arrows of docs/ARCHITECTURE.md: who may import what, read from the source with ast.
+
+cli -> exporters, train -> runtime -> core. Imports inside functions and under TYPE_CHECKING count too:
+a layer must not even know the names above it.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {  # as pyproject.toml maps them
+    "tinylora_edge": "tinylora_edge",
+    "exporters": "tinylora_edge.exporters",
+    "runtime": "tinylora_edge.runtime",
+    "cli": "tinylora_edge.cli",
+}
+SPECIAL = ("cli", "exporters", "runtime", "tasks", "train")  # what is not one of these is core
+MAY_IMPORT = {
+    "core": {"core"},
+    "tasks": {"core", "tasks"},
+    "runtime": {"core", "tasks", "runtime"},
+    "exporters": {"core", "exporters"},
+    "train": {"core", "tasks", "runtime", "train"},
+    "cli": {"core", "tasks", "runtime", "exporters", "train", "cli"},
+}
+ENGINES = {"llama_cpp", "onnxruntime", "onnxruntime_genai"}
+EXTERNAL = {  # None: anything but an engine
+    "core": {"numpy"},
+    "tasks": {"numpy"},
+    "runtime": {"numpy", *ENGINES},
+    "exporters": {"numpy", "gguf", "onnx"},
+    "train": None,
+    "cli": None,
+}
+BORDERS = {  # the only modules that may import more than their layer
+    "tinylora_edge._gguf": {"gguf"},
+    "tinylora_edge.cli.demo": {"llama_cpp"},  # it compares with the plain engine
+}
+OPTIONAL = {  # the same, but in functions only: who does not need them does not have them
+    "tinylora_edge._tags": {"cryptography"},
+    "tinylora_edge.exporters._factorize": {"threadpoolctl"},
+    "tinylora_edge.tasks._gsm8k": {"huggingface_hub", "pyarrow"},
+    "tinylora_edge.tasks._schema": {"jsonschema", "referencing"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: `name` is absolute; `lazy` if it happens in a function or never."""
+
+    name: str
+    line: int
+    lazy: bool
+
+
+def module_name(path: Path) -> str:
+    folder, *rest = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([FOLDERS[folder], *rest]).removesuffix(".__init__")
+
+
+MODULES = {
+    module_name(path): path
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "__pycache__" not in path.parts
+}
+
+
+def layer(module: str) -> str:
+    head = module.split(".")[1:2]
+    return head[0] if head and head[0] in SPECIAL else "core"
+
+
+def imports(module: str, source: str, *, package: bool) -> Iterator[Import]:
+    """Yield what a module imports; of `from x import y` both x and, where y is a module of ours, x.y."""
+    yield from _walk(ast.parse(source), module if package else module.rpartition(".")[0], lazy=False)
+
+
+def _walk(node: ast.AST, parent: str, *, lazy: bool) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        yield from (Import(alias.name, node.lineno, lazy) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            up = parent.split(".")[: len(parent.split(".")) - node.level + 1]
+            base = ".".join([*up, base] if base else up)
+        members = [f"{base}.{alias.name}" for alias in node.names]
+        ours = [name for name in members if name in MODULES]
+        if len(ours) < len(members):  # `from . import _strategies` alone takes nothing from the package
+            yield Import(base, node.lineno, lazy)
+        yield from (Import(name, node.lineno, lazy) for name in ours)
+    lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    lazy = lazy or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(child, parent, lazy=lazy)
+
+
+def imports_of(module: str) -> list[Import]:
+    path = MODULES[module]
+    return list(imports(module, path.read_text("utf-8"), package=path.name == "__init__.py"))
+
+
+def violations(module: str, found: list[Import]) -> list[str]:
+    """Say what breaks the rules, as `line: why`."""
+    result = []
+    here = layer(module)
+    for item in found:
+        top = item.name.partition(".")[0]
+        if top == "tinylora_edge":
+            if layer(item.name) not in MAY_IMPORT[here]:
+                result.append(f"{item.line}: {here} imports {item.name}")
+        elif top not in sys.stdlib_module_names:
+            allowed = EXTERNAL[here]
+            fine = top not in ENGINES if allowed is None else top in allowed
+            fine = fine or top in BORDERS.get(module, set())
+            fine = fine or (item.lazy and top in OPTIONAL.get(module, set()))
+            if not fine:
+                result.append(f"{item.line}: {here} imports {top}")
+    return result
+
+
+def reachable_engines(module: str, seen: set[str] | None = None) -> set[str]:
+    """Engines that a module imports, itself or through modules of ours; `load` may choose one lazily."""
+    seen = set() if seen is None else seen
+    if module in seen:
+        return set()
+    seen.add(module)
+    engines = set()
+    for item in imports_of(module):
+        if item.name.partition(".")[0] in ENGINES:
+            engines.add(item.name.partition(".")[0])
+        elif item.name in MODULES and not (item.lazy and module.endswith((".runtime", "._load"))):
+            engines |= reachable_engines(item.name, seen)
+    return engines
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_arrows(module: str) -> None:
+    assert violations(module, imports_of(module)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "expected"),
+    [
+        ("runtime._x", "from ..exporters import gguf", "runtime imports tinylora_edge.exporters.gguf"),
+        ("runtime._x", "def f():\n    import torch", "runtime imports torch"),
+        ("runtime._x", "import onnx", "runtime imports onnx"),
+        ("exporters._x", "from tinylora_edge.runtime import load", "exporters imports tinylora_edge.runtime"),
+        ("exporters._x", "import llama_cpp.llama", "exporters imports llama_cpp"),
+        ("_x", "import gguf", "core imports gguf"),
+        ("_tags", "import cryptography", "core imports cryptography"),
+        ("_x", "from . import runtime", "core imports tinylora_edge.runtime"),
+        ("_x", "if TYPE_CHECKING:\n    from .runtime import load", "core imports tinylora_edge.runtime"),
+        ("cli._x", "from llama_cpp import Llama", "cli imports llama_cpp"),
+    ],
+)
+def test_a_wrong_import_is_seen(module: str, source: str, expected: str) -> None:
+    module = f"tinylora_edge.{module}"
+    found = violations(module, list(imports(module, source, package=False)))
+    assert [item.partition(": ")[2] for item in found] == [expected]
+
+
+def test_every_layer_was_read() -> None:
+    assert {layer(module) for module in MODULES} >= {"core", "runtime", "exporters", "cli"}
+    assert any(item.name == "gguf" for item in imports_of("tinylora_edge._gguf"))
+    assert reachable_engines("tinylora_edge.runtime.llama") == {"llama_cpp"}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if layer(module) == "runtime"])
+def test_a_runtime_module_knows_one_engine_at_most(module: str) -> None:
+    assert len(reachable_engines(module)) <= 1
+    if module in ("tinylora_edge.runtime", "tinylora_edge.runtime._load"):
+        assert reachable_engines(module) == set(), "an engine is loaded only when `load` needs it"
+
+
+@pytest.mark.parametrize("module", ["tinylora_edge", "tinylora_edge.runtime", "tinylora_edge.exporters"])
+def test_importing_loads_neither_engines_nor_training_libraries(module: str) -> None:
+    heavy = {
+        "torch",
+        "transformers",
+        "onnx",
+        "scipy",
+        "safetensors",
+        "typer",
+        "rich",
+        "cryptography",
+        *ENGINES,
+    }
+    code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
