@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-# Nothing is trained here. Random directions of seeds 0 to 9 were tried at norms 0.15 to 3, with greedy
+# Nothing is trained here. Random directions of several seeds were tried at norms 0.15 to 3, with greedy
 # answers to eight prompts: at 0.15 half of the answers stay the base's, from 0.4 on words begin to break,
 # at 1 most answers are noise. At 0.2 seed 9 changed all of these four answers and kept them fluent.
 SEED, NORM = 9, 0.2

@@ -33,13 +33,13 @@ def new_bundle(output: Path) -> Iterator[Path]:
     if output.exists() or output.is_symlink():
         raise ExportError(f"{output} exists already: choose another output, or remove it first")
     prefix = f".{output.name}.partial-"
-    try:
-        _remove_stale(output.parent, prefix)
-        partial = output.parent / f"{prefix}{os.getpid()}"
-        partial.mkdir()
-    except OSError as error:
-        raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None
-    try:
+    partial = output.parent / f"{prefix}{os.getpid()}"
+    try:  # from before the directory exists: a signal may come at any moment
+        try:
+            _remove_stale(output.parent, prefix)
+            partial.mkdir()
+        except OSError as error:
+            raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None
         yield partial
         sync_directory(partial)
         os.rename(partial, output)

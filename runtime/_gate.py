@@ -22,17 +22,16 @@ class Gate:
         self._owner: int | None = None
         self._holds = 0
         self._running = 0
+        self._waiting: list[object] = []
 
     @contextmanager
     def generation(self) -> Iterator[None]:
         """Hold the model while it generates."""
-        self._acquire(wait=True, timeout=None)
-        self._running += 1
+        self._acquire(wait=True, timeout=None, running=1)
         try:
             yield
         finally:
-            self._running -= 1
-            self._release()
+            self._release(running=1)
 
     @property
     def generating(self) -> bool:
@@ -72,18 +71,31 @@ class Gate:
         finally:
             self._release()
 
-    def _acquire(self, *, wait: bool, timeout: float | None) -> None:
+    def _acquire(self, *, wait: bool, timeout: float | None, running: int = 0) -> None:
         me = threading.get_ident()
         with self._changed:
-            if not wait and self._holds and self._owner != me:
+            if self._holds and self._owner != me and not wait:
                 raise BusyError("a generation is running in another thread, and wait=False was asked for")
-            if not self._changed.wait_for(lambda: not self._holds or self._owner == me, timeout):
-                raise BusyError(f"a generation in another thread did not end within {timeout} s")
+            if not (self._holds and self._owner == me):
+                self._queue_up(timeout)
             self._owner = me
             self._holds += 1
+            self._running += running
 
-    def _release(self) -> None:
+    def _queue_up(self, timeout: float | None) -> None:
+        # First come, first served: a thread that exchanges in a loop must not starve the others.
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            if not self._changed.wait_for(lambda: not self._holds and self._waiting[0] is ticket, timeout):
+                raise BusyError(f"a generation in another thread did not end within {timeout} s")
+        finally:
+            self._waiting.remove(ticket)
+            self._changed.notify_all()
+
+    def _release(self, *, running: int = 0) -> None:
         with self._changed:
+            self._running -= running
             self._holds -= 1
             if not self._holds:
                 self._owner = None

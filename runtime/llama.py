@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from inspect import GEN_SUSPENDED, getgeneratorstate
 from typing import Any
 
 import llama_cpp
@@ -12,7 +14,7 @@ import numpy as np
 from .._basis import Basis
 from .._policy import Policy
 from .._vector import MicroVector
-from ..errors import BusyError, TinyLoraError, VectorError
+from ..errors import TinyLoraError, VectorError
 from ._gate import Gate
 from ._strategies import Personalizer
 
@@ -39,7 +41,7 @@ class TinyLoraLlama(llama_cpp.Llama):
         self.basis = basis
         self.policy = policy or Policy()
         self._gate = Gate()
-        self._epoch = 0  # counts exchanges, so that a stream notices one
+        self._streams: weakref.WeakSet[Generator[Any, Any, None]] = weakref.WeakSet()
         self._evaluated = False
         super().__init__(model_path, **options)
 
@@ -106,7 +108,8 @@ class TinyLoraLlama(llama_cpp.Llama):
     def using(self, vector: bytes | MicroVector, *, stream: str = "") -> Iterator[MicroVector]:
         """Apply a micro-vector for one block, and the one before it again at its end.
 
-        Other threads wait until the block ends. Arguments and errors are those of `swap`.
+        Other threads wait until the block ends. A stream that it leaves unfinished is closed, since its
+        vector is gone. Arguments and errors are those of `swap`.
         """
         with self._gate.hold():
             before = self.vector
@@ -114,12 +117,14 @@ class TinyLoraLlama(llama_cpp.Llama):
             try:
                 yield active
             finally:
-                self._activate(before)  # a stream that the block left unfinished cannot go on
+                for unfinished in list(self._streams):
+                    if getgeneratorstate(unfinished) == GEN_SUSPENDED:
+                        unfinished.close()
+                self._activate(before)
 
     def _activate(self, vector: MicroVector | None) -> None:
         if self._ctx.ctx is None:
             raise TinyLoraError("the model is closed: load it again")
-        self._epoch += 1
         own = [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
         self._personalizer.apply(self._ctx.ctx, vector, own)  # the caller's lora_path stays in force
         self._forget()
@@ -143,25 +148,25 @@ class TinyLoraLlama(llama_cpp.Llama):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.generate`."""
-        return self._hold_while(super().generate(*args, **kwargs))
+        return self._stream(super().generate(*args, **kwargs))
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""
         with self._gate.generation():
             result = super().create_completion(*args, **kwargs)
-        return result if isinstance(result, dict) else self._hold_while(result)
+        return result if isinstance(result, dict) else self._stream(result)
+
+    def _stream(self, steps: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
+        held = self._hold_while(steps)
+        self._streams.add(held)
+        return held
 
     def _hold_while(self, steps: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
         """Pass on a generator, holding the model from its first step to its last."""
         with self._gate.generation(), closing(steps):
-            sent, epoch = None, self._epoch
+            sent = None
             while True:
                 self._gate.adopt()  # a server may take each step in another thread
-                if epoch != self._epoch:
-                    raise BusyError(
-                        "the vector that this stream began with is no longer active: its `using` block ended "
-                        "before the stream did"
-                    )
                 try:
                     item = steps.send(sent)
                 except StopIteration:

@@ -42,7 +42,7 @@ def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
     if not 0 <= seed < 1 << 64:
         raise BasisError(f"projection seed {seed} is out of range: it must be from 0 to 2**64 - 1")
     if u < 1 or rank < 1:
-        raise BasisError(f"u = {u} and rank = {rank}: both must be at least 1")
+        raise BasisError(f"rank {rank} and u {u}: both must be at least 1")
     count = u * rank * rank
     with np.errstate(over="ignore"):  # wrapping is the definition
         key = _mix(np.array([seed ^ _fnv1a64(module.encode())], dtype=np.uint64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import subprocess
@@ -114,15 +115,16 @@ def without(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subpro
         site = tmp_path / "site"
         site.mkdir()
         for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-            if entry.name not in packages and entry.suffix not in (".pth", ".dist-info"):
+            skipped = entry.name in (*packages, "tinylora_edge") or entry.suffix in (".pth", ".dist-info")
+            if not skipped:
                 (site / entry.name).symlink_to(entry)
-        package = site / "tinylora_edge"  # as it is laid out when installed
+        package = site / "tinylora_edge"  # laid out as a wheel does it, however it is installed here
         package.mkdir()
         for entry in Path(tinylora_edge.__path__[0]).iterdir():
             (package / entry.name).symlink_to(entry)
-        for part in ("cli", "exporters", "runtime"):
-            module = __import__(f"tinylora_edge.{part}", fromlist=["__path__"])
-            (package / part).symlink_to(module.__path__[0])
+        for name in ("cli", "exporters", "runtime"):
+            if not (package / name).exists():
+                (package / name).symlink_to(importlib.import_module(f"tinylora_edge.{name}").__path__[0])
         command = [sys.executable, "-SP", "-c", "from tinylora_edge.cli import main; main()", *map(str, args)]
         return subprocess.run(
             command, env=environment | {"PYTHONPATH": str(site)}, capture_output=True, check=False

@@ -108,7 +108,7 @@ def test_a_signal_at_the_moment_the_partial_bundle_exists(
         "os.mkdir = mkdir_and_signal\n"
         "main()"
     )
-    child = start("export", smollm2_gguf, "-o", tmp_path / "out", program=[sys.executable, "-c", code])
+    child = start("export", smollm2_gguf, "-o", tmp_path / "out", program=[sys.executable, "-Pc", code])
     _, stderr = child.communicate(timeout=60)
     assert (child.returncode, stderr) == (128 + number, b"")
     assert contents(tmp_path) == {}

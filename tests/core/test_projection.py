@@ -103,7 +103,7 @@ def test_modules_seeds_and_neighbours_are_uncorrelated():
 
 @pytest.mark.parametrize(
     ("seed", "u", "rank", "said"),
-    [(-1, 1, 2, "-1"), (1 << 64, 1, 2, str(1 << 64)), (0, 0, 2, "u = 0"), (0, 1, 0, "rank = 0")],
+    [(-1, 1, 2, "-1"), (1 << 64, 1, 2, str(1 << 64)), (0, 0, 2, "u 0"), (0, 1, 0, "rank 0")],
 )
 def test_refuses_arguments_out_of_range(seed, u, rank, said):
     with pytest.raises(BasisError, match=said):

@@ -55,8 +55,8 @@ def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: i
         attached = models.torch_logits(model, tokens)
         assert adapter.vector() == vector
     np.testing.assert_array_equal(models.torch_logits(model, tokens), plain)  # detached
-    models.merge(model, basis, vector)
-    merged = models.torch_logits(model, tokens)
+    with models.merged(model, basis, vector):
+        merged = models.torch_logits(model, tokens)
     effect = np.abs(merged - plain).max()
     assert effect > 0.1
     assert np.abs(attached - merged).max() < 1e-4 * effect

@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train_trl(
             args.bundle, task, args.output, options=options, grpo=grpo, resume=args.resume, report=_print
         )
-    except TinyLoraError as error:
+    except (TinyLoraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if torch.distributed.is_initialized():
