@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from peft.tuners.tinylora.layer import TinyLoraLayer
 
 from tinylora_edge.exporters import export_gguf
+from tinylora_edge.exporters._factorize import one_blas_thread
 from tinylora_edge.exporters._weights import GGUFWeights
 from tinylora_edge.factorization import truncated_svd
 from tinylora_edge.modules import canonical_order
@@ -58,7 +59,7 @@ class Ours:
         self.passes = 0
 
     def __call__(self) -> float:
-        with bench.stopwatch() as watch:
+        with bench.stopwatch() as watch, one_blas_thread():  # as an export does
             weights = GGUFWeights(self._path)
             svds = [
                 truncated_svd(matrix, RANK, tol=TOLERANCE)
@@ -122,8 +123,9 @@ class Tuned:
         matrices: list[Matrix],
         solve: Callable[[Matrix, float], Triplets],
         settings: Callable[[], Iterator[float]],
+        limit: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._matrices, self._solve = matrices, solve
+        self._matrices, self._solve, self._limit = matrices, solve, limit
         self.settings: list[float] = []
         self.triplets: list[Triplets] = []
         for matrix in matrices:
@@ -135,7 +137,7 @@ class Tuned:
 
     def __call__(self) -> float:
         pairs = zip(self._matrices, self.settings, strict=True)
-        with bench.stopwatch() as watch:
+        with bench.stopwatch() as watch, self._limit():
             self.triplets = [self._solve(matrix, setting) for matrix, setting in pairs]
         return watch.seconds
 
@@ -261,7 +263,7 @@ def main() -> None:
             OURS: Ours(path),
             EXPORT: Export(path),
             PEFT: Peft(path),
-            ALONE: Tuned(matrices, block_krylov, lambda: iter([TOLERANCE])),
+            ALONE: Tuned(matrices, block_krylov, lambda: iter([TOLERANCE]), one_blas_thread),
             LOWRANK: Tuned(matrices, svd_lowrank, rising_niter),
             SVDS: Tuned(matrices, svds, falling_tol),
         }

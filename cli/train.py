@@ -116,7 +116,7 @@ def train(
     if engine is Engine.trl:
         from ..train.trl import train_trl
 
-        _report(train_trl(bundle, loaded, output, options=options), as_json)
+        _report(train_trl(bundle, loaded, output, options=options, resume=resume), as_json)
         return
     with _progress(steps) as show:
         outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
