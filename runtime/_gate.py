@@ -22,6 +22,8 @@ class Gate:
         self._owner: int | None = None
         self._holds = 0
         self._running = 0
+        self._computing = threading.RLock()
+        self._depth = 0
         self._waiting: list[object] = []
 
     @contextmanager
@@ -38,10 +40,21 @@ class Gate:
         """Whether a generation is unfinished."""
         return self._running > 0
 
-    def adopt(self) -> None:
-        """Make this thread the holder: it goes on with a generation that another one began."""
-        with self._changed:
-            self._owner = threading.get_ident()
+    @contextmanager
+    def computing(self) -> Iterator[bool]:
+        """Compute, one thread at a time; give whether this begins while a stream is unfinished.
+
+        The thread becomes the holder: it may go on with a stream that another one began. Entered again
+        inside itself, it is part of the same step.
+        """
+        with self._computing:
+            with self._changed:
+                self._owner = threading.get_ident()
+            self._depth += 1
+            try:
+                yield self._depth == 1 and self._running > 1
+            finally:
+                self._depth -= 1
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -74,7 +87,7 @@ class Gate:
     def _acquire(self, *, wait: bool, timeout: float | None, running: int = 0) -> None:
         me = threading.get_ident()
         with self._changed:
-            if self._holds and self._owner != me and not wait:
+            if not wait and self._owner != me and (self._holds or self._waiting):
                 raise BusyError("a generation is running in another thread, and wait=False was asked for")
             if not (self._holds and self._owner == me):
                 self._queue_up(timeout)

@@ -14,7 +14,7 @@ import numpy as np
 from .._basis import Basis
 from .._policy import Policy
 from .._vector import MicroVector
-from ..errors import TinyLoraError, VectorError
+from ..errors import BusyError, TinyLoraError, VectorError
 from ._gate import Gate
 from ._strategies import Personalizer
 
@@ -43,6 +43,7 @@ class TinyLoraLlama(llama_cpp.Llama):
         self._gate = Gate()
         self._streams: weakref.WeakSet[Generator[Any, Any, None]] = weakref.WeakSet()
         self._evaluated = False
+        self._begun = 1  # generations that began over an unfinished stream, which notices by it
         super().__init__(model_path, **options)
 
     # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
@@ -117,10 +118,11 @@ class TinyLoraLlama(llama_cpp.Llama):
             try:
                 yield active
             finally:
-                for unfinished in list(self._streams):
-                    if getgeneratorstate(unfinished) == GEN_SUSPENDED:
-                        unfinished.close()
-                self._activate(before)
+                with self._gate.computing():  # once no other thread is inside a step of such a stream
+                    for unfinished in list(self._streams):
+                        if getgeneratorstate(unfinished) == GEN_SUSPENDED:
+                            unfinished.close()
+                    self._activate(before)
 
     def _activate(self, vector: MicroVector | None) -> None:
         if self._ctx.ctx is None:
@@ -152,7 +154,7 @@ class TinyLoraLlama(llama_cpp.Llama):
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""
-        with self._gate.generation():
+        with self._compute():
             result = super().create_completion(*args, **kwargs)
         return result if isinstance(result, dict) else self._stream(result)
 
@@ -164,24 +166,39 @@ class TinyLoraLlama(llama_cpp.Llama):
     def _hold_while(self, steps: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
         """Pass on a generator, holding the model from its first step to its last."""
         with self._gate.generation(), closing(steps):
-            sent = None
+            sent, begun = None, 0
             while True:
-                self._gate.adopt()  # a server may take each step in another thread
-                try:
-                    item = steps.send(sent)
-                except StopIteration:
-                    return
+                with self._gate.computing() as over_another:  # a server may take each step in another thread
+                    if not begun:
+                        self._begun += over_another
+                        begun = self._begun
+                    if begun != self._begun:
+                        raise BusyError(
+                            "this stream cannot go on: its thread began another generation before it "
+                            "ended, and that took its place in the KV cache"
+                        )
+                    try:
+                        item = steps.send(sent)
+                    except StopIteration:
+                        return
                 sent = yield item
+
+    @contextmanager
+    def _compute(self) -> Iterator[None]:
+        """Hold the model for one call. A stream that its thread left unfinished cannot go on after it."""
+        with self._gate.generation(), self._gate.computing() as over_another:
+            self._begun += over_another
+            yield
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.eval`."""
-        with self._gate.generation():
+        with self._compute():
             self._evaluated = True
             return super().eval(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""
-        with self._gate.generation():
+        with self._compute():
             return super().embed(*args, **kwargs)
 
     def save_state(self) -> Any:

@@ -237,6 +237,55 @@ def test_a_stream_may_be_consumed_by_other_threads(llm, vector, kind):
     assert swap.result(PATIENCE) == vector
 
 
+def attempt(function, *args):
+    """The result, or that it was refused: what must never come is something in between."""
+    try:
+        return function(*args)
+    except BusyError:
+        return BusyError
+
+
+def test_a_second_generation_of_the_thread_does_not_garble_an_unfinished_stream(llm, load, tiny_bundles):
+    expected, expected_other = (complete(load(tiny_bundles["scales"]), text) for text in ("abc def", "xyz"))
+    with half_way(llm) as (chunks, said):
+        other = attempt(complete, llm, "xyz")
+        rest = attempt(list, chunks)
+    assert other in (expected_other, BusyError)
+    assert rest is BusyError or "".join(said + rest) == expected
+    assert complete(llm) == expected
+
+
+def test_a_stream_is_not_stepped_in_the_midst_of_another_generation(llm, load, tiny_bundles):
+    """The thread that began the stream generates something else; another thread takes the next chunk."""
+    expected = complete(load(tiny_bundles["scales"]))
+    ended, running, proceed = threading.Event(), threading.Event(), threading.Event()
+    chunks = stream(llm, "xyz")
+
+    def pause(tokens, logits):
+        running.set()
+        assert proceed.wait(PATIENCE)
+        return logits
+
+    def begin_and_generate():
+        next(chunks)
+        processors = LogitsProcessorList([pause])
+        try:
+            result = llm("abc def", max_tokens=LENGTH, temperature=0.0, logits_processor=processors)
+        finally:
+            ended.set()
+            running.set()
+        return result["choices"][0]["text"]
+
+    generation = start(attempt, begin_and_generate)
+    assert running.wait(PATIENCE)
+    refused = ended.is_set()  # the thread's second generation may be refused instead
+    step = start(attempt, next, chunks)
+    stepped = not refused and not blocked(step)
+    proceed.set()
+    assert generation.result(PATIENCE) == (BusyError if refused else expected)
+    assert step.result(PATIENCE) is BusyError or not stepped
+
+
 def test_generations_of_many_threads_each_say_the_right_thing(llm, vector):
     llm.swap(vector)
     prompts = [f"{name} and the rest" for name in ("abc", "xyz", "one", "two", "three", "four")]
@@ -319,6 +368,56 @@ def test_using_restores_though_the_block_left_a_stream_unfinished(llm, vector):
 
     with pytest.raises(KeyError):
         leave_one()
+    assert llm.vector is None
+    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
+
+
+def test_a_using_block_does_not_end_while_another_thread_computes_in_it(llm, vector):
+    """It would free adapters that are in use."""
+    begun, running, proceed, steps = threading.Event(), threading.Event(), threading.Event(), []
+
+    def pause(tokens, logits):
+        if begun.is_set():
+            running.set()
+            assert proceed.wait(PATIENCE)
+        return logits
+
+    def block():
+        with llm.using(vector):
+            processors = LogitsProcessorList([pause])
+            chunks = llm("abc", max_tokens=9, temperature=0.0, stream=True, logits_processor=processors)
+            next(chunks)
+            begun.set()
+            steps.append(start(next, chunks))
+            assert running.wait(PATIENCE)
+
+    leaving = start(block)
+    assert running.wait(PATIENCE)
+    try:
+        assert blocked(leaving)
+        assert llm.vector == vector
+    finally:
+        proceed.set()
+    leaving.result(PATIENCE)
+    steps[0].result(PATIENCE)
+    assert llm.vector is None
+
+
+def test_a_using_block_in_a_generator_may_be_stepped_by_many_threads(llm, vector):
+    """As a web framework steps a response that streams under a user's vector."""
+    llm.swap(vector)
+    expected = complete(llm)
+    llm.clear()
+
+    def response():
+        with llm.using(vector):
+            yield from stream(llm)
+
+    parts = response()
+    said = []
+    while (part := start(next, parts, None).result(PATIENCE)) is not None:
+        said.append(part)
+    assert "".join(said) == expected
     assert llm.vector is None
     assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
 
