@@ -20,8 +20,8 @@ CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.f
 	  "one (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)" >&2; exit 1; }; \
 	echo "make: llama-cpp-python will be built from source, once: about 4 minutes on 2 cores"; }
 
-# llama.cpp's threads spin while they wait for each other unless told not to; on a busy machine that
-# makes everything slower.
+# llama.cpp's threads spin while they wait for each other unless told not to. On a machine that the tests
+# keep busy that makes everything slower; on a quiet one not spinning does, so the demo is left alone.
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
@@ -31,7 +31,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile
 
 demo: $(VENV)/.demo ## see a real model change its mind because of 37 bytes (sets itself up)
-	@$(RUN) $(BIN)/tinylora-edge demo $(DEMO_ARGS)
+	@$(BIN)/tinylora-edge demo $(DEMO_ARGS)
 
 test: lint ## format, lint, types, then the tests; PYTEST_ARGS="..." goes to pytest (sets itself up)
 	@echo "make: running the tests"
