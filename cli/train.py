@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from . import _output, _vectors
+from .vector import Dtype
 
 if TYPE_CHECKING:
     from ..runtime.evaluation import Comparison, Evaluation
@@ -50,14 +51,6 @@ class Rollouts(StrEnum):
     hf = "hf"
 
 
-class Wire(StrEnum):
-    """dtype of the frame."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
 def train(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to train for.")],
     task: TaskName,
@@ -82,7 +75,7 @@ def train(
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Threads. [default: every core]")
     ] = None,
-    dtype: Annotated[Wire, typer.Option(help="dtype of the frame.")] = Wire.fp32,
+    dtype: Annotated[Dtype, typer.Option(help="dtype of the frame.")] = Dtype.fp32,
     sequence: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the frame.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,

@@ -138,10 +138,10 @@ class Basis:
         """SHA-256 in hexadecimal of what defines the function v -> dW (docs/FORMAT.md, "Digest")."""
         total = hashlib.sha256(b"tinylora basis 1\n")
         for text in (self.architecture, self.projection, self.factorization):
-            total.update(_text(text))
+            total.update(packed_text(text))
         total.update(struct.pack("<IIIQI", self.rank, self.u, self.groups, self.seed, len(self.modules)))
         for position, module in enumerate(self.modules):
-            part = hashlib.sha256(_text(module))
+            part = hashlib.sha256(packed_text(module))
             part.update(struct.pack("<I", self.tying[position]))
             arrays = (self.a[position], self.b[position], *self.p[position : position + 1])
             for array in arrays:
@@ -230,6 +230,7 @@ class Basis:
         return list(dict.fromkeys(module.split(".")[2] for module in self.modules))
 
 
-def _text(value: str) -> bytes:
+def packed_text(value: str) -> bytes:
+    """UTF-8 with its length before it, u32: how digest and fingerprint take strings in."""
     data = value.encode()
     return struct.pack("<I", len(data)) + data

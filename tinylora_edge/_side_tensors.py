@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _gguf
-from ._basis import Basis
+from ._basis import Basis, packed_text
 from ._files import atomic_write
 from ._gguf import STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
 from .errors import BaseMismatchError, BasisError, CorruptBasisError
@@ -89,7 +89,7 @@ def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
         BaseMismatchError: the base lacks one of the modules.
     """
     total = hashlib.sha256(b"tinylora base 1\n")
-    total.update(_packed(base.architecture))
+    total.update(packed_text(base.architecture))
     for module in modules:
         tensor = base.tensors.get(module)
         if tensor is None:
@@ -97,7 +97,7 @@ def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
                 f"the base has no tensor {module}, which the basis adapts: this is another model"
             )
         dims = len(tensor.shape)
-        total.update(_packed(module) + struct.pack(f"<I{dims}QI", dims, *tensor.shape, tensor.type))
+        total.update(packed_text(module) + struct.pack(f"<I{dims}QI", dims, *tensor.shape, tensor.type))
         data = base.data(tensor)
         total.update(data[:_EDGE_BYTES].data)
         total.update(data[-_EDGE_BYTES:].data)
@@ -149,8 +149,3 @@ def _tensor(file: GGUFFile, name: str) -> NDArray[Any]:
     if name not in file.tensors:
         raise MalformedGGUFError(f"it lacks the tensor {name}")
     return file.array(file.tensors[name])
-
-
-def _packed(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<I", len(data)) + data

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -19,9 +17,6 @@ from numpy.typing import NDArray
 
 from .. import runtime
 from .._bundle import Bundle
-from .._files import atomic_write
-from .._vector import MicroVector
-from .._version import __version__
 from ..errors import TrainError
 from ..runtime.batch import Batch
 from ..runtime.evaluation import Comparison, Evaluation, compare, evaluate
@@ -30,6 +25,7 @@ from ..runtime.prompts import decode, encode
 from ..runtime.requantize import write_bf16
 from ..tasks import Sample, Task
 from ._model import load_model
+from ._output import cells, cores, metrics_file, write_result
 from .adapter import Adapter
 from .batches import Answers, Batches, Sampled
 from .grpo import Loss
@@ -153,9 +149,9 @@ def train(
             raise TrainError(
                 f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
             )
-        metrics = stack.enter_context(_metrics(folder, trainer.state.step, report))
+        write = stack.enter_context(metrics_file(folder, trainer.state.step, report))
         with _interruptible(trainer):
-            result = trainer.run(metrics)
+            result = trainer.run(write)
         vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
         base = personalized = None
         if options.evaluate and result.stopped != "interrupted":
@@ -163,7 +159,8 @@ def train(
             personalized = evaluate(engines.deployed_batch, task, vector)
         if result.stopped != "interrupted":
             outcome = Outcome(output, result, base, personalized)
-            _write(output, folder, vector, engines, task, options, outcome)
+            write_result(output, folder, vector, engines.basis, task, options, outcome)
+            (folder / "checkpoint.npz").unlink(missing_ok=True)
             return outcome
     return Outcome(folder / "checkpoint.npz", result, None, None)
 
@@ -175,15 +172,15 @@ class _Engines:
         self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack
     ) -> None:
         self.task, self.options = task, options
-        self.threads = options.workers or _cores()
+        self.threads = options.workers or cores()
         torch.set_num_threads(1)
         found = Bundle.find(bundle)
         self.basis = found.basis
-        self.deployed = stack.enter_context(_closing(runtime.load(bundle, n_ctx=64, n_threads=self.threads)))
+        self.deployed = stack.enter_context(closing(runtime.load(bundle, n_ctx=64, n_threads=self.threads)))
         self.prompts = {id(s): encode(self.deployed, s.prompt) for s in (*task.train, *task.held_out)}
         longest = max(len(tokens) for tokens in self.prompts.values())
         self._check_context(longest)
-        self._cells = longest * 3 + options.sequences * task.max_tokens
+        self._cells = cells(longest, task, options)
         self.deployed_batch = stack.enter_context(self._batch(self.deployed))
         source = options.weights or found.base
         self.model = load_model(source, options.dtype)
@@ -249,45 +246,7 @@ class _Engines:
         stack.callback(copy.unlink, missing_ok=True)
         # Not through `load`: the copy is ours, and no basis lists it.
         llm = TinyLoraLlama(str(copy), basis=self.basis, n_ctx=64, n_threads=self.threads, verbose=False)
-        return LlamaRollouts(stack.enter_context(self._batch(stack.enter_context(_closing(llm)))))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _metrics(folder: Path, done: int, report: Report) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Write metrics as JSONL and, where tensorboard is installed, as its events."""
-    path = folder / "metrics.jsonl"
-    kept = []
-    if done and path.exists():  # a resumed run repeats the steps after its checkpoint
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        kept = [row for row in rows if row.get("step", 0) <= done]
-    with atomic_write(path) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
-    board = None
-    with suppress(ImportError):
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
-    with open(path, "a", encoding="utf-8") as out:
-
-        def write(metrics: dict[str, Any]) -> None:
-            out.write(json.dumps(metrics) + "\n")
-            out.flush()
-            if board is not None and "event" not in metrics:
-                for key, value in metrics.items():
-                    if isinstance(value, int | float):
-                        board.add_scalar(key, value, metrics["step"])
-            report(metrics)
-
-        try:
-            yield write
-        finally:
-            if board is not None:
-                board.close()
+        return LlamaRollouts(stack.enter_context(self._batch(stack.enter_context(closing(llm)))))
 
 
 @contextmanager
@@ -306,49 +265,3 @@ def _interruptible(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _write(
-    output: Path,
-    folder: Path,
-    vector: MicroVector,
-    engines: _Engines,
-    task: Task,
-    options: Options,
-    outcome: Outcome,
-) -> None:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    result, comparison = outcome.result, outcome.comparison
-    manifest: dict[str, Any] = {
-        "tool": f"tinylora-edge {__version__}",
-        "task": task.name,
-        "basis": engines.basis.digest,
-        "values": vector.values.reshape(-1).tolist(),
-        "dtype": vector.dtype,
-        "sequence": vector.sequence,
-        "options": asdict(options),
-        "result": {k: v for k, v in asdict(result).items() if k != "vector"},
-        "curve": rows,
-    }
-    if outcome.base is not None and outcome.personalized is not None and comparison is not None:
-        manifest["held_out"] = {
-            "n": outcome.base.n,
-            "base": outcome.base.mean,
-            "base_standard_error": outcome.base.standard_error,
-            "vector": outcome.personalized.mean,
-            "vector_standard_error": outcome.personalized.standard_error,
-            **asdict(comparison),
-        }
-    with atomic_write(output.with_name(f"{output.name}.json")) as file:
-        file.write((json.dumps(manifest, indent=2) + "\n").encode())
-    with atomic_write(output) as file:
-        file.write(vector.to_bytes(engines.basis))
-    (folder / "checkpoint.npz").unlink(missing_ok=True)
-
-
-@contextmanager
-def _closing(llm: TinyLoraLlama) -> Iterator[TinyLoraLlama]:
-    try:
-        yield llm
-    finally:
-        llm.close()

@@ -239,7 +239,7 @@ class Trainer:
         """The step size whose first Adam step (all entries +-lr) moves log-probabilities by `nudge`."""
         rng = np.random.default_rng((self.settings.seed, 2))
         v, probe = self.state.v, 1e-3
-        mask = np.concatenate([np.ones(len(c)) for g in groups for c in g.completions])
+        count = sum(len(completion) for group in groups for completion in group.completions)
         here = self.learner.measure(groups)
         squares = []
         for _ in range(2):
@@ -248,7 +248,7 @@ class Trainer:
             there = self.learner.measure(groups)
             squares.append(sum(float(((a - b) ** 2).sum()) for a, b in zip(here, there, strict=True)))
         self.learner.adapter.set(v)
-        moved = float(np.sqrt(np.mean(squares) / len(mask))) / probe
+        moved = float(np.sqrt(np.mean(squares) / count)) / probe
         return self.settings.nudge / max(moved, 1e-12)
 
     def _set_reference(self, groups: Sequence[Group]) -> None:

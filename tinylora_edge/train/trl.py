@@ -9,13 +9,12 @@ have stays away: a derived step size, going back from a collapse, a clip relativ
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,16 @@ from typing import Any
 import torch
 
 from .. import runtime
-from .._basis import Basis
 from .._bundle import Bundle
-from .._files import atomic_write
 from .._vector import MicroVector
-from .._version import __version__
 from ..errors import MissingExtraError, TrainError
 from ..runtime.batch import Batch
 from ..runtime.evaluation import Evaluation, evaluate
 from ..runtime.prompts import encode
 from ..tasks import Task
 from ._model import default_dtype, load_model
-from .run import Options, Outcome, _cores, _metrics
+from ._output import cells, cores, metrics_file, write_result
+from .run import Options, Outcome
 from .trainer import Report
 
 try:
@@ -120,7 +117,7 @@ def train_trl(
         if lead:
             folder.mkdir(parents=True, exist_ok=True)
             done = int(last.name.rpartition("-")[2]) if last else 0
-            write = stack.enter_context(_metrics(folder, done, report))
+            write = stack.enter_context(metrics_file(folder, done, report))
         watch = Watch(wrapped, options.settings, folder / "validation.json", write, resume=resume)
         trainer = GRPOTrainer(
             model=wrapped,
@@ -141,7 +138,7 @@ def train_trl(
             if options.evaluate:
                 outcome = Outcome(output, result, *_evaluate(bundle, task, vector, options))
             engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": fields}
-            _write(output, folder, vector, found.basis, task, options, outcome, engine)
+            write_result(output, folder, vector, found.basis, task, options, outcome, engine=engine)
             shutil.rmtree(checkpoints, ignore_errors=True)
     return outcome
 
@@ -249,52 +246,12 @@ def _evaluate(
     bundle: str | PathLike[str], task: Task, vector: MicroVector, options: Options
 ) -> tuple[Evaluation, Evaluation]:
     """Base and vector on the held-out prompts, in the deployed engine."""
-    threads = options.workers or _cores()
+    threads = options.workers or cores()
     with closing(runtime.load(bundle, n_ctx=64, n_threads=threads)) as llm:
         longest = max(len(encode(llm, sample.prompt)) for sample in task.held_out)
-        cells = longest * 3 + options.sequences * task.max_tokens
-        with Batch(llm, sequences=options.sequences, n_ctx=cells, n_threads=threads) as batch:
+        room = cells(longest, task, options)
+        with Batch(llm, sequences=options.sequences, n_ctx=room, n_threads=threads) as batch:
             return evaluate(batch, task, None), evaluate(batch, task, vector)
-
-
-def _write(
-    output: Path,
-    folder: Path,
-    vector: MicroVector,
-    basis: Basis,
-    task: Task,
-    options: Options,
-    outcome: Outcome,
-    engine: dict[str, Any],
-) -> None:
-    """Write manifest and frame as `run` does, with one more key: the engine."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    manifest: dict[str, Any] = {
-        "tool": f"tinylora-edge {__version__}",
-        "task": task.name,
-        "basis": basis.digest,
-        "values": vector.values.reshape(-1).tolist(),
-        "dtype": vector.dtype,
-        "sequence": vector.sequence,
-        "options": asdict(options),
-        "engine": engine,
-        "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
-        "curve": rows,
-    }
-    base, personalized, comparison = outcome.base, outcome.personalized, outcome.comparison
-    if base is not None and personalized is not None and comparison is not None:
-        manifest["held_out"] = {
-            "n": base.n,
-            "base": base.mean,
-            "base_standard_error": base.standard_error,
-            "vector": personalized.mean,
-            "vector_standard_error": personalized.standard_error,
-            **asdict(comparison),
-        }
-    with atomic_write(output.with_name(f"{output.name}.json")) as file:
-        file.write((json.dumps(manifest, indent=2) + "\n").encode())
-    with atomic_write(output) as file:
-        file.write(vector.to_bytes(basis))
 
 
 if __name__ == "__main__":
