@@ -161,6 +161,32 @@ def test_no_update_without_signal_keeps_the_best(
     assert (tmp_path / "v").exists()
 
 
+def test_silence_after_a_back_off_still_returns_the_best(
+    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+) -> None:
+    """Going back to the best forgets Adam's steps, not that there was signal."""
+    calls = 0
+
+    def drying(completion: Completion, sample: Sample) -> float:
+        nonlocal calls
+        calls += 1  # validation 16, a step 24, validation 16, and nothing to learn from then on
+        return letters_task.reward(completion, sample) if calls <= 16 + 24 else 0.0
+
+    settings = replace(FAST, steps=30, silence=2, validate_every=1)
+    rows: list[dict[str, Any]] = []
+    outcome = train(
+        tiny_bundle,
+        replace(letters_task, reward=drying),
+        tmp_path / "v",
+        options=replace(options, settings=settings, evaluate=False),
+        report=rows.append,
+    )
+    assert any(row.get("event") == "back-off" for row in rows)
+    assert outcome.result.stopped == "silence"
+    assert outcome.result.best_score == outcome.result.start_score
+    assert (tmp_path / "v").exists()
+
+
 def failing(completion: Completion, sample: Sample) -> float:
     raise KeyError("oops")
 

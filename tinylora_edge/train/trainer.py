@@ -171,7 +171,7 @@ class Trainer:
             if state.step % settings.checkpoint_every == 0:
                 self._save()
         self._save()
-        if stopped == "silence" and state.updates == 0:
+        if stopped == "silence" and not state.lr:  # it is set at the first step that had signal
             raise TrainError(
                 f"task {self.task.name} gives no signal: in {state.silent} steps all samples of every prompt "
                 "got the same reward. Make the task easier or harder, raise the temperature, or draw more "
