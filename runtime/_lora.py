@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import llama_cpp
 import numpy as np
+from llama_cpp._logger import logger
 from numpy.typing import NDArray
 
 from .. import _gguf
@@ -64,7 +67,8 @@ class LoraImage:
         Raises:
             BaseMismatchError: llama.cpp refuses it, because its tensors do not fit the model.
         """
-        adapter = self._load_from_memory(model) if _HAS_FMEMOPEN else self._load_from_file(model)
+        with _quiet():
+            adapter = self._load_from_memory(model) if _HAS_FMEMOPEN else self._load_from_file(model)
         if not adapter:
             raise BaseMismatchError(
                 "llama.cpp refused the adapter that was built from the basis: its modules or their shapes "
@@ -90,6 +94,21 @@ class LoraImage:
             return llama_cpp.llama_adapter_lora_init(model, path.encode())
         finally:
             os.unlink(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide llama.cpp's notes on where each of the hundreds of tensors goes, unless `verbose` was asked for.
+
+    llama-cpp-python prints warnings as if they were errors (its table of levels is off by one).
+    """
+    level = logger.level
+    if level > logging.DEBUG:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def free(adapter: Adapter, _free: Any = llama_cpp.llama_adapter_lora_free) -> None:

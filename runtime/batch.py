@@ -51,14 +51,47 @@ class _Running:
     logprobs: list[float] = field(default_factory=list)
 
 
+class _Cells:
+    """KV cells that are promised: to the prompts in use, and to all that their samples may generate.
+
+    Args:
+        free: cells for all of them.
+        prompts: cells that each prompt needs for itself.
+        samples: a prompt.
+        max_tokens: a sample.
+    """
+
+    def __init__(self, free: int, prompts: Sequence[int], samples: int, max_tokens: int) -> None:
+        self._free, self._prompts, self._samples, self._each = free, prompts, samples, max_tokens
+        self._taken = 0
+        self._unfinished = [samples] * len(prompts)
+
+    def take(self) -> bool:
+        """Promise the next sample its cells, if there is a next one and they are free."""
+        prompt, sample = divmod(self._taken, self._samples)
+        if prompt == len(self._prompts):
+            return False
+        need = self._each + (0 if sample else self._prompts[prompt])
+        if need > self._free:
+            return False
+        self._free -= need
+        self._taken += 1
+        return True
+
+    def give(self, prompt: int) -> None:
+        """Take back the cells of a finished sample, with the last one those of its prompt."""
+        self._unfinished[prompt] -= 1
+        self._free += self._each + (0 if self._unfinished[prompt] else self._prompts[prompt])
+
+
 class Batch:
     """Generates many sequences at once with a micro-vector.
 
     Args:
         llm: a loaded model; it must outlive the batch. Its own context and vector are left alone.
         sequences: how many run at the same time.
-        n_ctx: KV cells for all of them together: at least the longest prompt plus
-            `sequences` times the tokens to generate.
+        n_ctx: KV cells for all of them together. A sequence starts when there are cells for all that
+            it may generate; with fewer than all need, fewer run at the same time.
         n_threads: threads of llama.cpp; by default the model's.
 
     Raises:
@@ -76,7 +109,8 @@ class Batch:
         params.n_seq_max = sequences + _FIRST
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = n_threads or llm.context_params.n_threads
-        params.type_k, params.type_v = llm.context_params.type_k, llm.context_params.type_v
+        for name in ("type_k", "type_v", "flash_attn_type"):  # as in production, to the last bit if it can be
+            setattr(params, name, getattr(llm.context_params, name))
         self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis)
         self._ctx: Any = llama_cpp.llama_init_from_model(llm.model, params)
         if not self._ctx:
@@ -136,18 +170,16 @@ class Batch:
         rng = np.random.default_rng(seed)
         done: dict[tuple[int, int], Generation] = {}
         slots: list[_Running | None] = [None] * self.sequences
-        pending = self._starts(prompts, samples, temperature, rng)
+        shared = _common_prefix(prompts)
+        cells = _Cells(self.n_ctx - shared, [len(p) - shared for p in prompts], samples, max_tokens)
+        pending = self._starts(prompts, shared, samples, temperature, rng)
         llama_cpp.llama_memory_clear(self._memory, False)
-        more = True
         while True:
             for slot in range(self.sequences):
-                while more and slots[slot] is None:
-                    started = next(pending, None)
-                    if started is None:
-                        more = False
-                        break
+                while slots[slot] is None and cells.take():
+                    started = next(pending)
                     llama_cpp.llama_memory_seq_cp(self._memory, _PROMPT, _FIRST + slot, -1, -1)
-                    slots[slot] = self._keep(started, slot, max_tokens, done)
+                    slots[slot] = self._keep(started, slot, max_tokens, done, cells)
             active = [(slot, run) for slot, run in enumerate(slots) if run is not None]
             if not active:
                 break
@@ -161,7 +193,7 @@ class Batch:
                 run.position += 1
                 run.tokens.append(int(token))
                 run.logprobs.append(float(logprob))
-                slots[slot] = self._keep(run, slot, max_tokens, done)
+                slots[slot] = self._keep(run, slot, max_tokens, done, cells)
         return [done[p, s] for p in range(len(prompts)) for s in range(samples)]
 
     def close(self) -> None:
@@ -179,10 +211,14 @@ class Batch:
         self.close()
 
     def _starts(
-        self, prompts: Sequence[Sequence[int]], samples: int, temperature: float, rng: np.random.Generator
-    ) -> Iterator[Any]:
+        self,
+        prompts: Sequence[Sequence[int]],
+        shared: int,
+        samples: int,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> Iterator[_Running]:
         """Yield every sequence with its first token; the prompt's cells lie in `_PROMPT` meanwhile."""
-        shared = _common_prefix(prompts)
         self._evaluate(prompts[0][:shared], 0, _PREFIX)
         for index, prompt in enumerate(prompts):
             llama_cpp.llama_memory_seq_cp(self._memory, _PREFIX, _PROMPT, -1, -1)
@@ -203,7 +239,12 @@ class Batch:
         return logits
 
     def _keep(
-        self, run: _Running, slot: int, max_tokens: int, done: dict[tuple[int, int], Generation]
+        self,
+        run: _Running,
+        slot: int,
+        max_tokens: int,
+        done: dict[tuple[int, int], Generation],
+        cells: _Cells,
     ) -> _Running | None:
         """Return the sequence if it goes on; else store it and free its cells."""
         ended = bool(llama_cpp.llama_vocab_is_eog(self._vocab, run.tokens[-1]))
@@ -213,6 +254,7 @@ class Batch:
             run.prompt, np.array(run.tokens, np.int32), np.array(run.logprobs, np.float32), ended
         )
         llama_cpp.llama_memory_seq_rm(self._memory, _FIRST + slot, -1, -1)
+        cells.give(run.prompt)
         return None
 
     def _decode(
@@ -237,14 +279,12 @@ class Batch:
 
     def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
         for index, prompt in enumerate(prompts):
-            room = self.n_ctx - self.sequences * max_tokens
             if not len(prompt):
                 raise VectorError(f"prompt {index} is empty")
-            if len(prompt) > room:
+            if len(prompt) + max_tokens > self.n_ctx:
                 raise VectorError(
-                    f"prompt {index} has {len(prompt)} tokens, but {self.sequences} sequences of "
-                    f"{max_tokens} tokens leave {room} of the {self.n_ctx} cells: raise n_ctx, or run "
-                    "fewer sequences"
+                    f"prompt {index} has {len(prompt)} tokens, which with {max_tokens} to generate pass the "
+                    f"{self.n_ctx} cells of the batch: raise n_ctx, or generate fewer"
                 )
 
 

@@ -27,12 +27,11 @@ def cores() -> int:
 
 
 def cells(longest: int, task: Task, options: Options) -> int:
-    """KV cells that a batch needs for prompts of at most `longest` tokens.
+    """KV cells with which every sequence can run at the same time, each on a prompt of its own.
 
-    A prompt lies in them up to three times: as what all prompts share, as itself, and as the copy that
-    its samples continue.
+    What all prompts share lies in them once more, and so does the next prompt while it is evaluated.
     """
-    return longest * 3 + options.sequences * task.max_tokens
+    return longest * 2 + options.sequences * (longest + task.max_tokens)
 
 
 @contextmanager

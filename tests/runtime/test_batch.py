@@ -1,0 +1,146 @@
+"""Many sequences at once: each is what it would be alone, whatever runs beside it and whenever it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import llama_cpp
+import models
+import numpy as np
+import pytest
+
+from tinylora_edge import MicroVector, VectorError
+from tinylora_edge.errors import TinyLoraError
+from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.runtime.batch import Batch, Generation, sample
+
+PROMPTS = [list(text.encode()) for text in ("one two three", "one two four", "one", "quite another text")]
+LIMIT = 7
+END = 257
+
+
+@pytest.fixture
+def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: str) -> TinyLoraLlama:
+    # float32 KV: in float16 the order of summation shows, and it is not the same for a batch
+    return load(tiny_bundle, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32)
+
+
+@pytest.fixture
+def batch(llm: TinyLoraLlama) -> Iterator[Batch]:
+    with Batch(llm, sequences=4, n_ctx=256, n_threads=1) as opened:
+        yield opened
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def expected(llm: TinyLoraLlama, generation: Generation, temperature: float) -> np.ndarray:
+    """Log-probabilities of the tokens by one evaluation of the whole sequence."""
+    prompt = PROMPTS[generation.prompt]
+    rows = models.llama_logits(llm, [*prompt, *generation.tokens.tolist()])[len(prompt) - 1 : -1]
+    return log_softmax(rows / (temperature or 1.0))[np.arange(len(generation.tokens)), generation.tokens]
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.5])
+def test_greedy_is_what_the_model_says_alone(llm: TinyLoraLlama, batch: Batch, norm: float) -> None:
+    vector = MicroVector.random(llm.basis, norm, seed=1) if norm else None
+    batch.swap(vector)
+    assert batch.vector == vector
+    found = batch.generate(PROMPTS, max_tokens=LIMIT)
+    if vector is not None:
+        llm.swap(vector)
+    for index, generation in enumerate(found):
+        alone = models.llama_greedy(llm, PROMPTS[index], LIMIT)
+        alone = alone[: alone.index(END) + 1] if END in alone else alone
+        assert generation.prompt == index
+        assert generation.tokens.tolist() == alone
+        np.testing.assert_allclose(generation.logprobs, expected(llm, generation, 0.0), atol=2e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 3.0])
+def test_logprobs_are_exact_at_the_sampling_temperature(
+    llm: TinyLoraLlama, batch: Batch, temperature: float
+) -> None:
+    found = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT, temperature=temperature, seed=5)
+    assert [g.prompt for g in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    for generation in found:
+        assert generation.ended == (generation.tokens[-1] == END)
+        assert generation.ended or len(generation.tokens) == LIMIT
+        np.testing.assert_allclose(generation.logprobs, expected(llm, generation, temperature), atol=5e-4)
+
+
+def test_the_seed_decides(batch: Batch) -> None:
+    def run(seed: int) -> list[list[int]]:
+        found = batch.generate(PROMPTS, samples=2, max_tokens=LIMIT, temperature=3.0, seed=seed)
+        return [g.tokens.tolist() for g in found]
+
+    first = run(1)
+    assert run(2) != first
+    assert run(1) == first
+
+
+@pytest.mark.parametrize("cells", [18 + LIMIT, 40, 60, 256])
+def test_few_cells_only_mean_fewer_at_the_same_time(llm: TinyLoraLlama, cells: int) -> None:
+    """What samples of a prompt share is counted once, and comes back when the last of them is done."""
+    with Batch(llm, sequences=4, n_ctx=256, n_threads=1) as batch:
+        whole = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT)
+        batch.n_ctx = cells  # llama.cpp rounds up to 256
+        tight = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT)
+    assert [g.tokens.tolist() for g in tight] == [g.tokens.tolist() for g in whole]
+
+
+def test_a_full_context_is_enough_for_any_prompts(llm: TinyLoraLlama) -> None:
+    """32 prompts that share nothing need more cells than there are: none may fail for it."""
+    prompts = [[i, *range(40, 80)] for i in range(1, 33)]
+    with Batch(llm, sequences=32, n_ctx=256, n_threads=1) as batch:
+        found = batch.generate(prompts, samples=2, max_tokens=LIMIT, temperature=1.0)
+    assert [g.prompt for g in found] == [i for i in range(32) for _ in range(2)]
+
+
+def test_bad_prompts_are_refused_before_anything_runs(batch: Batch) -> None:
+    with pytest.raises(VectorError, match="prompt 1 is empty"):
+        batch.generate([[1], []], max_tokens=2)
+    with pytest.raises(VectorError, match=r"prompt 0 has 250 tokens.* 7 to generate.* 256 cells"):
+        batch.generate([[1] * 250], max_tokens=7)
+    assert batch.generate([], max_tokens=2) == []
+
+
+def test_the_models_own_vector_stays(llm: TinyLoraLlama, batch: Batch) -> None:
+    own = MicroVector.random(llm.basis, 0.5, seed=2)
+    llm.swap(own)
+    before = models.llama_logits(llm, PROMPTS[0])
+    batch.swap(MicroVector.random(llm.basis, 0.5, seed=3))
+    batch.generate(PROMPTS, max_tokens=LIMIT)
+    assert llm.vector == own
+    assert batch.vector != own
+    np.testing.assert_array_equal(models.llama_logits(llm, PROMPTS[0]), before)
+
+
+def test_a_refused_vector_leaves_the_one_before(llm: TinyLoraLlama, batch: Batch) -> None:
+    vector = MicroVector.random(llm.basis, 0.5, seed=2)
+    batch.swap(vector)
+    with pytest.raises(VectorError):
+        batch.swap(vector.to_bytes(llm.basis)[:-1])
+    assert batch.vector == vector
+
+
+def test_closed_is_closed(llm: TinyLoraLlama) -> None:
+    batch = Batch(llm, sequences=2, n_ctx=256, n_threads=1)
+    batch.close()
+    batch.close()
+    assert batch.vector is None
+    with pytest.raises(TinyLoraError, match="closed"):
+        batch.swap(None)
+
+
+def test_samples_follow_the_distribution() -> None:
+    rng = np.random.default_rng(0)
+    logits = np.tile(np.array([0.0, 1.0, 2.0, -np.inf], np.float32), (20_000, 1))
+    tokens, logprobs = sample(logits, 0.7, rng)
+    probabilities = np.exp(log_softmax(logits[0] / 0.7))
+    counts = np.bincount(tokens, minlength=4) / len(tokens)
+    assert counts[3] == 0
+    np.testing.assert_allclose(counts, probabilities, atol=0.015)  # 4 standard deviations
+    np.testing.assert_allclose(logprobs, np.log(probabilities[tokens]), atol=1e-5)
