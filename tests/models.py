@@ -44,6 +44,8 @@ _LAYER = {
     "mlp.gate_proj.weight": "ffn_gate.weight",
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
+    "self_attn.qkv_proj.weight": "attn_qkv.weight",  # fused, as Phi-3 has them
+    "mlp.gate_up_proj.weight": "ffn_up.weight",
     "mlp.gate.weight": "ffn_gate_inp.weight",
     "mlp.experts.down_proj": "ffn_down_exps.weight",
 }
@@ -88,6 +90,11 @@ def tiny_model(
     config, kind = {
         "llama": (transformers.LlamaConfig(**common), transformers.LlamaForCausalLM),
         "qwen2": (transformers.Qwen2Config(**common), transformers.Qwen2ForCausalLM),
+        "phi3": (transformers.Phi3Config(**common, pad_token_id=258), transformers.Phi3ForCausalLM),
+        "granite": (
+            transformers.GraniteConfig(**common, logits_scaling=3.0),
+            transformers.GraniteForCausalLM,
+        ),
         "qwen3moe": (transformers.Qwen3MoeConfig(**common, **experts), transformers.Qwen3MoeForCausalLM),
     }[architecture]
     model = kind(config).eval().float()
@@ -242,13 +249,12 @@ def merged(model: PreTrainedModel, basis: Basis, vector: MicroVector) -> Iterato
     import torch
 
     weights = {name: parameter.data for name, parameter in model.named_parameters()}
-    hf_names = {gguf_name: hf_name for hf_name, gguf_name in _LAYER.items()}
     before: dict[str, torch.Tensor] = {}
     for module in basis.modules:
         _, block, kind = module.split(".", 2)
         gate_or_up = kind in ("ffn_gate_exps.weight", "ffn_up_exps.weight")
-        rest = "mlp.experts.gate_up_proj" if gate_or_up else hf_names[kind]
-        name = f"model.layers.{block}.{rest}"
+        rests = ["mlp.experts.gate_up_proj"] if gate_or_up else [h for h, g in _LAYER.items() if g == kind]
+        name = next(n for n in (f"model.layers.{block}.{rest}" for rest in rests) if n in weights)
         before.setdefault(name, weights[name].clone())
         delta = torch.from_numpy(to_hf_rows(model, module, basis.delta(module, vector)))
         if gate_or_up:  # torch keeps both in one tensor

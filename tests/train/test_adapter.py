@@ -12,6 +12,8 @@ import torch
 
 from tinylora_edge import Basis, MicroVector, TrainError
 from tinylora_edge.factorization import factors, truncated_svd
+from tinylora_edge.train import _logprobs
+from tinylora_edge.train._logprobs import ChosenLogprobs, plain_head
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
 from tinylora_edge.train.learner import Group, Learner
@@ -41,7 +43,7 @@ def basis_of(model: torch.nn.Module, scheme: str, groups: int, u: int, architect
     )
 
 
-@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*models.ARCHITECTURES, "phi3"])
 @pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
 def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: int) -> None:
     model = models.tiny_model(architecture)
@@ -70,12 +72,15 @@ def test_sidepath_gradcheck() -> None:
     assert torch.autograd.gradcheck(SidePath.apply, (x, r, random(2, 7), random(5, 2)))
 
 
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])  # q, k, v and gate, up separate, and fused
 @pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
 @pytest.mark.parametrize("loss", [Loss(), Loss(kind="dr_grpo", scale=False, kl=0.1, clip=0.2)])
-def test_loss_gradient_is_the_finite_difference(scheme: str, groups: int, u: int, loss: Loss) -> None:
+def test_loss_gradient_is_the_finite_difference(
+    architecture: str, scheme: str, groups: int, u: int, loss: Loss
+) -> None:
     """The whole learner in float64: dloss/dv within 1e-5 of a central difference, every entry of v."""
-    model = models.tiny_model("llama")
-    basis = basis_of(model, scheme, groups, u, "llama")
+    model = models.tiny_model(architecture)
+    basis = basis_of(model, scheme, groups, u, architecture)
     in_float64(model)
     rng = np.random.default_rng(5)
     adapter = Adapter(model, basis).double()
@@ -126,7 +131,7 @@ def in_float64(model: Any) -> None:
     """Make a model compute in float64 throughout: transformers' norms and eager softmax go to float32."""
     model.double().set_attn_implementation("sdpa")
     for module in model.modules():
-        if type(module).__name__ == "LlamaRMSNorm":
+        if type(module).__name__ in ("LlamaRMSNorm", "Phi3RMSNorm"):
 
             def norm(x: torch.Tensor, module: Any = module) -> torch.Tensor:
                 scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
@@ -135,14 +140,18 @@ def in_float64(model: Any) -> None:
             module.forward = norm
 
 
-def test_shared_prompt_equals_whole_sequences() -> None:
-    model = models.tiny_model("qwen2")
-    basis = basis_of(model, "full", 1, 13, "qwen2")
+@pytest.mark.parametrize(
+    ("architecture", "plain"), [("qwen2", True), ("phi3", True), ("granite", False)]
+)  # Granite divides its logits
+def test_shared_prompt_equals_whole_sequences(architecture: str, plain: bool) -> None:
+    model = models.tiny_model(architecture)
+    assert (plain_head(model) is not None) == plain
+    basis = basis_of(model, "full", 1, 13, architecture)
     adapter = Adapter(model, basis)
     adapter.set(MicroVector.random(basis, 0.5, seed=1))
     learner = Learner(model, adapter, temperature=0.6, workers=2)
     prompt = np.arange(40, 52, dtype=np.int32)
-    completions = [np.array(c, np.int32) for c in ([1, 2, 3, 257], [9, 257], [7, 7, 7, 7])]
+    completions = [np.array(c, np.int32) for c in ([1, 2, 3, 257], [9, 257], [7, 7, 7, 7], [9, 257])]
     found = learner.logprobs(prompt, completions).detach()
     for row, completion in zip(found, completions, strict=True):
         whole = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
@@ -152,6 +161,43 @@ def test_shared_prompt_equals_whole_sequences() -> None:
         np.testing.assert_allclose(row[: len(completion)], expected, atol=1e-4)
         assert not row[len(completion) :].any()
     learner.close()
+
+
+def test_equal_completions_count_each() -> None:
+    """They are computed once; the gradient is that of as many as there are."""
+    model = models.tiny_model("llama")
+    basis = basis_of(model, "tiled", 5, 1, "llama")
+    with Adapter(model, basis) as adapter:
+        learner = Learner(model, adapter, temperature=1.0)
+
+        def gradient(completions: list[list[int]], advantage: list[float]) -> np.ndarray:
+            rows = [np.array(c, np.int32) for c in completions]
+            sampled = [np.zeros(len(c), np.float32) for c in completions]
+            weight = np.full(len(rows), 0.1, np.float32)
+            prompt = np.array([1, 2, 3], np.int32)
+            group = Group(prompt, rows, sampled, np.array(advantage, np.float32), weight)
+            return learner.gradient([group], Loss(importance_cap=0)).grad.numpy()
+
+        twice = gradient([[5, 6], [9], [5, 6]], [1.0, -0.5, 1.0])
+        once = gradient([[5, 6], [9]], [2.0, -0.5])
+        learner.close()
+    np.testing.assert_allclose(twice, once, rtol=1e-5, atol=1e-7)
+    assert np.abs(once).max() > 1e-4
+
+
+def test_chosen_logprobs_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(5, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(11, 6, dtype=torch.float64, generator=generator)
+    tokens = torch.tensor([0, 10, 3, 3, 7])
+    for chunk in (1, 22, 1 << 24):  # one row at a time, two, all
+        monkeypatch.setattr(_logprobs, "_CHUNK", chunk)
+        assert torch.autograd.gradcheck(lambda x: ChosenLogprobs.apply(x, weight, tokens, 0.7), (h,))
+        found = ChosenLogprobs.apply(h, weight, tokens, 0.7)
+        whole = torch.log_softmax(h @ weight.T / 0.7, -1).gather(-1, tokens[:, None])[:, 0]
+        torch.testing.assert_close(found, whole)
+    with torch.no_grad():
+        torch.testing.assert_close(ChosenLogprobs.apply(h, weight, tokens, 0.7), whole)
 
 
 def test_backward_keeps_no_wide_gradient() -> None:

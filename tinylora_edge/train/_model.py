@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,21 @@ def default_dtype() -> str:
     """bf16 where this processor computes in it, else fp32."""
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if torch.cuda.is_available() or supported else "fp32"
+
+
+@contextmanager
+def _quiet(log: Any) -> Iterator[None]:
+    """Hide transformers' bars and its notes on how a GGUF could stay quantized."""
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        with redirect_stderr(io.StringIO()):  # its GGUF reader has a bar that heeds no switch
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
 
 
 def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
@@ -41,10 +58,14 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
         raise TrainError(f"unknown dtype {dtype!r}: choose one of {', '.join(sorted(DTYPES))}")
     location: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
     if source.is_file():
-        location = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
+        location = {
+            "pretrained_model_name_or_path": str(source.parent),
+            "gguf_file": source.name,
+            "quantization_config": transformers.GgufConfig(dequantize=True),
+        }
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=DTYPES[kind])
+        with _quiet(transformers.utils.logging):
+            model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=DTYPES[kind])
     except (OSError, ValueError, KeyError) as error:
         raise TrainError(
             f"transformers cannot load {source} for training: {error}. "

@@ -60,7 +60,8 @@ class Adapter(nn.Module):
             weight = linear.weight
             a, b = (t.contiguous().to(weight.device, weight.dtype) for t in (a, b))
             self._handles.append(linear.register_forward_hook(self._hook(position, a, b)))
-        self._handles.append(model.register_forward_pre_hook(self._refresh))
+        body = getattr(model, "base_model", model)  # runs alone too, where logits are not wanted
+        self._handles.append(body.register_forward_pre_hook(self._refresh))
 
     def set(self, v: MicroVector | ArrayLike) -> None:
         """Set v to a vector's values."""

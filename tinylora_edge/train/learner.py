@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._logprobs import ChosenLogprobs, plain_head
 from .adapter import Adapter
 from .grpo import Loss, token_loss
 
@@ -74,6 +75,9 @@ class Learner:
         self.adapter = adapter
         self.temperature = temperature
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        # Not in this thread: what oneDNN computes in bfloat16 releases the AMX tiles that llama.cpp has
+        # configured, once for each thread that it computes in, and its next use of them is illegal.
+        self._head = self._pool.submit(plain_head, model).result()
 
     def close(self) -> None:
         """End the threads."""
@@ -81,21 +85,36 @@ class Learner:
 
     def logprobs(self, prompt: NDArray[np.int32], completions: Sequence[NDArray[np.int32]]) -> Tensor:
         """Return the log-probability of every token: float32 [completions, longest]; padding gives 0."""
+        # At a low temperature some samples of a prompt are the same: each is computed once.
+        place: dict[bytes, int] = {}
+        order = [place.setdefault(c.tobytes(), len(place)) for c in completions]
+        different = [completions[order.index(i)] for i in range(len(place))]
+        tokens, mask = _pad(different)
+        scores = self._logprobs(torch.from_numpy(prompt.astype(np.int64))[None], tokens, mask)
+        return scores if len(different) == len(completions) else scores[order]
+
+    def _logprobs(self, prompt: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         from transformers import DynamicCache
 
-        tokens, mask = _pad(completions)
-        cache = DynamicCache()
-        head = torch.from_numpy(prompt.astype(np.int64))[None]
-        first = self.model(head, cache=cache, use_cache=True, logits_to_keep=1).logits
-        logits = first.expand(len(tokens), -1, -1)
-        if tokens.shape[1] > 1:
-            cache.batch_repeat_interleave(len(tokens))
-            rest = self.model(tokens[:, :-1], cache=cache, use_cache=True).logits
-            logits = torch.cat([logits, rest], dim=1)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        scaled = logits.to(wide) / self.temperature
-        chosen = scaled.gather(-1, tokens[..., None])[..., 0] - scaled.logsumexp(-1)
-        return chosen * mask.to(wide)
+        cache, (rows, longest) = DynamicCache(), tokens.shape
+        run = self.model if self._head is None else self.model.base_model
+        options: dict[str, Any] = {"cache": cache, "use_cache": True}
+        # logits [.., vocabulary], or hidden states [.., hidden] where those are enough
+        last_alone: dict[str, Any] = {"logits_to_keep": 1} if self._head is None else {}
+        first = run(prompt, **options, **last_alone)[0][:, -1:]
+        outputs = first.expand(rows, -1, -1)
+        if longest > 1:
+            cache.batch_repeat_interleave(rows)
+            outputs = torch.cat([outputs, run(tokens[:, :-1], **options)[0]], dim=1)
+        real = mask.bool()
+        if self._head is not None:
+            head, temperature = self._head, self.temperature
+            chosen: Tensor = ChosenLogprobs.apply(outputs[real], head, tokens[real], temperature)
+        else:
+            wide = torch.promote_types(outputs.dtype, torch.float32)
+            scores = torch.log_softmax(outputs[real].to(wide) / self.temperature, -1)
+            chosen = scores.gather(-1, tokens[real][:, None])[:, 0]
+        return chosen.new_zeros(tokens.shape).masked_scatter(real, chosen)
 
     def measure(self, groups: Sequence[Group]) -> list[Tensor]:
         """Return the log-probabilities of each group under the present v, without a gradient."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,6 +93,9 @@ class HFRollouts:
 
     def __init__(self, model: Any, adapter: Adapter, end: Sequence[int]) -> None:
         self._model, self._adapter, self._end = model, adapter, list(end)
+        # A thread of its own, for the same reason as the learner's: AMX tiles are llama.cpp's elsewhere.
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
 
     def draw(
         self,
@@ -106,11 +110,15 @@ class HFRollouts:
         """Return `samples` completions of every prompt under a vector, deterministic by seed."""
         before = self._adapter.vector()
         self._adapter.set(vector or MicroVector.zeros(self._adapter.basis))
-        generator = np.random.default_rng(seed)
-        try:
+        state = int(np.random.default_rng(seed).integers(2**63))
+
+        def run() -> list[list[Rollout]]:
             with torch.random.fork_rng():
-                torch.manual_seed(int(generator.integers(2**63)))
+                torch.manual_seed(state)
                 return [self._draw_group(p, samples, max_tokens, temperature) for p in prompts]
+
+        try:
+            return self._pool.submit(run).result()
         finally:
             self._adapter.set(before)
 
