@@ -17,6 +17,7 @@ from tinylora_edge import BaseMismatchError, Bundle, MicroVector, TrainError, ru
 from tinylora_edge._gguf import GGUFFile
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, Settings, train
+from tinylora_edge.train.trainer import as_good
 
 FAST = Settings(steps=6, prompts=4, validate_every=3, validation=16, checkpoint_every=2, lr=0.2, seed=1)
 
@@ -129,6 +130,52 @@ def test_every_option_runs(
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 for row in learned)
     if change.get("method") != "sft":
         assert all(row["mismatch"] < 0.05 for row in learned)
+
+
+def test_tensorboard_reads_the_curve(
+    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows: list[dict[str, Any]] = []
+    train(tiny_bundle, letters_task, tmp_path / "v", options=options, report=rows.append)
+    events = EventAccumulator(str(tmp_path / "v.run" / "tensorboard")).Reload()
+    assert {"reward", "grad", "lr", "norm", "validation"} <= set(events.Tags()["scalars"])
+    for name in ("reward", "validation"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [(row["step"], row[name]) for row in steps(rows) if name in row and "event" not in row]
+        assert [step for step, _ in shown] == [step for step, _ in expected]
+        np.testing.assert_allclose([v for _, v in shown], [v for _, v in expected], rtol=1e-6)
+
+
+def test_what_is_trained_longer_is_kept_within_the_noise() -> None:
+    top = np.array([1.0] * 12 + [0.0] * 12)
+    assert as_good(top, top)
+    one_lost = top.copy()
+    one_lost[0] = 0
+    assert as_good(one_lost, top)  # -1/24: its standard error is as large
+    three_lost = top.copy()
+    three_lost[:3] = 0
+    assert not as_good(three_lost, top)
+    assert as_good(1 - top, top)  # as many won as lost
+    assert not as_good(top - 0.01, top)  # a little lower everywhere: no noise in that
+
+
+def test_step_sizes_fall_to_a_tenth(
+    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = []
+    train(tiny_bundle, letters_task, tmp_path / "v", options=options, report=rows.append)
+    sizes = [row["lr"] for row in steps(rows)]
+    np.testing.assert_allclose(sizes, np.linspace(0.2, 0.02, len(sizes)), rtol=1e-6)
+
+
+def test_one_prompt_does_not_validate(
+    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+) -> None:
+    one = replace(options, settings=replace(FAST, validation=1))
+    with pytest.raises(TrainError, match=r"1 prompts for validation: at least 2"):
+        train(tiny_bundle, letters_task, tmp_path / "v", options=one)
 
 
 def test_no_signal_is_said(tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .._files import atomic_write
 from ..errors import TrainError
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -28,7 +28,8 @@ class State:
         updates: Adam's own count of steps.
         step: steps done.
         lr: step size now.
-        best_v, best_score, best_step: by validation reward.
+        best_v, best_score, best_step: what the run would return now.
+        top_scores: float64 [prompts], rewards of the highest validation so far; empty before the first.
         start_score: validation reward of the start.
         silent: steps without signal in a row.
         norms: gradient norms of the last updates, for the clip.
@@ -39,6 +40,7 @@ class State:
     m: NDArray[np.float32]
     s: NDArray[np.float32]
     best_v: NDArray[np.float32]
+    top_scores: NDArray[np.float64]
     updates: int = 0
     step: int = 0
     lr: float = 0.0
@@ -52,10 +54,10 @@ class State:
     @classmethod
     def start(cls, v: NDArray[np.float32]) -> State:
         """Return the state before the first step."""
-        return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy())
+        return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy(), np.empty(0))
 
 
-_ARRAYS = ("v", "m", "s", "best_v")
+_ARRAYS = ("v", "m", "s", "best_v", "top_scores")
 
 
 def save(path: Path, state: State, identity: dict[str, Any]) -> None:

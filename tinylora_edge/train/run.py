@@ -22,7 +22,7 @@ from ..runtime.batch import Batch
 from ..runtime.evaluation import Comparison, Evaluation, compare, evaluate
 from ..runtime.llama import TinyLoraLlama
 from ..runtime.prompts import decode, encode
-from ..runtime.requantize import write_bf16
+from ..runtime.requantize import bf16_is_faster, write_bf16
 from ..tasks import Sample, Task
 from ._model import load_model
 from ._output import cells, cores, metrics_file, write_result
@@ -47,9 +47,8 @@ class Options:
         loss: of GRPO.
         samples: completions a prompt (GRPO).
         rollouts: `llama` (the deployed engine) or `hf` (`generate` of the model that learns).
-        bf16_copy: draw with a bfloat16 copy of the deployed GGUF: its batched kernels are faster than
-            those of most quantized types, and it is closer to what learns. Evaluation and validation
-            of the result always use the deployed file.
+        bf16_copy: draw with a bfloat16 copy of the deployed GGUF, which is closer to what learns; None
+            does where that is faster (`bf16_is_faster`). The evaluation always uses the deployed file.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
         workers: threads, a core each; None takes every core.
@@ -64,7 +63,7 @@ class Options:
     loss: Loss = field(default_factory=Loss)
     samples: int = 8
     rollouts: str = "llama"
-    bf16_copy: bool = True
+    bf16_copy: bool | None = None
     weights: str | None = None
     dtype: str | None = None
     workers: int | None = None
@@ -171,6 +170,8 @@ class _Engines:
     def __init__(
         self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack
     ) -> None:
+        if options.bf16_copy is None:
+            options = replace(options, bf16_copy=bf16_is_faster())
         self.task, self.options = task, options
         self.threads = options.workers or cores()
         torch.set_num_threads(1)
