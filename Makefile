@@ -25,13 +25,20 @@ CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.f
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo demo-quick test lint bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
 
-demo: $(VENV)/.demo ## see a real model change its mind because of 37 bytes (sets itself up)
-	@$(BIN)/tinylora-edge demo $(DEMO_ARGS)
+demo: $(VENV)/.demo ## teach a real model with 37 bytes: the whole story, under 12 minutes (sets itself up)
+	@rm -rf out/demo
+	@mkdir -p out
+	@$(BIN)/tinylora-edge demo -o out/demo $(DEMO_ARGS)
+
+demo-quick: $(VENV)/.demo ## the short story, about 3 minutes (sets itself up)
+	@rm -rf out/demo-quick
+	@mkdir -p out
+	@$(BIN)/tinylora-edge demo --quick -o out/demo-quick $(DEMO_ARGS)
 
 test: lint ## format, lint, types, then the tests; PYTEST_ARGS="..." goes to pytest (sets itself up)
 	@echo "make: running the tests"
@@ -51,6 +58,7 @@ setup: $(VENV)/.dev ## a .venv with everything that developing needs
 
 clean: ## remove build outputs and caches (the .venv stays)
 	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
+	@rm -rf out/demo out/demo-quick
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(TYPECHECK)
 	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 

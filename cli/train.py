@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from . import _output, _vectors
+from . import _output, _training, _vectors
 from .vector import Dtype
 
 if TYPE_CHECKING:
@@ -58,7 +55,7 @@ def train(
     reward: Reward = None,
     method: Annotated[Method, typer.Option(help="grpo, or cross-entropy on given answers.")] = Method.grpo,
     engine: Annotated[Engine, typer.Option(help="Our loop, or TRL's on many GPUs.")] = Engine.own,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 30,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
     lr: Annotated[
@@ -67,8 +64,11 @@ def train(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     rollouts: Annotated[Rollouts, typer.Option(help="Engine that draws.")] = Rollouts.llama,
     bf16_copy: Annotated[
-        bool, typer.Option(help="Draw with a bfloat16 copy of the base; validate what is deployed.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--bf16-copy/--no-bf16-copy", help="Draw with a bfloat16 copy of the base. [default: if faster]"
+        ),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Hugging Face weights to learn on. [default: the base]")
     ] = None,
@@ -90,7 +90,6 @@ def train(
       tinylora-edge train smollm2 --task list-lookup -o lookup.bin
     """
     from ..train import Options, Settings
-    from ..train import train as run
 
     settings = Settings(steps=steps, prompts=prompts, lr=lr, seed=seed)
     options = Options(
@@ -106,13 +105,15 @@ def train(
         evaluate=evaluate,
     )
     loaded = _load(task, reward, seed)
-    if engine is Engine.trl:
-        from ..train.trl import train_trl
+    with _training.progress(steps) as show:
+        if engine is Engine.trl:
+            from ..train.trl import train_trl
 
-        _report(train_trl(bundle, loaded, output, options=options, resume=resume), as_json)
-        return
-    with _progress(steps) as show:
-        outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
+            outcome = train_trl(bundle, loaded, output, options=options, resume=resume, report=show)
+        else:
+            from ..train import train as run
+
+            outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
     if outcome.result.stopped == "interrupted":
         _output.note(
             f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
@@ -223,8 +224,9 @@ def _report(outcome: Outcome, as_json: bool) -> None:
         return
     result_ = outcome.result
     _output.say(
-        f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes): best of {result_.steps} steps was step "
-        f"{result_.best_step}, validation {result_.start_score:.3f} -> {result_.best_score:.3f}"
+        f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes), the vector of step "
+        f"{result_.best_step} of {result_.steps}: "
+        f"validation {result_.start_score:.3f} -> {result_.best_score:.3f}"
     )
     if outcome.base is not None:
         _print(outcome.base, outcome.personalized, comparison)
@@ -242,36 +244,3 @@ def _print(base: Evaluation, personalized: Evaluation | None, comparison: Compar
             ),
         ]
     _output.facts(rows)
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show reward, validation, speed and time left on a terminal; events anywhere."""
-    console = _output.stderr()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("step {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=steps, figures="loading")
-        validation = float("nan")
-
-        def show(metrics: dict[str, Any]) -> None:
-            nonlocal validation
-            validation = metrics.get("validation", validation)
-            if metrics.get("event") == "back-off":
-                _output.warn(
-                    f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
-                    f"to the best vector and halved the step size to {metrics['lr']:.2g}"
-                )
-            if "event" in metrics:
-                return
-            seconds = metrics.get("draw_s", 0.0) + metrics.get("learn_s", 0.0)
-            figures = f"reward {metrics.get('reward', float('nan')):.2f}  held back {validation:.2f}  "
-            figures += f"{metrics['tokens'] / max(seconds, 1e-9):.0f} tokens/s"
-            bar.update(task, completed=metrics["step"], figures=figures)
-
-        yield show

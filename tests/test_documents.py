@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 CAPACITY = {"LoRaWAN EU868, DR0 to DR2": 51, "SMS (8-bit)": 140, "NFC tag NTAG213": 144}  # a few, from DESIGN
 TAGS = {"CRC-32": _tags.CRC32, "HMAC": _tags.HMAC, "Ed25519": _tags.ED25519}
 VALUES = 13
+SHORTER = {"demo": ["--steps", "1", "--held-out", "8", "--threads", "1"]}  # the tests share the machine
 
 
 def blocks(language: str) -> list[str]:
@@ -48,7 +49,7 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[subproc
     """A folder in which every command of the README's tour was run, and what became of each."""
     folder = tmp_path_factory.mktemp("tour")
     command = [sys.executable, "-c", "from tinylora_edge.cli import main; main()"]
-    return folder, [run([*command, *words[1:]], folder) for words in tour()]
+    return folder, [run([*command, *words[1:], *SHORTER.get(words[1], [])], folder) for words in tour()]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

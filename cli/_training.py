@@ -1,0 +1,45 @@
+"""How far a training run is: a line on a terminal, and what a reader must know of it anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from . import _output
+
+
+@contextmanager
+def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show reward, validation, speed and time left on a terminal; events anywhere."""
+    console = _output.stderr()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=steps, figures="loading")
+        validation = float("nan")
+
+        def show(metrics: dict[str, Any]) -> None:
+            nonlocal validation
+            validation = metrics.get("validation", validation)
+            if metrics.get("event") == "back-off":
+                _output.warn(
+                    f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
+                    f"to the best vector and halved the step size to {metrics['lr']:.2g}"
+                )
+            if "event" in metrics:
+                return
+            figures = f"reward {metrics.get('reward', float('nan')):.2f}  held back {validation:.2f}"
+            if "draw_s" in metrics and "tokens" in metrics:  # TRL reports no seconds
+                seconds = metrics["draw_s"] + metrics.get("learn_s", 0.0)
+                figures += f"  {metrics['tokens'] / max(seconds, 1e-9):.0f} tokens/s"
+            bar.update(task, completed=metrics["step"], figures=figures)
+
+        yield show
