@@ -1,0 +1,188 @@
+"""What the shape of a basis is worth: RL against SFT, ranks, tyings, u x G, dtypes at equal bytes.
+
+Every arm trains on the same task with the same settings, once a seed, and is measured on the same held-out
+prompts in the deployed file. Runs are kept in a JSON-lines file as they end: a second call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+import numpy as np
+from _subjects import export
+
+from tinylora_edge.exporters import Settings as Shape
+from tinylora_edge.tasks import load_task
+from tinylora_edge.train import Options, Settings, train
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to have a few numbers trained."""
+
+    shape: Shape = field(default_factory=Shape)
+    method: str = "grpo"
+    wire: str = "fp32"
+
+
+ARMS: dict[str, Arm] = {
+    "default: r = 2, u = 1, G = 13, tiled": Arm(),
+    "SFT on the answers": Arm(method="sft"),
+    "r = 1": Arm(Shape(rank=1)),
+    "r = 4": Arm(Shape(rank=4)),
+    "r = 8": Arm(Shape(rank=8)),
+    "structured": Arm(Shape(tying="structured")),
+    "full: u = 13, G = 1": Arm(Shape(u=13, groups=1, tying="full")),
+    "bf16, G = 13 (26 bytes)": Arm(wire="bf16"),
+    "bf16, G = 26 (52 bytes)": Arm(Shape(groups=26), wire="bf16"),
+}
+
+
+def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and measure one arm with one seed, in this process."""
+    arm, rows = ARMS[name], list[dict[str, Any]]()
+    task = load_task(options.task, seed=seed)
+    settings = Settings(steps=options.steps, seed=seed)
+    chosen = Options(method=arm.method, settings=settings, wire=arm.wire, workers=options.workers)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, basis = export(Path(folder), arm.shape)
+        outcome = train(bundle, task, Path(folder) / "v.bin", options=chosen, report=rows.append)
+        size = outcome.path.stat().st_size
+    comparison = outcome.comparison
+    assert comparison is not None
+    assert outcome.base is not None
+    assert outcome.personalized is not None
+    return {
+        "arm": name,
+        "seed": seed,
+        "task": task.name,
+        "settings": asdict(settings),
+        "values": basis.size,
+        "frame_bytes": size,
+        "n": outcome.base.n,
+        "base": outcome.base.mean,
+        "vector": outcome.personalized.mean,
+        **asdict(comparison),
+        "validation": [row["validation"] for row in rows if "validation" in row],
+        "best_step": outcome.result.best_step,
+        "norm": float(np.linalg.norm(outcome.result.vector.values)),
+        "lr": max((row.get("lr", 0.0) for row in rows), default=0.0),
+        "seconds": time.monotonic() - start,
+    }
+
+
+def missing(options: argparse.Namespace) -> list[tuple[str, int]]:
+    done = {(r["arm"], r["seed"]) for r in read(options.study) if matches(r, options)}
+    # Seeds outermost: whenever the time runs out, the arms have the same number of them.
+    return [(arm, seed) for seed in options.seeds for arm in options.arms if (arm, seed) not in done]
+
+
+def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
+    return bool(run["task"] == options.task and run["settings"]["steps"] == options.steps)
+
+
+def read(study: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
+
+
+def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
+    """Run what is missing, `--jobs` processes at a time; a run that fails is said and left out."""
+
+    def start(run: tuple[str, int]) -> None:
+        name, seed = run
+        command = [sys.executable, __file__, "--only", name, "--seeds", str(seed), "--task", options.task]
+        command += ["--steps", str(options.steps)]
+        command += ["--workers", str(options.workers)] if options.workers else []
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            report.say(f"FAILED  {name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
+            return
+        line = done.stdout.splitlines()[-1]
+        with open(options.study, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        found = json.loads(line)
+        report.say(
+            f"{name}, seed {seed}: {found['base']:.3f} -> {found['vector']:.3f} in {found['seconds']:.0f} s"
+        )
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(start, missing(options)))
+
+
+def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over the seeds: the mean gain, and its standard error from the spread between seeds.
+
+    With one seed the standard error is that of the paired difference over prompts: it says nothing of
+    what another seed would find.
+    """
+    gains = [run["difference"] for run in runs]
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else runs[0]["standard_error"]
+    return {
+        "arm": name,
+        "values": runs[0]["values"],
+        "frame_bytes": runs[0]["frame_bytes"],
+        "seeds": len(runs),
+        "n": runs[0]["n"],
+        "vector": statistics.mean(run["vector"] for run in runs),
+        "gain": statistics.mean(gains),
+        "standard_error": error,
+        "gains": gains,
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
+    arguments.add_argument("--study", type=Path, metavar="FILE", help="runs, kept and gone on with")
+    arguments.add_argument("--task", default="list-lookup", help="(%(default)s)")
+    arguments.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    arguments.add_argument("--steps", type=int, default=Settings().steps, help="a run (%(default)s)")
+    arguments.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
+    arguments.add_argument("--workers", type=int, help="threads a run; all cores unless given")
+    arguments.add_argument("--only", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.only:
+        print(json.dumps(one_run(options.only, options.seeds[0], options)))
+        return
+    report = bench.Report("science", options.json)
+    with tempfile.TemporaryDirectory() as folder:
+        options.study = options.study or Path(folder) / "study.jsonl"
+        run_missing(options, report)
+        runs = [run for run in read(options.study) if matches(run, options)]
+    found = [summary(arm, mine) for arm in options.arms if (mine := [r for r in runs if r["arm"] == arm])]
+    rows = [
+        [
+            f["arm"],
+            str(f["values"]),
+            str(f["frame_bytes"]),
+            f"{f['vector']:.3f}",
+            f"{f['gain']:+.3f} +- {f['standard_error']:.3f}",
+            " ".join(f"{gain:+.3f}" for gain in f["gains"]),
+        ]
+        for f in found
+    ]
+    if found:
+        base = runs[0]["base"]
+        report.say(f"\n{options.task}, {options.steps} steps, greedy, n = {found[0]['n']}, base {base:.3f}")
+        headers = ["arm", "values", "frame bytes", "vector (mean)", "gain over seeds", "gain of each seed"]
+        report.say(bench.table(headers, rows))
+    report.record |= {"runs": runs, "summary": found}
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
