@@ -1,8 +1,8 @@
 """How fast a GRPO step is: ours against TRL's stock step, llama.cpp's rollouts against `generate`.
 
 Both engines take the same prompts, samples, token limit, weights and dtype, each in a process of its own, by
-turns; the first step of a process is not counted. Of rollouts both draw the same number of completions of
-the same prompts under the same vector.
+turns; the first step of a process and the last, which validates, are not counted. Of rollouts all draw the
+same number of completions of the same prompts under the same vector.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, Settings, train
 
 TASK, LR = "brevity", 5e-3
-PROMPTS = SAMPLES = 8
 OURS, TRL = "ours", "TRL, stock"
 DEPLOYED, COPY, GENERATE = "llama.cpp, Q4_1", "llama.cpp, BF16 copy", "generate"
 
 
-def one_engine(name: str, bundle: str, steps: int, dtype: str) -> None:
-    """Train in this process; print the seconds of every step but the first as JSON."""
+def one_engine(name: str, bundle: str, options: argparse.Namespace) -> None:
+    """Train in this process; print the seconds of every step but the first and the last as JSON."""
     ends: list[float] = []
 
     def note(metrics: dict[str, Any]) -> None:
@@ -44,27 +43,32 @@ def one_engine(name: str, bundle: str, steps: int, dtype: str) -> None:
             ends.append(time.perf_counter())
 
     settings = Settings(
-        steps=steps + 1, prompts=PROMPTS, lr=LR, validation=8, validate_every=1000, checkpoint_every=1000
+        steps=options.steps + 2,
+        prompts=options.prompts,
+        lr=LR,
+        validation=8,
+        validate_every=1000,
+        checkpoint_every=1000,
     )
-    options = Options(settings=settings, samples=SAMPLES, dtype=dtype, evaluate=False)
+    chosen = Options(settings=settings, samples=options.samples, dtype=options.dtype, evaluate=False)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "vector.bin"
         if name == TRL:
             from tinylora_edge.train.trl import train_trl
 
-            train_trl(bundle, load_task(TASK), output, options=options, report=note)
+            train_trl(bundle, load_task(TASK), output, options=chosen, report=note)
         else:
-            train(bundle, load_task(TASK), output, options=options, report=note)
-    print(json.dumps(np.diff(ends[:steps]).tolist()))
+            train(bundle, load_task(TASK), output, options=chosen, report=note)
+    print(json.dumps(np.diff(ends[:-1]).tolist()))
 
 
-def engines(bundle: Path, rounds: int, steps: int, dtype: str) -> dict[str, list[float]]:
-    """Seconds a step of both, by turns: the last step, which validates, is not among them."""
+def engines(bundle: Path, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds a step of both, by turns."""
     times: dict[str, list[float]] = {OURS: [], TRL: []}
-    for number in range(rounds):
+    size = [f"--{name}={getattr(options, name)}" for name in ("steps", "prompts", "samples", "dtype")]
+    for number in range(options.rounds):
         for name in (OURS, TRL) if number % 2 else (TRL, OURS):
-            command = [sys.executable, __file__, "--only", name, "--bundle", str(bundle)]
-            command += ["--steps", str(steps), "--dtype", dtype]
+            command = [sys.executable, __file__, "--only", name, "--bundle", str(bundle), *size]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -72,7 +76,7 @@ def engines(bundle: Path, rounds: int, steps: int, dtype: str) -> dict[str, list
     return times
 
 
-def rollouts(bundle: Path, folder: Path, rounds: int, dtype: str) -> dict[str, Any]:
+def rollouts(bundle: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of each way to draw, by turns."""
     import torch
 
@@ -87,11 +91,11 @@ def rollouts(bundle: Path, folder: Path, rounds: int, dtype: str) -> dict[str, A
     copy = folder / "bf16.gguf"
     write_bf16(bundle / "base.gguf", copy)
     with closing(runtime.load(bundle, n_ctx=64, n_threads=threads)) as deployed:
-        prompts = [encode(deployed, sample.prompt) for sample in task.train[:PROMPTS]]
-        options = {"n_ctx": 64, "n_threads": threads, "verbose": False}
-        other = TinyLoraLlama(str(copy), basis=deployed.basis, **options)
+        prompts = [encode(deployed, sample.prompt) for sample in task.train[: options.prompts]]
+        engine: dict[str, Any] = {"n_ctx": 64, "n_threads": threads, "verbose": False}
+        other = TinyLoraLlama(str(copy), basis=deployed.basis, **engine)
         room = {"sequences": 32, "n_ctx": 4096, "n_threads": threads}
-        model = load_model(bundle / "base.gguf", dtype)
+        model = load_model(bundle / "base.gguf", options.dtype)
         with (
             closing(other),
             Batch(deployed, **room) as first,
@@ -112,7 +116,7 @@ def rollouts(bundle: Path, folder: Path, rounds: int, dtype: str) -> dict[str, A
                         groups = ways[name].draw(
                             vector,
                             prompts,
-                            samples=SAMPLES,
+                            samples=options.samples,
                             max_tokens=task.max_tokens,
                             temperature=task.temperature,
                             seed=(len(counts[name]),),
@@ -122,35 +126,34 @@ def rollouts(bundle: Path, folder: Path, rounds: int, dtype: str) -> dict[str, A
 
                 return run
 
-            times = bench.interleave({name: contestant(name) for name in ways}, rounds)
+            times = bench.interleave({name: contestant(name) for name in ways}, 3 * options.rounds)
     return {name: bench.summarize(values) for name, values in times.items()}
 
 
 def main() -> None:
     arguments = bench.parser(__doc__, rounds=2)
     arguments.add_argument("--steps", type=int, default=4, help="counted a process (%(default)s)")
+    arguments.add_argument("--prompts", type=int, default=8, help="a step (%(default)s)")
+    arguments.add_argument("--samples", type=int, default=8, help="a prompt (%(default)s)")
     arguments.add_argument("--dtype", default="bf16", help="of the weights that learn (%(default)s)")
     arguments.add_argument("--only", choices=(OURS, TRL), help=argparse.SUPPRESS)
     arguments.add_argument("--bundle", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.only:
-        one_engine(options.only, options.bundle, options.steps, options.dtype)
+        one_engine(options.only, options.bundle, options)
         return
     report = bench.Report("grpo", options.json)
     with tempfile.TemporaryDirectory() as name:
         bundle, _ = export(Path(name), SCALES)
-        speeds = rollouts(bundle, Path(name), 3 * options.rounds, options.dtype)
-        steps = {
-            key: bench.summarize(values)
-            for key, values in engines(bundle, options.rounds, options.steps, options.dtype).items()
-        }
+        speeds = rollouts(bundle, Path(name), options)
+        steps = {key: bench.summarize(values) for key, values in engines(bundle, options).items()}
     stock = speeds[GENERATE]["median"]
     headers = ["rollouts", "best tok/s", "median tok/s", "x generate"]
     rows = [
         [n, f"{1 / r['min']:.0f}", f"{1 / r['median']:.0f}", f"{stock / r['median']:.2f}"]
         for n, r in speeds.items()
     ]
-    report.say(f"\n{PROMPTS} prompts x {SAMPLES} samples of {smollm2().name}, task {TASK}")
+    report.say(f"\n{options.prompts} prompts x {options.samples} samples of {smollm2().name}, task {TASK}")
     report.say(bench.table(headers, rows))
     rows = [[n, f"{r['min']:.2f}", f"{r['median']:.2f}", f"{r['rounds']}"] for n, r in steps.items()]
     report.say()

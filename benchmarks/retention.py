@@ -86,7 +86,8 @@ def main() -> None:
     report.say(f"\n{task.name}, greedy, n = {options.held_out}, torch in {options.dtype}, mean reward")
     headers = ["", "torch", "llama.cpp", "gain, torch", "gain, llama.cpp", "kept"]
     report.say(bench.table(headers, rows))
-    whole = sum(r["gains"]["llama.cpp"] for r in results) / sum(r["gains"]["torch"] for r in results)
+    in_all = {name: sum(r["gains"][name] for r in results) for name in base}
+    whole = in_all["llama.cpp"] / in_all["torch"] if in_all["torch"] else float("nan")
     report.target("gain kept, all vectors together", whole, ">=", 0.9)
     report.record |= {"base": base, "vectors": results, "kept": whole, "task": task.name}
     report.finish()

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tinylora_edge import MicroVector, load_basis
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -19,7 +21,7 @@ def run(script: str, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, str(FOLDER / script), "--json", "-", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "median" in done.stderr, "the table belongs on stderr when the record takes stdout"
+    assert "load average" in done.stderr, "the table belongs on stderr when the record takes stdout"
     record: dict[str, Any] = json.loads(done.stdout)
     assert record["environment"]["versions"]["tinylora-edge"]
     assert record["environment"]["variables"]["OMP_WAIT_POLICY"]
@@ -47,6 +49,49 @@ def test_decode_compares_all_with_the_stock_lora() -> None:
         assert figures["speed_vs_stock"] == pytest.approx(stock["median"] / figures["median"])
     ratios = [target["value"] for target in record["targets"]]
     assert ratios == [f["speed_vs_stock"] for name, f in results.items() if name.startswith("ours")]
+
+
+def test_grpo_times_both_engines_and_all_rollouts() -> None:
+    record = run("grpo.py", "--rounds", "1", "--steps", "1", "--prompts", "2", "--samples", "2")
+    assert {name: r["rounds"] for name, r in record["steps"].items()} == {"ours": 1, "TRL, stock": 1}
+    assert len(record["rollouts"]) == 3
+    values = [target["value"] for target in record["targets"]]
+    drawn, stock = record["rollouts"][record["drawn_with"]], record["rollouts"]["generate"]
+    ours, trl = record["steps"]["ours"], record["steps"]["TRL, stock"]
+    assert values == [stock["median"] / drawn["median"], trl["median"] / ours["median"]]
+
+
+def test_science_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    study = tmp_path / "study.jsonl"
+    arm = "SFT on the answers"
+    arguments = ("--study", str(study), "--arms", arm, "--steps", "1", "--workers", "1")
+    (found,) = run("science.py", *arguments, "--seeds", "0")["summary"]
+    assert (found["seeds"], found["values"], found["frame_bytes"], found["n"]) == (1, 13, 63, 128)
+    first = json.loads(study.read_text())
+    again = first | {"seed": 1, "difference": first["difference"] + 0.1}
+    study.write_text("".join(json.dumps(r) + "\n" for r in (first, again, again | {"arm": "r = 1"})))
+    (found,) = run("science.py", *arguments, "--seeds", "0", "1")["summary"]  # nothing is run again
+    assert found["gain"] == pytest.approx(first["difference"] + 0.05)
+    assert found["standard_error"] == pytest.approx(0.05)
+
+
+def test_retention_compares_the_two_engines(smollm2_bundle: Path, tmp_path: Path) -> None:
+    basis = load_basis(smollm2_bundle / "basis.gguf")
+    (tmp_path / "v.bin").write_bytes(MicroVector.random(basis, 0.3, seed=1).to_bytes(basis))
+    record = run(
+        "retention.py",
+        "--bundle",
+        str(smollm2_bundle),
+        "--vectors",
+        str(tmp_path / "v.bin"),
+        "--held-out",
+        "8",
+    )
+    (vector,) = record["vectors"]
+    assert set(vector["scores"]) == {"torch", "llama.cpp"}
+    for engine, score in vector["scores"].items():
+        assert vector["gains"][engine] == pytest.approx(score - record["base"][engine])
+    assert record["targets"][0]["bound"] == 0.9
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tinylora_edge import BaseMismatchError, Bundle, MicroVector, TrainError, ru
 from tinylora_edge._gguf import GGUFFile
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, Settings, train
-from tinylora_edge.train.trainer import as_good
+from tinylora_edge.train.trainer import as_good, unusual
 
 FAST = Settings(steps=6, prompts=4, validate_every=3, validation=16, checkpoint_every=2, lr=0.2, seed=1)
 
@@ -159,6 +159,31 @@ def test_what_is_trained_longer_is_kept_within_the_noise() -> None:
     assert not as_good(three_lost, top)
     assert as_good(1 - top, top)  # as many won as lost
     assert not as_good(top - 0.01, top)  # a little lower everywhere: no noise in that
+
+
+def test_a_collapse_is_looked_at_at_once(
+    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+) -> None:
+    """Rewards that break off between two validations: the next step validates, and goes back."""
+    recent = [[0.4, 10.0]] * 5
+    assert not unusual([0.2, 12.0], recent)
+    assert unusual([0.1, 10.0], recent)
+    assert unusual([0.4, 4.0], recent)
+    assert unusual([0.4, 21.0], recent)
+
+    spent = [0]
+
+    def breaking(completion: Completion, sample: Sample) -> float:
+        spent[0] += 1
+        return letters_task.reward(completion, sample) if spent[0] <= 16 + 6 * 24 else 0.0
+
+    rows: list[dict[str, Any]] = []
+    long = replace(FAST, steps=9, validate_every=100, silence=20)
+    task = replace(letters_task, reward=breaking)
+    train(tiny_bundle, task, tmp_path / "v", options=replace(options, settings=long), report=rows.append)
+    validated = [row["step"] for row in steps(rows) if "validation" in row and "event" not in row]
+    assert validated[0] == 7  # the first whose rewards are all 0
+    assert next(row["step"] for row in rows if row.get("event") == "back-off") == 7
 
 
 def test_step_sizes_fall_to_a_tenth(

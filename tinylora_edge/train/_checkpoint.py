@@ -33,6 +33,7 @@ class State:
         start_score: validation reward of the start.
         silent: steps without signal in a row.
         norms: gradient norms of the last updates, for the clip.
+        recent: sampled reward and length of the last steps, for the watch on collapses.
         back_offs: how often training went back to the best.
     """
 
@@ -49,6 +50,7 @@ class State:
     start_score: float = float("-inf")
     silent: int = 0
     norms: list[float] = field(default_factory=list)
+    recent: list[list[float]] = field(default_factory=list)
     back_offs: int = 0
 
     @classmethod

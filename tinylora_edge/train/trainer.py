@@ -26,6 +26,7 @@ Report = Callable[[dict[str, Any]], None]
 
 _BETAS = 0.9, 0.99
 _CLIP_WINDOW = 10
+_WATCHED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Settings:
         anneal: step size of the last step over that of the first; it falls linearly between them.
         epochs: steps on each batch.
         clip_norm: gradients are cut to this many times the median norm of the last 10.
-        validate_every: steps between validations, which decide what a run returns (`Result.vector`).
+        validate_every: steps between validations, which decide what a run returns (`Result.vector`); a step
+            with unusually low reward, short or long completions is validated at once.
         validation: prompts held back from training for that, at least 2.
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
@@ -169,7 +171,7 @@ class Trainer:
             metrics = self._step()
             state.step += 1
             last = state.step == settings.steps
-            if state.step % settings.validate_every == 0 or last:
+            if state.step % settings.validate_every == 0 or last or self._unusual(metrics):
                 metrics["validation"] = self._judge(report)
             report(metrics)
             if state.silent >= settings.silence:
@@ -208,6 +210,14 @@ class Trainer:
             state.silent += 1
         metrics |= {"norm": float(np.linalg.norm(state.v)), "learn_s": time.monotonic() - began}
         return metrics
+
+    def _unusual(self, metrics: dict[str, Any]) -> bool:
+        """Whether a step looks like the start of a collapse, which then is not left to go on."""
+        if "reward" not in metrics:
+            return False
+        now, recent = [metrics["reward"], metrics["length"]], self.state.recent
+        self.state.recent = [*recent, now][-_WATCHED:]
+        return len(recent) == _WATCHED and unusual(now, recent)
 
     def _learn(self, groups: list[Group]) -> dict[str, Any]:
         state, settings = self.state, self.settings
@@ -303,6 +313,20 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoint is not None:
             _checkpoint.save(self._checkpoint, self.state, self._identity)
+
+
+def unusual(now: Sequence[float], recent: Sequence[Sequence[float]]) -> bool:
+    """Whether a step's samples differ so much from those before that validation should look at once.
+
+    Args:
+        now: mean reward and mean length of the step's completions.
+        recent: of the steps before.
+
+    Returns:
+        True if the reward is below a third of their mean, or the length below half or above twice of it.
+    """
+    reward, length = np.mean(recent, axis=0)
+    return bool(now[0] < reward / 3 or not length / 2 <= now[1] <= length * 2)
 
 
 def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
