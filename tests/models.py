@@ -44,11 +44,11 @@ _LAYER = {
     "mlp.gate_proj.weight": "ffn_gate.weight",
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
-    "self_attn.qkv_proj.weight": "attn_qkv.weight",  # fused, as Phi-3 has them
-    "mlp.gate_up_proj.weight": "ffn_up.weight",
     "mlp.gate.weight": "ffn_gate_inp.weight",
     "mlp.experts.down_proj": "ffn_down_exps.weight",
 }
+_FUSED = {"self_attn.qkv_proj.weight": "attn_qkv.weight", "mlp.gate_up_proj.weight": "ffn_up.weight"}
+"""As Phi-3 has them: what is `ffn_up` elsewhere is gate and up here."""
 _TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -238,7 +238,7 @@ def gguf_tensors(model: PreTrainedModel) -> dict[str, NDArray[np.float32]]:
             tensors[f"blk.{block}.ffn_gate_exps.weight"] = gate
             tensors[f"blk.{block}.ffn_up_exps.weight"] = up
             continue
-        kind = _LAYER[rest]
+        kind = _LAYER.get(rest) or _FUSED[rest]
         tensors[f"blk.{block}.{kind}"] = _ordered(model.config, kind, array, to_gguf=True)
     return tensors
 
@@ -253,7 +253,11 @@ def merged(model: PreTrainedModel, basis: Basis, vector: MicroVector) -> Iterato
     for module in basis.modules:
         _, block, kind = module.split(".", 2)
         gate_or_up = kind in ("ffn_gate_exps.weight", "ffn_up_exps.weight")
-        rests = ["mlp.experts.gate_up_proj"] if gate_or_up else [h for h, g in _LAYER.items() if g == kind]
+        rests = (
+            ["mlp.experts.gate_up_proj"]
+            if gate_or_up
+            else [h for h, g in (*_LAYER.items(), *_FUSED.items()) if g == kind]
+        )
         name = next(n for n in (f"model.layers.{block}.{rest}" for rest in rests) if n in weights)
         before.setdefault(name, weights[name].clone())
         delta = torch.from_numpy(to_hf_rows(model, module, basis.delta(module, vector)))

@@ -31,7 +31,8 @@ def beside(bundle, base, directory):
 
 @pytest.mark.parametrize(
     ("name", "ftype", "farthest", "alike"),
-    [("Q8_0", smollm2.MOSTLY_Q8_0, 0.01, 0.98), ("Q4_K_M", smollm2.MOSTLY_Q4_K_M, 0.1, 0.9)],
+    # Q8_0 depends on how kernels round activations: .98 with AVX, .978 with AMX
+    [("Q8_0", smollm2.MOSTLY_Q8_0, 0.01, 0.97), ("Q4_K_M", smollm2.MOSTLY_Q4_K_M, 0.1, 0.9)],
 )
 def test_other_forms_of_the_real_model(
     f32_gguf, tmp_path, load, name, ftype, farthest, alike, record_property
