@@ -54,7 +54,7 @@ def demo(
     Exports SmolLM2-135M-Instruct, which comes with the extra `demo`, measures it on list lookup, trains a
     vector with GRPO, ships it through a frame, measures again on prompts never trained on, shows answers
     side by side, and proves by the logits that the base can be restored. DIR then has the bundle, the
-    vector and a report with the curve. On two cores it takes some ten minutes, 3 with --quick.
+    vector and a report with the curve. On two quiet cores it takes 4 minutes, 2 with --quick.
 
     \b
     Example:
