@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from . import _training
+
 PACKAGES = ("tinylora-edge", "llama-cpp-python", "torch", "transformers", "numpy")
 """Whose versions the report names: what computes in the demo."""
 
@@ -91,8 +93,7 @@ class HeldOut:
         return [
             ("base", f"{self.base:.3f} +- {self.base_standard_error:.3f}"),
             ("with the vector", f"{self.vector:.3f} +- {self.vector_standard_error:.3f}"),
-            ("difference", f"{self.difference:+.3f} +- {self.standard_error:.3f}, paired"),
-            ("test", f"{self.gained} prompts gained, {self.lost} lost: McNemar p = {self.p:.2g}"),
+            *_training.compared(self),
         ]
 
     def verdict(self) -> str:

@@ -1,14 +1,26 @@
-"""How far a training run is: a line on a terminal, and what a reader must know of it anywhere."""
+"""What is said of training: how far a run is, and what a comparison found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from . import _output
+
+if TYPE_CHECKING:
+    from ..runtime.evaluation import Comparison
+    from ._demo_found import HeldOut
+
+
+def compared(found: Comparison | HeldOut) -> list[tuple[str, str]]:
+    """Return the figures of a paired comparison, labelled, for reading."""
+    return [
+        ("difference", f"{found.difference:+.3f} +- {found.standard_error:.3f}, paired"),
+        ("test", f"{found.gained} prompts gained, {found.lost} lost: McNemar p = {found.p:.2g}"),
+    ]
 
 
 @contextmanager

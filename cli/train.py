@@ -237,10 +237,6 @@ def _print(base: Evaluation, personalized: Evaluation | None, comparison: Compar
     if personalized is not None and comparison is not None:
         rows += [
             ("vector", f"{personalized.mean:.3f} +- {personalized.standard_error:.3f}"),
-            ("difference", f"{comparison.difference:+.3f} +- {comparison.standard_error:.3f}, paired"),
-            (
-                "test",
-                f"{comparison.gained} prompts gained, {comparison.lost} lost: McNemar p = {comparison.p:.2g}",
-            ),
+            *_training.compared(comparison),
         ]
     _output.facts(rows)

@@ -86,12 +86,13 @@ class Learner:
     def logprobs(self, prompt: NDArray[np.int32], completions: Sequence[NDArray[np.int32]]) -> Tensor:
         """Return the log-probability of every token: float32 [completions, longest]; padding gives 0."""
         # At a low temperature some samples of a prompt are the same: each is computed once.
-        place: dict[bytes, int] = {}
-        order = [place.setdefault(c.tobytes(), len(place)) for c in completions]
-        different = [completions[order.index(i)] for i in range(len(place))]
-        tokens, mask = _pad(different)
+        different = {c.tobytes(): c for c in completions}
+        tokens, mask = _pad(list(different.values()))
         scores = self._logprobs(torch.from_numpy(prompt.astype(np.int64))[None], tokens, mask)
-        return scores if len(different) == len(completions) else scores[order]
+        if len(different) == len(completions):
+            return scores
+        place = {key: row for row, key in enumerate(different)}
+        return scores[[place[c.tobytes()] for c in completions]]
 
     def _logprobs(self, prompt: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         from transformers import DynamicCache
