@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
-# Before numpy and any OpenMP library are loaded: threads that spin for each other collapse on a machine
-# with other work on its cores, and a ratio would then say who had the luck.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -21,6 +15,14 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+DEFAULT = "default"
+
+# Before numpy and any OpenMP library are loaded: threads that spin for each other collapse on a machine
+# with other work on its cores, and a ratio would then say who had the luck.
+if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == DEFAULT:
+    del os.environ["OMP_WAIT_POLICY"]  # a benchmark whose contestants run one after the other, in processes
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 PACKAGES = ("tinylora-edge", "numpy", "gguf", "llama-cpp-python", "torch", "transformers", "peft", "scipy")
 

@@ -2,18 +2,20 @@
 
 Both engines take the same prompts, samples, token limit, weights and dtype, each in a process of its own, by
 turns; the first step of a process and the last, which validates, are not counted. Of rollouts all draw the
-same number of completions of the same prompts under the same vector.
+same number of completions of the same prompts under the same vector, the first draw not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ import numpy as np
 from _subjects import SCALES, export, smollm2
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.runtime.batch import cores
+from tinylora_edge.runtime.evaluation import batch_for
 from tinylora_edge.runtime.llama import TinyLoraLlama
 from tinylora_edge.runtime.prompts import encode
 from tinylora_edge.runtime.requantize import bf16_is_faster, write_bf16
@@ -32,10 +35,11 @@ from tinylora_edge.train import Options, Settings, train
 TASK, LR = "brevity", 5e-3
 OURS, TRL = "ours", "TRL, stock"
 DEPLOYED, COPY, GENERATE = "llama.cpp, Q4_1", "llama.cpp, BF16 copy", "generate"
+ENGINES, WAYS = (OURS, TRL), (DEPLOYED, COPY, GENERATE)
 
 
-def one_engine(name: str, bundle: str, options: argparse.Namespace) -> None:
-    """Train in this process; print the seconds of every step but the first and the last as JSON."""
+def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[float]:
+    """Train in this process; return the seconds of every step but the first and the last."""
     ends: list[float] = []
 
     def note(metrics: dict[str, Any]) -> None:
@@ -59,74 +63,65 @@ def one_engine(name: str, bundle: str, options: argparse.Namespace) -> None:
             train_trl(bundle, load_task(TASK), output, options=chosen, report=note)
         else:
             train(bundle, load_task(TASK), output, options=chosen, report=note)
-    print(json.dumps(np.diff(ends[:-1]).tolist()))
+    return np.diff(ends[:-1]).tolist()  # type: ignore[no-any-return]
 
 
-def engines(bundle: Path, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds a step of both, by turns."""
-    times: dict[str, list[float]] = {OURS: [], TRL: []}
-    size = [f"--{name}={getattr(options, name)}" for name in ("steps", "prompts", "samples", "dtype")]
-    for number in range(options.rounds):
-        for name in (OURS, TRL) if number % 2 else (TRL, OURS):
-            command = [sys.executable, __file__, "--only", name, "--bundle", str(bundle), *size]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"{name} failed:\n{done.stderr}")
-            times[name] += json.loads(done.stdout.splitlines()[-1])
-    return times
-
-
-def rollouts(bundle: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of each way to draw, by turns."""
+def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]:
+    """Draw in this process; return the seconds a token of every draw but the first."""
     import torch
 
     from tinylora_edge.train._model import load_model
-    from tinylora_edge.train._output import cores
     from tinylora_edge.train.adapter import Adapter
     from tinylora_edge.train.rollouts import HFRollouts, LlamaRollouts, Rollouts
 
-    threads = cores()
-    torch.set_num_threads(threads)  # generate may have them all, as llama.cpp has
+    torch.set_num_threads(cores())  # generate may have them all, as llama.cpp has
     task = load_task(TASK)
-    copy = folder / "bf16.gguf"
-    write_bf16(bundle / "base.gguf", copy)
-    with closing(runtime.load(bundle, n_ctx=64, n_threads=threads)) as deployed:
-        prompts = [encode(deployed, sample.prompt) for sample in task.train[: options.prompts]]
-        engine: dict[str, Any] = {"n_ctx": 64, "n_threads": threads, "verbose": False}
-        other = TinyLoraLlama(str(copy), basis=deployed.basis, **engine)
-        room = {"sequences": 32, "n_ctx": 4096, "n_threads": threads}
-        model = load_model(bundle / "base.gguf", options.dtype)
-        with (
-            closing(other),
-            Batch(deployed, **room) as first,
-            Batch(other, **room) as second,
-            Adapter(model, deployed.basis) as adapter,
-        ):
-            vector = MicroVector.random(deployed.basis, 0.2, seed=1)
-            ways: dict[str, Rollouts] = {
-                DEPLOYED: LlamaRollouts(first),
-                COPY: LlamaRollouts(second),
-                GENERATE: HFRollouts(model, adapter, [deployed.token_eos()]),
-            }
-            counts: dict[str, list[int]] = {name: [] for name in ways}
+    samples = task.train[: options.prompts]
+    with ExitStack() as stack:
+        llm = stack.enter_context(closing(runtime.load(bundle, n_ctx=64)))
+        prompts = [encode(llm, sample.prompt) for sample in samples]
+        ways: Rollouts
+        if name == GENERATE:
+            model = load_model(bundle / "base.gguf", options.dtype)
+            adapter = stack.enter_context(Adapter(model, llm.basis))
+            ways = HFRollouts(model, adapter, [llm.token_eos()])
+        else:
+            drawing = llm
+            if name == COPY:
+                copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "bf16.gguf"
+                write_bf16(bundle / "base.gguf", copy)
+                engine = TinyLoraLlama(str(copy), basis=llm.basis, n_ctx=64, verbose=False)
+                drawing = stack.enter_context(closing(engine))
+            ways = LlamaRollouts(stack.enter_context(batch_for(drawing, samples, task.max_tokens)))
+        vector = MicroVector.random(llm.basis, 0.2, seed=1)
+        found = []
+        for number in range(options.steps + 1):
+            with bench.stopwatch() as watch:
+                groups = ways.draw(
+                    vector,
+                    prompts,
+                    samples=options.samples,
+                    max_tokens=task.max_tokens,
+                    temperature=task.temperature,
+                    seed=(number,),
+                )
+            found.append(watch.seconds / sum(len(r.tokens) for group in groups for r in group))
+    return found[1:]
 
-            def contestant(name: str) -> Any:
-                def run() -> float:
-                    with bench.stopwatch() as watch:
-                        groups = ways[name].draw(
-                            vector,
-                            prompts,
-                            samples=options.samples,
-                            max_tokens=task.max_tokens,
-                            temperature=task.temperature,
-                            seed=(len(counts[name]),),
-                        )
-                    counts[name].append(sum(len(r.tokens) for group in groups for r in group))
-                    return watch.seconds / counts[name][-1]
 
-                return run
-
-            times = bench.interleave({name: contestant(name) for name in ways}, 3 * options.rounds)
+def by_turns(names: Sequence[str], bundle: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Run each contestant in processes of its own, as often as there are rounds."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    size = [f"--{name}={getattr(options, name)}" for name in ("steps", "prompts", "samples", "dtype")]
+    # One at a time, with all the cores: OpenMP as its user would have it.
+    environment = os.environ | {"OMP_WAIT_POLICY": bench.DEFAULT}
+    for number in range(options.rounds):
+        for name in names if number % 2 else reversed(names):
+            command = [sys.executable, __file__, "--only", name, "--bundle", str(bundle), *size]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            if done.returncode:
+                raise SystemExit(f"{name} failed:\n{done.stderr}")
+            times[name] += json.loads(done.stdout.splitlines()[-1])
     return {name: bench.summarize(values) for name, values in times.items()}
 
 
@@ -136,17 +131,18 @@ def main() -> None:
     arguments.add_argument("--prompts", type=int, default=8, help="a step (%(default)s)")
     arguments.add_argument("--samples", type=int, default=8, help="a prompt (%(default)s)")
     arguments.add_argument("--dtype", default="bf16", help="of the weights that learn (%(default)s)")
-    arguments.add_argument("--only", choices=(OURS, TRL), help=argparse.SUPPRESS)
-    arguments.add_argument("--bundle", help=argparse.SUPPRESS)
+    arguments.add_argument("--only", choices=(*ENGINES, *WAYS), help=argparse.SUPPRESS)
+    arguments.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.only:
-        one_engine(options.only, options.bundle, options)
+        measure = one_engine if options.only in ENGINES else one_way
+        print(json.dumps(measure(options.only, options.bundle, options)))
         return
     report = bench.Report("grpo", options.json)
     with tempfile.TemporaryDirectory() as name:
         bundle, _ = export(Path(name), SCALES)
-        speeds = rollouts(bundle, Path(name), options)
-        steps = {key: bench.summarize(values) for key, values in engines(bundle, options).items()}
+        speeds = by_turns(WAYS, bundle, options)
+        steps = by_turns(ENGINES, bundle, options)
     stock = speeds[GENERATE]["median"]
     headers = ["rollouts", "best tok/s", "median tok/s", "x generate"]
     rows = [

@@ -16,13 +16,12 @@ import numpy as np
 from _subjects import SCALES, export
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.evaluation import evaluate
+from tinylora_edge.runtime.batch import cores
+from tinylora_edge.runtime.evaluation import batch_for, evaluate
 from tinylora_edge.runtime.prompts import decode, encode
 from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.train import Loss, train
 from tinylora_edge.train._model import load_model
-from tinylora_edge.train._output import cores
 from tinylora_edge.train.adapter import Adapter
 from tinylora_edge.train.batches import Sampled
 from tinylora_edge.train.rollouts import HFRollouts
@@ -34,7 +33,7 @@ def scorers(bundle: Path, task: Task, dtype: str, stack: list[Any]) -> tuple[Sco
     """Return mean held-out reward of a vector in torch, and in llama.cpp."""
     threads = cores()
     llm = runtime.load(bundle, n_ctx=64, n_threads=threads)
-    batch = Batch(llm, n_ctx=8192, n_threads=threads)
+    batch = batch_for(llm, task.held_out, task.max_tokens, n_threads=threads)
     model = load_model(bundle / "base.gguf", dtype)
     adapter = Adapter(model, llm.basis)
     stack += [llm, batch]

@@ -339,10 +339,10 @@ class Story:
 
     def _measure(self, llm: TinyLoraLlama) -> Evaluation:
         """Measure the vector that the model has now on the held-out prompts."""
-        from ..runtime.batch import Batch
-        from ..runtime.evaluation import evaluate
+        from ..runtime.evaluation import batch_for, evaluate
 
-        with _waiting("measuring"), Batch(llm, n_ctx=32 * self._task.max_tokens + 4096) as batch:
+        task = self._task
+        with _waiting("measuring"), batch_for(llm, task.held_out, task.max_tokens) as batch:
             return evaluate(batch, self._task, llm.vector)
 
     def _shown(self) -> list[Sample]:

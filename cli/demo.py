@@ -116,7 +116,7 @@ def _kept_once_trained(output: Path) -> Iterator[None]:
 
 
 def _cores() -> int:
-    from ..train._output import cores
+    from ..runtime.batch import cores
 
     return cores()
 

@@ -143,8 +143,7 @@ def evaluate(
       tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup
     """
     from .. import runtime
-    from ..runtime.batch import Batch
-    from ..runtime.evaluation import compare
+    from ..runtime.evaluation import batch_for, compare
     from ..runtime.evaluation import evaluate as measure
 
     loaded = _load(task, reward, seed, held_out=number)
@@ -152,7 +151,7 @@ def evaluate(
     llm = runtime.load(bundle, n_ctx=64)
     checked = None if data is None else llm.policy.check(data, llm.basis)
     samples = loaded.held_out[:number]
-    with Batch(llm, n_ctx=32 * loaded.max_tokens + 4096) as batch:
+    with batch_for(llm, samples, loaded.max_tokens) as batch:
 
         def run(chosen: Any) -> Evaluation:
             return measure(batch, loaded, chosen, samples=samples, temperature=temperature, seed=seed)

@@ -38,9 +38,9 @@ def choose(model: Any, basis: Basis) -> Strategy:
 
 
 class Personalizer:
-    """Applies micro-vectors to one llama.cpp context, all or nothing.
+    """Applies micro-vectors to llama.cpp contexts of one model, all or nothing.
 
-    Make it before the context, and free it after the context and before the model.
+    Make it before the contexts, and free it after them and before the model.
 
     Args:
         model: the `llama_model`.
@@ -54,12 +54,15 @@ class Personalizer:
         self.vector: MicroVector | None = None
 
     def apply(
-        self, context: Any, vector: MicroVector | None, others: Sequence[tuple[Adapter, float]] = ()
+        self,
+        contexts: Sequence[Any],
+        vector: MicroVector | None,
+        others: Sequence[tuple[Adapter, float]] = (),
     ) -> None:
-        """Make a vector the active one of a context; None for the base alone.
+        """Make a vector the active one of every context; None for the base alone.
 
         Args:
-            context: the `llama_context`.
+            contexts: each a `llama_context`.
             vector: what to apply.
             others: adapters of the caller's own, which stay in force beside the vector.
 
@@ -68,9 +71,14 @@ class Personalizer:
             TinyLoraError: llama.cpp refuses; the vector before stays active.
         """
         active = self._strategy.stage(self._basis.values(vector)) if vector is not None else []
+        changed = []
         try:
-            _set_adapters(context, [*active, *others])
+            for context in contexts:
+                _set_adapters(context, [*active, *others])
+                changed.append(context)
         except BaseException:
+            for context in changed:
+                _set_adapters(context, [*self._active, *others])
             self._strategy.settle(self._active)
             raise
         self._strategy.settle(active)

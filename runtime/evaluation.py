@@ -13,6 +13,7 @@ from .._vector import MicroVector
 from ..errors import VectorError
 from ..tasks import Completion, Sample, Task
 from .batch import Batch
+from .llama import TinyLoraLlama
 from .prompts import decode, encode
 
 
@@ -61,6 +62,23 @@ class Comparison:
     gained: int
     lost: int
     p: float
+
+
+def batch_for(
+    llm: TinyLoraLlama,
+    samples: Sequence[Sample],
+    max_tokens: int,
+    *,
+    sequences: int = 32,
+    n_threads: int | None = None,
+) -> Batch:
+    """Return a batch with room for `max_tokens` after each of the samples' prompts.
+
+    Raises:
+        TinyLoraError: llama.cpp cannot make the context.
+    """
+    longest = max(len(encode(llm, sample.prompt)) for sample in samples)
+    return Batch(llm, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
 
 
 def evaluate(

@@ -128,7 +128,7 @@ class TinyLoraLlama(llama_cpp.Llama):
         if self._ctx.ctx is None:
             raise TinyLoraError("the model is closed: load it again")
         own = [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
-        self._personalizer.apply(self._ctx.ctx, vector, own)  # the caller's lora_path stays in force
+        self._personalizer.apply([self._ctx.ctx], vector, own)  # the caller's lora_path stays in force
         self._forget()
 
     def _forget(self) -> None:

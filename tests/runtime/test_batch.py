@@ -12,7 +12,8 @@ import pytest
 from tinylora_edge import MicroVector, VectorError
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.runtime import TinyLoraLlama
-from tinylora_edge.runtime.batch import Batch, Generation, sample
+from tinylora_edge.runtime._sampling import sample
+from tinylora_edge.runtime.batch import Batch, Generation
 
 PROMPTS = [list(text.encode()) for text in ("one two three", "one two four", "one", "quite another text")]
 LIMIT = 7
@@ -27,7 +28,7 @@ def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: str) -> TinyLoraLlama:
 
 @pytest.fixture
 def batch(llm: TinyLoraLlama) -> Iterator[Batch]:
-    with Batch(llm, sequences=4, n_ctx=256, n_threads=1) as opened:
+    with Batch(llm, n_ctx_seq=40, sequences=4, n_threads=1) as opened:
         yield opened
 
 
@@ -84,17 +85,18 @@ def test_the_seed_decides(batch: Batch) -> None:
 @pytest.mark.parametrize("cells", [18 + LIMIT, 40, 60, 256])
 def test_few_cells_only_mean_fewer_at_the_same_time(llm: TinyLoraLlama, cells: int) -> None:
     """What samples of a prompt share is counted once, and comes back when the last of them is done."""
-    with Batch(llm, sequences=4, n_ctx=256, n_threads=1) as batch:
+    with Batch(llm, n_ctx_seq=40, sequences=4, n_threads=1) as batch:
         whole = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT)
-        batch.n_ctx = cells  # llama.cpp rounds up to 256
+        (lane,) = batch._lanes
+        lane.n_ctx = cells  # llama.cpp rounds up to 256
         tight = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT)
     assert [g.tokens.tolist() for g in tight] == [g.tokens.tolist() for g in whole]
 
 
-def test_a_full_context_is_enough_for_any_prompts(llm: TinyLoraLlama) -> None:
+def test_few_cells_are_enough_for_any_prompts(llm: TinyLoraLlama) -> None:
     """32 prompts that share nothing need more cells than there are: none may fail for it."""
     prompts = [[i, *range(40, 80)] for i in range(1, 33)]
-    with Batch(llm, sequences=32, n_ctx=256, n_threads=1) as batch:
+    with Batch(llm, n_ctx_seq=7, sequences=32, n_threads=1) as batch:
         found = batch.generate(prompts, samples=2, max_tokens=LIMIT, temperature=1.0)
     assert [g.prompt for g in found] == [i for i in range(32) for _ in range(2)]
 
@@ -102,7 +104,9 @@ def test_a_full_context_is_enough_for_any_prompts(llm: TinyLoraLlama) -> None:
 def test_bad_prompts_are_refused_before_anything_runs(batch: Batch) -> None:
     with pytest.raises(VectorError, match="prompt 1 is empty"):
         batch.generate([[1], []], max_tokens=2)
-    with pytest.raises(VectorError, match=r"prompt 0 has 250 tokens.* 7 to generate.* 256 cells"):
+    with pytest.raises(
+        VectorError, match=r"prompt 0 has 250 tokens.* 7 to generate.* 256 cells.*raise n_ctx_seq"
+    ):
         batch.generate([[1] * 250], max_tokens=7)
     assert batch.generate([], max_tokens=2) == []
 
@@ -127,20 +131,69 @@ def test_a_refused_vector_leaves_the_one_before(llm: TinyLoraLlama, batch: Batch
 
 
 def test_closed_is_closed(llm: TinyLoraLlama) -> None:
-    batch = Batch(llm, sequences=2, n_ctx=256, n_threads=1)
+    batch = Batch(llm, n_ctx_seq=40, sequences=2, n_threads=1)
     batch.close()
     batch.close()
     assert batch.vector is None
-    with pytest.raises(TinyLoraError, match="closed"):
-        batch.swap(None)
+    for use in (lambda: batch.swap(None), lambda: batch.generate(PROMPTS, max_tokens=2)):
+        with pytest.raises(TinyLoraError, match="closed"):
+            use()
+
+
+@pytest.mark.parametrize(("prompts", "samples"), [(PROMPTS, 9), (PROMPTS[:1], 3), (PROMPTS[:1], 1)])
+def test_lanes_change_nothing(llm: TinyLoraLlama, prompts: list[list[int]], samples: int) -> None:
+    """A sequence has random numbers of its own: where it runs, and beside what, does not matter."""
+    vector = MicroVector.random(llm.basis, 0.5, seed=1)
+    found = []
+    for threads, lanes in ((1, 1), (2, 2), (3, 2)):
+        with Batch(llm, n_ctx_seq=40, sequences=16, n_threads=threads) as batch:
+            assert len(batch._lanes) == lanes
+            batch.swap(vector)
+            drawn = batch.generate(prompts, samples=samples, max_tokens=LIMIT, temperature=1.5, seed=(3, 1))
+        assert [g.prompt for g in drawn] == [i for i in range(len(prompts)) for _ in range(samples)]
+        found.append([g.tokens.tolist() for g in drawn])
+    assert found[0] == found[1] == found[2]
+    assert samples == 1 or len({tuple(tokens) for tokens in found[0]}) > 1
+
+
+def test_what_fails_in_one_lane_stops_the_others(llm: TinyLoraLlama) -> None:
+    with Batch(llm, n_ctx_seq=40, sequences=16, n_threads=2) as batch:
+        whole = batch.generate(PROMPTS, samples=2, max_tokens=LIMIT)
+        other, failing = batch._lanes
+        n_ctx, failing.n_ctx = failing.n_ctx, 10**6  # promises cells that llama.cpp does not have
+        prompts = [PROMPTS[0], *([i % 250 for i in range(k, k + 200)] for k in range(100))]
+        with pytest.raises(TinyLoraError, match="KV cache is full"):
+            batch.generate([*prompts[:1] * 200, *prompts[1:]], samples=1, max_tokens=30)
+        failing.n_ctx = n_ctx
+        assert not other.stop
+        again = batch.generate(PROMPTS, samples=2, max_tokens=LIMIT)
+    assert [g.tokens.tolist() for g in again] == [g.tokens.tolist() for g in whole]
 
 
 def test_samples_follow_the_distribution() -> None:
     rng = np.random.default_rng(0)
     logits = np.tile(np.array([0.0, 1.0, 2.0, -np.inf], np.float32), (20_000, 1))
-    tokens, logprobs = sample(logits, 0.7, rng)
+    tokens, logprobs = sample(logits, 0.7, rng.random(len(logits)))
     probabilities = np.exp(log_softmax(logits[0] / 0.7))
     counts = np.bincount(tokens, minlength=4) / len(tokens)
     assert counts[3] == 0
     np.testing.assert_allclose(counts, probabilities, atol=0.015)  # 4 standard deviations
     np.testing.assert_allclose(logprobs, np.log(probabilities[tokens]), atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 5, 256, 257, 1000, 49_152])
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution(width: int) -> None:
+    rng = np.random.default_rng(width)
+    logits = (rng.normal(size=(300, width)) * 4).astype(np.float32)
+    logits[:, rng.random(width) < 0.3] = -np.inf  # weights of exactly 0, at the ends too
+    logits[:, width // 2] = 0.0
+    uniform = rng.random(300)
+    uniform[:3] = 0.0, np.nextafter(1, 0), 1.0  # not even 1 may draw what has no weight
+    tokens, logprobs = sample(logits, 0.5, uniform)
+    p = np.exp(log_softmax(logits.astype(np.float64) / 0.5))
+    at = np.arange(300)
+    assert (p[at, tokens] > 0).all()
+    upper = np.cumsum(p, axis=1)[at, tokens]
+    assert (uniform <= upper + 1e-6).all()
+    assert (uniform >= upper - p[at, tokens] - 1e-6).all()
+    np.testing.assert_allclose(logprobs, np.log(p[at, tokens]), atol=2e-5)

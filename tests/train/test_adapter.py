@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import models
@@ -140,26 +140,46 @@ def in_float64(model: Any) -> None:
             module.forward = norm
 
 
+def group(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Group:
+    n = len(completions)
+    tokens = [np.array(c, np.int32) for c in completions]
+    sampled = [np.zeros(len(c), np.float32) for c in completions]
+    return Group(np.array(prompt, np.int32), tokens, sampled, np.ones(n, np.float32), np.ones(n, np.float32))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("lengths", [(12, 12), (7, 12), (1, 30)])
 @pytest.mark.parametrize(
     ("architecture", "plain"), [("qwen2", True), ("phi3", True), ("granite", False)]
 )  # Granite divides its logits
-def test_shared_prompt_equals_whole_sequences(architecture: str, plain: bool) -> None:
+def test_one_pass_equals_whole_sequences(
+    architecture: str, plain: bool, lengths: tuple[int, int], attention: str
+) -> None:
+    """Groups are computed together, their prompts padded, each prompt once, equal completions once."""
     model = models.tiny_model(architecture)
+    model.set_attn_implementation(attention)
     assert (plain_head(model) is not None) == plain
     basis = basis_of(model, "full", 1, 13, architecture)
     adapter = Adapter(model, basis)
     adapter.set(MicroVector.random(basis, 0.5, seed=1))
     learner = Learner(model, adapter, temperature=0.6, workers=2)
-    prompt = np.arange(40, 52, dtype=np.int32)
-    completions = [np.array(c, np.int32) for c in ([1, 2, 3, 257], [9, 257], [7, 7, 7, 7], [9, 257])]
-    found = learner.logprobs(prompt, completions).detach()
-    for row, completion in zip(found, completions, strict=True):
-        whole = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
-        with torch.no_grad():
-            scores = torch.log_softmax(model(whole).logits[0] / 0.6, -1)
-        expected = [scores[len(prompt) - 1 + i, t].item() for i, t in enumerate(completion)]
-        np.testing.assert_allclose(row[: len(completion)], expected, atol=1e-4)
-        assert not row[len(completion) :].any()
+    groups = [
+        group(range(40, 40 + length), completions)
+        for length, completions in (
+            (12, [[1, 2, 3, 257], [9, 257], [7, 7, 7, 7], [9, 257]]),
+            (lengths[0], [[5, 5, 257]]),
+            (lengths[1], [[4, 257], [6], [8, 8, 8, 8, 257]]),
+        )
+    ]
+    for group_, found in zip(groups, learner.logprobs(groups), strict=True):
+        prompt = group_.prompt.tolist()
+        for row, completion in zip(found.detach(), group_.completions, strict=True):
+            whole = torch.tensor([[*prompt, *completion.tolist()]])
+            with torch.no_grad():
+                scores = torch.log_softmax(model(whole).logits[0] / 0.6, -1)
+            expected = [scores[len(prompt) - 1 + i, t].item() for i, t in enumerate(completion)]
+            np.testing.assert_allclose(row[: len(completion)], expected, atol=1e-4)
+            assert not row[len(completion) :].any()
     learner.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -19,19 +18,6 @@ from .trainer import Report
 
 if TYPE_CHECKING:
     from .run import Options, Outcome
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cells(longest: int, task: Task, options: Options) -> int:
-    """KV cells with which every sequence can run at the same time, each on a prompt of its own.
-
-    What all prompts share lies in them once more, and so does the next prompt while it is evaluated.
-    """
-    return longest * 2 + options.sequences * (longest + task.max_tokens)
 
 
 @contextmanager

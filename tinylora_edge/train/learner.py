@@ -1,7 +1,8 @@
 """The learner: log-probabilities of completions in torch, and what their loss says about v.
 
-The prompt of a group runs once; its keys and values serve all completions of the group. Groups run on a
-pool of threads with one core each: an OpenMP team that spans busy cores waits more than it works.
+The prompt of a group runs once; its keys and values serve all completions of the group. Groups are computed
+some at a time, since a matrix product of few rows costs little less than one of many, on a pool of threads
+with one core each: an OpenMP team that spans busy cores waits more than it works.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._logprobs import ChosenLogprobs, plain_head
+from ._padding import pad
 from .adapter import Adapter
 from .grpo import Loss, token_loss
 
 T = TypeVar("T")
+
+_TOKENS = 512
+"""Of a pass: more are hardly faster, and each keeps about a megabyte (SmolLM2) until its gradient is done."""
 
 
 @dataclass
@@ -42,6 +47,12 @@ class Group:
     weight: NDArray[np.float32]
     old: Tensor | None = field(default=None, repr=False)
     reference: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Tokens to compute."""
+        longest = max(len(completion) for completion in self.completions)
+        return len(self.prompt) + len(self.completions) * longest
 
 
 @dataclass(frozen=True)
@@ -67,13 +78,14 @@ class Learner:
         adapter: attached to it.
         temperature: that completions are sampled at; log-probabilities are those of
             softmax(logits / temperature).
-        workers: groups at the same time, a core each.
+        workers: passes at the same time, a core each.
     """
 
     def __init__(self, model: Any, adapter: Adapter, *, temperature: float, workers: int = 1) -> None:
         self.model = model
         self.adapter = adapter
         self.temperature = temperature
+        self._workers = workers
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         # Not in this thread: what oneDNN computes in bfloat16 releases the AMX tiles that llama.cpp has
         # configured, once for each thread that it computes in, and its next use of them is illegal.
@@ -83,29 +95,51 @@ class Learner:
         """End the threads."""
         self._pool.shutdown()
 
-    def logprobs(self, prompt: NDArray[np.int32], completions: Sequence[NDArray[np.int32]]) -> Tensor:
-        """Return the log-probability of every token: float32 [completions, longest]; padding gives 0."""
-        # At a low temperature some samples of a prompt are the same: each is computed once.
-        different = {c.tobytes(): c for c in completions}
-        tokens, mask = _pad(list(different.values()))
-        scores = self._logprobs(torch.from_numpy(prompt.astype(np.int64))[None], tokens, mask)
-        if len(different) == len(completions):
-            return scores
-        place = {key: row for row, key in enumerate(different)}
-        return scores[[place[c.tobytes()] for c in completions]]
+    def logprobs(self, groups: Sequence[Group]) -> list[Tensor]:
+        """Return the log-probability of every token, by one pass over all the groups.
 
-    def _logprobs(self, prompt: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        Returns:
+            For each group float32 [completions, longest]; padding gives 0.
+        """
+        # At a low temperature some samples of a prompt are the same: each is computed once.
+        rows: list[NDArray[np.int32]] = []
+        counts, places = [], []
+        for group in groups:
+            known: dict[bytes, int] = {}
+            for completion in group.completions:
+                if known.setdefault(completion.tobytes(), len(rows)) == len(rows):
+                    rows.append(completion)
+            counts.append(len(known))
+            places.append([known[completion.tobytes()] for completion in group.completions])
+        prompts, prompts_mask = pad([group.prompt for group in groups], left=True)
+        tokens, mask = pad(rows)
+        scores = self._logprobs(prompts, prompts_mask, torch.tensor(counts), tokens, mask)
+        return [
+            scores[place, : max(len(completion) for completion in group.completions)]
+            for group, place in zip(groups, places, strict=True)
+        ]
+
+    def _logprobs(
+        self, prompts: Tensor, prompts_mask: Tensor, counts: Tensor, tokens: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Log-probability of tokens [rows, longest]; the first counts[0] rows follow prompt 0, and so on."""
         from transformers import DynamicCache
 
-        cache, (rows, longest) = DynamicCache(), tokens.shape
-        run = self.model if self._head is None else self.model.base_model
+        cache, run = DynamicCache(), self.model if self._head is None else self.model.base_model
         options: dict[str, Any] = {"cache": cache, "use_cache": True}
+        seen = prompts_mask.long()
+        padded = not bool(prompts_mask.all())
+        if padded:
+            options |= {"attention_mask": seen, "position_ids": (seen.cumsum(-1) - 1).clamp(min=0)}
         # logits [.., vocabulary], or hidden states [.., hidden] where those are enough
         last_alone: dict[str, Any] = {"logits_to_keep": 1} if self._head is None else {}
-        first = run(prompt, **options, **last_alone)[0][:, -1:]
-        outputs = first.expand(rows, -1, -1)
-        if longest > 1:
-            cache.batch_repeat_interleave(rows)
+        outputs = run(prompts, **options, **last_alone)[0][:, -1:].repeat_interleave(counts, 0)
+        if (more := tokens.shape[1] - 1) > 0:
+            cache.batch_repeat_interleave(counts)
+            if padded:
+                seen = seen.repeat_interleave(counts, 0)
+                options["attention_mask"] = torch.cat([seen, seen.new_ones(len(seen), more)], 1)
+                options["position_ids"] = seen.sum(-1, keepdim=True) + torch.arange(more)
             outputs = torch.cat([outputs, run(tokens[:, :-1], **options)[0]], dim=1)
         real = mask.bool()
         if self._head is not None:
@@ -120,49 +154,55 @@ class Learner:
     def measure(self, groups: Sequence[Group]) -> list[Tensor]:
         """Return the log-probabilities of each group under the present v, without a gradient."""
 
-        def run(group: Group) -> Tensor:
+        def run(chosen: Sequence[Group]) -> list[Tensor]:
             with torch.no_grad():
-                return self.logprobs(group.prompt, group.completions)
+                return self.logprobs(chosen)
 
-        return self._map(run, groups)
+        found: list[Tensor | None] = [None] * len(groups)
+        passes = self._passes(groups)
+        for numbers, tensors in zip(passes, self._map(run, groups, passes), strict=True):
+            for number, tensor in zip(numbers, tensors, strict=True):
+                found[number] = tensor
+        return [tensor for tensor in found if tensor is not None]
 
     def gradient(self, groups: Sequence[Group], loss: Loss) -> Gradient:
         """Return loss and gradient of a batch. The first call for a group fixes its old policy."""
 
-        def run(group: Group) -> tuple[float, Tensor, float, int]:
-            logprobs = self.logprobs(group.prompt, group.completions)
-            sampled, mask = _pad(group.sampled)
-            if group.old is None:
-                group.old = logprobs.detach()
-            terms = token_loss(
-                logprobs,
-                sampled=sampled,
-                old=group.old,
-                reference=group.reference,
-                advantage=torch.from_numpy(group.advantage)[:, None],
-                loss=loss,
-            )
-            total = (terms * mask * torch.from_numpy(group.weight)[:, None]).sum()
+        def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float, int]:
+            total, gap, count = torch.zeros(()), 0.0, 0
+            for group, logprobs in zip(chosen, self.logprobs(chosen), strict=True):
+                sampled, mask = pad(group.sampled)
+                if group.old is None:
+                    group.old = logprobs.detach()
+                terms = token_loss(
+                    logprobs,
+                    sampled=sampled,
+                    old=group.old,
+                    reference=group.reference,
+                    advantage=torch.from_numpy(group.advantage)[:, None],
+                    loss=loss,
+                )
+                total = total + (terms * mask * torch.from_numpy(group.weight)[:, None]).sum()
+                gap += ((group.old - sampled).abs() * mask).sum().item()
+                count += int(mask.sum())
             (grad,) = torch.autograd.grad(total, [self.adapter.v])
-            gap = ((group.old - sampled).abs() * mask).sum().item()
-            return total.item(), grad, gap, int(mask.sum())
+            return total.detach(), grad, gap, count
 
-        parts = self._map(run, groups)
+        parts = self._map(run, groups, self._passes(groups))
         grad = torch.stack([part[1] for part in parts]).sum(0)
         count = sum(part[3] for part in parts)
-        return Gradient(sum(p[0] for p in parts), grad, sum(p[2] for p in parts) / max(count, 1))
+        total = sum(float(part[0]) for part in parts)
+        return Gradient(total, grad, sum(part[2] for part in parts) / max(count, 1))
 
-    def _map(self, function: Callable[[Group], T], groups: Sequence[Group]) -> list[T]:
-        return list(self._pool.map(function, groups))
+    def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
+        """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
+        order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
+        size = sum(group.size for group in groups)
+        count = -(-max(1, -(-size // _TOKENS)) // self._workers) * self._workers
+        count = min(count, len(groups))
+        return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
 
-
-def _pad(rows: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
-    """Return rows padded with zeros at the right, and a float mask of what is real: [rows, longest]."""
-    longest = max(len(row) for row in rows)
-    floats = rows[0].dtype.kind == "f"
-    padded = np.zeros((len(rows), longest), np.float32 if floats else np.int64)
-    mask = np.zeros((len(rows), longest), np.float32)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return torch.from_numpy(padded), torch.from_numpy(mask)
+    def _map(
+        self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group], passes: list[list[int]]
+    ) -> list[T]:
+        return list(self._pool.map(function, [[groups[i] for i in numbers] for numbers in passes]))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from .._vector import MicroVector
+from ._padding import pad
 
 if TYPE_CHECKING:
     from ..runtime.batch import Batch
@@ -89,10 +90,12 @@ class HFRollouts:
         model: the model.
         adapter: attached to it.
         end: ids of the tokens that end a generation.
+        sequences: that are generated at the same time.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, end: Sequence[int]) -> None:
+    def __init__(self, model: Any, adapter: Adapter, end: Sequence[int], *, sequences: int = 32) -> None:
         self._model, self._adapter, self._end = model, adapter, list(end)
+        self._sequences = sequences
         # A thread of its own, for the same reason as the learner's: AMX tiles are llama.cpp's elsewhere.
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
@@ -115,21 +118,23 @@ class HFRollouts:
         def run() -> list[list[Rollout]]:
             with torch.random.fork_rng():
                 torch.manual_seed(state)
-                return [self._draw_group(p, samples, max_tokens, temperature) for p in prompts]
+                each = max(1, self._sequences // samples)
+                parts = [prompts[i : i + each] for i in range(0, len(prompts), each)]
+                return [g for part in parts for g in self._generate(part, samples, max_tokens, temperature)]
 
         try:
             return self._pool.submit(run).result()
         finally:
             self._adapter.set(before)
 
-    def _draw_group(
-        self, prompt: NDArray[np.int32], samples: int, max_tokens: int, temperature: float
-    ) -> list[Rollout]:
-        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+    def _generate(
+        self, prompts: Sequence[NDArray[np.int32]], samples: int, max_tokens: int, temperature: float
+    ) -> list[list[Rollout]]:
+        ids, mask = pad(prompts, left=True)
         with torch.no_grad():
             out = self._model.generate(
                 ids,
-                attention_mask=torch.ones_like(ids),
+                attention_mask=mask.long(),
                 do_sample=temperature > 0,
                 temperature=temperature or None,
                 top_k=0 if temperature else None,
@@ -141,10 +146,13 @@ class HFRollouts:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        logits = torch.stack(out.logits, dim=1).float() / (temperature or 1.0)
         tokens = out.sequences[:, ids.shape[1] :]
-        logprobs = logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
-        return [self._cut(t, p) for t, p in zip(tokens, logprobs, strict=True)]
+        logprobs = torch.empty(tokens.shape)
+        for place, raw in enumerate(out.logits):
+            logits = raw.float() / (temperature or 1.0)
+            logprobs[:, place] = logits.gather(-1, tokens[:, place, None])[:, 0] - logits.logsumexp(-1)
+        cut = [self._cut(t, p) for t, p in zip(tokens, logprobs, strict=True)]
+        return [cut[i : i + samples] for i in range(0, len(cut), samples)]
 
     def _cut(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> Rollout:
         ends = torch.isin(tokens, torch.tensor(self._end)).nonzero()

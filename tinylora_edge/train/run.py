@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from .. import runtime
 from .._bundle import Bundle
 from ..errors import TrainError
-from ..runtime.batch import Batch
+from ..runtime.batch import Batch, cores
 from ..runtime.evaluation import Comparison, Evaluation, compare, evaluate
 from ..runtime.llama import TinyLoraLlama
 from ..runtime.prompts import decode, encode
 from ..runtime.requantize import bf16_is_faster, write_bf16
 from ..tasks import Sample, Task
 from ._model import load_model
-from ._output import cells, cores, metrics_file, write_result
+from ._output import metrics_file, write_result
 from .adapter import Adapter
 from .batches import Answers, Batches, Sampled
 from .grpo import Loss
@@ -35,6 +35,9 @@ from .trainer import Report, Result, Settings, Trainer
 
 METHODS: tuple[str, ...] = ("grpo", "sft")
 ROLLOUT_ENGINES: tuple[str, ...] = ("llama", "hf")
+
+_SHORT = 256
+"""Tokens of a sequence up to which plain attention is faster in the backward pass than the fused one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +184,12 @@ class _Engines:
         self.prompts = {id(s): encode(self.deployed, s.prompt) for s in (*task.train, *task.held_out)}
         longest = max(len(tokens) for tokens in self.prompts.values())
         self._check_context(longest)
-        self._cells = cells(longest, task, options)
+        self._longest = longest + task.max_tokens
         self.deployed_batch = stack.enter_context(self._batch(self.deployed))
         source = options.weights or found.base
         self.model = load_model(source, options.dtype)
+        if self._longest <= _SHORT:
+            self.model.set_attn_implementation("eager")
         self.adapter = stack.enter_context(Adapter(self.model, self.basis))
         temperature = task.temperature if options.method == "grpo" else 1.0
         self.learner = Learner(self.model, self.adapter, temperature=temperature, workers=self.threads)
@@ -234,11 +239,12 @@ class _Engines:
             )
 
     def _batch(self, llm: TinyLoraLlama) -> Batch:
-        return Batch(llm, sequences=self.options.sequences, n_ctx=self._cells, n_threads=self.threads)
+        return Batch(llm, n_ctx_seq=self._longest, sequences=self.options.sequences, n_threads=self.threads)
 
     def _rollouts(self, base: Path, folder: Path, stack: ExitStack) -> Rollouts:
         if self.options.rollouts == "hf":
-            return HFRollouts(self.model, self.adapter, [self.deployed.token_eos()])
+            end = [self.deployed.token_eos()]
+            return HFRollouts(self.model, self.adapter, end, sequences=self.options.sequences)
         if not self.options.bf16_copy:
             return LlamaRollouts(self.deployed_batch)
         copy = folder / "rollout-bf16.gguf"

@@ -25,12 +25,11 @@ from .. import runtime
 from .._bundle import Bundle
 from .._vector import MicroVector
 from ..errors import MissingExtraError, TrainError
-from ..runtime.batch import Batch
-from ..runtime.evaluation import Evaluation, evaluate
-from ..runtime.prompts import encode
+from ..runtime.batch import cores
+from ..runtime.evaluation import Evaluation, batch_for, evaluate
 from ..tasks import Task
 from ._model import default_dtype, load_model
-from ._output import cells, cores, metrics_file, write_result
+from ._output import metrics_file, write_result
 from .run import Options, Outcome
 from .trainer import Report
 
@@ -249,9 +248,8 @@ def _evaluate(
     """Base and vector on the held-out prompts, in the deployed engine."""
     threads = options.workers or cores()
     with closing(runtime.load(bundle, n_ctx=64, n_threads=threads)) as llm:
-        longest = max(len(encode(llm, sample.prompt)) for sample in task.held_out)
-        room = cells(longest, task, options)
-        with Batch(llm, sequences=options.sequences, n_ctx=room, n_threads=threads) as batch:
+        room: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
+        with batch_for(llm, task.held_out, task.max_tokens, **room) as batch:
             return evaluate(batch, task, None), evaluate(batch, task, vector)
 
 
