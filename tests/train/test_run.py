@@ -92,15 +92,16 @@ def test_same_seed_same_bytes_and_resume_is_identical(
     assert not (tmp_path / "cut.run" / "checkpoint.npz").exists()
 
 
+@pytest.mark.parametrize("at", ["start", 3, FAST.steps])
 def test_sigint_saves_and_leaves(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+    at: int | str, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
     def interrupt(metrics: dict[str, Any]) -> None:
-        if metrics.get("step") == 3:
+        if at in (metrics.get("step"), metrics.get("event")):
             signal.raise_signal(signal.SIGINT)
 
     outcome = train(tiny_bundle, letters_task, tmp_path / "v", options=options, report=interrupt)
-    assert (outcome.result.stopped, outcome.result.steps) == ("interrupted", 3)
+    assert (outcome.result.stopped, outcome.result.steps) == ("interrupted", 0 if at == "start" else at)
     assert not (tmp_path / "v").exists()
     train(tiny_bundle, letters_task, tmp_path / "v", options=options, resume=True)
     train(tiny_bundle, letters_task, tmp_path / "w", options=options)

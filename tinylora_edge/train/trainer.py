@@ -164,10 +164,7 @@ class Trainer:
             state.start_score = state.best_score = float(state.top_scores.mean())
             report({"event": "start", "validation": state.start_score})
         stopped = "done"
-        while state.step < settings.steps:
-            if self._stop:
-                stopped = "interrupted"
-                break
+        while state.step < settings.steps and not self._stop:
             metrics = self._step()
             state.step += 1
             last = state.step == settings.steps
@@ -180,6 +177,8 @@ class Trainer:
             if state.step % settings.checkpoint_every == 0:
                 self._save()
         self._save()
+        if self._stop and stopped == "done":  # in the last step too: what follows takes its time as well
+            stopped = "interrupted"
         if stopped == "silence" and not state.lr:  # it is set at the first step that had signal
             raise TrainError(
                 f"task {self.task.name} gives no signal: in {state.silent} steps all samples of every prompt "
