@@ -7,6 +7,8 @@ with one core each: an OpenMP team that spans busy cores waits more than it work
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from .adapter import Adapter
 from .grpo import Loss, token_loss
 
 T = TypeVar("T")
+
+_libc = ctypes.CDLL(None) if os.name != "nt" else None
 
 _TOKENS = 512
 """Of a pass: more are hardly faster, and each keeps about a megabyte (SmolLM2) until its gradient is done."""
@@ -189,6 +193,7 @@ class Learner:
             return total.detach(), grad, gap, count
 
         parts = self._map(run, groups, self._passes(groups))
+        _give_back()
         grad = torch.stack([part[1] for part in parts]).sum(0)
         count = sum(part[3] for part in parts)
         total = sum(float(part[0]) for part in parts)
@@ -206,3 +211,12 @@ class Learner:
         self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group], passes: list[list[int]]
     ) -> list[T]:
         return list(self._pool.map(function, [[groups[i] for i in numbers] for numbers in passes]))
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system, where the C library is glibc.
+
+    It keeps what a thread has freed for that thread, in pieces: a run of 40 steps grew from 1.6 to 2.4 GB.
+    """
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
