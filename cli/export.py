@@ -13,12 +13,29 @@ from . import _output, _vectors
 
 if TYPE_CHECKING:
     from ..exporters.gguf import ExportReport
+    from ..exporters.onnx import OnnxReport
 
 
 class Format(StrEnum):
     """What can be exported to."""
 
     gguf = "gguf"
+    onnx = "onnx"
+    both = "both"
+
+
+class OnnxInput(StrEnum):
+    """As `tinylora_edge.exporters.onnx.FLAVOURS`, the default first."""
+
+    default = "default"
+    required = "required"
+
+
+class OnnxPrecision(StrEnum):
+    """As `tinylora_edge.exporters.onnx.PRECISIONS`, the default first."""
+
+    fp32 = "fp32"
+    int4 = "int4"
 
 
 class Tying(StrEnum):
@@ -66,6 +83,22 @@ def export(
         ),
     ] = None,
     target_format: Annotated[Format, typer.Option("--format", help="Engine to export for.")] = Format.gguf,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The ONNX model to bake the factors into. [default: one is built from MODEL]"
+        ),
+    ] = None,
+    onnx_input: Annotated[
+        OnnxInput,
+        typer.Option(
+            help="Whether the graph's vector is zeros by default (Python, genai, adapters) or has to be fed "
+            "(browsers)."
+        ),
+    ] = OnnxInput.default,
+    onnx_precision: Annotated[
+        OnnxPrecision, typer.Option(help="Weights of an ONNX graph that is built.")
+    ] = OnnxPrecision.fp32,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank r of the factors.")] = 2,
     u: Annotated[
         int, typer.Option(metavar="N", min=1, help="Entries of the vector that one module reads.")
@@ -103,8 +136,9 @@ def export(
     manifest. A vector of groups x u numbers then personalizes it. A killed export leaves nothing.
 
     \b
-    Example:
+    Examples:
       tinylora-edge export SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
+      tinylora-edge export SmolLM2-135M-Instruct -o smollm2 --format onnx --onnx-precision int4
     """
     if add_base is not None:
         _refuse_options(ctx, "--add-base", keep=("model", "add_base", "as_json"))
@@ -113,8 +147,12 @@ def export(
     if output is None:
         raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
 
+    if target_format is Format.gguf:
+        _refuse_given(ctx, ("onnx", "onnx_input", "onnx_precision"), "goes with --format onnx or both")
+    if onnx is not None:
+        _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
+
     from ..exporters import Settings
-    from ..exporters.gguf import Export
 
     settings = Settings(
         rank=rank,
@@ -127,10 +165,37 @@ def export(
         factorization=factorization.value,
     )
     start = time.perf_counter()
-    planned = Export(model, output, base=base, settings=settings)
-    with _output.progress(len(planned.modules), planned.bytes) as step:
-        report = planned.run(step)
-    _print_report(planned.base, report, time.perf_counter() - start, as_json)
+    report: ExportReport | OnnxReport
+    if target_format is Format.gguf:
+        from ..exporters.gguf import Export
+
+        planned = Export(model, output, base=base, settings=settings)
+        with _output.progress(len(planned.modules), planned.bytes) as step:
+            report = planned.run(step)
+        name = planned.base.name
+    else:
+        from ..exporters.onnx import OnnxExport
+
+        plan = OnnxExport(
+            model,
+            output,
+            base=base,
+            graph=onnx,
+            with_gguf=target_format is Format.both,
+            flavour=onnx_input.value,
+            precision=onnx_precision.value,
+            settings=settings,
+        )
+        with _output.progress(len(plan.modules), plan.bytes) as step:
+            report = plan.run(step, _stage)
+        name = plan.base.name
+    _print_report(name, report, time.perf_counter() - start, as_json)
+
+
+def _stage(what: str) -> None:
+    """Say on a terminal what goes on after the bar has run full."""
+    if _output.stderr().is_terminal:
+        _output.note(f"{what} ...")
 
 
 def split_targets(given: list[str]) -> tuple[str, ...]:
@@ -138,9 +203,8 @@ def split_targets(given: list[str]) -> tuple[str, ...]:
     return tuple(target for item in given for part in item.split(",") if (target := part.strip()))
 
 
-def _print_report(base: Path, report: ExportReport, seconds: float, as_json: bool) -> None:
+def _print_report(base: str, report: ExportReport | OnnxReport, seconds: float, as_json: bool) -> None:
     basis, quality = report.basis, report.quality
-    size = (report.output / "base.gguf").stat().st_size
     wire = _vectors.sizes(basis.size)
     if quality.unconverged:
         _output.warn(
@@ -168,27 +232,61 @@ def _print_report(base: Path, report: ExportReport, seconds: float, as_json: boo
             "agreement": quality.agreement,
             "base": {
                 "placed": report.base_placed,
-                "bytes": size,
+                "bytes": None if report.base_placed is None else _base_bytes(report),
                 "fingerprints": list(basis.base_fingerprints),
             },
             "vector_bytes": wire,
         }
+        if (onnx := _onnx_facts(report)) is not None:
+            record["onnx"] = onnx
         _output.print_json(record)
         return
-    placed = report.base_placed
     rows = [
         ("digest", basis.digest),
         ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
         ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
         ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
-        ("base.gguf", f"a copy of {_output.megabytes(size)}" if placed == "copy" else placed),
     ]
+    placed = report.base_placed
+    if placed is not None:
+        size = _output.megabytes(_base_bytes(report))
+        rows.append(("base.gguf", f"a copy of {size}" if placed == "copy" else placed))
     if quality.agreement is not None:
-        rows.append(("distance to base", f"{quality.agreement:.2e} (worst module, {base.name})"))
-    _output.say(f"exported {base.name} to {report.output} in {seconds:.1f} s")
+        rows.append(("distance to base", f"{quality.agreement:.2e} (worst module, {base})"))
+    if (onnx := _onnx_facts(report)) is not None:
+        precision = f"{onnx['precision']}, " if onnx["precision"] else ""
+        rows += [
+            ("onnx/model.onnx", f"{precision}{_output.megabytes(onnx['bytes'])}, from {onnx['graph']}"),
+            ("side path", f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}"),
+            ("distance to graph", f"{onnx['agreement']:.2e} (worst module)"),
+        ]
+    _output.say(f"exported {base} to {report.output} in {seconds:.1f} s")
     _output.facts(rows)
     _output.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
+
+
+def _base_bytes(report: ExportReport | OnnxReport) -> int:
+    return (report.output / "base.gguf").stat().st_size
+
+
+def _onnx_facts(report: Any) -> dict[str, Any] | None:
+    baked = getattr(report, "baked", None)
+    if baked is None:
+        return None
+    folder = baked.model.parent
+    return {
+        "folder": str(folder),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "graph": report.made_by,
+        "precision": report.precision,
+        "input": baked.flavour,
+        "nodes": baked.nodes,
+        "nodes_added": baked.added,
+        "nodes_extended": baked.sites,
+        "agreement": baked.agreement,
+        "fingerprint": baked.fingerprint,
+    }
 
 
 def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
@@ -214,8 +312,12 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
 
 
 def _refuse_options(ctx: typer.Context, option: str, *, keep: tuple[str, ...]) -> None:
+    others = tuple(parameter.name or "" for parameter in ctx.command.params if parameter.name not in keep)
+    _refuse_given(ctx, others, f"makes no sense together with {option}")
+
+
+def _refuse_given(ctx: typer.Context, names: tuple[str, ...], why: str) -> None:
     for parameter in ctx.command.params:
-        name = parameter.name or ""
-        source = ctx.get_parameter_source(name)
-        if name not in keep and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"{parameter.opts[0]} makes no sense together with {option}", ctx=ctx)
+        source = ctx.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} {why}", ctx=ctx)

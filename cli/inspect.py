@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +10,10 @@ import typer
 
 from .._basis import Basis
 from .._bundle import Bundle
+from .._policy import Policy
 from .._side_tensors import load_basis
-from .._vector import MicroVector
 from ..errors import BasisError
-from . import _output, _vectors
+from . import _keyfiles, _output, _vectors
 
 
 def inspect(
@@ -26,6 +27,8 @@ def inspect(
         Path | None,
         typer.Option("--basis", "--bundle", metavar="PATH", help="Verify a vector against this basis."),
     ] = None,
+    keys: _keyfiles.Keys = None,
+    macs: _keyfiles.Macs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
@@ -44,11 +47,17 @@ def inspect(
             raise typer.BadParameter("only a vector is verified against a basis", param_hint="--basis")
         _inspect_model(path, as_json)
     else:
-        print_vector(str(path), basis, as_json)
+        print_vector(str(path), basis, as_json, keys, macs)
 
 
-def print_vector(source: str, basis_path: Path | None, as_json: bool) -> None:
-    """Print what a vector is; with a basis, after verifying it.
+def print_vector(
+    source: str,
+    basis_path: Path | None,
+    as_json: bool,
+    keys: Sequence[Path] | None = None,
+    macs: Sequence[str] | None = None,
+) -> None:
+    """Print what a vector is; with a basis, after verifying it under the keys.
 
     Raises:
         VectorError: it was refused.
@@ -56,7 +65,8 @@ def print_vector(source: str, basis_path: Path | None, as_json: bool) -> None:
     data = _vectors.read(source)
     basis = _vectors.find_basis(basis_path) if basis_path is not None else None
     # The basis judges first: its messages name the lengths that it expects.
-    vector = MicroVector.from_bytes(data, basis) if basis is not None else None
+    trusted = _keyfiles.verifiers(keys, macs)
+    vector = Policy(keys=trusted).check(data, basis) if basis is not None else None
     record = {"kind": "vector", "verified": vector is not None, **_vectors.header(data)}
     if vector is not None and basis is not None:
         record.pop("values_if", None)

@@ -1,12 +1,13 @@
 """The host side of a model: bake its frozen factors into side tensors, once.
 
 `export_gguf` writes a bundle from a GGUF file or from a Hugging Face directory with the GGUF that is
-deployed; `add_base` lists another deployed form of the same model. Reads weights in row blocks, so a
-model never has to fit in memory. Needs no engine; where llama-cpp-python is installed, its routines
-dequantize.
+deployed; `export_onnx` writes one with an ONNX graph, alone or beside the GGUF; `add_base` lists another
+deployed form of the same model. Reads weights in row blocks, so a model never has to fit in memory. Needs no
+engine; where llama-cpp-python is installed, its routines dequantize.
 """
 
 from ._factorize import Settings
 from .gguf import ExportReport, add_base, export_gguf
+from .onnx import OnnxReport, export_onnx
 
-__all__ = ["ExportReport", "Settings", "add_base", "export_gguf"]
+__all__ = ["ExportReport", "OnnxReport", "Settings", "add_base", "export_gguf", "export_onnx"]

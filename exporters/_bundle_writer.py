@@ -20,6 +20,16 @@ _FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs
 NAMES = (BASE_NAME, BASIS_NAME, MANIFEST_NAME)
 
 
+def refuse_existing(output: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        ExportError: the output exists.
+    """
+    if output.exists() or output.is_symlink():
+        raise ExportError(f"{output} exists already: choose another output, or remove it first")
+
+
 @contextmanager
 def new_bundle(output: Path) -> Iterator[Path]:
     """Give a directory to fill; on leaving it becomes `output` in one rename.
@@ -30,8 +40,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
     Raises:
         ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
     """
-    if output.exists() or output.is_symlink():
-        raise ExportError(f"{output} exists already: choose another output, or remove it first")
+    refuse_existing(output)
     prefix = f".{output.name}.partial-"
     partial = output.parent / f"{prefix}{os.getpid()}"
     try:  # from before the directory exists: a signal may come at any moment
@@ -61,6 +70,16 @@ def place_base(source: Path, target: Path) -> str:
     with suppress(OSError):
         os.link(source, target)
         return "hard link"
+    return copy_file(source, target)
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Make `target` a file of its own with the content of `source`; return how: `reflink` or `copy`.
+
+    Raises:
+        ExportError: there is no room for a copy.
+        OSError: the file cannot be written.
+    """
     if _reflink(source, target):
         return "reflink"
     size, free = source.stat().st_size, shutil.disk_usage(target.parent).free

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._basis import Basis
 from .._gguf import GGUFFile
-from .._side_tensors import fingerprint
 from ..errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
 from ..factorization import LEFT, SQRT, RowSource, factors, truncated_svd
 from ..modules import parse, select
@@ -24,14 +23,30 @@ from ._weights import Weights
 Progress = Callable[[str, int], None]
 """Called after each module with its name and the bytes of weights that it had as stored."""
 
-Align = Callable[[str, NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], float]]
-"""(module, A, B) -> (B with its rows in GGUF order, distance of the factors to the deployed weight)."""
+Align = Callable[[str, NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], float | None]]
+"""(module, A, B) -> (B with its rows in GGUF order, distance of the factors to the deployed weight, if
+there is one)."""
 
 AGREEMENT = 0.3
 """Largest |W v - s u| / s at which a deployed weight counts as the one that was factorized.
 
 Quantization to 2 bits gave up to 0.16; another row order or another model gives 1 and more.
 """
+
+
+class Deployed(Protocol):
+    """What a basis is for."""
+
+    architecture: str
+
+    def nbytes(self, module: str) -> int:
+        """Bytes of a module's weight."""
+
+    def stacked(self, module: str) -> bool:
+        """Whether its factors have an axis for experts."""
+
+    def fingerprints(self, modules: Sequence[str]) -> tuple[str, ...]:
+        """Fingerprints of the deployed forms that are known by now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +116,7 @@ def plan(deployed_modules: list[str], settings: Settings) -> tuple[list[str], ND
 
 def factorize(
     weights: Weights,
-    deployed: GGUFFile,
+    deployed: Deployed,
     modules: list[str],
     tying: NDArray[np.int32],
     settings: Settings,
@@ -112,7 +127,7 @@ def factorize(
 
     Args:
         weights: where the weights come from.
-        deployed: the GGUF that the basis is for.
+        deployed: what the basis is for.
         modules: names in canonical order.
         tying: group of each module.
         settings: of the export.
@@ -129,14 +144,15 @@ def factorize(
     for module in modules:
         pairs = [_factorize_matrix(module, m, settings, quality) for m in weights.matrices(module)]
         a, b = (np.stack(part) if len(pairs) > 1 else part[0] for part in zip(*pairs, strict=True))
-        if len(deployed.tensors[module].shape) == 3 and len(pairs) == 1:
+        if deployed.stacked(module) and len(pairs) == 1:
             a, b = a[None], b[None]
         if align is not None:
             b, distance = align(module, a, b)
-            quality.agreement = max(distance, quality.agreement or 0.0)
+            if distance is not None:
+                quality.agreement = max(distance, quality.agreement or 0.0)
         all_a.append(_store(module, a, stored))
         all_b.append(_store(module, b, stored))
-        progress(module, deployed.tensors[module].nbytes)
+        progress(module, deployed.nbytes(module))
     basis = Basis(
         architecture=deployed.architecture,
         modules=tuple(modules),
@@ -149,7 +165,7 @@ def factorize(
         tying=tying,
         a=tuple(all_a),
         b=tuple(all_b),
-        base_fingerprints=(fingerprint(deployed, modules),),
+        base_fingerprints=deployed.fingerprints(modules),
     )
     return basis, quality
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 from collections.abc import Sequence
@@ -123,6 +124,11 @@ class HFWeights:
                 f"no tensor of {directory} maps to a module of architecture {architecture!r}: "
                 "is the deployed GGUF made from this model?"
             )
+        self.modules = list(self._tensors)
+
+    def nbytes(self, module: str) -> int:
+        """Bytes of a module's weight as it is stored."""
+        return self._tensors[module].nbytes
 
     def matrices(self, module: str) -> list[RowSource]:
         """Return the module's weight: one matrix."""
@@ -140,7 +146,9 @@ class _Stored:
     """One tensor of a safetensors file, memory-mapped."""
 
     def __init__(self, path: Path, dtype: str, shape: Sequence[int], data: NDArray[np.uint8]) -> None:
+        self.dtype = dtype
         self._path, self._dtype, self._shape, self._data = path, dtype, tuple(shape), data
+        self.nbytes = data.size
 
     def rows(self, module: str) -> RowSource:
         decode = float_decoder(self._dtype)
@@ -156,6 +164,16 @@ class _Stored:
                 f"in {self._dtype} takes {self._shape[0] * row_bytes}"
             )
         return PackedRows(self._data.reshape(self._shape[0], -1), self._shape[1], decode)
+
+    def array(self, name: str) -> NDArray[np.float32]:
+        """Return the whole tensor as float32, whatever its shape."""
+        decode = float_decoder(self._dtype)
+        if decode is None or self._data.size != math.prod(self._shape) * FLOAT_BYTES[self._dtype]:
+            raise ExportError(
+                f"{name} in {self._path} has {self._data.size} bytes in {self._dtype} of shape "
+                f"{self._shape}: expected floats, as many as the shape says"
+            )
+        return decode(self._data.reshape(1, -1)).reshape(self._shape)
 
 
 def _shards(directory: Path) -> list[Path]:

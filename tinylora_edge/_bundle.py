@@ -11,34 +11,50 @@ from typing import Any
 
 from ._basis import Basis
 from ._gguf import GGUFFile, MalformedGGUFError
+from ._onnx_metadata import read_metadata
 from ._side_tensors import fingerprint, load_basis
 from .errors import BaseMismatchError, BasisError
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
+ONNX_NAME, MODEL_NAME = "onnx", "model.onnx"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A base model and the basis that adapts it."""
+    """A base model and the basis that adapts it.
+
+    Attributes:
+        base: the GGUF file, or the ONNX directory where the bundle has no GGUF.
+        basis_path: the side tensors.
+        manifest_path: where the manifest is, if there is one.
+        onnx: the ONNX directory (`model.onnx` and what belongs to it), or None.
+    """
 
     base: Path
     basis_path: Path
     manifest_path: Path | None = None
+    onnx: Path | None = None
 
     @classmethod
     def find(cls, path: str | PathLike[str]) -> Bundle:
         """Locate the parts of a bundle.
 
         Args:
-            path: a directory that `export` wrote, or a `.gguf` with `<stem>.basis.gguf` beside it
-                (or, for `base.gguf`, `basis.gguf`).
+            path: a directory that `export` wrote, the `onnx` directory in it (or a copy of that with
+                `basis.gguf` inside), or a `.gguf` with `<stem>.basis.gguf` beside it (or, for
+                `base.gguf`, `basis.gguf`).
 
         Raises:
             FileNotFoundError: the path, or one of the parts, is not there.
         """
         path = Path(path)
-        if path.is_dir():
-            bundle = cls(path / BASE_NAME, path / BASIS_NAME, path / MANIFEST_NAME)
+        if (path / MODEL_NAME).exists() and not (path / BASE_NAME).exists():
+            home = path if (path / BASIS_NAME).exists() else path.absolute().parent
+            bundle = cls(path, home / BASIS_NAME, home / MANIFEST_NAME, path)
+        elif path.is_dir():
+            onnx = path / ONNX_NAME if (path / ONNX_NAME / MODEL_NAME).exists() else None
+            base = onnx if onnx is not None and not (path / BASE_NAME).exists() else path / BASE_NAME
+            bundle = cls(base, path / BASIS_NAME, path / MANIFEST_NAME, onnx)
         elif path.name == BASE_NAME and (path.parent / BASIS_NAME).exists():
             bundle = cls(path, path.parent / BASIS_NAME, path.parent / MANIFEST_NAME)
         else:
@@ -46,8 +62,9 @@ class Bundle:
         for part in (path, bundle.base, bundle.basis_path):
             if not part.exists():
                 raise FileNotFoundError(
-                    f"{part} does not exist: expected a bundle directory with {BASE_NAME} and {BASIS_NAME}, "
-                    "or a .gguf with <stem>.basis.gguf beside it. Make one with: tinylora-edge export"
+                    f"{part} does not exist: expected a bundle directory with {BASE_NAME} (or {ONNX_NAME}/"
+                    f"{MODEL_NAME}) and {BASIS_NAME}, or a .gguf with <stem>.basis.gguf beside it. Make one "
+                    "with: tinylora-edge export"
                 )
         return bundle
 
@@ -79,8 +96,11 @@ class Bundle:
         """Return the fingerprint of the base, if the basis lists it.
 
         Raises:
-            BaseMismatchError: the base is not a GGUF file, or not one that the basis was exported for.
+            BaseMismatchError: the base is neither a GGUF file nor a baked ONNX graph, or not one that
+                the basis was exported for.
         """
+        if self.base == self.onnx:
+            return self.check_onnx()
         try:
             base = GGUFFile(self.base)
         except MalformedGGUFError as error:
@@ -94,11 +114,38 @@ class Bundle:
             found = fingerprint(base, self.basis.modules)
         except BaseMismatchError as error:
             raise BaseMismatchError(f"{self.base}: {error}") from None
+        self._check_listed(self.base, found)
+        return found
+
+    def check_onnx(self) -> str:
+        """Return the fingerprint that the bundle's ONNX graph states, if it was baked with this basis.
+
+        Raises:
+            BaseMismatchError: there is no graph, it was not baked, was baked with another basis, or from a
+                base that the basis does not list.
+        """
+        if self.onnx is None:
+            raise BaseMismatchError(
+                f"the bundle of {self.basis_path} has no {ONNX_NAME}/{MODEL_NAME}: export with --format both"
+            )
+        model = self.onnx / MODEL_NAME
+        metadata = read_metadata(model)
+        digest = metadata.get("tinylora.digest")
+        if digest != self.basis.digest:
+            what = "has no basis baked in" if digest is None else f"was baked with basis {digest[:16]}..."
+            raise BaseMismatchError(
+                f"{model} {what}, but {self.basis_path} is {self.basis.digest[:16]}...: use the two that one "
+                "export wrote, or export again with --format onnx"
+            )
+        found = metadata.get("tinylora.fingerprint", "")
+        self._check_listed(model, found)
+        return found
+
+    def _check_listed(self, base: Path, found: str) -> None:
         if found not in self.basis.base_fingerprints:
             listed = ", ".join(f"{item[:16]}..." for item in self.basis.base_fingerprints) or "none"
             raise BaseMismatchError(
-                f"{self.base} has fingerprint {found[:16]}..., but {self.basis_path} lists {listed}: "
+                f"{base} has fingerprint {found[:16]}..., but {self.basis_path} lists {listed}: "
                 "load the base that it was exported for, or list this one with: "
                 "tinylora-edge export BUNDLE --add-base FILE"
             )
-        return found

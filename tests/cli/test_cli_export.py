@@ -168,7 +168,17 @@ def test_another_model_is_not_added(cli: Cli, smollm2_bundle: Path, tiny_gguf: P
         (["-o", "out", "--rank", "0"], "--rank"),
         (["-o", "out", "--seed", "-1"], "--seed"),
         (["-o", "out", "--seed", str(1 << 64)], "--seed"),
-        (["-o", "out", "--format", "onnx"], "onnx"),
+        (["-o", "out", "--format", "onnxruntime"], "onnxruntime"),
+        (["-o", "out", "--onnx", "graph"], "--onnx goes with --format onnx or both"),
+        (["-o", "out", "--onnx-input", "required"], "--onnx-input goes with"),
+        (["-o", "out", "--onnx-precision", "int4"], "--onnx-precision goes with"),
+        (["-o", "out", "--format", "onnx", "--onnx-precision", "int3"], "int3"),
+        (["-o", "out", "--format", "onnx", "--onnx-input", "loose"], "loose"),
+        (
+            ["-o", "out", "--format", "onnx", "--onnx", "graph", "--onnx-precision", "int4"],
+            "that of a graph that is built",
+        ),
+        (["--add-base", "x.gguf", "--format", "onnx"], "--format"),
         (["-o", "out", "--tying", "loose"], "loose"),
     ],
 )

@@ -1,0 +1,63 @@
+"""The manifest: what an export did, for people and for tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .._basis import Basis
+from .._bundle import BASE_NAME, BASIS_NAME
+from .._version import __version__
+from ._factorize import Quality, Settings
+
+_FORMAT = 1
+
+
+def describe(
+    basis: Basis, quality: Quality, source: str, settings: Settings, **deployed: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a manifest.
+
+    Args:
+        basis: as it was written.
+        quality: of the factorization.
+        source: `gguf` or `hf`: where the weights came from.
+        settings: of the export.
+        deployed: a section for each deployed form: `base` for the GGUF, `onnx` for the graph.
+    """
+    return {
+        "format": _FORMAT,
+        "tool": f"tinylora-edge {__version__}",
+        "architecture": basis.architecture,
+        **deployed,
+        "basis": {
+            "file": BASIS_NAME,
+            "digest": basis.digest,
+            "modules": len(basis.modules),
+            "rank": basis.rank,
+            "u": basis.u,
+            "groups": basis.groups,
+            "seed": basis.seed,
+            "tying": basis.scheme,
+            "factorization": basis.factorization,
+            "factor_dtype": settings.factor_dtype,
+        },
+        "factors": {
+            "from": source,
+            "worst_residual": quality.residual,
+            "worst_residual_module": quality.residual_module,
+            "unconverged": quality.unconverged,
+            "passes": quality.passes,
+            "agreement": quality.agreement,
+        },
+    }
+
+
+def describe_gguf(base: Path, fingerprint: str) -> dict[str, Any]:
+    """Return the section of a manifest about the GGUF base."""
+    return {
+        "file": BASE_NAME,
+        "name": base.name,
+        "bytes": base.stat().st_size,
+        "fingerprint": fingerprint,
+    }

@@ -1,0 +1,139 @@
+"""Where an export takes its weights from, and for which deployed form it is: a GGUF, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._basis import Basis
+from .._side_tensors import fingerprint
+from ..errors import BaseMismatchError, ExportError
+from ..modules import parse
+from ._factorize import AGREEMENT, Progress, Quality, Settings, distance, factorize, plan
+from ._hf_config import HFConfig
+from ._weights import GGUFWeights, HFWeights, Weights
+
+
+class Source:
+    """The weights of an export. Opened, but not read.
+
+    Args:
+        model: a GGUF file, or a Hugging Face directory.
+        base: the GGUF that is deployed; None for `model` itself, or where a directory serves another
+            engine alone.
+        needs_gguf: a directory without a base is refused.
+
+    Attributes:
+        base: the GGUF that is deployed, or None.
+        architecture: its `general.architecture`, or the one that it would have.
+        modules: names of all modules that can be adapted.
+
+    Raises:
+        ExportError: a file is missing, unreadable or not a model.
+        UnsupportedModelError: the architecture is unknown, or no tensor can be adapted.
+    """
+
+    def __init__(self, model: Path, base: Path | None, *, needs_gguf: bool = True) -> None:
+        if not model.exists():
+            raise ExportError(f"{model} does not exist: pass a .gguf file or a Hugging Face directory")
+        if model.is_dir() and base is None and needs_gguf:
+            raise ExportError(
+                f"{model} is a directory of weights: name the GGUF that is deployed with --base FILE"
+            )
+        self.model = model
+        self.base = base if base is not None or model.is_dir() else model
+        self._config: HFConfig | None = None
+        self._deployed: GGUFWeights | None = None
+        if self.base is None:
+            self._config = HFConfig(model)
+            self.architecture = self._config.architecture
+            weights = HFWeights(model, self.architecture, self._config.blocks)
+            self._weights: Weights = weights
+            self.modules = weights.modules
+            return
+        self._deployed = GGUFWeights(self.base)
+        self.architecture = self._deployed.file.architecture
+        self.modules = self._deployed.modules
+        self._weights = self._deployed
+        if model.is_dir():
+            blocks = 1 + max(parse(module)[0] for module in self.modules)
+            self._weights = HFWeights(model, self.architecture, blocks)
+        elif model.resolve() != self.base.resolve():
+            self._weights = GGUFWeights(model)
+
+    @property
+    def kind(self) -> str:
+        """`gguf` or `hf`: where the weights come from."""
+        return self._weights.kind
+
+    def nbytes(self, module: str) -> int:
+        """Bytes of a module's weight as it is stored where it is deployed."""
+        if self._deployed is not None:
+            return self._deployed.file.tensors[module].nbytes
+        assert isinstance(self._weights, HFWeights)
+        return self._weights.nbytes(module)
+
+    def stacked(self, module: str) -> bool:
+        """Whether a module's factors have an axis for experts."""
+        return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
+
+    def fingerprints(self, modules: Sequence[str]) -> tuple[str, ...]:
+        """The fingerprint of the GGUF that is deployed, if there is one."""
+        return () if self._deployed is None else (fingerprint(self._deployed.file, modules),)
+
+    def heads(self, kind: str) -> int | None:
+        """Number of heads of q or k, where it is known; None for another kind of module."""
+        if self._config is not None:
+            return self._config.heads(kind)
+        assert self._deployed is not None
+        file = self._deployed.file
+        key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(kind)
+        heads = file.get(f"{file.architecture}.attention.{key}") if key else None
+        return heads if isinstance(heads, int) and heads > 0 else None
+
+    def factorize(
+        self, modules: list[str], tying: NDArray[np.int32], settings: Settings, progress: Progress
+    ) -> tuple[Basis, Quality]:
+        """Factorize modules and return their basis, rows in GGUF order. Errors: see `Export.run`."""
+        align = None if self._weights is self._deployed else self._align
+        return factorize(self._weights, self, modules, tying, settings, progress, align)
+
+    def plan(self, settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
+        """Return the modules of a basis and their groups. Errors: see `plan` in `_factorize.py`."""
+        return plan(self.modules, settings)
+
+    def _align(
+        self, module: str, a: NDArray[np.float32], b: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], float | None]:
+        """Bring B's rows into the order of the deployed weight, which decides it.
+
+        convert_hf_to_gguf reorders the rows of q and k on Llama-family models for its RoPE; which
+        models those are is seen from the weights themselves, not kept in a list. Where no GGUF is
+        deployed a list has to do.
+        """
+        kind = parse(module)[1]
+        if self._deployed is None:
+            assert self._config is not None
+            return self._config.to_gguf_rows(kind, b), None
+        deployed = self._deployed.matrices(module)
+        best = (float("inf"), b)
+        for candidate in _row_orders(b, self.heads(kind)):
+            best = min(best, (distance(a, candidate, deployed), candidate), key=lambda pair: pair[0])
+            if best[0] <= AGREEMENT:
+                return best[1], best[0]
+        raise BaseMismatchError(
+            f"{module} in {self.base} is {best[0]:.2g} away from the factors of the weights (at most "
+            f"{AGREEMENT} is accepted): it was made from another model, or with an unknown order of rows"
+        )
+
+
+def _row_orders(b: NDArray[np.float32], heads: int | None) -> list[NDArray[np.float32]]:
+    """B as it is, and with its rows reordered as convert_hf_to_gguf does for q and k."""
+    if heads is None or len(b) % (2 * heads):
+        return [b]
+    # [head, half, i] -> [head, i, half]: the halves that HF rotates become ggml's neighbouring pairs.
+    halves = b.reshape(heads, 2, len(b) // heads // 2, b.shape[1])
+    return [b, np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(b.shape)]

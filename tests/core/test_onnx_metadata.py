@@ -1,0 +1,65 @@
+"""The metadata of an ONNX file is read without the onnx package, whatever lies around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tinylora_edge import BaseMismatchError
+from tinylora_edge._onnx_metadata import read_metadata
+
+
+def model(size: int = 10, **metadata: str) -> onnx.ModelProto:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [size])
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    weight = numpy_helper.from_array(np.zeros(size, np.float32), "w")
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [size])
+    made = helper.make_model(helper.make_graph([node], "g", [value], [result], [weight]), doc_string="d")
+    for key, text in metadata.items():
+        made.metadata_props.add(key=key, value=text)
+    return made
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 300_000])
+@pytest.mark.parametrize("metadata", [{}, {"a": "b"}, {"a": "", "\u00e4": "\u20ac" * 40_000, "c": "d"}])
+def test_as_onnx_reads_it(size: int, metadata: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(model(size, **metadata), path)
+    assert read_metadata(path) == metadata
+    assert {entry.key: entry.value for entry in onnx.load(path).metadata_props} == metadata
+
+
+def test_every_truncation_is_noticed_or_harmless(tmp_path: Path) -> None:
+    whole = model(2, a="b", c="d").SerializeToString()
+    path = tmp_path / "model.onnx"
+    refused = 0
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        try:
+            assert read_metadata(path).items() <= {"a": "b", "c": "d"}.items()
+        except BaseMismatchError:
+            refused += 1
+    assert refused > len(whole) // 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff" * 40, b"\x07", b"\x72\xff\xff\xff\xff\x7f", b"GGUF" * 8, b"\0" * 8]
+)
+def test_other_files(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BaseMismatchError, match="not a usable ONNX model"):
+        read_metadata(path)
+
+
+def test_an_entry_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with open(path, "wb") as file:
+        file.write(b"\x72\x80\x80\x80\x80\x08")  # field 14, 2 GiB
+        file.truncate((1 << 31) + 100)
+    with pytest.raises(BaseMismatchError, match="2,147,483,648 bytes"):
+        read_metadata(path)

@@ -1,0 +1,153 @@
+"""Where graphs come from: the builder, for a GGUF as for a directory, and torch for what it does not know."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import numpy as np
+import onnx_models
+import pytest
+import torch
+import transformers
+from onnx_models import TOKENS
+
+from tinylora_edge import Bundle, ExportError, MicroVector, UnsupportedModelError
+from tinylora_edge.exporters import Settings, export_onnx
+
+
+def check(report, logits):
+    """Compare a bundle's graph with `logits(v)` of torch."""
+    ours = onnx_models.session(report.output / "onnx")
+    vector = MicroVector.random(report.basis, 0.5, seed=2)
+    for v in (None, vector):
+        found = onnx_models.logits(ours, [TOKENS], None if v is None else v.values.reshape(-1))[0]
+        assert np.abs(found - logits(v)).max() <= 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_from_a_gguf(architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "_add_vocabulary", onnx_models.add_vocabulary)
+    model = onnx_models.tiny(architecture)
+    source = models.write_gguf(
+        model, tmp_path / "model.gguf", metadata={"tokenizer.chat_template": "{{ messages[0].content }}"}
+    )
+    report = export_onnx(source, tmp_path / "bundle", with_gguf=True)
+
+    def logits(v):
+        if v is None:
+            return models.torch_logits(model, TOKENS)
+        with models.merged(model, report.basis, v):
+            return models.torch_logits(model, TOKENS)
+
+    check(report, logits)
+    assert report.made_by.startswith("onnxruntime-genai ")
+    assert {path.name for path in report.output.iterdir()} == {
+        "base.gguf",
+        "basis.gguf",
+        "manifest.json",
+        "onnx",
+    }
+    names = {path.name for path in (report.output / "onnx").iterdir()}
+    assert names >= {
+        "model.onnx",
+        "model.onnx.data",
+        "genai_config.json",
+        "tokenizer.json",
+        "zeros.onnx_adapter",
+    }
+    template = (report.output / "onnx" / "chat_template.jinja").read_text()
+    assert template == "{{ messages[0].content }}"
+    assert Bundle.find(report.output).check_base() != Bundle.find(report.output).check_onnx()
+    assert source.exists()
+
+
+@pytest.fixture(scope="module")
+def olmo2(tmp_path_factory):
+    """A model that GGUF and torch know, and the builder does not."""
+    config = transformers.Olmo2Config(
+        vocab_size=models.VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=258,
+        bos_token_id=256,
+        eos_token_id=257,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    model = transformers.Olmo2ForCausalLM(config).eval().float().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "_proj" in name:
+            parameter.data.mul_(8)
+    return model, onnx_models.write_hf(model, tmp_path_factory.mktemp("olmo2") / "hf")
+
+
+def test_what_the_builder_does_not_know(olmo2, tmp_path):
+    model, hf = olmo2
+    report = export_onnx(hf, tmp_path / "bundle", settings=Settings(groups=5))
+    assert report.made_by.startswith("torch ")
+    assert report.basis.architecture == "olmo2"
+
+    def logits(v):
+        if v is None:
+            return models.torch_logits(model, TOKENS)
+        with models.merged(model, report.basis, v):
+            return models.torch_logits(model, TOKENS)
+
+    check(report, logits)
+    ours = onnx_models.session(report.output / "onnx")
+    vector = MicroVector.random(report.basis, 0.5, seed=2)
+    v = vector.values.reshape(-1)
+    with models.merged(model, report.basis, vector):
+        assert onnx_models.greedy(ours, TOKENS, 12, v) == models.torch_greedy(model, TOKENS, 12)
+    rows = np.stack([v, 0 * v, -v])
+    together = onnx_models.logits(ours, [TOKENS] * 3, rows)
+    for row in range(3):
+        assert np.abs(together[row] - onnx_models.logits(ours, [TOKENS], rows[row])[0]).max() <= 1e-5
+
+
+def test_what_the_builder_does_not_know_in_4_bits(olmo2, tmp_path):
+    with pytest.raises(UnsupportedModelError, match="--onnx-precision fp32"):
+        export_onnx(olmo2[1], tmp_path / "bundle", precision="int4", settings=Settings(groups=5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_without_a_tokenizer(tmp_path):
+    hf = models.write_hf(onnx_models.tiny("llama"), tmp_path / "hf")
+    with pytest.raises(ExportError, match="builder failed on"):
+        export_onnx(hf, tmp_path / "bundle", settings=Settings(groups=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def changed(tmp_path, **values):
+    hf = onnx_models.write_hf(onnx_models.tiny("llama"), tmp_path / "hf")
+    config = json.loads((hf / "config.json").read_text()) | values
+    (hf / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return hf
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "match"),
+    [
+        ({"model_type": "unheard_of"}, UnsupportedModelError, "unheard_of"),
+        ({"model_type": None}, ExportError, "configuration of a decoder"),
+        ({"num_hidden_layers": "two"}, ExportError, "configuration of a decoder"),
+    ],
+)
+def test_directories_of_other_models(values, error, match, tmp_path):
+    hf = changed(tmp_path, **values)
+    with pytest.raises(error, match=match):
+        export_onnx(hf, tmp_path / "bundle")
+    (hf / "config.json").unlink()
+    with pytest.raises(ExportError, match=r"lacks config\.json"):
+        export_onnx(hf, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("options", [{"flavour": "loose"}, {"precision": "int3"}])
+def test_unknown_options(options, tmp_path):
+    with pytest.raises(ExportError, match=next(iter(options.values()))):
+        export_onnx(onnx_models.tiny_hf("llama"), tmp_path / "bundle", **options)

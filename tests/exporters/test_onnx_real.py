@@ -1,0 +1,77 @@
+"""The real model through the whole way: GGUF, graph, baked graph, ONNX Runtime, against torch."""
+
+from __future__ import annotations
+
+import models
+import numpy as np
+import onnx_models
+import pytest
+import smollm2
+
+from tinylora_edge import MicroVector
+from tinylora_edge.exporters import export_onnx
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2_gguf):
+    return smollm2.tokenize(smollm2_gguf, smollm2.PROMPTS)
+
+
+@pytest.fixture(scope="module", params=["fp32", "int4"])
+def report(request, smollm2_gguf, tmp_path_factory):
+    """The bundle of the real model, its graph built and given."""
+    graph = onnx_models.graph(smollm2_gguf, request.param)
+    output = tmp_path_factory.mktemp("real") / "bundle"
+    return export_onnx(smollm2_gguf, output, graph=graph, precision=request.param, with_gguf=True), graph
+
+
+def test_zeros_are_the_base_bit_for_bit(report, prompts):
+    made, graph = report
+    base, ours = onnx_models.session(graph), onnx_models.session(made.output / "onnx")
+    for tokens in prompts:
+        expected = onnx_models.logits(base, [tokens])
+        assert np.array_equal(onnx_models.logits(ours, [tokens]), expected)
+        assert np.array_equal(onnx_models.logits(ours, [tokens], np.zeros(13)), expected)
+    assert onnx_models.greedy(ours, prompts[1], 24) == onnx_models.greedy(base, prompts[1], 24)
+
+
+def test_few_nodes(report):
+    made, _ = report
+    assert made.baked.sites == 150  # packed qkv, o, gate, up, down of 30 blocks
+    assert made.baked.added == 30 * 18 + 3
+
+
+def test_a_vector_is_the_merged_weights(report, prompts, smollm2_gguf, record_property):
+    made, graph = report
+    if "int4" in graph.parent.name:
+        pytest.skip("the weights of torch are not those of 4 bits")
+    ours = onnx_models.session(made.output / "onnx")
+    model = smollm2.in_torch(smollm2_gguf)
+    vector = MicroVector.random(made.basis, 0.2, seed=7)
+    v = vector.values.reshape(-1)
+    bare = [onnx_models.logits(ours, [tokens])[0] for tokens in prompts]
+    found = [onnx_models.logits(ours, [tokens], v)[0] for tokens in prompts]
+    expected_bare = [models.torch_logits(model, tokens) for tokens in prompts]
+    with models.merged(model, made.basis, vector):
+        expected = [models.torch_logits(model, tokens) for tokens in prompts]
+        text = models.torch_greedy(model, prompts[1], 24)
+    off, effect = smollm2.worst_difference(found, expected), smollm2.worst_difference(found, bare)
+    off_bare = smollm2.worst_difference(bare, expected_bare)
+    measured = f"off by {off:.2g}, without a vector by {off_bare:.2g}, effect {effect:.2g}"
+    record_property("measured", measured)
+    print(measured)
+    assert effect > 1
+    assert off <= 1e-3
+    assert onnx_models.greedy(ours, prompts[1], 24, v) == text
+
+
+def test_every_row_of_a_batch_has_its_own_vector(report, prompts):
+    made, _ = report
+    ours = onnx_models.session(made.output / "onnx")
+    length = min(len(tokens) for tokens in prompts)
+    tokens = [one[:length] for one in prompts[:4]]
+    v = np.stack([MicroVector.random(made.basis, 0.2, seed=seed).values.reshape(-1) for seed in range(4)])
+    together = onnx_models.logits(ours, tokens, v)
+    for row in range(4):
+        single = onnx_models.logits(ours, tokens[row : row + 1], v[row])[0]
+        assert np.abs(together[row] - single).max() <= 1e-5

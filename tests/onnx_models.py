@@ -1,0 +1,155 @@
+"""ONNX forms of the test models, and how to run them with plain ONNX Runtime. Made once a session."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import models
+import numpy as np
+import onnxruntime as ort
+
+from tinylora_edge.exporters import _onnx_builder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TOKENS = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100]
+
+
+@cache
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="tinylora-onnx-")
+
+
+def write_hf(model: Any, path: Path, dtype: str = "float32", **options: Any) -> Path:
+    """Write a Hugging Face directory with a tokenizer of bytes, which the builder asks for."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    models.write_hf(model, path, dtype, **options)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *special.values()])}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+    return path
+
+
+def add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    """A GGUF's vocabulary of bytes that transformers reads, too: its one merge makes a token that exists."""
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<bos>", "<eos>", "<pad>", "<unk>"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*alphabet[:255], "\u0120\u0120", *special])
+    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(special))
+    writer.add_token_merges(["\u0120 \u0120"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    writer.add_add_bos_token(False)
+
+
+@cache
+def tiny(architecture: str) -> Any:
+    """The small random model of an architecture. Never change it."""
+    model = models.tiny_model(architecture)
+    if architecture == "phi3":  # of 4K context, not of 128K: those have other positions
+        model.config.original_max_position_embeddings = model.config.max_position_embeddings
+    return model
+
+
+@cache
+def tiny_hf(architecture: str) -> Path:
+    """The small random model of an architecture as a Hugging Face directory with a tokenizer."""
+    return write_hf(tiny(architecture), Path(_directory().name) / f"{architecture}-hf")
+
+
+@cache
+def graph(source: Path, precision: str) -> Path:
+    """The base graph that the builder makes of a model. Never write to it."""
+    work = Path(tempfile.mkdtemp(prefix=f"{precision}-", dir=_directory().name))
+    return _onnx_builder.build(source, work, precision).folder
+
+
+def session(folder: Path, *, threads: int = 1, **options: Any) -> ort.InferenceSession:
+    """An ONNX Runtime session on a directory's `model.onnx`."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3
+    for key, value in options.items():
+        setattr(settings, key, value)
+    return ort.InferenceSession(str(folder / "model.onnx"), settings, providers=["CPUExecutionProvider"])
+
+
+def feeds(
+    running: ort.InferenceSession, tokens: list[list[int]], v: NDArray[np.float32] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Inputs for sequences of one length from their start: ids, mask, positions and an empty cache."""
+    ids = np.asarray(tokens, np.int64)
+    result: dict[str, NDArray[Any]] = {}
+    for value in running.get_inputs():
+        if value.name == "input_ids":
+            result[value.name] = ids
+        elif value.name == "attention_mask":
+            result[value.name] = np.ones_like(ids)
+        elif value.name == "position_ids":
+            result[value.name] = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+        elif value.name.startswith("past_key_values."):
+            _, heads, _, width = value.shape
+            if isinstance(width, str):  # the builder leaves it open; its configuration has it
+                config = json.loads((Path(running._model_path).parent / "genai_config.json").read_text())
+                width = config["model"]["decoder"]["head_size"]
+            result[value.name] = np.zeros((len(ids), heads, 0, width), np.float32)
+    if v is not None:
+        result["tinylora_v"] = np.atleast_2d(np.asarray(v, np.float32))
+    return result
+
+
+def logits(
+    running: ort.InferenceSession, tokens: list[list[int]], v: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Logits of every position: [sequences, tokens, vocabulary]."""
+    result: NDArray[np.float32] = running.run(["logits"], feeds(running, tokens, v))[0]
+    return result
+
+
+def greedy(
+    running: ort.InferenceSession, tokens: list[int], count: int, v: NDArray[np.float32] | None = None
+) -> list[int]:
+    """The tokens that greedy decoding appends, with the cache in use."""
+    fed = feeds(running, [tokens], v)
+    names = [output.name for output in running.get_outputs()]
+    result: list[int] = []
+    while len(result) < count:
+        out = dict(zip(names, running.run(names, fed), strict=True))
+        result.append(int(out["logits"][0, -1].argmax()))
+        length = fed["attention_mask"].shape[1] + 1 if "attention_mask" in fed else 0
+        for name in fed:
+            if name.startswith("past_key_values."):
+                fed[name] = out[name.replace("past_key_values", "present")]
+        fed["input_ids"] = np.array([[result[-1]]], np.int64)
+        if "attention_mask" in fed:
+            fed["attention_mask"] = np.ones((1, length), np.int64)
+        if "position_ids" in fed:
+            fed["position_ids"] = np.array([[length - 1]], np.int64)
+    return result
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of every file under a directory."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
