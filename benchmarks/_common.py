@@ -25,6 +25,7 @@ if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == DEFAULT:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 PACKAGES = ("tinylora-edge", "numpy", "gguf", "llama-cpp-python", "torch", "transformers", "peft", "scipy")
+PACKAGES += ("onnx", "onnxruntime", "onnxruntime-genai")
 
 
 class Stopwatch:

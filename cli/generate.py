@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,15 @@ from ..errors import TinyLoraError
 from . import _output, _vectors
 
 if TYPE_CHECKING:
-    from ..runtime import TinyLoraLlama
+    from ..runtime import TinyLoraLlama, TinyLoraOnnx
+
+
+class EngineName(StrEnum):
+    """The engines that a bundle may have a base for."""
+
+    llama = "llama"
+    onnx = "onnx"
+
 
 Bundle = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
@@ -33,7 +42,10 @@ Seed = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="
 Context = Annotated[
     int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
 ]
-Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: llama.cpp's]")]
+Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: the engine's]")]
+Engine = Annotated[
+    EngineName | None, typer.Option(help="What runs it. [default: what BUNDLE has; llama where it has both]")
+]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message that comes first.")]
 
 _CONTEXT_STEP = 256
@@ -57,6 +69,7 @@ def run_prompt(
     seed: Seed = 0,
     n_ctx: Context = 2048,
     threads: Threads = None,
+    engine: Engine = None,
     system: System = None,
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Continue PROMPT as it is, without the chat template.")
@@ -75,10 +88,10 @@ def run_prompt(
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if raw_prompt and system is not None:
         raise typer.BadParameter("a raw prompt has no system message", param_hint="--system")
-    llm = _load(bundle, vector, n_ctx, threads)
+    llm = _load(bundle, vector, n_ctx, threads, engine)
     if prompt == _vectors.STREAM:
         prompt = sys.stdin.read()
-    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     start = time.perf_counter()
     if raw_prompt:
         chunks = llm.create_completion(prompt, stream=True, **options)
@@ -114,6 +127,7 @@ def chat(
     seed: Seed = 0,
     n_ctx: Context = 2048,
     threads: Threads = None,
+    engine: Engine = None,
     system: System = None,
 ) -> None:
     """Talk with the model; exchange its vector on the way.
@@ -127,7 +141,7 @@ def chat(
     """
     if vector == _vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    llm = _load(bundle, vector, n_ctx, threads)
+    llm = _load(bundle, vector, n_ctx, threads, engine)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     if interactive:
@@ -178,7 +192,9 @@ class Answer:
 class Conversation:
     """Messages so far, and what a line of input does to them and to the vector."""
 
-    def __init__(self, llm: TinyLoraLlama, system: str | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, llm: TinyLoraLlama | TinyLoraOnnx, system: str | None, options: dict[str, Any]
+    ) -> None:
         self._llm = llm
         self._start = _messages(system)
         self._options = options
@@ -245,23 +261,32 @@ def _interrupt_stops(interactive: bool) -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _load(bundle: Path, vector: str | None, n_ctx: int, threads: int | None) -> TinyLoraLlama:
+def _load(
+    bundle: Path, vector: str | None, n_ctx: int, threads: int | None, chosen: EngineName | None
+) -> TinyLoraLlama | TinyLoraOnnx:
     from .. import runtime
 
     data = _vectors.read(vector) if vector is not None else None
-    # llama.cpp rounds a context up to this, and llama-cpp-python then overruns its own buffers.
-    n_ctx = -(-n_ctx // _CONTEXT_STEP) * _CONTEXT_STEP
+    engine = runtime.engine_of(bundle, chosen.value if chosen else None)
     options: dict[str, Any] = {"n_ctx": n_ctx}
     if threads is not None:
-        options |= {"n_threads": threads, "n_threads_batch": threads}
+        options["n_threads"] = threads
+    if engine == "onnx":
+        onnx: TinyLoraOnnx = runtime.load(bundle, data, engine="onnx", **options)
+        return onnx
+    # llama.cpp rounds a context up to this, and llama-cpp-python then overruns its own buffers.
+    n_ctx = options["n_ctx"] = -(-n_ctx // _CONTEXT_STEP) * _CONTEXT_STEP
+    if threads is not None:
+        options["n_threads_batch"] = threads
     try:
-        return runtime.load(bundle, data, **options)
+        llama: TinyLoraLlama = runtime.load(bundle, data, engine="llama", **options)
     except ValueError as error:
         if isinstance(error, TinyLoraError):
             raise
         raise _output.CommandError(
             f"llama.cpp cannot load {bundle} with a context of {n_ctx}: {error}"
         ) from error
+    return llama
 
 
 def _messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:

@@ -1,28 +1,42 @@
 """The device side: load a base with its basis, apply a micro-vector, exchange it while running.
 
     from tinylora_edge import runtime
-    llm = runtime.load("bundle", vector_bytes)      # it is a llama_cpp.Llama
+    llm = runtime.load("bundle", vector_bytes)      # a llama_cpp.Llama, or a TinyLoraOnnx
     llm.create_chat_completion(messages=[...])
     llm.swap(other_bytes)                           # atomic; returns the MicroVector now active
     llm.clear()                                     # the base again, bit for bit
 
+    session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
+    session.run(None, feeds, session.rows([alice_bytes, bob_bytes]))
+
 Needs numpy, gguf and one engine. Importing this package loads no engine: `load` does.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .._policy import Policy
-from ._load import load
+from ._load import engine_of, load, missing_engine
 
 if TYPE_CHECKING:
+    from ._onnx_session import OnnxSession, RunOptions
     from .llama import TinyLoraLlama
+    from .onnx import TinyLoraOnnx
 
-__all__ = ["Policy", "TinyLoraLlama", "load"]
+__all__ = ["OnnxSession", "Policy", "RunOptions", "TinyLoraLlama", "TinyLoraOnnx", "engine_of", "load"]
+
+_HOMES = {  # what brings an engine along is imported when it is asked for
+    "OnnxSession": "_onnx_session",
+    "RunOptions": "_onnx_session",
+    "TinyLoraLlama": "llama",
+    "TinyLoraOnnx": "onnx",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TinyLoraLlama":
-        from .llama import TinyLoraLlama
-
-        return TinyLoraLlama
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise missing_engine(error) from None

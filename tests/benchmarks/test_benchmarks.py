@@ -51,6 +51,16 @@ def test_decode_compares_all_with_the_stock_lora() -> None:
     assert ratios == [f["speed_vs_stock"] for name, f in results.items() if name.startswith("ours")]
 
 
+def test_onnx_decode_compares_all_with_the_base() -> None:
+    arguments = ("--rounds", "1", "--tokens", "2", "--threads", "1", "--precision", "int4", "--users", "2")
+    record = run("onnx_decode.py", *arguments)["int4"]
+    nodes, found = record["nodes"], record["1 threads"]
+    assert nodes["base"] < nodes["ours"] < nodes["naive side path"]
+    assert found["single"]["base"]["time_over_reference_paired"] == 1
+    assert found["batch"]["one vector for all"]["time_over_reference_paired"] == 1
+    assert len(found["single"]) == len(found["batch"]) == 3
+
+
 def test_grpo_times_both_engines_and_all_rollouts() -> None:
     record = run("grpo.py", "--rounds", "1", "--steps", "1", "--prompts", "2", "--samples", "2")
     assert {name: r["rounds"] for name, r in record["steps"].items()} == {"ours": 1, "TRL, stock": 1}

@@ -1,0 +1,62 @@
+"""Completions as dictionaries, shaped as llama-cpp-python and OpenAI's API shape them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Step = tuple[str, str | None]
+"""A piece of text, and at the end the reason: `stop` or `length`."""
+
+
+class Completion:
+    """Makes the chunks of one completion, or the whole.
+
+    Args:
+        model: name of the model.
+        prompt_tokens: how many the prompt had.
+        chat: a chat completion, or one of plain text.
+    """
+
+    def __init__(self, model: str, prompt_tokens: int, *, chat: bool) -> None:
+        self._chat = chat
+        self._prompt_tokens = prompt_tokens
+        kind = "chat.completion" if chat else "text_completion"
+        self._common: dict[str, Any] = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4()}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def chunks(self, steps: Iterator[Step]) -> Iterator[dict[str, Any]]:
+        """Yield a chunk for each piece of text, the last one with the reason."""
+        if self._chat:
+            self._common["object"] = "chat.completion.chunk"
+            yield self._chunk({"delta": {"role": "assistant"}}, None)
+        for text, reason in steps:
+            if text:
+                yield self._chunk({"delta": {"content": text}} if self._chat else {"text": text}, None)
+            if reason:
+                yield self._chunk({"delta": {}} if self._chat else {"text": ""}, reason)
+
+    def whole(self, steps: Iterator[Step], generated: Callable[[], int]) -> dict[str, Any]:
+        """Return the whole completion; `generated` counts its tokens at the end."""
+        texts, reason = [], None
+        for text, reason in steps:  # noqa: B007 - the last one counts
+            texts.append(text)
+        text = "".join(texts)
+        content = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        count = generated()
+        usage = {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": count,
+            "total_tokens": self._prompt_tokens + count,
+        }
+        return {**self._chunk(content, reason), "usage": usage}
+
+    def _chunk(self, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": reason}
+        return {**self._common, "choices": [choice]}

@@ -1,0 +1,149 @@
+"""What a personalized model is on every engine: one vector at a time, exchanged all or nothing."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from inspect import GEN_SUSPENDED, getgeneratorstate
+from typing import Any
+
+from .._basis import Basis
+from .._policy import Policy
+from .._vector import MicroVector
+from ..errors import BusyError
+from ._gate import Gate
+
+
+class Personal:
+    """A model whose micro-vector can be exchanged while it runs; the engines' backends extend it.
+
+    Generations and exchanges take turns between threads: an exchange waits for a running generation and
+    never tears one.
+    """
+
+    basis: Basis
+    policy: Policy
+
+    def _prepare(self, basis: Basis, policy: Policy | None) -> None:
+        # Not __init__: an engine's own class may have one with other arguments.
+        self.basis = basis
+        self.policy = policy or Policy()
+        self._gate = Gate()
+        self._streams: weakref.WeakSet[Generator[Any, Any, None]] = weakref.WeakSet()
+        self._begun = 1  # generations that began over an unfinished stream, which notices by it
+
+    @property
+    @abstractmethod
+    def vector(self) -> MicroVector | None:
+        """The active micro-vector, or None for the base alone."""
+
+    @abstractmethod
+    def _activate(self, vector: MicroVector | None) -> None:
+        """Make a vector the active one, and drop what was computed with the one before.
+
+        On an error the one before stays active.
+        """
+
+    def swap(
+        self,
+        vector: bytes | MicroVector,
+        *,
+        stream: str = "",
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> MicroVector:
+        """Exchange the micro-vector, all or nothing, and return the one that is now active.
+
+        Every cache holds what the old model computed, and is emptied. The output after any sequence of
+        swaps equals that of a fresh load of the last vector.
+
+        Args:
+            vector: a frame or a raw payload, checked by the policy; or a `MicroVector` of the app's own.
+            stream: which sequence of vectors the bytes belong to (see `Policy`).
+            wait: wait for a generation in another thread; False refuses instead.
+            timeout: seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            VectorError: the vector was refused; the subclass says why. The model stays as it was.
+            BusyError: a generation is running, and waiting was not asked for, or took too long, or
+                would never end because this thread runs it.
+        """
+        with self._gate.exchange(wait=wait, timeout=timeout):
+            if isinstance(vector, MicroVector):
+                self._activate(vector)
+                return vector
+            checked = self.policy.check(vector, self.basis, stream=stream)
+            self._activate(checked)
+            self.policy.record(checked, self.basis, stream=stream)
+            return checked
+
+    def clear(self, *, wait: bool = True, timeout: float | None = None) -> None:
+        """Go back to the base, bit for bit.
+
+        Raises:
+            BusyError: as for `swap`.
+        """
+        with self._gate.exchange(wait=wait, timeout=timeout):
+            self._activate(None)
+
+    @contextmanager
+    def using(self, vector: bytes | MicroVector, *, stream: str = "") -> Iterator[MicroVector]:
+        """Apply a micro-vector for one block, and the one before it again at its end.
+
+        Other threads wait until the block ends. A stream that it leaves unfinished is closed, since its
+        vector is gone. Arguments and errors are those of `swap`.
+        """
+        with self._gate.hold():
+            before = self._remember()
+            active = self.swap(vector, stream=stream)
+            try:
+                yield active
+            finally:
+                with self._gate.computing():  # once no other thread is inside a step of such a stream
+                    for unfinished in list(self._streams):
+                        if getgeneratorstate(unfinished) == GEN_SUSPENDED:
+                            unfinished.close()
+                    self._go_back(before)
+
+    def _remember(self) -> Any:
+        """Return what `_go_back` needs to make the active vector the active one again."""
+        return self.vector
+
+    def _go_back(self, remembered: Any) -> None:
+        self._activate(remembered)
+
+    # What runs the model holds the gate, from its first step to its last.
+
+    def _stream(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, None]:
+        held = self._hold_while(steps)
+        self._streams.add(held)
+        return held
+
+    def _hold_while(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, None]:
+        """Pass on a generator, holding the model from its first step to its last."""
+        with self._gate.generation(), closing(steps):
+            sent, begun = None, 0
+            while True:
+                with self._gate.computing() as over_another:  # a server may take each step in another thread
+                    if not begun:
+                        self._begun += over_another
+                        begun = self._begun
+                    if begun != self._begun:
+                        raise BusyError(
+                            "this stream cannot go on: its thread began another generation before it "
+                            "ended, and that took its place in the KV cache"
+                        )
+                    try:
+                        item = steps.send(sent)
+                    except StopIteration:
+                        return
+                sent = yield item
+
+    @contextmanager
+    def _compute(self) -> Iterator[None]:
+        """Hold the model for one call. A stream that its thread left unfinished cannot go on after it."""
+        with self._gate.generation(), self._gate.computing() as over_another:
+            self._begun += over_another
+            yield

@@ -1,0 +1,121 @@
+"""A baked graph in onnxruntime-web, as a browser runs it, against ONNX Runtime in Python.
+
+Node runs the same WebAssembly that a browser would. The package comes from npm, once, into the virtual
+environment; without Node, or without a way to the package, these tests are skipped and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_models
+import pytest
+from onnx_bundles import tiny, vectors
+
+from tinylora_edge.runtime import OnnxSession
+
+HERE = Path(__file__).parent
+TOKENS = [72, 101, 108, 108, 111]
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the script and onnxruntime-web."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed")
+    wanted = (HERE / "package.json").read_text("utf-8")
+    home = Path(sys.prefix) / "onnx-web"
+    stamp = home / "installed"
+    if not stamp.exists() or stamp.read_text("utf-8") != wanted:
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        shutil.copy(HERE / "package.json", home)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
+        try:
+            done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False, timeout=300)
+        except subprocess.TimeoutExpired:
+            pytest.skip("npm did not bring onnxruntime-web within 5 minutes")
+        if done.returncode:
+            pytest.skip(f"npm cannot bring onnxruntime-web: {done.stderr.strip()[-300:]}")
+        stamp.write_text(wanted, "utf-8")
+    shutil.copy(HERE / "run.mjs", home)
+    return home
+
+
+def in_node(web: Path, bundle: Path, feeds: dict[str, Any], folder: Path, adapter: Path | None = None) -> Any:
+    """Run a bundle's graph in onnxruntime-web; return its logits, or the message of its error."""
+    graph = bundle / "onnx"
+    job = {
+        "model": str(graph / "model.onnx"),
+        "data": [{"path": p.name, "file": str(p)} for p in sorted(graph.glob("*.data"))],
+        "feeds": {
+            name: {"type": str(value.dtype), "dims": value.shape, "data": value.reshape(-1).tolist()}
+            for name, value in feeds.items()
+        },
+        "outputs": ["logits"],
+        "adapter": str(adapter) if adapter else None,
+    }
+    path = folder / "job.json"
+    path.write_text(json.dumps(job), "utf-8")
+    command = ["node", "run.mjs", str(path)]
+    done = subprocess.run(command, cwd=web, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    if "error" in answer:
+        return answer["error"]
+    logits = answer["outputs"]["logits"]
+    return np.array(logits["data"], np.float32).reshape(logits["dims"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "strategy"), [("fp32", "scales"), ("fp32", "fold"), ("int4", "scales")]
+)
+def test_logits_equal_pythons(web: Path, tmp_path: Path, precision: str, strategy: str) -> None:
+    bundle = tiny("required", strategy, precision=precision)
+    session = OnnxSession(bundle)
+    users = vectors(bundle, 3)
+    effects, differences = [], []
+    for rows in (session.rows(None), session.rows(users[0]), session.rows([users[1], None, users[2]])):
+        feeds = onnx_models.feeds(session.session, [TOKENS] * len(rows))
+        expected = session.run(["logits"], feeds, rows)[0]
+        found = in_node(web, bundle, {**feeds, "tinylora_v": rows.values}, tmp_path)
+        assert found.shape == expected.shape
+        differences.append(np.abs(found - expected).max())
+        effects.append(np.abs(expected - session.run(["logits"], feeds)[0]).max())
+    assert effects[0] == 0
+    # Kernels of quantized weights round activations, each in its own way: there, no vector may add to what
+    # the base alone differs by.
+    bound = 1e-4 if precision == "fp32" else 3 * differences[0]
+    assert max(differences) <= bound < min(effects[1:])
+
+
+def test_leaving_the_vector_out_is_an_error(web: Path, tmp_path: Path) -> None:
+    bundle = tiny("required")
+    feeds = onnx_models.feeds(OnnxSession(bundle).session, [TOKENS])
+    said = in_node(web, bundle, feeds, tmp_path)
+    assert isinstance(said, str)
+    assert "tinylora_v" in said
+
+
+def test_an_adapter_that_the_web_would_ignore_is_an_error_too(web: Path, tmp_path: Path) -> None:
+    """On the graph with default zeros `activeLoraAdapters` is ignored silently; here it cannot be."""
+    bundle = tiny("required")
+    feeds = onnx_models.feeds(OnnxSession(bundle).session, [TOKENS])
+    adapter = bundle / "onnx" / "zeros.onnx_adapter"
+    said = in_node(web, bundle, feeds, tmp_path, adapter)
+    assert isinstance(said, str)
+    assert "tinylora_v" in said
+
+
+def test_a_wrong_width_is_an_error(web: Path, tmp_path: Path) -> None:
+    bundle = tiny("required")
+    session = OnnxSession(bundle)
+    feeds = onnx_models.feeds(session.session, [TOKENS])
+    wrong = np.zeros((1, session.basis.size + 1), np.float32)
+    assert isinstance(in_node(web, bundle, {**feeds, "tinylora_v": wrong}, tmp_path), str)

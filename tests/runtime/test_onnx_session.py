@@ -1,0 +1,250 @@
+"""`OnnxSession`: rows of vectors for a loop of one's own, and what ONNX Runtime would do silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_bundles
+import onnx_models
+import onnxruntime
+import pytest
+
+from tinylora_edge import (
+    BasisMismatchError,
+    ChecksumError,
+    MicroVector,
+    Policy,
+    RollbackError,
+    VectorError,
+    load_basis,
+)
+from tinylora_edge._onnx_adapter import to_adapter
+from tinylora_edge.runtime import OnnxSession, RunOptions
+
+TOKENS = [72, 101, 108, 108, 111]
+FLAVOURS = ("default", "required")
+
+
+def options() -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 3
+    return settings
+
+
+@pytest.fixture(params=FLAVOURS)
+def flavour(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["scales", "fold"])
+def strategy(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def bundle(flavour: str, strategy: str) -> Path:
+    return onnx_bundles.tiny(flavour, strategy)
+
+
+@pytest.fixture
+def session(bundle: Path) -> OnnxSession:
+    return OnnxSession(bundle, sess_options=options())
+
+
+def feeds(session: OnnxSession, batch: int = 1) -> dict[str, Any]:
+    return onnx_models.feeds(session.session, [TOKENS] * batch)
+
+
+def run(session: OnnxSession, rows: Any = None, batch: int = 1, run_options: Any = None) -> np.ndarray:
+    return session.run(["logits"], feeds(session, batch), rows, run_options)[0][:, -1]
+
+
+# Rows
+
+
+def test_no_vector_is_the_base_and_zeros_are_too(session: OnnxSession, bundle: Path) -> None:
+    base = run(session)
+    assert np.array_equal(base[0], onnx_bundles.logits(bundle, TOKENS, None))
+    assert np.array_equal(run(session, session.rows(None)), base)
+    assert np.array_equal(run(session, session.rows(MicroVector.zeros(session.basis))), base)
+
+
+def test_a_vector_in_every_form(session: OnnxSession, bundle: Path) -> None:
+    (vector,) = onnx_bundles.vectors(bundle, 1)
+    expected = onnx_bundles.logits(bundle, TOKENS, vector)
+    data = vector.to_bytes(session.basis)
+    for form in (vector, data, bytearray(data), memoryview(data), [vector], (data,)):
+        assert np.array_equal(run(session, session.rows(form))[0], expected)
+    assert not np.array_equal(run(session)[0], expected)
+
+
+def test_every_row_of_a_batch_is_its_own_user(session: OnnxSession, bundle: Path) -> None:
+    vectors = onnx_bundles.vectors(bundle, 3)
+    rows = session.rows([vectors[0], None, vectors[1].to_bytes(session.basis), vectors[2]])
+    together = run(session, rows, batch=4)
+    for found, vector in zip(together, [vectors[0], None, vectors[1], vectors[2]], strict=True):
+        assert np.abs(found - run(session, session.rows(vector))[0]).max() <= 1e-5
+    assert min(np.abs(together[i] - together[j]).max() for i in range(4) for j in range(i)) > 0.01
+
+
+def test_one_row_serves_a_whole_batch(session: OnnxSession, bundle: Path) -> None:
+    (vector,) = onnx_bundles.vectors(bundle, 1)
+    together = run(session, session.rows(vector), batch=3)
+    assert np.abs(together - run(session, session.rows(vector))).max() <= 1e-5
+
+
+def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) -> None:
+    rows = session.rows(onnx_bundles.vectors(bundle, 3))
+    for batch in (1, 2, 4):
+        with pytest.raises(VectorError, match=f"3 rows.*{batch} sequences"):
+            run(session, rows, batch)
+    with pytest.raises(VectorError, match="no vectors"):
+        session.rows([])
+
+
+def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bundle: Path) -> None:
+    basis = session.basis
+    old, new = (MicroVector(onnx_bundles.vectors(bundle, 1)[0].values, sequence=s) for s in (3, 8))
+    good, bad = new.to_bytes(basis), old.to_bytes(basis)[:-1] + b"!"
+    with pytest.raises(ChecksumError, match="row 1"):
+        session.rows([good, bad])
+    session.rows(old.to_bytes(basis))  # 8 was not recorded
+    session.rows([good, old.to_bytes(basis)], streams=["alice", "bob"])
+    with pytest.raises(RollbackError):
+        session.rows([good, old.to_bytes(basis)], streams=["bob", "alice"])
+    with pytest.raises(VectorError, match="2 vectors, but 3 streams"):
+        session.rows([good, good], streams=["a", "b", "c"])
+
+
+def test_the_policy_counts(bundle: Path) -> None:
+    session = OnnxSession(bundle, policy=Policy(require="checksum"), sess_options=options())
+    with pytest.raises(ChecksumError):
+        session.rows(onnx_bundles.vectors(bundle, 1)[0].to_bytes(session.basis, tag=None))
+
+
+def test_a_vector_of_a_wrong_width_or_basis(session: OnnxSession, strategy: str) -> None:
+    other = OnnxSession(
+        onnx_bundles.tiny("default", "fold" if strategy == "scales" else "scales"), sess_options=options()
+    )
+    with pytest.raises(VectorError, match="values"):
+        session.rows(MicroVector.zeros(other.basis))
+    with pytest.raises(BasisMismatchError):
+        session.rows(MicroVector.zeros(other.basis).to_bytes(other.basis))
+    with pytest.raises(VectorError, match=other.basis.id):
+        run(session, other.rows(None))
+
+
+# What ONNX Runtime would do silently, or say badly
+
+
+def test_the_vector_among_the_feeds(session: OnnxSession) -> None:
+    values = np.zeros((1, session.basis.size), np.float32)
+    with pytest.raises(VectorError, match="rows"):
+        session.run(["logits"], {**feeds(session), "tinylora_v": values})
+
+
+def test_unknown_names(session: OnnxSession) -> None:
+    with pytest.raises(ValueError, match="no input 'tinylora_w'"):
+        session.run(["logits"], {**feeds(session), "tinylora_w": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match="no output 'logit'"):
+        session.run(["logit"], feeds(session))
+
+
+@pytest.fixture
+def defaulted(strategy: str) -> OnnxSession:
+    return OnnxSession(onnx_bundles.tiny("default", strategy), sess_options=options())
+
+
+def test_an_adapter_alone_works(defaulted: OnnxSession, strategy: str) -> None:
+    bundle = onnx_bundles.tiny("default", strategy)
+    (vector,) = onnx_bundles.vectors(bundle, 1)
+    for form in (vector, to_adapter(vector, defaulted.basis)):
+        chosen = RunOptions()
+        chosen.add_active_adapter(defaulted.adapter(form))
+        found = run(defaulted, run_options=chosen)
+        assert np.array_equal(found[0], onnx_bundles.logits(bundle, TOKENS, vector))
+
+
+def test_the_zeros_adapter_of_the_bundle_is_the_base(defaulted: OnnxSession, strategy: str) -> None:
+    path = onnx_bundles.tiny("default", strategy) / "onnx" / "zeros.onnx_adapter"
+    plain = onnxruntime.LoraAdapter()
+    plain.Load(str(path))
+    chosen = onnxruntime.RunOptions()
+    chosen.add_active_adapter(plain)
+    assert np.array_equal(
+        defaulted.session.run(["logits"], feeds(defaulted), chosen)[0][:, -1], run(defaulted)
+    )
+
+
+def test_a_feed_together_with_an_adapter(defaulted: OnnxSession) -> None:
+    vector = MicroVector.random(defaulted.basis, 1.0)
+    chosen = RunOptions()
+    chosen.add_active_adapter(defaulted.adapter(vector))
+    with pytest.raises(VectorError, match="adapter"):
+        run(defaulted, defaulted.rows(vector), run_options=chosen)
+
+
+def test_two_adapters(defaulted: OnnxSession) -> None:
+    adapter = defaulted.adapter(MicroVector.random(defaulted.basis, 1.0))
+    chosen = RunOptions()
+    chosen.add_active_adapter(adapter)
+    with pytest.raises(VectorError, match="two adapters"):
+        chosen.add_active_adapter(adapter)
+    assert len(chosen.adapters) == 1
+    run(defaulted, run_options=chosen)
+
+
+def test_options_that_do_not_tell_of_their_adapters(session: OnnxSession) -> None:
+    with pytest.raises(VectorError, match="RunOptions"):
+        run(session, run_options=onnxruntime.RunOptions())
+    run(session, run_options=RunOptions())
+
+
+def test_adapters_are_checked(defaulted: OnnxSession, tmp_path: Path) -> None:
+    other = load_basis(onnx_bundles.tiny("default", "scales") / "basis.gguf")
+    if other.digest == defaulted.basis.digest:
+        other = load_basis(onnx_bundles.tiny("default", "fold") / "basis.gguf")
+    with pytest.raises(BasisMismatchError):
+        defaulted.adapter(to_adapter(MicroVector.zeros(other), other))
+    with pytest.raises(VectorError, match="onnx_adapter"):
+        defaulted.adapter(b"no adapter at all")
+
+
+def test_a_required_input_takes_no_adapter(strategy: str) -> None:
+    session = OnnxSession(onnx_bundles.tiny("required", strategy), sess_options=options())
+    with pytest.raises(VectorError, match="rows"):
+        session.adapter(MicroVector.zeros(session.basis))
+
+
+def bound(session: OnnxSession, binding: Any, batch: int = 1) -> Any:
+    for name, value in feeds(session, batch).items():
+        binding.bind_cpu_input(name, value)
+    binding.bind_output("logits")
+    return binding
+
+
+def test_an_iobinding_has_its_rows(session: OnnxSession, bundle: Path) -> None:
+    vectors = onnx_bundles.vectors(bundle, 2)
+    for rows, batch in ((None, 1), (session.rows(vectors[0]), 1), (session.rows(vectors), 2)):
+        binding = bound(session, session.io_binding(rows), batch)
+        session.run_with_iobinding(binding)
+        found = binding.copy_outputs_to_cpu()[0][:, -1]
+        assert np.array_equal(found, run(session, rows, batch))
+
+
+def test_an_adapter_under_iobinding(defaulted: OnnxSession) -> None:
+    chosen = RunOptions()
+    chosen.add_active_adapter(defaulted.adapter(MicroVector.random(defaulted.basis, 1.0)))
+    with pytest.raises(VectorError, match="IOBinding"):
+        defaulted.run_with_iobinding(bound(defaulted, defaulted.io_binding()), chosen)
+    with pytest.raises(VectorError, match="RunOptions"):
+        defaulted.run_with_iobinding(bound(defaulted, defaulted.io_binding()), onnxruntime.RunOptions())
+
+
+def test_it_is_silent(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    session = OnnxSession(bundle)
+    run(session, session.rows(onnx_bundles.vectors(bundle, 1)))
+    assert capfd.readouterr() == ("", "")
