@@ -24,8 +24,7 @@ import numpy as np
 from _subjects import SCALES, export, smollm2
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime.batch import cores
-from tinylora_edge.runtime.evaluation import batch_for
+from tinylora_edge.runtime.batch import batch_for, cores
 from tinylora_edge.runtime.llama import TinyLoraLlama
 from tinylora_edge.runtime.prompts import encode
 from tinylora_edge.runtime.requantize import bf16_is_faster, write_bf16

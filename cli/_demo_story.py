@@ -335,11 +335,13 @@ class Story:
     def _load(self, frame: bytes | None) -> TinyLoraLlama:
         from .. import runtime
 
-        return runtime.load(self._directory, frame, **self._engine)
+        llm: TinyLoraLlama = runtime.load(self._directory, frame, engine="llama", **self._engine)
+        return llm
 
     def _measure(self, llm: TinyLoraLlama) -> Evaluation:
         """Measure the vector that the model has now on the held-out prompts."""
-        from ..runtime.evaluation import batch_for, evaluate
+        from ..runtime.batch import batch_for
+        from ..runtime.evaluation import evaluate
 
         task = self._task
         with _waiting("measuring"), batch_for(llm, task.held_out, task.max_tokens) as batch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -10,10 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _output, _training, _vectors
+from .generate import Engine as DeployedEngine
+from .generate import EngineName
 from .vector import Dtype
 
 if TYPE_CHECKING:
+    from ..runtime.batch import Batch
     from ..runtime.evaluation import Comparison, Evaluation
+    from ..runtime.onnx_batch import OnnxBatch
+    from ..tasks import Sample
     from ..train.run import Outcome
 
 TaskName = Annotated[
@@ -133,6 +140,7 @@ def evaluate(
     number: Annotated[int, typer.Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
     temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of task and sampling.")] = 0,
+    engine: DeployedEngine = None,
     show: Annotated[int, typer.Option(metavar="N", min=0, help="Answers to show.")] = 3,
     as_json: AsJson = False,
 ) -> None:
@@ -142,16 +150,14 @@ def evaluate(
     Example:
       tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup
     """
-    from .. import runtime
-    from ..runtime.evaluation import batch_for, compare
+    from ..runtime.evaluation import compare
     from ..runtime.evaluation import evaluate as measure
 
     loaded = _load(task, reward, seed, held_out=number)
     data = None if vector is None else _vectors.read(str(vector))
-    llm = runtime.load(bundle, n_ctx=64)
-    checked = None if data is None else llm.policy.check(data, llm.basis)
     samples = loaded.held_out[:number]
-    with batch_for(llm, samples, loaded.max_tokens) as batch:
+    with _answering(bundle, engine, samples, loaded.max_tokens) as batch:
+        checked = None if data is None else batch.llm.policy.check(data, batch.llm.basis)
 
         def run(chosen: Any) -> Evaluation:
             return measure(batch, loaded, chosen, samples=samples, temperature=temperature, seed=seed)
@@ -188,6 +194,26 @@ def tasks(as_json: AsJson = False) -> None:
         return
     for name in BUILTIN:
         _output.say(name)
+
+
+@contextmanager
+def _answering(
+    bundle: Path, chosen: EngineName | None, samples: Sequence[Sample], max_tokens: int
+) -> Iterator[Batch | OnnxBatch]:
+    """What answers in the deployed runtime."""
+    from .. import runtime
+
+    if runtime.engine_of(bundle, chosen.value if chosen else None) == EngineName.onnx:
+        with runtime.load(bundle, engine="onnx") as onnx:
+            from ..runtime.onnx_batch import OnnxBatch
+
+            yield OnnxBatch(onnx)
+        return
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llama:
+        from ..runtime.batch import batch_for
+
+        with batch_for(llama, samples, max_tokens) as batch:
+            yield batch
 
 
 def _load(name: str, reward: str | None, seed: int, **options: Any) -> Any:

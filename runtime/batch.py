@@ -17,11 +17,13 @@ import numpy as np
 
 from .._vector import MicroVector
 from ..errors import TinyLoraError, VectorError
+from ..tasks import Completion, Sample
 from ._lane import Generation, Job, Lane
 from ._strategies import Personalizer
 from .llama import TinyLoraLlama
+from .prompts import decode, encode
 
-__all__ = ["Batch", "Generation", "cores"]
+__all__ = ["Batch", "Generation", "batch_for", "cores"]
 
 _FEWEST = 8
 """Sequences of a lane: with fewer, reading the weights costs more than waiting for other threads."""
@@ -137,6 +139,27 @@ class Batch:
             done |= found
         return [done[p, s] for p in range(len(prompts)) for s in range(samples)]
 
+    def answer(
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Completion]:
+        """Answer the prompt of every sample once, as texts.
+
+        Args:
+            samples: whose prompts are answered.
+            max_tokens, temperature, seed: as for `generate`.
+
+        Raises:
+            VectorError: as for `generate` and `encode`.
+        """
+        tokens = [encode(self.llm, sample.prompt).tolist() for sample in samples]
+        found = self.generate(tokens, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return [Completion(decode(self.llm, g.tokens), g.ended, len(g.tokens)) for g in found]
+
     def close(self) -> None:
         """Free the contexts and the adapters; the model stays."""
         if self._personalizer is not None:
@@ -180,6 +203,23 @@ class Batch:
                     f"prompt {index} has {len(prompt)} tokens, which with {max_tokens} to generate pass the "
                     f"{cells} cells of the batch: raise n_ctx_seq, or generate fewer"
                 )
+
+
+def batch_for(
+    llm: TinyLoraLlama,
+    samples: Sequence[Sample],
+    max_tokens: int,
+    *,
+    sequences: int = 32,
+    n_threads: int | None = None,
+) -> Batch:
+    """Return a batch with room for `max_tokens` after each of the samples' prompts.
+
+    Raises:
+        TinyLoraError: llama.cpp cannot make the context.
+    """
+    longest = max(len(encode(llm, sample.prompt)) for sample in samples)
+    return Batch(llm, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
 
 
 def _split(count: int, parts: int) -> list[range]:

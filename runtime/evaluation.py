@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,6 @@ from numpy.typing import NDArray
 from .._vector import MicroVector
 from ..errors import VectorError
 from ..tasks import Completion, Sample, Task
-from .batch import Batch
-from .llama import TinyLoraLlama
-from .prompts import decode, encode
 
 
 @dataclass(frozen=True)
@@ -64,25 +62,20 @@ class Comparison:
     p: float
 
 
-def batch_for(
-    llm: TinyLoraLlama,
-    samples: Sequence[Sample],
-    max_tokens: int,
-    *,
-    sequences: int = 32,
-    n_threads: int | None = None,
-) -> Batch:
-    """Return a batch with room for `max_tokens` after each of the samples' prompts.
+class Answerer(Protocol):
+    """Answers many prompts at once under a vector: a `Batch` in llama.cpp, an `OnnxBatch` in ONNX Runtime."""
 
-    Raises:
-        TinyLoraError: llama.cpp cannot make the context.
-    """
-    longest = max(len(encode(llm, sample.prompt)) for sample in samples)
-    return Batch(llm, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
+    def swap(self, vector: MicroVector | None) -> None:
+        """Use another vector from now on; None for the base alone."""
+
+    def answer(
+        self, samples: Sequence[Sample], *, max_tokens: int, temperature: float, seed: int
+    ) -> list[Completion]:
+        """Answer the prompt of every sample once."""
 
 
 def evaluate(
-    batch: Batch,
+    batch: Answerer,
     task: Task,
     vector: MicroVector | None,
     *,
@@ -106,14 +99,9 @@ def evaluate(
     """
     chosen = list(task.held_out if samples is None else samples)
     batch.swap(vector)
-    prompts = [encode(batch.llm, sample.prompt).tolist() for sample in chosen]
-    drawn = batch.generate(prompts, max_tokens=task.max_tokens, temperature=temperature, seed=seed)
-    answers = [decode(batch.llm, g.tokens) for g in drawn]
-    scores = [
-        task.score(Completion(text, g.ended, len(g.tokens)), sample)
-        for text, g, sample in zip(answers, drawn, chosen, strict=True)
-    ]
-    return Evaluation(np.array(scores, np.float64), answers)
+    answers = batch.answer(chosen, max_tokens=task.max_tokens, temperature=temperature, seed=seed)
+    scores = [task.score(answer, sample) for answer, sample in zip(answers, chosen, strict=True)]
+    return Evaluation(np.array(scores, np.float64), [answer.text for answer in answers])
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:

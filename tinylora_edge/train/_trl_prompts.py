@@ -104,7 +104,7 @@ def check_prompts(
         )
     if bundle is None:
         return
-    with closing(runtime.load(bundle, n_ctx=64)) as deployed:
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as deployed:
         for sample, found in zip(samples[:_COMPARED], tokens, strict=False):
             expected = encode(deployed, sample.prompt).tolist()
             if found != expected:

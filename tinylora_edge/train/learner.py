@@ -218,5 +218,5 @@ def _give_back() -> None:
 
     It keeps what a thread has freed for that thread, in pieces: a run of 40 steps grew from 1.6 to 2.4 GB.
     """
-    if hasattr(_libc, "malloc_trim"):
+    if _libc is not None and hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)

@@ -180,7 +180,8 @@ class _Engines:
         torch.set_num_threads(1)
         found = Bundle.find(bundle)
         self.basis = found.basis
-        self.deployed = stack.enter_context(closing(runtime.load(bundle, n_ctx=64, n_threads=self.threads)))
+        deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
+        self.deployed = stack.enter_context(closing(deployed))
         self.prompts = {id(s): encode(self.deployed, s.prompt) for s in (*task.train, *task.held_out)}
         longest = max(len(tokens) for tokens in self.prompts.values())
         self._check_context(longest)

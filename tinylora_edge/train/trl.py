@@ -25,8 +25,8 @@ from .. import runtime
 from .._bundle import Bundle
 from .._vector import MicroVector
 from ..errors import MissingExtraError, TrainError
-from ..runtime.batch import cores
-from ..runtime.evaluation import Evaluation, batch_for, evaluate
+from ..runtime.batch import batch_for, cores
+from ..runtime.evaluation import Evaluation, evaluate
 from ..tasks import Task
 from ._model import default_dtype, load_model
 from ._output import metrics_file, write_result
@@ -247,7 +247,7 @@ def _evaluate(
 ) -> tuple[Evaluation, Evaluation]:
     """Base and vector on the held-out prompts, in the deployed engine."""
     threads = options.workers or cores()
-    with closing(runtime.load(bundle, n_ctx=64, n_threads=threads)) as llm:
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
         room: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
         with batch_for(llm, task.held_out, task.max_tokens, **room) as batch:
             return evaluate(batch, task, None), evaluate(batch, task, vector)
