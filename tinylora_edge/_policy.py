@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import _frame, _tags
+from . import _frame, _state, _tags
 from ._vector import MicroVector
 from .errors import ChecksumError, RollbackError, SignatureError, VectorError
 
@@ -38,19 +39,27 @@ class Policy:
     4. The tag is at least as strong as `require` (ChecksumError, SignatureError).
     5. Every value is finite (NonFiniteError).
     6. The norm of the values is at most `max_norm` (VectorError).
-    7. The sequence is not lower than the highest accepted from the same stream (RollbackError). An equal
-       one is accepted, so that a frame may be delivered twice. Raw payloads have no sequence.
+    7. The sequence is not lower than the highest accepted from the same stream under the same key
+       (RollbackError). An equal one is accepted, so that a frame may be delivered twice. Raw payloads have
+       no sequence.
 
-    The policy remembers the highest accepted sequence of each (basis, stream) while it lives; share
-    one policy between models to share that memory.
+    The highest accepted sequence of each (basis, key, stream) is remembered while the policy lives, and
+    with `state` in a file that outlives it; share one policy between models to share that memory. Frames
+    with a checksum alone have a mark of their own, so that nobody without a key can raise the mark of one.
+
+    Keys are rotated by trusting both for a while: ship the new one, sign with it, then take the old one
+    out of `keys`. As long as it is there, the last frames that it signed are accepted too.
 
     Args:
         require: `none` (the default: raw payloads too, with one warning), `checksum`, `mac` or `signature`.
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
         max_norm: largest Euclidean norm of the values that is accepted.
+        state: a file that keeps the sequences through restarts. Its directory must exist. Processes may
+            share it. Whoever can write to it can undo rule 7.
 
     Raises:
-        VectorError: an unknown `require`, or one that no key in `keys` can satisfy.
+        VectorError: an unknown `require`, one that no key in `keys` can satisfy, or a damaged state file.
+        FileNotFoundError: the directory of `state` does not exist.
     """
 
     def __init__(
@@ -59,6 +68,7 @@ class Policy:
         *,
         keys: Sequence[_tags.Verifier] = (),
         max_norm: float = math.inf,
+        state: str | PathLike[str] | None = None,
     ) -> None:
         if require not in LEVELS:
             raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
@@ -68,7 +78,7 @@ class Policy:
         self.require = require
         self.max_norm = max_norm
         self._keys = tuple(keys)
-        self._highest: dict[tuple[str, str], int] = {}
+        self._marks = _state.Marks() if state is None else _state.StateFile(state)
         self._warned = False
 
     def check(self, data: bytes, basis: Basis, *, stream: str = "") -> MicroVector:
@@ -82,9 +92,10 @@ class Policy:
 
         Raises:
             VectorError: one of its subclasses for each rule, as listed above.
+            OSError: the state file cannot be read.
         """
         frame = _frame.decode(data, basis.size, basis.digest)
-        self._check_tag(frame, bytes.fromhex(basis.digest))
+        key = self._check_tag(frame, bytes.fromhex(basis.digest))
         values = basis.values(frame.values)
         norm = float(np.linalg.norm(values.astype(np.float64)))
         if norm > self.max_norm:
@@ -94,20 +105,29 @@ class Policy:
         if frame.sequence is None:
             self._warn_once()
         else:
-            highest = self._highest.get((basis.digest, stream), 0)
+            highest = self._marks.highest(_mark(basis, key, stream))
             if frame.sequence < highest:
                 raise RollbackError(
                     f"the frame has sequence {frame.sequence}, but {highest} was already accepted"
-                    f"{f' from stream {stream!r}' if stream else ''}: an older vector is not applied again"
+                    f"{f' from stream {stream!r}' if stream else ''}{f' under key {key}' if key else ''}: "
+                    "an older vector is not applied again"
                 )
-        return MicroVector(values, frame.dtype, frame.sequence or 0)
+        vector = MicroVector(values, frame.dtype, frame.sequence or 0)
+        vars(vector)["_verified_by"] = key  # `record` has to know; the class is frozen for everybody else
+        return vector
 
     def record(self, vector: MicroVector, basis: Basis, *, stream: str = "") -> None:
-        """Remember that a vector which `check` returned was applied."""
-        key = (basis.digest, stream)
-        self._highest[key] = max(vector.sequence, self._highest.get(key, 0))
+        """Remember that a vector which `check` returned was applied; with a state file, durably.
 
-    def _check_tag(self, frame: _frame.Frame, digest: bytes) -> None:
+        Raises:
+            VectorError: the state file is damaged, or the stream's name is too long.
+            OSError: the state file cannot be written; it stays as it was.
+        """
+        self._marks.record(_mark(basis, vector.verified_by, stream), vector.sequence)
+
+    def _check_tag(self, frame: _frame.Frame, digest: bytes) -> str:
+        """Return the id of the key under which the tag verifies; empty for a checksum or none."""
+        verified_by = ""
         if frame.kind == _tags.CRC32 and not _tags.Crc32().verify(digest + frame.body, frame.tag):
             expected = _tags.Crc32().sign(digest + frame.body)
             raise ChecksumError(
@@ -122,15 +142,20 @@ class Policy:
                     f"the frame carries an {name} tag, but the policy has no {name} key to check it: "
                     "pass Policy(keys=[...])"
                 )
-            if not any(key.verify(digest + frame.body, frame.tag) for key in keys):
+            message = digest + frame.body
+            found = next((key for key in keys if key.verify(message, frame.tag)), None)
+            if found is None:
                 raise SignatureError(
                     f"the frame's {name} tag {frame.tag[:8].hex()} does not verify under any of the "
-                    f"{len(keys)} trusted keys: it was altered, or comes from someone else"
+                    f"{len(keys)} trusted keys ({', '.join(map(_tags.key_id, keys))}): it was altered, or "
+                    "comes from someone else"
                 )
+            verified_by = _tags.key_id(found)
         if _LEVEL_OF_KIND[frame.kind] < self._required:
             error = ChecksumError if self.require == "checksum" else SignatureError
             got = "a raw payload" if frame.kind is None else f"a {_tags.NAMES[frame.kind]} frame"
             raise error(f"the policy requires a {self.require}, but this is {got}")
+        return verified_by
 
     def _warn_once(self) -> None:
         if not self._warned:
@@ -141,3 +166,12 @@ class Policy:
                 UnauthenticatedVectorWarning,
                 stacklevel=4,
             )
+
+
+def _mark(basis: Basis, key: str, stream: str) -> _state.Mark:
+    if len(stream) > _state.MAX_STREAM_CHARACTERS:
+        raise VectorError(
+            f"the stream's name has {len(stream)} characters, and at most {_state.MAX_STREAM_CHARACTERS} are "
+            f"kept: {stream[:20]!r}..."
+        )
+    return basis.digest, key, stream

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+from . import _pem
 from .errors import MissingExtraError, SignatureError
 
 CRC32, HMAC, ED25519 = 0, 1, 2
@@ -23,11 +25,16 @@ SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}
 NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
 
 _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
+_ID_BYTES = 8
 
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Checks tags of one kind under one key."""
+    """Checks tags of one kind under one key.
+
+    One that has an attribute `id` too, a string, is named by it in errors, and a policy keeps a mark of its
+    own for it; those without share one mark a kind.
+    """
 
     kind: int
 
@@ -42,6 +49,11 @@ class Signer(Protocol):
 
     def sign(self, message: bytes) -> bytes:
         """Return the tag of a message."""
+
+
+def key_id(key: Verifier) -> str:
+    """Return the name of a key in errors and in the state of a policy."""
+    return str(getattr(key, "id", "") or f"{NAMES[key.kind].lower()}:unnamed")
 
 
 class Crc32:
@@ -64,6 +76,9 @@ class Hmac:
     Args:
         key: the shared secret, at least 16 bytes.
 
+    Attributes:
+        id: `hmac:` and 16 hexadecimal digits that follow from the key and do not give it away.
+
     Raises:
         SignatureError: the key is shorter.
     """
@@ -76,6 +91,24 @@ class Hmac:
                 f"a MAC key of {len(key)} bytes is too short: use at least {_HMAC_KEY_BYTES} random bytes"
             )
         self._key = bytes(key)
+        # Of a message that no frame begins with, so that an id is never half of a tag.
+        self.id = f"hmac:{hmac.digest(self._key, b'tinylora key id', hashlib.sha256)[:_ID_BYTES].hex()}"
+
+    @classmethod
+    def from_hex(cls, text: str | bytes) -> Hmac:
+        """Return the key that a file of `tinylora-edge keygen --mac` holds: hexadecimal digits.
+
+        Raises:
+            SignatureError: the text is something else, or the key is too short.
+        """
+        digits = text.decode("ascii", "replace") if isinstance(text, bytes) else text
+        digits = "".join(digits[:4096].split())
+        if not re.fullmatch("(?:[0-9a-fA-F]{2})+", digits):
+            raise SignatureError(
+                f"a MAC key is an even number of hexadecimal digits, but this begins with {digits[:5]!r}: "
+                "make one with tinylora-edge keygen --mac"
+            )
+        return cls(bytes.fromhex(digits))
 
     def sign(self, message: bytes) -> bytes:
         """Return the first 8 bytes of HMAC-SHA-256 of the message."""
@@ -92,6 +125,9 @@ class Ed25519Signer:
     Args:
         private_key: the 32-byte seed.
 
+    Attributes:
+        id: that of the `Ed25519Verifier` of its public key.
+
     Raises:
         MissingExtraError: `cryptography` is not installed.
         SignatureError: the key is not 32 bytes.
@@ -104,6 +140,17 @@ class Ed25519Signer:
         if len(private_key) != 32:
             raise SignatureError(f"an Ed25519 private key has 32 bytes, not {len(private_key)}")
         self._key = ed25519.Ed25519PrivateKey.from_private_bytes(private_key)
+        self.id = _public_key_id(self.public_key)
+
+    @classmethod
+    def from_pem(cls, text: str | bytes) -> Ed25519Signer:
+        """Return the signer of a private key in PEM (PKCS #8, RFC 8410), as keygen and OpenSSL write it.
+
+        Raises:
+            MissingExtraError: `cryptography` is not installed.
+            SignatureError: the text is no such key.
+        """
+        return cls(_pem.decode_private(text))
 
     def sign(self, message: bytes) -> bytes:
         """Return the signature of the message, 64 bytes."""
@@ -125,6 +172,9 @@ class Ed25519Verifier:
         check: called as check(public_key, message, signature) -> bool where the device brings its own
             Ed25519; by default the `cryptography` package does it.
 
+    Attributes:
+        id: `ed25519:` and the first 16 hexadecimal digits of the public key's SHA-256.
+
     Raises:
         MissingExtraError: no `check` is given and `cryptography` is not installed.
         SignatureError: the key is not 32 bytes.
@@ -139,10 +189,29 @@ class Ed25519Verifier:
             _cryptography()
         self._public_key = bytes(public_key)
         self._check = check or _check_signature
+        self.id = _public_key_id(self._public_key)
+
+    @classmethod
+    def from_pem(
+        cls, text: str | bytes, check: Callable[[bytes, bytes, bytes], bool] | None = None
+    ) -> Ed25519Verifier:
+        """Return the verifier of a public key in PEM (SubjectPublicKeyInfo, RFC 8410).
+
+        Reading it needs no `cryptography`, so that a device with a `check` of its own does not either.
+
+        Raises:
+            MissingExtraError: no `check` is given and `cryptography` is not installed.
+            SignatureError: the text is no such key.
+        """
+        return cls(_pem.decode_public(text), check)
 
     def verify(self, message: bytes, tag: bytes) -> bool:
         """Tell whether `tag` is a signature of the message under the public key."""
         return bool(self._check(self._public_key, message, tag))
+
+
+def _public_key_id(public_key: bytes) -> str:
+    return f"ed25519:{hashlib.sha256(public_key).digest()[:_ID_BYTES].hex()}"
 
 
 def _check_signature(public_key: bytes, message: bytes, signature: bytes) -> bool:

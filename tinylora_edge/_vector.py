@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,14 @@ class MicroVector:
         return _frame.encode(values, self.dtype, self.sequence, basis.digest, signer)
 
     @property
+    def verified_by(self) -> str:
+        """Id of the trusted key under which a policy verified it; empty for a checksum, or none at all.
+
+        It is no part of the value: two vectors are equal whoever sent them.
+        """
+        return str(vars(self).get("_verified_by", ""))
+
+    @property
     def norm(self) -> float:
         """The Euclidean norm of the values."""
         return float(np.linalg.norm(self.values.astype(np.float64)))
@@ -112,8 +120,9 @@ class MicroVector:
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, MicroVector) else NotImplemented
 
-    def __reduce__(self) -> tuple[type[MicroVector], tuple[NDArray[np.float32], str, int]]:
-        return type(self), (self.values, self.dtype, self.sequence)  # copies are read-only too
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {"_verified_by": self.verified_by} if self.verified_by else None
+        return type(self), (self.values, self.dtype, self.sequence), state  # copies are read-only too
 
     def __hash__(self) -> int:
         return hash(self._key())

@@ -14,6 +14,7 @@
     ├── ExportError
     │   └── UnsupportedModelError
     ├── TrainError
+    ├── TransferError
     ├── BusyError
     └── MissingExtraError           (also an ImportError)
 
@@ -77,6 +78,10 @@ class UnsupportedModelError(ExportError):
 
 class TrainError(TinyLoraError):
     """Training cannot start or go on."""
+
+
+class TransferError(TinyLoraError):
+    """A vector could not be published or fetched; what was there, on either side, stays."""
 
 
 class BusyError(TinyLoraError):

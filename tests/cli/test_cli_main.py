@@ -17,7 +17,10 @@ from commands import Cli
 import tinylora_edge
 from tinylora_edge.errors import MissingExtraError
 
-COMMANDS = ["demo", "export", "inspect", "run", "chat", "vector new", "vector inspect"]
+COMMANDS = [
+    *("demo", "export", "inspect", "run", "chat", "convert", "keygen", "links", "publish", "fetch"),
+    *(f"vector {name}" for name in ("new", "inspect", "pack", "verify", "text", "qr")),
+]
 
 
 def test_version(cli: Cli) -> None:
@@ -26,22 +29,24 @@ def test_version(cli: Cli) -> None:
 
 def test_help_lists_the_commands(cli: Cli) -> None:
     text = cli("--help").done()
-    for command in ("demo", "export", "inspect", "run", "chat", "vector"):
+    for command in {command.split()[0] for command in COMMANDS}:
         assert any(line.split()[:1] == [command] for line in text.splitlines())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_an_example_that_parses(cli: Cli, command: str, tmp_path: Path) -> None:
     lines = cli(*command.split(), "--help").done().splitlines()
-    example = lines[lines.index("  Example:") + 1].strip()
-
-    program, *words = shlex.split(example)
-    assert program == "tinylora-edge"
-    assert words[: len(command.split())] == command.split()
-    # --help at the end is eager only once everything before it has been parsed as far as it goes: an
-    # unknown option, or one without its value, is an error.
-    assert cli(*words, "--help").code == 0
-    assert cli(*words, "--no-such-option").code == 2
+    (begin,) = [number for number, line in enumerate(lines) if line in ("  Example:", "  Examples:")]
+    end = lines.index("", begin)
+    assert end > begin + 1
+    for example in lines[begin + 1 : end]:
+        program, *words = shlex.split(example, comments=True)
+        assert program == "tinylora-edge"
+        assert words[: len(command.split())] == command.split()
+        # --help at the end is eager only once everything before it has been parsed as far as it goes: an
+        # unknown option, or one without its value, is an error.
+        assert cli(*words, "--help").code == 0
+        assert cli(*words, "--no-such-option").code == 2
 
 
 @pytest.mark.parametrize(

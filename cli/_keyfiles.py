@@ -1,0 +1,121 @@
+"""Keys on the command line: read from files, told apart, and written so that others cannot read them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from .. import _pem, _tags
+from .._files import atomic_write
+from ..errors import SignatureError
+from . import _output
+
+T = TypeVar("T")
+
+Keys = Annotated[
+    list[Path] | None,
+    typer.Option("--key", metavar="FILE", help="A trusted Ed25519 public key, in PEM. May be repeated."),
+]
+Macs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mac", metavar="KEY", help="A trusted MAC key: a file, or hexadecimal digits. May be repeated."
+    ),
+]
+
+
+def signer(path: Path) -> _tags.Ed25519Signer:
+    """Return the signer of a private key file.
+
+    Raises:
+        OSError: the file cannot be read.
+        SignatureError: it is no Ed25519 private key.
+        MissingExtraError: `cryptography` is not installed.
+    """
+    made = _named(path, _tags.Ed25519Signer.from_pem, _read(path))
+    _warn_if_readable_by_others(path)
+    return made
+
+
+def mac(key: str) -> _tags.Hmac:
+    """Return the MAC of a key, given as a file that holds hexadecimal digits, or as these.
+
+    Raises:
+        OSError: the file cannot be read.
+        SignatureError: it is neither, or too short.
+    """
+    path = Path(key)
+    if len(key) <= 1024 and path.is_file():
+        made = _named(path, _tags.Hmac.from_hex, _read(path))
+        _warn_if_readable_by_others(path)
+        return made
+    try:
+        return _tags.Hmac.from_hex(key)
+    except SignatureError:
+        if set(key.strip().lower()) <= set("0123456789abcdef"):
+            raise
+        raise FileNotFoundError(
+            f"{key[:60]} does not exist, and is no MAC key in hexadecimal digits: make one with "
+            "tinylora-edge keygen --mac"
+        ) from None
+
+
+def verifiers(keys: Sequence[Path] | None, macs: Sequence[str] | None) -> list[_tags.Verifier]:
+    """Return what the options `--key` and `--mac` trust. Errors: those of `signer` and `mac`."""
+    trusted: list[_tags.Verifier] = [
+        _named(path, _tags.Ed25519Verifier.from_pem, _read(path)) for path in keys or ()
+    ]
+    return trusted + [mac(key) for key in macs or ()]
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Check that a key may be written there.
+
+    Raises:
+        FileExistsError: something is there, and `force` is not set.
+        FileNotFoundError: its directory is missing.
+    """
+    if (path.exists() or path.is_symlink()) and not force:
+        raise FileExistsError(
+            f"{path} exists already: choose another output. --force replaces it, and what it alone verifies "
+            "is lost"
+        )
+    if path.is_dir():
+        raise _output.CommandError(f"{path} is a directory: name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
+
+
+def write(path: Path, text: str, *, secret: bool) -> None:
+    """Write a key, atomically: a secret one for its owner alone (0600), whatever the umask.
+
+    Raises:
+        CommandError: the file cannot be written; what was there stays.
+    """
+    try:
+        with atomic_write(path, mode=0o600 if secret else 0o644) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise _output.CommandError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_pem.MAX_BYTES + 1)
+
+
+def _named(path: Path, make: Callable[[bytes], T], text: bytes) -> T:
+    try:
+        return make(text)
+    except SignatureError as error:
+        raise SignatureError(f"{path}: {error}") from None
+
+
+def _warn_if_readable_by_others(path: Path) -> None:
+    if os.name != "nt" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        _output.warn(f"{path} can be read by others on this machine: chmod 600 {path}")

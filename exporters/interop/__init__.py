@@ -1,0 +1,7 @@
+"""Vectors and bases in the formats of other ecosystems, both ways.
+
+* `llama_lora`: stock GGUF LoRA files and scales, for llama-server, Ollama, LM Studio and llama.rn.
+* `peft`: PEFT's TinyLoRA checkpoints, and plain PEFT LoRAs.
+
+ONNX Runtime's `.onnx_adapter` is in the core, since devices read it.
+"""

@@ -1,0 +1,186 @@
+"""`publish`: frames into the static layout that devices fetch from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .. import _frame, _layout, _tags
+from .._basis import Basis
+from .._files import atomic_write
+from .._layout import DEFAULT_STREAM
+from ..errors import MissingExtraError, TransferError
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `publish` did.
+
+    Attributes:
+        path: of the numbered frame, under the target.
+        sequence: of the frame.
+        changed: False where it was there already.
+    """
+
+    path: str
+    sequence: int
+    changed: bool
+
+
+class Target(Protocol):
+    """A place for small files: a directory, or what fsspec reaches."""
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content of a file, or None where there is none."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Make a file, or replace it; readers see the old content or the new."""
+
+
+def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM) -> Published:
+    """Publish a frame as the newest of its stream.
+
+    The rules:
+
+    1. It is a frame of this basis, whole: a CRC-32 is checked here, a MAC or a signature by the devices.
+    2. Its sequence is not lower than the newest one's, and an equal one has the same bytes: devices would
+       refuse the first, and keep whichever they saw of the second.
+    3. The numbered file is written first and `latest` last, so that whatever interrupts it, `latest` is a
+       whole frame: the old one or the new one. Doing it again completes it.
+
+    Two writers of one stream at the same moment are not told apart: let one host publish a stream.
+
+    Args:
+        frame: as `MicroVector.to_bytes` returns it.
+        basis: that it is for.
+        to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
+        stream: which stream of vectors.
+
+    Raises:
+        TransferError: a rule is broken, or the target cannot be read or written.
+        VectorError: the bytes are no frame of this basis, or damaged.
+        MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
+    """
+    decoded = _frame.decode(frame, basis.size, basis.digest)
+    if decoded.sequence is None or decoded.kind is None:
+        raise TransferError(
+            "a raw payload has no basis and no sequence, and so no place in the layout: publish a frame "
+            "(tinylora-edge vector pack makes one)"
+        )
+    if decoded.kind == _tags.CRC32:
+        from .._policy import Policy
+
+        Policy().check(frame, basis)
+    target = open_target(to)
+    latest = _layout.latest(basis.id, stream)
+    numbered = _layout.numbered(basis.id, stream, decoded.sequence)
+    newest = target.read(latest)
+    if newest is not None:
+        _check_order(newest, decoded.sequence, basis, f"{to}/{latest}")
+    there = target.read(numbered)
+    if there is not None and there != frame:
+        raise TransferError(
+            f"{to}/{numbered} is another frame with sequence {decoded.sequence}: a sequence is used once. "
+            f"Pack this vector with --sequence {decoded.sequence + 1} or higher"
+        )
+    if there is None:
+        target.write(numbered, frame)
+    if newest != frame:
+        target.write(latest, frame)
+    return Published(numbered, decoded.sequence, there is None or newest != frame)
+
+
+def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None:
+    if len(newest) < _frame.HEADER_BYTES or newest[1:5] != bytes.fromhex(basis.id):
+        raise TransferError(f"{where} is no frame of basis {basis.id}: remove it, or publish elsewhere")
+    found = int.from_bytes(newest[5:7], "little")
+    if found > sequence:
+        raise TransferError(
+            f"{where} has sequence {found}, and this frame {sequence}: devices that applied the newer one "
+            f"would refuse it. Pack it with --sequence {found + 1} or higher"
+        )
+
+
+def open_target(to: str) -> Target:
+    """Return the target that a directory or an address names.
+
+    Raises:
+        TransferError: it cannot be written to.
+        MissingExtraError: it needs a package that is not installed.
+    """
+    if "://" not in to:
+        return Directory(Path(to))
+    scheme = to.partition("://")[0]
+    if scheme in ("http", "https"):
+        raise TransferError(
+            f"{to} is where devices fetch from, and HTTP has no one way to write there: publish to the "
+            "directory or bucket behind it"
+        )
+    try:
+        import fsspec
+    except ImportError:
+        raise MissingExtraError(f"publishing to {scheme}://", "fsspec", "ship") from None
+    try:
+        filesystem, root = fsspec.core.url_to_fs(to)
+    except ImportError as error:
+        raise TransferError(f"{to}: fsspec needs another package for {scheme}://: {error}") from None
+    except ValueError as error:
+        raise TransferError(f"{to}: {error}") from None
+    return Remote(filesystem, root, to)
+
+
+class Directory:
+    """A directory on this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content of a file, or None where there is none."""
+        try:
+            with open(self._root / path, "rb") as file:
+                return file.read(_layout.MAX_FRAME_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise TransferError(f"{self._root / path} cannot be read: {error.strerror or error}") from error
+
+    def write(self, path: str, data: bytes) -> None:
+        """Make a file, or replace it, durably."""
+        full = self._root / path
+        try:
+            os.makedirs(full.parent, exist_ok=True)
+            with atomic_write(full) as file:
+                file.write(data)
+        except OSError as error:
+            raise TransferError(f"{full} could not be written: {error.strerror or error}") from error
+
+
+class Remote:
+    """What fsspec reaches. An object store replaces an object in one step; what others do is theirs."""
+
+    def __init__(self, filesystem: Any, root: str, name: str) -> None:
+        self._filesystem, self._root, self._name = filesystem, root.rstrip("/"), name.rstrip("/")
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content of a file, or None where there is none."""
+        try:
+            # A listing that was cached would hide what another host has published since.
+            self._filesystem.invalidate_cache()
+            data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=_layout.MAX_FRAME_BYTES)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # each filesystem has exceptions of its own
+            raise TransferError(f"{self._name}/{path} cannot be read: {error}") from error
+        return data
+
+    def write(self, path: str, data: bytes) -> None:
+        """Make a file, or replace it."""
+        full = f"{self._root}/{path}"
+        try:
+            self._filesystem.makedirs(full.rpartition("/")[0], exist_ok=True)
+            self._filesystem.pipe_file(full, data)
+        except Exception as error:  # each filesystem has exceptions of its own
+            raise TransferError(f"{self._name}/{path} could not be written: {error}") from error

@@ -1,0 +1,109 @@
+"""Link budgets: LoRa airtime against published values, capacities against the encoders themselves."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+import segno
+
+from tinylora_edge import _frame, _tags
+from tinylora_edge._links import CARRIERS, TEXT, airtime, carrier_airtime, frame_sizes
+
+BY_NAME = {carrier.name: carrier for carrier in CARRIERS}
+
+
+@pytest.mark.parametrize(
+    ("payload", "spreading", "bandwidth", "options", "milliseconds"),
+    [
+        # The public spreadsheet "Formulas taken from AN1200.13": 13 bytes at SF9.
+        (13, 9, 125, {}, 164.864),
+        # github.com/tanupoo/lorawan_toa, test.py, computed with Semtech's calculator.
+        (64, 12, 125, {"low_data_rate": False}, 2465.792),
+        (64, 12, 125, {"low_data_rate": True}, 2793.472),
+        (64, 12, 125, {}, 2793.472),
+        (255, 7, 500, {}, 99.904),
+        (255, 7, 500, {"low_data_rate": True}, 137.024),
+    ],
+)
+def test_airtime_as_published(payload, spreading, bandwidth, options, milliseconds):
+    assert airtime(payload, spreading, bandwidth, **options) == pytest.approx(milliseconds, abs=5e-4)
+
+
+@pytest.mark.parametrize(("rate", "payload", "spreading"), [(0, 11, 10), (1, 53, 9), (2, 125, 8)])
+def test_us915_limits_are_the_longest_under_its_dwell_time(rate, payload, spreading):
+    """They were chosen so: 400 ms on a channel of 125 kHz (RP002, US902-928)."""
+    carrier = BY_NAME[f"LoRaWAN US915 up, DR{rate} (SF{spreading}, 125 kHz)"]
+    assert carrier.payload == payload
+    assert carrier_airtime(carrier, payload) <= 400
+    symbol = 2**spreading / 125
+    assert carrier_airtime(carrier, payload + 5) > 400 - 5 * symbol
+
+
+def test_airtime_rises_with_everything_that_costs_time():
+    base = airtime(50, 9, 125)
+    assert airtime(60, 9, 125) > base
+    assert airtime(50, 10, 125) > base
+    assert airtime(50, 9, 250) == base / 2
+    assert airtime(50, 9, 125, coding_rate=4) > base
+    assert airtime(50, 9, 125, preamble=10) == pytest.approx(base + 2 * 4.096)
+    assert airtime(50, 12, 125, crc=False) <= airtime(50, 12, 125)
+
+
+def test_downlinks_have_no_payload_crc():
+    up, down = (
+        BY_NAME["LoRaWAN US915 up, DR4 (SF8, 500 kHz)"],
+        BY_NAME["LoRaWAN US915 down, DR12 (SF8, 500 kHz)"],
+    )
+    times = [(carrier_airtime(down, size), carrier_airtime(up, size)) for size in range(30, 60)]
+    assert all(low <= high for low, high in times)
+    assert any(low < high for low, high in times)
+
+
+def test_frame_sizes_are_those_of_frames():
+    assert frame_sizes(13) == {
+        ("fp32", 0): 63, ("fp32", 1): 67, ("fp32", 2): 123, ("bf16", 0): 37, ("bf16", 1): 41, ("bf16", 2): 97,
+    }  # fmt: skip
+    assert {_frame.frame_bytes(13, "fp16", kind) for kind in _tags.SIZES} == {37, 41, 97}
+
+
+def test_what_text_carriers_take_is_what_base64url_leaves():
+    for carrier in CARRIERS:
+        if carrier.encoding == TEXT:
+            for size, fits in ((carrier.payload, True), (carrier.payload + 1, False)):
+                length = len(base64.urlsafe_b64encode(bytes(size)).rstrip(b"="))
+                assert (length <= carrier.capacity) is fits, carrier.name
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name.startswith("QR")])
+def test_qr_capacities_are_those_of_the_encoder(name):
+    carrier = BY_NAME[name]
+    version = int(name.split()[2].partition("-")[0])
+    prefix = 9 if carrier.encoding == TEXT else 0
+    full = segno.make_qr(b"\xff" * (carrier.capacity + prefix), mode="byte", error="L", boost_error=False)
+    over = segno.make_qr(b"\xff" * (carrier.capacity + prefix + 1), mode="byte", error="L", boost_error=False)
+    assert (full.version, over.version) == (version, version + 1)
+    assert f"{full.symbol_size(border=0)[0]} x" in name
+
+
+def test_the_carriers_of_the_design():
+    """DESIGN 7 names these capacities before the carriers' own framing."""
+    for start, payload in (
+        ("LoRaWAN EU868 down, DR0", 51),
+        ("LoRaWAN EU868 down, DR2", 51),
+        ("LoRaWAN EU868 down, DR3", 115),
+        ("SMS, 8-bit", 140),
+        ("NFC NTAG213", 138),
+        ("Meshtastic", 233),
+        ("QR code 4-L, 33 x 33, bytes", 78),
+        ("Sigfox down", 8),
+        ("Iridium SBD to", 270),
+        ("APRS", 50),
+        ("BLE legacy", 27),
+    ):
+        (carrier,) = [each for each in CARRIERS if each.name.startswith(start)]
+        assert carrier.payload == payload, start
+
+
+def test_names_are_distinct():
+    assert len(BY_NAME) == len(CARRIERS)

@@ -1,0 +1,332 @@
+"""The state of a policy: durable, shared, never lower, and killed at every line of an update."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinylora_edge import (
+    Ed25519Signer,
+    Ed25519Verifier,
+    Hmac,
+    MicroVector,
+    Policy,
+    RollbackError,
+    SignatureError,
+    VectorError,
+)
+from tinylora_edge._state import MAX_BYTES, StateFile, decode, encode
+
+BASIS = support.random_basis(groups=3)
+OTHER = support.random_basis(groups=3, seed=43)
+OLD, NEW = Ed25519Signer(b"o" * 32), Ed25519Signer(b"n" * 32)
+MAC = Hmac(b"m" * 32)
+TRUSTED = [Ed25519Verifier(OLD.public_key), Ed25519Verifier(NEW.public_key), MAC]
+MARK = (BASIS.digest, OLD.id, "")
+
+
+def frame(sequence: int, signer=OLD, basis=BASIS) -> bytes:
+    values = np.array([0.5, -0.25, 0.125], np.float32)[:, None]
+    return MicroVector(values, "fp32", sequence).to_bytes(basis, signer)
+
+
+def apply(policy: Policy, data: bytes, basis=BASIS, **stream: str) -> MicroVector:
+    vector = policy.check(data, basis, **stream)
+    policy.record(vector, basis, **stream)
+    return vector
+
+
+def policy(path: Path, **options) -> Policy:
+    return Policy(keys=TRUSTED, state=path, **options)
+
+
+class TestRollback:
+    def test_is_refused_after_a_restart(self, tmp_path):
+        path = tmp_path / "state"
+        apply(policy(path), frame(5))
+        fresh = policy(path)
+        assert fresh.check(frame(5), BASIS).sequence == 5
+        with pytest.raises(RollbackError, match=f"sequence 4, but 5 was .* under key {OLD.id}"):
+            fresh.check(frame(4), BASIS)
+
+    def test_bases_keys_and_streams_have_marks_of_their_own(self, tmp_path):
+        path = tmp_path / "state"
+        apply(policy(path), frame(9))
+        for data, basis, stream in (
+            (frame(1, OLD, OTHER), OTHER, {}),
+            (frame(1, NEW), BASIS, {}),
+            (frame(1, MAC), BASIS, {}),
+            (frame(1, "crc32"), BASIS, {}),
+            (frame(1), BASIS, {"stream": "bob"}),
+        ):
+            assert apply(policy(path), data, basis, **stream).sequence == 1
+        with pytest.raises(RollbackError):
+            policy(path).check(frame(8), BASIS)
+
+    def test_nobody_without_a_key_raises_the_mark_of_one(self, tmp_path):
+        """Else a checksum frame with sequence 65535 would lock the owner of the key out for ever."""
+        path = tmp_path / "state"
+        apply(policy(path), frame(65535, "crc32"))
+        assert apply(policy(path), frame(1)).verified_by == OLD.id
+
+    def test_a_key_that_is_taken_out_is_refused_and_its_mark_kept(self, tmp_path):
+        path = tmp_path / "state"
+        apply(policy(path), frame(7))
+        rotated = Policy("signature", keys=[TRUSTED[1]], state=path)
+        apply(rotated, frame(1, NEW))
+        with pytest.raises(SignatureError, match=rf"1 trusted keys \({NEW.id}\)"):
+            rotated.check(frame(8), BASIS)
+        assert decode(path.read_bytes()) == {MARK: 7, (BASIS.digest, NEW.id, ""): 1}
+
+    @pytest.mark.parametrize("data", [frame(3), frame(9)[:-1] + b"?", frame(9, basis=OTHER), b"", b"x" * 99])
+    def test_a_rejected_vector_leaves_the_state_untouched(self, tmp_path, data):
+        path = tmp_path / "state"
+        guarded = policy(path)
+        apply(guarded, frame(5))
+        before = path.read_bytes(), path.stat().st_mtime_ns
+        with pytest.raises(VectorError):
+            guarded.check(data, BASIS)
+        assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+    def test_neither_an_equal_sequence_nor_a_raw_payload_writes(self, tmp_path):
+        path = tmp_path / "state"
+        guarded = policy(path)
+        apply(guarded, frame(5))
+        before = path.stat().st_mtime_ns
+        apply(guarded, frame(5))
+        with pytest.warns(UserWarning, match="raw payload"):
+            apply(guarded, frame(5)[7:19])
+        assert path.stat().st_mtime_ns == before
+
+    def test_check_alone_makes_no_file(self, tmp_path):
+        policy(tmp_path / "state").check(frame(5), BASIS)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_checked_vector_that_crossed_a_process_border_is_recorded_under_its_key(self, tmp_path):
+        import pickle
+
+        guarded = policy(tmp_path / "state")
+        vector = pickle.loads(pickle.dumps(guarded.check(frame(5), BASIS)))
+        guarded.record(vector, BASIS)
+        with pytest.raises(RollbackError):
+            policy(tmp_path / "state").check(frame(4), BASIS)
+
+
+class TestFile:
+    def test_its_owner_alone_may_read_it_and_nothing_is_left_beside_it(self, tmp_path):
+        apply(policy(tmp_path / "state"), frame(5))
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["state", "state.lock"]
+        for made in tmp_path.iterdir():
+            assert stat.S_IMODE(made.stat().st_mode) == 0o600
+
+    def test_the_directory_has_to_exist(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no.*does not exist"):
+            policy(tmp_path / "no" / "state")
+
+    def test_a_link_stays_one(self, tmp_path):
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "state").symlink_to(tmp_path / "kept" / "real")
+        apply(policy(tmp_path / "state"), frame(5))
+        assert (tmp_path / "state").is_symlink()
+        with pytest.raises(RollbackError):
+            policy(tmp_path / "kept" / "real").check(frame(4), BASIS)
+
+    def test_a_directory_is_no_state(self, tmp_path):
+        with pytest.raises(VectorError, match="not a regular file"):
+            policy(tmp_path)
+
+    def test_a_long_stream_is_refused_before_it_is_kept(self, tmp_path):
+        with pytest.raises(VectorError, match="129 characters"):
+            policy(tmp_path / "state").check(frame(1), BASIS, stream="s" * 129)
+
+    def test_every_damage_of_one_byte_is_refused(self, tmp_path):
+        path = tmp_path / "state"
+        apply(policy(path), frame(5))
+        whole = path.read_bytes()
+        for position in range(len(whole)):
+            for bit in (1, 32):
+                path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+                with pytest.raises(VectorError, match=r"state is damaged: .*\. Restore it"):
+                    policy(path)
+        for length in range(len(whole)):
+            path.write_bytes(whole[:length])
+            with pytest.raises(VectorError, match="damaged"):
+                policy(path)
+
+    def test_damage_while_it_runs_is_refused_and_not_overwritten(self, tmp_path):
+        path = tmp_path / "state"
+        guarded = policy(path)
+        vector = apply(guarded, frame(5))
+        path.write_bytes(b"{}")
+        with pytest.raises(VectorError, match="damaged"):
+            guarded.check(frame(6), BASIS)
+        higher = MicroVector(vector.values, sequence=9)
+        with pytest.raises(VectorError, match="damaged"):
+            guarded.record(higher, BASIS)
+        assert path.read_bytes() == b"{}"
+
+    def test_a_gigabyte_is_not_read(self, tmp_path):
+        path = tmp_path / "state"
+        with open(path, "wb") as file:
+            file.truncate(1 << 30)
+        with (
+            support.memory_limit(1 << 28),
+            pytest.raises(VectorError, match=f"more than {MAX_BYTES:,} bytes"),
+        ):
+            policy(path)
+
+    @given(st.dictionaries(st.tuples(*[st.text(max_size=9)] * 3), st.integers(0, 65535), max_size=9))
+    def test_content_round_trips(self, marks):
+        assert decode(encode(marks)) == marks
+
+    @given(st.binary(max_size=200))
+    def test_other_content_is_an_error_of_one_kind(self, data):
+        with pytest.raises(ValueError, match=r"begin|match|structure|sequence"):
+            decode(data)
+        import hashlib
+
+        head = b"tinylora state 1 " + hashlib.sha256(data).hexdigest().encode() + b"\n"
+        with contextlib.suppress(ValueError):
+            assert isinstance(decode(head + data), dict)
+
+    def test_a_disk_that_takes_nothing_leaves_the_old_state(self, tmp_path):
+        import resource
+
+        path = tmp_path / "state"
+        guarded = policy(path)
+        apply(guarded, frame(5))
+        vector = guarded.check(frame(6), BASIS)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                guarded.record(vector, BASIS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert decode(path.read_bytes()) == {MARK: 5}
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["state", "state.lock"]
+        guarded.record(vector, BASIS)
+        assert decode(path.read_bytes()) == {MARK: 6}
+
+
+FORKS = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    import tinylora_edge._state as state, tinylora_edge._files as files
+
+    path, mark = Path(sys.argv[1]), ("d" * 64, "ed25519:k", "")
+    OURS = {state.__file__, files.__file__}
+
+    def die_at(line):
+        seen = 0
+        def trace(frame, event, arg):
+            nonlocal seen
+            if frame.f_code.co_filename not in OURS:
+                return None
+            if event == "line":
+                seen += 1
+                if seen == line:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+        return trace
+
+    before, line = 0, 0
+    while True:
+        line += 1
+        child = os.fork()
+        if child == 0:
+            sys.settrace(die_at(line))
+            state.StateFile(path).record(mark, before + 1)
+            os._exit(0)
+        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        left = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(".tmp"))
+        after = state.StateFile(path).highest(mark)  # raises where the file is damaged
+        assert after in (before, before + 1), (line, before, after)
+        print(line, after - before, len(left), flush=True)
+        if not killed:
+            assert after == before + 1 and not left, (line, left)
+            break
+        before = after
+    """
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_any_line_of_an_update_leaves_the_old_state_or_the_new(tmp_path):
+    """SIGKILL at each line that an update runs, one after the other, in a process of its own each time."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(tmp_path / "state")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    steps = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(steps) > 60, "the update was not traced"
+    assert {step[1] for step in steps} == {0, 1}, "some kills came before the rename, and some after"
+    assert max(step[2] for step in steps) == 1, "what a killed process left behind does not pile up"
+
+
+WRITER = textwrap.dedent(
+    """
+    import sys
+    from tinylora_edge._state import StateFile
+    state, mark = StateFile(sys.argv[1]), ("d" * 64, "ed25519:k", "")
+    sequence = state.highest(mark)
+    while sequence < 65535:
+        sequence += 1
+        state.record(mark, sequence)
+        print(sequence, flush=True)
+    """
+)
+
+
+def test_a_kill_at_a_random_moment_loses_nothing_that_was_acknowledged(tmp_path):
+    path, mark = tmp_path / "state", ("d" * 64, "ed25519:k", "")
+    rng = random.Random(0)
+    highest = 0
+    for _ in range(6):
+        child = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        for _ in range(rng.randrange(1, 40)):
+            child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+        acknowledged = int((child.stdout.read().split() or [b"0"])[-1])
+        child.wait()
+        found = StateFile(path).highest(mark)
+        assert max(highest, acknowledged) <= found <= max(highest, acknowledged) + 41
+        highest = found
+    assert highest > 6
+
+
+def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
+    """Each raises a mark of its own and one that all share, as fast as it can."""
+    code = textwrap.dedent(
+        """
+        import sys
+        from tinylora_edge._state import StateFile
+        state, name = StateFile(sys.argv[1]), sys.argv[2]
+        for sequence in range(1, 61):
+            state.record(("d", "k", name), sequence)
+            shared = state.highest(("d", "k", "all"))
+            state.record(("d", "k", "all"), shared + 1)
+            assert state.highest(("d", "k", "all")) > shared
+        """
+    )
+    path = tmp_path / "state"
+    children = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("a", "b", "c")]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    marks = decode(path.read_bytes())
+    assert [marks["d", "k", name] for name in ("a", "b", "c")] == [60] * 3
+    assert 60 <= marks["d", "k", "all"] <= 180

@@ -1,0 +1,124 @@
+"""Text forms: base64url and hexadecimal, told apart from bytes and from each other."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import string
+
+import numpy as np
+import pytest
+import support
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinylora_edge import FrameError, MicroVector
+from tinylora_edge._text import MAX_CHARACTERS, decode, encode, is_text
+
+FRAMES = [
+    bytes.fromhex(entry["frame_hex"])
+    for entry in json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
+]
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: f"{frame[0]:#x}-{len(frame)}")
+@pytest.mark.parametrize("scheme", [False, True])
+def test_golden_frames_round_trip(frame, scheme):
+    for form, expected in (
+        ("hex", frame.hex()),
+        ("base64url", base64.urlsafe_b64encode(frame).decode().rstrip("=")),
+    ):
+        text = encode(frame, form, scheme=scheme)
+        assert text == "tinylora:" * scheme + expected
+        assert set(text) <= set(string.ascii_letters + string.digits + "-_:")
+        for shown in (
+            text,
+            text.encode(),
+            f"  {text[:20]}\r\n{text[20:]}\n",
+            text.replace("tinylora", "TinyLoRA"),
+        ):
+            assert is_text(shown.encode() if isinstance(shown, str) else shown)
+            assert decode(shown) == frame
+    assert decode(frame.hex().upper()) == frame
+    assert decode(base64.urlsafe_b64encode(frame)) == frame, "with padding"
+    assert not is_text(frame)
+
+
+@given(st.binary(min_size=12, max_size=400), st.sampled_from(["hex", "base64url"]))
+def test_any_bytes_round_trip_with_the_scheme(data, form):
+    text = encode(data, form, scheme=True)
+    assert is_text(text.encode())
+    assert decode(text) == data or (form == "base64url" and set(text[9:]) <= set(string.hexdigits))
+
+
+@given(st.binary(max_size=200))
+def test_decode_returns_bytes_or_one_kind_of_error(data):
+    try:
+        found = decode(data)
+    except FrameError:
+        return
+    assert found
+    assert decode(encode(found, "hex")) == found
+
+
+@pytest.mark.parametrize("form", ["base64url", "hex"])
+def test_every_cut_is_refused_or_gives_fewer_bytes(form):
+    """What is left is then no frame: its length says so."""
+    text = encode(FRAMES[0], form)
+    for length in range(20, len(text)):
+        kept = length * 3 // 4 if form == "base64url" else length // 2
+        try:
+            found = decode(text[:length])
+        except FrameError:
+            assert length % (4 if form == "base64url" else 2)
+            continue
+        assert found == FRAMES[0][:kept]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("tinylora:", "is empty"),
+        ("ab+/cdefghijklmnop", r"has b'\+'"),
+        ("naïve", "has b"),
+        ("abcde", "cut on its way"),
+        ("A" * (MAX_CHARACTERS + 1), "more than"),
+    ],
+)
+def test_what_is_no_text(text, said):
+    with pytest.raises(FrameError, match=said):
+        decode(text)
+
+
+def test_a_last_character_with_bits_that_no_encoder_writes_is_refused():
+    assert decode("zzzzzzzzzzzzzzzzzzzzzg") == base64.urlsafe_b64decode("zzzzzzzzzzzzzzzzzzzzzg==")
+    with pytest.raises(FrameError, match="cut"):
+        decode("zzzzzzzzzzzzzzzzzzzzzh")
+
+
+def test_an_unknown_form():
+    with pytest.raises(FrameError, match=r"'base32'.*base64url, hex"):
+        encode(b"x", "base32")
+
+
+def test_raw_payloads_of_trained_vectors_are_not_taken_for_text():
+    rng = np.random.default_rng(0)
+    basis = support.random_basis(blocks=5, groups=13)
+    for scale in (1e-3, 0.05, 1.0):
+        for dtype in ("fp32", "bf16"):
+            for _ in range(200):
+                values = (rng.standard_normal((13, 1)) * scale).astype(np.float32)
+                assert not is_text(MicroVector(values, dtype).to_bytes(basis, None))
+
+
+def test_short_text_needs_the_scheme():
+    assert not is_text(b"0.5,0.25")
+    assert not is_text(b"abcdef")
+    assert is_text(b"tinylora:abcdef")
+
+
+def test_random_bytes_are_not_text():
+    rng = random.Random(0)
+    assert not any(is_text(rng.randbytes(rng.randrange(16, 130))) for _ in range(5000))

@@ -1,0 +1,151 @@
+"""Servers and links for the tests of publish and fetch: an honest one, one that lies, and a bad line."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """A static file server with ETags, as any web server has them."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+        self.server.seen.append((self.path, self.headers.get("If-None-Match")))  # type: ignore[attr-defined]
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        unchanged = self.headers.get("If-None-Match") == etag
+        self.send_response_only(304 if unchanged else 200)
+        self.send_header("ETag", etag)
+        if not unchanged:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.log_message()
+        if not unchanged:
+            self.wfile.write(data)
+
+
+@contextmanager
+def static(root: Path) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """Serve a directory; yield its address, and the requests that were answered: (path, If-None-Match)."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
+    server.seen = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", server.seen  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket, int], None]) -> Iterator[tuple[int, list[int]]]:
+    """Call serve(connection, its number) in a thread of its own for each connection; yield port and numbers.
+
+    Whatever a client that went away makes of the connection is its own affair.
+    """
+    accepted: list[int] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def one(connection: socket.socket, number: int) -> None:
+        with connection, suppress(OSError):
+            serve(connection, number)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                accepted.append(len(accepted))
+                threading.Thread(target=one, args=(connection, accepted[-1]), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1], accepted
+    finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@contextmanager
+def answering(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[str, list[bytes]]]:
+    """Answer request number i with answers[i] (the last one ever after): bytes as they are, or a function.
+
+    Yields the address and the requests.
+    """
+    requests: list[bytes] = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            part = connection.recv(4096)
+            if not part:
+                return
+            request += part
+        requests.append(request)
+        answer = answers[min(number, len(answers) - 1)]
+        if callable(answer):
+            answer(connection)
+        else:
+            connection.sendall(answer)
+
+    with listening(serve) as (port, _):
+        yield f"http://127.0.0.1:{port}", requests
+
+
+@contextmanager
+def bad_line(
+    url: str, bits_per_second: float, drops: list[int | None]
+) -> Iterator[tuple[str, list[int], list[int]]]:
+    """Stand between a client and a server: both ways share one line, and connections break.
+
+    Args:
+        url: of the server.
+        bits_per_second: of the line.
+        drops: for each connection, after how many bytes it is reset; None for never, as for all further.
+
+    Yields the address of the line, the numbers of the connections, and in a list of one the bytes carried.
+    """
+    host, _, port = url.removeprefix("http://").partition(":")
+    line, carried = threading.Lock(), [0]
+
+    def pump(source: socket.socket, target: socket.socket, left: list[float]) -> None:
+        with suppress(OSError):
+            while data := source.recv(8):
+                with line:
+                    time.sleep(8 * len(data) / bits_per_second)
+                left[0] -= len(data)
+                if left[0] < 0:
+                    break
+                carried[0] += len(data)
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def serve(connection: socket.socket, number: int) -> None:
+        limit = drops[number] if number < len(drops) else None
+        left = [float("inf") if limit is None else float(limit)]
+        with socket.create_connection((host, int(port))) as upstream:
+            back = threading.Thread(target=pump, args=(upstream, connection, left), daemon=True)
+            back.start()
+            pump(connection, upstream, left)
+            back.join()
+
+    with listening(serve) as (own, accepted):
+        yield f"http://127.0.0.1:{own}", accepted, carried

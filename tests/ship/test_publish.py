@@ -1,0 +1,162 @@
+"""`publish`: the layout, its order, and targets."""
+
+from __future__ import annotations
+
+import os
+
+import fsspec
+import pytest
+import support
+
+from tinylora_edge import (
+    BasisMismatchError,
+    ChecksumError,
+    Ed25519Signer,
+    FrameError,
+    MicroVector,
+    TransferError,
+)
+from tinylora_edge.exporters import publish as module
+from tinylora_edge.exporters.publish import Published, publish
+
+BASIS = support.random_basis(blocks=5, groups=13)
+SIGNER = Ed25519Signer(b"k" * 32)
+HOME = f"{BASIS.id}/default"
+
+
+def frame(sequence: int, seed: int = 0, signer=SIGNER) -> bytes:
+    drawn = MicroVector.random(BASIS, 0.3, seed=seed)
+    return MicroVector(drawn.values, "bf16", sequence).to_bytes(BASIS, signer)
+
+
+def tree(root) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(params=["directory", "memory"])
+def target(request, tmp_path):
+    """A target, and what lies there."""
+    if request.param == "directory":
+        yield str(tmp_path / "new" / "root"), lambda: tree(tmp_path / "new" / "root")
+        return
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    yield (
+        "memory://bucket/v",
+        lambda: {path.removeprefix("/bucket/v/"): store.cat_file(path) for path in store.find("/bucket/v")},
+    )
+    store.store.clear()
+
+
+def test_the_layout(target):
+    to, content = target
+    assert publish(frame(3), BASIS, to) == Published(f"{HOME}/00003.bin", 3, True)
+    assert content() == {f"{HOME}/00003.bin": frame(3), f"{HOME}/latest": frame(3)}
+    publish(frame(4), BASIS, to)
+    publish(frame(1), BASIS, to, stream="alice")
+    assert content() == {
+        f"{HOME}/00003.bin": frame(3),
+        f"{HOME}/00004.bin": frame(4),
+        f"{HOME}/latest": frame(4),
+        f"{BASIS.id}/alice/00001.bin": frame(1),
+        f"{BASIS.id}/alice/latest": frame(1),
+    }
+
+
+def test_again_changes_nothing(target):
+    to, content = target
+    publish(frame(3), BASIS, to)
+    before = content()
+    assert publish(frame(3), BASIS, to).changed is False
+    assert content() == before
+
+
+def test_an_older_sequence_is_refused(target):
+    to, content = target
+    publish(frame(3), BASIS, to)
+    before = content()
+    with pytest.raises(TransferError, match=r"latest has sequence 3, and this frame 2.*--sequence 4"):
+        publish(frame(2), BASIS, to)
+    assert content() == before
+
+
+def test_a_sequence_is_used_once(target):
+    to, content = target
+    publish(frame(3), BASIS, to)
+    before = content()
+    with pytest.raises(TransferError, match=r"00003.bin is another frame with sequence 3.*--sequence 4"):
+        publish(frame(3, seed=1), BASIS, to)
+    assert content() == before
+
+
+def test_what_was_interrupted_is_completed(target, monkeypatch):
+    """Between the two files lies the only moment at which they differ; `latest` is then the old one."""
+    to, content = target
+    publish(frame(3), BASIS, to)
+    kind = module.Directory if "://" not in to else module.Remote
+    usual = kind.write
+
+    def write(self, path: str, data: bytes) -> None:
+        if path.endswith("latest"):
+            raise KeyboardInterrupt
+        usual(self, path, data)
+
+    monkeypatch.setattr(kind, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        publish(frame(4), BASIS, to)
+    assert content()[f"{HOME}/latest"] == frame(3)
+    monkeypatch.undo()
+    assert publish(frame(4), BASIS, to).changed
+    assert content()[f"{HOME}/latest"] == frame(4)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "said"),
+    [
+        (MicroVector.zeros(BASIS).to_bytes(BASIS, None), TransferError, "raw payload has no basis"),
+        (b"", FrameError, "empty"),
+        (frame(1)[:-2], FrameError, "95 bytes"),
+        (MicroVector.zeros(BASIS).to_bytes(BASIS)[:-1] + b"?", ChecksumError, "checksum"),
+        (frame(1)[:1] + b"none" + frame(1)[5:], BasisMismatchError, "6e6f6e65"),
+    ],
+)
+def test_what_is_no_frame_of_the_basis(tmp_path, data, error, said):
+    with pytest.raises(error, match=said):
+        publish(data, BASIS, str(tmp_path / "root"))
+    assert not (tmp_path / "root").exists()
+
+
+def test_latest_that_is_something_else_is_not_replaced(target):
+    to, content = target
+    publish(frame(3), BASIS, to)
+    opened = module.open_target(to)
+    opened.write(f"{HOME}/latest", b"a page that a web server made")
+    with pytest.raises(TransferError, match="is no frame of basis"):
+        publish(frame(4), BASIS, to)
+    assert content()[f"{HOME}/latest"].startswith(b"a page")
+
+
+def test_http_is_for_fetching():
+    with pytest.raises(TransferError, match="where devices fetch from"):
+        publish(frame(1), BASIS, "https://example.org/v")
+
+
+def test_an_unknown_scheme():
+    with pytest.raises(TransferError, match="nowhere"):
+        publish(frame(1), BASIS, "nowhere://x/y")
+
+
+def test_a_target_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(TransferError, match=r"file.* could not be written"):
+        publish(frame(1), BASIS, str(tmp_path / "file"))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_can_be_read_by_a_web_server(tmp_path):
+    before = os.umask(0o022)
+    try:
+        publish(frame(1), BASIS, str(tmp_path))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.bin")} == {0o644}

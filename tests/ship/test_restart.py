@@ -1,0 +1,77 @@
+"""A device that restarts: what it accepted once it remembers, on the engine that it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+import pytest
+
+from tinylora_edge import (
+    Ed25519Signer,
+    Ed25519Verifier,
+    MicroVector,
+    Policy,
+    RollbackError,
+    SignatureError,
+    load_basis,
+    runtime,
+)
+from tinylora_edge.exporters import Settings, export_gguf
+
+SIGNER = Ed25519Signer(b"k" * 32)
+OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("restart")
+    base = models.write_gguf(models.tiny_model("llama"), root / "tiny.gguf")
+    return export_gguf(base, root / "bundle", settings=Settings(groups=5)).output
+
+
+def frame(bundle: Path, sequence: int, signer: Ed25519Signer = SIGNER) -> bytes:
+    basis = load_basis(bundle / "basis.gguf")
+    drawn = MicroVector.random(basis, 0.3, seed=sequence)
+    return MicroVector(drawn.values, "bf16", sequence).to_bytes(basis, signer)
+
+
+def policy(path: Path) -> Policy:
+    return Policy("signature", keys=[Ed25519Verifier(SIGNER.public_key)], state=path)
+
+
+def test_a_vector_that_was_replaced_is_refused_after_a_restart(bundle: Path, tmp_path: Path) -> None:
+    first = runtime.load(bundle, frame(bundle, 4), policy=policy(tmp_path / "state"), **OPTIONS)
+    first.swap(frame(bundle, 5))
+    first.close()
+
+    with pytest.raises(RollbackError, match="sequence 4, but 5 was already accepted"):
+        runtime.load(bundle, frame(bundle, 4), policy=policy(tmp_path / "state"), **OPTIONS)
+    again = runtime.load(bundle, frame(bundle, 5), policy=policy(tmp_path / "state"), **OPTIONS)
+    before, state = again.vector, (tmp_path / "state").read_bytes()
+    with pytest.raises(RollbackError):
+        again.swap(frame(bundle, 3))
+    with pytest.raises(SignatureError):
+        again.swap(frame(bundle, 9, Ed25519Signer(b"s" * 32)))
+    assert again.vector is before
+    assert (tmp_path / "state").read_bytes() == state
+    assert again.swap(frame(bundle, 6)).sequence == 6
+    again.close()
+
+
+def test_a_state_that_cannot_be_written_leaves_the_model_as_it_was(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    rules = policy(folder / "seen")
+    llm = runtime.load(bundle, frame(bundle, 1), policy=rules, **OPTIONS)
+    before = llm.vector
+    for left in folder.iterdir():
+        left.unlink()
+    folder.rmdir()
+    with pytest.raises(OSError, match="seen"):
+        llm.swap(frame(bundle, 2))
+    assert llm.vector == before
+    with pytest.raises(OSError, match="seen"):
+        runtime.load(bundle, frame(bundle, 3), policy=rules, **OPTIONS)
+    folder.mkdir()
+    assert llm.swap(frame(bundle, 2)).sequence == 2

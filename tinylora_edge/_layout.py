@@ -1,0 +1,49 @@
+"""Where published vectors lie: a static tree that any web server, CDN or object store can serve.
+
+    <basis id>/<stream>/00007.bin     the frame with sequence 7
+    <basis id>/<stream>/latest        the same bytes as the newest of them
+
+The basis id is the first 4 bytes of the digest in hexadecimal, as in a frame. A device asks for `latest`
+alone: one request, one answer, and where nothing is new, an answer without a body.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .errors import TransferError
+
+LATEST = "latest"
+DEFAULT_STREAM = "default"
+
+MAX_FRAME_BYTES = 1 << 16
+"""No published frame is longer: 16 thousand values are no micro-vector."""
+
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_BASIS_ID = re.compile(r"[0-9a-f]{8}\Z")
+
+
+def directory(basis_id: str, stream: str) -> str:
+    """Return the folder of a stream.
+
+    Raises:
+        TransferError: a name that is not safe in a path and an address.
+    """
+    if not _BASIS_ID.match(basis_id):
+        raise TransferError(f"{basis_id!r} is no basis id: expected 8 hexadecimal digits")
+    if not _STREAM.match(stream):
+        raise TransferError(
+            f"stream {stream!r} is no name that is safe in a path: use 1 to 64 of A-Z a-z 0-9 . _ and -, "
+            "beginning with a letter or digit"
+        )
+    return f"{basis_id}/{stream}"
+
+
+def latest(basis_id: str, stream: str) -> str:
+    """Return the path of a stream's newest frame. Errors: those of `directory`."""
+    return f"{directory(basis_id, stream)}/{LATEST}"
+
+
+def numbered(basis_id: str, stream: str, sequence: int) -> str:
+    """Return the path of the frame with a sequence. Errors: those of `directory`."""
+    return f"{directory(basis_id, stream)}/{sequence:05d}.bin"
