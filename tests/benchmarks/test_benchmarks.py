@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,26 @@ def test_a_missed_target_is_recorded_as_missed(
     printed = capsys.readouterr().out
     assert "MISSED  speed: 3.9 (target >= 4)" in printed
     assert "met     size: 5 (target <= 5)" in printed
+
+
+def test_onnx_bake_measures_and_cleans_up(tmp_path: Path) -> None:
+    record = run("onnx_bake.py", "--scale", "0.02", "--rounds", "2", "--folder", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert len(record["bakes"]) == record["seconds"]["bake"]["rounds"] == 2
+    for bake in record["bakes"]:
+        assert bake["nodes"] == 2 * 6 + 2  # five layers and a split a block, embedding, head
+        assert bake["added"] > 0
+        assert bake["peak_bytes"] > record["data_bytes"] > 0  # numpy alone is larger than this model
+    seconds, peak = record["targets"]
+    assert (seconds["value"], seconds["bound"]) == (record["seconds"]["bake"]["median"], 60)
+    assert (peak["value"], peak["bound"]) == (max(bake["peak_bytes"] for bake in record["bakes"]), 1e9)
+
+
+def test_onnx_bake_says_what_does_not_fit(tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / "onnx_bake.py"), "--scale", "2", "--folder", str(tmp_path)]
+    if shutil.disk_usage(tmp_path).free > 90e9:
+        pytest.skip("the disk is so large that it would fit")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "GB free" in done.stderr
+    assert list(tmp_path.iterdir()) == []
