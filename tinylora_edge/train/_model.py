@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import MissingExtraError, TrainError
+from ._memory import give_back
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -77,4 +78,5 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
             delattr(model, name) if name in vars(model) else setattr(model, name, None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    give_back()  # what dequantizing took
     return model.requires_grad_(False).eval()

@@ -7,8 +7,6 @@ with one core each: an OpenMP team that spans busy cores waits more than it work
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,16 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._logprobs import ChosenLogprobs, plain_head
+from ._memory import give_back
 from ._padding import pad
 from .adapter import Adapter
 from .grpo import Loss, token_loss
 
 T = TypeVar("T")
 
-_libc = ctypes.CDLL(None) if os.name != "nt" else None
-
-_TOKENS = 512
-"""Of a pass: more are hardly faster, and each keeps about a megabyte (SmolLM2) until its gradient is done."""
+_TOKENS = 768
+"""Of all passes at the same time: each keeps about a megabyte (SmolLM2) until its gradient is done."""
 
 
 @dataclass
@@ -193,7 +190,7 @@ class Learner:
             return total.detach(), grad, gap, count
 
         parts = self._map(run, groups, self._passes(groups))
-        _give_back()
+        give_back()
         grad = torch.stack([part[1] for part in parts]).sum(0)
         count = sum(part[3] for part in parts)
         total = sum(float(part[0]) for part in parts)
@@ -203,7 +200,8 @@ class Learner:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
         size = sum(group.size for group in groups)
-        count = -(-max(1, -(-size // _TOKENS)) // self._workers) * self._workers
+        rounds = max(1, -(-size // _TOKENS))
+        count = rounds * self._workers
         count = min(count, len(groups))
         return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
 
@@ -211,12 +209,3 @@ class Learner:
         self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group], passes: list[list[int]]
     ) -> list[T]:
         return list(self._pool.map(function, [[groups[i] for i in numbers] for numbers in passes]))
-
-
-def _give_back() -> None:
-    """Give freed memory back to the system, where the C library is glibc.
-
-    It keeps what a thread has freed for that thread, in pieces: a run of 40 steps grew from 1.6 to 2.4 GB.
-    """
-    if _libc is not None and hasattr(_libc, "malloc_trim"):
-        _libc.malloc_trim(0)
