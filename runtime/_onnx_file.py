@@ -5,15 +5,13 @@ Only the protobuf fields that the checks before a load need; tensors are skipped
 
 from __future__ import annotations
 
-import mmap
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import _protobuf
+from .._protobuf import Buffer, Span, entry, fields, integer, span, text
 from ..errors import BaseMismatchError
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # Field numbers of onnx.proto, unchanged since 2017.
 _MODEL_IR, _MODEL_GRAPH, _MODEL_OPSETS = 1, 7, 8
@@ -94,56 +92,43 @@ def read_onnx(path: Path) -> OnnxFile:
         FileNotFoundError: there is no such file.
         BaseMismatchError: it is not an ONNX model, or damaged.
     """
-    with path.open("rb") as file:
-        try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:  # an empty file
-            raise BaseMismatchError(f"{path} is not a usable ONNX model: it is empty") from None
-    with data:
-        result = OnnxFile(path)
-        try:
+    result = OnnxFile(path)
+    try:
+        with _protobuf.opened(path) as data:
             _read_model(data, result)
-        except (_Malformed, UnicodeDecodeError) as error:
-            raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
+    except _protobuf.MalformedProtobufError as error:
+        raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
     if not result.inputs:
         raise BaseMismatchError(f"{path} is not a usable ONNX model: it has no graph with inputs")
     return result
 
 
-class _Malformed(Exception):  # noqa: N818 - becomes a BaseMismatchError
-    pass
-
-
-Span = tuple[int, int]
-Buffer = mmap.mmap
-
-
 def _read_model(data: Buffer, result: OnnxFile) -> None:
-    for number, value in _fields(data, 0, len(data)):
+    for number, value in fields(data, 0, len(data)):
         if number == _MODEL_IR:
-            result.ir_version = _integer(value)
+            result.ir_version = integer(value)
         elif number == _MODEL_GRAPH:
-            _read_graph(data, _span(value), result)
+            _read_graph(data, span(value), result)
         elif number == _MODEL_OPSETS:
-            opset = dict(_fields(data, *_span(value)))
-            domain = _text(data, opset[_OPSET_DOMAIN]) if _OPSET_DOMAIN in opset else ""
-            result.opsets[domain] = _integer(opset.get(_OPSET_VERSION, 0))
+            opset = dict(fields(data, *span(value)))
+            domain = text(data, opset[_OPSET_DOMAIN]) if _OPSET_DOMAIN in opset else ""
+            result.opsets[domain] = integer(opset.get(_OPSET_VERSION, 0))
 
 
-def _read_graph(data: Buffer, span: Span, result: OnnxFile) -> None:
-    for number, value in _fields(data, *span):
+def _read_graph(data: Buffer, place: Span, result: OnnxFile) -> None:
+    for number, value in fields(data, *place):
         if number == _GRAPH_INPUT:
-            named = dict(_fields(data, *_span(value)))
+            named = dict(fields(data, *span(value)))
             if _VALUE_NAME in named:
-                result.inputs.append(_text(data, named[_VALUE_NAME]))
+                result.inputs.append(text(data, named[_VALUE_NAME]))
         elif number == _GRAPH_INITIALIZER:
             name, external = "", {}
-            for inner, part in _fields(data, *_span(value)):
+            for inner, part in fields(data, *span(value)):
                 if inner == _TENSOR_NAME:
-                    name = _text(data, part)
+                    name = text(data, part)
                 elif inner == _TENSOR_EXTERNAL:
-                    key, text = _entry(data, _span(part))
-                    external[key] = text
+                    key, said = entry(data, part)
+                    external[key] = said
             result.initializers[name] = _external(name, external) if external else None
 
 
@@ -151,63 +136,6 @@ def _external(name: str, entries: dict[str, str]) -> External:
     try:
         return External(entries["location"], int(entries.get("offset", "0")), int(entries.get("length", "0")))
     except (KeyError, ValueError):
-        raise _Malformed(f"the external data of {name!r} are described as {entries}") from None
-
-
-def _entry(data: Buffer, span: Span) -> tuple[str, str]:
-    parts = dict(_fields(data, *span))
-    return _text(data, parts.get(1, (0, 0))), _text(data, parts.get(2, (0, 0)))
-
-
-def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int | Span]]:
-    """Yield the fields of a message: number, and an integer or where its bytes lie."""
-    position = start
-    while position < end:
-        tag, position = _varint(data, position, end)
-        number, wire = tag >> 3, tag & 7
-        if not number:
-            raise _Malformed("a field has number 0")
-        if wire == _VARINT:
-            value, position = _varint(data, position, end)
-            yield number, value
-            continue
-        if wire == _BYTES:
-            size, position = _varint(data, position, end)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
-        else:
-            raise _Malformed(f"a field has wire type {wire}")
-        if position + size > end:
-            raise _Malformed("it is cut off")
-        yield number, (position, position + size)
-        position += size
-
-
-def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            raise _Malformed("it is cut off")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise _Malformed("an integer has more than 10 bytes")
-
-
-def _integer(value: int | Span) -> int:
-    if not isinstance(value, int):
-        raise _Malformed("an integer is expected where bytes are")
-    return value
-
-
-def _span(value: int | Span) -> Span:
-    if isinstance(value, int):
-        raise _Malformed("bytes are expected where an integer is")
-    return value
-
-
-def _text(data: Buffer, value: int | Span) -> str:
-    start, end = _span(value)
-    return data[start:end].decode()
+        raise _protobuf.MalformedProtobufError(
+            f"the external data of {name!r} are described as {entries}"
+        ) from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from .._basis import packed_text
+from .._protobuf import Buffer, fields, opened, span, text
 from ..errors import BaseMismatchError
-from ._onnx_file import OnnxFile, _fields, _span, _text
+from ._onnx_file import OnnxFile
 
 _EDGE_BYTES = 4096  # of each tensor's data, at both ends
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 8, 9
@@ -128,19 +128,19 @@ class _Reader:
 
 def _raw_spans(path: Path) -> dict[str, tuple[int, int]]:
     """Initializer -> where its raw data begin and end in the model file, for those that are inside it."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with opened(path) as data:
         return dict(_inline_tensors(data))
 
 
-def _inline_tensors(data: mmap.mmap) -> Iterator[tuple[str, tuple[int, int]]]:
-    for number, graph in _fields(data, 0, len(data)):
+def _inline_tensors(data: Buffer) -> Iterator[tuple[str, tuple[int, int]]]:
+    for number, graph in fields(data, 0, len(data)):
         if number != _MODEL_GRAPH:
             continue
-        for inner, tensor in _fields(data, *_span(graph)):
+        for inner, tensor in fields(data, *span(graph)):
             if inner == _GRAPH_INITIALIZER:
-                parts = dict(_fields(data, *_span(tensor)))
+                parts = dict(fields(data, *span(tensor)))
                 if _TENSOR_RAW in parts and _TENSOR_NAME in parts:
-                    yield _text(data, parts[_TENSOR_NAME]), _span(parts[_TENSOR_RAW])
+                    yield text(data, parts[_TENSOR_NAME]), span(parts[_TENSOR_RAW])
 
 
 def _parse(path: Path, stated: str) -> list[list[_Node]]:
