@@ -10,26 +10,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from .._architectures import PERMUTED, RENAMED
 from ..errors import ExportError, UnsupportedModelError
-
-_RENAMED = {  # model_type -> general.architecture, where they differ by more than punctuation
-    "mistral": "llama",
-    "mixtral": "llama",
-    "smollm": "llama",
-    "phi": "phi2",
-    "gemma3_text": "gemma3",
-    "gpt_bigcode": "starcoder",
-    "cohere": "command-r",
-    "hunyuan_v1_dense": "hunyuan-dense",
-}
-# Whose rows of q and k convert_hf_to_gguf permutes (its classes with `undo_permute`, and three with a
-# permutation of their own). Needed only where there is no GGUF to look at.
-_PERMUTED = frozenset(
-    {
-        "llama", "granite", "granitemoe", "granitehybrid", "minicpm", "deepseek", "arcee", "baichuan",
-        "xverse", "internlm2", "olmo", "smollm3", "nanbeige", "llada",
-    }
-)  # fmt: skip
 
 
 class HFConfig:
@@ -66,7 +48,7 @@ class HFConfig:
     def _find_architecture(self, model_type: str) -> str:
         known = set(gguf.MODEL_ARCH_NAMES.values())
         plain = model_type.replace("_", "").replace("-", "")
-        for name in (_RENAMED.get(model_type), model_type, model_type.replace("_", "-"), plain):
+        for name in (RENAMED.get(model_type), model_type, model_type.replace("_", "-"), plain):
             if name in known:
                 return str(name)
         raise UnsupportedModelError(
@@ -81,9 +63,12 @@ class HFConfig:
         return value if isinstance(value, int) and value > 0 else None
 
     def to_gguf_rows(self, kind: str, b: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Bring the rows of B, [out, r], from this world's order into that of the GGUF."""
+        """Bring the rows of B, [out, r], from this world's order into that of the GGUF.
+
+        By a list of architectures: needed only where there is no GGUF to look at.
+        """
         heads = self.heads(kind)
-        if self.architecture not in _PERMUTED or heads is None or len(b) % (2 * heads):
+        if self.architecture not in PERMUTED or heads is None or len(b) % (2 * heads):
             return b
         halves = b.reshape(heads, 2, len(b) // heads // 2, b.shape[1])
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(b.shape)

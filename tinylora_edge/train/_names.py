@@ -8,13 +8,9 @@ import gguf
 import torch
 from torch import Tensor, nn
 
+from .._architectures import PERMUTED, RENAMED
 from .._basis import Basis
 from ..errors import TrainError
-
-# convert_hf_to_gguf permutes the rows of q and k for these architectures (its LlamaModel family).
-_PERMUTED = frozenset(
-    {"llama", "granite", "granitemoe", "minicpm", "deepseek", "arcee", "baichuan", "xverse"}
-)
 
 
 def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:
@@ -48,7 +44,7 @@ def row_order(model: Any, kind: str, rows: int) -> Tensor:
     """
     order = torch.arange(rows)
     config = model.config
-    if kind not in ("attn_q", "attn_k") or gguf_architecture(model) not in _PERMUTED:
+    if kind not in ("attn_q", "attn_k") or gguf_architecture(model) not in PERMUTED:
         return order
     heads = config.num_attention_heads if kind == "attn_q" else config.num_key_value_heads
     return order.reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
@@ -57,4 +53,4 @@ def row_order(model: Any, kind: str, rows: int) -> Tensor:
 def gguf_architecture(model: Any) -> str:
     """The `general.architecture` that convert_hf_to_gguf gives this model."""
     kind = str(model.config.model_type)
-    return {"mistral": "llama", "mixtral": "llama", "smollm": "llama"}.get(kind, kind)
+    return RENAMED.get(kind, kind)
