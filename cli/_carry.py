@@ -129,9 +129,7 @@ def verify(
     keys: _keyfiles.Keys = None,
     macs: _keyfiles.Macs = None,
     require: Annotated[Require, typer.Option(help="The least that the tag has to be.")] = Require.checksum,
-    max_norm: Annotated[
-        float, typer.Option(metavar="NORM", min=0, help="Largest norm of the values that is accepted.")
-    ] = float("inf"),
+    max_norm: _keyfiles.MaxNorm = float("inf"),
     state: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Refuse a sequence under the highest one that this file keeps."),

@@ -27,6 +27,9 @@ Macs = Annotated[
         "--mac", metavar="KEY", help="A trusted MAC key: a file, or hexadecimal digits. May be repeated."
     ),
 ]
+MaxNorm = Annotated[
+    float, typer.Option(metavar="NORM", min=0, help="Largest norm of the values that is accepted.")
+]
 
 
 def signer(path: Path) -> _tags.Ed25519Signer:

@@ -79,9 +79,7 @@ def fetch(
         Require | None,
         typer.Option(help="The least that the tag has to be. [default: what the keys allow, or checksum]"),
     ] = None,
-    max_norm: Annotated[
-        float, typer.Option(metavar="NORM", min=0, help="Largest norm of the values that is accepted.")
-    ] = float("inf"),
+    max_norm: _keyfiles.MaxNorm = float("inf"),
     state: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Keep the sequence here, and refuse a lower one ever after."),

@@ -30,18 +30,7 @@ def describe(
         "tool": f"tinylora-edge {__version__}",
         "architecture": basis.architecture,
         **deployed,
-        "basis": {
-            "file": BASIS_NAME,
-            "digest": basis.digest,
-            "modules": len(basis.modules),
-            "rank": basis.rank,
-            "u": basis.u,
-            "groups": basis.groups,
-            "seed": basis.seed,
-            "tying": basis.scheme,
-            "factorization": basis.factorization,
-            "factor_dtype": settings.factor_dtype,
-        },
+        "basis": describe_basis(basis) | {"seed": basis.seed, "factor_dtype": settings.factor_dtype},
         "factors": {
             "from": source,
             "worst_residual": quality.residual,
@@ -60,4 +49,18 @@ def describe_gguf(base: Path, fingerprint: str) -> dict[str, Any]:
         "name": base.name,
         "bytes": base.stat().st_size,
         "fingerprint": fingerprint,
+    }
+
+
+def describe_basis(basis: Basis) -> dict[str, Any]:
+    """What a manifest says of any basis, wherever it came from."""
+    return {
+        "file": BASIS_NAME,
+        "digest": basis.digest,
+        "modules": len(basis.modules),
+        "rank": basis.rank,
+        "u": basis.u,
+        "groups": basis.groups,
+        "tying": basis.scheme,
+        "factorization": basis.factorization,
     }

@@ -123,7 +123,7 @@ class Model:
             text: str = self._tokenizer.apply_chat_template(
                 json.dumps([dict(message) for message in messages]), add_generation_prompt=True, **options
             )
-        except Exception as error:
+        except Exception as error:  # RuntimeError, and OgaError in some releases
             raise VectorError(
                 f"the tokenizer's chat template does not render these messages: {error}. Use a text prompt, "
                 "or put a chat_template.jinja beside the model"

@@ -37,7 +37,7 @@ from ...modules import canonical_order
 from ...projection import EXPLICIT
 from .._bundle_writer import new_bundle, place_base, write_manifest
 from .._factorize import AGREEMENT, check_shapes, distance
-from .._manifest import describe_gguf
+from .._manifest import describe_basis, describe_gguf
 from .._weights import GGUFWeights, _read_safetensors
 from ._layers import Layers, check_counted, layer_of
 from ._safetensors import write
@@ -138,16 +138,7 @@ def write_bundle(
             "tool": f"tinylora-edge {__version__}",
             "architecture": basis.architecture,
             "base": describe_gguf(Path(base), found),
-            "basis": {
-                "file": BASIS_NAME,
-                "digest": basis.digest,
-                "modules": len(basis.modules),
-                "rank": basis.rank,
-                "u": basis.u,
-                "groups": basis.groups,
-                "tying": basis.scheme,
-                "factorization": basis.factorization,
-            },
+            "basis": describe_basis(basis),
             "imported": {"from": "PEFT TinyLoRA", "vector": VECTOR},
         }
         write_manifest(partial / MANIFEST_NAME, manifest)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
 COMMAND = Path(sys.executable).with_name("tinylora-edge")
 """The installed console script."""
 
@@ -75,3 +77,16 @@ def contents(directory: Path) -> dict[str, bytes]:
         else:
             found[name] = path.read_bytes()
     return found
+
+
+def in_process() -> Cli:
+    """What runs a command in this process."""
+    from tinylora_edge.cli._app import app
+
+    def run(*args: object, stdin: bytes = b"") -> Outcome:
+        result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Outcome(result.exit_code, result.stdout_bytes, result.stderr)
+
+    return run

@@ -10,8 +10,7 @@ from typing import Any
 
 import models
 import pytest
-from commands import COMMAND, Cli, Outcome, usual_signals
-from typer.testing import CliRunner
+from commands import COMMAND, Cli, Outcome, in_process, usual_signals
 
 from tinylora_edge import Basis, load_basis
 
@@ -19,15 +18,7 @@ from tinylora_edge import Basis, load_basis
 @pytest.fixture
 def cli() -> Cli:
     """Run a command in this process: cli("inspect", path, stdin=b"")."""
-    from tinylora_edge.cli._app import app
-
-    def run(*args: object, stdin: bytes = b"") -> Outcome:
-        result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Outcome(result.exit_code, result.stdout_bytes, result.stderr)
-
-    return run
+    return in_process()
 
 
 @pytest.fixture(scope="session")
