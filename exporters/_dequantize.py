@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,8 +19,26 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-Decoder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Raw rows, uint8 [n, row bytes] -> float32 [n, values]."""
+_Read = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+_Write = Callable[[NDArray[np.uint8], NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Raw rows, uint8 [n, row bytes] -> float32 [n, values].
+
+    Attributes:
+        read: returns the values as a new array, or as a view of the raw bytes where they are float32.
+        write: puts the same values into a float32 array that is given; None where `read` costs nothing.
+    """
+
+    read: _Read
+    write: _Write | None = None
+
+    def __call__(self, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Decode raw rows."""
+        return self.read(raw)
+
 
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 """Bytes of a value of each safetensors dtype that is read."""
@@ -29,7 +48,7 @@ _FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15)}  # exponent bits, mantis
 
 
 class PackedRows:
-    """A `RowSource` over the raw bytes of a stored matrix.
+    """A `RowSource` over the raw bytes of a stored matrix, with `read_into`.
 
     Args:
         raw: uint8 [out, row bytes], usually memory-mapped.
@@ -46,6 +65,13 @@ class PackedRows:
         """Return rows start .. stop-1 as float32 [stop - start, in]."""
         return self._decode(self._raw[start:stop])
 
+    def read_into(self, start: int, stop: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the same rows; written into `out`, float32 [stop - start, in], where that saves memory."""
+        if self._decode.write is None:
+            return self._decode(self._raw[start:stop])
+        self._decode.write(self._raw[start:stop], out)
+        return out
+
 
 def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> Decoder:
     """Return the decoder for a GGML type.
@@ -58,8 +84,8 @@ def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> 
         NotImplementedError: neither ggml nor `gguf.quants` can read the type.
     """
     if kind == gguf.GGMLQuantizationType.F32:
-        return lambda raw: raw.view("<f4")
-    exact: Decoder = lambda raw: gguf.dequantize(raw, kind)  # noqa: E731 - a Decoder, like its siblings
+        return Decoder(lambda raw: raw.view("<f4"))
+    exact = Decoder(lambda raw: gguf.dequantize(raw, kind))
     probe = np.ascontiguousarray(sample[:_PROBE_ROWS])
     expected = exact(probe)
     fast = _ggml_routine(kind)
@@ -70,13 +96,36 @@ def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> 
 
 def float_decoder(dtype: str) -> Decoder | None:
     """Return the decoder for a safetensors float dtype, or None for one that is no float."""
+    if dtype == "F32":
+        return Decoder(lambda raw: raw.view("<f4"))
     if dtype == "BF16":
-        return lambda raw: (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        return _decoder_of(_widen_bfloat16, values=1, size=2)
     if dtype in _FLOAT8:
         table = _float8_table(*_FLOAT8[dtype])
-        return lambda raw: table[raw]
-    numpy_dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}.get(dtype)
-    return None if numpy_dtype is None else lambda raw: raw.view(numpy_dtype).astype(np.float32, copy=False)
+        return Decoder(lambda raw: table[raw], lambda raw, out: np.take(table, raw, out=out))
+    numpy_dtype = {"F64": "<f8", "F16": "<f2"}.get(dtype)
+    if numpy_dtype is None:
+        return None
+    return Decoder(
+        lambda raw: raw.view(numpy_dtype).astype(np.float32),
+        lambda raw, out: np.copyto(out, raw.view(numpy_dtype), casting="same_kind"),
+    )
+
+
+def _widen_bfloat16(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    # In two steps over a block in cache: seven times as fast as with temporaries for a whole matrix.
+    bits = out.view(np.uint32)
+    np.copyto(bits, raw.view("<u2"))
+    np.left_shift(bits, 16, out=bits)
+
+
+def _decoder_of(write: _Write, values: int, size: int) -> Decoder:
+    def read(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+        out = np.empty((raw.shape[0], raw.shape[1] // size * values), np.float32)
+        write(raw, out)
+        return out
+
+    return Decoder(read, write)
 
 
 def _float8_table(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[np.float32]:
@@ -138,10 +187,8 @@ def _ggml_routine(kind: gguf.GGMLQuantizationType) -> Decoder | None:
         return None
     to_float = traits.to_float
 
-    def decode(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def write(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
         raw = np.ascontiguousarray(raw)
-        values = np.empty((raw.shape[0], raw.shape[1] // block_bytes * block_values), np.float32)
-        to_float(raw.ctypes.data, values.ctypes.data, values.size)
-        return values
+        to_float(raw.ctypes.data, out.ctypes.data, out.size)
 
-    return decode
+    return _decoder_of(write, block_values, block_bytes)

@@ -26,14 +26,19 @@ LEFT = "left"
 SQRT = "sqrt"
 """A = sqrt(S) V^T, B = U sqrt(S): PEFT's split."""
 
-_BLOCK_BYTES = 8 << 20  # of float32 rows held at a time; a weight that fits is read only once
+_WHOLE_BYTES = 8 << 20  # of float32: a weight that fits is read only once, and kept
+_BLOCK_BYTES = 2 << 20  # of float32 rows at a time otherwise: they stay in a core's cache for both products
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a product with W^T W, relative to its norm
 _Array = NDArray[np.float32]
 
 
 @runtime_checkable
 class RowSource(Protocol):
-    """A matrix that hands out its rows as float32, a block at a time."""
+    """A matrix that hands out its rows as float32, a block at a time.
+
+    Where it also has `read_into(start, stop, out)`, which returns the same rows, written into a float32 array
+    that it is given, memory is used again from block to block.
+    """
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -85,7 +90,7 @@ def truncated_svd(
         rank: r, 1 <= r <= min(out, in).
         tol: stop when the two-sided residual is at most this.
         max_passes: stop after this many passes over W, whatever was reached.
-        block: vectors a pass; by default rank + 4. More of them need fewer passes.
+        block: vectors a pass; by default rank + 6. More of them need fewer passes, each of them longer.
         seed: of the random start block.
 
     Raises:
@@ -96,7 +101,7 @@ def truncated_svd(
     limit = min(n_out, n_in)
     if not 1 <= rank <= limit:
         raise BasisError(f"rank {rank} does not fit a weight of shape {n_out} x {n_in}: choose 1 to {limit}")
-    krylov = _Krylov(source, rank, min(max(rank, block or rank + 4), n_in), seed)
+    krylov = _Krylov(source, rank, min(max(rank, block or rank + 6), n_in), seed)
     passes_to_check = 3  # fewer never converge on real weights
     previous = (0, 1.0)
     while True:
@@ -111,7 +116,8 @@ def truncated_svd(
             result.converged = result.residual <= tol or bool(result.S[-1] <= _ROUNDING * result.S[0])
             if result.converged or last:
                 return result
-        passes_to_check = krylov.passes + _passes_until(tol, previous, (krylov.passes, estimate))
+        until = 1 if krylov.streams else _passes_until(tol, previous, (krylov.passes, estimate))
+        passes_to_check = krylov.passes + until
         previous = (krylov.passes, estimate)
 
 
@@ -146,6 +152,7 @@ class _Krylov:
         self.closed = False  # W^T W maps the space into itself: its Ritz triplets are exact
         self._scale = 0.0
         self._blocks = _RowBlocks(source)
+        self.streams = self._blocks.streams  # a pass is then dearer than a look at what it brought
         self._rank = rank
         self._block = block
         n_out, n_in = source.shape
@@ -251,29 +258,43 @@ class _Krylov:
 
 
 class _RowBlocks:
-    """Streams a source in row blocks; keeps the one block of a weight that is small enough for that."""
+    """Streams a source in row blocks; keeps a weight that is small enough for that."""
 
     def __init__(self, source: RowSource) -> None:
         n_out, n_in = source.shape
         self._source = source
-        self._step = max(1, min(n_out, _BLOCK_BYTES // (4 * n_in)))
-        self._whole = source.rows(0, n_out) if self._step == n_out else None
+        whole = 4 * n_out * n_in <= _WHOLE_BYTES
+        self.streams = not whole
+        self._step = n_out if whole else max(1, min(n_out, _BLOCK_BYTES // (4 * n_in)))
+        self._whole = source.rows(0, n_out) if whole else None
+        # One buffer for every block of every pass: memory that is new to a process costs page faults,
+        # which took as long as the arithmetic.
+        self._buffer = None if whole else np.empty((self._step, n_in), np.float32)
 
     def fused_pass(self, x: _Array, y: _Array, z: _Array) -> None:
         """Write y = x W^T and z = y W for row vectors x [b, in], y [b, out], z [b, in]."""
         z[:] = 0
+        part, product = np.empty((self._step, len(x)), np.float32), np.empty_like(z)
         for start, rows in self._iterate():
-            part = rows @ x.T
-            y[:, start : start + len(rows)] = part.T
-            z += (rows.T @ part).T
+            some = part[: len(rows)]
+            np.matmul(rows, x.T, out=some)
+            y[:, start : start + len(rows)] = some.T
+            np.matmul(some.T, rows, out=product)
+            z += product
 
     def _iterate(self) -> Iterator[tuple[int, _Array]]:
         if self._whole is not None:
             yield 0, self._whole
             return
+        assert self._buffer is not None
         n_out = self._source.shape[0]
+        read_into = getattr(self._source, "read_into", None)
         for start in range(0, n_out, self._step):
-            yield start, self._source.rows(start, min(start + self._step, n_out))
+            stop = min(start + self._step, n_out)
+            if read_into is None:
+                yield start, self._source.rows(start, stop)
+            else:
+                yield start, read_into(start, stop, self._buffer[: stop - start])
 
 
 class _ArrayRows:

@@ -191,3 +191,25 @@ def test_floats_as_torch_reads_them(name, dtype):
 @pytest.mark.parametrize("name", ["I8", "U8", "I64", "BOOL", "F4", ""])
 def test_what_is_no_float_has_no_decoder(name):
     assert float_decoder(name) is None
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("kind", [kind for kind in READABLE if kind != Type.F32], ids=lambda kind: kind.name)
+def test_rows_are_read_into_memory_that_is_given(kind):
+    raw = raw_blocks(kind)
+    source = PackedRows(raw, 1024, ggml_decoder(kind, raw))
+    out = np.full((9, 1024), np.nan, np.float32)
+    found = source.read_into(4, 13, out)
+    assert same_bits(found, source.rows(4, 13))
+    assert (found is out) == (_dequantize._ggml_routine(kind) is not None)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.parametrize("name", ["F64", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
+def test_floats_are_read_into_memory_that_is_given(name):
+    size = _dequantize.FLOAT_BYTES[name]
+    raw = np.random.default_rng(3).integers(0, 256, (6, 64 * size), dtype=np.uint8)
+    source = PackedRows(raw, 64, float_decoder(name))
+    out = np.empty((4, 64), np.float32)
+    assert source.read_into(1, 5, out) is out
+    assert same_bits(out, source.rows(1, 5))
