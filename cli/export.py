@@ -12,6 +12,7 @@ import typer
 from . import _output, _vectors
 
 if TYPE_CHECKING:
+    from ..exporters import Settings
     from ..exporters.gguf import ExportReport
     from ..exporters.onnx import OnnxReport
 
@@ -128,12 +129,24 @@ def export(
     factorization: Annotated[
         Factorization, typer.Option(help="left: A = V^T, B = U S, the paper's. sqrt: PEFT's.")
     ] = Factorization.left,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Modules at the same time. [default: one a core]"),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do the I-th of N parts alone; tinylora-edge merge joins them.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
 
     The bundle holds the model (a hard link where possible), the factors of its linear layers, and a
-    manifest. A vector of groups x u numbers then personalizes it. A killed export leaves nothing.
+    manifest. A vector of groups x u numbers then personalizes it. An export that was killed goes on where
+    it was when the same command is run again.
 
     \b
     Examples:
@@ -165,11 +178,16 @@ def export(
         factorization=factorization.value,
     )
     start = time.perf_counter()
+    if part is not None:
+        if target_format is not Format.gguf:
+            raise typer.BadParameter("--part goes with --format gguf", ctx=ctx)
+        _export_part(model, output, _parse_part(ctx, part), base, settings, workers, as_json)
+        return
     report: ExportReport | OnnxReport
     if target_format is Format.gguf:
         from ..exporters.gguf import Export
 
-        planned = Export(model, output, base=base, settings=settings)
+        planned = Export(model, output, base=base, settings=settings, workers=workers)
         with _output.progress(len(planned.modules), planned.bytes) as step:
             report = planned.run(step)
         name = planned.base.name
@@ -185,11 +203,63 @@ def export(
             flavour=onnx_input.value,
             precision=onnx_precision.value,
             settings=settings,
+            workers=workers,
         )
         with _output.progress(len(plan.modules), plan.bytes) as step:
             report = plan.run(step, _stage)
         name = plan.base.name
-    _print_report(name, report, time.perf_counter() - start, as_json)
+    print_report(name, report, time.perf_counter() - start, as_json)
+
+
+def _parse_part(ctx: typer.Context, text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise typer.BadParameter(f"--part is {text!r}: expected I/N, such as 1/3", ctx=ctx)
+    return int(index), int(count)
+
+
+def _export_part(
+    model: Path,
+    output: Path,
+    part: tuple[int, int],
+    base: Path | None,
+    settings: Settings,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    from ..exporters.parts import PartExport
+
+    start = time.perf_counter()
+    planned = PartExport(model, output, part, base=base, settings=settings, workers=workers)
+    with _output.progress(len(planned.modules), planned.bytes) as step:
+        report = planned.run(step)
+    seconds = time.perf_counter() - start
+    _output.warn_unconverged(report.quality, len(report.modules))
+    if as_json:
+        _output.print_json(
+            {
+                "part": list(report.part),
+                "file": str(report.output),
+                "seconds": round(seconds, 3),
+                "modules": len(report.modules),
+                "worst_residual": report.quality.residual,
+                "worst_residual_module": report.quality.residual_module,
+                "unconverged": report.quality.unconverged,
+                "agreement": report.quality.agreement,
+            }
+        )
+        return
+    index, count = report.part
+    _output.say(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
+    _output.facts(
+        [
+            ("modules", f"{len(report.modules)}, from {report.modules[0]} to {report.modules[-1]}"),
+            ("worst residual", f"{report.quality.residual:.2e} ({report.quality.residual_module})"),
+        ]
+    )
+    files = (f"{output}.part-{number}-of-{count}" for number in range(1, count + 1))
+    _output.say("when all parts are there:")
+    _output.next_command("merge", *files, "-o", output)
 
 
 def _stage(what: str) -> None:
@@ -203,15 +273,11 @@ def split_targets(given: list[str]) -> tuple[str, ...]:
     return tuple(target for item in given for part in item.split(",") if (target := part.strip()))
 
 
-def _print_report(base: str, report: ExportReport | OnnxReport, seconds: float, as_json: bool) -> None:
+def print_report(base: str, report: ExportReport | OnnxReport, seconds: float, as_json: bool) -> None:
+    """Print what an export or a merge made."""
     basis, quality = report.basis, report.quality
     wire = _vectors.sizes(basis.size)
-    if quality.unconverged:
-        _output.warn(
-            f"{len(quality.unconverged)} of {len(basis.modules)} modules kept a residual above the tolerance "
-            f"(worst {quality.residual:.2g}): {', '.join(quality.unconverged[:8])}"
-            f"{', ...' if len(quality.unconverged) > 8 else ''}"
-        )
+    _output.warn_unconverged(quality, len(basis.modules))
     if as_json:
         record: dict[str, Any] = {
             "bundle": str(report.output),
@@ -267,7 +333,7 @@ def _print_report(base: str, report: ExportReport | OnnxReport, seconds: float, 
 
 
 def _base_bytes(report: ExportReport | OnnxReport) -> int:
-    return (report.output / "base.gguf").stat().st_size
+    return sum(path.stat().st_size for path in report.output.glob("base*.gguf"))
 
 
 def _onnx_facts(report: Any) -> dict[str, Any] | None:

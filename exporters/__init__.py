@@ -2,12 +2,24 @@
 
 `export_gguf` writes a bundle from a GGUF file or from a Hugging Face directory with the GGUF that is
 deployed; `export_onnx` writes one with an ONNX graph, alone or beside the GGUF; `add_base` lists another
-deployed form of the same model. Reads weights in row blocks, so a model never has to fit in memory. Needs no
-engine; where llama-cpp-python is installed, its routines dequantize.
+deployed form of the same model. `export_part` does a share of an export, on any machine, and `merge` joins
+the shares. Reads weights in row blocks, so a model never has to fit in memory, and goes on where a killed run
+ended. Needs no engine; where llama-cpp-python is installed, its routines dequantize.
 """
 
-from ._factorize import Settings
+from ._settings import Settings
 from .gguf import ExportReport, add_base, export_gguf
 from .onnx import OnnxReport, export_onnx
+from .parts import PartReport, export_part, merge
 
-__all__ = ["ExportReport", "OnnxReport", "Settings", "add_base", "export_gguf", "export_onnx"]
+__all__ = [
+    "ExportReport",
+    "OnnxReport",
+    "PartReport",
+    "Settings",
+    "add_base",
+    "export_gguf",
+    "export_onnx",
+    "export_part",
+    "merge",
+]

@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .._bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME
+from .._bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
 from .._files import atomic_write, sync_directory
+from .._gguf_split import gguf_paths, split_name
 from ..errors import ExportError
 
 _FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs, XFS, bcachefs)
@@ -54,7 +55,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
         os.rename(partial, output)
         sync_directory(output.parent)
     except OSError as error:
-        raise ExportError(_explain(output, error)) from error
+        raise ExportError(explain(output, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -71,6 +72,16 @@ def place_base(source: Path, target: Path) -> str:
         os.link(source, target)
         return "hard link"
     return copy_file(source, target)
+
+
+def place_gguf(base: Path, bundle: Path) -> str:
+    """Put a GGUF, whole or split, into a bundle and return how: see `place_base`."""
+    files = gguf_paths(base)
+    if len(files) == 1:
+        return place_base(base, bundle / BASE_NAME)
+    names = [split_name(BASE_STEM, number, len(files)) for number in range(1, len(files) + 1)]
+    ways = [place_base(file, bundle / name) for file, name in zip(files, names, strict=True)]
+    return ways[-1]
 
 
 def copy_file(source: Path, target: Path) -> str:
@@ -133,9 +144,8 @@ def _alive(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def _explain(output: Path, error: OSError) -> str:
+def explain(output: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(output.parent).free
-        return f"{output} could not be written: {reason} ({free:,} bytes free). Nothing was left behind"
-    return f"{output} could not be written: {reason}. Nothing was left behind"
+        reason += f" ({shutil.disk_usage(output.parent).free:,} bytes free)"
+    return f"{output} could not be written: {reason}. Nothing half-made was left behind"

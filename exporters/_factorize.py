@@ -1,23 +1,25 @@
-"""From weights to a basis: which modules, tied how, factorized one after another."""
+"""From weights to factors: modules side by side, finished ones kept in a journal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from math import inf
-from typing import Any, Protocol
+from threading import Event
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._basis import Basis
-from .._gguf import GGUFFile
-from ..errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
-from ..factorization import LEFT, SQRT, RowSource, factors, truncated_svd
-from ..modules import parse, select
-from ..projection import project
-from ..tying import tie
+from ..errors import BasisError, ExportError, MissingExtraError
+from ..factorization import RowSource, TruncatedSVD, factors, truncated_svd
+from ..modules import parse
+from ._journal import Factors, Journal
+from ._settings import Settings
 from ._weights import Weights
 
 Progress = Callable[[str, int], None]
@@ -27,57 +29,7 @@ Align = Callable[[str, NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[
 """(module, A, B) -> (B with its rows in GGUF order, distance of the factors to the deployed weight, if
 there is one)."""
 
-AGREEMENT = 0.3
-"""Largest |W v - s u| / s at which a deployed weight counts as the one that was factorized.
-
-Quantization to 2 bits gave up to 0.16; another row order or another model gives 1 and more.
-"""
-
-
-class Deployed(Protocol):
-    """What a basis is for."""
-
-    architecture: str
-
-    def nbytes(self, module: str) -> int:
-        """Bytes of a module's weight."""
-
-    def stacked(self, module: str) -> bool:
-        """Whether its factors have an axis for experts."""
-
-    def fingerprints(self, modules: Sequence[str]) -> tuple[str, ...]:
-        """Fingerprints of the deployed forms that are known by now."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What an export decides. The defaults are DESIGN 5's.
-
-    Attributes:
-        rank: r of the factors.
-        u: entries of v that one module reads.
-        groups: G, rows of v; None means 13, or 1 for tying `full`.
-        tying: `tiled`, `structured` or `full`.
-        seed: projection seed.
-        targets: kinds, names or patterns of modules; empty for every linear layer.
-        factor_dtype: `f32` or `f16`.
-        factorization: `left` or `sqrt`.
-    """
-
-    rank: int = 2
-    u: int = 1
-    groups: int | None = None
-    tying: str = "tiled"
-    seed: int = 42
-    targets: tuple[str, ...] = ()
-    factor_dtype: str = "f32"
-    factorization: str = LEFT
-
-    def __post_init__(self) -> None:
-        if self.factorization not in (LEFT, SQRT):
-            raise BasisError(f"unknown factorization {self.factorization!r}: choose '{LEFT}' or '{SQRT}'")
-        if self.factor_dtype not in ("f32", "f16"):
-            raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
+_SAMPLE_ROWS = 16  # of every matrix go into the key of a finished module
 
 
 @dataclass
@@ -100,61 +52,145 @@ class Quality:
     agreement: float | None = None
 
 
-def plan(deployed_modules: list[str], settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
-    """Return the modules of a basis in canonical order and their groups.
+@dataclass(frozen=True)
+class Work:
+    """How the factors of a module are made.
 
-    Raises:
-        BasisError: unknown targets, or groups that cannot be made.
+    Attributes:
+        weights: where the weights come from.
+        settings: of the export.
+        align: orders B's rows; None where the weights are the deployed ones.
+        context: what else decides B's rows, as text.
+        stacked: whether a module's factors have an axis for experts.
     """
-    modules = select(deployed_modules, settings.targets)
-    project(settings.seed, modules[0], settings.u, settings.rank)  # refuses what makes no projection
-    groups = settings.groups
-    if groups is None:
-        groups = 1 if settings.tying == "full" else 13
-    return modules, tie(modules, settings.tying, groups)
+
+    weights: Weights
+    settings: Settings
+    align: Align | None
+    context: Callable[[str], str]
+    stacked: Callable[[str], bool]
+
+    def key(self, module: str) -> str:
+        """Return what stands for everything that decides a module's factors."""
+        s = self.settings
+        facts = (module, s.rank, s.factorization, s.factor_dtype, self.stacked(module), self.context(module))
+        return mark(self.weights.matrices(module), repr(facts))
+
+    def factorize(self, module: str, stop: Event) -> Factors:
+        """Factorize one module, expert by expert.
+
+        Raises:
+            ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
+            CancelledError: `stop` was set.
+        """
+        pairs, quality = [], []
+        for matrix in self.weights.matrices(module):
+            if stop.is_set():
+                raise CancelledError
+            a, b, svd = _factorize_matrix(module, matrix, self.settings)
+            pairs.append((a, b))
+            quality.append(svd)
+        a, b = (np.stack(part) if len(pairs) > 1 else part[0] for part in zip(*pairs, strict=True))
+        if self.stacked(module) and len(pairs) == 1:
+            a, b = a[None], b[None]
+        agreement = None
+        if self.align is not None:
+            b, agreement = self.align(module, a, b)
+        stored = np.float16 if self.settings.factor_dtype == "f16" else np.float32
+        return Factors(
+            _store(module, a, stored),
+            _store(module, b, stored),
+            residual=max(svd.residual for svd in quality),
+            passes=sum(svd.passes for svd in quality),
+            converged=all(svd.converged for svd in quality),
+            agreement=agreement,
+        )
+
+
+def mark(matrices: Sequence[RowSource], text: str = "") -> str:
+    """Return what a weight is known by: SHA-256 in hexadecimal over its shape, some rows, and a text.
+
+    The rows are spread evenly: milliseconds, however large the weight.
+    """
+    total = hashlib.sha256(f"tinylora factors 1\n{text}".encode())
+    for matrix in matrices:
+        total.update(struct.pack("<QQ", *matrix.shape))
+        for row in np.unique(np.linspace(0, matrix.shape[0] - 1, _SAMPLE_ROWS).astype(int)).tolist():
+            total.update(np.ascontiguousarray(matrix.rows(row, row + 1), "<f4").data)
+    return total.hexdigest()
 
 
 def factorize(
-    weights: Weights,
-    deployed: Deployed,
-    modules: list[str],
-    tying: NDArray[np.int32],
-    settings: Settings,
-    progress: Progress,
-    align: Align | None,
-) -> tuple[Basis, Quality]:
-    """Factorize every module and return the basis.
+    work: Work,
+    modules: Sequence[str],
+    journal: Journal,
+    workers: int,
+    size: Callable[[str], int],
+    step: Progress,
+) -> None:
+    """Factorize the modules that a journal does not have yet, and add them to it.
+
+    Modules are handed out to threads: numpy and ggml compute without Python's lock. The factors of a module
+    do not depend on what runs beside it.
 
     Args:
-        weights: where the weights come from.
-        deployed: what the basis is for.
+        work: how.
         modules: names in canonical order.
-        tying: group of each module.
-        settings: of the export.
-        progress: called after each module.
-        align: orders B's rows; None where the weights are the deployed ones.
+        journal: where finished modules go.
+        workers: modules that are worked on at the same time.
+        size: bytes of a module's weight.
+        step: called in this thread after each module, also after one that the journal had.
 
     Raises:
-        ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
+        ExportError: a weight cannot be adapted.
         BasisError: the rank does not fit a module's shape.
+        OSError: the journal cannot be written.
     """
+    stop = Event()
+
+    def finish(module: str) -> str:
+        key = work.key(module)
+        if not journal.has(module, key):
+            journal.add(module, key, work.factorize(module, stop))
+        return module
+
+    pool = ThreadPoolExecutor(workers, "tinylora-export")
+    try:
+        with one_blas_thread():
+            for done in [pool.submit(finish, module) for module in modules]:
+                module = done.result()  # in order, so that of several bad weights the first is named
+                step(module, size(module))
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def gather(found: Mapping[str, Factors], modules: Sequence[str]) -> Quality:
+    """Return how well the factorization of some modules went."""
     quality = Quality()
-    stored = np.float16 if settings.factor_dtype == "f16" else np.float32
-    all_a, all_b = [], []
     for module in modules:
-        pairs = [_factorize_matrix(module, m, settings, quality) for m in weights.matrices(module)]
-        a, b = (np.stack(part) if len(pairs) > 1 else part[0] for part in zip(*pairs, strict=True))
-        if deployed.stacked(module) and len(pairs) == 1:
-            a, b = a[None], b[None]
-        if align is not None:
-            b, distance = align(module, a, b)
-            if distance is not None:
-                quality.agreement = max(distance, quality.agreement or 0.0)
-        all_a.append(_store(module, a, stored))
-        all_b.append(_store(module, b, stored))
-        progress(module, deployed.nbytes(module))
-    basis = Basis(
-        architecture=deployed.architecture,
+        one = found[module]
+        quality.passes += one.passes
+        if one.residual > quality.residual:
+            quality.residual, quality.residual_module = one.residual, module
+        if not one.converged:
+            quality.unconverged.append(module)
+        if one.agreement is not None:
+            quality.agreement = max(one.agreement, quality.agreement or 0.0)
+    return quality
+
+
+def basis_of(
+    found: Mapping[str, Factors],
+    modules: Sequence[str],
+    tying: NDArray[np.int32],
+    settings: Settings,
+    architecture: str,
+    fingerprints: tuple[str, ...],
+) -> Basis:
+    """Return the basis of factorized modules."""
+    return Basis(
+        architecture=architecture,
         modules=tuple(modules),
         rank=settings.rank,
         u=settings.u,
@@ -163,11 +199,10 @@ def factorize(
         factorization=settings.factorization,
         scheme=settings.tying,
         tying=tying,
-        a=tuple(all_a),
-        b=tuple(all_b),
-        base_fingerprints=deployed.fingerprints(modules),
+        a=tuple(found[module].a for module in modules),
+        b=tuple(found[module].b for module in modules),
+        base_fingerprints=fingerprints,
     )
-    return basis, quality
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:
@@ -187,56 +222,9 @@ def one_blas_thread() -> AbstractContextManager[Any]:
     return limits
 
 
-def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: list[RowSource]) -> float:
-    """Return how far a weight is from its factors: max over triplets of |W v - s u| / s; inf for NaN.
-
-    Args:
-        a: A [r, in], or [experts, r, in]; rows are orthogonal.
-        b: B [out, r], or [experts, out, r], rows in the order of the weight's.
-        matrices: the weight, one matrix an expert.
-    """
-    expected_shape = (b.shape[-2], a.shape[-1])
-    if any(matrix.shape != expected_shape for matrix in matrices) or len(matrices) != a[..., 0, 0].size:
-        return inf
-    worst = 0.0
-    pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), matrices, strict=True)
-    for one_a, one_b, matrix in pairs:
-        one_a, one_b = one_a.astype(np.float32), one_b.astype(np.float32)
-        norms = np.linalg.norm(one_a, axis=1)
-        v = (one_a / norms[:, None]).T
-        product = np.concatenate([matrix.rows(i, min(i + 512, matrix.shape[0])) @ v for i in _steps(matrix)])
-        expected = one_b * norms  # (U sqrt(S)) sqrt(S), or (U S) 1
-        gap = np.linalg.norm(product - expected, axis=0) / np.linalg.norm(expected, axis=0)
-        worst = max(worst, float(gap.max()) if np.isfinite(gap).all() else inf)
-    return worst
-
-
-def check_shapes(base: GGUFFile, basis: Basis) -> None:
-    """Check that a GGUF has a basis's architecture and every module of it, in its shape.
-
-    Raises:
-        BaseMismatchError: the architecture differs, or a module is missing or has another shape.
-    """
-    if base.architecture != basis.architecture:
-        raise BaseMismatchError(
-            f"the base has architecture {base.architecture!r}, but the basis is for {basis.architecture!r}"
-        )
-    for position, module in enumerate(basis.modules):
-        a, b = basis.a[position], basis.b[position]
-        expected = (*b.shape[:-1], a.shape[-1])
-        tensor = base.tensors.get(module)
-        if tensor is None or tensor.shape != expected:
-            found = "no such tensor" if tensor is None else f"shape {tensor.shape}"
-            raise BaseMismatchError(f"{module} has shape {expected} in the basis, but {found} in the base")
-
-
-def _steps(matrix: RowSource) -> range:
-    return range(0, matrix.shape[0], 512)
-
-
 def _factorize_matrix(
-    module: str, matrix: RowSource, settings: Settings, quality: Quality
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    module: str, matrix: RowSource, settings: Settings
+) -> tuple[NDArray[np.float32], NDArray[np.float32], TruncatedSVD]:
     try:
         svd = truncated_svd(matrix, settings.rank)
     except BasisError as error:
@@ -246,12 +234,7 @@ def _factorize_matrix(
             f"{module} has singular values {', '.join(f'{s:.3g}' for s in svd.S)}: its rank is below "
             f"{settings.rank}, so it cannot be adapted. Leave it out with --targets, or lower --rank"
         )
-    quality.passes += svd.passes
-    if svd.residual > quality.residual:
-        quality.residual, quality.residual_module = svd.residual, module
-    if not svd.converged and module not in quality.unconverged:
-        quality.unconverged.append(module)
-    return factors(svd, settings.factorization)
+    return *factors(svd, settings.factorization), svd
 
 
 def _store(module: str, factor: NDArray[np.float32], dtype: type[np.floating]) -> NDArray[np.float32]:

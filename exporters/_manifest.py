@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from .._basis import Basis
-from .._bundle import BASE_NAME, BASIS_NAME
+from .._bundle import BASE_NAME, BASE_STEM, BASIS_NAME
+from .._gguf_split import gguf_paths, split_name
 from .._version import __version__
-from ._factorize import Quality, Settings
+from ._factorize import Quality
+from ._settings import Settings
 
 _FORMAT = 1
 
@@ -44,10 +46,11 @@ def describe(
 
 def describe_gguf(base: Path, fingerprint: str) -> dict[str, Any]:
     """Return the section of a manifest about the GGUF base."""
+    files = gguf_paths(base)
     return {
-        "file": BASE_NAME,
+        "file": BASE_NAME if len(files) == 1 else split_name(BASE_STEM, 1, len(files)),
         "name": base.name,
-        "bytes": base.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files),
         "fingerprint": fingerprint,
     }
 

@@ -1,7 +1,7 @@
 """Whether a graph's weights are those that were factorized, and in which order its rows lie.
 
 Factors are in GGUF order. Graphs are in Hugging Face's, which for q and k of Llama-family models is another
-one. As with a GGUF (`Export._align`), the weights themselves decide, so that no list of architectures has
+one. As with a GGUF (`Source._align`), the weights themselves decide, so that no list of architectures has
 to be right. A sample of rows is enough to tell: another order or another model misses by 100 % and more.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .._basis import Basis
 from ..errors import BaseMismatchError
 from ..modules import parse
-from ._factorize import AGREEMENT
+from ._agreement import AGREEMENT
 from ._onnx_match import Linear, Part, Site
 from ._onnx_model import OnnxModel
 

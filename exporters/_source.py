@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
 from .._side_tensors import fingerprint
 from ..errors import BaseMismatchError, ExportError
 from ..modules import parse
-from ._factorize import AGREEMENT, Progress, Quality, Settings, distance, factorize, plan
+from ._agreement import AGREEMENT, distance
+from ._factorize import Work, mark
 from ._hf_config import HFConfig
+from ._settings import Settings, plan
 from ._weights import GGUFWeights, HFWeights, Weights
 
 
@@ -94,16 +95,20 @@ class Source:
         heads = file.get(f"{file.architecture}.attention.{key}") if key else None
         return heads if isinstance(heads, int) and heads > 0 else None
 
-    def factorize(
-        self, modules: list[str], tying: NDArray[np.int32], settings: Settings, progress: Progress
-    ) -> tuple[Basis, Quality]:
-        """Factorize modules and return their basis, rows in GGUF order. Errors: see `Export.run`."""
+    def work(self, settings: Settings) -> Work:
+        """Return how the factors of a module are made from these weights, rows in GGUF order."""
         align = None if self._weights is self._deployed else self._align
-        return factorize(self._weights, self, modules, tying, settings, progress, align)
+        return Work(self._weights, settings, align, self._context, self.stacked)
 
     def plan(self, settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
-        """Return the modules of a basis and their groups. Errors: see `plan` in `_factorize.py`."""
+        """Return the modules of a basis and their groups. Errors: see `plan` in `_settings.py`."""
         return plan(self.modules, settings)
+
+    def _context(self, module: str) -> str:
+        """What decides the order of B's rows, besides the weights."""
+        if self._deployed is None:
+            return f"{self.architecture} {self.heads(parse(module)[1])}"
+        return "" if self._weights is self._deployed else mark(self._deployed.matrices(module))
 
     def _align(
         self, module: str, a: NDArray[np.float32], b: NDArray[np.float32]

@@ -14,7 +14,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from .._gguf import GGUFFile, MalformedGGUFError
+from .._gguf import MalformedGGUFError
+from .._gguf_split import open_gguf
 from ..errors import ExportError, UnsupportedModelError
 from ..factorization import RowSource
 from ..modules import is_adaptable
@@ -38,7 +39,7 @@ class Weights(Protocol):
 
 
 class GGUFWeights:
-    """The weights of a GGUF model, every type that ggml or `gguf.quants` reads.
+    """The weights of a GGUF model, whole or split, every type that ggml or `gguf.quants` reads.
 
     Raises:
         ExportError: the file cannot be read, or is no GGUF model.
@@ -49,7 +50,7 @@ class GGUFWeights:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.file = GGUFFile(path)
+            self.file = open_gguf(path)
         except MalformedGGUFError as error:
             raise ExportError(f"{path} is not a usable GGUF model: {error}") from None
         except OSError as error:
@@ -57,11 +58,6 @@ class GGUFWeights:
         kind = self.file.get("general.type", "model")
         if kind != "model":
             raise ExportError(f"{path} holds a {kind!r}, not a model: pass the base model")
-        if self.file.get("split.count", 1) > 1:
-            raise UnsupportedModelError(
-                f"{path} is part of a model split into {self.file.get('split.count')} files: join them with "
-                "llama-gguf-split --merge first"
-            )
         if self.file.architecture not in gguf.MODEL_ARCH_NAMES.values():
             raise UnsupportedModelError(
                 f"{path} has architecture {self.file.architecture!r}, which the installed gguf package "

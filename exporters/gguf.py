@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from .._basis import Basis
-from .._bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, Bundle
-from .._side_tensors import fingerprint, save_basis
+from .._bundle import BASIS_NAME, MANIFEST_NAME, Bundle
+from .._side_tensors import fingerprint, load_basis, save_basis
 from ..errors import BaseMismatchError
-from ._bundle_writer import new_bundle, place_base, refuse_existing, write_manifest
-from ._factorize import AGREEMENT, Progress, Quality, Settings, check_shapes, distance, one_blas_thread
+from ._agreement import AGREEMENT, check_shapes, distance
+from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
+from ._factorize import Progress, Quality, basis_of, gather, one_blas_thread
 from ._manifest import describe, describe_gguf
+from ._settings import Settings
 from ._source import Source
+from ._unfinished import factorized
 from ._weights import GGUFWeights
 
 
@@ -41,10 +44,11 @@ class Export:
     """A planned export: every cheap check has passed, no weight has been read.
 
     Args:
-        model: a GGUF file, or a Hugging Face directory.
+        model: a GGUF file (the first of a split one), or a Hugging Face directory.
         output: the bundle to write.
         base: the GGUF that is deployed; needed with a directory, and `model` itself otherwise.
         settings: of the basis.
+        workers: modules that are factorized at the same time; by default one a core.
 
     Raises:
         ExportError: a file is missing, unreadable or not a model; the output exists.
@@ -59,8 +63,9 @@ class Export:
         *,
         base: str | PathLike[str] | None = None,
         settings: Settings | None = None,
+        workers: int | None = None,
     ) -> None:
-        self.settings = settings or Settings()
+        self.settings, self._workers = settings or Settings(), workers
         self.output = Path(output)
         self._source = Source(Path(model), Path(base) if base is not None else None)
         assert self._source.base is not None
@@ -70,7 +75,7 @@ class Export:
         self.bytes = sum(map(self._source.nbytes, self.modules))
 
     def run(self, progress: Progress = lambda module, size: None) -> ExportReport:
-        """Factorize, and write the bundle atomically.
+        """Factorize, and write the bundle atomically. A killed run goes on where it was.
 
         Args:
             progress: called after each module with its name and the bytes it has in the base.
@@ -79,12 +84,20 @@ class Export:
             ExportError: a weight cannot be adapted, or the bundle cannot be written.
             BaseMismatchError: the weights are not those of the base.
         """
-        with one_blas_thread(), new_bundle(self.output) as partial:
-            basis, quality = self._source.factorize(self.modules, self.tying, self.settings, progress)
-            save_basis(basis, partial / BASIS_NAME)
-            placed = place_base(self.base, partial / BASE_NAME)
-            write_manifest(partial / MANIFEST_NAME, self._manifest(basis, quality))
-        return ExportReport(self.output, basis, quality, placed)
+        work = self._source.work(self.settings)
+        nbytes = self._source.nbytes
+        with factorized(self.output, work, self.modules, self._workers, nbytes, progress) as journal:
+            found = journal.read()
+            with new_bundle(self.output) as partial:
+                marks = self._source.fingerprints(self.modules)
+                basis = basis_of(
+                    found, self.modules, self.tying, self.settings, self._source.architecture, marks
+                )
+                quality = gather(found, self.modules)
+                save_basis(basis, partial / BASIS_NAME)
+                placed = place_gguf(self.base, partial)
+                write_manifest(partial / MANIFEST_NAME, self._manifest(basis, quality))
+        return ExportReport(self.output, load_basis(self.output / BASIS_NAME), quality, placed)
 
     def _manifest(self, basis: Basis, quality: Quality) -> dict[str, Any]:
         base = describe_gguf(self.base, basis.base_fingerprints[0])
@@ -97,10 +110,11 @@ def export_gguf(
     *,
     base: str | PathLike[str] | None = None,
     settings: Settings | None = None,
+    workers: int | None = None,
     progress: Progress = lambda module, size: None,
 ) -> ExportReport:
     """Write a bundle: `base.gguf`, `basis.gguf`, `manifest.json`. Arguments and errors: see `Export`."""
-    return Export(model, output, base=base, settings=settings).run(progress)
+    return Export(model, output, base=base, settings=settings, workers=workers).run(progress)
 
 
 def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Basis, float]:

@@ -16,22 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from .._basis import Basis
-from .._bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, MODEL_NAME, ONNX_NAME
+from .._bundle import BASIS_NAME, MANIFEST_NAME, MODEL_NAME, ONNX_NAME
 from .._files import atomic_write, sync_directory
 from .._onnx_adapter import to_adapter
-from .._side_tensors import save_basis
+from .._side_tensors import load_basis, save_basis
 from .._vector import MicroVector
 from ..errors import ExportError
 from . import _onnx_builder
-from ._bundle_writer import new_bundle, place_base, refuse_existing, write_manifest
-from ._factorize import Progress, Quality, Settings, one_blas_thread
+from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
+from ._factorize import Progress, Quality, basis_of, gather, one_blas_thread
 from ._manifest import describe, describe_gguf
 from ._onnx_align import Heads, align
 from ._onnx_match import Site, match
 from ._onnx_model import OnnxModel, copy_folder, find_model, import_onnx, nbytes
 from ._onnx_side_path import DEFAULT, REQUIRED, add_side_path, refuse_baked
 from ._onnx_weights import Weight, fingerprint
+from ._settings import Settings
 from ._source import Source
+from ._unfinished import factorized
 
 ADAPTER_NAME, GENAI_NAME = "zeros.onnx_adapter", "genai_config.json"
 FLAVOURS = (DEFAULT, REQUIRED)
@@ -154,6 +156,7 @@ class OnnxExport:
         flavour: `default` or `required`; see `bake`.
         precision: of a graph that is built: `fp32` or `int4`.
         settings: of the basis.
+        workers: modules that are factorized at the same time; by default one a core.
 
     Attributes:
         base: what the factors are taken from.
@@ -178,12 +181,13 @@ class OnnxExport:
         flavour: str = DEFAULT,
         precision: str = "fp32",
         settings: Settings | None = None,
+        workers: int | None = None,
     ) -> None:
         for value, known, what in ((flavour, FLAVOURS, "flavour"), (precision, PRECISIONS, "precision")):
             if value not in known:
                 raise ExportError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
         import_onnx()
-        self.settings = settings or Settings()
+        self.settings, self._workers = settings or Settings(), workers
         self.output = Path(output)
         refuse_existing(self.output)
         self._flavour, self._precision, self._with_gguf = flavour, precision, with_gguf
@@ -200,7 +204,7 @@ class OnnxExport:
     def run(
         self, progress: Progress = lambda module, size: None, stage: Stage = lambda what: None
     ) -> OnnxReport:
-        """Factorize, build, bake, and write the bundle atomically.
+        """Factorize, build, bake, and write the bundle atomically. A killed run goes on where it was.
 
         Args:
             progress: called after each module with its name and the bytes it has in the base.
@@ -211,8 +215,15 @@ class OnnxExport:
             UnsupportedModelError: a module has no node in the graph.
             BaseMismatchError: the weights are not those of the base or of the graph.
         """
-        with one_blas_thread(), new_bundle(self.output) as partial:
-            basis, quality = self._source.factorize(self.modules, self.tying, self.settings, progress)
+        nbytes, how = self._source.nbytes, self._source.work(self.settings)
+        with (
+            factorized(self.output, how, self.modules, self._workers, nbytes, progress) as journal,
+            one_blas_thread(),
+            new_bundle(self.output) as partial,
+        ):
+            found, marks = journal.read(), self._source.fingerprints(self.modules)
+            basis = basis_of(found, self.modules, self.tying, self.settings, self._source.architecture, marks)
+            quality = gather(found, self.modules)
             work = partial / "work"
             work.mkdir()
             graph, made_by = self._graph, str(self._graph)
@@ -237,13 +248,14 @@ class OnnxExport:
             sections: dict[str, Any] = {}
             placed = None
             if self._with_gguf and self._source.base is not None:
-                placed = place_base(self._source.base, partial / BASE_NAME)
+                placed = place_gguf(self._source.base, partial)
                 sections["base"] = describe_gguf(self._source.base, basis.base_fingerprints[0])
             precision = self._precision if self._graph is None else None
             sections["onnx"] = _section(baked, made_by, precision)
             manifest = describe(basis, quality, self._source.kind, self.settings, **sections)
             write_manifest(partial / MANIFEST_NAME, manifest)
         baked = replace(baked, model=self.output / ONNX_NAME / MODEL_NAME)
+        basis = load_basis(self.output / BASIS_NAME)
         return OnnxReport(self.output, basis, quality, placed, baked, made_by, precision)
 
 

@@ -7,7 +7,6 @@ exact log-probability.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -15,6 +14,7 @@ from itertools import pairwise
 import llama_cpp
 import numpy as np
 
+from .._cores import cores
 from .._vector import MicroVector
 from ..errors import TinyLoraError, VectorError
 from ..tasks import Completion, Sample
@@ -27,11 +27,6 @@ __all__ = ["Batch", "Generation", "batch_for", "cores"]
 
 _FEWEST = 8
 """Sequences of a lane: with fewer, reading the weights costs more than waiting for other threads."""
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Batch:

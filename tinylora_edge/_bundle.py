@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ._basis import Basis
-from ._gguf import GGUFFile, MalformedGGUFError
+from ._gguf import MalformedGGUFError
+from ._gguf_split import open_gguf, whole_stem
 from ._onnx_metadata import read_metadata
 from ._side_tensors import fingerprint, load_basis
 from .errors import BaseMismatchError, BasisError
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
+BASE_STEM = "base"
 ONNX_NAME, MODEL_NAME = "onnx", "model.onnx"
 
 
@@ -24,7 +26,7 @@ class Bundle:
     """A base model and the basis that adapts it.
 
     Attributes:
-        base: the GGUF file, or the ONNX directory where the bundle has no GGUF.
+        base: the GGUF file (the first of a split one), or the ONNX directory where the bundle has no GGUF.
         basis_path: the side tensors.
         manifest_path: where the manifest is, if there is one.
         onnx: the ONNX directory (`model.onnx` and what belongs to it), or None.
@@ -42,23 +44,25 @@ class Bundle:
         Args:
             path: a directory that `export` wrote, the `onnx` directory in it (or a copy of that with
                 `basis.gguf` inside), or a `.gguf` with `<stem>.basis.gguf` beside it (or, for
-                `base.gguf`, `basis.gguf`).
+                `base.gguf`, `basis.gguf`). Of a split model it is the first file, and its stem has no
+                number.
 
         Raises:
             FileNotFoundError: the path, or one of the parts, is not there.
         """
         path = Path(path)
-        if (path / MODEL_NAME).exists() and not (path / BASE_NAME).exists():
+        inside = _base_in(path)
+        if (path / MODEL_NAME).exists() and not inside.exists():
             home = path if (path / BASIS_NAME).exists() else path.absolute().parent
             bundle = cls(path, home / BASIS_NAME, home / MANIFEST_NAME, path)
         elif path.is_dir():
             onnx = path / ONNX_NAME if (path / ONNX_NAME / MODEL_NAME).exists() else None
-            base = onnx if onnx is not None and not (path / BASE_NAME).exists() else path / BASE_NAME
+            base = onnx if onnx is not None and not inside.exists() else inside
             bundle = cls(base, path / BASIS_NAME, path / MANIFEST_NAME, onnx)
-        elif path.name == BASE_NAME and (path.parent / BASIS_NAME).exists():
+        elif path == _base_in(path.parent) and (path.parent / BASIS_NAME).exists():
             bundle = cls(path, path.parent / BASIS_NAME, path.parent / MANIFEST_NAME)
         else:
-            bundle = cls(path, path.with_name(f"{path.stem}.basis.gguf"))
+            bundle = cls(path, path.with_name(f"{whole_stem(path)}.basis.gguf"))
         for part in (path, bundle.base, bundle.basis_path):
             if not part.exists():
                 raise FileNotFoundError(
@@ -102,7 +106,7 @@ class Bundle:
         if self.base == self.onnx:
             return self.check_onnx()
         try:
-            base = GGUFFile(self.base)
+            base = open_gguf(self.base)
         except MalformedGGUFError as error:
             raise BaseMismatchError(f"{self.base} is not a usable GGUF model: {error}") from None
         if base.architecture != self.basis.architecture:
@@ -149,3 +153,10 @@ class Bundle:
                 "load the base that it was exported for, or list this one with: "
                 "tinylora-edge export BUNDLE --add-base FILE"
             )
+
+
+def _base_in(directory: Path) -> Path:
+    """Return where a bundle's GGUF is, or would be: one file, or the first of several."""
+    whole = directory / BASE_NAME
+    split = [] if whole.exists() else sorted(directory.glob(f"{BASE_STEM}-00001-of-*.gguf"))
+    return split[0] if split else whole

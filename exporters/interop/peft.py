@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._basis import Basis
-from ..._bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME
+from ..._bundle import BASIS_NAME, MANIFEST_NAME
 from ..._files import atomic_write
-from ..._gguf import GGUFFile, MalformedGGUFError
+from ..._gguf import MalformedGGUFError
+from ..._gguf_split import open_gguf
 from ..._side_tensors import fingerprint, save_basis
 from ..._vector import MicroVector
 from ..._version import __version__
@@ -35,8 +36,8 @@ from ...errors import BaseMismatchError, ExportError, MissingExtraError, Unsuppo
 from ...factorization import SQRT
 from ...modules import canonical_order
 from ...projection import EXPLICIT
-from .._bundle_writer import new_bundle, place_base, write_manifest
-from .._factorize import AGREEMENT, check_shapes, distance
+from .._agreement import AGREEMENT, check_shapes, distance
+from .._bundle_writer import new_bundle, place_gguf, write_manifest
 from .._manifest import describe_basis, describe_gguf
 from .._weights import GGUFWeights, _read_safetensors
 from ._layers import Layers, check_counted, layer_of
@@ -132,7 +133,7 @@ def write_bundle(
         raise BaseMismatchError(f"the basis does not list {base}: read the checkpoint with this base")
     with new_bundle(Path(output)) as partial:
         save_basis(basis, partial / BASIS_NAME)
-        place_base(Path(base), partial / BASE_NAME)
+        place_gguf(Path(base), partial)
         manifest = {
             "format": 1,
             "tool": f"tinylora-edge {__version__}",
@@ -325,7 +326,7 @@ def _check_base(basis: Basis, base: Path) -> str:
 
 def _fingerprint(basis: Basis, base: Path) -> str:
     try:
-        return fingerprint(GGUFFile(base), basis.modules)
+        return fingerprint(open_gguf(base), basis.modules)
     except MalformedGGUFError as error:
         raise BaseMismatchError(f"{base} is not a usable GGUF model: {error}") from None
 

@@ -204,8 +204,8 @@ def test_rows_are_read_into_memory_that_is_given(kind):
     assert (found is out) == (_dequantize._ggml_routine(kind) is not None)
 
 
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-@pytest.mark.parametrize("name", ["F64", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("name", ["F64", "F16", "BF16"])
 def test_floats_are_read_into_memory_that_is_given(name):
     size = _dequantize.FLOAT_BYTES[name]
     raw = np.random.default_rng(3).integers(0, 256, (6, 64 * size), dtype=np.uint8)

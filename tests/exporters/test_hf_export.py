@@ -130,7 +130,7 @@ def refuse(error, tmp_path, directory, base, match=None, settings=None):
     output.parent.mkdir()
     with pytest.raises(error, match=match) as caught:
         export_gguf(directory, output, base=base, settings=settings)
-    assert list(output.parent.iterdir()) == []
+    assert {each.name for each in output.parent.iterdir()} <= {".bundle.factors"}  # finished modules
     return caught.value
 
 

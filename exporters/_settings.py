@@ -1,0 +1,59 @@
+"""What an export decides: which modules a basis adapts, tied how, with factors of which kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BasisError
+from ..factorization import LEFT, SQRT
+from ..modules import select
+from ..projection import project
+from ..tying import tie
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an export decides. The defaults are DESIGN 5's.
+
+    Attributes:
+        rank: r of the factors.
+        u: entries of v that one module reads.
+        groups: G, rows of v; None means 13, or 1 for tying `full`.
+        tying: `tiled`, `structured` or `full`.
+        seed: projection seed.
+        targets: kinds, names or patterns of modules; empty for every linear layer.
+        factor_dtype: `f32` or `f16`.
+        factorization: `left` or `sqrt`.
+    """
+
+    rank: int = 2
+    u: int = 1
+    groups: int | None = None
+    tying: str = "tiled"
+    seed: int = 42
+    targets: tuple[str, ...] = ()
+    factor_dtype: str = "f32"
+    factorization: str = LEFT
+
+    def __post_init__(self) -> None:
+        if self.factorization not in (LEFT, SQRT):
+            raise BasisError(f"unknown factorization {self.factorization!r}: choose '{LEFT}' or '{SQRT}'")
+        if self.factor_dtype not in ("f32", "f16"):
+            raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
+
+
+def plan(deployed_modules: list[str], settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
+    """Return the modules of a basis in canonical order and their groups.
+
+    Raises:
+        BasisError: unknown targets, or groups that cannot be made.
+    """
+    modules = select(deployed_modules, settings.targets)
+    project(settings.seed, modules[0], settings.u, settings.rank)  # refuses what makes no projection
+    groups = settings.groups
+    if groups is None:
+        groups = 1 if settings.tying == "full" else 13
+    return modules, tie(modules, settings.tying, groups)

@@ -1,0 +1,107 @@
+"""Split GGUF models read as one, and each way in which their files can be wrong."""
+
+from __future__ import annotations
+
+import shutil
+
+import gguf_split
+import numpy as np
+import pytest
+
+from tinylora_edge._gguf import GGUFFile, MalformedGGUFError
+from tinylora_edge._gguf_split import gguf_paths, open_gguf, whole_stem
+from tinylora_edge._side_tensors import fingerprint
+
+TENSORS = 70
+
+
+@pytest.fixture(scope="module")
+def parts(smollm2_gguf, tmp_path_factory):
+    """The real model, 272 tensors, in four files."""
+    return gguf_split.split(smollm2_gguf, tmp_path_factory.mktemp("split"), TENSORS, "smollm2")
+
+
+@pytest.fixture
+def own(parts, tmp_path):
+    """The same, to be changed."""
+    return [shutil.copy(path, tmp_path / path.name) for path in parts]
+
+
+def test_all_tensors_and_the_metadata_are_those_of_the_whole(parts, smollm2_gguf):
+    assert len(parts) == 4
+    whole, split = GGUFFile(smollm2_gguf), open_gguf(parts[0])
+    assert split.architecture == whole.architecture
+    assert split.get("tokenizer.ggml.tokens") == whole.get("tokenizer.ggml.tokens")
+    assert set(split.tensors) == set(whole.tensors)
+    for name, tensor in whole.tensors.items():
+        assert split.tensors[name].shape == tensor.shape
+        assert np.array_equal(split.data(split.tensors[name]), whole.data(tensor))
+
+
+def test_the_fingerprint_is_that_of_the_whole(parts, smollm2_gguf):
+    modules = [f"blk.{block}.{kind}.weight" for block in (0, 15, 29) for kind in ("attn_q", "ffn_down")]
+    assert fingerprint(open_gguf(parts[0]), modules) == fingerprint(GGUFFile(smollm2_gguf), modules)
+
+
+def test_a_whole_model_is_opened_as_it_is(smollm2_gguf, tmp_path):
+    assert type(open_gguf(smollm2_gguf)) is GGUFFile
+    assert gguf_paths(smollm2_gguf) == [smollm2_gguf]
+    odd = tmp_path / "m-00002-of-00003.gguf"  # its name alone makes no split model of it
+    odd.symlink_to(smollm2_gguf)
+    assert type(open_gguf(odd)) is GGUFFile
+    assert gguf_paths(odd) == [odd]
+
+
+def test_names(parts):
+    assert gguf_paths(parts[0]) == parts
+    assert whole_stem(parts[2]) == "smollm2"
+    assert whole_stem("models/a.b.gguf") == "a.b"
+
+
+def check(path, match):
+    with pytest.raises(MalformedGGUFError, match=match):
+        open_gguf(path)
+
+
+def test_a_file_that_is_not_the_first(parts):
+    check(parts[1], r"not the first of its 4 files: name smollm2-00001-of-00004\.gguf")
+
+
+def test_a_file_that_is_missing(own):
+    own[2].unlink()
+    check(own[0], r"smollm2-00003-of-00004\.gguf is not beside it: download")
+    own[1].unlink()
+    check(own[0], r"smollm2-00002-of-00004\.gguf is not beside it, nor are 1 more")
+
+
+def test_files_out_of_order(own):
+    spare = own[1].with_suffix(".spare")
+    own[1].rename(spare)
+    own[2].rename(own[1])
+    spare.rename(own[2])
+    check(own[0], r"smollm2-00002-of-00004\.gguf says that it is file 3 of 4: the files are out of order")
+
+
+def test_the_first_two_files_swapped(own):
+    spare = own[0].with_suffix(".spare")
+    own[0].rename(spare)
+    own[1].rename(own[0])
+    spare.rename(own[1])
+    check(own[0], r"00001-of-00004\.gguf says that it is file 2 of 4: the files are out of order")
+
+
+def test_a_file_without_its_name(own):
+    renamed = own[0].rename(own[0].with_name("first.gguf"))
+    check(renamed, r"file 1 of a model split into 4, but is not named like model-00001-of-00004\.gguf")
+
+
+def test_a_file_of_another_model(own, parts, smollm2_gguf, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(gguf_split.split(smollm2_gguf, other, 69)[1], own[1])
+    check(own[0], r"holds .*, as a file before it does|hold \d+ tensors, but the first says 272")
+
+
+def test_a_file_that_was_cut(own):
+    own[3].write_bytes(own[3].read_bytes()[:-4096])
+    check(own[0], r"declares")

@@ -1,0 +1,61 @@
+"""A model in several GGUF files: exported, loaded and listed like a whole one."""
+
+from __future__ import annotations
+
+import gguf_split
+import models
+import numpy as np
+import pytest
+
+from tinylora_edge import Bundle, ExportError, MicroVector
+from tinylora_edge.exporters import Settings, add_base, export_gguf
+
+PROMPT = list(b"one two three")
+SETTINGS = Settings(groups=4)
+
+
+@pytest.fixture
+def parts(llama_gguf, tmp_path):
+    folder = tmp_path / "split"
+    folder.mkdir()
+    return gguf_split.split(llama_gguf, folder, 6)
+
+
+def test_the_bundle_of_a_split_model_is_that_of_the_whole(parts, llama_gguf, tmp_path, load):
+    whole = export_gguf(llama_gguf, tmp_path / "whole", settings=SETTINGS)
+    split = export_gguf(parts[0], tmp_path / "bundle", settings=SETTINGS)
+    assert split.basis.digest == whole.basis.digest
+    assert split.basis.base_fingerprints == whole.basis.base_fingerprints
+    placed = sorted(path.name for path in split.output.glob("*.gguf") if path.name != "basis.gguf")
+    assert placed == [f"base-{i + 1:05}-of-{len(parts):05}.gguf" for i in range(len(parts))]
+    bundle = Bundle.find(split.output)
+    assert bundle.base.name == placed[0]
+    assert bundle.manifest["base"]["bytes"] == sum(path.stat().st_size for path in parts)
+    assert bundle.manifest["base"]["file"] == placed[0]
+    assert Bundle.find(bundle.base) == bundle
+
+    vector = MicroVector.random(split.basis, 0.5)
+    one, two = load(whole.output, vector), load(split.output, vector)
+    assert np.array_equal(models.llama_logits(one, PROMPT), models.llama_logits(two, PROMPT))
+
+
+def test_a_basis_beside_the_files(parts, llama_gguf, tmp_path, load):
+    basis = export_gguf(llama_gguf, tmp_path / "whole", settings=SETTINGS).output / "basis.gguf"
+    beside = parts[0].with_name("model.basis.gguf")
+    beside.write_bytes(basis.read_bytes())
+    assert Bundle.find(parts[0]).basis_path == beside
+    load(parts[0], MicroVector.random(Bundle.find(parts[0]).basis, 0.1))
+
+
+def test_a_split_model_joins_a_bundle(parts, llama_gguf, tmp_path):
+    other = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
+    bundle = export_gguf(other, tmp_path / "bundle", settings=SETTINGS).output
+    basis, gap = add_base(bundle, parts[0])
+    assert len(basis.base_fingerprints) == 2
+    assert gap < 0.05
+
+
+def test_a_missing_file_is_refused(parts, tmp_path):
+    parts[1].unlink()
+    with pytest.raises(ExportError, match=r"00001-of-.*00002-of-.* is not beside it"):
+        export_gguf(parts[0], tmp_path / "bundle", settings=SETTINGS)
