@@ -81,7 +81,8 @@ class Journal:
         plan: of the part that this becomes; the last one in the file counts.
 
     Raises:
-        ExportError: it cannot be opened, another process has it open, or it is no such file.
+        ExportError: it cannot be opened, or it is no such file.
+        BlockingIOError: another process has it open.
         OSError: it cannot be read or written.
     """
 
@@ -98,8 +99,11 @@ class Journal:
         try:
             _lock_file(self._file, path)
             self._open(plan)
+        except BlockingIOError:
+            self.close()
+            raise
         except BaseException:
-            self._file.close()
+            self.close() if os.fstat(self._file.fileno()).st_size else self.remove()
             raise
 
     def __len__(self) -> int:
@@ -157,15 +161,10 @@ class Journal:
             content = _read(file, self.path)
         self._records = content.records
         self._file.truncate(content.end)
-        try:
-            if content.end == 0:
-                _write(self._file, MAGIC)
-            if plan is not None and plan != content.plan:
-                self._append({PLAN: plan}, ())
-        except BaseException:
-            if content.end == 0:
-                self.remove()
-            raise
+        if content.end == 0:
+            _write(self._file, MAGIC)
+        if plan is not None and plan != content.plan:
+            self._append({PLAN: plan}, ())
 
     def _append(self, header: dict[str, Any], arrays: tuple[NDArray[Any], ...]) -> None:
         packed = json.dumps(header, separators=(",", ":")).encode()
@@ -295,7 +294,4 @@ def _lock_file(file: FileIO, path: Path) -> None:
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ExportError(
-            f"{path} is in use: another export to the same place is running. Wait for it, or choose another "
-            "output"
-        ) from None
+        raise BlockingIOError(f"{path} is in use") from None

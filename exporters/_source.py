@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._side_tensors import fingerprint
-from ..errors import BaseMismatchError, ExportError
+from ..errors import BaseMismatchError, BasisError, ExportError
 from ..modules import parse
 from ._agreement import AGREEMENT, distance
 from ._factorize import Work, mark
@@ -101,8 +101,21 @@ class Source:
         return Work(self._weights, settings, align, self._context, self.stacked)
 
     def plan(self, settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
-        """Return the modules of a basis and their groups. Errors: see `plan` in `_settings.py`."""
-        return plan(self.modules, settings)
+        """Return the modules of a basis and their groups, before hours go into factorizing them.
+
+        Raises:
+            BasisError: unknown targets, groups that cannot be made, or a rank that does not fit a weight.
+            ExportError: a weight is missing, or cannot be read.
+        """
+        modules, tying = plan(self.modules, settings)
+        for module in modules:
+            n_out, n_in = self._weights.matrices(module)[0].shape
+            if settings.rank > min(n_out, n_in):
+                raise BasisError(
+                    f"{module}: rank {settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
+                    f"choose 1 to {min(n_out, n_in)}"
+                )
+        return modules, tying
 
     def _context(self, module: str) -> str:
         """What decides the order of B's rows, besides the weights."""

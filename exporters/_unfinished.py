@@ -50,6 +50,10 @@ def factorized(
         raise ExportError(f"{workers} workers cannot do anything: choose 1 or more")
     try:
         journal = Journal(journal_path(output), plan)
+    except BlockingIOError:
+        raise ExportError(
+            f"another export to {output} is running: wait for it, or choose another output"
+        ) from None
     except OSError as error:
         raise ExportError(explain(output, error)) from error
     try:

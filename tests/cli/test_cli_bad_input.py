@@ -262,7 +262,7 @@ def test_a_disk_that_fills_up(process: Cli, smollm2_gguf: Path, tmp_path: Path, 
 
     result = process("export", smollm2_gguf, "-o", tmp_path / "out", preexec_fn=fill)
     result.refused(str(tmp_path / "out"), "File too large", "bytes free", "Nothing half-made was left behind")
-    assert contents(tmp_path) == {}
+    assert set(contents(tmp_path)) <= {".out.factors"}  # finished modules, for the next run
 
 
 def test_a_disk_that_fills_up_under_a_vector(process: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
@@ -340,4 +340,5 @@ def test_models_that_cannot_be_adapted(cli: Cli, tmp_path: Path) -> None:
         (zero, ["blk.1.ffn_up.weight", "rank"]),
     ):
         cli("export", path, "-o", tmp_path / "out").refused(*parts)
+        (tmp_path / ".out.factors").unlink(missing_ok=True)  # modules that were finished before
     assert sorted(contents(tmp_path)) == before

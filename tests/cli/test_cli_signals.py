@@ -183,4 +183,4 @@ def test_a_demo_that_is_terminated_leaves_nothing(start: Start, tmp_path: Path) 
     child.terminate()
     child.communicate(timeout=60)
     assert child.returncode == 143
-    assert contents(tmp_path) == {}
+    assert set(contents(tmp_path)) <= {".demo.factors"}  # finished modules, for the next run

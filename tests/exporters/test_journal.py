@@ -121,10 +121,18 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path):
 
 def test_two_exports_do_not_share_a_journal(tmp_path):
     first = Journal(tmp_path / "j")
-    with pytest.raises(ExportError, match="another export to the same place is running"):
+    with pytest.raises(BlockingIOError):
         Journal(tmp_path / "j")
     first.close()
     Journal(tmp_path / "j").close()
+
+
+def test_an_export_that_is_running_is_not_joined(llama_gguf, tmp_path):
+    running = Journal(journal_path(tmp_path / "bundle"))
+    with pytest.raises(ExportError, match=r"another export to .*bundle is running"):
+        export_gguf(llama_gguf, tmp_path / "bundle")
+    running.close()
+    export_gguf(llama_gguf, tmp_path / "bundle")
 
 
 def test_threads_add_whole_records(tmp_path, factors):
