@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil, log
+from threading import Lock
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +29,7 @@ SQRT = "sqrt"
 
 _WHOLE_BYTES = 8 << 20  # of float32: a weight that fits is read only once, and kept
 _BLOCK_BYTES = 2 << 20  # of float32 rows at a time otherwise: they stay in a core's cache for both products
+_KEPT_BYTES = 768 << 20  # of float32 rows that are dear, of all weights that are factorized at the same time
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a product with W^T W, relative to its norm
 _Array = NDArray[np.float32]
 
@@ -36,8 +38,9 @@ _Array = NDArray[np.float32]
 class RowSource(Protocol):
     """A matrix that hands out its rows as float32, a block at a time.
 
-    Where it also has `read_into(start, stop, out)`, which returns the same rows, written into a float32 array
-    that it is given, memory is used again from block to block.
+    Two more are used where it has them: `read_into(start, stop, out)` returns the same rows, written into a
+    float32 array that it is given, so that memory is used again from block to block; `dear` tells that rows
+    cost more than reading them from memory as float32, so that they are kept there while there is room.
     """
 
     @property
@@ -101,12 +104,17 @@ def truncated_svd(
     limit = min(n_out, n_in)
     if not 1 <= rank <= limit:
         raise BasisError(f"rank {rank} does not fit a weight of shape {n_out} x {n_in}: choose 1 to {limit}")
-    krylov = _Krylov(source, rank, min(max(rank, block or rank + 6), n_in), seed)
+    with _RowBlocks(source) as blocks:
+        krylov = _Krylov(blocks, source.shape, rank, min(max(rank, block or rank + 6), n_in), seed)
+        return _iterate(krylov, tol, max_passes)
+
+
+def _iterate(krylov: _Krylov, tol: float, max_passes: int) -> TruncatedSVD:
     passes_to_check = 3  # fewer never converge on real weights
     previous = (0, 1.0)
     while True:
         krylov.step()
-        last = krylov.size == n_in or krylov.passes >= max_passes
+        last = krylov.full or krylov.passes >= max_passes
         if krylov.passes < passes_to_check and not last and not krylov.closed:
             continue
         estimate = krylov.estimate_residual()
@@ -146,16 +154,16 @@ class _Krylov:
     Vectors are kept as rows: Q [size, in] is orthonormal, Y = Q W^T [size, out], Z = Y W [size, in].
     """
 
-    def __init__(self, source: RowSource, rank: int, block: int, seed: int) -> None:
+    def __init__(self, blocks: _RowBlocks, shape: tuple[int, int], rank: int, block: int, seed: int) -> None:
         self.passes = 0
         self.size = 0
         self.closed = False  # W^T W maps the space into itself: its Ritz triplets are exact
         self._scale = 0.0
-        self._blocks = _RowBlocks(source)
-        self.streams = self._blocks.streams  # a pass is then dearer than a look at what it brought
+        self._blocks = blocks
+        self.streams = blocks.streams  # a pass is then dearer than a look at what it brought
         self._rank = rank
         self._block = block
-        n_out, n_in = source.shape
+        n_out, n_in = shape
         self._q = np.empty((0, n_in), np.float32)
         self._y = np.empty((0, n_out), np.float32)
         self._z = np.empty((0, n_in), np.float32)
@@ -166,6 +174,11 @@ class _Krylov:
         self._beta = np.empty((0, 0))
         self._coefficients = np.empty((0, rank))
         self._values = np.empty(rank)
+
+    @property
+    def full(self) -> bool:
+        """Whether the space is all there is."""
+        return self.size == self._q.shape[1]
 
     def step(self) -> None:
         """Read W once: extend the space by the pending block and orthogonalize the one after it."""
@@ -257,19 +270,50 @@ class _Krylov:
             setattr(self, name, np.concatenate([old, np.empty((grow, old.shape[1]), np.float32)]))
 
 
+class _Room:
+    """Memory for rows that are dear, shared by all threads that factorize."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._free = nbytes
+        self._lock = Lock()
+
+    def take(self, nbytes: int) -> bool:
+        with self._lock:
+            fits = nbytes <= self._free
+            self._free -= nbytes if fits else 0
+            return fits
+
+    def give_back(self, nbytes: int) -> None:
+        with self._lock:
+            self._free += nbytes
+
+
+_room = _Room(_KEPT_BYTES)
+
+
 class _RowBlocks:
-    """Streams a source in row blocks; keeps a weight that is small enough for that."""
+    """Streams a source in row blocks; keeps a weight that is small enough, or dear and there is room."""
 
     def __init__(self, source: RowSource) -> None:
         n_out, n_in = source.shape
         self._source = source
-        whole = 4 * n_out * n_in <= _WHOLE_BYTES
-        self.streams = not whole
-        self._step = n_out if whole else max(1, min(n_out, _BLOCK_BYTES // (4 * n_in)))
-        self._whole = source.rows(0, n_out) if whole else None
+        self._nbytes = 4 * n_out * n_in
+        small = self._nbytes <= _WHOLE_BYTES
+        self._taken = not small and getattr(source, "dear", False) and _room.take(self._nbytes)
+        self.streams = not (small or self._taken)
+        self._step = n_out if small else max(1, min(n_out, _BLOCK_BYTES // (4 * n_in)))
+        self._whole = source.rows(0, n_out) if small else None
+        self._kept = np.empty((n_out, n_in), np.float32) if self._taken else None
         # One buffer for every block of every pass: memory that is new to a process costs page faults,
         # which took as long as the arithmetic.
-        self._buffer = None if whole else np.empty((self._step, n_in), np.float32)
+        self._buffer = np.empty((self._step, n_in), np.float32) if self.streams else None
+
+    def __enter__(self) -> _RowBlocks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._taken:
+            _room.give_back(self._nbytes)
 
     def fused_pass(self, x: _Array, y: _Array, z: _Array) -> None:
         """Write y = x W^T and z = y W for row vectors x [b, in], y [b, out], z [b, in]."""
@@ -283,18 +327,24 @@ class _RowBlocks:
             z += product
 
     def _iterate(self) -> Iterator[tuple[int, _Array]]:
-        if self._whole is not None:
-            yield 0, self._whole
-            return
-        assert self._buffer is not None
         n_out = self._source.shape[0]
-        read_into = getattr(self._source, "read_into", None)
         for start in range(0, n_out, self._step):
             stop = min(start + self._step, n_out)
-            if read_into is None:
-                yield start, self._source.rows(start, stop)
-            else:
-                yield start, read_into(start, stop, self._buffer[: stop - start])
+            yield start, self._whole[start:stop] if self._whole is not None else self._read(start, stop)
+        if self._whole is None:
+            self._whole = self._kept
+
+    def _read(self, start: int, stop: int) -> _Array:
+        out = self._kept[start:stop] if self._kept is not None else self._buffer
+        assert out is not None
+        read_into = getattr(self._source, "read_into", None)
+        rows: _Array = (read_into or self._rows_of)(start, stop, out[: stop - start])
+        if self._kept is not None and rows.base is not self._kept:
+            out[:] = rows
+        return rows
+
+    def _rows_of(self, start: int, stop: int, out: _Array) -> _Array:
+        return self._source.rows(start, stop)
 
 
 class _ArrayRows:

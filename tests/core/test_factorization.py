@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tinylora_edge import BasisError
+from tinylora_edge import BasisError, factorization
 from tinylora_edge.factorization import RowSource, TruncatedSVD, factors, truncated_svd
 
 TOL = 1e-3  # the default of truncated_svd
@@ -373,3 +373,45 @@ def test_factors_multiply_to_the_truncated_weight():
         np.testing.assert_allclose(np.linalg.norm(b, axis=0), b_norms, rtol=1e-3)
     with pytest.raises(BasisError, match=r"'right'.*'left' or 'sqrt'"):
         factors(svd, "right")
+
+
+class DearRows(Rows):
+    dear = True
+
+    def read_into(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        out[:] = self.rows(start, stop)
+        return out
+
+
+@pytest.mark.parametrize("kind", [Rows, DearRows])
+@pytest.mark.parametrize("dear", [False, True])
+def test_rows_that_are_dear_are_read_once_while_there_is_room(kind, dear, monkeypatch):
+    weight = weight_like((1500, 2000))
+    source = kind(weight)
+    monkeypatch.setattr(kind, "dear", dear, raising=False)
+    svd = truncated_svd(source, 2)
+    reads = 1 if dear else svd.passes
+    assert len(source.asked) == reads * -(-1500 // (BLOCK_BYTES // 8000))
+    plain = truncated_svd(weight, 2)
+    for one, two in zip(svd, plain, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_without_room_dear_rows_are_read_in_every_pass(monkeypatch):
+    room = factorization._Room(3 * 1500 * 2000)
+    monkeypatch.setattr(factorization, "_room", room)
+    source = DearRows(weight_like((1500, 2000)))
+    svd = truncated_svd(source, 2)
+    assert len(source.asked) > svd.passes
+    assert room.take(3 * 1500 * 2000)
+
+
+def test_room_is_given_back_whatever_happens(monkeypatch):
+    room = factorization._Room(4 * 1500 * 2000)
+    monkeypatch.setattr(factorization, "_room", room)
+    weight = weight_like((1500, 2000))
+    truncated_svd(DearRows(weight), 2)
+    weight[1400, 5] = np.nan
+    with pytest.raises(BasisError, match="NaN"):
+        truncated_svd(DearRows(weight), 2)
+    assert room.take(4 * 1500 * 2000)
