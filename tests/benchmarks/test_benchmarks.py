@@ -160,6 +160,23 @@ def test_onnx_bake_measures_and_cleans_up(tmp_path: Path) -> None:
     assert (peak["value"], peak["bound"]) == (max(bake["peak_bytes"] for bake in record["bakes"]), 1e9)
 
 
+def test_export_7b_measures_and_cleans_up(tmp_path: Path) -> None:
+    small = ("--blocks", "2", "--scale", "0.07", "--rounds", "1", "--folder", str(tmp_path))
+    record = run("export_7b.py", *small)
+    assert list(tmp_path.iterdir()) == []
+    exports = {name: runs[0] for name, runs in record["runs"].items() if name.startswith("export")}
+    assert len(exports) >= 3
+    for name, found in exports.items():
+        assert found["matrices"] == 14, name
+        assert 3 * 14 <= found["passes"] <= 40 * 14
+        assert found["residual"] <= 1e-3
+        assert found["unconverged"] == 0
+        assert found["anonymous_bytes"] > 0
+    assert len({found["digest"] for name, found in exports.items() if "bf16" in name}) == 1
+    assert set(record["one_block"]) == {"ours", "svds", "svd_lowrank", "PEFT init"}
+    assert [target["bound"] for target in record["targets"]] == [1.5e9, 6, 1, 40]
+
+
 def test_onnx_bake_says_what_does_not_fit(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "onnx_bake.py"), "--scale", "2", "--folder", str(tmp_path)]
     if shutil.disk_usage(tmp_path).free > 90e9:

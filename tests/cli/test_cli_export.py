@@ -109,7 +109,7 @@ def test_modules_that_do_not_converge_are_a_warning(cli: Cli, tmp_path: Path) ->
         u, _, vt = np.linalg.svd(array.astype(np.float64))
         return (u * np.cos(np.arange(len(u)) / len(u) * np.pi / 2) @ vt).astype(np.float32)
 
-    model = models.tiny_model("llama", hidden=384, blocks=1)
+    model = models.tiny_model("llama", hidden=768, blocks=1)
     source = models.write_gguf(model, tmp_path / "flat.gguf", change=flatten)
 
     result = cli("export", source, "-o", tmp_path / "out", "--groups", 1)
