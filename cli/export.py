@@ -120,7 +120,8 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="KINDS",
-            help="Modules to adapt: kinds, names or patterns (attn_q,ffn_*). Repeatable. [default: all]",
+            help="Modules to adapt: kinds, names or patterns (attn_q,ffn_*); !PATTERN leaves out. "
+            "Repeatable. [default: all]",
         ),
     ] = None,
     factor_dtype: Annotated[

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import BasisError
-from tinylora_edge.modules import KINDS, canonical_order, is_adaptable, parse, select
+from tinylora_edge.modules import BEYOND, KINDS, canonical_order, is_adaptable, parse, select
 
 # DESIGN 5, in its order.
 ORDER = [
@@ -93,3 +93,34 @@ def test_select(targets, expected):
 def test_a_target_without_a_module_names_the_kinds_that_there_are():
     with pytest.raises(BasisError, match=r"'attn_v'.*attn_q, attn_k, ffn_down"):
         select(names(range(2), ["ffn_down", "attn_k", "attn_q"]), ["attn_q", "attn_v"])
+
+
+class TestLeavingOut:
+    available = names(range(2), ["attn_q", "attn_k", "ffn_up_exps", "ffn_down_exps"])
+
+    @pytest.mark.parametrize("targets", [["!*_exps"], ["attn_*"], ["!ffn_up_exps", "!ffn_down_exps"]])
+    def test_of_all(self, targets):
+        assert select(self.available, targets) == names(range(2), ["attn_q", "attn_k"])
+
+    def test_of_what_the_others_choose_whatever_the_order(self):
+        expected = ["blk.0.attn_q.weight"]
+        assert select(self.available, ["attn_*", "!attn_k", "!blk.1.*"]) == expected
+        assert select(self.available, ["!blk.1.*", "!attn_k", "attn_*"]) == expected
+
+    def test_what_is_not_there(self):
+        with pytest.raises(BasisError, match=r"unknown target '!attn_x'.*attn_q, attn_k"):
+            select(self.available, ["!attn_x"])
+
+    def test_everything(self):
+        with pytest.raises(BasisError, match=r"attn_q, !attn_\* leave no module"):
+            select(self.available, ["attn_q", "!attn_*"])
+
+
+def test_kinds_beyond_the_design_are_adaptable_and_follow_it():
+    assert list(BEYOND) == sorted(BEYOND)
+    assert all(is_adaptable(f"blk.3.{kind}.weight") for kind in (*KINDS, *BEYOND))
+    assert not is_adaptable("blk.3.ffn_gate_inp.weight")
+    assert not is_adaptable("blk.3.ffn_gate_inp_shexp.weight")
+    assert not is_adaptable("blk.3.attn_kv_b.weight")
+    mixed = names([0], [*BEYOND, *KINDS])
+    assert canonical_order(mixed) == names([0], [*KINDS, *BEYOND])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import architectures
 import models
 import numpy as np
@@ -13,6 +16,7 @@ from tinylora_edge._architectures import TESTED
 from tinylora_edge.exporters import Settings, export_gguf
 
 PROMPT = list(b"one two three four five")
+GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16
 STRATEGIES = {"scales": Settings(groups=5), "fold": Settings(u=3, groups=2)}
 
 
@@ -53,7 +57,8 @@ def test_a_vector_does_what_merging_it_does(
     plain = models.torch_logits(model, PROMPT)
     llm = load(report.output)
     scale = np.abs(plain).max()
-    assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < 1e-4 * scale
+    tolerance = 1e-3 if architecture in GELU else 1e-4
+    assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < tolerance * scale
 
     vector = MicroVector.random(basis, 1.0, seed=1)
     llm.swap(vector)
@@ -67,7 +72,7 @@ def test_a_vector_does_what_merging_it_does(
         f"{architecture} {strategy}: {share:.2g} of the largest change ({change:.3g}, logits to {scale:.3g})"
     )
     assert change > 0.05 * scale
-    assert share < 1e-4
+    assert share < tolerance
     assert models.llama_greedy(llm, PROMPT, 12) == tokens
 
 
@@ -112,3 +117,5 @@ def compare(left, right, weights):
 
 def test_the_list_of_tested_architectures_is_what_is_tested_here():
     assert set(architectures.GGUF_NAMES.values()) == TESTED
+    page = (Path(__file__).parents[2] / "docs" / "ARCHITECTURES.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", page.partition("## What is adapted")[0], re.M)) == TESTED
