@@ -172,6 +172,8 @@ class _Names:
 class _Joined:
     """The rows of one matrix above those of another."""
 
+    dear = True
+
     def __init__(self, top: RowSource, bottom: RowSource) -> None:
         self._top, self._bottom = top, bottom
         self.shape = (top.shape[0] + bottom.shape[0], top.shape[1])

@@ -43,6 +43,8 @@ class Mxfp4:
 
 
 class _Rows:
+    dear = True
+
     def __init__(self, blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> None:
         self._blocks, self._scales = blocks, scales
         self.shape = (blocks.shape[0], blocks.shape[1] * 32)
