@@ -112,17 +112,35 @@ class Source:
 
         Raises:
             BasisError: unknown targets, groups that cannot be made, or a rank that does not fit a weight.
+            BaseMismatchError: a weight, or their number, is of another shape than where it is deployed.
             ExportError: a weight is missing, or cannot be read.
         """
         modules, tying = plan(self.modules, settings)
         for module in modules:
-            n_out, n_in = self._weights.matrices(module)[0].shape
+            matrices = self._weights.matrices(module)
+            n_out, n_in = matrices[0].shape
+            if self._deployed is not None and self._weights is not self._deployed:
+                self._check_shape(module, len(matrices), (n_out, n_in))
             if settings.rank > min(n_out, n_in):
                 raise BasisError(
                     f"{module}: rank {settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
                     f"choose 1 to {min(n_out, n_in)}"
                 )
         return modules, tying
+
+    def _check_shape(self, module: str, count: int, shape: tuple[int, int]) -> None:
+        assert self._deployed is not None
+        deployed = self._deployed.file.tensors[module].shape
+        experts = deployed[0] if len(deployed) == 3 else 1
+        if (experts, *deployed[-2:]) != (count, *shape):
+            expected, found = (
+                f"{'x'.join(map(str, size))}" + (f" in {n} experts" if self.stacked(module) else "")
+                for n, size in ((experts, deployed[-2:]), (count, shape))
+            )
+            raise BaseMismatchError(
+                f"{module} is {expected} in {self.base}, but {found} in {self.model}: it is another model, "
+                "or not complete"
+            )
 
     def _context(self, module: str) -> str:
         """What decides the order of B's rows, besides the weights."""

@@ -71,9 +71,9 @@ class Export:
         assert self._source.base is not None
         self.base = self._source.base
         refuse_existing(self.output)
+        self._source.warn()
         self.modules, self.tying = self._source.plan(self.settings)
         self.bytes = sum(map(self._source.nbytes, self.modules))
-        self._source.warn()
 
     def run(self, progress: Progress = lambda module, size: None) -> ExportReport:
         """Factorize, and write the bundle atomically. A killed run goes on where it was.

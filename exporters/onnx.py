@@ -198,10 +198,10 @@ class OnnxExport:
             find_model(self._graph)
         self._source = Source(Path(model), Path(base) if base is not None else None, needs_gguf=with_gguf)
         self.base = self._source.base or self._source.model
-        self.modules, self.tying = self._source.plan(self.settings)
-        self.bytes = sum(map(self._source.nbytes, self.modules))
         if with_gguf:
             self._source.warn()
+        self.modules, self.tying = self._source.plan(self.settings)
+        self.bytes = sum(map(self._source.nbytes, self.modules))
 
     def run(
         self, progress: Progress = lambda module, size: None, stage: Stage = lambda what: None

@@ -87,6 +87,7 @@ class PartExport:
         assert self._source.base is not None
         self.base = self._source.base
         refuse_existing(self.output)
+        self._source.warn()
         every, self._tying = self._source.plan(self.settings)
         if not 1 <= index <= count <= len(every):
             raise ExportError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tinylora_edge import BasisError, ExportError, MicroVector, UnsupportedModelError
+from tinylora_edge import BaseMismatchError, BasisError, ExportError, MicroVector, UnsupportedModelError
 from tinylora_edge.exporters import Settings, export_gguf
 
 PROMPT = list(b"one two three four")
@@ -200,6 +200,12 @@ def spoil(hf, change):
 def test_a_missing_expert(hf, qwen_gguf, tmp_path):
     spoil(hf, lambda tensors: tensors.pop(EXPERT))
     with pytest.raises(ExportError, match=rf"lacks expert 2 of {MODULE}.*3 others"):
+        export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS)
+
+
+def test_a_missing_last_expert(hf, qwen_gguf, tmp_path):
+    spoil(hf, lambda tensors: tensors.pop(EXPERT.replace(".2.", ".3.")))
+    with pytest.raises(BaseMismatchError, match=rf"{MODULE} is 64x64 in 4 experts .* 64x64 in 3 experts"):
         export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS)
 
 
