@@ -419,7 +419,10 @@ def test_recipes_run_dry(path: Path, tiny: Path, problems: dict[str, Path], tmp_
 def test_a_recipe_runs_dry_in_two_processes(two_processes: Path) -> None:
     printed = [json.loads(line) for line in (two_processes / "recipe.out").read_text().splitlines()]
     manifest = json.loads((two_processes / "recipe.bin.json").read_text())
-    assert printed == manifest["curve"]
+    *curve, end = printed
+    assert curve == manifest["curve"]
+    assert (end["event"], end["output"]) == ("end", str(two_processes / "recipe.bin"))
+    assert end["best"] == max(row["validation"] for row in curve if "validation" in row)
     assert [row["step"] for row in steps(printed)] == [1, 2]
     assert manifest["engine"]["processes"] == 2
     assert manifest["options"]["settings"]["lr"] == 2e-4

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tomllib
 import warnings
@@ -153,12 +154,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             grpo |= {"use_vllm": True, **recipe.vllm}
         if args.dry_run:
             task, options, grpo = rehearsal(recipe, task)
-        train_trl(
+        outcome = train_trl(
             args.bundle, task, args.output, options=options, grpo=grpo, resume=args.resume, report=_print
         )
     except (TinyLoraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    result = outcome.result
+    if os.environ.get("RANK", "0") == "0":
+        found = {"start": result.start_score, "best": result.best_score, "best_step": result.best_step}
+        _print({"event": "end", "output": str(outcome.path), **found})
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0
