@@ -26,8 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .._policy import UnauthenticatedVectorWarning
-from ..errors import TinyLoraError
+from ..errors import TinyLoraError, TinyLoraWarning
 
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
 
@@ -155,13 +154,13 @@ def readable_warnings() -> Iterator[None]:
         usual = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *place: Any, **named: Any) -> None:
-            if issubclass(category, UnauthenticatedVectorWarning):
+            if issubclass(category, TinyLoraWarning):
                 warn(str(message))
             else:
                 usual(message, category, *place, **named)
 
         warnings.showwarning = show
-        warnings.simplefilter("always", UnauthenticatedVectorWarning)
+        warnings.simplefilter("always", TinyLoraWarning)
         yield
 
 

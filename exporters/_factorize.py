@@ -142,9 +142,13 @@ def factorize(
     stored = np.float16 if settings.factor_dtype == "f16" else np.float32
     all_a, all_b = [], []
     for module in modules:
-        pairs = [_factorize_matrix(module, m, settings, quality) for m in weights.matrices(module)]
+        stacked = deployed.stacked(module)
+        pairs = [
+            _factorize_matrix(module, expert if stacked else None, m, settings, quality)
+            for expert, m in enumerate(weights.matrices(module))
+        ]
         a, b = (np.stack(part) if len(pairs) > 1 else part[0] for part in zip(*pairs, strict=True))
-        if deployed.stacked(module) and len(pairs) == 1:
+        if stacked and len(pairs) == 1:
             a, b = a[None], b[None]
         if align is not None:
             b, distance = align(module, a, b)
@@ -235,16 +239,20 @@ def _steps(matrix: RowSource) -> range:
 
 
 def _factorize_matrix(
-    module: str, matrix: RowSource, settings: Settings, quality: Quality
+    module: str, expert: int | None, matrix: RowSource, settings: Settings, quality: Quality
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    where = module if expert is None else f"{module}, expert {expert},"
     try:
         svd = truncated_svd(matrix, settings.rank)
     except BasisError as error:
-        raise ExportError(f"{module}: {error}") from None
+        raise ExportError(f"{where.rstrip(',')}: {error}") from None
     if svd.S[-1] <= 1e-6 * svd.S[0] or not svd.S[0] > 0:
+        found, help_with = f"singular values {', '.join(f'{s:.3g}' for s in svd.S)}", ", or lower --rank"
+        if not svd.S[0] > 0:
+            found, help_with = "nothing but zeros", ""
         raise ExportError(
-            f"{module} has singular values {', '.join(f'{s:.3g}' for s in svd.S)}: its rank is below "
-            f"{settings.rank}, so it cannot be adapted. Leave it out with --targets, or lower --rank"
+            f"{where} has {found}: its rank is below {settings.rank}, so it cannot be adapted. Leave "
+            f"{'it' if expert is None else 'the module'} out with --targets '!{module}'{help_with}"
         )
     quality.passes += svd.passes
     if svd.residual > quality.residual:
