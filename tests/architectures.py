@@ -23,10 +23,9 @@ GGUF_NAMES = {
     "qwen2moe": "qwen2moe",
     "qwen3moe": "qwen3moe",
     "gpt-oss": "gpt-oss",
+    "deepseek2": "deepseek2",
 }
 """Architecture -> its `general.architecture`."""
-
-EXPERTS = ("mixtral", "qwen2moe", "qwen3moe", "gpt-oss")
 
 
 def configuration(
@@ -93,6 +92,15 @@ def configuration(
         ),
         # norm_topk_prob: as llama.cpp has it
         "qwen3moe": ("Qwen3Moe", common | experts | {"head_dim": 16, "norm_topk_prob": True}),
+        # as DeepSeek-V2-Lite: no low rank for q, one dense block, an expert that all tokens share
+        "deepseek2": (
+            "DeepseekV2",
+            common
+            | {"num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 32}
+            | {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+            | {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
+            | {"moe_intermediate_size": 96, "first_k_dense_replace": 1, "norm_topk_prob": False},
+        ),
         "gpt-oss": (
             "GptOss",
             common

@@ -7,7 +7,7 @@ run on their numbers instead, it also tells where a module's weight lies in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,12 @@ LAYER = {
     "mlp.shared_expert.up_proj.weight": "ffn_up_shexp.weight",
     "mlp.shared_expert.down_proj.weight": "ffn_down_shexp.weight",
     "mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight",
+    "mlp.shared_experts.gate_proj.weight": "ffn_gate_shexp.weight",
+    "mlp.shared_experts.up_proj.weight": "ffn_up_shexp.weight",
+    "mlp.shared_experts.down_proj.weight": "ffn_down_shexp.weight",
+    "self_attn.kv_a_proj_with_mqa.weight": "attn_kv_a_mqa.weight",
+    "self_attn.kv_a_layernorm.weight": "attn_kv_a_norm.weight",
+    "self_attn.kv_b_proj.weight": "attn_kv_b.weight",
     "mlp.experts.down_proj": "ffn_down_exps.weight",
     "mlp.experts.down_proj_bias": "ffn_down_exps.bias",
     # Phi-3: what is `ffn_up` elsewhere is gate and up here
@@ -79,9 +85,12 @@ _ARCHITECTURES = {
     "mixtral": "llama",
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
+    "deepseek_v2": "deepseek2",
     "gemma3_text": "gemma3",
     "gpt_oss": "gpt-oss",
 }
+ADDS_ONE = ("gemma2", "gemma3_text")
+"""Whose norms multiply with 1 + w."""
 _PERMUTED = ("llama", "mistral", "mixtral", "granite")
 
 
@@ -94,14 +103,15 @@ def write_gguf(
     architecture: str | None = None,
     metadata: dict[str, str | int] | None = None,
     raw: dict[str, gguf.GGMLQuantizationType] | None = None,
+    packed: dict[str, NDArray[np.uint8]] | None = None,
     extra: dict[str, NDArray[Any]] | None = None,
     fuse_experts: bool = False,
 ) -> Path:
     """Write a model as F32 GGUF.
 
     `rename` may drop a tensor (None) or call it otherwise; `change` may alter its values; `raw` gives
-    tensors a type that cannot be made here, filled with random bytes; `extra` adds tensors;
-    `fuse_experts` keeps gate and up of experts in one, as convert_hf_to_gguf does when asked to.
+    tensors a type that cannot be made here, filled with `packed` bytes or random ones; `extra`
+    adds tensors; `fuse_experts` keeps gate and up of experts in one, as convert_hf_to_gguf does when asked to.
     """
     config = model.config
     arch = _ARCHITECTURES.get(config.model_type, config.model_type)
@@ -122,6 +132,7 @@ def write_gguf(
             block, size = gguf.GGML_QUANT_SIZES[kind]
             shape = (*array.shape[:-1], array.shape[-1] // block * size)
             data = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+            data = (packed or {}).get(name, data)
             writer.add_tensor(name, data, raw_dtype=kind)
         elif renamed is not None:
             writer.add_tensor(renamed, np.ascontiguousarray(change(name, array)))
@@ -140,22 +151,25 @@ def gguf_tensors(model: PreTrainedModel) -> dict[str, NDArray[np.float32]]:
     for name, parameter in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
-        plus_one = model.config.model_type.startswith("gemma") and name.endswith("norm.weight")
+        plus_one = model.config.model_type in ADDS_ONE and name.endswith("norm.weight")
         array = parameter.float().numpy() + np.float32(plus_one)
         tensors |= _converted(model.config, name, array)
     return tensors
 
 
 @contextmanager
-def merged(model: PreTrainedModel, basis: Basis, vector: MicroVector) -> Iterator[PreTrainedModel]:
-    """A model with a vector merged into its weights, W' = W + B R A, for one block."""
+def merged(
+    model: PreTrainedModel, basis: Basis, vector: MicroVector, modules: Sequence[str] | None = None
+) -> Iterator[PreTrainedModel]:
+    """A model with a vector merged into its weights, W' = W + B R A, for one block; or in some modules."""
+    modules = basis.modules if modules is None else modules
     before: dict[str, torch.Tensor] = {}
     weights = dict(model.named_parameters())
     found = set()
     for name, parameter in weights.items():
         values = parameter.data.numpy()
         for module, part in _converted(model.config, name, values).items():
-            if module not in basis.modules:
+            if module not in modules:
                 continue
             found.add(module)
             before.setdefault(name, parameter.data.clone())
@@ -166,7 +180,7 @@ def merged(model: PreTrainedModel, basis: Basis, vector: MicroVector) -> Iterato
                 numbers = np.arange(values.size).reshape(values.shape)
                 places = _converted(model.config, name, numbers)[module]
                 values.reshape(-1)[places] += delta
-    assert found == set(basis.modules)
+    assert found == set(modules)
     try:
         yield model
     finally:
@@ -197,7 +211,7 @@ def _converted(config: PretrainedConfig, name: str, array: NDArray[Any]) -> dict
     _, _, block, rest = name.split(".", 3)
     if rest.startswith("mlp.experts."):
         return {f"blk.{block}.{kind}": part for kind, part in _experts(config, rest, array).items()}
-    around = config.model_type in ("gemma2", "gemma3_text", "gpt_oss")
+    around = config.model_type in (*ADDS_ONE, "gpt_oss")
     kind = (_AROUND.get(rest) if around else None) or LAYER[rest]
     if kind == "ffn_gate_inp_shexp.weight":
         array = array[0]
@@ -240,10 +254,11 @@ def _add_metadata(writer: gguf.GGUFWriter, config: PretrainedConfig, arch: str) 
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if arch not in ("falcon", "deepseek2"):
         writer.add_key_length(head)
         writer.add_value_length(head)
-    writer.add_rope_dimension_count(head)
     rope = config.rope_parameters
+    writer.add_rope_dimension_count(int(head * rope.get("partial_rotary_factor", 1)))
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     if arch == "gemma3":
         writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
@@ -253,12 +268,19 @@ def _add_metadata(writer: gguf.GGUFWriter, config: PretrainedConfig, arch: str) 
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if arch == "deepseek2":
+        writer.add_key_length(config.qk_nope_head_dim + config.qk_rope_head_dim)
+        writer.add_value_length(config.v_head_dim)
+        writer.add_q_lora_rank(0)
+        writer.add_kv_lora_rank(config.kv_lora_rank)
+        writer.add_leading_dense_block_count(config.first_k_dense_replace)
+        writer.add_expert_shared_count(config.n_shared_experts)
     if arch == "granite":
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_logit_scale(config.logits_scaling)
-    if (experts := has("num_experts") or has("num_local_experts")) is not None:
+    if (experts := has("num_experts") or has("num_local_experts") or has("n_routed_experts")) is not None:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(has("moe_intermediate_size") or config.intermediate_size)

@@ -12,7 +12,7 @@ import llama_cpp
 import numpy as np
 import scipy.linalg
 from architectures import VOCABULARY, configuration
-from converter import LAYER, TOP, gguf_tensors, merged, ordered, to_hf_rows, write_gguf
+from converter import ADDS_ONE, LAYER, TOP, gguf_tensors, merged, ordered, to_hf_rows, write_gguf
 from llama_cpp._utils import suppress_stdout_stderr
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def tiny_model(architecture: str, *, hidden: int = 64, blocks: int = 2, seed: in
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
         values = torch.from_numpy(_random_weight(rng, name, tuple(parameter.shape)))
-        if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
-            values -= 1  # Gemma adds it
+        if config.model_type in ADDS_ONE and name.endswith("norm.weight"):
+            values -= 1
         parameter.data.copy_(values)
         parameter.requires_grad_(False)
     return model

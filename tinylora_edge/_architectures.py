@@ -26,7 +26,7 @@ three with a permutation of their own)."""
 
 TESTED = frozenset(
     {
-        "falcon", "gemma2", "gemma3", "gpt-oss", "granite", "llama", "phi3", "qwen2", "qwen2moe", "qwen3",
+        "deepseek2", "falcon", "gemma2", "gemma3", "gpt-oss", "granite", "llama", "phi3", "qwen2", "qwen2moe", "qwen3",
         "qwen3moe",
     }
 )  # fmt: skip
