@@ -111,7 +111,7 @@ def write_gguf(
 
     `rename` may drop a tensor (None) or call it otherwise; `change` may alter its values; `raw` gives
     tensors a type that cannot be made here, filled with `packed` bytes or random ones; `extra`
-    adds tensors; `fuse_experts` keeps gate and up of experts in one, as convert_hf_to_gguf does when asked to.
+    adds tensors; `fuse_experts` keeps gate and up of experts in one, as convert_hf_to_gguf can.
     """
     config = model.config
     arch = _ARCHITECTURES.get(config.model_type, config.model_type)

@@ -26,8 +26,8 @@ three with a permutation of their own)."""
 
 TESTED = frozenset(
     {
-        "deepseek2", "falcon", "gemma2", "gemma3", "gpt-oss", "granite", "llama", "phi3", "qwen2", "qwen2moe", "qwen3",
-        "qwen3moe",
+        "deepseek2", "falcon", "gemma2", "gemma3", "gpt-oss", "granite", "llama", "phi3", "qwen2", "qwen2moe",
+        "qwen3", "qwen3moe",
     }
 )  # fmt: skip
 """Those for which a test compares llama.cpp's logits under a vector with torch's."""

@@ -239,6 +239,6 @@ def test_an_expert_that_cannot_be_adapted(value, match, source, qwen, hf, qwen_g
 
 
 def test_a_rank_beyond_the_experts(qwen_gguf, tmp_path):
+    settings = Settings(groups=2, rank=65, targets=("*_exps",))
     with pytest.raises(ExportError, match=r"ffn_gate_exps\.weight, expert 0: .*rank 65"):
-        settings = Settings(groups=2, rank=65, targets=("*_exps",))
         export_gguf(qwen_gguf, tmp_path / "b", settings=settings)
