@@ -17,7 +17,6 @@ from test_adapter import TYINGS, basis_of
 from torch import Tensor
 
 from tinylora_edge import Basis, BasisMismatchError, MicroVector, TrainError, VectorError
-from tinylora_edge.modules import parse
 from tinylora_edge.train._names import factors_for, hf_names
 from tinylora_edge.train.adapter import Adapter
 from tinylora_edge.train.peft_tinylora import PEFT_TYPE, peft_model, set_vector, vector_of
