@@ -26,8 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .._policy import UnauthenticatedVectorWarning
-from ..errors import TinyLoraError
+from ..errors import TinyLoraError, TinyLoraWarning
 
 if TYPE_CHECKING:
     from ..exporters._factorize import Quality
@@ -168,13 +167,13 @@ def readable_warnings() -> Iterator[None]:
         usual = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *place: Any, **named: Any) -> None:
-            if issubclass(category, UnauthenticatedVectorWarning):
+            if issubclass(category, TinyLoraWarning):
                 warn(str(message))
             else:
                 usual(message, category, *place, **named)
 
         warnings.showwarning = show
-        warnings.simplefilter("always", UnauthenticatedVectorWarning)
+        warnings.simplefilter("always", TinyLoraWarning)
         yield
 
 

@@ -84,14 +84,15 @@ class Work:
             CancelledError: `stop` was set.
         """
         pairs, quality = [], []
-        for matrix in self.weights.matrices(module):
+        stacked = self.stacked(module)
+        for expert, matrix in enumerate(self.weights.matrices(module)):
             if stop.is_set():
                 raise CancelledError
-            a, b, svd = _factorize_matrix(module, matrix, self.settings)
+            a, b, svd = _factorize_matrix(module, expert if stacked else None, matrix, self.settings)
             pairs.append((a, b))
             quality.append(svd)
         a, b = (np.stack(part) if len(pairs) > 1 else part[0] for part in zip(*pairs, strict=True))
-        if self.stacked(module) and len(pairs) == 1:
+        if stacked and len(pairs) == 1:
             a, b = a[None], b[None]
         agreement = None
         if self.align is not None:
@@ -223,16 +224,20 @@ def one_blas_thread() -> AbstractContextManager[Any]:
 
 
 def _factorize_matrix(
-    module: str, matrix: RowSource, settings: Settings
+    module: str, expert: int | None, matrix: RowSource, settings: Settings
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], TruncatedSVD]:
+    where = module if expert is None else f"{module}, expert {expert},"
     try:
         svd = truncated_svd(matrix, settings.rank)
     except BasisError as error:
-        raise ExportError(f"{module}: {error}") from None
+        raise ExportError(f"{where.rstrip(',')}: {error}") from None
     if svd.S[-1] <= 1e-6 * svd.S[0] or not svd.S[0] > 0:
+        found, help_with = f"singular values {', '.join(f'{s:.3g}' for s in svd.S)}", ", or lower --rank"
+        if not svd.S[0] > 0:
+            found, help_with = "nothing but zeros", ""
         raise ExportError(
-            f"{module} has singular values {', '.join(f'{s:.3g}' for s in svd.S)}: its rank is below "
-            f"{settings.rank}, so it cannot be adapted. Leave it out with --targets, or lower --rank"
+            f"{where} has {found}: its rank is below {settings.rank}, so it cannot be adapted. Leave "
+            f"{'it' if expert is None else 'the module'} out with --targets '!{module}'{help_with}"
         )
     return *factors(svd, settings.factorization), svd
 

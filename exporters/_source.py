@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,12 @@ from .._side_tensors import fingerprint
 from ..errors import BaseMismatchError, BasisError, ExportError
 from ..modules import parse
 from ._agreement import AGREEMENT, distance
+from ._coverage import warn_of
 from ._factorize import Work, mark
 from ._hf_config import HFConfig
+from ._hf_weights import HFWeights
 from ._settings import Settings, plan
-from ._weights import GGUFWeights, HFWeights, Weights
+from ._weights import GGUFWeights, Weights
 
 
 class Source:
@@ -69,6 +71,11 @@ class Source:
     def kind(self) -> str:
         """`gguf` or `hf`: where the weights come from."""
         return self._weights.kind
+
+    def warn(self) -> None:
+        """Warn of what llama.cpp would make of the deployed GGUF, if there is one."""
+        if self._deployed is not None:
+            warn_of(self.architecture, self._deployed.left_out)
 
     def nbytes(self, module: str) -> int:
         """Bytes of a module's weight as it is stored where it is deployed."""
@@ -138,7 +145,7 @@ class Source:
             return self._config.to_gguf_rows(kind, b), None
         deployed = self._deployed.matrices(module)
         best = (float("inf"), b)
-        for candidate in _row_orders(b, self.heads(kind)):
+        for candidate in self._row_orders(kind, b):
             best = min(best, (distance(a, candidate, deployed), candidate), key=lambda pair: pair[0])
             if best[0] <= AGREEMENT:
                 return best[1], best[0]
@@ -147,11 +154,17 @@ class Source:
             f"{AGREEMENT} is accepted): it was made from another model, or with an unknown order of rows"
         )
 
-
-def _row_orders(b: NDArray[np.float32], heads: int | None) -> list[NDArray[np.float32]]:
-    """B as it is, and with its rows reordered as convert_hf_to_gguf does for q and k."""
-    if heads is None or len(b) % (2 * heads):
-        return [b]
-    # [head, half, i] -> [head, i, half]: the halves that HF rotates become ggml's neighbouring pairs.
-    halves = b.reshape(heads, 2, len(b) // heads // 2, b.shape[1])
-    return [b, np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(b.shape)]
+    def _row_orders(self, kind: str, b: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        """Yield B as it is, and with its rows as convert_hf_to_gguf orders those of q, k or qkv."""
+        yield b
+        heads, rows, rank = self.heads(kind), *b.shape[-2:]
+        if heads is not None and rows % (2 * heads) == 0:
+            # [head, half, i] -> [head, i, half]: the halves that HF rotates become ggml's neighbouring pairs.
+            halves = b.reshape(heads, 2, rows // heads // 2, rank)
+            yield np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(b.shape)
+        queries, keys = self.heads("attn_q"), self.heads("attn_k")
+        if kind == "attn_qkv" and queries and keys and rows % (queries + 2 * keys) == 0:
+            # Falcon, BLOOM, GPT-NeoX: for each head of k its queries, k and v -> all q, all k, all v.
+            grouped = b.reshape(keys, queries // keys + 2, rows // (queries + 2 * keys), rank)
+            parts = (grouped[:, :-2], grouped[:, -2], grouped[:, -1])
+            yield np.concatenate([part.reshape(-1, rank) for part in parts])

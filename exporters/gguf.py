@@ -73,6 +73,7 @@ class Export:
         refuse_existing(self.output)
         self.modules, self.tying = self._source.plan(self.settings)
         self.bytes = sum(map(self._source.nbytes, self.modules))
+        self._source.warn()
 
     def run(self, progress: Progress = lambda module, size: None) -> ExportReport:
         """Factorize, and write the bundle atomically. A killed run goes on where it was.

@@ -200,6 +200,8 @@ class OnnxExport:
         self.base = self._source.base or self._source.model
         self.modules, self.tying = self._source.plan(self.settings)
         self.bytes = sum(map(self._source.nbytes, self.modules))
+        if with_gguf:
+            self._source.warn()
 
     def run(
         self, progress: Progress = lambda module, size: None, stage: Stage = lambda what: None

@@ -96,6 +96,7 @@ class PartExport:
         self._every = every
         self.modules = share(every, [self._source.nbytes(module) for module in every], index, count)
         self.bytes = sum(map(self._source.nbytes, self.modules))
+        self._source.warn()
 
     def run(self, progress: Progress = lambda module, size: None) -> PartReport:
         """Factorize, and write the part's file atomically. A killed run goes on where it was.

@@ -1,15 +1,9 @@
-"""Small random-weight models of several architectures: as a Hugging Face directory and as a GGUF file.
-
-`write_gguf` is a converter of its own, a page long: the product's way of naming modules and of ordering
-rows is checked against it, and it against llama.cpp and torch, whose logits must agree.
-"""
+"""Small random-weight models of several architectures: in torch, as a Hugging Face directory, as GGUF."""
 
 from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,99 +11,44 @@ import gguf
 import llama_cpp
 import numpy as np
 import scipy.linalg
+from architectures import VOCABULARY, configuration
+from converter import ADDS_ONE, LAYER, TOP, gguf_tensors, merged, ordered, to_hf_rows, write_gguf
 from llama_cpp._utils import suppress_stdout_stderr
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-    from tinylora_edge import Basis, MicroVector
+__all__ = ["VOCABULARY", "gguf_tensors", "merged", "to_hf_rows", "write_gguf"]  # of others, for tests
 
 ARCHITECTURES = ("llama", "qwen2")
-VOCABULARY = 256 + 4  # every byte, and the special tokens
-
-_LAYER = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "self_attn.q_proj.bias": "attn_q.bias",
-    "self_attn.k_proj.bias": "attn_k.bias",
-    "self_attn.v_proj.bias": "attn_v.bias",
-    "self_attn.q_norm.weight": "attn_q_norm.weight",
-    "self_attn.k_norm.weight": "attn_k_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-    "mlp.gate.weight": "ffn_gate_inp.weight",
-    "mlp.experts.down_proj": "ffn_down_exps.weight",
-}
-_FUSED = {"self_attn.qkv_proj.weight": "attn_qkv.weight", "mlp.gate_up_proj.weight": "ffn_up.weight"}
-"""As Phi-3 has them: what is `ffn_up` elsewhere is gate and up here."""
-_TOP = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
 
 
-def tiny_model(
-    architecture: str, *, hidden: int = 64, blocks: int = 2, seed: int = 0, random_biases: bool = True
-) -> PreTrainedModel:
+def tiny_model(architecture: str, *, hidden: int = 64, blocks: int = 2, seed: int = 0) -> PreTrainedModel:
     """A model with grouped-query attention and untied embeddings, eval mode, float32.
 
     Its linear weights are noise plus a few strong directions: as in trained models, most of them have
     leading singular values that are apart, and some have nearly equal ones.
     """
     import torch
-    import transformers
 
-    common: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": False,
-        "attn_implementation": "eager",
-        "bos_token_id": 256,
-        "eos_token_id": 257,
-    }
-    experts = {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": hidden,
-        "head_dim": 16,
-        "norm_topk_prob": True,  # as llama.cpp has it
-    }
-    config, kind = {
-        "llama": (transformers.LlamaConfig(**common), transformers.LlamaForCausalLM),
-        "qwen2": (transformers.Qwen2Config(**common), transformers.Qwen2ForCausalLM),
-        "phi3": (transformers.Phi3Config(**common, pad_token_id=258), transformers.Phi3ForCausalLM),
-        "granite": (
-            transformers.GraniteConfig(**common, logits_scaling=3.0),
-            transformers.GraniteForCausalLM,
-        ),
-        "qwen3moe": (transformers.Qwen3MoeConfig(**common, **experts), transformers.Qwen3MoeForCausalLM),
-    }[architecture]
+    config, kind = configuration(architecture, hidden, blocks)
     model = kind(config).eval().float()
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
         values = torch.from_numpy(_random_weight(rng, name, tuple(parameter.shape)))
+        if config.model_type in ADDS_ONE and name.endswith("norm.weight"):
+            values -= 1
         parameter.data.copy_(values)
         parameter.requires_grad_(False)
     return model
 
 
 def _random_weight(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if name.endswith("norm.weight"):
+    if len(shape) == 1 and name.endswith(".weight"):  # norms
         return (1 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
-    if name.endswith(".bias"):
+    if name.endswith(("bias", "sinks")):
         return (0.3 * rng.standard_normal(shape)).astype(np.float32)
     noise = rng.standard_normal(shape)
     if "embed" in name or "lm_head" in name:
@@ -156,136 +95,18 @@ def gguf_to_hf(reader: gguf.GGUFReader, path: Path) -> Path:
         dtype="float32",
     )
     config.save_pretrained(path)
-    top = {gguf_name: hf_name for hf_name, gguf_name in _TOP.items()}
-    layer = {gguf_name: hf_name for hf_name, gguf_name in _LAYER.items()}
+    top = {gguf_name: hf_name for hf_name, gguf_name in reversed(TOP.items())}
+    layer = {gguf_name: hf_name for hf_name, gguf_name in reversed(LAYER.items())}
     renamed = {}
     for name, data in tensors.items():
         if name in top:
             renamed[top[name]] = torch.from_numpy(np.array(data))
             continue
         _, block, kind = name.split(".", 2)
-        rows = np.array(_ordered(config, kind, data, to_gguf=False))
+        rows = np.array(ordered(config, kind, data, to_gguf=False))
         renamed[f"model.layers.{block}.{layer[kind]}"] = torch.from_numpy(rows)
     save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
     return path
-
-
-def write_gguf(
-    model: PreTrainedModel,
-    path: Path,
-    *,
-    rename: Callable[[str], str | None] = lambda name: name,
-    change: Callable[[str, NDArray[Any]], NDArray[Any]] = lambda name, array: array,
-    architecture: str | None = None,
-    metadata: dict[str, str | int] | None = None,
-    raw: dict[str, gguf.GGMLQuantizationType] | None = None,
-) -> Path:
-    """Write a model as F32 GGUF.
-
-    `rename` may drop a tensor (None) or call it otherwise; `change` may alter its values; `raw` gives
-    tensors a type that cannot be made here, filled with random bytes.
-    """
-    config = model.config
-    arch = {"qwen3_moe": "qwen3moe"}.get(config.model_type, config.model_type)
-    writer = gguf.GGUFWriter(path, architecture or arch)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_rope_dimension_count(head)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    if arch == "qwen3moe":
-        writer.add_expert_count(config.num_experts)
-        writer.add_expert_used_count(config.num_experts_per_tok)
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    for key, value in (metadata or {}).items():
-        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
-    _add_vocabulary(writer)
-    for name, array in gguf_tensors(model).items():
-        renamed = rename(name)
-        if raw is not None and name in raw:
-            kind = raw[name]
-            block, size = gguf.GGML_QUANT_SIZES[kind]
-            shape = (array.shape[0], array.shape[1] // block * size)
-            data = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-            writer.add_tensor(name, data, raw_dtype=kind)
-        elif renamed is not None:
-            writer.add_tensor(renamed, np.ascontiguousarray(change(name, array)))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def gguf_tensors(model: PreTrainedModel) -> dict[str, NDArray[np.float32]]:
-    """The weights of a model under GGUF names, rows ordered as convert_hf_to_gguf orders them."""
-    tensors: dict[str, NDArray[np.float32]] = {}
-    for name, parameter in model.state_dict().items():
-        array = parameter.float().numpy()
-        if name in _TOP:
-            tensors[_TOP[name]] = array
-            continue
-        _, _, block, rest = name.split(".", 3)
-        if rest == "mlp.experts.gate_up_proj":
-            gate, up = np.split(array, 2, axis=1)
-            tensors[f"blk.{block}.ffn_gate_exps.weight"] = gate
-            tensors[f"blk.{block}.ffn_up_exps.weight"] = up
-            continue
-        kind = _LAYER.get(rest) or _FUSED[rest]
-        tensors[f"blk.{block}.{kind}"] = _ordered(model.config, kind, array, to_gguf=True)
-    return tensors
-
-
-@contextmanager
-def merged(model: PreTrainedModel, basis: Basis, vector: MicroVector) -> Iterator[PreTrainedModel]:
-    """A model with a vector merged into its weights, W' = W + B R A, for one block."""
-    import torch
-
-    weights = {name: parameter.data for name, parameter in model.named_parameters()}
-    before: dict[str, torch.Tensor] = {}
-    for module in basis.modules:
-        _, block, kind = module.split(".", 2)
-        gate_or_up = kind in ("ffn_gate_exps.weight", "ffn_up_exps.weight")
-        rests = (
-            ["mlp.experts.gate_up_proj"]
-            if gate_or_up
-            else [h for h, g in (*_LAYER.items(), *_FUSED.items()) if g == kind]
-        )
-        name = next(n for n in (f"model.layers.{block}.{rest}" for rest in rests) if n in weights)
-        before.setdefault(name, weights[name].clone())
-        delta = torch.from_numpy(to_hf_rows(model, module, basis.delta(module, vector)))
-        if gate_or_up:  # torch keeps both in one tensor
-            half = weights[name].shape[1] // 2
-            part = slice(0, half) if kind.startswith("ffn_gate") else slice(half, None)
-            weights[name][:, part] += delta
-        else:
-            weights[name] += delta
-    try:
-        yield model
-    finally:
-        for name, value in before.items():
-            weights[name].copy_(value)
-
-
-def to_hf_rows(model: PreTrainedModel, module: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Bring the rows of a module's weight from GGUF's order into that of Hugging Face."""
-    return np.ascontiguousarray(_ordered(model.config, module.split(".", 2)[2], array, to_gguf=False))
-
-
-def _ordered(config: PretrainedConfig, kind: str, array: NDArray[Any], *, to_gguf: bool) -> NDArray[Any]:
-    heads = {"attn_q.weight": config.num_attention_heads, "attn_k.weight": config.num_key_value_heads}
-    if config.model_type != "llama" or kind not in heads:
-        return array
-    half = len(array) // heads[kind] // 2
-    split = (2, half) if to_gguf else (half, 2)
-    return array.reshape(heads[kind], *split, -1).swapaxes(1, 2).reshape(array.shape)
 
 
 def top_singular_values(weight: NDArray[Any], count: int = 3) -> NDArray[np.float64]:
@@ -360,20 +181,3 @@ def write_lora(
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    # The tokens of ASCII are their bytes, in GPT-2's way of writing those that do not print. The others
-    # are given ASCII texts too, so that any random tokens make a text, in a stream and out of it.
-    hidden = [byte for byte in range(256) if not (33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174)]
-    tokens = [chr(256 + hidden.index(byte) if byte in hidden else byte) for byte in range(128)]
-    tokens += [f"~{code:02x}" for code in range(128, 256)]
-    special = ["<bos>", "<eos>", "<pad>", "<unk>"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens + special)
-    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(special))
-    writer.add_token_merges(["\u0120 \u0120"])  # llama.cpp wants the key; the pair has no token
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(257)
-    writer.add_add_bos_token(False)

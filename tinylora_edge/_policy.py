@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _frame, _state, _tags
 from ._vector import MicroVector
-from .errors import ChecksumError, RollbackError, SignatureError, VectorError
+from .errors import ChecksumError, RollbackError, SignatureError, TinyLoraWarning, VectorError
 
 if TYPE_CHECKING:
     from ._basis import Basis
@@ -23,7 +23,7 @@ LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 _LEVEL_OF_KIND = {None: 0, _tags.CRC32: 1, _tags.HMAC: 2, _tags.ED25519: 3}
 
 
-class UnauthenticatedVectorWarning(UserWarning):
+class UnauthenticatedVectorWarning(TinyLoraWarning):
     """A raw payload was applied: it has no checksum, no sequence and no sender."""
 
 

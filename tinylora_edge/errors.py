@@ -19,6 +19,8 @@
     └── MissingExtraError           (also an ImportError)
 
 Whatever is raised, nothing was changed: the model, the files and the policy's state stay as they were.
+
+Warnings have a base too, `TinyLoraWarning`; the command line prints each as one line.
 """
 
 from __future__ import annotations
@@ -101,3 +103,15 @@ class MissingExtraError(TinyLoraError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
         return type(self), (self.feature, self.package, self.extra)
+
+
+class TinyLoraWarning(UserWarning):
+    """Base of this package's warnings."""
+
+
+class UntestedArchitectureWarning(TinyLoraWarning):
+    """The export works by its names, but no test compares this architecture's logits with those of torch."""
+
+
+class ModulesLeftOutWarning(TinyLoraWarning):
+    """The model has linear layers on which llama.cpp would ignore an adapter; they are not in the basis."""

@@ -26,6 +26,9 @@ KINDS: tuple[str, ...] = (
 )
 """The adaptable kinds in canonical order inside a block (DESIGN 5)."""
 
+BEYOND: tuple[str, ...] = ("ffn_down_shexp", "ffn_gate_shexp", "ffn_gate_up_exps", "ffn_up_shexp")
+"""Adaptable kinds that follow those: the expert that all tokens share; gate and up of experts in one."""
+
 _ORDER = {kind: position for position, kind in enumerate(KINDS)}
 _NAME = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.weight")
 
@@ -45,7 +48,7 @@ def parse(module: str) -> tuple[int, str]:
 def is_adaptable(tensor: str) -> bool:
     """Tell whether a GGUF tensor name is that of a linear layer that a basis can adapt."""
     match = _NAME.fullmatch(tensor)
-    return match is not None and match[2] in _ORDER
+    return match is not None and match[2] in (*KINDS, *BEYOND)
 
 
 def canonical_order(modules: Iterable[str]) -> list[str]:
@@ -68,21 +71,31 @@ def select(available: Sequence[str], targets: Sequence[str] | None = None) -> li
     Args:
         available: names of the model's adaptable modules.
         targets: kinds (`attn_q`), module names, or shell patterns over either (`attn_*`,
-            `blk.1?.ffn_down.weight`); None or empty takes every module.
+            `blk.1?.ffn_down.weight`); None or empty takes every module. One that begins with `!`
+            leaves out what it matches, from the others or, alone, from every module (`!*_exps`).
 
     Raises:
-        BasisError: a target matches no module; the message lists the kinds that there are.
+        BasisError: a target matches no module, or nothing is left; the message lists the kinds that
+            there are.
     """
     if not targets:
         return canonical_order(available)
-    chosen: set[str] = set()
+    chosen = set() if any(not target.startswith("!") for target in targets) else set(available)
+    left_out: set[str] = set()
     for target in targets:
-        matched = {m for m in available if fnmatchcase(m, target) or fnmatchcase(parse(m)[1], target)}
+        out = target.startswith("!")
+        pattern = target[1:] if out else target
+        matched = {m for m in available if fnmatchcase(m, pattern) or fnmatchcase(parse(m)[1], pattern)}
         if not matched:
             kinds = sorted({parse(m)[1] for m in available}, key=lambda kind: (_ORDER.get(kind, 99), kind))
             raise BasisError(
                 f"unknown target {target!r}: no module of this model matches it. "
                 f"Its kinds are {', '.join(kinds)}; patterns such as 'attn_*' work too"
             )
-        chosen |= matched
-    return canonical_order(chosen)
+        if out:
+            left_out |= matched
+        else:
+            chosen |= matched
+    if not chosen - left_out:
+        raise BasisError(f"the targets {', '.join(targets)} leave no module to adapt")
+    return canonical_order(chosen - left_out)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import ExportError, UnsupportedModelError
 from ...modules import KINDS, is_adaptable, parse
 from .._hf_config import HFConfig
-from .._weights import _read_safetensors, _shards
+from .._safetensors import read_safetensors, shards
 
 # transformers registers these in this order inside a decoder layer, and PEFT counts in it. Fused and expert
 # layers stand elsewhere in each model.
@@ -40,8 +40,8 @@ class Layers:
         arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[self.config.architecture]
         table = gguf.get_tensor_name_map(arch, self.config.blocks)
         self.names: dict[str, str] = {}
-        for path in _shards(directory):
-            for tensor in _read_safetensors(path):
+        for path in shards(directory):
+            for tensor in read_safetensors(path):
                 module = table.get_name(tensor, try_suffixes=(".weight",))
                 if module is not None and is_adaptable(module) and tensor.endswith(".weight"):
                     self.names[module] = tensor.removesuffix(".weight")

@@ -39,7 +39,8 @@ from ...projection import EXPLICIT
 from .._agreement import AGREEMENT, check_shapes, distance
 from .._bundle_writer import new_bundle, place_gguf, write_manifest
 from .._manifest import describe_basis, describe_gguf
-from .._weights import GGUFWeights, _read_safetensors
+from .._safetensors import read_safetensors
+from .._weights import GGUFWeights
 from ._layers import Layers, check_counted, layer_of
 from ._safetensors import write
 
@@ -68,7 +69,7 @@ def read_tinylora(
     directory = Path(checkpoint)
     config = _read_config(directory, "TINYLORA")
     layers = Layers(Path(model))
-    stored = _read_safetensors(_existing(directory / WEIGHTS))
+    stored = read_safetensors(_existing(directory / WEIGHTS))
     tensors = {name: entry.array(name) for name, entry in stored.items()}
     modules = _modules(tensors, layers, directory)
     rank, u = _positive(config, "r", directory), _positive(config, "u", directory)

@@ -1,41 +1,244 @@
-"""Mixture of experts: factors of every expert, stacked."""
+"""Mixture of experts: factors of every expert, stacked, from every form in which experts are kept."""
 
 from __future__ import annotations
 
+import gguf
+import llama_cpp
 import models
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from tinylora_edge import MicroVector
+from tinylora_edge import ExportError, MicroVector, UnsupportedModelError
 from tinylora_edge.exporters import Settings, export_gguf
 
 PROMPT = list(b"one two three four")
+SETTINGS = Settings(groups=5)
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
-@pytest.mark.parametrize("settings", [Settings(groups=5), Settings(u=3, groups=2)], ids=["scales", "fold"])
-def test_every_expert_has_its_own_factors(settings, load, tmp_path):
-    model = models.tiny_model("qwen3moe")
-    base = models.write_gguf(model, tmp_path / "base.gguf")
-    report = export_gguf(base, tmp_path / "bundle", settings=settings)
-    basis = report.basis
-    weights = models.gguf_tensors(model)
-    for kind in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
-        position = basis.index(f"blk.1.{kind}.weight")
-        a, b, w = basis.a[position], basis.b[position], weights[basis.modules[position]]
+@pytest.fixture(scope="module")
+def qwen():
+    """Never change it."""
+    return models.tiny_model("qwen3moe")
+
+
+@pytest.fixture(scope="module")
+def qwen_gguf(qwen, tmp_path_factory):
+    return models.write_gguf(qwen, tmp_path_factory.mktemp("qwen") / "base.gguf")
+
+
+@pytest.fixture(scope="module")
+def qwen_basis(qwen_gguf, tmp_path_factory):
+    return export_gguf(qwen_gguf, tmp_path_factory.mktemp("qwen") / "bundle", settings=SETTINGS).basis
+
+
+@pytest.fixture
+def hf(qwen, tmp_path):
+    """As on the hub: one tensor an expert."""
+    return models.write_hf(qwen, tmp_path / "hf")
+
+
+def test_every_expert_has_its_own_factors(qwen, qwen_basis):
+    weights = models.gguf_tensors(qwen)
+    for kind in EXPERTS:
+        position = qwen_basis.index(f"blk.1.{kind}.weight")
+        a, b, w = qwen_basis.a[position], qwen_basis.b[position], weights[qwen_basis.modules[position]]
         assert (a.shape, b.shape) == ((4, 2, w.shape[2]), (4, w.shape[1], 2))
         for expert in range(4):
             s = np.linalg.svd(w[expert].astype(np.float64), compute_uv=False)
             assert np.linalg.norm(b[expert], axis=0) == pytest.approx(s[:2], rel=1e-4)
 
-    vector = MicroVector.random(basis, 0.7)
-    plain = models.torch_logits(model, PROMPT)
+
+@pytest.mark.parametrize("settings", [SETTINGS, Settings(u=3, groups=2)], ids=["scales", "fold"])
+def test_gate_and_up_in_one_tensor(settings, load, tmp_path):
+    """convert_hf_to_gguf --fuse-gate-up-exps: one module, and one pair of factors, for both."""
+    qwen = models.tiny_model("deepseek2")
+    base = models.write_gguf(qwen, tmp_path / "base.gguf", fuse_experts=True)
+    report = export_gguf(base, tmp_path / "bundle", settings=settings)
+    basis = report.basis
+    assert set(basis.kinds()) & {*EXPERTS, "ffn_gate_up_exps"} == {"ffn_gate_up_exps", "ffn_down_exps"}
     llm = load(report.output)
+    plain = models.torch_logits(qwen, PROMPT)
     assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < 1e-3
+    vector = MicroVector.random(basis, 0.7)
     llm.swap(vector)
-    with models.merged(model, basis, vector) as personal:
+    state = {name: tensor.clone() for name, tensor in qwen.state_dict().items()}
+    for block in (1,):  # 0 is dense
+        both = basis.delta(f"blk.{block}.ffn_gate_up_exps.weight", vector)
+        state[f"model.layers.{block}.mlp.experts.gate_up_proj"] += torch.from_numpy(both)
+    rest = [m for m in basis.modules if "gate_up" not in m]
+    personal = models.tiny_model("deepseek2")
+    personal.load_state_dict(state)
+    with models.merged(personal, basis, vector, rest):
         expected = models.torch_logits(personal, PROMPT)
-        tokens = models.torch_greedy(personal, PROMPT, 16)
     change = np.abs(expected - plain).max()
     assert change > 1
     assert np.abs(models.llama_logits(llm, PROMPT) - expected).max() < 1e-4 * change
-    assert models.llama_greedy(llm, PROMPT, 16) == tokens
+    # The directory has gate and up apart, a tensor an expert.
+    directory = models.write_hf(qwen, tmp_path / "hf")
+    assert export_gguf(directory, tmp_path / "b", base=base, settings=settings).basis.digest == basis.digest
+
+
+def test_experts_can_be_left_out(qwen_gguf, tmp_path):
+    settings = Settings(groups=2, targets=("!*_exps",))
+    kinds = export_gguf(qwen_gguf, tmp_path / "bundle", settings=settings).basis.kinds()
+    assert kinds == ["attn_q", "attn_k", "attn_v", "attn_output"]
+
+
+# Forms in which a Hugging Face directory keeps experts
+
+
+def test_a_tensor_an_expert_gives_the_digest_of_the_gguf(hf, qwen_gguf, qwen_basis, tmp_path):
+    assert "model.layers.0.mlp.experts.3.gate_proj.weight" in load_file(hf / "model.safetensors")
+    basis = export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS).basis
+    assert basis.digest == qwen_basis.digest
+
+
+def test_all_experts_in_one_tensor_give_the_digest_of_the_gguf(hf, qwen, qwen_gguf, qwen_basis, tmp_path):
+    """As transformers holds them in memory."""
+    save_file({n: t.contiguous() for n, t in qwen.state_dict().items()}, hf / "model.safetensors")
+    assert "model.layers.0.mlp.experts.gate_up_proj" in load_file(hf / "model.safetensors")
+    basis = export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS).basis
+    assert basis.digest == qwen_basis.digest
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transposed_and_interleaved_as_in_gpt_oss(dtype, tmp_path):
+    model = models.tiny_model("gpt-oss")
+    model.to(getattr(torch, dtype)).float()
+    base = models.write_gguf(model, tmp_path / "base.gguf")
+    hf = models.write_hf(model, tmp_path / "hf", dtype)
+    assert load_file(hf / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"].shape[2] == 192
+    left = export_gguf(base, tmp_path / "l", settings=SETTINGS).basis
+    right = export_gguf(hf, tmp_path / "r", base=base, settings=SETTINGS).basis
+    assert left.digest == right.digest
+
+
+@pytest.fixture
+def mxfp4(tmp_path):
+    """gpt-oss as it is published, and as convert_hf_to_gguf repacks it."""
+    model = models.tiny_model("gpt-oss")
+    hf = models.write_hf(model, tmp_path / "hf")
+    tensors, rng, packed = load_file(hf / "model.safetensors"), np.random.default_rng(3), {}
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, n_in, n_out = tensors.pop(name).shape
+        codes = rng.integers(0, 16, (experts, n_out, n_in // 32, 32), dtype=np.uint8)
+        scales = rng.integers(118, 123, (experts, n_out, n_in // 32), dtype=np.uint8)
+        tensors[f"{name}_blocks"] = torch.from_numpy(codes[..., ::2] | codes[..., 1::2] << 4)
+        tensors[f"{name}_scales"] = torch.from_numpy(scales)
+        ggml = np.concatenate([scales[..., None], codes[..., :16] | codes[..., 16:] << 4], axis=-1)
+        ggml = ggml.reshape(experts, n_out, -1)
+        block = f"blk.{name.split('.')[2]}"
+        if "gate_up" in name:
+            packed[f"{block}.ffn_gate_exps.weight"] = ggml[:, ::2]
+            packed[f"{block}.ffn_up_exps.weight"] = ggml[:, 1::2]
+        else:
+            packed[f"{block}.ffn_down_exps.weight"] = ggml
+    save_file(tensors, hf / "model.safetensors")
+    raw = dict.fromkeys(packed, gguf.GGMLQuantizationType.MXFP4)
+    base = models.write_gguf(model, tmp_path / "base.gguf", raw=raw, packed=packed)
+    return hf, base
+
+
+def test_mxfp4_gives_the_digest_of_the_gguf(mxfp4, load, tmp_path):
+    hf, base = mxfp4
+    left = export_gguf(base, tmp_path / "l", settings=SETTINGS)
+    right = export_gguf(hf, tmp_path / "r", base=base, settings=SETTINGS).basis
+    assert left.basis.digest == right.digest
+    llm = load(left.output)
+    plain = models.llama_logits(llm, PROMPT)
+    llm.swap(MicroVector.random(left.basis, 0.7))
+    assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() > 1
+
+
+def test_the_deployed_file_is_mxfp4_and_the_factors_are_of_the_floats(load, tmp_path):
+    """As llama.cpp quantizes it."""
+    model = models.tiny_model("gpt-oss")
+    floats = models.write_gguf(model, tmp_path / "f32.gguf")
+    base = models.quantize_file(floats, tmp_path / "mxfp4.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_MXFP4_MOE)
+    kinds = {t.name: t.tensor_type for t in gguf.GGUFReader(base).tensors}
+    assert kinds["blk.0.ffn_up_exps.weight"] == gguf.GGMLQuantizationType.MXFP4
+    hf = models.write_hf(model, tmp_path / "hf")
+    report = export_gguf(hf, tmp_path / "bundle", base=base, settings=SETTINGS)
+    assert 1e-3 < report.quality.agreement < 0.3
+    assert report.basis.digest == export_gguf(floats, tmp_path / "b", settings=SETTINGS).basis.digest
+
+
+def test_blocks_of_another_layout(mxfp4, tmp_path):
+    hf, base = mxfp4
+    tensors = load_file(hf / "model.safetensors")
+    name = "model.layers.1.mlp.experts.down_proj_scales"
+    tensors[name] = tensors[name][:, :, :1].contiguous()
+    save_file(tensors, hf / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"blk\.1\.ffn_down_exps.*MXFP4.*export from the GGUF"):
+        export_gguf(hf, tmp_path / "b", base=base, settings=SETTINGS)
+
+
+@pytest.mark.parametrize("suffix", ["qweight", "weight_packed", "weight.absmax"])
+def test_quantized_directories(suffix, hf, qwen_gguf, tmp_path):
+    tensors = load_file(hf / "model.safetensors")
+    tensors[f"model.layers.0.self_attn.q_proj.{suffix}"] = torch.ones(1, dtype=torch.int32)
+    save_file(tensors, hf / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=rf"q_proj\.{suffix}.*export from the deployed GGUF"):
+        export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS)
+
+
+# Experts that cannot be used
+
+EXPERT = "model.layers.1.mlp.experts.2.up_proj.weight"
+MODULE = "blk.1.ffn_up_exps.weight"
+
+
+def spoil(hf, change):
+    tensors = load_file(hf / "model.safetensors")
+    change(tensors)
+    save_file(tensors, hf / "model.safetensors")
+
+
+def test_a_missing_expert(hf, qwen_gguf, tmp_path):
+    spoil(hf, lambda tensors: tensors.pop(EXPERT))
+    with pytest.raises(ExportError, match=rf"lacks expert 2 of {MODULE}.*3 others"):
+        export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS)
+
+
+def test_experts_in_a_layout_of_their_own(hf, qwen_gguf, tmp_path):
+    def flatten(tensors):
+        for name in [name for name in tensors if ".1.mlp.experts." in name and "up_proj" in name]:
+            del tensors[name]
+        tensors["model.layers.1.mlp.experts.up_proj"] = torch.ones(256, 64)
+
+    spoil(hf, flatten)
+    with pytest.raises(UnsupportedModelError, match=rf"{MODULE} is stored.*\(256, 64\).*from the GGUF"):
+        export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS)
+
+
+@pytest.mark.parametrize("source", ["gguf", "hf"])
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [(np.nan, "expert 2.*NaN"), (0, rf"expert 2, has nothing but zeros.*--targets '!{MODULE}'")],
+    ids=["NaN", "dead"],
+)
+def test_an_expert_that_cannot_be_adapted(value, match, source, qwen, hf, qwen_gguf, tmp_path):
+    def change(name, array):
+        array = array.copy()
+        if name == MODULE:
+            array[2] = value
+        return array
+
+    base = models.write_gguf(qwen, tmp_path / "base.gguf", change=change)
+    spoil(hf, lambda tensors: tensors[EXPERT].fill_(value))
+    model = base if source == "gguf" else hf
+    with pytest.raises(ExportError, match=rf"{MODULE}, {match}") as caught:
+        export_gguf(model, tmp_path / "b", base=base, settings=SETTINGS)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "b").exists()
+    settings = Settings(groups=5, targets=(f"!{MODULE}",))  # what the error suggests
+    assert MODULE not in export_gguf(model, tmp_path / "b", base=base, settings=settings).basis.modules
+
+
+def test_a_rank_beyond_the_experts(qwen_gguf, tmp_path):
+    settings = Settings(groups=2, rank=65, targets=("*_exps",))
+    with pytest.raises(ExportError, match=r"ffn_gate_exps\.weight, expert 0: .*rank 65"):
+        export_gguf(qwen_gguf, tmp_path / "b", settings=settings)

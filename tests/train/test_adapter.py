@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
 import pytest
 import torch
+from architectures import GGUF_NAMES
 
 from tinylora_edge import Basis, MicroVector, TrainError
+from tinylora_edge.exporters import Settings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
+from tinylora_edge.modules import canonical_order, is_adaptable
 from tinylora_edge.train import _logprobs
 from tinylora_edge.train._logprobs import ChosenLogprobs, plain_head
 from tinylora_edge.train.adapter import Adapter, SidePath
@@ -23,8 +27,7 @@ TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13
 
 
 def basis_of(model: torch.nn.Module, scheme: str, groups: int, u: int, architecture: str) -> Basis:
-    weights = {n: w for n, w in models.gguf_tensors(model).items() if n.startswith("blk.") and w.ndim == 2}
-    from tinylora_edge.modules import canonical_order
+    weights = {n: w for n, w in models.gguf_tensors(model).items() if is_adaptable(n) and w.ndim == 2}
 
     modules = canonical_order(weights)
     pairs = [factors(truncated_svd(weights[m], 2), "left") for m in modules]
@@ -43,11 +46,17 @@ def basis_of(model: torch.nn.Module, scheme: str, groups: int, u: int, architect
     )
 
 
-@pytest.mark.parametrize("architecture", [*models.ARCHITECTURES, "phi3"])
-@pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
+@pytest.mark.parametrize(
+    ("architecture", "scheme", "groups", "u"),
+    [
+        *(("llama", *tying) for tying in TYINGS),
+        *((architecture, *TYINGS[1]) for architecture in GGUF_NAMES if architecture != "llama"),
+    ],
+)
 def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: int) -> None:
+    """The rows of q and k permuted, qkv and gate and up fused, grouped or not: all but the experts."""
     model = models.tiny_model(architecture)
-    basis = basis_of(model, scheme, groups, u, architecture)
+    basis = basis_of(model, scheme, groups, u, GGUF_NAMES[architecture])
     vector = MicroVector.random(basis, 1.0, seed=3)
     tokens = [256, *range(40, 60)]
     plain = models.torch_logits(model, tokens)
@@ -255,3 +264,36 @@ def test_refuses_another_model(tiny_basis: Callable[..., Basis]) -> None:
     deeper = basis_of(models.tiny_model("llama", blocks=3), "full", 1, 1, "llama")
     with pytest.raises(TrainError, match=r"blk\.2"):
         Adapter(model, deeper)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_refuses_the_factors_of_other_weights(dtype: torch.dtype) -> None:
+    """The same shapes: without a look at the weights it would train, and ship what does nothing."""
+    other = basis_of(models.tiny_model("llama", seed=1), "full", 1, 1, "llama")
+    model = models.tiny_model("llama").to(dtype)
+    tokens = torch.tensor([[1, 2, 3]])
+    plain = model(tokens).logits
+    with pytest.raises(TrainError, match=r"q_proj is 1\.\d+ away from the factors of blk\.0\.attn_q\.weight"):
+        Adapter(model, other)
+    assert torch.equal(model(tokens).logits, plain)
+    Adapter(model, basis_of(models.tiny_model("llama"), "full", 1, 1, "llama")).detach()
+
+
+def test_an_order_of_rows_that_is_not_known() -> None:
+    model = models.tiny_model("qwen2")
+    basis = basis_of(model, "full", 1, 1, "qwen2")
+    weight = model.get_submodule("model.layers.1.mlp.up_proj").weight
+    weight.data = weight.data.flip(0)
+    with pytest.raises(TrainError, match=r"layers\.1\.mlp\.up_proj is .* order that is not known"):
+        Adapter(model, basis)
+    assert not any(layer._forward_hooks for layer in model.modules())
+
+
+def test_experts_are_refused_by_name(tmp_path: Path) -> None:
+    model = models.tiny_model("qwen3moe")
+    base = models.write_gguf(model, tmp_path / "base.gguf")
+    basis = export_gguf(base, tmp_path / "all", settings=Settings(groups=2)).basis
+    with pytest.raises(TrainError, match=r"ffn_gate_exps\.weight and 5 more.*--targets '!\*_exps'"):
+        Adapter(model, basis)
+    settings = Settings(groups=2, targets=("!*_exps",))
+    Adapter(model, export_gguf(base, tmp_path / "some", settings=settings).basis).detach()

@@ -17,8 +17,7 @@ from test_adapter import TYINGS, basis_of
 from torch import Tensor
 
 from tinylora_edge import Basis, BasisMismatchError, MicroVector, TrainError, VectorError
-from tinylora_edge.modules import parse
-from tinylora_edge.train._names import hf_names, row_order
+from tinylora_edge.train._names import factors_for, hf_names
 from tinylora_edge.train.adapter import Adapter
 from tinylora_edge.train.peft_tinylora import PEFT_TYPE, peft_model, set_vector, vector_of
 
@@ -87,9 +86,10 @@ def test_equals_the_layer_of_peft(architecture: str, ratio: float, u: int) -> No
     )
     stock = peft.get_peft_model(model, config)
     for position, (module, name) in enumerate(names.items()):
-        layer, b = model.get_submodule(name), torch.from_numpy(basis.b[position])
-        layer.tinylora_A["default"].copy_(torch.from_numpy(basis.a[position]))
-        layer.tinylora_B["default"].copy_(b[row_order(model, parse(module)[1], len(b))])
+        layer = model.get_submodule(name)
+        a, b = factors_for(models.tiny_model(architecture), basis, module, name)
+        layer.tinylora_A["default"].copy_(a)
+        layer.tinylora_B["default"].copy_(b)
         layer.tinylora_P["default"].copy_(torch.from_numpy(basis.projections[position]))
     with torch.no_grad():
         for row, values in zip(rows_of(stock), vector.values, strict=True):

@@ -22,7 +22,7 @@ from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, train
 from tinylora_edge.train import trl as engine
 from tinylora_edge.train._trl_prompts import check_prompts, end_ids, load_tokenizer, reward_function
-from tinylora_edge.train.peft_tinylora import vector_of
+from tinylora_edge.train.peft_tinylora import peft_model, vector_of
 from tinylora_edge.train.recipes import main, read_recipe
 from tinylora_edge.train.trl import grpo_fields, train_trl
 
@@ -105,6 +105,21 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     expected = json.loads((tmp_path / "own.bin.json").read_text())
     assert manifest.keys() == expected.keys() | {"engine"}
     assert all(manifest[key].keys() == expected[key].keys() for key in ("options", "result", "held_out"))
+
+
+def test_checkpoints_ask_no_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT would look up the bundle's name there, since there is no config.json in a bundle."""
+    from peft.utils import save_and_load
+
+    asked: list[str] = []
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda name, file: asked.append(name))
+    model = models.tiny_model("llama")
+    model.name_or_path = model.config._name_or_path = str(tiny / "bundle")
+    wrapped = peft_model(model, Bundle.find(tiny / "bundle").basis)
+    wrapped.save_pretrained(tmp_path / "asks")
+    assert asked == [str(tiny / "bundle")]
+    engine.keep_local(wrapped).save_pretrained(tmp_path / "asks not")
+    assert len(asked) == 1
 
 
 @pytest.fixture(scope="module")

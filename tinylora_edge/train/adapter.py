@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from .._basis import Basis
 from .._vector import MicroVector
-from ..errors import TrainError
-from ..modules import parse
-from ._names import hf_names, row_order
+from ._names import factors_for, hf_names
 
 
 class Adapter(nn.Module):
@@ -35,7 +33,8 @@ class Adapter(nn.Module):
         v: the trainable parameter, float32 [G, u].
 
     Raises:
-        TrainError: a module of the basis is not in the model, is no linear layer, or has another shape.
+        TrainError: a module of the basis is not in the model, is no linear layer, or its factors are not
+            those of the layer's weight; the model stays as it was, but for being frozen.
     """
 
     def __init__(self, model: nn.Module, basis: Basis, names: dict[str, str] | None = None) -> None:
@@ -48,17 +47,11 @@ class Adapter(nn.Module):
         self._forward = threading.local()  # several threads may run the model at once
         model.requires_grad_(False)
         names = names or hf_names(model, basis)
-        for position, module in enumerate(basis.modules):
-            linear = _linear(model, names[module], module)
-            a, b = (torch.from_numpy(np.array(f[position], np.float32)) for f in (basis.a, basis.b))
-            if (b.shape[0], a.shape[1]) != (linear.out_features, linear.in_features):
-                raise TrainError(
-                    f"{names[module]} is {linear.out_features} x {linear.in_features}, but the factors of "
-                    f"{module} fit {b.shape[0]} x {a.shape[1]}: this is another model"
-                )
-            b = b[row_order(model, parse(module)[1], len(b))]
+        pairs = [factors_for(model, basis, module, names[module]) for module in basis.modules]
+        for position, (module, pair) in enumerate(zip(basis.modules, pairs, strict=True)):
+            linear: Any = model.get_submodule(names[module])
             weight = linear.weight
-            a, b = (t.contiguous().to(weight.device, weight.dtype) for t in (a, b))
+            a, b = (t.contiguous().to(weight.device, weight.dtype) for t in pair)
             self._handles.append(linear.register_forward_hook(self._hook(position, a, b)))
         body = getattr(model, "base_model", model)  # runs alone too, where logits are not wanted
         self._handles.append(body.register_forward_pre_hook(self._refresh))
@@ -127,15 +120,3 @@ class SidePath(torch.autograd.Function):
             rank = r.shape[0]
             grad_r = high.reshape(-1, rank).T @ low.reshape(-1, rank).to(r.dtype)
         return grad_x, grad_r, None, None
-
-
-def _linear(model: nn.Module, name: str, module: str) -> nn.Linear:
-    try:
-        linear = model.get_submodule(name)
-    except AttributeError:
-        raise TrainError(f"the model has no layer {name}, which {module} of the basis maps to") from None
-    if not isinstance(linear, nn.Linear):
-        raise TrainError(
-            f"{name} is a {type(linear).__name__}, not a linear layer: {module} cannot be adapted"
-        )
-    return linear

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from .._basis import Basis
 from .._vector import MicroVector
 from ..errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
-from ..modules import parse
-from ._names import hf_names, row_order
+from ._names import factors_for, hf_names
 from .adapter import SidePath
 
 try:
@@ -203,10 +202,10 @@ def peft_model(model: Any, basis: Basis, *, adapter_name: str = "default") -> Pe
         adapter_name: in PEFT.
 
     Raises:
-        TrainError: a module of the basis is not in the model, or has another shape.
+        TrainError: a module of the basis is not in the model, or its factors are not those of the layer.
     """
     names = hf_names(model, basis)
-    factors = {names[module]: _factors(model, basis, module, names[module]) for module in basis.modules}
+    factors = {names[module]: factors_for(model, basis, module, names[module]) for module in basis.modules}
     config = TinyLoraEdgeConfig(
         task_type="CAUSAL_LM",
         r=basis.rank,
@@ -271,18 +270,6 @@ def _rows(model: PeftModel, adapter_name: str) -> list[nn.Parameter]:
     if adapter_name not in rows:
         raise TrainError(f"the model has no TinyLoRA adapter {adapter_name!r}: make one with peft_model")
     return [rows[adapter_name][str(group)] for group in range(len(rows[adapter_name]))]
-
-
-def _factors(model: Any, basis: Basis, module: str, name: str) -> tuple[Tensor, Tensor]:
-    """A and B of a module in the layer's row order, checked against its shape."""
-    position, linear = basis.index(module), model.get_submodule(name)
-    a, b = (torch.from_numpy(np.array(f[position], np.float32)) for f in (basis.a, basis.b))
-    if (b.shape[0], a.shape[1]) != (linear.out_features, linear.in_features):
-        raise TrainError(
-            f"{name} is {linear.out_features} x {linear.in_features}, but the factors of {module} fit "
-            f"{b.shape[0]} x {a.shape[1]}: this is another model"
-        )
-    return a, b[row_order(model, parse(module)[1], len(b))]
 
 
 # `peft.utils.register_peft_method` takes only names of PEFT's own enum, which cannot be extended; these

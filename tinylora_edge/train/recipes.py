@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -138,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .trl import train_trl
 
     args = _parser().parse_args(arguments)
+    if not sys.warnoptions:  # what transformers, TRL and accelerate tell each other of their next versions
+        warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         changes = [f"task={args.task}"] if args.task else []
         recipe = read_recipe(args.recipe, [*changes, *args.set])

@@ -37,6 +37,7 @@ try:
     import accelerate
     import transformers
     import trl
+    from peft import PeftModel
     from trl import GRPOConfig, GRPOTrainer
 
     from ._trl_prompts import check_prompts, data_set, end_ids, load_tokenizer, reward_function
@@ -111,7 +112,7 @@ def train_trl(
     # one process compares with the deployed file: each that opens it needs memory for it
     check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
     reward = reward_function(task, samples, tokenizer, end_ids(model, tokenizer))
-    wrapped = peft_model(model, found.basis)
+    wrapped = keep_local(peft_model(model, found.basis))
     with ExitStack() as stack:
         write: Report | None = None
         if lead:
@@ -219,6 +220,17 @@ def grpo_fields(
         "ddp_find_unused_parameters": False,
     }
     return fields | dict(given)
+
+
+def keep_local(wrapped: PeftModel) -> PeftModel:
+    """Make PEFT forget where a model came from, and return it.
+
+    At every checkpoint PEFT would else ask the Hugging Face hub about a bundle or a path by its name, since
+    there is no config.json in it, only to compare sizes of vocabularies.
+    """
+    for config in wrapped.peft_config.values():
+        config.base_model_name_or_path = ""
+    return wrapped
 
 
 def _last_checkpoint(folder: Path, resume: bool) -> Path | None:

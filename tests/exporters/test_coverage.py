@@ -1,0 +1,149 @@
+"""Layers on which llama.cpp ignores an adapter are left out by name; untested architectures are told."""
+
+from __future__ import annotations
+
+import warnings
+
+import models
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tinylora_edge import (
+    MicroVector,
+    ModulesLeftOutWarning,
+    TinyLoraWarning,
+    UnsupportedModelError,
+    UntestedArchitectureWarning,
+)
+from tinylora_edge._architectures import DIRECT
+from tinylora_edge.exporters import Settings, export_gguf
+
+SETTINGS = Settings(groups=2)
+PROMPT = list(b"one two three")
+
+
+@pytest.fixture
+def write(tiny_models, tmp_path):
+    return lambda **options: models.write_gguf(tiny_models["llama"], tmp_path / "model.gguf", **options)
+
+
+@pytest.fixture(scope="module")
+def deepseek(tmp_path_factory):
+    path = tmp_path_factory.mktemp("deepseek") / "base.gguf"
+    return models.write_gguf(models.tiny_model("deepseek2"), path)
+
+
+def modules(path, tmp_path):
+    """The modules that an export adapts, and what it warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        basis = export_gguf(path, tmp_path / "bundle", settings=SETTINGS).basis
+    return set(basis.modules), [(w.category, str(w.message)) for w in caught if is_ours(w.category)]
+
+
+def is_ours(category):
+    return issubclass(category, TinyLoraWarning)
+
+
+def test_a_tested_architecture_says_nothing(llama_gguf, tmp_path):
+    assert modules(llama_gguf, tmp_path)[1] == []
+
+
+def test_an_untested_architecture_is_exported_with_a_warning(write, tmp_path):
+    found, caught = modules(write(architecture="minicpm"), tmp_path)
+    assert len(found) == 14
+    [(category, text)] = caught
+    assert category is UntestedArchitectureWarning
+    assert "'minicpm'" in text
+
+
+def test_the_warning_points_at_the_caller(write, tmp_path):
+    with pytest.warns(UntestedArchitectureWarning) as caught:
+        export_gguf(write(architecture="minicpm"), tmp_path / "bundle", settings=SETTINGS)
+    assert caught[0].filename == __file__
+
+
+def test_what_llama_cpp_multiplies_without_adapters_is_left_out(deepseek, tmp_path):
+    found, caught = modules(deepseek, tmp_path)
+    assert "blk.0.attn_output.weight" in found
+    assert "blk.0.attn_q.weight" not in found
+    [(category, text)] = caught
+    assert category is ModulesLeftOutWarning
+    assert "2 linear layers (attn_q, such as blk.0.attn_q.weight)" in text
+
+
+def test_an_adapter_there_would_load_and_do_nothing(deepseek, load, tmp_path, monkeypatch):
+    """If this fails, llama.cpp applies adapters there now: take the kind out of `DIRECT`."""
+    monkeypatch.setitem(DIRECT, "deepseek2", frozenset())
+    settings = Settings(groups=1, targets=("attn_q",))
+    report = export_gguf(deepseek, tmp_path / "bundle", settings=settings)
+    llm = load(report.output)
+    plain = models.llama_logits(llm, PROMPT)
+    llm.swap(MicroVector([[1.0]]))
+    assert np.array_equal(models.llama_logits(llm, PROMPT), plain)
+
+
+def test_blocks_that_predict_further_tokens(write, tmp_path):
+    found, [(category, text)] = modules(write(metadata={"llama.nextn_predict_layers": 1}), tmp_path)
+    assert {name.split(".")[1] for name in found} == {"0"}
+    assert category is ModulesLeftOutWarning
+    assert "7 linear layers" in text
+    assert "blocks from 1 on predict further tokens" in text
+
+
+def test_blocks_that_take_keys_and_values_from_others(write, tmp_path):
+    found, [(_, text)] = modules(write(metadata={"llama.attention.shared_kv_layers": 1}), tmp_path)
+    assert len(found) == 12
+    assert not {"blk.1.attn_k.weight", "blk.1.attn_v.weight"} & found
+    assert "blocks from 1 on take keys and values" in text
+
+
+def test_gemma3n_does_so_from_block_20_on(tmp_path):
+    model = models.tiny_model("llama", hidden=16, blocks=22)
+    path = models.write_gguf(model, tmp_path / "gemma3n.gguf", architecture="gemma3n")
+    found, _ = modules(path, tmp_path)
+    left_out = {f"blk.{block}.attn_{kind}.weight" for block in (20, 21) for kind in "kv"}
+    assert len(found) == 22 * 7 - 4
+    assert not left_out & found
+
+
+def test_weights_beside_a_scale(write, tmp_path):
+    found, [(_, text)] = modules(write(extra={"blk.0.ffn_up.scale": np.ones(1, np.float32)}), tmp_path)
+    assert len(found) == 13
+    assert "ffn_up, such as blk.0.ffn_up.weight" in text
+
+
+def test_a_model_of_such_layers_alone(write, tmp_path):
+    path = write(
+        architecture="plm",
+        rename=lambda name: name if "attn_q" in name or "blk" not in name else None,
+    )
+    match = r"blk\.0\.attn_q\.weight, blk\.1\.attn_q\.weight, \.\.\.: llama\.cpp multiplies"
+    with pytest.raises(UnsupportedModelError, match=match):
+        export_gguf(path, tmp_path / "bundle", settings=SETTINGS)
+
+
+# Names in a Hugging Face directory
+
+
+def renamed(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    save_file({change(name): tensor for name, tensor in tensors.items()}, directory / "model.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_language_model_inside_of_one_that_sees(prefix, tmp_path):
+    model = models.tiny_model("gemma3")
+    base = models.write_gguf(model, tmp_path / "base.gguf")
+    hf = renamed(models.write_hf(model, tmp_path / "hf"), lambda name: name.replace("model.", prefix, 1))
+    left = export_gguf(base, tmp_path / "l", settings=SETTINGS).basis
+    assert export_gguf(hf, tmp_path / "r", base=base, settings=SETTINGS).basis.digest == left.digest
+
+
+def test_names_that_do_not_map(tiny_models, llama_gguf, tmp_path):
+    hf = renamed(models.write_hf(tiny_models["llama"], tmp_path / "hf"), lambda name: f"weird.{name}")
+    match = r"no tensor of .* maps to a module of architecture 'llama' \(weird\..*export from the GGUF"
+    with pytest.raises(UnsupportedModelError, match=match):
+        export_gguf(hf, tmp_path / "b", base=llama_gguf, settings=SETTINGS)
