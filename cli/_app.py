@@ -23,6 +23,7 @@ from .generate import chat, run_prompt
 from .inspect import inspect
 from .keygen import keygen
 from .links import links
+from .models import models
 from .publish import fetch, publish
 from .train import evaluate, tasks, train
 from .vector import vector
@@ -84,6 +85,7 @@ def _options(
 
 app.command()(demo)
 app.command()(export)
+app.command()(models)
 app.command()(inspect)
 app.command("run")(run_prompt)
 app.command()(chat)

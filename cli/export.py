@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import _output, _vectors
+from . import _models, _output, _vectors
 
 if TYPE_CHECKING:
     from ..exporters.gguf import ExportReport
@@ -38,6 +38,13 @@ class OnnxPrecision(StrEnum):
     int4 = "int4"
 
 
+class FactorsFrom(StrEnum):
+    """As `tinylora_edge.exporters.find` takes it."""
+
+    gguf = "gguf"
+    weights = "weights"
+
+
 class Tying(StrEnum):
     """As `tinylora_edge.tying.SCHEMES`, the default first."""
 
@@ -63,18 +70,44 @@ class Factorization(StrEnum):
 def export(
     ctx: typer.Context,
     model: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="MODEL", help="A GGUF file, or a Hugging Face directory. With --add-base: the bundle."
+            metavar="MODEL",
+            help="A GGUF file, a Hugging Face directory, a name (tinylora-edge models), or org/name on the "
+            "hub. With --add-base: the bundle.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="BUNDLE", help="The directory to write. It must not exist."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="BUNDLE",
+            help="The directory to write. It must not exist. [default: the name, where MODEL is one]",
+        ),
     ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Q", help="Quantization of a model from the hub: q4_k_m. [default: the model's]"
+        ),
+    ] = None,
+    factors_from: Annotated[
+        FactorsFrom | None,
+        typer.Option(
+            help="What the factors are taken from. [default: gguf, the deployed file itself; weights where "
+            "a graph is built or --base given]"
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit on the hub. [default: main]")
+    ] = None,
+    catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=_models.CATALOG_HELP)] = None,
     base: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The GGUF that is deployed, where MODEL is a directory."),
+        str | None,
+        typer.Option(
+            metavar="FILE", help="The GGUF that is deployed, where MODEL is original weights; or org/name."
+        ),
     ] = None,
     add_base: Annotated[
         Path | None,
@@ -137,23 +170,39 @@ def export(
 
     \b
     Examples:
+      tinylora-edge export qwen2.5-7b --quant q4_k_m
       tinylora-edge export SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
       tinylora-edge export SmolLM2-135M-Instruct -o smollm2 --format onnx --onnx-precision int4
     """
     if add_base is not None:
         _refuse_options(ctx, "--add-base", keep=("model", "add_base", "as_json"))
-        _add_base(model, add_base, as_json)
+        _add_base(Path(model), add_base, as_json)
         return
-    if output is None:
-        raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
-
     if target_format is Format.gguf:
         _refuse_given(ctx, ("onnx", "onnx_input", "onnx_precision"), "goes with --format onnx or both")
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
-    from ..exporters import Settings
+    from ..exporters import Settings, find, refuse_existing
 
+    if output is not None:
+        refuse_existing(output)  # before anything is asked of the hub
+    builds_graph = target_format is not Format.gguf and onnx is None
+    found = find(
+        model,
+        base=base,
+        quant=quant,
+        factors_from=factors_from.value if factors_from else ("weights" if builds_graph else None),
+        revision=revision,
+        deployed=target_format is not Format.onnx,
+        tokenizer=builds_graph,
+        catalog=catalog,
+    )
+    if output is None:
+        if found.name is None:
+            raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
+        output = Path(found.name)
+        refuse_existing(output)
     settings = Settings(
         rank=rank,
         u=u,
@@ -164,12 +213,13 @@ def export(
         factor_dtype=factor_dtype.value,
         factorization=factorization.value,
     )
+    files = _models.fetch(found)
     start = time.perf_counter()
     report: ExportReport | OnnxReport
     if target_format is Format.gguf:
         from ..exporters.gguf import Export
 
-        planned = Export(model, output, base=base, settings=settings)
+        planned = Export(files.model, output, base=files.base, settings=settings, provenance=files.provenance)
         with _output.progress(len(planned.modules), planned.bytes) as step:
             report = planned.run(step)
         name = planned.base.name
@@ -177,19 +227,20 @@ def export(
         from ..exporters.onnx import OnnxExport
 
         plan = OnnxExport(
-            model,
+            files.model,
             output,
-            base=base,
+            base=files.base,
             graph=onnx,
             with_gguf=target_format is Format.both,
             flavour=onnx_input.value,
             precision=onnx_precision.value,
             settings=settings,
+            provenance=files.provenance,
         )
         with _output.progress(len(plan.modules), plan.bytes) as step:
             report = plan.run(step, _stage)
         name = plan.base.name
-    _print_report(name, report, time.perf_counter() - start, as_json)
+    _print_report(name, report, files.provenance, time.perf_counter() - start, as_json)
 
 
 def _stage(what: str) -> None:
@@ -203,7 +254,13 @@ def split_targets(given: list[str]) -> tuple[str, ...]:
     return tuple(target for item in given for part in item.split(",") if (target := part.strip()))
 
 
-def _print_report(base: str, report: ExportReport | OnnxReport, seconds: float, as_json: bool) -> None:
+def _print_report(
+    base: str,
+    report: ExportReport | OnnxReport,
+    provenance: dict[str, Any] | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
     basis, quality = report.basis, report.quality
     wire = _vectors.sizes(basis.size)
     if quality.unconverged:
@@ -237,6 +294,8 @@ def _print_report(base: str, report: ExportReport | OnnxReport, seconds: float, 
             },
             "vector_bytes": wire,
         }
+        if provenance is not None:
+            record["source"] = provenance
         if (onnx := _onnx_facts(report)) is not None:
             record["onnx"] = onnx
         _output.print_json(record)
@@ -248,6 +307,7 @@ def _print_report(base: str, report: ExportReport | OnnxReport, seconds: float, 
         ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
     ]
+    rows += _models.sources(provenance)
     placed = report.base_placed
     if placed is not None:
         size = _output.megabytes(_base_bytes(report))

@@ -4,10 +4,27 @@
 deployed; `export_onnx` writes one with an ONNX graph, alone or beside the GGUF; `add_base` lists another
 deployed form of the same model. Reads weights in row blocks, so a model never has to fit in memory. Needs no
 engine; where llama-cpp-python is installed, its routines dequantize.
+
+What is exported is called by a path; `resolve` turns other names, those of the catalog and of repositories on
+the hub, into paths.
 """
 
+from ._bundle_writer import refuse_existing
 from ._factorize import Settings
+from ._resolve import Found, Resolved, find, resolve
 from .gguf import ExportReport, add_base, export_gguf
 from .onnx import OnnxReport, export_onnx
 
-__all__ = ["ExportReport", "OnnxReport", "Settings", "add_base", "export_gguf", "export_onnx"]
+__all__ = [
+    "ExportReport",
+    "Found",
+    "OnnxReport",
+    "Resolved",
+    "Settings",
+    "add_base",
+    "export_gguf",
+    "export_onnx",
+    "find",
+    "refuse_existing",
+    "resolve",
+]

