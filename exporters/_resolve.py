@@ -191,6 +191,8 @@ def find(
     names = {name.lower(): entry for name, entry in known.items()}
     bare, _, at = text.partition("@")
     entry = names.get(bare.lower())
+    if base is not None:
+        _check_base(str(base), quant, factors_from)
     if _is_local(text) and not (entry is not None and _is_bundle(Path(text))):
         remote = base is not None and not _is_local(str(base))
         _check_local(text, None if remote else quant, factors_from, revision)
@@ -209,10 +211,6 @@ def find(
         raise ExportError(f"{text} names revision {at!r}, but --revision {revision!r}: give one of them")
     wanted = _Wanted(known, hub or Hub(), quant, at or revision, deployed, tokenizer)
     source = factors_from or ("weights" if base is not None else "gguf")
-    if base is not None and source == "gguf":
-        raise ExportError(
-            f"the factors are to come from the deployed GGUF, so {base} alone is needed: pass it as MODEL"
-        )
     if entry is not None:
         return wanted.of_catalog(entry, source, base)
     return wanted.of_repository(bare, source, base)
@@ -286,10 +284,8 @@ class _Wanted:
 
     def base(self, text: str) -> Part:
         """Find the GGUF of a repository that is named as the base."""
-        split = split_repository(text)
-        if split is None:
-            raise ExportError(f"{text} does not exist: --base takes a GGUF file, or org/name on the hub")
-        return self._gguf(*split, self.hub.repository(*split))
+        name, revision = split_repository(text) or (text, None)
+        return self._gguf(name, revision, self.hub.repository(name, revision))
 
     def _found(
         self, name: str, entry: Model | None, parts: list[Part], base: str | PathLike[str] | None
@@ -297,8 +293,6 @@ class _Wanted:
         local = None
         if base is not None and self.deployed:
             if _is_local(str(base)):
-                if self.quant is not None:
-                    raise ExportError(f"--quant chooses a file on the hub, and {base} is a local one")
                 local = Path(base)
             else:
                 parts.append(self.base(str(base)))
@@ -368,6 +362,19 @@ class _Wanted:
             if entry.weights is not None and self._pinned(entry.weights)[0].lower() == name.lower():
                 return entry
         return None
+
+
+def _check_base(base: str, quant: str | None, factors_from: str | None) -> None:
+    """Refuse a base that is nowhere, and options that make no sense with one."""
+    if factors_from == "gguf":
+        raise ExportError(
+            f"the factors are to come from the deployed GGUF, so {base} alone is needed: pass it as MODEL"
+        )
+    if _is_local(base):
+        if quant is not None:
+            raise ExportError(f"--quant chooses a file on the hub, and {base} is a local one")
+    elif split_repository(base) is None:
+        raise ExportError(f"{base} does not exist: --base takes a GGUF file, or org/name on the hub")
 
 
 def _check_local(text: str, quant: str | None, factors_from: str | None, revision: str | None) -> None:
