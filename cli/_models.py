@@ -46,14 +46,14 @@ def fetch(found: Found) -> Resolved:
         return found.fetch(step)
 
 
-def sources(provenance: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Return rows of a report: where the files came from."""
-    sections = ((role, (provenance or {}).get(role)) for role in ("base", "weights"))
-    return [
-        (f"{role} from", f"{section['repository']}@{section['revision'][:12]}")
-        for role, section in sections
-        if section is not None
-    ]
+def sources(provenance: Any) -> list[tuple[str, str]]:
+    """Return rows of a report: where the files came from, as a manifest says it."""
+    found = []
+    for role in ("base", "weights"):
+        section = provenance.get(role) if isinstance(provenance, dict) else None
+        if isinstance(section, dict):  # a manifest may have been edited
+            found.append((f"{role} from", f"{section.get('repository')}@{str(section.get('revision'))[:12]}"))
+    return found
 
 
 def gigabytes(size: int) -> str:

@@ -187,15 +187,14 @@ def export(
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
-    builds_graph = target_format is not Format.gguf and onnx is None
     found = find(
         model,
         base=base,
         quant=quant,
-        factors_from=factors_from.value if factors_from else ("weights" if builds_graph else None),
+        factors_from=factors_from.value if factors_from else None,
         revision=revision,
         deployed=target_format is not Format.onnx,
-        tokenizer=builds_graph,
+        graph=target_format is not Format.gguf and onnx is None,
         catalog=catalog,
     )
     if output is None:

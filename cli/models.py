@@ -32,7 +32,7 @@ def models(
     \b
     Examples:
       tinylora-edge models
-      tinylora-edge export qwen2.5-0.5b
+      tinylora-edge models --catalog ours.toml --json
     """
     from ..exporters._catalog import load_catalog, user_file
 

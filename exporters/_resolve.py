@@ -158,7 +158,7 @@ def find(
     factors_from: str | None = None,
     revision: str | None = None,
     deployed: bool = True,
-    tokenizer: bool = False,
+    graph: bool = False,
     catalog: Catalog | str | PathLike[str] | None = None,
     hub: Hub | None = None,
 ) -> Found:
@@ -170,10 +170,10 @@ def find(
         base: the GGUF that is deployed, where it is not the one that `model` names: a path, or `org/name`.
         quant: the quantization of the base, such as `q4_k_m`; None for the model's default.
         factors_from: `gguf`: the base itself, so that one download is enough; `weights`: the original
-            weights. None for `gguf`, or `weights` where `base` is given.
+            weights. None for `gguf`, or `weights` where `base` is given or a graph is built.
         revision: branch, tag or commit of the repository; None for the newest.
         deployed: a GGUF is deployed. False for another engine alone.
-        tokenizer: with the weights, bring what builds a graph of them: configuration and tokenizer.
+        graph: a graph is built of the weights: bring their configuration and tokenizer too.
         catalog: of names, or a file that is read on top of the others: see `load_catalog`.
         hub: where from; None for the one that the environment names.
 
@@ -200,7 +200,7 @@ def find(
             return Found(
                 None, shadowed=entry, _model=Path(text), _base=Path(base) if base is not None else None
             )
-        part = _Wanted(known, hub or Hub(), quant, None, deployed, tokenizer).base(str(base))
+        part = _Wanted(known, hub or Hub(), quant, None, deployed, graph).base(str(base))
         return Found(None, shadowed=entry, parts=(part,), _hub=hub or Hub(), _model=Path(text))
     if entry is None and split_repository(text) is None:
         raise ExportError(_unknown(text, known))
@@ -209,8 +209,8 @@ def find(
         at = revised or ""
     if at and revision is not None and at != revision:
         raise ExportError(f"{text} names revision {at!r}, but --revision {revision!r}: give one of them")
-    wanted = _Wanted(known, hub or Hub(), quant, at or revision, deployed, tokenizer)
-    source = factors_from or ("weights" if base is not None else "gguf")
+    wanted = _Wanted(known, hub or Hub(), quant, at or revision, deployed, graph)
+    source = factors_from or ("weights" if base is not None or graph else "gguf")
     if entry is not None:
         return wanted.of_catalog(entry, source, base)
     return wanted.of_repository(bare, source, base)
@@ -238,7 +238,7 @@ class _Wanted:
     quant: str | None
     revision: str | None
     deployed: bool
-    tokenizer: bool
+    graph: bool
 
     def of_catalog(self, entry: Model, source: str, base: str | PathLike[str] | None) -> Found:
         """Find what an entry of the catalog stands for."""
@@ -334,7 +334,7 @@ class _Wanted:
             if file == "config.json"
             or file == _INDEX
             or (
-                self.tokenizer
+                self.graph
                 and _BESIDE.fullmatch(file)
                 and not file.endswith(".index.json")
                 and listing.files[file].size <= _BESIDE_BYTES

@@ -199,7 +199,7 @@ def test_weights_that_are_here_and_a_base_of_the_hub(look: Callable[..., Found],
 
 
 def test_a_graph_needs_weights_and_tokenizer_alone(look: Callable[..., Found]) -> None:
-    found = look("tiny", factors_from="weights", deployed=False, tokenizer=True)
+    found = look("tiny", deployed=False, graph=True)
     (part,) = found.parts
     assert part.role == "weights"
     assert "tokenizer.json" in part.files
