@@ -389,7 +389,7 @@ def _import_client() -> Any:
         import huggingface_hub.file_download
         import huggingface_hub.utils
     except ImportError:
-        raise MissingExtraError("models from the hub", "huggingface-hub", "hub") from None
+        raise MissingExtraError("downloading models", "huggingface-hub", "hub") from None
     return huggingface_hub
 
 

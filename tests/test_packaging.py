@@ -217,7 +217,8 @@ def test_loading_without_the_engine(smollm2_bundle: Path, tmp_path: Path) -> Non
 
 def test_exporting_without_an_engine_or_torch(smollm2_gguf: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['llama_cpp', 'torch', 'transformers']))\n"
+        "import sys; missing = 'llama_cpp', 'torch', 'transformers', 'huggingface_hub'\n"
+        "sys.modules.update(dict.fromkeys(missing))\n"
         "from tinylora_edge.exporters import Settings, export_gguf\n"
         "settings = Settings(targets=('blk.0.attn_k.weight',), groups=1)\n"
         "print(export_gguf(sys.argv[1], 'bundle', settings=settings).basis.modules)"
@@ -243,6 +244,25 @@ def test_exporting_to_onnx_without_its_packages(
     assert f"needs the package {distribution}. " in done.stdout, done.stderr
     assert done.stdout.endswith('pip install "tinylora-edge[onnx-export]"\n')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hub_without_its_client(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['huggingface_hub'] = None\n"
+        "from tinylora_edge import MissingExtraError, exporters\n"
+        "try: exporters.resolve('qwen2.5-7b')\n"
+        "except MissingExtraError as error: print(error)\n"
+        "sys.argv = ['tinylora-edge', 'models']\n"
+        "from tinylora_edge.cli import main\n"
+        "main()"
+    )
+    done = run(code, cwd=tmp_path)
+    error, *listed = done.stdout.splitlines()
+    assert error == (
+        "downloading models needs the package huggingface-hub. "
+        'Install it with: pip install "tinylora-edge[hub]"'
+    ), done.stderr
+    assert any(line.startswith("qwen2.5-7b ") for line in listed)
 
 
 def test_signing_without_cryptography(tmp_path: Path) -> None:
