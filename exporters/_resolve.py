@@ -14,7 +14,7 @@ from typing import Any
 
 from .._bundle import BASIS_NAME
 from ..errors import ExportError, HubError
-from ._catalog import Catalog, Model, load_catalog, near, split_repository
+from ._catalog import NAME, Catalog, Model, load_catalog, near, split_repository
 from ._gguf_names import choose, models_in, of_pattern
 from ._hub import Download, Hub, Repository
 
@@ -187,7 +187,9 @@ def find(
             f"factors cannot come from {factors_from!r}: choose one of {', '.join(FACTORS_FROM)}"
         )
     text = str(model)
-    known = catalog if isinstance(catalog, dict) else load_catalog(catalog)
+    # A path that no name can be needs no catalog: a mistake in somebody's own is none in their model.
+    plain = catalog is None and _is_local(text) and (not NAME.fullmatch(text) or text.endswith(".gguf"))
+    known = {} if plain else catalog if isinstance(catalog, dict) else load_catalog(catalog)
     names = {name.lower(): entry for name, entry in known.items()}
     bare, _, at = text.partition("@")
     entry = names.get(bare.lower())

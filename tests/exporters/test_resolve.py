@@ -234,6 +234,13 @@ def test_a_bundle_is_no_model(
     assert look("tiny").name == "tiny"
 
 
+def test_a_path_needs_no_catalog(llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYLORA_EDGE_CATALOG", str(tmp_path / "none.toml"))
+    assert find(llama_gguf).fetch().model == llama_gguf
+    with pytest.raises(ExportError, match=r"none\.toml does not exist"):
+        find("tiny")
+
+
 @pytest.mark.parametrize("name", ["/no/such", "./no/such", "no.gguf", "a/b/c", "~/model", "..\\model"])
 def test_what_looks_like_a_path_is_none_of_the_hubs(
     look: Callable[..., Found], server: HubServer, name: str
