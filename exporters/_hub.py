@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from .._files import atomic_write
+from .._files import atomic_write, sync_directory
 from .._version import __version__
 from ..errors import HubError, MissingExtraError
 
@@ -158,7 +158,7 @@ class Hub:
         files = [self._known(repository, name) for name in names]
         snapshot = self._folder(repository.name) / "snapshots" / repository.commit
         todo = [file for file in files if not self._is_here(repository, file)]
-        self._check_space(repository, todo)
+        self.check_space([(repository, [file.name for file in files])])
         done, total = 0, sum(file.size for file in files)
         for file in files:
             before = done
@@ -209,16 +209,26 @@ class Hub:
             )
         return True
 
-    def _check_space(self, repository: Repository, files: list[HubFile]) -> None:
-        needed = sum(max(file.size - self._arrived(repository, file), 0) for file in files)
+    def check_space(self, wanted: Iterable[tuple[Repository, Iterable[str]]]) -> None:
+        """Check that there is room for what is missing of some files, less what has arrived of them.
+
+        Raises:
+            HubError: there is not, or a file in the cache is damaged.
+        """
+        needed, repositories = 0, []
+        for repository, names in wanted:
+            repositories.append(repository.name)
+            for file in (self._known(repository, name) for name in names):
+                if not self._is_here(repository, file):
+                    needed += max(file.size - self._arrived(repository, file), 0)
         if not needed:
             return
         place = next(folder for folder in (self.cache, *self.cache.parents) if folder.exists())
         free = shutil.disk_usage(place).free
         if needed > free:
             raise HubError(
-                f"{repository.name} needs {needed:,} bytes in {self.cache}, which has {free:,} free: make "
-                "room (hf cache prune), point HF_HUB_CACHE at another disk, or choose a smaller --quant"
+                f"{' and '.join(repositories)} need {needed:,} bytes in {self.cache}, which has {free:,} "
+                "free: make room (hf cache prune), point HF_HUB_CACHE at another disk, or choose a smaller --quant"
             )
 
     def _arrived(self, repository: Repository, file: HubFile) -> int:
@@ -286,12 +296,14 @@ class Hub:
                 # Without a number and without a response it is the client's word for another size.
                 if error.errno is not None or _status(error) is not None:
                     raise
+            os.fsync(output.fileno())
         try:
             _check(partial, repository, file)
         except HubError:
             partial.unlink()
             raise
         os.replace(partial, blob)
+        sync_directory(blob.parent)
 
     @contextmanager
     def _locked(self, repository: Repository, file: HubFile) -> Iterator[None]:

@@ -109,11 +109,14 @@ class Found:
             progress: called as bytes arrive, with a file's name, the bytes that are there, and all bytes.
 
         Raises:
-            HubError: see `Hub.fetch`.
+            HubError: there is no room for all of it, access is refused, the network fails, or a file is not
+                what the hub said.
         """
         paths: dict[str, Path] = {"base": self._base} if self._base is not None else {}
         sections: dict[str, Any] = {}
         before, total = 0, self.bytes
+        if self._hub is not None:
+            self._hub.check_space((part.repository, part.files) for part in self.parts)
         for part in self.parts:
             assert self._hub is not None
 
@@ -293,14 +296,16 @@ class _Wanted:
         self, name: str, entry: Model | None, parts: list[Part], base: str | PathLike[str] | None
     ) -> Found:
         local = None
-        if base is not None and self.deployed:
+        if base is not None:
             if _is_local(str(base)):
                 local = Path(base)
             else:
                 parts.append(self.base(str(base)))
         # The base first: it is what the hub may not have, and what decides whether there is room.
         parts.sort(key=lambda part: part.role)
-        return Found(name, entry, tuple(parts), _hub=self.hub, _base=local, _deployed=self.deployed)
+        return Found(
+            name, entry, tuple(parts), _hub=self.hub, _base=local, _deployed=self.deployed or base is not None
+        )
 
     def _pinned(self, text: str, *, pinned: bool = True) -> tuple[str, str | None]:
         """Split a reference of the catalog, and put the revision that was asked for in."""

@@ -374,7 +374,7 @@ def test_no_space(hub: Hub, server: HubServer, tiny: str, monkeypatch: pytest.Mo
         return Usage(0, 0, size - 1)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    with pytest.raises(HubError, match=f"needs {size:,} bytes in .* {size - 1:,} free") as caught:
+    with pytest.raises(HubError, match=f"need {size:,} bytes in .* {size - 1:,} free") as caught:
         fetch(hub, FILE)
     assert "HF_HUB_CACHE" in str(caught.value)
     assert server.downloads == []
@@ -389,7 +389,7 @@ def test_space_is_needed_for_what_is_missing_alone(
     partial(hub).write_bytes(LARGE[:-1000])
     free = 1001
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, free))
-    with pytest.raises(HubError, match="needs 1,002 bytes"):
+    with pytest.raises(HubError, match="need 1,002 bytes"):
         fetch(hub, FILE, "config.json")
     fetch(hub, FILE)
     fetch(hub, FILE, "config.json")

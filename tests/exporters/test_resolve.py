@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,18 @@ def test_factors_from_the_original_weights(
         assert digest == hashlib.sha256((weights / name).read_bytes()).hexdigest()
 
 
+def test_there_has_to_be_room_for_both_repositories(
+    look: Callable[..., Found], server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = look("tiny", factors_from="weights")
+    server.requests.clear()
+    usage = namedtuple("usage", ["total", "used", "free"])(0, 0, found.missing - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(HubError, match=f"org/tiny-GGUF and org/tiny need {found.missing:,} bytes"):
+        found.fetch()
+    assert server.downloads == []
+
+
 # What a name stands for
 
 
@@ -187,6 +201,12 @@ def test_weights_and_a_base_that_is_here(look: Callable[..., Found], llama_gguf:
     found = look("org/tiny", base=llama_gguf)
     assert [part.role for part in found.parts] == ["weights"]
     assert found.fetch().base == llama_gguf
+
+
+def test_a_base_that_is_named_is_used_for_another_engine_too(
+    look: Callable[..., Found], llama_gguf: Path
+) -> None:
+    assert look("org/tiny", base=llama_gguf, deployed=False).fetch().base == llama_gguf
 
 
 def test_weights_that_are_here_and_a_base_of_the_hub(look: Callable[..., Found], weights: Path) -> None:
