@@ -228,7 +228,8 @@ class Hub:
         if needed > free:
             raise HubError(
                 f"{' and '.join(repositories)} need {needed:,} bytes in {self.cache}, which has {free:,} "
-                "free: make room (hf cache prune), point HF_HUB_CACHE at another disk, or choose a smaller --quant"
+                "free: make room (hf cache prune), point HF_HUB_CACHE at another disk, or choose a smaller "
+                "--quant"
             )
 
     def _arrived(self, repository: Repository, file: HubFile) -> int:
