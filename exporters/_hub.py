@@ -1,4 +1,4 @@
-"""The hub: which files a repository has, and those files on this machine. The border to huggingface_hub.
+"""The hub: which files a repository has, and those files on this machine.
 
 Names, tokens, proxies, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and the cache are the client's; files lie in its cache
 and in its layout, so that other programs find them and it finds theirs. Two things it does not do, and they
@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from .._files import atomic_write, sync_directory
 from .._version import __version__
-from ..errors import HubError, MissingExtraError
-from ._hub_errors import explain, status_of, unreachable
+from ..errors import HubError
+from ._hub_client import Counted, explain, import_client, silent, status_of, unreachable
 
 Download = Callable[[str, int, int], None]
 """Called with a file's name, the bytes of all files that are there, and how many there will be."""
@@ -81,7 +81,7 @@ class Hub:
     """
 
     def __init__(self, *, endpoint: str | None = None, cache: Path | None = None) -> None:
-        self._client = _import_client()
+        self._client = import_client()
         self.endpoint = (endpoint or self._client.constants.ENDPOINT).rstrip("/")
         self.cache = (cache or Path(self._client.constants.HF_HUB_CACHE)).expanduser().absolute()
 
@@ -251,7 +251,7 @@ class Hub:
             options = {
                 "cache_dir": self.cache,
                 "endpoint": self.endpoint,
-                "tqdm_class": _silent(self._client),
+                "tqdm_class": silent(self._client),
             }
             path = Path(
                 self._client.hf_hub_download(
@@ -287,11 +287,11 @@ class Hub:
             try:
                 self._client.file_download.http_get(
                     url,
-                    _Counted(output, step),
+                    Counted(output, step),
                     resume_size=here,
                     headers=self._client.utils.build_hf_headers() | {"Accept-Encoding": "identity"},
                     expected_size=file.size,
-                    tqdm_class=_silent(self._client),
+                    tqdm_class=silent(self._client),
                 )
             except OSError as error:
                 # Without a number and without a response it is the client's word for another size.
@@ -328,43 +328,6 @@ class Hub:
 
     def _blob(self, repository: Repository, file: HubFile) -> Path:
         return self._folder(repository.name) / "blobs" / str(file.etag)
-
-
-class _Counted:
-    """A file that says how long it is after every write."""
-
-    def __init__(self, file: BinaryIO, step: Callable[[int], None]) -> None:
-        self._file, self._step = file, step
-
-    def write(self, data: bytes) -> int:
-        written = self._file.write(data)
-        self._file.flush()  # a killed process leaves what had arrived
-        self._step(self._file.tell())
-        return written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def _import_client() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-        import huggingface_hub.file_download
-        import huggingface_hub.utils
-    except ImportError:
-        raise MissingExtraError("downloading models", "huggingface-hub", "hub") from None
-    return huggingface_hub
-
-
-def _silent(client: Any) -> Any:
-    """The client's progress bar, showing nothing: who asked for progress gets it by a call."""
-
-    class Silent(client.utils.tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **(options | {"disable": True}))
-
-    return Silent
 
 
 def _stated(sibling: Any) -> HubFile | None:

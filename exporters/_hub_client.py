@@ -1,10 +1,27 @@
-"""What went wrong with the hub, in one sentence and with what to do: the client's errors turned into ours."""
+"""The border to huggingface_hub: getting it, its errors in our words, and its downloads without its bar."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
-from ..errors import HubError
+from ..errors import HubError, MissingExtraError
+
+
+def import_client() -> Any:
+    """Return the module huggingface_hub.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+        import huggingface_hub.file_download
+        import huggingface_hub.utils
+    except ImportError:
+        raise MissingExtraError("downloading models", "huggingface-hub", "hub") from None
+    return huggingface_hub
 
 
 def unreachable(client: Any, endpoint: str, error: BaseException | None) -> str | None:
@@ -75,3 +92,29 @@ def _access(client: Any, page: str) -> str:
     if client.get_token() is None:
         return f"accept its licence at {page}, then log in (hf auth login, or HF_TOKEN); no token is set now"
     return f"accept its licence at {page} with the account that the token in use belongs to"
+
+
+class Counted:
+    """A file that says how long it is after every write."""
+
+    def __init__(self, file: BinaryIO, step: Callable[[int], None]) -> None:
+        self._file, self._step = file, step
+
+    def write(self, data: bytes) -> int:
+        written = self._file.write(data)
+        self._file.flush()  # a killed process leaves what had arrived
+        self._step(self._file.tell())
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def silent(client: Any) -> Any:
+    """The client's progress bar, showing nothing: who asked for progress gets it by a call."""
+
+    class Silent(client.utils.tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **(options | {"disable": True}))
+
+    return Silent
