@@ -11,7 +11,8 @@ the hub, into paths.
 """
 
 from ._bundle_writer import refuse_existing
-from ._resolve import Found, Resolved, find, resolve
+from ._found import Found, Resolved
+from ._resolve import find, resolve
 from ._settings import Settings
 from .gguf import ExportReport, add_base, export_gguf
 from .onnx import OnnxReport, export_onnx

@@ -1,4 +1,4 @@
-"""The hub: which files a repository has, and those files on this machine. The border to huggingface_hub.
+"""The hub: which files a repository has, and those files on this machine.
 
 Names, tokens, proxies, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and the cache are the client's; files lie in its cache
 and in its layout, so that other programs find them and it finds theirs. Two things it does not do, and they
@@ -14,15 +14,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from .._files import atomic_write, sync_directory
 from .._version import __version__
-from ..errors import HubError, MissingExtraError
+from ..errors import HubError
+from ._hub_client import Counted, explain, import_client, silent, status_of, unreachable
 
 Download = Callable[[str, int, int], None]
 """Called with a file's name, the bytes of all files that are there, and how many there will be."""
@@ -80,7 +81,7 @@ class Hub:
     """
 
     def __init__(self, *, endpoint: str | None = None, cache: Path | None = None) -> None:
-        self._client = _import_client()
+        self._client = import_client()
         self.endpoint = (endpoint or self._client.constants.ENDPOINT).rstrip("/")
         self.cache = (cache or Path(self._client.constants.HF_HUB_CACHE)).expanduser().absolute()
 
@@ -101,8 +102,8 @@ class Hub:
         try:
             info = api.model_info(name, revision=revision, files_metadata=True, timeout=_TIMEOUT)
         except Exception as error:
-            if (reason := self._unreachable(error)) is None:
-                raise self._explain(error, name, revision) from error
+            if (reason := unreachable(self._client, self.endpoint, error)) is None:
+                raise explain(self._client, self.endpoint, error, name, revision) from error
             wanted = isinstance(error, self._client.errors.OfflineModeIsEnabled)
             if (cached := self.cached(name, revision, "" if wanted else reason)) is not None:
                 return cached
@@ -156,7 +157,6 @@ class Hub:
                 said. Nothing damaged is left in the cache.
         """
         files = [self._known(repository, name) for name in names]
-        snapshot = self._folder(repository.name) / "snapshots" / repository.commit
         todo = [file for file in files if not self._is_here(repository, file)]
         self.check_space([(repository, [file.name for file in files])])
         done, total = 0, sum(file.size for file in files)
@@ -173,7 +173,7 @@ class Hub:
         if not repository.cached:
             with suppress(OSError):  # the cache may be another's, and read-only
                 self._remember(repository, revision or "main")
-        return snapshot
+        return self._snapshot(repository)
 
     def is_cached(self, repository: Repository, name: str) -> bool:
         """Whether a file needs no download."""
@@ -184,8 +184,7 @@ class Hub:
         file = self._known(repository, name)
         if file.etag is not None and len(file.etag) == 64:
             return file.etag
-        path = self._folder(repository.name) / "snapshots" / repository.commit / name
-        with open(path, "rb") as content:
+        with open(self._snapshot(repository) / name, "rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
 
     def _known(self, repository: Repository, name: str) -> HubFile:
@@ -199,7 +198,7 @@ class Hub:
         Raises:
             HubError: it does, in another size.
         """
-        path = self._folder(repository.name) / "snapshots" / repository.commit / file.name
+        path = self._snapshot(repository) / file.name
         if not path.is_file():
             return False
         if (size := path.stat().st_size) != file.size:
@@ -245,24 +244,25 @@ class Hub:
         by_http = file.size <= self._client.constants.MAX_HTTP_DOWNLOAD_SIZE
         try:
             if by_http and not blob.exists():
-                with self._locked(repository, file):
+                with self._client.utils.WeakFileLock(self._lock(repository, file)):
                     if not blob.exists():  # another process may have been at it
                         self._get(repository, file, blob, step)
             # The client makes the link, or a copy where there are no links; it asks the hub once more.
+            options = {
+                "cache_dir": self.cache,
+                "endpoint": self.endpoint,
+                "tqdm_class": silent(self._client),
+            }
             path = Path(
                 self._client.hf_hub_download(
-                    repository.name,
-                    file.name,
-                    revision=repository.commit,
-                    cache_dir=self.cache,
-                    endpoint=self.endpoint,
-                    tqdm_class=_silent(self._client),
+                    repository.name, file.name, revision=repository.commit, **options
                 )
             )
         except HubError:
             raise
         except Exception as error:
-            raise self._explain(error, repository.name, repository.commit, file) from error
+            where = repository.name, repository.commit, file.name
+            raise explain(self._client, self.endpoint, error, *where) from error
         if not by_http or path.resolve() != blob.resolve():
             try:
                 _check(path, repository, file)
@@ -287,15 +287,15 @@ class Hub:
             try:
                 self._client.file_download.http_get(
                     url,
-                    _Counted(output, step),
+                    Counted(output, step),
                     resume_size=here,
                     headers=self._client.utils.build_hf_headers() | {"Accept-Encoding": "identity"},
                     expected_size=file.size,
-                    tqdm_class=_silent(self._client),
+                    tqdm_class=silent(self._client),
                 )
             except OSError as error:
                 # Without a number and without a response it is the client's word for another size.
-                if error.errno is not None or _status(error) is not None:
+                if error.errno is not None or status_of(error) is not None:
                     raise
             os.fsync(output.fileno())
         try:
@@ -306,13 +306,11 @@ class Hub:
         os.replace(partial, blob)
         sync_directory(blob.parent)
 
-    @contextmanager
-    def _locked(self, repository: Repository, file: HubFile) -> Iterator[None]:
+    def _lock(self, repository: Repository, file: HubFile) -> Path:
         """The client's own lock on a blob: no two processes write to the same partial file."""
         lock = self.cache / ".locks" / self._folder(repository.name).name / f"{file.etag}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with self._client.utils.WeakFileLock(lock):
-            yield
+        return lock
 
     def _remember(self, repository: Repository, revision: str) -> None:
         if revision == repository.commit:
@@ -325,95 +323,11 @@ class Hub:
     def _folder(self, name: str) -> Path:
         return self.cache / f"models--{name.replace('/', '--')}"
 
+    def _snapshot(self, repository: Repository) -> Path:
+        return self._folder(repository.name) / "snapshots" / repository.commit
+
     def _blob(self, repository: Repository, file: HubFile) -> Path:
         return self._folder(repository.name) / "blobs" / str(file.etag)
-
-    def _unreachable(self, error: BaseException | None) -> str | None:
-        """Why the hub cannot be reached; None for an answer of it, and for what went wrong here."""
-        errors = self._client.errors
-        if isinstance(error, errors.LocalEntryNotFoundError):  # so it says that both hub and cache failed
-            error = error.__cause__
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE forbids asking the hub"
-        status = _status(error)
-        if status is not None and status >= 500:
-            return f"{self.endpoint} answers with {status}"
-        # The client's HTTP library has changed its name before; its errors are the base of the client's own.
-        transport = tuple(base for base in errors.HfHubHTTPError.__bases__ if base is not OSError)
-        if status is None and isinstance(error, (*transport, ConnectionError, TimeoutError)):
-            text = " ".join(str(error).split()) or type(error).__name__
-            return f"{self.endpoint} cannot be reached ({text})"
-        return None
-
-    def _explain(
-        self, error: Exception, name: str, revision: str | None, file: HubFile | None = None
-    ) -> HubError:
-        """Turn an error of the client into one of ours."""
-        errors, page = self._client.errors, f"{self.endpoint}/{name}"
-        status = _status(error)
-        if isinstance(error, errors.GatedRepoError):
-            return HubError(f"{name} is gated: {self._access(page)}")
-        if isinstance(error, errors.RepositoryNotFoundError):
-            return HubError(
-                f"{self.endpoint} has no model {name}, or a private one: check the name, or log in "
-                "(hf auth login, or HF_TOKEN) where it is private"
-            )
-        if isinstance(error, errors.RevisionNotFoundError):
-            return HubError(f"{name} has no revision {revision!r}: see {page}/commits/main")
-        if isinstance(error, errors.EntryNotFoundError) and file is not None and status == 404:
-            return HubError(f"{name}@{revision} lists {file.name}, but does not have it: try another --quant")
-        if isinstance(error, self._client.utils.HFValidationError):
-            return HubError(f"{name!r} is no name of a repository: expected 'org/name'")
-        if status in (401, 403):
-            return HubError(f"access to {name} is refused: {self._access(page)}")
-        if (reason := self._unreachable(error)) is not None:
-            return HubError(f"{name} was not downloaded: {reason}. Run the command again to go on")
-        text = getattr(error, "strerror", None) or str(error)
-        return HubError(f"{name} was not downloaded: {' '.join(text.split())}")
-
-    def _access(self, page: str) -> str:
-        if self._client.get_token() is None:
-            return (
-                f"accept its licence at {page}, then log in (hf auth login, or HF_TOKEN); no token is set now"
-            )
-        return f"accept its licence at {page} with the account that the token in use belongs to"
-
-
-class _Counted:
-    """A file that says how long it is after every write."""
-
-    def __init__(self, file: BinaryIO, step: Callable[[int], None]) -> None:
-        self._file, self._step = file, step
-
-    def write(self, data: bytes) -> int:
-        written = self._file.write(data)
-        self._file.flush()  # a killed process leaves what had arrived
-        self._step(self._file.tell())
-        return written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def _import_client() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-        import huggingface_hub.file_download
-        import huggingface_hub.utils
-    except ImportError:
-        raise MissingExtraError("downloading models", "huggingface-hub", "hub") from None
-    return huggingface_hub
-
-
-def _silent(client: Any) -> Any:
-    """The client's progress bar, showing nothing: who asked for progress gets it by a call."""
-
-    class Silent(client.utils.tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **(options | {"disable": True}))
-
-    return Silent
 
 
 def _stated(sibling: Any) -> HubFile | None:
@@ -452,8 +366,3 @@ def _check(path: Path, repository: Repository, file: HubFile) -> None:
     if (found := _etag(path, file.etag)) != file.etag:
         kind = "SHA-256" if len(file.etag) == 64 else "Git SHA-1"
         raise HubError(f"{what} {kind} {found}, but the hub states {file.etag}. {again}")
-
-
-def _status(error: object) -> int | None:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None

@@ -51,7 +51,7 @@ BORDERS = {  # the only modules that may import more than their layer
 OPTIONAL = {  # the same, but in functions only: who does not need them does not have them
     "tinylora_edge._tags": {"cryptography"},
     "tinylora_edge.exporters._factorize": {"threadpoolctl"},
-    "tinylora_edge.exporters._hub": {"huggingface_hub"},
+    "tinylora_edge.exporters._hub_client": {"huggingface_hub"},
     "tinylora_edge.exporters.publish": {"fsspec"},
     "tinylora_edge.exporters.interop.peft": {"torch"},  # draws projections that were not saved
     "tinylora_edge.exporters._onnx_worker": {"torch", "transformers"},  # a process of its own
