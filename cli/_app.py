@@ -24,6 +24,7 @@ from .inspect import inspect
 from .keygen import keygen
 from .links import links
 from .merge import merge
+from .models import models
 from .publish import fetch, publish
 from .train import evaluate, tasks, train
 from .vector import vector
@@ -86,6 +87,7 @@ def _options(
 app.command()(demo)
 app.command()(export)
 app.command()(merge)
+app.command()(models)
 app.command()(inspect)
 app.command("run")(run_prompt)
 app.command()(chat)

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -27,9 +27,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import TinyLoraError, TinyLoraWarning
-
-if TYPE_CHECKING:
-    from ..exporters._factorize import Quality
 
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
 
@@ -148,16 +145,6 @@ def progress(modules: int, size: int) -> Iterator[Callable[[str, int], None]]:
             bar.update(task, advance=size, done=done)
 
         yield step
-
-
-def warn_unconverged(quality: Quality, modules: int) -> None:
-    """Print a warning about modules that met the bound on passes before the tolerance, if there are any."""
-    names = quality.unconverged
-    if names:
-        warn(
-            f"{len(names)} of {modules} modules kept a residual above the tolerance (worst "
-            f"{quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-        )
 
 
 @contextmanager

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import _output, _vectors
+from . import _exported, _models, _output
 
 if TYPE_CHECKING:
-    from ..exporters import Settings
     from ..exporters.gguf import ExportReport
     from ..exporters.onnx import OnnxReport
 
@@ -37,6 +36,13 @@ class OnnxPrecision(StrEnum):
 
     fp32 = "fp32"
     int4 = "int4"
+
+
+class FactorsFrom(StrEnum):
+    """As `tinylora_edge.exporters.find` takes it."""
+
+    gguf = "gguf"
+    weights = "weights"
 
 
 class Tying(StrEnum):
@@ -64,18 +70,44 @@ class Factorization(StrEnum):
 def export(
     ctx: typer.Context,
     model: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="MODEL", help="A GGUF file, or a Hugging Face directory. With --add-base: the bundle."
+            metavar="MODEL",
+            help="A GGUF file, a Hugging Face directory, a name (tinylora-edge models), or org/name on the "
+            "hub. With --add-base: the bundle.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="BUNDLE", help="The directory to write. It must not exist."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="BUNDLE",
+            help="The directory to write. It must not exist. [default: the name, where MODEL is one]",
+        ),
     ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Q", help="Quantization of a model from the hub: q4_k_m. [default: the model's]"
+        ),
+    ] = None,
+    factors_from: Annotated[
+        FactorsFrom | None,
+        typer.Option(
+            help="What the factors are taken from. [default: gguf, the deployed file itself; weights where "
+            "a graph is built or --base given]"
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit on the hub. [default: main]")
+    ] = None,
+    catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=_models.CATALOG_HELP)] = None,
     base: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The GGUF that is deployed, where MODEL is a directory."),
+        str | None,
+        typer.Option(
+            metavar="FILE", help="The GGUF that is deployed, where MODEL is original weights; or org/name."
+        ),
     ] = None,
     add_base: Annotated[
         Path | None,
@@ -151,23 +183,41 @@ def export(
 
     \b
     Examples:
+      tinylora-edge export qwen2.5-7b --quant q4_k_m
       tinylora-edge export SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
       tinylora-edge export SmolLM2-135M-Instruct -o smollm2 --format onnx --onnx-precision int4
     """
     if add_base is not None:
         _refuse_options(ctx, "--add-base", keep=("model", "add_base", "as_json"))
-        _add_base(model, add_base, as_json)
+        _add_base(Path(model), add_base, as_json)
         return
-    if output is None:
-        raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
-
     if target_format is Format.gguf:
         _refuse_given(ctx, ("onnx", "onnx_input", "onnx_precision"), "goes with --format onnx or both")
+    share = None if part is None else _parse_part(ctx, part)
+    if share is not None and target_format is not Format.gguf:
+        raise typer.BadParameter("--part goes with --format gguf", ctx=ctx)
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
-    from ..exporters import Settings
+    from ..exporters import Settings, find, refuse_existing
 
+    if output is not None:
+        refuse_existing(output)  # before anything is asked of the hub
+    found = find(
+        model,
+        base=base,
+        quant=quant,
+        factors_from=factors_from.value if factors_from else None,
+        revision=revision,
+        deployed=target_format is not Format.onnx,
+        graph=target_format is not Format.gguf and onnx is None,
+        catalog=catalog,
+    )
+    if output is None:
+        if found.name is None:
+            raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
+        output = Path(found.name)
+        refuse_existing(output)
     settings = Settings(
         rank=rank,
         u=u,
@@ -178,17 +228,27 @@ def export(
         factor_dtype=factor_dtype.value,
         factorization=factorization.value,
     )
+    files = _models.fetch(found)
     start = time.perf_counter()
-    if part is not None:
-        if target_format is not Format.gguf:
-            raise typer.BadParameter("--part goes with --format gguf", ctx=ctx)
-        _export_part(model, output, _parse_part(ctx, part), base, settings, workers, as_json)
+    options: dict[str, Any] = {
+        "base": files.base,
+        "settings": settings,
+        "workers": workers,
+        "provenance": files.provenance,
+    }
+    if share is not None:
+        from ..exporters.parts import PartExport
+
+        piece = PartExport(files.model, output, share, **options)
+        with _output.progress(len(piece.modules), piece.bytes) as step:
+            made = piece.run(step)
+        _exported.print_part(made, output, time.perf_counter() - start, as_json)
         return
     report: ExportReport | OnnxReport
     if target_format is Format.gguf:
         from ..exporters.gguf import Export
 
-        planned = Export(model, output, base=base, settings=settings, workers=workers)
+        planned = Export(files.model, output, **options)
         with _output.progress(len(planned.modules), planned.bytes) as step:
             report = planned.run(step)
         name = planned.base.name
@@ -196,20 +256,18 @@ def export(
         from ..exporters.onnx import OnnxExport
 
         plan = OnnxExport(
-            model,
+            files.model,
             output,
-            base=base,
             graph=onnx,
             with_gguf=target_format is Format.both,
             flavour=onnx_input.value,
             precision=onnx_precision.value,
-            settings=settings,
-            workers=workers,
+            **options,
         )
         with _output.progress(len(plan.modules), plan.bytes) as step:
             report = plan.run(step, _stage)
         name = plan.base.name
-    print_report(name, report, time.perf_counter() - start, as_json)
+    _exported.print_report(name, report, files.provenance, time.perf_counter() - start, as_json)
 
 
 def _parse_part(ctx: typer.Context, text: str) -> tuple[int, int]:
@@ -217,50 +275,6 @@ def _parse_part(ctx: typer.Context, text: str) -> tuple[int, int]:
     if not (index.isdigit() and count.isdigit()):
         raise typer.BadParameter(f"--part is {text!r}: expected I/N, such as 1/3", ctx=ctx)
     return int(index), int(count)
-
-
-def _export_part(
-    model: Path,
-    output: Path,
-    part: tuple[int, int],
-    base: Path | None,
-    settings: Settings,
-    workers: int | None,
-    as_json: bool,
-) -> None:
-    from ..exporters.parts import PartExport
-
-    start = time.perf_counter()
-    planned = PartExport(model, output, part, base=base, settings=settings, workers=workers)
-    with _output.progress(len(planned.modules), planned.bytes) as step:
-        report = planned.run(step)
-    seconds = time.perf_counter() - start
-    _output.warn_unconverged(report.quality, len(report.modules))
-    if as_json:
-        _output.print_json(
-            {
-                "part": list(report.part),
-                "file": str(report.output),
-                "seconds": round(seconds, 3),
-                "modules": len(report.modules),
-                "worst_residual": report.quality.residual,
-                "worst_residual_module": report.quality.residual_module,
-                "unconverged": report.quality.unconverged,
-                "agreement": report.quality.agreement,
-            }
-        )
-        return
-    index, count = report.part
-    _output.say(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
-    _output.facts(
-        [
-            ("modules", f"{len(report.modules)}, from {report.modules[0]} to {report.modules[-1]}"),
-            ("worst residual", f"{report.quality.residual:.2e} ({report.quality.residual_module})"),
-        ]
-    )
-    files = (f"{output}.part-{number}-of-{count}" for number in range(1, count + 1))
-    _output.say("when all parts are there:")
-    _output.next_command("merge", *files, "-o", output)
 
 
 def _stage(what: str) -> None:
@@ -272,88 +286,6 @@ def _stage(what: str) -> None:
 def split_targets(given: list[str]) -> tuple[str, ...]:
     """Return the targets of repeated, comma-separated options."""
     return tuple(target for item in given for part in item.split(",") if (target := part.strip()))
-
-
-def print_report(base: str, report: ExportReport | OnnxReport, seconds: float, as_json: bool) -> None:
-    """Print what an export or a merge made."""
-    basis, quality = report.basis, report.quality
-    wire = _vectors.sizes(basis.size)
-    _output.warn_unconverged(quality, len(basis.modules))
-    if as_json:
-        record: dict[str, Any] = {
-            "bundle": str(report.output),
-            "seconds": round(seconds, 3),
-            "digest": basis.digest,
-            "architecture": basis.architecture,
-            "modules": len(basis.modules),
-            "rank": basis.rank,
-            "u": basis.u,
-            "groups": basis.groups,
-            "values": basis.size,
-            "tying": basis.scheme,
-            "seed": basis.seed,
-            "factorization": basis.factorization,
-            "worst_residual": quality.residual,
-            "worst_residual_module": quality.residual_module,
-            "unconverged": quality.unconverged,
-            "agreement": quality.agreement,
-            "base": {
-                "placed": report.base_placed,
-                "bytes": None if report.base_placed is None else _base_bytes(report),
-                "fingerprints": list(basis.base_fingerprints),
-            },
-            "vector_bytes": wire,
-        }
-        if (onnx := _onnx_facts(report)) is not None:
-            record["onnx"] = onnx
-        _output.print_json(record)
-        return
-    rows = [
-        ("digest", basis.digest),
-        ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
-        ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
-        ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
-        ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
-    ]
-    placed = report.base_placed
-    if placed is not None:
-        size = _output.megabytes(_base_bytes(report))
-        rows.append(("base.gguf", f"a copy of {size}" if placed == "copy" else placed))
-    if quality.agreement is not None:
-        rows.append(("distance to base", f"{quality.agreement:.2e} (worst module, {base})"))
-    if (onnx := _onnx_facts(report)) is not None:
-        precision = f"{onnx['precision']}, " if onnx["precision"] else ""
-        rows += [
-            ("onnx/model.onnx", f"{precision}{_output.megabytes(onnx['bytes'])}, from {onnx['graph']}"),
-            ("side path", f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}"),
-            ("distance to graph", f"{onnx['agreement']:.2e} (worst module)"),
-        ]
-    _output.say(f"exported {base} to {report.output} in {seconds:.1f} s")
-    _output.facts(rows)
-    _output.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
-
-
-def _base_bytes(report: ExportReport | OnnxReport) -> int:
-    return sum(path.stat().st_size for path in report.output.glob("base*.gguf"))
-
-
-def _onnx_facts(report: Any) -> dict[str, Any] | None:
-    baked = getattr(report, "baked", None)
-    if baked is None:
-        return None
-    folder = baked.model.parent
-    return {
-        "folder": str(folder),
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        "graph": report.made_by,
-        "precision": report.precision,
-        "input": baked.flavour,
-        "nodes": baked.nodes,
-        "nodes_added": baked.added,
-        "nodes_extended": baked.sites,
-        "agreement": baked.agreement,
-        "fingerprint": baked.fingerprint,
-    }
 
 
 def _add_base(bundle: Path, base: Path, as_json: bool) -> None:

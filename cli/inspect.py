@@ -13,7 +13,7 @@ from .._bundle import Bundle
 from .._policy import Policy
 from .._side_tensors import load_basis
 from ..errors import BasisError
-from . import _keyfiles, _output, _vectors
+from . import _keyfiles, _models, _output, _vectors
 
 
 def inspect(
@@ -177,6 +177,7 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         exported = manifest.get("base")
         if isinstance(exported, dict) and "name" in exported:
             rows.append(("exported from", str(exported["name"])))
+        rows += _models.sources(manifest.get("source"))
         if "tool" in manifest:
             rows.append(("exported by", str(manifest["tool"])))
         residual = (

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .export import print_report
+from ._exported import print_report
 
 
 def merge(
@@ -38,4 +38,4 @@ def merge(
 
     start = time.perf_counter()
     report = join(parts, output, base=base)
-    print_report(f"{len(parts)} parts", report, time.perf_counter() - start, as_json)
+    print_report(f"{len(parts)} parts", report, report.provenance, time.perf_counter() - start, as_json)

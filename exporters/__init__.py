@@ -5,8 +5,14 @@ deployed; `export_onnx` writes one with an ONNX graph, alone or beside the GGUF;
 deployed form of the same model. `export_part` does a share of an export, on any machine, and `merge` joins
 the shares. Reads weights in row blocks, so a model never has to fit in memory, and goes on where a killed run
 ended. Needs no engine; where llama-cpp-python is installed, its routines dequantize.
+
+What is exported is called by a path; `resolve` turns other names, those of the catalog and of repositories on
+the hub, into paths.
 """
 
+from ._bundle_writer import refuse_existing
+from ._found import Found, Resolved
+from ._resolve import find, resolve
 from ._settings import Settings
 from .gguf import ExportReport, add_base, export_gguf
 from .onnx import OnnxReport, export_onnx
@@ -14,12 +20,17 @@ from .parts import PartReport, export_part, merge
 
 __all__ = [
     "ExportReport",
+    "Found",
     "OnnxReport",
     "PartReport",
+    "Resolved",
     "Settings",
     "add_base",
     "export_gguf",
     "export_onnx",
     "export_part",
+    "find",
     "merge",
+    "refuse_existing",
+    "resolve",
 ]

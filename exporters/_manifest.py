@@ -16,7 +16,12 @@ _FORMAT = 1
 
 
 def describe(
-    basis: Basis, quality: Quality, source: str, settings: Settings, **deployed: dict[str, Any]
+    basis: Basis,
+    quality: Quality,
+    source: str,
+    settings: Settings,
+    provenance: dict[str, Any] | None = None,
+    **deployed: dict[str, Any],
 ) -> dict[str, Any]:
     """Return a manifest.
 
@@ -25,12 +30,14 @@ def describe(
         quality: of the factorization.
         source: `gguf` or `hf`: where the weights came from.
         settings: of the export.
+        provenance: the section `source`: where the files came from. None where that is not known.
         deployed: a section for each deployed form: `base` for the GGUF, `onnx` for the graph.
     """
     return {
         "format": _FORMAT,
         "tool": f"tinylora-edge {__version__}",
         "architecture": basis.architecture,
+        **({"source": provenance} if provenance is not None else {}),
         **deployed,
         "basis": describe_basis(basis) | {"seed": basis.seed, "factor_dtype": settings.factor_dtype},
         "factors": {

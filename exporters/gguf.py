@@ -32,12 +32,14 @@ class ExportReport:
         basis: as it was written.
         quality: of the factorization.
         base_placed: how `base.gguf` came into the bundle: `hard link`, `reflink` or `copy`.
+        provenance: where the files came from, if that is known.
     """
 
     output: Path
     basis: Basis
     quality: Quality
     base_placed: str
+    provenance: dict[str, Any] | None = None
 
 
 class Export:
@@ -49,6 +51,7 @@ class Export:
         base: the GGUF that is deployed; needed with a directory, and `model` itself otherwise.
         settings: of the basis.
         workers: modules that are factorized at the same time; by default one a core.
+        provenance: where the files came from, for the manifest: `Resolved.provenance`.
 
     Raises:
         ExportError: a file is missing, unreadable or not a model; the output exists.
@@ -64,8 +67,10 @@ class Export:
         base: str | PathLike[str] | None = None,
         settings: Settings | None = None,
         workers: int | None = None,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         self.settings, self._workers = settings or Settings(), workers
+        self._provenance = provenance
         self.output = Path(output)
         self._source = Source(Path(model), Path(base) if base is not None else None)
         assert self._source.base is not None
@@ -98,11 +103,12 @@ class Export:
                 save_basis(basis, partial / BASIS_NAME)
                 placed = place_gguf(self.base, partial)
                 write_manifest(partial / MANIFEST_NAME, self._manifest(basis, quality))
-        return ExportReport(self.output, load_basis(self.output / BASIS_NAME), quality, placed)
+        basis = load_basis(self.output / BASIS_NAME)
+        return ExportReport(self.output, basis, quality, placed, self._provenance)
 
     def _manifest(self, basis: Basis, quality: Quality) -> dict[str, Any]:
         base = describe_gguf(self.base, basis.base_fingerprints[0])
-        return describe(basis, quality, self._source.kind, self.settings, base=base)
+        return describe(basis, quality, self._source.kind, self.settings, self._provenance, base=base)
 
 
 def export_gguf(
@@ -112,10 +118,12 @@ def export_gguf(
     base: str | PathLike[str] | None = None,
     settings: Settings | None = None,
     workers: int | None = None,
+    provenance: dict[str, Any] | None = None,
     progress: Progress = lambda module, size: None,
 ) -> ExportReport:
     """Write a bundle: `base.gguf`, `basis.gguf`, `manifest.json`. Arguments and errors: see `Export`."""
-    return Export(model, output, base=base, settings=settings, workers=workers).run(progress)
+    planned = Export(model, output, base=base, settings=settings, workers=workers, provenance=provenance)
+    return planned.run(progress)
 
 
 def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Basis, float]:

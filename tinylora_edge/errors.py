@@ -12,6 +12,7 @@
     │   ├── BaseMismatchError
     │   └── CorruptBasisError
     ├── ExportError
+    │   ├── HubError
     │   └── UnsupportedModelError
     ├── TrainError
     ├── TransferError
@@ -72,6 +73,10 @@ class CorruptBasisError(BasisError):
 
 class ExportError(TinyLoraError):
     """A model could not be exported; nothing was left half written."""
+
+
+class HubError(ExportError):
+    """A model could not be had from the hub; nothing damaged was left in the cache."""
 
 
 class UnsupportedModelError(ExportError):

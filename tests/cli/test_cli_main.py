@@ -18,7 +18,7 @@ import tinylora_edge
 from tinylora_edge.errors import MissingExtraError
 
 COMMANDS = [
-    *("demo", "export", "inspect", "run", "chat", "convert", "keygen", "links", "publish", "fetch"),
+    *("demo", "export", "models", "inspect", "run", "chat", "convert", "keygen", "links", "publish", "fetch"),
     *(f"vector {name}" for name in ("new", "inspect", "pack", "verify", "text", "qr")),
 ]
 

@@ -1,0 +1,292 @@
+"""A hub on loopback: the part of the Hugging Face hub's protocol that downloading a model takes, over HTTP.
+
+The real client talks to it. What is here was written from the client's source and from what the hub answers:
+https://huggingface.co/docs/hub/api, and `hf_raise_for_status` in huggingface_hub for the error codes.
+Large files are redirected to another origin, as the hub does to its content network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+LARGE = (".gguf", ".safetensors")  # in Git LFS
+
+
+@dataclass
+class Repo:
+    """A repository: its commits in order, the newest of which is `main`, and who may read it."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+    readers: set[str] = field(default_factory=set)  # tokens
+
+    def commit(self, files: dict[str, bytes], tag: str | None = None) -> str:
+        """Add a commit and return its hash."""
+        content = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(files.items())]
+        name = hashlib.sha1(json.dumps([len(self.commits), content]).encode()).hexdigest()
+        self.commits[name] = dict(files)
+        if tag is not None:
+            self.tags[tag] = name
+        return name
+
+    def find(self, revision: str) -> str | None:
+        """The commit of a branch, a tag or a commit."""
+        if revision == "main":
+            return next(reversed(self.commits))
+        return self.tags.get(revision, revision if revision in self.commits else None)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for."""
+
+    method: str
+    path: str
+    range: str | None
+    authorization: str | None
+    host: str
+
+
+@dataclass
+class HubServer:
+    """The hub, and what goes wrong in it.
+
+    Attributes:
+        url: of the hub.
+        repos: by name.
+        requests: everything that was asked for, in order.
+        cut: file -> bytes after which its connection is cut, once.
+        stall: file -> bytes after which nothing more comes, until the server is closed.
+        served: file -> bytes that are served instead of its own: what the hub says of it stays.
+        gone: files that are listed, but answered with 404.
+        xet: say that large files are stored in Xet, as the hub does.
+        broken: a status that every request is answered with.
+        ignore_range: send the whole file whatever is asked for.
+    """
+
+    url: str = ""
+    content: str = ""
+    repos: dict[str, Repo] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    cut: dict[str, int] = field(default_factory=dict)
+    stall: dict[str, int] = field(default_factory=dict)
+    served: dict[str, bytes] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    xet: bool = False
+    broken: int | None = None
+    ignore_range: bool = False
+    stalled: threading.Event = field(default_factory=threading.Event)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def add(self, name: str, files: dict[str, bytes | Path], **options: Any) -> str:
+        """Add a repository, or a commit to one, and return the commit's hash."""
+        repo = self.repos.setdefault(name, Repo())
+        tag = options.pop("tag", None)
+        for key, value in options.items():
+            setattr(repo, key, value)
+        return repo.commit({n: d if isinstance(d, bytes) else d.read_bytes() for n, d in files.items()}, tag)
+
+    def gets(self, file: str) -> list[Request]:
+        """The requests that a file's bytes were sent for."""
+        return [r for r in self.requests if r.method == "GET" and r.path.startswith("/content/" + file + "/")]
+
+    @property
+    def downloads(self) -> list[str]:
+        """Names of the files that were sent, in order."""
+        found = []
+        for request in self.requests:
+            if request.method == "GET" and not request.path.startswith("/api/"):
+                if (match := re.match(r"/content/(.+)/[0-9a-f]{64}$", request.path)) is not None:
+                    found.append(match[1])
+                elif not request.path.endswith(LARGE):  # those were redirected
+                    found.append(request.path.partition("/resolve/")[2].partition("/")[2])
+        return found
+
+
+@contextmanager
+def serve() -> Iterator[HubServer]:
+    """Run a hub on a free port of loopback."""
+    hub = HubServer()
+
+    class Handler(_Handler):
+        state = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    port = server.server_address[1]
+    hub.url, hub.content = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def git_hash(data: bytes) -> str:
+    """Git's name for a blob."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        headers = self.headers
+        self.state.requests.append(
+            Request(self.command, path, headers["Range"], headers["Authorization"], headers["Host"])
+        )
+        if self.state.broken is not None:
+            self._send(self.state.broken)
+        elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)) is not None:
+            self._list(match[1], match[2] or "main")
+        elif (match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)) is not None:
+            self._resolve(match[1], match[2], match[3])
+        elif (match := re.fullmatch(r"/content/(.+)/([0-9a-f]{64})", path)) is not None:
+            self._content(match[1], match[2])
+        else:
+            self._send(404)
+
+    def _list(self, name: str, revision: str) -> None:
+        repo = self.state.repos.get(name)
+        if repo is None:
+            self._send(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            return
+        commit = repo.find(revision)
+        if commit is None:
+            message = f"Invalid rev id: {revision}"
+            self._send(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": message})
+            return
+        siblings = []
+        for file, data in sorted(repo.commits[commit].items()):
+            entry: dict[str, Any] = {"rfilename": file, "size": len(data), "blobId": git_hash(data)}
+            if file.endswith(LARGE):
+                entry["lfs"] = {
+                    "size": len(data),
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "pointerSize": 134,
+                }
+            siblings.append(entry)
+        body = {
+            "id": name,
+            "modelId": name,
+            "sha": commit,
+            "private": False,
+            "gated": "manual" if repo.gated else False,
+            "tags": [],
+            "siblings": siblings,
+        }
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+
+    def _resolve(self, name: str, revision: str, file: str) -> None:
+        repo = self.state.repos.get(name)
+        if repo is None:
+            self._send(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            return
+        commit = repo.find(revision)
+        if commit is None:
+            self._send(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+            return
+        if repo.gated:
+            token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
+            if token not in repo.readers:
+                message = f"Access to model {name} is restricted."
+                status = 403 if token else 401
+                self._send(status, {"X-Error-Code": "GatedRepo", "X-Error-Message": message})
+                return
+        data = repo.commits[commit].get(file)
+        if data is None or file in self.state.gone:
+            error = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+            self._send(404, error | {"X-Repo-Commit": commit})
+            return
+        if not file.endswith(LARGE):
+            self._bytes(file, data, {"X-Repo-Commit": commit, "ETag": f'"{git_hash(data)}"'})
+            return
+        digest = hashlib.sha256(data).hexdigest()
+        headers = {
+            "X-Repo-Commit": commit,
+            "X-Linked-Size": str(len(data)),
+            "X-Linked-Etag": f'"{digest}"',
+            "Location": f"{self.state.content}/content/{file}/{digest}",
+        }
+        if self.state.xet:
+            headers |= {
+                "X-Xet-Hash": digest,
+                "Link": f'<{self.state.url}/api/models/{name}/xet-read-token/{commit}>; rel="xet-auth"',
+            }
+        self._send(302, headers)
+
+    def _content(self, file: str, digest: str) -> None:
+        for repo in self.state.repos.values():
+            for files in repo.commits.values():
+                data = files.get(file)
+                if data is not None and hashlib.sha256(data).hexdigest() == digest:
+                    self._bytes(file, data, {"ETag": f'"{digest[:32]}"', "Accept-Ranges": "bytes"})
+                    return
+        self._send(404)
+
+    def _bytes(self, file: str, data: bytes, headers: dict[str, str]) -> None:
+        data = self.state.served.get(file, data)
+        start, status = 0, 200
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+        if asked is not None and not self.state.ignore_range:
+            start, status = int(asked[1]), 206
+            if start >= len(data):
+                self._send(416, {"Content-Range": f"bytes */{len(data)}"})
+                return
+            headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        body = data[start:]
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        stall = self.state.stall.get(file)
+        end = self.state.cut.pop(file, None) if stall is None else stall
+        try:
+            self.wfile.write(body if end is None else body[:end])
+            self.wfile.flush()
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+            return
+        if stall is not None:
+            self.state.stalled.set()
+            self.state.closing.wait()
+        if end is not None:
+            self.close_connection = True
+
+    def _send(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
