@@ -189,8 +189,9 @@ def test_frame_taken_apart() -> None:
 
 def test_test_frames() -> None:
     text = section("Test frames")
-    hmac_key, private_key = map(bytes.fromhex, re.findall(r"`([0-9a-f]{64})`", text))
+    hmac_key, private_key, public_key = map(bytes.fromhex, re.findall(r"`([0-9a-f]{64})`", text))
     signer = _tags.Ed25519Signer(private_key)
+    assert signer.public_key == public_key
     policy = Policy(keys=[_tags.Hmac(hmac_key), _tags.Ed25519Verifier(signer.public_key)])
     signers = {"CRC-32": _tags.Crc32(), "HMAC": _tags.Hmac(hmac_key), "Ed25519": signer}
     values = np.arange(-6, 7, dtype=np.float32).reshape(13, 1) / np.float32(100)
