@@ -44,7 +44,7 @@ MaxNorm = Annotated[
 ]
 Demand = Annotated[
     Require | None,
-    typer.Option("--require", help="The least that the tag has to be. [default: what the keys allow]"),
+    typer.Option("--require", help="The least that the tag has to be. [default: what the keys imply]"),
 ]
 State = Annotated[
     Path | None,
