@@ -26,7 +26,7 @@ CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.f
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-quick test lint bench clean
+.PHONY: help setup demo demo-quick test lint llama-server bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -42,6 +42,8 @@ demo-quick: $(VENV)/.demo ## the short story, 2 minutes (sets itself up)
 	@$(BIN)/tinylora-edge demo --quick -o out/demo-quick $(DEMO_ARGS)
 
 test: lint ## format, lint, types, then the tests; PYTEST_ARGS="..." goes to pytest (sets itself up)
+	@test -n "$$LLAMA_SERVER" || $(MAKE) --no-print-directory llama-server || \
+	  echo "make: llama-server was not built: its tests will be skipped" >&2
 	@echo "make: running the tests"
 	@$(RUN) $(BIN)/pytest $(PYTEST_ARGS)
 
@@ -50,6 +52,9 @@ lint: $(VENV)/.dev $(TYPECHECK)/.made ## ruff format --check, ruff check, mypy -
 	@RUFF_OUTPUT_FORMAT=concise $(BIN)/ruff format --quiet --check . || { echo "make: run '$(BIN)/ruff format .'" >&2; exit 1; }
 	@RUFF_OUTPUT_FORMAT=concise $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary $(TYPECHECK)/tinylora_edge
+
+llama-server: $(BIN)/llama-server ## the stock server, which some tests ask: built once, a minute on two cores
+	@:
 
 bench: $(VENV)/.bench ## run every benchmark, a table each; some take minutes
 	@for b in $(BENCHMARKS); do echo "make: $$b"; $(BIN)/python $$b || exit 1; done
@@ -82,6 +87,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
 $(VENV)/.bench: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(call install,bench,the packages that the benchmarks compare with)
 	@touch $(VENV)/.demo $(VENV)/.dev $@
+
+# It is linked with the libraries of the llama-cpp-python that is installed, so an install makes it anew.
+$(BIN)/llama-server: tests/ship/build_llama_server.sh $(VENV)/.dev
+	@echo "make: building llama-server for its tests, once: about a minute on 2 cores"
+	@tests/ship/build_llama_server.sh $(BIN)/python $@
 
 $(VENV)/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found: install one" \

@@ -15,15 +15,6 @@ from . import _keyfiles, _output, _qr, _vectors
 from ._vectors import Dtype
 
 
-class Require(StrEnum):
-    """What a policy may demand, as `Policy` names it."""
-
-    none = "none"
-    checksum = "checksum"
-    mac = "mac"
-    signature = "signature"
-
-
 class Form(StrEnum):
     """Texts of a vector."""
 
@@ -128,7 +119,9 @@ def verify(
     bundle: _Bundle,
     keys: _keyfiles.Keys = None,
     macs: _keyfiles.Macs = None,
-    require: Annotated[Require, typer.Option(help="The least that the tag has to be.")] = Require.checksum,
+    require: Annotated[
+        _keyfiles.Require, typer.Option(help="The least that the tag has to be.")
+    ] = _keyfiles.Require.checksum,
     max_norm: _keyfiles.MaxNorm = float("inf"),
     state: Annotated[
         Path | None,
@@ -137,7 +130,7 @@ def verify(
     record: Annotated[
         bool, typer.Option("--record", help="With --state: keep the sequence, as a device that applied it.")
     ] = False,
-    stream: Annotated[str, typer.Option(metavar="NAME", help="Which stream of --state it belongs to.")] = "",
+    stream: _keyfiles.Stream = "",
     as_json: _Json = False,
 ) -> None:
     """Check a vector as a device would, and say why it is refused (exit code 1) or by which key it holds.
@@ -148,9 +141,10 @@ def verify(
     """
     if record and state is None:
         raise typer.BadParameter("only --state keeps a record", param_hint="--record")
-    policy = Policy(require.value, keys=_keyfiles.verifiers(keys, macs), max_norm=max_norm, state=state)
+    policy = _keyfiles.policy(keys, macs, require, max_norm, state)
     basis = _vectors.find_basis(bundle)
     data = _vectors.read(source)
+    stream = _keyfiles.stream_of(stream)
     vector = policy.check(data, basis, stream=stream)
     if record:
         policy.record(vector, basis, stream=stream)

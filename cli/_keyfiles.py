@@ -1,21 +1,33 @@
-"""Keys on the command line: read from files, told apart, and written so that others cannot read them."""
+"""Trust on the command line: keys read from files and written so that others cannot read them; policies."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from .. import _pem, _tags
+from .. import _layout, _pem, _tags
 from .._files import atomic_write
+from .._policy import Policy
 from ..errors import SignatureError
 from . import _output
 
 T = TypeVar("T")
+
+
+class Require(StrEnum):
+    """What a policy may demand, as `Policy` names it."""
+
+    none = "none"
+    checksum = "checksum"
+    mac = "mac"
+    signature = "signature"
+
 
 Keys = Annotated[
     list[Path] | None,
@@ -29,6 +41,22 @@ Macs = Annotated[
 ]
 MaxNorm = Annotated[
     float, typer.Option(metavar="NORM", min=0, help="Largest norm of the values that is accepted.")
+]
+Demand = Annotated[
+    Require | None,
+    typer.Option("--require", help="The least that the tag has to be. [default: what the keys imply]"),
+]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", metavar="FILE", help="Keep the sequence here, and refuse a lower one ever after."
+    ),
+]
+Stream = Annotated[
+    str,
+    typer.Option(
+        "--stream", metavar="NAME", help="Which stream of --state it belongs to. [default: default]"
+    ),
 ]
 
 
@@ -74,6 +102,33 @@ def verifiers(keys: Sequence[Path] | None, macs: Sequence[str] | None) -> list[_
         _named(path, _tags.Ed25519Verifier.from_pem, _read(path)) for path in keys or ()
     ]
     return trusted + [mac(key) for key in macs or ()]
+
+
+def policy(
+    keys: Sequence[Path] | None,
+    macs: Sequence[str] | None,
+    require: Require | None = None,
+    max_norm: float = float("inf"),
+    state: Path | None = None,
+    *,
+    keyless: Require = Require.none,
+) -> Policy:
+    """Return the policy of a device that is given these options.
+
+    Where nothing is required by name, the keys say it: who hands over public keys alone surely means
+    signatures, and who hands over any MAC key at least a MAC. `keyless` is for a device without any.
+
+    Errors: those of `signer`, `mac` and `Policy`.
+    """
+    trusted = verifiers(keys, macs)
+    kinds = {key.kind for key in trusted}
+    implied = Require.signature if kinds == {_tags.ED25519} else Require.mac if kinds else keyless
+    return Policy((require or implied).value, keys=trusted, max_norm=max_norm, state=state)
+
+
+def stream_of(name: str) -> str:
+    """Return a stream as policies know it: the default one of the published layout has no name there."""
+    return "" if name == _layout.DEFAULT_STREAM else name
 
 
 def check_target(path: Path, *, force: bool) -> None:

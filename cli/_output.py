@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -29,6 +30,7 @@ from rich.text import Text
 from ..errors import TinyLoraError, TinyLoraWarning
 
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class CommandError(TinyLoraError):
@@ -47,7 +49,7 @@ def stderr() -> Console:
 
 def say(text: str = "") -> None:
     """Print a line on stdout, as it is."""
-    stdout().print(Text(text), soft_wrap=True)
+    stdout().print(Text(harmless(text)), soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -88,7 +90,7 @@ def facts(rows: Sequence[tuple[str, str]], title: str = "") -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in rows:
-        table.add_row(Text(label), Text(value))
+        table.add_row(Text(harmless(label)), Text(harmless(value)))
     print_table(table)
 
 
@@ -99,6 +101,11 @@ def print_table(table: Table) -> None:
         console.print(table)
     for line in capture.get().splitlines():
         print(line.rstrip(), file=console.file)
+
+
+def harmless(text: str) -> str:
+    """Return a text whose control characters are escaped: what files say must not command a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
 def command(*words: object) -> str:
@@ -179,4 +186,4 @@ def _console(*, stderr: bool) -> Console:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())
+    return harmless(" ".join(text.splitlines()))

@@ -15,7 +15,7 @@ from .._basis import Basis
 from .._policy import Policy
 from .._vector import MicroVector
 from ..errors import BasisMismatchError
-from . import _interop, _output, _vectors
+from . import _interop, _keyfiles, _output, _vectors
 from .vector import Dtype
 
 
@@ -38,21 +38,31 @@ class _Format:
     """How one format is told, read and written. A further one is a further entry of `_FORMATS`."""
 
     matches: Callable[[bytes], bool]
-    read: Callable[[bytes, Basis], MicroVector]
+    read: Callable[[bytes, Basis, Policy], MicroVector]
     write: Callable[[MicroVector, Basis], bytes]
     carries: tuple[Dtype, ...]
 
 
-def _read_wire(data: bytes, basis: Basis) -> MicroVector:
-    return Policy().check(data, basis)
+def _read_wire(data: bytes, basis: Basis, policy: Policy) -> MicroVector:
+    return policy.check(data, basis)
+
+
+def _tagless(read: Callable[[bytes, Basis], MicroVector]) -> Callable[[bytes, Basis, Policy], MicroVector]:
+    """A reader of a format that has nothing for a policy to check."""
+    return lambda data, basis, policy: read(data, basis)
 
 
 # In the order in which they are tried: what begins with a mark of its own, then what has a parity.
 _FORMATS = {
     Form.onnx_adapter: _Format(
-        _onnx_adapter.is_adapter, _onnx_adapter.from_adapter, _onnx_adapter.to_adapter, (Dtype.fp32,)
+        _onnx_adapter.is_adapter,
+        _tagless(_onnx_adapter.from_adapter),
+        _onnx_adapter.to_adapter,
+        (Dtype.fp32,),
     ),
-    Form.scales: _Format(_interop.is_scales, _interop.read_scales, _interop.write_scales, (Dtype.fp32,)),
+    Form.scales: _Format(
+        _interop.is_scales, _tagless(_interop.read_scales), _interop.write_scales, (Dtype.fp32,)
+    ),
     Form.frame: _Format(
         lambda data: len(data) % 2 == 1,
         _read_wire,
@@ -101,6 +111,8 @@ def convert(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Type that the values travel in. [default: as they came]")
     ] = None,
+    keys: _keyfiles.Keys = None,
+    macs: _keyfiles.Macs = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
@@ -109,7 +121,8 @@ def convert(
     onnx-adapter: what ONNX Runtime and onnxruntime-genai load in any language. It has float32 values and the
     sequence, but no tag. scales and gguf-loras: for stock llama-server, u = 1. gguf-lora: one LoRA with the
     vector in it, for Ollama, LM Studio, llama.rn. peft: a PEFT TinyLoRA checkpoint. lora: a plain PEFT LoRA.
-    bundle: of a PEFT TinyLoRA checkpoint.
+    bundle: of a PEFT TinyLoRA checkpoint. A vector with a MAC or a signature is checked under the keys
+    given; what is made of it has no such tag.
 
     \b
     Examples:
@@ -124,10 +137,11 @@ def convert(
         )
     asked = _interop.Request(to.value, Path(output), bundle, model, base, untie, force)
     asked.check()
+    policy = _keyfiles.policy(keys, macs)
     if to not in _FORMATS:
         if dtype is not None:
             raise typer.BadParameter(f"{to.value} carries fp32", param_hint="--dtype")
-        basis, found, form_name = _read(source, asked)
+        basis, found, form_name = _read(source, asked, policy)
         _report(asked.write(basis, found), basis, found, form_name, to, as_json)
         return
     target = _FORMATS[to]
@@ -135,7 +149,7 @@ def convert(
         carried = " or ".join(each.value for each in target.carries)
         raise typer.BadParameter(f"{to.value} carries {carried}", ctx=ctx, param_hint="--dtype")
     _vectors.check_target(output, force=force)
-    basis, found, form_name = _read(source, asked)
+    basis, found, form_name = _read(source, asked, policy)
     travels = dtype or (Dtype(found.dtype) if Dtype(found.dtype) in target.carries else target.carries[0])
     made = MicroVector(found.values, travels.value, found.sequence)
     written = target.write(made, basis)
@@ -163,7 +177,7 @@ def convert(
     )
 
 
-def _read(source: str, asked: _interop.Request) -> tuple[Basis, MicroVector, str]:
+def _read(source: str, asked: _interop.Request, policy: Policy) -> tuple[Basis, MicroVector, str]:
     """Return the basis and the vector of a source, and which form it had."""
     if _interop.is_checkpoint(source):
         basis, vector = asked.read_checkpoint(Path(source))
@@ -182,7 +196,7 @@ def _read(source: str, asked: _interop.Request) -> tuple[Basis, MicroVector, str
         return basis, _interop.read_lora(source, basis), Form.gguf_lora.value
     data = _vectors.read(source)
     form = next(name for name, each in _FORMATS.items() if each.matches(data))
-    return basis, _FORMATS[form].read(data, basis), form.value
+    return basis, _FORMATS[form].read(data, basis, policy), form.value
 
 
 def _report(

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._policy import Policy
 from .._vector import MicroVector
 from ..errors import TinyLoraError
-from . import _output, _vectors
+from . import _keyfiles, _output, _vectors
 
 if TYPE_CHECKING:
     from ..runtime import TinyLoraLlama, TinyLoraOnnx
@@ -71,6 +72,12 @@ def run_prompt(
     threads: Threads = None,
     engine: Engine = None,
     system: System = None,
+    keys: _keyfiles.Keys = None,
+    macs: _keyfiles.Macs = None,
+    require: _keyfiles.Demand = None,
+    max_norm: _keyfiles.MaxNorm = float("inf"),
+    state: _keyfiles.State = None,
+    stream: _keyfiles.Stream = "",
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Continue PROMPT as it is, without the chat template.")
     ] = False,
@@ -80,15 +87,19 @@ def run_prompt(
 ) -> None:
     """Ask once, and stream the answer to stdout.
 
+    A signed vector, or one with a MAC, needs the key that it is checked under.
+
     \b
-    Example:
+    Examples:
       tinylora-edge run smollm2 --vector vector.bin "Describe the moon in one sentence."
+      tinylora-edge run smollm2 --vector v1.bin --key fleet.key.pub --state v.state "Describe the moon."
     """
     if vector == prompt == _vectors.STREAM:
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if raw_prompt and system is not None:
         raise typer.BadParameter("a raw prompt has no system message", param_hint="--system")
-    llm = _load(bundle, vector, n_ctx, threads, engine)
+    policy = _keyfiles.policy(keys, macs, require, max_norm, state)
+    llm = _load(bundle, vector, n_ctx, threads, engine, policy, _keyfiles.stream_of(stream))
     if prompt == _vectors.STREAM:
         prompt = sys.stdin.read()
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
@@ -129,6 +140,12 @@ def chat(
     threads: Threads = None,
     engine: Engine = None,
     system: System = None,
+    keys: _keyfiles.Keys = None,
+    macs: _keyfiles.Macs = None,
+    require: _keyfiles.Demand = None,
+    max_norm: _keyfiles.MaxNorm = float("inf"),
+    state: _keyfiles.State = None,
+    stream: _keyfiles.Stream = "",
 ) -> None:
     """Talk with the model; exchange its vector on the way.
 
@@ -141,12 +158,13 @@ def chat(
     """
     if vector == _vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    llm = _load(bundle, vector, n_ctx, threads, engine)
+    policy, stream = _keyfiles.policy(keys, macs, require, max_norm, state), _keyfiles.stream_of(stream)
+    llm = _load(bundle, vector, n_ctx, threads, engine, policy, stream)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     if interactive:
         _output.note(f"{_state(llm.vector)}. /help lists the commands.")
-    conversation = Conversation(llm, system, options)
+    conversation = Conversation(llm, system, options, stream)
     for line in _lines(interactive):
         try:
             if not conversation.take(line, interactive):
@@ -193,9 +211,10 @@ class Conversation:
     """Messages so far, and what a line of input does to them and to the vector."""
 
     def __init__(
-        self, llm: TinyLoraLlama | TinyLoraOnnx, system: str | None, options: dict[str, Any]
+        self, llm: TinyLoraLlama | TinyLoraOnnx, system: str | None, options: dict[str, Any], stream: str
     ) -> None:
         self._llm = llm
+        self._stream = stream
         self._start = _messages(system)
         self._options = options
         self.messages = list(self._start)
@@ -210,7 +229,7 @@ class Conversation:
         if word == "/exit":
             return False
         if word == "/swap" and rest.strip():
-            self._llm.swap(_vectors.read(rest.strip()))
+            self._llm.swap(_vectors.read(rest.strip()), stream=self._stream)
             _output.note(f"swapped: {_state(self._llm.vector)}")
         elif word == "/clear":
             self._llm.clear()
@@ -262,13 +281,19 @@ def _interrupt_stops(interactive: bool) -> Iterator[list[int]]:
 
 
 def _load(
-    bundle: Path, vector: str | None, n_ctx: int, threads: int | None, chosen: EngineName | None
+    bundle: Path,
+    vector: str | None,
+    n_ctx: int,
+    threads: int | None,
+    chosen: EngineName | None,
+    policy: Policy,
+    stream: str,
 ) -> TinyLoraLlama | TinyLoraOnnx:
     from .. import runtime
 
     data = _vectors.read(vector) if vector is not None else None
     engine = runtime.engine_of(bundle, chosen.value if chosen else None)
-    options: dict[str, Any] = {"n_ctx": n_ctx}
+    options: dict[str, Any] = {"n_ctx": n_ctx, "policy": policy, "stream": stream}
     if threads is not None:
         options["n_threads"] = threads
     if engine == "onnx":

@@ -122,7 +122,7 @@ def _inspect_model(path: Path, as_json: bool) -> None:
         record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
         record["base"] = {
             "path": str(bundle.base),
-            "bytes": bundle.base.stat().st_size,
+            "bytes": _size(bundle.base),
             "fingerprint": bundle.check_base(),
         }
         record["manifest"] = bundle.manifest
@@ -131,6 +131,12 @@ def _inspect_model(path: Path, as_json: bool) -> None:
         _output.print_json(record)
         return
     _output.facts(_model_rows(record))
+
+
+def _size(base: Path) -> int:
+    """Bytes of a base: a GGUF file, or a directory with a graph, its data and its tokenizer."""
+    files = base.iterdir() if base.is_dir() else [base]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:

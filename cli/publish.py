@@ -12,9 +12,7 @@ import typer
 from .. import _frame, _layout, _tags
 from .._basis import Basis
 from .._files import atomic_write
-from .._policy import LEVELS, Policy
 from . import _keyfiles, _output, _vectors
-from ._carry import Require
 
 _Stream = Annotated[
     str, typer.Option(metavar="NAME", help="Which stream of vectors: one a user, or one for all.")
@@ -75,15 +73,9 @@ def fetch(
     stream: _Stream = _layout.DEFAULT_STREAM,
     keys: _keyfiles.Keys = None,
     macs: _keyfiles.Macs = None,
-    require: Annotated[
-        Require | None,
-        typer.Option(help="The least that the tag has to be. [default: what the keys allow, or checksum]"),
-    ] = None,
+    require: _keyfiles.Demand = None,
     max_norm: _keyfiles.MaxNorm = float("inf"),
-    state: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Keep the sequence here, and refuse a lower one ever after."),
-    ] = None,
+    state: _keyfiles.State = None,
     deadline: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long it may take in all.")
     ] = 300.0,
@@ -92,7 +84,8 @@ def fetch(
 ) -> None:
     """Fetch the newest vector of a stream, check it, and only then replace FILE.
 
-    FILE.fetched beside it remembers the server's ETag: where nothing is new, nothing is sent.
+    Without a key at least a checksum is required. FILE.fetched beside it remembers the server's ETag: where
+    nothing is new, nothing is sent.
 
     \b
     Example:
@@ -100,9 +93,7 @@ def fetch(
     """
     from ..runtime.fetch import fetch as fetch_frame
 
-    trusted = _keyfiles.verifiers(keys, macs)
-    level = require.value if require is not None else _strongest(trusted)
-    policy = Policy(level, keys=trusted, max_norm=max_norm, state=state)
+    policy = _keyfiles.policy(keys, macs, require, max_norm, state, keyless=_keyfiles.Require.checksum)
     if not output.parent.is_dir():
         raise FileNotFoundError(
             f"{output.parent} is not a directory: make it first, or choose another output"
@@ -112,12 +103,12 @@ def fetch(
     got = fetch_frame(url, basis, stream, etag=etag, deadline=deadline, attempts=attempts)
     data = present if got.data is None else got.data
     assert data is not None
-    vector = policy.check(data, basis, stream=stream)
+    vector = policy.check(data, basis, stream=_keyfiles.stream_of(stream))
     changed = data != present
     if changed:
         _write(output, data)
     _remember(output, data, basis, url, stream, got.etag)
-    policy.record(vector, basis, stream=stream)
+    policy.record(vector, basis, stream=_keyfiles.stream_of(stream))
     facts: dict[str, Any] = {
         "vector": str(output),
         "changed": changed,
@@ -135,14 +126,6 @@ def fetch(
         f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
         f"{facts.get('tag', 'no')} tag{under}"
     )
-
-
-def _strongest(trusted: list[_tags.Verifier]) -> str:
-    """What a device that was given these keys surely means to demand."""
-    kinds = {key.kind for key in trusted}
-    if kinds == {_tags.ED25519}:
-        return "signature"
-    return "mac" if kinds else LEVELS[1]
 
 
 def _remembered(output: Path, basis: Basis, url: str, stream: str) -> tuple[bytes | None, str | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import _output, _training, _vectors
+from . import _keyfiles, _output, _training, _vectors
 from .generate import Engine as DeployedEngine
 from .generate import EngineName
 from .vector import Dtype
@@ -141,6 +141,8 @@ def evaluate(
     temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of task and sampling.")] = 0,
     engine: DeployedEngine = None,
+    keys: _keyfiles.Keys = None,
+    macs: _keyfiles.Macs = None,
     show: Annotated[int, typer.Option(metavar="N", min=0, help="Answers to show.")] = 3,
     as_json: AsJson = False,
 ) -> None:
@@ -153,11 +155,12 @@ def evaluate(
     from ..runtime.evaluation import compare
     from ..runtime.evaluation import evaluate as measure
 
+    policy = _keyfiles.policy(keys, macs)
     loaded = _load(task, reward, seed, held_out=number)
     data = None if vector is None else _vectors.read(str(vector))
     samples = loaded.held_out[:number]
     with _answering(bundle, engine, samples, loaded.max_tokens) as batch:
-        checked = None if data is None else batch.llm.policy.check(data, batch.llm.basis)
+        checked = None if data is None else policy.check(data, batch.llm.basis)
 
         def run(chosen: Any) -> Evaluation:
             return measure(batch, loaded, chosen, samples=samples, temperature=temperature, seed=seed)

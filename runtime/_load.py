@@ -26,6 +26,7 @@ def load(
     vector_bytes: Vector = None,
     *,
     policy: Policy | None = None,
+    stream: str = "",
     engine: Literal["llama"],
     **engine_options: Any,
 ) -> TinyLoraLlama: ...
@@ -37,6 +38,7 @@ def load(
     vector_bytes: Vector = None,
     *,
     policy: Policy | None = None,
+    stream: str = "",
     engine: Literal["onnx"],
     **engine_options: Any,
 ) -> TinyLoraOnnx: ...
@@ -48,6 +50,7 @@ def load(
     vector_bytes: Vector = None,
     *,
     policy: Policy | None = None,
+    stream: str = "",
     engine: str | None = None,
     **engine_options: Any,
 ) -> Any: ...
@@ -58,6 +61,7 @@ def load(
     vector_bytes: Vector = None,
     *,
     policy: Policy | None = None,
+    stream: str = "",
     engine: str | None = None,
     **engine_options: Any,
 ) -> Any:
@@ -72,6 +76,7 @@ def load(
         vector_bytes: a frame or a raw payload (DESIGN 7), a `MicroVector` that the app made itself
             (no policy applies to it), or None for the base alone.
         policy: what is demanded of vectors, now and at every `swap`.
+        stream: which sequence of vectors the bytes belong to (see `Policy`).
         engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
             where it has both.
         engine_options: for llama.cpp those of `llama_cpp.Llama` (`n_ctx`, `n_gpu_layers`, `chat_format`,
@@ -95,7 +100,7 @@ def load(
     engine = _choose(bundle, engine)
     policy = policy or Policy()
     if _is_bytes(vector_bytes):
-        vector: MicroVector | None = policy.check(vector_bytes, bundle.basis)
+        vector: MicroVector | None = policy.check(vector_bytes, bundle.basis, stream=stream)
     else:
         vector = cast("MicroVector | None", vector_bytes)
     if vector is not None:
@@ -106,7 +111,7 @@ def load(
         try:
             llm.swap(vector)
             if _is_bytes(vector_bytes):
-                policy.record(vector, bundle.basis)
+                policy.record(vector, bundle.basis, stream=stream)
         except BaseException:
             llm.close()
             raise

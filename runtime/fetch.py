@@ -147,7 +147,7 @@ def _ask(
         with error:
             if error.code == 304 and etag is not None:
                 return None, _etag(error.headers) or etag
-            why = f"the server answered {error.code} {error.reason}"[:200]
+            why = _shown(f"the server answered {error.code} {error.reason}")
             if error.code in _RETRIED:
                 raise _AgainError(why, _retry_after(error.headers)) from None
         if error.code == 404:
@@ -158,12 +158,12 @@ def _ask(
         why = (
             (getattr(reason, "strerror", None) or str(reason)) if isinstance(reason, OSError) else str(reason)
         )
-        raise _AgainError(f"no connection ({why})") from None
+        raise _AgainError(f"no connection ({_shown(why)})") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, http.client.IncompleteRead):
             why = f"the body broke off after {len(error.partial)} bytes"
         else:
-            why = f"{type(error).__name__}: {error}"[:200]
+            why = _shown(f"{type(error).__name__}: {error}")
         raise _AgainError(why) from None
 
 
@@ -187,6 +187,11 @@ def _read(answer: Any, address: str, limit: int) -> tuple[bytes, str | None]:
     if not data:
         raise _AgainError("the body is empty")
     return data, _etag(answer.headers)
+
+
+def _shown(text: str) -> str:
+    """What a server said, for an error: short, and without characters that would command a terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.strip()[:200])
 
 
 def _etag(headers: Message) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import io
 import json
 import re
@@ -12,7 +13,8 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, MicroVector, Policy, _frame, _gguf, _side_tensors, _tags
+from tinylora_edge import Basis, MicroVector, Policy, _frame, _gguf, _layout, _side_tensors, _tags, _text
+from tinylora_edge.errors import TransferError
 from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
 
@@ -187,8 +189,9 @@ def test_frame_taken_apart() -> None:
 
 def test_test_frames() -> None:
     text = section("Test frames")
-    hmac_key, private_key = map(bytes.fromhex, re.findall(r"`([0-9a-f]{64})`", text))
+    hmac_key, private_key, public_key = map(bytes.fromhex, re.findall(r"`([0-9a-f]{64})`", text))
     signer = _tags.Ed25519Signer(private_key)
+    assert signer.public_key == public_key
     policy = Policy(keys=[_tags.Hmac(hmac_key), _tags.Ed25519Verifier(signer.public_key)])
     signers = {"CRC-32": _tags.Crc32(), "HMAC": _tags.Hmac(hmac_key), "Ed25519": signer}
     values = np.arange(-6, 7, dtype=np.float32).reshape(13, 1) / np.float32(100)
@@ -214,3 +217,53 @@ def test_test_frames() -> None:
         assert len(frame) == int(size)
         assert vector.to_bytes(basis, signers[tag]) == frame
         assert MicroVector.from_bytes(frame, basis, policy) == vector
+
+
+def taken_apart() -> bytes:
+    return bytes.fromhex("".join(part for _, part, _ in rows("A frame taken apart", 3)))
+
+
+def test_texts() -> None:
+    page = values_of("Text and QR codes")
+    written = {
+        "base64url": _text.encode(taken_apart()),
+        "base64url with the scheme": _text.encode(taken_apart(), scheme=True),
+        "hexadecimal": _text.encode(taken_apart(), "hex"),
+    }
+    assert page == written
+    for text in page.values():
+        assert _text.is_text(text.encode())
+        assert _text.decode(text) == taken_apart()
+    words = section("Text and QR codes").replace("\n", " ")
+    (fewest,) = re.findall(r"at least (\d+) characters", words)
+    alphabet = "".join(chr(character) for character in range(128))
+    for count in (int(fewest) - 1, int(fewest)):
+        assert _text.is_text(b"Z" * count) is (count == int(fewest))
+    (odd,) = re.findall(r"an odd number over (\d+)", words)
+    assert int(odd) == _text._SURELY_HEX
+    (power,) = re.findall(r"2\^(\d+) characters", words)
+    assert 1 << int(power) == _text.MAX_CHARACTERS
+    for character in alphabet:
+        allowed = re.fullmatch("[A-Za-z0-9_-]", character) is not None
+        assert _text.is_text(b"Z" * 20 + character.encode() + b"Z") is (allowed or character in " \t\r\n")
+
+
+def test_published_path() -> None:
+    text = section("Published vectors")
+    basis, sequence = frame_digest()[:8], int.from_bytes(taken_apart()[5:7], "little")
+    assert f"`{_layout.numbered(basis, _layout.DEFAULT_STREAM, sequence)}`" in text
+    assert f"<stream>/{_layout.LATEST} " in text
+    (longest,) = re.findall(r"1 to (\d+) characters", text)
+    _layout.directory(basis, "a" * int(longest))
+    with pytest.raises(TransferError):
+        _layout.directory(basis, "a" * (int(longest) + 1))
+
+
+def test_key_ids() -> None:
+    text = section("Frames").replace("\n", " ")
+    ((size, message),) = re.findall(r"of the (\d+) bytes `([^`]+)`", text)
+    assert len(message) == int(size)
+    key = bytes(range(32))
+    assert _tags.Hmac(key).id == f"hmac:{hmac.digest(key, message.encode(), 'sha256')[:8].hex()}"
+    public = _tags.Ed25519Signer(key).public_key
+    assert _tags.Ed25519Verifier(public).id == f"ed25519:{hashlib.sha256(public).digest()[:8].hex()}"

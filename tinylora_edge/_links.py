@@ -4,11 +4,13 @@ Every capacity is what is left for a frame after the carrier's own framing. Sour
 `CARRIERS`; docs/SHIPPING.md quotes the figures:
 
     LW  LoRa Alliance, RP002-1.0.4 LoRaWAN Regional Parameters, "Maximum Payload Size" of EU863-870 and
-        US902-928: N, the application payload without MAC commands, with room left for a repeater
+        US902-928 (the same as in Regional Parameters 1.0.3 rev A): N, the application payload without MAC
+        commands, with room left for a repeater; without a repeater only where that decides what fits
     BT  Bluetooth Core Specification 5.4, Vol 6 Part B 2.3: 31 bytes of advertising data in a legacy PDU,
-        255 of payload in an extended one, of which its header, an address and ADI take 10; Vol 3 Part C 11:
+        255 of payload in an extended one, of which length and mode, flags, an address and ADI take 10;
+        chained PDUs, up to 1,650 bytes, are not counted; Vol 3 Part C 11:
         an AD structure spends 2 bytes on length and type, manufacturer-specific data 2 on the company
-    TS  3GPP TS 23.040, 9.2.3.24: 140 bytes, or 160 characters of 7 bits, for user data
+    TS  3GPP TS 23.040, 9.2.2.2 and 9.2.3.24: 140 bytes, or 160 characters of 7 bits, for user data
     NX  NXP, NTAG213/215/216 data sheet, 8.5: user memory. NDEF spends 2 bytes on its TLV (4 beyond 254),
         1 on the terminator, 3 on a record of unknown type (6 beyond 255)
     QR  ISO/IEC 18004, table 7: bytes in byte mode, error correction L
@@ -83,6 +85,7 @@ _EU = (
 )
 _US_UP = ((11, 10, 125), (53, 9, 125), (125, 8, 125), (222, 7, 125), (222, 8, 500))
 _US_DOWN = ((33, 12, 500), (109, 11, 500), (222, 10, 500), (222, 9, 500), (222, 8, 500), (222, 7, 500))
+_US_DOWN_ALONE = ((53, 12, 500), (129, 11, 500))
 
 CARRIERS: tuple[Carrier, ...] = (
     *(
@@ -96,6 +99,12 @@ CARRIERS: tuple[Carrier, ...] = (
     *(
         Carrier(f"LoRaWAN US915 down, DR{rate} (SF{sf}, {khz} kHz)", size, BINARY, "LW", LoRa(sf, khz, False))
         for rate, (size, sf, khz) in enumerate(_US_DOWN, start=8)
+    ),
+    *(
+        Carrier(
+            f"LoRaWAN US915 down, no repeater, DR{rate} (SF{sf})", size, BINARY, "LW", LoRa(sf, khz, False)
+        )
+        for rate, (size, sf, khz) in enumerate(_US_DOWN_ALONE, start=8)
     ),
     Carrier("BLE legacy advertisement", 31 - 4, BINARY, "BT"),
     Carrier("BLE extended advertisement", 255 - 10 - 4, BINARY, "BT"),

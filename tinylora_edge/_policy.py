@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
 
+_OPTION_OF_KIND = {_tags.HMAC: "--mac KEY", _tags.ED25519: "--key FILE"}
 _LEVEL_OF_KIND = {None: 0, _tags.CRC32: 1, _tags.HMAC: 2, _tags.ED25519: 3}
 
 
@@ -74,7 +75,10 @@ class Policy:
             raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
         self._required = LEVELS.index(require)
         if self._required >= 2 and not any(_LEVEL_OF_KIND[key.kind] >= self._required for key in keys):
-            raise VectorError(f"policy {require!r} needs a key that can verify a {require}: pass keys=[...]")
+            raise VectorError(
+                f"policy {require!r} needs a key that can verify a {require}: pass keys=[...], or --key "
+                "or --mac on the command line"
+            )
         self.require = require
         self.max_norm = max_norm
         self._keys = tuple(keys)
@@ -139,8 +143,8 @@ class Policy:
             keys = [key for key in self._keys if key.kind == frame.kind]
             if not keys:
                 raise SignatureError(
-                    f"the frame carries an {name} tag, but the policy has no {name} key to check it: "
-                    "pass Policy(keys=[...])"
+                    f"the frame carries an {name} tag, but the policy has no {name} key to check it: pass "
+                    f"Policy(keys=[...]), or {_OPTION_OF_KIND[frame.kind]} on the command line"
                 )
             message = digest + frame.body
             found = next((key for key in keys if key.verify(message, frame.tag)), None)

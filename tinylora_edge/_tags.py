@@ -228,5 +228,5 @@ def _cryptography() -> Any:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
-        raise MissingExtraError("Ed25519 signatures", "cryptography", "sign") from None
+        raise MissingExtraError("an Ed25519 signature", "cryptography", "sign") from None
     return ed25519

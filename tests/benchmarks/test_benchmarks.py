@@ -52,6 +52,22 @@ def test_decode_compares_all_with_the_stock_lora() -> None:
     assert ratios == [f["speed_vs_stock"] for name, f in results.items() if name.startswith("ours")]
 
 
+def test_frames_of_every_form_are_checked() -> None:
+    record = run("frames.py", "--rounds", "2", "--calls", "3")
+    found = record["milliseconds"]
+    forms = {
+        f"{dtype}, {form}"
+        for dtype in ("fp32", "bf16")
+        for form in ("raw payload", "CRC-32", "HMAC", "Ed25519")
+    }
+    assert forms < set(found)
+    assert all(figures["rounds"] == 2 and figures["min"] > 0 for figures in found.values())
+    signed, alone = (found[name]["median"] for name in ("fp32, Ed25519", "Ed25519 alone (cryptography)"))
+    assert record["signed_over_bare_verification"] == pytest.approx(signed / alone)
+    bounds = {target["name"].partition(":")[0]: target["bound"] for target in record["targets"]}
+    assert bounds == {"raw payload": 0.1, "CRC-32": 0.1, "Ed25519": 1.0}
+
+
 def test_onnx_decode_compares_all_with_the_base() -> None:
     arguments = ("--rounds", "1", "--tokens", "2", "--threads", "1", "--precision", "int4", "--users", "2")
     record = run("onnx_decode.py", *arguments)["int4"]

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+import support
 from commands import Cli
 
-from tinylora_edge import Basis
+from tinylora_edge import Basis, save_basis
 
 
 def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
@@ -112,3 +113,12 @@ def test_a_model_without_a_basis(cli: Cli, smollm2_gguf: Path) -> None:
 
 def test_only_vectors_are_verified_against_a_basis(cli: Cli, smollm2_bundle: Path) -> None:
     cli("inspect", smollm2_bundle, "--basis", smollm2_bundle).misused("only a vector")
+
+
+def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:
+    """A basis from elsewhere says what it likes; it must not command the terminal."""
+    path = tmp_path / "b.basis.gguf"
+    save_basis(support.random_basis(architecture="llama\x1b[2J\x07", scheme="tiled"), path)
+    said = cli("inspect", path).done()
+    assert "llama\\x1b[2J\\x07" in said
+    assert said.replace("\n", "").isprintable()

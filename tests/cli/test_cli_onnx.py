@@ -67,6 +67,12 @@ def test_chat(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
     assert "swapped: 5 fp32 values" in outcome.stderr
 
 
+def test_inspect_counts_the_whole_graph(cli: Cli, bundle: Path) -> None:
+    base = cli("inspect", bundle, "--json").record()["base"]
+    assert base["path"] == str(bundle / "onnx")
+    assert base["bytes"] == sum(file.stat().st_size for file in (bundle / "onnx").iterdir())
+
+
 def test_the_engine_may_be_chosen(cli: Cli, bundle: Path, smollm2_bundle: Path) -> None:
     assert cli("run", bundle, "Hello", "--engine", "onnx", *SHORT).done()
     cli("run", bundle, "Hello", "--engine", "llama").refused("lacks a GGUF base", "--format both")

@@ -18,6 +18,16 @@ BY_NAME = {carrier.name: carrier for carrier in CARRIERS}
     [
         # The public spreadsheet "Formulas taken from AN1200.13": 13 bytes at SF9.
         (13, 9, 125, {}, 164.864),
+        # Its successor for LoRaWAN: 24 bytes and 13 of header, a column for each spreading factor.
+        (37, 7, 125, {}, 82.176),
+        (37, 8, 125, {}, 143.872),
+        (37, 9, 125, {}, 267.264),
+        (37, 10, 125, {}, 493.568),
+        (37, 11, 125, {}, 1069.056),
+        (37, 12, 125, {}, 1974.272),
+        # rfwireless-world.com, LoRaWAN airtime calculator, examples 1 and 2.
+        (10, 7, 125, {}, 41.216),
+        (10, 11, 125, {}, 577.536),
         # github.com/tanupoo/lorawan_toa, test.py, computed with Semtech's calculator.
         (64, 12, 125, {"low_data_rate": False}, 2465.792),
         (64, 12, 125, {"low_data_rate": True}, 2793.472),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
+import numpy as np
 import pytest
+import support
 
 from tinylora_edge import (
     Crc32,
@@ -15,6 +18,7 @@ from tinylora_edge import (
     MissingExtraError,
     Policy,
     SignatureError,
+    _pem,
 )
 from tinylora_edge._tags import NAMES, SIZES, Verifier
 
@@ -122,6 +126,26 @@ class TestWithoutCryptography:
     def test_the_error_is_the_pip_command(self, make):
         with pytest.raises(MissingExtraError, match=r'cryptography.*pip install "tinylora-edge\[sign\]"'):
             make(bytes(32))
+
+    def test_a_device_verifies_golden_frames_with_an_ed25519_of_its_own(self):
+        """Its keys come from a PEM file too, all without the package."""
+        public = bytes.fromhex("03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8")
+        pem = _pem.encode_public(public)
+        policy = Policy("signature", keys=[Ed25519Verifier.from_pem(pem, support.ed25519)])
+        entries = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
+        signed = [entry for entry in entries if entry["auth"] == "ed25519"]
+        assert len(signed) == 3
+        for entry in signed:
+            basis = support.with_digest(support.random_basis(blocks=5, groups=13), entry["digest_hex"])
+            frame = bytes.fromhex(entry["frame_hex"])
+            vector = policy.check(frame, basis)
+            assert vector == MicroVector(np.array(entry["values"])[:, None], entry["dtype"], 7)
+            assert vector.verified_by.startswith("ed25519:")
+            for position in (5, 20, -64, -33, -32, -1):
+                forged = bytearray(frame)
+                forged[position] ^= 1
+                with pytest.raises(SignatureError, match="does not verify under any of the 1 trusted keys"):
+                    policy.check(bytes(forged), basis)
 
     def test_a_device_brings_its_own_check(self, tiny_basis):
         seen = []

@@ -307,3 +307,14 @@ class TestLies:
         with servers.answering(garbage) as (url, requests), pytest.raises(TransferError, match="2 attempts"):
             fetch(url, BASIS, attempts=2)
         assert len(requests) == 2
+
+    @pytest.mark.parametrize(
+        "line", [b"HTTP/1.1 404 \x1b[2J\x07", b"\x1b[2J\x1b]0;x\x07", b"HTTP/1.1 503 \x1b[31m\x9b2J"]
+    )
+    def test_what_it_says_commands_no_terminal(self, line):
+        with (
+            servers.answering(line + b"\r\nContent-Length: 0\r\n\r\n") as (url, _),
+            pytest.raises(TransferError, match=r"\\x1b") as caught,
+        ):
+            fetch(url, BASIS, attempts=1)
+        assert str(caught.value).isprintable()

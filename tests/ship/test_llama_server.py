@@ -1,7 +1,7 @@
 """Stock llama-server personalizes each request by 13 numbers, with no code of ours in it.
 
-Runs where `llama-server` is on the path or beside the Python that runs the tests, or named by the
-environment variable LLAMA_SERVER; `tests/ship/build_llama_server.sh` makes one.
+Runs where `llama-server` is beside the Python that runs the tests, as `make llama-server` puts it, or on the
+path, or named by the environment variable LLAMA_SERVER.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def binary() -> str | None:
 
 
 pytestmark = pytest.mark.skipif(
-    binary() is None, reason="there is no llama-server: tests/ship/build_llama_server.sh builds one"
+    binary() is None, reason="there is no llama-server: make llama-server builds one"
 )
 
 

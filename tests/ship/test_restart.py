@@ -75,3 +75,13 @@ def test_a_state_that_cannot_be_written_leaves_the_model_as_it_was(bundle: Path,
         runtime.load(bundle, frame(bundle, 3), policy=rules, **OPTIONS)
     folder.mkdir()
     assert llm.swap(frame(bundle, 2)).sequence == 2
+
+
+def test_streams_are_loaded_apart(bundle: Path, tmp_path: Path) -> None:
+    alice = runtime.load(bundle, frame(bundle, 9), policy=policy(tmp_path / "s"), stream="alice", **OPTIONS)
+    alice.close()
+    bob = runtime.load(bundle, frame(bundle, 2), policy=policy(tmp_path / "s"), stream="bob", **OPTIONS)
+    assert bob.swap(frame(bundle, 3), stream="bob").sequence == 3
+    bob.close()
+    with pytest.raises(RollbackError, match="8, but 9 was already accepted from stream 'alice'"):
+        runtime.load(bundle, frame(bundle, 8), policy=policy(tmp_path / "s"), stream="alice", **OPTIONS)

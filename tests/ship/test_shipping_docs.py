@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
+import models
+import pytest
 from commands import Cli
 
-from tinylora_edge import _links, _tags
+from tinylora_edge import Ed25519Signer, MicroVector, _links, _pem, _tags, load_basis
 from tinylora_edge.cli.convert import Form
+from tinylora_edge.exporters import Settings, export_gguf
 
 ROOT = Path(__file__).parents[2]
 SHIPPING = (ROOT / "docs" / "SHIPPING.md").read_text("utf-8")
@@ -42,6 +46,22 @@ def test_times_on_air() -> None:
     assert f"takes {slow / 1000:.1f} s at DR0 and {fast / 1000:.2f} s at DR5" in SHIPPING.replace("\n", " ")
 
 
+def test_the_python_of_a_device_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^    from pathlib import Path\n(?:    .*\n|\n)+", SHIPPING, re.M)
+    base = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf")
+    bundle = export_gguf(base, tmp_path / "bundle", settings=Settings(groups=5)).output
+    basis, signer = load_basis(bundle / "basis.gguf"), Ed25519Signer(bytes(32))
+    frame = MicroVector(MicroVector.random(basis, 0.3).values, sequence=1).to_bytes(basis, signer)
+    monkeypatch.chdir(tmp_path)
+    Path("fleet.key.pub").write_text(_pem.encode_public(signer.public_key))
+    names = {"bundle": bundle, "received": frame}
+    exec(textwrap.dedent(code), names)
+    llm = names["llm"]
+    assert llm.vector.verified_by == signer.id
+    assert Path("v.state").exists()
+    llm.close()
+
+
 def test_formats_of_convert() -> None:
     table = SHIPPING.partition("## Other programs")[2]
     named = set(re.findall(r"`([a-z][a-z-]*)`", " ".join(re.findall(r"^\| (`.+?) \|", table, re.M))))
@@ -58,8 +78,13 @@ def test_commands_parse(cli: Cli) -> None:
 
 
 def test_tests_that_are_named_exist() -> None:
+    threats = re.findall(r"^\| (?!threat|---)(.+?) \| .+? \| (.+?) \|$", SECURITY, re.M)
+    assert len(threats) > 25
+    assert [
+        threat for threat, tests in threats if not re.fullmatch(r"`test_[^`]+`(, `test_[^`]+`)*", tests)
+    ] == []
     names = re.findall(r"`(test_\w+(?:\.py)?)`", SECURITY)
-    assert len(names) > 30
+    assert len(names) > 45
     sources = {path: path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
     for name in names:
         if name.endswith(".py"):

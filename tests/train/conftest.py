@@ -1,4 +1,4 @@
-"""A bundle of a tiny random model and a task that it can learn, in seconds."""
+"""A bundle of a tiny random model and a task that it can learn, in seconds; the world of the TRL engine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import models
 import pytest
+import trl_world
 
 from tinylora_edge.exporters import Settings, export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
@@ -33,3 +34,22 @@ def letters(completion: Completion, sample: Sample) -> float:
 def letters_task() -> Task:
     prompts = [Sample(f"prompt {i}", answer=f"answer {i}") for i in range(80)]
     return Task("letters", prompts[:64], prompts[64:], letters, max_tokens=6, temperature=1.0)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model as `bundle` and, with a tokenizer, as `weights`."""
+    return trl_world.prepare(tmp_path_factory.mktemp("trl"))
+
+
+@pytest.fixture(scope="session")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Task files as the recipes name them."""
+    return trl_world.write_problems(tmp_path_factory.mktemp("problems"))
+
+
+@pytest.fixture(scope="session")
+def two_processes(tiny: Path, problems: dict[str, Path]) -> Path:
+    """The same folder, in which two processes have trained."""
+    trl_world.launch_two(tiny, problems)
+    return tiny

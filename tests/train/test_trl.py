@@ -1,11 +1,8 @@
-"""The TRL engine: what it writes, one process against two, steps without signal, resuming, recipes."""
+"""The TRL engine: what it writes, one process against two, silent steps, resuming, what it refuses."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,70 +11,20 @@ import models
 import numpy as np
 import pytest
 import trl_worker
+from trl_world import TEMPLATE, rows_of, steps, write_tokenizer
 
 from tinylora_edge import Bundle, MicroVector, TrainError
-from tinylora_edge.exporters import Settings as ExportSettings
-from tinylora_edge.exporters import export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, train
 from tinylora_edge.train import trl as engine
 from tinylora_edge.train._trl_prompts import check_prompts, end_ids, load_tokenizer, reward_function
 from tinylora_edge.train.peft_tinylora import peft_model, vector_of
-from tinylora_edge.train.recipes import main, read_recipe
-from tinylora_edge.train.trl import grpo_fields, train_trl
-
-ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
-TEMPLATE = (
-    "{% for message in messages %}<bos>{{ message['content'] }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}<bos>{% endif %}"
-)
-
-
-def write_tokenizer(path: Path, template: str = TEMPLATE) -> None:
-    """The vocabulary of `models.write_gguf` as transformers keeps it."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-    from transformers import PreTrainedTokenizerFast
-
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
-    special = {"<bos>": 256, "<eos>": 257, "<pad>": 258, "<unk>": 259}
-    inner = Tokenizer(BPE(vocab=characters | special, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(path)
-
-
-def prepare(folder: Path) -> Path:
-    """A bundle of a tiny random model, 13 tiled groups, and the same model for transformers."""
-    model = models.tiny_model("llama")
-    gguf = models.write_gguf(model, folder / "tiny.gguf", metadata={"tokenizer.chat_template": TEMPLATE})
-    export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13))
-    write_tokenizer(models.write_hf(model, folder / "weights"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(tmp_path_factory.mktemp("trl"))
+from tinylora_edge.train.trl import train_trl
 
 
 @pytest.fixture
 def options(tiny: Path) -> Options:
     return trl_worker.options(tiny)
-
-
-def steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows if "event" not in row]
-
-
-def rows_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(f"{output}.run") / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
@@ -120,20 +67,6 @@ def test_checkpoints_ask_no_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.
     assert asked == [str(tiny / "bundle")]
     engine.keep_local(wrapped).save_pretrained(tmp_path / "asks not")
     assert len(asked) == 1
-
-
-@pytest.fixture(scope="module")
-def two_processes(tiny: Path, problems: dict[str, Path]) -> Path:
-    """One launch for all that two processes are needed for; starting them is what takes time."""
-    recipe = [str(tiny / "bundle"), "-o", str(tiny / "recipe.bin"), "--recipe", str(RECIPES[0])]
-    recipe += ["--task", str(problems["gsm8k"]), "--weights", str(tiny / "weights")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [trl_worker.__file__, str(tiny), *recipe, "--dry-run", "--sweep", "6"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CI": "1"}  # CI: TRL sends no telemetry
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (tiny / "recipe.out").write_text(done.stdout)
-    return tiny
 
 
 def test_every_process_ends_with_the_same_numbers(two_processes: Path) -> None:
@@ -372,156 +305,3 @@ def test_the_tokenizer_of_the_real_gguf_is_the_device_s(smollm2_bundle: Path) ->
     task = Task("t", prompts, [], trl_worker.letters)
     tokenizer = load_tokenizer(Bundle.find(smollm2_bundle).base)
     check_prompts(tokenizer, task, prompts, room=100, bundle=smollm2_bundle)
-
-
-# Recipes
-
-
-@pytest.fixture(scope="module")
-def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Task files as the recipes name them."""
-    folder = tmp_path_factory.mktemp("problems")
-    gsm8k = [
-        {"question": f"Ann has {n} pens and buys {n + 2}. How many?", "answer": f"Sum.\n#### {2 * n + 2}"}
-        for n in range(20)
-    ]
-    maths = [
-        {"problem": f"What is ${n}/2$?", "solution": rf"It is $\boxed{{\frac{{{n}}}{{2}}}}$."}
-        for n in range(20)
-    ]
-    for name, rows in (("gsm8k", gsm8k), ("train", maths[:14]), ("test", maths[12:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(ROOT / "recipes" / "math_boxed.py"), str(folder / "train.jsonl")]
-    command += ["--test", str(folder / "test.jsonl"), "-o", str(folder / "math.jsonl")]
-    made = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "12 to train on, 8 held out" in made.stderr
-    return {"gsm8k": Path(f"gsm8k:{folder / 'gsm8k.jsonl'}"), "math": folder / "math.jsonl"}
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_run_dry(path: Path, tiny: Path, problems: dict[str, Path], tmp_path: Path) -> None:
-    """Through the command line, two steps, on a tiny model: only sizes and the reward's scale are cut."""
-    output = tmp_path / "v.bin"
-    task = str(problems[path.stem.partition("-")[0]])
-    arguments = [str(tiny / "bundle"), "-o", str(output), "--recipe", str(path), "--task", task]
-    arguments += ["--weights", str(tiny / "weights"), "--dry-run"]
-    assert main(arguments) == 0
-    manifest = json.loads(output.with_name("v.bin.json").read_text())
-    MicroVector.from_bytes(output.read_bytes(), Bundle.find(tiny / "bundle").basis)
-    assert [row["step"] for row in steps(manifest["curve"])] == [1, 2]
-    recipe = read_recipe(path)
-    fields = manifest["engine"]["grpo"]
-    assert fields["num_generations"] == recipe.options.samples
-    assert fields["beta"] == recipe.options.loss.kl
-    assert fields["gradient_checkpointing"] is True
-
-
-def test_a_recipe_runs_dry_in_two_processes(two_processes: Path) -> None:
-    printed = [json.loads(line) for line in (two_processes / "recipe.out").read_text().splitlines()]
-    manifest = json.loads((two_processes / "recipe.bin.json").read_text())
-    *curve, end = printed
-    assert curve == manifest["curve"]
-    assert (end["event"], end["output"]) == ("end", str(two_processes / "recipe.bin"))
-    assert end["best"] == max(row["validation"] for row in curve if "validation" in row)
-    assert [row["step"] for row in steps(printed)] == [1, 2]
-    assert manifest["engine"]["processes"] == 2
-    assert manifest["options"]["settings"]["lr"] == 2e-4
-
-
-def test_recipes_say_what_the_paper_does(problems: dict[str, Path]) -> None:
-    """Of arXiv 2602.04118: the settings of its GSM8K runs, and those of MATH."""
-    sizes = (1e-7, 5e-7, 1e-6, 5e-6, 1e-5, 1e-4, 2e-4)
-    paper = {
-        "gsm8k-qwen2.5-3b": (4, 64, 0.0, 4096),
-        "gsm8k-qwen2.5-7b": (4, 64, 0.0, 4096),
-        "math-qwen2.5-7b": (8, 256, 0.001, 3072),
-    }
-    assert [path.stem for path in RECIPES] == sorted(paper)
-    for path in RECIPES:
-        samples, batch, kl, limit = paper[path.stem]
-        recipe = read_recipe(path, [f"task={problems[path.stem.partition('-')[0]]}"])
-        assert recipe.step_sizes == sizes
-        task = recipe.load()
-        longer = replace(task, train=list(task.train) * 100)
-        options = replace(recipe.options, settings=replace(recipe.options.settings, lr=sizes[0]))
-        fields = grpo_fields(longer, options, recipe.grpo, processes=8)
-        per_step = fields["per_device_train_batch_size"] * 8 * fields["gradient_accumulation_steps"]
-        assert per_step == samples * batch
-        assert (fields["num_generations"], fields["beta"]) == (samples, kl)
-        assert fields["max_completion_length"] == limit
-        assert (fields["num_train_epochs"], fields["max_steps"]) == (3, -1)
-        assert fields["temperature"] == 1.0
-        engine.GRPOConfig(**(fields | {"use_cpu": True, "bf16": False, "use_vllm": True} | dict(recipe.vllm)))
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "score"),
-    [
-        (r"So \boxed{\dfrac{3}{4}}.", r"\frac{3}{4}", 1.0),
-        (r"First \boxed{1}, no: \boxed{2}", "2", 1.0),
-        (r"First \boxed{2}, no: \boxed{1}", "2", 0.0),
-        (r"\boxed{\left( 1, \, 2 \right)}", "(1,2)", 1.0),
-        (r"\boxed{1{,}000} \boxed{1,000}", "1000", 1.0),
-        (r"\boxed{90^\circ}", "90", 1.0),
-        (r"\boxed{\text{Tuesday}}", "Tuesday", 1.0),
-        (r"\boxed{.5}", "0.5", 1.0),
-        (r"\boxed{\frac12}", r"\frac{1}{2}", 1.0),
-        (r"\boxed{}", "", 0.0),
-        (r"\boxed{\frac{3}{4}", r"\frac{3}{4}", 0.0),  # cut
-        ("The answer is 2", "2", 0.0),
-    ],
-)
-def test_the_reward_for_math(answer: str, reference: str, score: float) -> None:
-    task = read_recipe(ROOT / "recipes" / "math-qwen2.5-7b.toml")
-    sys.path.insert(0, str(task.folder))
-    try:
-        from math_boxed import boxed
-    finally:
-        sys.path.pop(0)
-    assert boxed(Completion(answer, True, 9), Sample("x", reference)) == score
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["options.setings.prompts=8"], "unknown setting 'options.setings'"),
-        (["options.settings.prompt=8"], "unknown setting 'options.settings.prompt'"),
-        (["speed=8"], "unknown setting 'speed'"),
-        (["options.settings.prompts"], "expected KEY=VALUE"),
-        (["options=1"], "options is 1, expected a table"),
-        (["task.name=x"], "task is no table"),
-        (["options.method=other"], "unknown method 'other'"),
-    ],
-)
-def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> None:
-    with pytest.raises(TrainError, match=message):
-        read_recipe(RECIPES[0], changes)
-
-
-def test_a_command_that_cannot_run_says_one_line(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "bad.toml").write_text("task = ")
-    recipe = str(RECIPES[0])
-    cases: list[tuple[list[str], str]] = [
-        ([], "no task: name one with --task"),
-        (["--recipe", recipe], "choose --sweep 0 to 6"),
-        (["--recipe", recipe, "--sweep", "7"], "--sweep 7: the recipe has step sizes 0 to 6"),
-        (["--recipe", str(tmp_path / "none.toml")], "No such file"),
-        (["--recipe", str(tmp_path / "bad.toml")], "not TOML"),
-        (["--task", "gsm8k:none.jsonl", "--lr", "1e-5"], "none.jsonl"),
-    ]
-    for arguments, message in cases:
-        assert main([str(tiny / "bundle"), "-o", str(tmp_path / "v.bin"), *arguments]) == 1
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-
-
-def test_changes_go_before_the_recipe() -> None:
-    changes = ["options.settings.prompts=16", "grpo.beta=0.5", "task=gsm8k:x.jsonl", "reward=ends_itself"]
-    recipe = read_recipe(RECIPES[1], changes)
-    assert recipe.options.settings.prompts == 16
-    assert recipe.grpo["beta"] == 0.5
-    assert (recipe.task, recipe.arguments["reward"]) == ("gsm8k:x.jsonl", "ends_itself")

@@ -1,0 +1,280 @@
+"""A reader in C, written from docs/FORMAT.md alone: it reads what the package reads, and nothing else.
+
+It is compiled with the compiler that builds llama-cpp-python, and where there are some, with the address and
+undefined behaviour sanitizers: a read behind the end of a damaged file ends the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import support
+
+from tinylora_edge import (
+    Basis,
+    Ed25519Signer,
+    FrameError,
+    Hmac,
+    MicroVector,
+    Policy,
+    VectorError,
+    _text,
+    load_basis,
+    save_basis,
+)
+from tinylora_edge.projection import project
+
+SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+FLAGS = ("-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+KEY = bytes(range(32))
+BASES = {
+    "u = 1": {},
+    "u = 3, f16": {"u": 3, "rank": 3, "factor_dtype": np.float16},
+    "explicit": {"explicit": True, "u": 2},
+    "experts": {"experts": 3, "scheme": "structured", "groups": 4},
+}
+
+Reader = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.filterwarnings("ignore::tinylora_edge.UnauthenticatedVectorWarning")
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """Run the reader: reader("project", 42, ...). It exits with 0, or with 1 and says what was wrong."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    if compiler is None:
+        pytest.skip("there is no C compiler: install one, or name it in CC")
+    program = tmp_path_factory.mktemp("c_reader") / "reader"
+    for flags in ((*FLAGS, *SANITIZERS), FLAGS):
+        made = subprocess.run(
+            [compiler, *flags, *map(str, SOURCES), "-o", str(program), "-lm"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode == 0:
+            break
+    assert made.returncode == 0, made.stderr
+    environment = os.environ | {"ASAN_OPTIONS": "exitcode=99:detect_leaks=0", "UBSAN_OPTIONS": "exitcode=99"}
+
+    def run(*arguments: object, lines: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [str(program), *map(str, arguments)],
+            input="".join(f"{line}\n" for line in lines),
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode in (0, 1), done.stderr
+        assert done.returncode == 0 or done.stderr.startswith("reader: "), done.stderr
+        return done
+
+    return run
+
+
+def verdicts(reader: Reader, basis: Basis, lines: list[str], key: bytes = KEY) -> list[list[str]]:
+    """What the reader says of each text: ["refused", why...] or ["ok", ...]."""
+    done = reader("vectors", basis.digest, basis.size, key.hex() or "-", lines=lines)
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert len(found) == len(lines)
+    return found
+
+
+def accepted(vector: MicroVector, kind: int, raw: bool = False) -> list[str]:
+    values = vector.values.astype("<f4").tobytes().hex()
+    dtype, sequence = ("fp32", "bf16", "fp16").index(vector.dtype), -1 if raw else vector.sequence
+    return f"ok dtype {dtype} tag {kind} sequence {sequence} values {values}".split()
+
+
+def test_golden_projections(reader: Reader) -> None:
+    entries = json.loads((support.GOLDEN / "projection.json").read_text())["projection"]
+    assert len(entries) > 3
+    for entry in entries:
+        done = reader("project", entry["seed"], entry["name"], entry["u"], entry["r"])
+        assert done.stdout.strip() == entry["hex_le_f32"], entry
+
+
+def test_golden_frames(reader: Reader) -> None:
+    entries = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
+    assert {entry["auth"] for entry in entries} == {"crc32", "hmac", "ed25519"}
+    for entry in entries:
+        basis = support.with_digest(support.random_basis(blocks=5, groups=13), entry["digest_hex"])
+        key = bytes.fromhex(entry["key_hex"] or "") if entry["auth"] == "hmac" else b""
+        vector = MicroVector(np.array(entry["values"])[:, None], entry["dtype"], entry["sequence"])
+        kind = support.TAG_CODES[entry["auth"]]
+        expected = ["refused", "no", "key"] if kind == 2 else accepted(vector, kind)
+        assert verdicts(reader, basis, [entry["frame_hex"]], key) == [expected], entry
+        if key:
+            assert verdicts(reader, basis, [entry["frame_hex"]], b"") == [["refused", "no", "key"]]
+            assert verdicts(reader, basis, [entry["frame_hex"]], KEY) == [["refused", "mac"]]
+
+
+def test_projections_and_their_sums_are_ours_bit_for_bit(reader: Reader) -> None:
+    rng = random.Random(0)
+    for _ in range(30):
+        seed, u, rank = rng.getrandbits(64), rng.randrange(1, 14), rng.randrange(1, 6)
+        name = f"blk.{rng.randrange(99)}.ffn_up.weight"
+        p = project(seed, name, u, rank)
+        done = reader("project", seed, name, u, rank)
+        assert done.stdout.strip() == p.astype("<f4").tobytes().hex()
+        v = np.array([rng.gauss(0, 0.3) for _ in range(u)], "<f4")
+        done = reader("sum", seed, name, u, rank, v.tobytes().hex())
+        exact = (v.astype(np.float64)[:, None, None] * p.astype(np.float64)).tolist()
+        total = np.zeros((rank, rank))
+        for each in exact:
+            total += np.array(each)
+        assert done.stdout.strip() == total.astype("<f4").tobytes().hex()
+
+
+@pytest.mark.parametrize("fields", BASES.values(), ids=list(BASES))
+def test_a_basis(reader: Reader, tmp_path: Path, fields: dict[str, object]) -> None:
+    """The reader computes the digest itself, and refuses a file that has another."""
+    basis = support.random_basis(**fields)
+    save_basis(basis, tmp_path / "basis.gguf")
+    said = reader("basis", tmp_path / "basis.gguf").stdout
+    assert f"digest {basis.digest}\n" in said
+    assert f"modules {len(basis.modules)} rank {basis.rank} u {basis.u} groups {basis.groups} seed 42" in said
+    vector = MicroVector.random(basis, 0.5, seed=1, dtype="bf16")
+    frame = vector.to_bytes(basis, Hmac(KEY))
+    done = reader("apply", tmp_path / "basis.gguf", KEY.hex(), lines=[_text.encode(frame)])
+    first, *rows = done.stdout.splitlines()
+    assert first.split() == accepted(vector, 1)
+    assert rows == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
+
+
+def test_a_real_bundle(reader: Reader, smollm2_bundle: Path) -> None:
+    basis = load_basis(smollm2_bundle / "basis.gguf")
+    base, other = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
+    said = reader("basis", smollm2_bundle / "basis.gguf", base).stdout
+    assert f"digest {basis.digest}\n" in said
+    (print_,) = basis.base_fingerprints
+    assert f"fingerprint {print_} listed\n" in said
+    assert "a tensor is missing" in reader("basis", smollm2_bundle / "basis.gguf", other).stderr
+    vector = MicroVector.random(basis, 0.5, seed=1)
+    done = reader("apply", smollm2_bundle / "basis.gguf", "-", lines=[vector.to_bytes(basis).hex()])
+    first, *rows = done.stdout.splitlines()
+    assert first.split() == accepted(vector, 0)
+    assert rows == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
+
+
+def test_a_changed_base_is_not_listed(reader: Reader, smollm2_bundle: Path, tmp_path: Path) -> None:
+    base = smollm2_bundle / "base.gguf"
+    (tensor,) = (t for t in gguf.GGUFReader(base).tensors if t.name == "blk.7.ffn_up.weight")
+    data = bytearray(base.read_bytes())
+    data[tensor.data_offset + 4095] ^= 1  # the last byte that is hashed of the module's beginning
+    (tmp_path / "base.gguf").write_bytes(data)
+    said = reader("basis", smollm2_bundle / "basis.gguf", tmp_path / "base.gguf").stdout
+    assert said.rstrip().endswith("unknown")
+
+
+def test_damaged_files_are_refused(reader: Reader, tmp_path: Path) -> None:
+    """Cut anywhere, or with any byte of the header changed: an error, and never a read behind the end."""
+    save_basis(support.random_basis(blocks=1, kinds=("attn_q",), groups=1), tmp_path / "basis.gguf")
+    whole = (tmp_path / "basis.gguf").read_bytes()
+    rng = random.Random(0)
+    damaged = tmp_path / "damaged.gguf"
+    refused = 0
+    for number in range(240):
+        data = bytearray(whole)
+        if number % 3 == 0:
+            del data[rng.randrange(len(data)) :]
+        else:
+            at = rng.randrange(len(data))
+            data[at : at + 8] = rng.choice((b"\xff" * 8, b"\0" * 8, rng.randbytes(8)))[: len(data) - at]
+        damaged.write_bytes(data)
+        done = reader("basis", damaged)
+        refused += done.returncode
+        try:
+            digest = load_basis(damaged).digest
+        except ValueError:
+            continue
+        assert f"digest {digest}" in done.stdout, "what the package reads, the reader reads as the same"
+    assert refused > 150
+
+
+def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        at = rng.randrange(len(changed) + 1)
+        kind = rng.randrange(5)
+        if kind == 0:
+            changed[at : at + 1] = bytes([changed[at] ^ 1 << rng.randrange(8)]) if at < len(changed) else b""
+        elif kind == 1:
+            changed[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+        elif kind == 2:
+            changed = bytearray(rng.choice(others))
+        elif kind == 3:
+            del changed[at:]
+        else:
+            changed += rng.randbytes(rng.randrange(70))
+    return bytes(changed)
+
+
+def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
+    """Frames, raw payloads and random bytes, whole and damaged: the same are accepted, as the same values."""
+    basis = support.random_basis(blocks=5, groups=13)
+    policy = Policy(keys=[Hmac(KEY)])
+    rng = random.Random(1)
+    signers = ("crc32", Hmac(KEY), Hmac(bytes(32)), Ed25519Signer(KEY), None)
+    whole = []
+    for dtype in ("fp32", "bf16", "fp16"):
+        for signer in signers:
+            if signer is not None or dtype != "fp16":
+                drawn = MicroVector.random(basis, 0.5, seed=len(whole)).values
+                whole.append(MicroVector(drawn, dtype, rng.getrandbits(16)).to_bytes(basis, signer))
+    for payload in (b"\0\0\xc0\x7f" * 13, b"\0\0\x80\xff" * 13, b"\1\0\0\0" * 13):  # NaN, infinity, subnormal
+        whole += [payload, support.frame(basis.digest, payload)]
+    half = np.array([6e-8, -6e-8, 6.1e-5, 65504, -65504, 0, -0.0, 1, 2, 3, 4, 5, 6], "<f2").tobytes()
+    whole.append(support.frame(basis.digest, half, dtype="fp16"))
+    vectors = [mutated(rng.choice(whole), whole, rng) or b"?" for _ in range(4000)] + whole
+    found = verdicts(reader, basis, [data.hex() for data in vectors])
+    accepts = 0
+    for data, verdict in zip(vectors, found, strict=True):
+        try:
+            vector = policy.check(data, basis)
+        except VectorError:
+            assert verdict[0] == "refused", data.hex()
+            continue
+        accepts += 1
+        raw = len(data) % 2 == 0
+        assert verdict == accepted(vector, -1 if raw else data[0] >> 2 & 3, raw), data.hex()
+    assert 500 < accepts < 3500
+
+
+def test_its_reading_of_texts_is_ours(reader: Reader) -> None:
+    basis = support.random_basis(blocks=5, groups=13)
+    rng = random.Random(2)
+    texts = []
+    for seed in range(1500):
+        frame = MicroVector.random(basis, 0.5, seed=seed, dtype="bf16").to_bytes(basis)
+        text = _text.encode(frame, rng.choice(_text.FORMS), scheme=rng.random() < 0.5)
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            at = rng.randrange(len(text) + 1)
+            cut = rng.choice((text[:at], text[:at] + text[at + 1 :], text[:at] + text[at:].upper()))
+            put = text[:at] + rng.choice((" ", "\t", "\r", "=", "+", "a", "Z", "-", "\xe9")) + text[at:]
+            text = rng.choice((cut, put))
+        texts.append(text)
+    texts += ["", " ", "=", "tinylora:", "TinyLora: 11", "a" * 17, "abc", "abcde", "QUJD", "QUI", "QUL"]
+    accepts = 0
+    for text, verdict in zip(texts, verdicts(reader, basis, texts), strict=True):
+        try:
+            expected = accepted(Policy("checksum").check(_text.decode(text), basis), 0)
+        except (FrameError, VectorError):
+            assert verdict[0] == "refused" or verdict[4] == "-1", text
+            continue
+        accepts += 1
+        assert verdict == expected, text
+    assert 500 < accepts < 1450

@@ -1,0 +1,123 @@
+"""`fetch` over TLS: certificates are checked, and nothing leads from https to http."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import servers
+import support
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tinylora_edge import MicroVector, TransferError
+from tinylora_edge.runtime.fetch import Fetched, fetch
+
+BASIS = support.random_basis(blocks=5, groups=13)
+FRAME = MicroVector.random(BASIS, 0.3, dtype="bf16").to_bytes(BASIS)
+
+
+def answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "Connection: close", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 with its key, signed by itself, in one PEM file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+
+@contextmanager
+def tls(certificate: Path, reply: Callable[[], bytes]) -> Iterator[tuple[str, list[bytes]]]:
+    """Answer every request over TLS; yield the address and the requests that were read."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    requests: list[bytes] = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            requests.append(secure.recv(4096))
+            secure.sendall(reply())
+
+    with servers.listening(serve) as (port, _):
+        yield f"https://127.0.0.1:{port}", requests
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_frame(certificate: Path) -> None:
+    with tls(certificate, lambda: answer(FRAME, 'ETag: "one"')) as (url, requests):
+        assert fetch(url, BASIS, headers={"Authorization": "Bearer t"}) == Fetched(FRAME, '"one"', 1)
+    assert b"Bearer t" in requests[0]
+
+
+def test_a_certificate_that_nobody_trusts(certificate: Path) -> None:
+    with (
+        tls(certificate, lambda: answer(FRAME)) as (url, requests),
+        pytest.raises(TransferError, match=r"no connection .*certificate"),
+    ):
+        fetch(url, BASIS, attempts=1, headers={"Authorization": "Bearer t"})
+    assert requests == []
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_certificate_for_another_host(certificate: Path) -> None:
+    with (
+        tls(certificate, lambda: answer(FRAME)) as (url, _),
+        pytest.raises(TransferError, match=r"no connection .*(certificate|mismatch)"),
+    ):
+        fetch(url.replace("127.0.0.1", "localhost"), BASIS, attempts=1)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_no_way_down_to_http(certificate: Path) -> None:
+    with servers.answering(answer(FRAME)) as (plain, asked):
+        moved = answer(b"", f"Location: {plain}/x", status="302 Found")
+        with (
+            tls(certificate, lambda: moved) as (url, _),
+            pytest.raises(TransferError, match=r"redirects to 'http://.*not followed"),
+        ):
+            fetch(url, BASIS)
+    assert asked == []
+
+
+@pytest.mark.usefixtures("trusted")
+def test_up_to_https(certificate: Path) -> None:
+    with tls(certificate, lambda: answer(FRAME)) as (secure, _):
+        moved = answer(b"", f"Location: {secure}/x", status="301 Moved Permanently")
+        with servers.answering(moved) as (url, _):
+            assert fetch(url, BASIS).data == FRAME
