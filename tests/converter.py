@@ -211,7 +211,7 @@ def _converted(config: PretrainedConfig, name: str, array: NDArray[Any]) -> dict
     _, _, block, rest = name.split(".", 3)
     if rest.startswith("mlp.experts."):
         return {f"blk.{block}.{kind}": part for kind, part in _experts(config, rest, array).items()}
-    around = config.model_type in (*ADDS_ONE, "gpt_oss")
+    around = config.model_type in (*ADDS_ONE, "gpt_oss", "olmo2")
     kind = (_AROUND.get(rest) if around else None) or LAYER[rest]
     if kind == "ffn_gate_inp_shexp.weight":
         array = array[0]

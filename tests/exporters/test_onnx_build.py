@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import converter
 import models
 import numpy as np
 import onnx_models
@@ -27,7 +28,7 @@ def check(report, logits):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_from_a_gguf(architecture, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "_add_vocabulary", onnx_models.add_vocabulary)
+    monkeypatch.setattr(converter, "_add_vocabulary", onnx_models.add_vocabulary)
     model = onnx_models.tiny(architecture)
     source = models.write_gguf(
         model, tmp_path / "model.gguf", metadata={"tokenizer.chat_template": "{{ messages[0].content }}"}
