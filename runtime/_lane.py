@@ -244,7 +244,10 @@ class Lane:
                 waiting[slot].logprobs.append(found[[s == slot for s, _ in part]])
         for slot in range(len(waiting)):
             llama_cpp.llama_memory_seq_rm(self._memory, _FIRST + slot, -1, -1)
-        return {each.key: np.concatenate([np.float32([each.first]), *each.logprobs]) for each in waiting}
+        return {
+            each.key: np.array([each.first, *np.concatenate([[], *each.logprobs])], np.float32)
+            for each in waiting
+        }
 
     def _starts(self, job: Job, shared: int) -> Iterator[_Running]:
         """Yield every sequence with its first token; the prompt's cells lie in `_PROMPT` meanwhile."""

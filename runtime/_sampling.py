@@ -61,7 +61,9 @@ def logprobs(
     shifted = logits - logits.max(axis=1, keepdims=True)
     shifted *= np.float32(1 / temperature)
     chosen = shifted[np.arange(len(tokens)), tokens].astype(np.float64)
-    return (chosen - np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64))).astype(np.float32)
+    total: NDArray[np.float64] = np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64)
+    result: NDArray[np.float32] = (chosen - np.log(total)).astype(np.float32)
+    return result
 
 
 def _find(weights: NDArray[np.float32], cumulative: NDArray[np.float64], uniform: float) -> int:
