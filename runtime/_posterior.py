@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 BETA = 0.3
 """How much a click means: log-odds of a like for each nat by which an answer became likelier."""
 
-SPREAD = 0.5
+SPREAD = 0.25
 """Standard deviation, before any click, of the log-odds that one direction of v explains."""
 
 FARTHEST = 2.0
@@ -75,7 +75,7 @@ class Posterior:
         precision = self.precision.copy()
         precision[: self.n, : self.n] += (BETA / SPREAD) ** 2 * self.information()
         precision[self.n, self.n] += 1 / _PLEASED**2
-        covariance = np.linalg.inv(precision)
+        covariance = np.asarray(np.linalg.inv(precision), np.float64)
         return covariance @ self.shift, covariance
 
     def vector(self) -> Array:

