@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from .._files import atomic_write
-from ..errors import BasisMismatchError, VectorError
+from ..errors import BasisMismatchError, TrainError
 from ._posterior import Posterior
 
 _MAGIC = b"TLFEED1\n"
@@ -62,7 +62,7 @@ def read(path: str | PathLike[str], digest: str, size: int) -> State | None:
     """Return the state in a file; None where there is no file.
 
     Raises:
-        VectorError: the file is no state, or is damaged.
+        TrainError: the file is no state, or is damaged.
         BasisMismatchError: it is the state of another basis.
         FileNotFoundError: its directory does not exist.
         OSError: it cannot be read.
@@ -76,15 +76,16 @@ def read(path: str | PathLike[str], digest: str, size: int) -> State | None:
         return None
     name = Path(path).name
     if not data.startswith(_MAGIC):
-        raise VectorError(f"{name} is no state of a tuner: name another file, or delete it to begin anew")
+        raise TrainError(f"{name} is no state of a tuner: name another file, or delete it to begin anew")
     digest_here = data[8:40].hex()
     if len(data) >= _HEAD.size and digest_here != digest:
         raise BasisMismatchError(
             f"{name} is the state of basis {digest_here[:8]}, but the loaded basis is {digest[:8]}: name "
             "another file, or delete it to begin anew"
         )
-    if len(data) != _length(size) or hashlib.sha256(data[:-_HASH]).digest() != data[-_HASH:]:
-        raise VectorError(
+    whole = len(data) == _length(size) and int.from_bytes(data[40:44], "little") == size
+    if not whole or hashlib.sha256(data[:-_HASH]).digest() != data[-_HASH:]:
+        raise TrainError(
             f"{name} is damaged ({len(data)} bytes; a whole state has {_length(size)} and a matching hash): "
             "restore it, or delete it to begin anew"
         )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._vector import MicroVector
-from ..errors import VectorError
+from ..errors import TrainError, VectorError
 from . import _feedback_state
 from ._feedback_state import State
 from ._posterior import Posterior
@@ -83,7 +83,7 @@ class Tuner:
         n_threads: cores to use; by default all that this process may use.
 
     Raises:
-        VectorError: an argument is out of its range; the state is damaged.
+        TrainError: an argument is out of its range; the state is damaged.
         BasisMismatchError: the state is another basis's.
         TinyLoraError: llama.cpp cannot make the context.
         FileNotFoundError: the directory of the state does not exist.
@@ -102,16 +102,16 @@ class Tuner:
         n_threads: int | None = None,
     ) -> None:
         if not isinstance(llm, TinyLoraLlama):
-            raise VectorError(
+            raise TrainError(
                 f"a tuner needs a llama.cpp model, which scores answers, and this is a {type(llm).__name__}: "
                 'load it with engine="llama"'
             )
         if not 0 <= seed < 1 << 64:
-            raise VectorError(f"seed {seed} is out of range: it is an unsigned 64-bit integer")
+            raise TrainError(f"seed {seed} is out of range: it is an unsigned 64-bit integer")
         if not 0 < temperature < float("inf"):
-            raise VectorError(f"answers are drawn at a temperature above 0, not at {temperature}")
+            raise TrainError(f"answers are drawn at a temperature above 0, not at {temperature}")
         if not 0 < max_tokens < n_ctx_seq:
-            raise VectorError(f"answers of {max_tokens} tokens leave no room for a prompt in {n_ctx_seq}")
+            raise TrainError(f"answers of {max_tokens} tokens leave no room for a prompt in {n_ctx_seq}")
         self._llm, self._path = llm, state
         self._max_tokens, self._n_ctx_seq, self._temperature = max_tokens, n_ctx_seq, temperature
         size = llm.basis.size
@@ -160,12 +160,12 @@ class Tuner:
             reward: +1 or -1.
 
         Raises:
-            VectorError: another reward; an answer that was not asked for in this start of the app, or was
+            TrainError: another reward; an answer that was not asked for in this start of the app, or was
                 told about. Nothing was learned.
             OSError: the state cannot be written. Nothing was learned.
         """
         if isinstance(reward, bool) or reward not in (1, -1):
-            raise VectorError(f"a click is +1 or -1, not {reward!r}")
+            raise TrainError(f"a click is +1 or -1, not {reward!r}")
         with self._lock:
             shown = self._find(answer)
             state = copy.deepcopy(self._state)
@@ -177,13 +177,13 @@ class Tuner:
         """Learn which of the two answers of one `ask_pair` the user preferred; return the vector of now.
 
         Raises:
-            VectorError: they are not the two of one pair; else as for `tell`. Nothing was learned.
+            TrainError: they are not the two of one pair; else as for `tell`. Nothing was learned.
             OSError: as for `tell`.
         """
         with self._lock:
             pair = [self._find(better), self._find(worse)]
             if better.number == worse.number or pair[0].question != pair[1].question:
-                raise VectorError(
+                raise TrainError(
                     f"answers {better.number} and {worse.number} are not the two of one pair: only those of "
                     "one ask_pair can be compared"
                 )
@@ -241,7 +241,7 @@ class Tuner:
     def _find(self, answer: Answer) -> _Shown:
         shown = self._shown.get(answer.number)
         if shown is None or shown.answer != answer:
-            raise VectorError(
+            raise TrainError(
                 f"answer {answer.number} was not asked of this tuner since it was made, or was told about "
                 "already: tell about each answer of ask or ask_pair once"
             )
@@ -275,7 +275,7 @@ class Tuner:
         steps = state.step * np.eye(len(at))
         changes = np.array([total(at + step) - total(at - step) for step in steps]).T / 2
         if not np.isfinite(changes).all():
-            raise VectorError("the model's logits are not finite near the vector of now: delete the state")
+            raise TrainError("the model's logits are not finite near the vector of now: delete the state")
         size = float(np.sqrt((changes**2).mean()))
         scores = changes / state.step
         if size:

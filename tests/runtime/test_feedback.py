@@ -12,7 +12,7 @@ import models
 import numpy as np
 import pytest
 
-from tinylora_edge import BasisMismatchError, MicroVector, VectorError
+from tinylora_edge import BasisMismatchError, MicroVector, TrainError, VectorError
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.runtime import Answer, TinyLoraLlama, Tuner
 from tinylora_edge.runtime.batch import Batch
@@ -185,7 +185,7 @@ def test_damage_of_any_byte_is_refused(llm: TinyLoraLlama, tuner: Tuner, tmp_pat
         damaged.append(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
     for data in damaged:
         path.write_bytes(data)
-        with pytest.raises(VectorError, match=r"me\.state .*(begin anew)"):
+        with pytest.raises((TrainError, BasisMismatchError), match=r"me\.state .*(begin anew)"):
             Tuner(llm, path, **OPTIONS)
         assert path.read_bytes() == data
 
@@ -224,22 +224,22 @@ def test_what_was_not_asked_for_is_refused(llm: TinyLoraLlama, tuner: Tuner, tmp
     first, second = tuner.ask_pair(PROMPTS[0])
     third, _ = tuner.ask_pair(PROMPTS[0])
     for reward in (0, 2, 0.5, True, None, "1", float("nan")):
-        with pytest.raises(VectorError, match=r"a click is \+1 or -1, not"):
+        with pytest.raises(TrainError, match=r"a click is \+1 or -1, not"):
             tuner.tell(answer, reward)  # type: ignore[arg-type]
     for stranger in (foreign, Answer("made up", True, 99)):
-        with pytest.raises(VectorError, match=f"answer {stranger.number} was not asked of this tuner"):
+        with pytest.raises(TrainError, match=f"answer {stranger.number} was not asked of this tuner"):
             tuner.tell(stranger, 1)
-        with pytest.raises(VectorError, match="was not asked"):
+        with pytest.raises(TrainError, match="was not asked"):
             tuner.prefer(stranger, first)
     for other in (first, third, answer):
-        with pytest.raises(VectorError, match="not the two of one pair"):
+        with pytest.raises(TrainError, match="not the two of one pair"):
             tuner.prefer(first, other)
     assert tuner.clicks == 0
     assert not (tmp_path / "me.state").exists()
     tuner.tell(answer, 1)
     tuner.prefer(second, first)
     for told in (answer, first, second):
-        with pytest.raises(VectorError, match="told about already"):
+        with pytest.raises(TrainError, match="told about already"):
             tuner.tell(told, 1)
     assert tuner.clicks == 2
 
@@ -251,9 +251,9 @@ def test_arguments_out_of_their_range_are_refused(llm: TinyLoraLlama, tmp_path: 
         ({"max_tokens": 0}, "answers of 0 tokens"),
         ({"max_tokens": 64}, "answers of 64 tokens leave no room for a prompt in 64"),
     ):
-        with pytest.raises(VectorError, match=message):
+        with pytest.raises(TrainError, match=message):
             Tuner(llm, **{**OPTIONS, **options})
-    with pytest.raises(VectorError, match=r'this is a str.*engine="llama"'):
+    with pytest.raises(TrainError, match=r'this is a str.*engine="llama"'):
         Tuner("model")  # type: ignore[arg-type]
     with Tuner(llm, **OPTIONS) as tuner:
         with pytest.raises(VectorError, match="the prompt has 57 tokens, which with 8 to answer pass the 64"):
