@@ -27,7 +27,7 @@ def test_two_buttons(smollm2_bundle: Path, tmp_path: Path) -> None:
     state = tmp_path / "me.state"
     lines = start(smollm2_bundle, state, "What is a river?\n+\n\n")
     assert lines[0].startswith("0 clicks so far")
-    assert lines[-1].startswith("1 clicks, vector of norm 0.")
+    assert "1 clicks, vector of norm 0." in lines[-1]
     kept = state.read_bytes()
     assert len(kept) == 3148
     assert b"river" not in kept
