@@ -20,6 +20,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +122,17 @@ def from_clicks(answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: 
 
 
 def from_pairs(answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: int, seed: int) -> np.ndarray:
-    """The vector after so many comparisons of two answers; a user who sees no difference guesses."""
+    """The vector after so many comparisons of two answers; a user who sees no difference presses neither."""
     generator = np.random.default_rng((seed, 2))
     posterior = Posterior(len(answers[0]["score"]))
     places: dict[int, list[int]] = {}
     for index, answer in enumerate(answers):
         places.setdefault(answer["prompt"], []).append(index)
-    pairs = [(g[a], g[b]) for g in places.values() for a, b in ((0, 1), (2, 3), (1, 3), (0, 2))]
+    pairs = [pair for group in places.values() for pair in combinations(group, 2)]
+    pairs = [pair for pair in pairs if pleases[pair[0]] != pleases[pair[1]]]
     for place in generator.permutation(len(pairs))[:clicks]:
         a, b = pairs[place]
-        tie = answers[a]["text"] == answers[b]["text"] or pleases[a] == pleases[b]
-        first = bool(generator.random() < 0.5) if tie else say(generator, bool(pleases[a] > pleases[b]))
-        better, worse = (a, b) if first else (b, a)
+        better, worse = (a, b) if say(generator, bool(pleases[a] > pleases[b])) else (b, a)
         scores = [np.array(answers[i]["score"]) for i in (better, worse)]
         posterior.prefer(scores[0], scores[1], (0.0, 0.0), np.zeros(posterior.n))
     return posterior.vector()
@@ -143,7 +143,8 @@ def from_duels(batch: Batch, preference: Preference, task: Task, clicks: int, se
     generator = np.random.default_rng((seed, 3))
     basis = batch.llm.basis
     vector = np.zeros(basis.size)
-    for number in range(clicks):
+    told, shown = 0, 0
+    while told < clicks and shown < 10 * clicks:
         direction = generator.standard_normal(basis.size)
         direction /= np.linalg.norm(direction)
         sample = task.train[int(generator.integers(len(task.train)))]
@@ -152,12 +153,14 @@ def from_duels(batch: Batch, preference: Preference, task: Task, clicks: int, se
             values32 = (vector + sign * RADIUS * direction).astype(np.float32)
             batch.swap(MicroVector(values32.reshape(basis.groups, -1)))
             (answer,) = batch.answer(
-                [sample], max_tokens=task.max_tokens, temperature=task.temperature, seed=(seed, number)
+                [sample], max_tokens=task.max_tokens, temperature=task.temperature, seed=(seed, shown)
             )
             values.append(preference.pleases(answer, sample, task))
-        tie = values[0] == values[1]
-        first = bool(generator.random() < 0.5) if tie else say(generator, values[0] > values[1])
-        vector = vector + (STRIDE if first else -STRIDE) * direction
+        shown += 1
+        if values[0] == values[1]:
+            continue
+        told += 1
+        vector = vector + (STRIDE if say(generator, values[0] > values[1]) else -STRIDE) * direction
     return vector
 
 
@@ -205,7 +208,7 @@ def sessions(
         mine = [answer for answer in answers if answer["task"] == preference.task]
         pleases = pleasing(mine, preference, task) if mine else np.zeros(0)
         with batch_for(llm, [*samples, *task.train], task.max_tokens, n_threads=options.threads) as batch:
-            plan = [(m, c, u) for m in options.methods for c in options.clicks for u in range(options.users)]
+            plan = [(m, c, u) for m in options.methods for c in options.clicks for u in options.users]
             for method, clicks, user in [("base", 0, 0), *plan]:
                 if (name, method, clicks, user) in kept:
                     continue
@@ -268,7 +271,7 @@ def main() -> None:
         default=["clicks", "pairs", "duel"],
     )
     arguments.add_argument("--clicks", type=int, nargs="+", default=[10, 20, 40, 80], metavar="N")
-    arguments.add_argument("--users", type=int, default=5, help="simulated (%(default)s)")
+    arguments.add_argument("--users", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
     arguments.add_argument("--prompts", type=int, default=64, help="held out (%(default)s)")
     arguments.add_argument("--threads", type=int, help="all cores unless given")
     options = arguments.parse_args()
