@@ -11,8 +11,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 SOURCES = $(shell find tinylora_edge exporters runtime cli -name __pycache__ -prune -o \
 	\( -type d -o -name '*.py' \) -print)
 TYPECHECK = $(VENV)/typecheck
-# science.py takes hours: it is a study, and run by itself.
-BENCHMARKS = $(filter-out benchmarks/_% benchmarks/science.py,$(wildcard benchmarks/*.py))
+# science.py and feedback.py take hours: they are studies, and run by themselves.
+BENCHMARKS = $(filter-out benchmarks/_% benchmarks/feedback.py benchmarks/science.py,$(wildcard benchmarks/*.py))
 
 # llama-cpp-python has no wheels on PyPI: it is built here, once, unless pip has kept the one from before.
 CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llama_cpp") is None)' || { \

@@ -13,10 +13,11 @@ from .._basis import Basis
 from .._vector import MicroVector
 from . import _carry, _keyfiles, _output, _vectors
 from ._vectors import Dtype as Dtype
+from .average import average
 from .inspect import print_vector
 
 vector = typer.Typer(
-    help="Make, look at, sign and carry micro-vectors.", no_args_is_help=True, rich_markup_mode=None
+    help="Make, look at, sign, carry and average micro-vectors.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -103,6 +104,7 @@ def inspect_vector(
     print_vector(source, bundle, as_json, keys, macs)
 
 
+vector.command("average")(average)
 vector.command("pack")(_carry.pack)
 vector.command("verify")(_carry.verify)
 vector.command("text")(_carry.as_text)

@@ -20,16 +20,29 @@ from ._load import engine_of, load, missing_engine
 
 if TYPE_CHECKING:
     from ._onnx_session import OnnxSession, RunOptions
+    from .feedback import Answer, Tuner
     from .llama import TinyLoraLlama
     from .onnx import TinyLoraOnnx
 
-__all__ = ["OnnxSession", "Policy", "RunOptions", "TinyLoraLlama", "TinyLoraOnnx", "engine_of", "load"]
+__all__ = [
+    "Answer",
+    "OnnxSession",
+    "Policy",
+    "RunOptions",
+    "TinyLoraLlama",
+    "TinyLoraOnnx",
+    "Tuner",
+    "engine_of",
+    "load",
+]
 
 _HOMES = {  # what brings an engine along is imported when it is asked for
+    "Answer": "feedback",
     "OnnxSession": "_onnx_session",
     "RunOptions": "_onnx_session",
     "TinyLoraLlama": "llama",
     "TinyLoraOnnx": "onnx",
+    "Tuner": "feedback",
 }
 
 

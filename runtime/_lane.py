@@ -1,4 +1,4 @@
-"""One llama.cpp context that generates many sequences at once: a `Batch` has some of them side by side.
+"""One llama.cpp context that computes many sequences at once: a `Batch` has some of them side by side.
 
 The prompt of a group of samples is evaluated once and its KV cells are shared by all of them; a sequence
 that ends makes room for the next.
@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TinyLoraError
-from ._sampling import sample
+from ._sampling import logprobs, sample
 from .llama import TinyLoraLlama
 
 _PREFIX, _PROMPT, _FIRST = 0, 1, 2
 """Sequences: what all prompts begin with, the prompt at hand, and the first of the samples."""
+
+_SCORED = 64
+"""Tokens scored at once: more would take memory (their logits 200 kB each) and no less time."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,30 @@ class Job:
     max_tokens: int
     temperature: float
     uniform: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Completions that a lane is to score.
+
+    Attributes:
+        prompts: index in the call and token ids of each.
+        completions: for each prompt of the call the token ids of its completions, none of them empty.
+        temperature: above 0.
+    """
+
+    prompts: Sequence[tuple[int, Sequence[int]]]
+    completions: Sequence[Sequence[Sequence[int]]]
+    temperature: float
+
+
+@dataclass
+class _Scoring:
+    key: tuple[int, int]  # index of the prompt, number of the completion
+    begin: int  # position of its first token
+    tokens: NDArray[np.int32]
+    first: float  # log-probability of its first token
+    logprobs: list[NDArray[np.float32]] = field(default_factory=list)  # of the tokens after that
 
 
 @dataclass
@@ -161,6 +188,66 @@ class Lane:
                 run.tokens.append(int(token))
                 run.logprobs.append(float(logprob))
                 slots[slot] = keep(run, slot)
+
+    def score(self, given: Given) -> dict[tuple[int, int], NDArray[np.float32]]:
+        """Score: (index of the prompt, number of the completion) -> float32 [n], log-probabilities.
+
+        Raises:
+            Stopped: `stop` was set meanwhile.
+            TinyLoraError: llama.cpp fails.
+        """
+        done: dict[tuple[int, int], NDArray[np.float32]] = {}
+        shared = common_prefix([prompt for _, prompt in given.prompts])
+        llama_cpp.llama_memory_clear(self._memory, False)
+        self._evaluate(given.prompts[0][1][:shared], 0, _PREFIX)
+        waiting: list[_Scoring] = []
+        free = self.n_ctx - shared
+        for index, prompt in given.prompts:
+            tail = len(prompt) - shared
+            logits = None
+            for number, completion in enumerate(given.completions[index]):
+                need = len(completion) + (tail if logits is None else 0)
+                if waiting and (len(waiting) == self._sequences or need > free):
+                    if logits is not None:
+                        llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
+                        logits = None
+                    done |= self._finish(waiting, given.temperature)
+                    waiting, free = [], self.n_ctx - shared
+                if logits is None:
+                    llama_cpp.llama_memory_seq_cp(self._memory, _PREFIX, _PROMPT, -1, -1)
+                    logits = self._evaluate(prompt[shared:], shared, _PROMPT).copy()
+                    free -= tail
+                tokens = np.array(completion, np.int32)
+                first = float(logprobs(logits, given.temperature, tokens[:1])[0])
+                llama_cpp.llama_memory_seq_cp(self._memory, _PROMPT, _FIRST + len(waiting), -1, -1)
+                waiting.append(_Scoring((index, number), len(prompt), tokens, first))
+                free -= len(completion)
+            llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
+        return done | self._finish(waiting, given.temperature)
+
+    def _finish(
+        self, waiting: Sequence[_Scoring], temperature: float
+    ) -> dict[tuple[int, int], NDArray[np.float32]]:
+        """Score what follows the first tokens, whose prompts are evaluated; free the cells."""
+        entries = [(slot, i) for slot, each in enumerate(waiting) for i in range(len(each.tokens) - 1)]
+        for start in range(0, len(entries), _SCORED):
+            part = entries[start : start + _SCORED]
+            logits = self._decode(
+                [int(waiting[slot].tokens[i]) for slot, i in part],
+                [waiting[slot].begin + i for slot, i in part],
+                [_FIRST + slot for slot, _ in part],
+                outputs=len(part),
+            )
+            following = np.array([waiting[slot].tokens[i + 1] for slot, i in part])
+            found = logprobs(logits, temperature, following)
+            for slot in {slot for slot, _ in part}:
+                waiting[slot].logprobs.append(found[[s == slot for s, _ in part]])
+        for slot in range(len(waiting)):
+            llama_cpp.llama_memory_seq_rm(self._memory, _FIRST + slot, -1, -1)
+        return {
+            each.key: np.array([each.first, *np.concatenate([[], *each.logprobs])], np.float32)
+            for each in waiting
+        }
 
     def _starts(self, job: Job, shared: int) -> Iterator[_Running]:
         """Yield every sequence with its first token; the prompt's cells lie in `_PROMPT` meanwhile."""

@@ -1,4 +1,4 @@
-"""Drawing the next token of many sequences, with the exact log-probability of what was drawn."""
+"""Drawing the next token of many sequences; exact log-probabilities of what was drawn or is given."""
 
 from __future__ import annotations
 
@@ -43,6 +43,27 @@ def sample(
     at = np.arange(rows)
     chosen = (logits[at, tokens] - highest[:, 0]) * inverse
     return tokens, (chosen - np.log(total)).astype(np.float32)
+
+
+def logprobs(
+    logits: NDArray[np.float32], temperature: float, tokens: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """Return the log-probability of a given token a row.
+
+    Args:
+        logits: float32 [rows, vocabulary].
+        temperature: above 0.
+        tokens: int32 [rows].
+
+    Returns:
+        float32 [rows], under softmax(logits / temperature).
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    shifted *= np.float32(1 / temperature)
+    chosen = shifted[np.arange(len(tokens)), tokens].astype(np.float64)
+    total: NDArray[np.float64] = np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64)
+    result: NDArray[np.float32] = (chosen - np.log(total)).astype(np.float32)
+    return result
 
 
 def _find(weights: NDArray[np.float32], cumulative: NDArray[np.float64], uniform: float) -> int:

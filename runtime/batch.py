@@ -1,4 +1,4 @@
-"""Many sequences at once in llama.cpp: rollouts, evaluation and tuning all generate through here.
+"""Many sequences at once in llama.cpp: rollouts, evaluation and tuning all generate and score through here.
 
 A `Batch` has contexts of its own over the weights of a loaded model, its lanes, which compute side by side
 in threads of their own. Sampling is vectorised over the sequences of a lane, and every token comes with its
@@ -7,23 +7,27 @@ exact log-probability.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import llama_cpp
 import numpy as np
+from numpy.typing import NDArray
 
 from .._cores import cores
 from .._vector import MicroVector
 from ..errors import TinyLoraError, VectorError
 from ..tasks import Completion, Sample
-from ._lane import Generation, Job, Lane
+from ._lane import Generation, Given, Job, Lane
 from ._strategies import Personalizer
 from .llama import TinyLoraLlama
 from .prompts import decode, encode
 
 __all__ = ["Batch", "Generation", "batch_for", "cores"]
+
+T = TypeVar("T")
 
 _FEWEST = 8
 """Sequences of a lane: with fewer, reading the weights costs more than waiting for other threads."""
@@ -113,8 +117,7 @@ class Batch:
         Raises:
             VectorError: a prompt is empty, or leaves no room for the tokens asked for.
         """
-        if self._personalizer is None:
-            raise TinyLoraError("the batch is closed")
+        self._check_open()
         if not prompts:
             return []
         self._check(prompts, max_tokens)
@@ -130,9 +133,55 @@ class Batch:
             parts = [(numbered, part) for part in _split(samples, lanes) if part]
         jobs = [Job(chosen, part, max_tokens, temperature, uniform) for chosen, part in parts]
         done: dict[tuple[int, int], Generation] = {}
-        for found in self._run(jobs):
+        for found in self._run(Lane.run, jobs):
             done |= found
         return [done[p, s] for p in range(len(prompts)) for s in range(samples)]
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
+
+        A prompt is evaluated once for all its completions, and what all prompts begin with once for all
+        prompts; completions are evaluated together.
+
+        Args:
+            prompts: token ids.
+            completions: for each prompt the token ids of its completions, with the end-of-generation token
+                where it is part of one.
+            temperature: above 0; of the distribution softmax(logits / temperature).
+
+        Returns:
+            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token.
+
+        Raises:
+            VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists
+                of completions as prompts are needed; the temperature is not above 0.
+        """
+        self._check_open()
+        if len(completions) != len(prompts):
+            raise VectorError(
+                f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
+            )
+        if not temperature > 0:
+            raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
+        for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
+            for number, completion in enumerate(found):
+                if not len(completion):
+                    raise VectorError(f"completion {number} of prompt {index} is empty")
+            self._check([prompt], max(map(len, found), default=0), index)
+        numbered = [(index, prompt) for index, prompt in enumerate(prompts) if completions[index]]
+        parts = [numbered[part.start : part.stop] for part in _split(len(numbered), len(self._lanes))]
+        done: dict[tuple[int, int], NDArray[np.float32]] = {}
+        for scored in self._run(
+            Lane.score, [Given(part, completions, temperature) for part in parts if part]
+        ):
+            done |= scored
+        return [[done[p, c] for c in range(len(completions[p]))] for p in range(len(prompts))]
 
     def answer(
         self,
@@ -167,9 +216,9 @@ class Batch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, jobs: Sequence[Job]) -> list[dict[tuple[int, int], Generation]]:
-        """Run one job a lane; whatever goes wrong, no lane computes afterwards."""
-        running = [self._pool.submit(lane.run, job) for lane, job in zip(self._lanes, jobs, strict=False)]
+    def _run(self, work: Callable[[Lane, Any], T], jobs: Sequence[Any]) -> list[T]:
+        """Do one job a lane; whatever goes wrong, no lane computes afterwards."""
+        running = [self._pool.submit(work, lane, job) for lane, job in zip(self._lanes, jobs, strict=False)]
         try:
             return [future.result() for future in running]
         except BaseException:
@@ -188,15 +237,19 @@ class Batch:
             self._personalizer.free()
         self._lanes, self._personalizer = [], None
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+    def _check_open(self) -> None:
+        if self._personalizer is None:
+            raise TinyLoraError("the batch is closed")
+
+    def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int, first: int = 0) -> None:
         cells = min(lane.n_ctx for lane in self._lanes)
-        for index, prompt in enumerate(prompts):
+        for index, prompt in enumerate(prompts, first):
             if not len(prompt):
                 raise VectorError(f"prompt {index} is empty")
             if len(prompt) + max_tokens > cells:
                 raise VectorError(
-                    f"prompt {index} has {len(prompt)} tokens, which with {max_tokens} to generate pass the "
-                    f"{cells} cells of the batch: raise n_ctx_seq, or generate fewer"
+                    f"prompt {index} has {len(prompt)} tokens, which with {max_tokens} more pass the "
+                    f"{cells} cells of the batch: raise n_ctx_seq, or take fewer"
                 )
 
 

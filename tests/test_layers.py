@@ -50,6 +50,7 @@ BORDERS = {  # the only modules that may import more than their layer
 }
 OPTIONAL = {  # the same, but in functions only: who does not need them does not have them
     "tinylora_edge._tags": {"cryptography"},
+    "tinylora_edge.privacy": {"dp_accounting"},
     "tinylora_edge.exporters._factorize": {"threadpoolctl"},
     "tinylora_edge.exporters._hub_client": {"huggingface_hub"},
     "tinylora_edge.exporters.publish": {"fsspec"},

