@@ -17,7 +17,7 @@ from .._policy import Policy
 from .._vector import MicroVector
 from ..errors import VectorError
 from . import _keyfiles, _output, _vectors
-from ._carry import Require
+from ._keyfiles import Require
 from ._vectors import Dtype
 
 
