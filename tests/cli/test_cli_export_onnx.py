@@ -92,7 +92,7 @@ def test_a_directory_needs_its_gguf_for_both(cli: Cli, hf: Path, graph: Path, tm
     assert len(load_basis(tmp_path / "out" / "basis.gguf").base_fingerprints) == 2
 
 
-def test_what_is_refused_leaves_nothing(cli: Cli, hf: Path, graph: Path, tmp_path: Path) -> None:
+def test_what_is_refused_leaves_no_bundle(cli: Cli, hf: Path, graph: Path, tmp_path: Path) -> None:
     arguments = ["export", hf, "-o", tmp_path / "out", "--format", "onnx", "--onnx"]
     cli(*arguments, tmp_path / "none").refused("none does not exist")
     other = onnx_models.graph(onnx_models.tiny_hf("qwen2"), "fp32")
@@ -101,7 +101,8 @@ def test_what_is_refused_leaves_nothing(cli: Cli, hf: Path, graph: Path, tmp_pat
     damaged.mkdir()
     (damaged / "model.onnx").write_bytes((graph / "model.onnx").read_bytes())
     cli(*arguments, damaged).refused("model.onnx.data is missing")
-    assert sorted(contents(tmp_path)) == ["damaged/", "damaged/model.onnx"]
+    left = set(contents(tmp_path)) - {".out.factors"}  # finished modules, for the next run
+    assert left == {"damaged/", "damaged/model.onnx"}
 
 
 def test_progress_on_a_terminal(

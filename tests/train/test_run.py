@@ -42,7 +42,7 @@ def steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    settings = replace(FAST, steps=32, prompts=8, validate_every=16, lr=0.3)
+    settings = replace(FAST, steps=48, prompts=8, validate_every=16, lr=0.3)
     longer = replace(options, settings=settings, samples=8, wire="bf16", sequence=3)
     outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=longer, report=rows.append)
     sampled = [row["reward"] for row in steps(rows)]
@@ -59,7 +59,7 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
         manifest["held_out"]["vector"] - manifest["held_out"]["base"]
     )
     assert steps(manifest["curve"]) == steps(rows)
-    assert len(steps(rows)) == 32
+    assert len(steps(rows)) == 48
     with_vector = runtime.load(tiny_bundle, data, n_ctx=64)
     assert with_vector.vector == vector
     with_vector.close()
