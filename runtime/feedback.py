@@ -63,8 +63,8 @@ class Tuner:
         tuner.prefer(second, first)
         llm.swap(tuner.vector)
 
-    Pairs are worth more: 20 preferences taught as much as 80 likes or dislikes (docs/FEEDBACK.md). Where the user
-    sees no difference, tell nothing.
+    Prefer pairs: 20 of them taught simulated users' vectors as much as 80 likes or dislikes
+    (docs/FEEDBACK.md). Where the user sees no difference, tell nothing.
 
     A click costs 2 n evaluations of its prompt and answer, n being the number of values: they give the
     direction in which the answer becomes likelier, and a click is evidence about that: see
