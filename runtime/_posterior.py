@@ -33,7 +33,7 @@ BETA = 0.3
 SPREAD = 0.25
 """Standard deviation, before any click, of the log-odds that one direction of v explains."""
 
-FARTHEST = 2.0
+FARTHEST = 1.0
 """KL divergence of answers from the base's, in nats, that the vector stays within."""
 
 _PLEASED = 1.5  # standard deviation of b before any click

@@ -69,13 +69,12 @@ def test_a_user_who_is_always_or_never_pleased_is_not_mistaken(pleased: float) -
     assert np.mean(found) > 0.6
 
 
-def test_clicks_at_random_do_not_run_away() -> None:
-    far = []
-    for seed in range(6):
-        user = User(seed, log_odds=0.0)
-        v = clicked(user, 60).vector()
-        far.append(v @ user.fisher @ v / 2)
-    assert np.mean(far) < FARTHEST / 2
+def test_clicks_at_random_move_it_less_than_a_preference_does() -> None:
+    def far(log_odds: float) -> float:
+        means = [(User(seed), clicked(User(seed, log_odds), 60).solved()[0][:N]) for seed in range(6)]
+        return float(np.mean([v @ user.fisher @ v / 2 for user, v in means]))
+
+    assert far(0.0) < 0.5 * far(3.0)
 
 
 def test_where_the_answers_were_drawn_does_not_matter_in_a_linear_world() -> None:
