@@ -25,6 +25,7 @@ from .keygen import keygen
 from .links import links
 from .publish import fetch, publish
 from .train import evaluate, tasks, train
+from .tune import tune
 from .vector import vector
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -88,6 +89,7 @@ app.command()(inspect)
 app.command("run")(run_prompt)
 app.command()(chat)
 app.command()(train)
+app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(convert)
 app.command()(tasks)

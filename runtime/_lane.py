@@ -101,6 +101,7 @@ class Lane:
             raise TinyLoraError(f"llama.cpp cannot make a context of {n_ctx} cells for {sequences} sequences")
         self.n_ctx = int(llama_cpp.llama_n_ctx(self.context))
         self.stop = False
+        self.evaluated = 0  # tokens, since it was made
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
         self._n_vocab = llm.n_vocab()
@@ -203,6 +204,7 @@ class Lane:
         if code:
             reason = "its KV cache is full" if code == 1 else f"code {code}"
             raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
+        self.evaluated += count
         if not outputs:
             return np.empty((0, self._n_vocab), np.float32)
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (outputs, self._n_vocab))

@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 Vector = NDArray[np.float64]
 
 _MOST_GROWTH = 0.3  # of log sigma, in one step
+_NOISE = 0.2  # weight of the last step in the estimate of a trial's noise
 _CAP = 1.0  # longest step of antithetic ES, in root mean square of sigma
 
 
@@ -67,7 +68,7 @@ class Search(ABC):
 
     @abstractmethod
     def _learn(self, candidates: Vector, rewards: Vector) -> None:
-        """Move the mean by what the candidates got."""
+        """Move the mean by what the candidates got: [population, trials]."""
 
     def tell(self, rewards: ArrayLike) -> None:
         """Take the rewards of the candidates that `ask` returned.
@@ -85,7 +86,7 @@ class Search(ABC):
             raise ValueError(f"there are {len(candidates)} candidates, but rewards of shape {given.shape}")
         if not np.isfinite(given).all():
             raise ValueError("rewards must be finite numbers")
-        self._learn(candidates, given if given.ndim == 1 else given.mean(axis=1))
+        self._learn(candidates, given.reshape(len(given), -1))
         self.step += 1
 
     def jump(self, mean: ArrayLike, sigma: float | None = None) -> None:
@@ -153,11 +154,10 @@ class AntitheticES(Search):
 
     def ask(self) -> Vector:
         """Return mean + sigma e, mean - sigma e, for each direction in turn."""
-        e = _orthogonal(self._rng(), self.pairs, self.size)
-        moves = np.stack([e, -e], axis=1).reshape(-1, self.size)
-        return self.mean + self.sigma * moves
+        return _pairs(self.mean, self.sigma, _orthogonal(self._rng(), self.pairs, self.size))
 
     def _learn(self, candidates: Vector, rewards: Vector) -> None:
+        rewards = rewards.mean(axis=1)
         shaped = _centered_ranks(rewards) if self.shape == "rank" else rewards
         gaps = shaped[0::2] - shaped[1::2]
         length = float(np.linalg.norm(gaps))
@@ -175,6 +175,71 @@ class AntitheticES(Search):
 
     def _forget(self) -> None:
         self.velocity, self.path = np.zeros(self.size), np.zeros(self.size)
+
+
+class KalmanES(Search):
+    """Antithetic pairs whose differences a Kalman filter turns into a gradient with error bars.
+
+    Half the difference of a pair, per sigma, is the reward's slope along e, plus noise whose variance the
+    trials tell. The filter keeps the mean m and the covariance P of the slopes along all axes: every pair
+    corrects them by what it says and no more, and between steps P grows, since the slopes change as the mean
+    moves. With 13 numbers and a few dozen pairs that uses each pair better than a moving average, whose
+    directions also weigh what they happened not to look at. The step is lr * sigma * m / sqrt(m.m + tr P): as
+    long as lr * sigma where the gradient is known, and shorter where it is not.
+
+    Args:
+        start, sigma, seed: see `Search`.
+        pairs: a step; the population is twice as many.
+        lr: length of a step whose direction is certain, in sigma.
+        forget: share of P that a step gives back to the prior.
+        prior: standard deviation of a slope before anything is known, over that of a trial's half difference.
+    """
+
+    name = "kalman"
+
+    def __init__(
+        self,
+        start: ArrayLike,
+        sigma: float,
+        seed: int,
+        *,
+        pairs: int = 4,
+        lr: float = 0.5,
+        forget: float = 0.1,
+        prior: float = 0.2,
+    ) -> None:
+        super().__init__(start, sigma, seed)
+        self.pairs, self.lr, self.forget, self.prior = pairs, lr, forget, prior
+        self.noise = 0.0  # variance of a trial's half difference
+        self.slope = np.zeros(self.size)
+        self.covariance = np.zeros((self.size, self.size))  # zero before the first pair that differs
+
+    def ask(self) -> Vector:
+        """Return mean + sigma e, mean - sigma e, for each direction in turn."""
+        return _pairs(self.mean, self.sigma, _orthogonal(self._rng(), self.pairs, self.size))
+
+    def _learn(self, candidates: Vector, rewards: Vector) -> None:
+        halves = (rewards[0::2] - rewards[1::2]) / 2
+        trials = halves.shape[1]
+        slopes = halves.mean(axis=1)
+        found = float(halves.var(axis=1, ddof=1).mean()) if trials > 1 else float((slopes**2).mean())
+        self.noise = found if not self.noise else (1 - _NOISE) * self.noise + _NOISE * found
+        if not self.noise:
+            return  # no pair has differed yet
+        e = (candidates[0::2] - self.mean) / self.sigma
+        before = self.prior**2 * self.noise * np.eye(self.size)
+        if not self.covariance.any():
+            self.covariance = before
+        p = (1 - self.forget) * self.covariance + self.forget * before
+        gain = p @ e.T @ np.linalg.inv(e @ p @ e.T + self.noise / trials * np.eye(self.pairs))
+        self.slope = self.slope + gain @ (slopes - e @ self.slope)
+        p = p - gain @ e @ p
+        self.covariance = (p + p.T) / 2
+        length = math.sqrt(float(self.slope @ self.slope) + float(np.trace(self.covariance)))
+        self.mean = self.mean + self.lr * self.sigma * self.slope / length
+
+    def _forget(self) -> None:
+        self.slope, self.covariance = np.zeros(self.size), np.zeros((self.size, self.size))
 
 
 class CMAES(Search):
@@ -219,6 +284,7 @@ class CMAES(Search):
         return np.sqrt(np.maximum(values, 1e-20)), axes
 
     def _learn(self, candidates: Vector, rewards: Vector) -> None:
+        rewards = rewards.mean(axis=1)
         if np.ptp(rewards) == 0:
             return
         n, weights = self.size, _tied(rewards, _cma_weights(self.population))
@@ -291,10 +357,11 @@ class SPSA(Search):
     def ask(self) -> Vector:
         """Return mean + c d, mean - c d, for each perturbation d in turn."""
         signs = self._rng().choice([-1.0, 1.0], (self.pairs, self.size))
-        return self.mean + self.sigma * np.stack([signs, -signs], axis=1).reshape(-1, self.size)
+        return _pairs(self.mean, self.sigma, signs)
 
     def _learn(self, candidates: Vector, rewards: Vector) -> None:
         signs = np.sign(candidates[0::2] - self.mean)
+        rewards = rewards.mean(axis=1)
         gradient = (rewards[0::2] - rewards[1::2]) @ signs / (2 * self.sigma * self.pairs)
         size = float(np.abs(gradient).mean())
         if size and not self.gain:
@@ -306,7 +373,7 @@ class SPSA(Search):
         """Nothing to forget: every step stands alone."""
 
 
-METHODS: dict[str, type[Search]] = {method.name: method for method in (AntitheticES, CMAES, SPSA)}
+METHODS: dict[str, type[Search]] = {method.name: method for method in (KalmanES, AntitheticES, CMAES, SPSA)}
 """Search methods by name."""
 
 
@@ -341,6 +408,11 @@ def restore_search(state: dict[str, Any]) -> Search:
     except (KeyError, TypeError) as error:
         raise ValueError(f"this is no state of a search: {error!r}") from None
     return search
+
+
+def _pairs(mean: Vector, sigma: float, directions: Vector) -> Vector:
+    """Return mean + sigma e, mean - sigma e, for each direction in turn."""
+    return mean + sigma * np.stack([directions, -directions], axis=1).reshape(-1, mean.size)
 
 
 def _orthogonal(rng: np.random.Generator, count: int, size: int) -> Vector:
