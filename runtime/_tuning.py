@@ -119,8 +119,8 @@ class Tuning:
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
-        TrainError: no prompts, or one; prompts without room in the model's context; a state of another run.
-        VectorError: the start does not fit the basis, or the model has no chat template for messages.
+        TrainError: no prompts, or one; settings that no search takes; a state that is damaged or of another run.
+        VectorError: the start does not fit the basis.
     """
 
     def __init__(
@@ -145,9 +145,7 @@ class Tuning:
         llm.basis.values(self._start)
         self._train, self._check = _hold_back([_sample(p) for p in prompts], self.settings.held_back, seed)
         self._task = Task("tuning", self._train, self._check, reward, max_tokens, self.settings.temperature)
-        self._open = lambda: llm._population(
-            [*self._train, *self._check], max_tokens, sequences=sequences, n_threads=n_threads
-        )
+        self._side_by_side = sequences, n_threads
         self._path = None if path is None else Path(path)
         self._stop = False
         flat = self._start.values.reshape(-1).astype(float)
@@ -175,15 +173,21 @@ class Tuning:
                 last check will take is put aside.
 
         Raises:
-            TrainError: the budget is too small for one step (the message says what one takes), or the
-                reward raised an exception or returned something that is not a finite number.
+            TrainError: the budget is too small for one step (the message says what one takes); a prompt has no
+                room in the model's context; the reward raised an exception or returned something that is
+                not a finite number. What was learned until then is kept.
+            VectorError: the model has no chat template for messages.
+            TinyLoraError: the engine has no memory for so many sequences.
             OSError: the state cannot be written.
         """
         budget = Budget.of(budget)
         self._stop = False
-        with self._open() as population:
-            sitting = _Sitting(self, population, budget)
-            return sitting.run()
+        sequences, n_threads = self._side_by_side
+        samples = [*self._train, *self._check]
+        with self._llm._population(
+            samples, self._task.max_tokens, sequences=sequences, n_threads=n_threads
+        ) as population:
+            return _Sitting(self, population, budget).run()
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -232,8 +236,9 @@ class _Sitting:
         first = self._score([self._vector(state.start)], check[:_PROBE], checking=True)
         need = len(check) - len(first[0]) + self._rollouts_of_step() + len(check)
         if not self._affords(need):
+            error = self._too_small(need)
             state.rollouts, state.tokens, state.seconds = 0, *self._began  # nothing was learned
-            raise self._too_small(need)
+            raise error
         rest = check[_PROBE:]
         scores = [
             *first[0],
@@ -438,8 +443,8 @@ def spread_of(basis: Basis) -> float:
         for _ in range(8)
     ]
     shares = []
-    for position, (a, b) in enumerate(zip(basis.a, basis.b, strict=True)):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    for position, factors in enumerate(zip(basis.a, basis.b, strict=True)):
+        a, b = (np.asarray(factor, np.float64) for factor in factors)
         left, right = np.swapaxes(b, -1, -2) @ b, a @ np.swapaxes(a, -1, -2)  # r x r
         whole = float(np.einsum("...ij,...ji->...", left, right).sum())
         for draw in draws:

@@ -88,7 +88,9 @@ def test_the_unit_of_rewards_does_not_matter(method: str) -> None:
     for unit in (1.0, 1000.0):
         search = make_search(method, np.zeros(7), sigma=0.2, seed=2)
         for step in range(10):
-            search.tell(unit * coin(np.pad(search.ask(), ((0, 0), (0, 6))), np.random.default_rng(step), 6) - 5)
+            search.tell(
+                unit * coin(np.pad(search.ask(), ((0, 0), (0, 6))), np.random.default_rng(step), 6) - 5
+            )
         means.append(search.mean)
     np.testing.assert_allclose(means[0], means[1], rtol=1e-6, atol=1e-9)
 
