@@ -119,7 +119,8 @@ class Tuning:
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
-        TrainError: no prompts, or one; settings that no search takes; a state that is damaged or of another run.
+        TrainError: no prompts, or one; settings that no search takes; a state that is damaged, or of another
+            run.
         VectorError: the start does not fit the basis.
     """
 
@@ -173,8 +174,8 @@ class Tuning:
                 last check will take is put aside.
 
         Raises:
-            TrainError: the budget is too small for one step (the message says what one takes); a prompt has no
-                room in the model's context; the reward raised an exception or returned something that is
+            TrainError: the budget is too small for one step (the message says what one takes); a prompt has
+                no room in the model's context; the reward raised an exception or returned something that is
                 not a finite number. What was learned until then is kept.
             VectorError: the model has no chat template for messages.
             TinyLoraError: the engine has no memory for so many sequences.
