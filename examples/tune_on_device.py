@@ -40,6 +40,7 @@ vector: MicroVector = runtime.tune(
     reward,
     budget=budget,
     max_tokens=24,
+    settings=runtime.TuneSettings(held_back=24),  # fewer than usual: two minutes are short
     path=unfinished,  # an app that is killed goes on here; it holds numbers, no text
     wait=lambda: False,  # true while the phone is hot, or the user wants the processor
     report=progress,

@@ -77,7 +77,7 @@ def test_a_model_learns_without_torch(device: Path, smollm2_bundle: Path, tmp_pa
     bundle.mkdir()
     for path in smollm2_bundle.iterdir():
         (bundle / path.name).symlink_to(path)
-    said = run(device, ROOT / "examples" / "tune_on_device.py", bundle, "13ktokens")
+    said = run(device, ROOT / "examples" / "tune_on_device.py", bundle, "7ktokens")
     assert "PyTorch is not installed here." in said
     assert "step 1: reward" in said
     assert said.count("before: ") == said.count("after: ") == 6
