@@ -50,6 +50,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
                 llm,
                 task.train,
                 task.reward,
+                shaped=task.shaped,
                 seed=seed,
                 max_tokens=task.max_tokens,
                 settings=ARMS[arm],

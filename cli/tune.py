@@ -88,6 +88,7 @@ def tune(
             llm,
             loaded.train,
             loaded.reward,
+            shaped=loaded.shaped,
             seed=seed,
             max_tokens=loaded.max_tokens,
             path=state,

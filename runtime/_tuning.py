@@ -106,6 +106,8 @@ class Tuning:
         prompts: what to learn on, at least 2: a part of them is held back.
         reward: judges an answer: `reward(completion, sample) -> float`, higher is better. `sample` is the
             prompt as it was given, or a `Sample` of it.
+        shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
+            faster than right or wrong. `reward` alone decides what is kept.
         seed: of everything.
         start: vector to begin with; None for the model's own, or where it has none the base.
         max_tokens: of an answer.
@@ -130,6 +132,7 @@ class Tuning:
         prompts: Sequence[Prompt],
         reward: Reward,
         *,
+        shaped: Reward | None = None,
         seed: int = 0,
         start: MicroVector | None = None,
         max_tokens: int = 64,
@@ -146,6 +149,7 @@ class Tuning:
         llm.basis.values(self._start)
         self._train, self._check = _hold_back([_sample(p) for p in prompts], self.settings.held_back, seed)
         self._task = Task("tuning", self._train, self._check, reward, max_tokens, self.settings.temperature)
+        self._lessons = self._task if shaped is None else replace(self._task, reward=shaped)
         self._side_by_side = sequences, n_threads
         self._path = None if path is None else Path(path)
         self._stop = False
@@ -358,8 +362,9 @@ class _Sitting:
             temperature=0.0 if checking else self._settings.temperature,
             seed=(self._tuning._seed, 1, seed),
         )
+        judge = self._task if checking else self._tuning._lessons
         rewards = [
-            [self._task.score(answer, sample) for answer, sample in zip(row, samples, strict=True)]
+            [judge.score(answer, sample) for answer, sample in zip(row, samples, strict=True)]
             for row in answers
         ]
         state.rollouts += len(vectors) * len(samples)

@@ -54,6 +54,24 @@ class TestLearning:
         assert [row["step"] for row in steps if "reward" in row] == list(range(1, end["steps"] + 1))
         assert end["tokens"] <= 12_000 * 1.1, "the end is foreseen, from what answers took so far"
 
+    def test_learns_from_the_shaped_reward_and_keeps_by_the_reward(self, llm: TinyLoraLlama) -> None:
+        seen: dict[str, set[str]] = {"reward": set(), "shaped": set()}
+
+        def reward(completion: Completion, sample: Sample) -> float:
+            seen["reward"].add(sample.text)
+            return 0.5  # whatever was learned, it is not kept
+
+        def shaped(completion: Completion, sample: Sample) -> float:
+            seen["shaped"].add(sample.text)
+            return letters(completion, sample)
+
+        tuning = Tuning(llm, PROMPTS, reward, shaped=shaped, **QUICK)
+        found = tuning.run("4ktokens")
+        assert any(tuning.state.search["mean"])
+        assert not found.improved
+        assert len(seen["reward"]) == found.held_back
+        assert not seen["reward"] & seen["shaped"]
+
     def test_in_onnx_too(self) -> None:
         with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=64, n_threads=1) as onnx:
             rows: list[dict[str, Any]] = []
