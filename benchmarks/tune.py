@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
+import numpy as np
 from _subjects import SCALES, export
 
 from tinylora_edge import runtime
 from tinylora_edge.runtime import Budget, TuneSettings, Tuning
-from tinylora_edge.runtime.evaluation import compare, evaluate
+from tinylora_edge.runtime.evaluation import Evaluation, compare, evaluate
 from tinylora_edge.tasks import load_task
 
 ARMS: dict[str, TuneSettings] = {
@@ -62,7 +63,8 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
             processor = time.process_time() - began
             batch = llm._population(task.held_out, task.max_tokens, sequences=32, n_threads=options.threads)
             with batch:
-                base, tuned = evaluate(batch, task, None), evaluate(batch, task, found.vector)
+                base = known_base(name, options.study) or evaluate(batch, task, None)
+                tuned = evaluate(batch, task, found.vector)
     return {
         "arm": arm,
         "task": name,
@@ -74,6 +76,8 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
         "base": base.mean,
         "vector": tuned.mean,
         **asdict(compare(base, tuned)),
+        "base_scores": base.scores.tolist(),
+        "vector_scores": tuned.scores.tolist(),
         **{key: value for key, value in vars(found).items() if key != "vector"},
         "processor_seconds": processor,
         "norm": found.vector.norm,
@@ -84,6 +88,14 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
         "cpu": bench.cpu_model(),
         "load_average": bench.load_average(),
     }
+
+
+def known_base(task: str, study: Path | None) -> Evaluation | None:
+    """The base's scores on the held-out prompts, which are the same for every seed, if a run has them."""
+    for run in read(study) if study else []:
+        if run["task"] == task:
+            return Evaluation(np.array(run["base_scores"]), [])
+    return None
 
 
 def read(study: Path) -> list[dict[str, Any]]:
@@ -105,7 +117,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
     def start(run: tuple[str, str, int]) -> None:
         arm, task, seed = run
         command = [sys.executable, __file__, "--only", arm, "--tasks", task, "--seeds", str(seed)]
-        command += ["--budget", options.budget]
+        command += ["--budget", options.budget, "--study", str(options.study)]
         command += ["--threads", str(options.threads)] if options.threads else []
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         if finished.returncode:
