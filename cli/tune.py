@@ -97,7 +97,7 @@ def tune(
             n_threads=threads,
         )
         with _interruptible(tuning):
-            found = tuning.run(_rest(amount, tuning))
+            found = tuning._sit(_rest(amount, tuning), last_check=True, resumed=resume)
         if found.stopped == "stopped":
             stack.close()
             _output.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")

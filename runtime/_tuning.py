@@ -170,12 +170,14 @@ class Tuning:
         """End the sitting after the step at hand; safe to call from a signal handler or another thread."""
         self._stop = True
 
-    def run(self, budget: Budget | float | str) -> Tuned:
+    def run(self, budget: Budget | float | str, *, last_check: bool = True) -> Tuned:
         """Tune until the budget is spent, or nothing is left to find.
 
         Args:
             budget: seconds, a text such as `5m` or `80ktokens`, or a `Budget`. Its end is foreseen: what the
                 last check will take is put aside.
+            last_check: compare the last vector and the best one with the start on all the prompts held back.
+                Without, a sitting that others will follow returns what the checks on the way say.
 
         Raises:
             TrainError: the budget is too small for one step (the message says what one takes); a prompt has
@@ -187,12 +189,19 @@ class Tuning:
         """
         budget = Budget.of(budget)
         self._stop = False
+        return self._sit(budget, last_check, resumed=False)
+
+    def _sit(self, budget: Budget, last_check: bool, *, resumed: bool) -> Tuned:
+        """`resumed`: the budget is what was left of one, so that no step need be affordable."""
+        began = time.monotonic()
         sequences, n_threads = self._side_by_side
         samples = [*self._train, *self._check]
         with self._llm._population(
             samples, self._task.max_tokens, sequences=sequences, n_threads=n_threads
         ) as population:
-            return _Sitting(self, population, budget).run()
+            sitting = _Sitting(self, population, budget, last_check)
+            self.state.seconds += time.monotonic() - began
+            return sitting.run(resumed)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -208,18 +217,19 @@ class Tuning:
 class _Sitting:
     """One sitting: a budget, and what answers."""
 
-    def __init__(self, tuning: Tuning, population: Population, budget: Budget) -> None:
+    def __init__(self, tuning: Tuning, population: Population, budget: Budget, last_check: bool) -> None:
         self._tuning, self._population, self._budget = tuning, population, budget
+        self._last_check = last_check
         self._task, self._settings = tuning._task, tuning.settings
         self._search: Search = tuning._search
         self.state = tuning.state
         self._began = self.state.tokens, self.state.seconds
 
-    def run(self) -> Tuned:
+    def run(self, resumed: bool) -> Tuned:
         state, settings = self.state, self._settings
         self._rest()
-        if not state.start_scores and not self._tuning._stop:
-            self._begin()
+        if not self._tuning._stop:
+            self._begin(resumed)
         stopped = "budget"
         while not self._tuning._stop and self._affords(self._rollouts_of_step() + self._rollouts_of_end()):
             self._step()
@@ -227,7 +237,8 @@ class _Sitting:
                 stopped = "silence" if state.silent >= settings.silence else "patience"
                 break
             self._rest()
-        found = self._best("stopped") if self._tuning._stop else self._end(stopped)
+        stopped = "stopped" if self._tuning._stop else stopped
+        found = self._end(stopped) if self._last_check and not self._tuning._stop else self._best(stopped)
         self._tuning._report({"event": "end", **_figures(found)})
         return found
 
@@ -235,26 +246,27 @@ class _Sitting:
         while self._tuning._wait() and not self._tuning._stop:
             time.sleep(_POLL)
 
-    def _begin(self) -> None:
-        """Score the start; before that is done, know whether one step is affordable at all."""
+    def _begin(self, resumed: bool) -> None:
+        """Know whether one step is affordable at all, and score the start if that is not done yet."""
         check, state = self._task.held_out, self.state
-        first = self._score([self._vector(state.start)], check[:_PROBE], checking=True)
-        need = len(check) - len(first[0]) + self._rollouts_of_step() + len(check)
-        if not self._affords(need):
-            error = self._too_small(need)
-            state.rollouts, state.tokens, state.seconds = 0, *self._began  # nothing was learned
+        probe: list[float] = []
+        if not state.start_scores:
+            probe = self._score([self._vector(state.start)], check[:_PROBE], checking=True)[0].tolist()
+        need = self._rollouts_of_step() + self._rollouts_of_end() + (len(check) - len(probe) if probe else 0)
+        if not resumed and not self._affords(need):
+            error = self._too_small(need + len(probe))
+            if probe:
+                state.rollouts, state.tokens, state.seconds = 0, *self._began  # nothing was learned
             raise error
+        if not probe:
+            return
         rest = check[_PROBE:]
-        scores = [
-            *first[0],
-            *(self._score([self._vector(state.start)], rest, checking=True)[0] if rest else ()),
-        ]
-        state.start_scores = [float(score) for score in scores]
+        more = self._score([self._vector(state.start)], rest, checking=True)[0].tolist() if rest else []
+        state.start_scores = [*probe, *more]
         state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
         self._save()
-        self._tuning._report(
-            {"event": "start", "check": float(np.mean(scores)), "held_back": len(scores), **self._spent()}
-        )
+        start = float(np.mean(state.start_scores))
+        self._tuning._report({"event": "start", "check": start, "held_back": len(check), **self._spent()})
 
     def _step(self) -> None:
         state, search = self.state, self._search
@@ -282,9 +294,8 @@ class _Sitting:
     def _look(self) -> float:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
         state, search = self.state, self._search
-        scores = self._score([self._vector(search.mean)], self._task.held_out[: self._half()], checking=True)[
-            0
-        ]
+        samples = self._task.held_out[: self._half()]
+        scores = self._score([self._vector(search.mean)], samples, checking=True)[0]
         gap = scores - np.array(state.best_scores)
         if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
             state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
@@ -396,9 +407,10 @@ class _Sitting:
 
     def _rollouts_of_end(self) -> int:
         """The last check: of the mean, and what the best has not answered yet."""
-        return len(self._task.held_out) + (
-            len(self._task.held_out) - self._half() if self.state.best_step else 0
-        )
+        if not self._last_check:
+            return 0
+        rest = len(self._task.held_out) - self._half()
+        return len(self._task.held_out) + (rest if self.state.best_step else 0)
 
     def _affords(self, rollouts: int) -> bool:
         tokens, seconds = self._cost(rollouts)
@@ -419,7 +431,7 @@ class _Sitting:
         return self.state.tokens * each, self.state.seconds * each
 
     def _too_small(self, need: int) -> TrainError:
-        step, whole = self._cost(self._rollouts_of_step()), self._cost(need + _PROBE)
+        step, whole = self._cost(self._rollouts_of_step()), self._cost(need)
         given = " and ".join(
             f"{value:.0f} {unit}"
             for value, unit in ((self._budget.seconds, "s"), (self._budget.tokens, "tokens"))

@@ -193,16 +193,20 @@ class Batch:
         self._check(prompts, max_tokens)
         shape = len(prompts), 1, max_tokens
         uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
-        job = Job(list(enumerate(prompts)), range(1), max_tokens, temperature, uniform)
+        numbered = list(enumerate(prompts))
         contexts = [lane.context for lane in self._lanes]
         found: list[list[Completion]] = []
         try:
             for start in range(0, len(vectors), len(contexts)):
                 wave = vectors[start : start + len(contexts)]
-                self._personalizer.spread(contexts[: len(wave)], wave)
-                for done in self._run([job] * len(wave)):
-                    answers = [done[index, 0] for index in range(len(prompts))]
-                    found.append([self._completion(answer) for answer in answers])
+                lanes = min(len(contexts) // len(wave), len(prompts))  # of each vector: more in the last wave
+                parts = [numbered[part.start : part.stop] for part in _split(len(prompts), lanes)]
+                jobs = [Job(part, range(1), max_tokens, temperature, uniform) for part in parts] * len(wave)
+                self._personalizer.spread(contexts[: len(jobs)], [v for v in wave for _ in parts])
+                done = self._run(jobs)
+                for first in range(0, len(jobs), lanes):
+                    answers = {key: g for part in done[first : first + lanes] for key, g in part.items()}
+                    found.append([self._completion(answers[index, 0]) for index in range(len(prompts))])
         finally:
             self._personalizer.apply(contexts, self.vector)
         return found

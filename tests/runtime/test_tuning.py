@@ -167,6 +167,21 @@ class TestSittings:
         assert without_times(cut) == without_times(whole)
         assert tunings[-1].state.search == once.state.search
 
+    def test_sittings_without_a_last_check(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        """Idle minutes: a sitting spends all on steps, and says what the checks on the way found."""
+        tuning = Tuning(llm, PROMPTS, letters, path=tmp_path / "state", **QUICK)
+        first = tuning.run("1500tokens", last_check=False)
+        spent = tuning.state.rollouts
+        again = Tuning(llm, PROMPTS, letters, path=tmp_path / "state", **QUICK)
+        assert again.state == tuning.state
+        with pytest.raises(TrainError, match="too small: one step takes"):
+            again.run("20tokens", last_check=False)
+        assert again.state.rollouts == spent, "nothing was answered for a sitting without a step"
+        second = again.run("1500tokens", last_check=False)
+        assert second.steps > first.steps
+        assert first.held_back == second.held_back == 4, "the first half of the prompts held back"
+        assert again.run("4ktokens").held_back == 8
+
     def test_the_state_holds_numbers_and_no_text(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         seen: set[str] = set()
         secret = [f"my secret {word}" for word in PROMPTS]
