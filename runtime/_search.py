@@ -204,7 +204,7 @@ class KalmanES(Search):
         seed: int,
         *,
         pairs: int = 4,
-        lr: float = 0.5,
+        lr: float = 0.8,
         forget: float = 0.1,
         prior: float = 0.2,
     ) -> None:

@@ -60,7 +60,7 @@ class TuneSettings:
 
     method: str = "kalman"
     options: Mapping[str, Any] = field(default_factory=dict)
-    reach: float = 0.11
+    reach: float = 0.07
     prompts: int = 8
     temperature: float = 0.0
     held_back: int = 48
