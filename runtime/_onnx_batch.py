@@ -41,6 +41,7 @@ def generate_batch(
     rows: Rows,
     sampling: Sampling,
     max_tokens: int,
+    draws: Sequence[int],
 ) -> list[Row]:
     """Return an answer for each prompt.
 
@@ -51,6 +52,7 @@ def generate_batch(
         rows: one, or as many as prompts.
         sampling: every row draws by itself.
         max_tokens: longest answer.
+        draws: a number for each prompt, which decides its random numbers.
 
     Raises:
         TinyLoraError: a vector is so large that the logits of its row are not finite.
@@ -59,10 +61,12 @@ def generate_batch(
     together = [i for i, prompt in enumerate(prompts) if prompt[-1] != model.pad]
     groups = [together] if together else []
     groups += [[i] for i, prompt in enumerate(prompts) if prompt[-1] == model.pad]
+    greedy = sampling.temperature <= 0
+    samplers = {} if greedy else {i: Sampler(sampling, draw) for i, draw in enumerate(draws)}
     found: dict[int, tuple[list[int], bool]] = {}
     for group in groups:
         feed = Feed(model, rows if len(rows) == 1 else rows.select(group), basis)
-        found.update(_Batch(model, feed, {i: prompts[i] for i in group}, sampling, max_tokens).run())
+        found.update(_Batch(model, feed, {i: prompts[i] for i in group}, samplers, max_tokens).run())
     vectors = rows.vectors * len(prompts) if len(rows) == 1 else rows.vectors
     return [
         Row(model.decode(tokens), np.array(tokens, np.int32), "stop" if ended else "length", vector)
@@ -71,19 +75,22 @@ def generate_batch(
 
 
 class _Batch:
-    """Sequences that run together, in one generator. `prompts`: by the number of the sequence."""
+    """Sequences that run together, in one generator.
+
+    `prompts` and `samplers` are by the number of the sequence; there are no samplers for greedy answers.
+    """
 
     def __init__(
         self,
         model: Model,
         feed: Feed,
         prompts: Mapping[int, Sequence[int]],
-        sampling: Sampling,
+        samplers: Mapping[int, Sampler],
         max_tokens: int,
     ) -> None:
         self._names = list(prompts)
-        self._greedy = sampling.temperature <= 0
-        self._samplers = [Sampler(sampling, row) for row in self._names]
+        self._greedy = not samplers
+        self._samplers = [samplers[name] for name in self._names if not self._greedy]
         self._eos = model.eos
         longest = max(map(len, prompts.values()))
         self._limit = min(max_tokens, model.n_ctx - longest)

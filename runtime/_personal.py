@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from inspect import GEN_SUSPENDED, getgeneratorstate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._basis import Basis
 from .._policy import Policy
 from .._vector import MicroVector
-from ..errors import BusyError
+from ..errors import BusyError, TrainError
+from ..tasks import Sample
 from ._gate import Gate
+
+if TYPE_CHECKING:
+    from .evaluation import Population
 
 
 class Personal:
@@ -120,6 +124,16 @@ class Personal:
     def _go_back(self, remembered: Any) -> None:
         self._activate(remembered)
 
+    @abstractmethod
+    def _population(
+        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
+    ) -> AbstractContextManager[Population]:
+        """Return what answers the samples' prompts under many vectors at once, beside this model's own.
+
+        Raises:
+            TrainError: the longest prompt with its answer does not fit the model's context.
+        """
+
     # What runs the model holds the gate, from its first step to its last.
 
     def _stream(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, None]:
@@ -153,3 +167,11 @@ class Personal:
         with self._gate.generation(), self._gate.computing() as over_another:
             self._begun += over_another
             yield
+
+
+def no_room(prompt: int, answer: int, context: int) -> TrainError:
+    """Return the error of a prompt that with its answer passes the context: all in tokens."""
+    return TrainError(
+        f"the longest prompt has {prompt} tokens, which with {answer} to generate pass the model's context "
+        f"of {context}: shorten it, or generate fewer (max_tokens)"
+    )

@@ -84,6 +84,31 @@ class Personalizer:
         self._strategy.settle(active)
         self._active, self.vector = active, vector
 
+    def spread(self, contexts: Sequence[Any], vectors: Sequence[MicroVector | None]) -> None:
+        """Give each context a vector of its own, until `apply` gives all of them one again.
+
+        Args:
+            contexts: as many as vectors; none of them has adapters of the caller's own.
+            vectors: None for the base alone.
+
+        Raises:
+            VectorError: a vector does not fit the basis.
+            TinyLoraError: llama.cpp refuses. Then, and for a vector that does not fit, every context has
+                the vector that `apply` gave.
+        """
+        staged: list[Active] = []
+        try:
+            for context, vector in zip(contexts, vectors, strict=True):
+                active = self._strategy.stage(self._basis.values(vector)) if vector is not None else []
+                staged.append(active)
+                _set_adapters(context, active)
+        except BaseException:
+            for context in contexts:
+                _set_adapters(context, self._active)
+            self._strategy.settle(self._active)
+            raise
+        self._strategy.settle([*self._active, *(each for active in staged for each in active)])
+
     def free(self) -> None:
         """Free every adapter."""
         self._strategy.free()

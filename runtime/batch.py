@@ -202,7 +202,67 @@ class Batch:
         """
         tokens = [encode(self.llm, sample.prompt).tolist() for sample in samples]
         found = self.generate(tokens, max_tokens=max_tokens, temperature=temperature, seed=seed)
-        return [Completion(decode(self.llm, g.tokens), g.ended, len(g.tokens)) for g in found]
+        return [self._completion(generation) for generation in found]
+
+    def answer_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[list[Completion]]:
+        """Answer the prompts of all samples under every vector, a vector a lane.
+
+        Every vector's answers are drawn with the same random numbers. What the prompts share is evaluated
+        once a vector. The batch's own vector neither counts nor changes.
+
+        Args:
+            vectors: None for the base alone.
+            samples: whose prompts are answered.
+            max_tokens, temperature, seed: as for `generate`.
+
+        Returns:
+            Of each vector, its answers in the order of the samples.
+
+        Raises:
+            VectorError: as for `generate` and `encode`, or a vector does not fit the basis.
+        """
+        if self._personalizer is None:
+            raise TinyLoraError("the batch is closed")
+        if not samples:
+            return [[] for _ in vectors]
+        prompts = [encode(self.llm, sample.prompt).tolist() for sample in samples]
+        self._check(prompts, max_tokens)
+        shape = len(prompts), 1, max_tokens
+        uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
+        numbered = list(enumerate(prompts))
+        contexts = [lane.context for lane in self._lanes]
+        found: list[list[Completion]] = []
+        try:
+            for start in range(0, len(vectors), len(contexts)):
+                wave = vectors[start : start + len(contexts)]
+                lanes = min(len(contexts) // len(wave), len(prompts))  # of each vector: more in the last wave
+                parts = [numbered[part.start : part.stop] for part in _split(len(prompts), lanes)]
+                jobs = [Job(part, range(1), max_tokens, temperature, uniform) for part in parts] * len(wave)
+                self._personalizer.spread(contexts[: len(jobs)], [v for v in wave for _ in parts])
+                done = self._run(Lane.run, jobs)
+                for first in range(0, len(jobs), lanes):
+                    answers = {key: g for part in done[first : first + lanes] for key, g in part.items()}
+                    found.append([self._completion(answers[index, 0]) for index in range(len(prompts))])
+        finally:
+            self._personalizer.apply(contexts, self.vector)
+        return found
+
+    @property
+    def evaluated(self) -> int:
+        """Tokens that were evaluated since the batch was made, prompts and answers."""
+        return sum(lane.evaluated for lane in self._lanes)
+
+    def _completion(self, generation: Generation) -> Completion:
+        text = decode(self.llm, generation.tokens)
+        return Completion(text, generation.ended, len(generation.tokens))
 
     def close(self) -> None:
         """Free the contexts and the adapters; the model stays."""

@@ -74,6 +74,25 @@ class Answerer(Protocol):
         """Answer the prompt of every sample once."""
 
 
+class Population(Answerer, Protocol):
+    """Answers prompts under many vectors at once."""
+
+    @property
+    def evaluated(self) -> int:
+        """Tokens that were evaluated since it was made, prompts and answers."""
+
+    def answer_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int | Sequence[int],
+    ) -> list[list[Completion]]:
+        """Return of each vector its answers; all are drawn with the same random numbers."""
+
+
 def evaluate(
     batch: Answerer,
     task: Task,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
@@ -11,8 +12,12 @@ from .._basis import Basis
 from .._policy import Policy
 from .._vector import MicroVector
 from ..errors import TinyLoraError, VectorError
-from ._personal import Personal
+from ..tasks import Sample
+from ._personal import Personal, no_room
 from ._strategies import Personalizer
+
+if TYPE_CHECKING:
+    from .batch import Batch
 
 
 class TinyLoraLlama(Personal, llama_cpp.Llama):
@@ -78,6 +83,18 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     def _finite(self) -> bool:
         logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
         return bool(logits) and bool(np.isfinite(logits[: min(64, self._n_vocab)]).all())
+
+    def _population(
+        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
+    ) -> Batch:
+        from .batch import Batch
+        from .prompts import encode
+
+        longest = max(len(encode(self, sample.prompt)) for sample in samples)
+        limit = self._model.n_ctx_train()
+        if longest + max_tokens > limit:
+            raise no_room(longest, max_tokens, limit)
+        return Batch(self, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
 
     # What runs the model holds the gate, from its first step to its last.
 

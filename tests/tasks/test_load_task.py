@@ -28,6 +28,8 @@ def test_arguments_replace_the_tasks_own_settings() -> None:
 def test_a_callable_is_a_reward() -> None:
     task = load_task("brevity", reward=lambda completion, sample: len(completion.text))
     assert task.score(said("abc"), task.train[0]) == 3.0
+    assert task.shaped is None, "it shapes the task's own reward"
+    assert load_task("brevity").shaped is not None
 
 
 @pytest.mark.parametrize(

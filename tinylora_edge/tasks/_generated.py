@@ -28,6 +28,7 @@ _QUESTIONS = (
     "What is the purpose of {noun}?",
     "Why do people like {noun}?",
 )
+_LONGEST_SENTENCE = 14  # words of a short sentence
 _SMALLEST, _LARGEST = 2, 9  # the addends of word sums
 
 
@@ -41,6 +42,7 @@ def generate(
     *,
     max_tokens: int,
     temperature: float,
+    shaped: Reward | None = None,
 ) -> Task:
     """Return a task with distinct prompts on each side, built until there are as many as asked for.
 
@@ -54,6 +56,7 @@ def generate(
         reward,
         max_tokens=max_tokens,
         temperature=temperature,
+        shaped=shaped,
     )
 
 
@@ -74,7 +77,15 @@ def list_lookup(seed: int, train: int, held_out: int) -> Task:
 def brevity(seed: int, train: int, held_out: int) -> Task:
     """A question about a noun, to be answered in a few words: see `short_sentence`. Base: .13."""
     return generate(
-        "brevity", _question, short_sentence, seed, train, held_out, max_tokens=24, temperature=0.7
+        "brevity",
+        _question,
+        short_sentence,
+        seed,
+        train,
+        held_out,
+        max_tokens=24,
+        temperature=0.7,
+        shaped=nearly_short_sentence,
     )
 
 
@@ -110,12 +121,31 @@ def short_sentence(completion: Completion, sample: Sample) -> float:
     sequence = words(text)
     return float(
         completion.ended
-        and 4 <= len(sequence) <= 14
+        and 4 <= len(sequence) <= _LONGEST_SENTENCE
         and text.endswith(".")
         and has_noun(sequence, sample)
         and len(own_words(text, sample)) >= 2
         and not repeats(text)
     )
+
+
+def nearly_short_sentence(completion: Completion, sample: Sample) -> float:
+    """1 for what `short_sentence` gives 1, and up to 0.5 for what comes near.
+
+    0.3 for an answer that ended by itself, and 0.02 more for every word below 24; half of it without period.
+
+    Guards: those of `short_sentence`: less than 4 words, no noun, less than two words of its own, or a phrase
+    three times in a row get 0, however short. So does what the token limit cut.
+    """
+    text = completion.text.strip()
+    sequence = words(text)
+    guarded = len(sequence) >= 4 and has_noun(sequence, sample) and len(own_words(text, sample)) >= 2
+    if not (completion.ended and guarded) or repeats(text):
+        return 0.0
+    if text.endswith(".") and len(sequence) <= _LONGEST_SENTENCE:
+        return 1.0
+    near = 0.3 + 0.02 * min(10, max(0, 24 - len(sequence)))
+    return near if text.endswith(".") else near / 2
 
 
 def short(completion: Completion, sample: Sample) -> float:

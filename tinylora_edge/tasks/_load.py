@@ -81,6 +81,8 @@ def load_task(
     else:
         task = _file_task(name, judge, seed, train, held_out)
     changes: dict[str, Any] = {"reward": judge, "max_tokens": max_tokens, "temperature": temperature}
+    if judge is not None:
+        task = dataclasses.replace(task, shaped=None)  # it is the task's own reward that it shapes
     return dataclasses.replace(task, **{key: value for key, value in changes.items() if value is not None})
 
 

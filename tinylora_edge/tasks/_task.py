@@ -66,6 +66,8 @@ class Task:
         reward: call it through `score`, which checks what it returns.
         max_tokens: limit of a completion, in tokens.
         temperature: sampling temperature that suits the task in training.
+        shaped: the same goal with credit for coming near, for learners that see rewards alone (on-device
+            tuning); None where `reward` is all there is. What is measured is always `reward`.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Task:
     reward: Reward
     max_tokens: int = 64
     temperature: float = 0.7
+    shaped: Reward | None = None
 
     def score(self, completion: Completion, sample: Sample) -> float:
         """Return the reward of one completion, as a finite float.

@@ -1,0 +1,201 @@
+"""What tuning on the device gains: search methods by task and seed, at an equal budget.
+
+Every run tunes a vector in llama.cpp on the deployed file, with forward passes alone, and is measured on
+held-out prompts, greedy. Runs are kept in a JSON-lines file as they end: a second call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+import numpy as np
+from _subjects import SCALES, export
+
+from tinylora_edge import runtime
+from tinylora_edge.runtime import Budget, TuneSettings, Tuning
+from tinylora_edge.runtime.evaluation import Evaluation, compare, evaluate
+from tinylora_edge.tasks import load_task
+
+ARMS: dict[str, TuneSettings] = {
+    "default": TuneSettings(),
+    "ES, raw": TuneSettings(method="es"),
+    "ES, ranks": TuneSettings(method="es", options={"shape": "rank"}),
+    "CMA-ES": TuneSettings(method="cma", options={"population": 8}),
+    "separable CMA-ES": TuneSettings(method="cma", options={"population": 8, "separable": True}),
+    "SPSA": TuneSettings(method="spsa"),
+}
+TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}
+"""Task -> gain that is asked for. Plain brevity is to reach 0.6 from at most 0.1."""
+
+
+def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Tune and measure with one seed, in this process."""
+    task, rows = load_task(name, seed=seed), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, _ = export(Path(folder), SCALES)
+        with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
+            tuning = Tuning(
+                llm,
+                task.train,
+                task.reward,
+                shaped=task.shaped,
+                seed=seed,
+                max_tokens=task.max_tokens,
+                settings=ARMS[arm],
+                report=rows.append,
+                n_threads=options.threads,
+            )
+            began = time.process_time()
+            found = tuning.run(options.budget)
+            processor = time.process_time() - began
+            batch = llm._population(task.held_out, task.max_tokens, sequences=32, n_threads=options.threads)
+            with batch:
+                base = known_base(name, options.study) or evaluate(batch, task, None)
+                tuned = evaluate(batch, task, found.vector)
+    return {
+        "arm": arm,
+        "task": name,
+        "seed": seed,
+        "budget": options.budget,
+        "threads": options.threads,
+        "settings": asdict(ARMS[arm]),
+        "n": base.n,
+        "base": base.mean,
+        "vector": tuned.mean,
+        **asdict(compare(base, tuned)),
+        "base_scores": base.scores.tolist(),
+        "vector_scores": tuned.scores.tolist(),
+        **{key: value for key, value in vars(found).items() if key != "vector"},
+        "processor_seconds": processor,
+        "norm": found.vector.norm,
+        "values": found.vector.values.reshape(-1).tolist(),
+        "checks": [[row["step"], row["check"]] for row in rows if "reward" in row and "check" in row],
+        "rewards": [row["reward"] for row in rows if "reward" in row],
+        "answers": [answer.strip() for answer in tuned.answers[:8]],
+        "cpu": bench.cpu_model(),
+        "load_average": bench.load_average(),
+    }
+
+
+def known_base(task: str, study: Path | None) -> Evaluation | None:
+    """The base's scores on the held-out prompts, which are the same for every seed, if a run has them."""
+    for run in read(study) if study else []:
+        if run["task"] == task:
+            return Evaluation(np.array(run["base_scores"]), [])
+    return None
+
+
+def read(study: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
+
+
+def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Whether a kept run was made with the same budget and settings: those of an arm may have changed."""
+    same = run["arm"] in ARMS and run["settings"] == json.loads(json.dumps(asdict(ARMS[run["arm"]])))
+    return bool(same and run["budget"] == options.budget)
+
+
+def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
+    """Run what is missing, `--jobs` processes at a time; a run that fails is said and left out."""
+    done = {(r["arm"], r["task"], r["seed"]) for r in read(options.study) if matches(r, options)}
+    # Seeds outermost: whenever the time runs out, arms and tasks have the same number of them.
+    wanted = [(arm, task, seed) for seed in options.seeds for task in options.tasks for arm in options.arms]
+
+    def start(run: tuple[str, str, int]) -> None:
+        arm, task, seed = run
+        command = [sys.executable, __file__, "--only", arm, "--tasks", task, "--seeds", str(seed)]
+        command += ["--budget", options.budget, "--study", str(options.study)]
+        command += ["--threads", str(options.threads)] if options.threads else []
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        if finished.returncode:
+            report.say(f"FAILED  {arm}, {task}, seed {seed}: {finished.stderr.strip().splitlines()[-1]}")
+            return
+        line = finished.stdout.splitlines()[-1]
+        with open(options.study, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        found = json.loads(line)
+        report.say(
+            f"{arm}, {task}, seed {seed}: {found['base']:.3f} -> {found['vector']:.3f}, {found['tokens']} "
+            f"tokens, {found['seconds']:.0f} s"
+        )
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(start, [run for run in wanted if run not in done]))
+
+
+def summary(arm: str, task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    gains = [run["difference"] for run in runs]
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else runs[0]["standard_error"]
+    return {
+        "arm": arm,
+        "task": task,
+        "seeds": len(runs),
+        "n": runs[0]["n"],
+        "base": runs[0]["base"],
+        "vectors": [run["vector"] for run in runs],
+        "gain": statistics.mean(gains),
+        "standard_error": error,
+        "reached": sum(gain >= TASKS.get(task, 0.2) for gain in gains),
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
+    arguments.add_argument("--study", type=Path, metavar="FILE", help="runs, kept and gone on with")
+    arguments.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
+    arguments.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
+    arguments.add_argument("--budget", default="5m", help="of a run: a time, or 100ktokens (%(default)s)")
+    arguments.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
+    arguments.add_argument("--threads", type=int, help="cores of a run; all unless given")
+    arguments.add_argument("--only", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    Budget.of(options.budget)
+    if options.only:
+        print(json.dumps(one_run(options.only, options.tasks[0], options.seeds[0], options)))
+        return
+    report = bench.Report("tune", options.json)
+    with tempfile.TemporaryDirectory() as folder:
+        options.study = options.study or Path(folder) / "study.jsonl"
+        run_missing(options, report)
+        runs = [run for run in read(options.study) if matches(run, options)]
+    found = [
+        summary(arm, task, mine)
+        for task in options.tasks
+        for arm in options.arms
+        if (mine := [r for r in runs if (r["arm"], r["task"]) == (arm, task) and r["seed"] in options.seeds])
+    ]
+    rows = [
+        [
+            f["task"],
+            f["arm"],
+            f"{f['base']:.3f}",
+            " ".join(f"{vector:.3f}" for vector in f["vectors"]),
+            f"{f['gain']:+.3f} +- {f['standard_error']:.3f}",
+            f"{f['reached']} of {f['seeds']}",
+        ]
+        for f in found
+    ]
+    if found:
+        report.say(f"\nbudget {options.budget}, greedy, n = {found[0]['n']}")
+        report.say(bench.table(["task", "arm", "base", "vector of each seed", "gain", "reached"], rows))
+    report.record |= {"runs": runs, "summary": found}
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A small assistant that learns on the device itself, in minutes, to answer in one short sentence.
+
+Needs numpy and llama.cpp alone: no PyTorch, no gradients, no network.
+Usage: tune_on_device.py BUNDLE [BUDGET]
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from tinylora_edge import MicroVector, runtime
+from tinylora_edge.tasks import load_task
+
+bundle, budget = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "2m"
+kept, unfinished = bundle / "mine.bin", bundle / "mine.state"
+task = load_task("brevity", held_out=6)  # questions about nouns; yours may be any texts or chat messages
+questions = [sample.prompt for sample in task.held_out]
+reward, shaped = task.reward, task.shaped  # yours: any functions of (completion, sample) that return a number
+
+
+def progress(figures):
+    if "reward" in figures:
+        print(f"  step {figures['step']}: reward {figures['reward']:.2f}", flush=True)
+
+
+def answers():
+    chats = (llm.create_chat_completion(list(q), max_tokens=24, temperature=0) for q in questions)
+    return [chat["choices"][0]["message"]["content"].strip() for chat in chats]
+
+
+print(f"PyTorch is {'' if find_spec('torch') else 'not '}installed here.")
+llm = runtime.load(bundle, kept.read_bytes() if kept.exists() else None, n_ctx=256)
+before = answers()
+print(
+    f"Learning for {budget}, from where the last sitting ended:" if llm.vector else f"Learning for {budget}:"
+)
+vector: MicroVector = runtime.tune(
+    llm,
+    task.train,
+    reward,
+    shaped=shaped,  # with credit for coming near: it teaches faster; `reward` decides
+    budget=budget,
+    max_tokens=24,
+    settings=runtime.TuneSettings(held_back=24),  # fewer than usual: two minutes are short
+    path=unfinished,  # an app that is killed goes on here; it holds numbers, no text
+    wait=lambda: False,  # true while the phone is hot, or the user wants the processor
+    report=progress,
+)
+unfinished.unlink()
+kept.write_bytes(vector.to_bytes(llm.basis))
+for question, old, new in zip(questions, before, answers(), strict=True):
+    print(f"\n{question[0]['content']}\n  before: {old}\n  after:  {new}")
+print(f"\n{kept}: {kept.stat().st_size} bytes. Delete it, and the base is back.")
