@@ -221,9 +221,9 @@ def test_what_comes_near_brevity(tasks: dict[str, Task]) -> None:
     ]
     scores = [shaped(said(text), sample) for text in steps]
     assert scores == sorted(set(scores))
-    assert 0.3 <= scores[0] < scores[1] <= 0.5
+    assert 0 < scores[0] < scores[1] <= 0.5
     assert scores[2] == task.score(said(steps[2]), sample) == 1.0
-    assert 0 < shaped(said(sentence), sample) < scores[0], "without a period"
+    assert 0 < shaped(said(sentence), sample) < 0.5, "without a period"
     assert shaped(said(steps[0], ended=False), sample) == 0.0
     for cheap in (
         "",

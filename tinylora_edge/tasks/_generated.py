@@ -132,7 +132,8 @@ def short_sentence(completion: Completion, sample: Sample) -> float:
 def nearly_short_sentence(completion: Completion, sample: Sample) -> float:
     """1 for what `short_sentence` gives 1, and up to 0.5 for what comes near.
 
-    0.3 for an answer that ended by itself, and 0.02 more for every word below 24; half of it without period.
+    0.05 for an answer of 24 words that ended by itself, and 0.05 more for every word less; half of it without
+    a period.
 
     Guards: those of `short_sentence`: less than 4 words, no noun, less than two words of its own, or a phrase
     three times in a row get 0, however short. So does what the token limit cut.
@@ -144,7 +145,7 @@ def nearly_short_sentence(completion: Completion, sample: Sample) -> float:
         return 0.0
     if text.endswith(".") and len(sequence) <= _LONGEST_SENTENCE:
         return 1.0
-    near = 0.3 + 0.02 * min(10, max(0, 24 - len(sequence)))
+    near = 0.05 + 0.05 * min(9, max(0, 24 - len(sequence)))
     return near if text.endswith(".") else near / 2
 
 
