@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from .._policy import Policy
 from ._load import engine_of, load, missing_engine
 from ._tune import NotImprovedWarning, tune
-from ._tuning import Tuned, TuneSettings, Tuning
+from ._tuned import Tuned, TuneSettings
+from ._tuning import Tuning
 from ._tuning_state import Budget
 
 if TYPE_CHECKING:

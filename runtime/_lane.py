@@ -6,9 +6,7 @@ that ends makes room for the next.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TinyLoraError
+from ._llama_log import quiet
 from ._sampling import logprobs, sample
 from .llama import TinyLoraLlama
 
@@ -125,7 +124,7 @@ class Lane:
         params.n_threads = params.n_threads_batch = n_threads
         for name in ("type_k", "type_v", "flash_attn_type"):  # as in production, to the last bit if it can be
             setattr(params, name, getattr(llm.context_params, name))
-        with _unwarned():
+        with quiet():
             self.context: Any = llama_cpp.llama_init_from_model(llm.model, params)
         if not self.context:
             raise TinyLoraError(f"llama.cpp cannot make a context of {n_ctx} cells for {sequences} sequences")
@@ -298,22 +297,6 @@ class Lane:
         if not outputs:
             return np.empty((0, self._n_vocab), np.float32)
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (outputs, self._n_vocab))
-
-
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Let llama.cpp not warn of more cells than the model's context: they are many sequences', not one's.
-
-    llama-cpp-python takes its warnings for errors, which it prints unless it is told to be verbose.
-    """
-    logger = logging.getLogger("llama-cpp-python")
-    level = logger.level
-    if level == logging.ERROR:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class _Cells:

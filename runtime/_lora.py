@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import io
-import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import llama_cpp
 import numpy as np
-from llama_cpp._logger import logger
 from numpy.typing import NDArray
 
 from .. import _gguf
 from .._gguf import FLOAT32, STRING
 from ..errors import BaseMismatchError
+from ._llama_log import quiet
 
 Adapter = Any
 """Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
@@ -67,7 +65,7 @@ class LoraImage:
         Raises:
             BaseMismatchError: llama.cpp refuses it, because its tensors do not fit the model.
         """
-        with _quiet():
+        with quiet():
             adapter = self._load_from_memory(model) if _HAS_FMEMOPEN else self._load_from_file(model)
         if not adapter:
             raise BaseMismatchError(
@@ -94,21 +92,6 @@ class LoraImage:
             return llama_cpp.llama_adapter_lora_init(model, path.encode())
         finally:
             os.unlink(path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide llama.cpp's notes on where each of the hundreds of tensors goes, unless `verbose` was asked for.
-
-    llama-cpp-python prints warnings as if they were errors (its table of levels is off by one).
-    """
-    level = logger.level
-    if level > logging.DEBUG:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def free(adapter: Adapter, _free: Any = llama_cpp.llama_adapter_lora_free) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from .._vector import MicroVector
 from ..tasks import Reward
 from ._personal import Personal
-from ._tuning import Prompt, Tuned, Tuning
+from ._tuned import Tuned
+from ._tuning import Prompt, Tuning
 from ._tuning_state import Budget
 
 
