@@ -43,7 +43,7 @@ TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}
 
 def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Tune and measure with one seed, in this process."""
-    task, rows = load_task(name, seed=seed), list[dict[str, Any]]()
+    task, rows = load_task(name, seed=seed, held_out=options.held_out), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
         bundle, _ = export(Path(folder), SCALES)
         with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
@@ -63,7 +63,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
             processor = time.process_time() - began
             batch = llm._population(task.held_out, task.max_tokens, sequences=32, n_threads=options.threads)
             with batch:
-                base = known_base(name, options.study) or evaluate(batch, task, None)
+                base = known_base(name, options) or evaluate(batch, task, None)
                 tuned = evaluate(batch, task, found.vector)
     return {
         "arm": arm,
@@ -90,10 +90,10 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
     }
 
 
-def known_base(task: str, study: Path | None) -> Evaluation | None:
+def known_base(task: str, options: argparse.Namespace) -> Evaluation | None:
     """The base's scores on the held-out prompts, which are the same for every seed, if a run has them."""
-    for run in read(study) if study else []:
-        if run["task"] == task:
+    for run in read(options.study):
+        if (run["task"], run["n"]) == (task, options.held_out):
             return Evaluation(np.array(run["base_scores"]), [])
     return None
 
@@ -105,7 +105,7 @@ def read(study: Path) -> list[dict[str, Any]]:
 def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
     """Whether a kept run was made with the same budget and settings: those of an arm may have changed."""
     same = run["arm"] in ARMS and run["settings"] == json.loads(json.dumps(asdict(ARMS[run["arm"]])))
-    return bool(same and run["budget"] == options.budget)
+    return bool(same and (run["budget"], run["n"]) == (options.budget, options.held_out))
 
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
@@ -118,6 +118,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
         arm, task, seed = run
         command = [sys.executable, __file__, "--only", arm, "--tasks", task, "--seeds", str(seed)]
         command += ["--budget", options.budget, "--study", str(options.study)]
+        command += ["--held-out", str(options.held_out)]
         command += ["--threads", str(options.threads)] if options.threads else []
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         if finished.returncode:
@@ -160,6 +161,7 @@ def main() -> None:
     arguments.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
     arguments.add_argument("--budget", default="5m", help="of a run: a time, or 100ktokens (%(default)s)")
+    arguments.add_argument("--held-out", type=int, default=128, help="prompts measured on (%(default)s)")
     arguments.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     arguments.add_argument("--threads", type=int, help="cores of a run; all unless given")
     arguments.add_argument("--only", help=argparse.SUPPRESS)

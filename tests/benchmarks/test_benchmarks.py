@@ -102,6 +102,39 @@ def test_science_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert found["standard_error"] == pytest.approx(0.05)
 
 
+def test_tune_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    study = tmp_path / "study.jsonl"
+    arguments = ("--study", str(study), "--arms", "SPSA", "--tasks", "list-lookup", "--budget", "8ktokens")
+    arguments += ("--held-out", "8")
+    (found,) = run("tune.py", *arguments, "--seeds", "0")["summary"]
+    first = json.loads(study.read_text())
+    assert (first["steps"] > 0, first["n"], first["tokens"] <= 8_800) == (True, 8, True)
+    assert first["difference"] == pytest.approx(first["vector"] - first["base"])
+    again = first | {"seed": 1, "difference": first["difference"] + 0.1}
+    other = again | {"settings": first["settings"] | {"reach": 1.0}}
+    study.write_text("".join(json.dumps(r) + "\n" for r in (first, again, other, again | {"n": 128})))
+    (found,) = run("tune.py", *arguments, "--seeds", "0", "1")["summary"]  # nothing is run again
+    assert (found["seeds"], found["gain"]) == (2, pytest.approx(first["difference"] + 0.05))
+
+
+def test_feedback_measures_every_way_to_learn(tmp_path: Path) -> None:
+    study, methods = tmp_path / "study.jsonl", ["clicks", "pairs", "duel", "online"]
+    record = run(
+        "feedback.py",
+        *("--preferences", "correct", "--methods", *methods, "--clicks", "1", "--users", "0"),
+        *("--prompts", "8", "--study", str(study)),
+        *("--answers", str(FOLDER / "results" / "feedback-answers.jsonl")),
+    )
+    sessions = [json.loads(line) for line in study.read_text().splitlines()]
+    assert sessions == record["sessions"]
+    assert [s["method"] for s in sessions] == ["base", *methods]
+    assert all(s["n"] == 8 for s in sessions)
+    moved = {s["method"] for s in sessions if s["norm"] > 0}
+    assert moved - {"duel"} == {"clicks", "pairs", "online"}, "ten duels may all have been draws"
+    gains = {found["method"]: found["gain"] for found in record["summary"]}
+    assert gains == {s["method"]: pytest.approx(s["liked"] - sessions[0]["liked"]) for s in sessions[1:]}
+
+
 def test_retention_compares_the_two_engines(smollm2_bundle: Path, tmp_path: Path) -> None:
     basis = load_basis(smollm2_bundle / "basis.gguf")
     (tmp_path / "v.bin").write_bytes(MicroVector.random(basis, 0.3, seed=1).to_bytes(basis))
