@@ -247,8 +247,8 @@ def main() -> None:
     )
     arguments.add_argument("--folder", type=Path, help="where to write (the system's temporary folder)")
     options = arguments.parse_args()
-    if not 0 < options.scale <= 2:
-        arguments.error(f"--scale {options.scale}: choose a number above 0, up to 2")
+    if not 0 < options.scale <= 8:
+        arguments.error(f"--scale {options.scale}: choose a number above 0, up to 8")
     shape = Shape.scaled(options.scale)
     where = options.folder or Path(tempfile.gettempdir())
     # Data, one copy, and the graph with its factors, twice.

@@ -227,8 +227,8 @@ def test_export_7b_measures_and_cleans_up(tmp_path: Path) -> None:
 
 
 def test_onnx_bake_says_what_does_not_fit(tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / "onnx_bake.py"), "--scale", "2", "--folder", str(tmp_path)]
-    if shutil.disk_usage(tmp_path).free > 90e9:
+    command = [sys.executable, str(FOLDER / "onnx_bake.py"), "--scale", "8", "--folder", str(tmp_path)]
+    if shutil.disk_usage(tmp_path).free > 5e12:
         pytest.skip("the disk is so large that it would fit")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
