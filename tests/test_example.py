@@ -87,7 +87,7 @@ def test_a_model_learns_without_torch(device: Path, smollm2_bundle: Path, tmp_pa
         "import sys, tinylora_edge.cli; from tinylora_edge import runtime; import importlib.util as u; "
     )
     assert run(
-        device, "-c", unwanted + "print(u.find_spec('torch'), 'transformers' in sys.modules)"
+        device, "-P", "-c", unwanted + "print(u.find_spec('torch'), 'transformers' in sys.modules)"
     ).split() == [
         "None",
         "False",
