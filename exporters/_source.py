@@ -41,7 +41,10 @@ class Source:
 
     def __init__(self, model: Path, base: Path | None, *, needs_gguf: bool = True) -> None:
         if not model.exists():
-            raise ExportError(f"{model} does not exist: pass a .gguf file or a Hugging Face directory")
+            raise ExportError(
+                f"{model} does not exist: pass a .gguf file or a Hugging Face directory; in Python, "
+                "exporters.resolve turns the name of a model into one"
+            )
         if model.is_dir() and base is None and needs_gguf:
             raise ExportError(
                 f"{model} is a directory of weights: name the GGUF that is deployed with --base FILE"
