@@ -11,7 +11,7 @@ from pathlib import Path
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.tasks import load_task
 
-bundle, budget = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "2m"
+bundle, budget = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "165s"
 kept, unfinished = bundle / "mine.bin", bundle / "mine.state"
 task = load_task("brevity", held_out=6)  # questions about nouns; yours may be any texts or chat messages
 questions = [sample.prompt for sample in task.held_out]
@@ -41,7 +41,7 @@ vector: MicroVector = runtime.tune(
     shaped=shaped,  # with credit for coming near: it teaches faster; `reward` decides
     budget=budget,
     max_tokens=24,
-    settings=runtime.TuneSettings(held_back=24),  # fewer than usual: two minutes are short
+    settings=runtime.TuneSettings(held_back=24),  # fewer than usual: three minutes are short
     path=unfinished,  # an app that is killed goes on here; it holds numbers, no text
     wait=lambda: False,  # true while the phone is hot, or the user wants the processor
     report=progress,
