@@ -29,10 +29,10 @@ def factorized(
     progress: Progress,
     plan: dict[str, Any] | None = None,
 ) -> Iterator[Journal]:
-    """Give a journal with the factors of all modules; when the block ends well, it is removed.
+    """Give a journal with the factors of all modules; once the output is there, it is removed.
 
-    Modules that an earlier run had finished are not factorized again. Whatever is raised, the journal stays
-    for the next run, unless there is nothing in it.
+    Modules that an earlier run had finished are not factorized again. Whatever is raised before, the journal
+    stays for the next run, unless there is nothing in it.
 
     Args:
         output: what the export writes; it must not exist.
@@ -61,11 +61,8 @@ def factorized(
         yield journal
     except OSError as error:
         raise ExportError(explain(output, error)) from error
-    except BaseException:
-        if not len(journal):
-            journal.remove()
-        raise
-    else:
-        journal.remove()
     finally:
+        # The output appears complete, in one rename: after it the journal is of no use, whatever is raised.
+        if output.exists() or not len(journal):
+            journal.remove()
         journal.close()

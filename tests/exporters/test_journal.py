@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import ExportError, load_basis
-from tinylora_edge.exporters import Settings, _factorize, export_gguf
+from tinylora_edge.exporters import Settings, _bundle_writer, _factorize, export_gguf
 from tinylora_edge.exporters._journal import MAGIC, Factors, Journal
 from tinylora_edge.exporters._unfinished import journal_path
 
@@ -200,6 +200,18 @@ def test_finished_modules_are_not_factorized_again(llama_gguf, tmp_path, factori
     assert len(first) >= 9
     assert report.basis.digest == whole.basis.digest
     assert report.quality == whole.quality
+    assert not journal_path(tmp_path / "bundle").exists()
+
+
+def test_what_is_raised_after_the_bundle_is_there_leaves_no_journal(llama_gguf, tmp_path, monkeypatch):
+    def interrupt(path):
+        if path == tmp_path:  # the rename is to be made durable
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_bundle_writer, "sync_directory", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_gguf(llama_gguf, tmp_path / "bundle")
+    assert load_basis(tmp_path / "bundle" / "basis.gguf").modules
     assert not journal_path(tmp_path / "bundle").exists()
 
 
