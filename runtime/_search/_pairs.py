@@ -13,7 +13,33 @@ _NOISE = 0.2  # weight of the last step in the estimate of a trial's noise
 _CAP = 1.0  # longest step of antithetic ES, in root mean square of sigma
 
 
-class KalmanES(Search):
+class Pairs(Search):
+    """Judges mean + sigma e against mean - sigma e, for every direction e of a step.
+
+    Args:
+        start, sigma, seed: see `Search`.
+        pairs: a step; the population is twice as many.
+    """
+
+    def __init__(self, start: ArrayLike, sigma: float, seed: int, pairs: int) -> None:
+        super().__init__(start, sigma, seed)
+        self.pairs = pairs
+
+    def ask(self) -> Vector:
+        """Return mean + sigma e, mean - sigma e, for each direction in turn."""
+        directions = self._directions()
+        return self.mean + self.sigma * np.stack([directions, -directions], axis=1).reshape(-1, self.size)
+
+    def _directions(self) -> Vector:
+        """Return those of this step: float64 [pairs, n], orthogonal where n allows, of length sqrt(n)."""
+        return _orthogonal(self._rng(), self.pairs, self.size)
+
+    def _asked(self, candidates: Vector) -> Vector:
+        """Return the directions that the candidates were made of."""
+        return (candidates[0::2] - self.mean) / self.sigma
+
+
+class KalmanES(Pairs):
     """Antithetic pairs whose differences a Kalman filter turns into a gradient with error bars.
 
     Half the difference of a pair, per sigma, is the reward's slope along e, plus noise whose variance the
@@ -44,15 +70,11 @@ class KalmanES(Search):
         forget: float = 0.1,
         prior: float = 0.2,
     ) -> None:
-        super().__init__(start, sigma, seed)
-        self.pairs, self.lr, self.forget, self.prior = pairs, lr, forget, prior
+        super().__init__(start, sigma, seed, pairs)
+        self.lr, self.forget, self.prior = lr, forget, prior
         self.noise = 0.0  # variance of a trial's half difference
         self.slope = np.zeros(self.size)
         self.covariance = np.zeros((self.size, self.size))  # zero before the first pair that differs
-
-    def ask(self) -> Vector:
-        """Return mean + sigma e, mean - sigma e, for each direction in turn."""
-        return _pairs(self.mean, self.sigma, _orthogonal(self._rng(), self.pairs, self.size))
 
     def _learn(self, candidates: Vector, rewards: Vector) -> None:
         halves = (rewards[0::2] - rewards[1::2]) / 2
@@ -62,7 +84,7 @@ class KalmanES(Search):
         self.noise = found if not self.noise else (1 - _NOISE) * self.noise + _NOISE * found
         if not self.noise:
             return  # no pair has differed yet
-        e = (candidates[0::2] - self.mean) / self.sigma
+        e = self._asked(candidates)
         before = self.prior**2 * self.noise * np.eye(self.size)
         if not self.covariance.any():
             self.covariance = before
@@ -78,7 +100,7 @@ class KalmanES(Search):
         self.slope, self.covariance = np.zeros(self.size), np.zeros((self.size, self.size))
 
 
-class AntitheticES(Search):
+class AntitheticES(Pairs):
     """Evolution strategies with antithetic pairs: mean + sigma e and mean - sigma e.
 
     Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv
@@ -111,16 +133,12 @@ class AntitheticES(Search):
         momentum: float = 0.6,
         adapt: bool = True,
     ) -> None:
-        super().__init__(start, sigma, seed)
+        super().__init__(start, sigma, seed, pairs)
         if shape not in ("raw", "rank"):
             raise ValueError(f"shape is {shape!r}, expected 'raw' or 'rank'")
-        self.pairs, self.shape, self.lr, self.momentum, self.adapt = pairs, shape, lr, momentum, adapt
+        self.shape, self.lr, self.momentum, self.adapt = shape, lr, momentum, adapt
         self.velocity = np.zeros(self.size)
         self.path = np.zeros(self.size)
-
-    def ask(self) -> Vector:
-        """Return mean + sigma e, mean - sigma e, for each direction in turn."""
-        return _pairs(self.mean, self.sigma, _orthogonal(self._rng(), self.pairs, self.size))
 
     def _learn(self, candidates: Vector, rewards: Vector) -> None:
         rewards = rewards.mean(axis=1)
@@ -129,7 +147,7 @@ class AntitheticES(Search):
         length = float(np.linalg.norm(gaps))
         if not length:
             return
-        e = (candidates[0::2] - self.mean) / self.sigma
+        e = self._asked(candidates)
         direction = gaps @ e / length  # N(0, 1) an entry where the gaps are noise
         self.velocity = self.momentum * self.velocity + self.lr * direction / math.sqrt(2 * self.pairs)
         length = float(np.sqrt((self.velocity**2).mean()))
@@ -143,7 +161,7 @@ class AntitheticES(Search):
         self.velocity, self.path = np.zeros(self.size), np.zeros(self.size)
 
 
-class SPSA(Search):
+class SPSA(Pairs):
     """Simultaneous perturbation: signs of +-1, and gains that fall as Spall's guidelines say.
 
     Spall, "Implementation of the Simultaneous Perturbation Algorithm for Stochastic Optimization", IEEE
@@ -170,18 +188,16 @@ class SPSA(Search):
         first: float = 0.5,
         horizon: float = 5.0,
     ) -> None:
-        super().__init__(start, sigma, seed)
-        self.pairs, self.first, self.horizon = pairs, first, horizon
+        super().__init__(start, sigma, seed, pairs)
+        self.first, self.horizon = first, horizon
         self.gain = 0.0  # a; derived at the first step with signal
         self.begin = self.sigma
 
-    def ask(self) -> Vector:
-        """Return mean + c d, mean - c d, for each perturbation d in turn."""
-        signs = self._rng().choice([-1.0, 1.0], (self.pairs, self.size))
-        return _pairs(self.mean, self.sigma, signs)
+    def _directions(self) -> Vector:
+        return self._rng().choice([-1.0, 1.0], (self.pairs, self.size))
 
     def _learn(self, candidates: Vector, rewards: Vector) -> None:
-        signs = np.sign(candidates[0::2] - self.mean)
+        signs = np.sign(self._asked(candidates))
         rewards = rewards.mean(axis=1)
         gradient = (rewards[0::2] - rewards[1::2]) @ signs / (2 * self.sigma * self.pairs)
         size = float(np.abs(gradient).mean())
@@ -192,11 +208,6 @@ class SPSA(Search):
 
     def _forget(self) -> None:
         """Nothing to forget: every step stands alone."""
-
-
-def _pairs(mean: Vector, sigma: float, directions: Vector) -> Vector:
-    """Return mean + sigma e, mean - sigma e, for each direction in turn."""
-    return mean + sigma * np.stack([directions, -directions], axis=1).reshape(-1, mean.size)
 
 
 def _orthogonal(rng: np.random.Generator, count: int, size: int) -> Vector:
