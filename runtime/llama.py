@@ -13,6 +13,7 @@ from .._policy import Policy
 from .._vector import MicroVector
 from ..errors import TinyLoraError, VectorError
 from ..tasks import Sample
+from ._llama_log import signals_wait
 from ._personal import Personal, no_room
 from ._strategies import Personalizer
 
@@ -43,7 +44,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     ) -> None:
         self._prepare(basis, policy)
         self._evaluated = False
-        super().__init__(model_path, **options)
+        with signals_wait():
+            super().__init__(model_path, **options)
 
     # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
     # constructor makes model and context in one go; the moment between them is this assignment.

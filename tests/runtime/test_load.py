@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import llama_cpp
 import models
 import numpy as np
 import pytest
+from llama_cpp import _logger
 
 from tinylora_edge import (
     BaseMismatchError,
@@ -33,6 +37,7 @@ from tinylora_edge import (
     save_basis,
 )
 from tinylora_edge.exporters import export_gguf
+from tinylora_edge.runtime import TinyLoraLlama
 
 PROMPT = list(b"one two three four")
 
@@ -291,3 +296,43 @@ def test_a_loaded_bundle_survives_the_removal_of_its_files(tiny_gguf, tmp_path, 
     llm.clear()
     llm.swap(vector)
     assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_while_llama_cpp_logs_is_not_lost(
+    load: Callable[..., TinyLoraLlama],
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    class ArrivedError(Exception):
+        pass
+
+    class Log:
+        """Stands in llama-cpp-python's callback, whose first call is interrupted."""
+
+        calls = 0
+
+        @property
+        def level(self) -> int:
+            self.calls += 1
+            if self.calls == 1:
+                signal.raise_signal(number)
+            return logging.CRITICAL
+
+        def setLevel(self, level: int) -> None:
+            pass
+
+    def handle(number: int, frame: object) -> None:
+        raise ArrivedError
+
+    log = Log()
+    monkeypatch.setattr(_logger, "logger", log)
+    before = signal.signal(number, handle)
+    try:
+        with pytest.raises(ArrivedError):
+            load(tiny_bundle)
+        assert log.calls > 1, "the load went on, and the handler was called at its end"
+        assert signal.getsignal(number) is handle
+    finally:
+        signal.signal(number, before)
