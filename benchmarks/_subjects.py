@@ -10,6 +10,7 @@ import numpy as np
 
 from tinylora_edge import Basis, MicroVector
 from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.runtime.requantize import requantize
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
 
@@ -27,9 +28,13 @@ def smollm2() -> Path:
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def export(folder: Path, settings: Settings) -> tuple[Path, Basis]:
-    """Export SmolLM2 into a folder; return the bundle and its basis."""
-    report = export_gguf(smollm2(), folder / f"u{settings.u}", settings=settings)
+def export(folder: Path, settings: Settings, weights: str = "Q4_1") -> tuple[Path, Basis]:
+    """Export SmolLM2 into a folder, requantized unless it is to be Q4_1; return the bundle and its basis."""
+    base = smollm2()
+    if weights != "Q4_1":
+        base = folder / f"SmolLM2-135M-Instruct.{weights}.gguf"
+        requantize(smollm2(), base, weights)
+    report = export_gguf(base, folder / f"{weights}-u{settings.u}", settings=settings)
     return report.output, report.basis
 
 

@@ -27,7 +27,7 @@ from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime.batch import batch_for, cores
 from tinylora_edge.runtime.llama import TinyLoraLlama
 from tinylora_edge.runtime.prompts import encode
-from tinylora_edge.runtime.requantize import bf16_is_faster, write_bf16
+from tinylora_edge.runtime.requantize import bf16_is_faster, requantize
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, Settings, train
 
@@ -88,7 +88,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
             drawing = llm
             if name == COPY:
                 copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "bf16.gguf"
-                write_bf16(bundle / "base.gguf", copy)
+                requantize(bundle / "base.gguf", copy)
                 engine = TinyLoraLlama(str(copy), basis=llm.basis, n_ctx=64, verbose=False)
                 drawing = stack.enter_context(closing(engine))
             ways = LlamaRollouts(stack.enter_context(batch_for(drawing, samples, task.max_tokens)))

@@ -45,7 +45,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
     """Tune and measure with one seed, in this process."""
     task, rows = load_task(name, seed=seed, held_out=options.held_out), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
-        bundle, _ = export(Path(folder), SCALES)
+        bundle, _ = export(Path(folder), SCALES, options.weights)
         with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
             tuning = Tuning(
                 llm,
@@ -70,6 +70,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
         "task": name,
         "seed": seed,
         "budget": options.budget,
+        "weights": options.weights,
         "threads": options.threads,
         "settings": asdict(ARMS[arm]),
         "n": base.n,
@@ -93,7 +94,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
 def known_base(task: str, options: argparse.Namespace) -> Evaluation | None:
     """The base's scores on the held-out prompts, which are the same for every seed, if a run has them."""
     for run in read(options.study):
-        if (run["task"], run["n"]) == (task, options.held_out):
+        if (run["task"], run["n"], run["weights"]) == (task, options.held_out, options.weights):
             return Evaluation(np.array(run["base_scores"]), [])
     return None
 
@@ -103,9 +104,10 @@ def read(study: Path) -> list[dict[str, Any]]:
 
 
 def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
-    """Whether a kept run was made with the same budget and settings: those of an arm may have changed."""
+    """Whether a kept run was made with the same options and settings: those of an arm may have changed."""
     same = run["arm"] in ARMS and run["settings"] == json.loads(json.dumps(asdict(ARMS[run["arm"]])))
-    return bool(same and (run["budget"], run["n"]) == (options.budget, options.held_out))
+    asked = options.budget, options.held_out, options.weights
+    return bool(same and (run["budget"], run["n"], run["weights"]) == asked)
 
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
@@ -118,7 +120,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
         arm, task, seed = run
         command = [sys.executable, __file__, "--only", arm, "--tasks", task, "--seeds", str(seed)]
         command += ["--budget", options.budget, "--study", str(options.study)]
-        command += ["--held-out", str(options.held_out)]
+        command += ["--held-out", str(options.held_out), "--weights", options.weights]
         command += ["--threads", str(options.threads)] if options.threads else []
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         if finished.returncode:
@@ -164,6 +166,7 @@ def main() -> None:
     arguments.add_argument("--held-out", type=int, default=128, help="prompts measured on (%(default)s)")
     arguments.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     arguments.add_argument("--threads", type=int, help="cores of a run; all unless given")
+    arguments.add_argument("--weights", default="Q4_1", help="of the base: BF16, ... (%(default)s)")
     arguments.add_argument("--only", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     Budget.of(options.budget)
@@ -193,7 +196,7 @@ def main() -> None:
         for f in found
     ]
     if found:
-        report.say(f"\nbudget {options.budget}, greedy, n = {found[0]['n']}")
+        report.say(f"\n{options.weights}, budget {options.budget}, greedy, n = {found[0]['n']}")
         report.say(bench.table(["task", "arm", "base", "vector of each seed", "gain", "reached"], rows))
     report.record |= {"runs": runs, "summary": found}
     report.finish()

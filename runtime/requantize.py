@@ -1,4 +1,4 @@
-"""A copy of a GGUF model in bfloat16, for what generates in large batches."""
+"""A copy of a GGUF model with weights of another type, for what generates in large batches."""
 
 from __future__ import annotations
 
@@ -21,22 +21,30 @@ def bf16_is_faster() -> bool:
     return b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
 
 
-def write_bf16(source: Path, target: Path) -> None:
-    """Write a bfloat16 copy of a model, atomically.
+def requantize(source: Path, target: Path, weights: str = "BF16") -> None:
+    """Write a copy of a model whose matrices have another type, atomically.
+
+    Args:
+        source: a GGUF file.
+        target: what to write.
+        weights: a file type of llama.cpp: `BF16`, `Q8_0`, `Q4_K_M`, ...
 
     Raises:
-        TinyLoraError: llama.cpp could not write it.
+        TinyLoraError: llama.cpp has no such type, or could not write the copy.
     """
     set_verbose(False)
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_BF16
+    ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{weights}", None)
+    if ftype is None:
+        raise TinyLoraError(f"llama.cpp has no file type {weights!r}: BF16, Q8_0 and Q4_K_M are some")
+    params.ftype = ftype
     params.allow_requantize = True
     partial = target.with_name(f".{target.name}.tmp")
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(params))
     if code:
         partial.unlink(missing_ok=True)
         raise TinyLoraError(
-            f"llama.cpp could not write a bfloat16 copy of {source} (code {code}): check the free space at "
-            f"{target.parent}, or do without the copy"
+            f"llama.cpp could not write a copy of {source} as {weights} (code {code}): check the free space "
+            f"at {target.parent}, or do without the copy"
         )
     os.replace(partial, target)

@@ -22,7 +22,7 @@ from ..runtime.batch import Batch, cores
 from ..runtime.evaluation import Comparison, Evaluation, compare, evaluate
 from ..runtime.llama import TinyLoraLlama
 from ..runtime.prompts import decode, encode
-from ..runtime.requantize import bf16_is_faster, write_bf16
+from ..runtime.requantize import bf16_is_faster, requantize
 from ..tasks import Sample, Task
 from ._model import load_model
 from ._output import metrics_file, write_result
@@ -250,7 +250,7 @@ class _Engines:
             return LlamaRollouts(self.deployed_batch)
         copy = folder / "rollout-bf16.gguf"
         if not copy.exists():
-            write_bf16(base, copy)
+            requantize(base, copy)
         stack.callback(copy.unlink, missing_ok=True)
         # Not through `load`: the copy is ours, and no basis lists it.
         llm = TinyLoraLlama(str(copy), basis=self.basis, n_ctx=64, n_threads=self.threads, verbose=False)
