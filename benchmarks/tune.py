@@ -30,11 +30,13 @@ from tinylora_edge.runtime.evaluation import Evaluation, compare, evaluate
 from tinylora_edge.tasks import load_task
 
 ARMS: dict[str, TuneSettings] = {
-    "default": TuneSettings(),
+    "CMA-ES": TuneSettings(),  # the default
     "ES, raw": TuneSettings(method="es"),
     "ES, ranks": TuneSettings(method="es", options={"shape": "rank"}),
-    "CMA-ES": TuneSettings(method="cma", options={"population": 8}),
-    "separable CMA-ES": TuneSettings(method="cma", options={"population": 8, "separable": True}),
+    "separable CMA-ES": TuneSettings(options={"separable": True}),
+    "Kalman": TuneSettings(method="kalman"),
+    "Kalman, longer steps": TuneSettings(method="kalman", options={"lr": 1.6}),
+    "Kalman, longer steps, shorter memory": TuneSettings(method="kalman", options={"lr": 1.6, "forget": 0.25}),
     "SPSA": TuneSettings(method="spsa"),
 }
 TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}

@@ -31,7 +31,7 @@ class TuneSettings:
         tolerance: how far a check may fall below the best before the search goes back to it.
     """
 
-    method: str = "kalman"
+    method: str = "cma"
     options: Mapping[str, Any] = field(default_factory=dict)
     reach: float = 0.07
     prompts: int = 8

@@ -1,6 +1,6 @@
 """Search in a few dimensions by asking and telling: no gradient, no engine, numpy alone.
 
-    search = make_search("es", start, sigma=0.02, seed=0)
+    search = make_search("cma", start, sigma=0.02, seed=0)
     for _ in range(steps):
         candidates = search.ask()                  # float64 [population, n]
         search.tell([reward(v) for v in candidates])
@@ -26,7 +26,7 @@ from ._pairs import SPSA, AntitheticES, KalmanES
 
 __all__ = ["METHODS", "Search", "make_search", "restore_search"]
 
-METHODS: dict[str, type[Search]] = {method.name: method for method in (KalmanES, AntitheticES, CMAES, SPSA)}
+METHODS: dict[str, type[Search]] = {method.name: method for method in (CMAES, KalmanES, AntitheticES, SPSA)}
 """Search methods by name."""
 
 

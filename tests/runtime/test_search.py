@@ -11,6 +11,7 @@ import pytest
 from tinylora_edge.runtime._search import METHODS, Search, make_search, restore_search
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("cma", {}),
     ("kalman", {}),
     ("es", {}),
     ("es", {"shape": "rank"}),
@@ -123,7 +124,7 @@ def test_jump_forgets_where_it_was_heading() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_search("newton", [0.0], sigma=1, seed=0), "newton.*kalman, es, cma, spsa"),
+        (lambda: make_search("newton", [0.0], sigma=1, seed=0), "newton.*cma, kalman, es, spsa"),
         (lambda: make_search("es", [0.0], sigma=0, seed=0), "sigma is 0"),
         (lambda: make_search("es", [np.nan], sigma=1, seed=0), "finite"),
         (lambda: make_search("es", [0.0], sigma=1, seed=0, shape="round"), "round"),
