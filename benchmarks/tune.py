@@ -36,7 +36,9 @@ ARMS: dict[str, TuneSettings] = {
     "separable CMA-ES": TuneSettings(options={"separable": True}),
     "Kalman": TuneSettings(method="kalman"),
     "Kalman, longer steps": TuneSettings(method="kalman", options={"lr": 1.6}),
-    "Kalman, longer steps, shorter memory": TuneSettings(method="kalman", options={"lr": 1.6, "forget": 0.25}),
+    "Kalman, longer steps, shorter memory": TuneSettings(
+        method="kalman", options={"lr": 1.6, "forget": 0.25}
+    ),
     "SPSA": TuneSettings(method="spsa"),
 }
 TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}
