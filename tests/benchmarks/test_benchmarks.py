@@ -112,7 +112,8 @@ def test_tune_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert first["difference"] == pytest.approx(first["vector"] - first["base"])
     again = first | {"seed": 1, "difference": first["difference"] + 0.1}
     other = again | {"settings": first["settings"] | {"reach": 1.0}}
-    study.write_text("".join(json.dumps(r) + "\n" for r in (first, again, other, again | {"n": 128})))
+    others = other, again | {"n": 128}, again | {"weights": "BF16"}
+    study.write_text("".join(json.dumps(r) + "\n" for r in (first, again, *others)))
     (found,) = run("tune.py", *arguments, "--seeds", "0", "1")["summary"]  # nothing is run again
     assert (found["seeds"], found["gain"]) == (2, pytest.approx(first["difference"] + 0.05))
 
