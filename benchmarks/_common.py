@@ -140,6 +140,21 @@ def load_average() -> list[float]:
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
+def peak_resident() -> int:
+    """Peak resident bytes of this process.
+
+    On Linux that of its own memory map (VmHWM): ru_maxrss starts at what the parent had.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource  # not on Windows
+
+        value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return value if sys.platform == "darwin" else value * 1024
+
+
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
     result.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")

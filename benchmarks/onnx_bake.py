@@ -34,27 +34,19 @@ BAKE, COPY = "bake", "plain copy of the data"
 BLOCK, GROUPS = 32, 13
 MAX_SECONDS, MAX_BYTES = 60, 1e9
 
-# The peak of a process is that of its own memory map (VmHWM): ru_maxrss starts at what the parent had.
 CHILD = """
-import json, resource, sys, time
-from pathlib import Path
+import json, sys, time
+sys.path.insert(0, sys.argv[4])
+from _common import peak_resident
 start = time.perf_counter()
 from tinylora_edge import load_basis
 from tinylora_edge.exporters.onnx import bake
-
-def peak():
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    except (OSError, StopIteration):
-        value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return value if sys.platform == "darwin" else value * 1024
 
 basis = load_basis(sys.argv[2])
 imported = time.perf_counter() - start
 start = time.perf_counter()
 report = bake(sys.argv[1], basis, sys.argv[3])
-found = {"seconds": time.perf_counter() - start, "seconds_to_import": imported, "peak_bytes": peak()}
+found = {"seconds": time.perf_counter() - start, "seconds_to_import": imported, "peak_bytes": peak_resident()}
 print(json.dumps(found | {"nodes": report.nodes, "added": report.added, "agreement": report.agreement}))
 """
 
@@ -207,7 +199,7 @@ def baking(folder: Path, results: list[dict[str, Any]]) -> Callable[[], float]:
     def run() -> float:
         output = folder / "baked"
         output.mkdir()
-        paths = [folder / "graph", folder / "basis.gguf", output]
+        paths = [folder / "graph", folder / "basis.gguf", output, Path(__file__).parent]
         done = subprocess.run(
             [sys.executable, "-c", CHILD, *map(str, paths)], capture_output=True, text=True, check=False
         )

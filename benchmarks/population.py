@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -104,15 +103,7 @@ def peak(bundle: str, what: str) -> int:
                 sequences=SEQUENCES,
             )
             tuning.run("1h")
-    return peak_resident()
-
-
-def peak_resident() -> int:
-    """Bytes. Linux counts what a process held before exec, which is its parent, into ru_maxrss: not here."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return bench.peak_resident()
 
 
 def memory(bundle: Path) -> dict[str, int]:
@@ -136,16 +127,15 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         if "llama" in options.engines:
+            every = dict.fromkeys(["Q4_1", *options.weights])
+            bundles = {weights: export(Path(folder), SCALES, weights)[0] for weights in every}
             for weights in options.weights:
-                bundle, _ = export(Path(folder), SCALES, weights)
                 title = f"llama.cpp, {weights}, seconds a token"
-                figures = show(report, f"llama {weights}", title, llama(bundle, options.rounds))
+                figures = show(report, f"llama {weights}", title, llama(bundles[weights], options.rounds))
                 ratio = figures["one at a time"]["median"] / figures["32 at once"]["median"]
                 what = f"llama.cpp, {weights}: tokens/s of 32 sequences at once over one at a time"
                 report.target(what, ratio, ">=", 3)
-            alone = Path(folder) / "memory"
-            alone.mkdir()
-            held = memory(export(alone, SCALES)[0])
+            held = memory(bundles["Q4_1"])
             report.record["memory"] = held
             report.say(
                 f"peak resident memory: {json.dumps({k: f'{v / 1e6:.0f} MB' for k, v in held.items()})}"

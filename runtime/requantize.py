@@ -10,6 +10,7 @@ import llama_cpp
 from llama_cpp._logger import set_verbose
 
 from ..errors import TinyLoraError
+from ._llama_log import quiet
 
 
 def bf16_is_faster() -> bool:
@@ -40,7 +41,10 @@ def requantize(source: Path, target: Path, weights: str = "BF16") -> None:
     params.ftype = ftype
     params.allow_requantize = True
     partial = target.with_name(f".{target.name}.tmp")
-    code = llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(params))
+    with quiet():
+        code = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(partial).encode(), ctypes.byref(params)
+        )
     if code:
         partial.unlink(missing_ok=True)
         raise TinyLoraError(
