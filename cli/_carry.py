@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import _tags, _text
 from .._policy import Policy
 from .._vector import MicroVector
+from ..wire import tags, text
 from . import _keyfiles, _output, _qr, _vectors
 from ._vectors import Dtype
 
@@ -77,11 +77,11 @@ def pack(
         raise typer.BadParameter("a frame has one tag: pass --sign or --mac", param_hint="--mac")
     _refuse_json_on_stdout(output, as_json)
     _vectors.check_target(output, force=force)
-    signer: _tags.Signer = _tags.Crc32()
-    trusted: list[_tags.Verifier] = []
+    signer: tags.Signer = tags.Crc32()
+    trusted: list[tags.Verifier] = []
     if sign is not None:
         private = _keyfiles.signer(sign)
-        signer, trusted = private, [_tags.Ed25519Verifier(private.public_key)]
+        signer, trusted = private, [tags.Ed25519Verifier(private.public_key)]
     elif mac is not None:
         key = _keyfiles.mac(mac)
         signer, trusted = key, [key]
@@ -99,7 +99,7 @@ def pack(
     record = {
         "vector": output,
         **_vectors.header(data),
-        "key": "" if isinstance(signer, _tags.Crc32) else _tags.key_id(trusted[0]),
+        "key": "" if isinstance(signer, tags.Crc32) else tags.key_id(trusted[0]),
         "basis_digest": basis.digest,
         "norm": made.norm,
         "exact": bool((made.values == found.values).all()),
@@ -110,7 +110,7 @@ def pack(
     under = f" under {record['key']}" if record["key"] else ""
     _output.say(
         f"wrote {output}: {len(data)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, "
-        f"sequence {made.sequence}, {_tags.NAMES[signer.kind]}{under}"
+        f"sequence {made.sequence}, {tags.NAMES[signer.kind]}{under}"
     )
 
 
@@ -186,7 +186,7 @@ def as_text(
     """
     data = _vectors.read(source)
     _vectors.header(data)
-    line = _text.encode(data, form.value, scheme=scheme)
+    line = text.encode(data, form.value, scheme=scheme)
     if output == _vectors.STREAM:
         _output.say(line)
         return

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from .. import _tags
+from ..wire import tags
 from . import _output, _training, _vectors
 from ._demo_found import (
     Answer,
@@ -361,7 +361,7 @@ class Story:
 
 def _parts(frame: bytes) -> list[tuple[str, str]]:
     header = _vectors.header(frame)
-    tag = len(frame) - _tags.SIZES[_tags.CRC32]
+    tag = len(frame) - tags.SIZES[tags.CRC32]
     return [
         (frame[:1].hex(), f"version {header['version']}, {header['dtype']}, {header['tag']}"),
         (frame[1:5].hex(), "the basis that it belongs to"),

@@ -11,10 +11,11 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from .. import _layout, _pem, _tags
+from .. import _layout
 from .._files import atomic_write
 from .._policy import Policy
 from ..errors import SignatureError
+from ..wire import pem, tags
 from . import _output
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ Stream = Annotated[
 ]
 
 
-def signer(path: Path) -> _tags.Ed25519Signer:
+def signer(path: Path) -> tags.Ed25519Signer:
     """Return the signer of a private key file.
 
     Raises:
@@ -68,12 +69,12 @@ def signer(path: Path) -> _tags.Ed25519Signer:
         SignatureError: it is no Ed25519 private key.
         MissingExtraError: `cryptography` is not installed.
     """
-    made = _named(path, _tags.Ed25519Signer.from_pem, _read(path))
+    made = _named(path, tags.Ed25519Signer.from_pem, _read(path))
     _warn_if_readable_by_others(path)
     return made
 
 
-def mac(key: str) -> _tags.Hmac:
+def mac(key: str) -> tags.Hmac:
     """Return the MAC of a key, given as a file that holds hexadecimal digits, or as these.
 
     Raises:
@@ -82,11 +83,11 @@ def mac(key: str) -> _tags.Hmac:
     """
     path = Path(key)
     if len(key) <= 1024 and path.is_file():
-        made = _named(path, _tags.Hmac.from_hex, _read(path))
+        made = _named(path, tags.Hmac.from_hex, _read(path))
         _warn_if_readable_by_others(path)
         return made
     try:
-        return _tags.Hmac.from_hex(key)
+        return tags.Hmac.from_hex(key)
     except SignatureError:
         if set(key.strip().lower()) <= set("0123456789abcdef"):
             raise
@@ -96,10 +97,10 @@ def mac(key: str) -> _tags.Hmac:
         ) from None
 
 
-def verifiers(keys: Sequence[Path] | None, macs: Sequence[str] | None) -> list[_tags.Verifier]:
+def verifiers(keys: Sequence[Path] | None, macs: Sequence[str] | None) -> list[tags.Verifier]:
     """Return what the options `--key` and `--mac` trust. Errors: those of `signer` and `mac`."""
-    trusted: list[_tags.Verifier] = [
-        _named(path, _tags.Ed25519Verifier.from_pem, _read(path)) for path in keys or ()
+    trusted: list[tags.Verifier] = [
+        _named(path, tags.Ed25519Verifier.from_pem, _read(path)) for path in keys or ()
     ]
     return trusted + [mac(key) for key in macs or ()]
 
@@ -122,7 +123,7 @@ def policy(
     """
     trusted = verifiers(keys, macs)
     kinds = {key.kind for key in trusted}
-    implied = Require.signature if kinds == {_tags.ED25519} else Require.mac if kinds else keyless
+    implied = Require.signature if kinds == {tags.ED25519} else Require.mac if kinds else keyless
     return Policy((require or implied).value, keys=trusted, max_norm=max_norm, state=state)
 
 
@@ -164,7 +165,7 @@ def write(path: Path, text: str, *, secret: bool) -> None:
 
 def _read(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(_pem.MAX_BYTES + 1)
+        return file.read(pem.MAX_BYTES + 1)
 
 
 def _named(path: Path, make: Callable[[bytes], T], text: bytes) -> T:

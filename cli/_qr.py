@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
-from .. import _text
 from ..errors import FrameError, MissingExtraError
+from ..wire import text
 from . import _output
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -31,7 +31,7 @@ def make(data: bytes, *, level: str = "M", binary: bool = False) -> Any:
         import segno
     except ImportError:
         raise MissingExtraError("a QR code", "segno", "ship") from None
-    content = data if binary else _text.encode(data, scheme=True)
+    content = data if binary else text.encode(data, scheme=True)
     try:
         return segno.make_qr(content, error=level, boost_error=False, mode="byte")
     except segno.DataOverflowError:
@@ -95,4 +95,4 @@ def read(picture: bytes) -> bytes:
             "straight above, whole, with its white margin"
         )
     content = bytes(found[0].bytes)
-    return _text.decode(content) if _text.is_text(content) else content
+    return text.decode(content) if text.is_text(content) else content

@@ -9,13 +9,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .. import _frame, _tags, _text
 from .._basis import Basis
 from .._bundle import Bundle
 from .._files import atomic_write
 from .._gguf import GGUFFile, MalformedGGUFError
 from .._side_tensors import load_basis
 from ..errors import FrameError
+from ..wire import frame, tags, text
 from . import _output, _qr
 
 
@@ -53,8 +53,8 @@ def read(source: str) -> bytes:
             data = file.read(_MAX_READ + 1)
     if _qr.is_picture(data) and len(data) <= _MAX_READ:
         return _qr.read(data)
-    if _text.is_text(data):
-        data = _text.decode(data)
+    if text.is_text(data):
+        data = text.decode(data)
     if len(data) > MAX_BYTES:
         raise FrameError(
             f"{_name(source)} has more than {MAX_BYTES:,} bytes, but 13 values take 37 to 123: "
@@ -140,22 +140,22 @@ def header(data: bytes) -> dict[str, Any]:
     if not length:
         raise FrameError("the vector is empty: expected a frame or a raw payload")
     if length % 2 == 0:
-        counts = {dtype: length // _frame.ITEM_BYTES[dtype] for dtype in ("fp32", "bf16")}
+        counts = {dtype: length // frame.ITEM_BYTES[dtype] for dtype in ("fp32", "bf16")}
         if length % 4:
             del counts["fp32"]
         return {"form": "raw", "bytes": length, "values_if": counts}
     version, kind, code = data[0] >> 4, data[0] >> 2 & 3, data[0] & 3
-    if version != _frame.VERSION or kind not in _tags.SIZES or code >= len(_frame.DTYPES):
+    if version != frame.VERSION or kind not in tags.SIZES or code >= len(frame.DTYPES):
         raise FrameError(
             f"the first of {length} bytes is {data[0]:#04x}, which begins no frame of version "
-            f"{_frame.VERSION}, and a raw payload has an even number of bytes"
+            f"{frame.VERSION}, and a raw payload has an even number of bytes"
         )
-    dtype = _frame.DTYPES[code]
-    payload = length - _frame.HEADER_BYTES - _tags.SIZES[kind]
-    if payload <= 0 or payload % _frame.ITEM_BYTES[dtype]:
+    dtype = frame.DTYPES[code]
+    payload = length - frame.HEADER_BYTES - tags.SIZES[kind]
+    if payload <= 0 or payload % frame.ITEM_BYTES[dtype]:
         raise FrameError(
-            f"the frame has {length} bytes, of which its header and {_tags.NAMES[kind]} tag take "
-            f"{_frame.HEADER_BYTES + _tags.SIZES[kind]}: the rest are no whole {dtype} values; "
+            f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take "
+            f"{frame.HEADER_BYTES + tags.SIZES[kind]}: the rest are no whole {dtype} values; "
             "it was cut or padded on its way"
         )
     return {
@@ -163,10 +163,10 @@ def header(data: bytes) -> dict[str, Any]:
         "bytes": length,
         "version": version,
         "dtype": dtype,
-        "tag": _tags.NAMES[kind],
+        "tag": tags.NAMES[kind],
         "basis_id": data[1:5].hex(),
         "sequence": int.from_bytes(data[5:7], "little"),
-        "count": payload // _frame.ITEM_BYTES[dtype],
+        "count": payload // frame.ITEM_BYTES[dtype],
     }
 
 
@@ -174,8 +174,8 @@ def sizes(size: int) -> dict[str, dict[str, int]]:
     """Return what a vector of `size` values costs on the wire: dtype -> form -> bytes."""
     return {
         dtype: {
-            "raw": size * _frame.ITEM_BYTES[dtype],
-            **{name.lower(): _frame.frame_bytes(size, dtype, kind) for kind, name in _tags.NAMES.items()},
+            "raw": size * frame.ITEM_BYTES[dtype],
+            **{name.lower(): frame.frame_bytes(size, dtype, kind) for kind, name in tags.NAMES.items()},
         }
         for dtype in ("fp32", "bf16")
     }

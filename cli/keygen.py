@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .. import _pem, _tags
+from ..wire import pem, tags
 from . import _keyfiles, _output
 
 _MAC_BYTES = 32
@@ -38,13 +38,13 @@ def keygen(
         _keyfiles.check_target(path, force=force)
     secret = secrets.token_bytes(_MAC_BYTES)
     if mac:
-        key_id = _tags.Hmac(secret).id
+        key_id = tags.Hmac(secret).id
         _keyfiles.write(output, f"{secret.hex()}\n", secret=True)
     else:
-        signer = _tags.Ed25519Signer(secret)
+        signer = tags.Ed25519Signer(secret)
         key_id = signer.id
-        _keyfiles.write(output, _pem.encode_private(secret), secret=True)
-        _keyfiles.write(public, _pem.encode_public(signer.public_key), secret=False)
+        _keyfiles.write(output, pem.encode_private(secret), secret=True)
+        _keyfiles.write(public, pem.encode_public(signer.public_key), secret=False)
     if as_json:
         _output.print_json(
             {"kind": "hmac" if mac else "ed25519", "id": key_id, "key": str(output)}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .. import _links, _tags
+from ..wire import carriers, tags
 from . import _output, _vectors
 
 _MAX_VALUES = 100_000
@@ -30,16 +30,16 @@ def links(
       tinylora-edge links smollm2
     """
     values = _count(what)
-    sizes = _links.frame_sizes(values)
+    sizes = carriers.frame_sizes(values)
     if as_json:
         _output.print_json(
             {
                 "values": values,
                 "frames": [
-                    {"dtype": dtype, "tag": _tags.NAMES[kind], "bytes": size}
+                    {"dtype": dtype, "tag": tags.NAMES[kind], "bytes": size}
                     for (dtype, kind), size in sizes.items()
                 ],
-                "carriers": [_record(carrier, sizes) for carrier in _links.CARRIERS],
+                "carriers": [_record(carrier, sizes) for carrier in carriers.CARRIERS],
             }
         )
         return
@@ -47,8 +47,8 @@ def links(
     table.add_column(f"{values} values", no_wrap=True)
     table.add_column("bytes", justify="right")
     for (dtype, kind), size in sizes.items():
-        table.add_column(f"{dtype}\n{_tags.NAMES[kind]}\n{size}", justify="right", no_wrap=True)
-    for carrier in _links.CARRIERS:
+        table.add_column(f"{dtype}\n{tags.NAMES[kind]}\n{size}", justify="right", no_wrap=True)
+    for carrier in carriers.CARRIERS:
         table.add_row(carrier.name, str(carrier.payload), *(_cell(carrier, size) for size in sizes.values()))
     _output.print_table(table)
 
@@ -61,14 +61,14 @@ def _count(what: str) -> int:
     return int(what)
 
 
-def _cell(carrier: _links.Carrier, size: int) -> str:
+def _cell(carrier: carriers.Carrier, size: int) -> str:
     if size > carrier.payload:
         return "-"
-    milliseconds = _links.carrier_airtime(carrier, size)
+    milliseconds = carriers.carrier_airtime(carrier, size)
     return "fits" if milliseconds is None else f"{milliseconds:,.0f} ms"
 
 
-def _record(carrier: _links.Carrier, sizes: dict[tuple[str, int], int]) -> dict[str, Any]:
+def _record(carrier: carriers.Carrier, sizes: dict[tuple[str, int], int]) -> dict[str, Any]:
     return {
         "carrier": carrier.name,
         "bytes": carrier.payload,
@@ -78,10 +78,10 @@ def _record(carrier: _links.Carrier, sizes: dict[tuple[str, int], int]) -> dict[
         "fits": [
             {
                 "dtype": dtype,
-                "tag": _tags.NAMES[kind],
+                "tag": tags.NAMES[kind],
                 "bytes": size,
                 "fits": size <= carrier.payload,
-                "airtime_ms": _links.carrier_airtime(carrier, size) if size <= carrier.payload else None,
+                "airtime_ms": carriers.carrier_airtime(carrier, size) if size <= carrier.payload else None,
             }
             for (dtype, kind), size in sizes.items()
         ],

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import _frame, _layout, _tags
+from .. import _layout
 from .._basis import Basis
 from .._files import atomic_write
+from ..wire import frame, tags
 from . import _keyfiles, _output, _vectors
 
 _Stream = Annotated[
@@ -44,7 +45,7 @@ def publish(
     data = _vectors.read(source)
     done = publish_frame(data, basis, to, stream=stream)
     kind = _vectors.header(data)["tag"]
-    if kind == _tags.NAMES[_tags.CRC32]:
+    if kind == tags.NAMES[tags.CRC32]:
         _output.warn(
             "a checksum proves nothing about the sender, and a server may be anybody: sign what you publish "
             "(vector pack --sign)"
@@ -130,7 +131,7 @@ def fetch(
 
 def _remembered(output: Path, basis: Basis, url: str, stream: str) -> tuple[bytes | None, str | None]:
     """What is in the output, and the ETag that the server gave for it, if both belong together."""
-    limit = _frame.HEADER_BYTES + 4 * basis.size + max(_tags.SIZES.values())
+    limit = frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values())
     try:
         with open(output, "rb") as file:
             present = file.read(limit + 1)

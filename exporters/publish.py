@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .. import _frame, _layout, _tags
+from .. import _layout
 from .._basis import Basis
 from .._files import atomic_write
 from .._layout import DEFAULT_STREAM
 from ..errors import MissingExtraError, TransferError
+from ..wire import frame as _frame
+from ..wire import tags
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
             "a raw payload has no basis and no sequence, and so no place in the layout: publish a frame "
             "(tinylora-edge vector pack makes one)"
         )
-    if decoded.kind == _tags.CRC32:
+    if decoded.kind == tags.CRC32:
         from .._policy import Policy
 
         Policy().check(frame, basis)

@@ -21,11 +21,12 @@ from email.message import Message
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from .. import _frame, _layout, _tags
+from .. import _layout
 from .._basis import Basis
 from .._layout import DEFAULT_STREAM
 from .._version import __version__
 from ..errors import TransferError
+from ..wire import frame, tags
 
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
@@ -96,7 +97,7 @@ def fetch(
     """
     path = _layout.latest(basis.id, stream)
     address = _address(url, path)
-    limit = _frame.HEADER_BYTES + 4 * basis.size + max(_tags.SIZES.values())
+    limit = frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values())
     if etag is not None and not _ETAG.match(etag):
         etag = None
     end = time.monotonic() + deadline

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tinylora_edge import _frame, _tags
+from tinylora_edge.wire import frame, tags
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 README = (ROOT / "README.md").read_text("utf-8")
 CAPACITY = {"LoRaWAN EU868, DR0 to DR2": 51, "SMS (8-bit)": 140, "NFC tag NTAG213": 144}  # a few, from DESIGN
-TAGS = {"CRC-32": _tags.CRC32, "HMAC": _tags.HMAC, "Ed25519": _tags.ED25519}
+TAGS = {"CRC-32": tags.CRC32, "HMAC": tags.HMAC, "Ed25519": tags.ED25519}
 VALUES = 13
 SHORTER = {"demo": ["--steps", "1", "--held-out", "8", "--threads", "1"]}  # the tests share the machine
 
@@ -82,7 +82,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 def test_sizes_on_the_wire() -> None:
     rows = dict(re.findall(r"^\| (fp32|bf16) \| (\d+ \| \d+ \| \d+) \|$", README, re.M))
     for dtype in ("fp32", "bf16"):
-        sizes = [str(_frame.frame_bytes(VALUES, dtype, kind)) for kind in TAGS.values()]
+        sizes = [str(frame.frame_bytes(VALUES, dtype, kind)) for kind in TAGS.values()]
         assert rows[dtype] == " | ".join(sizes)
 
 
@@ -91,7 +91,7 @@ def test_what_fits_where() -> None:
     head, _, *links = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line
     ]
-    sizes = [_frame.frame_bytes(VALUES, *_form(column)) for column in head[2:]]
+    sizes = [frame.frame_bytes(VALUES, *_form(column)) for column in head[2:]]
     assert len(sizes) == 2 * len(TAGS)
     assert len(links) >= 6
     for link, capacity, *answers in links:
@@ -117,7 +117,7 @@ def test_the_tour_runs(toured: tuple[Path, list[subprocess.CompletedProcess[str]
     folder, results = toured
     for words, done in zip(tour(), results, strict=True):
         assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
-    assert (folder / "other.bin").stat().st_size == _frame.frame_bytes(VALUES, "bf16", _tags.CRC32)
+    assert (folder / "other.bin").stat().st_size == frame.frame_bytes(VALUES, "bf16", tags.CRC32)
 
 
 def test_the_python_runs(toured: tuple[Path, list[subprocess.CompletedProcess[str]]]) -> None:

@@ -13,10 +13,13 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, MicroVector, Policy, _frame, _gguf, _layout, _side_tensors, _tags, _text
+from tinylora_edge import Basis, MicroVector, Policy, _gguf, _layout, _side_tensors
 from tinylora_edge.errors import TransferError
 from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
+from tinylora_edge.wire import frame as _frame
+from tinylora_edge.wire import tags
+from tinylora_edge.wire import text as _text
 
 PAGE = Path(__file__).parent.parent / "docs" / "FORMAT.md"
 GOLDEN = Path(__file__).parent / "golden"
@@ -190,10 +193,10 @@ def test_frame_taken_apart() -> None:
 def test_test_frames() -> None:
     text = section("Test frames")
     hmac_key, private_key, public_key = map(bytes.fromhex, re.findall(r"`([0-9a-f]{64})`", text))
-    signer = _tags.Ed25519Signer(private_key)
+    signer = tags.Ed25519Signer(private_key)
     assert signer.public_key == public_key
-    policy = Policy(keys=[_tags.Hmac(hmac_key), _tags.Ed25519Verifier(signer.public_key)])
-    signers = {"CRC-32": _tags.Crc32(), "HMAC": _tags.Hmac(hmac_key), "Ed25519": signer}
+    policy = Policy(keys=[tags.Hmac(hmac_key), tags.Ed25519Verifier(signer.public_key)])
+    signers = {"CRC-32": tags.Crc32(), "HMAC": tags.Hmac(hmac_key), "Ed25519": signer}
     values = np.arange(-6, 7, dtype=np.float32).reshape(13, 1) / np.float32(100)
     basis = Basis(
         architecture=ARCHITECTURE,
@@ -264,6 +267,6 @@ def test_key_ids() -> None:
     ((size, message),) = re.findall(r"of the (\d+) bytes `([^`]+)`", text)
     assert len(message) == int(size)
     key = bytes(range(32))
-    assert _tags.Hmac(key).id == f"hmac:{hmac.digest(key, message.encode(), 'sha256')[:8].hex()}"
-    public = _tags.Ed25519Signer(key).public_key
-    assert _tags.Ed25519Verifier(public).id == f"ed25519:{hashlib.sha256(public).digest()[:8].hex()}"
+    assert tags.Hmac(key).id == f"hmac:{hmac.digest(key, message.encode(), 'sha256')[:8].hex()}"
+    public = tags.Ed25519Signer(key).public_key
+    assert tags.Ed25519Verifier(public).id == f"ed25519:{hashlib.sha256(public).digest()[:8].hex()}"

@@ -49,7 +49,7 @@ BORDERS = {  # the only modules that may import more than their layer
     "tinylora_edge.cli._demo_proof": {"llama_cpp"},  # the demo compares with the plain engine
 }
 OPTIONAL = {  # the same, but in functions only: who does not need them does not have them
-    "tinylora_edge._tags": {"cryptography"},
+    "tinylora_edge.wire.tags": {"cryptography"},
     "tinylora_edge.privacy": {"dp_accounting"},
     "tinylora_edge.exporters._factorize": {"threadpoolctl"},
     "tinylora_edge.exporters._hub_client": {"huggingface_hub"},

@@ -22,7 +22,6 @@ from ._basis import Basis
 from ._bundle import Bundle
 from ._policy import Policy, UnauthenticatedVectorWarning
 from ._side_tensors import load_basis, save_basis
-from ._tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 from ._vector import MicroVector
 from ._version import __version__
 from .errors import (
@@ -48,6 +47,7 @@ from .errors import (
     UntestedArchitectureWarning,
     VectorError,
 )
+from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 
 __all__ = [
     "BaseMismatchError",

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import _frame, _state, _tags
 from ._vector import MicroVector
 from .errors import ChecksumError, RollbackError, SignatureError, TinyLoraWarning, VectorError
+from .wire import frame as _frame
+from .wire import marks, tags
 
 if TYPE_CHECKING:
     from ._basis import Basis
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
 
-_OPTION_OF_KIND = {_tags.HMAC: "--mac KEY", _tags.ED25519: "--key FILE"}
-_LEVEL_OF_KIND = {None: 0, _tags.CRC32: 1, _tags.HMAC: 2, _tags.ED25519: 3}
+_OPTION_OF_KIND = {tags.HMAC: "--mac KEY", tags.ED25519: "--key FILE"}
+_LEVEL_OF_KIND = {None: 0, tags.CRC32: 1, tags.HMAC: 2, tags.ED25519: 3}
 
 
 class UnauthenticatedVectorWarning(TinyLoraWarning):
@@ -67,7 +68,7 @@ class Policy:
         self,
         require: str = "none",
         *,
-        keys: Sequence[_tags.Verifier] = (),
+        keys: Sequence[tags.Verifier] = (),
         max_norm: float = math.inf,
         state: str | PathLike[str] | None = None,
     ) -> None:
@@ -82,7 +83,7 @@ class Policy:
         self.require = require
         self.max_norm = max_norm
         self._keys = tuple(keys)
-        self._marks = _state.Marks() if state is None else _state.StateFile(state)
+        self._marks = marks.Marks() if state is None else marks.StateFile(state)
         self._warned = False
 
     def check(self, data: bytes, basis: Basis, *, stream: str = "") -> MicroVector:
@@ -132,14 +133,14 @@ class Policy:
     def _check_tag(self, frame: _frame.Frame, digest: bytes) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""
         verified_by = ""
-        if frame.kind == _tags.CRC32 and not _tags.Crc32().verify(digest + frame.body, frame.tag):
-            expected = _tags.Crc32().sign(digest + frame.body)
+        if frame.kind == tags.CRC32 and not tags.Crc32().verify(digest + frame.body, frame.tag):
+            expected = tags.Crc32().sign(digest + frame.body)
             raise ChecksumError(
                 f"the frame's checksum is {frame.tag.hex()}, but its bytes give {expected.hex()}: "
                 "it was damaged on its way; fetch it again"
             )
-        if frame.kind in (_tags.HMAC, _tags.ED25519):
-            name = _tags.NAMES[frame.kind]
+        if frame.kind in (tags.HMAC, tags.ED25519):
+            name = tags.NAMES[frame.kind]
             keys = [key for key in self._keys if key.kind == frame.kind]
             if not keys:
                 raise SignatureError(
@@ -151,13 +152,13 @@ class Policy:
             if found is None:
                 raise SignatureError(
                     f"the frame's {name} tag {frame.tag[:8].hex()} does not verify under any of the "
-                    f"{len(keys)} trusted keys ({', '.join(map(_tags.key_id, keys))}): it was altered, or "
+                    f"{len(keys)} trusted keys ({', '.join(map(tags.key_id, keys))}): it was altered, or "
                     "comes from someone else"
                 )
-            verified_by = _tags.key_id(found)
+            verified_by = tags.key_id(found)
         if _LEVEL_OF_KIND[frame.kind] < self._required:
             error = ChecksumError if self.require == "checksum" else SignatureError
-            got = "a raw payload" if frame.kind is None else f"a {_tags.NAMES[frame.kind]} frame"
+            got = "a raw payload" if frame.kind is None else f"a {tags.NAMES[frame.kind]} frame"
             raise error(f"the policy requires a {self.require}, but this is {got}")
         return verified_by
 
@@ -172,10 +173,10 @@ class Policy:
             )
 
 
-def _mark(basis: Basis, key: str, stream: str) -> _state.Mark:
-    if len(stream) > _state.MAX_STREAM_CHARACTERS:
+def _mark(basis: Basis, key: str, stream: str) -> marks.Mark:
+    if len(stream) > marks.MAX_STREAM_CHARACTERS:
         raise VectorError(
-            f"the stream's name has {len(stream)} characters, and at most {_state.MAX_STREAM_CHARACTERS} are "
+            f"the stream's name has {len(stream)} characters, and at most {marks.MAX_STREAM_CHARACTERS} are "
             f"kept: {stream[:20]!r}..."
         )
     return basis.digest, key, stream

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _frame, _tags
 from .errors import NonFiniteError, VectorError
+from .wire import frame, tags
 
 if TYPE_CHECKING:
     from ._basis import Basis
@@ -42,7 +42,7 @@ class MicroVector:
             raise VectorError(f"values of a micro-vector are [groups, u], not of shape {given.shape}")
         if not 0 <= self.sequence < 1 << 16:
             raise VectorError(f"sequence {self.sequence} is out of range: it must be from 0 to 65535")
-        rounded = _frame.round_to(given.reshape(-1), self.dtype)
+        rounded = frame.round_to(given.reshape(-1), self.dtype)
         if not np.isfinite(rounded).all():
             index = int(np.flatnonzero(~np.isfinite(rounded))[0])
             raise NonFiniteError(
@@ -80,7 +80,7 @@ class MicroVector:
 
         return (policy or Policy()).check(data, basis)
 
-    def to_bytes(self, basis: Basis, tag: _tags.Signer | str | None = "crc32") -> bytes:
+    def to_bytes(self, basis: Basis, tag: tags.Signer | str | None = "crc32") -> bytes:
         """Return the frame of this vector, or its raw payload.
 
         Args:
@@ -95,11 +95,11 @@ class MicroVector:
         if tag is None:
             if self.dtype == "fp16":
                 raise VectorError("a raw payload of 2-byte values is read as bf16: send fp16 in a frame")
-            return _frame.encode_values(values, self.dtype)
-        signer = _tags.Crc32() if tag == "crc32" else tag
+            return frame.encode_values(values, self.dtype)
+        signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str):
             raise VectorError(f"unknown tag {tag!r}: use 'crc32', a signer, or None for a raw payload")
-        return _frame.encode(values, self.dtype, self.sequence, basis.digest, signer)
+        return frame.encode(values, self.dtype, self.sequence, basis.digest, signer)
 
     @property
     def verified_by(self) -> str:

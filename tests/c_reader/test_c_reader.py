@@ -27,11 +27,11 @@ from tinylora_edge import (
     MicroVector,
     Policy,
     VectorError,
-    _text,
     load_basis,
     save_basis,
 )
 from tinylora_edge.projection import project
+from tinylora_edge.wire import text as _text
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 FLAGS = ("-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror")

@@ -8,7 +8,7 @@ import pytest
 import servers
 from commands import Cli
 
-from tinylora_edge._state import decode
+from tinylora_edge.wire.marks import decode
 
 ASK = ("--threads", 1, "--max-tokens", 6, "Describe the moon in one sentence.")
 

@@ -11,9 +11,11 @@ import models
 import pytest
 from commands import Cli
 
-from tinylora_edge import Ed25519Signer, MicroVector, _links, _pem, _tags, load_basis
+from tinylora_edge import Ed25519Signer, MicroVector, load_basis
 from tinylora_edge.cli.convert import Form
 from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.wire import carriers as _links
+from tinylora_edge.wire import pem, tags
 
 ROOT = Path(__file__).parents[2]
 SHIPPING = (ROOT / "docs" / "SHIPPING.md").read_text("utf-8")
@@ -28,8 +30,8 @@ def test_what_fits_where() -> None:
     for name, payload, *answers, source in found:
         assert (int(payload), source) in capacities, name
         for dtype, answer in zip(("fp32", "bf16"), answers, strict=True):
-            fitting = [kind for kind in _tags.SIZES if sizes[dtype, kind] <= int(payload)]
-            assert answer == (_tags.NAMES[max(fitting)] if fitting else "none"), name
+            fitting = [kind for kind in tags.SIZES if sizes[dtype, kind] <= int(payload)]
+            assert answer == (tags.NAMES[max(fitting)] if fitting else "none"), name
 
 
 def test_every_source_is_named() -> None:
@@ -53,7 +55,7 @@ def test_the_python_of_a_device_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     basis, signer = load_basis(bundle / "basis.gguf"), Ed25519Signer(bytes(32))
     frame = MicroVector(MicroVector.random(basis, 0.3).values, sequence=1).to_bytes(basis, signer)
     monkeypatch.chdir(tmp_path)
-    Path("fleet.key.pub").write_text(_pem.encode_public(signer.public_key))
+    Path("fleet.key.pub").write_text(pem.encode_public(signer.public_key))
     names = {"bundle": bundle, "received": frame}
     exec(textwrap.dedent(code), names)
     llm = names["llm"]

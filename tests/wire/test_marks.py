@@ -28,7 +28,7 @@ from tinylora_edge import (
     SignatureError,
     VectorError,
 )
-from tinylora_edge._state import MAX_BYTES, StateFile, decode, encode
+from tinylora_edge.wire.marks import MAX_BYTES, StateFile, decode, encode
 
 BASIS = support.random_basis(groups=3)
 OTHER = support.random_basis(groups=3, seed=43)
@@ -226,7 +226,7 @@ FORKS = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    import tinylora_edge._state as state, tinylora_edge._files as files
+    import tinylora_edge.wire.marks as state, tinylora_edge._files as files
 
     path, mark = Path(sys.argv[1]), ("d" * 64, "ed25519:k", "")
     OURS = {state.__file__, files.__file__}
@@ -281,7 +281,7 @@ def test_a_kill_at_any_line_of_an_update_leaves_the_old_state_or_the_new(tmp_pat
 WRITER = textwrap.dedent(
     """
     import sys
-    from tinylora_edge._state import StateFile
+    from tinylora_edge.wire.marks import StateFile
     state, mark = StateFile(sys.argv[1]), ("d" * 64, "ed25519:k", "")
     sequence = state.highest(mark)
     while sequence < 65535:
@@ -315,7 +315,7 @@ def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
     code = textwrap.dedent(
         """
         import sys
-        from tinylora_edge._state import StateFile
+        from tinylora_edge.wire.marks import StateFile
         state, name = StateFile(sys.argv[1]), sys.argv[2]
         for sequence in range(1, 61):
             state.record(("d", "k", name), sequence)

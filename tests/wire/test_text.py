@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import FrameError, MicroVector
-from tinylora_edge._text import MAX_CHARACTERS, decode, encode, is_text
+from tinylora_edge.wire.text import MAX_CHARACTERS, decode, encode, is_text
 
 FRAMES = [
     bytes.fromhex(entry["frame_hex"])

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _tags
-from .errors import BasisMismatchError, FrameError, VectorError
+from ..errors import BasisMismatchError, FrameError, VectorError
+from . import tags
 
 VERSION = 1
 HEADER_BYTES = 7
@@ -63,9 +63,7 @@ def decode_values(data: bytes, dtype: str) -> NDArray[np.float32]:
     return np.frombuffer(data, "<f4" if dtype == "fp32" else "<f2").astype(np.float32)
 
 
-def encode(
-    values: NDArray[np.float32], dtype: str, sequence: int, digest: str, signer: _tags.Signer
-) -> bytes:
+def encode(values: NDArray[np.float32], dtype: str, sequence: int, digest: str, signer: tags.Signer) -> bytes:
     """Return the frame of values [n].
 
     Raises:
@@ -107,18 +105,18 @@ def decode(data: bytes, size: int, digest: str) -> Frame:
     version, code, kind = data[0] >> 4, data[0] & 3, data[0] >> 2 & 3
     if version != VERSION:
         raise FrameError(f"the frame has version {version}, but this release reads version {VERSION}")
-    if code >= len(DTYPES) or kind not in _tags.SIZES:
+    if code >= len(DTYPES) or kind not in tags.SIZES:
         raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown dtype {code} or tag {kind}")
     if data[1:5] != bytes.fromhex(digest[:8]):
         raise BasisMismatchError(
             f"the frame is for basis {data[1:5].hex()}, but the loaded basis is {digest[:8]}: "
             "use the vector that was made for this one (or the frame was damaged on its way)"
         )
-    dtype, tag_bytes = DTYPES[code], _tags.SIZES[kind]
+    dtype, tag_bytes = DTYPES[code], tags.SIZES[kind]
     expected = HEADER_BYTES + size * ITEM_BYTES[dtype] + tag_bytes
     if length != expected:
         raise FrameError(
-            f"the frame has {length} bytes, but {size} values in {dtype} with {_tags.NAMES[kind]} "
+            f"the frame has {length} bytes, but {size} values in {dtype} with {tags.NAMES[kind]} "
             f"take {expected}: it was cut or padded on its way"
         )
     body, tag = bytes(data[: length - tag_bytes]), bytes(data[length - tag_bytes :])
@@ -128,9 +126,9 @@ def decode(data: bytes, size: int, digest: str) -> Frame:
 
 def frame_bytes(size: int, dtype: str, kind: int) -> int:
     """Length of a frame of `size` values."""
-    return HEADER_BYTES + size * ITEM_BYTES[dtype] + _tags.SIZES[kind]
+    return HEADER_BYTES + size * ITEM_BYTES[dtype] + tags.SIZES[kind]
 
 
 def _lengths(size: int) -> str:
-    frames = [str(frame_bytes(size, d, k)) for d in ("fp32", "bf16") for k in _tags.SIZES]
+    frames = [str(frame_bytes(size, d, k)) for d in ("fp32", "bf16") for k in tags.SIZES]
     return f"{size * 4} or {size * 2} bytes raw, or a frame of {', '.join(frames)} bytes"

@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 
-from .errors import SignatureError
+from ..errors import SignatureError
 
 MAX_BYTES = 4096
 """No PEM of one Ed25519 key is longer; OpenSSL's have 119 and 113 bytes."""

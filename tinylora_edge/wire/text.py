@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import re
 
-from .errors import FrameError
+from ..errors import FrameError
 
 FORMS: tuple[str, ...] = ("base64url", "hex")
 """What `encode` writes."""

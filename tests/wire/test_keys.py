@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 
 from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, SignatureError
-from tinylora_edge._pem import decode_private, decode_public, encode_private, encode_public
-from tinylora_edge._tags import key_id
+from tinylora_edge.wire.pem import decode_private, decode_public, encode_private, encode_public
+from tinylora_edge.wire.tags import key_id
 
 SEED = bytes(range(32))
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(SEED)

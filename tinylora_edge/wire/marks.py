@@ -22,8 +22,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ._files import atomic_write
-from .errors import VectorError
+from .._files import atomic_write
+from ..errors import VectorError
 
 Mark = tuple[str, str, str]
 """Digest of the basis, id of the key (empty: no key), stream."""

@@ -7,8 +7,8 @@ import base64
 import pytest
 import segno
 
-from tinylora_edge import _frame, _tags
-from tinylora_edge._links import CARRIERS, TEXT, airtime, carrier_airtime, frame_sizes
+from tinylora_edge.wire import frame, tags
+from tinylora_edge.wire.carriers import CARRIERS, TEXT, airtime, carrier_airtime, frame_sizes
 
 BY_NAME = {carrier.name: carrier for carrier in CARRIERS}
 
@@ -74,7 +74,7 @@ def test_frame_sizes_are_those_of_frames():
     assert frame_sizes(13) == {
         ("fp32", 0): 63, ("fp32", 1): 67, ("fp32", 2): 123, ("bf16", 0): 37, ("bf16", 1): 41, ("bf16", 2): 97,
     }  # fmt: skip
-    assert {_frame.frame_bytes(13, "fp16", kind) for kind in _tags.SIZES} == {37, 41, 97}
+    assert {frame.frame_bytes(13, "fp16", kind) for kind in tags.SIZES} == {37, 41, 97}
 
 
 def test_what_text_carriers_take_is_what_base64url_leaves():

@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from . import _pem
-from .errors import MissingExtraError, SignatureError
+from ..errors import MissingExtraError, SignatureError
+from . import pem
 
 CRC32, HMAC, ED25519 = 0, 1, 2
 """Tag kinds, as the frame's first byte carries them."""
@@ -150,7 +150,7 @@ class Ed25519Signer:
             MissingExtraError: `cryptography` is not installed.
             SignatureError: the text is no such key.
         """
-        return cls(_pem.decode_private(text))
+        return cls(pem.decode_private(text))
 
     def sign(self, message: bytes) -> bytes:
         """Return the signature of the message, 64 bytes."""
@@ -203,7 +203,7 @@ class Ed25519Verifier:
             MissingExtraError: no `check` is given and `cryptography` is not installed.
             SignatureError: the text is no such key.
         """
-        return cls(_pem.decode_public(text), check)
+        return cls(pem.decode_public(text), check)
 
     def verify(self, message: bytes, tag: bytes) -> bool:
         """Tell whether `tag` is a signature of the message under the public key."""

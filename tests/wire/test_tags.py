@@ -18,9 +18,9 @@ from tinylora_edge import (
     MissingExtraError,
     Policy,
     SignatureError,
-    _pem,
 )
-from tinylora_edge._tags import NAMES, SIZES, Verifier
+from tinylora_edge.wire import pem as _pem
+from tinylora_edge.wire.tags import NAMES, SIZES, Verifier
 
 # RFC 8032, section 7.1: secret key, public key, message, signature.
 RFC_8032 = [

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from . import _frame, _tags
+from . import frame, tags
 
 BINARY, TEXT = "binary", "base64url"
 
@@ -170,7 +170,7 @@ def carrier_airtime(carrier: Carrier, size: int) -> float | None:
 def frame_sizes(values: int) -> dict[tuple[str, int], int]:
     """Return the sizes of frames of a number of values: (dtype, tag kind) -> bytes, fp16 being as bf16."""
     return {
-        (dtype, kind): _frame.frame_bytes(values, dtype, kind)
+        (dtype, kind): frame.frame_bytes(values, dtype, kind)
         for dtype in ("fp32", "bf16")
-        for kind in _tags.SIZES
+        for kind in tags.SIZES
     }
