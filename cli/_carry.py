@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .._policy import Policy
-from .._vector import MicroVector
+from ..vector import MicroVector
 from ..wire import tags, text
 from . import _keyfiles, _output, _qr, _vectors
 from ._vectors import Dtype

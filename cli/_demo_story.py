@@ -31,7 +31,7 @@ from ._demo_found import (
 from ._demo_proof import logits, plain_logits, prove
 
 if TYPE_CHECKING:
-    from .._basis import Basis
+    from ..basis import Basis
     from ..runtime.evaluation import Evaluation
     from ..runtime.llama import TinyLoraLlama
     from ..tasks import Sample, Task
@@ -247,7 +247,7 @@ class Story:
         return found
 
     def _dissect(self, frame: bytes, basis: Basis) -> Framed:
-        from .._vector import MicroVector
+        from ..vector import MicroVector
 
         vector = MicroVector.from_bytes(frame, basis)
         framed = Framed(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import typer
 
-from .._basis import Basis
-from .._vector import MicroVector
+from ..basis import Basis
+from ..vector import MicroVector
 from . import _output, _vectors
 
 SCALES = "scales.json"

@@ -12,8 +12,8 @@ from typing import Annotated, TypeVar
 import typer
 
 from .. import _layout
-from .._files import atomic_write
 from .._policy import Policy
+from .._system import atomic_write
 from ..errors import SignatureError
 from ..wire import pem, tags
 from . import _output

@@ -9,11 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .._basis import Basis
 from .._bundle import Bundle
-from .._files import atomic_write
 from .._gguf import GGUFFile, MalformedGGUFError
 from .._side_tensors import load_basis
+from .._system import atomic_write
+from ..basis import Basis
 from ..errors import FrameError
 from ..wire import frame, tags, text
 from . import _output, _qr

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from .. import privacy
-from .._average import average as mean_of
-from .._average import sensitivity
-from .._basis import Basis
 from .._policy import Policy
-from .._vector import MicroVector
+from ..average import average as mean_of
+from ..average import sensitivity
+from ..basis import Basis
 from ..errors import VectorError
+from ..vector import MicroVector
 from . import _keyfiles, _output, _vectors
 from ._keyfiles import Require
 from ._vectors import Dtype

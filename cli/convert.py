@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from .. import _onnx_adapter
-from .._basis import Basis
 from .._policy import Policy
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import BasisMismatchError
+from ..vector import MicroVector
 from . import _interop, _keyfiles, _output, _vectors
 from .vector import Dtype
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .._files import atomic_write
+from .._system import atomic_write
 from ..errors import MissingExtraError
 from . import _output
 from ._demo_found import Found

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._policy import Policy
-from .._vector import MicroVector
 from ..errors import TinyLoraError
+from ..vector import MicroVector
 from . import _keyfiles, _output, _vectors
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .._basis import Basis
 from .._bundle import Bundle
 from .._policy import Policy
 from .._side_tensors import load_basis
+from ..basis import Basis
 from ..errors import BasisError
 from . import _keyfiles, _models, _output, _vectors
 

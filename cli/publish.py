@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import _layout
-from .._basis import Basis
-from .._files import atomic_write
+from .._system import atomic_write
+from ..basis import Basis
 from ..wire import frame, tags
 from . import _keyfiles, _output, _vectors
 

@@ -15,7 +15,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from .. import __version__
-from .._files import atomic_write
+from .._system import atomic_write
 from ..errors import TrainError
 from . import _output, _training, _vectors
 from .generate import Engine as DeployedEngine

@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from .._basis import Basis
-from .._vector import MicroVector
+from ..basis import Basis
+from ..vector import MicroVector
 from . import _carry, _keyfiles, _output, _vectors
 from ._vectors import Dtype as Dtype
 from .average import average

@@ -7,8 +7,8 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
 from .._gguf import GGUFFile
+from ..basis import Basis
 from ..errors import BaseMismatchError
 from ..factorization import RowSource
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-from .._architectures import DIRECT, NEXT_TOKENS, SHARED_KV, SHARED_KV_FROM, TESTED
 from .._gguf import GGUFFile
+from ..architectures import DIRECT, NEXT_TOKENS, SHARED_KV, SHARED_KV_FROM, TESTED
 from ..errors import ModulesLeftOutWarning, UntestedArchitectureWarning
 from ..modules import is_adaptable, parse
 

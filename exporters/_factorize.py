@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
+from ..basis import Basis
 from ..errors import BasisError, ExportError, MissingExtraError
 from ..factorization import RowSource, TruncatedSVD, factors, truncated_svd
 from ..modules import parse

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from .._architectures import PERMUTED, RENAMED
+from ..architectures import PERMUTED, RENAMED
 from ..errors import ExportError, UnsupportedModelError
 
 

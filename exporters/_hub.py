@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .._files import atomic_write, sync_directory
+from .._system import atomic_write, sync_directory
 from .._version import __version__
 from ..errors import HubError
 from ._hub_client import Counted, explain, import_client, silent, status_of, unreachable

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
+from ..basis import Basis
 from ..errors import BaseMismatchError
 from ..modules import parse
 from ._agreement import AGREEMENT

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .._basis import Basis
+from ..basis import Basis
 from ..errors import BaseMismatchError, UnsupportedModelError
 from ..modules import parse
 from ._onnx_model import OnnxModel, attribute, import_onnx

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._files import atomic_write
+from .._system import atomic_write
 from ..errors import ExportError, MissingExtraError, UnsupportedModelError
 from ._bundle_writer import copy_file
 

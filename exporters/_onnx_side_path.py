@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
+from ..basis import Basis
 from ..errors import ExportError
 from ._onnx_match import Site
 from ._onnx_model import OnnxModel, import_onnx

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import packed_text
+from ..basis import packed_text
 from ..errors import UnsupportedModelError
 from ._dequantize import Decoder, float_decoder
 from ._onnx_model import OnnxModel, attribute, import_onnx

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .._basis import Basis
 from .._bundle import BASIS_NAME, MANIFEST_NAME, Bundle
 from .._side_tensors import fingerprint, load_basis, save_basis
+from ..basis import Basis
 from ..errors import BaseMismatchError
 from ._agreement import AGREEMENT, check_shapes, distance
 from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest

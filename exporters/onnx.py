@@ -15,13 +15,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .._basis import Basis
 from .._bundle import BASIS_NAME, MANIFEST_NAME, MODEL_NAME, ONNX_NAME
-from .._files import atomic_write, sync_directory
 from .._onnx_adapter import to_adapter
 from .._side_tensors import load_basis, save_basis
-from .._vector import MicroVector
+from .._system import atomic_write, sync_directory
+from ..basis import Basis
 from ..errors import ExportError
+from ..vector import MicroVector
 from . import _onnx_builder
 from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
 from ._factorize import Progress, Quality, basis_of, gather, one_blas_thread

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from .._bundle import BASIS_NAME, MANIFEST_NAME
-from .._files import sync_directory
 from .._gguf import MalformedGGUFError
 from .._gguf_split import open_gguf
 from .._side_tensors import fingerprint, load_basis, save_basis
+from .._system import sync_directory
 from .._version import __version__
 from ..errors import BaseMismatchError, ExportError
 from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest

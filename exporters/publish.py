@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import _layout
-from .._basis import Basis
-from .._files import atomic_write
 from .._layout import DEFAULT_STREAM
+from .._system import atomic_write
+from ..basis import Basis
 from ..errors import MissingExtraError, TransferError
 from ..wire import frame as _frame
 from ..wire import tags

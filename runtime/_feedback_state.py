@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._files import atomic_write
+from .._system import atomic_write
 from ..errors import BasisMismatchError, TrainError
 from ._posterior import Posterior
 

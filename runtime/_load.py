@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, overload
 
 from .._bundle import Bundle
 from .._policy import Policy
-from .._vector import MicroVector
 from ..errors import MissingExtraError, TinyLoraError
+from ..vector import MicroVector
 from ._onnx_bundle import OnnxBundle, find_bundle
 
 if TYPE_CHECKING:

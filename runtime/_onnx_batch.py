@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import TinyLoraError
+from ..vector import MicroVector
 from ._onnx_generator import Feed, append_prompt, new_generator
 from ._onnx_model import Model
 from ._onnx_rows import Rows

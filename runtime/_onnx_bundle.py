@@ -7,10 +7,10 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-from .._basis import Basis
 from .._bundle import MODEL_NAME, Bundle
 from .._onnx_adapter import INPUT_NAME
 from .._onnx_metadata import read_metadata
+from ..basis import Basis
 from ..errors import BaseMismatchError
 from ._onnx_file import OnnxFile, read_onnx
 from ._onnx_fingerprint import weights_fingerprint

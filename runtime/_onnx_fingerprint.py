@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .._basis import packed_text
 from .._protobuf import Buffer, fields, opened, span, text
+from ..basis import packed_text
 from ..errors import BaseMismatchError
 from ._onnx_file import OnnxFile
 

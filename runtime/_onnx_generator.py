@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
-from .._basis import Basis
 from .._onnx_adapter import INPUT_NAME
+from ..basis import Basis
 from ..errors import VectorError
 from ._onnx_bundle import REQUIRED
 from ._onnx_model import Model

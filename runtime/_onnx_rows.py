@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
 from .._onnx_adapter import basis_version, encode
 from .._policy import Policy
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import VectorError
+from ..vector import MicroVector
 
 Vector = bytes | MicroVector | None
 """A frame or raw payload, a vector of the app's own, or None for the base."""

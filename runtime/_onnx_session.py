@@ -11,8 +11,8 @@ import onnxruntime
 
 from .._onnx_adapter import INPUT_NAME, from_adapter, to_adapter
 from .._policy import Policy
-from .._vector import MicroVector
 from ..errors import BaseMismatchError, VectorError
+from ..vector import MicroVector
 from ._onnx_bundle import REQUIRED, OnnxBundle
 from ._onnx_rows import Rows, Vector, as_file, rows
 

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from typing import TYPE_CHECKING, Any
 
-from .._basis import Basis
 from .._policy import Policy
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import BusyError, TrainError
 from ..tasks import Sample
+from ..vector import MicroVector
 from ._gate import Gate
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._vector import MicroVector
 from ..errors import TrainError
 from ..tasks import Sample, Task
+from ..vector import MicroVector
 from ._search import Search
 from ._tuned import Report, Tuned, TuneSettings
 from ._tuning_state import Budget, State

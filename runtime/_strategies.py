@@ -10,9 +10,9 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import TinyLoraError
+from ..vector import MicroVector
 from ._lora import Adapter, LoraImage, free
 
 Active = list[tuple[Adapter, float]]

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from .._vector import MicroVector
 from ..tasks import Reward
+from ..vector import MicroVector
 from ._personal import Personal
 from ._tuned import Tuned
 from ._tuning import Prompt, Tuning

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._vector import MicroVector
+from ..vector import MicroVector
 
 Report = Callable[[dict[str, Any]], None]
 """Called with the figures of every step, and with events: start, restart, end."""

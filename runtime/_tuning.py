@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from .._basis import Basis
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import TrainError
 from ..tasks import Reward, Sample, Task
+from ..vector import MicroVector
 from ._personal import Personal
 from ._search import make_search, restore_search
 from ._sitting import Plan, Sitting

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .._files import atomic_write
+from .._system import atomic_write
 from ..errors import TrainError
 
 _FORMAT = 1

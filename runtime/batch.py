@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._cores import cores
-from .._vector import MicroVector
 from ..errors import TinyLoraError, VectorError
 from ..tasks import Completion, Sample
+from ..vector import MicroVector
 from ._lane import Generation, Given, Job, Lane
 from ._strategies import Personalizer
 from .llama import TinyLoraLlama

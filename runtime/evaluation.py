@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .._vector import MicroVector
 from ..errors import VectorError
 from ..tasks import Completion, Sample, Task
+from ..vector import MicroVector
 
 
 @dataclass(frozen=True)

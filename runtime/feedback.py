@@ -11,8 +11,8 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
-from .._vector import MicroVector
 from ..errors import TrainError, VectorError
+from ..vector import MicroVector
 from . import _feedback_state
 from ._feedback_state import State
 from ._posterior import Posterior

@@ -22,9 +22,9 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from .. import _layout
-from .._basis import Basis
 from .._layout import DEFAULT_STREAM
 from .._version import __version__
+from ..basis import Basis
 from ..errors import TransferError
 from ..wire import frame, tags
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp
 import numpy as np
 
-from .._basis import Basis
 from .._policy import Policy
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import TinyLoraError, VectorError
 from ..tasks import Sample
+from ..vector import MicroVector
 from ._llama_log import signals_wait
 from ._personal import Personal, no_room
 from ._strategies import Personalizer

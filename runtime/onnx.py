@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 
 from .._policy import Policy
-from .._vector import MicroVector
 from ..tasks import Sample
+from ..vector import MicroVector
 from ._onnx_batch import Row, generate_batch
 from ._onnx_bundle import OnnxBundle
 from ._onnx_completion import Completion, Step

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .._vector import MicroVector
 from ..tasks import Completion, Sample
+from ..vector import MicroVector
 from .onnx import TinyLoraOnnx
 
 

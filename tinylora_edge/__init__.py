@@ -17,13 +17,12 @@ The parts that others build on: `tinylora_edge.projection.project`, `tinylora_ed
 `tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
 """
 
-from ._average import average
-from ._basis import Basis
 from ._bundle import Bundle
 from ._policy import Policy, UnauthenticatedVectorWarning
 from ._side_tensors import load_basis, save_basis
-from ._vector import MicroVector
 from ._version import __version__
+from .average import average
+from .basis import Basis
 from .errors import (
     BaseMismatchError,
     BasisError,
@@ -47,6 +46,7 @@ from .errors import (
     UntestedArchitectureWarning,
     VectorError,
 )
+from .vector import MicroVector
 from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 
 __all__ = [

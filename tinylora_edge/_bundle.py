@@ -9,11 +9,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ._basis import Basis
 from ._gguf import MalformedGGUFError
 from ._gguf_split import open_gguf, whole_stem
 from ._onnx_metadata import read_metadata
 from ._side_tensors import fingerprint, load_basis
+from .basis import Basis
 from .errors import BaseMismatchError, BasisError
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"

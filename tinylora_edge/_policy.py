@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._vector import MicroVector
 from .errors import ChecksumError, RollbackError, SignatureError, TinyLoraWarning, VectorError
+from .vector import MicroVector
 from .wire import frame as _frame
 from .wire import marks, tags
 
 if TYPE_CHECKING:
-    from ._basis import Basis
+    from .basis import Basis
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""

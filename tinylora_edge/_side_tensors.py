@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _gguf
-from ._basis import Basis, packed_text
-from ._files import atomic_write
 from ._gguf import STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
+from ._system import atomic_write
+from .basis import Basis, packed_text
 from .errors import BaseMismatchError, BasisError, CorruptBasisError
 from .projection import EXPLICIT
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._files import atomic_write
+from ..._system import atomic_write
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[np.float32]]) -> None:

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._basis import Basis
-from ..._files import atomic_write
 from ..._gguf import FLOAT32, STRING, GGUFFile, MalformedGGUFError, write
-from ..._vector import MicroVector
+from ..._system import atomic_write
+from ...basis import Basis
 from ...errors import BasisMismatchError, ExportError, VectorError
+from ...vector import MicroVector
 
 _TOLERANCE = 1e-4  # of a folded B, relative: float32 products of other libraries differ by 1e-6
 

@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._basis import Basis
 from ..._bundle import BASIS_NAME, MANIFEST_NAME
-from ..._files import atomic_write
 from ..._gguf import MalformedGGUFError
 from ..._gguf_split import open_gguf
 from ..._side_tensors import fingerprint, save_basis
-from ..._vector import MicroVector
+from ..._system import atomic_write
 from ..._version import __version__
+from ...basis import Basis
 from ...errors import BaseMismatchError, ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import SQRT
 from ...modules import canonical_order
 from ...projection import EXPLICIT
+from ...vector import MicroVector
 from .._agreement import AGREEMENT, check_shapes, distance
 from .._bundle_writer import new_bundle, place_gguf, write_manifest
 from .._manifest import describe_basis, describe_gguf

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from tinylora_edge import MicroVector, MissingExtraError, NonFiniteError, VectorError, average, privacy
-from tinylora_edge._average import sensitivity
+from tinylora_edge.average import sensitivity
 
 
 def vector(*values: float, **options: object) -> MicroVector:

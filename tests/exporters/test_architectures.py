@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tinylora_edge import MicroVector
-from tinylora_edge._architectures import TESTED
+from tinylora_edge.architectures import TESTED
 from tinylora_edge.exporters import Settings, export_gguf
 
 PROMPT = list(b"one two three four five")

@@ -17,7 +17,7 @@ from tinylora_edge import (
     UnsupportedModelError,
     UntestedArchitectureWarning,
 )
-from tinylora_edge._architectures import DIRECT
+from tinylora_edge.architectures import DIRECT
 from tinylora_edge.exporters import Settings, export_gguf
 
 SETTINGS = Settings(groups=2)

@@ -10,8 +10,8 @@ import onnx_bundles
 import pytest
 
 from tinylora_edge import ChecksumError, RollbackError, TinyLoraError, VectorError, runtime
-from tinylora_edge._vector import MicroVector
 from tinylora_edge.runtime import TinyLoraOnnx
+from tinylora_edge.vector import MicroVector
 
 PROMPTS = ["Hello", "a much longer prompt, of another user", "x", "Hello"]
 PAD = 258

@@ -226,7 +226,7 @@ FORKS = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    import tinylora_edge.wire.marks as state, tinylora_edge._files as files
+    import tinylora_edge.wire.marks as state, tinylora_edge._system as files
 
     path, mark = Path(sys.argv[1]), ("d" * 64, "ed25519:k", "")
     OURS = {state.__file__, files.__file__}

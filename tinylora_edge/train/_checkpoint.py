@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._files import atomic_write
+from .._system import atomic_write
 from ..errors import TrainError
 
 _FORMAT = 2

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._architectures import PERMUTED, RENAMED
-from .._basis import Basis
+from ..architectures import PERMUTED, RENAMED
+from ..basis import Basis
 from ..errors import TrainError
 from ..modules import parse
 

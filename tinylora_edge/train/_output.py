@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._basis import Basis
-from .._files import atomic_write
-from .._vector import MicroVector
+from .._system import atomic_write
 from .._version import __version__
+from ..basis import Basis
 from ..tasks import Task
+from ..vector import MicroVector
 from .trainer import Report
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import accelerate
 import numpy as np
 import transformers
 
-from .._files import atomic_write
-from .._vector import MicroVector
+from .._system import atomic_write
 from ..errors import TrainError
 from ..tasks import Task
+from ..vector import MicroVector
 from .peft_tinylora import vector_of
 from .trainer import Report, Result, Settings
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .._vector import MicroVector
 from ..errors import TrainError
 from ..tasks import Completion, Sample, Task
+from ..vector import MicroVector
 from .grpo import Loss, advantages, normaliser
 from .learner import Group
 from .rollouts import Rollout, Rollouts

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .._basis import Basis
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
+from ..vector import MicroVector
 from ._names import factors_for, hf_names
 from .adapter import SidePath
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._vector import MicroVector
+from ..vector import MicroVector
 from ._padding import pad
 
 if TYPE_CHECKING:

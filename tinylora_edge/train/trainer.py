@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._basis import Basis
-from .._vector import MicroVector
+from ..basis import Basis
 from ..errors import TrainError
 from ..tasks import Sample, Task
+from ..vector import MicroVector
 from . import _checkpoint
 from ._checkpoint import State
 from .batches import Batches, Sampled

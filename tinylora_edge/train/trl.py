@@ -23,11 +23,11 @@ import torch
 
 from .. import runtime
 from .._bundle import Bundle
-from .._vector import MicroVector
 from ..errors import MissingExtraError, TrainError
 from ..runtime.batch import batch_for, cores
 from ..runtime.evaluation import Evaluation, evaluate
 from ..tasks import Task
+from ..vector import MicroVector
 from ._model import default_dtype, load_model
 from ._output import metrics_file, write_result
 from .run import Options, Outcome

@@ -22,7 +22,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .._files import atomic_write
+from .._system import atomic_write
 from ..errors import VectorError
 
 Mark = tuple[str, str, str]

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from tinylora_edge._files import atomic_write
+from tinylora_edge._system import atomic_write
 
 
 def mode(path) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ._vector import MicroVector
 from .errors import VectorError
+from .vector import MicroVector
 
 ADJACENCIES: tuple[str, ...] = ("replace-one", "add-or-remove")
 """What two neighbouring sets of users differ in; see `sensitivity`."""

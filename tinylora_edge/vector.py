@@ -12,8 +12,8 @@ from .errors import NonFiniteError, VectorError
 from .wire import frame, tags
 
 if TYPE_CHECKING:
-    from ._basis import Basis
     from ._policy import Policy
+    from .basis import Basis
 
 
 @dataclass(frozen=True, eq=False)

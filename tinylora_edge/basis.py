@@ -18,7 +18,7 @@ from .modules import parse
 from .projection import EXPLICIT, IRWIN_HALL, project
 
 if TYPE_CHECKING:
-    from ._vector import MicroVector
+    from .vector import MicroVector
 
 FactorArray = NDArray[np.float32] | NDArray[np.float16]
 
