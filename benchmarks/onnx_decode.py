@@ -19,9 +19,9 @@ from _onnx_naive import bake_naively
 from _subjects import NORM, SCALES, smollm2
 
 from tinylora_edge import Basis, MicroVector
-from tinylora_edge._onnx_adapter import basis_version, encode
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.exporters._onnx_builder import build
+from tinylora_edge.formats.onnx_adapter import basis_version, encode
 
 BASE, NAIVE, OURS = "base", "naive side path", "ours"
 USERS, SHARED, SINGLE = "a vector for each", "one vector for all", "one run after another"

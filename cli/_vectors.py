@@ -9,12 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .._bundle import Bundle
-from .._gguf import GGUFFile, MalformedGGUFError
-from .._side_tensors import load_basis
 from .._system import atomic_write
 from ..basis import Basis
 from ..errors import FrameError
+from ..formats.bundle import Bundle
+from ..formats.gguf import GGUFFile, MalformedGGUFError
+from ..formats.side_tensors import load_basis
 from ..wire import frame, tags, text
 from . import _output, _qr
 

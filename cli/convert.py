@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from .. import _onnx_adapter
 from .._policy import Policy
 from ..basis import Basis
 from ..errors import BasisMismatchError
+from ..formats import onnx_adapter as _onnx_adapter
 from ..vector import MicroVector
 from . import _interop, _keyfiles, _output, _vectors
 from .vector import Dtype

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .._bundle import Bundle
 from .._policy import Policy
-from .._side_tensors import load_basis
 from ..basis import Basis
 from ..errors import BasisError
+from ..formats.bundle import Bundle
+from ..formats.side_tensors import load_basis
 from . import _keyfiles, _models, _output, _vectors
 
 

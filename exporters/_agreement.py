@@ -7,10 +7,10 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from .._gguf import GGUFFile
 from ..basis import Basis
 from ..errors import BaseMismatchError
 from ..factorization import RowSource
+from ..formats.gguf import GGUFFile
 
 AGREEMENT = 0.3
 """Largest |W v - s u| / s at which a deployed weight counts as the one that was factorized.

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .._bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
-from .._gguf_split import gguf_paths, split_name
 from .._system import atomic_write, sync_directory
 from ..errors import ExportError
+from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
+from ..formats.gguf_split import gguf_paths, split_name
 
 _FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs, XFS, bcachefs)
 

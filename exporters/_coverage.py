@@ -10,9 +10,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-from .._gguf import GGUFFile
 from ..architectures import DIRECT, NEXT_TOKENS, SHARED_KV, SHARED_KV_FROM, TESTED
 from ..errors import ModulesLeftOutWarning, UntestedArchitectureWarning
+from ..formats.gguf import GGUFFile
 from ..modules import is_adaptable, parse
 
 

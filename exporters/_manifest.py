@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .._bundle import BASE_NAME, BASE_STEM, BASIS_NAME
-from .._gguf_split import gguf_paths, split_name
 from .._version import __version__
 from ..basis import Basis
+from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME
+from ..formats.gguf_split import gguf_paths, split_name
 from ._factorize import Quality
 from ._settings import Settings
 

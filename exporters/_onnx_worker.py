@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .._gguf import GGUFFile
+from ..formats.gguf import GGUFFile
 
 
 def unpack(source: Path, target: Path) -> None:

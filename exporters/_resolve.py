@@ -12,8 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .._bundle import BASIS_NAME
 from ..errors import ExportError, HubError
+from ..formats.bundle import BASIS_NAME
 from ._catalog import NAME, Catalog, Model, load_catalog, near, split_repository
 from ._found import Found, Part, Resolved
 from ._gguf_names import choose, models_in, of_pattern

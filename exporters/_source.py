@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .._side_tensors import fingerprint
 from ..errors import BaseMismatchError, BasisError, ExportError
+from ..formats.side_tensors import fingerprint
 from ..modules import parse
 from ._agreement import AGREEMENT, distance
 from ._coverage import warn_of

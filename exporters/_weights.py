@@ -7,10 +7,10 @@ from typing import Protocol
 
 import gguf
 
-from .._gguf import MalformedGGUFError
-from .._gguf_split import open_gguf
 from ..errors import ExportError, UnsupportedModelError
 from ..factorization import RowSource
+from ..formats.gguf import MalformedGGUFError
+from ..formats.gguf_split import open_gguf
 from ._coverage import coverage
 from ._dequantize import PackedRows, ggml_decoder
 

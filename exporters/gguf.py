@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .._bundle import BASIS_NAME, MANIFEST_NAME, Bundle
-from .._side_tensors import fingerprint, load_basis, save_basis
 from ..basis import Basis
 from ..errors import BaseMismatchError
+from ..formats.bundle import BASIS_NAME, MANIFEST_NAME, Bundle
+from ..formats.side_tensors import fingerprint, load_basis, save_basis
 from ._agreement import AGREEMENT, check_shapes, distance
 from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
 from ._factorize import Progress, Quality, basis_of, gather, one_blas_thread

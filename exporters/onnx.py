@@ -15,12 +15,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .._bundle import BASIS_NAME, MANIFEST_NAME, MODEL_NAME, ONNX_NAME
-from .._onnx_adapter import to_adapter
-from .._side_tensors import load_basis, save_basis
 from .._system import atomic_write, sync_directory
 from ..basis import Basis
 from ..errors import ExportError
+from ..formats.bundle import BASIS_NAME, MANIFEST_NAME, MODEL_NAME, ONNX_NAME
+from ..formats.onnx_adapter import to_adapter
+from ..formats.side_tensors import load_basis, save_basis
 from ..vector import MicroVector
 from . import _onnx_builder
 from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest

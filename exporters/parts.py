@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from .._bundle import BASIS_NAME, MANIFEST_NAME
-from .._gguf import MalformedGGUFError
-from .._gguf_split import open_gguf
-from .._side_tensors import fingerprint, load_basis, save_basis
 from .._system import sync_directory
 from .._version import __version__
 from ..errors import BaseMismatchError, ExportError
+from ..formats.bundle import BASIS_NAME, MANIFEST_NAME
+from ..formats.gguf import MalformedGGUFError
+from ..formats.gguf_split import open_gguf
+from ..formats.side_tensors import fingerprint, load_basis, save_basis
 from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
 from ._factorize import Progress, Quality, basis_of, gather
 from ._journal import Factors, read_part

@@ -5,9 +5,9 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, overload
 
-from .._bundle import Bundle
 from .._policy import Policy
 from ..errors import MissingExtraError, TinyLoraError
+from ..formats.bundle import Bundle
 from ..vector import MicroVector
 from ._onnx_bundle import OnnxBundle, find_bundle
 

@@ -13,9 +13,9 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _gguf
-from .._gguf import FLOAT32, STRING
 from ..errors import BaseMismatchError
+from ..formats import gguf
+from ..formats.gguf import FLOAT32, STRING
 from ._llama_log import quiet
 
 Adapter = Any
@@ -50,8 +50,8 @@ class LoraImage:
             ("adapter.lora.alpha", 0.0, FLOAT32),  # 0: the adapter's scale is used as it is
         ]
         file = io.BytesIO()
-        _gguf.write(file, architecture, metadata, tensors)
-        entries = _gguf.GGUFFile(file.getvalue()).tensors
+        gguf.write(file, architecture, metadata, tensors)
+        entries = gguf.GGUFFile(file.getvalue()).tensors
         self._bytes = np.frombuffer(file.getbuffer(), np.uint8)
         self.b = {
             module: self._bytes[entry.offset :][: entry.nbytes].view(np.float32).reshape(entry.shape)

@@ -7,12 +7,12 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-from .._bundle import MODEL_NAME, Bundle
-from .._onnx_adapter import INPUT_NAME
-from .._onnx_metadata import read_metadata
 from ..basis import Basis
 from ..errors import BaseMismatchError
-from ._onnx_file import OnnxFile, read_onnx
+from ..formats.bundle import MODEL_NAME, Bundle
+from ..formats.onnx_adapter import INPUT_NAME
+from ..formats.onnx_graph import OnnxFile, read_onnx
+from ..formats.onnx_metadata import read_metadata
 from ._onnx_fingerprint import weights_fingerprint
 
 DEFAULT, REQUIRED = "default", "required"

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .._protobuf import Buffer, fields, opened, span, text
 from ..basis import packed_text
 from ..errors import BaseMismatchError
-from ._onnx_file import OnnxFile
+from ..formats.onnx_graph import OnnxFile
+from ..formats.protobuf import Buffer, fields, opened, span, text
 
 _EDGE_BYTES = 4096  # of each tensor's data, at both ends
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 8, 9

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
-from .._onnx_adapter import INPUT_NAME
 from ..basis import Basis
 from ..errors import VectorError
+from ..formats.onnx_adapter import INPUT_NAME
 from ._onnx_bundle import REQUIRED
 from ._onnx_model import Model
 from ._onnx_rows import Rows, as_file

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .._onnx_adapter import basis_version, encode
 from .._policy import Policy
 from ..basis import Basis
 from ..errors import VectorError
+from ..formats.onnx_adapter import basis_version, encode
 from ..vector import MicroVector
 
 Vector = bytes | MicroVector | None

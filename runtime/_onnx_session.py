@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from .._onnx_adapter import INPUT_NAME, from_adapter, to_adapter
 from .._policy import Policy
 from ..errors import BaseMismatchError, VectorError
+from ..formats.onnx_adapter import INPUT_NAME, from_adapter, to_adapter
 from ..vector import MicroVector
 from ._onnx_bundle import REQUIRED, OnnxBundle
 from ._onnx_rows import Rows, Vector, as_file, rows

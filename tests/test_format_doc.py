@@ -13,8 +13,10 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, MicroVector, Policy, _gguf, _layout, _side_tensors
+from tinylora_edge import Basis, MicroVector, Policy, _layout
 from tinylora_edge.errors import TransferError
+from tinylora_edge.formats import gguf as _gguf
+from tinylora_edge.formats import side_tensors
 from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
 from tinylora_edge.wire import frame as _frame
@@ -132,7 +134,7 @@ def test_order_of_kinds() -> None:
 
 def test_keys_of_side_tensors(example_basis: Basis, tmp_path: Path) -> None:
     vars(example_basis)["base_fingerprints"] = ("00",)
-    _side_tensors.save_basis(example_basis, tmp_path / "basis.gguf")
+    side_tensors.save_basis(example_basis, tmp_path / "basis.gguf")
     written = gguf.GGUFReader(tmp_path / "basis.gguf").fields.values()
     kinds = {"U32": "UINT32", "U64": "UINT64", "STRING": "STRING", "ARRAY OF U32": "ARRAY UINT32"}
     kinds["ARRAY OF STRINGS"] = "ARRAY STRING"
@@ -158,7 +160,7 @@ def test_fingerprint() -> None:
     image = io.BytesIO()
     weight = np.array([[2, 0], [-1, 0], [0.5, 0]], np.float32)
     _gguf.write(image, ARCHITECTURE, [], {MODULE: weight})
-    found = _side_tensors.fingerprint(_gguf.GGUFFile(image.getvalue()), [MODULE])
+    found = side_tensors.fingerprint(_gguf.GGUFFile(image.getvalue()), [MODULE])
     assert hashlib.sha256(bytes.fromhex(page["hashed"])).hexdigest() == page["fingerprint"] == found
 
 

@@ -45,7 +45,7 @@ EXTERNAL = {  # None: anything but an engine
     "cli": None,
 }
 BORDERS = {  # the only modules that may import more than their layer
-    "tinylora_edge._gguf": {"gguf"},
+    "tinylora_edge.formats.gguf": {"gguf"},
     "tinylora_edge.cli._demo_proof": {"llama_cpp"},  # the demo compares with the plain engine
 }
 OPTIONAL = {  # the same, but in functions only: who does not need them does not have them
@@ -179,7 +179,7 @@ def test_a_wrong_import_is_seen(module: str, source: str, expected: str) -> None
 
 def test_every_layer_was_read() -> None:
     assert {layer(module) for module in MODULES} >= {"core", "runtime", "exporters", "cli"}
-    assert any(item.name == "gguf" for item in imports_of("tinylora_edge._gguf"))
+    assert any(item.name == "gguf" for item in imports_of("tinylora_edge.formats.gguf"))
     assert reachable_engines("tinylora_edge.runtime.llama") == {"llama.cpp"}
 
 

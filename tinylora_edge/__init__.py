@@ -17,9 +17,7 @@ The parts that others build on: `tinylora_edge.projection.project`, `tinylora_ed
 `tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
 """
 
-from ._bundle import Bundle
 from ._policy import Policy, UnauthenticatedVectorWarning
-from ._side_tensors import load_basis, save_basis
 from ._version import __version__
 from .average import average
 from .basis import Basis
@@ -46,6 +44,8 @@ from .errors import (
     UntestedArchitectureWarning,
     VectorError,
 )
+from .formats.bundle import Bundle
+from .formats.side_tensors import load_basis, save_basis
 from .vector import MicroVector
 from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 

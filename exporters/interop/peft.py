@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._bundle import BASIS_NAME, MANIFEST_NAME
-from ..._gguf import MalformedGGUFError
-from ..._gguf_split import open_gguf
-from ..._side_tensors import fingerprint, save_basis
 from ..._system import atomic_write
 from ..._version import __version__
 from ...basis import Basis
 from ...errors import BaseMismatchError, ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import SQRT
+from ...formats.bundle import BASIS_NAME, MANIFEST_NAME
+from ...formats.gguf import MalformedGGUFError
+from ...formats.gguf_split import open_gguf
+from ...formats.side_tensors import fingerprint, save_basis
 from ...modules import canonical_order
 from ...projection import EXPLICIT
 from ...vector import MicroVector

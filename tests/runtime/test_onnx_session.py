@@ -20,7 +20,7 @@ from tinylora_edge import (
     VectorError,
     load_basis,
 )
-from tinylora_edge._onnx_adapter import to_adapter
+from tinylora_edge.formats.onnx_adapter import to_adapter
 from tinylora_edge.runtime import OnnxSession, RunOptions
 
 TOKENS = [72, 101, 108, 108, 111]

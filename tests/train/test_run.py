@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, MicroVector, TrainError, runtime
-from tinylora_edge._gguf import GGUFFile
+from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, Settings, train
 from tinylora_edge.train.trainer import as_good, unusual

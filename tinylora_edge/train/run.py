@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from .. import runtime
-from .._bundle import Bundle
 from ..errors import TrainError
+from ..formats.bundle import Bundle
 from ..runtime.batch import Batch, cores
 from ..runtime.evaluation import Comparison, Evaluation, compare, evaluate
 from ..runtime.llama import TinyLoraLlama

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from .. import runtime
-from .._bundle import Bundle
 from ..errors import MissingExtraError, TrainError
+from ..formats.bundle import Bundle
 from ..runtime.batch import batch_for, cores
 from ..runtime.evaluation import Evaluation, evaluate
 from ..tasks import Task

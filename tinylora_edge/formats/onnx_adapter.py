@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BasisMismatchError, FrameError, VectorError
-from .vector import MicroVector
+from ..errors import BasisMismatchError, FrameError, VectorError
+from ..vector import MicroVector
 
 if TYPE_CHECKING:
-    from .basis import Basis
+    from ..basis import Basis
 
 INPUT_NAME = "tinylora_v"
 """The graph input that takes the vector (DESIGN 8)."""

@@ -13,8 +13,8 @@ import pytest
 import support
 
 from tinylora_edge import BaseMismatchError, BasisError, Bundle, CorruptBasisError, load_basis, save_basis
-from tinylora_edge._gguf import GGUFFile
-from tinylora_edge._side_tensors import fingerprint
+from tinylora_edge.formats.gguf import GGUFFile
+from tinylora_edge.formats.side_tensors import fingerprint
 
 MODULES = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight")
 

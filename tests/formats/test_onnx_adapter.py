@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import random_basis
 
 from tinylora_edge import BasisMismatchError, FrameError, MicroVector, NonFiniteError, VectorError
-from tinylora_edge._onnx_adapter import (
+from tinylora_edge.formats.onnx_adapter import (
     INPUT_NAME,
     basis_version,
     decode,

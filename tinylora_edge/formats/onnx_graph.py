@@ -9,9 +9,9 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import _protobuf
-from .._protobuf import Buffer, Span, entry, fields, integer, span, text
 from ..errors import BaseMismatchError
+from . import protobuf
+from .protobuf import Buffer, Span, entry, fields, integer, span, text
 
 # Field numbers of onnx.proto, unchanged since 2017.
 _MODEL_IR, _MODEL_GRAPH, _MODEL_OPSETS = 1, 7, 8
@@ -94,9 +94,9 @@ def read_onnx(path: Path) -> OnnxFile:
     """
     result = OnnxFile(path)
     try:
-        with _protobuf.opened(path) as data:
+        with protobuf.opened(path) as data:
             _read_model(data, result)
-    except _protobuf.MalformedProtobufError as error:
+    except protobuf.MalformedProtobufError as error:
         raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
     if not result.inputs:
         raise BaseMismatchError(f"{path} is not a usable ONNX model: it has no graph with inputs")
@@ -136,6 +136,6 @@ def _external(name: str, entries: dict[str, str]) -> External:
     try:
         return External(entries["location"], int(entries.get("offset", "0")), int(entries.get("length", "0")))
     except (KeyError, ValueError):
-        raise _protobuf.MalformedProtobufError(
+        raise protobuf.MalformedProtobufError(
             f"the external data of {name!r} are described as {entries}"
         ) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ._gguf import GGUFFile, MalformedGGUFError, Tensor
+from .gguf import GGUFFile, MalformedGGUFError, Tensor
 
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _gguf
-from ._gguf import STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
-from ._system import atomic_write
-from .basis import Basis, packed_text
-from .errors import BaseMismatchError, BasisError, CorruptBasisError
-from .projection import EXPLICIT
+from .._system import atomic_write
+from ..basis import Basis, packed_text
+from ..errors import BaseMismatchError, BasisError, CorruptBasisError
+from ..projection import EXPLICIT
+from . import gguf
+from .gguf import STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
 
 VERSION = 1
 _EDGE_BYTES = 4096  # of each tensor's data, at both ends, go into a fingerprint
@@ -52,7 +52,7 @@ def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
         if basis.p:
             tensors[f"{module}.tinylora_p"] = basis.p[position]
     with atomic_write(path) as file:
-        _gguf.write(file, basis.architecture, metadata, tensors)  # type: ignore[arg-type]
+        gguf.write(file, basis.architecture, metadata, tensors)  # type: ignore[arg-type]
 
 
 def load_basis(path: str | PathLike[str]) -> Basis:

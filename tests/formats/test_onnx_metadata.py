@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import BaseMismatchError
-from tinylora_edge._onnx_metadata import read_metadata
+from tinylora_edge.formats.onnx_metadata import read_metadata
 
 
 def model(size: int = 10, **metadata: str) -> onnx.ModelProto:

@@ -8,9 +8,9 @@ import gguf_split
 import numpy as np
 import pytest
 
-from tinylora_edge._gguf import GGUFFile, MalformedGGUFError
-from tinylora_edge._gguf_split import gguf_paths, open_gguf, whole_stem
-from tinylora_edge._side_tensors import fingerprint
+from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
+from tinylora_edge.formats.gguf_split import gguf_paths, open_gguf, whole_stem
+from tinylora_edge.formats.side_tensors import fingerprint
 
 TENSORS = 70
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from os import PathLike
 
-from . import _protobuf
-from .errors import BaseMismatchError
+from ..errors import BaseMismatchError
+from . import protobuf
 
 _METADATA_PROPS = 14
 _MAX_ENTRY_BYTES = 1 << 26  # our longest, the module names, takes some 10 KB
@@ -24,17 +24,17 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        with _protobuf.opened(path) as data:
-            for number, value in _protobuf.fields(data, 0, len(data)):
+        with protobuf.opened(path) as data:
+            for number, value in protobuf.fields(data, 0, len(data)):
                 if number != _METADATA_PROPS:
                     continue
-                start, end = _protobuf.span(value)
+                start, end = protobuf.span(value)
                 if end - start > _MAX_ENTRY_BYTES:
-                    raise _protobuf.MalformedProtobufError(
+                    raise protobuf.MalformedProtobufError(
                         f"an entry of its metadata has {end - start:,} bytes"
                     )
-                key, text = _protobuf.entry(data, value)
+                key, text = protobuf.entry(data, value)
                 found[key] = text
-    except _protobuf.MalformedProtobufError as error:
+    except protobuf.MalformedProtobufError as error:
         raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
     return found

@@ -9,12 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ._gguf import MalformedGGUFError
-from ._gguf_split import open_gguf, whole_stem
-from ._onnx_metadata import read_metadata
-from ._side_tensors import fingerprint, load_basis
-from .basis import Basis
-from .errors import BaseMismatchError, BasisError
+from ..basis import Basis
+from ..errors import BaseMismatchError, BasisError
+from .gguf import MalformedGGUFError
+from .gguf_split import open_gguf, whole_stem
+from .onnx_metadata import read_metadata
+from .side_tensors import fingerprint, load_basis
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
 BASE_STEM = "base"

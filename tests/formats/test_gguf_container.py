@@ -12,8 +12,8 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import _gguf
-from tinylora_edge._gguf import GGUFFile, MalformedGGUFError
+from tinylora_edge.formats import gguf as _gguf
+from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
 
 HUGE = 1 << 60
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)

@@ -15,7 +15,7 @@ import pytest
 import support
 
 from tinylora_edge import Basis, BasisError, CorruptBasisError, load_basis, save_basis
-from tinylora_edge._gguf import GGUFFile
+from tinylora_edge.formats.gguf import GGUFFile
 
 FINGERPRINTS = ("ab" * 32, "cd" * 32)
 VARIANTS = {

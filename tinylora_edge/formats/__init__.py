@@ -1,0 +1,1 @@
+"""Files that host and device share, each read with distrust of what it says."""
