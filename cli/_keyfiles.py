@@ -11,10 +11,10 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from .. import _layout
 from .._policy import Policy
 from .._system import atomic_write
 from ..errors import SignatureError
+from ..shipping import layout
 from ..wire import pem, tags
 from . import _output
 
@@ -129,7 +129,7 @@ def policy(
 
 def stream_of(name: str) -> str:
     """Return a stream as policies know it: the default one of the published layout has no name there."""
-    return "" if name == _layout.DEFAULT_STREAM else name
+    return "" if name == layout.DEFAULT_STREAM else name
 
 
 def check_target(path: Path, *, force: bool) -> None:

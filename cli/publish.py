@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import _layout
 from .._system import atomic_write
 from ..basis import Basis
+from ..shipping import layout
 from ..wire import frame, tags
 from . import _keyfiles, _output, _vectors
 
@@ -27,7 +27,7 @@ def publish(
     to: Annotated[
         str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec can write to.")
     ],
-    stream: _Stream = _layout.DEFAULT_STREAM,
+    stream: _Stream = layout.DEFAULT_STREAM,
     as_json: _Json = False,
 ) -> None:
     """Publish a frame as the newest of its stream, where any web server can serve it.
@@ -39,7 +39,7 @@ def publish(
       tinylora-edge publish v1.bin smollm2 --to /srv/vectors
       tinylora-edge publish v1.bin smollm2 --to s3://bucket/vectors --stream alice
     """
-    from ..exporters.publish import publish as publish_frame
+    from ..shipping.publish import publish as publish_frame
 
     basis = _vectors.find_basis(bundle)
     data = _vectors.read(source)
@@ -55,7 +55,7 @@ def publish(
             {
                 "target": to,
                 "path": done.path,
-                "latest": _layout.latest(basis.id, stream),
+                "latest": layout.latest(basis.id, stream),
                 "sequence": done.sequence,
                 "bytes": len(data),
                 "tag": kind,
@@ -71,7 +71,7 @@ def fetch(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of the folder that publish wrote to.")],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, that it is for.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
-    stream: _Stream = _layout.DEFAULT_STREAM,
+    stream: _Stream = layout.DEFAULT_STREAM,
     keys: _keyfiles.Keys = None,
     macs: _keyfiles.Macs = None,
     require: _keyfiles.Demand = None,
@@ -92,7 +92,7 @@ def fetch(
     Example:
       tinylora-edge fetch https://example.org/vectors smollm2 -o v.bin --key fleet.key.pub --state v.state
     """
-    from ..runtime.fetch import fetch as fetch_frame
+    from ..shipping.fetch import fetch as fetch_frame
 
     policy = _keyfiles.policy(keys, macs, require, max_norm, state, keyless=_keyfiles.Require.checksum)
     if not output.parent.is_dir():

@@ -13,12 +13,13 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, MicroVector, Policy, _layout
+from tinylora_edge import Basis, MicroVector, Policy
 from tinylora_edge.errors import TransferError
 from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
+from tinylora_edge.shipping import layout
 from tinylora_edge.wire import frame as _frame
 from tinylora_edge.wire import tags
 from tinylora_edge.wire import text as _text
@@ -256,12 +257,12 @@ def test_texts() -> None:
 def test_published_path() -> None:
     text = section("Published vectors")
     basis, sequence = frame_digest()[:8], int.from_bytes(taken_apart()[5:7], "little")
-    assert f"`{_layout.numbered(basis, _layout.DEFAULT_STREAM, sequence)}`" in text
-    assert f"<stream>/{_layout.LATEST} " in text
+    assert f"`{layout.numbered(basis, layout.DEFAULT_STREAM, sequence)}`" in text
+    assert f"<stream>/{layout.LATEST} " in text
     (longest,) = re.findall(r"1 to (\d+) characters", text)
-    _layout.directory(basis, "a" * int(longest))
+    layout.directory(basis, "a" * int(longest))
     with pytest.raises(TransferError):
-        _layout.directory(basis, "a" * (int(longest) + 1))
+        layout.directory(basis, "a" * (int(longest) + 1))
 
 
 def test_key_ids() -> None:

@@ -53,7 +53,7 @@ OPTIONAL = {  # the same, but in functions only: who does not need them does not
     "tinylora_edge.privacy": {"dp_accounting"},
     "tinylora_edge.exporters._factorize": {"threadpoolctl"},
     "tinylora_edge.exporters._hub_client": {"huggingface_hub"},
-    "tinylora_edge.exporters.publish": {"fsspec"},
+    "tinylora_edge.shipping.publish": {"fsspec"},
     "tinylora_edge.exporters.interop.peft": {"torch"},  # draws projections that were not saved
     "tinylora_edge.exporters._onnx_worker": {"torch", "transformers"},  # a process of its own
     "tinylora_edge.tasks._gsm8k": {"huggingface_hub", "pyarrow"},

@@ -21,12 +21,12 @@ from email.message import Message
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from .. import _layout
-from .._layout import DEFAULT_STREAM
 from .._version import __version__
 from ..basis import Basis
 from ..errors import TransferError
 from ..wire import frame, tags
+from . import layout
+from .layout import DEFAULT_STREAM
 
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
@@ -95,7 +95,7 @@ def fetch(
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this basis.
     """
-    path = _layout.latest(basis.id, stream)
+    path = layout.latest(basis.id, stream)
     address = _address(url, path)
     limit = frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values())
     if etag is not None and not _ETAG.match(etag):

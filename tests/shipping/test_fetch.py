@@ -11,10 +11,10 @@ import pytest
 import servers
 import support
 
-import tinylora_edge.runtime.fetch as module
+import tinylora_edge.shipping.fetch as module
 from tinylora_edge import Ed25519Signer, MicroVector, TransferError
-from tinylora_edge.exporters.publish import publish
-from tinylora_edge.runtime.fetch import Fetched, fetch
+from tinylora_edge.shipping.fetch import Fetched, fetch
+from tinylora_edge.shipping.publish import publish
 
 BASIS = support.random_basis(blocks=5, groups=13)
 SIGNER = Ed25519Signer(b"k" * 32)

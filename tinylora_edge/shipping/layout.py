@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import TransferError
+from ..errors import TransferError
 
 LATEST = "latest"
 DEFAULT_STREAM = "default"

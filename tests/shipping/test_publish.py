@@ -16,8 +16,8 @@ from tinylora_edge import (
     MicroVector,
     TransferError,
 )
-from tinylora_edge.exporters import publish as module
-from tinylora_edge.exporters.publish import Published, publish
+from tinylora_edge.shipping import publish as module
+from tinylora_edge.shipping.publish import Published, publish
 
 BASIS = support.random_basis(blocks=5, groups=13)
 SIGNER = Ed25519Signer(b"k" * 32)

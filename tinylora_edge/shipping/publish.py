@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .. import _layout
-from .._layout import DEFAULT_STREAM
 from .._system import atomic_write
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError
 from ..wire import frame as _frame
 from ..wire import tags
+from . import layout
+from .layout import DEFAULT_STREAM
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
 
         Policy().check(frame, basis)
     target = open_target(to)
-    latest = _layout.latest(basis.id, stream)
-    numbered = _layout.numbered(basis.id, stream, decoded.sequence)
+    latest = layout.latest(basis.id, stream)
+    numbered = layout.numbered(basis.id, stream, decoded.sequence)
     newest = target.read(latest)
     if newest is not None:
         _check_order(newest, decoded.sequence, basis, f"{to}/{latest}")
@@ -143,7 +143,7 @@ class Directory:
         """Return the content of a file, or None where there is none."""
         try:
             with open(self._root / path, "rb") as file:
-                return file.read(_layout.MAX_FRAME_BYTES)
+                return file.read(layout.MAX_FRAME_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -171,7 +171,7 @@ class Remote:
         try:
             # A listing that was cached would hide what another host has published since.
             self._filesystem.invalidate_cache()
-            data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=_layout.MAX_FRAME_BYTES)
+            data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=layout.MAX_FRAME_BYTES)
         except FileNotFoundError:
             return None
         except Exception as error:  # each filesystem has exceptions of its own
