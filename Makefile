@@ -101,9 +101,9 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/pyvenv.cfg
 	@touch $(VENV)/.demo $(VENV)/.dev $@
 
 # It is linked with the libraries of the llama-cpp-python that is installed, so an install makes it anew.
-$(BIN)/llama-server: tests/ship/build_llama_server.sh $(VENV)/.dev
+$(BIN)/llama-server: tests/exporters/interop/build_llama_server.sh $(VENV)/.dev
 	@echo "make: building llama-server for its tests, once: about a minute on 2 cores"
-	@tests/ship/build_llama_server.sh $(BIN)/python $@
+	@tests/exporters/interop/build_llama_server.sh $(BIN)/python $@
 
 $(DEVICE)/.made: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from tinylora_edge.exporters._dequantize import _ggml
+from tinylora_edge.exporters.weights.dequantize import _ggml
 
 DRAWN, SPIKES = 2, 32
 BLOCKS_A_SHARD = 7

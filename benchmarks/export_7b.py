@@ -53,8 +53,8 @@ def watch():
 what, model, base, output, workers, limit = sys.argv[1:]
 start = time.perf_counter()
 import numpy as np
-from tinylora_edge.exporters._hf_weights import HFWeights
-from tinylora_edge.exporters._weights import GGUFWeights
+from tinylora_edge.exporters.weights.hf import HFWeights
+from tinylora_edge.exporters.weights.gguf import GGUFWeights
 from tinylora_edge.exporters.gguf import Export
 imported = time.perf_counter() - start
 resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))

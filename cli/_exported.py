@@ -9,7 +9,7 @@ from . import _models, _output, _vectors
 
 if TYPE_CHECKING:
     from ..exporters import ExportReport, OnnxReport, PartReport
-    from ..exporters._factorize import Quality
+    from ..exporters.factors.factorize import Quality
 
 
 def print_report(

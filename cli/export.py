@@ -13,7 +13,7 @@ from . import _exported, _models, _output
 
 if TYPE_CHECKING:
     from ..exporters.gguf import ExportReport
-    from ..exporters.onnx import OnnxReport
+    from ..exporters.onnx.export import OnnxReport
 
 
 class Format(StrEnum):
@@ -25,14 +25,14 @@ class Format(StrEnum):
 
 
 class OnnxInput(StrEnum):
-    """As `tinylora_edge.exporters.onnx.FLAVOURS`, the default first."""
+    """As `tinylora_edge.exporters.onnx.export.FLAVOURS`, the default first."""
 
     default = "default"
     required = "required"
 
 
 class OnnxPrecision(StrEnum):
-    """As `tinylora_edge.exporters.onnx.PRECISIONS`, the default first."""
+    """As `tinylora_edge.exporters.onnx.export.PRECISIONS`, the default first."""
 
     fp32 = "fp32"
     int4 = "int4"
@@ -253,7 +253,7 @@ def export(
             report = planned.run(step)
         name = planned.base.name
     else:
-        from ..exporters.onnx import OnnxExport
+        from ..exporters.onnx.export import OnnxExport
 
         plan = OnnxExport(
             files.model,

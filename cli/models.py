@@ -14,8 +14,8 @@ from ..errors import MissingExtraError
 from . import _models, _output
 
 if TYPE_CHECKING:
-    from ..exporters._catalog import Model
-    from ..exporters._hub import Hub
+    from ..exporters.hub.cache import Hub
+    from ..exporters.hub.catalog import Model
 
 _WIDTH = 48  # of the quantizations: the table fits a terminal of 100 columns
 _GLUE = "\0"  # in the place of a space where no line is to be broken
@@ -34,7 +34,7 @@ def models(
       tinylora-edge models
       tinylora-edge models --catalog ours.toml --json
     """
-    from ..exporters._catalog import load_catalog, user_file
+    from ..exporters.hub.catalog import load_catalog, user_file
 
     records = [_record(model, hub) for hub in [_hub()] for model in load_catalog(catalog).values()]
     if as_json:
@@ -54,7 +54,7 @@ def models(
 
 
 def _hub() -> Hub | None:
-    from ..exporters._hub import Hub
+    from ..exporters.hub.cache import Hub
 
     try:
         return Hub()
@@ -63,7 +63,7 @@ def _hub() -> Hub | None:
 
 
 def _record(model: Model, hub: Hub | None) -> dict[str, Any]:
-    from ..exporters._resolve import cached_quants
+    from ..exporters.hub.resolve import cached_quants
 
     return {
         "name": model.name,

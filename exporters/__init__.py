@@ -10,13 +10,13 @@ What is exported is called by a path; `resolve` turns other names, those of the 
 the hub, into paths.
 """
 
-from ._bundle_writer import refuse_existing
-from ._found import Found, Resolved
-from ._resolve import find, resolve
-from ._settings import Settings
+from .bundle_writer import refuse_existing
 from .gguf import ExportReport, add_base, export_gguf
-from .onnx import OnnxReport, export_onnx
+from .hub.resolve import find, resolve
+from .hub.selection import Found, Resolved
+from .onnx.export import OnnxReport, export_onnx
 from .parts import PartReport, export_part, merge
+from .settings import Settings
 
 __all__ = [
     "ExportReport",

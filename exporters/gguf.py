@@ -13,14 +13,14 @@ from ..basis import Basis
 from ..errors import BaseMismatchError
 from ..formats.bundle import BASIS_NAME, MANIFEST_NAME, Bundle
 from ..formats.side_tensors import fingerprint, load_basis, save_basis
-from ._agreement import AGREEMENT, check_shapes, distance
-from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
-from ._factorize import Progress, Quality, basis_of, gather, one_blas_thread
-from ._manifest import describe, describe_gguf
-from ._settings import Settings
-from ._source import Source
-from ._unfinished import factorized
-from ._weights import GGUFWeights
+from .agreement import AGREEMENT, check_shapes, distance
+from .bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
+from .factors.checkpoint import factorized
+from .factors.factorize import Progress, Quality, basis_of, gather, one_blas_thread
+from .manifest import describe, describe_gguf
+from .settings import Settings
+from .source import Source
+from .weights.gguf import GGUFWeights
 
 
 @dataclass(frozen=True)

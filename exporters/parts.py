@@ -23,14 +23,14 @@ from ..formats.bundle import BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf import MalformedGGUFError
 from ..formats.gguf_split import open_gguf
 from ..formats.side_tensors import fingerprint, load_basis, save_basis
-from ._bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
-from ._factorize import Progress, Quality, basis_of, gather
-from ._journal import Factors, read_part
-from ._manifest import describe, describe_gguf
-from ._settings import Settings
-from ._source import Source
-from ._unfinished import factorized
+from .bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
+from .factors.checkpoint import factorized
+from .factors.factorize import Progress, Quality, basis_of, gather
+from .factors.journal import Factors, read_part
 from .gguf import ExportReport
+from .manifest import describe, describe_gguf
+from .settings import Settings
+from .source import Source
 
 _FORMAT = 1
 

@@ -47,7 +47,7 @@ class _Node:
 def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, ...], stated: str) -> str:
     """Return the fingerprint of the weights that lie in a model's files: SHA-256 in hexadecimal.
 
-    The same bytes as the exporter hashes (`exporters/_onnx_weights.py`, `fingerprint`): 16 KB a module are
+    The same bytes as the exporter hashes (`exporters/onnx/weights.py`, `fingerprint`): 16 KB a module are
     read, of however large a model.
 
     Args:

@@ -14,7 +14,7 @@ import models
 import numpy as np
 import onnxruntime as ort
 
-from tinylora_edge.exporters import _onnx_builder
+from tinylora_edge.exporters.onnx.export import builder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +79,7 @@ def tiny_hf(architecture: str) -> Path:
 def graph(source: Path, precision: str) -> Path:
     """The base graph that the builder makes of a model. Never write to it."""
     work = Path(tempfile.mkdtemp(prefix=f"{precision}-", dir=_directory().name))
-    return _onnx_builder.build(source, work, precision).folder
+    return builder.build(source, work, precision).folder
 
 
 def session(folder: Path, *, threads: int = 1, **options: Any) -> ort.InferenceSession:

@@ -51,11 +51,11 @@ BORDERS = {  # the only modules that may import more than their layer
 OPTIONAL = {  # the same, but in functions only: who does not need them does not have them
     "tinylora_edge.wire.tags": {"cryptography"},
     "tinylora_edge.privacy": {"dp_accounting"},
-    "tinylora_edge.exporters._factorize": {"threadpoolctl"},
-    "tinylora_edge.exporters._hub_client": {"huggingface_hub"},
+    "tinylora_edge.exporters.factors.factorize": {"threadpoolctl"},
+    "tinylora_edge.exporters.hub.client": {"huggingface_hub"},
     "tinylora_edge.shipping.publish": {"fsspec"},
     "tinylora_edge.exporters.interop.peft": {"torch"},  # draws projections that were not saved
-    "tinylora_edge.exporters._onnx_worker": {"torch", "transformers"},  # a process of its own
+    "tinylora_edge.exporters.onnx.worker": {"torch", "transformers"},  # a process of its own
     "tinylora_edge.tasks._gsm8k": {"huggingface_hub", "pyarrow"},
     "tinylora_edge.tasks._schema": {"jsonschema", "referencing"},
 }

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tinylora_edge import exporters
 from tinylora_edge.cli._app import app
-from tinylora_edge.exporters import _catalog, _gguf_names
+from tinylora_edge.exporters.hub import catalog, gguf_names
 
 PAGE = (Path(__file__).parent.parent / "docs" / "MODELS.md").read_text("utf-8")
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
@@ -24,21 +24,21 @@ def test_the_example_is_a_catalog(tmp_path: Path) -> None:
     (example,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
     path = tmp_path / "models.toml"
     path.write_text(example)
-    (model,) = _catalog.read_catalog(path).values()
+    (model,) = catalog.read_catalog(path).values()
     assert (model.name, model.default) == ("support-bot", "q8_0")
-    for field in _catalog._KINDS:
+    for field in catalog._KINDS:
         assert re.search(rf"^{field} = ", example, re.M), field
 
 
 def test_every_field_is_explained() -> None:
     table = PAGE.partition("| field | |")[2]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(_catalog._KINDS)
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(catalog._KINDS)
 
 
 def test_the_order_of_the_defaults() -> None:
     stated = re.search(r"the first is taken of ([^.]+)\.", PAGE)
     assert stated is not None
-    assert tuple(re.findall(r"\w+\d\w*", stated[1])) == _gguf_names.PREFERRED
+    assert tuple(re.findall(r"\w+\d\w*", stated[1])) == gguf_names.PREFERRED
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,7 +46,7 @@ def test_a_command_parses(command: str) -> None:
     _, *words = shlex.split(command)
     assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
     assert CliRunner().invoke(app, [*words, "--no-such-option"]).exit_code == 2
-    names = _catalog.read_catalog(_catalog.SHIPPED)
+    names = catalog.read_catalog(catalog.SHIPPED)
     if words[0] == "export" and "/" not in words[1] and not words[1].endswith(".gguf"):
         assert words[1] in names
 

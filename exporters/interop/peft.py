@@ -36,13 +36,13 @@ from ...formats.side_tensors import fingerprint, save_basis
 from ...modules import canonical_order
 from ...projection import EXPLICIT
 from ...vector import MicroVector
-from .._agreement import AGREEMENT, check_shapes, distance
-from .._bundle_writer import new_bundle, place_gguf, write_manifest
-from .._manifest import describe_basis, describe_gguf
-from .._safetensors import read_safetensors
-from .._weights import GGUFWeights
-from ._layers import Layers, check_counted, layer_of
-from ._safetensors import write
+from ..agreement import AGREEMENT, check_shapes, distance
+from ..bundle_writer import new_bundle, place_gguf, write_manifest
+from ..manifest import describe_basis, describe_gguf
+from ..weights.gguf import GGUFWeights
+from ..weights.safetensors import read_safetensors
+from .layers import Layers, check_counted, layer_of
+from .safetensors import write
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 VECTOR = "vector.bin"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tinylora_edge import Bundle, ExportError
-from tinylora_edge.exporters import Settings, _bundle_writer, export_gguf, gguf
+from tinylora_edge.exporters import Settings, bundle_writer, export_gguf, gguf
 
 SETTINGS = Settings(groups=2)
 JOURNAL = [".bundle.factors"]  # finished modules, for the next run
@@ -82,7 +82,7 @@ def test_a_copy_where_no_link_works(model, parent, no_links):
 
 
 def test_a_copy_where_neither_link_nor_reflink_works(model, parent, no_links, monkeypatch):
-    monkeypatch.setattr(_bundle_writer, "_reflink", lambda source, target: False)
+    monkeypatch.setattr(bundle_writer, "_reflink", lambda source, target: False)
     report = export_gguf(model, parent / "bundle", settings=SETTINGS)
     assert report.base_placed == "copy"
     assert (parent / "bundle" / "base.gguf").read_bytes() == Path(model).read_bytes()
@@ -90,7 +90,7 @@ def test_a_copy_where_neither_link_nor_reflink_works(model, parent, no_links, mo
 
 def test_no_room_for_the_copy(model, parent, no_links, monkeypatch):
     size = os.stat(model).st_size
-    monkeypatch.setattr(_bundle_writer, "_reflink", lambda source, target: False)
+    monkeypatch.setattr(bundle_writer, "_reflink", lambda source, target: False)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 * size, 9 * size + 1, size - 1))
     with pytest.raises(ExportError, match=rf"{size:,} bytes.*{size - 1:,} bytes free"):
         export_gguf(model, parent / "bundle", settings=SETTINGS)
@@ -159,7 +159,7 @@ def test_a_disk_that_fills_up_leaves_no_half_made_bundle(model, parent, limit):
 
 
 def test_a_disk_that_fills_up_during_the_copy_leaves_nothing(model, parent, no_links, monkeypatch):
-    monkeypatch.setattr(_bundle_writer, "_reflink", lambda source, target: False)
+    monkeypatch.setattr(bundle_writer, "_reflink", lambda source, target: False)
     with file_size_limit(os.stat(model).st_size - 1), pytest.raises(ExportError, match="bytes free"):
         export_gguf(model, parent / "bundle", settings=SETTINGS)
     assert names(parent) == JOURNAL

@@ -10,7 +10,7 @@ import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, ExportError, load_basis
 from tinylora_edge.exporters import Settings, export_gguf, export_part, merge
-from tinylora_edge.exporters._journal import Journal
+from tinylora_edge.exporters.factors.journal import Journal
 from tinylora_edge.exporters.parts import share
 
 SETTINGS = Settings(groups=3, seed=9)

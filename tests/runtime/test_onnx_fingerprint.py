@@ -17,7 +17,7 @@ import onnxruntime as ort
 import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, load_basis
-from tinylora_edge.exporters.onnx import bake
+from tinylora_edge.exporters.onnx.export.export import bake
 from tinylora_edge.runtime._onnx_bundle import OnnxBundle
 from tinylora_edge.runtime._onnx_fingerprint import weights_fingerprint
 

@@ -1,0 +1,133 @@
+"""Getting a base graph: onnxruntime-genai's model builder, or torch's exporter for what it does not know.
+
+Both run as processes of their own: the builder puts its folder on sys.path and prints as it likes, and the
+memory that torch takes for the weights is free again before the factors go into the graph.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ExportError, MissingExtraError, UnsupportedModelError
+
+PRECISIONS = ("fp32", "int4")
+_BUILDER = "onnxruntime_genai.models.builder"
+_WORKER = "tinylora_edge.exporters.onnx.worker"
+_UNKNOWN = "is not currently supported"  # how the builder says that it does not know an architecture
+_PACKAGES = {
+    "onnx": "onnx",
+    "onnx_ir": "onnx-ir",
+    "onnxruntime_genai": "onnxruntime-genai",
+    "torch": "torch",
+    "transformers": "transformers",
+}
+
+
+@dataclass(frozen=True)
+class BaseGraph:
+    """A graph that was built.
+
+    Attributes:
+        folder: with `model.onnx` and what belongs to it.
+        made_by: `onnxruntime-genai <version>` or `torch <version>`.
+    """
+
+    folder: Path
+    made_by: str
+
+
+def check_packages() -> None:
+    """Check that what builds graphs is installed, before hours of factorization.
+
+    Raises:
+        MissingExtraError: something is not.
+    """
+    for module, package in _PACKAGES.items():
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ValueError:  # sys.modules[name] is None: how a missing package is acted out
+            found = False
+        if not found:
+            raise MissingExtraError("building an ONNX graph", package, "onnx-export")
+
+
+def build(model: Path, work: Path, precision: str) -> BaseGraph:
+    """Build the base graph of a model.
+
+    Args:
+        model: a GGUF file, or a Hugging Face directory.
+        work: an existing directory for all that is written.
+        precision: `fp32` or `int4` (blocks of 32, symmetric, accuracy level 4).
+
+    Raises:
+        MissingExtraError: a package is not installed.
+        UnsupportedModelError: neither the builder nor torch can build it.
+        ExportError: the model cannot be read, or the disk is full.
+    """
+    check_packages()
+    source = model
+    if model.is_file():
+        source = work / "hf"
+        _run([_WORKER, "unpack", str(model), str(source)], f"transformers cannot read {model}")
+    graph = work / "graph"
+    graph.mkdir()
+    with tempfile.TemporaryDirectory(dir=work) as cache:
+        command = [_BUILDER, "-i", str(source.absolute()), "-o", str(graph), "-p", precision, "-e", "cpu"]
+        command += ["-c", cache, "--extra_options", "hf_token=false"]
+        try:
+            _run(command, f"onnxruntime-genai's model builder failed on {model}")
+        except UnsupportedModelError:
+            if precision != "fp32":
+                raise UnsupportedModelError(
+                    f"onnxruntime-genai's model builder does not know the architecture of {model}, and "
+                    "torch's exporter, which may, writes fp32 alone: use --onnx-precision fp32, or pass a "
+                    "graph that you have with --onnx DIR"
+                ) from None
+            _run(
+                [_WORKER, "trace", str(source), str(graph)],
+                f"neither the builder nor torch can build {model}",
+            )
+            return BaseGraph(graph, f"torch {_version('torch')}")
+    return BaseGraph(graph, f"onnxruntime-genai {_version('onnxruntime-genai')}")
+
+
+def _run(command: list[str], failure: str) -> None:
+    """Run a Python module as a process, and turn its failure into an error."""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "")
+    if _UNKNOWN in last:
+        raise UnsupportedModelError(f"{failure}: {last}")
+    if done.returncode < 0:
+        last = f"it was ended by signal {-done.returncode}" + (
+            ", as the system does where memory runs out" if done.returncode == -9 else ""
+        )
+    raise ExportError(f"{failure}: {last or f'exit code {done.returncode}'}")
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

@@ -1,0 +1,332 @@
+"""Which nodes of an ONNX graph compute which modules, whoever wrote the graph.
+
+onnxruntime-genai's builder packs q, k and v into one node and quantizes to MatMulNBits; optimum and torch
+write one node a layer; Phi-3 has fused modules that a builder splits again. So a module may be computed by
+several nodes, and a node may compute several modules: a `Part` is what one node computes of one module.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...basis import Basis
+from ...errors import BaseMismatchError, UnsupportedModelError
+from ...modules import parse
+from .model import OnnxModel, attribute, import_onnx
+from .weights import FloatWeight, Weight, block_weight
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
+
+GATE_UP = "gate_up"
+_ROLES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "qkv_proj": "attn_qkv",
+    "query_key_value": "attn_qkv",
+    "Wqkv": "attn_qkv",
+    "o_proj": "attn_output",
+    "out_proj": "attn_output",
+    "dense": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "gate_up_proj": GATE_UP,
+    "fc1": "ffn_up",
+    "fc2": "ffn_down",
+    "dense_h_to_4h": "ffn_up",
+    "dense_4h_to_h": "ffn_down",
+    **{kind: kind for kind in ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output")},
+    **{kind: kind for kind in ("ffn_gate", "ffn_up", "ffn_down")},
+}
+_BLOCK = re.compile(r"(?:^|[./_])(?:layers|blocks|blk|h)[./_](\d+)[./](\S+)")
+_NOT_A_LAYER = ("lora_", "expert", "router")
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter says which layer a node came from
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A node that multiplies with a constant weight, and the constant bias that follows it.
+
+    Attributes:
+        name: of the node.
+        index: of the node in the graph.
+        last: index of the node after which the result is complete: itself, or the addition of a bias.
+        input: name of what it is applied to.
+        output: name of the result, bias included.
+        weight: its weight.
+        dtype: ONNX element type of input and output.
+        place: (block, role) as its name tells, or None.
+    """
+
+    name: str
+    index: int
+    last: int
+    input: str
+    output: str
+    weight: Weight
+    dtype: int
+    place: tuple[int, str] | None
+
+    @property
+    def n_out(self) -> int:
+        """N."""
+        return self.weight.shape[0]
+
+    @property
+    def n_in(self) -> int:
+        """K."""
+        return self.weight.shape[1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `row` .. `row + count - 1` of a module are columns `column` .. of a node's result."""
+
+    module: str
+    row: int
+    column: int
+    count: int
+
+
+@dataclass
+class Site:
+    """A node and what it computes of the basis."""
+
+    linear: Linear
+    parts: list[Part] = field(default_factory=list)
+
+
+def match(model: OnnxModel, basis: Basis) -> list[Site]:
+    """Return the nodes that compute a basis's modules, in the order of the graph.
+
+    Raises:
+        UnsupportedModelError: a module has no node, or one that cannot be extended.
+        BaseMismatchError: a module's factors do not fit its nodes.
+    """
+    found = linears(model)
+    blocks: dict[int, dict[str, list[Linear]]] = defaultdict(lambda: defaultdict(list))
+    for linear in found:
+        if linear.place is not None:
+            blocks[linear.place[0]][linear.place[1]].append(linear)
+    sites: dict[int, Site] = {}
+    missing, misfits = [], []
+    for position, module in enumerate(basis.modules):
+        a, b = basis.a[position], basis.b[position]
+        if a.ndim == 3:
+            raise UnsupportedModelError(
+                f"{module} holds experts, which ONNX graphs compute in one node that cannot be extended: "
+                "leave them out with --targets"
+            )
+        block, kind = parse(module)
+        roles = {}
+        for role, several in blocks[block].items():
+            if len(several) > 1:
+                names = ", ".join(linear.name for linear in several[:_SHOWN])
+                raise UnsupportedModelError(
+                    f"{len(several)} nodes look like {role} of block {block} ({names}): the graph cannot be "
+                    "matched. Has it adapters already?"
+                )
+            roles[role] = several[0]
+        parts = _parts(module, kind, len(b), roles)
+        if not parts:
+            missing.append(module)
+        for linear, part in parts:
+            if linear.n_in != a.shape[-1] or part.column < 0 or part.column + part.count > linear.n_out:
+                misfits.append(
+                    f"{module} has factors for {a.shape[-1]} x {len(b)}, but node {linear.name} takes K = "
+                    f"{linear.n_in} to N = {linear.n_out}"
+                )
+                break
+            sites.setdefault(linear.index, Site(linear)).parts.append(part)
+    if missing:
+        raise UnsupportedModelError(_describe_missing(model, basis, missing, found))
+    if misfits:
+        more = f" (and {len(misfits) - 1} more modules)" if len(misfits) > 1 else ""
+        raise BaseMismatchError(
+            f"{misfits[0]}{more}: {model.path} is another model than the basis was made of"
+        )
+    return [sites[index] for index in sorted(sites)]
+
+
+def linears(model: OnnxModel) -> list[Linear]:
+    """Return every node that multiplies a three-dimensional input with a constant matrix.
+
+    Raises:
+        UnsupportedModelError: a node of a layer has a form that cannot be extended.
+    """
+    return list(_Reader(model).read())
+
+
+class _Reader:
+    """Finds the linear layers of one graph."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        self._nodes = list(model.graph.node)
+        self._producers = {name: node for node in self._nodes for name in node.output}
+        self._readers: dict[str, list[int]] = defaultdict(list)
+        for index, node in enumerate(self._nodes):
+            for name in {*node.input, *_captured(node)}:
+                self._readers[name].append(index)
+        self._results = {value.name for value in model.graph.output}
+        self._ranks = {
+            value.name: len(value.type.tensor_type.shape.dim)
+            for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
+            if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
+        }
+
+    def read(self) -> Iterator[Linear]:
+        """Yield them in the order of the graph."""
+        for index, node in enumerate(self._nodes):
+            place = self._place(node)
+            weight = self._weight(node, place)
+            if weight is None:
+                continue
+            source = node.input[0]
+            rank = self._ranks.get(source, self._ranks.get(node.output[0], 3))
+            if rank != 3:
+                if place is not None:
+                    raise UnsupportedModelError(
+                        f"node {node.name} multiplies an input of {rank} dimensions: expected [batch, "
+                        "sequence, features], in which every row of a batch can have a vector of its own"
+                    )
+                continue
+            last, output = self._end(index, weight.shape[0])
+            dtype = (weight.tensor if isinstance(weight, FloatWeight) else weight.scales).data_type
+            yield Linear(node.name or output, index, last, source, output, weight, dtype, place)
+
+    def _weight(self, node: NodeProto, place: tuple[int, str] | None) -> Weight | None:
+        if node.op_type == "MatMulNBits" and node.domain == "com.microsoft":
+            return block_weight(self._model, node) if place is not None else None
+        if node.op_type == "MatMul" and node.domain in ("", "ai.onnx"):
+            found = self._constant(node.input[1])
+            if found is not None:
+                return FloatWeight(*found)
+            producer = self._producers.get(node.input[1])
+            if place is not None and producer is not None and producer.op_type == "DequantizeLinear":
+                raise UnsupportedModelError(
+                    f"node {node.name} multiplies with the output of a DequantizeLinear: quantize the model "
+                    "to MatMulNBits instead (QOperator format)"
+                )
+        if (
+            node.op_type in ("Gemm", "QMoE", "MoE", "DynamicQuantizeMatMul", "MatMulInteger")
+            and place is not None
+        ):
+            raise UnsupportedModelError(
+                f"node {node.name} of a layer is a {node.op_type}: MatMul and MatMulNBits can be baked"
+            )
+        return None
+
+    def _constant(self, name: str) -> tuple[TensorProto, bool] | None:
+        """The matrix behind a name, and whether the graph transposes it."""
+        tensor, transposed = self._model.initializers.get(name), False
+        if tensor is None:
+            node = self._producers.get(name)
+            if node is None or node.op_type not in ("Transpose", "Constant"):
+                return None
+            if node.op_type == "Constant":
+                tensor = attribute(node, "value")
+            elif list(attribute(node, "perm", [1, 0])) == [1, 0]:
+                tensor, transposed = self._model.initializers.get(node.input[0]), True
+        onnx = import_onnx()
+        floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        if tensor is None or len(tensor.dims) != 2 or tensor.data_type not in floats:
+            return None
+        return tensor, transposed
+
+    def _end(self, index: int, n_out: int) -> tuple[int, str]:
+        """Where the result is complete. The bias goes first, because engines fuse it with the product:
+        what came between them would change the last bit of the base."""
+        output = self._nodes[index].output[0]
+        readers = self._readers[output]
+        if len(readers) == 1 and output not in self._results:
+            node = self._nodes[readers[0]]
+            if node.op_type == "Add" and node.domain in ("", "ai.onnx") and output in node.input:
+                other = node.input[1] if node.input[0] == output else node.input[0]
+                tensor = self._model.initializers.get(other)
+                if tensor is not None and list(tensor.dims) in ([n_out], [1, n_out], [1, 1, n_out]):
+                    return readers[0], node.output[0]
+        return index, output
+
+    def _place(self, node: NodeProto) -> tuple[int, str] | None:
+        """Which layer a node says that it is."""
+        hints = [node.name]
+        for item in getattr(node, "metadata_props", ()):
+            if item.key == _SCOPES:
+                with suppress(ValueError, SyntaxError):
+                    hints += reversed(ast.literal_eval(item.value))
+        if len(node.input) > 1:
+            producer = self._producers.get(node.input[1])
+            hints += [node.input[1], *(producer.input[:1] if producer is not None else ())]
+        for hint in hints:
+            found = _BLOCK.search(hint)
+            if found is None or any(word in found[2] for word in _NOT_A_LAYER):
+                continue
+            for token in reversed(re.split(r"[./]", found[2])):
+                if token in _ROLES:
+                    return int(found[1]), _ROLES[token]
+        return None
+
+
+def _parts(module: str, kind: str, n_out: int, roles: dict[str, Linear]) -> list[tuple[Linear, Part]]:
+    """Which nodes of a block compute a module of `n_out` rows; a negative column says that it cannot be."""
+    own = roles.get(kind)
+    if kind == "ffn_up" and own is None and GATE_UP in roles and roles[GATE_UP].n_out == n_out:
+        own = roles[GATE_UP]  # Phi-3's ffn_up is gate and up in one
+    gate = roles.get("ffn_gate")
+    if kind == "ffn_up" and own is not None and gate is not None and own.n_out + gate.n_out == n_out:
+        return _consecutive(module, n_out, [gate, own])
+    if own is not None:
+        return _consecutive(module, n_out, [own])
+    if kind in ("attn_q", "attn_k", "attn_v") and "attn_qkv" in roles:
+        packed = roles["attn_qkv"]
+        column = {"attn_q": 0, "attn_k": packed.n_out - 2 * n_out, "attn_v": packed.n_out - n_out}[kind]
+        return [(packed, Part(module, 0, column, n_out))]
+    if kind in ("ffn_gate", "ffn_up") and GATE_UP in roles:
+        column = 0 if kind == "ffn_gate" else roles[GATE_UP].n_out - n_out
+        return [(roles[GATE_UP], Part(module, 0, column, n_out))]
+    three = [roles.get(role) for role in ("attn_q", "attn_k", "attn_v")]
+    if kind == "attn_qkv" and all(three):
+        return _consecutive(module, n_out, [linear for linear in three if linear is not None])
+    return []
+
+
+def _consecutive(module: str, n_out: int, several: list[Linear]) -> list[tuple[Linear, Part]]:
+    """The rows of a module, one node after the other; column -1 where they are not as many."""
+    column = 0 if sum(linear.n_out for linear in several) == n_out else -1
+    parts, row = [], 0
+    for linear in several:
+        parts.append((linear, Part(module, row, column, linear.n_out)))
+        row += linear.n_out
+    return parts
+
+
+def _captured(node: NodeProto) -> Iterator[str]:
+    """Names that the graphs inside a node may read from outside."""
+    for item in node.attribute:
+        inner: list[Any] = [*([item.g] if item.HasField("g") else []), *item.graphs]
+        for graph in inner:
+            for one in graph.node:
+                yield from one.input
+                yield from _captured(one)
+            yield from (value.name for value in graph.output)
+
+
+def _describe_missing(model: OnnxModel, basis: Basis, missing: list[str], found: list[Linear]) -> str:
+    names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    nodes = ", ".join(linear.name for linear in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    return (
+        f"{len(missing)} of {len(basis.modules)} modules have no node in {model.path}: {names}. Its "
+        f"{len(found)} nodes with a constant weight are {nodes or 'none'}. Name the nodes after "
+        "their layers, as onnxruntime-genai's builder, optimum and torch do, or leave the modules out with "
+        "--targets"
+    )

@@ -1,0 +1,280 @@
+"""The nodes that add B R A x to the results of a graph's linear layers.
+
+What a decoder pays for them is not arithmetic but their number: a node costs an engine about a
+microsecond, and a step of a small model a few milliseconds. So modules that share an input share one A,
+one R and, where they share a node, one B; R is no matrix where u = 1 (R = v P, and P goes into A), but
+the entry of v itself, which only multiplies; and v is cut up once, at the top. A layer costs 4 nodes for
+each input and 2 more for each further node with that input. Bit for bit the base where v = 0: each result
+gets a zero added, after the bias, so that engines still fuse the same nodes of the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...basis import Basis
+from ...errors import ExportError
+from .match import Site
+from .model import OnnxModel, import_onnx
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+INPUT = "tinylora_v"
+ROWS = "tinylora_rows"
+PREFIX = "tinylora/"
+DEFAULT, REQUIRED = "default", "required"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes with one input, and the modules that they compute.
+
+    Attributes:
+        name: of the first module, in the names of what is added.
+        sites: the nodes.
+        modules: positions of their modules in the basis, in its order.
+    """
+
+    name: str
+    sites: list[Site]
+    modules: list[int]
+
+
+def refuse_baked(model: OnnxModel) -> None:
+    """Refuse a graph that has a side path.
+
+    Raises:
+        ExportError: it was baked already.
+    """
+    names = {value.name for value in model.graph.input} | set(model.initializers)
+    taken = next((name for name in sorted(names) if name == INPUT or name.startswith(PREFIX)), None)
+    if taken is not None:
+        raise ExportError(f"{model.path} was baked already (it has {taken}): pass the original graph")
+
+
+def add_side_path(
+    model: OnnxModel, basis: Basis, sites: list[Site], b: Sequence[NDArray[np.float32]], flavour: str
+) -> int:
+    """Extend a graph in memory and return how many nodes were added.
+
+    Args:
+        model: the graph, which is changed.
+        basis: whose A and projections go in.
+        sites: as matched.
+        b: B of each module, rows in the order of the graph.
+        flavour: `default` gives the input zeros as its default; `required` does not.
+    """
+    path = _SidePath(model, basis, b)
+    groups = _group(basis, sites)
+    mixers = path.vectors(groups) if basis.u == 1 else path.matrices(groups)
+    for group, mixer in zip(groups, mixers, strict=True):
+        path.add(group, mixer)
+    path.finish(flavour)
+    return path.count
+
+
+def _group(basis: Basis, sites: list[Site]) -> list[Group]:
+    together: dict[str, list[Site]] = {}
+    for site in sites:
+        together.setdefault(site.linear.input, []).append(site)
+    groups = []
+    for several in together.values():
+        modules = sorted({basis.index(part.module) for site in several for part in site.parts})
+        groups.append(Group(basis.modules[modules[0]].removesuffix(".weight"), several, modules))
+    return groups
+
+
+class _SidePath:
+    """Collects nodes and initializers, and puts them into the graph."""
+
+    def __init__(self, model: OnnxModel, basis: Basis, b: Sequence[NDArray[np.float32]]) -> None:
+        self._onnx = import_onnx()
+        self._model, self._basis, self._b = model, basis, b
+        self._top: list[NodeProto] = []
+        self._after: dict[int, list[NodeProto]] = {}
+        self.count = 0
+
+    # How v becomes what each group multiplies with: vectors [rows, 1, width], or matrices [rows, w, w].
+
+    def vectors(self, groups: list[Group]) -> list[str]:
+        """Cut v into the factors of each group, and return their names.
+
+        A group whose modules read one entry of v gets that entry, [rows, 1, 1]; another gets an entry for
+        each of its columns.
+        """
+        patterns: dict[tuple[int, ...], int] = {}
+        chosen = []
+        for group in groups:
+            reads = tuple(int(self._basis.tying[module]) for module in group.modules)
+            pattern = (
+                reads[:1] if len(set(reads)) == 1 else tuple(np.repeat(reads, self._basis.rank).tolist())
+            )
+            chosen.append(patterns.setdefault(pattern, len(patterns)))
+        order = [entry for pattern in patterns for entry in pattern]
+        v = self._node("Unsqueeze", [INPUT, self._ints("axes", [1])], "v")
+        if order != list(range(self._basis.groups)):
+            v = self._node("Gather", [v, self._ints("entries", order)], "entries_of_v", axis=2)
+        pieces = self._split(v, [len(pattern) for pattern in patterns], axis=2, name="vectors")
+        return self._cast(pieces, chosen, groups)
+
+    def matrices(self, groups: list[Group]) -> list[str]:
+        """Compute R of each group, transposed and block-diagonal, and return their names.
+
+        All groups of one width come from one product with v: [rows, n] x [n, groups * width * width].
+        """
+        basis, rank = self._basis, self._basis.rank
+        widths = [rank * len(group.modules) for group in groups]
+        names = [""] * len(groups)
+        for width in sorted(set(widths)):
+            members = [i for i, w in enumerate(widths) if w == width]
+            table = np.zeros((basis.groups, basis.u, len(members), width, width), np.float32)
+            for place, member in enumerate(members):
+                for order, module in enumerate(groups[member].modules):
+                    block = slice(order * rank, (order + 1) * rank)
+                    p = basis.projections[module].swapaxes(1, 2)
+                    table[basis.tying[module], :, place, block, block] = p
+            flat = table.reshape(basis.size, -1)
+            product = self._node("MatMul", [INPUT, self._floats(f"projections_{width}", flat)], f"r_{width}")
+            shape = self._ints(f"shape_{width}", [0, len(members) * width, width])
+            stacked = self._node("Reshape", [product, shape], f"matrices_{width}")
+            pieces = self._split(stacked, [width] * len(members), axis=1, name=f"matrices_{width}/split")
+            group_names = self._cast(pieces, list(range(len(members))), [groups[i] for i in members])
+            for member, name in zip(members, group_names, strict=True):
+                names[member] = name
+        return names
+
+    def _split(self, value: str, sizes: list[int], axis: int, name: str) -> list[str]:
+        if len(sizes) == 1:
+            return [value]
+        outputs = [f"{PREFIX}{name}/{i}" for i in range(len(sizes))]
+        self._node("Split", [value, self._ints(f"{name}/sizes", sizes)], name, outputs=outputs, axis=axis)
+        return outputs
+
+    def _cast(self, pieces: list[str], chosen: list[int], groups: list[Group]) -> list[str]:
+        """Bring pieces into the types in which the groups compute."""
+        made: dict[tuple[int, int], str] = {}
+        for piece, group in zip(chosen, groups, strict=True):
+            dtype = group.sites[0].linear.dtype
+            if (piece, dtype) not in made:
+                made[piece, dtype] = (
+                    pieces[piece]
+                    if dtype == self._onnx.TensorProto.FLOAT
+                    else self._node("Cast", [pieces[piece]], f"{pieces[piece]}/cast_{dtype}", to=dtype)
+                )
+        return [made[piece, group.sites[0].linear.dtype] for piece, group in zip(chosen, groups, strict=True)]
+
+    # The path of a group.
+
+    def add(self, group: Group, mixer: str) -> None:
+        """Add the nodes of one group behind the nodes that it extends."""
+        basis, linear = self._basis, group.sites[0].linear
+        after = self._after.setdefault(linear.index, [])
+        a = np.concatenate([self._right_factor(module) for module in group.modules])
+        name = f"{group.name}/a"
+        # With a third dimension, since ONNX Runtime packs constant matrices into panels of 16 columns: of the
+        # 2 to 6 that there are here it would read 3 to 8 times the bytes, at every token.
+        columns = self._node(
+            "MatMul",
+            [linear.input, self._floats(name, a.T[None], linear.dtype)],
+            f"{name}/MatMul",
+            into=after,
+        )
+        operation = "Mul" if basis.u == 1 else "MatMul"
+        mixed = self._node(operation, [columns, mixer], f"{group.name}/r/{operation}", into=after)
+        for number, site in enumerate(group.sites):
+            after = self._after.setdefault(site.linear.last, [])
+            b = np.zeros((basis.rank * len(group.modules), site.linear.n_out), np.float32)
+            for part in site.parts:
+                module = basis.index(part.module)
+                first = basis.rank * group.modules.index(module)
+                factor = self._b[module][part.row : part.row + part.count]
+                b[first : first + basis.rank, part.column : part.column + part.count] = factor.T
+            name = f"{group.name}/b" if len(group.sites) == 1 else f"{group.name}/b{number}"
+            side = self._node(
+                "MatMul", [mixed, self._floats(name, b, linear.dtype)], f"{name}/MatMul", into=after
+            )
+            base = f"{PREFIX}{name}/base"
+            self._rename_result(site, base)
+            self._node("Add", [base, side], f"{name}/Add", outputs=[site.linear.output], into=after)
+
+    def _right_factor(self, module: int) -> NDArray[np.float32]:
+        """A of a module, [r, in]; where u = 1 with its projection in front, P A."""
+        a = np.asarray(self._basis.a[module], np.float32)
+        if self._basis.u > 1:
+            return a
+        p = self._basis.projections[module, 0]
+        product: NDArray[np.float32] = (p.astype(np.float64) @ a.astype(np.float64)).astype(np.float32)
+        return product
+
+    def _rename_result(self, site: Site, name: str) -> None:
+        """Give the base's result another name, so that all who read it read the sum."""
+        old = site.linear.output
+        node = self._model.graph.node[site.linear.last]
+        node.output[list(node.output).index(old)] = name
+        for value in self._model.graph.value_info:
+            if value.name == old:
+                copied = self._model.graph.value_info.add()
+                copied.CopyFrom(value)
+                copied.name = name
+                break
+
+    # Into the graph.
+
+    def finish(self, flavour: str) -> None:
+        """Put the nodes into the graph, in an order in which they can run, and the input."""
+        graph, helper = self._model.graph, self._onnx.helper
+        nodes = [*self._top]
+        for index, node in enumerate(graph.node):
+            nodes.append(node)
+            nodes += self._after.get(index, [])
+        self.count = len(nodes) - len(graph.node)
+        copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+        value = helper.make_tensor_value_info(INPUT, self._onnx.TensorProto.FLOAT, [ROWS, self._basis.size])
+        value.doc_string = (
+            "The micro-vector, row-major [groups, u], one row or one for each row of the batch."
+        )
+        graph.input.append(value)
+        if flavour == DEFAULT:
+            zeros = np.zeros((1, self._basis.size), np.float32)
+            graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT))
+
+    def _node(
+        self,
+        operation: str,
+        inputs: list[str],
+        name: str,
+        *,
+        outputs: list[str] | None = None,
+        into: list[NodeProto] | None = None,
+        **attributes: Any,
+    ) -> str:
+        """Make a node of the standard domain and return the name of its first result."""
+        name = name if name.startswith(PREFIX) else f"{PREFIX}{name}"
+        outputs = outputs or [f"{name}/output"]
+        node = self._onnx.helper.make_node(operation, inputs, outputs, name=name, **attributes)
+        (self._top if into is None else into).append(node)
+        return outputs[0]
+
+    def _floats(self, name: str, array: NDArray[np.float32], dtype: int = 1) -> str:
+        helper = self._onnx.helper
+        if dtype == self._onnx.TensorProto.FLOAT:
+            tensor = self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{PREFIX}{name}")
+        else:
+            kind = helper.tensor_dtype_to_np_dtype(dtype)
+            raw = np.ascontiguousarray(array).astype(kind).tobytes()
+            tensor = helper.make_tensor(f"{PREFIX}{name}", dtype, array.shape, raw, raw=True)
+        self._model.graph.initializer.append(tensor)
+        return f"{PREFIX}{name}"
+
+    def _ints(self, name: str, values: list[int]) -> str:
+        array = np.asarray(values, np.int64)
+        self._model.graph.initializer.append(self._onnx.numpy_helper.from_array(array, f"{PREFIX}{name}"))
+        return f"{PREFIX}{name}"

@@ -1,0 +1,191 @@
+"""Where an export takes its weights from, and for which deployed form it is: a GGUF, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BaseMismatchError, BasisError, ExportError
+from ..formats.side_tensors import fingerprint
+from ..modules import parse
+from .agreement import AGREEMENT, distance
+from .factors.factorize import Work, mark
+from .settings import Settings, plan
+from .weights.coverage import warn_of
+from .weights.gguf import GGUFWeights, Weights
+from .weights.hf import HFWeights
+from .weights.hf_config import HFConfig
+
+
+class Source:
+    """The weights of an export. Opened, but not read.
+
+    Args:
+        model: a GGUF file, or a Hugging Face directory.
+        base: the GGUF that is deployed; None for `model` itself, or where a directory serves another
+            engine alone.
+        needs_gguf: a directory without a base is refused.
+
+    Attributes:
+        base: the GGUF that is deployed, or None.
+        architecture: its `general.architecture`, or the one that it would have.
+        modules: names of all modules that can be adapted.
+
+    Raises:
+        ExportError: a file is missing, unreadable or not a model.
+        UnsupportedModelError: the architecture is unknown, or no tensor can be adapted.
+    """
+
+    def __init__(self, model: Path, base: Path | None, *, needs_gguf: bool = True) -> None:
+        if not model.exists():
+            raise ExportError(
+                f"{model} does not exist: pass a .gguf file or a Hugging Face directory; in Python, "
+                "exporters.resolve turns the name of a model into one"
+            )
+        if model.is_dir() and base is None and needs_gguf:
+            raise ExportError(
+                f"{model} is a directory of weights: name the GGUF that is deployed with --base FILE"
+            )
+        self.model = model
+        self.base = base if base is not None or model.is_dir() else model
+        self._config: HFConfig | None = None
+        self._deployed: GGUFWeights | None = None
+        if self.base is None:
+            self._config = HFConfig(model)
+            self.architecture = self._config.architecture
+            weights = HFWeights(model, self.architecture, self._config.blocks)
+            self._weights: Weights = weights
+            self.modules = weights.modules
+            return
+        self._deployed = GGUFWeights(self.base)
+        self.architecture = self._deployed.file.architecture
+        self.modules = self._deployed.modules
+        self._weights = self._deployed
+        if model.is_dir():
+            blocks = 1 + max(parse(module)[0] for module in self.modules)
+            self._weights = HFWeights(model, self.architecture, blocks)
+        elif model.resolve() != self.base.resolve():
+            self._weights = GGUFWeights(model)
+
+    @property
+    def kind(self) -> str:
+        """`gguf` or `hf`: where the weights come from."""
+        return self._weights.kind
+
+    def warn(self) -> None:
+        """Warn of what llama.cpp would make of the deployed GGUF, if there is one."""
+        if self._deployed is not None:
+            warn_of(self.architecture, self._deployed.left_out)
+
+    def nbytes(self, module: str) -> int:
+        """Bytes of a module's weight as it is stored where it is deployed."""
+        if self._deployed is not None:
+            return self._deployed.file.tensors[module].nbytes
+        assert isinstance(self._weights, HFWeights)
+        return self._weights.nbytes(module)
+
+    def stacked(self, module: str) -> bool:
+        """Whether a module's factors have an axis for experts."""
+        return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
+
+    def fingerprints(self, modules: Sequence[str]) -> tuple[str, ...]:
+        """The fingerprint of the GGUF that is deployed, if there is one."""
+        return () if self._deployed is None else (fingerprint(self._deployed.file, modules),)
+
+    def heads(self, kind: str) -> int | None:
+        """Number of heads of q or k, where it is known; None for another kind of module."""
+        if self._config is not None:
+            return self._config.heads(kind)
+        assert self._deployed is not None
+        file = self._deployed.file
+        key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(kind)
+        heads = file.get(f"{file.architecture}.attention.{key}") if key else None
+        return heads if isinstance(heads, int) and heads > 0 else None
+
+    def work(self, settings: Settings) -> Work:
+        """Return how the factors of a module are made from these weights, rows in GGUF order."""
+        align = None if self._weights is self._deployed else self._align
+        return Work(self._weights, settings, align, self._context, self.stacked)
+
+    def plan(self, settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
+        """Return the modules of a basis and their groups, before hours go into factorizing them.
+
+        Raises:
+            BasisError: unknown targets, groups that cannot be made, or a rank that does not fit a weight.
+            BaseMismatchError: a weight, or their number, is of another shape than where it is deployed.
+            ExportError: a weight is missing, or cannot be read.
+        """
+        modules, tying = plan(self.modules, settings)
+        for module in modules:
+            matrices = self._weights.matrices(module)
+            n_out, n_in = matrices[0].shape
+            if self._deployed is not None and self._weights is not self._deployed:
+                self._check_shape(module, len(matrices), (n_out, n_in))
+            if settings.rank > min(n_out, n_in):
+                raise BasisError(
+                    f"{module}: rank {settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
+                    f"choose 1 to {min(n_out, n_in)}"
+                )
+        return modules, tying
+
+    def _check_shape(self, module: str, count: int, shape: tuple[int, int]) -> None:
+        assert self._deployed is not None
+        deployed = self._deployed.file.tensors[module].shape
+        experts = deployed[0] if len(deployed) == 3 else 1
+        if (experts, *deployed[-2:]) != (count, *shape):
+            expected, found = (
+                f"{'x'.join(map(str, size))}" + (f" in {n} experts" if self.stacked(module) else "")
+                for n, size in ((experts, deployed[-2:]), (count, shape))
+            )
+            raise BaseMismatchError(
+                f"{module} is {expected} in {self.base}, but {found} in {self.model}: it is another model, "
+                "or not complete"
+            )
+
+    def _context(self, module: str) -> str:
+        """What decides the order of B's rows, besides the weights."""
+        if self._deployed is None:
+            return f"{self.architecture} {self.heads(parse(module)[1])}"
+        return "" if self._weights is self._deployed else mark(self._deployed.matrices(module))
+
+    def _align(
+        self, module: str, a: NDArray[np.float32], b: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], float | None]:
+        """Bring B's rows into the order of the deployed weight, which decides it.
+
+        convert_hf_to_gguf reorders the rows of q and k on Llama-family models for its RoPE; which
+        models those are is seen from the weights themselves, not kept in a list. Where no GGUF is
+        deployed a list has to do.
+        """
+        kind = parse(module)[1]
+        if self._deployed is None:
+            assert self._config is not None
+            return self._config.to_gguf_rows(kind, b), None
+        deployed = self._deployed.matrices(module)
+        best = (float("inf"), b)
+        for candidate in self._row_orders(kind, b):
+            best = min(best, (distance(a, candidate, deployed), candidate), key=lambda pair: pair[0])
+            if best[0] <= AGREEMENT:
+                return best[1], best[0]
+        raise BaseMismatchError(
+            f"{module} in {self.base} is {best[0]:.2g} away from the factors of the weights (at most "
+            f"{AGREEMENT} is accepted): it was made from another model, or with an unknown order of rows"
+        )
+
+    def _row_orders(self, kind: str, b: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        """Yield B as it is, and with its rows as convert_hf_to_gguf orders those of q, k or qkv."""
+        yield b
+        heads, rows, rank = self.heads(kind), *b.shape[-2:]
+        if heads is not None and rows % (2 * heads) == 0:
+            # [head, half, i] -> [head, i, half]: the halves that HF rotates become ggml's neighbouring pairs.
+            halves = b.reshape(heads, 2, rows // heads // 2, rank)
+            yield np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(b.shape)
+        queries, keys = self.heads("attn_q"), self.heads("attn_k")
+        if kind == "attn_qkv" and queries and keys and rows % (queries + 2 * keys) == 0:
+            # Falcon, BLOOM, GPT-NeoX: for each head of k its queries, k and v -> all q, all k, all v.
+            grouped = b.reshape(keys, queries // keys + 2, rows // (queries + 2 * keys), rank)
+            parts = (grouped[:, :-2], grouped[:, -2], grouped[:, -1])
+            yield np.concatenate([part.reshape(-1, rank) for part in parts])

@@ -1,0 +1,1 @@
+"""Weights: where those of a model are read from, row by row."""

@@ -1,0 +1,76 @@
+"""Which linear layers of a GGUF a basis can adapt, and which only seem so.
+
+An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without a
+word and does nothing: a vector would have values without effect. What is known of such tensors is in
+`_architectures.py`; they are left out here, each with the reason.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+from ...architectures import DIRECT, NEXT_TOKENS, SHARED_KV, SHARED_KV_FROM, TESTED
+from ...errors import ModulesLeftOutWarning, UntestedArchitectureWarning
+from ...formats.gguf import GGUFFile
+from ...modules import is_adaptable, parse
+
+
+def coverage(file: GGUFFile) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the modules that can be adapted, and the others by the reason why, in the file's order."""
+    names = [name for name, tensor in file.tensors.items() if is_adaptable(name) and len(tensor.shape) >= 2]
+    modules: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    check = _Reasons(file, names)
+    for name in names:
+        reason = next(check.of(name), None)
+        if reason is None:
+            modules.append(name)
+        else:
+            left_out.setdefault(reason, []).append(name)
+    return modules, left_out
+
+
+def warn_of(architecture: str, left_out: dict[str, list[str]]) -> None:
+    """Warn of an architecture that no test covers, and of modules that were left out."""
+    if architecture not in TESTED:
+        warnings.warn(
+            f"architecture {architecture!r} is exported by the names of its tensors, but no test compares it "
+            "with torch: check that a vector moves the model's answers before you train one",
+            UntestedArchitectureWarning,
+            stacklevel=5,
+        )
+    for reason, names in left_out.items():
+        kinds = ", ".join(sorted({parse(name)[1] for name in names}))
+        warnings.warn(
+            f"{len(names)} linear layers ({kinds}, such as {names[0]}) are not adapted: {reason}",
+            ModulesLeftOutWarning,
+            stacklevel=5,
+        )
+
+
+class _Reasons:
+    def __init__(self, file: GGUFFile, names: list[str]) -> None:
+        self._file = file
+        blocks = file.get(f"{file.architecture}.block_count", 0)
+        self._blocks = blocks if isinstance(blocks, int) else 0
+        self._direct = DIRECT.get(file.architecture, frozenset())
+        self._decoding = self._blocks - self._number(NEXT_TOKENS)
+        shared = self._number(SHARED_KV)
+        self._own_kv = SHARED_KV_FROM.get(file.architecture) or (self._blocks - shared if shared else None)
+
+    def of(self, name: str) -> Iterator[str]:
+        """Yield every reason why an adapter on a tensor would not do what it should."""
+        block, kind = parse(name)
+        if kind in self._direct:
+            yield "llama.cpp multiplies them without adapters on this architecture"
+        if self._blocks and block >= self._decoding:
+            yield f"blocks from {self._decoding} on predict further tokens and take no part in decoding"
+        if self._own_kv is not None and kind in ("attn_k", "attn_v") and block >= self._own_kv:
+            yield f"blocks from {self._own_kv} on take keys and values from earlier ones"
+        if f"{name.removesuffix('.weight')}.scale" in self._file.tensors:
+            yield "their weights are stored apart from a scale, which llama.cpp applies after the adapter"
+
+    def _number(self, key: str) -> int:
+        value = self._file.get(key.format(architecture=self._file.architecture), 0)
+        return value if isinstance(value, int) and 0 <= value < max(self._blocks, 1) else 0

@@ -1,0 +1,186 @@
+"""The weights of a Hugging Face directory, under the names of the modules of a GGUF architecture.
+
+Checkpoints keep the experts of a mixture in three ways: a tensor an expert, as most of those on the hub; one
+tensor for all, with gate and up together, as transformers holds them in memory and saves some; or that in
+MXFP4, as gpt-oss is published. A GGUF has one tensor for all of gate, up and down, or gate and up together.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ExportError, UnsupportedModelError
+from ...factorization import RowSource
+from ...modules import KINDS, is_adaptable, parse
+from .mxfp4 import Mxfp4
+from .safetensors import WHOLE, Half, Stored, read_safetensors, shards
+
+_TRANSPOSED = frozenset({"gpt-oss", "llama4", "qwen3vlmoe"})
+"""Architectures whose checkpoints keep stacked experts as [experts, in, out]."""
+
+_INTERLEAVED = frozenset({"gpt-oss"})
+"""Those in which gate and up take turns row by row; elsewhere gate comes first."""
+
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
+_FUSED = {"gate_up_proj": "down_proj", "input_linear": "output_linear"}
+"""What gate and up together are called, and what `down` is called there: that one has a GGUF name."""
+
+
+class HFWeights:
+    """The weights of a Hugging Face directory, named by the modules of a GGUF architecture.
+
+    Args:
+        directory: with `model.safetensors`, or shards and `model.safetensors.index.json`.
+        architecture: of the GGUF that is deployed.
+        blocks: its number of blocks.
+
+    Attributes:
+        modules: the dense linear layers of attention and feed-forward networks: what every engine adapts.
+
+    Raises:
+        ExportError: files are missing or damaged.
+        UnsupportedModelError: no tensor maps to a module, or the checkpoint is quantized in a way that is
+            not read.
+    """
+
+    kind = "hf"
+
+    def __init__(self, directory: Path, architecture: str, blocks: int) -> None:
+        self._directory = directory
+        self._transposed = architecture in _TRANSPOSED
+        self._interleaved = architecture in _INTERLEAVED
+        self._tensors: dict[str, Stored | Mxfp4] = {}
+        self._experts: dict[str, dict[int, Stored]] = {}
+        arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+        names = _Names(gguf.get_tensor_name_map(arch, blocks))
+        stored = {n: tensor for path in shards(directory) for n, tensor in read_safetensors(path).items()}
+        for name, tensor in stored.items():
+            found = _EXPERT.fullmatch(name)
+            if name.endswith("_blocks") and name.removesuffix("_blocks") + "_scales" in stored:
+                name = name.removesuffix("_blocks")
+                module, kept = names.module(name), Mxfp4(tensor, stored[name + "_scales"])
+                if module is not None:
+                    self._tensors[module] = kept
+            elif found is not None:
+                module = names.module(f"{found[1]}.{found[3]}")
+                if module is not None:
+                    self._experts.setdefault(module, {})[int(found[2])] = tensor
+            else:
+                module = names.module(name)
+                if module is not None:
+                    self._tensors[module] = tensor
+        if not self._tensors and not self._experts:
+            some = ", ".join(list(stored)[:4])
+            raise UnsupportedModelError(
+                f"no tensor of {directory} maps to a module of architecture {architecture!r} ({some}, ...): "
+                "is the deployed GGUF made from this model? If so, export from the GGUF"
+            )
+        self.modules = [
+            name for name in self._tensors if (k := parse(name)[1]) in KINDS and not k.endswith("_exps")
+        ]
+
+    def nbytes(self, module: str) -> int:
+        """Bytes of a dense module's weight as it is stored."""
+        return self._tensors[module].nbytes
+
+    def matrices(self, module: str) -> list[RowSource]:
+        """Return the module's weight: one matrix, or one an expert.
+
+        Raises:
+            ExportError: there is no tensor for it, or an expert is missing.
+            UnsupportedModelError: it is stored in a way that is not read.
+        """
+        found = self._whole(module) or self._half(module) or self._joined(module)
+        if found is None:
+            known = sorted([*self._tensors, *self._experts])
+            raise ExportError(
+                f"{self._directory} has no tensor for {module}, which the deployed GGUF has; the modules "
+                f"found go from {known[0]} to {known[-1]}. Leave it out with --targets, "
+                "or export from the GGUF alone"
+            )
+        return found
+
+    def _whole(self, module: str) -> list[RowSource] | None:
+        """A tensor of its own, or a tensor an expert."""
+        if module in self._tensors and not ("_gate_up_" in module and self._interleaved):
+            return self._read(module, module, WHOLE)
+        experts = self._experts.get(module)
+        if experts is None:
+            return None
+        missing = sorted(set(range(max(experts) + 1)) - set(experts))
+        if missing:
+            raise ExportError(
+                f"{self._directory} lacks expert {missing[0]} of {module}, though it has {len(experts)} "
+                f"others, up to {max(experts)}: download it again"
+            )
+        return [m for n in sorted(experts) for m in experts[n].matrices(f"{module}, expert {n},")]
+
+    def _half(self, module: str) -> list[RowSource] | None:
+        """Gate or up from a tensor that holds both."""
+        found = re.fullmatch(r"(blk\.\d+\.ffn)_(gate|up)_(exps|shexp)\.weight", module)
+        fused = f"{found[1]}_gate_up_{found[3]}.weight" if found else ""
+        if found is None or fused not in self._tensors:
+            return None
+        half = Half(("gate", "up").index(found[2]), self._interleaved)
+        return self._read(fused, module, half)
+
+    def _joined(self, module: str) -> list[RowSource] | None:
+        """Gate and up together, gate first."""
+        kind = parse(module)[1]
+        if "_gate_up_" not in kind:
+            return None
+        parts = (module.replace("gate_up", part) for part in ("gate", "up"))
+        gate, up = (self._whole(part) or self._half(part) for part in parts)
+        if gate is None or up is None or len(gate) != len(up):
+            return None
+        return [_Joined(*pair) for pair in zip(gate, up, strict=True)]
+
+    def _read(self, stored: str, module: str, half: Half) -> list[RowSource]:
+        tensor = self._tensors[stored]
+        stacked = parse(stored)[1].endswith("_exps")
+        if isinstance(tensor, Mxfp4):
+            return tensor.matrices(module, half)
+        transposed = stacked and self._transposed
+        return tensor.matrices(module, half, transposed=transposed, stacked=stacked)
+
+
+class _Names:
+    """gguf's table of names, and what it lacks."""
+
+    def __init__(self, table: gguf.TensorNameMap) -> None:
+        self._table = table
+
+    def module(self, name: str) -> str | None:
+        """Return the module of a tensor, or None where it has none."""
+        # As convert_hf_to_gguf does for the language model inside of one that also sees.
+        layer = name.replace("language_model.", "").removesuffix(".weight")
+        last = layer.rpartition(".")[2]
+        if last in _FUSED and self._table.get_name(layer) is None:
+            down = self._table.get_name(layer.removesuffix(last) + _FUSED[last])
+            found = down.replace("ffn_down_", "ffn_gate_up_") if down else None
+        else:
+            found = self._table.get_name(layer)
+        module = f"{found}.weight"
+        return module if is_adaptable(module) or "_gate_up_" in module else None
+
+
+class _Joined:
+    """The rows of one matrix above those of another."""
+
+    dear = True
+
+    def __init__(self, top: RowSource, bottom: RowSource) -> None:
+        self._top, self._bottom = top, bottom
+        self.shape = (top.shape[0] + bottom.shape[0], top.shape[1])
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows start .. stop-1 as float32 [stop - start, in]."""
+        middle = self._top.shape[0]
+        top = self._top.rows(min(start, middle), min(stop, middle))
+        bottom = self._bottom.rows(max(start - middle, 0), max(stop - middle, 0))
+        return np.concatenate([top, bottom])

@@ -1,0 +1,201 @@
+"""Tensors of safetensors files, memory-mapped.
+
+The safetensors package reads neither bfloat16 nor float8 without torch, which an exporter must not need.
+Format: https://huggingface.co/docs/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ExportError, UnsupportedModelError
+from ...factorization import RowSource
+from .dequantize import FLOAT_BYTES, Decoder, PackedRows, float_decoder
+
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+
+@dataclass(frozen=True)
+class Half:
+    """Which rows of a matrix that holds gate and up are one of them.
+
+    Attributes:
+        which: 0 for gate, 1 for up, None for all rows.
+        interleaved: gate and up take turns row by row; otherwise gate comes first.
+    """
+
+    which: int | None = None
+    interleaved: bool = False
+
+    def of(self, rows: int) -> slice:
+        """Return the rows of a matrix with so many."""
+        if self.which is None:
+            return slice(None)
+        return (
+            slice(self.which, None, 2)
+            if self.interleaved
+            else slice(*(rows // 2 * (self.which + i) for i in (0, 1)))
+        )
+
+
+WHOLE = Half()
+
+
+class Stored:
+    """One tensor of a safetensors file, memory-mapped."""
+
+    def __init__(self, path: Path, dtype: str, shape: Sequence[int], data: NDArray[np.uint8]) -> None:
+        self.dtype = dtype
+        self._path, self._dtype, self._shape, self._data = path, dtype, tuple(shape), data
+        self.nbytes = data.size
+
+    def matrices(
+        self, module: str, half: Half = WHOLE, *, transposed: bool = False, stacked: bool = False
+    ) -> list[RowSource]:
+        """Return the tensor as matrices [out, in]: one, or one an expert.
+
+        Args:
+            module: whose weight it is, for messages.
+            half: the rows that are wanted.
+            transposed: it is stored [in, out].
+            stacked: it has a leading axis for experts.
+
+        Raises:
+            UnsupportedModelError: it has another number of axes, or holds no floats.
+            ExportError: it has too few bytes.
+        """
+        decode = float_decoder(self._dtype)
+        if decode is None or len(self._shape) != 2 + stacked or 0 in self._shape:
+            raise UnsupportedModelError(
+                f"{module} is stored in {self._path.name} as {self._dtype} of shape {self._shape}: expected "
+                f"{'matrices, one an expert,' if stacked else 'a matrix'} of floats; for quantized "
+                "checkpoints, or experts packed in another way, export from the GGUF"
+            )
+        size, first, second = FLOAT_BYTES[self._dtype], *self._shape[-2:]
+        if self._data.size != math.prod(self._shape) * size:
+            raise ExportError(
+                f"{self._path} is damaged: {module} has {self._data.size} bytes, but shape {self._shape} "
+                f"in {self._dtype} takes {math.prod(self._shape) * size}"
+            )
+        experts = self._data.reshape(-1, first, second, size)
+        rows = half.of(second if transposed else first)
+        if transposed:
+            return [_TransposedRows(expert[:, rows], decode) for expert in experts]
+        return [PackedRows(expert.reshape(first, -1)[rows], second, decode) for expert in experts]
+
+    def codes(self, module: str) -> NDArray[np.uint8]:
+        """Return a tensor of bytes as it is stored.
+
+        Raises:
+            UnsupportedModelError: it holds something else.
+        """
+        if self._dtype != "U8" or self._data.size != math.prod(self._shape):
+            raise UnsupportedModelError(
+                f"{module} is stored in {self._path.name} as {self._dtype} of shape {self._shape}: expected "
+                "the bytes of MXFP4 blocks; export from the GGUF"
+            )
+        return self._data.reshape(self._shape)
+
+    def array(self, name: str) -> NDArray[np.float32]:
+        """Return the whole tensor as float32, whatever its shape."""
+        decode = float_decoder(self._dtype)
+        if decode is None or self._data.size != math.prod(self._shape) * FLOAT_BYTES[self._dtype]:
+            raise ExportError(
+                f"{name} in {self._path} has {self._data.size} bytes in {self._dtype} of shape "
+                f"{self._shape}: expected floats, as many as the shape says"
+            )
+        return decode(self._data.reshape(1, -1)).reshape(self._shape)
+
+
+class _TransposedRows:
+    """A `RowSource` over a matrix that is stored [in, out]: raw bytes, uint8 [in, out, bytes of a value]."""
+
+    dear = True
+
+    def __init__(self, raw: NDArray[np.uint8], decode: Decoder) -> None:
+        self._raw, self._decode = raw, decode
+        self.shape = (raw.shape[1], raw.shape[0])
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows start .. stop-1 as float32 [stop - start, in]."""
+        columns = np.ascontiguousarray(self._raw[:, start:stop])
+        return np.ascontiguousarray(self._decode(columns.reshape(len(columns), -1)).T)
+
+
+def shards(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            if not names or not all(isinstance(name, str) for name in names):
+                raise ValueError("its weight_map names no files")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{index} is not a safetensors index: {error!r}") from None
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (directory / name).exists()]
+    if missing:
+        raise ExportError(
+            f"{directory} lacks {missing[0]}"
+            + (f" and {len(missing) - 1} more of {len(names)} shards" if len(missing) > 1 else "")
+            + ": expected a Hugging Face model directory with safetensors; download it again"
+        )
+    return [directory / name for name in names]
+
+
+def read_safetensors(path: Path) -> dict[str, Stored]:
+    """Parse a safetensors file without copying its data.
+
+    The safetensors package reads neither bfloat16 nor float8 without torch, which an exporter must not
+    need. Format: https://huggingface.co/docs/safetensors, "Format".
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        if size < 8:
+            raise ExportError(f"{path} is not a safetensors file: it has {size} bytes")
+        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    (length,) = struct.unpack_from("<Q", buffer, 0)
+    if length > min(size - 8, _MAX_HEADER_BYTES):
+        raise ExportError(f"{path} is damaged: it declares a header of {length} bytes, but has {size} bytes")
+    try:
+        header: dict[str, Any] = json.loads(buffer[8 : 8 + length])
+        header.pop("__metadata__", None)
+        entries = [(n, e["dtype"], e["shape"], *e["data_offsets"]) for n, e in header.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path} is damaged: its header cannot be read ({error!r})") from None
+    _refuse_scaled(path, header)
+    start = 8 + length
+    result = {}
+    for name, dtype, shape, begin, end in entries:
+        numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ExportError(f"{path} is damaged: {name} has shape {shape!r} at bytes {begin!r} to {end!r}")
+        if not 0 <= begin <= end <= size - start:
+            raise ExportError(
+                f"{path} is truncated: {name} lies at bytes {begin} to {end}, but there are {size - start}"
+            )
+        result[name] = Stored(path, dtype, shape, np.frombuffer(buffer, np.uint8, end - begin, start + begin))
+    return result
+
+
+_PACKED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "absmax", "quant_state")
+"""Endings of what comes with weights of FP8, GPTQ, AWQ, compressed-tensors and bitsandbytes."""
+
+
+def _refuse_scaled(path: Path, header: dict[str, Any]) -> None:
+    scaled = next((n for n in header if n.endswith(_PACKED)), None)
+    if scaled is not None:
+        raise UnsupportedModelError(
+            f"{path} holds quantized weights ({scaled}), which are not read here: export from the deployed "
+            "GGUF instead"
+        )

@@ -1,0 +1,48 @@
+"""A split GGUF from a hub: in the cache its parts are links to files that are named by their hashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf_split
+import hub_server
+import huggingface_hub
+import pytest
+
+from tinylora_edge import Bundle
+from tinylora_edge.exporters import Resolved, Settings, export_gguf, export_part, merge, resolve
+from tinylora_edge.exporters.hub.cache import Hub
+
+SETTINGS = Settings(groups=2)
+
+
+@pytest.fixture
+def found(llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolved]:
+    """The small Llama in parts, as it comes from a hub."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    source = tmp_path / "source"
+    source.mkdir()
+    parts = gguf_split.split(llama_gguf, source, 6, "tiny-F32")
+    assert len(parts) > 2
+    with hub_server.serve() as server:
+        server.add("org/tiny-GGUF", {path.name: path for path in parts})
+        yield resolve("org/tiny-GGUF", hub=Hub(endpoint=server.url, cache=tmp_path / "cache"), catalog={})
+
+
+def test_all_parts_make_one_bundle(found: Resolved, llama_gguf: Path, tmp_path: Path) -> None:
+    whole = export_gguf(llama_gguf, tmp_path / "whole", settings=SETTINGS)
+    report = export_gguf(found.model, tmp_path / "b", settings=SETTINGS, provenance=found.provenance)
+    assert report.basis.digest == whole.basis.digest
+    assert Bundle.find(tmp_path / "b").check_base() == report.basis.base_fingerprints[0]
+    source = json.loads((tmp_path / "b" / "manifest.json").read_text())["source"]
+    assert len(source["base"]["files"]) == len(list((tmp_path / "b").glob("base-*.gguf"))) > 2
+
+
+def test_a_merged_bundle_says_where_its_files_came_from(found: Resolved, tmp_path: Path) -> None:
+    options = {"settings": SETTINGS, "provenance": found.provenance}
+    done = [export_part(found.model, tmp_path / "b", (i, 2), **options).output for i in (1, 2)]
+    merge(done, tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["source"] == found.provenance

@@ -1,0 +1,253 @@
+"""A baked graph: bit for bit the base where v = 0, else the merged weights, with a vector for each row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+import numpy as np
+import onnx
+import onnx_models
+import onnxruntime as ort
+import pytest
+from onnx_models import TOKENS
+
+from tinylora_edge import Bundle, MicroVector, load_basis
+from tinylora_edge.exporters import Settings, export_onnx
+from tinylora_edge.exporters.onnx.export.export import bake
+
+ARCHITECTURES = ("llama", "qwen2", "phi3")
+SETTINGS = {
+    "13 groups": Settings(groups=None),
+    "one group": Settings(tying="full"),
+    "u = 3": Settings(groups=2, u=3),
+    "u = 13": Settings(u=13, tying="full"),
+    "rank 3, sqrt, f16": Settings(groups=4, rank=3, factorization="sqrt", factor_dtype="f16"),
+    "some kinds": Settings(groups=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
+    "one kind": Settings(groups=2, targets=("attn_v", "attn_output")),
+}
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory):
+    """Bake a small model: baked(architecture, precision, settings, flavour) -> report of the export."""
+    made = {}
+
+    def run(architecture, precision="fp32", settings="13 groups", flavour="default"):
+        key = architecture, precision, settings, flavour
+        if key not in made:
+            hf = onnx_models.tiny_hf(architecture)
+            chosen = SETTINGS[settings]
+            if settings == "13 groups" and architecture == "phi3":
+                chosen = Settings(groups=7)  # it has 8 modules
+            made[key] = export_onnx(
+                hf,
+                tmp_path_factory.mktemp("baked") / "bundle",
+                graph=onnx_models.graph(hf, precision),
+                flavour=flavour,
+                settings=chosen,
+            )
+        return made[key]
+
+    return run
+
+
+def folder(report):
+    return report.output / "onnx"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("flavour", ["default", "required"])
+def test_zeros_are_the_base_bit_for_bit(baked, architecture, precision, flavour):
+    report = baked(architecture, precision, flavour=flavour)
+    base = onnx_models.session(onnx_models.graph(onnx_models.tiny_hf(architecture), precision))
+    ours = onnx_models.session(folder(report))
+    zeros = np.zeros((1, report.basis.size), np.float32)
+    for tokens in ([TOKENS], [TOKENS, TOKENS[::-1]], [TOKENS[:1]]):
+        expected = onnx_models.logits(base, tokens)
+        assert np.array_equal(onnx_models.logits(ours, tokens, zeros), expected)
+        if flavour == "default":
+            assert np.array_equal(onnx_models.logits(ours, tokens), expected)
+    assert onnx_models.greedy(ours, TOKENS, 12, zeros) == onnx_models.greedy(base, TOKENS, 12)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_vector_is_the_merged_weights(baked, architecture, settings, record_property):
+    if architecture == "phi3" and settings == "one kind":
+        pytest.skip("its q, k and v are one module")
+    report = baked(architecture, settings=settings)
+    model = onnx_models.tiny(architecture)
+    base = onnx_models.logits(onnx_models.session(folder(report)), [TOKENS])[0]
+    vector = MicroVector.random(report.basis, 0.5, seed=3)
+    ours = onnx_models.session(folder(report))
+    found = onnx_models.logits(ours, [TOKENS], vector.values.reshape(-1))[0]
+    with models.merged(model, report.basis, vector):
+        expected = models.torch_logits(model, TOKENS)
+        text = models.torch_greedy(model, TOKENS, 16)
+    off, effect = np.abs(found - expected).max(), np.abs(expected - base).max()
+    record_property("measured", f"off by {off:.2g}, effect {effect:.2g}")
+    assert effect > 0.5
+    assert off <= 1e-4
+    assert onnx_models.greedy(ours, TOKENS, 16, vector.values.reshape(-1)) == text
+
+
+@pytest.mark.parametrize("settings", ["13 groups", "u = 3"])
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_every_row_of_a_batch_has_its_own_vector(baked, precision, settings):
+    report = baked("llama", precision, settings)
+    ours = onnx_models.session(folder(report))
+    rng = np.random.default_rng(0)
+    tokens = [[int(t) for t in rng.integers(0, 256, 9)] for _ in range(4)]
+    v = (0.5 * rng.standard_normal((4, report.basis.size))).astype(np.float32)
+    v[2] = 0
+    together = onnx_models.logits(ours, tokens, v)
+    for row in range(4):
+        single = onnx_models.logits(ours, tokens[row : row + 1], v[row])[0]
+        assert np.abs(together[row] - single).max() <= 1e-5
+    assert np.abs(together[2] - onnx_models.logits(ours, tokens)[2]).max() <= 1e-5
+    assert np.abs(together[1] - onnx_models.logits(ours, tokens)[1]).max() > 0.1
+
+
+def test_int4_follows_the_vector_as_fp32_does(baked):
+    """No exact reference exists for int4; the effect of the vector is the same but for 4 bits' noise."""
+    reports = {precision: baked("llama", precision) for precision in ("fp32", "int4")}
+    assert reports["fp32"].basis.digest == reports["int4"].basis.digest
+    v = MicroVector.random(reports["fp32"].basis, 0.5, seed=1).values.reshape(-1)
+    effects = []
+    for report in reports.values():
+        ours = onnx_models.session(folder(report))
+        effects.append(onnx_models.logits(ours, [TOKENS], v) - onnx_models.logits(ours, [TOKENS]))
+    exact, coarse = effects
+    assert np.linalg.norm(exact - coarse) < 0.35 * np.linalg.norm(exact)
+
+
+# What lies in the directory
+
+
+def test_the_metadata_is_the_basis(baked):
+    report = baked("llama", settings="u = 3")
+    ours = onnx_models.session(folder(report))
+    metadata = ours.get_modelmeta().custom_metadata_map
+    basis = report.basis
+    assert metadata["tinylora.version"] == "1"
+    assert metadata["tinylora.digest"] == basis.digest == load_basis(report.output / "basis.gguf").digest
+    assert metadata["tinylora.modules"].count("blk.") == len(basis.modules)
+    expected = (str(basis.rank), str(basis.u), str(basis.groups), str(basis.seed), "default", "tiled")
+    keys = ("rank", "u", "groups", "seed", "flavour", "tying")
+    assert tuple(metadata[f"tinylora.{key}"] for key in keys) == expected
+    assert metadata["tinylora.fingerprint"] in basis.base_fingerprints
+    graph = onnx.load(folder(report) / "model.onnx", load_external_data=False).graph
+    (value,) = (value for value in graph.input if value.name == "tinylora_v")
+    rows, size = value.type.tensor_type.shape.dim
+    assert (rows.dim_param, size.dim_value) == ("tinylora_rows", basis.size)
+    assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_two_flavours_differ_in_one_initializer(baked):
+    graphs = [
+        onnx.load(folder(baked("llama", flavour=f)) / "model.onnx", load_external_data=False)
+        for f in ("default", "required")
+    ]
+    (more,) = {t.name for t in graphs[0].graph.initializer} - {t.name for t in graphs[1].graph.initializer}
+    assert more == "tinylora_v"
+    assert [n.name for n in graphs[0].graph.node] == [n.name for n in graphs[1].graph.node]
+
+
+def test_added_nodes_are_of_the_standard_domain_and_few(baked):
+    report = baked("llama")
+    graph = onnx.load(folder(report) / "model.onnx", load_external_data=False).graph
+    added = [node for node in graph.node if node.name.startswith("tinylora/")]
+    assert {node.domain for node in added} == {""}
+    assert len(added) == report.baked.added
+    assert report.baked.added <= 2 * 18 + 3  # packed qkv 4, o 4, gate and up 6, down 4, in 2 blocks
+    assert len({node.name for node in graph.node}) == len(graph.node)
+
+
+def test_the_adapter_of_zeros_is_read_by_onnxruntime(baked):
+    report = baked("llama")
+    path = folder(report) / "zeros.onnx_adapter"
+    (name, value) = next(iter(ort.AdapterFormat.read_adapter(str(path)).get_parameters().items()))
+    assert name == "tinylora_v"
+    assert np.array_equal(value.numpy(), np.zeros((1, report.basis.size), np.float32))
+    assert path.stat().st_size < 300
+    adapter = ort.LoraAdapter()
+    adapter.Load(str(path))
+    options = ort.RunOptions()
+    options.add_active_adapter(adapter)
+    ours = onnx_models.session(folder(report))
+    fed = onnx_models.feeds(ours, [TOKENS])
+    assert np.array_equal(ours.run(["logits"], fed, options)[0], ours.run(["logits"], fed)[0])
+
+
+def test_the_original_is_only_read(baked, tmp_path):
+    source = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32")
+    before = onnx_models.digests(source)
+    basis = baked("llama").basis
+    bake(source, basis, tmp_path, heads={"attn_q": 4, "attn_k": 2}.get)
+    assert onnx_models.digests(source) == before
+    copied = tmp_path / "model.onnx.data"
+    assert copied.read_bytes() == (source / "model.onnx.data").read_bytes()
+    assert not copied.samefile(source / "model.onnx.data")
+    kept = {path.name for path in source.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"zeros.onnx_adapter"}
+
+
+def test_links_are_replaced_by_copies(baked, tmp_path):
+    """As in a cache: the model's files are links. ONNX Runtime refuses data behind one."""
+    source, target = tmp_path / "links", tmp_path / "baked"
+    source.mkdir()
+    target.mkdir()
+    for path in onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32").iterdir():
+        (source / path.name).symlink_to(path)
+    bake(source, baked("llama").basis, target, heads={"attn_q": 4, "attn_k": 2}.get)
+    assert not any(path.is_symlink() for path in target.iterdir())
+    assert onnx_models.logits(onnx_models.session(target), [TOKENS]).shape == (1, len(TOKENS), 260)
+
+
+def test_rows_of_q_and_k_are_in_the_order_of_the_graph(baked, tmp_path):
+    """The trap: factors in GGUF order fit nothing on Llama, and everything on Qwen2."""
+    from tinylora_edge import BaseMismatchError
+
+    source = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32")
+    with pytest.raises(BaseMismatchError, match=r"blk\.0\.attn_q\.weight is .* away"):
+        bake(source, baked("llama").basis, tmp_path)  # without the number of heads
+    assert list(tmp_path.iterdir()) == []
+    bake(onnx_models.graph(onnx_models.tiny_hf("qwen2"), "fp32"), baked("qwen2").basis, tmp_path)
+
+
+def test_the_bundle_is_found_and_checked(baked, tmp_path):
+    report = baked("llama")
+    found = Bundle.find(report.output)
+    assert found.base == found.onnx == report.output / "onnx"
+    assert found.check_base() == found.check_onnx() == report.baked.fingerprint
+    assert Bundle.find(report.output / "onnx").basis.digest == report.basis.digest
+    manifest = found.manifest["onnx"]
+    assert manifest["fingerprint"] == report.baked.fingerprint
+    assert manifest["nodes_added"] == report.baked.added
+    assert "base" not in found.manifest
+
+
+def test_the_basis_is_that_of_the_gguf(tmp_path):
+    """One digest for both engines, whether the ONNX export saw the GGUF or not."""
+    from tinylora_edge.exporters import export_gguf
+
+    for architecture in ("llama", "qwen2"):
+        hf = onnx_models.tiny_hf(architecture)
+        gguf = models.write_gguf(onnx_models.tiny(architecture), tmp_path / f"{architecture}.gguf")
+        graph = onnx_models.graph(hf, "fp32")
+        reports = [
+            export_gguf(hf, tmp_path / f"{architecture}-1", base=gguf),
+            export_onnx(hf, tmp_path / f"{architecture}-2", graph=graph),
+            export_onnx(hf, tmp_path / f"{architecture}-3", graph=graph, base=gguf, with_gguf=True),
+        ]
+        assert len({report.basis.digest for report in reports}) == 1
+        both = Path(reports[2].output)
+        assert load_basis(both / "basis.gguf").base_fingerprints == (
+            *reports[0].basis.base_fingerprints,
+            reports[1].baked.fingerprint,
+        )
+        assert Bundle.find(both).base == both / "base.gguf"
+        assert Bundle.find(both).check_base() == reports[0].basis.base_fingerprints[0]
+        assert Bundle.find(both).check_onnx() == reports[1].baked.fingerprint

@@ -1,0 +1,329 @@
+"""Modules are found in graphs of any writer; what cannot be matched is refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_models
+import onnx_toy
+import pytest
+from onnx import TensorProto, helper
+from onnx_toy import STYLES, Writer, basis_of, compute, fused, random_weights, save
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError
+from tinylora_edge.exporters.onnx.export.export import bake
+from tinylora_edge.exporters.onnx.export.match import match
+from tinylora_edge.exporters.onnx.export.model import OnnxModel
+
+WEIGHTS = random_weights()
+X = np.random.default_rng(1).standard_normal((3, 5, onnx_toy.HIDDEN)).astype(np.float32) / 4
+
+
+def baked(model, basis, tmp_path, **options):
+    """Bake a model, and return a session on it."""
+    source = model if hasattr(model, "joinpath") else save(model, tmp_path / "source")
+    output = tmp_path / "output"
+    output.mkdir()
+    bake(source, basis, output, **options)
+    return onnx_models.session(output)
+
+
+def run(session, v=None, x=X):
+    feeds = {"hidden": x} | ({} if v is None else {"tinylora_v": v})
+    return session.run(["logits"], feeds)[0]
+
+
+def merged(basis, v, weights=WEIGHTS):
+    """The weights with a vector merged in, whatever modules the basis has."""
+    result = {name: weight.astype(np.float64) for name, weight in weights.items()}
+    for module in basis.modules:
+        delta = basis.delta(module, v)
+        _, block, kind, _ = module.split(".")
+        names = {"attn_qkv": ["attn_q", "attn_k", "attn_v"]}.get(kind, [kind])
+        if kind == "ffn_up" and len(delta) == 2 * onnx_toy.MIDDLE:
+            names = ["ffn_gate", "ffn_up"]
+        row = 0
+        for name in names:
+            target = result[f"blk.{block}.{name}.weight"]
+            target += delta[row : row + len(target)]
+            row += len(target)
+    return result
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.25], ids=["no bias", "bias"])
+@pytest.mark.parametrize("modules", ["one each", "fused"])
+@pytest.mark.parametrize("u", [1, 3])
+@pytest.mark.parametrize("style", STYLES)
+def test_graphs_of_every_writer(style, u, modules, bias, tmp_path):
+    basis = basis_of(WEIGHTS if modules == "one each" else fused(WEIGHTS), u=u)
+    source = save(Writer(WEIGHTS, style, bias=bias).model(), tmp_path / "source")
+    ours = baked(source, basis, tmp_path)
+    base = run(onnx_models.session(source))
+    assert np.array_equal(run(ours), base)
+    v = np.random.default_rng(2).standard_normal((1, basis.size)).astype(np.float32)
+    expected = compute(merged(basis, v), X, bias)
+    assert np.abs(expected - base).max() > 0.1
+    assert np.abs(run(ours, v) - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("style", ["packed", "optimum"])
+def test_rows_of_a_batch(style, tmp_path):
+    basis = basis_of(WEIGHTS, u=2)
+    ours = baked(Writer(WEIGHTS, style).model(), basis, tmp_path)
+    v = np.random.default_rng(2).standard_normal((3, basis.size)).astype(np.float32)
+    for row, found in enumerate(run(ours, v)):
+        expected = compute(merged(basis, v[row]), X[row : row + 1])[0]
+        assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("data", [None, "model.onnx.data", "weights.bin"])
+def test_wherever_the_weights_lie(data, tmp_path):
+    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source", data=data)
+    ours = baked(source, basis_of(WEIGHTS), tmp_path)
+    assert np.array_equal(run(ours), run(onnx_models.session(source)))
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {
+        "model.onnx",
+        "zeros.onnx_adapter",
+        *([data] if data else []),
+    }
+
+
+def test_half_precision(tmp_path):
+    model = Writer(WEIGHTS, "builder").model()
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    basis = basis_of(WEIGHTS)
+    ours = baked(model, basis, tmp_path)
+    x, v = X.astype(np.float16), np.full((1, basis.size), 0.5, np.float32)
+    assert np.array_equal(run(ours, x=x), run(onnx_models.session(tmp_path / "source"), x=x))
+    expected = compute(merged(basis, v), x.astype(np.float32))
+    assert np.abs(run(ours, v, x) - expected).max() <= 2e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("style", ["packed", "optimum"])
+def test_quantized_weights(style, bits, symmetric, tmp_path):
+    """Quantized by ONNX Runtime's own tool; what is read of the blocks is what the engine computes with."""
+    quantizer = MatMulNBitsQuantizer(
+        Writer(WEIGHTS, style).model(), bits=bits, block_size=32, is_symmetric=symmetric, accuracy_level=0
+    )
+    quantizer.process()
+    source = save(quantizer.model.model, tmp_path / "source")
+    basis = basis_of(WEIGHTS)
+    ours = baked(source, basis, tmp_path)
+    assert np.array_equal(run(ours), run(onnx_models.session(source)))
+
+    model = OnnxModel(source / "model.onnx")
+    stored = {}
+    for site in match(model, basis):
+        values = site.linear.weight.rows(model, 0, site.linear.n_out)
+        for part in site.parts:
+            stored[part.module] = values[part.column : part.column + part.count]
+    worst = max(np.abs(stored[name] - w).max() / np.abs(w).max() for name, w in WEIGHTS.items())
+    assert worst < (0.15 if bits == 4 else 0.01)
+    v = np.random.default_rng(2).standard_normal((1, basis.size)).astype(np.float32)
+    for vector, weights in ((None, stored), (v, merged(basis, v, stored))):
+        expected = compute(weights, X)
+        assert np.abs(run(ours, vector) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_model_file_of_another_name(tmp_path):
+    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source")
+    (source / "model.onnx").rename(source / "decoder.onnx")
+    for path in (source, source / "decoder.onnx"):
+        output = tmp_path / f"output of {path.name}"
+        output.mkdir()
+        assert bake(path, basis_of(WEIGHTS), output).model == output / "model.onnx"
+
+
+# Refusals
+
+
+def refused(error, match, model, basis, tmp_path):
+    """Check that a model is refused, that nothing is written, and that the model is as it was."""
+    source = model if hasattr(model, "joinpath") else save(model, tmp_path / "source")
+    folder = source if source.is_dir() else source.parent
+    before = onnx_models.digests(folder) if folder.is_dir() else {}
+    output = tmp_path / "output"
+    output.mkdir()
+    with pytest.raises(error, match=match):
+        bake(source, basis, output)
+    assert list(output.iterdir()) == []
+    assert not before or onnx_models.digests(folder) == before
+
+
+def test_layers_without_names(tmp_path):
+    model = Writer(WEIGHTS, "optimum").model()
+    for number, node in enumerate(model.graph.node):
+        node.name = f"n{number}"
+    refused(
+        UnsupportedModelError,
+        r"14 of 14 modules have no node .*blk\.0\.attn_q.*n0",
+        model,
+        basis_of(WEIGHTS),
+        tmp_path,
+    )
+
+
+def test_one_layer_without_a_name(tmp_path):
+    model = Writer(WEIGHTS, "optimum").model()
+    next(node for node in model.graph.node if "1/mlp/up_proj" in node.name).name = "lost"
+    refused(
+        UnsupportedModelError,
+        r"1 of 14 modules .*: blk\.1\.ffn_up\.weight",
+        model,
+        basis_of(WEIGHTS),
+        tmp_path,
+    )
+
+
+def test_fewer_blocks_than_the_basis(tmp_path):
+    more = {
+        **WEIGHTS,
+        **{name.replace("blk.1", "blk.2"): w for name, w in WEIGHTS.items() if "blk.1" in name},
+    }
+    refused(
+        UnsupportedModelError,
+        r"7 of 21 modules .*blk\.2",
+        Writer(WEIGHTS, "builder").model(),
+        basis_of(more),
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("style", ["builder", "packed"])
+def test_weights_of_another_model(style, tmp_path):
+    model = Writer(random_weights(seed=9), style).model()
+    refused(
+        BaseMismatchError,
+        r"blk\.0\.attn_q\.weight is .* away from .* node /model",
+        model,
+        basis_of(WEIGHTS),
+        tmp_path,
+    )
+
+
+def test_factors_of_another_shape(tmp_path):
+    narrow = {name: w[:, :48] if "attn_q" in name else w for name, w in WEIGHTS.items()}
+    refused(
+        BaseMismatchError,
+        r"attn_q\.weight has factors for 48 x 64.* K = 64",
+        Writer(WEIGHTS, "builder").model(),
+        basis_of(narrow),
+        tmp_path,
+    )
+    (tmp_path / "output").rmdir()
+    short = {name: w[:48] if "attn_q" in name else w for name, w in WEIGHTS.items()}
+    refused(
+        BaseMismatchError,
+        r"attn_q\.weight has factors for 64 x 48.* N = 64",
+        Writer(WEIGHTS, "builder").model(),
+        basis_of(short),
+        tmp_path,
+    )
+
+
+def test_a_graph_that_was_baked_already(tmp_path):
+    baked(Writer(WEIGHTS, "builder").model(), basis_of(WEIGHTS), tmp_path)
+    (tmp_path / "output").rename(tmp_path / "first")
+    refused(ExportError, "baked already .*tinylora", tmp_path / "first", basis_of(WEIGHTS), tmp_path)
+
+
+def test_two_nodes_of_one_layer(tmp_path):
+    model = Writer(WEIGHTS, "optimum").model()
+    up, gate = (
+        next(n for n in model.graph.node if f"0/mlp/{part}_proj" in n.name) for part in ("up", "gate")
+    )
+    gate.name = f"{up.name}_1"
+    refused(UnsupportedModelError, r"2 nodes look like ffn_up of block 0", model, basis_of(WEIGHTS), tmp_path)
+
+
+def test_a_gemm(tmp_path):
+    model = Writer(WEIGHTS, "builder").model()
+    next(node for node in model.graph.node if "o_proj" in node.name).op_type = "Gemm"
+    refused(UnsupportedModelError, "o_proj.* is a Gemm", model, basis_of(WEIGHTS), tmp_path)
+
+
+def test_flattened_inputs(tmp_path):
+    model = Writer(WEIGHTS, "builder").model()
+    del model.graph.input[0].type.tensor_type.shape.dim[0]
+    refused(UnsupportedModelError, "2 dimensions", model, basis_of(WEIGHTS), tmp_path)
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(12, 10), (21, 3), (99, 10), (21, 99)])
+def test_versions_that_are_not_known(opset, ir, tmp_path):
+    model = Writer(WEIGHTS, "builder").model(opset=opset, ir=ir)
+    number = opset if opset != 21 else ir
+    refused(UnsupportedModelError, rf"version {number}|opset {number}", model, basis_of(WEIGHTS), tmp_path)
+
+
+def test_missing_data(tmp_path):
+    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source")
+    (source / "model.onnx.data").unlink()
+    refused(ExportError, r"model\.onnx\.data is missing", source, basis_of(WEIGHTS), tmp_path)
+
+
+def test_truncated_data(tmp_path):
+    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source")
+    size = (source / "model.onnx.data").stat().st_size
+    with open(source / "model.onnx.data", "r+b") as file:
+        file.truncate(size - 1)
+    refused(ExportError, rf"truncated.* has {size - 1:,}", source, basis_of(WEIGHTS), tmp_path)
+
+
+@pytest.mark.parametrize("location", ["../model.onnx.data", "/etc/hostname", "", "none.bin"])
+def test_data_outside_the_folder(location, tmp_path):
+    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source")
+    model = onnx.load(source / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    (source / "model.onnx").write_bytes(model.SerializeToString())
+    refused(
+        ExportError,
+        "missing" if location == "none.bin" else "refers to external data",
+        source,
+        basis_of(WEIGHTS),
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no model",
+        b"\x08\x0a" * 40,
+        helper.make_model(helper.make_graph([], "empty", [], [])).SerializeToString(),
+    ],
+)
+def test_files_that_are_no_models(content, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.onnx").write_bytes(content)
+    refused(ExportError, "is not an ONNX model|opset", source, basis_of(WEIGHTS), tmp_path)
+
+
+def test_directories_without_a_model(tmp_path):
+    refused(ExportError, "does not exist", tmp_path / "none", basis_of(WEIGHTS), tmp_path)
+    (tmp_path / "output").rmdir()
+    (tmp_path / "empty").mkdir()
+    refused(ExportError, "no ONNX model", tmp_path / "empty", basis_of(WEIGHTS), tmp_path)
+    (tmp_path / "output").rmdir()
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / "empty" / name).write_bytes(b"x")
+    refused(ExportError, r"a\.onnx, b\.onnx", tmp_path / "empty", basis_of(WEIGHTS), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": 3}', '{"model": {"decoder": 3}}'])
+def test_a_damaged_genai_configuration(content, tmp_path):
+    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source")
+    (source / "genai_config.json").write_text(content)
+    refused(ExportError, r"genai_config\.json is damaged", source, basis_of(WEIGHTS), tmp_path)

@@ -1,0 +1,216 @@
+"""Weights as float32: ggml's routines, those of gguf.quants, and the floats of safetensors."""
+
+from __future__ import annotations
+
+import gguf
+import models
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+
+from tinylora_edge import UnsupportedModelError
+from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters.weights import dequantize
+from tinylora_edge.exporters.weights.dequantize import PackedRows, float_decoder, ggml_decoder
+
+
+def readable_by_gguf():
+    """Every type that gguf.quants can read, found by asking it."""
+    for kind in Type:
+        _, size = gguf.GGML_QUANT_SIZES[kind]
+        try:
+            gguf.dequantize(np.zeros((1, size), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        yield kind
+
+
+READABLE = list(readable_by_gguf())
+
+
+def raw_blocks(kind, rows=37, values=1024, seed=0):
+    """Rows of random bytes: every code, every scale, NaN and infinity among them."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return np.random.default_rng(seed).integers(0, 256, (rows, values // block * size), dtype=np.uint8)
+
+
+def same_bits(left, right):
+    """Equal in every bit, but for the payload of NaN."""
+    nan = np.isnan(left)
+    return np.array_equal(nan, np.isnan(right)) and np.array_equal(
+        left.view(np.uint32)[~nan], right.view(np.uint32)[~nan]
+    )
+
+
+@pytest.fixture
+def without_ggml(monkeypatch):
+    monkeypatch.setattr(dequantize, "_ggml", lambda: None)
+    dequantize._ggml_routine.cache_clear()
+    yield
+    dequantize._ggml_routine.cache_clear()
+
+
+def test_every_type_that_gguf_reads_is_among_those_tested():
+    assert len(READABLE) >= 25
+    assert {Type.BF16, Type.F16, Type.Q4_0, Type.Q6_K, Type.IQ1_M, Type.TQ2_0, Type.MXFP4} <= set(READABLE)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("kind", READABLE, ids=lambda kind: kind.name)
+def test_ggml_and_gguf_give_the_same_values(kind):
+    raw = raw_blocks(kind)
+    exact = gguf.dequantize(raw, kind).astype(np.float32)
+    assert np.array_equal(ggml_decoder(kind, raw)(raw), exact, equal_nan=True)
+    if kind == Type.F32:
+        return
+    fast = dequantize._ggml_routine(kind)
+    assert fast is not None
+    assert np.array_equal(fast(raw), exact, equal_nan=True)
+    # Rows of a part of the matrix, as the factorization reads it; not contiguous either.
+    assert np.array_equal(fast(raw[5:9]), exact[5:9], equal_nan=True)
+    assert np.array_equal(fast(raw[::3]), exact[::3], equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("kind", READABLE, ids=lambda kind: kind.name)
+def test_without_ggml_the_values_are_the_same(kind, without_ggml):
+    assert dequantize._ggml_routine(kind) is None
+    raw = raw_blocks(kind, rows=5)
+    assert same_bits(ggml_decoder(kind, raw)(raw), gguf.dequantize(raw, kind).astype(np.float32))
+
+
+def test_a_routine_that_disagrees_is_not_used(monkeypatch):
+    """Another build of ggml may decode a type otherwise; blocks of the tensor at hand decide."""
+    raw = np.abs(np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32))
+    packed = gguf.quantize(raw, Type.Q8_0)
+    exact = gguf.dequantize(packed, Type.Q8_0)
+    asked = []
+
+    def wrong(rows):
+        asked.append(len(rows))
+        return np.zeros((len(rows), 64), np.float32)
+
+    monkeypatch.setattr(dequantize, "_ggml_routine", lambda kind: wrong)
+    assert np.array_equal(ggml_decoder(Type.Q8_0, packed)(packed), exact)
+    assert asked == [2]
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "TQ1_0", "TQ2_0"])
+def test_rows_of_what_gguf_quantized(kind):
+    kind = Type[kind]
+    weight = np.random.default_rng(1).standard_normal((50, 256)).astype(np.float32)
+    packed = np.ascontiguousarray(gguf.quantize(weight, kind)).view(np.uint8)
+    source = PackedRows(packed, 256, ggml_decoder(kind, packed))
+    assert source.shape == (50, 256)
+    exact = gguf.dequantize(packed, kind).astype(np.float32)
+    blocks = [source.rows(start, min(start + 7, 50)) for start in range(0, 50, 7)]
+    assert all(block.dtype == np.float32 for block in blocks)
+    assert np.array_equal(np.concatenate(blocks), exact)
+
+
+FILE_TYPES = {
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K": 12,
+    "Q4_K": 15,
+    "Q5_K": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ4_XS": 30,
+    "BF16": 32,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+}  # llama_ftype of what llama.cpp quantizes to without an importance matrix
+
+
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+def test_a_basis_is_the_same_with_and_without_ggml(wide_gguf, tmp_path, file_type, request):
+    base = models.quantize_file(wide_gguf, tmp_path / "base.gguf", FILE_TYPES[file_type])
+    reader = gguf.GGUFReader(base)
+    types = {tensor.tensor_type.name for tensor in reader.tensors if "blk" in tensor.name}
+    assert file_type in types
+    fast = export_gguf(base, tmp_path / "fast", settings=Settings(groups=2)).basis
+    request.getfixturevalue("without_ggml")
+    slow = export_gguf(base, tmp_path / "slow", settings=Settings(groups=2)).basis
+    assert fast.digest == slow.digest
+
+
+def test_the_real_basis_is_the_same_without_ggml(smollm2_gguf, without_ggml, tmp_path):
+    targets = Settings(targets=("blk.1?.attn_[kv].weight", "blk.17.*"), groups=2)
+    slow = export_gguf(smollm2_gguf, tmp_path / "slow", settings=targets).basis
+    dequantize._ggml_routine.cache_clear()
+    fast = export_gguf(smollm2_gguf, tmp_path / "fast", settings=targets).basis
+    assert fast.digest == slow.digest
+
+
+@pytest.mark.parametrize("kind", ["I8", "I32", "F64", "Q8_K"])
+def test_a_type_that_nobody_can_read_is_named(tmp_path, kind):
+    """ggml knows these types, but they are none for weights."""
+    model = models.tiny_model("llama", hidden=256, blocks=1)
+    path = models.write_gguf(model, tmp_path / "base.gguf", raw={"blk.0.attn_v.weight": Type[kind]})
+    with pytest.raises(UnsupportedModelError, match=rf"blk\.0\.attn_v\.weight.*{kind}"):
+        export_gguf(path, tmp_path / "bundle", settings=Settings(groups=2))
+    assert not (tmp_path / "bundle").exists()
+
+
+# safetensors
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)]
+)
+def test_float8_as_torch_reads_it(name, dtype):
+    codes = np.arange(256, dtype=np.uint8).reshape(4, 64)
+    expected = torch.from_numpy(codes.copy()).view(dtype).float().numpy()
+    found = float_decoder(name)(codes)
+    assert found.dtype == np.float32
+    assert same_bits(found, expected)
+    assert np.isnan(expected).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32), ("F64", torch.float64)],
+)
+def test_floats_as_torch_reads_them(name, dtype):
+    size = torch.empty(0, dtype=dtype).element_size()
+    raw = np.random.default_rng(0).integers(0, 256, (64, 128 * size), dtype=np.uint8)
+    expected = torch.from_numpy(raw.copy()).view(dtype).float().numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float_decoder(name)(raw)
+    assert found.dtype == np.float32
+    assert same_bits(found, expected)
+
+
+@pytest.mark.parametrize("name", ["I8", "U8", "I64", "BOOL", "F4", ""])
+def test_what_is_no_float_has_no_decoder(name):
+    assert float_decoder(name) is None
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("kind", [kind for kind in READABLE if kind != Type.F32], ids=lambda kind: kind.name)
+def test_rows_are_read_into_memory_that_is_given(kind):
+    raw = raw_blocks(kind)
+    source = PackedRows(raw, 1024, ggml_decoder(kind, raw))
+    out = np.full((9, 1024), np.nan, np.float32)
+    found = source.read_into(4, 13, out)
+    assert same_bits(found, source.rows(4, 13))
+    assert (found is out) == (dequantize._ggml_routine(kind) is not None)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("name", ["F64", "F16", "BF16"])
+def test_floats_are_read_into_memory_that_is_given(name):
+    size = dequantize.FLOAT_BYTES[name]
+    raw = np.random.default_rng(3).integers(0, 256, (6, 64 * size), dtype=np.uint8)
+    source = PackedRows(raw, 64, float_decoder(name))
+    out = np.empty((4, 64), np.float32)
+    assert source.read_into(1, 5, out) is out
+    assert same_bits(out, source.rows(1, 5))
