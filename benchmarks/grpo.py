@@ -24,10 +24,10 @@ import numpy as np
 from _subjects import SCALES, export, smollm2
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime.batch import batch_for, cores
-from tinylora_edge.runtime.llama import TinyLoraLlama
-from tinylora_edge.runtime.prompts import encode
-from tinylora_edge.runtime.requantize import bf16_is_faster, requantize
+from tinylora_edge.runtime.llama.model.batch import batch_for, cores
+from tinylora_edge.runtime.llama.model.model import TinyLoraLlama
+from tinylora_edge.runtime.llama.model.prompts import encode
+from tinylora_edge.runtime.llama.model.requantize import bf16_is_faster, requantize
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, Settings, train
 

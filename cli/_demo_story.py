@@ -33,7 +33,7 @@ from ._demo_proof import logits, plain_logits, prove
 if TYPE_CHECKING:
     from ..basis import Basis
     from ..runtime.evaluation import Evaluation
-    from ..runtime.llama import TinyLoraLlama
+    from ..runtime.llama.model import TinyLoraLlama
     from ..tasks import Sample, Task
     from ..train import Options
 
@@ -188,7 +188,7 @@ class Story:
 
     def _measure_base(self) -> tuple[Evaluation, list[list[int]]]:
         """Return the base's answers, and the tokens of the prompts that are shown."""
-        from ..runtime.prompts import encode
+        from ..runtime.llama.prompts import encode
 
         self._say()
         self._say(
@@ -340,8 +340,8 @@ class Story:
 
     def _measure(self, llm: TinyLoraLlama) -> Evaluation:
         """Measure the vector that the model has now on the held-out prompts."""
-        from ..runtime.batch import batch_for
         from ..runtime.evaluation import evaluate
+        from ..runtime.llama.batch import batch_for
 
         task = self._task
         with _waiting("measuring"), batch_for(llm, task.held_out, task.max_tokens) as batch:

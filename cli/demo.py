@@ -116,7 +116,7 @@ def _kept_once_trained(output: Path) -> Iterator[None]:
 
 
 def _cores() -> int:
-    from ..runtime.batch import cores
+    from ..runtime.llama.batch import cores
 
     return cores()
 

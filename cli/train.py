@@ -17,9 +17,9 @@ from .generate import EngineName
 from .vector import Dtype
 
 if TYPE_CHECKING:
-    from ..runtime.batch import Batch
     from ..runtime.evaluation import Comparison, Evaluation
-    from ..runtime.onnx_batch import OnnxBatch
+    from ..runtime.llama.batch import Batch
+    from ..runtime.onnx.batch import OnnxBatch
     from ..tasks import Sample
     from ..train.run import Outcome
 
@@ -208,12 +208,12 @@ def _answering(
 
     if runtime.engine_of(bundle, chosen.value if chosen else None) == EngineName.onnx:
         with runtime.load(bundle, engine="onnx") as onnx:
-            from ..runtime.onnx_batch import OnnxBatch
+            from ..runtime.onnx.batch import OnnxBatch
 
             yield OnnxBatch(onnx)
         return
     with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llama:
-        from ..runtime.batch import batch_for
+        from ..runtime.llama.batch import batch_for
 
         with batch_for(llama, samples, max_tokens) as batch:
             yield batch

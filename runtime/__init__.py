@@ -18,17 +18,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .._policy import Policy
-from ._load import engine_of, load, missing_engine
-from ._tune import NotImprovedWarning, tune
-from ._tuned import Tuned, TuneSettings
-from ._tuning import Tuning
-from ._tuning_state import Budget
+from .load import engine_of, load, missing_engine
+from .tuning.learner import Tuning
+from .tuning.settings import Tuned, TuneSettings
+from .tuning.state import Budget
+from .tuning.tune import NotImprovedWarning, tune
 
 if TYPE_CHECKING:
-    from ._onnx_session import OnnxSession, RunOptions
-    from .feedback import Answer, Tuner
-    from .llama import TinyLoraLlama
-    from .onnx import TinyLoraOnnx
+    from .feedback.learner import Answer, Tuner
+    from .llama.model import TinyLoraLlama
+    from .onnx.model import TinyLoraOnnx
+    from .onnx.session import OnnxSession, RunOptions
 
 __all__ = [
     "Answer",

@@ -180,13 +180,13 @@ def test_a_wrong_import_is_seen(module: str, source: str, expected: str) -> None
 def test_every_layer_was_read() -> None:
     assert {layer(module) for module in MODULES} >= {"core", "runtime", "exporters", "cli"}
     assert any(item.name == "gguf" for item in imports_of("tinylora_edge.formats.gguf"))
-    assert reachable_engines("tinylora_edge.runtime.llama") == {"llama.cpp"}
+    assert reachable_engines("tinylora_edge.runtime.llama.model") == {"llama.cpp"}
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if layer(module) == "runtime"])
 def test_a_runtime_module_knows_one_engine_at_most(module: str) -> None:
     assert len(reachable_engines(module)) <= 1
-    if module in ("tinylora_edge.runtime", "tinylora_edge.runtime._load"):
+    if module in ("tinylora_edge.runtime", "tinylora_edge.runtime.load"):
         assert reachable_engines(module) == set(), "an engine is loaded only when `load` needs it"
 
 

@@ -13,7 +13,7 @@ import transformers
 
 from .. import runtime
 from ..errors import TrainError
-from ..runtime.prompts import encode
+from ..runtime.llama.prompts import encode
 from ..tasks import Completion, Sample, Task
 
 _COMPARED = 64  # prompts whose tokens are compared with the deployed engine's

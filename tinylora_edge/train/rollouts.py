@@ -15,7 +15,7 @@ from ..vector import MicroVector
 from ._padding import pad
 
 if TYPE_CHECKING:
-    from ..runtime.batch import Batch
+    from ..runtime.llama.batch import Batch
     from .adapter import Adapter
 
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from .. import runtime
 from ..errors import TrainError
 from ..formats.bundle import Bundle
-from ..runtime.batch import Batch, cores
 from ..runtime.evaluation import Comparison, Evaluation, compare, evaluate
-from ..runtime.llama import TinyLoraLlama
-from ..runtime.prompts import decode, encode
-from ..runtime.requantize import bf16_is_faster, requantize
+from ..runtime.llama.batch import Batch, cores
+from ..runtime.llama.model import TinyLoraLlama
+from ..runtime.llama.prompts import decode, encode
+from ..runtime.llama.requantize import bf16_is_faster, requantize
 from ..tasks import Sample, Task
 from ._model import load_model
 from ._output import metrics_file, write_result

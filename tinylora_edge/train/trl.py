@@ -24,8 +24,8 @@ import torch
 from .. import runtime
 from ..errors import MissingExtraError, TrainError
 from ..formats.bundle import Bundle
-from ..runtime.batch import batch_for, cores
 from ..runtime.evaluation import Evaluation, evaluate
+from ..runtime.llama.batch import batch_for, cores
 from ..tasks import Task
 from ..vector import MicroVector
 from ._model import default_dtype, load_model

@@ -1,0 +1,1 @@
+"""Feedback: v from clicks, while an app is used."""

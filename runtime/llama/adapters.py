@@ -1,0 +1,190 @@
+"""How a micro-vector becomes llama.cpp adapters. The basis chooses: u = 1 scales, u > 1 folds."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from ...basis import Basis
+from ...errors import TinyLoraError
+from ...vector import MicroVector
+from .lora import Adapter, LoraImage, free
+
+Active = list[tuple[Adapter, float]]
+"""Adapters and their scales, as `llama_set_adapters_lora` takes them."""
+
+
+class Strategy(Protocol):
+    """Turns values into adapters. Adapters exist from the start, since llama.cpp sizes its graph for them."""
+
+    def stage(self, values: NDArray[np.float32]) -> Active:
+        """Return what to activate for the values [G, u]; nothing that is active now changes."""
+
+    def settle(self, active: Active) -> None:
+        """Free whatever is neither active nor needed again."""
+
+    def free(self) -> None:
+        """Free every adapter."""
+
+
+def choose(model: Any, basis: Basis) -> Strategy:
+    """Return the strategy for a basis, its adapters loaded into the model."""
+    return Scales(model, basis) if basis.u == 1 else Fold(model, basis)
+
+
+class Personalizer:
+    """Applies micro-vectors to llama.cpp contexts of one model, all or nothing.
+
+    Make it before the contexts, and free it after them and before the model.
+
+    Args:
+        model: the `llama_model`.
+        basis: of the vectors.
+    """
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        self._basis = basis
+        self._strategy = choose(model, basis)
+        self._active: Active = []
+        self.vector: MicroVector | None = None
+
+    def apply(
+        self,
+        contexts: Sequence[Any],
+        vector: MicroVector | None,
+        others: Sequence[tuple[Adapter, float]] = (),
+    ) -> None:
+        """Make a vector the active one of every context; None for the base alone.
+
+        Args:
+            contexts: each a `llama_context`.
+            vector: what to apply.
+            others: adapters of the caller's own, which stay in force beside the vector.
+
+        Raises:
+            VectorError: the vector does not fit the basis.
+            TinyLoraError: llama.cpp refuses; the vector before stays active.
+        """
+        active = self._strategy.stage(self._basis.values(vector)) if vector is not None else []
+        changed = []
+        try:
+            for context in contexts:
+                _set_adapters(context, [*active, *others])
+                changed.append(context)
+        except BaseException:
+            for context in changed:
+                _set_adapters(context, [*self._active, *others])
+            self._strategy.settle(self._active)
+            raise
+        self._strategy.settle(active)
+        self._active, self.vector = active, vector
+
+    def spread(self, contexts: Sequence[Any], vectors: Sequence[MicroVector | None]) -> None:
+        """Give each context a vector of its own, until `apply` gives all of them one again.
+
+        Args:
+            contexts: as many as vectors; none of them has adapters of the caller's own.
+            vectors: None for the base alone.
+
+        Raises:
+            VectorError: a vector does not fit the basis.
+            TinyLoraError: llama.cpp refuses. Then, and for a vector that does not fit, every context has
+                the vector that `apply` gave.
+        """
+        staged: list[Active] = []
+        try:
+            for context, vector in zip(contexts, vectors, strict=True):
+                active = self._strategy.stage(self._basis.values(vector)) if vector is not None else []
+                staged.append(active)
+                _set_adapters(context, active)
+        except BaseException:
+            for context in contexts:
+                _set_adapters(context, self._active)
+            self._strategy.settle(self._active)
+            raise
+        self._strategy.settle([*self._active, *(each for active in staged for each in active)])
+
+    def free(self) -> None:
+        """Free every adapter."""
+        self._strategy.free()
+
+
+class Scales:
+    """u = 1: W + v[g] (B P) A is a LoRA whose scale is v[g]. G disjoint adapters, loaded once."""
+
+    _free = staticmethod(free)
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        self._adapters: list[Adapter] = []
+        groups: list[dict[str, tuple[Any, Any]]] = [{} for _ in range(basis.groups)]
+        for position, module in enumerate(basis.modules):
+            b = np.asarray(basis.b[position], np.float32) @ basis.projections[position, 0]
+            groups[basis.tying[position]][module] = basis.a[position], b
+        try:
+            for pairs in groups:
+                self._adapters.append(LoraImage(basis.architecture, pairs).load(model))
+        except BaseException:
+            self.free()
+            raise
+
+    def stage(self, values: NDArray[np.float32]) -> Active:
+        """Return every adapter with its scale; llama.cpp leaves out those whose scale is 0."""
+        return list(zip(self._adapters, values[:, 0].tolist(), strict=True))
+
+    def settle(self, active: Active) -> None:
+        """Nothing to free: the adapters serve every vector."""
+
+    def free(self) -> None:
+        """Free every adapter."""
+        while self._adapters:
+            self._free(self._adapters.pop())
+
+
+class Fold:
+    """u > 1: one adapter (A, B R). Its GGUF image is built once; a swap rewrites the B blocks."""
+
+    _free = staticmethod(free)
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        self._model = model
+        self._basis = basis
+        self._b = [np.asarray(b, np.float32) for b in basis.b]
+        pairs = {m: (basis.a[i], np.zeros_like(self._b[i])) for i, m in enumerate(basis.modules)}
+        self._image = LoraImage(basis.architecture, pairs)
+        self._adapters = [self._image.load(model)]
+
+    def stage(self, values: NDArray[np.float32]) -> Active:
+        """Return one adapter with R folded into B, or none where every value is 0."""
+        if not values.any():
+            return []
+        with np.errstate(over="ignore", invalid="ignore"):  # a vector may be too large for the model
+            for module, b, r in zip(self._basis.modules, self._b, self._basis.R(values), strict=True):
+                np.matmul(b, r, out=self._image.b[module])
+        adapter = self._image.load(self._model)
+        self._adapters.append(adapter)
+        return [(adapter, 1.0)]
+
+    def settle(self, active: Active) -> None:
+        """Free the adapters of earlier vectors."""
+        keep = [adapter for adapter, _ in active]
+        stale = [adapter for adapter in self._adapters if adapter not in keep]
+        self._adapters = keep
+        for adapter in stale:
+            self._free(adapter)
+
+    def free(self) -> None:
+        """Free every adapter."""
+        self.settle([])
+
+
+def _set_adapters(context: Any, active: Active) -> None:
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
+    scales = (ctypes.c_float * len(active))(*(s for _, s in active))
+    code = llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales)
+    if code:
+        raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")

@@ -1,0 +1,336 @@
+"""Many sequences at once in llama.cpp: rollouts, evaluation and tuning all generate and score through here.
+
+A `Batch` has contexts of its own over the weights of a loaded model, its lanes, which compute side by side
+in threads of their own. Sampling is vectorised over the sequences of a lane, and every token comes with its
+exact log-probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from ..._cores import cores
+from ...errors import TinyLoraError, VectorError
+from ...tasks import Completion, Sample
+from ...vector import MicroVector
+from .adapters import Personalizer
+from .lane import Generation, Given, Job, Lane
+from .model import TinyLoraLlama
+from .prompts import decode, encode
+
+__all__ = ["Batch", "Generation", "batch_for", "cores"]
+
+T = TypeVar("T")
+
+_FEWEST = 8
+"""Sequences of a lane: with fewer, reading the weights costs more than waiting for other threads."""
+
+
+class Batch:
+    """Generates many sequences at once with a micro-vector.
+
+    Lanes: threads of one context wait for each other at every operation, hundreds of times a token. One
+    context a core is 1.5 times as fast on two cores (SmolLM2-135M, 32 sequences), and does not collapse
+    when something else wants a core. Sequences are spread over as many lanes as leave 8 to each, cores
+    likewise.
+
+    Args:
+        llm: a loaded model; it must outlive the batch. Its own context and vector are left alone.
+        n_ctx_seq: tokens of the longest sequence, prompt and completion.
+        sequences: how many run at the same time.
+        n_threads: cores to use; by default all that this process may use.
+
+    Raises:
+        TinyLoraError: llama.cpp cannot make the context.
+    """
+
+    def __init__(
+        self, llm: TinyLoraLlama, *, n_ctx_seq: int, sequences: int = 32, n_threads: int | None = None
+    ) -> None:
+        self.llm = llm
+        threads = n_threads or cores()
+        count = max(1, min(threads, sequences // _FEWEST))
+        if llm.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload():
+            count = 1  # lanes would wait for the same device
+        self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis)
+        self._lanes: list[Lane] = []
+        each = -(-sequences // count)
+        try:
+            for _ in range(count):
+                # What all prompts share lies in the cells once more, and so does the next prompt while
+                # it is evaluated.
+                cells = (each + 2) * n_ctx_seq
+                self._lanes.append(Lane(llm, sequences=each, n_ctx=cells, n_threads=threads // count))
+        except BaseException:
+            self._free()
+            raise
+        # Never in the caller's thread: torch computing there in bfloat16 would release the AMX tiles that
+        # llama.cpp configures once for each thread that it computes in.
+        self._pool = ThreadPoolExecutor(count, "tinylora-batch")
+
+    @property
+    def vector(self) -> MicroVector | None:
+        """The vector that generations use, or None for the base alone."""
+        return self._personalizer.vector if self._personalizer else None
+
+    def swap(self, vector: bytes | MicroVector | None) -> None:
+        """Use another vector from now on; None for the base alone.
+
+        Raises:
+            VectorError: the vector was refused; the one before stays.
+        """
+        if self._personalizer is None:
+            raise TinyLoraError("the batch is closed")
+        if vector is not None and not isinstance(vector, MicroVector):
+            vector = self.llm.policy.check(vector, self.llm.basis)
+        self._personalizer.apply([lane.context for lane in self._lanes], vector)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int = 1,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Generation]:
+        """Continue every prompt `samples` times.
+
+        Args:
+            prompts: token ids.
+            samples: sequences a prompt.
+            max_tokens: of each sequence.
+            temperature: of sampling from the full distribution; 0 takes the most likely token.
+            seed: of the random numbers. Every sequence has its own, whatever runs beside it: the result
+                is deterministic on one machine and build, and two vectors draw with the same numbers.
+
+        Returns:
+            len(prompts) * samples generations, those of one prompt together, in order.
+
+        Raises:
+            VectorError: a prompt is empty, or leaves no room for the tokens asked for.
+        """
+        self._check_open()
+        if not prompts:
+            return []
+        self._check(prompts, max_tokens)
+        shape = len(prompts), samples, max_tokens
+        uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
+        numbered = list(enumerate(prompts))
+        lanes = len(self._lanes)
+        if len(prompts) >= lanes:
+            parts = [
+                (numbered[part.start : part.stop], range(samples)) for part in _split(len(prompts), lanes)
+            ]
+        else:
+            parts = [(numbered, part) for part in _split(samples, lanes) if part]
+        jobs = [Job(chosen, part, max_tokens, temperature, uniform) for chosen, part in parts]
+        done: dict[tuple[int, int], Generation] = {}
+        for found in self._run(Lane.run, jobs):
+            done |= found
+        return [done[p, s] for p in range(len(prompts)) for s in range(samples)]
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
+
+        A prompt is evaluated once for all its completions, and what all prompts begin with once for all
+        prompts; completions are evaluated together.
+
+        Args:
+            prompts: token ids.
+            completions: for each prompt the token ids of its completions, with the end-of-generation token
+                where it is part of one.
+            temperature: above 0; of the distribution softmax(logits / temperature).
+
+        Returns:
+            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token.
+
+        Raises:
+            VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists
+                of completions as prompts are needed; the temperature is not above 0.
+        """
+        self._check_open()
+        if len(completions) != len(prompts):
+            raise VectorError(
+                f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
+            )
+        if not temperature > 0:
+            raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
+        for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
+            for number, completion in enumerate(found):
+                if not len(completion):
+                    raise VectorError(f"completion {number} of prompt {index} is empty")
+            self._check([prompt], max(map(len, found), default=0), index)
+        numbered = [(index, prompt) for index, prompt in enumerate(prompts) if completions[index]]
+        parts = [numbered[part.start : part.stop] for part in _split(len(numbered), len(self._lanes))]
+        done: dict[tuple[int, int], NDArray[np.float32]] = {}
+        for scored in self._run(
+            Lane.score, [Given(part, completions, temperature) for part in parts if part]
+        ):
+            done |= scored
+        return [[done[p, c] for c in range(len(completions[p]))] for p in range(len(prompts))]
+
+    def answer(
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Completion]:
+        """Answer the prompt of every sample once, as texts.
+
+        Args:
+            samples: whose prompts are answered.
+            max_tokens, temperature, seed: as for `generate`.
+
+        Raises:
+            VectorError: as for `generate` and `encode`.
+        """
+        tokens = [encode(self.llm, sample.prompt).tolist() for sample in samples]
+        found = self.generate(tokens, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return [self._completion(generation) for generation in found]
+
+    def answer_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[list[Completion]]:
+        """Answer the prompts of all samples under every vector, a vector a lane.
+
+        Every vector's answers are drawn with the same random numbers. What the prompts share is evaluated
+        once a vector. The batch's own vector neither counts nor changes.
+
+        Args:
+            vectors: None for the base alone.
+            samples: whose prompts are answered.
+            max_tokens, temperature, seed: as for `generate`.
+
+        Returns:
+            Of each vector, its answers in the order of the samples.
+
+        Raises:
+            VectorError: as for `generate` and `encode`, or a vector does not fit the basis.
+        """
+        if self._personalizer is None:
+            raise TinyLoraError("the batch is closed")
+        if not samples:
+            return [[] for _ in vectors]
+        prompts = [encode(self.llm, sample.prompt).tolist() for sample in samples]
+        self._check(prompts, max_tokens)
+        shape = len(prompts), 1, max_tokens
+        uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
+        numbered = list(enumerate(prompts))
+        contexts = [lane.context for lane in self._lanes]
+        found: list[list[Completion]] = []
+        try:
+            for start in range(0, len(vectors), len(contexts)):
+                wave = vectors[start : start + len(contexts)]
+                lanes = min(len(contexts) // len(wave), len(prompts))  # of each vector: more in the last wave
+                parts = [numbered[part.start : part.stop] for part in _split(len(prompts), lanes)]
+                jobs = [Job(part, range(1), max_tokens, temperature, uniform) for part in parts] * len(wave)
+                self._personalizer.spread(contexts[: len(jobs)], [v for v in wave for _ in parts])
+                done = self._run(Lane.run, jobs)
+                for first in range(0, len(jobs), lanes):
+                    answers = {key: g for part in done[first : first + lanes] for key, g in part.items()}
+                    found.append([self._completion(answers[index, 0]) for index in range(len(prompts))])
+        finally:
+            self._personalizer.apply(contexts, self.vector)
+        return found
+
+    @property
+    def evaluated(self) -> int:
+        """Tokens that were evaluated since the batch was made, prompts and answers."""
+        return sum(lane.evaluated for lane in self._lanes)
+
+    def _completion(self, generation: Generation) -> Completion:
+        text = decode(self.llm, generation.tokens)
+        return Completion(text, generation.ended, len(generation.tokens))
+
+    def close(self) -> None:
+        """Free the contexts and the adapters; the model stays."""
+        if self._personalizer is not None:
+            self._pool.shutdown()
+            self._free()
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, work: Callable[[Lane, Any], T], jobs: Sequence[Any]) -> list[T]:
+        """Do one job a lane; whatever goes wrong, no lane computes afterwards."""
+        running = [self._pool.submit(work, lane, job) for lane, job in zip(self._lanes, jobs, strict=False)]
+        try:
+            return [future.result() for future in running]
+        except BaseException:
+            for lane in self._lanes:
+                lane.stop = True
+            for future in running:
+                future.exception()
+            for lane in self._lanes:
+                lane.stop = False
+            raise
+
+    def _free(self) -> None:
+        for lane in self._lanes:
+            lane.free()
+        if self._personalizer is not None:
+            self._personalizer.free()
+        self._lanes, self._personalizer = [], None
+
+    def _check_open(self) -> None:
+        if self._personalizer is None:
+            raise TinyLoraError("the batch is closed")
+
+    def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int, first: int = 0) -> None:
+        cells = min(lane.n_ctx for lane in self._lanes)
+        for index, prompt in enumerate(prompts, first):
+            if not len(prompt):
+                raise VectorError(f"prompt {index} is empty")
+            if len(prompt) + max_tokens > cells:
+                raise VectorError(
+                    f"prompt {index} has {len(prompt)} tokens, which with {max_tokens} more pass the "
+                    f"{cells} cells of the batch: raise n_ctx_seq, or take fewer"
+                )
+
+
+def batch_for(
+    llm: TinyLoraLlama,
+    samples: Sequence[Sample],
+    max_tokens: int,
+    *,
+    sequences: int = 32,
+    n_threads: int | None = None,
+) -> Batch:
+    """Return a batch with room for `max_tokens` after each of the samples' prompts.
+
+    Raises:
+        TinyLoraError: llama.cpp cannot make the context.
+    """
+    longest = max(len(encode(llm, sample.prompt)) for sample in samples)
+    return Batch(llm, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
+
+
+def _split(count: int, parts: int) -> list[range]:
+    """Cut range(count) into so many ranges of equal length, but for one."""
+    edges = [count * i // parts for i in range(parts + 1)]
+    return [range(a, b) for a, b in pairwise(edges)]

@@ -1,0 +1,341 @@
+"""One llama.cpp context that computes many sequences at once: a `Batch` has some of them side by side.
+
+The prompt of a group of samples is evaluated once and its KV cells are shared by all of them; a sequence
+that ends makes room for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TinyLoraError
+from .log import quiet
+from .model import TinyLoraLlama
+from .sampling import logprobs, sample
+
+_PREFIX, _PROMPT, _FIRST = 0, 1, 2
+"""Sequences: what all prompts begin with, the prompt at hand, and the first of the samples."""
+
+_SCORED = 64
+"""Tokens scored at once: more would take memory (their logits 200 kB each) and no less time."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled sequence.
+
+    Attributes:
+        prompt: index of its prompt in the call.
+        tokens: int32 [n], with the end-of-generation token where there was one.
+        logprobs: float32 [n], natural logarithm, of each token under the distribution it was drawn
+            from: softmax(logits / temperature), or softmax(logits) for greedy decoding.
+        ended: it ended by itself, within the limit.
+    """
+
+    prompt: int
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a lane is to generate.
+
+    Attributes:
+        prompts: index in the call and token ids of each.
+        samples: numbers of the samples of every prompt.
+        max_tokens: of each sample.
+        temperature: of sampling; 0 takes the most likely token.
+        uniform: float64 [prompts of the call, samples, max_tokens], in [0, 1): what decides each draw.
+    """
+
+    prompts: Sequence[tuple[int, Sequence[int]]]
+    samples: range
+    max_tokens: int
+    temperature: float
+    uniform: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Completions that a lane is to score.
+
+    Attributes:
+        prompts: index in the call and token ids of each.
+        completions: for each prompt of the call the token ids of its completions, none of them empty.
+        temperature: above 0.
+    """
+
+    prompts: Sequence[tuple[int, Sequence[int]]]
+    completions: Sequence[Sequence[Sequence[int]]]
+    temperature: float
+
+
+@dataclass
+class _Scoring:
+    key: tuple[int, int]  # index of the prompt, number of the completion
+    begin: int  # position of its first token
+    tokens: NDArray[np.int32]
+    first: float  # log-probability of its first token
+    logprobs: list[NDArray[np.float32]] = field(default_factory=list)  # of the tokens after that
+
+
+@dataclass
+class _Running:
+    prompt: int
+    sample: int
+    position: int  # of the next token in the sequence
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The generation was told to stop."""
+
+
+class Lane:
+    """A context over the weights of a loaded model.
+
+    Args:
+        llm: the model; it must outlive the lane.
+        sequences: that run at the same time.
+        n_ctx: KV cells for all of them together. A sequence starts when there are cells for all that
+            it may generate; with fewer than all need, fewer run at the same time.
+        n_threads: of llama.cpp.
+
+    Raises:
+        TinyLoraError: llama.cpp cannot make the context.
+    """
+
+    def __init__(self, llm: TinyLoraLlama, *, sequences: int, n_ctx: int, n_threads: int) -> None:
+        self._sequences = sequences
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = max(512, sequences)
+        params.n_seq_max = sequences + _FIRST
+        params.kv_unified = True
+        params.n_threads = params.n_threads_batch = n_threads
+        for name in ("type_k", "type_v", "flash_attn_type"):  # as in production, to the last bit if it can be
+            setattr(params, name, getattr(llm.context_params, name))
+        with quiet():
+            self.context: Any = llama_cpp.llama_init_from_model(llm.model, params)
+        if not self.context:
+            raise TinyLoraError(f"llama.cpp cannot make a context of {n_ctx} cells for {sequences} sequences")
+        self.n_ctx = int(llama_cpp.llama_n_ctx(self.context))
+        self.stop = False
+        self.evaluated = 0  # tokens, since it was made
+        self._memory = llama_cpp.llama_get_memory(self.context)
+        self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
+        self._n_vocab = llm.n_vocab()
+        self._size = params.n_batch
+        self._buffer = llama_cpp.llama_batch_init(self._size, 0, 1)
+
+    def free(self) -> None:
+        """Free the context."""
+        llama_cpp.llama_batch_free(self._buffer)
+        llama_cpp.llama_free(self.context)
+
+    def run(self, job: Job) -> dict[tuple[int, int], Generation]:
+        """Generate: (index of the prompt, number of the sample) -> what was generated.
+
+        Raises:
+            Stopped: `stop` was set meanwhile.
+            TinyLoraError: llama.cpp fails.
+        """
+        done: dict[tuple[int, int], Generation] = {}
+        slots: list[_Running | None] = [None] * self._sequences
+        shared = common_prefix([prompt for _, prompt in job.prompts])
+        lengths = [len(prompt) - shared for _, prompt in job.prompts]
+        cells = _Cells(self.n_ctx - shared, lengths, len(job.samples), job.max_tokens)
+        pending = self._starts(job, shared)
+        place = {index: number for number, (index, _) in enumerate(job.prompts)}
+        llama_cpp.llama_memory_clear(self._memory, False)
+
+        def keep(run: _Running, slot: int) -> _Running | None:
+            """Return the sequence if it goes on; else store it and free its cells."""
+            ended = bool(llama_cpp.llama_vocab_is_eog(self._vocab, run.tokens[-1]))
+            if not ended and len(run.tokens) < job.max_tokens:
+                return run
+            tokens, logprobs = np.array(run.tokens, np.int32), np.array(run.logprobs, np.float32)
+            done[run.prompt, run.sample] = Generation(run.prompt, tokens, logprobs, ended)
+            llama_cpp.llama_memory_seq_rm(self._memory, _FIRST + slot, -1, -1)
+            cells.give(place[run.prompt])
+            return None
+
+        while True:
+            for slot in range(self._sequences):
+                while slots[slot] is None and cells.take():
+                    started = next(pending)
+                    llama_cpp.llama_memory_seq_cp(self._memory, _PROMPT, _FIRST + slot, -1, -1)
+                    slots[slot] = keep(started, slot)
+            active = [(slot, run) for slot, run in enumerate(slots) if run is not None]
+            if not active:
+                return done
+            logits = self._decode(
+                [run.tokens[-1] for _, run in active],
+                [run.position for _, run in active],
+                [_FIRST + slot for slot, _ in active],
+                outputs=len(active),
+            )
+            uniform = np.array([job.uniform[run.prompt, run.sample, len(run.tokens)] for _, run in active])
+            drawn = sample(logits, job.temperature, uniform)
+            for (slot, run), token, logprob in zip(active, *drawn, strict=True):
+                run.position += 1
+                run.tokens.append(int(token))
+                run.logprobs.append(float(logprob))
+                slots[slot] = keep(run, slot)
+
+    def score(self, given: Given) -> dict[tuple[int, int], NDArray[np.float32]]:
+        """Score: (index of the prompt, number of the completion) -> float32 [n], log-probabilities.
+
+        Raises:
+            Stopped: `stop` was set meanwhile.
+            TinyLoraError: llama.cpp fails.
+        """
+        done: dict[tuple[int, int], NDArray[np.float32]] = {}
+        shared = common_prefix([prompt for _, prompt in given.prompts])
+        llama_cpp.llama_memory_clear(self._memory, False)
+        self._evaluate(given.prompts[0][1][:shared], 0, _PREFIX)
+        waiting: list[_Scoring] = []
+        free = self.n_ctx - shared
+        for index, prompt in given.prompts:
+            tail = len(prompt) - shared
+            logits = None
+            for number, completion in enumerate(given.completions[index]):
+                need = len(completion) + (tail if logits is None else 0)
+                if waiting and (len(waiting) == self._sequences or need > free):
+                    if logits is not None:
+                        llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
+                        logits = None
+                    done |= self._finish(waiting, given.temperature)
+                    waiting, free = [], self.n_ctx - shared
+                if logits is None:
+                    llama_cpp.llama_memory_seq_cp(self._memory, _PREFIX, _PROMPT, -1, -1)
+                    logits = self._evaluate(prompt[shared:], shared, _PROMPT).copy()
+                    free -= tail
+                tokens = np.array(completion, np.int32)
+                first = float(logprobs(logits, given.temperature, tokens[:1])[0])
+                llama_cpp.llama_memory_seq_cp(self._memory, _PROMPT, _FIRST + len(waiting), -1, -1)
+                waiting.append(_Scoring((index, number), len(prompt), tokens, first))
+                free -= len(completion)
+            llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
+        return done | self._finish(waiting, given.temperature)
+
+    def _finish(
+        self, waiting: Sequence[_Scoring], temperature: float
+    ) -> dict[tuple[int, int], NDArray[np.float32]]:
+        """Score what follows the first tokens, whose prompts are evaluated; free the cells."""
+        entries = [(slot, i) for slot, each in enumerate(waiting) for i in range(len(each.tokens) - 1)]
+        for start in range(0, len(entries), _SCORED):
+            part = entries[start : start + _SCORED]
+            logits = self._decode(
+                [int(waiting[slot].tokens[i]) for slot, i in part],
+                [waiting[slot].begin + i for slot, i in part],
+                [_FIRST + slot for slot, _ in part],
+                outputs=len(part),
+            )
+            following = np.array([waiting[slot].tokens[i + 1] for slot, i in part])
+            found = logprobs(logits, temperature, following)
+            for slot in {slot for slot, _ in part}:
+                waiting[slot].logprobs.append(found[[s == slot for s, _ in part]])
+        for slot in range(len(waiting)):
+            llama_cpp.llama_memory_seq_rm(self._memory, _FIRST + slot, -1, -1)
+        return {
+            each.key: np.array([each.first, *np.concatenate([[], *each.logprobs])], np.float32)
+            for each in waiting
+        }
+
+    def _starts(self, job: Job, shared: int) -> Iterator[_Running]:
+        """Yield every sequence with its first token; the prompt's cells lie in `_PROMPT` meanwhile."""
+        self._evaluate(job.prompts[0][1][:shared], 0, _PREFIX)
+        for index, prompt in job.prompts:
+            llama_cpp.llama_memory_seq_cp(self._memory, _PREFIX, _PROMPT, -1, -1)
+            logits = self._evaluate(prompt[shared:], shared, _PROMPT)
+            repeated = np.repeat(logits, len(job.samples), axis=0)
+            uniform = job.uniform[index, job.samples.start : job.samples.stop, 0]
+            first = sample(repeated, job.temperature, uniform)
+            for number, token, logprob in zip(job.samples, *first, strict=True):
+                yield _Running(index, number, len(prompt), [int(token)], [float(logprob)])
+            llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
+
+    def _evaluate(self, tokens: Sequence[int], begin: int, sequence: int) -> NDArray[np.float32]:
+        """Append tokens to a sequence; return the logits of the last: [1, vocabulary]."""
+        logits = np.empty((0, self._n_vocab), np.float32)
+        for start in range(0, len(tokens), self._size):
+            part = tokens[start : start + self._size]
+            positions = range(begin + start, begin + start + len(part))
+            last = start + len(part) == len(tokens)
+            logits = self._decode(part, positions, [sequence] * len(part), outputs=int(last))
+        return logits
+
+    def _decode(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], *, outputs: int
+    ) -> NDArray[np.float32]:
+        """Evaluate one token an entry; return the logits of the last `outputs` entries (a view)."""
+        if self.stop:
+            raise Stopped
+        buffer, count = self._buffer, len(tokens)
+        buffer.n_tokens = count
+        for i, (token, position, sequence) in enumerate(zip(tokens, positions, sequences, strict=True)):
+            buffer.token[i] = token
+            buffer.pos[i] = position
+            buffer.n_seq_id[i] = 1
+            buffer.seq_id[i][0] = sequence
+            buffer.logits[i] = i >= count - outputs
+        code = llama_cpp.llama_decode(self.context, buffer)
+        if code:
+            reason = "its KV cache is full" if code == 1 else f"code {code}"
+            raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
+        self.evaluated += count
+        if not outputs:
+            return np.empty((0, self._n_vocab), np.float32)
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (outputs, self._n_vocab))
+
+
+class _Cells:
+    """KV cells that are promised: to the prompts in use, and to all that their samples may generate.
+
+    Args:
+        free: cells for all of them.
+        prompts: cells that each prompt needs for itself.
+        samples: a prompt.
+        max_tokens: a sample.
+    """
+
+    def __init__(self, free: int, prompts: Sequence[int], samples: int, max_tokens: int) -> None:
+        self._free, self._prompts, self._samples, self._each = free, prompts, samples, max_tokens
+        self._taken = 0
+        self._unfinished = [samples] * len(prompts)
+
+    def take(self) -> bool:
+        """Promise the next sample its cells, if there is a next one and they are free."""
+        prompt, sample = divmod(self._taken, self._samples)
+        if prompt == len(self._prompts):
+            return False
+        need = self._each + (0 if sample else self._prompts[prompt])
+        if need > self._free:
+            return False
+        self._free -= need
+        self._taken += 1
+        return True
+
+    def give(self, prompt: int) -> None:
+        """Take back the cells of a finished sample, with the last one those of its prompt."""
+        self._unfinished[prompt] -= 1
+        self._free += self._each + (0 if self._unfinished[prompt] else self._prompts[prompt])
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of what all prompts begin with, at least one token short of the shortest of them."""
+    limit = min(len(prompt) for prompt in prompts) - 1
+    for i in range(limit):
+        if len({prompt[i] for prompt in prompts}) > 1:
+            return i
+    return limit if len(prompts) > 1 else 0

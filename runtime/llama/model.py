@@ -1,0 +1,165 @@
+"""The llama.cpp backend: a `llama_cpp.Llama` whose micro-vector can be exchanged while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import llama_cpp
+import numpy as np
+
+from ..._policy import Policy
+from ...basis import Basis
+from ...errors import TinyLoraError, VectorError
+from ...tasks import Sample
+from ...vector import MicroVector
+from ..personal import Personal, no_room
+from .adapters import Personalizer
+from .log import signals_wait
+
+if TYPE_CHECKING:
+    from .batch import Batch
+
+
+class TinyLoraLlama(Personal, llama_cpp.Llama):
+    """A `llama_cpp.Llama`, all of it, with a micro-vector.
+
+    The KV cache, the prefix cache and a `LlamaCache` hold what the old model computed: a swap empties them.
+
+    Generations and exchanges of the vector take turns between threads: an exchange waits for a running
+    generation and never tears one. Get one from `tinylora_edge.runtime.load`.
+
+    Args:
+        model_path: the GGUF base; `load` has checked that it belongs to the basis.
+        basis: factors, projections and tying.
+        policy: what is demanded of vector bytes.
+        options: those of `llama_cpp.Llama`.
+
+    Raises:
+        BaseMismatchError: llama.cpp refuses the factors for this model.
+    """
+
+    def __init__(
+        self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
+    ) -> None:
+        self._prepare(basis, policy)
+        self._evaluated = False
+        with signals_wait():
+            super().__init__(model_path, **options)
+
+    # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
+    # constructor makes model and context in one go; the moment between them is this assignment.
+    @property
+    def _model(self) -> Any:
+        return self.__dict__["_model"]
+
+    @_model.setter
+    def _model(self, model: Any) -> None:
+        self.__dict__["_model"] = model
+        self._personalizer = Personalizer(model.model, self.basis)
+        self._stack.callback(self._personalizer.free)  # after the context is freed, before the model is
+
+    @property
+    def vector(self) -> MicroVector | None:
+        """The active micro-vector, or None for the base alone."""
+        return self._personalizer.vector
+
+    def _activate(self, vector: MicroVector | None) -> None:
+        if self._ctx.ctx is None:
+            raise TinyLoraError("the model is closed: load it again")
+        own = [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
+        self._personalizer.apply([self._ctx.ctx], vector, own)  # the caller's lora_path stays in force
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop every cached computation of the model as it was."""
+        self.reset()
+        memory = llama_cpp.llama_get_memory(self._ctx.ctx)
+        if memory is not None:
+            # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
+            llama_cpp.llama_memory_clear(memory, self._evaluated and not self._finite())
+        self._evaluated = False
+        if self.cache is not None:
+            _empty(self.cache)
+
+    def _finite(self) -> bool:
+        logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
+        return bool(logits) and bool(np.isfinite(logits[: min(64, self._n_vocab)]).all())
+
+    def _population(
+        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
+    ) -> Batch:
+        from .batch import Batch
+        from .prompts import encode
+
+        longest = max(len(encode(self, sample.prompt)) for sample in samples)
+        limit = self._model.n_ctx_train()
+        if longest + max_tokens > limit:
+            raise no_room(longest, max_tokens, limit)
+        return Batch(self, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
+
+    # What runs the model holds the gate, from its first step to its last.
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.generate`."""
+        return self._stream(super().generate(*args, **kwargs))
+
+    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""
+        with self._compute():
+            result = super().create_completion(*args, **kwargs)
+        return result if isinstance(result, dict) else self._stream(result)
+
+    def eval(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.eval`."""
+        with self._compute():
+            self._evaluated = True
+            return super().eval(*args, **kwargs)
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.embed`."""
+        with self._compute():
+            return super().embed(*args, **kwargs)
+
+    def save_state(self) -> Any:
+        """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""
+        with self._gate.generation():
+            state: Any = super().save_state()
+            state.tinylora_vector = self.vector
+            return state
+
+    def load_state(self, state: Any) -> None:
+        """As `llama_cpp.Llama.load_state`.
+
+        Raises:
+            VectorError: the state was computed with another vector than the active one.
+        """
+        from_cache = self._gate.generating  # a completion found it in the LlamaCache that it was given
+        with self._gate.generation():
+            if getattr(state, "tinylora_vector", None) != self.vector:
+                if from_cache:
+                    return  # of no use here: evaluate the prompt instead
+                raise VectorError(
+                    "the saved state was computed with another vector than the active one: swap to the "
+                    "vector that it was saved under, or evaluate the prompt again"
+                )
+            super().load_state(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "basis": self.basis, "policy": self.policy, "_vector": self.vector}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vector = state.pop("_vector")
+        self.__init__(**state)  # type: ignore[misc]
+        if vector is not None:
+            self.swap(vector)
+
+
+def _empty(cache: Any) -> None:
+    # Llama's caches have no method for it: LlamaRAMCache keeps an OrderedDict, LlamaDiskCache a diskcache.
+    for name in ("cache_state", "cache"):
+        store: Any = getattr(cache, name, None)
+        if hasattr(store, "clear"):
+            store.clear()
+            return
+    cache.clear()

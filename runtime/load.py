@@ -1,0 +1,178 @@
+"""`load`: from a path and bytes to a personalized model."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, overload
+
+from .._policy import Policy
+from ..errors import MissingExtraError, TinyLoraError
+from ..formats.bundle import Bundle
+from ..vector import MicroVector
+from .onnx.bundle import OnnxBundle, find_bundle
+
+if TYPE_CHECKING:
+    from .llama.model import TinyLoraLlama
+    from .onnx.model import TinyLoraOnnx
+
+Vector = bytes | MicroVector | None
+
+LLAMA, ONNX = "llama", "onnx"
+
+
+@overload
+def load(
+    base: str | PathLike[str],
+    vector_bytes: Vector = None,
+    *,
+    policy: Policy | None = None,
+    stream: str = "",
+    engine: Literal["llama"],
+    **engine_options: Any,
+) -> TinyLoraLlama: ...
+
+
+@overload
+def load(
+    base: str | PathLike[str],
+    vector_bytes: Vector = None,
+    *,
+    policy: Policy | None = None,
+    stream: str = "",
+    engine: Literal["onnx"],
+    **engine_options: Any,
+) -> TinyLoraOnnx: ...
+
+
+@overload
+def load(
+    base: str | PathLike[str],
+    vector_bytes: Vector = None,
+    *,
+    policy: Policy | None = None,
+    stream: str = "",
+    engine: str | None = None,
+    **engine_options: Any,
+) -> Any: ...
+
+
+def load(
+    base: str | PathLike[str],
+    vector_bytes: Vector = None,
+    *,
+    policy: Policy | None = None,
+    stream: str = "",
+    engine: str | None = None,
+    **engine_options: Any,
+) -> Any:
+    """Load a base model and apply a micro-vector to it.
+
+    Everything that can be checked without the engine is checked before it starts: a vector or a base
+    that is refused costs milliseconds.
+
+    Args:
+        base: a bundle directory that `tinylora-edge export` wrote, the `onnx/` directory in one, the
+            `model.onnx` in that, or a `.gguf` with `<stem>.basis.gguf` beside it.
+        vector_bytes: a frame or a raw payload (DESIGN 7), a `MicroVector` that the app made itself
+            (no policy applies to it), or None for the base alone.
+        policy: what is demanded of vectors, now and at every `swap`.
+        stream: which sequence of vectors the bytes belong to (see `Policy`).
+        engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
+            where it has both.
+        engine_options: for llama.cpp those of `llama_cpp.Llama` (`n_ctx`, `n_gpu_layers`, `chat_format`,
+            ...), `verbose` being False unless given; for ONNX Runtime those of `TinyLoraOnnx` (`n_ctx`,
+            `n_threads`, `provider`, `session_options`).
+
+    Returns:
+        A `llama_cpp.Llama` with `swap`, `clear`, `using` and `vector` besides, or a `TinyLoraOnnx`, whose
+        completions take and return the same.
+
+    Raises:
+        FileNotFoundError: a part of the bundle is missing.
+        CorruptBasisError: the side tensors are damaged.
+        BaseMismatchError: the base is not one that the basis was exported for.
+        VectorError: the vector was refused; the subclass says why.
+        MissingExtraError: the engine is not installed.
+        TinyLoraError: there is no such engine, or the bundle has nothing for it.
+        OSError: the policy's state file cannot be written.
+    """
+    bundle = find_bundle(base)
+    engine = _choose(bundle, engine)
+    policy = policy or Policy()
+    if _is_bytes(vector_bytes):
+        vector: MicroVector | None = policy.check(vector_bytes, bundle.basis, stream=stream)
+    else:
+        vector = cast("MicroVector | None", vector_bytes)
+    if vector is not None:
+        bundle.basis.values(vector)  # an app's own vector has to fit, too
+    start = _start_onnx if engine == ONNX else _start_llama
+    llm = start(bundle, policy, engine_options)
+    if vector is not None:
+        try:
+            llm.swap(vector)
+            if _is_bytes(vector_bytes):
+                policy.record(vector, bundle.basis, stream=stream)
+        except BaseException:
+            llm.close()
+            raise
+    return llm
+
+
+def engine_of(base: str | PathLike[str], engine: str | None = None) -> str:
+    """Return the engine that `load` uses for a bundle: `llama` or `onnx`.
+
+    Raises:
+        FileNotFoundError: a part of the bundle is missing.
+        TinyLoraError: as for `load`.
+    """
+    return _choose(find_bundle(base), engine)
+
+
+def _choose(bundle: Bundle, engine: str | None) -> str:
+    has = {LLAMA: bundle.base != bundle.onnx, ONNX: bundle.onnx is not None}
+    if engine is None:
+        return LLAMA if has[LLAMA] else ONNX
+    if engine not in has:
+        raise TinyLoraError(f"there is no engine {engine!r}: choose {LLAMA!r} or {ONNX!r}")
+    if not has[engine]:
+        lacks = "a GGUF base" if engine == LLAMA else "an ONNX graph"
+        form = "gguf" if engine == LLAMA else "onnx"
+        raise TinyLoraError(
+            f"the bundle of {bundle.basis_path} lacks {lacks}, which engine={engine!r} runs: export the "
+            f"model with --format {form} or --format both"
+        )
+    return engine
+
+
+def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraLlama:
+    bundle.check_base()
+    try:
+        from .llama.model import TinyLoraLlama
+    except ModuleNotFoundError as error:
+        raise missing_engine(error) from None
+    options.setdefault("verbose", False)
+    return TinyLoraLlama(str(bundle.base), basis=bundle.basis, policy=policy, **options)
+
+
+def _start_onnx(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraOnnx:
+    graph = OnnxBundle(bundle)
+    graph.check()
+    try:
+        from .onnx.model import TinyLoraOnnx
+    except ModuleNotFoundError as error:
+        raise missing_engine(error) from None
+    return TinyLoraOnnx(graph, policy=policy, **options)
+
+
+def missing_engine(error: ModuleNotFoundError) -> ImportError:
+    """Return the error that names the pip command where an engine is missing, or the error itself."""
+    known = {
+        "llama_cpp": MissingExtraError("the llama.cpp runtime", "llama-cpp-python", "llama"),
+        "onnxruntime": MissingExtraError("the ONNX runtime", "onnxruntime", "onnx"),
+        "onnxruntime_genai": MissingExtraError("the ONNX runtime", "onnxruntime-genai", "onnx"),
+    }
+    return known.get(error.name or "", error)
+
+
+def _is_bytes(value: object) -> TypeGuard[bytes]:
+    return isinstance(value, bytes | bytearray | memoryview)

@@ -1,0 +1,125 @@
+"""Many prompts at once in ONNX Runtime: what an evaluation asks of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...tasks import Completion, Sample
+from ...vector import MicroVector
+from .model import TinyLoraOnnx
+
+
+class OnnxBatch:
+    """Answers prompts under a micro-vector, some at a time.
+
+    Args:
+        llm: a loaded model. Its own vector is left alone.
+        sequences: that run at the same time, each padded to the longest of them.
+    """
+
+    def __init__(self, llm: TinyLoraOnnx, *, sequences: int = 16) -> None:
+        self.llm = llm
+        self._sequences = sequences
+        self._vector: MicroVector | None = None
+        self._evaluated = 0
+
+    def swap(self, vector: MicroVector | None) -> None:
+        """Use another vector from now on; None for the base alone.
+
+        Raises:
+            VectorError: it does not fit the basis; the one before stays.
+        """
+        if vector is not None:
+            self.llm.basis.values(vector)
+        self._vector = vector
+
+    def answer(
+        self, samples: Sequence[Sample], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[Completion]:
+        """Answer the prompt of every sample once, as texts.
+
+        Args:
+            samples: whose prompts are answered.
+            max_tokens: of each answer.
+            temperature: of sampling from the full distribution; 0 takes the most likely token.
+            seed: of the random numbers; two vectors draw with the same ones.
+
+        Raises:
+            VectorError: the chat template does not render the messages.
+            TinyLoraError: a prompt is empty, or leaves no room in the context.
+        """
+        (answers,) = self.answer_each(
+            [self._vector], samples, max_tokens=max_tokens, temperature=temperature, seed=seed
+        )
+        return answers
+
+    def answer_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[list[Completion]]:
+        """Answer the prompts of all samples under every vector: rows of one batch, each with its vector.
+
+        The batch's own vector neither counts nor changes.
+
+        Args:
+            vectors: None for the base alone.
+            samples: whose prompts are answered.
+            max_tokens, temperature: as for `answer`.
+            seed: of the random numbers, which are the same for every vector.
+
+        Returns:
+            Of each vector, its answers in the order of the samples.
+
+        Raises:
+            VectorError: the chat template does not render the messages, or a vector does not fit.
+            TinyLoraError: a prompt is empty, or leaves no room in the context.
+        """
+        tokens = [self._encode(sample) for sample in samples]
+        number = seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
+        # Little to pad, and the rows of one prompt side by side.
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        rows = [(vector, i) for i in order for vector in range(len(vectors))]
+        found: dict[tuple[int, int], Completion] = {}
+        for start in range(0, len(rows), self._sequences):
+            part = rows[start : start + self._sequences]
+            answers = self.llm.generate_batch(
+                [tokens[i] for _, i in part],
+                [vectors[vector] for vector, _ in part],
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_k=0,
+                top_p=1.0,
+                min_p=0.0,
+                seed=number,
+                draws=[i for _, i in part],
+            )
+            for (vector, i), row in zip(part, answers, strict=True):
+                ended = row.finish_reason == "stop"
+                found[vector, i] = Completion(row.text, ended, len(row.tokens) + ended)
+                self._evaluated += len(tokens[i]) + len(row.tokens)
+        return [[found[vector, i] for i in range(len(samples))] for vector in range(len(vectors))]
+
+    @property
+    def evaluated(self) -> int:
+        """Tokens that were evaluated since the batch was made, prompts and answers, padding aside."""
+        return self._evaluated
+
+    def close(self) -> None:
+        """Nothing to free: it runs in the model's own engine."""
+
+    def __enter__(self) -> OnnxBatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _encode(self, sample: Sample) -> list[int]:
+        prompt = sample.prompt
+        return self.llm.tokenize(prompt if isinstance(prompt, str) else self.llm.apply_chat_template(prompt))

@@ -1,0 +1,171 @@
+"""The fingerprint of the weights that a baked graph really has beside it, computed without an engine.
+
+A graph states the fingerprint of its base, and so does the basis; but the weights lie in another file, and
+one of another fine-tune has the same size. The graph's `tinylora.weights` says which initializers the
+fingerprint covers. Where their bytes lie is read from the graph and not stated a second time: that is
+where the engine will read them, also after a tool has saved the model with another layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ...basis import packed_text
+from ...errors import BaseMismatchError
+from ...formats.onnx_graph import OnnxFile
+from ...formats.protobuf import Buffer, fields, opened, span, text
+
+_EDGE_BYTES = 4096  # of each tensor's data, at both ends
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 8, 9
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """An initializer as the exporter saw it."""
+
+    name: str
+    dtype: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What one node computes of a module: x [.., k] -> [.., n]."""
+
+    k: int
+    n: int
+    tensors: list[_Tensor]
+
+
+def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, ...], stated: str) -> str:
+    """Return the fingerprint of the weights that lie in a model's files: SHA-256 in hexadecimal.
+
+    The same bytes as the exporter hashes (`exporters/onnx/weights.py`, `fingerprint`): 16 KB a module are
+    read, of however large a model.
+
+    Args:
+        file: the model; `check_data` has passed.
+        architecture: of the basis.
+        modules: of the basis, in order.
+        stated: the model's `tinylora.weights`.
+
+    Raises:
+        BaseMismatchError: the list is damaged, or the graph has no such initializers any more.
+    """
+    entries = _parse(file.path, stated)
+    if len(entries) != len(modules):
+        raise BaseMismatchError(
+            f"{file.path} lists the weights of {len(entries)} modules, but its basis has {len(modules)}: a "
+            "tool changed it after it was baked. Export it again"
+        )
+    total = hashlib.sha256(b"tinylora onnx 1\n" + packed_text(architecture))
+    with ExitStack() as stack:
+        reader = _Reader(file, stack)
+        for module, nodes in zip(modules, entries, strict=True):
+            total.update(packed_text(module) + struct.pack("<I", len(nodes)))
+            for node in nodes:
+                total.update(struct.pack("<QQ", node.k, node.n))
+                for tensor in node.tensors:
+                    total.update(struct.pack("<I", tensor.dtype))
+                    for part in reader.edges(tensor):
+                        total.update(part)
+    return total.hexdigest()
+
+
+class _Reader:
+    """Reads the ends of initializers, from external data or from the model file itself."""
+
+    def __init__(self, file: OnnxFile, stack: ExitStack) -> None:
+        self._file, self._stack = file, stack
+        self._open: dict[Path, IO[bytes]] = {}
+        self._inline: dict[str, tuple[int, int]] | None = None
+
+    def edges(self, tensor: _Tensor) -> tuple[bytes, bytes]:
+        """First and last 4,096 bytes of a tensor; all of a smaller one, twice.
+
+        Raises:
+            BaseMismatchError: the graph has it no more, or with another size.
+        """
+        path, start, size = self._place(tensor.name)
+        if size not in (tensor.nbytes, 0):  # 0: the graph leaves the length of external data open
+            raise BaseMismatchError(
+                f"{self._file.path} has {size:,} bytes of {tensor.name}, but was baked with "
+                f"{tensor.nbytes:,}: a tool changed it after it was baked. Export it again"
+            )
+        count = min(tensor.nbytes, _EDGE_BYTES)
+        return self._read(path, start, count), self._read(path, start + tensor.nbytes - count, count)
+
+    def _place(self, name: str) -> tuple[Path, int, int]:
+        """File, offset and length of an initializer's data."""
+        path = self._file.path
+        external = self._file.initializers.get(name)
+        if external is not None:
+            return path.parent / external.location, external.offset, external.length
+        if self._inline is None:
+            self._inline = _raw_spans(path)
+        if name not in self._inline:
+            raise BaseMismatchError(
+                f"{path} has no weight {name}, which it was baked with: a tool changed it after it was "
+                "baked. Export it again"
+            )
+        start, end = self._inline[name]
+        return path, start, end - start
+
+    def _read(self, path: Path, start: int, count: int) -> bytes:
+        if path not in self._open:
+            self._open[path] = self._stack.enter_context(path.open("rb", buffering=0))
+        file = self._open[path]
+        file.seek(start)
+        return file.read(count)
+
+
+def _raw_spans(path: Path) -> dict[str, tuple[int, int]]:
+    """Initializer -> where its raw data begin and end in the model file, for those that are inside it."""
+    with opened(path) as data:
+        return dict(_inline_tensors(data))
+
+
+def _inline_tensors(data: Buffer) -> Iterator[tuple[str, tuple[int, int]]]:
+    for number, graph in fields(data, 0, len(data)):
+        if number != _MODEL_GRAPH:
+            continue
+        for inner, tensor in fields(data, *span(graph)):
+            if inner == _GRAPH_INITIALIZER:
+                parts = dict(fields(data, *span(tensor)))
+                if _TENSOR_RAW in parts and _TENSOR_NAME in parts:
+                    yield text(data, parts[_TENSOR_NAME]), span(parts[_TENSOR_RAW])
+
+
+def _parse(path: Path, stated: str) -> list[list[_Node]]:
+    try:
+        return [
+            [
+                _Node(
+                    _count(node["k"]),
+                    _count(node["n"]),
+                    [
+                        _Tensor(name, _count(dtype, 1 << 31), _count(nbytes))
+                        for name, dtype, nbytes in node["tensors"]
+                    ],
+                )
+                for node in nodes
+            ]
+            for nodes in json.loads(stated)
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BaseMismatchError(
+            f"the list of weights in {path} is damaged ({error!r}): copy the model again, or export it again"
+        ) from None
+
+
+def _count(value: object, limit: int = 1 << 63) -> int:
+    if not isinstance(value, int) or not 0 <= value < limit:
+        raise ValueError(f"{value!r} is no number from 0 to {limit - 1}")
+    return value

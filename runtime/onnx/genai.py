@@ -1,0 +1,192 @@
+"""A decoder in onnxruntime-genai with its tokenizer, and what its configuration says of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime_genai as og
+
+from ...errors import TinyLoraError, VectorError
+from .bundle import OnnxBundle
+from .session import cannot_load
+
+CONFIG_NAME = "genai_config.json"
+
+Messages = Sequence[Mapping[str, Any]]
+"""Chat messages, each with `role` and `content`."""
+
+if hasattr(og, "disable_telemetry_events"):  # since 0.18
+    og.disable_telemetry_events()  # what runs on a device tells nobody
+
+
+class Model:
+    """An `onnxruntime_genai.Model` and its tokenizer.
+
+    Args:
+        bundle: checked.
+        n_ctx: longest sequence in tokens; 0, or more than the model has: the model's own.
+        n_threads, session_options, provider: see `TinyLoraOnnx`.
+
+    Attributes:
+        flavour: of the graph.
+        required: names of the graph's inputs that have no initializer.
+        n_ctx: longest sequence in tokens.
+        n_vocab: entries of the logits.
+        eos: tokens that end a sequence.
+        pad: the token that fills up shorter prompts of a batch.
+
+    Raises:
+        FileNotFoundError: there is no genai_config.json.
+        TinyLoraError: it is damaged.
+        BaseMismatchError: the installed onnxruntime-genai cannot load the graph.
+    """
+
+    def __init__(
+        self,
+        bundle: OnnxBundle,
+        n_ctx: int,
+        n_threads: int | None,
+        session_options: Mapping[str, Any] | None,
+        provider: str | None,
+    ) -> None:
+        described = _read_config(bundle)
+        self.flavour = bundle.flavour
+        self.required = [name for name in bundle.file.inputs if name not in bundle.file.initializers]
+        self.eos = frozenset(map(int, as_list(described.get("eos_token_id"))))
+        self.pad = int(described.get("pad_token_id", min(self.eos, default=0)))
+        longest = int(described["context_length"])
+        self.n_ctx = min(n_ctx, longest) if n_ctx > 0 else longest
+        self.n_vocab = int(described["vocab_size"])
+        try:
+            self._model: Any = og.Model(_config(bundle, n_threads, session_options, provider))
+            self._tokenizer: Any = og.Tokenizer(self._model)
+        except Exception as error:  # RuntimeError, and OgaError in some releases
+            raise cannot_load(bundle, error) from error
+
+    @property
+    def engine(self) -> Any:
+        """The `onnxruntime_genai.Model`.
+
+        Raises:
+            TinyLoraError: it was closed.
+        """
+        self._check_open()
+        return self._model
+
+    def close(self) -> None:
+        """Free model and tokenizer."""
+        self._model = self._tokenizer = None
+
+    def _check_open(self) -> None:
+        if self._model is None:
+            raise TinyLoraError("the model is closed: load it again")
+
+    def encode(self, prompt: str | Messages | Sequence[int]) -> list[int]:
+        """Return the token ids of a text or of chat messages; token ids are passed on.
+
+        Raises:
+            VectorError: the chat template does not render the messages.
+        """
+        self._check_open()
+        if isinstance(prompt, bytes):
+            prompt = prompt.decode()
+        if isinstance(prompt, str):
+            return [int(token) for token in self._tokenizer.encode(prompt)]
+        if len(prompt) and isinstance(prompt[0], Mapping):
+            return self.encode(self.render(prompt))  # type: ignore[arg-type]
+        return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out."""
+        self._check_open()
+        text: str = self._tokenizer.decode(np.asarray(tokens, np.int32))
+        return text
+
+    def stream(self) -> Callable[[int], str]:
+        """Return what gives the text that each further token adds."""
+        self._check_open()
+        decode: Callable[[int], str] = self._tokenizer.create_stream().decode
+        return decode
+
+    def render(self, messages: Messages, tools: Any = None) -> str:
+        """Return the prompt that the tokenizer's chat template makes of messages.
+
+        Raises:
+            VectorError: there is no template, or it refuses the messages.
+        """
+        self._check_open()
+        options: dict[str, Any] = {} if tools is None else {"tools": json.dumps(tools)}
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                json.dumps([dict(message) for message in messages]), add_generation_prompt=True, **options
+            )
+        except Exception as error:  # RuntimeError, and OgaError in some releases
+            raise VectorError(
+                f"the tokenizer's chat template does not render these messages: {error}. Use a text prompt, "
+                "or put a chat_template.jinja beside the model"
+            ) from error
+        return text
+
+    def room(self, tokens: Sequence[int], max_tokens: int | None, what: str = "the prompt") -> int:
+        """Return how many tokens may follow a prompt.
+
+        Raises:
+            TinyLoraError: it is empty, leaves no room in the context, or has tokens that the model lacks.
+        """
+        if not tokens:
+            raise TinyLoraError(f"{what} has no tokens: pass some text")
+        free = self.n_ctx - len(tokens)
+        if free < 1:
+            raise TinyLoraError(
+                f"{what} has {len(tokens)} tokens, but the context has {self.n_ctx} and an answer needs at "
+                "least one: shorten it, or load the model with a larger n_ctx"
+            )
+        outside = [token for token in tokens if not 0 <= token < self.n_vocab]
+        if outside:
+            raise TinyLoraError(f"{what} has the token {outside[0]}, but the model has {self.n_vocab}")
+        return min(max_tokens, free) if max_tokens is not None and max_tokens > 0 else free
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return one or several values, or None, as a list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | int) else list(value)
+
+
+def _read_config(bundle: OnnxBundle) -> dict[str, Any]:
+    path = bundle.folder / CONFIG_NAME
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))["model"]
+        if not all(isinstance(content[key], int) for key in ("context_length", "vocab_size")):
+            raise TypeError("context_length and vocab_size are not both integers")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} does not exist: text generation needs what onnxruntime-genai's model builder writes. A "
+            "graph alone runs in tinylora_edge.runtime.OnnxSession"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TinyLoraError(f"{path} is damaged: {error!r}. Export the bundle again") from None
+    return content
+
+
+def _config(
+    bundle: OnnxBundle,
+    n_threads: int | None,
+    session_options: Mapping[str, Any] | None,
+    provider: str | None,
+) -> Any:
+    config = og.Config(str(bundle.folder))
+    if provider is not None:
+        config.clear_providers()
+        if provider.lower() != "cpu":
+            config.append_provider(provider)
+    options = dict(session_options or {})
+    if n_threads is not None:
+        options["intra_op_num_threads"] = n_threads
+    if options:
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    return config

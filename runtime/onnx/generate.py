@@ -1,0 +1,148 @@
+"""Several sequences at once in onnxruntime-genai, each with its own micro-vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...basis import Basis
+from ...errors import TinyLoraError
+from ...vector import MicroVector
+from .genai import Model
+from .generator import Feed, append_prompt, new_generator
+from .rows import Rows
+from .sampling import Sampler, Sampling
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer of a batch.
+
+    Attributes:
+        text: special tokens left out.
+        tokens: int32 [n], without the end-of-sequence token.
+        finish_reason: `stop` where it ended by itself, else `length`.
+        vector: that it was generated with; None for the base.
+    """
+
+    text: str
+    tokens: NDArray[np.int32]
+    finish_reason: str
+    vector: MicroVector | None
+
+
+def generate_batch(
+    model: Model,
+    basis: Basis,
+    prompts: Sequence[Sequence[int]],
+    rows: Rows,
+    sampling: Sampling,
+    max_tokens: int,
+    draws: Sequence[int],
+) -> list[Row]:
+    """Return an answer for each prompt.
+
+    Args:
+        model: the decoder's model.
+        basis: of the rows.
+        prompts: token ids; the caller has checked that there is room after each.
+        rows: one, or as many as prompts.
+        sampling: every row draws by itself.
+        max_tokens: longest answer.
+        draws: a number for each prompt, which decides its random numbers.
+
+    Raises:
+        TinyLoraError: a vector is so large that the logits of its row are not finite.
+    """
+    # genai takes the padding token at the end of a row for padding: such a prompt goes alone.
+    together = [i for i, prompt in enumerate(prompts) if prompt[-1] != model.pad]
+    groups = [together] if together else []
+    groups += [[i] for i, prompt in enumerate(prompts) if prompt[-1] == model.pad]
+    greedy = sampling.temperature <= 0
+    samplers = {} if greedy else {i: Sampler(sampling, draw) for i, draw in enumerate(draws)}
+    found: dict[int, tuple[list[int], bool]] = {}
+    for group in groups:
+        feed = Feed(model, rows if len(rows) == 1 else rows.select(group), basis)
+        found.update(_Batch(model, feed, {i: prompts[i] for i in group}, samplers, max_tokens).run())
+    vectors = rows.vectors * len(prompts) if len(rows) == 1 else rows.vectors
+    return [
+        Row(model.decode(tokens), np.array(tokens, np.int32), "stop" if ended else "length", vector)
+        for vector, (tokens, ended) in zip(vectors, (found[i] for i in range(len(prompts))), strict=True)
+    ]
+
+
+class _Batch:
+    """Sequences that run together, in one generator.
+
+    `prompts` and `samplers` are by the number of the sequence; there are no samplers for greedy answers.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        feed: Feed,
+        prompts: Mapping[int, Sequence[int]],
+        samplers: Mapping[int, Sampler],
+        max_tokens: int,
+    ) -> None:
+        self._names = list(prompts)
+        self._greedy = not samplers
+        self._samplers = [samplers[name] for name in self._names if not self._greedy]
+        self._eos = model.eos
+        longest = max(map(len, prompts.values()))
+        self._limit = min(max_tokens, model.n_ctx - longest)
+        self._feed = feed
+        self._generator = new_generator(
+            model, feed, batch_size=len(prompts), max_length=longest + self._limit
+        )
+        if len(prompts) == 1:
+            append_prompt(self._generator, prompts[self._names[0]], model.pad)
+        else:
+            self._append_padded(prompts, longest, model.pad)
+        highest = self._generator.get_logits().reshape(len(prompts), -1).max(axis=1)
+        bad = [name for name, top in zip(self._names, highest, strict=True) if not np.isfinite(top)]
+        if bad:
+            raise TinyLoraError(
+                f"the model's logits are not finite in row {bad[0]}: its vector is too large for the model"
+            )
+
+    def _append_padded(self, prompts: Mapping[int, Sequence[int]], longest: int, pad: int) -> None:
+        padded = np.full((len(prompts), longest), pad, np.int32)
+        for line, prompt in zip(padded, prompts.values(), strict=True):
+            line[: len(prompt)] = prompt
+        self._generator.append_tokens(padded)
+
+    def run(self) -> dict[int, tuple[list[int], bool]]:
+        """Return the tokens of each sequence, by its name, and whether it ended by itself."""
+        rows = range(len(self._names))
+        tokens: list[list[int]] = [[] for _ in rows]
+        ended = [False] * len(rows)
+        for _ in range(self._limit):
+            if all(ended):
+                break
+            for row, token in zip(rows, self._step(ended), strict=True):
+                if ended[row]:
+                    continue
+                if token in self._eos:
+                    ended[row] = True
+                else:
+                    tokens[row].append(token)
+        return {name: (tokens[row], ended[row]) for row, name in zip(rows, self._names, strict=True)}
+
+    def _step(self, ended: Sequence[bool]) -> list[int]:
+        if not self._greedy:
+            self._choose(ended)
+        self._generator.generate_next_token()
+        return [int(token) for token in self._generator.get_next_tokens()]
+
+    def _choose(self, ended: Sequence[bool]) -> None:
+        """Draw every row's token by itself, and leave genai's greedy search no other choice."""
+        logits = self._generator.get_logits()
+        flat = logits.reshape(len(self._names), -1)
+        chosen = np.full_like(flat, np.finfo(np.float32).min)
+        for row, sampler in enumerate(self._samplers):
+            chosen[row, 0 if ended[row] else sampler(flat[row], ())] = 0
+        self._generator.set_logits(chosen.reshape(logits.shape))

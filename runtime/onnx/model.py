@@ -1,0 +1,329 @@
+"""The ONNX backend: a baked graph on onnxruntime-genai, whose micro-vector can be exchanged while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
+
+from ..._policy import Policy
+from ...tasks import Sample
+from ...vector import MicroVector
+from ..personal import Personal, no_room
+from .bundle import OnnxBundle
+from .completion import Completion, Step
+from .decoder import Decoder
+from .genai import Messages, Model, as_list
+from .generate import Row, generate_batch
+from .generator import Feed, PersonalGenerator
+from .rows import Vector, rows
+from .sampling import Sampler, Sampling, Text
+
+if TYPE_CHECKING:
+    from .batch import OnnxBatch
+
+
+class TinyLoraOnnx(Personal):
+    """A decoder on ONNX Runtime with a micro-vector.
+
+    Get one from `tinylora_edge.runtime.load`. Its completions take and return what `llama_cpp.Llama`'s do,
+    and generations and exchanges of the vector take turns between threads in the same way. What the
+    beginning of a prompt has in common with the one before is not computed again; a swap forgets it.
+
+    Args:
+        base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or the `.onnx` in it.
+        policy: what is demanded of vector bytes.
+        n_ctx: longest sequence in tokens; the KV cache is allocated for it. 0, or more than the model
+            has: the model's own.
+        n_threads: CPU threads; by default ONNX Runtime's.
+        session_options: of ONNX Runtime, over those in `genai_config.json`, as it words them.
+        provider: execution provider, such as `cuda`; by default those in `genai_config.json`.
+
+    Raises:
+        FileNotFoundError: a part of the bundle is missing.
+        CorruptBasisError: the side tensors are damaged.
+        BaseMismatchError: the graph was not baked with this basis, its weights are not there, or the
+            installed onnxruntime-genai cannot load it.
+    """
+
+    def __init__(
+        self,
+        base: str | PathLike[str] | OnnxBundle,
+        *,
+        policy: Policy | None = None,
+        n_ctx: int = 2048,
+        n_threads: int | None = None,
+        session_options: Mapping[str, Any] | None = None,
+        provider: str | None = None,
+    ) -> None:
+        bundle = base if isinstance(base, OnnxBundle) else OnnxBundle.find(base)
+        bundle.check()
+        self._prepare(bundle.basis, policy)
+        self.model_path = str(bundle.model)
+        self._model = Model(bundle, n_ctx, n_threads, session_options, provider)
+        self._vector: MicroVector | None = None
+        self._feed = Feed(self._model, None, self.basis)
+        self._decoder = Decoder(self._model, self._feed)
+
+    @property
+    def vector(self) -> MicroVector | None:
+        """The active micro-vector, or None for the base alone."""
+        return self._vector
+
+    @property
+    def flavour(self) -> str:
+        """Of the graph's input: `default` or `required`."""
+        return self._model.flavour
+
+    def _activate(self, vector: MicroVector | None) -> None:
+        checked = None if vector is None else rows(vector, self.basis, self.policy)
+        self._go_back((Feed(self._model, checked, self.basis), vector))
+
+    def _remember(self) -> Any:
+        return self._feed, self._vector
+
+    def _go_back(self, remembered: Any) -> None:
+        feed, vector = remembered
+        # The KV cache is the decoder's: what the old vector computed goes with it.
+        self._feed, self._decoder, self._vector = feed, Decoder(self._model, feed), vector
+
+    def close(self) -> None:
+        """Free the model. A generator of `generator` that is still there keeps it alive."""
+        with self._gate.exchange():
+            self._decoder = Decoder(self._model, self._feed)
+            self._model.close()
+
+    def __enter__(self) -> TinyLoraOnnx:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _population(
+        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
+    ) -> OnnxBatch:
+        from .batch import OnnxBatch
+
+        longest = max(len(self._model.encode(sample.prompt)) for sample in samples)
+        if longest + max_tokens > self.n_ctx():
+            raise no_room(longest, max_tokens, self.n_ctx())
+        return OnnxBatch(self, sequences=sequences)  # its threads are those that the model was loaded with
+
+    # Text and tokens
+
+    def n_ctx(self) -> int:
+        """Longest sequence in tokens."""
+        return self._model.n_ctx
+
+    def n_vocab(self) -> int:
+        """Entries of the logits."""
+        return self._model.n_vocab
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text, special tokens recognized."""
+        return self._model.encode(text)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out."""
+        return self._model.decode(tokens)
+
+    def apply_chat_template(self, messages: Messages, tools: Any = None) -> str:
+        """Return the prompt that the tokenizer's chat template makes of messages.
+
+        Raises:
+            VectorError: there is no template, or it refuses the messages.
+        """
+        return self._model.render(messages, tools)
+
+    # Generation
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> Generator[int, None, None]:
+        """Yield the tokens that follow a prompt, up to an end-of-sequence token, which is left out.
+
+        Raises:
+            TinyLoraError: the prompt is empty, or leaves no room in the context.
+            BusyError: another generation of this thread took the stream's place.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        return self._stream(self._tokens(tokens, sampling, max_tokens))
+
+    def create_completion(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = 16,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        top_k: int = 40,
+        repeat_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> Any:
+        """As `llama_cpp.Llama.create_completion`: a dictionary, or with `stream` an iterator of chunks.
+
+        Args:
+            prompt: text, or token ids.
+            max_tokens: longest answer; None or 0 and less: until the context is full.
+            temperature, top_p, min_p, top_k, repeat_penalty, seed: see `Sampling`.
+            stop: strings that end the answer.
+            stream: yield pieces as they come.
+
+        Raises:
+            TinyLoraError: the prompt is empty, or leaves no room in the context.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        return self._complete(prompt, sampling, max_tokens, stop, stream, chat=False)
+
+    def __call__(self, prompt: str | Sequence[int], **options: Any) -> Any:
+        """As `create_completion`."""
+        return self.create_completion(prompt, **options)
+
+    def create_chat_completion(
+        self,
+        messages: Messages,
+        *,
+        tools: Any = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        top_k: int = 40,
+        repeat_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> Any:
+        """As `llama_cpp.Llama.create_chat_completion`, with the template of the model's tokenizer.
+
+        Args:
+            messages: each with `role` and `content`.
+            tools: what the template is told of tools.
+            max_tokens: longest answer; None or 0 and less: until the context is full.
+            temperature, top_p, min_p, top_k, repeat_penalty, stop, seed, stream: as `create_completion`.
+
+        Raises:
+            VectorError: the template does not render the messages.
+            TinyLoraError: the prompt leaves no room in the context.
+        """
+        prompt = self.apply_chat_template(messages, tools)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        return self._complete(prompt, sampling, max_tokens, stop, stream, chat=True)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Messages | Sequence[int]],
+        vectors: Vector | Sequence[Vector],
+        *,
+        streams: str | Sequence[str] = "",
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        top_k: int = 40,
+        seed: int | None = None,
+        draws: Sequence[int] | None = None,
+    ) -> list[Row]:
+        """Answer several prompts at once, each with the vector of its own user.
+
+        The model's active vector neither counts nor changes.
+
+        Args:
+            prompts: texts, chat messages, or token ids.
+            vectors: one for each prompt (None: the base), or one for all.
+            streams: which sequence of vectors the bytes belong to (see `Policy`): one, or one a prompt.
+            max_tokens: longest answer.
+            temperature, top_p, min_p, top_k, seed: see `Sampling`. Every row draws by itself.
+            draws: a number for each prompt: rows of the same number draw with the same random numbers.
+                By default no two do.
+
+        Raises:
+            VectorError: a vector is refused (the message says which row), or they are not as many as the
+                prompts. Nothing was generated then, and none counts as accepted.
+            TinyLoraError: a prompt is empty, or leaves no room in the context.
+        """
+        tokens = [self._model.encode(prompt) for prompt in prompts]
+        for row, each in enumerate(tokens):
+            self._model.room(each, max_tokens, f"prompt {row}")
+        with self._compute():
+            checked = rows(vectors, self.basis, self.policy, streams, len(tokens))
+            if not tokens:
+                return []
+            sampling = Sampling(temperature, top_k, top_p, min_p, 1.0, seed)
+            return generate_batch(
+                self._model, self.basis, tokens, checked, sampling, max_tokens, draws or range(len(tokens))
+            )
+
+    def generator(self, **search_options: Any) -> PersonalGenerator:
+        """Return an `onnxruntime_genai.Generator` with the active vector, for a loop of your own.
+
+        It keeps its vector after a swap, and refuses what onnxruntime-genai would ignore or mix silently.
+
+        Args:
+            search_options: as `onnxruntime_genai.GeneratorParams.set_search_options` takes them.
+        """
+        search = {"max_length": self._model.n_ctx, **search_options}
+        with self._gate.hold():
+            return PersonalGenerator(self._model, self._feed, **search)
+
+    def _complete(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        max_tokens: int | None,
+        stop: str | Sequence[str] | None,
+        stream: bool,
+        *,
+        chat: bool,
+    ) -> Any:
+        tokens = self._model.encode(prompt)
+        self._model.room(tokens, max_tokens)
+        completion = Completion(self.model_path, len(tokens), chat=chat)
+        text = Text(self._model.stream(), as_list(stop))
+        counted: list[int] = []
+        steps = self._steps(self._tokens(tokens, sampling, max_tokens), text, counted)
+        if stream:
+            return self._stream(_closing(completion.chunks(steps), steps))
+        with self._compute():
+            return completion.whole(steps, lambda: len(counted))
+
+    def _tokens(
+        self, prompt: Sequence[int], sampling: Sampling, max_tokens: int | None
+    ) -> Generator[int, None, str]:
+        # A generator begins at its first step: the vector of that moment counts, as the gate has it.
+        return (yield from self._decoder.tokens(prompt, Sampler(sampling), max_tokens))
+
+    def _steps(
+        self, tokens: Generator[int, None, str], text: Text, counted: list[int]
+    ) -> Generator[Step, None, None]:
+        reason = "length"
+        with closing(tokens):
+            try:
+                while not text.stopped:
+                    token = next(tokens)
+                    counted.append(token)
+                    yield text.add(token), None
+                reason = "stop"
+            except StopIteration as end:
+                reason = end.value
+        yield text.rest(), reason
+
+
+def _closing(chunks: Iterator[Any], steps: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
+    with closing(steps):
+        yield from chunks

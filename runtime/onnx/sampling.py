@@ -1,0 +1,123 @@
+"""From logits to a token, and from tokens to text: what a completion needs besides the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TinyLoraError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the names, the defaults and the order are llama.cpp's.
+
+    Attributes:
+        temperature: 0 takes the likeliest token each time.
+        top_k: keep the k likeliest; 0 keeps all.
+        top_p: keep the likeliest whose probabilities sum to p.
+        min_p: keep those with at least this fraction of the likeliest one's probability.
+        repeat_penalty: divides positive logits of the last 64 tokens, and multiplies negative ones.
+        seed: of the draws; None draws differently each time.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+
+
+_PENALIZED = 64
+
+
+class Sampler:
+    """Draws tokens for one sequence."""
+
+    def __init__(self, options: Sampling, row: int = 0) -> None:
+        self._options = options
+        self._rng = np.random.default_rng(None if options.seed is None else (options.seed, row))
+
+    def __call__(self, logits: NDArray[np.float32], before: Sequence[int]) -> int:
+        """Return the next token.
+
+        Args:
+            logits: float32 [vocabulary]; not changed.
+            before: tokens of the sequence so far.
+
+        Raises:
+            TinyLoraError: the logits are not finite.
+        """
+        o = self._options
+        if not np.isfinite(logits.max()):
+            raise TinyLoraError(
+                "the model's logits are not finite: the vector is too large for it. Swap to another one"
+            )
+        if o.repeat_penalty != 1.0 and before:
+            logits = logits.copy()
+            recent = np.unique(np.asarray(before[-_PENALIZED:]))
+            seen = logits[recent]
+            logits[recent] = np.where(seen > 0, seen / o.repeat_penalty, seen * o.repeat_penalty)
+        if o.temperature <= 0:
+            return int(logits.argmax())
+        order = _likeliest(logits, o.top_k)
+        chances = _softmax(logits[order].astype(np.float64))
+        kept = int(np.searchsorted(chances.cumsum(), o.top_p)) + 1 if o.top_p < 1 else len(order)
+        kept = min(kept, max(1, int((chances >= o.min_p * chances[0]).sum())))
+        chances = _softmax(logits[order[:kept]].astype(np.float64) / o.temperature)
+        return int(order[self._rng.choice(min(kept, len(order)), p=chances)])
+
+
+def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Return the `count` likeliest tokens, or all where it is 0, in order."""
+    if not 0 < count < logits.size:
+        return np.argsort(-logits, kind="stable")
+    found = np.argpartition(-logits, count - 1)[:count]  # sorting a whole vocabulary takes milliseconds
+    return found[np.lexsort((found, -logits[found]))]
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    return weights
+
+
+class Text:
+    """The text of a completion as it comes in, up to the first of some stop strings.
+
+    Args:
+        decode: text that a token adds, which may be empty while a character is incomplete.
+        stop: strings that end the text and are no part of it.
+    """
+
+    def __init__(self, decode: Callable[[int], str], stop: Sequence[str] = ()) -> None:
+        self._decode = decode
+        self._stop = [text for text in stop if text]
+        self._held = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """Return the text that is certain now; what may begin a stop string is held back."""
+        self._held += self._decode(token)
+        found = [at for at in (self._held.find(text) for text in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            ready, self._held = self._held[: min(found)], ""
+            return ready
+        keep = max((self._overlap(text) for text in self._stop), default=0)
+        cut = len(self._held) - keep
+        ready, self._held = self._held[:cut], self._held[cut:]
+        return ready
+
+    def rest(self) -> str:
+        """Return what was held back, at the end."""
+        ready, self._held = self._held, ""
+        return ready
+
+    def _overlap(self, text: str) -> int:
+        longest = min(len(text) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(text[:n])), 0)

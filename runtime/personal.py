@@ -1,0 +1,177 @@
+"""What a personalized model is on every engine: one vector at a time, exchanged all or nothing."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from inspect import GEN_SUSPENDED, getgeneratorstate
+from typing import TYPE_CHECKING, Any
+
+from .._policy import Policy
+from ..basis import Basis
+from ..errors import BusyError, TrainError
+from ..tasks import Sample
+from ..vector import MicroVector
+from .gate import Gate
+
+if TYPE_CHECKING:
+    from .evaluation import Population
+
+
+class Personal:
+    """A model whose micro-vector can be exchanged while it runs; the engines' backends extend it.
+
+    Generations and exchanges take turns between threads: an exchange waits for a running generation and
+    never tears one.
+    """
+
+    basis: Basis
+    policy: Policy
+
+    def _prepare(self, basis: Basis, policy: Policy | None) -> None:
+        # Not __init__: an engine's own class may have one with other arguments.
+        self.basis = basis
+        self.policy = policy or Policy()
+        self._gate = Gate()
+        self._streams: weakref.WeakSet[Generator[Any, Any, None]] = weakref.WeakSet()
+        self._begun = 1  # generations that began over an unfinished stream, which notices by it
+
+    @property
+    @abstractmethod
+    def vector(self) -> MicroVector | None:
+        """The active micro-vector, or None for the base alone."""
+
+    @abstractmethod
+    def _activate(self, vector: MicroVector | None) -> None:
+        """Make a vector the active one, and drop what was computed with the one before.
+
+        On an error the one before stays active.
+        """
+
+    def swap(
+        self,
+        vector: bytes | MicroVector,
+        *,
+        stream: str = "",
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> MicroVector:
+        """Exchange the micro-vector, all or nothing, and return the one that is now active.
+
+        Every cache holds what the old model computed, and is emptied. The output after any sequence of
+        swaps equals that of a fresh load of the last vector.
+
+        Args:
+            vector: a frame or a raw payload, checked by the policy; or a `MicroVector` of the app's own.
+            stream: which sequence of vectors the bytes belong to (see `Policy`).
+            wait: wait for a generation in another thread; False refuses instead.
+            timeout: seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            VectorError: the vector was refused; the subclass says why. The model stays as it was.
+            BusyError: a generation is running, and waiting was not asked for, or took too long, or
+                would never end because this thread runs it.
+            OSError: the policy's state file cannot be written. The model stays as it was.
+        """
+        with self._gate.exchange(wait=wait, timeout=timeout):
+            if isinstance(vector, MicroVector):
+                self._activate(vector)
+                return vector
+            checked = self.policy.check(vector, self.basis, stream=stream)
+            before = self._remember()
+            self._activate(checked)
+            try:
+                self.policy.record(checked, self.basis, stream=stream)
+            except BaseException:  # a state that cannot be written
+                self._go_back(before)
+                raise
+            return checked
+
+    def clear(self, *, wait: bool = True, timeout: float | None = None) -> None:
+        """Go back to the base, bit for bit.
+
+        Raises:
+            BusyError: as for `swap`.
+        """
+        with self._gate.exchange(wait=wait, timeout=timeout):
+            self._activate(None)
+
+    @contextmanager
+    def using(self, vector: bytes | MicroVector, *, stream: str = "") -> Iterator[MicroVector]:
+        """Apply a micro-vector for one block, and the one before it again at its end.
+
+        Other threads wait until the block ends. A stream that it leaves unfinished is closed, since its
+        vector is gone. Arguments and errors are those of `swap`.
+        """
+        with self._gate.hold():
+            before = self._remember()
+            active = self.swap(vector, stream=stream)
+            try:
+                yield active
+            finally:
+                with self._gate.computing():  # once no other thread is inside a step of such a stream
+                    for unfinished in list(self._streams):
+                        if getgeneratorstate(unfinished) == GEN_SUSPENDED:
+                            unfinished.close()
+                    self._go_back(before)
+
+    def _remember(self) -> Any:
+        """Return what `_go_back` needs to make the active vector the active one again."""
+        return self.vector
+
+    def _go_back(self, remembered: Any) -> None:
+        self._activate(remembered)
+
+    @abstractmethod
+    def _population(
+        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
+    ) -> AbstractContextManager[Population]:
+        """Return what answers the samples' prompts under many vectors at once, beside this model's own.
+
+        Raises:
+            TrainError: the longest prompt with its answer does not fit the model's context.
+        """
+
+    # What runs the model holds the gate, from its first step to its last.
+
+    def _stream(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, None]:
+        held = self._hold_while(steps)
+        self._streams.add(held)
+        return held
+
+    def _hold_while(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, None]:
+        """Pass on a generator, holding the model from its first step to its last."""
+        with self._gate.generation(), closing(steps):
+            sent, begun = None, 0
+            while True:
+                with self._gate.computing() as over_another:  # a server may take each step in another thread
+                    if not begun:
+                        self._begun += over_another
+                        begun = self._begun
+                    if begun != self._begun:
+                        raise BusyError(
+                            "this stream cannot go on: its thread began another generation before it "
+                            "ended, and that took its place in the KV cache"
+                        )
+                    try:
+                        item = steps.send(sent)
+                    except StopIteration:
+                        return
+                sent = yield item
+
+    @contextmanager
+    def _compute(self) -> Iterator[None]:
+        """Hold the model for one call. A stream that its thread left unfinished cannot go on after it."""
+        with self._gate.generation(), self._gate.computing() as over_another:
+            self._begun += over_another
+            yield
+
+
+def no_room(prompt: int, answer: int, context: int) -> TrainError:
+    """Return the error of a prompt that with its answer passes the context: all in tokens."""
+    return TrainError(
+        f"the longest prompt has {prompt} tokens, which with {answer} to generate pass the model's context "
+        f"of {context}: shorten it, or generate fewer (max_tokens)"
+    )

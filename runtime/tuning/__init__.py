@@ -1,0 +1,1 @@
+"""Tuning: v from rewards, found on the device by forward passes."""

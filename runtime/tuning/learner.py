@@ -1,0 +1,204 @@
+"""On-device tuning: a search over v that only ever runs the model forwards.
+
+Every step asks the search for candidates, answers the same few prompts under each of them, and tells the
+search what the reward said. Some prompts are held back: they decide what is returned. Knows no engine: a
+loaded model brings its own way to answer many prompts under many vectors.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...basis import Basis
+from ...errors import TrainError
+from ...tasks import Reward, Sample, Task
+from ...vector import MicroVector
+from ..personal import Personal
+from .search import make_search, restore_search
+from .settings import Report, Tuned, TuneSettings
+from .sitting import Plan, Sitting
+from .state import Budget, State, load_state, save_state
+
+Prompt = str | Sequence[Mapping[str, str]] | Sample
+"""Plain text, chat messages, or a sample of a task."""
+
+
+class Tuning:
+    """Tunes v on the device, in one sitting or many.
+
+    Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
+    last one ended, and with a `path` so does another process.
+
+    Args:
+        llm: a loaded model, of either engine. Neither its vector nor its context is touched.
+        prompts: what to learn on, at least 2: a part of them is held back.
+        reward: judges an answer: `reward(completion, sample) -> float`, higher is better. `sample` is the
+            prompt as it was given, or a `Sample` of it.
+        shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
+            faster than right or wrong. `reward` alone decides what is kept.
+        seed: of everything.
+        start: vector to begin with; None for the model's own, or where it has none the base.
+        max_tokens: of an answer.
+        settings: of the loop and the search.
+        path: file in which the state is kept after every step, and from which it goes on if it exists. It
+            holds numbers, and neither prompts nor answers.
+        wait: asked before every step; while it returns true nothing is computed (an app in the foreground, a
+            device that is hot), and the time does not count.
+        report: called with the figures of every step.
+        sequences: that run at the same time.
+        n_threads: cores to use; by default all that the engine would take.
+
+    Raises:
+        TrainError: no prompts, or one; settings that no search takes; a state that is damaged, or of another
+            run.
+        VectorError: the start does not fit the basis.
+    """
+
+    def __init__(
+        self,
+        llm: Personal,
+        prompts: Sequence[Prompt],
+        reward: Reward,
+        *,
+        shaped: Reward | None = None,
+        seed: int = 0,
+        start: MicroVector | None = None,
+        max_tokens: int = 64,
+        settings: TuneSettings | None = None,
+        path: str | PathLike[str] | None = None,
+        wait: Callable[[], bool] = lambda: False,
+        report: Report = lambda figures: None,
+        sequences: int = 32,
+        n_threads: int | None = None,
+    ) -> None:
+        self.settings = settings = settings or TuneSettings()
+        self._llm, self._side_by_side, self._stop = llm, (sequences, n_threads), False
+        self._path = None if path is None else Path(path)
+        start = start or llm.vector or MicroVector.zeros(llm.basis)
+        llm.basis.values(start)
+        train, check = _hold_back([_sample(p) for p in prompts], settings.held_back, seed)
+        task = Task("tuning", train, check, reward, max_tokens, settings.temperature)
+        self._plan = Plan(
+            task=task,
+            lessons=task if shaped is None else replace(task, reward=shaped),
+            settings=settings,
+            seed=seed,
+            start=start,
+            sigma=settings.reach / spread_of(llm.basis),
+            wait=wait,
+            report=report,
+            stopped=lambda: self._stop,
+            save=self._save,
+        )
+        flat = start.values.reshape(-1).astype(float)
+        try:
+            search = make_search(settings.method, flat, sigma=self._plan.sigma, seed=seed, **settings.options)
+        except (TypeError, ValueError) as error:
+            raise TrainError(f"the search cannot begin: {error}") from None
+        self._search, self.state = search, State(search.state(), flat.tolist())
+        if self._path is not None and self._path.exists():
+            self.state = load_state(self._path, self._identity())
+            self._search = restore_search(self.state.search)
+
+    def stop(self) -> None:
+        """End the sitting after the step at hand; safe to call from a signal handler or another thread."""
+        self._stop = True
+
+    def run(self, budget: Budget | float | str, *, last_check: bool = True) -> Tuned:
+        """Tune until the budget is spent, or nothing is left to find.
+
+        Args:
+            budget: seconds, a text such as `5m` or `80ktokens`, or a `Budget`. Its end is foreseen: what the
+                last check will take is put aside.
+            last_check: compare the last vector and the best one with the start on all the prompts held back.
+                Without, a sitting that others will follow returns what the checks on the way say.
+
+        Raises:
+            TrainError: the budget is too small for one step (the message says what one takes); a prompt has
+                no room in the model's context; the reward raised an exception or returned something that is
+                not a finite number. What was learned until then is kept.
+            VectorError: the model has no chat template for messages.
+            TinyLoraError: the engine has no memory for so many sequences.
+            OSError: the state cannot be written.
+        """
+        budget = Budget.of(budget)
+        self._stop = False
+        return self._sit(budget, last_check, resumed=False)
+
+    def _sit(self, budget: Budget, last_check: bool, *, resumed: bool) -> Tuned:
+        """`resumed`: the budget is what was left of one, so that no step need be affordable."""
+        began = time.monotonic()
+        sequences, n_threads = self._side_by_side
+        task = self._plan.task
+        samples = [*task.train, *task.held_out]
+        with self._llm._population(
+            samples, task.max_tokens, sequences=sequences, n_threads=n_threads
+        ) as population:
+            sitting = Sitting(self._plan, self._search, self.state, population, budget, last_check=last_check)
+            self.state.seconds += time.monotonic() - began
+            return sitting.run(resumed)
+
+    def _save(self) -> None:
+        if self._path is not None:
+            save_state(self._path, self.state, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        task = self._plan.task
+        return {
+            "basis": self._llm.basis.digest,
+            "seed": self._plan.seed,
+            "prompts": len(task.train),
+            "held_back": len(task.held_out),
+            "max_tokens": task.max_tokens,
+            **asdict(self.settings),
+        }
+
+
+def spread_of(basis: Basis) -> float:
+    """How much a vector of entries N(0, 1) changes the modules, for `TuneSettings.reach`.
+
+    Returns:
+        The root mean square, over modules and eight draws, of |B R A| / |B A| (Frobenius).
+    """
+    rng = np.random.default_rng(0)
+    draws = [
+        basis.R(rng.standard_normal((basis.groups, basis.u)).astype(np.float32)).astype(np.float64)
+        for _ in range(8)
+    ]
+    shares = []
+    for position, factors in enumerate(zip(basis.a, basis.b, strict=True)):
+        a, b = (np.asarray(factor, np.float64) for factor in factors)
+        left, right = np.swapaxes(b, -1, -2) @ b, a @ np.swapaxes(a, -1, -2)  # r x r
+        whole = float(np.einsum("...ij,...ji->...", left, right).sum())
+        for draw in draws:
+            r = draw[position]
+            shares.append(
+                float(np.einsum("...ij,...ji->...", r.T @ left @ r, right).sum()) / max(whole, 1e-300)
+            )
+    return math.sqrt(float(np.mean(shares)))
+
+
+def _sample(prompt: Prompt) -> Sample:
+    if isinstance(prompt, Sample):
+        return prompt
+    return Sample(prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt))
+
+
+def _hold_back(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples to learn on, and those held back."""
+    if len(samples) < 2:
+        raise TrainError(
+            f"tuning was given {len(samples)} prompts, expected at least 2, and better 100: some are held "
+            "back to see whether what was learned holds for prompts that were not learned on"
+        )
+    order = np.random.default_rng((seed, 0)).permutation(len(samples))
+    held = max(1, min(count, len(samples) // 3))
+    return [samples[i] for i in order[held:]], [samples[i] for i in order[:held]]

@@ -1,0 +1,68 @@
+"""What on-device tuning is told, and what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...vector import MicroVector
+
+Report = Callable[[dict[str, Any]], None]
+"""Called with the figures of every step, and with events: start, restart, end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """Of tuning.
+
+    Attributes:
+        method: of the search, one of `METHODS`.
+        options: of the method.
+        reach: size of a perturbation: root mean square, over the modules, of the change that it makes to
+            what the factors hold of a weight, as a share of that. Measured on the basis, so that one number
+            fits bases of every rank, tying and factorization.
+        prompts: a step; every candidate answers the same ones.
+        temperature: of the answers; 0 for greedy ones, which is what is checked.
+        held_back: prompts never learned on, which decide what is returned: at most a third of all.
+        check_every: steps between checks, on the first half of those; the last check is on all.
+        patience: checks in a row without anything better after which tuning stops.
+        silence: steps in a row without any signal after which tuning stops.
+        tolerance: how far a check may fall below the best before the search goes back to it.
+    """
+
+    method: str = "cma"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reach: float = 0.07
+    prompts: int = 8
+    temperature: float = 0.0
+    held_back: int = 48
+    check_every: int = 8
+    patience: int = 8
+    silence: int = 10
+    tolerance: float = 0.15
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found so far.
+
+    Attributes:
+        vector: the best one; the start where nothing was better.
+        improved: whether it is better than the start on the prompts held back.
+        start_score, score: mean rewards of the start and of `vector` on those, greedy.
+        held_back: how many they are.
+        steps, rollouts, tokens, seconds: in all sittings together.
+        stopped: why the sitting ended: `budget`, `patience`, `silence` or `stopped`.
+    """
+
+    vector: MicroVector
+    improved: bool
+    start_score: float
+    score: float
+    held_back: int
+    steps: int
+    rollouts: int
+    tokens: int
+    seconds: float
+    stopped: str

@@ -1,0 +1,311 @@
+"""One sitting of on-device tuning: steps and checks until a budget is spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TrainError
+from ...tasks import Sample, Task
+from ...vector import MicroVector
+from ..evaluation import Population
+from .search import Search
+from .settings import Report, Tuned, TuneSettings
+from .state import Budget, State
+
+_POLL = 0.5  # seconds between two questions to `wait`
+_PROBE = 8  # prompts of the first answers, which tell what a step will cost
+_WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
+_NARROWER = 0.7  # sigma after going back to the best
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same in every sitting.
+
+    Attributes:
+        task: prompts to learn on and prompts held back, and the reward that decides.
+        lessons: the same with the reward to learn from.
+        settings: of the loop.
+        seed: of everything.
+        start: vector that tuning began with.
+        sigma: size of a perturbation at the beginning.
+        wait: while it returns true nothing is computed.
+        report: called with figures.
+        stopped: whether the sitting is to end after the step at hand.
+        save: called when the state has changed.
+    """
+
+    task: Task
+    lessons: Task
+    settings: TuneSettings
+    seed: int
+    start: MicroVector
+    sigma: float
+    wait: Callable[[], bool]
+    report: Report
+    stopped: Callable[[], bool]
+    save: Callable[[], None]
+
+
+class Sitting:
+    """One sitting: a budget, and what answers. It changes the search and the state that it is given."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        search: Search,
+        state: State,
+        population: Population,
+        budget: Budget,
+        *,
+        last_check: bool,
+    ) -> None:
+        self._plan, self._search, self.state = plan, search, state
+        self._population, self._budget, self._last_check = population, budget, last_check
+        self._task, self._settings = plan.task, plan.settings
+        self._began = state.tokens, state.seconds
+
+    def run(self, resumed: bool) -> Tuned:
+        """Tune until the budget is spent, or nothing is left to find.
+
+        Args:
+            resumed: the budget is what was left of one, so that no step need be affordable.
+
+        Raises:
+            TrainError: the budget is too small for one step.
+        """
+        state, settings = self.state, self._settings
+        self._rest()
+        if not self._plan.stopped():
+            self._begin(resumed)
+        stopped = "budget"
+        while not self._plan.stopped() and self._affords(self._rollouts_of_step() + self._rollouts_of_end()):
+            self._step()
+            if state.silent >= settings.silence or state.unimproved >= settings.patience:
+                stopped = "silence" if state.silent >= settings.silence else "patience"
+                break
+            self._rest()
+        stopped = "stopped" if self._plan.stopped() else stopped
+        found = self._end(stopped) if self._last_check and not self._plan.stopped() else self._best(stopped)
+        self._plan.report({"event": "end", **_figures(found)})
+        return found
+
+    def _rest(self) -> None:
+        while self._plan.wait() and not self._plan.stopped():
+            time.sleep(_POLL)
+
+    def _begin(self, resumed: bool) -> None:
+        """Know whether one step is affordable at all, and score the start if that is not done yet."""
+        check, state = self._task.held_out, self.state
+        probe: list[float] = []
+        if not state.start_scores:
+            probe = self._score([self._vector(state.start)], check[:_PROBE], checking=True)[0].tolist()
+        need = self._rollouts_of_step() + self._rollouts_of_end() + (len(check) - len(probe) if probe else 0)
+        if not resumed and not self._affords(need):
+            error = self._too_small(need + len(probe))
+            if probe:
+                state.rollouts, state.tokens, state.seconds = 0, *self._began  # nothing was learned
+            raise error
+        if not probe:
+            return
+        rest = check[_PROBE:]
+        more = self._score([self._vector(state.start)], rest, checking=True)[0].tolist() if rest else []
+        state.start_scores = [*probe, *more]
+        state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
+        self._save()
+        start = float(np.mean(state.start_scores))
+        self._plan.report({"event": "start", "check": start, "held_back": len(check), **self._spent()})
+
+    def _step(self) -> None:
+        state, search = self.state, self._search
+        candidates = search.ask()
+        samples = self._pick(search.step)
+        rewards = self._score([self._vector(c) for c in candidates], samples, seed=search.step)
+        search.tell(rewards)
+        if np.ptp(rewards, axis=0).any():
+            state.silent = 0
+        else:
+            state.silent += 1
+            search.sigma = min(search.sigma * _WIDER, self._plan.sigma * _WIDEST)
+        figures: dict[str, Any] = {
+            "step": search.step,
+            "reward": float(rewards.mean()),
+            "sigma": search.sigma,
+            "norm": float(np.linalg.norm(search.mean)),
+            **self._spent(),
+        }
+        if search.step % self._settings.check_every == 0:
+            figures["check"] = self._look()
+        self._save()
+        self._plan.report(figures)
+
+    def _look(self) -> float:
+        """Check the mean on the first held-back prompts: keep it, or go back to the best."""
+        state, search = self.state, self._search
+        samples = self._task.held_out[: self._half()]
+        scores = self._score([self._vector(search.mean)], samples, checking=True)[0]
+        gap = scores - np.array(state.best_scores)
+        if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
+            state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
+            state.best, state.best_scores = search.mean.tolist(), scores.tolist()
+            state.best_step = search.step
+        else:
+            state.unimproved += 1
+            if -gap.mean() > max(self._settings.tolerance, 2 * _standard_error(gap)):
+                search.jump(state.best, search.sigma * _NARROWER)
+                state.restarts += 1
+                self._plan.report({"event": "restart", "step": search.step, "sigma": search.sigma})
+        return float(scores.mean())
+
+    def _end(self, stopped: str) -> Tuned:
+        """Compare the finalists with the start on all the prompts held back."""
+        state, check, half = self.state, self._task.held_out, self._half()
+        start = np.array(state.start_scores)
+        found, best = self._vector(state.start), start
+        finalists = [(state.best, state.best_scores)] if state.best_step else []
+        if self._search.step > state.best_step:
+            finalists.append((self._search.mean.tolist(), []))
+        for values, known in finalists:
+            rest = check[half:] if known else check
+            more = self._score([self._vector(values)], rest, checking=True)[0] if rest else []
+            scores = np.array([*known, *more])
+            gap = scores - best
+            # Of two that the check cannot tell apart the later one has learned from more. The start is none
+            # of them: it has to be beaten.
+            margin = 0.0 if best is start else -_standard_error(gap)
+            if gap.mean() > margin and scores.mean() > start.mean():
+                found, best = self._vector(values), scores
+        self._save()
+        return self._tuned(found if best is not start else None, start, best, stopped)
+
+    def _best(self, stopped: str) -> Tuned:
+        """What is known without answering any more."""
+        state = self.state
+        start, best = np.array(state.start_scores[: self._half()]), np.array(state.best_scores)
+        better = state.best_step > 0 and best.mean() > start.mean()
+        return self._tuned(
+            self._vector(state.best) if better else None, start, best if better else start, stopped
+        )
+
+    def _tuned(
+        self, found: MicroVector | None, start: NDArray[np.float64], best: NDArray[np.float64], stopped: str
+    ) -> Tuned:
+        state = self.state
+        return Tuned(
+            vector=found or self._plan.start,
+            improved=found is not None,
+            start_score=float(start.mean()) if len(start) else math.nan,
+            score=float(best.mean()) if len(best) else math.nan,
+            held_back=len(start),
+            steps=self._search.step,
+            rollouts=state.rollouts,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            stopped=stopped,
+        )
+
+    def _score(
+        self,
+        vectors: Sequence[MicroVector],
+        samples: Sequence[Sample],
+        *,
+        seed: int = 0,
+        checking: bool = False,
+    ) -> NDArray[np.float64]:
+        """Return rewards [vectors, samples], and count what they cost."""
+        state, before, began = self.state, self._population.evaluated, time.monotonic()
+        answers = self._population.answer_each(
+            vectors,
+            samples,
+            max_tokens=self._task.max_tokens,
+            temperature=0.0 if checking else self._settings.temperature,
+            seed=(self._plan.seed, 1, seed),
+        )
+        judge = self._task if checking else self._plan.lessons
+        rewards = [
+            [judge.score(answer, sample) for answer, sample in zip(row, samples, strict=True)]
+            for row in answers
+        ]
+        state.rollouts += len(vectors) * len(samples)
+        state.tokens += self._population.evaluated - before
+        state.seconds += time.monotonic() - began
+        return np.array(rewards, np.float64)
+
+    def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
+        start = self._plan.start
+        return replace(start, values=np.array(values, np.float32).reshape(start.values.shape))
+
+    def _pick(self, step: int) -> list[Sample]:
+        """The prompts of a step: every epoch visits all of them in an order of its own."""
+        count, size = len(self._task.train), min(self._settings.prompts, len(self._task.train))
+        chosen = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, offset = divmod(position, count)
+            order = np.random.default_rng((self._plan.seed, 2, epoch)).permutation(count)
+            chosen.append(self._task.train[order[offset]])
+        return chosen
+
+    def _half(self) -> int:
+        return -(-len(self._task.held_out) // 2)
+
+    def _rollouts_of_step(self) -> int:
+        step = len(self._search.ask()) * min(self._settings.prompts, len(self._task.train))
+        due = (self._search.step + 1) % self._settings.check_every == 0
+        return step + (self._half() if due else 0)
+
+    def _rollouts_of_end(self) -> int:
+        """The last check: of the mean, and what the best has not answered yet."""
+        if not self._last_check:
+            return 0
+        rest = len(self._task.held_out) - self._half()
+        return len(self._task.held_out) + (rest if self.state.best_step else 0)
+
+    def _affords(self, rollouts: int) -> bool:
+        tokens, seconds = self._cost(rollouts)
+        spent = self.state.tokens - self._began[0], self.state.seconds - self._began[1]
+        limits = self._budget.tokens, self._budget.seconds
+        return all(
+            limit is None or used + cost <= limit
+            for used, cost, limit in zip(spent, (tokens, seconds), limits, strict=True)
+        )
+
+    def _spent(self) -> dict[str, float]:
+        """In all sittings together."""
+        return {"tokens": self.state.tokens, "seconds": self.state.seconds}
+
+    def _cost(self, rollouts: int) -> tuple[float, float]:
+        """Tokens and seconds that so many answers take, by what they took so far."""
+        each = rollouts / max(self.state.rollouts, 1)
+        return self.state.tokens * each, self.state.seconds * each
+
+    def _too_small(self, need: int) -> TrainError:
+        step, whole = self._cost(self._rollouts_of_step()), self._cost(need)
+        given = " and ".join(
+            f"{value:.0f} {unit}"
+            for value, unit in ((self._budget.seconds, "s"), (self._budget.tokens, "tokens"))
+            if value is not None
+        )
+        return TrainError(
+            f"a budget of {given} is too small: one step takes about {step[1]:.0f} s and {step[0]:.0f} "
+            f"tokens here, and with the checks before and after it {whole[1]:.0f} s and {whole[0]:.0f} "
+            "tokens. Give more, or fewer prompts a step, or shorter answers (max_tokens)"
+        )
+
+    def _save(self) -> None:
+        self.state.search = self._search.state()
+        self._plan.save()
+
+
+def _standard_error(gaps: NDArray[np.float64]) -> float:
+    return float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
+
+
+def _figures(found: Tuned) -> dict[str, Any]:
+    return {key: value for key, value in vars(found).items() if key != "vector"}

@@ -1,0 +1,131 @@
+"""What on-device tuning remembers between two sittings: numbers, and no text; and what it may spend."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..._system import atomic_write
+from ...errors import TrainError
+
+_FORMAT = 1
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What tuning may spend in one sitting; what ends first ends it.
+
+    Attributes:
+        seconds: of wall time, pauses aside; None for any.
+        tokens: that the model evaluates, prompts and answers; None for any. With a budget of tokens alone a
+            run is deterministic by seed, on one machine, engine build and number of threads.
+
+    Raises:
+        TrainError: neither is given, or one is not above 0.
+    """
+
+    seconds: float | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.seconds, self.tokens) if value is not None]
+        if not given or not all(math.isfinite(value) and value > 0 for value in given):
+            raise TrainError(
+                f"the budget is {self.seconds} seconds and {self.tokens} tokens: one of them must be a "
+                "number above 0"
+            )
+
+    @classmethod
+    def of(cls, value: Budget | float | str) -> Budget:
+        """Return a budget of seconds (a number), or what a text says: `90s`, `5m`, `1.5h`, `80ktokens`.
+
+        Raises:
+            TrainError: the text says nothing of the kind, or the number is not above 0.
+        """
+        if isinstance(value, Budget):
+            return value
+        if not isinstance(value, str):
+            return cls(seconds=float(value))
+        match = _AMOUNT.fullmatch(value.strip())
+        if match is None:
+            raise TrainError(
+                f"the budget {value!r} is not valid: give a time such as 90s, 5m or 1h, or a number of "
+                "tokens such as 80ktokens"
+            )
+        amount = float(match[1]) * _UNITS[match[2]]
+        return cls(tokens=int(amount)) if match[2].endswith("tokens") else cls(seconds=amount)
+
+
+@dataclass
+class State:
+    """All that the next step depends on, in plain numbers.
+
+    Attributes:
+        search: of the search, as `Search.state` gives it.
+        start: values of the vector that tuning began with, flat.
+        start_scores: rewards of the start on the held-back prompts, in order; empty before they are known.
+        best, best_scores, best_step: values of the best vector so far, its rewards on the first held-back
+            prompts, and the step that it is from.
+        silent: steps in a row without any difference between candidates.
+        unimproved: checks in a row that found nothing better.
+        restarts: how often the search went back to the best.
+        rollouts, tokens, seconds: spent so far; tokens count prompts and answers.
+    """
+
+    search: dict[str, Any]
+    start: list[float]
+    start_scores: list[float] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+    best_scores: list[float] = field(default_factory=list)
+    best_step: int = 0
+    silent: int = 0
+    unimproved: int = 0
+    restarts: int = 0
+    rollouts: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def save_state(path: str | PathLike[str], state: State, identity: dict[str, Any]) -> None:
+    """Write a state atomically: a JSON file of numbers.
+
+    Raises:
+        OSError: it cannot be written; the one before stays.
+    """
+    content = {"format": _FORMAT, "identity": identity, "state": asdict(state)}
+    with atomic_write(path, mode=0o600) as file:
+        file.write((json.dumps(content) + "\n").encode())
+
+
+def load_state(path: str | PathLike[str], identity: dict[str, Any]) -> State:
+    """Read a state.
+
+    Args:
+        path: of the file.
+        identity: what must be the same as when it was written.
+
+    Raises:
+        TrainError: it is missing, damaged, or of another run; the message says of which.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']}, expected {_FORMAT}")
+        found, state = content["identity"], State(**content["state"])
+    except FileNotFoundError:
+        raise TrainError(f"there is no state {path} to go on from: start without it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"{path} is not a usable state of tuning: {error}") from None
+    for key, value in identity.items():
+        if found.get(key) != value:
+            raise TrainError(
+                f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {value!r}"
+            )
+    return state

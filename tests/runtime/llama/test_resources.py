@@ -1,0 +1,253 @@
+"""Memory, files and the order in which things are freed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import numpy as np
+import psutil
+import pytest
+
+from tinylora_edge import BaseMismatchError, MicroVector
+from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.runtime.llama.model import lora
+
+MB = 1 << 20
+PROMPT = list(b"one two three four")
+
+_audited: list[tuple] | None = None
+
+
+def _audit(event, args):
+    if _audited is not None and event in ("open", "os.open", "tempfile.mkstemp"):
+        _audited.append((event, *args))
+
+
+sys.addaudithook(_audit)  # there is no removing one: it records only while a test asks for it
+
+
+def resident():
+    gc.collect()
+    return psutil.Process().memory_info().rss
+
+
+def written():
+    """Bytes that this process has passed to write calls, whoever made them."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts writes by Linux's /proc/self/io")
+def test_a_swap_opens_and_writes_no_file(real_bundle, load):
+    global _audited
+    llm = load(real_bundle)
+    choices = [MicroVector.random(llm.basis, 0.3, seed=seed) for seed in range(3)]
+    frames = [choice.to_bytes(llm.basis) for choice in choices]
+    llm.swap(frames[0])
+    before, _audited = written(), []
+    try:
+        for i in range(9):
+            llm.swap(frames[i % 3])
+            llm.swap(choices[i % 3])
+        llm.clear()
+        with llm.using(frames[0]):
+            pass
+        assert _audited == []
+        assert written() == before
+        with tempfile.TemporaryFile() as file:  # what measured can measure
+            file.write(b"12345")
+            file.flush()
+            assert len(_audited) > 0
+            assert written() >= before + 5
+    finally:
+        _audited = None
+
+
+def test_a_thousand_swaps_take_no_memory(real_bundle, load):
+    llm = load(real_bundle, logits_all=False)
+    choices = [MicroVector.random(llm.basis, 0.3, seed=seed) for seed in range(4)]
+
+    def swaps(count):
+        for i in range(count):
+            llm.swap(choices[i % 4])
+            if i % 100 == 0:
+                llm.create_completion("one two", max_tokens=2, temperature=0.0)
+            if i % 50 == 0:
+                llm.clear()
+
+    swaps(600)  # by then the allocator has all that it keeps to itself
+    before = resident()
+    swaps(1000)
+    assert resident() - before < 5 * MB
+
+
+def test_loading_and_closing_takes_no_memory(real_bundle, load):
+    """One set of adapters has 3.5 MB or more, and a context 6 MB."""
+
+    def cycle(close):
+        llm = load(real_bundle, logits_all=False, n_ctx=128)
+        llm.swap(MicroVector.random(llm.basis, 0.3))
+        llm.eval([1, 2, 3])
+        if close:
+            llm.close()
+
+    for close in (True, False):
+        cycle(close)
+    before = resident()
+    for close in (True, False) * 4:
+        cycle(close)
+    assert resident() - before < 8 * MB
+
+
+# A basis that does not fit the loaded model: only a caller of TinyLoraLlama itself can get there, since
+# `load` compares fingerprints.
+
+
+def misfits(basis):
+    a, b = list(basis.a), list(basis.b)
+    a[-1] = np.zeros((basis.rank, a[-1].shape[1] + 32), np.float32)
+    yield "other shape", replace(basis, a=tuple(a))
+    b[0] = np.zeros((b[0].shape[0] * 2, basis.rank), np.float32)
+    yield "other shape in the first module", replace(basis, b=tuple(b))
+    names = (*basis.modules[:-1], "blk.7.ffn_down.weight")
+    yield "unknown module", replace(basis, modules=names)
+    yield "other architecture", replace(basis, architecture="qwen2")
+
+
+def test_a_model_that_the_factors_do_not_fit_is_refused_and_frees_what_it_took(
+    tiny_bundle, load, load_plain, capfd
+):
+    llm = load(tiny_bundle)
+    expected = models.llama_logits(llm, PROMPT)
+    path = str(tiny_bundle / "base.gguf")
+    bad = dict(misfits(llm.basis))
+
+    def attempt(basis):
+        with pytest.raises(BaseMismatchError):
+            TinyLoraLlama(path, basis=basis, n_ctx=128, verbose=False)
+
+    for _ in range(3):
+        for basis in bad.values():
+            attempt(basis)
+    before = resident()
+    for _ in range(20):
+        for basis in bad.values():
+            attempt(basis)
+    assert resident() - before < 4 * MB
+    assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
+    assert np.array_equal(models.llama_logits(load_plain(tiny_bundle), PROMPT), expected)
+    capfd.readouterr()  # llama.cpp says why, on stderr
+
+
+def test_a_file_that_llama_cpp_cannot_load_is_its_own_error(tiny_bundle, load, tmp_path, capfd):
+    llm = load(tiny_bundle)
+    with pytest.raises(ValueError, match="does not exist"):
+        TinyLoraLlama(str(tmp_path / "none.gguf"), basis=llm.basis, verbose=False)
+    (tmp_path / "text.gguf").write_text("no GGUF")
+    with pytest.raises(ValueError, match="Failed to load"):
+        TinyLoraLlama(str(tmp_path / "text.gguf"), basis=llm.basis, verbose=False)
+    capfd.readouterr()
+
+
+# Where the platform has no fmemopen
+
+
+@pytest.fixture
+def without_fmemopen(monkeypatch, tmp_path):
+    monkeypatch.setattr(lora, "_HAS_FMEMOPEN", False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, without_fmemopen, monkeypatch):
+    opened = []
+    init = lora.llama_cpp.llama_adapter_lora_init
+
+    def spy(model, path):
+        opened.append((Path(path.decode()), os.stat(path).st_mode & 0o777))
+        return init(model, path)
+
+    monkeypatch.setattr(lora.llama_cpp, "llama_adapter_lora_init", spy)
+    by_file = load(tiny_bundle)
+    vector = MicroVector.random(by_file.basis, 0.5)
+    by_file.swap(vector)
+    logits = models.llama_logits(by_file, PROMPT)
+    assert opened
+    assert {(path.parent, mode) for path, mode in opened} == {(without_fmemopen, 0o600)}
+    assert list(without_fmemopen.iterdir()) == []
+
+    monkeypatch.undo()
+    assert np.array_equal(models.llama_logits(load(tiny_bundle, vector), PROMPT), logits)
+
+
+def test_a_temporary_file_of_a_refused_adapter_is_removed(tiny_bundle, load, without_fmemopen, capfd):
+    basis = dict(misfits(load(tiny_bundle).basis))["other shape"]
+    with pytest.raises(BaseMismatchError):
+        TinyLoraLlama(str(tiny_bundle / "base.gguf"), basis=basis, verbose=False)
+    assert list(without_fmemopen.iterdir()) == []
+    capfd.readouterr()
+
+
+# The end of a process, in one of its own. glibc fills what is freed, so that use after it shows.
+
+SCRIPT = """
+import sys
+from tinylora_edge import MicroVector, runtime
+llm = runtime.load(sys.argv[1], n_ctx=64, n_threads=1, n_threads_batch=1)
+llm.swap(MicroVector.random(llm.basis, 0.5))
+llm("one", max_tokens=3)
+{ending}
+print("done")
+"""
+
+ENDINGS = {
+    "closed": "llm.close()",
+    "closed twice": "llm.close(); llm.close()",
+    "not closed": "",
+    "deleted": "del llm",
+    "in a cycle": "llm.itself = llm; del llm",
+    "cleared and closed": "llm.clear(); llm.close()",
+    "beside torch": "import torch",  # it keeps modules alive past the point where their names are cleared
+    "two models": "other = runtime.load(sys.argv[1], n_ctx=64); llm.close(); other('one', max_tokens=2)",
+    "in the midst of a stream": "stream = llm('one', max_tokens=9, stream=True); next(stream)",
+    "with a thread": (
+        "import threading; t = threading.Thread(target=llm.clear); t.start(); t.join(); llm.swap("
+        "MicroVector.random(llm.basis, 0.1))"
+    ),
+}
+
+
+def run_script(ending, bundle):
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", SCRIPT.format(ending=ending), str(bundle)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"},
+    )
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_process_ends_cleanly(tiny_bundle, ending):
+    done = run_script(ENDINGS[ending], tiny_bundle)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("call", ["llm.swap(MicroVector.random(llm.basis, 0.5))", "llm.clear()"])
+def test_an_exchange_after_close_raises_and_does_not_crash(tiny_bundle, call):
+    ending = f"""
+llm.close()
+try:
+    {call}
+except Exception as error:
+    print("refused")
+"""
+    done = run_script(ending, tiny_bundle)
+    assert (done.returncode, done.stdout) == (0, "refused\ndone\n"), done.stderr

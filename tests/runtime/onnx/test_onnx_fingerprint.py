@@ -1,0 +1,182 @@
+"""The weights beside a graph are those it was baked for: a same-sized file of another model is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_bundles
+import onnx_models
+import onnxruntime as ort
+import pytest
+
+from tinylora_edge import BaseMismatchError, Bundle, load_basis
+from tinylora_edge.exporters.onnx.export.export import bake
+from tinylora_edge.runtime.onnx.model.bundle import OnnxBundle
+from tinylora_edge.runtime.onnx.model.fingerprint import weights_fingerprint
+
+KEY = "tinylora.weights"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A bundle that may be damaged."""
+    return Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "copy"))
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        pytest.fail("the engine was started")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+
+
+def load(bundle: Path, **options: Any) -> Any:
+    return onnx.load(bundle / "onnx" / "model.onnx", load_external_data=False, **options)
+
+
+def metadata(bundle: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in load(bundle).metadata_props}
+
+
+def edit(bundle: Path, change: Callable[[Any], None]) -> None:
+    model = load(bundle)
+    change(model)
+    (bundle / "onnx" / "model.onnx").write_bytes(model.SerializeToString())
+
+
+def restate(bundle: Path, text: str) -> None:
+    def change(model: Any) -> None:
+        next(entry for entry in model.metadata_props if entry.key == KEY).value = text
+
+    edit(bundle, change)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_the_device_computes_what_the_exporter_stated(architecture: str, precision: str) -> None:
+    """Packed q, k and v, and quantized blocks with their scales, some of them inside the model file."""
+    path = onnx_bundles.tiny(architecture=architecture, precision=precision)
+    bundle, stated = OnnxBundle.find(path), metadata(path)
+    basis = bundle.basis
+    entries = json.loads(stated[KEY])
+    assert len(entries) == len(basis.modules)
+    assert [node["k"] for nodes in entries for node in nodes] == [a.shape[1] for a in basis.a]
+    found = weights_fingerprint(bundle.file, basis.architecture, basis.modules, stated[KEY])
+    assert found == stated["tinylora.fingerprint"] == basis.base_fingerprints[-1]
+    bundle.check()
+
+
+def test_the_data_of_another_fine_tune(copy: Path) -> None:
+    """Of the same architecture, so that every size is right; the refusal names both fingerprints."""
+    data = copy / "onnx" / "model.onnx.data"
+    values = np.fromfile(data, np.float32)
+    tuned = values * np.float32(1.001)
+    assert np.isfinite(tuned).all()
+    data.write_bytes(tuned.tobytes())
+    listed = load_basis(copy / "basis.gguf").base_fingerprints[-1]
+    with pytest.raises(BaseMismatchError, match=r"model\.onnx\.data.*another model") as caught:
+        OnnxBundle.find(copy).check()
+    found = re.findall(r"\b([0-9a-f]{16})\.\.\.", str(caught.value))
+    assert len(set(found)) == 2
+    assert listed[:16] == found[1]
+    assert Bundle.find(copy).check_onnx() == listed  # what the graph states is right: it is the data
+
+
+def test_the_ends_of_every_weight_are_looked_at(copy: Path) -> None:
+    bundle = OnnxBundle.find(copy)
+    places = {
+        name: bundle.file.initializers[name]
+        for nodes in json.loads(metadata(copy)[KEY])
+        for node in nodes
+        for name, _, _ in node["tensors"]
+    }
+    data = copy / "onnx" / "model.onnx.data"
+    good = data.read_bytes()
+    assert len(places) >= 10
+    for name, place in places.items():
+        assert place is not None
+        for where in (place.offset, place.offset + place.length - 1):
+            bad = bytearray(good)
+            bad[where] ^= 1
+            data.write_bytes(bad)
+            with pytest.raises(BaseMismatchError, match="fingerprint"):
+                OnnxBundle.find(copy).check()
+            assert name
+    data.write_bytes(good)
+    OnnxBundle.find(copy).check()
+
+
+@pytest.mark.parametrize("external", [True, False], ids=["in another file", "inside the model"])
+def test_a_tool_may_lay_the_data_out_anew(copy: Path, external: bool) -> None:
+    path = copy / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    (copy / "onnx" / "model.onnx.data").unlink()
+    tensors = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(reversed(tensors))
+    onnx.save_model(model, path, save_as_external_data=external, location="other.bin", size_threshold=0)
+    assert (copy / "onnx" / "other.bin").exists() == external
+    OnnxBundle.find(copy).check()
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", "7", "[[]]", '[[{"k": 1}]]', "null"])
+def test_a_damaged_list(copy: Path, text: str) -> None:
+    restate(copy, text)
+    with pytest.raises(BaseMismatchError, match=r"model\.onnx"):
+        OnnxBundle.find(copy).check()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [["nowhere", 1, 64], ["lm_head", 1, -1], ["lm_head", -1, 64], ["lm_head", 1, 1 << 70], [None, 1, 0]],
+)
+def test_a_list_of_what_is_not_there(copy: Path, tensor: list[Any]) -> None:
+    entries = json.loads(metadata(copy)[KEY])
+    entries[3][0]["tensors"] = [tensor]
+    restate(copy, json.dumps(entries))
+    with pytest.raises(BaseMismatchError, match=r"damaged|Export it again"):
+        OnnxBundle.find(copy).check()
+
+
+def test_a_weight_that_a_tool_made_smaller(copy: Path) -> None:
+    name, _, size = json.loads(metadata(copy)[KEY])[0][0]["tensors"][0]
+
+    def change(model: Any) -> None:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        tensor.ClearField("external_data")
+        tensor.data_location = tensor.DEFAULT
+        tensor.raw_data = bytes(size // 2)
+
+    edit(copy, change)
+    with pytest.raises(BaseMismatchError, match=rf"{size // 2:,} bytes .* baked with {size:,}"):
+        OnnxBundle.find(copy).check()
+
+
+def test_weights_in_typed_fields_are_not_listed(copy: Path, tmp_path: Path) -> None:
+    """What only the onnx package can read is not checked again, and is no reason to refuse a model."""
+    source = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32")
+    typed, output = tmp_path / "typed", tmp_path / "output" / "onnx"
+    shutil.copytree(source, typed)
+    output.mkdir(parents=True)
+    model = onnx.load(typed / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.data_type == tensor.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor).reshape(-1)
+            tensor.ClearField("raw_data")
+            tensor.float_data.extend(values.tolist())
+    (typed / "model.onnx.data").unlink()
+    onnx.save(model, typed / "model.onnx")
+    basis = load_basis(copy / "basis.gguf")
+    made = bake(typed, basis, output, heads={"attn_q": 4, "attn_k": 2}.get)
+    assert made.fingerprint == basis.base_fingerprints[-1]  # the same bytes, wherever they are kept
+    shutil.copy(copy / "basis.gguf", output.parent)
+    assert KEY not in metadata(output.parent)
+    OnnxBundle.find(output.parent).check()

@@ -1,0 +1,160 @@
+"""One vector on both engines: the same bytes through llama.cpp and ONNX Runtime, on the real model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import models
+import numpy as np
+import onnx_bundles
+import onnx_models
+import pytest
+import smollm2
+
+from tinylora_edge import MicroVector, load_basis, runtime
+from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.runtime import OnnxSession, TinyLoraLlama, TinyLoraOnnx
+
+OPTIONS = {"n_ctx": 256, "n_threads": 1}
+TOKENS = 64
+TIE = 1e-2
+"""Logits closer than this are a tie: rounding in another order may decide it otherwise."""
+
+QUESTIONS = (
+    "Describe the moon in one sentence.",
+    "What is the capital of France?",
+    "Name three primary colours.",
+    "Write a haiku about rain.",
+    "How many legs does a spider have?",
+    "Explain gravity to a child.",
+    "Translate 'good morning' into Spanish.",
+    "What is 12 times 12?",
+    "Give me a recipe for pancakes.",
+    "Who wrote Romeo and Juliet?",
+    "List the days of the week.",
+    "What do bees make?",
+    "Suggest a name for a cat.",
+    "Why is the sky blue?",
+    "What is photosynthesis?",
+    "Tell me a joke.",
+    "How do I boil an egg?",
+    "What is the largest ocean?",
+    "Write a sentence with the word 'river'.",
+    "What is the opposite of hot?",
+)
+
+
+@pytest.fixture(scope="module")
+def onnx_bundle() -> Path:
+    return onnx_bundles.real()
+
+
+@pytest.fixture(scope="module")
+def vector(onnx_bundle: Path) -> MicroVector:
+    return MicroVector.random(load_basis(onnx_bundle / "basis.gguf"), 0.3, seed=11)
+
+
+@pytest.fixture(scope="module")
+def llama(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyLoraLlama]:
+    """llama.cpp with the F32 file: the values of the ONNX graph's float32 weights."""
+    f32 = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
+    bundle = export_gguf(f32, tmp_path_factory.mktemp("f32") / "bundle", settings=Settings()).output
+    llm = runtime.load(bundle, engine="llama", n_threads_batch=1, logits_all=True, verbose=False, **OPTIONS)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def onnx(onnx_bundle: Path) -> Iterator[TinyLoraOnnx]:
+    llm = runtime.load(onnx_bundle, engine="onnx", **OPTIONS)
+    yield llm
+    llm.close()
+
+
+def test_both_have_the_same_basis(llama: TinyLoraLlama, onnx: TinyLoraOnnx) -> None:
+    assert onnx.basis.digest == llama.basis.digest
+
+
+def test_special_tokens_are_no_text(onnx: TinyLoraOnnx) -> None:
+    tokens = onnx.tokenize("<|im_start|>Hello<|im_end|>")
+    assert len(tokens) == 3
+    assert onnx.detokenize(tokens) == "Hello"
+
+
+def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx: TinyLoraOnnx) -> None:
+    from tinylora_edge.runtime.llama.model.prompts import encode
+
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        assert onnx.tokenize(onnx.apply_chat_template(messages)) == encode(llama, messages).tolist()
+
+
+def test_logits_agree_within_a_hundredth_of_the_vectors_effect(
+    llama: TinyLoraLlama, onnx_bundle: Path, vector: MicroVector
+) -> None:
+    frame = vector.to_bytes(llama.basis)
+    session = OnnxSession(onnx_bundle)
+    rows = session.rows(frame)
+    for prompt in smollm2.PROMPTS:
+        tokens = llama.tokenize(prompt.encode(), special=True)
+        llama.clear()
+        base = models.llama_logits(llama, tokens)
+        llama.swap(frame)
+        ours = models.llama_logits(llama, tokens)
+        fed = onnx_models.feeds(session.session, [tokens])
+        theirs = session.run(["logits"], fed, rows)[0][0]
+        effect = np.abs(ours - base).max()
+        assert effect > 0.1
+        assert np.abs(ours - theirs).max() <= 0.01 * effect
+
+
+def test_greedy_text_is_the_same(llama: TinyLoraLlama, onnx: TinyLoraOnnx, vector: MicroVector) -> None:
+    frame = vector.to_bytes(onnx.basis)
+    llama.swap(frame)
+    different = []
+    messages = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    prompts = [onnx.tokenize(onnx.apply_chat_template(each)) for each in messages]
+    rows = onnx.generate_batch(prompts, frame, max_tokens=TOKENS)
+    for question, tokens, row in zip(QUESTIONS, prompts, rows, strict=True):
+        theirs, ours = row.tokens.tolist(), greedy(llama, tokens)
+        if theirs != ours:
+            at = next(i for i, (a, b) in enumerate(zip([*theirs, -1], [*ours, -1], strict=False)) if a != b)
+            logits = models.llama_logits(llama, [*tokens, *ours[:at]])[-1]
+            first, second = np.sort(logits)[-2:][::-1]
+            different.append((question, at, float(first - second)))
+    assert len(different) <= 1, different
+    assert all(gap < TIE for _, _, gap in different), different
+
+
+def greedy(llm: TinyLoraLlama, tokens: list[int]) -> list[int]:
+    found: list[int] = []
+    for token in llm.generate(tokens, temp=0.0, repeat_penalty=1.0):
+        if token == llm.token_eos() or len(found) == TOKENS:
+            break
+        found.append(token)
+    return found
+
+
+def test_a_batch_of_users_equals_their_single_runs(onnx: TinyLoraOnnx) -> None:
+    vectors = [MicroVector.random(onnx.basis, 0.3, seed=seed) for seed in range(4)]
+    messages = [[{"role": "user", "content": question}] for question in QUESTIONS[:4]]
+    rows = onnx.generate_batch(messages, vectors, max_tokens=24)
+    for row, vector, each in zip(rows, vectors, messages, strict=True):
+        onnx.swap(vector)
+        alone = list(onnx.generate(onnx.tokenize(onnx.apply_chat_template(each)), max_tokens=24))
+        assert row.tokens.tolist() == alone
+
+
+def test_a_row_of_a_batch_is_its_single_run(onnx_bundle: Path) -> None:
+    session = OnnxSession(onnx_bundle)
+    vectors = [MicroVector.random(session.basis, 0.3, seed=seed) for seed in range(4)]
+    tokens = np.random.default_rng(0).integers(1000, 40000, (4, 12)).tolist()
+
+    def logits(prompts: list[list[int]], chosen: list[MicroVector]) -> np.ndarray:
+        fed = onnx_models.feeds(session.session, prompts)
+        return session.run(["logits"], fed, session.rows(chosen))[0]
+
+    together = logits(tokens, vectors)
+    for row, prompt, vector in zip(together, tokens, vectors, strict=True):
+        assert np.abs(row - logits([prompt], [vector])[0]).max() <= 1e-5

@@ -1,0 +1,237 @@
+"""Completions of an ONNX model: the shape that llama-cpp-python gives them, and what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_bundles
+import pytest
+
+from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
+from tinylora_edge.runtime import TinyLoraOnnx
+from tinylora_edge.runtime.onnx.model.sampling import Sampler, Sampling, Text
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\nthere"}]
+
+
+@pytest.fixture(scope="module")
+def llm() -> TinyLoraOnnx:
+    return runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=96, n_threads=1)
+
+
+def joined(chunks: Any) -> tuple[str, str]:
+    """The text of a stream, and why it ended."""
+    text, reason = "", None
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        assert reason is None, "nothing comes after the end"
+        text += choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+        reason = choice["finish_reason"]
+    assert reason is not None
+    return text, reason
+
+
+# Tokens and templates
+
+
+def test_tokens_there_and_back(llm: TinyLoraOnnx) -> None:
+    text = "Hello, Wörld"
+    tokens = llm.tokenize(text)
+    assert len(tokens) == len(text.encode())
+    assert llm.detokenize(tokens) == text
+    assert llm.tokenize("<eos>") == [257], "special tokens are recognized"
+
+
+def test_the_template_of_the_tokenizer(llm: TinyLoraOnnx) -> None:
+    expected = "[system] Be brief.\n[user] Hello\nthere\n[assistant] "
+    assert llm.apply_chat_template(MESSAGES) == expected
+
+
+def test_a_chat_is_a_completion_of_its_template(llm: TinyLoraOnnx) -> None:
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
+    chat = llm.create_chat_completion(MESSAGES, **options)["choices"][0]["message"]
+    plain = llm.create_completion(llm.apply_chat_template(MESSAGES), **options)["choices"][0]
+    assert chat == {"role": "assistant", "content": plain["text"]}
+
+
+def test_a_template_that_refuses(tmp_path: Path) -> None:
+    import shutil
+
+    bundle = Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "b"))
+    (bundle / "onnx" / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
+    llm = runtime.load(bundle, engine="onnx", n_ctx=64)
+    with pytest.raises(VectorError, match="chat template"):
+        llm.create_chat_completion(MESSAGES)
+    (bundle / "onnx" / "chat_template.jinja").unlink()
+    llm = runtime.load(bundle, engine="onnx", n_ctx=64)
+    with pytest.raises(VectorError, match="chat template"):
+        llm.create_chat_completion(MESSAGES)
+
+
+# Completions
+
+
+def test_the_shape_of_a_completion(llm: TinyLoraOnnx) -> None:
+    whole = llm("Hello", max_tokens=6, temperature=0)
+    assert whole["object"] == "text_completion"
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    chat = llm.create_chat_completion(MESSAGES, max_tokens=6)
+    assert chat["object"] == "chat.completion"
+    assert set(chat) == set(whole)
+
+
+def test_a_stream_is_the_whole_in_pieces(llm: TinyLoraOnnx) -> None:
+    for seed in range(4):
+        options: dict[str, Any] = {"max_tokens": 40, "temperature": 2.0, "min_p": 0.0, "seed": seed}
+        whole = llm("Hello", **options)["choices"][0]
+        text, reason = joined(llm("Hello", stream=True, **options))
+        assert (text, reason) == (whole["text"], whole["finish_reason"])
+        chunks = list(llm.create_chat_completion(MESSAGES, stream=True, **options))
+        assert chunks[0]["choices"][0]["delta"] == {"role": "assistant"}
+        message = llm.create_chat_completion(MESSAGES, **options)["choices"][0]["message"]
+        assert joined(chunks)[0] == message["content"]
+
+
+def test_generation_ends_at_the_end_of_sequence_token(llm: TinyLoraOnnx) -> None:
+    ended = []
+    for seed in range(30):
+        whole = llm("x", max_tokens=60, temperature=5.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
+        if whole["choices"][0]["finish_reason"] == "stop":
+            ended.append(whole["usage"]["completion_tokens"])
+    assert ended, "260 tokens, 1800 draws: some are the end"
+    assert max(ended) < 60
+
+
+def test_stop_strings(llm: TinyLoraOnnx) -> None:
+    options: dict[str, Any] = {"max_tokens": 30, "temperature": 3.0, "seed": 5, "min_p": 0.0, "top_k": 0}
+    text = llm("Hello", **options)["choices"][0]["text"]
+    stop = text[2:4]
+    assert len(stop) == 2
+    expected = text[: text.index(stop)]
+    for given in (stop, [stop], ["never there", stop, ""]):
+        cut = llm("Hello", stop=given, **options)["choices"][0]
+        assert (cut["text"], cut["finish_reason"]) == (expected, "stop")
+        assert joined(llm("Hello", stop=given, stream=True, **options)) == (expected, "stop")
+
+
+def test_the_same_seed_draws_the_same(llm: TinyLoraOnnx) -> None:
+    def draw(seed: int | None) -> str:
+        return llm("Hello", max_tokens=20, temperature=3.0, top_k=0, min_p=0.0, seed=seed)["choices"][0][
+            "text"
+        ]
+
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(6)}) == 6
+    assert draw(None) != draw(None)
+
+
+def test_the_context_is_filled_to_its_last_token(llm: TinyLoraOnnx) -> None:
+    for count in (95, 90, 1):
+        prompt = [65 + i % 20 for i in range(count)]
+        found = list(llm.generate(prompt, temperature=2.0, min_p=0.0, seed=1))
+        assert len(found) == 96 - count or count == 1, "a long answer may end by itself"
+        assert len(found) <= 96 - count
+    for count in (96, 500):
+        with pytest.raises(TinyLoraError, match=f"{count} tokens.*96.*n_ctx"):
+            llm.create_completion([65] * count)
+    for empty in ("", []):
+        with pytest.raises(TinyLoraError, match="no tokens"):
+            llm.create_completion(empty)
+    with pytest.raises(TinyLoraError, match="token 9999"):
+        llm.create_completion([65, 9999])
+
+
+def test_the_context_of_the_model_is_the_limit() -> None:
+    assert runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=10**6).n_ctx() == 512
+    assert runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=0).n_ctx() == 512
+
+
+def test_session_options_reach_onnx_runtime(tmp_path: Path) -> None:
+    options = {"enable_profiling": str(tmp_path / "profile")}
+    llm = runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=32, session_options=options)
+    llm("x", max_tokens=2)
+    llm.close()
+    del llm
+    assert list(tmp_path.iterdir())
+
+
+# Sampling
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    logits = np.array([0.1, 3, -1, 2.9], np.float32)
+    assert Sampler(Sampling(temperature=0))(logits, []) == 1
+
+
+def test_logits_that_are_not_finite() -> None:
+    for bad in (np.nan, np.inf):
+        for temperature in (0.0, 1.0):
+            with pytest.raises(TinyLoraError, match="not finite"):
+                Sampler(Sampling(temperature))(np.array([0.1, bad, 1.0], np.float32), [])
+    assert Sampler(Sampling(1.0))(np.array([-np.inf, 1.0], np.float32), []) == 1
+
+
+def test_a_vector_that_is_too_large_for_the_model() -> None:
+    llm = runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=32)
+    llm.swap(MicroVector(np.full((llm.basis.groups, llm.basis.u), 3e38, np.float32)))
+    with pytest.raises(TinyLoraError, match="not finite"):
+        llm("Hello", max_tokens=3)
+    llm.clear()
+    llm("Hello", max_tokens=3)
+
+
+def shares(options: Sampling, logits: list[float], before: list[int] | None = None) -> np.ndarray:
+    sampler = Sampler(options)
+    array = np.array(logits, np.float32)
+    drawn = [sampler(array, before or []) for _ in range(4000)]
+    return np.bincount(drawn, minlength=len(logits)) / len(drawn)
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = [2.0, 1.0, 0.0, -1.0]
+    for temperature in (0.5, 1.0, 2.0):
+        weights = np.exp(np.array(logits) / temperature)
+        found = shares(Sampling(temperature, 0, 1.0, 0.0, seed=1), logits)
+        assert np.abs(found - weights / weights.sum()).max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 1}, {0}),
+        ({"top_p": 0.6}, {0}),
+        ({"top_p": 0.7}, {0, 1}),
+        ({"min_p": 0.3}, {0, 1}),
+        ({"min_p": 0.9}, {0}),
+        ({}, {0, 1, 2, 3}),
+    ],
+)
+def test_filters_keep_what_they_say(options: dict[str, Any], allowed: set[int]) -> None:
+    logits = [2.0, 1.0, 0.0, -1.0]  # probabilities 0.64, 0.24, 0.09, 0.03
+    chosen = Sampling(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 2, **options})
+    assert set(np.flatnonzero(shares(chosen, logits))) == allowed
+
+
+def test_a_repeat_is_penalized() -> None:
+    options = Sampling(temperature=0, repeat_penalty=2.0)
+    assert Sampler(options)(np.array([3.0, 2.0, -1.0], np.float32), [0]) == 1
+    assert Sampler(options)(np.array([-1.0, -1.5], np.float32), [0]) == 1
+    logits = np.array([3.0, 2.0], np.float32)
+    Sampler(options)(logits, [0])
+    assert logits[0] == 3, "the caller's logits stay"
+
+
+def test_text_is_held_back_while_it_may_be_a_stop_string() -> None:
+    pieces = ["He", "ll", "o <", "/", "s", "> x"]
+    text = Text(lambda token: pieces[token], ["</s>", "zz"])
+    assert [text.add(i) for i in range(6)] == ["He", "ll", "o ", "", "", ""]
+    assert text.stopped
+    text = Text(lambda token: pieces[token], ["</t>"])
+    assert [text.add(i) for i in range(5)] == ["He", "ll", "o ", "", "</s"]
+    assert not text.stopped
+    half = Text(lambda token: "<", ["</t>"])
+    assert (half.add(0), half.rest(), half.rest()) == ("", "<", "")
