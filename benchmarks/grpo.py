@@ -57,7 +57,7 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "vector.bin"
         if name == TRL:
-            from tinylora_edge.train.trl import train_trl
+            from tinylora_edge.train.trl.training.training import train_trl
 
             train_trl(bundle, load_task(TASK), output, options=chosen, report=note)
         else:
@@ -69,8 +69,8 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     """Draw in this process; return the seconds a token of every draw but the first."""
     import torch
 
-    from tinylora_edge.train._model import load_model
     from tinylora_edge.train.adapter import Adapter
+    from tinylora_edge.train.model import load_model
     from tinylora_edge.train.rollouts import HFRollouts, LlamaRollouts, Rollouts
 
     torch.set_num_threads(cores())  # generate may have them all, as llama.cpp has

@@ -21,9 +21,9 @@ from tinylora_edge.runtime.llama.model.batch import batch_for, cores
 from tinylora_edge.runtime.llama.model.prompts import decode, encode
 from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.train import Loss, train
-from tinylora_edge.train._model import load_model
 from tinylora_edge.train.adapter import Adapter
 from tinylora_edge.train.batches import Sampled
+from tinylora_edge.train.model import load_model
 from tinylora_edge.train.rollouts import HFRollouts
 
 Score = Callable[[MicroVector | None], float]

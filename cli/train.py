@@ -114,7 +114,7 @@ def train(
     loaded = _load(task, reward, seed)
     with _training.progress(steps) as show:
         if engine is Engine.trl:
-            from ..train.trl import train_trl
+            from ..train.trl.training import train_trl
 
             outcome = train_trl(bundle, loaded, output, options=options, resume=resume, report=show)
         else:

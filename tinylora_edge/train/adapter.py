@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..vector import MicroVector
-from ._names import factors_for, hf_names
+from .layers import factors_for, hf_names
 
 
 class Adapter(nn.Module):

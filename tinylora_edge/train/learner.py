@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._logprobs import ChosenLogprobs, plain_head
 from ._memory import give_back
 from ._padding import pad
 from .adapter import Adapter
 from .grpo import Loss, token_loss
+from .logprobs import ChosenLogprobs, plain_head
 
 T = TypeVar("T")
 

@@ -24,12 +24,12 @@ from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.prompts import decode, encode
 from ..runtime.llama.requantize import bf16_is_faster, requantize
 from ..tasks import Sample, Task
-from ._model import load_model
-from ._output import metrics_file, write_result
 from .adapter import Adapter
 from .batches import Answers, Batches, Sampled
 from .grpo import Loss
 from .learner import Learner
+from .model import load_model
+from .output import metrics_file, write_result
 from .rollouts import HFRollouts, LlamaRollouts, Rollouts
 from .trainer import Report, Result, Settings, Trainer
 

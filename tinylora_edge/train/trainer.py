@@ -16,9 +16,9 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..tasks import Sample, Task
 from ..vector import MicroVector
-from . import _checkpoint
-from ._checkpoint import State
+from . import checkpoint as _checkpoint
 from .batches import Batches, Sampled
+from .checkpoint import State
 from .learner import Group, Learner
 
 Report = Callable[[dict[str, Any]], None]

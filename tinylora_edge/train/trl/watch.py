@@ -11,12 +11,12 @@ import accelerate
 import numpy as np
 import transformers
 
-from .._system import atomic_write
-from ..errors import TrainError
-from ..tasks import Task
-from ..vector import MicroVector
+from ..._system import atomic_write
+from ...errors import TrainError
+from ...tasks import Task
+from ...vector import MicroVector
+from ..trainer import Report, Result, Settings
 from .peft_tinylora import vector_of
-from .trainer import Report, Result, Settings
 
 _NAMES = {
     "reward": "reward",

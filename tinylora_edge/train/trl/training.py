@@ -1,6 +1,6 @@
 """The same task, reward and basis through TRL's `GRPOTrainer`, on as many processes as accelerate starts.
 
-    accelerate launch -m tinylora_edge.train.trl BUNDLE -o FILE --recipe recipes/gsm8k-qwen2.5-7b.toml
+    accelerate launch -m tinylora_edge.train.trl.training BUNDLE -o FILE --recipe recipes/gsm8k-qwen2.5-7b.toml
 
 Every process holds the model and the whole vector; completions are shared out among them, and gradients of
 v are averaged. Process 0 writes the files. What the engine of this project adds to GRPO and TRL does not
@@ -21,17 +21,17 @@ from typing import Any
 
 import torch
 
-from .. import runtime
-from ..errors import MissingExtraError, TrainError
-from ..formats.bundle import Bundle
-from ..runtime.evaluation import Evaluation, evaluate
-from ..runtime.llama.batch import batch_for, cores
-from ..tasks import Task
-from ..vector import MicroVector
-from ._model import default_dtype, load_model
-from ._output import metrics_file, write_result
-from .run import Options, Outcome
-from .trainer import Report
+from ... import runtime
+from ...errors import MissingExtraError, TrainError
+from ...formats.bundle import Bundle
+from ...runtime.evaluation import Evaluation, evaluate
+from ...runtime.llama.batch import batch_for, cores
+from ...tasks import Task
+from ...vector import MicroVector
+from ..model import default_dtype, load_model
+from ..output import metrics_file, write_result
+from ..run import Options, Outcome
+from ..trainer import Report
 
 try:
     import accelerate
@@ -40,9 +40,9 @@ try:
     from peft import PeftModel
     from trl import GRPOConfig, GRPOTrainer
 
-    from ._trl_prompts import check_prompts, data_set, end_ids, load_tokenizer, reward_function
-    from ._trl_watch import Watch
     from .peft_tinylora import peft_model
+    from .prompts import check_prompts, data_set, end_ids, load_tokenizer, reward_function
+    from .watch import Watch
 except ModuleNotFoundError as error:
     raise MissingExtraError("the TRL engine", str(error.name), "train") from None
 

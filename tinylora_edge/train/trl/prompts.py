@@ -11,10 +11,10 @@ from typing import Any
 import datasets
 import transformers
 
-from .. import runtime
-from ..errors import TrainError
-from ..runtime.llama.prompts import encode
-from ..tasks import Completion, Sample, Task
+from ... import runtime
+from ...errors import TrainError
+from ...runtime.llama.prompts import encode
+from ...tasks import Completion, Sample, Task
 
 _COMPARED = 64  # prompts whose tokens are compared with the deployed engine's
 

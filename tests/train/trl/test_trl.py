@@ -16,10 +16,10 @@ from trl_world import TEMPLATE, rows_of, steps, write_tokenizer
 from tinylora_edge import Bundle, MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, train
-from tinylora_edge.train import trl as engine
-from tinylora_edge.train._trl_prompts import check_prompts, end_ids, load_tokenizer, reward_function
-from tinylora_edge.train.peft_tinylora import peft_model, vector_of
-from tinylora_edge.train.trl import train_trl
+from tinylora_edge.train.trl.training import training as engine
+from tinylora_edge.train.trl.training.peft_tinylora import peft_model, vector_of
+from tinylora_edge.train.trl.training.prompts import check_prompts, end_ids, load_tokenizer, reward_function
+from tinylora_edge.train.trl.training.training import train_trl
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     import torch
 
     from tinylora_edge.train import Adapter, Group, Learner
-    from tinylora_edge.train._model import load_model
     from tinylora_edge.train.grpo import normaliser
+    from tinylora_edge.train.model import load_model
 
     rows: list[dict[str, Any]] = []
     trainer = trl_worker.fixed_run(tiny, tmp_path / "v.bin", rows)

@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from ..errors import TinyLoraError, TrainError
-from ..tasks import Completion, Sample, Task, load_task
-from .grpo import Loss
-from .run import Options
-from .trainer import Settings
+from ...errors import TinyLoraError, TrainError
+from ...tasks import Completion, Sample, Task, load_task
+from ..grpo import Loss
+from ..run import Options
+from ..trainer import Settings
 
 _TASK = ("reward", "max_tokens", "temperature", "held_out")
 _KEYS = ("task", *_TASK, "step_sizes", "options", "grpo", "vllm")
@@ -137,7 +137,7 @@ def rehearsal(recipe: Recipe, task: Task) -> tuple[Task, Options, dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from .trl import train_trl
+    from .training import train_trl
 
     args = _parser().parse_args(arguments)
     if not sys.warnoptions:  # what transformers, TRL and accelerate tell each other of their next versions
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tinylora_edge.train.trl",
+        prog="python -m tinylora_edge.train.trl.training",
         description="Train a micro-vector with TRL. Start it with accelerate launch -m for many processes.",
     )
     add = parser.add_argument

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ..basis import Basis
-from ..errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
-from ..vector import MicroVector
-from ._names import factors_for, hf_names
-from .adapter import SidePath
+from ...basis import Basis
+from ...errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
+from ...vector import MicroVector
+from ..adapter import SidePath
+from ..layers import factors_for, hf_names
 
 try:
     from peft import PeftModel, get_peft_model

@@ -1,0 +1,1 @@
+"""TRL as the engine of training: for models that need a GPU, or several."""
