@@ -13,7 +13,7 @@ def main() -> None:
     0: done. 1: refused or failed, with one line on stderr. 2: wrong usage. 130: interrupted.
     """
     try:
-        from ._app import run
+        from .app import run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in ("typer", "rich"):

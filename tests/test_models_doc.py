@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tinylora_edge import exporters
-from tinylora_edge.cli._app import app
+from tinylora_edge.cli.app import app
 from tinylora_edge.exporters.hub import catalog, gguf_names
 
 PAGE = (Path(__file__).parent.parent / "docs" / "MODELS.md").read_text("utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 
 import models
 import pytest
-from commands import COMMAND, Cli, Outcome, in_process, usual_signals
+from invocation import COMMAND, Cli, Outcome, in_process, usual_signals
 
 from tinylora_edge import Basis, load_basis
 

@@ -14,7 +14,7 @@ import models
 import numpy as np
 import pytest
 import support
-from commands import Cli, contents
+from invocation import Cli, contents
 
 from tinylora_edge import Basis, MicroVector, load_basis
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Cli
+from invocation import Cli
 
 import tinylora_edge
 from tinylora_edge.errors import MissingExtraError

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Cli, contents
+from invocation import Cli, contents
 
 from tinylora_edge import Bundle, load_basis
 

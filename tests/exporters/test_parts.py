@@ -194,7 +194,7 @@ def test_an_output_that_exists(parts, tmp_path):
 def test_the_command_line(tiny_models, llama_gguf, tmp_path):
     from typer.testing import CliRunner
 
-    from tinylora_edge.cli._app import app
+    from tinylora_edge.cli.app import app
 
     def run(*words, code=0):
         result = CliRunner().invoke(app, [str(word) for word in words])

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
 
-from commands import Cli, in_process
+from invocation import Cli, in_process
 
 
 @pytest.fixture

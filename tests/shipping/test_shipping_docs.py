@@ -9,10 +9,10 @@ from pathlib import Path
 
 import models
 import pytest
-from commands import Cli
+from invocation import Cli
 
 from tinylora_edge import Ed25519Signer, MicroVector, load_basis
-from tinylora_edge.cli.convert import Form
+from tinylora_edge.cli.commands.convert import Form
 from tinylora_edge.exporters import Settings, export_gguf
 from tinylora_edge.wire import carriers as _links
 from tinylora_edge.wire import pem, tags

@@ -1,0 +1,130 @@
+"""The application: global options, the commands, and what becomes of errors and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..errors import TinyLoraError
+from .commands.convert import convert
+from .commands.export import export
+from .commands.generate import chat, run_prompt
+from .commands.inspect import inspect
+from .commands.keygen import keygen
+from .commands.links import links
+from .commands.merge import merge
+from .commands.models import models
+from .commands.publish import fetch, publish
+from .commands.train import evaluate, tasks, train
+from .commands.tune import tune
+from .commands.vector.group import vector
+from .demo.command import demo
+from .shared import output
+
+_INTERRUPTED = 128 + signal.SIGINT
+_BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
+
+
+class _Root(TyperGroup):
+    """Turns every error that a user can cause into one line and an exit code, for all commands."""
+
+    def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
+        """Invoke the command that was named."""
+        try:
+            with output.readable_warnings():
+                result = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk or a closed pipe shows here, not when Python ends
+            return result
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            _detach_stdout()
+            raise typer.Exit(_BROKEN_PIPE) from None
+        except (TinyLoraError, OSError) as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            output.fail(error)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="tinylora-edge",
+    cls=_Root,
+    help="Personalize a frozen language model on a device with a dozen numbers.",
+    epilog="Start with: tinylora-edge demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help and usage errors read the same in a pipe
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        output.say(f"tinylora-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+app.command()(demo)
+app.command()(export)
+app.command()(merge)
+app.command()(models)
+app.command()(inspect)
+app.command("run")(run_prompt)
+app.command()(chat)
+app.command()(train)
+app.command()(tune)
+app.command("eval")(evaluate)
+app.command()(convert)
+app.command()(tasks)
+app.command()(keygen)
+app.command()(links)
+app.command()(publish)
+app.command()(fetch)
+app.add_typer(vector, name="vector")
+
+
+def run() -> None:
+    """Run the application as the process: signals, encodings, exit code."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, _leave)
+    output.survive_any_text()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # As an exception, so that what is half written is removed on the way out.
+    sys.exit(128 + number)
+
+
+def _detach_stdout() -> None:
+    # Python flushes stdout once more when it ends, and would complain about the same pipe again.
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,0 +1,218 @@
+"""`inspect`: what a bundle, a basis or a vector is, and whether it is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..._policy import Policy
+from ...basis import Basis
+from ...errors import BasisError
+from ...formats.bundle import Bundle
+from ...formats.side_tensors import load_basis
+from ..shared import keys as _keyfiles
+from ..shared import models, output, vectors
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A bundle, a basis.gguf, a model with its basis beside it, or a vector."
+        ),
+    ],
+    basis: Annotated[
+        Path | None,
+        typer.Option("--basis", "--bundle", metavar="PATH", help="Verify a vector against this basis."),
+    ] = None,
+    keys: _keyfiles.Keys = None,
+    macs: _keyfiles.Macs = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Show what a bundle, a basis or a vector is, and check it.
+
+    Of a bundle: that the basis gives the digest that it states, and that the base is one that it was
+    exported for. Of a vector, with --basis: its tag, its basis, and its values.
+
+    \b
+    Example:
+      tinylora-edge inspect smollm2
+    """
+    if str(path) != vectors.STREAM and not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name a bundle, a basis, a model or a vector")
+    if path.is_dir() or _is_gguf(path):
+        if basis is not None:
+            raise typer.BadParameter("only a vector is verified against a basis", param_hint="--basis")
+        _inspect_model(path, as_json)
+    else:
+        print_vector(str(path), basis, as_json, keys, macs)
+
+
+def print_vector(
+    source: str,
+    basis_path: Path | None,
+    as_json: bool,
+    keys: Sequence[Path] | None = None,
+    macs: Sequence[str] | None = None,
+) -> None:
+    """Print what a vector is; with a basis, after verifying it under the keys.
+
+    Raises:
+        VectorError: it was refused.
+    """
+    data = vectors.read(source)
+    basis = vectors.find_basis(basis_path) if basis_path is not None else None
+    # The basis judges first: its messages name the lengths that it expects.
+    trusted = _keyfiles.verifiers(keys, macs)
+    vector = Policy(keys=trusted).check(data, basis) if basis is not None else None
+    record = {"kind": "vector", "verified": vector is not None, **vectors.header(data)}
+    if vector is not None and basis is not None:
+        record.pop("values_if", None)
+        record |= {
+            "dtype": vector.dtype,
+            "basis_id": basis.id,
+            "basis_digest": basis.digest,
+            "groups": basis.groups,
+            "u": basis.u,
+            "count": basis.size,
+            "norm": vector.norm,
+            "values": vector.values.tolist(),
+        }
+    if as_json:
+        output.print_json(record)
+        return
+    output.facts(list(_vector_rows(record).items()))
+    if vector is not None:
+        output.facts(
+            [(f"group {g}", "  ".join(f"{x: .6g}" for x in row)) for g, row in enumerate(record["values"])]
+        )
+
+
+def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
+    verified = record["verified"]
+    rows = {"form": f"{record['form']}, {record['bytes']} bytes"}
+    if record["form"] == "raw":
+        rows["tag"] = "none: a raw payload has no tag, basis or sequence"
+    else:
+        rows["version"] = str(record["version"])
+        rows["tag"] = f"{record['tag']}, {'verified' if verified else 'not checked: pass --basis PATH'}"
+        rows["sequence"] = str(record["sequence"])
+    if verified:
+        rows["basis"] = record["basis_digest"]
+        rows["values"] = f"{record['count']} {record['dtype']} ({record['groups']} groups x u {record['u']})"
+        rows["norm"] = f"{record['norm']:.6g}"
+    elif record["form"] == "raw":
+        rows["values"] = " or ".join(f"{count} {dtype}" for dtype, count in record["values_if"].items())
+    else:
+        rows["basis"] = f"{record['basis_id']}..."
+        rows["values"] = f"{record['count']} {record['dtype']}"
+    return rows
+
+
+def _inspect_model(path: Path, as_json: bool) -> None:
+    bundle = None
+    if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
+        basis = load_basis(path)
+        record = {"kind": "basis", "path": str(path)} | _basis_facts(basis, path)
+    else:
+        bundle = Bundle.find(path)
+        basis = bundle.basis
+        record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
+        record["base"] = {
+            "path": str(bundle.base),
+            "bytes": _size(bundle.base),
+            "fingerprint": bundle.check_base(),
+        }
+        record["manifest"] = bundle.manifest
+        _check_manifest(bundle)
+    if as_json:
+        output.print_json(record)
+        return
+    output.facts(_model_rows(record))
+
+
+def _size(base: Path) -> int:
+    """Bytes of a base: a GGUF file, or a directory with a graph, its data and its tokenizer."""
+    files = base.iterdir() if base.is_dir() else [base]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:
+    return {
+        "basis": {"path": str(path), "bytes": path.stat().st_size},
+        "digest": basis.digest,
+        "architecture": basis.architecture,
+        "modules": len(basis.modules),
+        "kinds": list(basis.kinds()),
+        "rank": basis.rank,
+        "u": basis.u,
+        "groups": basis.groups,
+        "values": basis.size,
+        "tying": basis.scheme,
+        "modules_in_group": [int((basis.tying == g).sum()) for g in range(basis.groups)],
+        "seed": basis.seed,
+        "projection": basis.projection,
+        "factorization": basis.factorization,
+        "factor_dtype": {4: "f32", 2: "f16"}[basis.a[0].itemsize],
+        "base_fingerprints": list(basis.base_fingerprints),
+        "vector_bytes": vectors.sizes(basis.size),
+    }
+
+
+def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    wire = record["vector_bytes"]
+    members = record["modules_in_group"]
+    spread = str(members[0]) if len(set(members)) == 1 else f"{min(members)} to {max(members)}"
+    rows = [
+        (record["kind"], record["path"]),
+        ("digest", f"{record['digest']} (verified)"),
+        ("architecture", record["architecture"]),
+        ("modules", f"{record['modules']} ({', '.join(record['kinds'])})"),
+        ("factors", f"rank {record['rank']}, {record['factorization']}, {record['factor_dtype']}"),
+        ("projection", f"{record['projection']}, seed {record['seed']}"),
+        ("vector", f"{record['values']} values: {record['groups']} groups x u {record['u']}"),
+        ("tying", f"{record['tying']}, {spread} modules a group"),
+        ("basis", f"{record['basis']['path']}, {output.megabytes(record['basis']['bytes'])}"),
+    ]
+    if record["kind"] == "bundle":
+        base, manifest = record["base"], record["manifest"]
+        rows.append(("base", f"{base['path']}, {output.megabytes(base['bytes'])}"))
+        rows.append(("fingerprint", f"{base['fingerprint']} (listed in the basis)"))
+        exported = manifest.get("base")
+        if isinstance(exported, dict) and "name" in exported:
+            rows.append(("exported from", str(exported["name"])))
+        rows += models.sources(manifest.get("source"))
+        if "tool" in manifest:
+            rows.append(("exported by", str(manifest["tool"])))
+        residual = (
+            manifest["factors"].get("worst_residual") if isinstance(manifest.get("factors"), dict) else None
+        )
+        if isinstance(residual, float):
+            rows.append(("worst residual", f"{residual:.2e}"))
+    rows.append(("bases listed", str(len(record["base_fingerprints"]))))
+    for dtype, forms in wire.items():
+        rows.append((f"{dtype} on the wire", ", ".join(f"{size} {form}" for form, size in forms.items())))
+    return rows
+
+
+def _check_manifest(bundle: Bundle) -> None:
+    stated = bundle.manifest.get("basis")
+    digest = stated.get("digest") if isinstance(stated, dict) else None
+    if digest is not None and digest != bundle.basis.digest:
+        raise BasisError(
+            f"{bundle.manifest_path} states digest {str(digest)[:16]}..., but {bundle.basis_path} has "
+            f"{bundle.basis.digest[:16]}...: they come from different exports. Export the bundle again"
+        )
+
+
+def _is_gguf(path: Path) -> bool:
+    # A damaged basis is still to be told from a vector, hence the name.
+    if path.name.endswith(".gguf"):
+        return True
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"

@@ -1,0 +1,1 @@
+"""`tinylora-edge vector`: the commands that make, read and carry vectors."""

@@ -1,0 +1,1 @@
+"""`tinylora-edge demo`: the whole story on one page."""

@@ -1,0 +1,204 @@
+"""What the demo found: one record for terminal, `--json` and report, and what it amounts to."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from ..shared import training as _training
+
+PACKAGES = ("tinylora-edge", "llama-cpp-python", "torch", "transformers", "numpy")
+"""Whose versions the report names: what computes in the demo."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """Step 1. `residual` is the worst of any module; `digest` is the basis's, `basis` its short name."""
+
+    seconds: float
+    modules: int
+    residual: float
+    digest: str
+    basis: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Step 3. `curve` has the metrics of every step and event; `options` is what the run was made with."""
+
+    seconds: float
+    steps: int
+    best_step: int
+    start_score: float
+    best_score: float
+    stopped: str
+    options: dict[str, Any]
+    curve: list[dict[str, Any]]
+
+    @property
+    def validation(self) -> int:
+        """Prompts held back from training to choose the best step by."""
+        return int(self.options["settings"]["validation"])
+
+    def summary(self) -> str:
+        """Return which step's vector was kept, and why."""
+        by = f"by the reward on {self.validation} prompts held back from training"
+        end = "" if self.stopped == "done" else f" It ended early: {self.stopped}."
+        if self.best_step == 0:
+            return f"No step was better than the base {by} ({self.start_score:.3f}): the vector is zero.{end}"
+        scores = f"{self.start_score:.3f} -> {self.best_score:.3f}"
+        return f"The vector of step {self.best_step} is kept {by}: {scores}.{end}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framed:
+    """Step 4. `parts` are (hex, meaning) of the frame's fields in order; `values` are float32 [n]."""
+
+    hex: str
+    bytes: int
+    values: list[float]
+    parts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Steps 5 and 8, in seconds: a load with the vector, one of a plain `Llama`, the median swap."""
+
+    load: float
+    plain_load: float
+    swap: float
+    swaps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Steps 2 and 6: mean rewards on the same prompts with standard errors, and their paired comparison."""
+
+    task: str
+    n: int
+    base: float
+    base_standard_error: float
+    vector: float
+    vector_standard_error: float
+    difference: float
+    standard_error: float
+    gained: int
+    lost: int
+    p: float
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the figures, labelled, for reading."""
+        return [
+            ("base", f"{self.base:.3f} +- {self.base_standard_error:.3f}"),
+            ("with the vector", f"{self.vector:.3f} +- {self.vector_standard_error:.3f}"),
+            *_training.compared(self),
+        ]
+
+    def verdict(self) -> str:
+        """Return what the figures say, and no more than that."""
+        if abs(self.difference) <= 2 * self.standard_error or self.difference == 0:
+            return (
+                f"The difference is within two standard errors: these {self.n} prompts do not show that the "
+                "vector helps, nor that it harms."
+            )
+        way = "raises" if self.difference > 0 else "lowers"
+        return (
+            f"The vector {way} the reward on prompts never trained on from {self.base:.3f} to "
+            f"{self.vector:.3f}, by more than two standard errors."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Step 7. A held-out prompt, its greedy answers, and their rewards."""
+
+    prompt: str
+    base: str
+    base_reward: float
+    personalized: str
+    personalized_reward: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Step 7, chosen by rule: the first prompts, and of the others the first whose answers differ.
+
+    Attributes:
+        first: whatever came.
+        differing: no more than as many.
+        changed: how many of all the held-out prompts have answers that differ.
+    """
+
+    first: list[Answer]
+    differing: list[Answer]
+    changed: int
+
+    def groups(self) -> list[tuple[str, list[Answer]]]:
+        """Return the answers under what they are; no group is empty."""
+        groups = [(f"the first {len(self.first)} of these prompts, as they came", self.first)]
+        if self.differing:
+            title = f"the first {len(self.differing)} others of the {self.changed} whose answers differ"
+            groups.append((title, self.differing))
+        return groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """Step 8: how many logits were compared, and the largest differences from a plain `Llama`'s."""
+
+    logits: int
+    prompts: int
+    restored_bit_for_bit: bool
+    restored_difference: float
+    vector_difference: float
+
+    def summary(self) -> str:
+        """Return what was proved."""
+        return (
+            f"after clear() all {self.logits:,} logits of {self.prompts} prompts are those of a plain "
+            "llama_cpp.Llama, bit for bit; with the vector they differed by up to "
+            f"{self.vector_difference:.2f}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Everything."""
+
+    model: str
+    quick: bool
+    seed: int
+    threads: int
+    export: Exported
+    training: Trained
+    frame: Framed
+    timing: Timed
+    held_out: HeldOut
+    answers: Answers
+    proof: Proof
+    versions: dict[str, str]
+    seconds: float
+
+    @property
+    def zero(self) -> bool:
+        """Whether training found nothing better than the base, so that the vector is zero."""
+        return not any(self.frame.values)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed: `PACKAGES`, Python and the machine."""
+    found = {name: version(name) for name in PACKAGES}
+    return found | {
+        "Python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def duration(seconds: float) -> str:
+    """Return a time for reading: `0.8 s`, `42 s`, `4 min 10 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""What several commands share: options, output, keys, and the bytes of vectors."""

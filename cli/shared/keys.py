@@ -1,0 +1,180 @@
+"""Trust on the command line: keys read from files and written so that others cannot read them; policies."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from ..._policy import Policy
+from ..._system import atomic_write
+from ...errors import SignatureError
+from ...shipping import layout
+from ...wire import pem, tags
+from . import output
+
+T = TypeVar("T")
+
+
+class Require(StrEnum):
+    """What a policy may demand, as `Policy` names it."""
+
+    none = "none"
+    checksum = "checksum"
+    mac = "mac"
+    signature = "signature"
+
+
+Keys = Annotated[
+    list[Path] | None,
+    typer.Option("--key", metavar="FILE", help="A trusted Ed25519 public key, in PEM. May be repeated."),
+]
+Macs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mac", metavar="KEY", help="A trusted MAC key: a file, or hexadecimal digits. May be repeated."
+    ),
+]
+MaxNorm = Annotated[
+    float, typer.Option(metavar="NORM", min=0, help="Largest norm of the values that is accepted.")
+]
+Demand = Annotated[
+    Require | None,
+    typer.Option("--require", help="The least that the tag has to be. [default: what the keys imply]"),
+]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", metavar="FILE", help="Keep the sequence here, and refuse a lower one ever after."
+    ),
+]
+Stream = Annotated[
+    str,
+    typer.Option(
+        "--stream", metavar="NAME", help="Which stream of --state it belongs to. [default: default]"
+    ),
+]
+
+
+def signer(path: Path) -> tags.Ed25519Signer:
+    """Return the signer of a private key file.
+
+    Raises:
+        OSError: the file cannot be read.
+        SignatureError: it is no Ed25519 private key.
+        MissingExtraError: `cryptography` is not installed.
+    """
+    made = _named(path, tags.Ed25519Signer.from_pem, _read(path))
+    _warn_if_readable_by_others(path)
+    return made
+
+
+def mac(key: str) -> tags.Hmac:
+    """Return the MAC of a key, given as a file that holds hexadecimal digits, or as these.
+
+    Raises:
+        OSError: the file cannot be read.
+        SignatureError: it is neither, or too short.
+    """
+    path = Path(key)
+    if len(key) <= 1024 and path.is_file():
+        made = _named(path, tags.Hmac.from_hex, _read(path))
+        _warn_if_readable_by_others(path)
+        return made
+    try:
+        return tags.Hmac.from_hex(key)
+    except SignatureError:
+        if set(key.strip().lower()) <= set("0123456789abcdef"):
+            raise
+        raise FileNotFoundError(
+            f"{key[:60]} does not exist, and is no MAC key in hexadecimal digits: make one with "
+            "tinylora-edge keygen --mac"
+        ) from None
+
+
+def verifiers(keys: Sequence[Path] | None, macs: Sequence[str] | None) -> list[tags.Verifier]:
+    """Return what the options `--key` and `--mac` trust. Errors: those of `signer` and `mac`."""
+    trusted: list[tags.Verifier] = [
+        _named(path, tags.Ed25519Verifier.from_pem, _read(path)) for path in keys or ()
+    ]
+    return trusted + [mac(key) for key in macs or ()]
+
+
+def policy(
+    keys: Sequence[Path] | None,
+    macs: Sequence[str] | None,
+    require: Require | None = None,
+    max_norm: float = float("inf"),
+    state: Path | None = None,
+    *,
+    keyless: Require = Require.none,
+) -> Policy:
+    """Return the policy of a device that is given these options.
+
+    Where nothing is required by name, the keys say it: who hands over public keys alone surely means
+    signatures, and who hands over any MAC key at least a MAC. `keyless` is for a device without any.
+
+    Errors: those of `signer`, `mac` and `Policy`.
+    """
+    trusted = verifiers(keys, macs)
+    kinds = {key.kind for key in trusted}
+    implied = Require.signature if kinds == {tags.ED25519} else Require.mac if kinds else keyless
+    return Policy((require or implied).value, keys=trusted, max_norm=max_norm, state=state)
+
+
+def stream_of(name: str) -> str:
+    """Return a stream as policies know it: the default one of the published layout has no name there."""
+    return "" if name == layout.DEFAULT_STREAM else name
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Check that a key may be written there.
+
+    Raises:
+        FileExistsError: something is there, and `force` is not set.
+        FileNotFoundError: its directory is missing.
+    """
+    if (path.exists() or path.is_symlink()) and not force:
+        raise FileExistsError(
+            f"{path} exists already: choose another output. --force replaces it, and what it alone verifies "
+            "is lost"
+        )
+    if path.is_dir():
+        raise output.CommandError(f"{path} is a directory: name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
+
+
+def write(path: Path, text: str, *, secret: bool) -> None:
+    """Write a key, atomically: a secret one for its owner alone (0600), whatever the umask.
+
+    Raises:
+        CommandError: the file cannot be written; what was there stays.
+    """
+    try:
+        with atomic_write(path, mode=0o600 if secret else 0o644) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise output.CommandError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(pem.MAX_BYTES + 1)
+
+
+def _named(path: Path, make: Callable[[bytes], T], text: bytes) -> T:
+    try:
+        return make(text)
+    except SignatureError as error:
+        raise SignatureError(f"{path}: {error}") from None
+
+
+def _warn_if_readable_by_others(path: Path) -> None:
+    if os.name != "nt" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        output.warn(f"{path} can be read by others on this machine: chmod 600 {path}")

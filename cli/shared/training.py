@@ -1,0 +1,57 @@
+"""What is said of training: how far a run is, and what a comparison found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from . import output
+
+if TYPE_CHECKING:
+    from ...runtime.evaluation import Comparison
+    from ..demo.results import HeldOut
+
+
+def compared(found: Comparison | HeldOut) -> list[tuple[str, str]]:
+    """Return the figures of a paired comparison, labelled, for reading."""
+    return [
+        ("difference", f"{found.difference:+.3f} +- {found.standard_error:.3f}, paired"),
+        ("test", f"{found.gained} prompts gained, {found.lost} lost: McNemar p = {found.p:.2g}"),
+    ]
+
+
+@contextmanager
+def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show reward, validation, speed and time left on a terminal; events anywhere."""
+    console = output.stderr()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=steps, figures="loading")
+        validation = float("nan")
+
+        def show(metrics: dict[str, Any]) -> None:
+            nonlocal validation
+            validation = metrics.get("validation", validation)
+            if metrics.get("event") == "back-off":
+                output.warn(
+                    f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
+                    f"to the best vector and halved the step size to {metrics['lr']:.2g}"
+                )
+            if "event" in metrics:
+                return
+            figures = f"reward {metrics.get('reward', float('nan')):.2f}  held back {validation:.2f}"
+            if "draw_s" in metrics and "tokens" in metrics:  # TRL reports no seconds
+                seconds = metrics["draw_s"] + metrics.get("learn_s", 0.0)
+                figures += f"  {metrics['tokens'] / max(seconds, 1e-9):.0f} tokens/s"
+            bar.update(task, completed=metrics["step"], figures=figures)
+
+        yield show

@@ -1,0 +1,183 @@
+"""Vector bytes on the command line: where they come from, where they go, and what their header says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ..._system import atomic_write
+from ...basis import Basis
+from ...errors import FrameError
+from ...formats.bundle import Bundle
+from ...formats.gguf import GGUFFile, MalformedGGUFError
+from ...formats.side_tensors import load_basis
+from ...wire import frame, tags, text
+from . import output, qr
+
+
+class Dtype(StrEnum):
+    """Types that values travel in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+STREAM = "-"
+"""Stands for stdin or stdout."""
+
+MAX_BYTES = 1 << 20
+"""No vector is longer: a quarter of a million values are no micro-vector."""
+
+_MAX_READ = 1 << 24  # of a picture
+
+
+def read(source: str) -> bytes:
+    """Return the bytes of a vector from a file, or from stdin where the source is `-`.
+
+    The file may hold them as text, base64url or hexadecimal, or as a picture of a QR code.
+
+    Raises:
+        OSError: the file cannot be read.
+        FrameError: it is longer than any vector, or a text or picture that holds none.
+        MissingExtraError: it is a picture, and what reads those is not installed.
+    """
+    if source == STREAM:
+        data = sys.stdin.buffer.read(_MAX_READ + 1)
+    else:
+        with open(source, "rb") as file:
+            data = file.read(_MAX_READ + 1)
+    if qr.is_picture(data) and len(data) <= _MAX_READ:
+        return qr.read(data)
+    if text.is_text(data):
+        data = text.decode(data)
+    if len(data) > MAX_BYTES:
+        raise FrameError(
+            f"{_name(source)} has more than {MAX_BYTES:,} bytes, but 13 values take 37 to 123: "
+            "this is no vector"
+        )
+    return data
+
+
+def check_target(target: str, *, force: bool) -> None:
+    """Check that a vector may be written there, before any work is done.
+
+    Raises:
+        FileExistsError: something is there, and `force` is not set.
+        CommandError: it is no regular file, or stdout is a terminal.
+        FileNotFoundError: its directory is missing.
+    """
+    if target == STREAM:
+        if sys.stdout.isatty():
+            raise output.CommandError(
+                "the vector is binary and stdout is a terminal: redirect it, or use -o FILE"
+            )
+        return
+    path = Path(target)
+    if path.exists() or path.is_symlink():
+        if not path.is_file():
+            raise output.CommandError(f"{path} is not a regular file: choose another output, or - for stdout")
+        if not force:
+            raise FileExistsError(f"{path} exists already: choose another output, or pass --force")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
+
+
+def write(target: str, data: bytes) -> None:
+    """Write a vector to a file, atomically, or to stdout.
+
+    Raises:
+        CommandError: the file cannot be written; what was there stays.
+    """
+    if target == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with atomic_write(Path(target).resolve()) as file:
+            file.write(data)
+    except OSError as error:  # its filename would be the temporary one
+        raise output.CommandError(f"{target} could not be written: {error.strerror or error}") from error
+
+
+def find_basis(path: Path) -> Basis:
+    """Return the basis of a bundle, of a model with its basis beside it, or of a file of side tensors.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        CorruptBasisError: it is damaged.
+    """
+    if path.is_file() and (path.name.endswith("basis.gguf") or is_basis(path)):
+        return load_basis(path)
+    return Bundle.find(path).basis
+
+
+def is_basis(path: Path) -> bool:
+    """Tell whether a file is one of side tensors, as far as its header can be read."""
+    with suppress(MalformedGGUFError):
+        return bool(GGUFFile(path).get("adapter.type") == "tinylora")
+    return False
+
+
+def is_runnable(path: Path) -> bool:
+    """Tell whether a path that `find_basis` accepted names a model too, and not a basis alone."""
+    return path.is_dir() or not is_basis(path)
+
+
+def header(data: bytes) -> dict[str, Any]:
+    """Return what the bytes of a vector say without a basis: nothing of it is verified.
+
+    Raises:
+        FrameError: they can be neither a frame nor a raw payload.
+    """
+    length = len(data)
+    if not length:
+        raise FrameError("the vector is empty: expected a frame or a raw payload")
+    if length % 2 == 0:
+        counts = {dtype: length // frame.ITEM_BYTES[dtype] for dtype in ("fp32", "bf16")}
+        if length % 4:
+            del counts["fp32"]
+        return {"form": "raw", "bytes": length, "values_if": counts}
+    version, kind, code = data[0] >> 4, data[0] >> 2 & 3, data[0] & 3
+    if version != frame.VERSION or kind not in tags.SIZES or code >= len(frame.DTYPES):
+        raise FrameError(
+            f"the first of {length} bytes is {data[0]:#04x}, which begins no frame of version "
+            f"{frame.VERSION}, and a raw payload has an even number of bytes"
+        )
+    dtype = frame.DTYPES[code]
+    payload = length - frame.HEADER_BYTES - tags.SIZES[kind]
+    if payload <= 0 or payload % frame.ITEM_BYTES[dtype]:
+        raise FrameError(
+            f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take "
+            f"{frame.HEADER_BYTES + tags.SIZES[kind]}: the rest are no whole {dtype} values; "
+            "it was cut or padded on its way"
+        )
+    return {
+        "form": "frame",
+        "bytes": length,
+        "version": version,
+        "dtype": dtype,
+        "tag": tags.NAMES[kind],
+        "basis_id": data[1:5].hex(),
+        "sequence": int.from_bytes(data[5:7], "little"),
+        "count": payload // frame.ITEM_BYTES[dtype],
+    }
+
+
+def sizes(size: int) -> dict[str, dict[str, int]]:
+    """Return what a vector of `size` values costs on the wire: dtype -> form -> bytes."""
+    return {
+        dtype: {
+            "raw": size * frame.ITEM_BYTES[dtype],
+            **{name.lower(): frame.frame_bytes(size, dtype, kind) for kind, name in tags.NAMES.items()},
+        }
+        for dtype in ("fp32", "bf16")
+    }
+
+
+def _name(source: str) -> str:
+    return "stdin" if source == STREAM else os.fspath(source)

@@ -1,0 +1,239 @@
+"""`export`: what it writes and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import smollm2
+from invocation import COMMAND, Cli, contents
+
+from tinylora_edge import Basis, load_basis
+
+
+def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Path, basis: Basis) -> None:
+    out = tmp_path / "out"
+    text = cli("export", smollm2_gguf, "-o", out).done()
+
+    assert sorted(contents(tmp_path)) == ["out/", "out/base.gguf", "out/basis.gguf", "out/manifest.json"]
+    written = load_basis(out / "basis.gguf")
+    assert written.digest == basis.digest  # one machine, one result
+    assert written.digest in text
+    assert "210 (attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down)" in text
+    assert "63 bytes in fp32, 37 in bf16" in text
+    residual = json.loads((out / "manifest.json").read_text())["factors"]["worst_residual"]
+    assert f"worst residual  {residual:.2e}" in text
+    same = os.path.samefile(smollm2_gguf, out / "base.gguf")
+    assert ("base.gguf       hard link" in text) is same
+    next_command = re.search(r"^next: tinylora-edge (.*)$", text, re.MULTILINE)
+    assert next_command is not None
+    assert next_command[1].startswith(f"vector new {out} ")
+
+
+def test_the_next_commands_work_as_printed(process: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
+    text = process("export", tiny_gguf, "-o", "a bundle", cwd=tmp_path).done()
+    path = os.environ | {"PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"}
+    for _ in range(2):  # what export suggests, and what that suggests
+        command = re.search(r"^next: (tinylora-edge .*)$", text, re.MULTILINE)
+        assert command is not None
+        shell = ["bash", "-c", command[1]]
+        text = subprocess.run(
+            shell, cwd=tmp_path, env=path, capture_output=True, check=True, encoding="utf-8"
+        ).stdout
+    assert text.strip()
+
+
+def test_json(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
+    options = ["--rank", 3, "--u", 2, "--groups", 4, "--seed", 7, "--tying", "tiled"]
+    options += ["--factor-dtype", "f16", "--factorization", "sqrt"]
+    record = cli("export", tiny_gguf, "-o", tmp_path / "out", *options, "--json").record()
+
+    basis = load_basis(tmp_path / "out" / "basis.gguf")
+    assert (basis.rank, basis.u, basis.groups, basis.seed, basis.scheme) == (3, 2, 4, 7, "tiled")
+    assert basis.factorization == "sqrt"
+    assert basis.a[0].dtype == "float16"
+    for name in ("digest", "rank", "u", "groups", "seed", "factorization"):
+        assert record[name] == getattr(basis, name)
+    assert record["values"] == 8
+    assert record["vector_bytes"]["bf16"]["crc-32"] == 7 + 16 + 4
+    assert record["base"]["fingerprints"] == list(basis.base_fingerprints)
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (["--targets", "attn_q,attn_v"], ["attn_q", "attn_v"]),
+        (["--targets", "attn_q", "--targets", "ffn_down, attn_v"], ["attn_q", "attn_v", "ffn_down"]),
+        (["--targets", "ffn_*"], ["ffn_gate", "ffn_up", "ffn_down"]),
+    ],
+)
+def test_targets(cli: Cli, tiny_gguf: Path, tmp_path: Path, options: list[str], kinds: list[str]) -> None:
+    cli("export", tiny_gguf, "-o", tmp_path / "out", "--groups", 2, *options).done()
+    basis = load_basis(tmp_path / "out" / "basis.gguf")
+    assert list(basis.kinds()) == kinds
+    assert len(basis.modules) == 2 * len(kinds)
+
+
+def test_tying_full_needs_no_groups(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
+    record = cli("export", tiny_gguf, "-o", tmp_path / "out", "--tying", "full", "--u", 13, "--json").record()
+    assert (record["groups"], record["u"], record["values"]) == (1, 13, 13)
+
+
+def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Path) -> None:
+    model = models.tiny_model("llama")
+    source = models.write_hf(model, tmp_path / "hf")
+    deployed = models.write_gguf(model, tmp_path / "deployed.gguf")
+
+    cli("export", source, "-o", tmp_path / "out").refused("--base FILE")
+    text = cli("export", source, "-o", tmp_path / "out", "--base", deployed).done()
+
+    assert "exported deployed.gguf" in text
+    assert "distance to base" in text
+    cli("inspect", tmp_path / "out").done()
+
+
+def test_what_is_not_adapted_is_a_warning_of_one_line(cli: Cli, tmp_path: Path) -> None:
+    model = models.tiny_model("llama")
+    path = models.write_gguf(model, tmp_path / "model.gguf", architecture="plm")
+    result = cli("export", path, "-o", tmp_path / "out", "--groups", 2, "--json")
+    assert result.code == 0
+    assert json.loads(result.stdout)["modules"]
+    untested, left_out = result.stderr.splitlines()
+    assert untested.startswith("warning: architecture 'plm' is exported by the names of its tensors")
+    assert left_out.startswith(
+        "warning: 2 linear layers (attn_q, such as blk.0.attn_q.weight) are not adapted"
+    )
+
+
+def test_modules_that_do_not_converge_are_a_warning(cli: Cli, tmp_path: Path) -> None:
+    def flatten(name: str, array: np.ndarray) -> np.ndarray:
+        if name != "blk.0.attn_output.weight":
+            return array
+        # Singular values that crowd at the top, without being equal: what a Krylov space is slowest at.
+        u, _, vt = np.linalg.svd(array.astype(np.float64))
+        return (u * np.cos(np.arange(len(u)) / len(u) * np.pi / 2) @ vt).astype(np.float32)
+
+    model = models.tiny_model("llama", hidden=768, blocks=1)
+    source = models.write_gguf(model, tmp_path / "flat.gguf", change=flatten)
+
+    result = cli("export", source, "-o", tmp_path / "out", "--groups", 1)
+    assert result.code == 0
+    factors = json.loads((tmp_path / "out" / "manifest.json").read_text())["factors"]
+    assert factors["unconverged"] == ["blk.0.attn_output.weight"]
+    assert result.stderr == (
+        "warning: 1 of 7 modules kept a residual above the tolerance "
+        f"(worst {factors['worst_residual']:.2g}): blk.0.attn_output.weight\n"
+    )
+    result = cli("export", source, "-o", tmp_path / "json", "--groups", 1, "--json")
+    assert json.loads(result.stdout)["unconverged"] == ["blk.0.attn_output.weight"]
+
+
+def test_another_quantization_is_added(
+    cli: Cli, smollm2_gguf: Path, smollm2_bundle: Path, basis: Basis, tmp_path: Path
+) -> None:
+    bundle, q8 = tmp_path / "bundle", tmp_path / "q8.gguf"
+    bundle.mkdir()
+    os.link(smollm2_bundle / "base.gguf", bundle / "base.gguf")
+    (bundle / "basis.gguf").write_bytes((smollm2_bundle / "basis.gguf").read_bytes())
+    q8.symlink_to(smollm2.requantized(smollm2_gguf, smollm2.MOSTLY_Q8_0))
+    beside = tmp_path / "q8.basis.gguf"
+    beside.write_bytes((bundle / "basis.gguf").read_bytes())
+    cli("inspect", q8).refused(basis.base_fingerprints[0][:16], "--add-base")
+
+    record = cli("export", bundle, "--add-base", q8, "--json").record()
+
+    extended = load_basis(bundle / "basis.gguf")
+    assert record["digest"] == extended.digest == basis.digest
+    assert len(record["fingerprints"]) == 2
+    assert record["fingerprints"] == list(extended.base_fingerprints)
+    assert record["agreement"] < 0.1
+    text = cli("export", bundle, "--add-base", q8).done()  # once more changes nothing
+    assert str(beside) in text
+    assert load_basis(bundle / "basis.gguf").base_fingerprints == extended.base_fingerprints
+    beside.write_bytes((bundle / "basis.gguf").read_bytes())
+    cli("inspect", q8).done()
+    cli("run", q8, "Hello", "--max-tokens", 2, "--threads", 1).done()
+
+
+def test_another_model_is_not_added(cli: Cli, smollm2_bundle: Path, tiny_gguf: Path, tmp_path: Path) -> None:
+    before = (smollm2_bundle / "basis.gguf").read_bytes()
+    cli("export", smollm2_bundle, "--add-base", tiny_gguf).refused(
+        "blk.0.attn_q.weight", "(576, 576)", "(64, 64)"
+    )
+    assert (smollm2_bundle / "basis.gguf").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ([], "-o BUNDLE"),
+        (["-o", "out", "--add-base", "x.gguf"], "--output"),
+        (["--add-base", "x.gguf", "--rank", "2"], "--rank"),
+        (["-o", "out", "--rank", "0"], "--rank"),
+        (["-o", "out", "--seed", "-1"], "--seed"),
+        (["-o", "out", "--seed", str(1 << 64)], "--seed"),
+        (["-o", "out", "--format", "onnxruntime"], "onnxruntime"),
+        (["-o", "out", "--onnx", "graph"], "--onnx goes with --format onnx or both"),
+        (["-o", "out", "--onnx-input", "required"], "--onnx-input goes with"),
+        (["-o", "out", "--onnx-precision", "int4"], "--onnx-precision goes with"),
+        (["-o", "out", "--format", "onnx", "--onnx-precision", "int3"], "int3"),
+        (["-o", "out", "--format", "onnx", "--onnx-input", "loose"], "loose"),
+        (
+            ["-o", "out", "--format", "onnx", "--onnx", "graph", "--onnx-precision", "int4"],
+            "that of a graph that is built",
+        ),
+        (["--add-base", "x.gguf", "--format", "onnx"], "--format"),
+        (["-o", "out", "--tying", "loose"], "loose"),
+    ],
+)
+def test_wrong_usage(cli: Cli, smollm2_gguf: Path, options: list[str], part: str) -> None:
+    cli("export", smollm2_gguf, *options).misused(part)
+
+
+def test_a_copy_is_reported_with_its_size(cli: Cli, smollm2_gguf: Path, tmp_path: Path) -> None:
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shared_memory.stat().st_dev == smollm2_gguf.stat().st_dev:
+        pytest.skip("there is no second file system here")
+    with tempfile.TemporaryDirectory(dir=shared_memory) as other:
+        text = cli("export", smollm2_gguf, "-o", Path(other) / "out", "--targets", "attn_q").done()
+    assert "base.gguf       a copy of 98.4 MB" in text
+
+
+def test_progress_on_a_terminal(
+    start: Callable[..., subprocess.Popen[bytes]], smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    controller, terminal = pty.openpty()
+    child = start("export", smollm2_gguf, "-o", tmp_path / "out", stderr=terminal)
+    os.close(terminal)
+    shown = _drain(controller)
+    stdout, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    done = [int(n) for n in re.findall(rb"(\d+)/210 modules", shown)]
+    assert done[0] == 0
+    assert max(done) > 0
+    assert re.search(rb"/[\d.]+ MB", shown)  # bytes
+    assert re.search(rb"\d:\d\d:\d\d", shown)  # time left
+    assert b"\x1b" not in stdout
+    assert b"modules" in stdout
+
+
+def _drain(controller: int) -> bytes:
+    shown = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # EIO: the other end is closed
+            part = b""
+        if not part:
+            os.close(controller)
+            return shown
+        shown += part

@@ -1,0 +1,127 @@
+"""`export --format onnx|both`: what it writes and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+import onnx_models
+import pytest
+from invocation import Cli, contents
+
+from tinylora_edge import Bundle, load_basis
+from tinylora_edge.formats.onnx_metadata import read_metadata
+
+
+@pytest.fixture(scope="session")
+def hf() -> Path:
+    """The small Llama as a Hugging Face directory."""
+    return onnx_models.tiny_hf("llama")
+
+
+@pytest.fixture(scope="session")
+def graph(hf: Path) -> Path:
+    """The graph that the builder made of it."""
+    return onnx_models.graph(hf, "fp32")
+
+
+def test_a_graph_of_ones_own(cli: Cli, hf: Path, graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = cli("export", hf, "-o", out, "--format", "onnx", "--onnx", graph).done()
+
+    assert sorted(contents(out)) == [
+        "basis.gguf",
+        "manifest.json",
+        "onnx/",
+        *sorted(f"onnx/{name}" for name in [*os.listdir(graph), "zeros.onnx_adapter"]),
+    ]
+    basis = load_basis(out / "basis.gguf")
+    assert basis.digest in text
+    assert "exported hf to" in text or f"exported {hf.name} to" in text
+    nodes = read_metadata(out / "onnx" / "model.onnx")
+    assert nodes["tinylora.digest"] == basis.digest
+    assert "side path          39 nodes beside 33, input default" in text
+    assert f"from {graph}" in text
+    assert re.search(r"^distance to graph +\d\.\d\de-\d\d ", text, re.MULTILINE)
+    assert "base.gguf" not in text
+    assert Bundle.find(out).check_base() == nodes["tinylora.fingerprint"]
+
+
+def test_both_from_a_gguf_as_json(cli: Cli, tiny_gguf: Path, graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--format", "both", "--onnx", graph, "--onnx-input", "required", "--groups", 3]
+    record = cli("export", tiny_gguf, "-o", out, *options, "--json").record()
+
+    found = Bundle.find(out)
+    assert record["base"]["bytes"] == (out / "base.gguf").stat().st_size
+    assert record["base"]["fingerprints"] == [found.check_base(), found.check_onnx()]
+    onnx = record["onnx"]
+    assert onnx["fingerprint"] == found.check_onnx()
+    assert (onnx["graph"], onnx["precision"], onnx["input"]) == (str(graph), None, "required")
+    assert (onnx["nodes"], onnx["nodes_added"], onnx["nodes_extended"]) == (33, 39, 10)
+    assert onnx["bytes"] == sum(path.stat().st_size for path in (out / "onnx").iterdir())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["onnx"]["flavour"] == "required"
+    assert manifest["base"]["file"] == "base.gguf"
+    assert read_metadata(out / "onnx" / "model.onnx")["tinylora.flavour"] == "required"
+
+
+def test_a_graph_that_is_built(cli: Cli, hf: Path, tmp_path: Path) -> None:
+    options = ["--format", "onnx", "--onnx-precision", "int4", "--json"]
+    record = cli("export", hf, "-o", tmp_path / "out", *options).record()
+    assert record["onnx"]["precision"] == "int4"
+    assert record["onnx"]["graph"].startswith("onnxruntime-genai ")
+    assert record["base"] == {
+        "placed": None,
+        "bytes": None,
+        "fingerprints": [record["onnx"]["fingerprint"]],
+    }
+
+
+def test_a_directory_needs_its_gguf_for_both(cli: Cli, hf: Path, graph: Path, tmp_path: Path) -> None:
+    arguments = ["export", hf, "-o", tmp_path / "out", "--format", "both", "--onnx", graph]
+    cli(*arguments).refused("--base FILE")
+    deployed = models.write_gguf(onnx_models.tiny("llama"), tmp_path / "deployed.gguf")
+    cli(*arguments, "--base", deployed).done()
+    assert len(load_basis(tmp_path / "out" / "basis.gguf").base_fingerprints) == 2
+
+
+def test_what_is_refused_leaves_no_bundle(cli: Cli, hf: Path, graph: Path, tmp_path: Path) -> None:
+    arguments = ["export", hf, "-o", tmp_path / "out", "--format", "onnx", "--onnx"]
+    cli(*arguments, tmp_path / "none").refused("none does not exist")
+    other = onnx_models.graph(onnx_models.tiny_hf("qwen2"), "fp32")
+    cli(*arguments, other).refused("away from the weight of node", "qkv_proj", "another model")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "model.onnx").write_bytes((graph / "model.onnx").read_bytes())
+    cli(*arguments, damaged).refused("model.onnx.data is missing")
+    left = set(contents(tmp_path)) - {".out.factors"}  # finished modules, for the next run
+    assert left == {"damaged/", "damaged/model.onnx"}
+
+
+def test_progress_on_a_terminal(
+    start: Callable[..., subprocess.Popen[bytes]], hf: Path, graph: Path, tmp_path: Path
+) -> None:
+    controller, terminal = pty.openpty()
+    child = start("export", hf, "-o", tmp_path / "out", "--format", "onnx", "--onnx", graph, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # EIO: the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(controller)
+    stdout, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert b"baking the factors in ..." in shown
+    assert b"\x1b" not in stdout

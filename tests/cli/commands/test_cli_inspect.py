@@ -1,0 +1,124 @@
+"""`inspect` on bundles, bases, and models with a basis beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import support
+from invocation import Cli
+
+from tinylora_edge import Basis, save_basis
+
+
+def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
+    record = cli("inspect", smollm2_bundle, "--json").record()
+
+    manifest = json.loads((smollm2_bundle / "manifest.json").read_text())
+    assert record["manifest"] == manifest
+    assert record["base"] == {
+        "path": str(smollm2_bundle / "base.gguf"),
+        "bytes": (smollm2_bundle / "base.gguf").stat().st_size,
+        "fingerprint": basis.base_fingerprints[0],
+    }
+    assert record["vector_bytes"] == {
+        "fp32": {"raw": 52, "crc-32": 63, "hmac": 67, "ed25519": 123},
+        "bf16": {"raw": 26, "crc-32": 37, "hmac": 41, "ed25519": 97},
+    }
+    expected = {
+        "kind": "bundle",
+        "digest": basis.digest,
+        "architecture": "llama",
+        "modules": 210,
+        "rank": 2,
+        "u": 1,
+        "groups": 13,
+        "values": 13,
+        "tying": "tiled",
+        "seed": 42,
+        "factorization": "left",
+        "factor_dtype": "f32",
+    }
+    assert {key: record[key] for key in expected} == expected
+    assert sum(record["modules_in_group"]) == 210
+
+
+def test_a_bundle_for_reading(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
+    text = cli("inspect", smollm2_bundle).done()
+    rows = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert f"{basis.digest} (verified)" in rows["digest"]
+    assert f"{basis.base_fingerprints[0]} (listed" in rows["fingerprint"]
+    assert "13 values: 13 groups x u 1" in rows["vector"]
+    assert "SmolLM2-135M-Instruct.Q4_1.gguf" in rows["exported from"]
+    assert "37 crc-32" in rows["bf16 on the wire"]
+
+
+def test_the_other_reading_of_thirteen(cli: Cli, smollm2_bundle_u13: Path) -> None:
+    record = cli("inspect", smollm2_bundle_u13, "--json").record()
+    assert (record["u"], record["groups"], record["values"], record["tying"]) == (13, 1, 13, "full")
+
+
+def test_a_basis_alone(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
+    renamed = tmp_path / "anything"
+    renamed.write_bytes((smollm2_bundle / "basis.gguf").read_bytes())
+    for path in (smollm2_bundle / "basis.gguf", renamed):
+        record = cli("inspect", path, "--json").record()
+        assert (record["kind"], record["digest"]) == ("basis", basis.digest)
+        assert "base" not in record
+        assert basis.digest in cli("inspect", path).done()
+
+
+def test_a_model_with_its_basis_beside_it(
+    cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path
+) -> None:
+    os.link(smollm2_bundle / "base.gguf", tmp_path / "my.gguf")
+    os.link(smollm2_bundle / "basis.gguf", tmp_path / "my.basis.gguf")
+    record = cli("inspect", tmp_path / "my.gguf", "--json").record()
+    assert (record["kind"], record["digest"], record["manifest"]) == ("bundle", basis.digest, {})
+    assert basis.digest in cli("inspect", tmp_path / "my.gguf").done()
+    assert cli("inspect", smollm2_bundle / "base.gguf", "--json").record()["kind"] == "bundle"
+
+
+def test_a_bundle_without_a_manifest_is_one(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
+    for name in ("base.gguf", "basis.gguf"):
+        os.link(smollm2_bundle / name, tmp_path / name)
+    assert cli("inspect", tmp_path, "--json").record()["manifest"] == {}
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"basis": 1, "base": [], "factors": null, "tool": 3}'])
+def test_a_manifest_of_another_shape_is_no_crash(
+    cli: Cli, smollm2_bundle: Path, tmp_path: Path, manifest: str
+) -> None:
+    for name in ("base.gguf", "basis.gguf"):
+        os.link(smollm2_bundle / name, tmp_path / name)
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert "(verified)" in cli("inspect", tmp_path).done()
+
+
+def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
+    for name in ("base.gguf", "basis.gguf"):
+        os.link(smollm2_bundle / name, tmp_path / name)
+    other = "ab" * 32
+    (tmp_path / "manifest.json").write_text(json.dumps({"basis": {"digest": other}}))
+    cli("inspect", tmp_path).refused("manifest.json", other[:16], basis.digest[:16])
+    (tmp_path / "manifest.json").write_text("{")
+    cli("inspect", tmp_path).refused("manifest.json", "not JSON")
+
+
+def test_a_model_without_a_basis(cli: Cli, smollm2_gguf: Path) -> None:
+    cli("inspect", smollm2_gguf).refused(".basis.gguf does not exist", "tinylora-edge export")
+
+
+def test_only_vectors_are_verified_against_a_basis(cli: Cli, smollm2_bundle: Path) -> None:
+    cli("inspect", smollm2_bundle, "--basis", smollm2_bundle).misused("only a vector")
+
+
+def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:
+    """A basis from elsewhere says what it likes; it must not command the terminal."""
+    path = tmp_path / "b.basis.gguf"
+    save_basis(support.random_basis(architecture="llama\x1b[2J\x07", scheme="tiled"), path)
+    said = cli("inspect", path).done()
+    assert "llama\\x1b[2J\\x07" in said
+    assert said.replace("\n", "").isprintable()

@@ -1,0 +1,228 @@
+"""`models`, and `export` with names: real processes of the command against a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hub_server
+import models
+import onnx_models
+import pytest
+from hub_server import HubServer
+from invocation import Cli, contents
+
+from tinylora_edge import load_basis
+
+CATALOG = """
+["tiny"]
+parameters = 150_000
+license = "mit"
+gguf = "org/tiny-GGUF"
+weights = "org/tiny"
+files = "tiny-{quant}.gguf"
+quants = { f32 = 600_000, q8_0 = 150_000 }
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    model, root = models.tiny_model("llama"), tmp_path_factory.mktemp("repos")
+    gguf = models.write_gguf(model, root / "tiny.gguf")
+    with hub_server.serve() as running:
+        running.add("org/tiny-GGUF", {"tiny-F32.gguf": gguf})
+        running.add("org/tiny", {path.name: path for path in onnx_models.tiny_hf("llama").iterdir()})
+        yield running
+
+
+@pytest.fixture
+def home(server: HubServer, tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
+    """The environment of somebody with a catalog of their own, and a cache of nothing."""
+    server.requests.clear()
+    config = tmp_path / "config" / "tinylora-edge"
+    config.mkdir(parents=True)
+    (config / "models.toml").write_text(CATALOG)
+    ours = {key: value for key, value in environment.items() if not key.startswith(("HF_", "TINYLORA_"))}
+    return ours | {
+        "XDG_CONFIG_HOME": str(config.parent),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": server.url,
+    }
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    path = tmp_path / "work"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def run(process: Cli, home: dict[str, str], work: Path) -> Cli:
+    """Run the command in `work` as that somebody; `also` goes into the environment."""
+
+    def command(*words: object, also: dict[str, str] | None = None):
+        return process(*words, env=home | (also or {}), cwd=work)
+
+    return command
+
+
+def test_a_name_is_all_that_it_takes(run: Cli, server: HubServer, work: Path) -> None:
+    record = run("export", "tiny", "--groups", 2, "--json").record()
+    assert record["bundle"] == "tiny"
+    assert sorted(contents(work / "tiny")) == ["base.gguf", "basis.gguf", "manifest.json"]
+    manifest = json.loads((work / "tiny" / "manifest.json").read_text())
+    assert record["source"] == manifest["source"]
+    assert manifest["base"]["name"] == "tiny-F32.gguf"
+    commit = server.repos["org/tiny-GGUF"].find("main")
+    assert manifest["source"]["base"]["revision"] == commit
+    assert server.downloads == ["tiny-F32.gguf"]
+    assert f"org/tiny-GGUF@{commit[:12]}" in run("inspect", "tiny").done()
+
+    run("export", "tiny").refused("tiny exists already")  # and is not taken for a model
+
+    # The same again, without a hub.
+    server.requests.clear()
+    text = run("export", "tiny", "-o", "again", "--groups", 2, also={"HF_HUB_OFFLINE": "1"}).done()
+    assert f"base from       org/tiny-GGUF@{commit[:12]}" in text
+    assert load_basis(work / "again" / "basis.gguf").digest == record["digest"]
+    assert server.requests == []
+
+    (listed,) = [r for r in run("models", "--json").record() if r["name"] == "tiny"]
+    assert listed["cached"] == ["f32"]
+    (line,) = [line for line in run("models").done().splitlines() if line.startswith("tiny ")]
+    assert "f32 0.6 MB*, q8_0 0." in line
+    assert server.requests == []
+
+
+def test_factors_from_weights(run: Cli, work: Path) -> None:
+    options = ["--groups", 2, "--factors-from", "weights", "-o", "out"]
+    text = run("export", "tiny", *options).done()
+    assert "weights from" in text
+    assert "distance to base" in text
+    assert json.loads((work / "out" / "manifest.json").read_text())["factors"]["from"] == "hf"
+
+
+def test_a_graph_from_a_name(run: Cli, work: Path) -> None:
+    options = ["--groups", 2, "--format", "both", "--json"]
+    record = run("export", "tiny", *options).record()
+    assert record["onnx"]["graph"].startswith("onnxruntime-genai ")
+    assert record["source"].keys() >= {"base", "weights"}
+    assert sorted(path.name for path in (work / "tiny").iterdir()) == [
+        "base.gguf", "basis.gguf", "manifest.json", "onnx"
+    ]  # fmt: skip
+
+
+def test_a_repository_goes_to_a_folder_of_its_name(run: Cli, work: Path) -> None:
+    run("export", "org/tiny-GGUF@main", "--groups", 2, "--targets", "attn_q").done()
+    assert (work / "tiny-GGUF" / "basis.gguf").exists()
+
+
+def test_a_path_that_hides_a_name(run: Cli, server: HubServer, work: Path) -> None:
+    (work / "tiny").mkdir()
+    result = run("export", "tiny", "-o", "out")
+    assert result.code == 1
+    warning, error = result.stderr.splitlines()
+    assert warning == (
+        f"warning: tiny is taken as the local path {work / 'tiny'}; for the catalog's model of that name "
+        "pass org/tiny-GGUF"
+    )
+    assert error.startswith("error: tiny is a directory of weights: name the GGUF that is deployed")
+    assert server.requests == []
+
+
+def test_the_output_is_checked_before_anything_is_downloaded(run: Cli, server: HubServer, work: Path) -> None:
+    (work / "out").mkdir()
+    run("export", "tiny", "-o", "out").refused("out exists already")
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["qwen2.5-7"], ["'qwen2.5-7'", "near it: qwen2.5-7b", "tinylora-edge models"]),
+        (["tiny", "--quant", "q3_k_m"], ["'q3_k_m'", "f32"]),
+        (["org/none"], ["has no model org/none"]),
+        (["tiny", "--revision", "v7"], ["org/tiny-GGUF has no revision 'v7'"]),
+        (["tiny", "--catalog", "none.toml"], ["the catalog none.toml does not exist"]),
+        (["/no/such.gguf", "-o", "out"], ["/no/such.gguf does not exist"]),
+    ],
+)
+def test_refusals(run: Cli, work: Path, words: list[str], parts: list[str]) -> None:
+    run("export", *words).refused(*parts)
+    assert contents(work) == {}
+
+
+def test_a_gated_model(run: Cli, server: HubServer) -> None:
+    server.add("org/gated-GGUF", {"gated-Q8_0.gguf": b"secret"}, gated=True, readers={"hf_good"})
+    page = f"{server.url}/org/gated-GGUF"
+    run("export", "org/gated-GGUF").refused("gated", page, "hf auth login", "HF_TOKEN", "no token")
+    other = {"HF_TOKEN": "hf_bad"}
+    run("export", "org/gated-GGUF", also=other).refused("gated", page, "the token in use")
+    good = {"HF_TOKEN": "hf_good"}
+    run("export", "org/gated-GGUF", also=good).refused("not a usable GGUF model")  # it was read
+
+
+def test_no_network(run: Cli) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{free.getsockname()[1]}"
+    run("export", "tiny", also={"HF_ENDPOINT": closed}).refused(closed, "cannot be reached", "local files")
+    run("export", "tiny", also={"HF_HUB_OFFLINE": "1"}).refused("HF_HUB_OFFLINE", "local files")
+
+
+def test_a_cache_goes_on_without_a_network(run: Cli, work: Path) -> None:
+    run("export", "tiny", "--groups", 2).done()
+    result = run("export", "tiny", "--groups", 2, "-o", "b", also={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert result.code == 0
+    assert result.stderr.startswith("warning: http://127.0.0.1:9 cannot be reached (")
+    assert "going on with the cache of org/tiny-GGUF@" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_terminal_sees_what_is_chosen(
+    start: Callable[..., subprocess.Popen[bytes]], home: dict[str, str], work: Path
+) -> None:
+    controller, terminal = pty.openpty()
+    child = start("export", "tiny", "--groups", "2", stderr=terminal, env=home, cwd=work)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # EIO: the other end is closed
+            part = b""
+        if not part:
+            break
+        shown += part
+    os.close(controller)
+    stdout, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert b"f32 from org/tiny-GGUF@" in shown
+    assert b"tiny-F32.gguf" in shown  # the bar
+    assert b"\x1b" not in stdout
+
+
+def test_models_of_a_catalog_on_top(run: Cli, work: Path) -> None:
+    (work / "ours.toml").write_text(CATALOG.replace('"tiny"', '"ours"'))
+    (listed,) = [r for r in run("models", "--catalog", "ours.toml", "--json").record() if r["name"] == "ours"]
+    assert listed == {
+        "name": "ours",
+        "parameters": 150_000,
+        "license": "mit",
+        "gated": False,
+        "gguf": "org/tiny-GGUF",
+        "weights": "org/tiny",
+        "default": "f32",
+        "quants": {"f32": 600_000, "q8_0": 150_000},
+        "cached": [],
+        "catalog": "ours.toml",
+    }
+    text = run("models").done()
+    assert all(name in text for name in ("tiny", "qwen2.5-7b", "gpt-oss-20b"))
+    assert all(len(line) <= 110 for line in text.splitlines() if "your own" not in line)

@@ -1,0 +1,85 @@
+"""`run` and `chat` on a bundle with an ONNX graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_bundles
+import pytest
+from invocation import Cli
+
+from tinylora_edge import MicroVector, runtime
+
+SHORT = ("--max-tokens", 12, "--threads", 1, "--n-ctx", 200)
+
+
+@pytest.fixture
+def bundle() -> Path:
+    return onnx_bundles.tiny()
+
+
+@pytest.fixture
+def vector(bundle: Path, tmp_path: Path) -> tuple[Path, MicroVector]:
+    (made,) = onnx_bundles.vectors(bundle, 1)
+    path = tmp_path / "v.bin"
+    path.write_bytes(made.to_bytes(runtime.OnnxSession(bundle).basis))
+    return path, made
+
+
+def answer(bundle: Path, vector: MicroVector | None, *turns: str) -> str:
+    """What the library says to the last of some turns of a conversation."""
+    llm = runtime.load(bundle, vector, engine="onnx", n_ctx=200, n_threads=1)
+    messages, text = [], ""
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        found = llm.create_chat_completion(messages, max_tokens=12, temperature=0.0, seed=0)
+        text = found["choices"][0]["message"]["content"]
+        messages.append({"role": "assistant", "content": text})
+    return text
+
+
+def test_run(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
+    path, made = vector
+    base = cli("run", bundle, "Hello", *SHORT).done()
+    ours = cli("run", bundle, "Hello", "--vector", path, *SHORT).done()
+    assert base.rstrip("\n") == answer(bundle, None, "Hello").rstrip("\n")
+    assert ours.rstrip("\n") == answer(bundle, made, "Hello").rstrip("\n")
+    assert base != ours
+    record = cli("run", bundle / "onnx", "Hello", "--vector", path, "--json", *SHORT).record()
+    assert record["text"] == answer(bundle, made, "Hello")
+    assert record["vector"]["norm"] == made.norm
+
+
+def test_run_a_raw_prompt_and_a_system_message(cli: Cli, bundle: Path) -> None:
+    raw = cli("run", bundle, "Hello", "--raw-prompt", "--json", *SHORT).record()["text"]
+    llm = runtime.load(bundle, engine="onnx", n_ctx=200, n_threads=1)
+    assert raw == llm("Hello", max_tokens=12, temperature=0)["choices"][0]["text"]
+    assert cli("run", bundle, "Hello", "--system", "Be brief.", *SHORT).done()
+
+
+def test_chat(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
+    path, made = vector
+    lines = f"one\ntwo\n/swap {path}\n/reset\none\n/clear\n/reset\none\n/exit\n"
+    outcome = cli("chat", bundle, *SHORT, stdin=lines.encode())
+    assert outcome.code == 0
+    said = [answer(bundle, *turn) for turn in ((None, "one"), (None, "one", "two"), (made, "one"))]
+    assert outcome.stdout == "".join(f"{text}\n" for text in (*said, said[0]))
+    assert "swapped: 5 fp32 values" in outcome.stderr
+
+
+def test_inspect_counts_the_whole_graph(cli: Cli, bundle: Path) -> None:
+    base = cli("inspect", bundle, "--json").record()["base"]
+    assert base["path"] == str(bundle / "onnx")
+    assert base["bytes"] == sum(file.stat().st_size for file in (bundle / "onnx").iterdir())
+
+
+def test_the_engine_may_be_chosen(cli: Cli, bundle: Path, smollm2_bundle: Path) -> None:
+    assert cli("run", bundle, "Hello", "--engine", "onnx", *SHORT).done()
+    cli("run", bundle, "Hello", "--engine", "llama").refused("lacks a GGUF base", "--format both")
+    cli("chat", smollm2_bundle, "--engine", "onnx", stdin=b"").refused("lacks an ONNX graph")
+    cli("run", bundle, "Hello", "--engine", "vllm").misused("--engine")
+
+
+def test_a_prompt_that_does_not_fit(cli: Cli, bundle: Path) -> None:
+    cli("run", bundle, "x" * 300, *SHORT).refused("tokens", "200", "n_ctx")
+    cli("run", bundle, "", "--raw-prompt", *SHORT).refused("no tokens")

@@ -1,0 +1,92 @@
+"""What the tests of the command line share: what a command did, and what lies in a directory."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+COMMAND = Path(sys.executable).with_name("tinylora-edge")
+"""The installed console script."""
+
+
+def usual_signals() -> None:
+    """Let a child take signals as from a shell's foreground; `nohup` and `&` pass on that they be ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    stdout_bytes: bytes
+    stderr: str
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_bytes.decode()
+
+    def done(self) -> str:
+        """Check that it succeeded, silent on stderr, and return its stdout."""
+        assert self.code == 0, self.stderr
+        assert self.stderr == ""
+        return self.stdout
+
+    def record(self) -> Any:
+        """Check that it succeeded, and return the JSON on its stdout."""
+        return json.loads(self.done())
+
+    def refused(self, *parts: str) -> None:
+        """Check that it failed as promised: code 1, nothing on stdout, one line on stderr with all parts."""
+        assert self.code == 1, (self.code, self.stdout_bytes, self.stderr)
+        assert self.stdout_bytes == b""
+        assert self.stderr.startswith("error: ")
+        assert self.stderr.count("\n") == 1, self.stderr
+        assert self.stderr.endswith("\n"), self.stderr
+        for part in parts:
+            assert part in self.stderr, f"{part!r} is not in {self.stderr!r}"
+
+    def misused(self, *parts: str) -> None:
+        """Check that it was refused as wrong usage, with all parts on stderr."""
+        assert self.code == 2, (self.code, self.stdout_bytes, self.stderr)
+        assert self.stdout_bytes == b""
+        for part in ("Usage: ", *parts):
+            assert part in self.stderr, f"{part!r} is not in {self.stderr!r}"
+
+
+Cli = Callable[..., Outcome]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file under a directory, hidden ones too, by its path; directories end in a slash."""
+    found: dict[str, bytes] = {}
+    for path in sorted(directory.rglob("*")):
+        name = str(path.relative_to(directory))
+        if path.is_symlink():
+            found[name] = str(path.readlink()).encode()
+        elif path.is_dir():
+            found[f"{name}/"] = b""
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def in_process() -> Cli:
+    """What runs a command in this process."""
+    from tinylora_edge.cli.app import app
+
+    def run(*args: object, stdin: bytes = b"") -> Outcome:
+        result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Outcome(result.exit_code, result.stdout_bytes, result.stderr)
+
+    return run
