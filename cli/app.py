@@ -28,7 +28,7 @@ from .commands.train import evaluate, tasks, train
 from .commands.tune import tune
 from .commands.vector.group import vector
 from .demo.command import demo
-from .shared import output
+from .shared import console
 
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
@@ -40,7 +40,7 @@ class _Root(TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
         """Invoke the command that was named."""
         try:
-            with output.readable_warnings():
+            with console.readable_warnings():
                 result = super().invoke(ctx)
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not when Python ends
             return result
@@ -52,7 +52,7 @@ class _Root(TyperGroup):
         except (TinyLoraError, OSError) as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            output.fail(error)
+            console.fail(error)
             raise typer.Exit(1) from None
 
 
@@ -71,7 +71,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        output.say(f"tinylora-edge {__version__}")
+        console.say(f"tinylora-edge {__version__}")
         raise typer.Exit
 
 
@@ -110,7 +110,7 @@ def run() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, _leave)
-    output.survive_any_text()
+    console.survive_any_text()
     try:
         app()
     except KeyboardInterrupt:

@@ -13,11 +13,9 @@ import typer
 from ..._policy import Policy
 from ...basis import Basis
 from ...errors import BasisMismatchError
-from ...formats import onnx_adapter as _onnx_adapter
+from ...formats.onnx_adapter import from_adapter, is_adapter, to_adapter
 from ...vector import MicroVector
-from ..shared import interop, vectors
-from ..shared import keys as _keyfiles
-from ..shared import output as _output
+from ..shared import console, interop, keyfiles, vectors
 from .vector.group import Dtype
 
 
@@ -57,9 +55,9 @@ def _tagless(read: Callable[[bytes, Basis], MicroVector]) -> Callable[[bytes, Ba
 # In the order in which they are tried: what begins with a mark of its own, then what has a parity.
 _FORMATS = {
     Form.onnx_adapter: _Format(
-        _onnx_adapter.is_adapter,
-        _tagless(_onnx_adapter.from_adapter),
-        _onnx_adapter.to_adapter,
+        is_adapter,
+        _tagless(from_adapter),
+        to_adapter,
         (Dtype.fp32,),
     ),
     Form.scales: _Format(
@@ -113,8 +111,8 @@ def convert(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Type that the values travel in. [default: as they came]")
     ] = None,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
@@ -139,7 +137,7 @@ def convert(
         )
     asked = interop.Request(to.value, Path(output), bundle, model, base, untie, force)
     asked.check()
-    policy = _keyfiles.policy(keys, macs)
+    policy = keyfiles.policy(keys, macs)
     if to not in _FORMATS:
         if dtype is not None:
             raise typer.BadParameter(f"{to.value} carries fp32", param_hint="--dtype")
@@ -159,7 +157,7 @@ def convert(
     if output == vectors.STREAM:
         return
     if as_json:
-        _output.print_json(
+        console.print_json(
             {
                 "from": form_name,
                 "to": to.value,
@@ -173,7 +171,7 @@ def convert(
             }
         )
         return
-    _output.say(
+    console.say(
         f"wrote {output}: {len(written)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, "
         f"{form_name} to {to.value} for basis {basis.id}"
     )
@@ -205,7 +203,7 @@ def _report(
     done: interop.Done, basis: Basis, vector: MicroVector, source_form: str, to: Form, as_json: bool
 ) -> None:
     if as_json:
-        _output.print_json(
+        console.print_json(
             {
                 "from": source_form,
                 "to": to.value,
@@ -217,9 +215,9 @@ def _report(
             }
         )
         return
-    _output.say(
+    console.say(
         f"wrote {done.output}: {basis.size} values, norm {vector.norm:.4g}, {source_form} to {to.value} "
         f"for basis {basis.id}"
     )
     if done.hint:
-        _output.say(done.hint)
+        console.say(done.hint)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..shared import export_report, models
-from ..shared import output as _output
+from ..shared import console, export_report, models
 
 if TYPE_CHECKING:
     from ...exporters.gguf import ExportReport
@@ -241,7 +240,7 @@ def export(
         from ...exporters.parts import PartExport
 
         piece = PartExport(files.model, output, share, **options)
-        with _output.progress(len(piece.modules), piece.bytes) as step:
+        with console.progress(len(piece.modules), piece.bytes) as step:
             made = piece.run(step)
         export_report.print_part(made, output, time.perf_counter() - start, as_json)
         return
@@ -250,7 +249,7 @@ def export(
         from ...exporters.gguf import Export
 
         planned = Export(files.model, output, **options)
-        with _output.progress(len(planned.modules), planned.bytes) as step:
+        with console.progress(len(planned.modules), planned.bytes) as step:
             report = planned.run(step)
         name = planned.base.name
     else:
@@ -265,7 +264,7 @@ def export(
             precision=onnx_precision.value,
             **options,
         )
-        with _output.progress(len(plan.modules), plan.bytes) as step:
+        with console.progress(len(plan.modules), plan.bytes) as step:
             report = plan.run(step, _stage)
         name = plan.base.name
     export_report.print_report(name, report, files.provenance, time.perf_counter() - start, as_json)
@@ -280,8 +279,8 @@ def _parse_part(ctx: typer.Context, text: str) -> tuple[int, int]:
 
 def _stage(what: str) -> None:
     """Say on a terminal what goes on after the bar has run full."""
-    if _output.stderr().is_terminal:
-        _output.note(f"{what} ...")
+    if console.stderr().is_terminal:
+        console.note(f"{what} ...")
 
 
 def split_targets(given: list[str]) -> tuple[str, ...]:
@@ -294,7 +293,7 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
 
     basis, worst = add_base(bundle, base)
     if as_json:
-        _output.print_json(
+        console.print_json(
             {
                 "bundle": str(bundle),
                 "base": str(base),
@@ -304,11 +303,11 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
             }
         )
         return
-    _output.say(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
-    _output.facts(
+    console.say(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
+    console.facts(
         [("digest", f"{basis.digest} (unchanged)"), ("bases listed", str(len(basis.base_fingerprints)))]
     )
-    _output.say(f"to load it, put the basis beside it: {base.with_name(f'{base.stem}.basis.gguf')}")
+    console.say(f"to load it, put the basis beside it: {base.with_name(f'{base.stem}.basis.gguf')}")
 
 
 def _refuse_options(ctx: typer.Context, option: str, *, keep: tuple[str, ...]) -> None:

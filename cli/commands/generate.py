@@ -17,8 +17,7 @@ import typer
 from ..._policy import Policy
 from ...errors import TinyLoraError
 from ...vector import MicroVector
-from ..shared import keys as _keyfiles
-from ..shared import output, vectors
+from ..shared import console, keyfiles, vectors
 
 if TYPE_CHECKING:
     from ...runtime import TinyLoraLlama, TinyLoraOnnx
@@ -73,12 +72,12 @@ def run_prompt(
     threads: Threads = None,
     engine: Engine = None,
     system: System = None,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
-    require: _keyfiles.Demand = None,
-    max_norm: _keyfiles.MaxNorm = float("inf"),
-    state: _keyfiles.State = None,
-    stream: _keyfiles.Stream = "",
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
+    require: keyfiles.Demand = None,
+    max_norm: keyfiles.MaxNorm = float("inf"),
+    state: keyfiles.State = None,
+    stream: keyfiles.Stream = "",
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Continue PROMPT as it is, without the chat template.")
     ] = False,
@@ -99,8 +98,8 @@ def run_prompt(
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if raw_prompt and system is not None:
         raise typer.BadParameter("a raw prompt has no system message", param_hint="--system")
-    policy = _keyfiles.policy(keys, macs, require, max_norm, state)
-    llm = _load(bundle, vector, n_ctx, threads, engine, policy, _keyfiles.stream_of(stream))
+    policy = keyfiles.policy(keys, macs, require, max_norm, state)
+    llm = _load(bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream))
     if prompt == vectors.STREAM:
         prompt = sys.stdin.read()
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
@@ -117,7 +116,7 @@ def run_prompt(
     if not as_json:
         _write("" if answer.text.endswith("\n") else "\n")
         return
-    output.print_json(
+    console.print_json(
         {
             "text": answer.text,
             "finish_reason": answer.finish_reason,
@@ -141,12 +140,12 @@ def chat(
     threads: Threads = None,
     engine: Engine = None,
     system: System = None,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
-    require: _keyfiles.Demand = None,
-    max_norm: _keyfiles.MaxNorm = float("inf"),
-    state: _keyfiles.State = None,
-    stream: _keyfiles.Stream = "",
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
+    require: keyfiles.Demand = None,
+    max_norm: keyfiles.MaxNorm = float("inf"),
+    state: keyfiles.State = None,
+    stream: keyfiles.Stream = "",
 ) -> None:
     """Talk with the model; exchange its vector on the way.
 
@@ -159,12 +158,12 @@ def chat(
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy, stream = _keyfiles.policy(keys, macs, require, max_norm, state), _keyfiles.stream_of(stream)
+    policy, stream = keyfiles.policy(keys, macs, require, max_norm, state), keyfiles.stream_of(stream)
     llm = _load(bundle, vector, n_ctx, threads, engine, policy, stream)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     if interactive:
-        output.note(f"{_state(llm.vector)}. /help lists the commands.")
+        console.note(f"{_state(llm.vector)}. /help lists the commands.")
     conversation = Conversation(llm, system, options, stream)
     for line in _lines(interactive):
         try:
@@ -173,7 +172,7 @@ def chat(
         except (TinyLoraError, OSError) as error:
             if not interactive or isinstance(error, BrokenPipeError):
                 raise
-            output.fail(error)
+            console.fail(error)
 
 
 class Answer:
@@ -202,7 +201,7 @@ class Answer:
         except ValueError as error:
             if "exceed context window" not in str(error):
                 raise
-            raise output.CommandError(
+            raise console.CommandError(
                 f"the prompt does not fit: {str(error)[:1].lower()}{str(error)[1:]}. "
                 "Shorten it (in a chat: /reset), or pass a larger --n-ctx"
             ) from error
@@ -231,18 +230,18 @@ class Conversation:
             return False
         if word == "/swap" and rest.strip():
             self._llm.swap(vectors.read(rest.strip()), stream=self._stream)
-            output.note(f"swapped: {_state(self._llm.vector)}")
+            console.note(f"swapped: {_state(self._llm.vector)}")
         elif word == "/clear":
             self._llm.clear()
-            output.note(f"cleared: {_state(None)}")
+            console.note(f"cleared: {_state(None)}")
         elif word == "/reset":
             self.messages = list(self._start)
-            output.note("the conversation is forgotten")
+            console.note("the conversation is forgotten")
         elif word == "/help":
             for text in _HELP.splitlines():
-                output.note(text)
+                console.note(text)
         else:
-            raise output.CommandError(
+            raise console.CommandError(
                 f"unknown command {line.strip()!r}: type /swap FILE, /clear, /reset or /exit"
             )
         return True
@@ -309,7 +308,7 @@ def _load(
     except ValueError as error:
         if isinstance(error, TinyLoraError):
             raise
-        raise output.CommandError(
+        raise console.CommandError(
             f"llama.cpp cannot load {bundle} with a context of {n_ctx}: {error}"
         ) from error
     return llama

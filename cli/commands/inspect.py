@@ -13,8 +13,7 @@ from ...basis import Basis
 from ...errors import BasisError
 from ...formats.bundle import Bundle
 from ...formats.side_tensors import load_basis
-from ..shared import keys as _keyfiles
-from ..shared import models, output, vectors
+from ..shared import console, keyfiles, models, vectors
 
 
 def inspect(
@@ -28,8 +27,8 @@ def inspect(
         Path | None,
         typer.Option("--basis", "--bundle", metavar="PATH", help="Verify a vector against this basis."),
     ] = None,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
@@ -66,7 +65,7 @@ def print_vector(
     data = vectors.read(source)
     basis = vectors.find_basis(basis_path) if basis_path is not None else None
     # The basis judges first: its messages name the lengths that it expects.
-    trusted = _keyfiles.verifiers(keys, macs)
+    trusted = keyfiles.verifiers(keys, macs)
     vector = Policy(keys=trusted).check(data, basis) if basis is not None else None
     record = {"kind": "vector", "verified": vector is not None, **vectors.header(data)}
     if vector is not None and basis is not None:
@@ -82,11 +81,11 @@ def print_vector(
             "values": vector.values.tolist(),
         }
     if as_json:
-        output.print_json(record)
+        console.print_json(record)
         return
-    output.facts(list(_vector_rows(record).items()))
+    console.facts(list(_vector_rows(record).items()))
     if vector is not None:
-        output.facts(
+        console.facts(
             [(f"group {g}", "  ".join(f"{x: .6g}" for x in row)) for g, row in enumerate(record["values"])]
         )
 
@@ -129,9 +128,9 @@ def _inspect_model(path: Path, as_json: bool) -> None:
         record["manifest"] = bundle.manifest
         _check_manifest(bundle)
     if as_json:
-        output.print_json(record)
+        console.print_json(record)
         return
-    output.facts(_model_rows(record))
+    console.facts(_model_rows(record))
 
 
 def _size(base: Path) -> int:
@@ -175,11 +174,11 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("projection", f"{record['projection']}, seed {record['seed']}"),
         ("vector", f"{record['values']} values: {record['groups']} groups x u {record['u']}"),
         ("tying", f"{record['tying']}, {spread} modules a group"),
-        ("basis", f"{record['basis']['path']}, {output.megabytes(record['basis']['bytes'])}"),
+        ("basis", f"{record['basis']['path']}, {console.megabytes(record['basis']['bytes'])}"),
     ]
     if record["kind"] == "bundle":
         base, manifest = record["base"], record["manifest"]
-        rows.append(("base", f"{base['path']}, {output.megabytes(base['bytes'])}"))
+        rows.append(("base", f"{base['path']}, {console.megabytes(base['bytes'])}"))
         rows.append(("fingerprint", f"{base['fingerprint']} (listed in the basis)"))
         exported = manifest.get("base")
         if isinstance(exported, dict) and "name" in exported:

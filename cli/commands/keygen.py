@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from ...wire import pem, tags
-from ..shared import keys
-from ..shared import output as _output
+from ..shared import console, keyfiles
 
 _MAC_BYTES = 32
 
@@ -36,24 +35,24 @@ def keygen(
     """
     public = output.with_name(f"{output.name}.pub")
     for path in (output,) if mac else (output, public):
-        keys.check_target(path, force=force)
+        keyfiles.check_target(path, force=force)
     secret = secrets.token_bytes(_MAC_BYTES)
     if mac:
         key_id = tags.Hmac(secret).id
-        keys.write(output, f"{secret.hex()}\n", secret=True)
+        keyfiles.write(output, f"{secret.hex()}\n", secret=True)
     else:
         signer = tags.Ed25519Signer(secret)
         key_id = signer.id
-        keys.write(output, pem.encode_private(secret), secret=True)
-        keys.write(public, pem.encode_public(signer.public_key), secret=False)
+        keyfiles.write(output, pem.encode_private(secret), secret=True)
+        keyfiles.write(public, pem.encode_public(signer.public_key), secret=False)
     if as_json:
-        _output.print_json(
+        console.print_json(
             {"kind": "hmac" if mac else "ed25519", "id": key_id, "key": str(output)}
             | ({} if mac else {"public_key": str(public)})
         )
         return
-    _output.say(f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key_id}; keep it secret")
+    console.say(f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key_id}; keep it secret")
     if not mac:
-        _output.say(f"wrote {public}: its public key, for the devices")
+        console.say(f"wrote {public}: its public key, for the devices")
     option = "--mac" if mac else "--sign"
-    _output.next_command("vector", "pack", "vector.bin", "BUNDLE", "-o", "signed.bin", option, output)
+    console.next_command("vector", "pack", "vector.bin", "BUNDLE", "-o", "signed.bin", option, output)

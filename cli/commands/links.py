@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from ...wire import carriers, tags
-from ..shared import output, vectors
+from ..shared import console, vectors
 
 _MAX_VALUES = 100_000
 
@@ -32,7 +32,7 @@ def links(
     values = _count(what)
     sizes = carriers.frame_sizes(values)
     if as_json:
-        output.print_json(
+        console.print_json(
             {
                 "values": values,
                 "frames": [
@@ -50,7 +50,7 @@ def links(
         table.add_column(f"{dtype}\n{tags.NAMES[kind]}\n{size}", justify="right", no_wrap=True)
     for carrier in carriers.CARRIERS:
         table.add_row(carrier.name, str(carrier.payload), *(_cell(carrier, size) for size in sizes.values()))
-    output.print_table(table)
+    console.print_table(table)
 
 
 def _count(what: str) -> int:

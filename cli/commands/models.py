@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import MissingExtraError
-from ..shared import models, output
+from ..shared import console, models
 
 if TYPE_CHECKING:
     from ...exporters.hub.cache import Hub
@@ -38,19 +38,19 @@ def models(
 
     records = [_record(model, hub) for hub in [_hub()] for model in load_catalog(catalog).values()]
     if as_json:
-        output.print_json(records)
+        console.print_json(records)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("name", "parameters", "--quant, the default first", "licence"):
         table.add_column(title, overflow="fold", no_wrap=title != "licence")
     for record in records:
         table.add_row(*map(Text, _row(record)))
-    output.print_table(table)
-    output.say()
+    console.print_table(table)
+    console.say()
     if any(record["cached"] for record in records):
-        output.say("* in the cache")
-    output.say(f"your own: {user_file()}; any org/name on the hub, or local path, works as well")
-    output.next_command("export", "qwen2.5-0.5b")
+        console.say("* in the cache")
+    console.say(f"your own: {user_file()}; any org/name on the hub, or local path, works as well")
+    console.next_command("export", "qwen2.5-0.5b")
 
 
 def _hub() -> Hub | None:

@@ -13,9 +13,7 @@ from ..._system import atomic_write
 from ...basis import Basis
 from ...shipping import layout
 from ...wire import frame, tags
-from ..shared import keys as _keyfiles
-from ..shared import output as _output
-from ..shared import vectors
+from ..shared import console, keyfiles, vectors
 
 _Stream = Annotated[
     str, typer.Option(metavar="NAME", help="Which stream of vectors: one a user, or one for all.")
@@ -48,12 +46,12 @@ def publish(
     done = publish_frame(data, basis, to, stream=stream)
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:
-        _output.warn(
+        console.warn(
             "a checksum proves nothing about the sender, and a server may be anybody: sign what you publish "
             "(vector pack --sign)"
         )
     if as_json:
-        _output.print_json(
+        console.print_json(
             {
                 "target": to,
                 "path": done.path,
@@ -66,7 +64,7 @@ def publish(
         )
         return
     what = "published" if done.changed else "was there already:"
-    _output.say(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")
+    console.say(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")
 
 
 def fetch(
@@ -74,11 +72,11 @@ def fetch(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, that it is for.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
     stream: _Stream = layout.DEFAULT_STREAM,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
-    require: _keyfiles.Demand = None,
-    max_norm: _keyfiles.MaxNorm = float("inf"),
-    state: _keyfiles.State = None,
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
+    require: keyfiles.Demand = None,
+    max_norm: keyfiles.MaxNorm = float("inf"),
+    state: keyfiles.State = None,
     deadline: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long it may take in all.")
     ] = 300.0,
@@ -96,7 +94,7 @@ def fetch(
     """
     from ...shipping.fetch import fetch as fetch_frame
 
-    policy = _keyfiles.policy(keys, macs, require, max_norm, state, keyless=_keyfiles.Require.checksum)
+    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=keyfiles.Require.checksum)
     if not output.parent.is_dir():
         raise FileNotFoundError(
             f"{output.parent} is not a directory: make it first, or choose another output"
@@ -106,12 +104,12 @@ def fetch(
     got = fetch_frame(url, basis, stream, etag=etag, deadline=deadline, attempts=attempts)
     data = present if got.data is None else got.data
     assert data is not None
-    vector = policy.check(data, basis, stream=_keyfiles.stream_of(stream))
+    vector = policy.check(data, basis, stream=keyfiles.stream_of(stream))
     changed = data != present
     if changed:
         _write(output, data)
     _remember(output, data, basis, url, stream, got.etag)
-    policy.record(vector, basis, stream=_keyfiles.stream_of(stream))
+    policy.record(vector, basis, stream=keyfiles.stream_of(stream))
     facts: dict[str, Any] = {
         "vector": str(output),
         "changed": changed,
@@ -122,10 +120,10 @@ def fetch(
         "norm": vector.norm,
     }
     if as_json:
-        _output.print_json(facts)
+        console.print_json(facts)
         return
     under = f" under {vector.verified_by}" if vector.verified_by else ""
-    _output.say(
+    console.say(
         f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
         f"{facts.get('tag', 'no')} tag{under}"
     )
@@ -174,4 +172,4 @@ def _write(path: Path, data: bytes) -> None:
         with atomic_write(path) as file:
             file.write(data)
     except OSError as error:
-        raise _output.CommandError(f"{path} could not be written: {error.strerror or error}") from error
+        raise console.CommandError(f"{path} could not be written: {error.strerror or error}") from error

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..shared import keys as _keyfiles
-from ..shared import output as _output
-from ..shared import training, vectors
+from ..shared import console, keyfiles, training, vectors
 from .generate import Engine as DeployedEngine
 from .generate import EngineName
 from .vector.group import Dtype
@@ -124,7 +122,7 @@ def train(
 
             outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
     if outcome.result.stopped == "interrupted":
-        _output.note(
+        console.note(
             f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
         )
         raise typer.Exit(130)
@@ -143,8 +141,8 @@ def evaluate(
     temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of task and sampling.")] = 0,
     engine: DeployedEngine = None,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
     show: Annotated[int, typer.Option(metavar="N", min=0, help="Answers to show.")] = 3,
     as_json: AsJson = False,
 ) -> None:
@@ -157,7 +155,7 @@ def evaluate(
     from ...runtime.evaluation import compare
     from ...runtime.evaluation import evaluate as measure
 
-    policy = _keyfiles.policy(keys, macs)
+    policy = keyfiles.policy(keys, macs)
     loaded = _load(task, reward, seed, held_out=number)
     data = None if vector is None else vectors.read(str(vector))
     samples = loaded.held_out[:number]
@@ -174,15 +172,15 @@ def evaluate(
         record: dict[str, Any] = {"task": loaded.name, "temperature": temperature, "base": _figures(base)}
         if personalized is not None and comparison is not None:
             record |= {"vector": _figures(personalized), "comparison": asdict(comparison)}
-        _output.print_json(record)
+        console.print_json(record)
         return
     _print(base, personalized, comparison)
     for i in range(min(show, base.n)):
-        _output.say()
-        _output.say(f"prompt: {samples[i].text}")
-        _output.say(f"  base   ({base.scores[i]:g}): {base.answers[i].strip()}")
+        console.say()
+        console.say(f"prompt: {samples[i].text}")
+        console.say(f"  base   ({base.scores[i]:g}): {base.answers[i].strip()}")
         if personalized is not None:
-            _output.say(f"  vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}")
+            console.say(f"  vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}")
 
 
 def tasks(as_json: AsJson = False) -> None:
@@ -195,10 +193,10 @@ def tasks(as_json: AsJson = False) -> None:
     from ...tasks import BUILTIN
 
     if as_json:
-        _output.print_json(list(BUILTIN))
+        console.print_json(list(BUILTIN))
         return
     for name in BUILTIN:
-        _output.say(name)
+        console.say(name)
 
 
 @contextmanager
@@ -250,10 +248,10 @@ def _report(outcome: Outcome, as_json: bool) -> None:
                 "vector": outcome.personalized.mean,
                 **asdict(comparison),
             }
-        _output.print_json(record)
+        console.print_json(record)
         return
     result_ = outcome.result
-    _output.say(
+    console.say(
         f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes), the vector of step "
         f"{result_.best_step} of {result_.steps}: "
         f"validation {result_.start_score:.3f} -> {result_.best_score:.3f}"
@@ -269,4 +267,4 @@ def _print(base: Evaluation, personalized: Evaluation | None, comparison: Compar
             ("vector", f"{personalized.mean:.3f} +- {personalized.standard_error:.3f}"),
             *training.compared(comparison),
         ]
-    _output.facts(rows)
+    console.facts(rows)

@@ -17,8 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from ... import __version__
 from ..._system import atomic_write
 from ...errors import TrainError
-from ..shared import output as _output
-from ..shared import training, vectors
+from ..shared import console, training, vectors
 from .generate import Engine as DeployedEngine
 from .train import AsJson, Reward, TaskName
 from .vector.group import Dtype
@@ -101,7 +100,7 @@ def tune(
             found = tuning._sit(_rest(amount, tuning), last_check=True, resumed=resume)
         if found.stopped == "stopped":
             stack.close()
-            _output.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
+            console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)
         vector = replace(found.vector, dtype=dtype.value, sequence=sequence)
         figures = _measure(llm, loaded, vector, sequences, threads) if evaluate else None
@@ -186,20 +185,20 @@ def _report(
     from ...runtime.evaluation import compare
 
     if not found.improved:
-        _output.warn(
+        console.warn(
             f"nothing did better than the start on the {found.held_back} prompts held back: {output} is the "
             "start"
         )
     if as_json:
-        _output.print_json({"file": str(output), **record})
+        console.print_json({"file": str(output), **record})
         return
-    _output.say(
+    console.say(
         f"wrote {output} ({output.stat().st_size} bytes) after {found.steps} steps, {found.tokens:,} tokens "
         f"and {found.seconds:.0f} s: prompts held back {found.start_score:.3f} -> {found.score:.3f}"
     )
     if figures is not None:
         base, tuned = figures
-        _output.facts(
+        console.facts(
             [
                 ("base", f"{base.mean:.3f} +- {base.standard_error:.3f} (n = {base.n}, held out)"),
                 ("vector", f"{tuned.mean:.3f} +- {tuned.standard_error:.3f}"),
@@ -211,7 +210,7 @@ def _report(
 @contextmanager
 def _progress(budget: Budget) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal how much of the budget is spent, and what is known so far."""
-    console = _output.stderr()
+    screen = console.stderr()
     columns = (
         SpinnerColumn(),
         TextColumn("step {task.fields[step]}"),
@@ -220,7 +219,7 @@ def _progress(budget: Budget) -> Iterator[Callable[[dict[str, Any]], None]]:
         TimeRemainingColumn(),
     )
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=1.0, step=0, figures="loading")
         check = float("nan")
 

@@ -15,7 +15,7 @@ import typer
 
 from ..._system import atomic_write
 from ...errors import MissingExtraError
-from ..shared import output as _output
+from ..shared import console
 from .report import render
 from .results import Found
 from .story import TASK, VECTOR, Size, Story
@@ -77,7 +77,7 @@ def demo(
         with atomic_write(output / REPORT) as file:
             file.write(render(found).encode())
     if as_json:
-        _output.print_json(_record(found, output))
+        console.print_json(_record(found, output))
     else:
         _print_next(found, output)
 
@@ -132,14 +132,14 @@ def _record(found: Found, output: Path) -> dict[str, object]:
 
 def _print_next(found: Found, output: Path) -> None:
     vector = output / VECTOR
-    _output.say()
-    _output.say(f"9. Report: {output / REPORT} has the curve and all figures; open it in a browser.")
-    _output.say()
-    _output.say("Type next:")
+    console.say()
+    console.say(f"9. Report: {output / REPORT} has the curve and all figures; open it in a browser.")
+    console.say()
+    console.say("Type next:")
     for words in (
         ("inspect", output),
         ("run", output, "--vector", vector, found.answers.first[0].prompt),
         ("chat", output, "--vector", vector),
         ("eval", output, "--vector", vector, "--task", TASK),
     ):
-        _output.say(f"  {_output.command(*words)}")
+        console.say(f"  {console.command(*words)}")

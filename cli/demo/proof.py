@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..shared import output
+from ..shared import console
 from .results import Proof
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 
 
-class DemoError(output.CommandError):
+class DemoError(console.CommandError):
     """The demo did not show what it promises."""
 
 

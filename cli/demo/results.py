@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ..shared import training as _training
+from ..shared.training import compared
 
 PACKAGES = ("tinylora-edge", "llama-cpp-python", "torch", "transformers", "numpy")
 """Whose versions the report names: what computes in the demo."""
@@ -93,7 +93,7 @@ class HeldOut:
         return [
             ("base", f"{self.base:.3f} +- {self.base_standard_error:.3f}"),
             ("with the vector", f"{self.vector:.3f} +- {self.vector_standard_error:.3f}"),
-            *_training.compared(self),
+            *compared(self),
         ]
 
     def verdict(self) -> str:

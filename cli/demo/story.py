@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...wire import tags
-from ..shared import output, training, vectors
+from ..shared import console, training, vectors
 from .proof import logits, plain_logits, prove
 from .results import Answer, Answers, Exported, Found, Framed, HeldOut, Timed, Trained, duration, versions
 
@@ -109,7 +109,7 @@ class Story:
         start = time.perf_counter()
         planned = Export(self._model, self._directory)
         self._say(f"1. Export {self._model.name}: its frozen factors, once a model.")
-        with output.progress(len(planned.modules), planned.bytes) as step:
+        with console.progress(len(planned.modules), planned.bytes) as step:
             report = planned.run(step)
         basis = report.basis
         found = Exported(
@@ -219,7 +219,7 @@ class Story:
             )
         result = outcome.result
         if result.stopped == "interrupted":
-            output.note(f"interrupted after step {result.steps}: nothing is kept")
+            console.note(f"interrupted after step {result.steps}: nothing is kept")
             raise KeyboardInterrupt
         found = Trained(
             seconds=time.perf_counter() - start,
@@ -305,7 +305,7 @@ class Story:
                     Text(f"{answer.base}\nreward {answer.base_reward:g}"),
                     Text(f"{answer.personalized}\nreward {answer.personalized_reward:g}"),
                 )
-            output.print_table(table)
+            console.print_table(table)
 
     def _exchange(self, llm: TinyLoraLlama, frame: bytes) -> float:
         swaps = []
@@ -341,7 +341,7 @@ class Story:
 
     def _say(self, text: str = "") -> None:
         if not self._quiet:
-            output.say(text)
+            console.say(text)
 
     def _tell(self, sentences: str) -> None:
         for line in textwrap.wrap(sentences, _COLUMNS):
@@ -363,9 +363,9 @@ def _parts(frame: bytes) -> list[tuple[str, str]]:
 @contextmanager
 def _waiting(text: str) -> Iterator[None]:
     """Show on a terminal that something is going on; in a pipe, nothing."""
-    console = output.stderr()
-    if not console.is_terminal:
+    screen = console.stderr()
+    if not screen.is_terminal:
         yield
         return
-    with console.status(text):
+    with screen.status(text):
         yield

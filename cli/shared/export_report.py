@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import models, vectors
-from . import output as _output
+from . import console, models, vectors
 
 if TYPE_CHECKING:
     from ...exporters import ExportReport, OnnxReport, PartReport
@@ -53,7 +52,7 @@ def print_report(
             record["source"] = provenance
         if (onnx := _onnx_facts(report)) is not None:
             record["onnx"] = onnx
-        _output.print_json(record)
+        console.print_json(record)
         return
     rows = [
         ("digest", basis.digest),
@@ -65,20 +64,20 @@ def print_report(
     rows += models.sources(provenance)
     placed = report.base_placed
     if placed is not None:
-        size = _output.megabytes(_base_bytes(report))
+        size = console.megabytes(_base_bytes(report))
         rows.append(("base.gguf", f"a copy of {size}" if placed == "copy" else placed))
     if quality.agreement is not None:
         rows.append(("distance to base", f"{quality.agreement:.2e} (worst module, {base})"))
     if (onnx := _onnx_facts(report)) is not None:
         precision = f"{onnx['precision']}, " if onnx["precision"] else ""
         rows += [
-            ("onnx/model.onnx", f"{precision}{_output.megabytes(onnx['bytes'])}, from {onnx['graph']}"),
+            ("onnx/model.onnx", f"{precision}{console.megabytes(onnx['bytes'])}, from {onnx['graph']}"),
             ("side path", f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}"),
             ("distance to graph", f"{onnx['agreement']:.2e} (worst module)"),
         ]
-    _output.say(f"exported {base} to {report.output} in {seconds:.1f} s")
-    _output.facts(rows)
-    _output.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
+    console.say(f"exported {base} to {report.output} in {seconds:.1f} s")
+    console.facts(rows)
+    console.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
 
 
 def _base_bytes(report: ExportReport | OnnxReport) -> int:
@@ -111,7 +110,7 @@ def print_part(report: PartReport, output: Path, seconds: float, as_json: bool) 
     index, count = report.part
     _warn_unconverged(quality, len(report.modules))
     if as_json:
-        _output.print_json(
+        console.print_json(
             {
                 "part": [index, count],
                 "file": str(report.output),
@@ -124,23 +123,23 @@ def print_part(report: PartReport, output: Path, seconds: float, as_json: bool) 
             }
         )
         return
-    _output.say(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
-    _output.facts(
+    console.say(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
+    console.facts(
         [
             ("modules", f"{len(report.modules)}, from {report.modules[0]} to {report.modules[-1]}"),
             ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
         ]
     )
     files = (f"{output}.part-{number}-of-{count}" for number in range(1, count + 1))
-    _output.say("when all parts are there:")
-    _output.next_command("merge", *files, "-o", output)
+    console.say("when all parts are there:")
+    console.next_command("merge", *files, "-o", output)
 
 
 def _warn_unconverged(quality: Quality, modules: int) -> None:
     """Print a warning about modules that met the bound on passes before the tolerance, if there are any."""
     names = quality.unconverged
     if names:
-        _output.warn(
+        console.warn(
             f"{len(names)} of {modules} modules kept a residual above the tolerance (worst "
             f"{quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         )

@@ -11,8 +11,7 @@ import typer
 
 from ...basis import Basis
 from ...vector import MicroVector
-from . import output as _output
-from . import vectors
+from . import console, vectors
 
 SCALES = "scales.json"
 
@@ -108,7 +107,7 @@ class Request:
         if self.to == "bundle" and self.base is None:
             raise typer.BadParameter("a bundle has a deployed model: name its GGUF", param_hint="--base")
         if self.to in (*_DIRECTORIES, "gguf-lora") and str(self.output) == vectors.STREAM:
-            raise _output.CommandError(f"{self.to} is no stream of bytes: pass -o PATH")
+            raise console.CommandError(f"{self.to} is no stream of bytes: pass -o PATH")
         if self.to == "gguf-lora":
             vectors.check_target(str(self.output), force=self.force)
         if self.to in _DIRECTORIES and self.output.exists():

@@ -16,7 +16,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from . import output
+from . import console
 
 if TYPE_CHECKING:
     from ...exporters import Found, Resolved
@@ -28,20 +28,20 @@ def fetch(found: Found) -> Resolved:
     """Say what was chosen, and download what is missing."""
     if found.shadowed is not None:
         name = found.shadowed.name
-        output.warn(
+        console.warn(
             f"{name} is taken as the local path {Path(name).absolute()}; for the catalog's model of that "
             f"name pass {found.shadowed.gguf}"
         )
     for part in found.parts:
         if part.repository.reason:
-            output.warn(f"{part.repository.reason}: going on with {part.repository}")
+            console.warn(f"{part.repository.reason}: going on with {part.repository}")
     missing = found.missing
-    if output.stderr().is_terminal:
+    if console.stderr().is_terminal:
         for part in found.parts:
             what = part.quant or "the original weights"
-            output.note(f"{what} from {part.repository}: {gigabytes(part.bytes)}")
+            console.note(f"{what} from {part.repository}: {gigabytes(part.bytes)}")
         if missing < found.bytes:
-            output.note(f"in the cache: {gigabytes(found.bytes - missing)}")
+            console.note(f"in the cache: {gigabytes(found.bytes - missing)}")
     with _progress(found.bytes if missing else 0) as step:
         return found.fetch(step)
 
@@ -60,14 +60,14 @@ def gigabytes(size: int) -> str:
     """Return a size for reading: `4.7 GB`, `491 MB`."""
     if size >= 1_000_000_000:
         return f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.0f} MB" if size >= 10_000_000 else output.megabytes(size)
+    return f"{size / 1e6:.0f} MB" if size >= 10_000_000 else console.megabytes(size)
 
 
 @contextmanager
 def _progress(size: int) -> Iterator[Callable[[str, int, int], None]]:
     """Show how far a download is. In a pipe, and where there is nothing to download, nothing."""
-    console = output.stderr()
-    if not size or not console.is_terminal:
+    screen = console.stderr()
+    if not size or not screen.is_terminal:
         yield lambda name, done, total: None
         return
     columns = (
@@ -77,7 +77,7 @@ def _progress(size: int) -> Iterator[Callable[[str, int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("downloading", total=size)
 
         def step(name: str, done: int, total: int) -> None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ...errors import FrameError, MissingExtraError
 from ...wire import text
-from . import output
+from . import console
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
@@ -35,7 +35,7 @@ def make(data: bytes, *, level: str = "M", binary: bool = False) -> Any:
     try:
         return segno.make_qr(content, error=level, boost_error=False, mode="byte")
     except segno.DataOverflowError:
-        raise output.CommandError(
+        raise console.CommandError(
             f"{len(data)} bytes fit no QR code with error correction {level}: ship the vector as a file"
         ) from None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from . import output
+from . import console
 
 if TYPE_CHECKING:
     from ...runtime.evaluation import Comparison
@@ -26,7 +26,7 @@ def compared(found: Comparison | HeldOut) -> list[tuple[str, str]]:
 @contextmanager
 def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show reward, validation, speed and time left on a terminal; events anywhere."""
-    console = output.stderr()
+    screen = console.stderr()
     columns = (
         SpinnerColumn(),
         TextColumn("step {task.completed}/{task.total}"),
@@ -34,7 +34,7 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=steps, figures="loading")
         validation = float("nan")
 
@@ -42,7 +42,7 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
             nonlocal validation
             validation = metrics.get("validation", validation)
             if metrics.get("event") == "back-off":
-                output.warn(
+                console.warn(
                     f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
                     f"to the best vector and halved the step size to {metrics['lr']:.2g}"
                 )

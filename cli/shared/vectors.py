@@ -16,7 +16,7 @@ from ...formats.bundle import Bundle
 from ...formats.gguf import GGUFFile, MalformedGGUFError
 from ...formats.side_tensors import load_basis
 from ...wire import frame, tags, text
-from . import output, qr
+from . import console, qr
 
 
 class Dtype(StrEnum):
@@ -73,14 +73,16 @@ def check_target(target: str, *, force: bool) -> None:
     """
     if target == STREAM:
         if sys.stdout.isatty():
-            raise output.CommandError(
+            raise console.CommandError(
                 "the vector is binary and stdout is a terminal: redirect it, or use -o FILE"
             )
         return
     path = Path(target)
     if path.exists() or path.is_symlink():
         if not path.is_file():
-            raise output.CommandError(f"{path} is not a regular file: choose another output, or - for stdout")
+            raise console.CommandError(
+                f"{path} is not a regular file: choose another output, or - for stdout"
+            )
         if not force:
             raise FileExistsError(f"{path} exists already: choose another output, or pass --force")
     if not path.parent.is_dir():
@@ -101,7 +103,7 @@ def write(target: str, data: bytes) -> None:
         with atomic_write(Path(target).resolve()) as file:
             file.write(data)
     except OSError as error:  # its filename would be the temporary one
-        raise output.CommandError(f"{target} could not be written: {error.strerror or error}") from error
+        raise console.CommandError(f"{target} could not be written: {error.strerror or error}") from error
 
 
 def find_basis(path: Path) -> Basis:

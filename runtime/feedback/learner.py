@@ -16,9 +16,8 @@ from ...vector import MicroVector
 from ..llama.batch import Batch, Generation
 from ..llama.model import TinyLoraLlama
 from ..llama.prompts import Prompt, decode, encode
-from . import state as _feedback_state
 from .posterior import Posterior
-from .state import State
+from .state import State, read, write
 
 _REMEMBERED = 256  # answers that may still be told about
 _DRAWN = 4  # answers drawn for a pair, of which two that differ are shown
@@ -118,7 +117,7 @@ class Tuner:
         self._llm, self._path = llm, state
         self._max_tokens, self._n_ctx_seq, self._temperature = max_tokens, n_ctx_seq, temperature
         size = llm.basis.size
-        found = None if state is None else _feedback_state.read(state, llm.basis.digest, size)
+        found = None if state is None else read(state, llm.basis.digest, size)
         self._state = found or State(seed, Posterior(size))
         self._shown: OrderedDict[int, _Shown] = OrderedDict()
         self._count = 0
@@ -254,7 +253,7 @@ class Tuner:
         """Make a state the one of now, on disk first; the answers are told about."""
         state.clicks += 1
         if self._path is not None:
-            _feedback_state.write(self._path, state, self._llm.basis.digest)
+            write(self._path, state, self._llm.basis.digest)
         self._state = state
         for answer in answers:
             del self._shown[answer.number]

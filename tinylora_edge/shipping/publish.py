@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from .._system import atomic_write
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError
-from ..wire import frame as _frame
 from ..wire import tags
+from ..wire.frame import HEADER_BYTES, decode
 from . import layout
 from .layout import DEFAULT_STREAM
 
@@ -65,7 +65,7 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
         VectorError: the bytes are no frame of this basis, or damaged.
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
-    decoded = _frame.decode(frame, basis.size, basis.digest)
+    decoded = decode(frame, basis.size, basis.digest)
     if decoded.sequence is None or decoded.kind is None:
         raise TransferError(
             "a raw payload has no basis and no sequence, and so no place in the layout: publish a frame "
@@ -95,7 +95,7 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
 
 
 def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None:
-    if len(newest) < _frame.HEADER_BYTES or newest[1:5] != bytes.fromhex(basis.id):
+    if len(newest) < HEADER_BYTES or newest[1:5] != bytes.fromhex(basis.id):
         raise TransferError(f"{where} is no frame of basis {basis.id}: remove it, or publish elsewhere")
     found = int.from_bytes(newest[5:7], "little")
     if found > sequence:

@@ -16,9 +16,8 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..tasks import Sample, Task
 from ..vector import MicroVector
-from . import checkpoint as _checkpoint
 from .batches import Batches, Sampled
-from .checkpoint import State
+from .checkpoint import State, load, save
 from .learner import Group, Learner
 
 Report = Callable[[dict[str, Any]], None]
@@ -146,7 +145,7 @@ class Trainer:
         """
         if self._checkpoint is None:
             raise TrainError("this run keeps no checkpoint to resume from")
-        self.state = _checkpoint.load(self._checkpoint, self._identity)
+        self.state = load(self._checkpoint, self._identity)
 
     def stop(self) -> None:
         """End the run after the step at hand, its state saved; safe to call from a signal handler."""
@@ -311,7 +310,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self._checkpoint is not None:
-            _checkpoint.save(self._checkpoint, self.state, self._identity)
+            save(self._checkpoint, self.state, self._identity)
 
 
 def unusual(now: Sequence[float], recent: Sequence[Sequence[float]]) -> bool:

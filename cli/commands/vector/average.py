@@ -16,10 +16,8 @@ from ....average import sensitivity
 from ....basis import Basis
 from ....errors import VectorError
 from ....vector import MicroVector
-from ...shared import keys as _keyfiles
-from ...shared import output as _output
-from ...shared import vectors as _vectors
-from ...shared.keys import Require
+from ...shared import console, keyfiles, vectors
+from ...shared.keyfiles import Require
 from ...shared.vectors import Dtype
 
 
@@ -66,8 +64,8 @@ def average(
     weights: Annotated[
         str | None, typer.Option(metavar="LIST", help="A weight for each vector, separated by commas.")
     ] = None,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
     require: Annotated[
         Require, typer.Option(help="The least that every vector's tag has to be.")
     ] = Require.checksum,
@@ -97,22 +95,22 @@ def average(
         raise typer.BadParameter("--epsilon needs --delta", param_hint="--epsilon")
     if delta is not None and not noise and epsilon is None:
         raise typer.BadParameter("without noise there is no delta", param_hint="--delta")
-    if as_json and output == _vectors.STREAM:
+    if as_json and output == vectors.STREAM:
         raise typer.BadParameter(
             "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
         )
     shares = _parse(weights) if weights is not None else None
-    _vectors.check_target(output, force=force)
+    vectors.check_target(output, force=force)
     z = noise or 0.0
     if epsilon is not None and delta is not None:
         z = privacy.noise_multiplier(epsilon, delta, rounds=rounds)
     elif z and delta is not None:
         epsilon = privacy.epsilon(z, delta, rounds=rounds)
-    policy = Policy(require.value, keys=_keyfiles.verifiers(keys, macs))
-    basis = _vectors.find_basis(bundle)
-    vectors = _read(sources, basis, policy)
+    policy = Policy(require.value, keys=keyfiles.verifiers(keys, macs))
+    basis = vectors.find_basis(bundle)
+    given = _read(sources, basis, policy)
     made = mean_of(
-        vectors,
+        given,
         weights=shares,
         clip=clip,
         noise_multiplier=z,
@@ -121,14 +119,14 @@ def average(
         sequence=sequence,
     )
     data = made.to_bytes(basis)
-    _vectors.write(output, data)
-    if output == _vectors.STREAM:
+    vectors.write(output, data)
+    if output == vectors.STREAM:
         return
-    clipped = sum(vector.norm > clip for vector in vectors)
+    clipped = sum(vector.norm > clip for vector in given)
     record: dict[str, Any] = {
         "vector": output,
         "bytes": len(data),
-        "vectors": len(vectors),
+        "vectors": len(given),
         "basis_digest": basis.digest,
         "dtype": made.dtype,
         "sequence": made.sequence,
@@ -137,7 +135,7 @@ def average(
         "noise": None,
     }
     if z:
-        reach = sensitivity(clip, count=len(vectors), weights=shares, adjacency=adjacency.value)
+        reach = sensitivity(clip, count=len(given), weights=shares, adjacency=adjacency.value)
         record["noise"] = {
             "multiplier": z,
             "standard_deviation": z * reach,
@@ -150,29 +148,29 @@ def average(
     else:  # with noise the number of those clipped would tell of the users
         record["clipped"] = clipped
     if as_json:
-        _output.print_json(record)
+        console.print_json(record)
     else:
         _say(record)
 
 
 def _say(record: dict[str, Any]) -> None:
-    _output.say(
+    console.say(
         f"wrote {record['vector']}: the mean of {record['vectors']} vectors, {record['bytes']} bytes in "
         f"{record['dtype']}, norm {record['norm']:.4g}, sequence {record['sequence']}, CRC-32"
     )
     if record["noise"] is None:
         if record["clip"] is not None:
-            _output.say(f"{record['clipped']} of them clipped to norm {record['clip']:g}; no noise")
+            console.say(f"{record['clipped']} of them clipped to norm {record['clip']:g}; no noise")
         return
     noise = record["noise"]
-    _output.say(
+    console.say(
         f"clipped to norm {record['clip']:g}; noise of standard deviation {noise['standard_deviation']:.4g} "
         f"on every value, {noise['multiplier']:.4g} times what one user moves the mean by "
         f"({noise['adjacency']})"
     )
     if noise["delta"] is not None:
         over = "" if noise["rounds"] == 1 else f" over {noise['rounds']} rounds"
-        _output.say(
+        console.say(
             f"({noise['epsilon']:.4g}, {noise['delta']:g})-differentially private for each user{over}"
         )
 
@@ -181,12 +179,12 @@ def _read(sources: list[str], basis: Basis, policy: Policy) -> list[MicroVector]
     seen: set[object] = set()
     found = []
     for source in sources:
-        same = source if source == _vectors.STREAM else Path(source).resolve()
+        same = source if source == vectors.STREAM else Path(source).resolve()
         if same in seen:
-            raise _output.CommandError(f"{source} is named twice: every user's vector counts once")
+            raise console.CommandError(f"{source} is named twice: every user's vector counts once")
         seen.add(same)
         try:
-            found.append(policy.check(_vectors.read(source), basis))
+            found.append(policy.check(vectors.read(source), basis))
         except VectorError as error:
             raise type(error)(f"{source}: {error}") from None
     return found

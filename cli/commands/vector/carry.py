@@ -11,9 +11,7 @@ import typer
 from ...._policy import Policy
 from ....vector import MicroVector
 from ....wire import tags, text
-from ...shared import keys as _keyfiles
-from ...shared import output as _output
-from ...shared import qr, vectors
+from ...shared import console, keyfiles, qr, vectors
 from ...shared.vectors import Dtype
 
 
@@ -82,10 +80,10 @@ def pack(
     signer: tags.Signer = tags.Crc32()
     trusted: list[tags.Verifier] = []
     if sign is not None:
-        private = _keyfiles.signer(sign)
+        private = keyfiles.signer(sign)
         signer, trusted = private, [tags.Ed25519Verifier(private.public_key)]
     elif mac is not None:
-        key = _keyfiles.mac(mac)
+        key = keyfiles.mac(mac)
         signer, trusted = key, [key]
     basis = vectors.find_basis(bundle)
     found = Policy(keys=trusted).check(vectors.read(source), basis)
@@ -107,10 +105,10 @@ def pack(
         "exact": bool((made.values == found.values).all()),
     }
     if as_json:
-        _output.print_json(record)
+        console.print_json(record)
         return
     under = f" under {record['key']}" if record["key"] else ""
-    _output.say(
+    console.say(
         f"wrote {output}: {len(data)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, "
         f"sequence {made.sequence}, {tags.NAMES[signer.kind]}{under}"
     )
@@ -119,12 +117,12 @@ def pack(
 def verify(
     source: _Source,
     bundle: _Bundle,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
     require: Annotated[
-        _keyfiles.Require, typer.Option(help="The least that the tag has to be.")
-    ] = _keyfiles.Require.checksum,
-    max_norm: _keyfiles.MaxNorm = float("inf"),
+        keyfiles.Require, typer.Option(help="The least that the tag has to be.")
+    ] = keyfiles.Require.checksum,
+    max_norm: keyfiles.MaxNorm = float("inf"),
     state: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Refuse a sequence under the highest one that this file keeps."),
@@ -132,7 +130,7 @@ def verify(
     record: Annotated[
         bool, typer.Option("--record", help="With --state: keep the sequence, as a device that applied it.")
     ] = False,
-    stream: _keyfiles.Stream = "",
+    stream: keyfiles.Stream = "",
     as_json: _Json = False,
 ) -> None:
     """Check a vector as a device would, and say why it is refused (exit code 1) or by which key it holds.
@@ -143,10 +141,10 @@ def verify(
     """
     if record and state is None:
         raise typer.BadParameter("only --state keeps a record", param_hint="--record")
-    policy = _keyfiles.policy(keys, macs, require, max_norm, state)
+    policy = keyfiles.policy(keys, macs, require, max_norm, state)
     basis = vectors.find_basis(bundle)
     data = vectors.read(source)
-    stream = _keyfiles.stream_of(stream)
+    stream = keyfiles.stream_of(stream)
     vector = policy.check(data, basis, stream=stream)
     if record:
         policy.record(vector, basis, stream=stream)
@@ -162,11 +160,11 @@ def verify(
     }
     facts.pop("values_if", None)
     if as_json:
-        _output.print_json(facts)
+        console.print_json(facts)
         return
     tag = f"{facts['tag']} tag" if facts["form"] == "frame" else "raw payload, without a tag,"
     under = f" under {vector.verified_by}" if vector.verified_by else ""
-    _output.say(
+    console.say(
         f"accepted: {tag} holds{under}; basis {basis.id}, sequence {vector.sequence}, norm {vector.norm:.4g}"
         if facts["form"] == "frame"
         else f"accepted: a {tag} basis or sequence; norm {vector.norm:.4g}"
@@ -190,11 +188,11 @@ def as_text(
     vectors.header(data)
     line = text.encode(data, form.value, scheme=scheme)
     if output == vectors.STREAM:
-        _output.say(line)
+        console.say(line)
         return
     vectors.check_target(output, force=force)
     vectors.write(output, f"{line}\n".encode())
-    _output.say(f"wrote {output}: {len(data)} bytes in {len(line)} characters of {form.value}")
+    console.say(f"wrote {output}: {len(data)} bytes in {len(line)} characters of {form.value}")
 
 
 def qr(
@@ -231,14 +229,14 @@ def qr(
         vectors.check_target(output, force=force)
     code = qr.make(data, level=correction.value, binary=binary)
     if output is None:
-        _output.stdout().print(qr.drawn(code), soft_wrap=True)
+        console.stdout().print(qr.drawn(code), soft_wrap=True)
         return
     vectors.write(output, qr.png(code))
     if output == vectors.STREAM:
         return
     side = code.symbol_size(border=0)[0]
     if as_json:
-        _output.print_json(
+        console.print_json(
             {
                 "picture": output,
                 "bytes": len(data),
@@ -249,7 +247,7 @@ def qr(
             }
         )
         return
-    _output.say(f"wrote {output}: {len(data)} bytes, QR code {code.designator}, {side} x {side} modules")
+    console.say(f"wrote {output}: {len(data)} bytes, QR code {code.designator}, {side} x {side} modules")
 
 
 def _refuse_json_on_stdout(output: str, as_json: bool) -> None:

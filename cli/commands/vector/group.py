@@ -11,9 +11,7 @@ import typer
 
 from ....basis import Basis
 from ....vector import MicroVector
-from ...shared import keys as _keyfiles
-from ...shared import output as _output
-from ...shared import vectors
+from ...shared import console, keyfiles, vectors
 from ...shared.vectors import Dtype as Dtype
 from ..inspect import print_vector
 from . import carry
@@ -94,8 +92,8 @@ def inspect_vector(
     bundle: Annotated[
         Path | None, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, to verify it against.")
     ] = None,
-    keys: _keyfiles.Keys = None,
-    macs: _keyfiles.Macs = None,
+    keys: keyfiles.Keys = None,
+    macs: keyfiles.Macs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Show what a vector is; with BUNDLE, verify it and show its values.
@@ -128,7 +126,7 @@ def _report(
     bundle: Path, basis: Basis, made: MicroVector, output: str, data: bytes, raw: bool, as_json: bool
 ) -> None:
     if as_json:
-        _output.print_json(
+        console.print_json(
             {
                 "vector": output,
                 "bytes": len(data),
@@ -142,10 +140,10 @@ def _report(
         )
         return
     form = "raw payload" if raw else f"frame for basis {basis.id}, sequence {made.sequence}"
-    _output.say(
+    console.say(
         f"wrote {output}: {len(data)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, {form}"
     )
     if vectors.is_runnable(bundle):
-        _output.next_command("run", bundle, "--vector", output, "Describe the moon in one sentence.")
+        console.next_command("run", bundle, "--vector", output, "Describe the moon in one sentence.")
     else:
-        _output.next_command("vector", "inspect", output, bundle)
+        console.next_command("vector", "inspect", output, bundle)

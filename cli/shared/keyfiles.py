@@ -16,7 +16,7 @@ from ..._system import atomic_write
 from ...errors import SignatureError
 from ...shipping import layout
 from ...wire import pem, tags
-from . import output
+from . import console
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ def check_target(path: Path, *, force: bool) -> None:
             "is lost"
         )
     if path.is_dir():
-        raise output.CommandError(f"{path} is a directory: name a file")
+        raise console.CommandError(f"{path} is a directory: name a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
 
@@ -160,7 +160,7 @@ def write(path: Path, text: str, *, secret: bool) -> None:
         with atomic_write(path, mode=0o600 if secret else 0o644) as file:
             file.write(text.encode())
     except OSError as error:
-        raise output.CommandError(f"{path} could not be written: {error.strerror or error}") from error
+        raise console.CommandError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -177,4 +177,4 @@ def _named(path: Path, make: Callable[[bytes], T], text: bytes) -> T:
 
 def _warn_if_readable_by_others(path: Path) -> None:
     if os.name != "nt" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        output.warn(f"{path} can be read by others on this machine: chmod 600 {path}")
+        console.warn(f"{path} can be read by others on this machine: chmod 600 {path}")
