@@ -9,8 +9,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tinylora_edge import Basis
-from tinylora_edge.exporters.onnx.export.match import Site, match
-from tinylora_edge.exporters.onnx.export.model import OnnxModel, copy_folder
+from tinylora_edge.exporters.onnx.match import Site, match
+from tinylora_edge.exporters.onnx.model import OnnxModel, copy_folder
 
 INPUT = "tinylora_v"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinylora_edge import Basis, MicroVector
 from tinylora_edge.exporters import Settings, export_gguf
-from tinylora_edge.runtime.llama.model.requantize import requantize
+from tinylora_edge.runtime.llama.requantize import requantize
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
 

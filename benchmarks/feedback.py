@@ -30,9 +30,9 @@ from _subjects import SCALES, export
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime import TinyLoraLlama, Tuner
-from tinylora_edge.runtime.feedback.learner.posterior import Posterior
-from tinylora_edge.runtime.llama.model.batch import Batch, batch_for
-from tinylora_edge.runtime.llama.model.prompts import decode, encode
+from tinylora_edge.runtime.feedback.posterior import Posterior
+from tinylora_edge.runtime.llama.batch import Batch, batch_for
+from tinylora_edge.runtime.llama.prompts import decode, encode
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 
 PROMPTS, SAMPLES = 40, 4  # of the answers file

@@ -24,10 +24,10 @@ import numpy as np
 from _subjects import SCALES, export, smollm2
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime.llama.model.batch import batch_for, cores
-from tinylora_edge.runtime.llama.model.model import TinyLoraLlama
-from tinylora_edge.runtime.llama.model.prompts import encode
-from tinylora_edge.runtime.llama.model.requantize import bf16_is_faster, requantize
+from tinylora_edge.runtime.llama.batch import batch_for, cores
+from tinylora_edge.runtime.llama.model import TinyLoraLlama
+from tinylora_edge.runtime.llama.prompts import encode
+from tinylora_edge.runtime.llama.requantize import bf16_is_faster, requantize
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, Settings, train
 
@@ -57,7 +57,7 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "vector.bin"
         if name == TRL:
-            from tinylora_edge.train.trl.training.training import train_trl
+            from tinylora_edge.train.trl.training import train_trl
 
             train_trl(bundle, load_task(TASK), output, options=chosen, report=note)
         else:

@@ -20,7 +20,7 @@ from _subjects import NORM, SCALES, smollm2
 
 from tinylora_edge import Basis, MicroVector
 from tinylora_edge.exporters import export_onnx
-from tinylora_edge.exporters.onnx.export.builder import build
+from tinylora_edge.exporters.onnx.builder import build
 from tinylora_edge.formats.onnx_adapter import basis_version, encode
 
 BASE, NAIVE, OURS = "base", "naive side path", "ours"

@@ -17,8 +17,8 @@ from _subjects import NORM, SCALES, export
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime import TuneSettings, Tuning
-from tinylora_edge.runtime.llama.model.batch import Batch
-from tinylora_edge.runtime.llama.model.prompts import encode
+from tinylora_edge.runtime.llama.batch import Batch
+from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.tasks import load_task
 
 SEQUENCES = 32
@@ -59,7 +59,7 @@ def llama(bundle: Path, rounds: int) -> dict[str, Any]:
 
 def onnx(bundle: Path, rounds: int) -> dict[str, Any]:
     """Seconds for the answers of 8 vectors to 4 prompts: in one batch, and one vector after another."""
-    from tinylora_edge.runtime.onnx.model.batch import OnnxBatch
+    from tinylora_edge.runtime.onnx.batch import OnnxBatch
 
     task = load_task("brevity")
     samples = task.train[:PROMPTS]

@@ -17,8 +17,8 @@ from _subjects import SCALES, export
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime.evaluation import evaluate
-from tinylora_edge.runtime.llama.model.batch import batch_for, cores
-from tinylora_edge.runtime.llama.model.prompts import decode, encode
+from tinylora_edge.runtime.llama.batch import batch_for, cores
+from tinylora_edge.runtime.llama.prompts import decode, encode
 from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.train import Loss, train
 from tinylora_edge.train.adapter import Adapter

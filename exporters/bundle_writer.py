@@ -145,6 +145,7 @@ def _alive(pid: int) -> bool:
 
 
 def explain(output: Path, error: OSError) -> str:
+    """Return what a failure to write means for the export, with what to do."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason += f" ({shutil.disk_usage(output.parent).free:,} bytes free)"

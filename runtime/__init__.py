@@ -49,12 +49,12 @@ __all__ = [
 ]
 
 _HOMES = {  # what brings an engine along is imported when it is asked for
-    "Answer": "feedback",
-    "OnnxSession": "_onnx_session",
-    "RunOptions": "_onnx_session",
-    "TinyLoraLlama": "llama",
-    "TinyLoraOnnx": "onnx",
-    "Tuner": "feedback",
+    "Answer": "feedback.learner",
+    "OnnxSession": "onnx.session",
+    "RunOptions": "onnx.session",
+    "TinyLoraLlama": "llama.model",
+    "TinyLoraOnnx": "onnx.model",
+    "Tuner": "feedback.learner",
 }
 
 

@@ -14,7 +14,7 @@ import models
 import numpy as np
 import onnxruntime as ort
 
-from tinylora_edge.exporters.onnx.export import builder
+from tinylora_edge.exporters.onnx import builder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

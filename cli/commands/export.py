@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..shared import console, export_report, models
+from ..shared import console, downloads, export_report
 
 if TYPE_CHECKING:
     from ...exporters.gguf import ExportReport
@@ -102,7 +102,7 @@ def export(
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="Branch, tag or commit on the hub. [default: main]")
     ] = None,
-    catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=models.CATALOG_HELP)] = None,
+    catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=downloads.CATALOG_HELP)] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -228,7 +228,7 @@ def export(
         factor_dtype=factor_dtype.value,
         factorization=factorization.value,
     )
-    files = models.fetch(found)
+    files = downloads.fetch(found)
     start = time.perf_counter()
     options: dict[str, Any] = {
         "base": files.base,

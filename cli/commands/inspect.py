@@ -13,7 +13,7 @@ from ...basis import Basis
 from ...errors import BasisError
 from ...formats.bundle import Bundle
 from ...formats.side_tensors import load_basis
-from ..shared import console, keyfiles, models, vectors
+from ..shared import console, downloads, keyfiles, vectors
 
 
 def inspect(
@@ -183,7 +183,7 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         exported = manifest.get("base")
         if isinstance(exported, dict) and "name" in exported:
             rows.append(("exported from", str(exported["name"])))
-        rows += models.sources(manifest.get("source"))
+        rows += downloads.sources(manifest.get("source"))
         if "tool" in manifest:
             rows.append(("exported by", str(manifest["tool"])))
         residual = (

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import MissingExtraError
-from ..shared import console, models
+from ..shared import console, downloads
 
 if TYPE_CHECKING:
     from ...exporters.hub.cache import Hub
@@ -22,7 +22,7 @@ _GLUE = "\0"  # in the place of a space where no line is to be broken
 
 
 def models(
-    catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=models.CATALOG_HELP)] = None,
+    catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=downloads.CATALOG_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """List the models that have short names, with their sizes. Nothing is asked of the hub.
@@ -84,7 +84,7 @@ def _row(record: dict[str, Any]) -> tuple[str, str, str, str]:
     ordered = [default, *(quant for quant in (*quants, *cached) if quant != default)]
     sizes = []
     for quant in dict.fromkeys(ordered):
-        size = f" {models.gigabytes(quants[quant])}" if quant in quants else ""
+        size = f" {downloads.gigabytes(quants[quant])}" if quant in quants else ""
         sizes.append(f"{quant}{size}{'*' if quant in cached else ''}".replace(" ", _GLUE))
     gated = " (weights gated)" if record["gated"] else ""
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import console, models, vectors
+from . import console, downloads, vectors
 
 if TYPE_CHECKING:
     from ...exporters import ExportReport, OnnxReport, PartReport
@@ -61,7 +61,7 @@ def print_report(
         ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
     ]
-    rows += models.sources(provenance)
+    rows += downloads.sources(provenance)
     placed = report.base_placed
     if placed is not None:
         size = console.megabytes(_base_bytes(report))

@@ -16,7 +16,7 @@ from ...formats.bundle import Bundle
 from ...formats.gguf import GGUFFile, MalformedGGUFError
 from ...formats.side_tensors import load_basis
 from ...wire import frame, tags, text
-from . import console, qr
+from . import console, qr_image
 
 
 class Dtype(StrEnum):
@@ -51,8 +51,8 @@ def read(source: str) -> bytes:
     else:
         with open(source, "rb") as file:
             data = file.read(_MAX_READ + 1)
-    if qr.is_picture(data) and len(data) <= _MAX_READ:
-        return qr.read(data)
+    if qr_image.is_picture(data) and len(data) <= _MAX_READ:
+        return qr_image.read(data)
     if text.is_text(data):
         data = text.decode(data)
     if len(data) > MAX_BYTES:

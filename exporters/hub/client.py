@@ -101,6 +101,7 @@ class Counted:
         self._file, self._step = file, step
 
     def write(self, data: bytes) -> int:
+        """Write, flush, and report the length so far."""
         written = self._file.write(data)
         self._file.flush()  # a killed process leaves what had arrived
         self._step(self._file.tell())

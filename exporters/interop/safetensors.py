@@ -1,4 +1,4 @@
-"""safetensors, written: a header in JSON and the tensors behind it. Reading is in `exporters/weights/gguf.py`."""
+"""A writer of safetensors files: a header in JSON and the tensors behind it."""
 
 from __future__ import annotations
 

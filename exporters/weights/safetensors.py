@@ -133,6 +133,7 @@ class _TransposedRows:
 
 
 def shards(directory: Path) -> list[Path]:
+    """Return the safetensors files of a Hugging Face directory, in order of their names."""
     index = directory / "model.safetensors.index.json"
     if index.exists():
         try:

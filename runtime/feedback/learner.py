@@ -67,7 +67,7 @@ class Tuner:
 
     A click costs 2 n evaluations of its prompt and answer, n being the number of values: they give the
     direction in which the answer becomes likelier, and a click is evidence about that: see
-    `runtime/feedback/posterior.py`. So `tell` takes seconds: call it in another thread than the one that draws the
+    `posterior.py`. So `tell` takes seconds: call it in another thread than the one that draws the
     buttons. Calls from several threads take turns.
 
     With the same seed, questions and clicks the vectors are the same, on one machine and build, whether

@@ -13,7 +13,7 @@ import pytest
 
 from tinylora_edge.wire import frame, tags
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 README = (ROOT / "README.md").read_text("utf-8")
 CAPACITY = {"LoRaWAN EU868, DR0 to DR2": 51, "SMS (8-bit)": 140, "NFC tag NTAG213": 144}  # a few, from DESIGN

@@ -24,8 +24,8 @@ from tinylora_edge.wire import frame as _frame
 from tinylora_edge.wire import tags
 from tinylora_edge.wire import text as _text
 
-PAGE = Path(__file__).parent.parent / "docs" / "FORMAT.md"
-GOLDEN = Path(__file__).parent / "golden"
+PAGE = Path(__file__).parents[2] / "docs" / "FORMAT.md"
+GOLDEN = Path(__file__).parents[1] / "golden"
 MODULE = "blk.0.attn_q.weight"
 ARCHITECTURE = "llama"
 

@@ -18,8 +18,8 @@ from tinylora_edge import MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, Settings
 from tinylora_edge.train.run import Outcome
-from tinylora_edge.train.trl.training import training as engine
-from tinylora_edge.train.trl.training.peft_tinylora import vector_of
+from tinylora_edge.train.trl import training as engine
+from tinylora_edge.train.trl.peft_tinylora import vector_of
 
 LIMIT, END = 6, 257
 
@@ -98,8 +98,8 @@ def main() -> None:
     except TrainError as error:
         (folder / f"apart.{rank}").write_text(str(error))
     # last, and as `accelerate launch -m` starts it: it ends the process group, and the process
-    sys.argv = ["tinylora_edge.train.trl.training", *sys.argv[2:]]
-    runpy.run_module("tinylora_edge.train.trl.training", run_name="__main__", alter_sys=True)
+    sys.argv = ["tinylora_edge.train.trl", *sys.argv[2:]]
+    runpy.run_module("tinylora_edge.train.trl", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import typer
 from ...._policy import Policy
 from ....vector import MicroVector
 from ....wire import tags, text
-from ...shared import console, keyfiles, qr, vectors
+from ...shared import console, keyfiles, qr_image, vectors
 from ...shared.vectors import Dtype
 
 
@@ -227,11 +227,11 @@ def qr(
     vectors.header(data)
     if output is not None:
         vectors.check_target(output, force=force)
-    code = qr.make(data, level=correction.value, binary=binary)
+    code = qr_image.make(data, level=correction.value, binary=binary)
     if output is None:
-        console.stdout().print(qr.drawn(code), soft_wrap=True)
+        console.stdout().print(qr_image.drawn(code), soft_wrap=True)
         return
-    vectors.write(output, qr.png(code))
+    vectors.write(output, qr_image.png(code))
     if output == vectors.STREAM:
         return
     side = code.symbol_size(border=0)[0]

@@ -288,11 +288,11 @@ class TestQR:
 
         from rich.console import Console
 
-        from tinylora_edge.cli.shared import qr
+        from tinylora_edge.cli.shared import qr_image
 
         out = StringIO()
         console = Console(file=out, force_terminal=True, color_system="truecolor", width=200)
-        console.print(qr.drawn(qr.make(trained.read_bytes())), soft_wrap=True)
+        console.print(qr_image.drawn(qr_image.make(trained.read_bytes())), soft_wrap=True)
         assert out.getvalue().startswith("\x1b[38;2;0;0;0;48;2;255;255;255m")
 
     def test_pictures_that_hold_none(self, cli: Cli, trained: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from onnx_models import TOKENS
 
 from tinylora_edge import Bundle, MicroVector, load_basis
 from tinylora_edge.exporters import Settings, export_onnx
-from tinylora_edge.exporters.onnx.export.export import bake
+from tinylora_edge.exporters.onnx.export import bake
 
 ARCHITECTURES = ("llama", "qwen2", "phi3")
 SETTINGS = {

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import Basis, MicroVector, load_basis
-from tinylora_edge.exporters.onnx.export.export import bake
+from tinylora_edge.exporters.onnx.export import bake
 
 KINDS = {
     "qkv_proj": ("attn_q", "attn_k", "attn_v"),

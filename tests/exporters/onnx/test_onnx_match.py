@@ -12,9 +12,9 @@ from onnx_toy import STYLES, Writer, basis_of, compute, fused, random_weights, s
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError
-from tinylora_edge.exporters.onnx.export.export import bake
-from tinylora_edge.exporters.onnx.export.match import match
-from tinylora_edge.exporters.onnx.export.model import OnnxModel
+from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.match import match
+from tinylora_edge.exporters.onnx.model import OnnxModel
 
 WEIGHTS = random_weights()
 X = np.random.default_rng(1).standard_normal((3, 5, onnx_toy.HIDDEN)).astype(np.float32) / 4

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "two_buttons.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "two_buttons.py"
 
 
 def start(bundle: Path, state: Path, keys: str, *options: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinylora_edge.runtime.feedback.learner.posterior import BETA, FARTHEST, SPREAD, Posterior
+from tinylora_edge.runtime.feedback.posterior import BETA, FARTHEST, SPREAD, Posterior
 
 N = 13
 

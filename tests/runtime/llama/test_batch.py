@@ -12,10 +12,10 @@ import pytest
 from tinylora_edge import MicroVector, VectorError
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.runtime import TinyLoraLlama
-from tinylora_edge.runtime.llama.model.batch import Batch, Generation
-from tinylora_edge.runtime.llama.model.lane import common_prefix
-from tinylora_edge.runtime.llama.model.prompts import encode
-from tinylora_edge.runtime.llama.model.sampling import sample
+from tinylora_edge.runtime.llama.batch import Batch, Generation
+from tinylora_edge.runtime.llama.lane import common_prefix
+from tinylora_edge.runtime.llama.prompts import encode
+from tinylora_edge.runtime.llama.sampling import sample
 from tinylora_edge.tasks import Sample
 
 PROMPTS = [list(text.encode()) for text in ("one two three", "one two four", "one", "quite another text")]

@@ -9,7 +9,7 @@ import pytest
 import smollm2
 
 from tinylora_edge import MicroVector
-from tinylora_edge.runtime.llama.model import adapters
+from tinylora_edge.runtime.llama import adapters
 
 FULL_PRECISION = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 NORM = 0.3

@@ -8,7 +8,7 @@ import gguf
 import pytest
 
 from tinylora_edge.errors import TinyLoraError
-from tinylora_edge.runtime.llama.model.requantize import requantize
+from tinylora_edge.runtime.llama.requantize import requantize
 
 
 @pytest.mark.parametrize(("weights", "expected"), [("BF16", "BF16"), ("Q8_0", "Q8_0")])

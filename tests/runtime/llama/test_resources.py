@@ -17,7 +17,7 @@ import pytest
 
 from tinylora_edge import BaseMismatchError, MicroVector
 from tinylora_edge.runtime import TinyLoraLlama
-from tinylora_edge.runtime.llama.model import lora
+from tinylora_edge.runtime.llama import lora
 
 MB = 1 << 20
 PROMPT = list(b"one two three four")

@@ -11,9 +11,9 @@ import pytest
 
 from tinylora_edge import MicroVector, VectorError, runtime
 from tinylora_edge.runtime.evaluation import evaluate
-from tinylora_edge.runtime.llama.model.batch import batch_for
-from tinylora_edge.runtime.onnx.model.batch import OnnxBatch
-from tinylora_edge.runtime.onnx.model.model import TinyLoraOnnx
+from tinylora_edge.runtime.llama.batch import batch_for
+from tinylora_edge.runtime.onnx.batch import OnnxBatch
+from tinylora_edge.runtime.onnx.model import TinyLoraOnnx
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 
 LIMIT = 9

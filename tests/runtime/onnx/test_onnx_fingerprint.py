@@ -17,9 +17,9 @@ import onnxruntime as ort
 import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, load_basis
-from tinylora_edge.exporters.onnx.export.export import bake
-from tinylora_edge.runtime.onnx.model.bundle import OnnxBundle
-from tinylora_edge.runtime.onnx.model.fingerprint import weights_fingerprint
+from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.runtime.onnx.bundle import OnnxBundle
+from tinylora_edge.runtime.onnx.fingerprint import weights_fingerprint
 
 KEY = "tinylora.weights"
 

@@ -83,7 +83,7 @@ def test_special_tokens_are_no_text(onnx: TinyLoraOnnx) -> None:
 
 
 def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx: TinyLoraOnnx) -> None:
-    from tinylora_edge.runtime.llama.model.prompts import encode
+    from tinylora_edge.runtime.llama.prompts import encode
 
     for question in QUESTIONS:
         messages = [{"role": "user", "content": question}]

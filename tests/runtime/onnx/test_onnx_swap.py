@@ -136,7 +136,7 @@ def test_the_beginning_of_a_prompt_is_used_again_with_the_same_vector_alone(
     llm: TinyLoraOnnx, bundle: Path, vectors: list[MicroVector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     appended: list[int] = []
-    import tinylora_edge.runtime.onnx.model.decoder as decoder
+    import tinylora_edge.runtime.onnx.decoder as decoder
 
     real = decoder.append_prompt
 

@@ -11,7 +11,7 @@ import pytest
 
 from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
-from tinylora_edge.runtime.onnx.model.sampling import Sampler, Sampling, Text
+from tinylora_edge.runtime.onnx.sampling import Sampler, Sampling, Text
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\nthere"}]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tinylora_edge import Basis, BasisMismatchError, MicroVector, TrainError, VectorError
 from tinylora_edge.train.adapter import Adapter
 from tinylora_edge.train.layers import factors_for, hf_names
-from tinylora_edge.train.trl.training.peft_tinylora import PEFT_TYPE, peft_model, set_vector, vector_of
+from tinylora_edge.train.trl.peft_tinylora import PEFT_TYPE, peft_model, set_vector, vector_of
 
 TOKENS = torch.tensor([[256, *range(40, 60)], [256, *range(70, 90)]])
 

@@ -12,9 +12,9 @@ from trl_world import RECIPES, ROOT, steps
 
 from tinylora_edge import Bundle, MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample
-from tinylora_edge.train.trl.training import training as engine
-from tinylora_edge.train.trl.training.recipes import main, read_recipe
-from tinylora_edge.train.trl.training.training import grpo_fields
+from tinylora_edge.train.trl import training as engine
+from tinylora_edge.train.trl.recipes import main, read_recipe
+from tinylora_edge.train.trl.training import grpo_fields
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

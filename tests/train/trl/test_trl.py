@@ -16,10 +16,10 @@ from trl_world import TEMPLATE, rows_of, steps, write_tokenizer
 from tinylora_edge import Bundle, MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, train
-from tinylora_edge.train.trl.training import training as engine
-from tinylora_edge.train.trl.training.peft_tinylora import peft_model, vector_of
-from tinylora_edge.train.trl.training.prompts import check_prompts, end_ids, load_tokenizer, reward_function
-from tinylora_edge.train.trl.training.training import train_trl
+from tinylora_edge.train.trl import training as engine
+from tinylora_edge.train.trl.peft_tinylora import peft_model, vector_of
+from tinylora_edge.train.trl.prompts import check_prompts, end_ids, load_tokenizer, reward_function
+from tinylora_edge.train.trl.training import train_trl
 
 
 @pytest.fixture

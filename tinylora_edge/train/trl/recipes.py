@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tinylora_edge.train.trl.training",
+        prog="python -m tinylora_edge.train.trl",
         description="Train a micro-vector with TRL. Start it with accelerate launch -m for many processes.",
     )
     add = parser.add_argument

@@ -1,6 +1,6 @@
 """The same task, reward and basis through TRL's `GRPOTrainer`, on as many processes as accelerate starts.
 
-    accelerate launch -m tinylora_edge.train.trl.training BUNDLE -o FILE --recipe recipes/gsm8k-qwen2.5-7b.toml
+    accelerate launch -m tinylora_edge.train.trl BUNDLE -o FILE --recipe recipes/gsm8k-qwen2.5-7b.toml
 
 Every process holds the model and the whole vector; completions are shared out among them, and gradients of
 v are averaged. Process 0 writes the files. What the engine of this project adds to GRPO and TRL does not
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -263,9 +262,3 @@ def _evaluate(
         room: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
         with batch_for(llm, task.held_out, task.max_tokens, **room) as batch:
             return evaluate(batch, task, None), evaluate(batch, task, vector)
-
-
-if __name__ == "__main__":
-    from .recipes import main
-
-    sys.exit(main())
