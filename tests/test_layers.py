@@ -146,7 +146,7 @@ def reachable_engines(module: str, seen: set[str] | None = None) -> set[str]:
     for item in imports_of(module):
         if item.name.partition(".")[0] in ENGINES:
             engines.add(ENGINES[item.name.partition(".")[0]])
-        elif item.name in MODULES and not (item.lazy and module.endswith((".runtime", "._load"))):
+        elif item.name in MODULES and not (item.lazy and module.endswith((".runtime", ".load"))):
             engines |= reachable_engines(item.name, seen)
     return engines
 
@@ -162,12 +162,16 @@ def test_imports_follow_the_arrows(module: str) -> None:
         ("runtime._x", "from ..exporters import gguf", "runtime imports tinylora_edge.exporters.gguf"),
         ("runtime._x", "def f():\n    import torch", "runtime imports torch"),
         ("runtime._x", "import onnx", "runtime imports onnx"),
-        ("exporters._x", "from tinylora_edge.runtime import load", "exporters imports tinylora_edge.runtime"),
+        (
+            "exporters._x",
+            "from tinylora_edge.runtime import load",
+            "exporters imports tinylora_edge.runtime.load",
+        ),
         ("exporters._x", "import llama_cpp.llama", "exporters imports llama_cpp"),
         ("_x", "import gguf", "core imports gguf"),
         ("_tags", "import cryptography", "core imports cryptography"),
         ("_x", "from . import runtime", "core imports tinylora_edge.runtime"),
-        ("_x", "if TYPE_CHECKING:\n    from .runtime import load", "core imports tinylora_edge.runtime"),
+        ("_x", "if TYPE_CHECKING:\n    from .runtime import load", "core imports tinylora_edge.runtime.load"),
         ("cli._x", "from llama_cpp import Llama", "cli imports llama_cpp"),
     ],
 )

@@ -19,7 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import tinylora_edge
-from tinylora_edge.cli.demo.command.command import NEEDS
+from tinylora_edge.cli.demo.command import NEEDS
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {  # top-level folder -> where the wheel has it

@@ -19,7 +19,7 @@ import pytest
 from invocation import Cli, contents
 
 from tinylora_edge import MicroVector, load_basis, runtime
-from tinylora_edge.cli.demo.command.proof import DemoError, logits, prove
+from tinylora_edge.cli.demo.proof import DemoError, logits, prove
 from tinylora_edge.tasks import load_task
 
 SHORT = ("--quick", "--steps", 1, "--held-out", 8, "--threads", 1)

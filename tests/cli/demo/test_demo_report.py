@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tinylora_edge.cli.demo.command.curve import curve
-from tinylora_edge.cli.demo.command.report import render
-from tinylora_edge.cli.demo.command.results import (
+from tinylora_edge.cli.demo.curve import curve
+from tinylora_edge.cli.demo.report import render
+from tinylora_edge.cli.demo.results import (
     Answer,
     Answers,
     Exported,
