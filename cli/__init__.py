@@ -1,4 +1,4 @@
-"""The `tinylora-edge` command. The application is in `_app`; this module loads it, or says what it lacks."""
+"""The `tinylora-edge` command. The application is in `app`; this module loads it, or says what it lacks."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_an_encoding_without_a_character_escapes_it(
 
 def test_help_needs_no_engine_and_no_exporter(environment: dict[str, str]) -> None:
     code = (
-        "import sys; from tinylora_edge.cli import _app; "
+        "import sys; from tinylora_edge.cli import app; "
         "print([m for m in ('llama_cpp', 'torch', 'transformers', 'onnx', 'tinylora_edge.exporters', "
         "'tinylora_edge.runtime') if m in sys.modules])"
     )
