@@ -17,7 +17,7 @@ Needs numpy, gguf and one engine. Importing this package loads no engine: `load`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .._policy import Policy
+from ..vector import Policy
 from .load import engine_of, load, missing_engine
 from .tuning.learner import Tuning
 from .tuning.settings import Tuned, TuneSettings

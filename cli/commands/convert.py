@@ -10,11 +10,10 @@ from typing import Annotated
 
 import typer
 
-from ..._policy import Policy
 from ...basis import Basis
 from ...errors import BasisMismatchError
 from ...formats.onnx_adapter import from_adapter, is_adapter, to_adapter
-from ...vector import MicroVector
+from ...vector import MicroVector, Policy
 from ..shared import console, interop, keyfiles, vectors
 from .vector.group import Dtype
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..._policy import Policy
 from ...errors import TinyLoraError
-from ...vector import MicroVector
+from ...vector import MicroVector, Policy
 from ..shared import console, keyfiles, vectors
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..._policy import Policy
 from ...basis import Basis
 from ...errors import BasisError
 from ...formats.bundle import Bundle
 from ...formats.side_tensors import load_basis
+from ...vector import Policy
 from ..shared import console, downloads, keyfiles, vectors
 
 

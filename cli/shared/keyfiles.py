@@ -11,10 +11,10 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from ..._policy import Policy
 from ..._system import atomic_write
 from ...errors import SignatureError
 from ...shipping import layout
+from ...vector import Policy
 from ...wire import pem, tags
 from . import console
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
 from .log import quiet
-from .model import TinyLoraLlama
+from .protocols import Weights
 from .sampling import logprobs, sample
 
 _PREFIX, _PROMPT, _FIRST = 0, 1, 2
@@ -114,7 +114,7 @@ class Lane:
         TinyLoraError: llama.cpp cannot make the context.
     """
 
-    def __init__(self, llm: TinyLoraLlama, *, sequences: int, n_ctx: int, n_threads: int) -> None:
+    def __init__(self, llm: Weights, *, sequences: int, n_ctx: int, n_threads: int) -> None:
         self._sequences = sequences
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx

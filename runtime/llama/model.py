@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import llama_cpp
 import numpy as np
 
-from ..._policy import Policy
 from ...basis import Basis
 from ...errors import TinyLoraError, VectorError
 from ...tasks import Sample
-from ...vector import MicroVector
+from ...vector import MicroVector, Policy
 from ..personal import Personal, no_room
 from .adapters import Personalizer
+from .batch import Batch
 from .log import signals_wait
+from .prompts import encode
 
-if TYPE_CHECKING:
-    from .batch import Batch
+OPTIONS: tuple[str, ...] = tuple(
+    name
+    for name, parameter in inspect.signature(llama_cpp.Llama).parameters.items()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "model_path"
+)
+"""Names of the options of `llama_cpp.Llama`. It takes any other name too, and ignores it."""
 
 
 class TinyLoraLlama(Personal, llama_cpp.Llama):
@@ -65,8 +71,6 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         return self._personalizer.vector
 
     def _activate(self, vector: MicroVector | None) -> None:
-        if self._ctx.ctx is None:
-            raise TinyLoraError("the model is closed: load it again")
         own = [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
         self._personalizer.apply([self._ctx.ctx], vector, own)  # the caller's lora_path stays in force
         self._forget()
@@ -89,14 +93,27 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
     ) -> Batch:
-        from .batch import Batch
-        from .prompts import encode
-
-        longest = max(len(encode(self, sample.prompt)) for sample in samples)
+        longest = max(len(encode(self, sample)) for sample in samples)
         limit = self._model.n_ctx_train()
         if longest + max_tokens > limit:
             raise no_room(longest, max_tokens, limit)
         return Batch(self, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
+
+    def __repr__(self) -> str:
+        state = "closed" if isinstance(self._ctx, _Closed) else f"n_ctx {self.n_ctx()}"
+        return f"TinyLoraLlama({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
+
+    def close(self) -> None:
+        """Free the model, and before it the batches over it. Streams that are unfinished end.
+
+        A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
+        """
+        if "_gate" not in self.__dict__:  # the constructor got no further
+            return
+        with self._closing():
+            super().close()
+            gone = _Closed()
+            self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
 
     # What runs the model holds the gate, from its first step to its last.
 
@@ -153,6 +170,13 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         self.__init__(**state)  # type: ignore[misc]
         if vector is not None:
             self.swap(vector)
+
+
+class _Closed:
+    """Stands where the model, its context and its tokenizer were, and refuses whatever is asked of them."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise TinyLoraError("the model is closed: load it again")
 
 
 def _empty(cache: Any) -> None:

@@ -42,6 +42,9 @@ class Marks:
     def __init__(self) -> None:
         self._highest: dict[Mark, int] = {}
 
+    def __repr__(self) -> str:
+        return f"Marks({len(self._highest)} in memory)"
+
     def highest(self, mark: Mark) -> int:
         """Return the highest sequence recorded; 0 where there is none."""
         return self._highest.get(mark, 0)
@@ -81,6 +84,9 @@ class StateFile:
         self._seen: tuple[int, ...] | None = None
         self._marks: dict[Mark, int] = {}
         self._refresh()
+
+    def __repr__(self) -> str:
+        return f"StateFile({str(self._path)!r})"
 
     def highest(self, mark: Mark) -> int:
         """Return the highest sequence recorded; 0 where there is none.

@@ -10,12 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from .... import privacy
-from ...._policy import Policy
 from ....average import average as mean_of
 from ....average import sensitivity
 from ....basis import Basis
 from ....errors import VectorError
-from ....vector import MicroVector
+from ....vector import MicroVector, Policy
 from ...shared import console, keyfiles, vectors
 from ...shared.keyfiles import Require
 from ...shared.vectors import Dtype

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...._policy import Policy
-from ....vector import MicroVector
+from ....vector import MicroVector, Policy
 from ....wire import tags, text
 from ...shared import console, keyfiles, qr_image, vectors
 from ...shared.vectors import Dtype

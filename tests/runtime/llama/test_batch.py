@@ -306,7 +306,7 @@ def test_tokens_are_counted(llm: TinyLoraLlama) -> None:
         found = batch.answer_each([None, None], samples, max_tokens=LIMIT)
         # The last token of an answer is drawn, and nothing is asked about what follows it.
         answers = sum(answer.tokens - 1 for row in found for answer in row)
-        prompts = [encode(llm, sample.prompt).tolist() for sample in samples]
+        prompts = [encode(llm, sample).tolist() for sample in samples]
         shared = common_prefix(prompts)
         assert shared >= len("one two ")
         assert batch.evaluated == answers + 2 * (sum(map(len, prompts)) - shared)
