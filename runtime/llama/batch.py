@@ -90,8 +90,7 @@ class Batch:
             VectorError: the vector does not fit the basis; the one before stays.
         """
         personalizer = self._open()
-        if vector is not None:
-            self.llm.basis.values(vector)
+        self._check_vector(vector)
         personalizer.apply([lane.context for lane in self._lanes], vector)
 
     def generate(
@@ -233,8 +232,7 @@ class Batch:
         """
         personalizer = self._open()
         for vector in vectors:
-            if vector is not None:
-                self.llm.basis.values(vector)
+            self._check_vector(vector)
         if not samples:
             return [[] for _ in vectors]
         prompts = [encode(self.llm, sample).tolist() for sample in samples]
@@ -305,6 +303,15 @@ class Batch:
         if self._personalizer is None:
             raise TinyLoraError("the batch is closed: it was, or its model was. Make another one")
         return self._personalizer
+
+    def _check_vector(self, vector: MicroVector | None) -> None:
+        if vector is not None and not isinstance(vector, MicroVector):
+            raise VectorError(
+                f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
+                "policy.check(data, basis)"
+            )
+        if vector is not None:
+            self.llm.basis.values(vector)
 
     def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int, first: int = 0) -> None:
         cells = min(lane.n_ctx for lane in self._lanes)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
-from .log import quiet
+from .log import signals_wait
 from .protocols import Weights
 from .sampling import logprobs, sample
 
@@ -124,7 +124,7 @@ class Lane:
         params.n_threads = params.n_threads_batch = n_threads
         for name in ("type_k", "type_v", "flash_attn_type"):  # as in production, to the last bit if it can be
             setattr(params, name, getattr(llm.context_params, name))
-        with quiet():
+        with signals_wait():
             self.context: Any = llama_cpp.llama_init_from_model(llm.model, params)
         if not self.context:
             raise TinyLoraError(f"llama.cpp cannot make a context of {n_ctx} cells for {sequences} sequences")

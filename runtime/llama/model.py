@@ -27,6 +27,13 @@ OPTIONS: tuple[str, ...] = tuple(
 """Names of the options of `llama_cpp.Llama`. It takes any other name too, and ignores it."""
 
 
+class _Closed:
+    """Stands where the model, its context and its tokenizer were, and refuses whatever is asked of them."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise TinyLoraError("the model is closed: load it again")
+
+
 class TinyLoraLlama(Personal, llama_cpp.Llama):
     """A `llama_cpp.Llama`, all of it, with a micro-vector.
 
@@ -44,6 +51,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     Raises:
         BaseMismatchError: llama.cpp refuses the factors for this model.
     """
+
+    _gone = _Closed()  # bound early: when the interpreter ends, globals go before models do
 
     def __init__(
         self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
@@ -100,7 +109,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         return Batch(self, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
 
     def __repr__(self) -> str:
-        state = "closed" if isinstance(self._ctx, _Closed) else f"n_ctx {self.n_ctx()}"
+        state = "closed" if self.__dict__.get("_ctx") in (None, self._gone) else f"n_ctx {self.n_ctx()}"
         return f"TinyLoraLlama({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
 
     def close(self) -> None:
@@ -112,7 +121,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
             return
         with self._closing():
             super().close()
-            gone = _Closed()
+            gone = self._gone
             self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
 
     # What runs the model holds the gate, from its first step to its last.
@@ -170,13 +179,6 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         self.__init__(**state)  # type: ignore[misc]
         if vector is not None:
             self.swap(vector)
-
-
-class _Closed:
-    """Stands where the model, its context and its tokenizer were, and refuses whatever is asked of them."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise TinyLoraError("the model is closed: load it again")
 
 
 def _empty(cache: Any) -> None:

@@ -198,7 +198,9 @@ def test_a_refused_vector_leaves_the_one_before(llm: TinyLoraLlama, batch: Batch
     vector = MicroVector.random(llm.basis, 0.5, seed=2)
     batch.swap(vector)
     with pytest.raises(VectorError):
-        batch.swap(vector.to_bytes(llm.basis)[:-1])
+        batch.swap(MicroVector(np.ones((1, 2))))
+    with pytest.raises(VectorError, match="takes a MicroVector, not bytes"):
+        batch.swap(vector.to_bytes(llm.basis))  # whoever has bytes has a policy to check them by
     assert batch.vector == vector
 
 
