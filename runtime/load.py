@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -18,6 +18,8 @@ from .onnx.bundle import OnnxBundle, find_bundle
 if TYPE_CHECKING:
     from .llama.model import TinyLoraLlama
     from .onnx.model import TinyLoraOnnx
+
+    _Start = Callable[[Bundle, Policy, dict[str, Any]], TinyLoraLlama | TinyLoraOnnx]
 
 LLAMA, ONNX = "llama", "onnx"
 
@@ -102,27 +104,27 @@ def load(
         OSError: the policy's state file cannot be written.
     """
     bundle = find_bundle(base)
-    start = {LLAMA: _start_llama, ONNX: _start_onnx}[_choose(bundle, engine)]
+    start: _Start = _start_onnx if _choose(bundle, engine) == ONNX else _start_llama
     policy = policy or Policy()
-    llm: TinyLoraLlama | TinyLoraOnnx | None = None
-    try:
-        with (
-            nullcontext()
-            if vector_bytes is None
-            else admitted(vector_bytes, bundle.basis, policy, stream=stream)
-        ) as vector:
+    with ExitStack() as undo:
+        with ExitStack() as admission:  # which records the vector at its end
+            vector = None
+            if vector_bytes is not None:
+                vector = admission.enter_context(admitted(vector_bytes, bundle.basis, policy, stream=stream))
             llm = start(bundle, policy, engine_options)
+            undo.callback(llm.close)
             if vector is not None:
                 llm.swap(vector)
-    except BaseException:
-        if llm is not None:
-            llm.close()
-        raise
+        undo.pop_all()
     return llm
 
 
 def engine_of(base: str | PathLike[str], engine: str | None = None) -> str:
     """Return the engine that `load` uses for a bundle: `llama` or `onnx`.
+
+    Args:
+        base: as for `load`.
+        engine: a wish, which is checked; None for what the bundle has.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.

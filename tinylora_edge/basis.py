@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -179,7 +179,7 @@ class Basis:
             VectorError: v has another number of values.
             NonFiniteError: a value is NaN or infinite.
         """
-        raw: ArrayLike = getattr(v, "values", v)
+        raw: Any = getattr(v, "values", v)
         with np.errstate(over="ignore"):  # infinity is refused below
             array = np.asarray(raw, dtype=np.float32)
         if array.size != self.size:

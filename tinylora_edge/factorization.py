@@ -86,7 +86,7 @@ def truncated_svd(
 
     Signs are canonical: in each right singular vector the entry of largest magnitude is positive.
     The result is deterministic for given input and seed on one machine; between machines and BLAS
-    libraries nearly equal singular values may come out as another pair (DESIGN 3).
+    libraries nearly equal singular values may come out as another pair.
 
     Args:
         weight: [out, in], an array of any float dtype or a `RowSource`.

@@ -36,7 +36,9 @@ _NEED_OF_KIND = {tags.HMAC: "mac", tags.ED25519: "signature"}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MicroVector:
-    """v and its dtype. Immutable; two are equal when dtype, sequence and every value are.
+    """The handful of numbers that personalizes a model: v of TinyLoRA (arXiv 2602.04118), and its dtype.
+
+    Immutable; two are equal when dtype, sequence and every value are.
 
     Attributes:
         values: float32 [G, u]. Rounded to `dtype` when the vector is made, so that what a host holds

@@ -120,7 +120,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         if "_gate" not in self.__dict__:  # the constructor got no further
             return
         with self._closing():
-            super().close()
+            llama_cpp.Llama.close(self)
             gone = self._gone
             self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
 
