@@ -1,4 +1,4 @@
-"""What a personalized model is on every engine: one vector at a time, exchanged all or nothing."""
+"""The personalized model, on every engine: it has one vector at a time, exchanged all or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error that tinylora-edge raises on purpose, in one tree.
+"""The errors that tinylora-edge raises on purpose, in one tree.
 
     TinyLoraError
     ├── VectorError                 (also a ValueError)

@@ -1,4 +1,4 @@
-"""v, and which bytes may become it: the micro-vector, and the policy that a device checks bytes by.
+"""The micro-vector v, and the policy that says which bytes may become it.
 
 Rules only: no I/O but a policy's own marks, and no model.
 """
@@ -167,7 +167,7 @@ class CheckedVector(MicroVector):
 
 
 class Policy:
-    """Decides whether bytes may become the active micro-vector.
+    """The rules by which a device decides whether bytes may become the active micro-vector.
 
     The rules, in the order in which they are checked; the first that fails raises, and nothing changes:
 

@@ -31,7 +31,7 @@ Quantized activations move it by about 0.3 whatever the step, so that a smaller 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a `Tuner` answered.
+    """An answer that a `Tuner` gave.
 
     Attributes:
         text: the answer, special tokens left out.
@@ -54,7 +54,7 @@ class _Shown:
 
 
 class Tuner:
-    """Finds a micro-vector from a user's clicks, by forward passes alone.
+    """A learner that finds a micro-vector from a user's clicks, by forward passes alone.
 
         tuner = Tuner(llm, state="me.state")
         answer = tuner.ask(messages)                # show it, with two buttons

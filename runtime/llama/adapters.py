@@ -1,4 +1,4 @@
-"""How a micro-vector becomes llama.cpp adapters. The basis chooses: u = 1 scales, u > 1 folds."""
+"""The two strategies by which a micro-vector becomes llama.cpp adapters: u = 1 scales, u > 1 folds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Active = list[tuple[Adapter, float]]
 
 
 class Strategy(Protocol):
-    """Turns values into adapters. Adapters exist from the start, since llama.cpp sizes its graph for them."""
+    """A way to turn values into adapters, which exist from the start: llama.cpp sizes its graph for them."""
 
     def stage(self, values: NDArray[np.float32]) -> Active:
         """Return what to activate for the values [G, u]; nothing that is active now changes."""
@@ -38,7 +38,7 @@ def choose(model: Any, basis: Basis) -> Strategy:
 
 
 class Personalizer:
-    """Applies micro-vectors to llama.cpp contexts of one model, all or nothing.
+    """The adapters of one model, which apply micro-vectors to its llama.cpp contexts, all or nothing.
 
     Make it before the contexts, and free it after them and before the model.
 
@@ -111,7 +111,7 @@ class Personalizer:
 
 
 class Scales:
-    """u = 1: W + v[g] (B P) A is a LoRA whose scale is v[g]. G disjoint adapters, loaded once."""
+    """The strategy for u = 1: G disjoint adapters, loaded once, with v as their scales: W + v[g] (B P) A."""
 
     _free = staticmethod(free)
 
@@ -142,7 +142,7 @@ class Scales:
 
 
 class Fold:
-    """u > 1: one adapter (A, B R). Its GGUF image is built once; a swap rewrites the B blocks."""
+    """The strategy for u > 1: one adapter (A, B R); a swap rewrites the B blocks of its GGUF image."""
 
     _free = staticmethod(free)
 

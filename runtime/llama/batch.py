@@ -1,4 +1,4 @@
-"""Many sequences at once in llama.cpp: rollouts, evaluation and tuning all generate and score through here.
+"""Batches of sequences in llama.cpp: rollouts, evaluation and tuning generate and score through here.
 
 A `Batch` has contexts of its own over the weights of a loaded model, its lanes, which compute side by side
 in threads of their own. Sampling is vectorised over the sequences of a lane, and every token comes with its
@@ -34,7 +34,7 @@ _FEWEST = 8
 
 
 class Batch:
-    """Generates many sequences at once with a micro-vector.
+    """A batch of sequences that are generated or scored at once with a micro-vector.
 
     Lanes: threads of one context wait for each other at every operation, hundreds of times a token. One
     context a core is 1.5 times as fast on two cores (SmolLM2-135M, 32 sequences), and does not collapse

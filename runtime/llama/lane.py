@@ -1,4 +1,4 @@
-"""One llama.cpp context that computes many sequences at once: a `Batch` has some of them side by side.
+"""Lanes: a lane is one llama.cpp context with many sequences, and a `Batch` has some lanes side by side.
 
 The prompt of a group of samples is evaluated once and its KV cells are shared by all of them; a sequence
 that ends makes room for the next.
@@ -46,7 +46,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Job:
-    """What a lane is to generate.
+    """The sequences that a lane is to generate.
 
     Attributes:
         prompts: index in the call and token ids of each.

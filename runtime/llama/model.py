@@ -28,7 +28,7 @@ OPTIONS: tuple[str, ...] = tuple(
 
 
 class _Closed:
-    """Stands where the model, its context and its tokenizer were, and refuses whatever is asked of them."""
+    """A stand-in for the parts of a closed model, which refuses whatever is asked of it."""
 
     def __getattr__(self, name: str) -> Any:
         raise TinyLoraError("the model is closed: load it again")

@@ -1,4 +1,4 @@
-"""Token ids of a prompt, exactly as `create_chat_completion` would evaluate it."""
+"""The token ids of a prompt, exactly as `create_chat_completion` would evaluate it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error
 
 
 class _Recorder:
-    """Stands in for the model while a chat handler renders, and stops it where it would generate."""
+    """A stand-in for the model while a chat handler renders; it stops the handler where it would generate."""
 
     def __init__(self, llm: Tokens) -> None:
         self._llm = llm

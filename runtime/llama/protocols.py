@@ -1,4 +1,4 @@
-"""What prompts, lanes and batches have to know of a loaded model: less than all of it, and no circle."""
+"""The parts of a loaded model that prompts, lanes and batches need to know, as protocols."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On-device tuning: a search over v that only ever runs the model forwards.
+"""The learner from rewards: a search over v that only ever runs the model forwards.
 
 Every step asks the search for candidates, answers the same few prompts under each of them, and tells the
 search what the reward said. Some prompts are held back: they decide what is returned. Knows no engine: a
@@ -29,7 +29,7 @@ from .state import Budget, State, load_state, save_state
 
 
 class Tuning:
-    """Tunes v on the device, in one sitting or many.
+    """A learner that tunes v on the device, in one sitting or many.
 
     Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
     last one ended, and with a `path` so does another process.

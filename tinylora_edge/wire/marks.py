@@ -1,4 +1,4 @@
-"""What a policy remembers: the highest sequence accepted of each (basis, key, stream).
+"""The memory of a policy: the highest sequence accepted of each (basis, key, stream).
 
 `Marks` is the rule that a policy asks, and lives in memory; `StateFile` keeps the same on disk, through
 restarts, kills and power cuts. A state file is text:
@@ -56,7 +56,7 @@ class Marks:
 
 
 class StateFile:
-    """The same in a file, for one process or several.
+    """The marks of a policy in a file, for one process or several.
 
     The rules, in the order in which they hold:
 
