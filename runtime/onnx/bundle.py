@@ -9,14 +9,18 @@ from pathlib import Path
 
 from ...basis import Basis
 from ...errors import BaseMismatchError
-from ...formats.bundle import MODEL_NAME, Bundle
-from ...formats.onnx_adapter import INPUT_NAME
-from ...formats.onnx_graph import OnnxFile, read_onnx
-from ...formats.onnx_metadata import read_metadata
+from ...formats.bundle import Bundle
+from ...formats.onnx_graph import (
+    DEFAULT,
+    INPUT_NAME,
+    MODEL_NAME,
+    REQUIRED,
+    MetadataKey,
+    OnnxFile,
+    read_metadata,
+    read_onnx,
+)
 from .fingerprint import weights_fingerprint
-
-DEFAULT, REQUIRED = "default", "required"
-"""Flavours of the graph input: with an initializer of zeros, and without."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class OnnxBundle:
                 "again"
             )
         metadata = read_metadata(self.model)
-        stated = metadata.get("tinylora.flavour", self.flavour)
+        stated = metadata.get(MetadataKey.FLAVOUR, self.flavour)
         if stated != self.flavour:
             has = "has" if self.flavour == DEFAULT else "lacks"
             raise BaseMismatchError(
@@ -99,7 +103,7 @@ class OnnxBundle:
                 f"{INPUT_NAME}: a tool changed it after it was baked. Export it again"
             )
         self.file.check_data()
-        self._check_weights(listed, metadata.get("tinylora.weights"))
+        self._check_weights(listed, metadata.get(MetadataKey.WEIGHTS))
 
     def _check_weights(self, listed: str, weights: str | None) -> None:
         """Compare the weights with the fingerprint that graph and basis agree on."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,7 @@ from typing import IO
 
 from ...basis import packed_text
 from ...errors import BaseMismatchError
-from ...formats.onnx_graph import OnnxFile
-from ...formats.protobuf import Buffer, fields, opened, span, text
-
-_EDGE_BYTES = 4096  # of each tensor's data, at both ends
-_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 8, 9
+from ...formats.onnx_graph import EDGE_BYTES, FINGERPRINT_MARK, OnnxFile, inline_spans
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, .
             f"{file.path} lists the weights of {len(entries)} modules, but its basis has {len(modules)}: a "
             "tool changed it after it was baked. Export it again"
         )
-    total = hashlib.sha256(b"tinylora onnx 1\n" + packed_text(architecture))
+    total = hashlib.sha256(FINGERPRINT_MARK + packed_text(architecture))
     with ExitStack() as stack:
         reader = _Reader(file, stack)
         for module, nodes in zip(modules, entries, strict=True):
@@ -99,7 +94,7 @@ class _Reader:
                 f"{self._file.path} has {size:,} bytes of {tensor.name}, but was baked with "
                 f"{tensor.nbytes:,}: a tool changed it after it was baked. Export it again"
             )
-        count = min(tensor.nbytes, _EDGE_BYTES)
+        count = min(tensor.nbytes, EDGE_BYTES)
         return self._read(path, start, count), self._read(path, start + tensor.nbytes - count, count)
 
     def _place(self, name: str) -> tuple[Path, int, int]:
@@ -109,7 +104,7 @@ class _Reader:
         if external is not None:
             return path.parent / external.location, external.offset, external.length
         if self._inline is None:
-            self._inline = _raw_spans(path)
+            self._inline = inline_spans(path)
         if name not in self._inline:
             raise BaseMismatchError(
                 f"{path} has no weight {name}, which it was baked with: a tool changed it after it was "
@@ -124,23 +119,6 @@ class _Reader:
         file = self._open[path]
         file.seek(start)
         return file.read(count)
-
-
-def _raw_spans(path: Path) -> dict[str, tuple[int, int]]:
-    """Initializer -> where its raw data begin and end in the model file, for those that are inside it."""
-    with opened(path) as data:
-        return dict(_inline_tensors(data))
-
-
-def _inline_tensors(data: Buffer) -> Iterator[tuple[str, tuple[int, int]]]:
-    for number, graph in fields(data, 0, len(data)):
-        if number != _MODEL_GRAPH:
-            continue
-        for inner, tensor in fields(data, *span(graph)):
-            if inner == _GRAPH_INITIALIZER:
-                parts = dict(fields(data, *span(tensor)))
-                if _TENSOR_RAW in parts and _TENSOR_NAME in parts:
-                    yield text(data, parts[_TENSOR_NAME]), span(parts[_TENSOR_RAW])
 
 
 def _parse(path: Path, stated: str) -> list[list[_Node]]:

@@ -10,10 +10,9 @@ import numpy as np
 import onnxruntime_genai as og
 
 from ...errors import TinyLoraError, VectorError
+from ...formats.onnx_graph import GENAI_NAME
 from .bundle import OnnxBundle
 from .session import cannot_load
-
-CONFIG_NAME = "genai_config.json"
 
 Messages = Sequence[Mapping[str, Any]]
 """Chat messages, each with `role` and `content`."""
@@ -158,7 +157,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _read_config(bundle: OnnxBundle) -> dict[str, Any]:
-    path = bundle.folder / CONFIG_NAME
+    path = bundle.folder / GENAI_NAME
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))["model"]
         if not all(isinstance(content[key], int) for key in ("context_length", "vocab_size")):

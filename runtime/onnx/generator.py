@@ -10,8 +10,7 @@ import onnxruntime_genai as og
 
 from ...basis import Basis
 from ...errors import VectorError
-from ...formats.onnx_adapter import INPUT_NAME
-from .bundle import REQUIRED
+from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from .genai import Model
 from .rows import Rows, as_file
 

@@ -11,9 +11,10 @@ import onnxruntime
 
 from ..._policy import Policy
 from ...errors import BaseMismatchError, VectorError
-from ...formats.onnx_adapter import INPUT_NAME, from_adapter, to_adapter
+from ...formats.onnx_adapter import from_adapter, to_adapter
+from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from ...vector import MicroVector
-from .bundle import REQUIRED, OnnxBundle
+from .bundle import OnnxBundle
 from .rows import Rows, Vector, as_file, rows
 
 

@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 
 from ..errors import BasisMismatchError, FrameError, VectorError
 from ..vector import MicroVector
+from .onnx_graph import INPUT_NAME
 
 if TYPE_CHECKING:
     from ..basis import Basis
-
-INPUT_NAME = "tinylora_v"
-"""The graph input that takes the vector (DESIGN 8)."""
 
 _IDENTIFIER = b"TORT"
 _FORMAT_VERSION = 1

@@ -92,12 +92,6 @@ def text(data: Buffer, value: Value) -> str:
         raise MalformedProtobufError("a text is not UTF-8") from None
 
 
-def entry(data: Buffer, value: Value) -> tuple[str, str]:
-    """Return key and value of a `StringStringEntryProto`."""
-    parts = dict(fields(data, *span(value)))
-    return text(data, parts.get(1, (0, 0))), text(data, parts.get(2, (0, 0)))
-
-
 def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
