@@ -22,8 +22,8 @@ from ...formats.onnx_graph import EDGE_BYTES, FINGERPRINT_MARK, OnnxFile, inline
 
 
 @dataclass(frozen=True)
-class _Tensor:
-    """An initializer as the exporter saw it."""
+class _MarkedTensor:
+    """Initializer as the exporter saw it, by its name, ONNX element type and bytes."""
 
     name: str
     dtype: int
@@ -31,12 +31,12 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
-class _Node:
-    """What one node computes of a module: x [.., k] -> [.., n]."""
+class _MarkedNode:
+    """Node that computes a module, or a part of one: x [.., k] -> [.., n]."""
 
     k: int
     n: int
-    tensors: list[_Tensor]
+    tensors: list[_MarkedTensor]
 
 
 def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, ...], stated: str) -> str:
@@ -62,7 +62,7 @@ def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, .
         )
     total = hashlib.sha256(FINGERPRINT_MARK + packed_text(architecture))
     with ExitStack() as stack:
-        reader = _Reader(file, stack)
+        reader = _EdgeReader(file, stack)
         for module, nodes in zip(modules, entries, strict=True):
             total.update(packed_text(module) + struct.pack("<I", len(nodes)))
             for node in nodes:
@@ -74,15 +74,15 @@ def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, .
     return total.hexdigest()
 
 
-class _Reader:
-    """Reads the ends of initializers, from external data or from the model file itself."""
+class _EdgeReader:
+    """Reader of the ends of initializers, in external data or in the model file itself."""
 
     def __init__(self, file: OnnxFile, stack: ExitStack) -> None:
         self._file, self._stack = file, stack
         self._open: dict[Path, IO[bytes]] = {}
         self._inline: dict[str, tuple[int, int]] | None = None
 
-    def edges(self, tensor: _Tensor) -> tuple[bytes, bytes]:
+    def edges(self, tensor: _MarkedTensor) -> tuple[bytes, bytes]:
         """First and last 4,096 bytes of a tensor; all of a smaller one, twice.
 
         Raises:
@@ -121,15 +121,15 @@ class _Reader:
         return file.read(count)
 
 
-def _parse(path: Path, stated: str) -> list[list[_Node]]:
+def _parse(path: Path, stated: str) -> list[list[_MarkedNode]]:
     try:
         return [
             [
-                _Node(
+                _MarkedNode(
                     _count(node["k"]),
                     _count(node["n"]),
                     [
-                        _Tensor(name, _count(dtype, 1 << 31), _count(nbytes))
+                        _MarkedTensor(name, _count(dtype, 1 << 31), _count(nbytes))
                         for name, dtype, nbytes in node["tensors"]
                     ],
                 )
