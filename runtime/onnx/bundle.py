@@ -23,11 +23,18 @@ from ...formats.onnx_graph import (
 from .fingerprint import weights_fingerprint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OnnxBundle:
-    """The ONNX side of a bundle."""
+    """The ONNX side of a bundle.
+
+    Attributes:
+        bundle: where the parts lie.
+    """
 
     bundle: Bundle
+
+    def __repr__(self) -> str:
+        return f"OnnxBundle({str(self.bundle.onnx)!r})"
 
     @classmethod
     def find(cls, path: str | PathLike[str]) -> OnnxBundle:

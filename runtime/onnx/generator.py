@@ -11,7 +11,7 @@ import onnxruntime_genai as og
 from ...basis import Basis
 from ...errors import VectorError
 from ...formats.onnx_graph import INPUT_NAME, REQUIRED
-from .genai import Model
+from .genai import GenaiModel
 from .rows import Rows, as_file
 
 _ADAPTER = "tinylora"
@@ -39,7 +39,7 @@ class Feed:
         basis: of the rows.
     """
 
-    def __init__(self, model: Model, rows: Rows | None, basis: Basis) -> None:
+    def __init__(self, model: GenaiModel, rows: Rows | None, basis: Basis) -> None:
         self._input = self._adapters = None
         if model.flavour == REQUIRED:
             # Writeable, as genai demands, and alive while a generator is: genai keeps a pointer to it.
@@ -57,7 +57,7 @@ class Feed:
             generator.set_active_adapter(self._adapters, _ADAPTER)
 
 
-def new_generator(model: Model, feed: Feed, **search: Any) -> Any:
+def new_generator(model: GenaiModel, feed: Feed, **search: Any) -> Any:
     """Return a plain `onnxruntime_genai.Generator` that has its vectors. `feed` must outlive it."""
     params = og.GeneratorParams(model.engine)
     params.set_search_options(**{**_PLAIN, **search})
@@ -90,7 +90,7 @@ class PersonalGenerator:
         search: search options of onnxruntime-genai.
     """
 
-    def __init__(self, model: Model, feed: Feed, **search: Any) -> None:
+    def __init__(self, model: GenaiModel, feed: Feed, **search: Any) -> None:
         params = og.GeneratorParams(model.engine)
         params.set_search_options(**search)
         self._feed = feed

@@ -23,7 +23,7 @@ Vector = bytes | MicroVector | None
 """A frame or raw payload, a vector of the app's own, or None for the base."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rows:
     """Checked vectors. Make them with `rows`; the array is never changed.
 
@@ -39,6 +39,9 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self)} x {self.values.shape[1]} values, basis {self.digest[:8]})"
 
     def check_batch(self, batch: int) -> None:
         """Check that there is one row for all sequences, or one for each.

@@ -78,6 +78,7 @@ class OnnxSession:
         self.basis = bundle.basis
         self.policy = policy or Policy()
         self.flavour = bundle.flavour
+        self._path = str(bundle.model)
         options.setdefault("providers", ["CPUExecutionProvider"])
         if options.get("sess_options") is None:
             options["sess_options"] = onnxruntime.SessionOptions()
@@ -93,6 +94,9 @@ class OnnxSession:
             node.name for node in self.session.get_inputs() if node.name != INPUT_NAME and _batched(node)
         }
         self._zeros = self.rows(None)
+
+    def __repr__(self) -> str:
+        return f"OnnxSession({self._path!r}, basis {self.basis.id}, {self.flavour})"
 
     def rows(self, vectors: Vector | Sequence[Vector], *, streams: str | Sequence[str] = "") -> Rows:
         """Check vectors for a run: one for the whole batch, or one for each of its sequences.
@@ -178,8 +182,8 @@ class OnnxSession:
         """
         if self.flavour == REQUIRED:
             raise VectorError(
-                f"the graph was exported with --onnx-input {REQUIRED}, and ONNX Runtime takes no adapter for "
-                "an input that has to be fed: pass rows=session.rows(...)"
+                f"the graph's flavour is {REQUIRED!r}, and ONNX Runtime takes no adapter for an input that "
+                "has to be fed: pass rows=session.rows(...)"
             )
         data = to_adapter(vector, self.basis) if isinstance(vector, MicroVector) else vector
         from_adapter(data, self.basis)
