@@ -1,4 +1,4 @@
-"""A bundle's baked ONNX graph, and whether it can be run with the bundle's basis."""
+"""The baked ONNX graph of a bundle, and whether it can be run with the bundle's basis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .fingerprint import weights_fingerprint
 
 @dataclass(frozen=True, repr=False)
 class OnnxBundle:
-    """The ONNX side of a bundle.
+    """ONNX side of a bundle.
 
     Attributes:
         bundle: where the parts lie.
@@ -55,13 +55,13 @@ class OnnxBundle:
 
     @property
     def folder(self) -> Path:
-        """Where the graph and what belongs to it lie."""
+        """Folder of the graph and of what belongs to it."""
         assert self.bundle.onnx is not None
         return self.bundle.onnx
 
     @property
     def model(self) -> Path:
-        """The graph."""
+        """File of the graph."""
         return self.folder / MODEL_NAME
 
     @property

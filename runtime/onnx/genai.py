@@ -33,7 +33,7 @@ class GenaiModel:
         n_threads, session_options, provider: see `TinyLoraOnnx`.
 
     Attributes:
-        flavour: of the graph.
+        flavour: flavour of the graph's input, `default` or `required`.
         required: names of the graph's inputs that have no initializer.
         has_chat_template: whether a chat template belongs to the tokenizer.
         n_ctx: longest sequence in tokens.
@@ -120,7 +120,7 @@ class GenaiModel:
         return text
 
     def stream(self) -> Callable[[int], str]:
-        """Return what gives the text that each further token adds."""
+        """Return a function that gives the text that each further token adds."""
         self.check_open()
         decode: Callable[[int], str] = self._tokenizer.create_stream().decode
         return decode

@@ -43,11 +43,11 @@ def generate_batch(
     max_tokens: int,
     draws: Sequence[int],
 ) -> list[Row]:
-    """Return an answer for each prompt.
+    """Return an answer for each prompt; each is what the prompt would get alone.
 
     Args:
         model: the decoder's model.
-        basis: of the rows.
+        basis: the basis of the rows.
         prompts: token ids; the caller has checked that there is room after each.
         rows: one, or as many as prompts.
         sampling: every row draws by itself.

@@ -1,4 +1,4 @@
-"""onnxruntime-genai's generators with a vector: given once, at the start, and never mixed."""
+"""Generators of onnxruntime-genai with a vector, which is given once, at the start, and never mixed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Feed:
     Args:
         model: whose generators take them.
         rows: what to feed; None for the base.
-        basis: of the rows.
+        basis: the basis of the rows.
     """
 
     def __init__(self, model: GenaiModel, rows: Rows | None, basis: Basis) -> None:
@@ -80,7 +80,7 @@ def append_prompt(generator: Any, tokens: Sequence[int], pad: int) -> None:
 
 
 class PersonalGenerator:
-    """An `onnxruntime_genai.Generator`, all of it, with the vector that was active when it was made.
+    """An `onnxruntime_genai.Generator`, whole, with the vector that was active when it was made.
 
     It keeps its vector, whatever the model is swapped to: its KV cache was computed with it.
 
@@ -102,7 +102,7 @@ class PersonalGenerator:
         return getattr(self._generator, name)
 
     def set_active_adapter(self, adapters: Any, name: str) -> None:
-        """Refused: the generator has its vector.
+        """Refuse an adapter: the generator has its vector.
 
         Raises:
             VectorError: always.

@@ -33,7 +33,7 @@ class TinyLoraOnnx(Personal):
 
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or the `.onnx` in it.
-        policy: what is demanded of vector bytes.
+        policy: what is demanded of vector bytes; None for a `Policy` with its defaults.
         n_ctx: longest sequence in tokens; the KV cache is allocated for it. 0, or more than the model
             has: the model's own.
         n_threads: CPU threads; by default ONNX Runtime's.
@@ -73,7 +73,7 @@ class TinyLoraOnnx(Personal):
 
     @property
     def flavour(self) -> str:
-        """Of the graph's input: `default` or `required`."""
+        """Flavour of the graph's input: `default` where a run may leave the vector out, else `required`."""
         return self._model.flavour
 
     @property
@@ -132,7 +132,7 @@ class TinyLoraOnnx(Personal):
         return self._model.n_ctx
 
     def n_vocab(self) -> int:
-        """Entries of the logits."""
+        """Number of entries of the logits: the size of the vocabulary."""
         return self._model.n_vocab
 
     def tokenize(self, text: str) -> list[int]:
@@ -165,7 +165,7 @@ class TinyLoraOnnx(Personal):
         repeat_penalty: float = 1.0,
         seed: int | None = None,
     ) -> Generator[int, None, None]:
-        """Yield the tokens that follow a prompt, up to an end-of-sequence token, which is left out.
+        """Yield the token ids that follow a prompt, up to an end-of-sequence token, which is left out.
 
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.

@@ -30,7 +30,7 @@ class Rows:
     Attributes:
         values: float32 [rows, n], contiguous and read-only.
         vectors: what each row is; None for the base.
-        digest: of the basis.
+        digest: digest of the basis.
     """
 
     values: NDArray[np.float32]

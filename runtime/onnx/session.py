@@ -62,7 +62,7 @@ class OnnxSession:
 
     Attributes:
         session: the `onnxruntime.InferenceSession`. Its own `run` checks nothing.
-        basis: of the vectors.
+        basis: the basis of the vectors.
         flavour: `default` or `required`: whether the graph can be run without a vector.
 
     Raises:
@@ -99,7 +99,7 @@ class OnnxSession:
         return f"OnnxSession({self._path!r}, basis {self.basis.id}, {self.flavour})"
 
     def rows(self, vectors: Vector | Sequence[Vector], *, streams: str | Sequence[str] = "") -> Rows:
-        """Check vectors for a run: one for the whole batch, or one for each of its sequences.
+        """Return checked vectors for a run: one for the whole batch, or one for each of its sequences.
 
         Args:
             vectors: a frame, a raw payload, a `MicroVector`, or None for the base; or a sequence of them.

@@ -67,7 +67,13 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 @dataclass(frozen=True)
 class External:
-    """Where the data of an initializer lie: a file beside the model, and the bytes in it."""
+    """Place of an initializer's external data.
+
+    Attributes:
+        location: file, relative to the model's folder.
+        offset: first byte in it.
+        length: how many bytes; 0 where the graph leaves it open.
+    """
 
     location: str
     offset: int
@@ -76,12 +82,12 @@ class External:
 
 @dataclass
 class OnnxFile:
-    """The parts of an ONNX model that tell whether it can be loaded.
+    """Parts of an ONNX model that tell whether it can be loaded.
 
     Attributes:
-        path: of the `.onnx` file.
-        ir_version: of the model.
-        opsets: domain -> version; the default domain is "".
+        path: the `.onnx` file.
+        ir_version: version of ONNX's file format.
+        opsets: domain -> version of its operators; the default domain is "".
         inputs: names of the graph's inputs, initialized or not.
         initializers: name -> its external data, or None where they are inline.
     """
