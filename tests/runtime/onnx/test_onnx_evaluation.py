@@ -66,8 +66,7 @@ def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp
     assert llm.detokenize(chat) == "[user] Hello\n[assistant] "
     assert batch.encode(Sample("Hello")) == chat
     assert batch.encode(RawSample("Hello")) == llm.tokenize("Hello")
-    copy = shutil.copytree(onnx_bundles.tiny(), tmp_path / "without a template")
-    (copy / "onnx" / "chat_template.jinja").unlink()
+    copy = shutil.copytree(onnx_bundles.without_template(), tmp_path / "copy")
     with runtime.load(copy, engine="onnx", n_ctx=200, n_threads=1) as bare:
         assert not bare.has_chat_template
         assert OnnxBatch(bare).encode(Sample("Hello")) == llm.tokenize("Hello")
