@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...formats.onnx_graph import DEFAULT, REQUIRED
 from ..shared import console, downloads, export_report
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class Format(StrEnum):
 class OnnxInput(StrEnum):
     """As `tinylora_edge.exporters.onnx.export.FLAVOURS`, the default first."""
 
-    default = "default"
-    required = "required"
+    default = DEFAULT
+    required = REQUIRED
 
 
 class OnnxPrecision(StrEnum):
