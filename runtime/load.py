@@ -168,7 +168,7 @@ def _start_onnx(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> Tiny
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None
     known = inspect.signature(TinyLoraOnnx).parameters
-    _check_options(options, [name for name in known if name not in ("bundle", "policy")])
+    _check_options(options, [name for name in known if name not in ("base", "policy")])
     return TinyLoraOnnx(graph, policy=policy, **options)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from inspect import GEN_SUSPENDED, getgeneratorstate
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -16,6 +15,7 @@ from ..vector import MicroVector, Policy
 from .admission import VectorSource, admitted
 from .evaluation import Population
 from .gate import Gate
+from .streams import Stream
 
 
 class Personal:
@@ -33,7 +33,7 @@ class Personal:
         self.basis = basis
         self.policy = policy or Policy()
         self._gate = Gate()
-        self._streams: WeakSet[Generator[Any, Any, None]] = WeakSet()
+        self._streams: WeakSet[Stream] = WeakSet()
         self._dependents: WeakSet[Any] = WeakSet()  # what computes with this model's weights; closed first
         self._begun = 1  # generations that began over an unfinished stream, which notices by it
 
@@ -118,19 +118,16 @@ class Personal:
                 yield active
             finally:
                 with self._gate.computing():  # once no other thread is inside a step of such a stream
-                    self._close_streams()
+                    for unfinished in list(self._streams):
+                        unfinished.end()
                     self._go_back(before)
-
-    def _close_streams(self) -> None:
-        for unfinished in list(self._streams):
-            if getgeneratorstate(unfinished) == GEN_SUSPENDED:
-                unfinished.close()
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
         """Hold the model while its backend frees it: streams end first, and what computes beside it."""
         with self._gate.hold(), self._gate.computing():
-            self._close_streams()
+            for unfinished in list(self._streams):
+                unfinished.end("the model is closed: load it again")
             for dependent in list(self._dependents):
                 dependent.close()
             yield
@@ -164,10 +161,10 @@ class Personal:
 
     # What runs the model holds the gate, from its first step to its last.
 
-    def _stream(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, None]:
-        held = self._hold_while(steps)
-        self._streams.add(held)
-        return held
+    def _stream(self, steps: Generator[Any, Any, Any]) -> Stream:
+        stream = Stream(self._hold_while(steps))
+        self._streams.add(stream)
+        return stream
 
     def _hold_while(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, None]:
         """Pass on a generator, holding the model from its first step to its last."""

@@ -113,7 +113,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         return f"TinyLoraLlama({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
 
     def close(self) -> None:
-        """Free the model, and before it the batches over it. Streams that are unfinished end.
+        """Free the model, and before it the batches over it. Streams that are unfinished end, and
+        their next step is refused.
 
         A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
         """

@@ -102,19 +102,13 @@ class TinyLoraOnnx(Personal):
     def close(self) -> None:
         """Free the model. Every call after it is refused, and a second `close` does nothing.
 
-        A generation in another thread ends first. An unfinished stream of this thread is refused its next
-        step. A generator of `generator` that is still there keeps the engine's model alive.
+        A generation in another thread ends first. Streams of this thread that are unfinished end, and their
+        next step is refused. A generator of `generator` that is still there keeps the engine's model alive.
         """
-        with self._gate.hold(), self._gate.computing():
+        with self._closing():
             self._model.close()
             self._decoder.close()
             self._feed = Feed(self._model, None, self.basis)  # the vector's copy in the engine goes, too
-
-    def __enter__(self) -> TinyLoraOnnx:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
