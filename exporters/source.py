@@ -1,9 +1,10 @@
-"""Where an export takes its weights from, and for which deployed form it is: a GGUF, or none."""
+"""The source of an export's factors: the weights of a model, and the GGUF that is deployed, if one is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from ..errors import BaseMismatchError, BasisError, ExportError
 from ..formats.side_tensors import fingerprint
 from ..modules import parse
 from .agreement import AGREEMENT, distance
-from .factors.factorize import Work, mark
+from .factors.factorize import factorize_module, mark, module_key
+from .factors.journal import Factors
 from .settings import Settings, plan
 from .weights.coverage import warn_of
 from .weights.gguf import GGUFWeights, Weights
@@ -21,12 +23,13 @@ from .weights.hf_config import HFConfig
 
 
 class Source:
-    """The weights of an export. Opened, but not read.
+    """What the factors of an export are made from: a model's weights, opened, but not read.
 
     Args:
         model: a GGUF file, or a Hugging Face directory.
         base: the GGUF that is deployed; None for `model` itself, or where a directory serves another
             engine alone.
+        settings: of the export.
         needs_gguf: a directory without a base is refused.
 
     Attributes:
@@ -39,7 +42,9 @@ class Source:
         UnsupportedModelError: the architecture is unknown, or no tensor can be adapted.
     """
 
-    def __init__(self, model: Path, base: Path | None, *, needs_gguf: bool = True) -> None:
+    def __init__(
+        self, model: Path, base: Path | None, settings: Settings, *, needs_gguf: bool = True
+    ) -> None:
         if not model.exists():
             raise ExportError(
                 f"{model} does not exist: pass a .gguf file or a Hugging Face directory; in Python, "
@@ -49,7 +54,7 @@ class Source:
             raise ExportError(
                 f"{model} is a directory of weights: name the GGUF that is deployed with --base FILE"
             )
-        self.model = model
+        self.model, self.settings = model, settings
         self.base = base if base is not None or model.is_dir() else model
         self._config: HFConfig | None = None
         self._deployed: GGUFWeights | None = None
@@ -105,12 +110,33 @@ class Source:
         heads = file.get(f"{file.architecture}.attention.{key}") if key else None
         return heads if isinstance(heads, int) and heads > 0 else None
 
-    def work(self, settings: Settings) -> Work:
-        """Return how the factors of a module are made from these weights, rows in GGUF order."""
-        align = None if self._weights is self._deployed else self._align
-        return Work(self._weights, settings, align, self._context, self.stacked)
+    def key(self, module: str) -> str:
+        """Return what stands for everything that decides a module's factors: SHA-256 in hexadecimal."""
+        matrices, context = self._weights.matrices(module), self._context(module)
+        return module_key(module, matrices, self.settings, stacked=self.stacked(module), context=context)
 
-    def plan(self, settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
+    def factorize(self, module: str, stop: Event) -> Factors:
+        """Return the factors of a module, the rows of B in GGUF order.
+
+        Args:
+            module: its name.
+            stop: set where they are not wanted any more.
+
+        Raises:
+            ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
+            BaseMismatchError: the weight is not the deployed one.
+            CancelledError: `stop` was set.
+        """
+        return factorize_module(
+            module,
+            self._weights.matrices(module),
+            self.settings,
+            stacked=self.stacked(module),
+            align=None if self._weights is self._deployed else self._align,
+            stop=stop,
+        )
+
+    def plan(self) -> tuple[list[str], NDArray[np.int32]]:
         """Return the modules of a basis and their groups, before hours go into factorizing them.
 
         Raises:
@@ -118,15 +144,15 @@ class Source:
             BaseMismatchError: a weight, or their number, is of another shape than where it is deployed.
             ExportError: a weight is missing, or cannot be read.
         """
-        modules, tying = plan(self.modules, settings)
+        modules, tying = plan(self.modules, self.settings)
         for module in modules:
             matrices = self._weights.matrices(module)
             n_out, n_in = matrices[0].shape
             if self._deployed is not None and self._weights is not self._deployed:
                 self._check_shape(module, len(matrices), (n_out, n_in))
-            if settings.rank > min(n_out, n_in):
+            if self.settings.rank > min(n_out, n_in):
                 raise BasisError(
-                    f"{module}: rank {settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
+                    f"{module}: rank {self.settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
                     f"choose 1 to {min(n_out, n_in)}"
                 )
         return modules, tying

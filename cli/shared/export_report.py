@@ -9,7 +9,7 @@ from . import console, downloads, vectors
 
 if TYPE_CHECKING:
     from ...exporters import ExportReport, OnnxReport, PartReport
-    from ...exporters.factors.factorize import Quality
+    from ...exporters.factors.basis import Quality
 
 
 def print_report(

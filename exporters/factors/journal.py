@@ -185,6 +185,11 @@ class Journal:
             self._records[header["module"]] = _Record(header, start + 4 + len(packed))
 
 
+def journal_path(output: Path) -> Path:
+    """Return where the journal of an export lies until it is finished: hidden, beside the output."""
+    return output.parent / f".{output.name}.factors"
+
+
 def read_part(path: Path) -> tuple[dict[str, Any], dict[str, Factors]]:
     """Return the plan and the modules of a file that is whole; the arrays stay in it, memory-mapped.
 

@@ -18,14 +18,13 @@ from typing import Any
 from ..._system import atomic_write, sync_directory
 from ...basis import Basis
 from ...errors import ExportError
-from ...formats.bundle import BASIS_NAME, MANIFEST_NAME, MODEL_NAME, ONNX_NAME
+from ...formats.bundle import MODEL_NAME, ONNX_NAME
 from ...formats.onnx_adapter import to_adapter
-from ...formats.side_tensors import load_basis, save_basis
 from ...vector import MicroVector
-from ..bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
-from ..factors.checkpoint import factorized
-from ..factors.factorize import Progress, Quality, basis_of, gather, one_blas_thread
-from ..manifest import describe, describe_gguf
+from ..bundle_writer import Sections, refuse_existing, write_bundle
+from ..factors.basis import Quality, basis_of, gather
+from ..factors.factorize import Progress, factorized, one_blas_thread
+from ..manifest import describe_export
 from ..settings import Settings
 from ..source import Source
 from . import builder
@@ -199,11 +198,12 @@ class OnnxExport:
             builder.check_packages()
         else:
             find_model(self._graph)
-        self._source = Source(Path(model), Path(base) if base is not None else None, needs_gguf=with_gguf)
+        deployed = Path(base) if base is not None else None
+        self._source = Source(Path(model), deployed, self.settings, needs_gguf=with_gguf)
         self.base = self._source.base or self._source.model
         if with_gguf:
             self._source.warn()
-        self.modules, self.tying = self._source.plan(self.settings)
+        self.modules, self.tying = self._source.plan()
         self.bytes = sum(map(self._source.nbytes, self.modules))
 
     def run(
@@ -220,50 +220,45 @@ class OnnxExport:
             UnsupportedModelError: a module has no node in the graph.
             BaseMismatchError: the weights are not those of the base or of the graph.
         """
-        nbytes, how = self._source.nbytes, self._source.work(self.settings)
+        source, made = self._source, []
+
+        def add(bundle: Path, basis: Basis) -> tuple[Basis, Sections]:
+            baked, section = self._bake(bundle, basis, stage)
+            made.append((baked, section))
+            marks = (*basis.base_fingerprints, baked.fingerprint)
+            return replace(basis, base_fingerprints=marks), {"onnx": section}
+
         with (
-            factorized(self.output, how, self.modules, self._workers, nbytes, progress) as journal,
+            factorized(self.output, source, self.modules, self._workers, progress) as journal,
             one_blas_thread(),
-            new_bundle(self.output) as partial,
         ):
-            found, marks = journal.read(), self._source.fingerprints(self.modules)
-            basis = basis_of(found, self.modules, self.tying, self.settings, self._source.architecture, marks)
+            found, marks = journal.read(), source.fingerprints(self.modules)
+            basis = basis_of(found, self.modules, self.tying, self.settings, source.architecture, marks)
             quality = gather(found, self.modules)
-            work = partial / "work"
-            work.mkdir()
-            graph, made_by = self._graph, str(self._graph)
-            if graph is None:
-                stage(f"building the graph ({self._precision})")
-                built = builder.build(self._source.model, work, self._precision)
-                graph, made_by = built.folder, built.made_by
-            stage("baking the factors in")
-            folder = partial / ONNX_NAME
-            folder.mkdir()
-            baked = bake(
-                graph,
-                basis,
-                folder,
-                flavour=self._flavour,
-                heads=self._source.heads,
-                move=self._graph is None,
-            )
-            shutil.rmtree(work)
-            basis = replace(basis, base_fingerprints=(*basis.base_fingerprints, baked.fingerprint))
-            save_basis(basis, partial / BASIS_NAME)
-            sections: dict[str, Any] = {}
-            placed = None
-            if self._with_gguf and self._source.base is not None:
-                placed = place_gguf(self._source.base, partial)
-                sections["base"] = describe_gguf(self._source.base, basis.base_fingerprints[0])
-            precision = self._precision if self._graph is None else None
-            sections["onnx"] = _section(baked, made_by, precision)
-            manifest = describe(
-                basis, quality, self._source.kind, self.settings, self._provenance, **sections
-            )
-            write_manifest(partial / MANIFEST_NAME, manifest)
+            sections = describe_export(quality, source.kind, self.settings, self._provenance)
+            base = source.base if self._with_gguf else None
+            basis, placed = write_bundle(self.output, basis, sections, base=base, add=add)
+        ((baked, section),) = made
         baked = replace(baked, model=self.output / ONNX_NAME / MODEL_NAME)
-        basis = load_basis(self.output / BASIS_NAME)
+        made_by, precision = section["graph"], section["precision"]
         return OnnxReport(self.output, basis, quality, placed, baked, made_by, precision)
+
+    def _bake(self, bundle: Path, basis: Basis, stage: Stage) -> tuple[BakeReport, dict[str, Any]]:
+        """Put a graph with the basis in it into a new bundle; return what was made, and its section."""
+        work, folder = bundle / "work", bundle / ONNX_NAME
+        work.mkdir()
+        graph, made_by, precision = self._graph, str(self._graph), None
+        if graph is None:
+            precision = self._precision
+            stage(f"building the graph ({precision})")
+            built = builder.build(self._source.model, work, precision)
+            graph, made_by = built.folder, built.made_by
+        stage("baking the factors in")
+        folder.mkdir()
+        heads, flavour, move = self._source.heads, self._flavour, self._graph is None
+        baked = bake(graph, basis, folder, flavour=flavour, heads=heads, move=move)
+        shutil.rmtree(work)
+        return baked, _section(baked, made_by, precision)
 
 
 def export_onnx(

@@ -14,9 +14,8 @@ import pytest
 
 from tinylora_edge import ExportError, load_basis
 from tinylora_edge.exporters import Settings, bundle_writer, export_gguf
-from tinylora_edge.exporters.factors import factorize
-from tinylora_edge.exporters.factors.checkpoint import journal_path
-from tinylora_edge.exporters.factors.journal import MAGIC, Factors, Journal
+from tinylora_edge.exporters.factors.journal import MAGIC, Factors, Journal, journal_path
+from tinylora_edge.exporters.source import Source
 
 KILLS = 20
 
@@ -178,14 +177,14 @@ def interrupted(model, output, after, **options):
 @pytest.fixture
 def factorized(monkeypatch):
     """Names of the modules that are factorized from now on."""
-    real, names = factorize.Work.factorize, []
+    real, names = Source.factorize, []
 
     def spy(self, module, stop):
         made = real(self, module, stop)
         names.append(module)
         return made
 
-    monkeypatch.setattr(factorize.Work, "factorize", spy)
+    monkeypatch.setattr(Source, "factorize", spy)
     return names
 
 
