@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from ..agreement import AGREEMENT, distance
 from ..basis import Basis
 from ..errors import BaseMismatchError
 from ..formats.bundle import Bundle
 from ..formats.side_tensors import fingerprint, save_basis
-from .agreement import AGREEMENT, check_shapes, distance
 from .bundle_writer import refuse_existing, write_bundle
 from .factors.basis import Quality, basis_of, gather
 from .factors.factorize import Progress, factorized, one_blas_thread
 from .manifest import describe_export
 from .settings import Settings
 from .source import Source
-from .weights.gguf import GGUFWeights
+from .weights.gguf import GGUFWeights, check_shapes
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..agreement import AGREEMENT, distance
 from ..errors import BaseMismatchError, BasisError, ExportError
 from ..formats.side_tensors import fingerprint
 from ..modules import parse
-from .agreement import AGREEMENT, distance
+from ..row_orders import UNGROUPED, Heads, listed_order, row_orders
 from .factors.factorize import factorize_module, mark, module_key
 from .factors.journal import Factors
 from .settings import Settings, plan
@@ -100,15 +102,16 @@ class Source:
         """The fingerprint of the GGUF that is deployed, if there is one."""
         return () if self._deployed is None else (fingerprint(self._deployed.file, modules),)
 
-    def heads(self, kind: str) -> int | None:
-        """Number of heads of q or k, where it is known; None for another kind of module."""
+    @property
+    def heads(self) -> Heads:
+        """Numbers of attention heads, where they are known."""
         if self._config is not None:
-            return self._config.heads(kind)
+            return self._config.heads
         assert self._deployed is not None
         file = self._deployed.file
-        key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(kind)
-        heads = file.get(f"{file.architecture}.attention.{key}") if key else None
-        return heads if isinstance(heads, int) and heads > 0 else None
+        queries = file.get(f"{file.architecture}.attention.head_count")
+        keys = file.get(f"{file.architecture}.attention.head_count_kv", queries)
+        return Heads(*(n if isinstance(n, int) and n > 0 else None for n in (queries, keys)))
 
     def key(self, module: str) -> str:
         """Return what stands for everything that decides a module's factors: SHA-256 in hexadecimal."""
@@ -174,7 +177,11 @@ class Source:
     def _context(self, module: str) -> str:
         """What decides the order of B's rows, besides the weights."""
         if self._deployed is None:
-            return f"{self.architecture} {self.heads(parse(module)[1])}"
+            kind, heads = parse(module)[1], self.heads
+            known: object = {"attn_q": heads.queries, "attn_k": heads.keys}.get(kind)
+            if kind == "attn_qkv" and self.architecture in UNGROUPED:
+                known = tuple(heads)
+            return f"{self.architecture} {known}"
         return "" if self._weights is self._deployed else mark(self._deployed.matrices(module))
 
     def _align(
@@ -186,32 +193,18 @@ class Source:
         models those are is seen from the weights themselves, not kept in a list. Where no GGUF is
         deployed a list has to do.
         """
-        kind = parse(module)[1]
+        kind, rows = parse(module)[1], b.shape[-2]
         if self._deployed is None:
-            assert self._config is not None
-            return self._config.to_gguf_rows(kind, b), None
+            return b[..., listed_order(self.architecture, kind, rows, self.heads), :], None
         deployed = self._deployed.matrices(module)
-        best = (float("inf"), b)
-        for candidate in self._row_orders(kind, b):
-            best = min(best, (distance(a, candidate, deployed), candidate), key=lambda pair: pair[0])
-            if best[0] <= AGREEMENT:
-                return best[1], best[0]
+        best = inf
+        for order in row_orders(kind, rows, self.heads):
+            ordered = b[..., order, :]
+            gap = distance(a, ordered, deployed)
+            if gap <= AGREEMENT:
+                return ordered, gap
+            best = min(best, gap)
         raise BaseMismatchError(
-            f"{module} in {self.base} is {best[0]:.2g} away from the factors of the weights (at most "
+            f"{module} in {self.base} is {best:.2g} away from the factors of the weights (at most "
             f"{AGREEMENT} is accepted): it was made from another model, or with an unknown order of rows"
         )
-
-    def _row_orders(self, kind: str, b: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-        """Yield B as it is, and with its rows as convert_hf_to_gguf orders those of q, k or qkv."""
-        yield b
-        heads, rows, rank = self.heads(kind), *b.shape[-2:]
-        if heads is not None and rows % (2 * heads) == 0:
-            # [head, half, i] -> [head, i, half]: the halves that HF rotates become ggml's neighbouring pairs.
-            halves = b.reshape(heads, 2, rows // heads // 2, rank)
-            yield np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(b.shape)
-        queries, keys = self.heads("attn_q"), self.heads("attn_k")
-        if kind == "attn_qkv" and queries and keys and rows % (queries + 2 * keys) == 0:
-            # Falcon, BLOOM, GPT-NeoX: for each head of k its queries, k and v -> all q, all k, all v.
-            grouped = b.reshape(keys, queries // keys + 2, rows // (queries + 2 * keys), rank)
-            parts = (grouped[:, :-2], grouped[:, -2], grouped[:, -1])
-            yield np.concatenate([part.reshape(-1, rank) for part in parts])

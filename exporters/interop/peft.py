@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._system import atomic_write
+from ...agreement import AGREEMENT, distance
 from ...basis import Basis
 from ...errors import BaseMismatchError, ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import SQRT
@@ -35,8 +36,7 @@ from ...modules import canonical_order
 from ...projection import EXPLICIT
 from ...vector import MicroVector
 from .. import bundle_writer
-from ..agreement import AGREEMENT, check_shapes, distance
-from ..weights.gguf import GGUFWeights
+from ..weights.gguf import GGUFWeights, check_shapes
 from ..weights.safetensors import read_safetensors
 from .layers import Layers, check_counted, layer_of
 from .safetensors import write

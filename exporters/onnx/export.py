@@ -20,6 +20,7 @@ from ...basis import Basis
 from ...errors import ExportError
 from ...formats.bundle import MODEL_NAME, ONNX_NAME
 from ...formats.onnx_adapter import to_adapter
+from ...row_orders import Heads
 from ...vector import MicroVector
 from ..bundle_writer import Sections, refuse_existing, write_bundle
 from ..factors.basis import Quality, basis_of, gather
@@ -28,7 +29,7 @@ from ..manifest import describe_export
 from ..settings import Settings
 from ..source import Source
 from . import builder
-from .align import Heads, align
+from .align import align
 from .match import Site, match
 from .model import OnnxModel, copy_folder, find_model, import_onnx, nbytes
 from .side_path import DEFAULT, REQUIRED, add_side_path, refuse_baked
@@ -94,7 +95,7 @@ def bake(
     output: str | PathLike[str],
     *,
     flavour: str = DEFAULT,
-    heads: Heads = lambda kind: None,
+    heads: Heads = Heads(),  # noqa: B008 - immutable
     move: bool = False,
 ) -> BakeReport:
     """Write a copy of an ONNX model with a basis in it.
@@ -107,7 +108,7 @@ def bake(
         basis: what goes in.
         output: an existing, empty directory.
         flavour: `default`: the input `tinylora_v` is zeros unless it is fed; `required`: it has to be fed.
-        heads: of q and k, for models whose rows are ordered otherwise than in the GGUF.
+        heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.
         move: take the external data from the graph's directory instead of copying it.
 
     Raises:
