@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 class OnnxInput(StrEnum):
-    """As `tinylora_edge.exporters.onnx.export.FLAVOURS`, the default first."""
+    """As `tinylora_edge.exporters.onnx.bake.FLAVOURS`, the default first."""
 
     default = "default"
     required = "required"

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import Basis, MicroVector, load_basis
-from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.row_orders import Heads
 
 KINDS = {

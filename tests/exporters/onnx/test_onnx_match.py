@@ -14,7 +14,7 @@ from onnx_toy import STYLES, Writer, basis_of, compute, fused, random_weights, s
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError
-from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.exporters.onnx.match import match
 from tinylora_edge.exporters.onnx.model import OnnxModel
 from tinylora_edge.row_orders import Heads
