@@ -15,7 +15,7 @@ from ..errors import BaseMismatchError
 from ..formats.bundle import Bundle
 from ..formats.side_tensors import fingerprint, save_basis
 from .bundle_writer import refuse_existing, write_bundle
-from .factors.basis import Quality, basis_of, gather
+from .factors.basis import Quality, basis_of, gather, short
 from .factors.factorize import Progress, factorized, one_blas_thread
 from .manifest import describe_export
 from .settings import Settings
@@ -41,6 +41,11 @@ class ExportReport:
     base_placed: str
     provenance: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"ExportReport({str(self.output)!r}, {short(self.basis)}, {self.quality}, {self.base_placed!r})"
+        )
+
 
 class Export:
     """A planned export: every cheap check has passed, no weight has been read.
@@ -51,7 +56,7 @@ class Export:
         base: the GGUF that is deployed; needed with a directory, and `model` itself otherwise.
         settings: of the basis.
         workers: modules that are factorized at the same time; by default one a core.
-        provenance: where the files came from, for the manifest: `Resolved.provenance`.
+        provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
 
     Raises:
         ExportError: a file is missing, unreadable or not a model; the output exists.

@@ -50,6 +50,10 @@ class PartReport:
     modules: list[str]
     quality: Quality
 
+    def __repr__(self) -> str:
+        part = f"{self.part[0]} of {self.part[1]}, {len(self.modules)} modules"
+        return f"PartReport({str(self.output)!r}, {part}, {self.quality})"
+
 
 class PartExport:
     """A planned part of an export: every cheap check has passed, no weight has been read.

@@ -12,8 +12,7 @@ import typer
 from ..shared import console, downloads, export_report
 
 if TYPE_CHECKING:
-    from ...exporters.gguf import ExportReport
-    from ...exporters.onnx.export import OnnxReport
+    from ...exporters import ExportReport, OnnxReport
 
 
 class Format(StrEnum):
@@ -199,7 +198,7 @@ def export(
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
-    from ...exporters import Settings, find, refuse_existing
+    from ...exporters import Export, OnnxExport, PartExport, Settings, find, refuse_existing
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
@@ -237,8 +236,6 @@ def export(
         "provenance": files.provenance,
     }
     if share is not None:
-        from ...exporters.parts import PartExport
-
         piece = PartExport(files.model, output, share, **options)
         with console.progress(len(piece.modules), piece.bytes) as step:
             made = piece.run(step)
@@ -246,15 +243,11 @@ def export(
         return
     report: ExportReport | OnnxReport
     if target_format is Format.gguf:
-        from ...exporters.gguf import Export
-
         planned = Export(files.model, output, **options)
         with console.progress(len(planned.modules), planned.bytes) as step:
             report = planned.run(step)
         name = planned.base.name
     else:
-        from ...exporters.onnx.export import OnnxExport
-
         plan = OnnxExport(
             files.model,
             output,

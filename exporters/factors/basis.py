@@ -32,6 +32,11 @@ class Quality:
     passes: int = 0
     agreement: float | None = None
 
+    def __repr__(self) -> str:
+        worst = f"residual {self.residual:.2g} in {self.residual_module}, {self.passes} passes"
+        open_ones = f", {len(self.unconverged)} modules unconverged" if self.unconverged else ""
+        return f"<Quality: {worst}{open_ones}, agreement {self.agreement}>"
+
 
 def gather(found: Mapping[str, Factors], modules: Sequence[str]) -> Quality:
     """Return how well the factorization of some modules went."""
@@ -71,3 +76,8 @@ def basis_of(
         b=tuple(found[module].b for module in modules),
         base_fingerprints=fingerprints,
     )
+
+
+def short(basis: Basis) -> str:
+    """Return a basis in a few words, for the `repr` of a report."""
+    return f"<Basis {basis.id}: {len(basis.modules)} modules, rank {basis.rank}, {basis.size} values>"

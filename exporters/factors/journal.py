@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -50,8 +50,8 @@ class Factors:
         agreement: distance between the factors and the deployed weight, if that is another one.
     """
 
-    a: NDArray[Any]
-    b: NDArray[Any]
+    a: NDArray[Any] = field(repr=False)
+    b: NDArray[Any] = field(repr=False)
     residual: float
     passes: int
     converged: bool

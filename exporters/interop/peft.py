@@ -37,9 +37,8 @@ from ...projection import EXPLICIT
 from ...vector import MicroVector
 from .. import bundle_writer
 from ..weights.gguf import GGUFWeights, check_shapes
-from ..weights.safetensors import read_safetensors
+from ..weights.safetensors import read_safetensors, write_safetensors
 from .layers import Layers, check_counted, layer_of
-from .safetensors import write
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 VECTOR = "vector.bin"
@@ -360,7 +359,7 @@ def _existing(path: Path) -> Path:
 def _write(directory: Path, config: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> None:
     try:
         directory.mkdir(exist_ok=True)
-        write(directory / WEIGHTS, tensors)
+        write_safetensors(directory / WEIGHTS, tensors)
         with atomic_write(directory / CONFIG) as file:
             file.write((json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:

@@ -17,7 +17,7 @@ from ...basis import Basis
 from ...errors import BaseMismatchError
 from ...modules import parse
 from ...row_orders import Heads, inverse, row_orders
-from .match import Linear, Part, Site
+from .match import LinearNode, ModuleSlice, Site
 from .model import OnnxModel
 
 _CHUNK = 64  # rows: an attention head's, usually
@@ -38,7 +38,7 @@ def align(
     Raises:
         BaseMismatchError: a weight is too far from its factors in every order that is known.
     """
-    homes: dict[str, list[tuple[Linear, Part]]] = defaultdict(list)
+    homes: dict[str, list[tuple[LinearNode, ModuleSlice]]] = defaultdict(list)
     for site in sites:
         for part in site.parts:
             homes[part.module].append((site.linear, part))
@@ -64,7 +64,7 @@ def align(
 
 
 def _sample(
-    model: OnnxModel, homes: list[tuple[Linear, Part]]
+    model: OnnxModel, homes: list[tuple[LinearNode, ModuleSlice]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Some rows of a module: their numbers, and the weight's values."""
     numbers, values = [], []

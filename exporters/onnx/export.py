@@ -17,7 +17,7 @@ from ...basis import Basis
 from ...errors import ExportError
 from ...formats.bundle import MODEL_NAME, ONNX_NAME
 from ..bundle_writer import Sections, refuse_existing, write_bundle
-from ..factors.basis import Quality, basis_of, gather
+from ..factors.basis import Quality, basis_of, gather, short
 from ..factors.factorize import Progress, factorized, one_blas_thread
 from ..manifest import describe_export
 from ..settings import Settings
@@ -55,6 +55,10 @@ class OnnxReport:
     made_by: str
     precision: str | None
 
+    def __repr__(self) -> str:
+        graph = f"{self.baked.flavour!r} {self.precision or 'graph'} by {self.made_by}"
+        return f"OnnxReport({str(self.output)!r}, {short(self.basis)}, {self.quality}, {graph})"
+
 
 class OnnxExport:
     """A planned export for ONNX Runtime: every cheap check has passed, no weight has been read.
@@ -69,7 +73,7 @@ class OnnxExport:
         precision: of a graph that is built: `fp32` or `int4`.
         settings: of the basis.
         workers: modules that are factorized at the same time; by default one a core.
-        provenance: where the files came from, for the manifest: `Resolved.provenance`.
+        provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
 
     Attributes:
         base: what the factors are taken from.

@@ -52,7 +52,7 @@ def trace(source: Path, target: Path) -> None:
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
-    class Decoder(torch.nn.Module):
+    class PlainCacheModel(torch.nn.Module):
         """The model with its cache as plain tensors."""
 
         def __init__(self) -> None:
@@ -92,7 +92,7 @@ def trace(source: Path, target: Path) -> None:
         tuple({0: sizes["batch"], 2: sizes["past"]} for _ in past),
     )
     torch.onnx.export(
-        Decoder().eval(),
+        PlainCacheModel().eval(),
         example,
         str(target / "model.onnx"),
         dynamo=True,
