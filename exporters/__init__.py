@@ -10,7 +10,7 @@ Weights are read in row blocks, so a model never has to fit in memory, and a run
 it was. No engine is needed; where llama-cpp-python is installed, its routines dequantize.
 
 What is exported is called by a path; `resolve` turns other names, those of the catalog and of repositories on
-the hub, into paths. `exporters.hub` has more of that, and `exporters.interop` the formats of other ecosystems.
+the hub, into paths. `exporters.hub` has more of that, `exporters.interop` the formats of other ecosystems.
 Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are loaded by what needs them.
 """
 

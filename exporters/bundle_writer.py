@@ -1,4 +1,4 @@
-"""Writing a bundle: complete, or not there at all."""
+"""Bundles as they are written: complete, or not there at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export for llama.cpp: side tensors beside a GGUF base."""
+"""The export for llama.cpp: side tensors beside a GGUF base."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .weights.gguf import GGUFWeights, check_shapes
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made.
+    """The outcome of an export.
 
     Attributes:
         output: the bundle.

@@ -1,4 +1,4 @@
-"""An export in parts: any scheduler runs them, on machines that share nothing but files; `merge` joins them.
+"""Parts of an export: any scheduler runs them, on machines that share nothing but files; `merge` joins them.
 
 Every part factorizes a run of consecutive modules, chosen so that all parts read about as many bytes, and
 writes one file, which says of what it is a part. The merged basis has the digest of an export in one piece.
@@ -36,7 +36,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class PartReport:
-    """What one part of an export made.
+    """The outcome of one part of an export.
 
     Attributes:
         output: the file.

@@ -25,7 +25,7 @@ from .weights.hf_config import HFConfig
 
 
 class Source:
-    """What the factors of an export are made from: a model's weights, opened, but not read.
+    """The weights that an export makes factors of, opened, but not read.
 
     Args:
         model: a GGUF file, or a Hugging Face directory.

@@ -15,7 +15,7 @@ from .journal import Factors
 
 @dataclass
 class Quality:
-    """How well the factorization went.
+    """The quality of a factorization.
 
     Attributes:
         residual: worst two-sided residual of any module.
@@ -39,7 +39,7 @@ class Quality:
 
 
 def gather(found: Mapping[str, Factors], modules: Sequence[str]) -> Quality:
-    """Return how well the factorization of some modules went."""
+    """Return the quality of some modules' factorization."""
     quality = Quality()
     for module in modules:
         one = found[module]

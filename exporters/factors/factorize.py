@@ -1,4 +1,4 @@
-"""From weights to factors: one module, and the modules of an export side by side.
+"""Factorization: one module, and the modules of an export side by side.
 
 What is finished is kept in a journal beside the output until the output is there, so that an export that was
 killed goes on where it was.
@@ -37,7 +37,7 @@ _SAMPLE_ROWS = 16  # of every matrix go into the key of a finished module
 
 
 class FactorSource(Protocol):
-    """What the factors of modules come from: `exporters.source.Source`."""
+    """The source of modules' factors. `exporters.source.Source` is one."""
 
     def key(self, module: str) -> str:
         """Return what stands for everything that decides a module's factors."""

@@ -1,4 +1,4 @@
-"""Finished modules of an export, kept in a file: what a killed run had done, or one part of an export.
+"""The journal: finished modules of an export in a file, of a run that was killed or of one part.
 
     tinylora factors 1 <newline>
     record ...     u32 length of the header | header, JSON | A | B | u32 CRC-32 of the record so far
@@ -40,7 +40,7 @@ _SYNC_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Factors:
-    """A finished module.
+    """The factors of a finished module.
 
     Attributes:
         a, b: its factors as they are stored in a basis, rows in GGUF order.
@@ -60,13 +60,15 @@ class Factors:
 
 @dataclass(frozen=True)
 class _Record:
+    """The header of a module, and where its arrays lie."""
+
     header: dict[str, Any]
     offset: int  # of A
 
 
 @dataclass
 class _Content:
-    """What is whole in a file: up to byte `end`, 0 where even the first line is torn."""
+    """The part of a file that is whole: up to byte `end`, 0 where even the first line is torn."""
 
     end: int
     plan: dict[str, Any] | None

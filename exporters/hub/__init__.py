@@ -1,8 +1,8 @@
 """The hub: how the name of a model becomes files on this machine.
 
 `find` says what a name stands for (a path, a name of the catalog, a repository on the hub), and
-`Selection.fetch` brings it; `resolve` does both. `load_catalog` reads the short names. `Hub` is a hub with its
-cache, for single files. Importing this package does not load huggingface_hub; making a `Hub` does.
+`Selection.fetch` brings it; `resolve` does both. `load_catalog` reads the short names. A `Hub` is a hub with
+its cache, for single files. Importing this package does not load huggingface_hub; making a `Hub` does.
 """
 
 from .cache import Download, Hub, HubFile, Repository

@@ -1,4 +1,4 @@
-"""From what a user calls a model to files on this machine: a path, a name of the catalog, or `org/name`.
+"""Names of models, and the files that they stand for: a path, a name of the catalog, or `org/name`.
 
 `find` decides what is needed and asks the hub for lists alone; `Selection.fetch` downloads; `resolve` does
 both.
@@ -111,7 +111,7 @@ def resolve(
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for, besides the name."""
+    """A request for a model, but for its name."""
 
     catalog: Catalog
     hub: Hub

@@ -1,4 +1,4 @@
-"""From the modules of a basis to the layers of a Hugging Face model, by its files alone: no torch."""
+"""Layers of a Hugging Face model, and the modules of a basis that they are. Its files are read; no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a graph's weights are those that were factorized, and in which order its rows lie.
+"""The alignment of factors with a graph: are its weights those that were factorized, in which order of rows?
 
 Factors are in GGUF order. Graphs are in Hugging Face's, which for some layers is another one (`row_orders`).
 As with a GGUF (`Source.factorize`), the weights themselves decide, so that no list of architectures has to be

@@ -30,7 +30,7 @@ FLAVOURS = (DEFAULT, REQUIRED)
 
 @dataclass(frozen=True)
 class BakeReport:
-    """What baking made of a graph.
+    """The outcome of baking a graph.
 
     Attributes:
         model: the model file that was written.

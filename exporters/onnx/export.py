@@ -1,4 +1,4 @@
-"""Export for ONNX Runtime: a bundle with a decoder graph that has the basis in it, from a model's weights.
+"""The export for ONNX Runtime: from a model's weights, a bundle with a decoder graph that has the basis in it.
 
 `OnnxExport` is the whole way: weights become factors, the graph is built where none is given, and `bake` puts
 the factors in.
@@ -35,7 +35,7 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What an export for ONNX Runtime made.
+    """The outcome of an export for ONNX Runtime.
 
     Attributes:
         output: the bundle.

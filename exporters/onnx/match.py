@@ -1,4 +1,4 @@
-"""Which nodes of an ONNX graph compute which modules, whoever wrote the graph.
+"""The match between the nodes of an ONNX graph and modules, whoever wrote the graph.
 
 onnxruntime-genai's builder packs q, k and v into one node and quantizes to MatMulNBits; optimum and torch
 write one node a layer; Phi-3 has fused modules that a builder splits again. So a module may be computed by
@@ -78,18 +78,25 @@ class LinearNode:
 
     @property
     def n_out(self) -> int:
-        """N."""
+        """N: columns of the result."""
         return self.weight.shape[0]
 
     @property
     def n_in(self) -> int:
-        """K."""
+        """K: columns of the input."""
         return self.weight.shape[1]
 
 
 @dataclass(frozen=True)
 class ModuleSlice:
-    """Rows `row` .. `row + count - 1` of a module are columns `column` .. of a node's result."""
+    """The rows of a module that one node computes.
+
+    Attributes:
+        module: its name.
+        row: the first of them in the module.
+        column: the first of them in the node's result.
+        count: how many.
+    """
 
     module: str
     row: int
@@ -167,7 +174,7 @@ def linear_nodes(model: OnnxModel) -> list[LinearNode]:
 
 
 class _LinearFinder:
-    """Finds the linear layers of one graph."""
+    """A search for the linear layers of one graph."""
 
     def __init__(self, model: OnnxModel) -> None:
         self._model = model

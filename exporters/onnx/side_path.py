@@ -1,4 +1,4 @@
-"""The nodes that add B R A x to the results of a graph's linear layers.
+"""The side path: nodes that add B R A x to the results of a graph's linear layers.
 
 What a decoder pays for them is not arithmetic but their number: a node costs an engine about a
 microsecond, and a step of a small model a few milliseconds. So modules that share an input share one A,
@@ -33,7 +33,7 @@ DEFAULT, REQUIRED = "default", "required"
 
 @dataclass(frozen=True)
 class SharedInput:
-    """Nodes with one input, and the modules that they compute.
+    """An input that several nodes share, and the modules that they compute.
 
     Attributes:
         name: of the first module, in the names of what is added.
@@ -91,7 +91,7 @@ def _shared_inputs(basis: Basis, sites: list[Site]) -> list[SharedInput]:
 
 
 class _SidePathWriter:
-    """Collects nodes and initializers, and puts them into the graph."""
+    """The nodes and initializers of a side path, collected, and then put into the graph."""
 
     def __init__(self, model: OnnxModel, basis: Basis, b: Sequence[NDArray[np.float32]]) -> None:
         self._onnx = import_onnx()

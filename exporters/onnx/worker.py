@@ -1,4 +1,6 @@
-"""What needs torch and transformers, as a process: `python -m tinylora_edge.exporters.onnx.worker`.
+"""The worker that needs torch and transformers: a process of its own.
+
+python -m tinylora_edge.exporters.onnx.worker ...
 
 unpack MODEL.gguf DIR     a GGUF as a Hugging Face directory, float32, with its tokenizer and template
 trace DIR GRAPH           the graph of a Hugging Face directory by torch.onnx.export, with a KV cache

@@ -1,4 +1,4 @@
-"""Which linear layers of a GGUF a basis can adapt, and which only seem so.
+"""The coverage of a GGUF: which linear layers a basis can adapt, and which only seem so.
 
 An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without a
 word and does nothing: a vector would have values without effect. Such tensors are left out here, each with
@@ -85,6 +85,8 @@ def warn_of(architecture: str, left_out: dict[str, list[str]]) -> None:
 
 
 class _Reasons:
+    """The reasons to leave tensors of one file out."""
+
     def __init__(self, file: GGUFFile, names: list[str]) -> None:
         self._file = file
         blocks = file.get(f"{file.architecture}.block_count", 0)

@@ -25,7 +25,7 @@ _Write = Callable[[NDArray[np.uint8], NDArray[np.float32]], None]
 
 @dataclass(frozen=True)
 class RowDecoder:
-    """Raw rows, uint8 [n, row bytes] -> float32 [n, values].
+    """A decoder of raw rows: uint8 [n, row bytes] -> float32 [n, values].
 
     Attributes:
         read: returns the values as a new array, or as a view of the raw bytes where they are float32.
@@ -154,6 +154,8 @@ def _float8_table(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[
 
 
 class _TypeTraits(ctypes.Structure):
+    """The beginning of ggml's struct ggml_type_traits (ggml.h)."""
+
     _fields_ = (
         ("type_name", ctypes.c_char_p),
         ("block_values", ctypes.c_int64),

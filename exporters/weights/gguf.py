@@ -1,4 +1,4 @@
-"""Where weights come from, and the one source that is deployed: a GGUF file."""
+"""The weights of a GGUF file, what any weights of a model offer, and whether a GGUF fits a basis."""
 
 from __future__ import annotations
 

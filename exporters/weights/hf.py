@@ -150,7 +150,7 @@ class HFWeights:
 
 
 class _Names:
-    """gguf's table of names, and what it lacks."""
+    """The names of gguf's table, and those that it lacks."""
 
     def __init__(self, table: gguf.TensorNameMap) -> None:
         self._table = table

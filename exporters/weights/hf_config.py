@@ -1,4 +1,4 @@
-"""What a Hugging Face directory says of its model: its GGUF architecture, blocks and heads."""
+"""The configuration of a Hugging Face directory: its GGUF architecture, blocks and heads."""
 
 from __future__ import annotations
 

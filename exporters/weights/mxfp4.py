@@ -43,6 +43,8 @@ class Mxfp4:
 
 
 class _Mxfp4Rows:
+    """A `RowSource` over one expert."""
+
     dear = True
 
     def __init__(self, blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> None:

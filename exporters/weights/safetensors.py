@@ -28,7 +28,7 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True)
 class Half:
-    """Which rows of a matrix that holds gate and up are one of them.
+    """The rows of gate or of up in a matrix that holds both.
 
     Attributes:
         which: 0 for gate, 1 for up, None for all rows.
@@ -39,7 +39,7 @@ class Half:
     interleaved: bool = False
 
     def of(self, rows: int) -> slice:
-        """Return the rows of a matrix with so many."""
+        """Return which rows they are in a matrix of so many."""
         if self.which is None:
             return slice(None)
         return (

@@ -1,4 +1,4 @@
-"""From the modules of a basis (GGUF names and row order) to the layers of a transformers model."""
+"""Layers of a transformers model, and the modules of a basis that they are: names and orders of rows."""
 
 from __future__ import annotations
 
