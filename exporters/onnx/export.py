@@ -1,4 +1,4 @@
-"""The export for ONNX Runtime: from a model's weights, a bundle with a decoder graph that has the basis in it.
+"""The export for ONNX Runtime: of a model's weights, a bundle with a decoder graph that has the basis in it.
 
 `OnnxExport` is the whole way: weights become factors, the graph is built where none is given, and `bake` puts
 the factors in.
