@@ -40,7 +40,7 @@ sys.path.insert(0, sys.argv[4])
 from _common import peak_resident
 start = time.perf_counter()
 from tinylora_edge import load_basis
-from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.bake import bake
 
 basis = load_basis(sys.argv[2])
 imported = time.perf_counter() - start

@@ -3,27 +3,36 @@
 `export_gguf` writes a bundle from a GGUF file or from a Hugging Face directory with the GGUF that is
 deployed; `export_onnx` writes one with an ONNX graph, alone or beside the GGUF; `add_base` lists another
 deployed form of the same model. `export_part` does a share of an export, on any machine, and `merge` joins
-the shares. Reads weights in row blocks, so a model never has to fit in memory, and goes on where a killed run
-ended. Needs no engine; where llama-cpp-python is installed, its routines dequantize.
+the shares. `Export`, `OnnxExport` and `PartExport` are the same in two steps: what can be refused at once is
+refused before a weight is read.
+
+Weights are read in row blocks, so a model never has to fit in memory, and a run that was killed goes on where
+it was. No engine is needed; where llama-cpp-python is installed, its routines dequantize.
 
 What is exported is called by a path; `resolve` turns other names, those of the catalog and of repositories on
-the hub, into paths.
+the hub, into paths. `exporters.hub` has more of that, `exporters.interop` the formats of other ecosystems.
+Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are loaded by what needs them.
 """
 
 from .bundle_writer import refuse_existing
-from .gguf import ExportReport, add_base, export_gguf
-from .hub.resolve import find, resolve
-from .hub.selection import Found, Resolved
-from .onnx.export import OnnxReport, export_onnx
-from .parts import PartReport, export_part, merge
+from .factors.basis import Quality
+from .gguf import Export, ExportReport, add_base, export_gguf
+from .hub import ResolvedModel, Selection, find, resolve
+from .onnx import BakeReport, OnnxExport, OnnxReport, export_onnx
+from .parts import PartExport, PartReport, export_part, merge
 from .settings import Settings
 
 __all__ = [
+    "BakeReport",
+    "Export",
     "ExportReport",
-    "Found",
+    "OnnxExport",
     "OnnxReport",
+    "PartExport",
     "PartReport",
-    "Resolved",
+    "Quality",
+    "ResolvedModel",
+    "Selection",
     "Settings",
     "add_base",
     "export_gguf",

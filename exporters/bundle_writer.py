@@ -1,4 +1,4 @@
-"""Writing a bundle: complete, or not there at all."""
+"""Bundles as they are written: complete, or not there at all."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .._system import atomic_write, sync_directory
+from ..basis import Basis
 from ..errors import ExportError
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf_split import gguf_paths, split_name
+from ..formats.side_tensors import load_basis, save_basis
+from .manifest import describe, describe_gguf
 
 _FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs, XFS, bcachefs)
 
-NAMES = (BASE_NAME, BASIS_NAME, MANIFEST_NAME)
+Sections = Mapping[str, dict[str, Any] | None]
+"""Sections of a manifest by name: see `manifest.describe`."""
+
+Addition = Callable[[Path, Basis], tuple[Basis, Sections]]
+"""(new bundle, basis) -> (basis with what the addition changed in it, sections about what was added)."""
 
 
 def refuse_existing(output: Path) -> None:
@@ -29,6 +36,45 @@ def refuse_existing(output: Path) -> None:
     """
     if output.exists() or output.is_symlink():
         raise ExportError(f"{output} exists already: choose another output, or remove it first")
+
+
+def write_bundle(
+    output: Path,
+    basis: Basis,
+    sections: Sections,
+    *,
+    base: Path | None = None,
+    fingerprint: str | None = None,
+    add: Addition | None = None,
+) -> tuple[Basis, str | None]:
+    """Write a bundle, complete or not at all: the basis, the GGUF, what is added, and the manifest.
+
+    Args:
+        output: the bundle; it must not exist.
+        basis: that goes in.
+        sections: of the manifest.
+        base: the GGUF that is deployed, or None.
+        fingerprint: of that GGUF; by default the first that the basis lists.
+        add: puts more into the bundle, before the rest is written.
+
+    Returns:
+        The basis as it was written, its factors mapped from the file, and how the GGUF came into the bundle:
+        `hard link`, `reflink` or `copy`, or None where there is none.
+
+    Raises:
+        ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
+    """
+    placed, sections = None, dict(sections)
+    with new_bundle(output) as partial:
+        if add is not None:
+            basis, added = add(partial, basis)
+            sections |= added
+        save_basis(basis, partial / BASIS_NAME)
+        if base is not None:
+            placed = place_gguf(base, partial)
+            sections["base"] = describe_gguf(base, fingerprint or basis.base_fingerprints[0])
+        write_manifest(partial / MANIFEST_NAME, describe(basis, sections))
+    return load_basis(output / BASIS_NAME), placed
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Export for llama.cpp: side tensors beside a GGUF base."""
+"""The export for llama.cpp: side tensors beside a GGUF base."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from ..agreement import AGREEMENT, distance
 from ..basis import Basis
 from ..errors import BaseMismatchError
-from ..formats.bundle import BASIS_NAME, MANIFEST_NAME, Bundle
-from ..formats.side_tensors import fingerprint, load_basis, save_basis
-from .agreement import AGREEMENT, check_shapes, distance
-from .bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
-from .factors.checkpoint import factorized
-from .factors.factorize import Progress, Quality, basis_of, gather, one_blas_thread
-from .manifest import describe, describe_gguf
+from ..formats.bundle import Bundle
+from ..formats.side_tensors import fingerprint, save_basis
+from .bundle_writer import refuse_existing, write_bundle
+from .factors.basis import Quality, basis_of, gather, short
+from .factors.factorize import Progress, factorized, one_blas_thread
+from .manifest import describe_export
 from .settings import Settings
 from .source import Source
-from .weights.gguf import GGUFWeights
+from .weights.gguf import GGUFWeights, check_shapes
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made.
+    """The outcome of an export.
 
     Attributes:
         output: the bundle.
@@ -41,6 +41,11 @@ class ExportReport:
     base_placed: str
     provenance: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"ExportReport({str(self.output)!r}, {short(self.basis)}, {self.quality}, {self.base_placed!r})"
+        )
+
 
 class Export:
     """A planned export: every cheap check has passed, no weight has been read.
@@ -51,7 +56,7 @@ class Export:
         base: the GGUF that is deployed; needed with a directory, and `model` itself otherwise.
         settings: of the basis.
         workers: modules that are factorized at the same time; by default one a core.
-        provenance: where the files came from, for the manifest: `Resolved.provenance`.
+        provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
 
     Raises:
         ExportError: a file is missing, unreadable or not a model; the output exists.
@@ -72,12 +77,12 @@ class Export:
         self.settings, self._workers = settings or Settings(), workers
         self._provenance = provenance
         self.output = Path(output)
-        self._source = Source(Path(model), Path(base) if base is not None else None)
+        self._source = Source(Path(model), Path(base) if base is not None else None, self.settings)
         assert self._source.base is not None
         self.base = self._source.base
         refuse_existing(self.output)
         self._source.warn()
-        self.modules, self.tying = self._source.plan(self.settings)
+        self.modules, self.tying = self._source.plan()
         self.bytes = sum(map(self._source.nbytes, self.modules))
 
     def run(self, progress: Progress = lambda module, size: None) -> ExportReport:
@@ -90,25 +95,15 @@ class Export:
             ExportError: a weight cannot be adapted, or the bundle cannot be written.
             BaseMismatchError: the weights are not those of the base.
         """
-        work = self._source.work(self.settings)
-        nbytes = self._source.nbytes
-        with factorized(self.output, work, self.modules, self._workers, nbytes, progress) as journal:
-            found = journal.read()
-            with new_bundle(self.output) as partial:
-                marks = self._source.fingerprints(self.modules)
-                basis = basis_of(
-                    found, self.modules, self.tying, self.settings, self._source.architecture, marks
-                )
-                quality = gather(found, self.modules)
-                save_basis(basis, partial / BASIS_NAME)
-                placed = place_gguf(self.base, partial)
-                write_manifest(partial / MANIFEST_NAME, self._manifest(basis, quality))
-        basis = load_basis(self.output / BASIS_NAME)
+        source = self._source
+        with factorized(self.output, source, self.modules, self._workers, progress) as journal:
+            found, marks = journal.read(), source.fingerprints(self.modules)
+            basis = basis_of(found, self.modules, self.tying, self.settings, source.architecture, marks)
+            quality = gather(found, self.modules)
+            sections = describe_export(quality, source.kind, self.settings, self._provenance)
+            basis, placed = write_bundle(self.output, basis, sections, base=self.base)
+        assert placed is not None
         return ExportReport(self.output, basis, quality, placed, self._provenance)
-
-    def _manifest(self, basis: Basis, quality: Quality) -> dict[str, Any]:
-        base = describe_gguf(self.base, basis.base_fingerprints[0])
-        return describe(basis, quality, self._source.kind, self.settings, self._provenance, base=base)
 
 
 def export_gguf(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +10,45 @@ from .._system import __version__
 from ..basis import Basis
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME
 from ..formats.gguf_split import gguf_paths, split_name
-from .factors.factorize import Quality
+from .factors.basis import Quality
 from .settings import Settings
 
 _FORMAT = 1
+_SECTIONS = ("source", "base", "onnx", "basis", "factors", "imported")
 
 
-def describe(
-    basis: Basis,
-    quality: Quality,
-    source: str,
-    settings: Settings,
-    provenance: dict[str, Any] | None = None,
-    **deployed: dict[str, Any],
-) -> dict[str, Any]:
+def describe(basis: Basis, sections: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """Return a manifest.
 
     Args:
-        basis: as it was written.
-        quality: of the factorization.
-        source: `gguf` or `hf`: where the weights came from.
-        settings: of the export.
-        provenance: the section `source`: where the files came from. None where that is not known.
-        deployed: a section for each deployed form: `base` for the GGUF, `onnx` for the graph.
+        basis: as it is written.
+        sections: those that the manifest has, by name, in any order: `source` (where the files came from),
+            `base` (the GGUF), `onnx` (the graph), `basis` (what is added to what any basis says), `factors`
+            and `imported` (where the basis came from). One that is None is left out.
     """
+    found = dict(sections) | {"basis": describe_basis(basis) | (sections.get("basis") or {})}
     return {
         "format": _FORMAT,
         "tool": f"tinylora-edge {__version__}",
         "architecture": basis.architecture,
-        **({"source": provenance} if provenance is not None else {}),
-        **deployed,
-        "basis": describe_basis(basis) | {"seed": basis.seed, "factor_dtype": settings.factor_dtype},
+        **{name: found[name] for name in _SECTIONS if found.get(name) is not None},
+    }
+
+
+def describe_export(
+    quality: Quality, source: str, settings: Settings, provenance: dict[str, Any] | None
+) -> dict[str, dict[str, Any] | None]:
+    """Return the sections of a manifest about the factorization of weights.
+
+    Args:
+        quality: of the factorization.
+        source: `gguf` or `hf`: where the weights came from.
+        settings: of the export.
+        provenance: where the files came from; None where that is not known.
+    """
+    return {
+        "source": provenance,
+        "basis": {"seed": settings.seed, "factor_dtype": settings.factor_dtype},
         "factors": {
             "from": source,
             "worst_residual": quality.residual,

@@ -1,4 +1,4 @@
-"""An export in parts: any scheduler runs them, on machines that share nothing but files; `merge` joins them.
+"""Parts of an export: any scheduler runs them, on machines that share nothing but files; `merge` joins them.
 
 Every part factorizes a run of consecutive modules, chosen so that all parts read about as many bytes, and
 writes one file, which says of what it is a part. The merged basis has the digest of an export in one piece.
@@ -18,16 +18,15 @@ import numpy as np
 
 from .._system import __version__, sync_directory
 from ..errors import BaseMismatchError, ExportError
-from ..formats.bundle import BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf import MalformedGGUFError
 from ..formats.gguf_split import open_gguf
-from ..formats.side_tensors import fingerprint, load_basis, save_basis
-from .bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
-from .factors.checkpoint import factorized
-from .factors.factorize import Progress, Quality, basis_of, gather
+from ..formats.side_tensors import fingerprint
+from .bundle_writer import refuse_existing, write_bundle
+from .factors.basis import Quality, basis_of, gather
+from .factors.factorize import Progress, factorized
 from .factors.journal import Factors, read_part
 from .gguf import ExportReport
-from .manifest import describe, describe_gguf
+from .manifest import describe_export
 from .settings import Settings
 from .source import Source
 
@@ -36,7 +35,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class PartReport:
-    """What one part of an export made.
+    """The outcome of one part of an export.
 
     Attributes:
         output: the file.
@@ -49,6 +48,10 @@ class PartReport:
     part: tuple[int, int]
     modules: list[str]
     quality: Quality
+
+    def __repr__(self) -> str:
+        part = f"{self.part[0]} of {self.part[1]}, {len(self.modules)} modules"
+        return f"PartReport({str(self.output)!r}, {part}, {self.quality})"
 
 
 class PartExport:
@@ -84,12 +87,12 @@ class PartExport:
         self.part, self.settings, self._workers = part, settings or Settings(), workers
         output = Path(output)
         self.output = output.with_name(f"{output.name}.part-{index}-of-{count}")
-        self._source = Source(Path(model), Path(base) if base is not None else None)
+        self._source = Source(Path(model), Path(base) if base is not None else None, self.settings)
         assert self._source.base is not None
         self.base = self._source.base
         refuse_existing(self.output)
         self._source.warn()
-        every, self._tying = self._source.plan(self.settings)
+        every, self._tying = self._source.plan()
         if not 1 <= index <= count <= len(every):
             raise ExportError(
                 f"there is no part {index} of {count}: choose I from 1 to N, and N from 1 to {len(every)}, "
@@ -109,9 +112,8 @@ class PartExport:
             ExportError: a weight cannot be adapted, or the file cannot be written.
             BaseMismatchError: the weights are not those of the base.
         """
-        work = self._source.work(self.settings)
-        nbytes, plan = self._source.nbytes, self._plan()
-        with factorized(self.output, work, self.modules, self._workers, nbytes, progress, plan) as journal:
+        plan = self._plan()
+        with factorized(self.output, self._source, self.modules, self._workers, progress, plan) as journal:
             quality = gather(journal.read(), self.modules)
             journal.sync()
             os.rename(journal.path, self.output)
@@ -193,15 +195,12 @@ def merge(
     modules, marks = plan["modules"], tuple(plan["fingerprints"])
     _check_base(base, modules, marks[0])
     tying = np.array(plan["tying"], np.int32)
-    with new_bundle(output) as partial:
-        basis = basis_of(found, modules, tying, settings, plan["architecture"], marks)
-        quality = gather(found, modules)
-        save_basis(basis, partial / BASIS_NAME)
-        placed = place_gguf(base, partial)
-        section, source = describe_gguf(base, marks[0]), plan["source"]
-        manifest = describe(basis, quality, plan["from"], settings, source, base=section)
-        write_manifest(partial / MANIFEST_NAME, manifest)
-    return ExportReport(output, load_basis(output / BASIS_NAME), quality, placed, source)
+    basis = basis_of(found, modules, tying, settings, plan["architecture"], marks)
+    quality, provenance = gather(found, modules), plan["source"]
+    sections = describe_export(quality, plan["from"], settings, provenance)
+    basis, placed = write_bundle(output, basis, sections, base=base)
+    assert placed is not None
+    return ExportReport(output, basis, quality, placed, provenance)
 
 
 def _join(paths: list[Path]) -> tuple[dict[str, Any], dict[str, Factors]]:

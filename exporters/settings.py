@@ -1,4 +1,4 @@
-"""What an export decides: which modules a basis adapts, tied how, with factors of which kind."""
+"""Settings of an export: which modules a basis adapts, tied how, with factors of which kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from ..tying import tie
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What an export decides. The defaults are DESIGN 5's.
+    """The decisions of an export. By default 13 numbers: r = 2, u = 1 and 13 groups, tied in tiles of depth.
+
+    The paper (arXiv 2602.04118) spends numbers on less tying before more u, and with u = 1 a vector is the
+    scales of llama.cpp's adapters.
 
     Attributes:
         rank: r of the factors.

@@ -1,18 +1,22 @@
-"""Where an export takes its weights from, and for which deployed form it is: a GGUF, or none."""
+"""The source of an export's factors: the weights of a model, and the GGUF that is deployed, if one is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from math import inf
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..agreement import AGREEMENT, distance
 from ..errors import BaseMismatchError, BasisError, ExportError
 from ..formats.side_tensors import fingerprint
 from ..modules import parse
-from .agreement import AGREEMENT, distance
-from .factors.factorize import Work, mark
+from ..row_orders import UNGROUPED, Heads, listed_order, row_orders
+from .factors.factorize import factorize_module, mark, module_key
+from .factors.journal import Factors
 from .settings import Settings, plan
 from .weights.coverage import warn_of
 from .weights.gguf import GGUFWeights, Weights
@@ -21,12 +25,13 @@ from .weights.hf_config import HFConfig
 
 
 class Source:
-    """The weights of an export. Opened, but not read.
+    """The weights that an export makes factors of, opened, but not read.
 
     Args:
         model: a GGUF file, or a Hugging Face directory.
         base: the GGUF that is deployed; None for `model` itself, or where a directory serves another
             engine alone.
+        settings: of the export.
         needs_gguf: a directory without a base is refused.
 
     Attributes:
@@ -39,7 +44,9 @@ class Source:
         UnsupportedModelError: the architecture is unknown, or no tensor can be adapted.
     """
 
-    def __init__(self, model: Path, base: Path | None, *, needs_gguf: bool = True) -> None:
+    def __init__(
+        self, model: Path, base: Path | None, settings: Settings, *, needs_gguf: bool = True
+    ) -> None:
         if not model.exists():
             raise ExportError(
                 f"{model} does not exist: pass a .gguf file or a Hugging Face directory; in Python, "
@@ -49,7 +56,7 @@ class Source:
             raise ExportError(
                 f"{model} is a directory of weights: name the GGUF that is deployed with --base FILE"
             )
-        self.model = model
+        self.model, self.settings = model, settings
         self.base = base if base is not None or model.is_dir() else model
         self._config: HFConfig | None = None
         self._deployed: GGUFWeights | None = None
@@ -95,22 +102,44 @@ class Source:
         """The fingerprint of the GGUF that is deployed, if there is one."""
         return () if self._deployed is None else (fingerprint(self._deployed.file, modules),)
 
-    def heads(self, kind: str) -> int | None:
-        """Number of heads of q or k, where it is known; None for another kind of module."""
+    @property
+    def heads(self) -> Heads:
+        """Numbers of attention heads, where they are known."""
         if self._config is not None:
-            return self._config.heads(kind)
+            return self._config.heads
         assert self._deployed is not None
         file = self._deployed.file
-        key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(kind)
-        heads = file.get(f"{file.architecture}.attention.{key}") if key else None
-        return heads if isinstance(heads, int) and heads > 0 else None
+        queries = file.get(f"{file.architecture}.attention.head_count")
+        keys = file.get(f"{file.architecture}.attention.head_count_kv", queries)
+        return Heads(*(n if isinstance(n, int) and n > 0 else None for n in (queries, keys)))
 
-    def work(self, settings: Settings) -> Work:
-        """Return how the factors of a module are made from these weights, rows in GGUF order."""
-        align = None if self._weights is self._deployed else self._align
-        return Work(self._weights, settings, align, self._context, self.stacked)
+    def key(self, module: str) -> str:
+        """Return what stands for everything that decides a module's factors: SHA-256 in hexadecimal."""
+        matrices, context = self._weights.matrices(module), self._context(module)
+        return module_key(module, matrices, self.settings, stacked=self.stacked(module), context=context)
 
-    def plan(self, settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
+    def factorize(self, module: str, stop: Event) -> Factors:
+        """Return the factors of a module, the rows of B in GGUF order.
+
+        Args:
+            module: its name.
+            stop: set where they are not wanted any more.
+
+        Raises:
+            ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
+            BaseMismatchError: the weight is not the deployed one.
+            CancelledError: `stop` was set.
+        """
+        return factorize_module(
+            module,
+            self._weights.matrices(module),
+            self.settings,
+            stacked=self.stacked(module),
+            align=None if self._weights is self._deployed else self._align,
+            stop=stop,
+        )
+
+    def plan(self) -> tuple[list[str], NDArray[np.int32]]:
         """Return the modules of a basis and their groups, before hours go into factorizing them.
 
         Raises:
@@ -118,15 +147,15 @@ class Source:
             BaseMismatchError: a weight, or their number, is of another shape than where it is deployed.
             ExportError: a weight is missing, or cannot be read.
         """
-        modules, tying = plan(self.modules, settings)
+        modules, tying = plan(self.modules, self.settings)
         for module in modules:
             matrices = self._weights.matrices(module)
             n_out, n_in = matrices[0].shape
             if self._deployed is not None and self._weights is not self._deployed:
                 self._check_shape(module, len(matrices), (n_out, n_in))
-            if settings.rank > min(n_out, n_in):
+            if self.settings.rank > min(n_out, n_in):
                 raise BasisError(
-                    f"{module}: rank {settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
+                    f"{module}: rank {self.settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
                     f"choose 1 to {min(n_out, n_in)}"
                 )
         return modules, tying
@@ -148,7 +177,11 @@ class Source:
     def _context(self, module: str) -> str:
         """What decides the order of B's rows, besides the weights."""
         if self._deployed is None:
-            return f"{self.architecture} {self.heads(parse(module)[1])}"
+            kind, heads = parse(module)[1], self.heads
+            known: object = {"attn_q": heads.queries, "attn_k": heads.keys}.get(kind)
+            if kind == "attn_qkv" and self.architecture in UNGROUPED:
+                known = tuple(heads)
+            return f"{self.architecture} {known}"
         return "" if self._weights is self._deployed else mark(self._deployed.matrices(module))
 
     def _align(
@@ -160,32 +193,18 @@ class Source:
         models those are is seen from the weights themselves, not kept in a list. Where no GGUF is
         deployed a list has to do.
         """
-        kind = parse(module)[1]
+        kind, rows = parse(module)[1], b.shape[-2]
         if self._deployed is None:
-            assert self._config is not None
-            return self._config.to_gguf_rows(kind, b), None
+            return b[..., listed_order(self.architecture, kind, rows, self.heads), :], None
         deployed = self._deployed.matrices(module)
-        best = (float("inf"), b)
-        for candidate in self._row_orders(kind, b):
-            best = min(best, (distance(a, candidate, deployed), candidate), key=lambda pair: pair[0])
-            if best[0] <= AGREEMENT:
-                return best[1], best[0]
+        best = inf
+        for order in row_orders(kind, rows, self.heads):
+            ordered = b[..., order, :]
+            gap = distance(a, ordered, deployed)
+            if gap <= AGREEMENT:
+                return ordered, gap
+            best = min(best, gap)
         raise BaseMismatchError(
-            f"{module} in {self.base} is {best[0]:.2g} away from the factors of the weights (at most "
+            f"{module} in {self.base} is {best:.2g} away from the factors of the weights (at most "
             f"{AGREEMENT} is accepted): it was made from another model, or with an unknown order of rows"
         )
-
-    def _row_orders(self, kind: str, b: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-        """Yield B as it is, and with its rows as convert_hf_to_gguf orders those of q, k or qkv."""
-        yield b
-        heads, rows, rank = self.heads(kind), *b.shape[-2:]
-        if heads is not None and rows % (2 * heads) == 0:
-            # [head, half, i] -> [head, i, half]: the halves that HF rotates become ggml's neighbouring pairs.
-            halves = b.reshape(heads, 2, rows // heads // 2, rank)
-            yield np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(b.shape)
-        queries, keys = self.heads("attn_q"), self.heads("attn_k")
-        if kind == "attn_qkv" and queries and keys and rows % (queries + 2 * keys) == 0:
-            # Falcon, BLOOM, GPT-NeoX: for each head of k its queries, k and v -> all q, all k, all v.
-            grouped = b.reshape(keys, queries // keys + 2, rows // (queries + 2 * keys), rank)
-            parts = (grouped[:, :-2], grouped[:, -2], grouped[:, -1])
-            yield np.concatenate([part.reshape(-1, rank) for part in parts])

@@ -13,8 +13,7 @@ from ...formats.onnx_graph import DEFAULT, REQUIRED
 from ..shared import console, downloads, export_report
 
 if TYPE_CHECKING:
-    from ...exporters.gguf import ExportReport
-    from ...exporters.onnx.export import OnnxReport
+    from ...exporters import ExportReport, OnnxReport
 
 
 class Format(StrEnum):
@@ -26,7 +25,7 @@ class Format(StrEnum):
 
 
 class OnnxInput(StrEnum):
-    """As `tinylora_edge.exporters.onnx.export.FLAVOURS`, the default first."""
+    """As `tinylora_edge.exporters.onnx.bake.FLAVOURS`, the default first."""
 
     default = DEFAULT
     required = REQUIRED
@@ -200,7 +199,7 @@ def export(
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
-    from ...exporters import Settings, find, refuse_existing
+    from ...exporters import Export, OnnxExport, PartExport, Settings, find, refuse_existing
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
@@ -238,8 +237,6 @@ def export(
         "provenance": files.provenance,
     }
     if share is not None:
-        from ...exporters.parts import PartExport
-
         piece = PartExport(files.model, output, share, **options)
         with console.progress(len(piece.modules), piece.bytes) as step:
             made = piece.run(step)
@@ -247,15 +244,11 @@ def export(
         return
     report: ExportReport | OnnxReport
     if target_format is Format.gguf:
-        from ...exporters.gguf import Export
-
         planned = Export(files.model, output, **options)
         with console.progress(len(planned.modules), planned.bytes) as step:
             report = planned.run(step)
         name = planned.base.name
     else:
-        from ...exporters.onnx.export import OnnxExport
-
         plan = OnnxExport(
             files.model,
             output,

@@ -34,7 +34,7 @@ def merge(
     Example:
       tinylora-edge merge qwen.part-*-of-3 -o qwen
     """
-    from ...exporters.parts import merge as join
+    from ...exporters import merge as join
 
     start = time.perf_counter()
     report = join(parts, output, base=base)

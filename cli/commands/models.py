@@ -14,8 +14,7 @@ from ...errors import MissingExtraError
 from ..shared import console, downloads
 
 if TYPE_CHECKING:
-    from ...exporters.hub.cache import Hub
-    from ...exporters.hub.catalog import Model
+    from ...exporters.hub import CatalogModel, Hub
 
 _WIDTH = 48  # of the quantizations: the table fits a terminal of 100 columns
 _GLUE = "\0"  # in the place of a space where no line is to be broken
@@ -34,7 +33,7 @@ def models(
       tinylora-edge models
       tinylora-edge models --catalog ours.toml --json
     """
-    from ...exporters.hub.catalog import load_catalog, user_file
+    from ...exporters.hub import load_catalog, user_file
 
     records = [_record(model, hub) for hub in [_hub()] for model in load_catalog(catalog).values()]
     if as_json:
@@ -54,7 +53,7 @@ def models(
 
 
 def _hub() -> Hub | None:
-    from ...exporters.hub.cache import Hub
+    from ...exporters.hub import Hub
 
     try:
         return Hub()
@@ -62,8 +61,8 @@ def _hub() -> Hub | None:
         return None  # then nobody can say what is cached
 
 
-def _record(model: Model, hub: Hub | None) -> dict[str, Any]:
-    from ...exporters.hub.resolve import cached_quants
+def _record(model: CatalogModel, hub: Hub | None) -> dict[str, Any]:
+    from ...exporters.hub import cached_quants
 
     return {
         "name": model.name,

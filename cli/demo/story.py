@@ -104,7 +104,7 @@ class Story:
         Raises:
             ExportError: the bundle cannot be written.
         """
-        from ...exporters.gguf import Export
+        from ...exporters import Export
 
         start = time.perf_counter()
         planned = Export(self._model, self._directory)

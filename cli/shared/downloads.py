@@ -19,12 +19,12 @@ from rich.progress import (
 from . import console
 
 if TYPE_CHECKING:
-    from ...exporters import Found, Resolved
+    from ...exporters import ResolvedModel, Selection
 
 CATALOG_HELP = "A catalog on top of the shipped one and your own; also TINYLORA_EDGE_CATALOG."
 
 
-def fetch(found: Found) -> Resolved:
+def fetch(found: Selection) -> ResolvedModel:
     """Say what was chosen, and download what is missing."""
     if found.shadowed is not None:
         name = found.shadowed.name

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import console, downloads, vectors
 
 if TYPE_CHECKING:
-    from ...exporters import ExportReport, OnnxReport, PartReport
-    from ...exporters.factors.factorize import Quality
+    from ...exporters import ExportReport, OnnxReport, PartReport, Quality
 
 
 def print_report(

@@ -1,26 +1,30 @@
-"""From weights to factors: modules side by side, finished ones kept in a journal."""
+"""Factorization: one module, and the modules of an export side by side.
+
+What is finished is kept in a journal beside the output until the output is there, so that an export that was
+killed goes on where it was.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis
+from ..._system import cores
 from ...errors import BasisError, ExportError, MissingExtraError
 from ...factorization import RowSource, TruncatedSVD, factors, truncated_svd
 from ...modules import parse
+from ..bundle_writer import explain, refuse_existing
 from ..settings import Settings
-from ..weights.gguf import Weights
-from .journal import Factors, Journal
+from .journal import Factors, Journal, journal_path
 
 Progress = Callable[[str, int], None]
 """Called after each module with its name and the bytes of weights that it had as stored."""
@@ -32,80 +36,130 @@ there is one)."""
 _SAMPLE_ROWS = 16  # of every matrix go into the key of a finished module
 
 
-@dataclass
-class Quality:
-    """How well the factorization went.
-
-    Attributes:
-        residual: worst two-sided residual of any module.
-        residual_module: where.
-        unconverged: modules that met the bound on passes before the tolerance.
-        passes: passes over weights, summed over modules.
-        agreement: worst distance between the factors and the deployed weights; None where the factors
-            were computed from those weights.
-    """
-
-    residual: float = 0.0
-    residual_module: str = ""
-    unconverged: list[str] = field(default_factory=list)
-    passes: int = 0
-    agreement: float | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """How the factors of a module are made.
-
-    Attributes:
-        weights: where the weights come from.
-        settings: of the export.
-        align: orders B's rows; None where the weights are the deployed ones.
-        context: what else decides B's rows, as text.
-        stacked: whether a module's factors have an axis for experts.
-    """
-
-    weights: Weights
-    settings: Settings
-    align: Align | None
-    context: Callable[[str], str]
-    stacked: Callable[[str], bool]
+class FactorSource(Protocol):
+    """The source of modules' factors. `exporters.source.Source` is one."""
 
     def key(self, module: str) -> str:
         """Return what stands for everything that decides a module's factors."""
-        s = self.settings
-        facts = (module, s.rank, s.factorization, s.factor_dtype, self.stacked(module), self.context(module))
-        return mark(self.weights.matrices(module), repr(facts))
 
     def factorize(self, module: str, stop: Event) -> Factors:
-        """Factorize one module, expert by expert.
+        """Return a module's factors. Raises CancelledError where `stop` was set before all are made."""
 
-        Raises:
-            ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
-            CancelledError: `stop` was set.
-        """
-        pairs, quality = [], []
-        stacked = self.stacked(module)
-        for number, matrix in enumerate(self.weights.matrices(module)):
-            if stop.is_set():
-                raise CancelledError
-            a, b, svd = _factorize_matrix(module, number if stacked else None, matrix, self.settings)
-            pairs.append((a, b))
-            quality.append(svd)
-        a, b = (np.stack(part) if len(pairs) > 1 else part[0] for part in zip(*pairs, strict=True))
-        if stacked and len(pairs) == 1:
-            a, b = a[None], b[None]
-        agreement = None
-        if self.align is not None:
-            b, agreement = self.align(module, a, b)
-        stored = np.float16 if self.settings.factor_dtype == "f16" else np.float32
-        return Factors(
-            _store(module, a, stored),
-            _store(module, b, stored),
-            residual=max(svd.residual for svd in quality),
-            passes=sum(svd.passes for svd in quality),
-            converged=all(svd.converged for svd in quality),
-            agreement=agreement,
-        )
+    def nbytes(self, module: str) -> int:
+        """Return the bytes of a module's weight as it is stored."""
+
+
+@contextmanager
+def factorized(
+    output: Path,
+    source: FactorSource,
+    modules: Sequence[str],
+    workers: int | None,
+    progress: Progress,
+    plan: dict[str, Any] | None = None,
+) -> Iterator[Journal]:
+    """Give a journal with the factors of all modules; once the output is there, it is removed.
+
+    Modules that an earlier run had finished are not factorized again. Whatever is raised before, the journal
+    stays for the next run, unless there is nothing in it.
+
+    Args:
+        output: what the export writes; it must not exist.
+        source: what makes the factors.
+        modules: names in canonical order.
+        workers: modules that are factorized at the same time; by default one a core.
+        progress: called in this thread after each module, also after one that the journal had.
+        plan: for the journal of a part.
+
+    Raises:
+        ExportError: the output exists, another export to it is running, a weight cannot be adapted, or
+            there is no room.
+        BasisError: the rank does not fit a module's shape.
+        BaseMismatchError: the weights are not those of the base.
+    """
+    refuse_existing(output)
+    if workers is not None and workers < 1:
+        raise ExportError(f"{workers} workers cannot do anything: choose 1 or more")
+    try:
+        journal = Journal(journal_path(output), plan)
+    except BlockingIOError:
+        raise ExportError(
+            f"another export to {output} is running: wait for it, or choose another output"
+        ) from None
+    except OSError as error:
+        raise ExportError(explain(output, error)) from error
+    try:
+        _fill(journal, source, modules, workers or cores(), progress)
+        yield journal
+    except OSError as error:
+        raise ExportError(explain(output, error)) from error
+    finally:
+        # The output appears complete, in one rename: after it the journal is of no use, whatever is raised.
+        if output.exists() or not len(journal):
+            journal.remove()
+        journal.close()
+
+
+def factorize_module(
+    module: str,
+    matrices: Sequence[RowSource],
+    settings: Settings,
+    *,
+    stacked: bool,
+    align: Align | None,
+    stop: Event,
+) -> Factors:
+    """Factorize one module, expert by expert.
+
+    Args:
+        module: its name.
+        matrices: its weight, [out, in]: one matrix, or one an expert.
+        settings: of the export.
+        stacked: the factors get an axis for experts.
+        align: orders B's rows; None where the weight is the deployed one.
+        stop: set where the factors are not wanted any more.
+
+    Raises:
+        ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
+        BaseMismatchError: the weight is not the deployed one.
+        CancelledError: `stop` was set.
+    """
+    pairs, quality = [], []
+    for number, matrix in enumerate(matrices):
+        if stop.is_set():
+            raise CancelledError
+        one_a, one_b, svd = _factorize_matrix(module, number if stacked else None, matrix, settings)
+        pairs.append((one_a, one_b))
+        quality.append(svd)
+    a, b = (np.stack(part) if len(pairs) > 1 else part[0] for part in zip(*pairs, strict=True))
+    if stacked and len(pairs) == 1:
+        a, b = a[None], b[None]
+    agreement = None
+    if align is not None:
+        b, agreement = align(module, a, b)
+    stored = np.float16 if settings.factor_dtype == "f16" else np.float32
+    return Factors(
+        _store(module, a, stored),
+        _store(module, b, stored),
+        residual=max(svd.residual for svd in quality),
+        passes=sum(svd.passes for svd in quality),
+        converged=all(svd.converged for svd in quality),
+        agreement=agreement,
+    )
+
+
+def module_key(
+    module: str, matrices: Sequence[RowSource], settings: Settings, *, stacked: bool, context: str
+) -> str:
+    """Return what stands for everything that decides a module's factors.
+
+    Args:
+        module, matrices, settings, stacked: see `factorize_module`.
+        context: what else decides the order of B's rows.
+    """
+    s = settings
+    facts = (module, s.rank, s.factorization, s.factor_dtype, stacked, context)
+    return mark(matrices, repr(facts))
 
 
 def mark(matrices: Sequence[RowSource], text: str = "") -> str:
@@ -119,91 +173,6 @@ def mark(matrices: Sequence[RowSource], text: str = "") -> str:
         for row in np.unique(np.linspace(0, matrix.shape[0] - 1, _SAMPLE_ROWS).astype(int)).tolist():
             total.update(np.ascontiguousarray(matrix.rows(row, row + 1), "<f4").data)
     return total.hexdigest()
-
-
-def factorize(
-    work: Work,
-    modules: Sequence[str],
-    journal: Journal,
-    workers: int,
-    size: Callable[[str], int],
-    step: Progress,
-) -> None:
-    """Factorize the modules that a journal does not have yet, and add them to it.
-
-    Modules are handed out to threads: numpy and ggml compute without Python's lock. The factors of a module
-    do not depend on what runs beside it.
-
-    Args:
-        work: how.
-        modules: names in canonical order.
-        journal: where finished modules go.
-        workers: modules that are worked on at the same time.
-        size: bytes of a module's weight.
-        step: called in this thread after each module, also after one that the journal had.
-
-    Raises:
-        ExportError: a weight cannot be adapted.
-        BasisError: the rank does not fit a module's shape.
-        OSError: the journal cannot be written.
-    """
-    stop = Event()
-
-    def finish(module: str) -> str:
-        key = work.key(module)
-        if not journal.has(module, key):
-            journal.add(module, key, work.factorize(module, stop))
-        return module
-
-    pool = ThreadPoolExecutor(workers, "tinylora-export")
-    try:
-        with one_blas_thread():
-            for done in [pool.submit(finish, module) for module in modules]:
-                module = done.result()  # in order, so that of several bad weights the first is named
-                step(module, size(module))
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-def gather(found: Mapping[str, Factors], modules: Sequence[str]) -> Quality:
-    """Return how well the factorization of some modules went."""
-    quality = Quality()
-    for module in modules:
-        one = found[module]
-        quality.passes += one.passes
-        if one.residual > quality.residual:
-            quality.residual, quality.residual_module = one.residual, module
-        if not one.converged:
-            quality.unconverged.append(module)
-        if one.agreement is not None:
-            quality.agreement = max(one.agreement, quality.agreement or 0.0)
-    return quality
-
-
-def basis_of(
-    found: Mapping[str, Factors],
-    modules: Sequence[str],
-    tying: NDArray[np.int32],
-    settings: Settings,
-    architecture: str,
-    fingerprints: tuple[str, ...],
-) -> Basis:
-    """Return the basis of factorized modules."""
-    return Basis(
-        architecture=architecture,
-        modules=tuple(modules),
-        rank=settings.rank,
-        u=settings.u,
-        groups=int(tying.max()) + 1,
-        seed=settings.seed,
-        factorization=settings.factorization,
-        scheme=settings.tying,
-        tying=tying,
-        a=tuple(found[module].a for module in modules),
-        b=tuple(found[module].b for module in modules),
-        base_fingerprints=fingerprints,
-    )
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:
@@ -221,6 +190,33 @@ def one_blas_thread() -> AbstractContextManager[Any]:
         raise MissingExtraError("exporting", "threadpoolctl", "export") from None
     limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
     return limits
+
+
+def _fill(
+    journal: Journal, source: FactorSource, modules: Sequence[str], workers: int, progress: Progress
+) -> None:
+    """Factorize the modules that a journal does not have yet, and add them to it.
+
+    Modules are handed out to threads: numpy and ggml compute without Python's lock. The factors of a module
+    do not depend on what runs beside it.
+    """
+    stop = Event()
+
+    def finish(module: str) -> str:
+        key = source.key(module)
+        if not journal.has(module, key):
+            journal.add(module, key, source.factorize(module, stop))
+        return module
+
+    pool = ThreadPoolExecutor(workers, "tinylora-export")
+    try:
+        with one_blas_thread():
+            for done in [pool.submit(finish, module) for module in modules]:
+                module = done.result()  # in order, so that of several bad weights the first is named
+                progress(module, source.nbytes(module))
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _factorize_matrix(

@@ -1,4 +1,4 @@
-"""Finished modules of an export, kept in a file: what a killed run had done, or one part of an export.
+"""The journal: finished modules of an export in a file, of a run that was killed or of one part.
 
     tinylora factors 1 <newline>
     record ...     u32 length of the header | header, JSON | A | B | u32 CRC-32 of the record so far
@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -40,7 +40,7 @@ _SYNC_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Factors:
-    """A finished module.
+    """The factors of a finished module.
 
     Attributes:
         a, b: its factors as they are stored in a basis, rows in GGUF order.
@@ -50,8 +50,8 @@ class Factors:
         agreement: distance between the factors and the deployed weight, if that is another one.
     """
 
-    a: NDArray[Any]
-    b: NDArray[Any]
+    a: NDArray[Any] = field(repr=False)
+    b: NDArray[Any] = field(repr=False)
     residual: float
     passes: int
     converged: bool
@@ -60,13 +60,15 @@ class Factors:
 
 @dataclass(frozen=True)
 class _Record:
+    """The header of a module, and where its arrays lie."""
+
     header: dict[str, Any]
     offset: int  # of A
 
 
 @dataclass
 class _Content:
-    """What is whole in a file: up to byte `end`, 0 where even the first line is torn."""
+    """The part of a file that is whole: up to byte `end`, 0 where even the first line is torn."""
 
     end: int
     plan: dict[str, Any] | None
@@ -183,6 +185,11 @@ class Journal:
             raise
         if arrays:
             self._records[header["module"]] = _Record(header, start + 4 + len(packed))
+
+
+def journal_path(output: Path) -> Path:
+    """Return where the journal of an export lies until it is finished: hidden, beside the output."""
+    return output.parent / f".{output.name}.factors"
 
 
 def read_part(path: Path) -> tuple[dict[str, Any], dict[str, Factors]]:

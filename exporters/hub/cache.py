@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -60,7 +60,7 @@ class Repository:
 
     name: str
     commit: str
-    files: dict[str, HubFile]
+    files: dict[str, HubFile] = field(repr=False)
     cached: bool = False
     reason: str = ""
 

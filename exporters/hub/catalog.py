@@ -38,7 +38,7 @@ _KINDS: dict[str, tuple[type, str]] = {  # field -> its type, in words
 
 
 @dataclass(frozen=True)
-class Model:
+class CatalogModel:
     """An entry of the catalog.
 
     Attributes:
@@ -67,7 +67,8 @@ class Model:
     origin: Path
 
 
-Catalog = dict[str, Model]
+Catalog = dict[str, CatalogModel]
+"""Models by name."""
 
 
 def user_file() -> Path:
@@ -126,7 +127,7 @@ def near(name: str, names: Iterable[str]) -> str:
     return ", ".join(by_case[known] for known in found[:4])
 
 
-def _entry(path: Path, name: str, table: Any) -> Model:
+def _entry(path: Path, name: str, table: Any) -> CatalogModel:
     def refuse(what: str) -> ExportError:
         return ExportError(
             f"the catalog {path} is wrong in [{name!r}]: {what}. docs/MODELS.md has an example"
@@ -154,7 +155,7 @@ def _entry(path: Path, name: str, table: Any) -> Model:
     for quant, size in quants.items():
         if type(size) is not int or size < 0:
             raise refuse(f"quants.{quant} is {size!r}, expected a size in bytes")
-    return Model(
+    return CatalogModel(
         name=name,
         gguf=table["gguf"],
         files=table["files"],

@@ -1,4 +1,4 @@
-"""The border to huggingface_hub: getting it, its errors in our words, and its downloads without its bar."""
+"""The border to huggingface_hub: its import, its errors in our words, and its downloads without its bar."""
 
 from __future__ import annotations
 
@@ -115,6 +115,8 @@ def silent(client: Any) -> Any:
     """The client's progress bar, showing nothing: who asked for progress gets it by a call."""
 
     class Silent(client.utils.tqdm):  # type: ignore[misc]
+        """A bar that is never drawn."""
+
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **(options | {"disable": True}))
 

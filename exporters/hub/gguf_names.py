@@ -1,4 +1,4 @@
-"""What the names of GGUF files say: quantization, and parts of a split model. Pure functions on names.
+"""Names of GGUF files, and what they say: quantization, and parts of a split model. No file is read.
 
 Names follow the convention of llama.cpp's users: `<model>-<QUANT>.gguf`, or with `.` before the quantization,
 in any case; parts end in `-00001-of-00008` (llama-gguf-split). Convention:

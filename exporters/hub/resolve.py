@@ -1,6 +1,7 @@
-"""From what a user calls a model to files on this machine: a path, a name of the catalog, or `org/name`.
+"""Names of models, and the files that they stand for: a path, a name of the catalog, or `org/name`.
 
-`find` decides what is needed and asks the hub for lists alone; `Found.fetch` downloads. `resolve` is both.
+`find` decides what is needed and asks the hub for lists alone; `Selection.fetch` downloads; `resolve` does
+both.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 from ...errors import ExportError, HubError
 from ...formats.bundle import BASIS_NAME
 from .cache import Download, Hub, Repository
-from .catalog import NAME, Catalog, Model, load_catalog, near, split_repository
+from .catalog import NAME, Catalog, CatalogModel, load_catalog, near, split_repository
 from .gguf_names import choose, models_in, of_pattern
-from .selection import Found, Part, Resolved
+from .selection import ResolvedModel, SelectedFiles, Selection
 
 FACTORS_FROM = ("gguf", "weights")
 
@@ -38,7 +39,7 @@ def find(
     graph: bool = False,
     catalog: Catalog | str | PathLike[str] | None = None,
     hub: Hub | None = None,
-) -> Found:
+) -> Selection:
     """Find out what a model's name stands for.
 
     Args:
@@ -76,11 +77,11 @@ def find(
         remote = base is not None and not _is_local(str(base))
         _check_local(text, None if remote else quant, factors_from, revision)
         if not remote:
-            return Found(
+            return Selection(
                 None, shadowed=entry, _model=Path(text), _base=Path(base) if base is not None else None
             )
-        part = _Wanted(known, hub or Hub(), quant, None, deployed, graph).base(str(base))
-        return Found(None, shadowed=entry, parts=(part,), _hub=hub or Hub(), _model=Path(text))
+        part = _Request(known, hub or Hub(), quant, None, deployed, graph).base(str(base))
+        return Selection(None, shadowed=entry, parts=(part,), _hub=hub or Hub(), _model=Path(text))
     if entry is None and split_repository(text) is None:
         raise ExportError(_unknown(text, known))
     if entry is None:
@@ -88,7 +89,7 @@ def find(
         at = revised or ""
     if at and revision is not None and at != revision:
         raise ExportError(f"{text} names revision {at!r}, but --revision {revision!r}: give one of them")
-    wanted = _Wanted(known, hub or Hub(), quant, at or revision, deployed, graph)
+    wanted = _Request(known, hub or Hub(), quant, at or revision, deployed, graph)
     source = factors_from or ("weights" if base is not None or graph else "gguf")
     if entry is not None:
         return wanted.of_catalog(entry, source, base)
@@ -97,20 +98,20 @@ def find(
 
 def resolve(
     model: str | PathLike[str], *, progress: Download = lambda name, done, total: None, **options: Any
-) -> Resolved:
+) -> ResolvedModel:
     """Find a model and bring it onto this machine.
 
         found = resolve("qwen2.5-7b", quant="q4_k_m")
         export_gguf(found.model, "qwen", base=found.base, provenance=found.provenance)
 
-    Arguments and errors: see `find` and `Found.fetch`.
+    Arguments and errors: see `find` and `Selection.fetch`.
     """
     return find(model, **options).fetch(progress)
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What is asked for, besides the name."""
+class _Request:
+    """A request for a model, but for its name."""
 
     catalog: Catalog
     hub: Hub
@@ -119,7 +120,7 @@ class _Wanted:
     deployed: bool
     graph: bool
 
-    def of_catalog(self, entry: Model, source: str, base: str | PathLike[str] | None) -> Found:
+    def of_catalog(self, entry: CatalogModel, source: str, base: str | PathLike[str] | None) -> Selection:
         """Find what an entry of the catalog stands for."""
         from_hub = base is None and (self.deployed or source == "gguf")
         if self.revision is not None and from_hub and source == "weights":
@@ -136,7 +137,7 @@ class _Wanted:
             parts.append(self._gguf_of_entry(entry))
         return self._found(entry.name, entry, parts, base)
 
-    def of_repository(self, name: str, source: str, base: str | PathLike[str] | None) -> Found:
+    def of_repository(self, name: str, source: str, base: str | PathLike[str] | None) -> Selection:
         """Find what is needed of a repository on the hub."""
         listing = self.hub.repository(name, self.revision)
         has_gguf = bool(models_in(listing.files))
@@ -161,14 +162,18 @@ class _Wanted:
                 )
         return self._found(name.rpartition("/")[2], None, parts, base)
 
-    def base(self, text: str) -> Part:
+    def base(self, text: str) -> SelectedFiles:
         """Find the GGUF of a repository that is named as the base."""
         name, revision = split_repository(text) or (text, None)
         return self._gguf(name, revision, self.hub.repository(name, revision))
 
     def _found(
-        self, name: str, entry: Model | None, parts: list[Part], base: str | PathLike[str] | None
-    ) -> Found:
+        self,
+        name: str,
+        entry: CatalogModel | None,
+        parts: list[SelectedFiles],
+        base: str | PathLike[str] | None,
+    ) -> Selection:
         local = None
         if base is not None:
             if _is_local(str(base)):
@@ -177,7 +182,7 @@ class _Wanted:
                 parts.append(self.base(str(base)))
         # The base first: it is what the hub may not have, and what decides whether there is room.
         parts.sort(key=lambda part: part.role)
-        return Found(
+        return Selection(
             name, entry, tuple(parts), _hub=self.hub, _base=local, _deployed=self.deployed or base is not None
         )
 
@@ -186,18 +191,20 @@ class _Wanted:
         name, revision = split_repository(text) or (text, None)
         return name, (self.revision if pinned else None) or revision
 
-    def _gguf_of_entry(self, entry: Model, *, pinned: bool = True) -> Part:
+    def _gguf_of_entry(self, entry: CatalogModel, *, pinned: bool = True) -> SelectedFiles:
         name, revision = self._pinned(entry.gguf, pinned=pinned)
         return self._gguf(name, revision, self.hub.repository(name, revision), entry)
 
-    def _gguf(self, name: str, revision: str | None, listing: Repository, entry: Model | None = None) -> Part:
+    def _gguf(
+        self, name: str, revision: str | None, listing: Repository, entry: CatalogModel | None = None
+    ) -> SelectedFiles:
         models = models_in(listing.files)
         if entry is not None:
             models = of_pattern(models, entry.files) or models
         chosen = choose(models, self.quant, str(listing), entry.default if entry is not None else None)
-        return Part("base", listing, chosen.files, revision, chosen.quant)
+        return SelectedFiles("base", listing, chosen.files, revision, chosen.quant)
 
-    def _weights(self, name: str, revision: str | None, listing: Repository | None = None) -> Part:
+    def _weights(self, name: str, revision: str | None, listing: Repository | None = None) -> SelectedFiles:
         listing = listing or self.hub.repository(name, revision)
         names = set(listing.files)
         if _INDEX in names:
@@ -221,7 +228,7 @@ class _Wanted:
                 and listing.files[file].size <= _BESIDE_BYTES
             )
         ]
-        return Part("weights", listing, (*beside, *shards), revision)
+        return SelectedFiles("weights", listing, (*beside, *shards), revision)
 
     def _shards(self, listing: Repository) -> list[str]:
         """The shards that an index names; the index is small and is read now."""
@@ -238,7 +245,7 @@ class _Wanted:
             )
         return shards
 
-    def _entry_of_weights(self, name: str) -> Model | None:
+    def _entry_of_weights(self, name: str) -> CatalogModel | None:
         for entry in self.catalog.values():
             if entry.weights is not None and self._pinned(entry.weights)[0].lower() == name.lower():
                 return entry
@@ -301,7 +308,7 @@ def _unknown(text: str, catalog: Catalog) -> str:
     )
 
 
-def cached_quants(model: Model, hub: Hub) -> list[str]:
+def cached_quants(model: CatalogModel, hub: Hub) -> list[str]:
     """Return the quantizations of a model that are whole in the cache. Nobody is asked."""
     name, revision = split_repository(model.gguf) or (model.gguf, None)
     listing = hub.cached(name, revision)

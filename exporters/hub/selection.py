@@ -1,17 +1,17 @@
-"""What a model's name stands for: the files of which repositories, and how they get onto this machine."""
+"""Selections: which files of which repositories a name stands for, and how they get onto this machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .cache import Download, Hub, Repository
-from .catalog import Model
+from .catalog import CatalogModel
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedModel:
     """A model on this machine.
 
     Attributes:
@@ -23,12 +23,12 @@ class Resolved:
 
     model: Path
     base: Path | None = None
-    provenance: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
-class Part:
-    """Files of one repository that are needed.
+class SelectedFiles:
+    """The files of one repository that are needed.
 
     Attributes:
         role: `base` or `weights`.
@@ -40,19 +40,19 @@ class Part:
 
     role: str
     repository: Repository
-    files: tuple[str, ...]
+    files: tuple[str, ...] = field(repr=False)
     revision: str | None = None
     quant: str | None = None
 
     @property
     def bytes(self) -> int:
-        """Of all its files."""
+        """Bytes of all its files."""
         return sum(self.repository.files[name].size for name in self.files)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a model's name stands for. Nothing large was downloaded yet.
+class Selection:
+    """The files that a model's name stands for. Nothing large was downloaded yet.
 
     Attributes:
         name: a name for what is made of it: the catalog's, or the repository's without its organization;
@@ -63,17 +63,21 @@ class Found:
     """
 
     name: str | None
-    model: Model | None = None
-    parts: tuple[Part, ...] = ()
-    shadowed: Model | None = None
-    _hub: Hub | None = None
-    _model: Path | None = None
-    _base: Path | None = None
-    _deployed: bool = True
+    model: CatalogModel | None = None
+    parts: tuple[SelectedFiles, ...] = ()
+    shadowed: CatalogModel | None = None
+    _hub: Hub | None = field(default=None, repr=False)
+    _model: Path | None = field(default=None, repr=False)
+    _base: Path | None = field(default=None, repr=False)
+    _deployed: bool = field(default=True, repr=False)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{part.role} of {part.repository}" for part in self.parts)
+        return f"<Selection {self.name or self._model}: {parts or 'local files'}>"
 
     @property
     def bytes(self) -> int:
-        """Of all files that are needed."""
+        """Bytes of all files that are needed."""
         return sum(part.bytes for part in self.parts)
 
     @property
@@ -86,7 +90,7 @@ class Found:
             if self._hub is not None and not self._hub.is_cached(part.repository, name)
         )
 
-    def fetch(self, progress: Download = lambda name, done, total: None) -> Resolved:
+    def fetch(self, progress: Download = lambda name, done, total: None) -> ResolvedModel:
         """Download what is missing.
 
         Args:
@@ -113,9 +117,9 @@ class Found:
             sections[part.role] = self._section(part)
         model = self._model or paths.get("weights") or paths["base"]
         base = paths.get("base") if self._deployed else None
-        return Resolved(model, base if base != model else None, self._provenance(sections))
+        return ResolvedModel(model, base if base != model else None, self._provenance(sections))
 
-    def _section(self, part: Part) -> dict[str, Any]:
+    def _section(self, part: SelectedFiles) -> dict[str, Any]:
         assert self._hub is not None
         return {
             "repository": part.repository.name,

@@ -1,4 +1,4 @@
-"""From the modules of a basis to the layers of a Hugging Face model, by its files alone: no torch."""
+"""Layers of a Hugging Face model, and the modules of a basis that they are. Its files are read; no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import ExportError, UnsupportedModelError
 from ...modules import KINDS, is_adaptable, parse
+from ...row_orders import inverse, listed_order
 from ..weights.hf_config import HFConfig
 from ..weights.safetensors import read_safetensors, shards
 
@@ -64,15 +65,14 @@ class Layers:
 
     def to_gguf_rows(self, module: str, b: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring the rows of B, [out, r], from the layer's order into that of the GGUF."""
-        return self.config.to_gguf_rows(parse(module)[1], b)
+        return b[self._order(module, len(b))]
 
     def to_hf_rows(self, module: str, b: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring the rows of B, [out, r], from the order of the GGUF into the layer's."""
-        numbers = np.arange(len(b), dtype=np.float32)[:, None]
-        order = self.config.to_gguf_rows(parse(module)[1], numbers)[:, 0].astype(np.int64)
-        back = np.empty_like(b)
-        back[order] = b
-        return back
+        return b[inverse(self._order(module, len(b)))]
+
+    def _order(self, module: str, rows: int) -> NDArray[np.int64]:
+        return listed_order(self.config.architecture, parse(module)[1], rows, self.config.heads)
 
 
 def check_counted(modules: list[str]) -> None:

@@ -24,24 +24,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import __version__, atomic_write
+from ..._system import atomic_write
+from ...agreement import AGREEMENT, distance
 from ...basis import Basis
 from ...errors import BaseMismatchError, ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import SQRT
-from ...formats.bundle import BASIS_NAME, MANIFEST_NAME
 from ...formats.gguf import MalformedGGUFError
 from ...formats.gguf_split import open_gguf
-from ...formats.side_tensors import fingerprint, save_basis
+from ...formats.side_tensors import fingerprint
 from ...modules import canonical_order
 from ...projection import EXPLICIT
 from ...vector import MicroVector
-from ..agreement import AGREEMENT, check_shapes, distance
-from ..bundle_writer import new_bundle, place_gguf, write_manifest
-from ..manifest import describe_basis, describe_gguf
-from ..weights.gguf import GGUFWeights
-from ..weights.safetensors import read_safetensors
+from .. import bundle_writer
+from ..weights.gguf import GGUFWeights, check_shapes
+from ..weights.safetensors import read_safetensors, write_safetensors
 from .layers import Layers, check_counted, layer_of
-from .safetensors import write
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 VECTOR = "vector.bin"
@@ -131,20 +128,16 @@ def write_bundle(
     found = _fingerprint(basis, Path(base))
     if found not in basis.base_fingerprints:
         raise BaseMismatchError(f"the basis does not list {base}: read the checkpoint with this base")
-    with new_bundle(Path(output)) as partial:
-        save_basis(basis, partial / BASIS_NAME)
-        place_gguf(Path(base), partial)
-        manifest = {
-            "format": 1,
-            "tool": f"tinylora-edge {__version__}",
-            "architecture": basis.architecture,
-            "base": describe_gguf(Path(base), found),
-            "basis": describe_basis(basis),
-            "imported": {"from": "PEFT TinyLoRA", "vector": VECTOR},
-        }
-        write_manifest(partial / MANIFEST_NAME, manifest)
-        with atomic_write(partial / VECTOR) as file:
+
+    def add(bundle: Path, basis: Basis) -> tuple[Basis, bundle_writer.Sections]:
+        with atomic_write(bundle / VECTOR) as file:
             file.write(vector.to_bytes(basis))
+        return basis, {}
+
+    imported = {"from": "PEFT TinyLoRA", "vector": VECTOR}
+    bundle_writer.write_bundle(
+        Path(output), basis, {"imported": imported}, base=Path(base), fingerprint=found, add=add
+    )
 
 
 def write_tinylora(
@@ -366,7 +359,7 @@ def _existing(path: Path) -> Path:
 def _write(directory: Path, config: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> None:
     try:
         directory.mkdir(exist_ok=True)
-        write(directory / WEIGHTS, tensors)
+        write_safetensors(directory / WEIGHTS, tensors)
         with atomic_write(directory / CONFIG) as file:
             file.write((json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:

@@ -1,27 +1,24 @@
-"""Whether a graph's weights are those that were factorized, and in which order its rows lie.
+"""The alignment of factors with a graph: are its weights those that were factorized, in which order of rows?
 
-Factors are in GGUF order. Graphs are in Hugging Face's, which for q and k of Llama-family models is another
-one. As with a GGUF (`Source._align`), the weights themselves decide, so that no list of architectures has
-to be right. A sample of rows is enough to tell: another order or another model misses by 100 % and more.
+Factors are in GGUF order. Graphs are in Hugging Face's, which for some layers is another one (`row_orders`).
+As with a GGUF (`Source.factorize`), the weights themselves decide, so that no list of architectures has to be
+right. A sample of rows is enough to tell: another order or another model misses by 100 % and more.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...agreement import AGREEMENT, directions, gap
 from ...basis import Basis
 from ...errors import BaseMismatchError
 from ...modules import parse
-from ..agreement import AGREEMENT
-from .match import Linear, Part, Site
+from ...row_orders import Heads, inverse, row_orders
+from .match import LinearNode, ModuleSlice, Site
 from .model import OnnxModel
-
-Heads = Callable[[str], int | None]
-"""Kind of module -> its number of heads, where that is known."""
 
 _CHUNK = 64  # rows: an attention head's, usually
 _CHUNKS = 4  # of a part
@@ -36,12 +33,12 @@ def align(
         model: the graph.
         basis: with factors in GGUF order.
         sites: as matched.
-        heads: of q and k, whose rows another order may permute.
+        heads: of the model, on which other orders of rows depend.
 
     Raises:
         BaseMismatchError: a weight is too far from its factors in every order that is known.
     """
-    homes: dict[str, list[tuple[Linear, Part]]] = defaultdict(list)
+    homes: dict[str, list[tuple[LinearNode, ModuleSlice]]] = defaultdict(list)
     for site in sites:
         for part in site.parts:
             homes[part.module].append((site.linear, part))
@@ -49,8 +46,10 @@ def align(
     for position, module in enumerate(basis.modules):
         a, b = (np.asarray(f[position], np.float32) for f in (basis.a, basis.b))
         rows, weight = _sample(model, homes[module])
-        orders = row_orders(b, heads(parse(module)[1]))
-        gaps = [_distance(a, candidate, weight, rows) for candidate in orders]
+        orders = [inverse(order) for order in row_orders(parse(module)[1], len(b), heads)]
+        v, norms = directions(a)
+        product = weight @ v
+        gaps = [gap(product, b[order][rows] * norms) for order in orders]
         best = int(np.argmin(gaps))
         if not gaps[best] <= AGREEMENT:
             names = ", ".join(linear.name for linear, _ in homes[module])
@@ -59,22 +58,13 @@ def align(
                 f"{AGREEMENT} is accepted): the graph was made from another model than the basis, or with an "
                 "unknown order of rows"
             )
-        ordered.append(orders[best])
+        ordered.append(b[orders[best]])
         worst = max(worst, gaps[best])
     return ordered, worst
 
 
-def row_orders(b: NDArray[np.float32], heads: int | None) -> list[NDArray[np.float32]]:
-    """B as it is, in GGUF order, and with its rows as Hugging Face has them on Llama-family models."""
-    if heads is None or heads < 1 or len(b) % (2 * heads):
-        return [b]
-    # [head, i, half] -> [head, half, i]: ggml's neighbouring pairs become the halves that HF rotates.
-    pairs = b.reshape(heads, len(b) // heads // 2, 2, b.shape[1])
-    return [b, np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(b.shape)]
-
-
 def _sample(
-    model: OnnxModel, homes: list[tuple[Linear, Part]]
+    model: OnnxModel, homes: list[tuple[LinearNode, ModuleSlice]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Some rows of a module: their numbers, and the weight's values."""
     numbers, values = [], []
@@ -85,16 +75,3 @@ def _sample(
             values.append(linear.weight.rows(model, column, column + count))
             numbers.append(np.arange(start, start + count) + part.row)
     return np.concatenate(numbers), np.concatenate(values)
-
-
-def _distance(
-    a: NDArray[np.float32], b: NDArray[np.float32], weight: NDArray[np.float32], rows: NDArray[np.int64]
-) -> float:
-    """Max over triplets of |W v - s u| / |s u| on some rows; infinite where a value is not finite."""
-    norms = np.linalg.norm(a, axis=1)
-    product = weight @ (a / norms[:, None]).T
-    expected = b[rows] * norms
-    size = np.linalg.norm(expected, axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.linalg.norm(product - expected, axis=0) / size
-    return float(gap.max()) if np.isfinite(gap).all() else float("inf")

@@ -1,4 +1,4 @@
-"""Getting a base graph: onnxruntime-genai's model builder, or torch's exporter for what it does not know.
+"""The builder of base graphs: onnxruntime-genai's, or torch's exporter for what that one does not know.
 
 Both run as processes of their own: the builder puts its folder on sys.path and prints as it likes, and the
 memory that torch takes for the weights is free again before the factors go into the graph.

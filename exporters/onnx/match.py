@@ -1,8 +1,8 @@
-"""Which nodes of an ONNX graph compute which modules, whoever wrote the graph.
+"""The match between the nodes of an ONNX graph and modules, whoever wrote the graph.
 
 onnxruntime-genai's builder packs q, k and v into one node and quantizes to MatMulNBits; optimum and torch
 write one node a layer; Phi-3 has fused modules that a builder splits again. So a module may be computed by
-several nodes, and a node may compute several modules: a `Part` is what one node computes of one module.
+several nodes, and a node may compute several modules: a `ModuleSlice` is what one node computes of one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearNode:
     """A node that multiplies with a constant weight, and the constant bias that follows it.
 
     Attributes:
@@ -78,18 +78,25 @@ class Linear:
 
     @property
     def n_out(self) -> int:
-        """N."""
+        """N: columns of the result."""
         return self.weight.shape[0]
 
     @property
     def n_in(self) -> int:
-        """K."""
+        """K: columns of the input."""
         return self.weight.shape[1]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows `row` .. `row + count - 1` of a module are columns `column` .. of a node's result."""
+class ModuleSlice:
+    """The rows of a module that one node computes.
+
+    Attributes:
+        module: its name.
+        row: the first of them in the module.
+        column: the first of them in the node's result.
+        count: how many.
+    """
 
     module: str
     row: int
@@ -101,8 +108,8 @@ class Part:
 class Site:
     """A node and what it computes of the basis."""
 
-    linear: Linear
-    parts: list[Part] = field(default_factory=list)
+    linear: LinearNode
+    parts: list[ModuleSlice] = field(default_factory=list)
 
 
 def match(model: OnnxModel, basis: Basis) -> list[Site]:
@@ -112,8 +119,8 @@ def match(model: OnnxModel, basis: Basis) -> list[Site]:
         UnsupportedModelError: a module has no node, or one that cannot be extended.
         BaseMismatchError: a module's factors do not fit its nodes.
     """
-    found = linears(model)
-    blocks: dict[int, dict[str, list[Linear]]] = defaultdict(lambda: defaultdict(list))
+    found = linear_nodes(model)
+    blocks: dict[int, dict[str, list[LinearNode]]] = defaultdict(lambda: defaultdict(list))
     for linear in found:
         if linear.place is not None:
             blocks[linear.place[0]][linear.place[1]].append(linear)
@@ -157,17 +164,17 @@ def match(model: OnnxModel, basis: Basis) -> list[Site]:
     return [sites[index] for index in sorted(sites)]
 
 
-def linears(model: OnnxModel) -> list[Linear]:
+def linear_nodes(model: OnnxModel) -> list[LinearNode]:
     """Return every node that multiplies a three-dimensional input with a constant matrix.
 
     Raises:
         UnsupportedModelError: a node of a layer has a form that cannot be extended.
     """
-    return list(_Reader(model).read())
+    return list(_LinearFinder(model).read())
 
 
-class _Reader:
-    """Finds the linear layers of one graph."""
+class _LinearFinder:
+    """A search for the linear layers of one graph."""
 
     def __init__(self, model: OnnxModel) -> None:
         self._model = model
@@ -184,7 +191,7 @@ class _Reader:
             if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
         }
 
-    def read(self) -> Iterator[Linear]:
+    def read(self) -> Iterator[LinearNode]:
         """Yield them in the order of the graph."""
         for index, node in enumerate(self._nodes):
             place = self._place(node)
@@ -202,7 +209,7 @@ class _Reader:
                 continue
             last, output = self._end(index, weight.shape[0])
             dtype = (weight.tensor if isinstance(weight, FloatWeight) else weight.scales).data_type
-            yield Linear(node.name or output, index, last, source, output, weight, dtype, place)
+            yield LinearNode(node.name or output, index, last, source, output, weight, dtype, place)
 
     def _weight(self, node: NodeProto, place: tuple[int, str] | None) -> Weight | None:
         if node.op_type == "MatMulNBits" and node.domain == "com.microsoft":
@@ -277,7 +284,9 @@ class _Reader:
         return None
 
 
-def _parts(module: str, kind: str, n_out: int, roles: dict[str, Linear]) -> list[tuple[Linear, Part]]:
+def _parts(
+    module: str, kind: str, n_out: int, roles: dict[str, LinearNode]
+) -> list[tuple[LinearNode, ModuleSlice]]:
     """Which nodes of a block compute a module of `n_out` rows; a negative column says that it cannot be."""
     own = roles.get(kind)
     if kind == "ffn_up" and own is None and GATE_UP in roles and roles[GATE_UP].n_out == n_out:
@@ -290,22 +299,22 @@ def _parts(module: str, kind: str, n_out: int, roles: dict[str, Linear]) -> list
     if kind in ("attn_q", "attn_k", "attn_v") and "attn_qkv" in roles:
         packed = roles["attn_qkv"]
         column = {"attn_q": 0, "attn_k": packed.n_out - 2 * n_out, "attn_v": packed.n_out - n_out}[kind]
-        return [(packed, Part(module, 0, column, n_out))]
+        return [(packed, ModuleSlice(module, 0, column, n_out))]
     if kind in ("ffn_gate", "ffn_up") and GATE_UP in roles:
         column = 0 if kind == "ffn_gate" else roles[GATE_UP].n_out - n_out
-        return [(roles[GATE_UP], Part(module, 0, column, n_out))]
+        return [(roles[GATE_UP], ModuleSlice(module, 0, column, n_out))]
     three = [roles.get(role) for role in ("attn_q", "attn_k", "attn_v")]
     if kind == "attn_qkv" and all(three):
         return _consecutive(module, n_out, [linear for linear in three if linear is not None])
     return []
 
 
-def _consecutive(module: str, n_out: int, several: list[Linear]) -> list[tuple[Linear, Part]]:
+def _consecutive(module: str, n_out: int, several: list[LinearNode]) -> list[tuple[LinearNode, ModuleSlice]]:
     """The rows of a module, one node after the other; column -1 where they are not as many."""
     column = 0 if sum(linear.n_out for linear in several) == n_out else -1
     parts, row = [], 0
     for linear in several:
-        parts.append((linear, Part(module, row, column, linear.n_out)))
+        parts.append((linear, ModuleSlice(module, row, column, linear.n_out)))
         row += linear.n_out
     return parts
 
@@ -321,7 +330,7 @@ def _captured(node: NodeProto) -> Iterator[str]:
             yield from (value.name for value in graph.output)
 
 
-def _describe_missing(model: OnnxModel, basis: Basis, missing: list[str], found: list[Linear]) -> str:
+def _describe_missing(model: OnnxModel, basis: Basis, missing: list[str], found: list[LinearNode]) -> str:
     names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
     nodes = ", ".join(linear.name for linear in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
     return (

@@ -1,4 +1,4 @@
-"""The nodes that add B R A x to the results of a graph's linear layers.
+"""The side path: nodes that add B R A x to the results of a graph's linear layers.
 
 What a decoder pays for them is not arithmetic but their number: a node costs an engine about a
 microsecond, and a step of a small model a few milliseconds. So modules that share an input share one A,
@@ -31,8 +31,8 @@ PREFIX = "tinylora/"
 
 
 @dataclass(frozen=True)
-class Group:
-    """Nodes with one input, and the modules that they compute.
+class SharedInput:
+    """An input that several nodes share, and the modules that they compute.
 
     Attributes:
         name: of the first module, in the names of what is added.
@@ -69,28 +69,28 @@ def add_side_path(
         b: B of each module, rows in the order of the graph.
         flavour: `default` gives the input zeros as its default; `required` does not.
     """
-    path = _SidePath(model, basis, b)
-    groups = _group(basis, sites)
-    mixers = path.vectors(groups) if basis.u == 1 else path.matrices(groups)
-    for group, mixer in zip(groups, mixers, strict=True):
-        path.add(group, mixer)
+    path = _SidePathWriter(model, basis, b)
+    inputs = _shared_inputs(basis, sites)
+    mixers = path.vectors(inputs) if basis.u == 1 else path.matrices(inputs)
+    for shared, mixer in zip(inputs, mixers, strict=True):
+        path.add(shared, mixer)
     path.finish(flavour)
     return path.count
 
 
-def _group(basis: Basis, sites: list[Site]) -> list[Group]:
+def _shared_inputs(basis: Basis, sites: list[Site]) -> list[SharedInput]:
     together: dict[str, list[Site]] = {}
     for site in sites:
         together.setdefault(site.linear.input, []).append(site)
-    groups = []
+    inputs = []
     for several in together.values():
         modules = sorted({basis.index(part.module) for site in several for part in site.parts})
-        groups.append(Group(basis.modules[modules[0]].removesuffix(".weight"), several, modules))
-    return groups
+        inputs.append(SharedInput(basis.modules[modules[0]].removesuffix(".weight"), several, modules))
+    return inputs
 
 
-class _SidePath:
-    """Collects nodes and initializers, and puts them into the graph."""
+class _SidePathWriter:
+    """The nodes and initializers of a side path, collected, and then put into the graph."""
 
     def __init__(self, model: OnnxModel, basis: Basis, b: Sequence[NDArray[np.float32]]) -> None:
         self._onnx = import_onnx()
@@ -99,18 +99,18 @@ class _SidePath:
         self._after: dict[int, list[NodeProto]] = {}
         self.count = 0
 
-    # How v becomes what each group multiplies with: vectors [rows, 1, width], or matrices [rows, w, w].
+    # How v becomes what each input is multiplied with: vectors [rows, 1, width], or matrices [rows, w, w].
 
-    def vectors(self, groups: list[Group]) -> list[str]:
-        """Cut v into the factors of each group, and return their names.
+    def vectors(self, inputs: list[SharedInput]) -> list[str]:
+        """Cut v into the factors of each shared input, and return their names.
 
-        A group whose modules read one entry of v gets that entry, [rows, 1, 1]; another gets an entry for
+        An input whose modules read one entry of v gets that entry, [rows, 1, 1]; another gets an entry for
         each of its columns.
         """
         patterns: dict[tuple[int, ...], int] = {}
         chosen = []
-        for group in groups:
-            reads = tuple(int(self._basis.tying[module]) for module in group.modules)
+        for shared in inputs:
+            reads = tuple(int(self._basis.tying[module]) for module in shared.modules)
             pattern = (
                 reads[:1] if len(set(reads)) == 1 else tuple(np.repeat(reads, self._basis.rank).tolist())
             )
@@ -120,21 +120,21 @@ class _SidePath:
         if order != list(range(self._basis.groups)):
             v = self._node("Gather", [v, self._ints("entries", order)], "entries_of_v", axis=2)
         pieces = self._split(v, [len(pattern) for pattern in patterns], axis=2, name="vectors")
-        return self._cast(pieces, chosen, groups)
+        return self._cast(pieces, chosen, inputs)
 
-    def matrices(self, groups: list[Group]) -> list[str]:
-        """Compute R of each group, transposed and block-diagonal, and return their names.
+    def matrices(self, inputs: list[SharedInput]) -> list[str]:
+        """Compute R of each shared input, transposed and block-diagonal, and return their names.
 
-        All groups of one width come from one product with v: [rows, n] x [n, groups * width * width].
+        All inputs of one width come from one product with v: [rows, n] x [n, inputs * width * width].
         """
         basis, rank = self._basis, self._basis.rank
-        widths = [rank * len(group.modules) for group in groups]
-        names = [""] * len(groups)
+        widths = [rank * len(shared.modules) for shared in inputs]
+        names = [""] * len(inputs)
         for width in sorted(set(widths)):
             members = [i for i, w in enumerate(widths) if w == width]
             table = np.zeros((basis.groups, basis.u, len(members), width, width), np.float32)
             for place, member in enumerate(members):
-                for order, module in enumerate(groups[member].modules):
+                for order, module in enumerate(inputs[member].modules):
                     block = slice(order * rank, (order + 1) * rank)
                     p = basis.projections[module].swapaxes(1, 2)
                     table[basis.tying[module], :, place, block, block] = p
@@ -145,8 +145,8 @@ class _SidePath:
             shape = self._ints(f"shape_{width}", [0, len(members) * width, width])
             stacked = self._node("Reshape", [product, shape], f"matrices_{width}")
             pieces = self._split(stacked, [width] * len(members), axis=1, name=f"matrices_{width}/split")
-            group_names = self._cast(pieces, list(range(len(members))), [groups[i] for i in members])
-            for member, name in zip(members, group_names, strict=True):
+            names_of = self._cast(pieces, list(range(len(members))), [inputs[i] for i in members])
+            for member, name in zip(members, names_of, strict=True):
                 names[member] = name
         return names
 
@@ -157,27 +157,29 @@ class _SidePath:
         self._node("Split", [value, self._ints(f"{name}/sizes", sizes)], name, outputs=outputs, axis=axis)
         return outputs
 
-    def _cast(self, pieces: list[str], chosen: list[int], groups: list[Group]) -> list[str]:
-        """Bring pieces into the types in which the groups compute."""
+    def _cast(self, pieces: list[str], chosen: list[int], inputs: list[SharedInput]) -> list[str]:
+        """Bring pieces into the types in which the nodes of each input compute."""
         made: dict[tuple[int, int], str] = {}
-        for piece, group in zip(chosen, groups, strict=True):
-            dtype = group.sites[0].linear.dtype
+        for piece, shared in zip(chosen, inputs, strict=True):
+            dtype = shared.sites[0].linear.dtype
             if (piece, dtype) not in made:
                 made[piece, dtype] = (
                     pieces[piece]
                     if dtype == self._onnx.TensorProto.FLOAT
                     else self._node("Cast", [pieces[piece]], f"{pieces[piece]}/cast_{dtype}", to=dtype)
                 )
-        return [made[piece, group.sites[0].linear.dtype] for piece, group in zip(chosen, groups, strict=True)]
+        return [
+            made[piece, shared.sites[0].linear.dtype] for piece, shared in zip(chosen, inputs, strict=True)
+        ]
 
-    # The path of a group.
+    # The path of one input.
 
-    def add(self, group: Group, mixer: str) -> None:
-        """Add the nodes of one group behind the nodes that it extends."""
-        basis, linear = self._basis, group.sites[0].linear
+    def add(self, shared: SharedInput, mixer: str) -> None:
+        """Add the nodes of one shared input behind the nodes that it extends."""
+        basis, linear = self._basis, shared.sites[0].linear
         after = self._after.setdefault(linear.index, [])
-        a = np.concatenate([self._right_factor(module) for module in group.modules])
-        name = f"{group.name}/a"
+        a = np.concatenate([self._right_factor(module) for module in shared.modules])
+        name = f"{shared.name}/a"
         # With a third dimension, since ONNX Runtime packs constant matrices into panels of 16 columns: of the
         # 2 to 6 that there are here it would read 3 to 8 times the bytes, at every token.
         columns = self._node(
@@ -187,16 +189,16 @@ class _SidePath:
             into=after,
         )
         operation = "Mul" if basis.u == 1 else "MatMul"
-        mixed = self._node(operation, [columns, mixer], f"{group.name}/r/{operation}", into=after)
-        for number, site in enumerate(group.sites):
+        mixed = self._node(operation, [columns, mixer], f"{shared.name}/r/{operation}", into=after)
+        for number, site in enumerate(shared.sites):
             after = self._after.setdefault(site.linear.last, [])
-            b = np.zeros((basis.rank * len(group.modules), site.linear.n_out), np.float32)
+            b = np.zeros((basis.rank * len(shared.modules), site.linear.n_out), np.float32)
             for part in site.parts:
                 module = basis.index(part.module)
-                first = basis.rank * group.modules.index(module)
+                first = basis.rank * shared.modules.index(module)
                 factor = self._b[module][part.row : part.row + part.count]
                 b[first : first + basis.rank, part.column : part.column + part.count] = factor.T
-            name = f"{group.name}/b" if len(group.sites) == 1 else f"{group.name}/b{number}"
+            name = f"{shared.name}/b" if len(shared.sites) == 1 else f"{shared.name}/b{number}"
             side = self._node(
                 "MatMul", [mixed, self._floats(name, b, linear.dtype)], f"{name}/MatMul", into=after
             )

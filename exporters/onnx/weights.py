@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...basis import packed_text
 from ...errors import UnsupportedModelError
 from ...formats.onnx_graph import EDGE_BYTES, FINGERPRINT_MARK
-from ..weights.dequantize import Decoder, float_decoder
+from ..weights.dequantize import RowDecoder, float_decoder
 from .model import OnnxModel, attribute, import_onnx
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def fingerprint(model: OnnxModel, architecture: str, parts: list[tuple[str, list
     return total.hexdigest()
 
 
-def _decoder(tensor: TensorProto) -> Decoder:
+def _decoder(tensor: TensorProto) -> RowDecoder:
     kind = import_onnx().TensorProto.DataType.Name(tensor.data_type)
     decode = float_decoder({"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}.get(kind, kind))
     if decode is None:

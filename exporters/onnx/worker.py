@@ -1,4 +1,6 @@
-"""What needs torch and transformers, as a process: `python -m tinylora_edge.exporters.onnx.worker`.
+"""The worker that needs torch and transformers: a process of its own.
+
+python -m tinylora_edge.exporters.onnx.worker ...
 
 unpack MODEL.gguf DIR     a GGUF as a Hugging Face directory, float32, with its tokenizer and template
 trace DIR GRAPH           the graph of a Hugging Face directory by torch.onnx.export, with a KV cache
@@ -53,7 +55,7 @@ def trace(source: Path, target: Path) -> None:
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
-    class Decoder(torch.nn.Module):
+    class PlainCacheModel(torch.nn.Module):
         """The model with its cache as plain tensors."""
 
         def __init__(self) -> None:
@@ -93,7 +95,7 @@ def trace(source: Path, target: Path) -> None:
         tuple({0: sizes["batch"], 2: sizes["past"]} for _ in past),
     )
     torch.onnx.export(
-        Decoder().eval(),
+        PlainCacheModel().eval(),
         example,
         str(target / MODEL_NAME),
         dynamo=True,

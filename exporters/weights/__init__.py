@@ -1,1 +1,1 @@
-"""Weights: where those of a model are read from, row by row."""
+"""The weights of a model, read row by row from GGUF files and Hugging Face directories."""

@@ -1,8 +1,8 @@
-"""Which linear layers of a GGUF a basis can adapt, and which only seem so.
+"""The coverage of a GGUF: which linear layers a basis can adapt, and which only seem so.
 
 An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without a
-word and does nothing: a vector would have values without effect. What is known of such tensors is in
-`_architectures.py`; they are left out here, each with the reason.
+word and does nothing: a vector would have values without effect. Such tensors are left out here, each with
+the reason. What is known of them was read from llama.cpp's sources.
 """
 
 from __future__ import annotations
@@ -10,10 +10,45 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-from ...architectures import DIRECT, NEXT_TOKENS, SHARED_KV, SHARED_KV_FROM, TESTED
 from ...errors import ModulesLeftOutWarning, UntestedArchitectureWarning
 from ...formats.gguf import GGUFFile
 from ...modules import is_adaptable, parse
+
+TESTED = frozenset(
+    {
+        "deepseek2", "falcon", "gemma2", "gemma3", "gpt-oss", "granite", "llama", "phi3", "qwen2", "qwen2moe",
+        "qwen3", "qwen3moe",
+    }
+)  # fmt: skip
+"""Architectures for which a test compares llama.cpp's logits under a vector with torch's."""
+
+_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"})
+_DENSE = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
+_SHARED = frozenset({"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"})
+
+DIRECT: dict[str, frozenset[str]] = {
+    "bailingmoe3": _ATTENTION,
+    "deepseek2": frozenset({"attn_q"}),
+    "glm5-next": _ATTENTION,
+    "granite-switch": _ATTENTION | _DENSE,
+    "kimi-k3": _ATTENTION | _DENSE | _SHARED,
+    "kimi-linear": _ATTENTION,
+    "plm": frozenset({"attn_q"}),
+}
+"""Kinds whose weights llama.cpp multiplies itself, past `build_lora_mm`: an adapter there does nothing.
+
+Read from the sources of llama.cpp in llama-cpp-python 0.3.36. A kind that is multiplied directly in some
+blocks and not in others counts.
+"""
+
+SHARED_KV = "{architecture}.attention.shared_kv_layers"
+"""GGUF key: so many blocks at the end take keys and values from earlier ones, and ignore their own."""
+
+SHARED_KV_FROM = {"gemma3n": 20}
+"""The first block that does, in an architecture whose GGUF does not say it."""
+
+NEXT_TOKENS = "{architecture}.nextn_predict_layers"
+"""GGUF key: so many blocks at the end predict further tokens, and take no part in decoding."""
 
 
 def coverage(file: GGUFFile) -> tuple[list[str], dict[str, list[str]]]:
@@ -50,6 +85,8 @@ def warn_of(architecture: str, left_out: dict[str, list[str]]) -> None:
 
 
 class _Reasons:
+    """The reasons to leave tensors of one file out."""
+
     def __init__(self, file: GGUFFile, names: list[str]) -> None:
         self._file = file
         blocks = file.get(f"{file.architecture}.block_count", 0)

@@ -24,8 +24,8 @@ _Write = Callable[[NDArray[np.uint8], NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Raw rows, uint8 [n, row bytes] -> float32 [n, values].
+class RowDecoder:
+    """A decoder of raw rows: uint8 [n, row bytes] -> float32 [n, values].
 
     Attributes:
         read: returns the values as a new array, or as a view of the raw bytes where they are float32.
@@ -64,7 +64,7 @@ class PackedRows:
         decode: of raw rows.
     """
 
-    def __init__(self, raw: NDArray[np.uint8], n_in: int, decode: Decoder) -> None:
+    def __init__(self, raw: NDArray[np.uint8], n_in: int, decode: RowDecoder) -> None:
         self._raw = raw
         self._decode = decode
         self.dear = decode.dear
@@ -82,7 +82,7 @@ class PackedRows:
         return out
 
 
-def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> Decoder:
+def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> RowDecoder:
     """Return the decoder for a GGML type.
 
     Args:
@@ -93,8 +93,8 @@ def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> 
         NotImplementedError: neither ggml nor `gguf.quants` can read the type.
     """
     if kind == gguf.GGMLQuantizationType.F32:
-        return Decoder(lambda raw: raw.view("<f4"), dear=False)
-    exact = Decoder(lambda raw: gguf.dequantize(raw, kind))
+        return RowDecoder(lambda raw: raw.view("<f4"), dear=False)
+    exact = RowDecoder(lambda raw: gguf.dequantize(raw, kind))
     probe = np.ascontiguousarray(sample[:_PROBE_ROWS])
     expected = exact(probe)
     fast = _ggml_routine(kind)
@@ -103,19 +103,19 @@ def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> 
     return exact
 
 
-def float_decoder(dtype: str) -> Decoder | None:
+def float_decoder(dtype: str) -> RowDecoder | None:
     """Return the decoder for a safetensors float dtype, or None for one that is no float."""
     if dtype == "F32":
-        return Decoder(lambda raw: raw.view("<f4"), dear=False)
+        return RowDecoder(lambda raw: raw.view("<f4"), dear=False)
     if dtype == "BF16":
         return _decoder_of(_widen_bfloat16, values=1, size=2, dear=False)
     if dtype in _FLOAT8:
         table = _float8_table(*_FLOAT8[dtype])
-        return Decoder(lambda raw: table[raw])
+        return RowDecoder(lambda raw: table[raw])
     numpy_dtype = {"F64": "<f8", "F16": "<f2"}.get(dtype)
     if numpy_dtype is None:
         return None
-    return Decoder(
+    return RowDecoder(
         lambda raw: raw.view(numpy_dtype).astype(np.float32),
         lambda raw, out: np.copyto(out, raw.view(numpy_dtype), casting="same_kind"),
     )
@@ -128,13 +128,13 @@ def _widen_bfloat16(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     np.left_shift(bits, 16, out=bits)
 
 
-def _decoder_of(write: _Write, values: int, size: int, *, dear: bool) -> Decoder:
+def _decoder_of(write: _Write, values: int, size: int, *, dear: bool) -> RowDecoder:
     def read(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
         out = np.empty((raw.shape[0], raw.shape[1] // size * values), np.float32)
         write(raw, out)
         return out
 
-    return Decoder(read, write, dear)
+    return RowDecoder(read, write, dear)
 
 
 def _float8_table(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[np.float32]:
@@ -154,6 +154,8 @@ def _float8_table(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[
 
 
 class _TypeTraits(ctypes.Structure):
+    """The beginning of ggml's struct ggml_type_traits (ggml.h)."""
+
     _fields_ = (
         ("type_name", ctypes.c_char_p),
         ("block_values", ctypes.c_int64),
@@ -185,7 +187,7 @@ def _ggml() -> ctypes.CDLL | None:
 
 
 @cache
-def _ggml_routine(kind: gguf.GGMLQuantizationType) -> Decoder | None:
+def _ggml_routine(kind: gguf.GGMLQuantizationType) -> RowDecoder | None:
     library = _ggml()
     if library is None:
         return None

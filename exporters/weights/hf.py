@@ -18,7 +18,7 @@ from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
 from ...modules import KINDS, is_adaptable, parse
 from .mxfp4 import Mxfp4
-from .safetensors import WHOLE, Half, Stored, read_safetensors, shards
+from .safetensors import WHOLE, Half, StoredTensor, read_safetensors, shards
 
 _TRANSPOSED = frozenset({"gpt-oss", "llama4", "qwen3vlmoe"})
 """Architectures whose checkpoints keep stacked experts as [experts, in, out]."""
@@ -54,8 +54,8 @@ class HFWeights:
         self._directory = directory
         self._transposed = architecture in _TRANSPOSED
         self._interleaved = architecture in _INTERLEAVED
-        self._tensors: dict[str, Stored | Mxfp4] = {}
-        self._experts: dict[str, dict[int, Stored]] = {}
+        self._tensors: dict[str, StoredTensor | Mxfp4] = {}
+        self._experts: dict[str, dict[int, StoredTensor]] = {}
         arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
         names = _Names(gguf.get_tensor_name_map(arch, blocks))
         stored = {n: tensor for path in shards(directory) for n, tensor in read_safetensors(path).items()}
@@ -150,7 +150,7 @@ class HFWeights:
 
 
 class _Names:
-    """gguf's table of names, and what it lacks."""
+    """The names of gguf's table, and those that it lacks."""
 
     def __init__(self, table: gguf.TensorNameMap) -> None:
         self._table = table

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import UnsupportedModelError
 from ...factorization import RowSource
-from .safetensors import Half, Stored
+from .safetensors import Half, StoredTensor
 
 _VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _PAIRS = np.stack([_VALUES[np.arange(256) & 15], _VALUES[np.arange(256) >> 4]], axis=1)
@@ -22,7 +22,7 @@ _PAIRS = np.stack([_VALUES[np.arange(256) & 15], _VALUES[np.arange(256) >> 4]], 
 class Mxfp4:
     """Stacked experts in MXFP4: the tensors of their blocks and of their scales."""
 
-    def __init__(self, blocks: Stored, scales: Stored) -> None:
+    def __init__(self, blocks: StoredTensor, scales: StoredTensor) -> None:
         self._blocks, self._scales = blocks, scales
         self.nbytes = blocks.nbytes + scales.nbytes
 
@@ -39,10 +39,12 @@ class Mxfp4:
                 "expected MXFP4 experts, [experts, out, in / 32, 16]; export from the GGUF"
             )
         rows = half.of(blocks.shape[1])
-        return [_Rows(b[rows], s[rows]) for b, s in zip(blocks, scales, strict=True)]
+        return [_Mxfp4Rows(b[rows], s[rows]) for b, s in zip(blocks, scales, strict=True)]
 
 
-class _Rows:
+class _Mxfp4Rows:
+    """A `RowSource` over one expert."""
+
     dear = True
 
     def __init__(self, blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> None:

@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, memory-mapped.
+"""Safetensors files: tensors read where they lie, memory-mapped, and float32 tensors written.
 
 The safetensors package reads neither bfloat16 nor float8 without torch, which an exporter must not need.
 Format: https://huggingface.co/docs/safetensors, "Format".
@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._system import atomic_write
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
-from .dequantize import FLOAT_BYTES, Decoder, PackedRows, float_decoder
+from .dequantize import FLOAT_BYTES, PackedRows, RowDecoder, float_decoder
 
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
 class Half:
-    """Which rows of a matrix that holds gate and up are one of them.
+    """The rows of gate or of up in a matrix that holds both.
 
     Attributes:
         which: 0 for gate, 1 for up, None for all rows.
@@ -38,7 +39,7 @@ class Half:
     interleaved: bool = False
 
     def of(self, rows: int) -> slice:
-        """Return the rows of a matrix with so many."""
+        """Return which rows they are in a matrix of so many."""
         if self.which is None:
             return slice(None)
         return (
@@ -51,7 +52,7 @@ class Half:
 WHOLE = Half()
 
 
-class Stored:
+class StoredTensor:
     """One tensor of a safetensors file, memory-mapped."""
 
     def __init__(self, path: Path, dtype: str, shape: Sequence[int], data: NDArray[np.uint8]) -> None:
@@ -122,7 +123,7 @@ class _TransposedRows:
 
     dear = True
 
-    def __init__(self, raw: NDArray[np.uint8], decode: Decoder) -> None:
+    def __init__(self, raw: NDArray[np.uint8], decode: RowDecoder) -> None:
         self._raw, self._decode = raw, decode
         self.shape = (raw.shape[1], raw.shape[0])
 
@@ -154,11 +155,12 @@ def shards(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def read_safetensors(path: Path) -> dict[str, Stored]:
-    """Parse a safetensors file without copying its data.
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name, without copying its data.
 
-    The safetensors package reads neither bfloat16 nor float8 without torch, which an exporter must not
-    need. Format: https://huggingface.co/docs/safetensors, "Format".
+    Raises:
+        ExportError: the file is damaged.
+        UnsupportedModelError: it holds quantized weights.
     """
     with open(path, "rb") as file:
         size = file.seek(0, 2)
@@ -185,8 +187,29 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
             raise ExportError(
                 f"{path} is truncated: {name} lies at bytes {begin} to {end}, but there are {size - start}"
             )
-        result[name] = Stored(path, dtype, shape, np.frombuffer(buffer, np.uint8, end - begin, start + begin))
+        result[name] = StoredTensor(
+            path, dtype, shape, np.frombuffer(buffer, np.uint8, end - begin, start + begin)
+        )
     return result
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write float32 tensors, atomically (https://huggingface.co/docs/safetensors, "Format").
+
+    Raises:
+        OSError: the file cannot be written; what was there stays.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in sorted(tensors.items()):
+        begin, end = end, end + 4 * array.size
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    with atomic_write(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, array in sorted(tensors.items()):
+            file.write(np.ascontiguousarray(array, "<f4").tobytes())
 
 
 _PACKED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "absmax", "quant_state")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tinylora_edge import MicroVector
-from tinylora_edge.architectures import TESTED
 from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters.weights.coverage import TESTED
 
 PROMPT = list(b"one two three four five")
 GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16

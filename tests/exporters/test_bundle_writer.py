@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tinylora_edge import Bundle, ExportError
-from tinylora_edge.exporters import Settings, bundle_writer, export_gguf, gguf
+from tinylora_edge.exporters import Settings, bundle_writer, export_gguf
 
 SETTINGS = Settings(groups=2)
 JOURNAL = [".bundle.factors"]  # finished modules, for the next run
@@ -124,13 +124,13 @@ def test_an_exception_while_factorizing_leaves_the_journal_alone(model, parent, 
 @pytest.mark.parametrize("step", ["save_basis", "place_gguf", "write_manifest"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), Interrupted()])
 def test_an_exception_while_writing_leaves_the_journal_alone(model, parent, monkeypatch, step, error):
-    real = getattr(gguf, step)
+    real = getattr(bundle_writer, step)
 
     def fail(*args):
         real(*args)
         raise error
 
-    monkeypatch.setattr(gguf, step, fail)
+    monkeypatch.setattr(bundle_writer, step, fail)
     expected = ExportError if isinstance(error, OSError) else Interrupted
     with pytest.raises(expected):
         export_gguf(model, parent / "bundle", settings=SETTINGS)

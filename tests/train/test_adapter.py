@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tinylora_edge.modules import canonical_order, is_adaptable
 from tinylora_edge.train import logprobs
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
+from tinylora_edge.train.layers import factors_for, hf_names
 from tinylora_edge.train.learner import Group, Learner
 from tinylora_edge.train.logprobs import ChosenLogprobs, plain_head
 from tinylora_edge.tying import tie
@@ -287,6 +289,18 @@ def test_an_order_of_rows_that_is_not_known() -> None:
     with pytest.raises(TrainError, match=r"layers\.1\.mlp\.up_proj is .* order that is not known"):
         Adapter(model, basis)
     assert not any(layer._forward_hooks for layer in model.modules())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "falcon", "qwen2", "phi3"])
+def test_the_order_of_rows_is_known_without_the_weights(architecture: str) -> None:
+    """As where they are quantized: by a list of architectures, and the same as where the weights decide."""
+    model = models.tiny_model(architecture)
+    basis = basis_of(model, "full", 1, 1, GGUF_NAMES[architecture])
+    absent = copy.deepcopy(model).to("meta")
+    for module, name in hf_names(model, basis).items():
+        expected, found = (factors_for(m, basis, module, name) for m in (model, absent))
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1]), module
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,21 +1,21 @@
-"""From the modules of a basis (GGUF names and row order) to the layers of a transformers model."""
+"""Layers of a transformers model, and the modules of a basis that they are: names and orders of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..architectures import PERMUTED, RENAMED
+from ..agreement import AGREEMENT, directions, gap
 from ..basis import Basis
 from ..errors import TrainError
 from ..modules import parse
-
-_AGREEMENT = 0.3  # as in an export: quantization to 2 bits gave up to 0.16, another row order 1 and more
+from ..row_orders import Heads, find_architecture, inverse, listed_order, read_heads, row_orders
 
 
 def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:
@@ -66,27 +66,27 @@ def factors_for(model: Any, basis: Basis, module: str, name: str) -> tuple[Tenso
     """
     layer = _linear(model, name, module)
     position = basis.index(module)
-    a, b = (torch.from_numpy(np.array(factors[position], np.float32)) for factors in (basis.a, basis.b))
+    a, b = (np.array(factors[position], np.float32) for factors in (basis.a, basis.b))
     if (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
         raise TrainError(
             f"{name} is {layer.out_features} x {layer.in_features}, but the factors of {module} fit "
             f"{b.shape[0]} x {a.shape[1]}: this is another model"
         )
-    kind = parse(module)[1]
+    kind, heads = parse(module)[1], _heads(model)
     weight = layer.weight
     if weight.is_meta or not weight.is_floating_point() or weight.shape != (len(b), a.shape[1]):
-        permuted = gguf_architecture(model) in PERMUTED
-        return a, b[list(_row_orders(model, kind, len(b)))[-1 if permuted else 0]]
-    best = float("inf")
-    product = _product(weight.detach(), a)
-    for order in _row_orders(model, kind, len(b)):
-        expected = b[order] * a.norm(dim=1)  # (U sqrt(S)) sqrt(S), or (U S) 1
-        gap = ((product - expected).norm(dim=0) / expected.norm(dim=0)).max().item()
-        if gap <= _AGREEMENT:
-            return a, b[order]
-        best = min(best, gap)
+        order = listed_order(gguf_architecture(model), kind, len(b), heads)
+        return torch.from_numpy(a), torch.from_numpy(b[inverse(order)])
+    best = inf
+    product, norms = _product(weight.detach(), a), np.linalg.norm(a, axis=1)
+    for order in row_orders(kind, len(b), heads):
+        ordered = b[inverse(order)]
+        found = gap(product, ordered * norms)
+        if found <= AGREEMENT:
+            return torch.from_numpy(a), torch.from_numpy(ordered)
+        best = min(best, found)
     raise TrainError(
-        f"{name} is {best:.2g} away from the factors of {module} (at most {_AGREEMENT} is accepted): it is "
+        f"{name} is {best:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it is "
         "another model, or keeps its rows in an order that is not known here"
     )
 
@@ -94,7 +94,7 @@ def factors_for(model: Any, basis: Basis, module: str, name: str) -> tuple[Tenso
 def gguf_architecture(model: Any) -> str:
     """The `general.architecture` that convert_hf_to_gguf gives this model."""
     kind = str(model.config.model_type)
-    return RENAMED.get(kind, kind)
+    return find_architecture(kind, set(gguf.MODEL_ARCH_NAMES.values())) or kind
 
 
 def _linear(model: nn.Module, name: str, module: str) -> nn.Linear:
@@ -109,25 +109,12 @@ def _linear(model: nn.Module, name: str, module: str) -> nn.Linear:
     return linear
 
 
-def _product(weight: Tensor, a: Tensor) -> Tensor:
+def _product(weight: Tensor, a: NDArray[np.float32]) -> NDArray[np.float32]:
     """W times the directions of A, float32 [out, r]; for bfloat16 see the traps in docs/ARCHITECTURE.md."""
-    directions = (a / a.norm(dim=1, keepdim=True)).T.to(weight.device)
-    return torch.cat([rows.float() @ directions for rows in weight.split(4096)]).cpu()
+    v = torch.from_numpy(directions(a)[0]).to(weight.device)
+    product: NDArray[np.float32] = torch.cat([rows.float() @ v for rows in weight.split(4096)]).cpu().numpy()
+    return product
 
 
-def _row_orders(model: Any, kind: str, rows: int) -> Iterator[Tensor]:
-    """Yield, for each row of the layer, its row in the GGUF: int64 [rows]; unchanged first."""
-    every = torch.arange(rows)
-    yield every
-    config = model.config
-    queries = getattr(config, "num_attention_heads", None)
-    keys = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or queries
-    heads = {"attn_q": queries, "attn_k": keys}.get(kind)
-    if heads and rows % (2 * heads) == 0:
-        # the two halves that transformers rotates are interleaved, as in Llama
-        yield every.reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
-    if kind == "attn_qkv" and queries and keys and rows % (queries + 2 * keys) == 0:
-        # all q, all k, all v -> for each head of k its queries, k and v, as in Falcon
-        size = rows // (queries + 2 * keys)
-        parts = every.split([queries * size, keys * size, keys * size])
-        yield torch.cat([part.reshape(keys, -1, size) for part in parts], dim=1).reshape(-1)
+def _heads(model: Any) -> Heads:
+    return read_heads(lambda name: getattr(model.config, name, None))

@@ -14,9 +14,10 @@ import pytest
 
 from tinylora_edge import ExportError, load_basis
 from tinylora_edge.exporters import Settings, bundle_writer, export_gguf
-from tinylora_edge.exporters.factors import factorize
-from tinylora_edge.exporters.factors.checkpoint import journal_path
-from tinylora_edge.exporters.factors.journal import MAGIC, Factors, Journal
+from tinylora_edge.exporters.factors.factorize import module_key
+from tinylora_edge.exporters.factors.journal import MAGIC, Factors, Journal, journal_path
+from tinylora_edge.exporters.source import Source
+from tinylora_edge.exporters.weights.hf import HFWeights
 
 KILLS = 20
 
@@ -178,15 +179,57 @@ def interrupted(model, output, after, **options):
 @pytest.fixture
 def factorized(monkeypatch):
     """Names of the modules that are factorized from now on."""
-    real, names = factorize.Work.factorize, []
+    real, names = Source.factorize, []
 
     def spy(self, module, stop):
         made = real(self, module, stop)
         names.append(module)
         return made
 
-    monkeypatch.setattr(factorize.Work, "factorize", spy)
+    monkeypatch.setattr(Source, "factorize", spy)
     return names
+
+
+class Rows:
+    def __init__(self, weight):
+        self.weight, self.shape = weight, weight.shape
+
+    def rows(self, start, stop):
+        return self.weight[start:stop]
+
+
+def test_keys_stay_what_they_were():
+    """Those of release 0.1: an export that was begun with it goes on."""
+    weight = [Rows(np.arange(600, dtype=np.float32).reshape(40, 15)), Rows(np.ones((40, 15), np.float32))]
+    other = Settings(rank=3, factorization="sqrt", factor_dtype="f16", seed=1)
+    keys = [
+        module_key("blk.0.attn_q.weight", weight, settings, stacked=stacked, context=context)
+        for settings, stacked, context in ((Settings(), False, ""), (other, True, "llama 4"))
+    ]
+    assert keys == [
+        "cc781aa98ed8378d2a9b3930ac750f21e34aec669365d8d89ef296b921831d52",
+        "da58a4ce5e1c0981ffeab735cf08e96a5771e4ad6f3b6357e8c539c8ca9f53a7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "contexts"),
+    [
+        ("llama", {"attn_q": "llama 4", "attn_k": "llama 2", "attn_v": "llama None", "ffn_up": "llama None"}),
+        ("falcon", {"attn_qkv": "falcon (4, 2)", "ffn_up": "falcon None"}),  # whose order was wrong before
+    ],
+)
+def test_keys_of_a_directory_alone(architecture, contexts, tmp_path):
+    import models
+
+    hf = models.write_hf(models.tiny_model(architecture), tmp_path / "hf")
+    source = Source(hf, None, Settings(), needs_gguf=False)
+    weights = HFWeights(hf, architecture, 2)
+    for kind, context in contexts.items():
+        module = f"blk.1.{kind}.weight"
+        matrices = weights.matrices(module)
+        expected = module_key(module, matrices, Settings(), stacked=False, context=context)
+        assert source.key(module) == expected
 
 
 def test_finished_modules_are_not_factorized_again(llama_gguf, tmp_path, factorized):

@@ -17,7 +17,7 @@ import pytest
 from hub_server import HubServer
 
 from tinylora_edge import ExportError, HubError, load_basis
-from tinylora_edge.exporters import Found, Settings, export_gguf, find, resolve
+from tinylora_edge.exporters import Selection, Settings, export_gguf, find, resolve
 from tinylora_edge.exporters.hub.cache import Hub
 from tinylora_edge.exporters.hub.catalog import Catalog, read_catalog
 
@@ -73,7 +73,7 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 @pytest.fixture
-def look(hub: Hub, catalog: Catalog) -> Callable[..., Found]:
+def look(hub: Hub, catalog: Catalog) -> Callable[..., Selection]:
     return lambda name, **options: find(name, hub=hub, catalog=catalog, **options)
 
 
@@ -132,7 +132,7 @@ def test_factors_from_the_original_weights(
 
 
 def test_there_has_to_be_room_for_both_repositories(
-    look: Callable[..., Found], server: HubServer, monkeypatch: pytest.MonkeyPatch
+    look: Callable[..., Selection], server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = look("tiny", factors_from="weights")
     server.requests.clear()
@@ -146,7 +146,7 @@ def test_there_has_to_be_room_for_both_repositories(
 # What a name stands for
 
 
-def test_the_default_and_another_quantization(look: Callable[..., Found], server: HubServer) -> None:
+def test_the_default_and_another_quantization(look: Callable[..., Selection], server: HubServer) -> None:
     assert [part.files for part in look("tiny").parts] == [("tiny-F32.gguf",)]
     parts = ("tiny-F16-00001-of-00002.gguf", "tiny-F16-00002-of-00002.gguf")
     found = look("Tiny", quant="f16")
@@ -159,7 +159,7 @@ def test_the_default_and_another_quantization(look: Callable[..., Found], server
     assert found.missing == 0
 
 
-def test_a_repository_works_as_well(look: Callable[..., Found]) -> None:
+def test_a_repository_works_as_well(look: Callable[..., Selection]) -> None:
     found = look("org/tiny-GGUF", quant="f32")
     assert (found.name, found.model) == ("tiny-GGUF", None)
     assert [part.files for part in found.parts] == [("tiny-F32.gguf",)]
@@ -177,19 +177,19 @@ def test_a_repository_works_as_well(look: Callable[..., Found]) -> None:
     ],
 )
 def test_a_revision(
-    look: Callable[..., Found], server: HubServer, name: str, options: dict[str, str]
+    look: Callable[..., Selection], server: HubServer, name: str, options: dict[str, str]
 ) -> None:
     (part,) = look(name, **options).parts
     assert part.repository.commit == server.repos["org/tiny-GGUF"].tags["v1"]
     assert part.revision == "v1"
 
 
-def test_weights_of_the_catalog_bring_their_gguf(look: Callable[..., Found]) -> None:
+def test_weights_of_the_catalog_bring_their_gguf(look: Callable[..., Selection]) -> None:
     found = look("org/tiny")
     assert [(part.role, part.repository.name) for part in found.parts] == [("base", "org/tiny-GGUF")]
 
 
-def test_weights_and_a_base_of_another_repository(look: Callable[..., Found]) -> None:
+def test_weights_and_a_base_of_another_repository(look: Callable[..., Selection]) -> None:
     found = look("org/tiny", base="org/tiny-GGUF@v1", quant="f32")
     assert [(part.role, part.repository.name, part.revision) for part in found.parts] == [
         ("base", "org/tiny-GGUF", "v1"),
@@ -197,19 +197,19 @@ def test_weights_and_a_base_of_another_repository(look: Callable[..., Found]) ->
     ]
 
 
-def test_weights_and_a_base_that_is_here(look: Callable[..., Found], llama_gguf: Path) -> None:
+def test_weights_and_a_base_that_is_here(look: Callable[..., Selection], llama_gguf: Path) -> None:
     found = look("org/tiny", base=llama_gguf)
     assert [part.role for part in found.parts] == ["weights"]
     assert found.fetch().base == llama_gguf
 
 
 def test_a_base_that_is_named_is_used_for_another_engine_too(
-    look: Callable[..., Found], llama_gguf: Path
+    look: Callable[..., Selection], llama_gguf: Path
 ) -> None:
     assert look("org/tiny", base=llama_gguf, deployed=False).fetch().base == llama_gguf
 
 
-def test_weights_that_are_here_and_a_base_of_the_hub(look: Callable[..., Found], weights: Path) -> None:
+def test_weights_that_are_here_and_a_base_of_the_hub(look: Callable[..., Selection], weights: Path) -> None:
     resolved = look(weights, base="org/tiny-GGUF", quant="f32").fetch()
     assert resolved.model == weights
     assert resolved.base is not None
@@ -218,7 +218,7 @@ def test_weights_that_are_here_and_a_base_of_the_hub(look: Callable[..., Found],
     assert resolved.provenance.keys() == {"hub", "base"}
 
 
-def test_a_graph_needs_weights_and_tokenizer_alone(look: Callable[..., Found]) -> None:
+def test_a_graph_needs_weights_and_tokenizer_alone(look: Callable[..., Selection]) -> None:
     found = look("tiny", deployed=False, graph=True)
     (part,) = found.parts
     assert part.role == "weights"
@@ -233,7 +233,7 @@ def test_a_graph_needs_weights_and_tokenizer_alone(look: Callable[..., Found]) -
 
 
 def test_a_path_wins_where_it_exists(
-    look: Callable[..., Found], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: HubServer
+    look: Callable[..., Selection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: HubServer
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
@@ -245,7 +245,7 @@ def test_a_path_wins_where_it_exists(
 
 
 def test_a_bundle_is_no_model(
-    look: Callable[..., Found], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    look: Callable[..., Selection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`export tiny` leaves ./tiny behind; once more it means the same."""
     monkeypatch.chdir(tmp_path)
@@ -263,7 +263,7 @@ def test_a_path_needs_no_catalog(llama_gguf: Path, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("name", ["/no/such", "./no/such", "no.gguf", "a/b/c", "~/model", "..\\model"])
 def test_what_looks_like_a_path_is_none_of_the_hubs(
-    look: Callable[..., Found], server: HubServer, name: str
+    look: Callable[..., Selection], server: HubServer, name: str
 ) -> None:
     assert look(name).fetch().model == Path(name)  # the export says that it does not exist
     assert server.requests == []
@@ -298,7 +298,7 @@ def test_what_looks_like_a_path_is_none_of_the_hubs(
     ],
 )
 def test_refusals(
-    look: Callable[..., Found],
+    look: Callable[..., Selection],
     server: HubServer,
     name: str,
     options: dict[str, str],
@@ -320,13 +320,13 @@ def test_refusals(
     ],
 )
 def test_options_that_a_path_has_no_use_for(
-    look: Callable[..., Found], llama_gguf: Path, options: dict[str, str], match: str
+    look: Callable[..., Selection], llama_gguf: Path, options: dict[str, str], match: str
 ) -> None:
     with pytest.raises(ExportError, match=match):
         look(llama_gguf, **options)
 
 
-def test_a_directory_has_no_factors_of_a_gguf(look: Callable[..., Found], weights: Path) -> None:
+def test_a_directory_has_no_factors_of_a_gguf(look: Callable[..., Selection], weights: Path) -> None:
     with pytest.raises(ExportError, match="is a directory of weights: pass the GGUF file as MODEL"):
         look(weights, factors_from="gguf")
 

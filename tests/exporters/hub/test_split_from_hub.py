@@ -12,14 +12,14 @@ import models
 import pytest
 
 from tinylora_edge import Bundle
-from tinylora_edge.exporters import Resolved, Settings, export_gguf, export_part, merge, resolve
+from tinylora_edge.exporters import ResolvedModel, Settings, export_gguf, export_part, merge, resolve
 from tinylora_edge.exporters.hub.cache import Hub
 
 SETTINGS = Settings(groups=2)
 
 
 @pytest.fixture
-def found(llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolved]:
+def found(llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ResolvedModel]:
     """The small Llama in parts, as it comes from a hub."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -32,7 +32,7 @@ def found(llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield resolve("org/tiny-GGUF", hub=Hub(endpoint=server.url, cache=tmp_path / "cache"), catalog={})
 
 
-def test_all_parts_make_one_bundle(found: Resolved, llama_gguf: Path, tmp_path: Path) -> None:
+def test_all_parts_make_one_bundle(found: ResolvedModel, llama_gguf: Path, tmp_path: Path) -> None:
     whole = export_gguf(llama_gguf, tmp_path / "whole", settings=SETTINGS)
     report = export_gguf(found.model, tmp_path / "b", settings=SETTINGS, provenance=found.provenance)
     assert report.basis.digest == whole.basis.digest
@@ -41,7 +41,7 @@ def test_all_parts_make_one_bundle(found: Resolved, llama_gguf: Path, tmp_path: 
     assert len(source["base"]["files"]) == len(list((tmp_path / "b").glob("base-*.gguf"))) > 2
 
 
-def test_a_merged_bundle_says_where_its_files_came_from(found: Resolved, tmp_path: Path) -> None:
+def test_a_merged_bundle_says_where_its_files_came_from(found: ResolvedModel, tmp_path: Path) -> None:
     options = {"settings": SETTINGS, "provenance": found.provenance}
     done = [export_part(found.model, tmp_path / "b", (i, 2), **options).output for i in (1, 2)]
     merge(done, tmp_path / "b")

@@ -185,6 +185,22 @@ def test_a_plain_lora(world: World, tmp_path: Path) -> None:
     assert not list((tmp_path / "lora").glob(".*"))
 
 
+def test_a_plain_lora_of_fused_layers(tmp_path: Path) -> None:
+    """Falcon keeps the rows of q, k and v head by head, and its GGUF all q, then all k, then all v."""
+    model = models.tiny_model("falcon")
+    hf = models.write_hf(model, tmp_path / "hf")
+    settings = Settings(groups=4, targets=("attn_qkv", "ffn_up"))
+    basis = export_gguf(
+        models.write_gguf(model, tmp_path / "f.gguf"), tmp_path / "b", settings=settings
+    ).basis
+    vector = MicroVector.random(basis, 0.5, seed=1)
+    interop.write_lora(basis, vector, tmp_path / "lora", hf)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "lora").eval()
+    with models.merged(model, basis, vector) as personal:
+        expected = logits(personal)
+    np.testing.assert_allclose(logits(loaded), expected, atol=1e-4)
+
+
 class TestRefusals:
     @pytest.fixture
     def checkpoint(self, world: World, tmp_path: Path) -> Path:

@@ -14,7 +14,8 @@ from onnx_models import TOKENS
 
 from tinylora_edge import Bundle, MicroVector, load_basis
 from tinylora_edge.exporters import Settings, export_onnx
-from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.bake import bake
+from tinylora_edge.row_orders import Heads
 
 ARCHITECTURES = ("llama", "qwen2", "phi3")
 SETTINGS = {
@@ -185,7 +186,7 @@ def test_the_original_is_only_read(baked, tmp_path):
     source = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32")
     before = onnx_models.digests(source)
     basis = baked("llama").basis
-    bake(source, basis, tmp_path, heads={"attn_q": 4, "attn_k": 2}.get)
+    bake(source, basis, tmp_path, heads=Heads(4, 2))
     assert onnx_models.digests(source) == before
     copied = tmp_path / "model.onnx.data"
     assert copied.read_bytes() == (source / "model.onnx.data").read_bytes()
@@ -201,7 +202,7 @@ def test_links_are_replaced_by_copies(baked, tmp_path):
     target.mkdir()
     for path in onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32").iterdir():
         (source / path.name).symlink_to(path)
-    bake(source, baked("llama").basis, target, heads={"attn_q": 4, "attn_k": 2}.get)
+    bake(source, baked("llama").basis, target, heads=Heads(4, 2))
     assert not any(path.is_symlink() for path in target.iterdir())
     assert onnx_models.logits(onnx_models.session(target), [TOKENS]).shape == (1, len(TOKENS), 260)
 

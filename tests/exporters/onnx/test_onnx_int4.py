@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import Basis, MicroVector, load_basis
-from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.bake import bake
+from tinylora_edge.row_orders import Heads
 
 KINDS = {
     "qkv_proj": ("attn_q", "attn_k", "attn_v"),
@@ -203,7 +204,7 @@ def test_the_side_path_is_the_merged_model(
     baked, work = tmp_path / "baked", tmp_path / "work"
     baked.mkdir()
     work.mkdir()
-    bake(graph, basis, baked, heads=HEADS.get)
+    bake(graph, basis, baked, heads=Heads(9, 3))
     for name in ("model.onnx.data", "genai_config.json"):
         shutil.copyfile(graph / name, work / name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_models
@@ -12,9 +14,10 @@ from onnx_toy import STYLES, Writer, basis_of, compute, fused, random_weights, s
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError
-from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.exporters.onnx.match import match
 from tinylora_edge.exporters.onnx.model import OnnxModel
+from tinylora_edge.row_orders import Heads
 
 WEIGHTS = random_weights()
 X = np.random.default_rng(1).standard_normal((3, 5, onnx_toy.HIDDEN)).astype(np.float32) / 4
@@ -64,6 +67,22 @@ def test_graphs_of_every_writer(style, u, modules, bias, tmp_path):
     v = np.random.default_rng(2).standard_normal((1, basis.size)).astype(np.float32)
     expected = compute(merged(basis, v), X, bias)
     assert np.abs(expected - base).max() > 0.1
+    assert np.abs(run(ours, v) - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+def test_fused_layers_of_another_row_order(tmp_path):
+    """As Falcon's: q, k and v lie head by head in the graph; in the GGUF all q, then all k, then all v."""
+    numbers = np.arange(128).reshape(2, 4, 16)  # heads of k; two queries, k, v; rows of a head
+    order = np.concatenate([numbers[:, :2].reshape(-1), numbers[:, 2].reshape(-1), numbers[:, 3].reshape(-1)])
+    stacked = {name: w[order] if "qkv" in name else w for name, w in fused(WEIGHTS).items()}
+    basis = basis_of(stacked)
+    ours = baked(Writer(WEIGHTS, "packed").model(), basis, tmp_path, heads=Heads(queries=4, keys=2))
+    in_graph = tuple(
+        b[np.argsort(order)] if "qkv" in module else b
+        for module, b in zip(basis.modules, basis.b, strict=True)
+    )
+    v = np.random.default_rng(2).standard_normal((1, basis.size)).astype(np.float32)
+    expected = compute(merged(replace(basis, b=in_graph), v), X)
     assert np.abs(run(ours, v) - expected).max() <= 2e-5 * np.abs(expected).max()
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from tinylora_edge import load_basis
-from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.bake import bake
 basis = load_basis(sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 bake(sys.argv[1], basis, sys.argv[3])

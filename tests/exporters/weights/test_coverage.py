@@ -17,8 +17,8 @@ from tinylora_edge import (
     UnsupportedModelError,
     UntestedArchitectureWarning,
 )
-from tinylora_edge.architectures import DIRECT
 from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters.weights.coverage import DIRECT
 
 SETTINGS = Settings(groups=2)
 PROMPT = list(b"one two three")

@@ -17,7 +17,8 @@ import onnxruntime as ort
 import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, load_basis
-from tinylora_edge.exporters.onnx.export import bake
+from tinylora_edge.exporters.onnx.bake import bake
+from tinylora_edge.row_orders import Heads
 from tinylora_edge.runtime.onnx.bundle import OnnxBundle
 from tinylora_edge.runtime.onnx.fingerprint import weights_fingerprint
 
@@ -175,7 +176,7 @@ def test_weights_in_typed_fields_are_not_listed(copy: Path, tmp_path: Path) -> N
     (typed / "model.onnx.data").unlink()
     onnx.save(model, typed / "model.onnx")
     basis = load_basis(copy / "basis.gguf")
-    made = bake(typed, basis, output, heads={"attn_q": 4, "attn_k": 2}.get)
+    made = bake(typed, basis, output, heads=Heads(4, 2))
     assert made.fingerprint == basis.base_fingerprints[-1]  # the same bytes, wherever they are kept
     shutil.copy(copy / "basis.gguf", output.parent)
     assert KEY not in metadata(output.parent)

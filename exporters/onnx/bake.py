@@ -1,0 +1,182 @@
+"""Baking: an ONNX graph and a basis become a graph with the basis in it, and the vector as an input.
+
+Modules are matched to nodes, the graph's weights are compared with the factors, the side path is added, and a
+new directory is written; the original is never changed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from ..._system import atomic_write, sync_directory
+from ...basis import Basis
+from ...errors import ExportError
+from ...formats.onnx_adapter import to_adapter
+from ...formats.onnx_graph import DEFAULT, GENAI_NAME, MODEL_NAME, REQUIRED, MetadataKey
+from ...row_orders import Heads
+from ...vector import MicroVector
+from .align import align
+from .match import Site, match
+from .model import OnnxModel, copy_folder, find_model, nbytes
+from .side_path import add_side_path, refuse_baked
+from .weights import Weight, fingerprint
+
+ADAPTER_NAME = "zeros.onnx_adapter"
+FLAVOURS = (DEFAULT, REQUIRED)
+
+
+@dataclass(frozen=True)
+class BakeReport:
+    """The outcome of baking a graph.
+
+    Attributes:
+        model: the model file that was written.
+        fingerprint: of the base graph.
+        nodes: of the base graph.
+        added: nodes of the side path.
+        sites: nodes that it extends.
+        agreement: worst distance between the factors and the graph's weights.
+        flavour: `default` or `required`.
+    """
+
+    model: Path
+    fingerprint: str
+    nodes: int
+    added: int
+    sites: int
+    agreement: float
+    flavour: str
+
+
+def bake(
+    graph: str | PathLike[str],
+    basis: Basis,
+    output: str | PathLike[str],
+    *,
+    flavour: str = DEFAULT,
+    heads: Heads = Heads(),  # noqa: B008 - immutable
+    move: bool = False,
+) -> BakeReport:
+    """Write a copy of an ONNX model with a basis in it.
+
+    External data is copied, never loaded; the peak of memory is the graph without its data, the factors, and
+    one weight that is looked at.
+
+    Args:
+        graph: a directory with `model.onnx`, or the model file. Only read.
+        basis: what goes in.
+        output: an existing, empty directory.
+        flavour: `default`: the input `tinylora_v` is zeros unless it is fed; `required`: it has to be fed.
+        heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.
+        move: take the external data from the graph's directory instead of copying it.
+
+    Raises:
+        MissingExtraError: the onnx package is not installed.
+        ExportError: the graph or its data is missing or damaged, or was baked already.
+        UnsupportedModelError: a module has no node, or one that cannot be extended.
+        BaseMismatchError: the graph's weights are not those of the basis.
+    """
+    if flavour not in FLAVOURS:
+        raise ExportError(f"unknown flavour {flavour!r} of the input: choose one of {', '.join(FLAVOURS)}")
+    output = Path(output)
+    model = OnnxModel(find_model(Path(graph)))
+    refuse_baked(model)
+    if MODEL_NAME in model.data_files:
+        raise ExportError(f"{model.path} keeps its data in a file called {MODEL_NAME}: rename one of the two")
+    genai = _genai_config(model.folder)
+    nodes = len(model.graph.node)
+    sites = match(model, basis)
+    ordered, agreement = align(model, basis, sites, heads)
+    weights = _weights_by_module(basis, sites)
+    mark = fingerprint(model, basis.architecture, weights)
+    added = add_side_path(model, basis, sites, ordered, flavour)
+    _describe(model, basis, mark, weights, flavour)
+    report = BakeReport(output / MODEL_NAME, mark, nodes, added, len(sites), agreement, flavour)
+    model.save(output / MODEL_NAME)
+    copy_folder(model.folder, output, without={model.path, *model.data_files.values()})
+    if genai is not None:
+        (output / GENAI_NAME).write_bytes(genai)
+    with atomic_write(output / ADAPTER_NAME) as file:
+        file.write(to_adapter(MicroVector.zeros(basis), basis))
+    model.copy_data(output, move=move)
+    sync_directory(output)
+    return report
+
+
+def _weights_by_module(basis: Basis, sites: list[Site]) -> list[tuple[str, list[Weight]]]:
+    homes: dict[str, list[tuple[int, Weight]]] = {module: [] for module in basis.modules}
+    for site in sites:
+        for part in site.parts:
+            homes[part.module].append((part.row, site.linear.weight))
+    return [
+        (module, [weight for _, weight in sorted(several, key=lambda pair: pair[0])])
+        for module, several in homes.items()
+    ]
+
+
+def _weights_entry(weights: list[tuple[str, list[Weight]]]) -> str | None:
+    """What a fingerprint covers, for a device that computes it again: JSON, an entry a module in order.
+
+    An entry has, for each node that computes the module, `k`, `n` and its `tensors`, each [initializer,
+    ONNX element type, bytes]. None where a weight is kept in typed fields of the protocol buffer, whose
+    bytes cannot be read without the onnx package.
+    """
+    entries = []
+    for _, several in weights:
+        nodes = []
+        for weight in several:
+            n_out, n_in = weight.shape
+            tensors = weight.mark()
+            if any(t.data_location != t.EXTERNAL and not t.HasField("raw_data") for t in tensors):
+                return None
+            listed = [[t.name, t.data_type, nbytes(t)] for t in tensors]
+            nodes.append({"k": n_in, "n": n_out, "tensors": listed})
+        entries.append(nodes)
+    return json.dumps(entries, separators=(",", ":"))
+
+
+def _describe(
+    model: OnnxModel, basis: Basis, mark: str, weights: list[tuple[str, list[Weight]]], flavour: str
+) -> None:
+    """Put the basis, but for its factors, into the model's metadata."""
+    values = {
+        MetadataKey.VERSION: "1",
+        MetadataKey.DIGEST: basis.digest,
+        MetadataKey.FINGERPRINT: mark,
+        MetadataKey.ARCHITECTURE: basis.architecture,
+        MetadataKey.RANK: str(basis.rank),
+        MetadataKey.U: str(basis.u),
+        MetadataKey.GROUPS: str(basis.groups),
+        MetadataKey.SEED: str(basis.seed),
+        MetadataKey.PROJECTION: basis.projection,
+        MetadataKey.FACTORIZATION: basis.factorization,
+        MetadataKey.TYING: basis.scheme,
+        MetadataKey.TYING_GROUPS: json.dumps(basis.tying.tolist()),
+        MetadataKey.MODULES: json.dumps(list(basis.modules)),
+        MetadataKey.FLAVOUR: flavour,
+    }
+    if (listed := _weights_entry(weights)) is not None:
+        values[MetadataKey.WEIGHTS] = listed
+    for key, value in values.items():
+        entry = model.proto.metadata_props.add()
+        entry.key, entry.value = key.value, value
+
+
+def _genai_config(folder: Path) -> bytes | None:
+    """onnxruntime-genai's configuration, naming the model file that a bundle has; None where there is none.
+
+    Raises:
+        ExportError: it is damaged.
+    """
+    path = folder / GENAI_NAME
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        config["model"]["decoder"]["filename"] = MODEL_NAME
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{path} is damaged: {error!r}. Build the graph again") from None
+    return json.dumps(config, indent=4).encode()
