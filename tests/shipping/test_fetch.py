@@ -31,6 +31,12 @@ def answer(body: bytes, *headers: str, status: str = "200 OK", length: int | Non
     return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
 
 
+def sent(request: bytes) -> dict[str, str]:
+    """Headers of a request, by their names in lower case."""
+    lines = request.decode().split("\r\n")[1:]
+    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name}
+
+
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     monkeypatch.setattr(module, "_BACKOFF_S", 0.01)
@@ -69,13 +75,25 @@ class TestHonest:
         with servers.answering(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks) as (url, _):
             assert fetch(url, BASIS).data == body
 
-    def test_redirects_are_followed_without_the_credentials_for_another_host(self):
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+    def test_redirects_to_another_origin_go_without_the_caller_s_headers(self, host):
+        """Whatever they are called, they were meant for the first server; another port is another origin."""
+        secrets = {"Authorization": "Bearer t", "X-Api-Key": "t", "Cookie": "id=t", "user-agent": "t"}
         with servers.answering(answer(frame(1))) as (there, asked):
-            moved = answer(b"", f"Location: {there.replace('127.0.0.1', 'localhost')}/x", status="302 Found")
+            moved = answer(b"", f"Location: {there.replace('127.0.0.1', host)}/x", status="302 Found")
             with servers.answering(moved) as (url, first):
-                assert fetch(url, BASIS, headers={"Authorization": "Bearer t"}).data == frame(1)
-        assert b"Bearer t" in first[0]
-        assert b"Bearer" not in asked[0]
+                assert fetch(url, BASIS, etag='"old"', headers=secrets).data == frame(1)
+        assert sent(first[0]).items() >= {name.lower(): value for name, value in secrets.items()}.items()
+        found = sent(asked[0])
+        assert found.keys() == {"host", "connection", "user-agent", "accept-encoding", "if-none-match"}
+        assert found["user-agent"].startswith("tinylora-edge/")
+        assert found["if-none-match"] == '"old"', "the ETag is that server's own"
+
+    def test_redirects_within_an_origin_keep_the_caller_s_headers(self):
+        moved = answer(b"", "Location: /x", status="302 Found")
+        with servers.answering(moved, answer(frame(1))) as (url, asked):
+            assert fetch(url, BASIS, headers={"X-Api-Key": "t"}).data == frame(1)
+        assert [sent(request)["x-api-key"] for request in asked] == ["t", "t"]
 
     @pytest.mark.parametrize(
         "url", ["ftp://host/v", "file:///etc", "host/v", "http://", "https://h/v?x=1", "//h", "http://[::1/v"]

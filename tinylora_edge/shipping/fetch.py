@@ -73,7 +73,8 @@ def fetch(
 
     The rules:
 
-    1. Only http and https are followed, at most 5 redirects, and never from https to http.
+    1. Only http and https are followed, at most 5 redirects, and never from https to http. What is passed in
+       `headers` goes to the origin of `url` (scheme, host and port) alone.
     2. At most the longest frame of the basis is read, whatever the server announces or sends.
     3. A body shorter than announced, a broken connection, silence for `idle` seconds and the statuses 408,
        425, 429 and 5xx are tried again, after 1, 2, 4, ... seconds of random extent or what the server's
@@ -90,7 +91,7 @@ def fetch(
         deadline: seconds that all attempts may take together.
         idle: seconds to wait for a connection or the next byte.
         attempts: how often to ask at most.
-        headers: to send besides, such as Authorization.
+        headers: to send besides, such as Authorization; a redirect to another origin goes without them.
 
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this basis.
@@ -137,12 +138,11 @@ def _ask(
     address: str, limit: int, etag: str | None, headers: dict[str, str], end: float, idle: float
 ) -> tuple[bytes | None, str | None]:
     """Ask once. Raises `_AgainError` where another attempt may help, and TransferError where it will not."""
-    sent = {"User-Agent": f"tinylora-edge/{__version__}", "Accept-Encoding": "identity", **headers}
-    if etag is not None:
-        sent["If-None-Match"] = etag
-    opener = _opener(end, idle)
+    own = {"User-Agent": f"tinylora-edge/{__version__}", "Accept-Encoding": "identity"}
+    asked = {} if etag is None else {"If-None-Match": etag}
+    request = urllib.request.Request(address, headers=own | headers | asked)
     try:
-        with opener.open(urllib.request.Request(address, headers=sent), timeout=idle) as answer:
+        with _opener(end, idle, own | asked).open(request, timeout=idle) as answer:
             return _read(answer, address, limit)
     except urllib.error.HTTPError as error:
         with error:
@@ -205,8 +205,8 @@ def _retry_after(headers: Message) -> float:
     return float(value) if value.isdecimal() and len(value) < 6 else 0.0
 
 
-def _opener(end: float, idle: float) -> urllib.request.OpenerDirector:
-    """An opener for http and https alone, whose sockets know the deadline."""
+def _opener(end: float, idle: float, own: dict[str, str]) -> urllib.request.OpenerDirector:
+    """An opener for http and https alone, whose sockets know the deadline; `own` headers go everywhere."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -215,7 +215,7 @@ def _opener(end: float, idle: float) -> urllib.request.OpenerDirector:
         _Https(end, idle),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _Redirects(),
+        _Redirects(own),
     ):
         opener.add_handler(handler)
     return opener
@@ -224,6 +224,10 @@ def _opener(end: float, idle: float) -> urllib.request.OpenerDirector:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = _MAX_REDIRECTS
     max_repeats = 2
+
+    def __init__(self, own: dict[str, str]) -> None:
+        super().__init__()
+        self._own = own
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -234,9 +238,17 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"{req.full_url}: the server redirects to {newurl[:80]!r}, which is not followed"
             )
         made = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if made is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
-            made.remove_header("Authorization")  # it was meant for the first server
+        if made is not None and _origin(newurl) != _origin(req.full_url):
+            # A caller's headers were meant for the first server; tokens have many names.
+            made.headers.clear()
+            for name, value in self._own.items():
+                made.add_header(name, value)
         return made
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 class _Http(urllib.request.HTTPHandler):
