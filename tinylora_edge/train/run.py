@@ -29,7 +29,7 @@ from .batches import Answers, Batches, Sampled
 from .grpo import Loss
 from .learner import Learner
 from .model import load_model
-from .output import metrics_file, write_result
+from .output import metrics_file, run_folder, write_result
 from .rollouts import HFRollouts, LlamaRollouts, Rollouts
 from .trainer import Report, Result, Settings, Trainer
 
@@ -120,7 +120,8 @@ def train(
 
     Writes `output` (the frame), `output`.json (task, digest, settings, curve, held-out figures) and, while
     it runs, the directory `output`.run with `checkpoint.npz`, `metrics.jsonl` and TensorBoard events.
-    SIGINT ends the run after the step at hand with its state saved; a second one ends it at once.
+    SIGINT ends the run after the step at hand with its state saved; a second one ends it at once. A run that
+    is refused leaves no file.
 
     Args:
         bundle: of the base that is deployed.
@@ -140,9 +141,8 @@ def train(
     output = Path(output)
     if output.exists():
         raise TrainError(f"{output} exists already: choose another output, or remove it first")
-    folder = output.with_name(f"{output.name}.run")
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        folder = stack.enter_context(run_folder(output))
         engines = _Engines(bundle, task, options, folder, stack)
         trainer = engines.trainer(folder / "checkpoint.npz")
         if resume:
@@ -249,9 +249,9 @@ class _Engines:
         if not self.options.bf16_copy:
             return LlamaRollouts(self.deployed_batch)
         copy = folder / "rollout-bf16.gguf"
+        stack.callback(copy.unlink, missing_ok=True)
         if not copy.exists():
             requantize(base, copy)
-        stack.callback(copy.unlink, missing_ok=True)
         # Not through `load`: the copy is ours, and no basis lists it.
         llm = TinyLoraLlama(str(copy), basis=self.basis, n_ctx=64, n_threads=self.threads, verbose=False)
         return LlamaRollouts(stack.enter_context(self._batch(stack.enter_context(closing(llm)))))

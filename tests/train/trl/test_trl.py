@@ -239,6 +239,7 @@ def test_a_reward_that_fails_is_told_with_its_sample(tiny: Path, options: Option
     task = replace(trl_worker.letters_task(), reward=broken)
     with pytest.raises(TrainError, match=r"train sample \d+ .*ZeroDivisionError"):
         train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=options)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ...runtime.llama.batch import batch_for, cores
 from ...tasks import Task
 from ...vector import MicroVector
 from ..model import default_dtype, load_model
-from ..output import metrics_file, write_result
+from ..output import metrics_file, run_folder, write_result
 from ..run import Options, Outcome
 from ..trainer import Report
 
@@ -115,7 +115,7 @@ def train_trl(
     with ExitStack() as stack:
         write: Report | None = None
         if lead:
-            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run_folder(output, checkpoints.name))
             done = int(last.name.rpartition("-")[2]) if last else 0
             write = stack.enter_context(metrics_file(folder, done, report))
         watch = Watch(wrapped, options.settings, folder / "validation.json", write, resume=resume)
