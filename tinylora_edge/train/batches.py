@@ -116,7 +116,7 @@ class Sampled:
         ]
 
 
-class Answers:
+class GivenAnswers:
     """SFT: cross-entropy on the given answers, the paper's comparison.
 
     With advantage 1 and no importance weights, the gradient of GRPO's loss is that of cross-entropy.

@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._system import atomic_write
 from .._version import __version__
 from ..basis import Basis
+from ..runtime.tuning.settings import Report
 from ..tasks import Task
 from ..vector import MicroVector
-from .trainer import Report
-
-if TYPE_CHECKING:
-    from .run import Options, Outcome
+from .options import Options, Outcome
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import TrainError
+from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
 from ..vector import MicroVector
 from .batches import Batches, Sampled
 from .checkpoint import State, load, save
 from .learner import Group, Learner
-
-Report = Callable[[dict[str, Any]], None]
-"""Called with the metrics of every step, and with events such as a back-off."""
 
 _BETAS = 0.9, 0.99
 _CLIP_WINDOW = 10

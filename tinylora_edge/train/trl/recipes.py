@@ -29,7 +29,7 @@ import torch
 from ...errors import TinyLoraError, TrainError
 from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
-from ..run import Options
+from ..options import Options
 from ..trainer import Settings
 
 _TASK = ("reward", "max_tokens", "temperature", "held_out")

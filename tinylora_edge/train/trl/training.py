@@ -25,12 +25,12 @@ from ...errors import MissingExtraError, TrainError
 from ...formats.bundle import Bundle
 from ...runtime.evaluation import Evaluation, evaluate
 from ...runtime.llama.batch import batch_for, cores
+from ...runtime.tuning.settings import Report
 from ...tasks import Task
 from ...vector import MicroVector
 from ..model import default_dtype, load_model
+from ..options import Options, Outcome
 from ..output import metrics_file, run_folder, write_result
-from ..run import Options, Outcome
-from ..trainer import Report
 
 try:
     import accelerate

@@ -13,9 +13,10 @@ import transformers
 
 from ..._system import atomic_write
 from ...errors import TrainError
+from ...runtime.tuning.settings import Report
 from ...tasks import Task
 from ...vector import MicroVector
-from ..trainer import Report, Result, Settings
+from ..trainer import Result, Settings
 from .peft_tinylora import vector_of
 
 _NAMES = {
