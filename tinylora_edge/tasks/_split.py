@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from ..errors import TrainError
-from ._task import Sample
+from .task import Sample
 
 HELD_OUT_SHARE = 0.2  # of the distinct prompts, where a file does not say which are held out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._guards import words
+from .guards import words
 
 _LOWEST_SHARE = 0.2  # running text of these languages has 0.3 to 0.6
 _HIGHEST_SHARE = 0.8  # above, it is a list of small words, not a text
