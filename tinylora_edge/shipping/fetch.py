@@ -37,7 +37,7 @@ _MAX_BACKOFF_S = 60.0
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a server had.
+    """The answer of a server.
 
     Attributes:
         data: the bytes, unchecked; None where nothing changed since the ETag that was passed.
@@ -222,6 +222,8 @@ def _opener(end: float, idle: float, own: dict[str, str]) -> urllib.request.Open
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Redirects that are followed: see the rules of `fetch`."""
+
     max_redirections = _MAX_REDIRECTS
     max_repeats = 2
 
@@ -252,6 +254,8 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 class _Http(urllib.request.HTTPHandler):
+    """Connections over http that know the deadline."""
+
     def __init__(self, end: float, idle: float) -> None:
         super().__init__()
         self._timed = end, idle
@@ -261,6 +265,8 @@ class _Http(urllib.request.HTTPHandler):
 
 
 class _Https(urllib.request.HTTPSHandler):
+    """Connections over https that know the deadline."""
+
     def __init__(self, end: float, idle: float) -> None:
         super().__init__()
         self._timed = end, idle
@@ -272,15 +278,15 @@ class _Https(urllib.request.HTTPSHandler):
 def _connector(kind: type[http.client.HTTPConnection], end: float, idle: float) -> Any:
     """Return a class of connections whose reads end with the deadline, however slowly bytes come."""
 
-    class Timed(kind):  # type: ignore[valid-type, misc]
+    class DeadlineConnection(kind):  # type: ignore[valid-type, misc]
         sock: Any
 
         def connect(self) -> None:
             self.timeout = _left(end, idle)
             super().connect()
-            self.sock = _Deadline(self.sock, lambda: _left(end, idle))
+            self.sock = _DeadlineSocket(self.sock, lambda: _left(end, idle))
 
-    return Timed
+    return DeadlineConnection
 
 
 def _left(end: float, idle: float) -> float:
@@ -290,20 +296,22 @@ def _left(end: float, idle: float) -> float:
     return min(left, idle)
 
 
-class _Deadline:
+class _DeadlineSocket:
     """A socket whose every read waits no longer than what is left."""
 
     def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:
         self._sock, self._time_left = sock, left
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._sock, self._time_left))
+        return io.BufferedReader(_DeadlineReader(self._sock, self._time_left))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
 
-class _Reader(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
+    """The bytes of a socket, each read limited as in `_DeadlineSocket`."""
+
     def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:
         super().__init__()
         self._sock, self._time_left = sock, left
