@@ -1,4 +1,4 @@
-"""`fetch`: the newest published vector of a stream, over HTTP, from a server that is not trusted.
+"""The device's end: `fetch` brings the newest vector of a stream from a server that is not trusted.
 
 The standard library alone, since this runs on devices. Whatever the server or the link does, a fetch ends
 within its deadline, reads at most one frame and what announces it, and returns bytes that are still to be
@@ -279,6 +279,8 @@ def _connector(kind: type[http.client.HTTPConnection], end: float, idle: float) 
     """Return a class of connections whose reads end with the deadline, however slowly bytes come."""
 
     class DeadlineConnection(kind):  # type: ignore[valid-type, misc]
+        """A connection whose socket is a `_DeadlineSocket`."""
+
         sock: Any
 
         def connect(self) -> None:

@@ -1,4 +1,4 @@
-"""`publish`: frames into the static layout that devices fetch from."""
+"""The sender's end: `publish` puts a frame into the static layout that devices fetch from."""
 
 from __future__ import annotations
 

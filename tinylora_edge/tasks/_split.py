@@ -1,4 +1,4 @@
-"""Held out or not: decided by the prompt alone, so that equal prompts always land on the same side."""
+"""The split into held out or not: the prompt alone decides, so equal prompts land on the same side."""
 
 from __future__ import annotations
 

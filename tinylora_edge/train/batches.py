@@ -1,4 +1,4 @@
-"""Where a step's groups come from: sampled and rewarded (GRPO), or given answers (SFT)."""
+"""The groups of a step: sampled and rewarded (GRPO), or answers that are given (SFT)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Decode = Callable[[NDArray[np.int32]], str]
 
 
 class Batches(Protocol):
-    """Gives the groups of a step."""
+    """A source of the groups of a step."""
 
     loss: Loss
 

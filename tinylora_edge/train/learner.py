@@ -78,7 +78,7 @@ class Gradient:
 
 
 class Learner:
-    """Computes with a transformers model whose layers carry an adapter.
+    """The gradient of v, computed with a transformers model whose layers carry an adapter.
 
     Args:
         model: causal language model, in evaluation mode.
@@ -218,7 +218,7 @@ class Learner:
 
 
 class ChosenLogprobs(torch.autograd.Function):
-    """log softmax(h W^T / temperature) at one token a row, differentiable in h.
+    """The log-probability log softmax(h W^T / temperature) of one token a row, differentiable in h.
 
     Shapes: h [rows, hidden], W [vocabulary, hidden], tokens int64 [rows] -> [rows], float32 or wider.
     """

@@ -1,4 +1,4 @@
-"""What a training run is made with, and what it makes: the same for every engine that trains."""
+"""The options and the outcome of a training run: the same for every engine that trains."""
 
 from __future__ import annotations
 

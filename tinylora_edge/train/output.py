@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and what it takes of the machine: the same for every engine that trains."""
+"""The files of a run: its folder, metrics, manifest and frame, the same for every engine that trains."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Rollout:
 
 
 class Rollouts(Protocol):
-    """Draws completions."""
+    """An engine that draws completions."""
 
     def draw(
         self,
@@ -64,7 +64,7 @@ class Drawn(Protocol):
 
 
 class TokenBatch(Protocol):
-    """Continues many prompts at once under a vector: what `LlamaRollouts` needs of llama.cpp's `Batch`."""
+    """A batch that continues many prompts under a vector: what `LlamaRollouts` needs of llama.cpp's."""
 
     def swap(self, vector: MicroVector | None) -> None:
         """Use another vector from now on; None for the base alone."""

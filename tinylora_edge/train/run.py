@@ -99,7 +99,7 @@ def train(
 
 
 class _Engines:
-    """Everything that a run computes with, opened in order and closed in reverse."""
+    """The engines that a run computes with, opened in order and closed in reverse."""
 
     def __init__(
         self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack

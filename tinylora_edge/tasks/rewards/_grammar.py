@@ -48,6 +48,8 @@ def parse(
 
 
 class _Parser:
+    """The parser of one expression: a method a rule of the grammar."""
+
     def __init__(
         self,
         text: str,

@@ -1,4 +1,4 @@
-"""Which language a text is in, guessed from its most frequent small words. Crude, and said to be."""
+"""The language that a text is in, guessed from its most frequent small words. It is crude, and said to be."""
 
 from __future__ import annotations
 

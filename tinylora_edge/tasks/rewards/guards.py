@@ -1,4 +1,4 @@
-"""What every built-in reward refuses: answers that say nothing, echo their prompt, or run in circles.
+"""The guards of every built-in reward, against answers that say nothing, echo their prompt or run in circles.
 
 A reward is an invitation, and a policy that is trained on it takes the cheapest way in. The ways in that
 are common to all rewards are closed here, once; each reward's docstring says which of them it uses.

@@ -38,7 +38,7 @@ _KEYS = ("task", *_TASK, "step_sizes", "options", "grpo", "vllm")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a run.
+    """The settings of a run through TRL.
 
     Attributes:
         task: what `load_task` takes.

@@ -1,4 +1,4 @@
-"""The same task, reward and basis through TRL's `GRPOTrainer`, on as many processes as accelerate starts.
+"""Training of the same task and basis by TRL's `GRPOTrainer`, on as many processes as accelerate starts.
 
     accelerate launch -m tinylora_edge.train.trl BUNDLE -o FILE --recipe recipes/gsm8k-qwen2.5-7b.toml
 

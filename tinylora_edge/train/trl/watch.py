@@ -1,4 +1,4 @@
-"""What a run through TRL keeps an eye on: validation, metrics, and steps without signal."""
+"""The watch on a run through TRL: validation, metrics, and steps without signal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAMES = {
 
 
 class Watch(transformers.TrainerCallback):
-    """Keeps the best vector by validation and the metrics; holds v still where a step has no signal.
+    """A callback that keeps the best vector and the metrics, and holds v still where a step has no signal.
 
     It runs alike in every process: what it decides by is the same everywhere.
 
