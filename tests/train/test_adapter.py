@@ -17,12 +17,11 @@ from tinylora_edge import Basis, MicroVector, TrainError
 from tinylora_edge.exporters import Settings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
-from tinylora_edge.train import logprobs
+from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
 from tinylora_edge.train.layers import factors_for, hf_names
-from tinylora_edge.train.learner import Group, Learner
-from tinylora_edge.train.logprobs import ChosenLogprobs, plain_head
+from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head
 from tinylora_edge.tying import tie
 
 TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
@@ -222,7 +221,7 @@ def test_chosen_logprobs_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(11, 6, dtype=torch.float64, generator=generator)
     tokens = torch.tensor([0, 10, 3, 3, 7])
     for chunk in (1, 22, 1 << 24):  # one row at a time, two, all
-        monkeypatch.setattr(logprobs, "_CHUNK", chunk)
+        monkeypatch.setattr(learning, "_CHUNK", chunk)
         assert torch.autograd.gradcheck(lambda x: ChosenLogprobs.apply(x, weight, tokens, 0.7), (h,))
         found = ChosenLogprobs.apply(h, weight, tokens, 0.7)
         whole = torch.log_softmax(h @ weight.T / 0.7, -1).gather(-1, tokens[:, None])[:, 0]

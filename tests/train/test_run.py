@@ -204,6 +204,39 @@ def test_one_prompt_does_not_validate(
         train(tiny_bundle, letters_task, tmp_path / "v", options=one)
 
 
+@pytest.mark.parametrize(
+    ("task", "chosen", "more"),
+    [
+        ({"train": [Sample("x" * 600)] * 64}, {}, {}),  # passes the context
+        ({"train": [Sample("too few")]}, {"bf16_copy": True}, {}),  # refused after the copy was made
+        ({}, {"weights": "no/such/folder"}, {}),
+        ({}, {}, {"resume": True}),  # from no checkpoint
+        ({"reward": lambda completion, sample: math.nan}, {"bf16_copy": False}, {}),
+    ],
+    ids=["long prompt", "few prompts", "no weights", "no checkpoint", "bad reward"],
+)
+@pytest.mark.parametrize("before", [(), ("old", "old/v.run", "old/v.run/metrics.jsonl")])
+def test_what_is_refused_leaves_nothing(
+    task: dict[str, Any],
+    chosen: dict[str, Any],
+    more: dict[str, Any],
+    before: tuple[str, ...],
+    tiny_bundle: Path,
+    letters_task: Task,
+    options: Options,
+    tmp_path: Path,
+) -> None:
+    if before:
+        (tmp_path / "old/v.run").mkdir(parents=True)
+        (tmp_path / "old/v.run/metrics.jsonl").write_text('{"step": 1}\n')
+    output = tmp_path / "old" / "v"
+    with pytest.raises((TrainError, OSError)):
+        train(tiny_bundle, replace(letters_task, **task), output, options=replace(options, **chosen), **more)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == list(before)
+    if before:
+        assert (tmp_path / "old/v.run/metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
 def test_no_signal_is_said(tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path) -> None:
     dull = replace(letters_task, reward=lambda completion, sample: 1.0)
     quick = replace(options, settings=replace(FAST, steps=20, silence=2))

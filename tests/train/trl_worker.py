@@ -16,8 +16,7 @@ import numpy as np
 
 from tinylora_edge import MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.train import Loss, Options, Settings
-from tinylora_edge.train.run import Outcome
+from tinylora_edge.train import Loss, Options, Outcome, Settings
 from tinylora_edge.train.trl import training as engine
 from tinylora_edge.train.trl.peft_tinylora import vector_of
 

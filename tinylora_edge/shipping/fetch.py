@@ -1,4 +1,4 @@
-"""`fetch`: the newest published vector of a stream, over HTTP, from a server that is not trusted.
+"""The device's end: `fetch` brings the newest vector of a stream from a server that is not trusted.
 
 The standard library alone, since this runs on devices. Whatever the server or the link does, a fetch ends
 within its deadline, reads at most one frame and what announces it, and returns bytes that are still to be
@@ -37,7 +37,7 @@ _MAX_BACKOFF_S = 60.0
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a server had.
+    """The answer of a server.
 
     Attributes:
         data: the bytes, unchecked; None where nothing changed since the ETag that was passed.
@@ -73,7 +73,8 @@ def fetch(
 
     The rules:
 
-    1. Only http and https are followed, at most 5 redirects, and never from https to http.
+    1. Only http and https are followed, at most 5 redirects, and never from https to http. What is passed in
+       `headers` goes to the origin of `url` (scheme, host and port) alone.
     2. At most the longest frame of the basis is read, whatever the server announces or sends.
     3. A body shorter than announced, a broken connection, silence for `idle` seconds and the statuses 408,
        425, 429 and 5xx are tried again, after 1, 2, 4, ... seconds of random extent or what the server's
@@ -90,7 +91,7 @@ def fetch(
         deadline: seconds that all attempts may take together.
         idle: seconds to wait for a connection or the next byte.
         attempts: how often to ask at most.
-        headers: to send besides, such as Authorization.
+        headers: to send besides, such as Authorization; a redirect to another origin goes without them.
 
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this basis.
@@ -137,12 +138,11 @@ def _ask(
     address: str, limit: int, etag: str | None, headers: dict[str, str], end: float, idle: float
 ) -> tuple[bytes | None, str | None]:
     """Ask once. Raises `_AgainError` where another attempt may help, and TransferError where it will not."""
-    sent = {"User-Agent": f"tinylora-edge/{__version__}", "Accept-Encoding": "identity", **headers}
-    if etag is not None:
-        sent["If-None-Match"] = etag
-    opener = _opener(end, idle)
+    own = {"User-Agent": f"tinylora-edge/{__version__}", "Accept-Encoding": "identity"}
+    asked = {} if etag is None else {"If-None-Match": etag}
+    request = urllib.request.Request(address, headers=own | headers | asked)
     try:
-        with opener.open(urllib.request.Request(address, headers=sent), timeout=idle) as answer:
+        with _opener(end, idle, own | asked).open(request, timeout=idle) as answer:
             return _read(answer, address, limit)
     except urllib.error.HTTPError as error:
         with error:
@@ -205,8 +205,8 @@ def _retry_after(headers: Message) -> float:
     return float(value) if value.isdecimal() and len(value) < 6 else 0.0
 
 
-def _opener(end: float, idle: float) -> urllib.request.OpenerDirector:
-    """An opener for http and https alone, whose sockets know the deadline."""
+def _opener(end: float, idle: float, own: dict[str, str]) -> urllib.request.OpenerDirector:
+    """An opener for http and https alone, whose sockets know the deadline; `own` headers go everywhere."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -215,15 +215,21 @@ def _opener(end: float, idle: float) -> urllib.request.OpenerDirector:
         _Https(end, idle),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _Redirects(),
+        _Redirects(own),
     ):
         opener.add_handler(handler)
     return opener
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Redirects that are followed: see the rules of `fetch`."""
+
     max_redirections = _MAX_REDIRECTS
     max_repeats = 2
+
+    def __init__(self, own: dict[str, str]) -> None:
+        super().__init__()
+        self._own = own
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -234,12 +240,22 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"{req.full_url}: the server redirects to {newurl[:80]!r}, which is not followed"
             )
         made = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if made is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
-            made.remove_header("Authorization")  # it was meant for the first server
+        if made is not None and _origin(newurl) != _origin(req.full_url):
+            # A caller's headers were meant for the first server; tokens have many names.
+            made.headers.clear()
+            for name, value in self._own.items():
+                made.add_header(name, value)
         return made
 
 
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
 class _Http(urllib.request.HTTPHandler):
+    """Connections over http that know the deadline."""
+
     def __init__(self, end: float, idle: float) -> None:
         super().__init__()
         self._timed = end, idle
@@ -249,6 +265,8 @@ class _Http(urllib.request.HTTPHandler):
 
 
 class _Https(urllib.request.HTTPSHandler):
+    """Connections over https that know the deadline."""
+
     def __init__(self, end: float, idle: float) -> None:
         super().__init__()
         self._timed = end, idle
@@ -260,15 +278,17 @@ class _Https(urllib.request.HTTPSHandler):
 def _connector(kind: type[http.client.HTTPConnection], end: float, idle: float) -> Any:
     """Return a class of connections whose reads end with the deadline, however slowly bytes come."""
 
-    class Timed(kind):  # type: ignore[valid-type, misc]
+    class DeadlineConnection(kind):  # type: ignore[valid-type, misc]
+        """A connection whose socket is a `_DeadlineSocket`."""
+
         sock: Any
 
         def connect(self) -> None:
             self.timeout = _left(end, idle)
             super().connect()
-            self.sock = _Deadline(self.sock, lambda: _left(end, idle))
+            self.sock = _DeadlineSocket(self.sock, lambda: _left(end, idle))
 
-    return Timed
+    return DeadlineConnection
 
 
 def _left(end: float, idle: float) -> float:
@@ -278,20 +298,22 @@ def _left(end: float, idle: float) -> float:
     return min(left, idle)
 
 
-class _Deadline:
+class _DeadlineSocket:
     """A socket whose every read waits no longer than what is left."""
 
     def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:
         self._sock, self._time_left = sock, left
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._sock, self._time_left))
+        return io.BufferedReader(_DeadlineReader(self._sock, self._time_left))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
 
-class _Reader(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
+    """The bytes of a socket, each read limited as in `_DeadlineSocket`."""
+
     def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:
         super().__init__()
         self._sock, self._time_left = sock, left

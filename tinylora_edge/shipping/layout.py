@@ -1,4 +1,4 @@
-"""Where published vectors lie: a static tree that any web server, CDN or object store can serve.
+"""The layout of published vectors: a static tree that any web server, CDN or object store can serve.
 
     <basis id>/<stream>/00007.bin     the frame with sequence 7
     <basis id>/<stream>/latest        the same bytes as the newest of them

@@ -1,4 +1,4 @@
-"""`publish`: frames into the static layout that devices fetch from."""
+"""The sender's end: `publish` puts a frame into the static layout that devices fetch from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .layout import DEFAULT_STREAM
 
 @dataclass(frozen=True)
 class Published:
-    """What `publish` did.
+    """The place of a published frame.
 
     Attributes:
         path: of the numbered frame, under the target.
@@ -69,7 +69,7 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
     if decoded.sequence is None or decoded.kind is None:
         raise TransferError(
             "a raw payload has no basis and no sequence, and so no place in the layout: publish a frame "
-            "(tinylora-edge vector pack makes one)"
+            "(`MicroVector.to_bytes` makes one)"
         )
     if decoded.kind == tags.CRC32:
         from ..vector import Policy
@@ -85,7 +85,7 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
     if there is not None and there != frame:
         raise TransferError(
             f"{to}/{numbered} is another frame with sequence {decoded.sequence}: a sequence is used once. "
-            f"Pack this vector with --sequence {decoded.sequence + 1} or higher"
+            f"Pack this vector with sequence {decoded.sequence + 1} or higher"
         )
     if there is None:
         target.write(numbered, frame)
@@ -101,7 +101,7 @@ def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None
     if found > sequence:
         raise TransferError(
             f"{where} has sequence {found}, and this frame {sequence}: devices that applied the newer one "
-            f"would refuse it. Pack it with --sequence {found + 1} or higher"
+            f"would refuse it. Pack it with sequence {found + 1} or higher"
         )
 
 
@@ -161,7 +161,7 @@ class Directory:
 
 
 class Remote:
-    """What fsspec reaches. An object store replaces an object in one step; what others do is theirs."""
+    """A place that fsspec reaches. An object store replaces an object in one step; others may not."""
 
     def __init__(self, filesystem: Any, root: str, name: str) -> None:
         self._filesystem, self._root, self._name = filesystem, root.rstrip("/"), name.rstrip("/")

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _words
-from ._generated import ask, generate, has_noun
-from ._guards import count_words, own_words, repeats, words
-from ._schema import read_json
 from ._split import Draw
-from ._task import Completion, Sample, Task
+from ._word_tasks import ask, generate, has_noun
+from .rewards.guards import count_words, own_words, repeats, words
+from .rewards.schema import read_json
+from .task import Completion, Sample, Task
 
 _PROMPTS = {
     "json": 'Describe {noun} as a JSON object with the keys "name" and "color". Write only the JSON.',

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import MissingExtraError, TrainError
 from ._jsonl import read_objects
-from ._numbers import final_number
 from ._split import split_by_prompt
-from ._task import Sample
+from .rewards.numbers import final_number
+from .task import Sample
 
 INSTRUCTION = "Put your final answer after ####."
 """Stands behind every problem, after a blank line."""

@@ -18,8 +18,8 @@ from typing import Any
 
 from ..errors import TrainError
 from ._split import rank, split_by_prompt
-from ._task import Completion, Reward, Sample
 from .rewards import parse_reward
+from .task import Completion, Reward, Sample
 
 _ROLES = ("system", "user", "assistant")
 _SPLITS = ("train", "held_out")

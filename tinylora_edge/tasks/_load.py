@@ -12,11 +12,11 @@ from typing import Any
 from ..errors import TrainError
 from . import _gsm8k
 from ._formats import formats
-from ._generated import brevity, list_lookup, plain_brevity, word_sums
 from ._jsonl import read_samples, reward_of_lines
 from ._split import limit
-from ._task import Reward, Task
+from ._word_tasks import brevity, list_lookup, plain_brevity, word_sums
 from .rewards import exact_number, parse_reward
+from .task import Reward, Task
 
 _GENERATED: dict[str, Callable[[int, int, int], Task]] = {
     "brevity": brevity,

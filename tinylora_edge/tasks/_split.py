@@ -1,4 +1,4 @@
-"""Held out or not: decided by the prompt alone, so that equal prompts always land on the same side."""
+"""The split into held out or not: the prompt alone decides, so equal prompts land on the same side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from ..errors import TrainError
-from ._task import Sample
+from .task import Sample
 
 HELD_OUT_SHARE = 0.2  # of the distinct prompts, where a file does not say which are held out
 

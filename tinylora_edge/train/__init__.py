@@ -18,10 +18,11 @@ except ModuleNotFoundError:
 from .adapter import Adapter
 from .grpo import Loss
 from .learner import Group, Learner
+from .options import Options, Outcome
 from .trainer import Result, Settings, Trainer
 
 if TYPE_CHECKING:
-    from .run import Options, Outcome, train
+    from .run import train
 
 __all__ = [
     "Adapter",
@@ -38,8 +39,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Options", "Outcome", "train"):
-        from . import run
+    if name == "train":  # it brings llama.cpp along
+        from .run import train
 
-        return getattr(run, name)
+        return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

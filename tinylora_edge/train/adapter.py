@@ -94,7 +94,7 @@ class Adapter(nn.Module):
 
 
 class SidePath(torch.autograd.Function):
-    """((x A^T) R^T) B^T, differentiable in x and R.
+    """The side path ((x A^T) R^T) B^T, differentiable in x and R.
 
     Shapes: x [..., in], R [r, r], A [r, in], B [out, r] -> [..., out]. R is float32 (or float64); the rest
     share the base's dtype. The backward pass needs x A^T [..., r], R, A and B.

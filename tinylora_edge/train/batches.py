@@ -1,4 +1,4 @@
-"""Where a step's groups come from: sampled and rewarded (GRPO), or given answers (SFT)."""
+"""The groups of a step: sampled and rewarded (GRPO), or answers that are given (SFT)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Decode = Callable[[NDArray[np.int32]], str]
 
 
 class Batches(Protocol):
-    """Gives the groups of a step."""
+    """A source of the groups of a step."""
 
     loss: Loss
 
@@ -116,7 +116,7 @@ class Sampled:
         ]
 
 
-class Answers:
+class GivenAnswers:
     """SFT: cross-entropy on the given answers, the paper's comparison.
 
     With advantage 1 and no importance weights, the gradient of GRPO's loss is that of cross-entropy.

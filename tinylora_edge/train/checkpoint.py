@@ -20,7 +20,7 @@ _FORMAT = 2
 
 @dataclass
 class State:
-    """Everything that the next step depends on; random numbers derive from (seed, step).
+    """The state of a run: all that the next step depends on. Random numbers derive from (seed, step).
 
     Attributes:
         v: float32 [G, u].

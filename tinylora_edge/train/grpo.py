@@ -24,7 +24,7 @@ limit, or over each completion first."""
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What the loss of a completion is made of.
+    """The loss of a completion: what it is made of.
 
     Attributes:
         kind: one of `LOSSES`.

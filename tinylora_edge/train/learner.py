@@ -3,6 +3,11 @@
 The prompt of a group runs once; its keys and values serve all completions of the group. Groups are computed
 some at a time, since a matrix product of few rows costs little less than one of many, on a pool of threads
 with one core each: an OpenMP team that spans busy cores waits more than it works.
+
+Log-probabilities of chosen tokens come straight from hidden states, and no logits are kept. For logits
+z = h W^T / temperature, the gradient of log softmax(z)[t] with respect to h is (W[t] - softmax(z) W) /
+temperature: a vector as wide as h, which is worked out in the forward pass, some rows at a time, and is all
+that is kept. A token then costs `hidden` numbers of memory, not `vocabulary`.
 """
 
 from __future__ import annotations
@@ -15,18 +20,19 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from ._memory import give_back
-from ._padding import pad
 from .adapter import Adapter
 from .grpo import Loss, token_loss
-from .logprobs import ChosenLogprobs, plain_head
+from .model import give_back
 
 T = TypeVar("T")
 
 _TOKENS = 768
 """Of all passes at the same time: each keeps about a megabyte (SmolLM2) until its gradient is done."""
+
+_CHUNK = 1 << 24
+"""Logits at the same time: 64 MiB in float32."""
 
 
 @dataclass
@@ -58,7 +64,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Of one batch.
+    """The loss of one batch, and what it says about v.
 
     Attributes:
         loss: summed over the batch.
@@ -72,7 +78,7 @@ class Gradient:
 
 
 class Learner:
-    """Computes with a transformers model whose layers carry an adapter.
+    """The gradient of v, computed with a transformers model whose layers carry an adapter.
 
     Args:
         model: causal language model, in evaluation mode.
@@ -209,3 +215,66 @@ class Learner:
         self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group], passes: list[list[int]]
     ) -> list[T]:
         return list(self._pool.map(function, [[groups[i] for i in numbers] for numbers in passes]))
+
+
+class ChosenLogprobs(torch.autograd.Function):
+    """The log-probability log softmax(h W^T / temperature) of one token a row, differentiable in h.
+
+    Shapes: h [rows, hidden], W [vocabulary, hidden], tokens int64 [rows] -> [rows], float32 or wider.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """Return the log-probabilities."""
+        wide = torch.promote_types(h.dtype, torch.float32)
+        result = torch.empty(len(h), dtype=wide, device=h.device)
+        slope = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        step = max(1, _CHUNK // len(weight))
+        for start in range(0, len(h), step):
+            rows = slice(start, start + step)
+            chosen = tokens[rows, None]
+            z = (h[rows] @ weight.T).to(wide).div_(temperature)  # h W^T is ours: what follows is in place
+            z -= z.amax(-1, keepdim=True)
+            at_chosen = z.gather(-1, chosen)
+            total = z.exp_().sum(-1, keepdim=True)
+            result[rows] = (at_chosen - total.log())[:, 0]
+            if slope is not None:
+                z.div_(total.neg_()).scatter_add_(-1, chosen, torch.ones_like(total))
+                torch.mm(z.div_(temperature).to(weight.dtype), weight, out=slope[rows])
+        ctx.save_for_backward(slope)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient of h."""
+        (slope,) = ctx.saved_tensors
+        return (grads[0][:, None] * slope).to(slope.dtype), None, None, None
+
+
+def plain_head(model: Any) -> Tensor | None:
+    """Return the output layer's weight [vocabulary, hidden] if the model's logits are h W^T and no more.
+
+    Some architectures scale or cap their logits, or add a bias: theirs have to be taken from the model
+    (None is returned). Found out by comparison, on two tokens.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None or model.base_model is model:
+        return None
+    tokens = torch.zeros((1, 2), dtype=torch.int64, device=head.weight.device)
+    with torch.no_grad():
+        hidden = model.base_model(tokens, use_cache=False)[0]
+        same = torch.equal(hidden @ head.weight.T, model(tokens, use_cache=False).logits)
+    return head.weight if same else None
+
+
+def pad(rows: Sequence[NDArray[Any]], *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Return rows padded with zeros at the right or left, and a mask of what is real: [rows, longest]."""
+    longest = max(len(row) for row in rows)
+    floats = rows[0].dtype.kind == "f"
+    padded = np.zeros((len(rows), longest), np.float32 if floats else np.int64)
+    mask = np.zeros((len(rows), longest), np.float32)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), None) if left else slice(len(row))
+        padded[i, place] = row
+        mask[i, place] = 1
+    return torch.from_numpy(padded), torch.from_numpy(mask)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from os import PathLike
@@ -12,9 +14,10 @@ from typing import Any
 import torch
 
 from ..errors import MissingExtraError, TrainError
-from ._memory import give_back
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+_libc = ctypes.CDLL(None) if os.name != "nt" else None
 
 
 def default_dtype() -> str:
@@ -80,3 +83,12 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
         del model.config.quantization_config
     give_back()  # what dequantizing took
     return model.requires_grad_(False).eval()
+
+
+def give_back() -> None:
+    """Give freed memory back, where the C library is glibc.
+
+    It keeps what a thread has freed for that thread, in pieces: a run of 40 steps grew from 1.6 to 2.4 GB.
+    """
+    if _libc is not None and hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)

@@ -1,32 +1,69 @@
-"""What a run leaves on disk, and what it takes of the machine: the same for every engine that trains."""
+"""The files of a run: its folder, metrics, manifest and frame, the same for every engine that trains."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._system import __version__, atomic_write
 from ..basis import Basis
+from ..runtime.tuning.settings import Report
 from ..tasks import Task
 from ..vector import MicroVector
-from .trainer import Report
+from .options import Options, Outcome
 
-if TYPE_CHECKING:
-    from .run import Options, Outcome
+
+@contextmanager
+def run_folder(output: Path, *inside: str) -> Iterator[Path]:
+    """Make the folder of a run's files, `output`.run, and in it the folders `inside`.
+
+    Of what was made here, whatever is still empty at the end is removed: a run that was refused leaves
+    nothing, and one that was interrupted keeps its files.
+    """
+    folder = output.with_name(f"{output.name}.run")
+    wanted = [folder / name for name in inside] + [folder, *folder.parents]
+    made = [path for path in wanted if not path.exists()]
+    try:
+        for path in reversed(made):
+            path.mkdir(exist_ok=True)
+        yield folder
+    finally:
+        for path in made:
+            with suppress(OSError):  # it holds something, or is gone
+                path.rmdir()
 
 
 @contextmanager
 def metrics_file(folder: Path, done: int, report: Report) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Write metrics as JSONL and, where tensorboard is installed, as its events."""
+    """Write metrics as JSONL and, where tensorboard is installed, as its events; report them, too.
+
+    No file is made or changed before the first metrics come: until then a run may still be refused.
+
+    Args:
+        folder: of the run.
+        done: steps; a resumed run repeats those after its checkpoint, so their metrics are dropped.
+        report: called with all metrics that are written.
+    """
+    with ExitStack() as stack:
+        files: list[Callable[[dict[str, Any]], None]] = []
+
+        def write(metrics: dict[str, Any]) -> None:
+            if not files:
+                files.append(stack.enter_context(_open(folder, done)))
+            files[0](metrics)
+            report(metrics)
+
+        yield write
+
+
+@contextmanager
+def _open(folder: Path, done: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     path = folder / "metrics.jsonl"
-    kept = []
-    if done and path.exists():  # a resumed run repeats the steps after its checkpoint
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        kept = [row for row in rows if row.get("step", 0) <= done]
+    kept = [row for row in _rows(path) if row.get("step", 0) <= done] if done else []
     with atomic_write(path) as file:
         file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
     board = None
@@ -43,13 +80,16 @@ def metrics_file(folder: Path, done: int, report: Report) -> Iterator[Callable[[
                 for key, value in metrics.items():
                     if isinstance(value, int | float):
                         board.add_scalar(key, value, metrics["step"])
-            report(metrics)
 
         try:
             yield write
         finally:
             if board is not None:
                 board.close()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def write_result(
@@ -63,7 +103,6 @@ def write_result(
     **more: Any,
 ) -> None:
     """Write the manifest, with `more` keys, and then the frame: who sees the frame finds its manifest."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     manifest: dict[str, Any] = {
         "tool": f"tinylora-edge {__version__}",
         "task": task.name,
@@ -74,7 +113,7 @@ def write_result(
         "options": asdict(options),
         **more,
         "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
-        "curve": rows,
+        "curve": _rows(folder / "metrics.jsonl"),
     }
     base, personalized, comparison = outcome.base, outcome.personalized, outcome.comparison
     if base is not None and personalized is not None and comparison is not None:

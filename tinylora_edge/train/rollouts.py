@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..vector import MicroVector
-from ._padding import pad
-
-if TYPE_CHECKING:
-    from ..runtime.llama.batch import Batch
-    from .adapter import Adapter
+from .adapter import Adapter
+from .learner import pad
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Rollout:
 
 
 class Rollouts(Protocol):
-    """Draws completions."""
+    """An engine that draws completions."""
 
     def draw(
         self,
@@ -50,6 +47,40 @@ class Rollouts(Protocol):
         """Return `samples` completions of every prompt under a vector, deterministic by seed."""
 
 
+class Drawn(Protocol):
+    """A completion as an engine draws it: the fields of `Rollout`."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """int32 [n]."""
+
+    @property
+    def logprobs(self) -> NDArray[np.float32]:
+        """float32 [n]."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by itself."""
+
+
+class TokenBatch(Protocol):
+    """A batch that continues many prompts under a vector: what `LlamaRollouts` needs of llama.cpp's."""
+
+    def swap(self, vector: MicroVector | None) -> None:
+        """Use another vector from now on; None for the base alone."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int,
+        max_tokens: int,
+        temperature: float,
+        seed: Sequence[int],
+    ) -> Sequence[Drawn]:
+        """Continue every prompt `samples` times; continuations of one prompt follow each other."""
+
+
 class LlamaRollouts:
     """Rollouts by llama.cpp, the vector applied as in production.
 
@@ -57,7 +88,7 @@ class LlamaRollouts:
         batch: over the deployed model, or over a copy of it in another type.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: TokenBatch) -> None:
         self._batch = batch
 
     def draw(

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,93 +18,24 @@ from numpy.typing import NDArray
 from .. import runtime
 from ..errors import TrainError
 from ..formats.bundle import Bundle
-from ..runtime.evaluation import Comparison, Evaluation, compare, evaluate
+from ..runtime.evaluation import evaluate
 from ..runtime.llama.batch import Batch, cores
 from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.prompts import decode, encode
 from ..runtime.llama.requantize import bf16_is_faster, requantize
+from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
 from .adapter import Adapter
-from .batches import Answers, Batches, Sampled
-from .grpo import Loss
+from .batches import Batches, GivenAnswers, Sampled
 from .learner import Learner
 from .model import load_model
-from .output import metrics_file, write_result
+from .options import Options, Outcome
+from .output import metrics_file, run_folder, write_result
 from .rollouts import HFRollouts, LlamaRollouts, Rollouts
-from .trainer import Report, Result, Settings, Trainer
-
-METHODS: tuple[str, ...] = ("grpo", "sft")
-ROLLOUT_ENGINES: tuple[str, ...] = ("llama", "hf")
+from .trainer import Trainer
 
 _SHORT = 256
 """Tokens of a sequence up to which plain attention is faster in the backward pass than the fused one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a run is made with, besides bundle and task.
-
-    Attributes:
-        method: `grpo`, or `sft` for cross-entropy on the task's answers.
-        settings: of the loop.
-        loss: of GRPO.
-        samples: completions a prompt (GRPO).
-        rollouts: `llama` (the deployed engine) or `hf` (`generate` of the model that learns).
-        bf16_copy: draw with a bfloat16 copy of the deployed GGUF, which is closer to what learns; None
-            does where that is faster (`bf16_is_faster`). The evaluation always uses the deployed file.
-        weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
-        dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
-        workers: threads, a core each; None takes every core.
-        sequences: that llama.cpp runs at the same time.
-        wire: dtype of the frame that is written.
-        sequence: of the frame.
-        evaluate: measure base and vector on the held-out prompts at the end.
-    """
-
-    method: str = "grpo"
-    settings: Settings = field(default_factory=Settings)
-    loss: Loss = field(default_factory=Loss)
-    samples: int = 8
-    rollouts: str = "llama"
-    bf16_copy: bool | None = None
-    weights: str | None = None
-    dtype: str | None = None
-    workers: int | None = None
-    sequences: int = 32
-    wire: str = "fp32"
-    sequence: int = 0
-    evaluate: bool = True
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("method", self.method, METHODS),
-            ("rollout engine", self.rollouts, ROLLOUT_ENGINES),
-        ):
-            if value not in known:
-                raise TrainError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run made.
-
-    Attributes:
-        path: the frame file; its manifest lies beside it as `<name>.json`.
-        result: of the loop.
-        base, personalized: on the held-out prompts; None where not evaluated.
-    """
-
-    path: Path
-    result: Result
-    base: Evaluation | None
-    personalized: Evaluation | None
-
-    @property
-    def comparison(self) -> Comparison | None:
-        """Of base and vector, paired."""
-        if self.base is None or self.personalized is None:
-            return None
-        return compare(self.base, self.personalized)
 
 
 def train(
@@ -120,7 +51,8 @@ def train(
 
     Writes `output` (the frame), `output`.json (task, digest, settings, curve, held-out figures) and, while
     it runs, the directory `output`.run with `checkpoint.npz`, `metrics.jsonl` and TensorBoard events.
-    SIGINT ends the run after the step at hand with its state saved; a second one ends it at once.
+    SIGINT ends the run after the step at hand with its state saved; a second one ends it at once. A run that
+    is refused leaves no file.
 
     Args:
         bundle: of the base that is deployed.
@@ -140,9 +72,8 @@ def train(
     output = Path(output)
     if output.exists():
         raise TrainError(f"{output} exists already: choose another output, or remove it first")
-    folder = output.with_name(f"{output.name}.run")
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        folder = stack.enter_context(run_folder(output))
         engines = _Engines(bundle, task, options, folder, stack)
         trainer = engines.trainer(folder / "checkpoint.npz")
         if resume:
@@ -168,7 +99,7 @@ def train(
 
 
 class _Engines:
-    """Everything that a run computes with, opened in order and closed in reverse."""
+    """The engines that a run computes with, opened in order and closed in reverse."""
 
     def __init__(
         self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack
@@ -210,7 +141,7 @@ class _Engines:
         )
         batches: Batches = judge
         if options.method == "sft":
-            batches = Answers(self.task, encode=self._encode, encode_answer=self._encode_answer)
+            batches = GivenAnswers(self.task, encode=self._encode, encode_answer=self._encode_answer)
         fields = ("method", "loss", "samples", "rollouts", "bf16_copy", "dtype", "sequences")
         identity = {k: v for k, v in asdict(options).items() if k in fields} | {"workers": self.threads}
         return Trainer(
@@ -249,9 +180,9 @@ class _Engines:
         if not self.options.bf16_copy:
             return LlamaRollouts(self.deployed_batch)
         copy = folder / "rollout-bf16.gguf"
+        stack.callback(copy.unlink, missing_ok=True)
         if not copy.exists():
             requantize(base, copy)
-        stack.callback(copy.unlink, missing_ok=True)
         # Not through `load`: the copy is ours, and no basis lists it.
         llm = TinyLoraLlama(str(copy), basis=self.basis, n_ctx=64, n_threads=self.threads, verbose=False)
         return LlamaRollouts(stack.enter_context(self._batch(stack.enter_context(closing(llm)))))

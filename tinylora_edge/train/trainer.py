@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import TrainError
+from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
 from ..vector import MicroVector
 from .batches import Batches, Sampled
 from .checkpoint import State, load, save
 from .learner import Group, Learner
-
-Report = Callable[[dict[str, Any]], None]
-"""Called with the metrics of every step, and with events such as a back-off."""
 
 _BETAS = 0.9, 0.99
 _CLIP_WINDOW = 10
@@ -30,11 +28,11 @@ _WATCHED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of a run.
+    """The settings of the loop.
 
     Attributes:
-        steps: of training.
-        prompts: a step.
+        steps: how many.
+        prompts: how many a step.
         lr: step size of Adam on v; None derives it: one step then moves the log-probabilities of sampled
             tokens by about `nudge` (root mean square).
         nudge: see `lr`.
@@ -47,7 +45,7 @@ class Settings:
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
         tolerance: how far validation may fall below the best before training goes back to it.
-        seed: of everything.
+        seed: of everything that is random.
     """
 
     steps: int = 40
@@ -67,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found.
+    """The result of the loop.
 
     Attributes:
         vector: the last one whose validation was the highest, or within one standard error of it; the
@@ -87,7 +85,7 @@ class Result:
 
 
 class Trainer:
-    """Trains v.
+    """The loop that trains v.
 
     Args:
         task: whose prompts are trained on; the first `Settings.validation` are held back.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from trl_world import TEMPLATE, rows_of, steps, write_tokenizer
 from tinylora_edge import Bundle, MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, train
+from tinylora_edge.train import trl as face
 from tinylora_edge.train.trl import training as engine
 from tinylora_edge.train.trl.peft_tinylora import peft_model, vector_of
 from tinylora_edge.train.trl.prompts import check_prompts, end_ids, load_tokenizer, reward_function
@@ -52,6 +55,17 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     expected = json.loads((tmp_path / "own.bin.json").read_text())
     assert manifest.keys() == expected.keys() | {"engine"}
     assert all(manifest[key].keys() == expected[key].keys() for key in ("options", "result", "held_out"))
+
+
+def test_the_face_is_light() -> None:
+    """Naming it loads no library of TRL's; asking for what it lists does."""
+    code = (
+        "import sys, tinylora_edge.train.trl as face\n"
+        "assert not {'trl', 'peft', 'accelerate', 'transformers', 'llama_cpp'} & set(sys.modules)\n"
+        "print(*(getattr(face, name).__name__ for name in face.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == face.__all__
 
 
 def test_checkpoints_ask_no_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +253,7 @@ def test_a_reward_that_fails_is_told_with_its_sample(tiny: Path, options: Option
     task = replace(trl_worker.letters_task(), reward=broken)
     with pytest.raises(TrainError, match=r"train sample \d+ .*ZeroDivisionError"):
         train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=options)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ PEFT_TYPE = "TINYLORA_EDGE"
 
 @dataclass
 class TinyLoraEdgeConfig(TinyLoraConfig):
-    """Of an adapter that carries a basis; `r`, `u` and `target_modules` are PEFT's fields.
+    """The configuration of an adapter that carries a basis; `r`, `u` and `target_modules` are PEFT's fields.
 
     Attributes:
         tying: group of each adapted layer, by the layer's name in the model.
@@ -56,7 +56,7 @@ class TinyLoraEdgeConfig(TinyLoraConfig):
         self.peft_type = PEFT_TYPE
 
 
-class Linear(PeftLinear):
+class TinyLoraEdgeLinear(PeftLinear):
     """PEFT's TinyLoRA layer without its SVD; factors follow the base's dtype, v and R stay in float32."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -180,10 +180,12 @@ class TinyLoraEdgeModel(TinyLoraModel):
                 for g in range(1 + max(tinylora_config.tying.values()))
             }
             self.tinylora_v[adapter_name] = nn.ParameterDict(rows)
-        if isinstance(target, Linear):
+        if isinstance(target, TinyLoraEdgeLinear):
             target.update_layer(adapter_name, self.tinylora_v, group, tinylora_config.r, tinylora_config)
         else:
-            layer = Linear(target, self.tinylora_v, group, adapter_name, tinylora_config, layer_idx=0)
+            layer = TinyLoraEdgeLinear(
+                target, self.tinylora_v, group, adapter_name, tinylora_config, layer_idx=0
+            )
             self._replace_module(parent, target_name, layer, target)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

@@ -29,7 +29,7 @@ import torch
 from ...errors import TinyLoraError, TrainError
 from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
-from ..run import Options
+from ..options import Options
 from ..trainer import Settings
 
 _TASK = ("reward", "max_tokens", "temperature", "held_out")
@@ -38,7 +38,7 @@ _KEYS = ("task", *_TASK, "step_sizes", "options", "grpo", "vllm")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a run.
+    """The settings of a run through TRL.
 
     Attributes:
         task: what `load_task` takes.

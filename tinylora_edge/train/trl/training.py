@@ -1,4 +1,4 @@
-"""The same task, reward and basis through TRL's `GRPOTrainer`, on as many processes as accelerate starts.
+"""Training of the same task and basis by TRL's `GRPOTrainer`, on as many processes as accelerate starts.
 
     accelerate launch -m tinylora_edge.train.trl BUNDLE -o FILE --recipe recipes/gsm8k-qwen2.5-7b.toml
 
@@ -25,12 +25,12 @@ from ...errors import MissingExtraError, TrainError
 from ...formats.bundle import Bundle
 from ...runtime.evaluation import Evaluation, evaluate
 from ...runtime.llama.batch import batch_for, cores
+from ...runtime.tuning.settings import Report
 from ...tasks import Task
 from ...vector import MicroVector
 from ..model import default_dtype, load_model
-from ..output import metrics_file, write_result
-from ..run import Options, Outcome
-from ..trainer import Report
+from ..options import Options, Outcome
+from ..output import metrics_file, run_folder, write_result
 
 try:
     import accelerate
@@ -115,7 +115,7 @@ def train_trl(
     with ExitStack() as stack:
         write: Report | None = None
         if lead:
-            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run_folder(output, checkpoints.name))
             done = int(last.name.rpartition("-")[2]) if last else 0
             write = stack.enter_context(metrics_file(folder, done, report))
         watch = Watch(wrapped, options.settings, folder / "validation.json", write, resume=resume)

@@ -1,4 +1,4 @@
-"""What a run through TRL keeps an eye on: validation, metrics, and steps without signal."""
+"""The watch on a run through TRL: validation, metrics, and steps without signal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import transformers
 
 from ..._system import atomic_write
 from ...errors import TrainError
+from ...runtime.tuning.settings import Report
 from ...tasks import Task
 from ...vector import MicroVector
-from ..trainer import Report, Result, Settings
+from ..trainer import Result, Settings
 from .peft_tinylora import vector_of
 
 _NAMES = {
@@ -32,7 +33,7 @@ _NAMES = {
 
 
 class Watch(transformers.TrainerCallback):
-    """Keeps the best vector by validation and the metrics; holds v still where a step has no signal.
+    """A callback that keeps the best vector and the metrics, and holds v still where a step has no signal.
 
     It runs alike in every process: what it decides by is the same everywhere.
 

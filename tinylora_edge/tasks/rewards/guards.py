@@ -1,4 +1,4 @@
-"""What every built-in reward refuses: answers that say nothing, echo their prompt, or run in circles.
+"""The guards of every built-in reward, against answers that say nothing, echo their prompt or run in circles.
 
 A reward is an invitation, and a policy that is trained on it takes the cheapest way in. The ways in that
 are common to all rewards are closed here, once; each reward's docstring says which of them it uses.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from difflib import SequenceMatcher
 
-from ._task import Sample
+from ..task import Sample
 
 # Scripts without spaces between words: each character counts as one word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

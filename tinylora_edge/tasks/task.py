@@ -1,4 +1,4 @@
-"""What a task is: prompts, a reward, and the check on everything that the reward returns."""
+"""A task: prompts, a reward, and the check on everything that the reward returns."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model answered.
+    """The answer of a model.
 
     Attributes:
         text: the answer, decoded, special tokens stripped.

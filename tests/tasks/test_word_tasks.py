@@ -16,9 +16,9 @@ from tinylora_edge import TrainError
 from tinylora_edge.tasks import BUILTIN, Sample, Task, load_task
 from tinylora_edge.tasks import _words as lists
 from tinylora_edge.tasks._formats import _PROMPTS
-from tinylora_edge.tasks._generated import _QUESTIONS
-from tinylora_edge.tasks._guards import words
 from tinylora_edge.tasks._split import Draw
+from tinylora_edge.tasks._word_tasks import _QUESTIONS
+from tinylora_edge.tasks.rewards.guards import words
 
 GENERATED = [name for name in BUILTIN if name != "gsm8k"]
 FIGURES = {  # max_tokens, temperature

@@ -1,4 +1,4 @@
-"""The number that an answer arrives at, in the notations of word problems. English ones: 1,000.5."""
+"""The number that an answer arrives at, in the (English) notations of word problems: 1,000.5."""
 
 from __future__ import annotations
 

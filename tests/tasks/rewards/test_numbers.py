@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinylora_edge.tasks._numbers import final_number, numbers_in
+from tinylora_edge.tasks.rewards.numbers import final_number, numbers_in
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from ..errors import TrainError
 from . import _words
-from ._guards import own_words, repeats, without_genitive, words
-from ._numbers import numbers_in
 from ._split import Draw
-from ._task import Completion, Reward, Sample, Task
 from .rewards import exact_number, picks_answer
+from .rewards.guards import own_words, repeats, without_genitive, words
+from .rewards.numbers import numbers_in
+from .task import Completion, Reward, Sample, Task
 
 Build = Callable[[_words.Words, Draw], Sample]
 """Makes one sample from one side's words."""

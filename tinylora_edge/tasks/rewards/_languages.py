@@ -1,8 +1,8 @@
-"""Which language a text is in, guessed from its most frequent small words. Crude, and said to be."""
+"""The language that a text is in, guessed from its most frequent small words. It is crude, and said to be."""
 
 from __future__ import annotations
 
-from ._guards import words
+from .guards import words
 
 _LOWEST_SHARE = 0.2  # running text of these languages has 0.3 to 0.6
 _HIGHEST_SHARE = 0.8  # above, it is a list of small words, not a text

@@ -1,19 +1,4 @@
-"""Built-in rewards, each guarded against the cheap answers that it invites.
-
-A reward takes a `Completion` and its `Sample` and returns 0.0 or 1.0 (sums and products: between). What
-is trained on a reward finds its holes: the plain "ends within 12 words" was won in part by saying the noun
-back. So each docstring has a sentence that starts with "Guard", and the tests try exactly those answers.
-Guards judge form, not truth: no reward here knows whether a river is made of water.
-
-`parse_reward` makes a reward from text, as the command line and JSONL tasks spell it:
-
-    exact_number                                    a reward
-    max_words(12)                                   one with an argument
-    0.5*max_words(12) + 0.5*ends_itself             a weighted sum
-    lowercase * (regex("cat") + regex("dog"))       a product: the first gates the second
-    json_schema({"type": "object"})                 JSON as an argument, or json_schema("schema.json")
-    my_rewards:politeness                           a Python callable of yours, module:function
-"""
+"""The built-in rewards and what combines them; how they are guarded and spelled stands in the package."""
 
 from __future__ import annotations
 
@@ -22,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import TrainError
+from ...errors import TrainError
+from ..task import Completion, Reward, Sample
 from ._grammar import parse
-from ._guards import copies, count_words, own_words, repeats, says_nothing, words
 from ._languages import STOP_WORDS, guess
-from ._numbers import final_number
-from ._schema import leaves, read_json, validator
-from ._task import Completion, Reward, Sample
+from .guards import copies, count_words, own_words, repeats, says_nothing, words
+from .numbers import final_number
+from .schema import leaves, read_json, validator
 
 
 def exact_number(completion: Completion, sample: Sample) -> float:
@@ -261,7 +246,7 @@ FACTORIES: dict[str, Callable[[Any], Reward]] = {
 
 
 def parse_reward(text: str, *, allow_import: bool = True) -> Reward:
-    """Make a reward from text; the module's docstring shows the grammar.
+    """Make a reward from text; the docstring of `tinylora_edge.tasks.rewards` shows the grammar.
 
     Args:
         text: the expression. Backslashes in strings are kept as they are: regex("\\d+") needs no doubling.

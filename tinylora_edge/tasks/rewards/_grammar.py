@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import TrainError
-from ._task import Reward
+from ...errors import TrainError
+from ..task import Reward
 
 _SPACE = re.compile(r"\s*")
 _NUMBER = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?(?![\w.])")
@@ -48,6 +48,8 @@ def parse(
 
 
 class _Parser:
+    """The parser of one expression: a method a rule of the grammar."""
+
     def __init__(
         self,
         text: str,

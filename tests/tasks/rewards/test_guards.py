@@ -7,7 +7,7 @@ from answers import LOOPS, NOTHING, RIVER, asked
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge.tasks._guards import copies, count_words, own_words, repeats, says_nothing
+from tinylora_edge.tasks.rewards.guards import copies, count_words, own_words, repeats, says_nothing
 
 
 @pytest.mark.parametrize("text", NOTHING)

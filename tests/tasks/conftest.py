@@ -1,0 +1,1 @@
+"""Makes pytest find `answers`, which lies here, in the folders below too."""
