@@ -237,8 +237,8 @@ def test_imports_follow_the_arrows(module: str) -> None:
         ("_x", "from .formats import bundle", "core imports tinylora_edge.formats.bundle"),
         (
             "runtime._x",
-            "from ..tasks._task import Sample",
-            "tinylora_edge.runtime._x imports tinylora_edge.tasks._task, which is another folder's own",
+            "from ..tasks._load import Sample",
+            "tinylora_edge.runtime._x imports tinylora_edge.tasks._load, which is another folder's own",
         ),
     ],
 )
