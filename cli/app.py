@@ -15,18 +15,22 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import TinyLoraError
-from .commands.convert import convert
-from .commands.export import export
-from .commands.generate import chat, run_prompt
-from .commands.inspect import inspect
-from .commands.keygen import keygen
-from .commands.links import links
-from .commands.merge import merge
-from .commands.models import models
-from .commands.publish import fetch, publish
-from .commands.train import evaluate, tasks, train
-from .commands.tune import tune
-from .commands.vector.group import vector
+from .commands.answers.chat import chat
+from .commands.answers.run import run_prompt
+from .commands.bundles.export import export
+from .commands.bundles.inspect import inspect
+from .commands.bundles.merge import merge
+from .commands.bundles.models import models
+from .commands.shipping.fetch import fetch
+from .commands.shipping.keygen import keygen
+from .commands.shipping.links import links
+from .commands.shipping.publish import publish
+from .commands.training.eval import evaluate
+from .commands.training.tasks import tasks
+from .commands.training.train import train
+from .commands.training.tune import tune
+from .commands.vectors.convert import convert
+from .commands.vectors.group import vector
 from .demo.command import demo
 from .shared import console
 

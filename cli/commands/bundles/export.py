@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..shared import console, downloads, export_report
+from ...shared import console, downloads
+from ...shared.options import JsonOption
+from . import export_report
 
 if TYPE_CHECKING:
-    from ...exporters.gguf import ExportReport
-    from ...exporters.onnx.export import OnnxReport
+    from ....exporters.gguf import ExportReport
+    from ....exporters.onnx.export import OnnxReport
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """What can be exported to."""
 
     gguf = "gguf"
@@ -115,7 +117,9 @@ def export(
             metavar="FILE", help="List FILE, another quantization of the model, in an existing bundle."
         ),
     ] = None,
-    target_format: Annotated[Format, typer.Option("--format", help="Engine to export for.")] = Format.gguf,
+    target_format: Annotated[
+        ExportFormat, typer.Option("--format", help="Engine to export for.")
+    ] = ExportFormat.gguf,
     onnx: Annotated[
         Path | None,
         typer.Option(
@@ -173,7 +177,7 @@ def export(
             help="Do the I-th of N parts alone; tinylora-edge merge joins them.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
 
@@ -191,15 +195,15 @@ def export(
         _refuse_options(ctx, "--add-base", keep=("model", "add_base", "as_json"))
         _add_base(Path(model), add_base, as_json)
         return
-    if target_format is Format.gguf:
+    if target_format is ExportFormat.gguf:
         _refuse_given(ctx, ("onnx", "onnx_input", "onnx_precision"), "goes with --format onnx or both")
     share = None if part is None else _parse_part(ctx, part)
-    if share is not None and target_format is not Format.gguf:
+    if share is not None and target_format is not ExportFormat.gguf:
         raise typer.BadParameter("--part goes with --format gguf", ctx=ctx)
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
-    from ...exporters import Settings, find, refuse_existing
+    from ....exporters import Settings, find, refuse_existing
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
@@ -209,8 +213,8 @@ def export(
         quant=quant,
         factors_from=factors_from.value if factors_from else None,
         revision=revision,
-        deployed=target_format is not Format.onnx,
-        graph=target_format is not Format.gguf and onnx is None,
+        deployed=target_format is not ExportFormat.onnx,
+        graph=target_format is not ExportFormat.gguf and onnx is None,
         catalog=catalog,
     )
     if output is None:
@@ -237,7 +241,7 @@ def export(
         "provenance": files.provenance,
     }
     if share is not None:
-        from ...exporters.parts import PartExport
+        from ....exporters.parts import PartExport
 
         piece = PartExport(files.model, output, share, **options)
         with console.progress(len(piece.modules), piece.bytes) as step:
@@ -245,21 +249,21 @@ def export(
         export_report.print_part(made, output, time.perf_counter() - start, as_json)
         return
     report: ExportReport | OnnxReport
-    if target_format is Format.gguf:
-        from ...exporters.gguf import Export
+    if target_format is ExportFormat.gguf:
+        from ....exporters.gguf import Export
 
         planned = Export(files.model, output, **options)
         with console.progress(len(planned.modules), planned.bytes) as step:
             report = planned.run(step)
         name = planned.base.name
     else:
-        from ...exporters.onnx.export import OnnxExport
+        from ....exporters.onnx.export import OnnxExport
 
         plan = OnnxExport(
             files.model,
             output,
             graph=onnx,
-            with_gguf=target_format is Format.both,
+            with_gguf=target_format is ExportFormat.both,
             flavour=onnx_input.value,
             precision=onnx_precision.value,
             **options,
@@ -289,7 +293,7 @@ def split_targets(given: list[str]) -> tuple[str, ...]:
 
 
 def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
-    from ...exporters import add_base
+    from ....exporters import add_base
 
     basis, worst = add_base(bundle, base)
     if as_json:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import console, downloads, vectors
+from ...shared import console, downloads, vectors
 
 if TYPE_CHECKING:
-    from ...exporters import ExportReport, OnnxReport, PartReport
-    from ...exporters.factors.factorize import Quality
+    from ....exporters import ExportReport, OnnxReport, PartReport
+    from ....exporters.factors.factorize import Quality
 
 
 def print_report(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..._policy import Policy
-from ...basis import Basis
-from ...errors import BasisError
-from ...formats.bundle import Bundle
-from ...formats.side_tensors import load_basis
-from ..shared import console, downloads, keyfiles, vectors
+from .... import Basis, BasisError, Bundle, load_basis
+from ...shared import console, downloads, vectors
+from ...shared.options import JsonOption, KeysOption, MacsOption
+from ..vectors.inspect import print_vector
 
 
 def inspect(
@@ -27,9 +24,9 @@ def inspect(
         Path | None,
         typer.Option("--basis", "--bundle", metavar="PATH", help="Verify a vector against this basis."),
     ] = None,
-    keys: keyfiles.Keys = None,
-    macs: keyfiles.Macs = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    keys: KeysOption = None,
+    macs: MacsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
 
@@ -48,67 +45,6 @@ def inspect(
         _inspect_model(path, as_json)
     else:
         print_vector(str(path), basis, as_json, keys, macs)
-
-
-def print_vector(
-    source: str,
-    basis_path: Path | None,
-    as_json: bool,
-    keys: Sequence[Path] | None = None,
-    macs: Sequence[str] | None = None,
-) -> None:
-    """Print what a vector is; with a basis, after verifying it under the keys.
-
-    Raises:
-        VectorError: it was refused.
-    """
-    data = vectors.read(source)
-    basis = vectors.find_basis(basis_path) if basis_path is not None else None
-    # The basis judges first: its messages name the lengths that it expects.
-    trusted = keyfiles.verifiers(keys, macs)
-    vector = Policy(keys=trusted).check(data, basis) if basis is not None else None
-    record = {"kind": "vector", "verified": vector is not None, **vectors.header(data)}
-    if vector is not None and basis is not None:
-        record.pop("values_if", None)
-        record |= {
-            "dtype": vector.dtype,
-            "basis_id": basis.id,
-            "basis_digest": basis.digest,
-            "groups": basis.groups,
-            "u": basis.u,
-            "count": basis.size,
-            "norm": vector.norm,
-            "values": vector.values.tolist(),
-        }
-    if as_json:
-        console.print_json(record)
-        return
-    console.facts(list(_vector_rows(record).items()))
-    if vector is not None:
-        console.facts(
-            [(f"group {g}", "  ".join(f"{x: .6g}" for x in row)) for g, row in enumerate(record["values"])]
-        )
-
-
-def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
-    verified = record["verified"]
-    rows = {"form": f"{record['form']}, {record['bytes']} bytes"}
-    if record["form"] == "raw":
-        rows["tag"] = "none: a raw payload has no tag, basis or sequence"
-    else:
-        rows["version"] = str(record["version"])
-        rows["tag"] = f"{record['tag']}, {'verified' if verified else 'not checked: pass --basis PATH'}"
-        rows["sequence"] = str(record["sequence"])
-    if verified:
-        rows["basis"] = record["basis_digest"]
-        rows["values"] = f"{record['count']} {record['dtype']} ({record['groups']} groups x u {record['u']})"
-        rows["norm"] = f"{record['norm']:.6g}"
-    elif record["form"] == "raw":
-        rows["values"] = " or ".join(f"{count} {dtype}" for dtype, count in record["values_if"].items())
-    else:
-        rows["basis"] = f"{record['basis_id']}..."
-        rows["values"] = f"{record['count']} {record['dtype']}"
-    return rows
 
 
 def _inspect_model(path: Path, as_json: bool) -> None:

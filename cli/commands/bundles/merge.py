@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..shared.export_report import print_report
+from ...shared.options import JsonOption
+from .export_report import print_report
 
 
 def merge(
@@ -23,7 +24,7 @@ def merge(
         Path | None,
         typer.Option(metavar="FILE", help="The GGUF that is deployed. [default: where the parts found it]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Join the parts of an export, made by `export --part I/N`, into a bundle.
 
@@ -34,7 +35,7 @@ def merge(
     Example:
       tinylora-edge merge qwen.part-*-of-3 -o qwen
     """
-    from ...exporters.parts import merge as join
+    from ....exporters.parts import merge as join
 
     start = time.perf_counter()
     report = join(parts, output, base=base)

@@ -10,12 +10,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ...errors import MissingExtraError
-from ..shared import console, downloads
+from .... import MissingExtraError
+from ...shared import console, downloads
+from ...shared.options import JsonOption
 
 if TYPE_CHECKING:
-    from ...exporters.hub.cache import Hub
-    from ...exporters.hub.catalog import Model
+    from ....exporters.hub.cache import Hub
+    from ....exporters.hub.catalog import Model
 
 _WIDTH = 48  # of the quantizations: the table fits a terminal of 100 columns
 _GLUE = "\0"  # in the place of a space where no line is to be broken
@@ -23,7 +24,7 @@ _GLUE = "\0"  # in the place of a space where no line is to be broken
 
 def models(
     catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=downloads.CATALOG_HELP)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the models that have short names, with their sizes. Nothing is asked of the hub.
 
@@ -34,7 +35,7 @@ def models(
       tinylora-edge models
       tinylora-edge models --catalog ours.toml --json
     """
-    from ...exporters.hub.catalog import load_catalog, user_file
+    from ....exporters.hub.catalog import load_catalog, user_file
 
     records = [_record(model, hub) for hub in [_hub()] for model in load_catalog(catalog).values()]
     if as_json:
@@ -54,7 +55,7 @@ def models(
 
 
 def _hub() -> Hub | None:
-    from ...exporters.hub.cache import Hub
+    from ....exporters.hub.cache import Hub
 
     try:
         return Hub()
@@ -63,7 +64,7 @@ def _hub() -> Hub | None:
 
 
 def _record(model: Model, hub: Hub | None) -> dict[str, Any]:
-    from ...exporters.hub.resolve import cached_quants
+    from ....exporters.hub.resolve import cached_quants
 
     return {
         "name": model.name,

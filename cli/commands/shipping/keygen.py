@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ...wire import pem, tags
-from ..shared import console, keyfiles
+from ....wire import pem, tags
+from ...shared import console, keyfiles
+from ...shared.options import JsonOption
 
 _MAC_BYTES = 32
 
@@ -20,7 +21,7 @@ def keygen(
         bool, typer.Option("--mac", help="A MAC key, shared by sender and devices, instead of a pair.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing key.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a key pair (Ed25519, PEM), or a MAC key (hexadecimal digits).
 

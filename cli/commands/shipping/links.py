@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ...wire import carriers, tags
-from ..shared import console, vectors
+from ....wire import carriers, tags
+from ...shared import console, vectors
+from ...shared.options import JsonOption
 
 _MAX_VALUES = 100_000
 
@@ -18,7 +19,7 @@ def links(
     what: Annotated[
         str, typer.Argument(metavar="N|BUNDLE", help="A number of values, or a bundle or basis.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show which frame fits which carrier in one message, and how long LoRa is on the air for it.
 

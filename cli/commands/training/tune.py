@@ -14,44 +14,50 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from ... import __version__
-from ..._system import atomic_write
-from ...errors import TrainError
-from ..shared import console, training, vectors
-from .generate import Engine as DeployedEngine
-from .train import AsJson, Reward, TaskName
-from .vector.group import Dtype
+from .... import TrainError, __version__
+from ...._system import atomic_write
+from ...shared import console, training, vectors
+from ...shared.options import (
+    Dtype,
+    DtypeOption,
+    EngineOption,
+    FrameOption,
+    JsonOption,
+    RewardOption,
+    SequenceOption,
+    TaskOption,
+)
 
 if TYPE_CHECKING:
-    from ...runtime import Budget, Tuned, Tuning
-    from ...runtime.evaluation import Evaluation
-    from ...tasks import Task
+    from ....runtime import Budget, Tuned, Tuning
+    from ....runtime.evaluation import Evaluation
+    from ....tasks import Task
 
 
 def tune(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to tune for.")],
-    task: TaskName,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write.")],
+    task: TaskOption,
+    output: FrameOption,
     budget: Annotated[
         str, typer.Option(metavar="AMOUNT", help="What it may take: 90s, 5m, 1h, or 80ktokens.")
     ] = "5m",
-    reward: Reward = None,
+    reward: RewardOption = None,
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with. [default: the base]")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
-    engine: DeployedEngine = None,
+    engine: EngineOption = None,
     sequences: Annotated[
         int, typer.Option(metavar="N", min=1, help="Answers that are generated at the same time.")
     ] = 32,
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Cores to use. [default: all]")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="dtype of the frame.")] = Dtype.fp32,
-    sequence: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the frame.")] = 0,
+    dtype: DtypeOption = Dtype.fp32,
+    sequence: SequenceOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
@@ -63,8 +69,8 @@ def tune(
     Example:
       tinylora-edge tune smollm2 --task list-lookup --budget 5m -o lookup.bin
     """
-    from ... import runtime
-    from ...tasks import load_task
+    from .... import runtime
+    from ....tasks import load_task
 
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")
@@ -148,7 +154,7 @@ def _rest(amount: Budget, tuning: Tuning) -> Budget:
 def _measure(
     llm: Any, task: Task, vector: Any, sequences: int, threads: int | None
 ) -> tuple[Evaluation, Evaluation]:
-    from ...runtime.evaluation import evaluate
+    from ....runtime.evaluation import evaluate
 
     with llm._population(task.held_out, task.max_tokens, sequences=sequences, n_threads=threads) as batch:
         return evaluate(batch, task, None), evaluate(batch, task, vector)
@@ -157,7 +163,7 @@ def _measure(
 def _record(
     task: Task, values: list[float], found: Tuned, figures: tuple[Evaluation, Evaluation] | None
 ) -> dict[str, Any]:
-    from ...runtime.evaluation import compare
+    from ....runtime.evaluation import compare
 
     result = {key: value for key, value in vars(found).items() if key != "vector"}
     record: dict[str, Any] = {"task": task.name, "values": values, "result": result}
@@ -182,7 +188,7 @@ def _report(
     *,
     as_json: bool,
 ) -> None:
-    from ...runtime.evaluation import compare
+    from ....runtime.evaluation import compare
 
     if not found.improved:
         console.warn(

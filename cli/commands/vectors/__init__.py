@@ -1,1 +1,1 @@
-"""`tinylora-edge vector`: the commands that make, read and carry vectors."""
+"""The commands about vectors: the group `vector`, and `convert`."""

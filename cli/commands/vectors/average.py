@@ -9,16 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .... import privacy
-from ...._policy import Policy
+from .... import Basis, MicroVector, Policy, VectorError, privacy
 from ....average import average as mean_of
 from ....average import sensitivity
-from ....basis import Basis
-from ....errors import VectorError
-from ....vector import MicroVector
 from ...shared import console, keyfiles, vectors
-from ...shared.keyfiles import Require
-from ...shared.vectors import Dtype
+from ...shared.options import Dtype, ForceOption, JsonOption, KeysOption, MacsOption, OutputOption, Require
 
 
 class Adjacency(StrEnum):
@@ -36,9 +31,7 @@ def average(
     bundle: Annotated[
         Path, typer.Option("--bundle", metavar="BUNDLE", help="The bundle, or basis, that they are all for.")
     ],
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
-    ],
+    output: OutputOption,
     clip: Annotated[
         float, typer.Option(metavar="NORM", help="Scale longer vectors down to this Euclidean norm.")
     ] = float("inf"),
@@ -64,8 +57,8 @@ def average(
     weights: Annotated[
         str | None, typer.Option(metavar="LIST", help="A weight for each vector, separated by commas.")
     ] = None,
-    keys: keyfiles.Keys = None,
-    macs: keyfiles.Macs = None,
+    keys: KeysOption = None,
+    macs: MacsOption = None,
     require: Annotated[
         Require, typer.Option(help="The least that every vector's tag has to be.")
     ] = Require.checksum,
@@ -76,8 +69,8 @@ def average(
         int | None,
         typer.Option(metavar="N", min=0, max=65535, help="Of the mean. [default: the highest and one]"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Average vectors of one basis: federated averaging, one vector a user.
 
@@ -95,10 +88,7 @@ def average(
         raise typer.BadParameter("--epsilon needs --delta", param_hint="--epsilon")
     if delta is not None and not noise and epsilon is None:
         raise typer.BadParameter("without noise there is no delta", param_hint="--delta")
-    if as_json and output == vectors.STREAM:
-        raise typer.BadParameter(
-            "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
-        )
+    vectors.refuse_report(output, as_json)
     shares = _parse(weights) if weights is not None else None
     vectors.check_target(output, force=force)
     z = noise or 0.0

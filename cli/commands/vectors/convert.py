@@ -10,16 +10,14 @@ from typing import Annotated
 
 import typer
 
-from ..._policy import Policy
-from ...basis import Basis
-from ...errors import BasisMismatchError
-from ...formats.onnx_adapter import from_adapter, is_adapter, to_adapter
-from ...vector import MicroVector
-from ..shared import console, interop, keyfiles, vectors
-from .vector.group import Dtype
+from .... import Basis, BasisMismatchError, MicroVector, Policy
+from ....formats.onnx_adapter import from_adapter, is_adapter, to_adapter
+from ...shared import console, keyfiles, vectors
+from ...shared.options import Dtype, ForceOption, JsonOption, KeysOption, MacsOption, OutputOption
+from . import interop
 
 
-class Form(StrEnum):
+class VectorForm(StrEnum):
     """What a vector can be written as."""
 
     frame = "frame"
@@ -34,8 +32,8 @@ class Form(StrEnum):
 
 
 @dataclass(frozen=True)
-class _Format:
-    """How one format is told, read and written. A further one is a further entry of `_FORMATS`."""
+class _Form:
+    """How one format is told, read and written. A further one is a further entry of `_FORMS`."""
 
     matches: Callable[[bytes], bool]
     read: Callable[[bytes, Basis, Policy], MicroVector]
@@ -53,23 +51,23 @@ def _tagless(read: Callable[[bytes, Basis], MicroVector]) -> Callable[[bytes, Ba
 
 
 # In the order in which they are tried: what begins with a mark of its own, then what has a parity.
-_FORMATS = {
-    Form.onnx_adapter: _Format(
+_FORMS = {
+    VectorForm.onnx_adapter: _Form(
         is_adapter,
         _tagless(from_adapter),
         to_adapter,
         (Dtype.fp32,),
     ),
-    Form.scales: _Format(
+    VectorForm.scales: _Form(
         interop.is_scales, _tagless(interop.read_scales), interop.write_scales, (Dtype.fp32,)
     ),
-    Form.frame: _Format(
+    VectorForm.frame: _Form(
         lambda data: len(data) % 2 == 1,
         _read_wire,
         lambda vector, basis: vector.to_bytes(basis),
         tuple(Dtype),
     ),
-    Form.raw: _Format(
+    VectorForm.raw: _Form(
         lambda data: True,
         _read_wire,
         lambda vector, basis: vector.to_bytes(basis, tag=None),
@@ -83,10 +81,8 @@ def convert(
     source: Annotated[
         str, typer.Argument(metavar="FILE", help="The vector; - is stdin. Or a PEFT TinyLoRA checkpoint.")
     ],
-    to: Annotated[Form, typer.Option(help="What to make of it.")],
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
-    ],
+    to: Annotated[VectorForm, typer.Option(help="What to make of it.")],
+    output: OutputOption,
     bundle: Annotated[
         Path | None,
         typer.Option(
@@ -111,10 +107,10 @@ def convert(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Type that the values travel in. [default: as they came]")
     ] = None,
-    keys: keyfiles.Keys = None,
-    macs: keyfiles.Macs = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    keys: KeysOption = None,
+    macs: MacsOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Convert a vector to another format; which one FILE has is seen from its bytes.
 
@@ -131,20 +127,17 @@ def convert(
       tinylora-edge convert vector.bin --bundle smollm2 --to gguf-loras -o adapters
       tinylora-edge convert checkpoint --to bundle --model smollm2-hf --base smollm2.gguf -o imported
     """
-    if as_json and output == vectors.STREAM:
-        raise typer.BadParameter(
-            "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
-        )
+    vectors.refuse_report(output, as_json)
     asked = interop.Request(to.value, Path(output), bundle, model, base, untie, force)
     asked.check()
     policy = keyfiles.policy(keys, macs)
-    if to not in _FORMATS:
+    if to not in _FORMS:
         if dtype is not None:
             raise typer.BadParameter(f"{to.value} carries fp32", param_hint="--dtype")
         basis, found, form_name = _read(source, asked, policy)
         _report(asked.write(basis, found), basis, found, form_name, to, as_json)
         return
-    target = _FORMATS[to]
+    target = _FORMS[to]
     if dtype is not None and dtype not in target.carries:
         carried = " or ".join(each.value for each in target.carries)
         raise typer.BadParameter(f"{to.value} carries {carried}", ctx=ctx, param_hint="--dtype")
@@ -164,7 +157,7 @@ def convert(
                 "vector": output,
                 "bytes": len(written),
                 "dtype": made.dtype,
-                "sequence": None if to is Form.raw else made.sequence,
+                "sequence": None if to is VectorForm.raw else made.sequence,
                 "basis_digest": basis.digest,
                 "norm": made.norm,
                 "exact": bool((made.values == found.values).all()),
@@ -188,19 +181,19 @@ def _read(source: str, asked: interop.Request, policy: Policy) -> tuple[Basis, M
                     f"the checkpoint is for basis {basis.id}, but {asked.bundle} has {given.id}: use the "
                     "bundle that was made from it"
                 )
-        return basis, vector, Form.peft.value
+        return basis, vector, VectorForm.peft.value
     if asked.bundle is None:
         raise typer.BadParameter("a vector belongs to a bundle: name it", param_hint="--bundle")
     basis = vectors.find_basis(asked.bundle)
     if interop.is_lora(source):
-        return basis, interop.read_lora(source, basis), Form.gguf_lora.value
+        return basis, interop.read_lora(source, basis), VectorForm.gguf_lora.value
     data = vectors.read(source)
-    form = next(name for name, each in _FORMATS.items() if each.matches(data))
-    return basis, _FORMATS[form].read(data, basis, policy), form.value
+    form = next(name for name, each in _FORMS.items() if each.matches(data))
+    return basis, _FORMS[form].read(data, basis, policy), form.value
 
 
 def _report(
-    done: interop.Done, basis: Basis, vector: MicroVector, source_form: str, to: Form, as_json: bool
+    done: interop.Done, basis: Basis, vector: MicroVector, source_form: str, to: VectorForm, as_json: bool
 ) -> None:
     if as_json:
         console.print_json(

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import typer
 
-from ...basis import Basis
-from ...vector import MicroVector
-from . import console, vectors
+from .... import Basis, MicroVector
+from ...shared import console, vectors
 
 SCALES = "scales.json"
 
@@ -36,14 +35,14 @@ def is_scales(data: bytes) -> bool:
 
 def read_scales(data: bytes, basis: Basis) -> MicroVector:
     """Return the vector in a list of scales. Errors: those of `llama_lora.from_scales`."""
-    from ...exporters.interop import llama_lora
+    from ....exporters.interop import llama_lora
 
     return llama_lora.from_scales(basis, data)
 
 
 def write_scales(vector: MicroVector, basis: Basis) -> bytes:
     """Return a vector as a list of scales. Errors: those of `llama_lora.scales`."""
-    from ...exporters.interop import llama_lora
+    from ....exporters.interop import llama_lora
 
     return f"{json.dumps(llama_lora.scales(basis, vector))}\n".encode()
 
@@ -58,7 +57,7 @@ def is_lora(source: str) -> bool:
 
 def read_lora(source: str, basis: Basis) -> MicroVector:
     """Return the vector in a folded LoRA. Errors: those of `llama_lora.from_folded`."""
-    from ...exporters.interop import llama_lora
+    from ....exporters.interop import llama_lora
 
     return llama_lora.from_folded(basis, source)
 
@@ -122,7 +121,7 @@ class Request:
             typer.BadParameter: the model is not named.
             TinyLoraError: those of `peft_format.read_tinylora`.
         """
-        from ...exporters.interop import peft as peft_format
+        from ....exporters.interop import peft as peft_format
 
         if self.model is None:
             raise typer.BadParameter(
@@ -136,8 +135,8 @@ class Request:
         Raises:
             TinyLoraError: those of the format.
         """
-        from ...exporters.interop import llama_lora
-        from ...exporters.interop import peft as peft_format
+        from ....exporters.interop import llama_lora
+        from ....exporters.interop import peft as peft_format
 
         if self.to == "gguf-lora":
             llama_lora.write_folded(basis, vector, self.output)
