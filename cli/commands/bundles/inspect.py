@@ -44,7 +44,8 @@ def inspect(
             raise typer.BadParameter("only a vector is verified against a basis", param_hint="--basis")
         _inspect_model(path, as_json)
     else:
-        print_vector(str(path), basis, as_json, keys, macs)
+        verify = ("inspect", path, "--basis", "BUNDLE")
+        print_vector(str(path), basis, as_json, verify, keys, macs)
 
 
 def _inspect_model(path: Path, as_json: bool) -> None:

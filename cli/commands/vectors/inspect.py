@@ -28,17 +28,27 @@ def inspect_vector(
     Example:
       tinylora-edge vector inspect vector.bin smollm2
     """
-    print_vector(source, bundle, as_json, keys, macs)
+    verify = ("vector", "inspect", source, "BUNDLE")
+    print_vector(source, bundle, as_json, verify, keys, macs)
 
 
 def print_vector(
     source: str,
     basis_path: Path | None,
     as_json: bool,
+    verify: Sequence[object],
     keys: Sequence[Path] | None = None,
     macs: Sequence[str] | None = None,
 ) -> None:
     """Print what a vector is; with a basis, after verifying it under the keys.
+
+    Args:
+        source: a file, or `-` for stdin.
+        basis_path: where the basis is; None: nothing is verified.
+        as_json: print JSON.
+        verify: words of the command that verifies the vector, for who named no basis.
+        keys: files of trusted public keys.
+        macs: trusted MAC keys.
 
     Raises:
         VectorError: it was refused.
@@ -65,7 +75,9 @@ def print_vector(
         console.print_json(record)
         return
     console.facts(list(_vector_rows(record).items()))
-    if vector is not None:
+    if vector is None:
+        console.next_command(*verify)
+    else:
         console.facts(
             [(f"group {g}", "  ".join(f"{x: .6g}" for x in row)) for g, row in enumerate(record["values"])]
         )
@@ -78,7 +90,7 @@ def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
         rows["tag"] = "none: a raw payload has no tag, basis or sequence"
     else:
         rows["version"] = str(record["version"])
-        rows["tag"] = f"{record['tag']}, {'verified' if verified else 'not checked: pass --basis PATH'}"
+        rows["tag"] = f"{record['tag']}, {'verified' if verified else 'not checked'}"
         rows["sequence"] = str(record["sequence"])
     if verified:
         rows["basis"] = record["basis_digest"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 from pathlib import Path
 
@@ -189,6 +190,16 @@ def test_inspect_without_a_basis_says_what_the_header_says(cli: Cli, basis: Basi
     assert "not checked" in text
     assert basis.id in text
     assert "13 fp16" in text
+
+
+def test_inspect_advises_a_command_that_works(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v one.bin"
+    cli("vector", "new", smollm2_bundle, "-o", out, "--values", LIST).done()
+    for command in (("vector", "inspect", out), ("inspect", out)):
+        advice = cli(*command).done().partition("next: tinylora-edge ")[2].splitlines()[0]
+        words = [str(smollm2_bundle) if word == "BUNDLE" else word for word in shlex.split(advice)]
+        assert words[: len(command)] == [str(word) for word in command]
+        assert "verified" in cli(*words).done()
 
 
 def test_inspect_of_a_raw_payload_without_a_basis(cli: Cli) -> None:
