@@ -29,7 +29,7 @@ import scipy.sparse.linalg
 import torch
 from threadpoolctl import threadpool_limits
 
-from tinylora_edge._cores import cores
+from tinylora_edge._system import cores
 from tinylora_edge.factorization import truncated_svd
 
 RANK, TOLERANCE = 2, 1e-3

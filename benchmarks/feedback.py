@@ -74,7 +74,7 @@ def load(folder: Path) -> TinyLoraLlama:
 def draw(llm: TinyLoraLlama, task: Task, threads: int | None) -> list[dict[str, Any]]:
     """Answers of the base to training prompts, each with its score: what `Tuner` finds out at a click."""
     samples = task.train[:PROMPTS]
-    prompts = [encode(llm, sample.prompt).tolist() for sample in samples]
+    prompts = [encode(llm, sample).tolist() for sample in samples]
     with batch_for(llm, samples, task.max_tokens, n_threads=threads) as batch:
         drawn = batch.generate(
             prompts, samples=SAMPLES, max_tokens=task.max_tokens, temperature=task.temperature, seed=7

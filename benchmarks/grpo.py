@@ -78,7 +78,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     samples = task.train[: options.prompts]
     with ExitStack() as stack:
         llm = stack.enter_context(closing(runtime.load(bundle, n_ctx=64)))
-        prompts = [encode(llm, sample.prompt) for sample in samples]
+        prompts = [encode(llm, sample) for sample in samples]
         ways: Rollouts
         if name == GENERATE:
             model = load_model(bundle / "base.gguf", options.dtype)

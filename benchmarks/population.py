@@ -32,7 +32,7 @@ def llama(bundle: Path, rounds: int) -> dict[str, Any]:
     with closing(runtime.load(bundle, engine="llama", n_ctx=256)) as llm:
         vector = MicroVector.random(llm.basis, NORM, seed=1)
         llm.swap(vector)
-        prompts = [encode(llm, sample.prompt).tolist() for sample in task.train[:SEQUENCES]]
+        prompts = [encode(llm, sample).tolist() for sample in task.train[:SEQUENCES]]
         longest = max(map(len, prompts)) + TOKENS
         with Batch(llm, n_ctx_seq=longest, sequences=SEQUENCES) as batch:
             batch.swap(vector)

@@ -40,7 +40,7 @@ def scorers(bundle: Path, task: Task, dtype: str, stack: list[Any]) -> tuple[Sco
     judge = Sampled(
         task,
         HFRollouts(model, adapter, [llm.token_eos()]),
-        encode=lambda sample: encode(llm, sample.prompt),
+        encode=lambda sample: encode(llm, sample),
         decode=lambda tokens: decode(llm, tokens),
         each=1,
         loss=Loss(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
+from .._system import __version__
 from ..basis import Basis
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME
 from ..formats.gguf_split import gguf_paths, split_name

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .._system import sync_directory
-from .._version import __version__
+from .._system import __version__, sync_directory
 from ..errors import BaseMismatchError, ExportError
 from ..formats.bundle import BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf import MalformedGGUFError

@@ -17,12 +17,13 @@ Needs numpy, gguf and one engine. Importing this package loads no engine: `load`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .._policy import Policy
+from ..errors import NotImprovedWarning
+from ..vector import Policy
 from .load import engine_of, load, missing_engine
 from .tuning.learner import Tuning
 from .tuning.settings import Tuned, TuneSettings
 from .tuning.state import Budget
-from .tuning.tune import NotImprovedWarning, tune
+from .tuning.tune import tune
 
 if TYPE_CHECKING:
     from .feedback.learner import Answer, Tuner
@@ -65,3 +66,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

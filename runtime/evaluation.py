@@ -1,4 +1,4 @@
-"""Does a vector help? Paired evaluation in the deployed runtime, with standard errors and a test."""
+"""Paired evaluation in the deployed runtime: whether a vector helps, with standard errors and a test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The rewards of a vector on a list of prompts.
 
@@ -26,6 +26,9 @@ class Evaluation:
 
     scores: NDArray[np.float64]
     answers: list[str]
+
+    def __repr__(self) -> str:
+        return f"Evaluation(mean {self.mean:.4f} +- {self.standard_error:.4f}, n = {self.n})"
 
     @property
     def n(self) -> int:
@@ -45,7 +48,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two evaluations on the same prompts, paired.
+    """The paired difference of two evaluations on the same prompts.
 
     Attributes:
         difference: mean of second minus first.
@@ -63,7 +66,7 @@ class Comparison:
 
 
 class Answerer(Protocol):
-    """Answers many prompts at once under a vector: a `Batch` in llama.cpp, an `OnnxBatch` in ONNX Runtime."""
+    """A way to answer many prompts under one vector: `Batch` in llama.cpp, `OnnxBatch` in ONNX Runtime."""
 
     def swap(self, vector: MicroVector | None) -> None:
         """Use another vector from now on; None for the base alone."""
@@ -75,7 +78,7 @@ class Answerer(Protocol):
 
 
 class Population(Answerer, Protocol):
-    """Answers prompts under many vectors at once."""
+    """A way to answer prompts under many vectors at once."""
 
     @property
     def evaluated(self) -> int:

@@ -1,4 +1,4 @@
-"""Who may use the model now: generations and exchanges of the vector take turns."""
+"""The gate of a model: generations and exchanges of the vector take turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import BusyError
 
 
 class Gate:
-    """One thread holds the model at a time; the same thread may hold it again.
+    """A lock that one thread holds at a time; the same thread may hold it again.
 
     A streaming generation holds it from its first token until it ends or is closed, whichever thread
     consumes it then. An exchange needs the model to itself: it waits for other threads, and refuses

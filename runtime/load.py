@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from .._policy import Policy
-from ..errors import MissingExtraError, TinyLoraError
+from ..errors import MissingExtraError, OptionError, TinyLoraError
 from ..formats.bundle import Bundle
-from ..vector import MicroVector
+from ..vector import Policy
+from .admission import VectorSource, admitted
 from .onnx.bundle import OnnxBundle, find_bundle
 
 if TYPE_CHECKING:
     from .llama.model import TinyLoraLlama
     from .onnx.model import TinyLoraOnnx
 
-Vector = bytes | MicroVector | None
+    _Start = Callable[[Bundle, Policy, dict[str, Any]], TinyLoraLlama | TinyLoraOnnx]
 
 LLAMA, ONNX = "llama", "onnx"
+
+_OPTIONS = ("vector_bytes", "policy", "stream", "engine")  # of `load` itself
 
 
 @overload
 def load(
     base: str | PathLike[str],
-    vector_bytes: Vector = None,
+    vector_bytes: VectorSource | None = None,
     *,
     policy: Policy | None = None,
     stream: str = "",
@@ -35,7 +41,7 @@ def load(
 @overload
 def load(
     base: str | PathLike[str],
-    vector_bytes: Vector = None,
+    vector_bytes: VectorSource | None = None,
     *,
     policy: Policy | None = None,
     stream: str = "",
@@ -47,24 +53,24 @@ def load(
 @overload
 def load(
     base: str | PathLike[str],
-    vector_bytes: Vector = None,
+    vector_bytes: VectorSource | None = None,
     *,
     policy: Policy | None = None,
     stream: str = "",
     engine: str | None = None,
     **engine_options: Any,
-) -> Any: ...
+) -> TinyLoraLlama | TinyLoraOnnx: ...
 
 
 def load(
     base: str | PathLike[str],
-    vector_bytes: Vector = None,
+    vector_bytes: VectorSource | None = None,
     *,
     policy: Policy | None = None,
     stream: str = "",
     engine: str | None = None,
     **engine_options: Any,
-) -> Any:
+) -> TinyLoraLlama | TinyLoraOnnx:
     """Load a base model and apply a micro-vector to it.
 
     Everything that can be checked without the engine is checked before it starts: a vector or a base
@@ -73,8 +79,8 @@ def load(
     Args:
         base: a bundle directory that `tinylora-edge export` wrote, the `onnx/` directory in one, the
             `model.onnx` in that, or a `.gguf` with `<stem>.basis.gguf` beside it.
-        vector_bytes: a frame or a raw payload (DESIGN 7), a `MicroVector` that the app made itself
-            (no policy applies to it), or None for the base alone.
+        vector_bytes: a frame or a raw payload (docs/FORMAT.md), the `pathlib.Path` of a file with one, a
+            `MicroVector` that the app made itself (no policy applies to it), or None for the base alone.
         policy: what is demanded of vectors, now and at every `swap`.
         stream: which sequence of vectors the bytes belong to (see `Policy`).
         engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
@@ -93,33 +99,32 @@ def load(
         BaseMismatchError: the base is not one that the basis was exported for.
         VectorError: the vector was refused; the subclass says why.
         MissingExtraError: the engine is not installed.
+        OptionError: the engine has no such option; the message names the nearest one.
         TinyLoraError: there is no such engine, or the bundle has nothing for it.
         OSError: the policy's state file cannot be written.
     """
     bundle = find_bundle(base)
-    engine = _choose(bundle, engine)
+    start: _Start = _start_onnx if _choose(bundle, engine) == ONNX else _start_llama
     policy = policy or Policy()
-    if _is_bytes(vector_bytes):
-        vector: MicroVector | None = policy.check(vector_bytes, bundle.basis, stream=stream)
-    else:
-        vector = cast("MicroVector | None", vector_bytes)
-    if vector is not None:
-        bundle.basis.values(vector)  # an app's own vector has to fit, too
-    start = _start_onnx if engine == ONNX else _start_llama
-    llm = start(bundle, policy, engine_options)
-    if vector is not None:
-        try:
-            llm.swap(vector)
-            if _is_bytes(vector_bytes):
-                policy.record(vector, bundle.basis, stream=stream)
-        except BaseException:
-            llm.close()
-            raise
+    with ExitStack() as undo:
+        with ExitStack() as admission:  # which records the vector at its end
+            vector = None
+            if vector_bytes is not None:
+                vector = admission.enter_context(admitted(vector_bytes, bundle.basis, policy, stream=stream))
+            llm = start(bundle, policy, engine_options)
+            undo.callback(llm.close)
+            if vector is not None:
+                llm.swap(vector)
+        undo.pop_all()
     return llm
 
 
 def engine_of(base: str | PathLike[str], engine: str | None = None) -> str:
     """Return the engine that `load` uses for a bundle: `llama` or `onnx`.
+
+    Args:
+        base: as for `load`.
+        engine: a wish, which is checked; None for what the bundle has.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -147,9 +152,10 @@ def _choose(bundle: Bundle, engine: str | None) -> str:
 def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraLlama:
     bundle.check_base()
     try:
-        from .llama.model import TinyLoraLlama
+        from .llama.model import OPTIONS, TinyLoraLlama
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None
+    _check_options(options, OPTIONS)
     options.setdefault("verbose", False)
     return TinyLoraLlama(str(bundle.base), basis=bundle.basis, policy=policy, **options)
 
@@ -161,7 +167,18 @@ def _start_onnx(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> Tiny
         from .onnx.model import TinyLoraOnnx
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None
+    known = inspect.signature(TinyLoraOnnx).parameters
+    _check_options(options, [name for name in known if name not in ("bundle", "policy")])
     return TinyLoraOnnx(graph, policy=policy, **options)
+
+
+def _check_options(options: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse an option that an engine's model does not have: llama_cpp takes any name without a word."""
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *_OPTIONS], 1, cutoff=0.5)
+            advice = f"did you mean {near[0]!r}?" if near else f"the engine has {', '.join(known)}"
+            raise OptionError(f"load() has no option {name!r}: {advice}")
 
 
 def missing_engine(error: ModuleNotFoundError) -> ImportError:
@@ -172,7 +189,3 @@ def missing_engine(error: ModuleNotFoundError) -> ImportError:
         "onnxruntime_genai": MissingExtraError("the ONNX runtime", "onnxruntime-genai", "onnx"),
     }
     return known.get(error.name or "", error)
-
-
-def _is_bytes(value: object) -> TypeGuard[bytes]:
-    return isinstance(value, bytes | bytearray | memoryview)

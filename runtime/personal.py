@@ -1,23 +1,21 @@
-"""What a personalized model is on every engine: one vector at a time, exchanged all or nothing."""
+"""The personalized model, on every engine: it has one vector at a time, exchanged all or nothing."""
 
 from __future__ import annotations
 
-import weakref
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from inspect import GEN_SUSPENDED, getgeneratorstate
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
+from weakref import WeakSet
 
-from .._policy import Policy
 from ..basis import Basis
 from ..errors import BusyError, TrainError
 from ..tasks import Sample
-from ..vector import MicroVector
+from ..vector import MicroVector, Policy
+from .admission import VectorSource, admitted
+from .evaluation import Population
 from .gate import Gate
-
-if TYPE_CHECKING:
-    from .evaluation import Population
 
 
 class Personal:
@@ -35,7 +33,8 @@ class Personal:
         self.basis = basis
         self.policy = policy or Policy()
         self._gate = Gate()
-        self._streams: weakref.WeakSet[Generator[Any, Any, None]] = weakref.WeakSet()
+        self._streams: WeakSet[Generator[Any, Any, None]] = WeakSet()
+        self._dependents: WeakSet[Any] = WeakSet()  # what computes with this model's weights; closed first
         self._begun = 1  # generations that began over an unfinished stream, which notices by it
 
     @property
@@ -52,7 +51,7 @@ class Personal:
 
     def swap(
         self,
-        vector: bytes | MicroVector,
+        vector: VectorSource,
         *,
         stream: str = "",
         wait: bool = True,
@@ -64,7 +63,8 @@ class Personal:
         swaps equals that of a fresh load of the last vector.
 
         Args:
-            vector: a frame or a raw payload, checked by the policy; or a `MicroVector` of the app's own.
+            vector: a frame or a raw payload as bytes, or the `pathlib.Path` of a file with one, checked by
+                the policy; or a `MicroVector` of the app's own.
             stream: which sequence of vectors the bytes belong to (see `Policy`).
             wait: wait for a generation in another thread; False refuses instead.
             timeout: seconds to wait at most; None for as long as it takes.
@@ -73,21 +73,27 @@ class Personal:
             VectorError: the vector was refused; the subclass says why. The model stays as it was.
             BusyError: a generation is running, and waiting was not asked for, or took too long, or
                 would never end because this thread runs it.
-            OSError: the policy's state file cannot be written. The model stays as it was.
+            OSError: the vector's file cannot be read, or the policy's state file cannot be written. The
+                model stays as it was.
         """
-        with self._gate.exchange(wait=wait, timeout=timeout):
-            if isinstance(vector, MicroVector):
-                self._activate(vector)
-                return vector
-            checked = self.policy.check(vector, self.basis, stream=stream)
-            before = self._remember()
-            self._activate(checked)
-            try:
-                self.policy.record(checked, self.basis, stream=stream)
-            except BaseException:  # a state that cannot be written
+        with (
+            self._gate.exchange(wait=wait, timeout=timeout),
+            self._all_or_nothing(),
+            admitted(vector, self.basis, self.policy, stream=stream) as admitted_vector,
+        ):
+            self._activate(admitted_vector)
+        return admitted_vector
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Go back to the vector of now where a block raises after it exchanged it."""
+        before = self._remember()
+        try:
+            yield
+        except BaseException:
+            if self._remember() != before:
                 self._go_back(before)
-                raise
-            return checked
+            raise
 
     def clear(self, *, wait: bool = True, timeout: float | None = None) -> None:
         """Go back to the base, bit for bit.
@@ -99,7 +105,7 @@ class Personal:
             self._activate(None)
 
     @contextmanager
-    def using(self, vector: bytes | MicroVector, *, stream: str = "") -> Iterator[MicroVector]:
+    def using(self, vector: VectorSource, *, stream: str = "") -> Iterator[MicroVector]:
         """Apply a micro-vector for one block, and the one before it again at its end.
 
         Other threads wait until the block ends. A stream that it leaves unfinished is closed, since its
@@ -112,10 +118,32 @@ class Personal:
                 yield active
             finally:
                 with self._gate.computing():  # once no other thread is inside a step of such a stream
-                    for unfinished in list(self._streams):
-                        if getgeneratorstate(unfinished) == GEN_SUSPENDED:
-                            unfinished.close()
+                    self._close_streams()
                     self._go_back(before)
+
+    def _close_streams(self) -> None:
+        for unfinished in list(self._streams):
+            if getgeneratorstate(unfinished) == GEN_SUSPENDED:
+                unfinished.close()
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Hold the model while its backend frees it: streams end first, and what computes beside it."""
+        with self._gate.hold(), self._gate.computing():
+            self._close_streams()
+            for dependent in list(self._dependents):
+                dependent.close()
+            yield
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model. Whatever is called afterwards raises a `TinyLoraError`; closing again is fine."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _remember(self) -> Any:
         """Return what `_go_back` needs to make the active vector the active one again."""

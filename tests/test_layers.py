@@ -1,7 +1,7 @@
-"""The arrows of docs/ARCHITECTURE.md: who may import what, read from the source with ast.
+"""The house of docs/ARCHITECTURE.md, read from the source with ast: arrows, circles, names, and sizes.
 
 cli -> exporters, train -> runtime -> core. Imports inside functions and under TYPE_CHECKING count too:
-a layer must not even know the names above it.
+a layer must not even know the names above it, and no two files import each other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +23,38 @@ FOLDERS = {  # as pyproject.toml maps them
     "runtime": "tinylora_edge.runtime",
     "cli": "tinylora_edge.cli",
 }
-SPECIAL = ("cli", "exporters", "runtime", "tasks", "train")  # what is not one of these is core
+SPECIAL = ("cli", "exporters", "formats", "runtime", "shipping", "tasks", "train", "wire")  # the rest is core
 MAY_IMPORT = {
-    "core": {"core"},
+    "face": {"core", "wire", "formats"},  # `tinylora_edge` itself
+    "core": {"core", "wire"},
+    "wire": {"core", "wire"},
+    "formats": {"core", "wire", "formats"},
+    "shipping": {"core", "wire", "formats", "shipping"},
     "tasks": {"core", "tasks"},
-    "runtime": {"core", "tasks", "runtime"},
-    "exporters": {"core", "exporters"},
-    "train": {"core", "tasks", "runtime", "train"},
-    "cli": {"core", "tasks", "runtime", "exporters", "train", "cli"},
+    "runtime": {"core", "wire", "formats", "tasks", "runtime"},
+    "exporters": {"core", "wire", "formats", "exporters"},
+    "train": {"core", "wire", "formats", "tasks", "runtime", "train"},
+    "cli": {"face", "core", "wire", "formats", "shipping", "tasks", "runtime", "exporters", "train", "cli"},
 }
+KNOW_NO_MODEL = ("wire", "tasks")
+"""Layers that take no more of the core than these."""
+NO_MODEL = {"tinylora_edge.errors", "tinylora_edge._system"}
+
+MOST_FILES = 12
+"""In a folder, beside its face `__init__.py`."""
+MOST_LINES = 400
+
 ENGINES = {  # package -> engine: onnxruntime-genai is a layer on onnxruntime
     "llama_cpp": "llama.cpp",
     "onnxruntime": "ONNX Runtime",
     "onnxruntime_genai": "ONNX Runtime",
 }
 EXTERNAL = {  # None: anything but an engine
+    "face": set(),
     "core": {"numpy"},
+    "wire": {"numpy"},
+    "formats": {"numpy"},
+    "shipping": set(),
     "tasks": {"numpy"},
     "runtime": {"numpy", *ENGINES},
     "exporters": {"numpy", "gguf", "onnx"},
@@ -85,7 +102,9 @@ MODULES = {
 
 def layer(module: str) -> str:
     head = module.split(".")[1:2]
-    return head[0] if head and head[0] in SPECIAL else "core"
+    if not head:
+        return "face"
+    return head[0] if head[0] in SPECIAL else "core"
 
 
 def imports(module: str, source: str, *, package: bool) -> Iterator[Import]:
@@ -117,6 +136,42 @@ def imports_of(module: str) -> list[Import]:
     return list(imports(module, path.read_text("utf-8"), package=path.name == "__init__.py"))
 
 
+def trespassing(module: str, name: str) -> bool:
+    """Whether a name has an underscore, and lies in a folder that the module is not in."""
+    parts = name.split(".")
+    hidden = [
+        number for number, part in enumerate(parts) if part.startswith("_") and part.strip("_") == part[1:]
+    ]
+    return any(module.split(".")[:number] != parts[:number] for number in hidden)
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected parts of a graph with more than one member (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in edges.get(node, ()):
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == index[node]:
+            part = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(part) > 1:
+                found.append(sorted(part))
+
+    for node in edges:
+        if node not in index:
+            visit(node)
+    return found
+
+
 def violations(module: str, found: list[Import]) -> list[str]:
     """Say what breaks the rules, as `line: why`."""
     result = []
@@ -124,8 +179,12 @@ def violations(module: str, found: list[Import]) -> list[str]:
     for item in found:
         top = item.name.partition(".")[0]
         if top == "tinylora_edge":
-            if layer(item.name) not in MAY_IMPORT[here]:
+            there = layer(item.name)
+            model = here in KNOW_NO_MODEL and there == "core" and item.name not in NO_MODEL
+            if there not in MAY_IMPORT[here] or model:
                 result.append(f"{item.line}: {here} imports {item.name}")
+            elif trespassing(module, item.name):
+                result.append(f"{item.line}: {module} imports {item.name}, which is another folder's own")
         elif top not in sys.stdlib_module_names:
             allowed = EXTERNAL[here]
             fine = top not in ENGINES if allowed is None else top in allowed
@@ -173,6 +232,14 @@ def test_imports_follow_the_arrows(module: str) -> None:
         ("_x", "from . import runtime", "core imports tinylora_edge.runtime"),
         ("_x", "if TYPE_CHECKING:\n    from .runtime import load", "core imports tinylora_edge.runtime.load"),
         ("cli._x", "from llama_cpp import Llama", "cli imports llama_cpp"),
+        ("wire._x", "from ..basis import Basis", "wire imports tinylora_edge.basis"),
+        ("tasks._x", "from ..vector import MicroVector", "tasks imports tinylora_edge.vector"),
+        ("_x", "from .formats import bundle", "core imports tinylora_edge.formats.bundle"),
+        (
+            "runtime._x",
+            "from ..tasks._task import Sample",
+            "tinylora_edge.runtime._x imports tinylora_edge.tasks._task, which is another folder's own",
+        ),
     ],
 )
 def test_a_wrong_import_is_seen(module: str, source: str, expected: str) -> None:
@@ -181,8 +248,30 @@ def test_a_wrong_import_is_seen(module: str, source: str, expected: str) -> None
     assert [item.partition(": ")[2] for item in found] == [expected]
 
 
+def test_no_two_files_import_each_other() -> None:
+    edges = {
+        module: {item.name for item in imports_of(module) if item.name in MODULES} - {module}
+        for module in MODULES
+    }
+    assert circles(edges) == []
+
+
+def test_a_circle_is_seen() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"f"}, "f": {"g"}, "g": {"e"}}
+    assert circles(edges) == [["b", "c"], ["e", "f", "g"]]
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, "tests"])
+def test_no_folder_and_no_file_is_too_large(folder: str) -> None:
+    files = [path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts]
+    count = Counter(path.parent for path in files if path.name != "__init__.py")
+    assert {str(path.relative_to(ROOT)): n for path, n in count.items() if n > MOST_FILES} == {}
+    lines = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in files}
+    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
+
+
 def test_every_layer_was_read() -> None:
-    assert {layer(module) for module in MODULES} >= {"core", "runtime", "exporters", "cli"}
+    assert {layer(module) for module in MODULES} == set(MAY_IMPORT)
     assert any(item.name == "gguf" for item in imports_of("tinylora_edge.formats.gguf"))
     assert reachable_engines("tinylora_edge.runtime.llama.model") == {"llama.cpp"}
 

@@ -17,8 +17,7 @@ The parts that others build on: `tinylora_edge.projection.project`, `tinylora_ed
 `tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
 """
 
-from ._policy import Policy, UnauthenticatedVectorWarning
-from ._version import __version__
+from ._system import __version__
 from .average import average
 from .basis import Basis
 from .errors import (
@@ -34,19 +33,22 @@ from .errors import (
     MissingExtraError,
     ModulesLeftOutWarning,
     NonFiniteError,
+    NotImprovedWarning,
+    OptionError,
     RollbackError,
     SignatureError,
     TinyLoraError,
     TinyLoraWarning,
     TrainError,
     TransferError,
+    UnauthenticatedVectorWarning,
     UnsupportedModelError,
     UntestedArchitectureWarning,
     VectorError,
 )
 from .formats.bundle import Bundle
 from .formats.side_tensors import load_basis, save_basis
-from .vector import MicroVector
+from .vector import CheckedVector, MicroVector, Policy
 from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "BasisMismatchError",
     "Bundle",
     "BusyError",
+    "CheckedVector",
     "ChecksumError",
     "CorruptBasisError",
     "Crc32",
@@ -69,6 +72,8 @@ __all__ = [
     "MissingExtraError",
     "ModulesLeftOutWarning",
     "NonFiniteError",
+    "NotImprovedWarning",
+    "OptionError",
     "Policy",
     "RollbackError",
     "SignatureError",

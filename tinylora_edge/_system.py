@@ -1,4 +1,4 @@
-"""Writes that are seen whole or not at all: a temporary file, fsync, rename."""
+"""The machine under this package, and the version that runs on it: whole writes, and cores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO
+
+__version__ = "0.1.0"
+"""The version, in one place: pyproject.toml reads it from here."""
 
 
 @contextmanager
@@ -35,6 +38,11 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
             os.unlink(name)
         raise
     sync_directory(path.parent)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sync_directory(path: Path) -> None:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,13 +17,18 @@ from .factorization import LEFT, SQRT
 from .modules import parse
 from .projection import EXPLICIT, IRWIN_HALL, project
 
-if TYPE_CHECKING:
-    from .vector import MicroVector
-
 FactorArray = NDArray[np.float32] | NDArray[np.float16]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+class HasValues(Protocol):
+    """A micro-vector, as far as a basis has to know one."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The numbers: float32 [G, u]."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Basis:
     """Factors, projection seed, tying, rank and u: what turns a micro-vector into a change of weights.
 
@@ -123,6 +128,13 @@ class Basis:
                 f"expected {(self.u, self.rank, self.rank)}"
             )
 
+    def __repr__(self) -> str:
+        return (
+            f"Basis({self.id}: {self.architecture}, {len(self.modules)} modules, rank {self.rank}, "
+            f"u {self.u}, {self.groups} groups {self.scheme}, seed {self.seed}, {self.projection}, "
+            f"{self.factorization}, {len(self.base_fingerprints)} bases)"
+        )
+
     @property
     def size(self) -> int:
         """Number of values of a micro-vector: G * u."""
@@ -157,7 +169,7 @@ class Basis:
             return np.stack(self.p).astype(np.float32)
         return np.stack([project(self.seed, module, self.u, self.rank) for module in self.modules])
 
-    def values(self, v: MicroVector | ArrayLike) -> NDArray[np.float32]:
+    def values(self, v: HasValues | ArrayLike) -> NDArray[np.float32]:
         """Return the values of v as float32 [G, u].
 
         Args:
@@ -182,7 +194,7 @@ class Basis:
             )
         return array.reshape(self.groups, self.u)
 
-    def R(self, v: MicroVector | ArrayLike) -> NDArray[np.float32]:
+    def R(self, v: HasValues | ArrayLike) -> NDArray[np.float32]:
         """Return R of every module: float32 [M, r, r].
 
         The sum over i runs in order in float64 (each product is exact there) and is rounded once, so
@@ -198,7 +210,7 @@ class Basis:
         with np.errstate(over="ignore"):
             return total.astype(np.float32)
 
-    def delta(self, module: str, v: MicroVector | ArrayLike) -> NDArray[np.float32]:
+    def delta(self, module: str, v: HasValues | ArrayLike) -> NDArray[np.float32]:
         """Return dW = B R A of one module: float32 [out, in], or [experts, out, in].
 
         Raises:

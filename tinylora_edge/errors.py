@@ -1,4 +1,4 @@
-"""Every error that tinylora-edge raises on purpose, in one tree.
+"""The errors that tinylora-edge raises on purpose, in one tree.
 
     TinyLoraError
     ├── VectorError                 (also a ValueError)
@@ -17,11 +17,18 @@
     ├── TrainError
     ├── TransferError
     ├── BusyError
+    ├── OptionError                 (also a TypeError)
     └── MissingExtraError           (also an ImportError)
 
 Whatever is raised, nothing was changed: the model, the files and the policy's state stay as they were.
 
-Warnings have a base too, `TinyLoraWarning`; the command line prints each as one line.
+Warnings have a tree too; the command line prints each as one line.
+
+    TinyLoraWarning                 (also a UserWarning)
+    ├── UntestedArchitectureWarning
+    ├── ModulesLeftOutWarning
+    ├── UnauthenticatedVectorWarning
+    └── NotImprovedWarning
 """
 
 from __future__ import annotations
@@ -33,6 +40,10 @@ class TinyLoraError(Exception):
 
 class VectorError(TinyLoraError, ValueError):
     """A micro-vector, or the bytes of one, cannot be used here."""
+
+    def __init__(self, *args: object, needs: str = "") -> None:
+        super().__init__(*args)
+        self.needs = needs  # the key that was lacking, "mac" or "signature": a front end says how to pass it
 
 
 class FrameError(VectorError):
@@ -95,6 +106,10 @@ class BusyError(TinyLoraError):
     """A vector cannot be exchanged now, because a generation that uses the old one is still running."""
 
 
+class OptionError(TinyLoraError, TypeError):
+    """A call was given an option that it does not have; the message names the nearest one."""
+
+
 class MissingExtraError(TinyLoraError, ImportError):
     """A feature needs a package that is not installed; the message is the pip command that brings it."""
 
@@ -120,3 +135,11 @@ class UntestedArchitectureWarning(TinyLoraWarning):
 
 class ModulesLeftOutWarning(TinyLoraWarning):
     """The model has linear layers on which llama.cpp would ignore an adapter; they are not in the basis."""
+
+
+class UnauthenticatedVectorWarning(TinyLoraWarning):
+    """A raw payload was applied: it has no checksum, no sequence and no sender."""
+
+
+class NotImprovedWarning(TinyLoraWarning):
+    """Tuning found nothing better than the start, and returned the start."""

@@ -58,7 +58,7 @@ class _TruncatedSVD(NamedTuple):
 
 
 class TruncatedSVD(_TruncatedSVD):
-    """U [out, r], S [r] descending, V [in, r], all float32; also how well they were reached.
+    """The factors U [out, r], S [r] descending and V [in, r], all float32, and how well they were reached.
 
     Attributes:
         residual: the two-sided residual max(|W v - s u|, |W^T u - s v|) / s of the worst triplet; a value
@@ -86,7 +86,7 @@ def truncated_svd(
 
     Signs are canonical: in each right singular vector the entry of largest magnitude is positive.
     The result is deterministic for given input and seed on one machine; between machines and BLAS
-    libraries nearly equal singular values may come out as another pair (DESIGN 3).
+    libraries nearly equal singular values may come out as another pair.
 
     Args:
         weight: [out, in], an array of any float dtype or a `RowSource`.
@@ -292,7 +292,7 @@ _room = _Room(_KEPT_BYTES)
 
 
 class _RowBlocks:
-    """Streams a source in row blocks; keeps a weight that is small enough, or dear and there is room."""
+    """A stream of row blocks, which keeps a weight that is small enough, or dear where there is room."""
 
     def __init__(self, source: RowSource) -> None:
         n_out, n_in = source.shape

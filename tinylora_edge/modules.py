@@ -24,7 +24,7 @@ KINDS: tuple[str, ...] = (
     "ffn_up_exps",
     "ffn_down_exps",
 )
-"""The adaptable kinds in canonical order inside a block (DESIGN 5)."""
+"""The adaptable kinds in canonical order inside a block (docs/FORMAT.md, "Modules and tying")."""
 
 BEYOND: tuple[str, ...] = ("ffn_down_shexp", "ffn_gate_shexp", "ffn_gate_up_exps", "ffn_up_shexp")
 """Adaptable kinds that follow those: the expert that all tokens share; gate and up of experts in one."""

@@ -1,4 +1,4 @@
-"""Which (epsilon, delta) the noise of an average is worth, by Google's `dp-accounting` (extra `private`).
+"""The (epsilon, delta) that the noise of an average is worth, by Google's `dp-accounting` (extra `private`).
 
 The mechanism is the Gaussian one: a mean that one user moves by at most its sensitivity S, and noise of
 standard deviation z S on every value, z being the noise multiplier. What z is worth does not depend on how

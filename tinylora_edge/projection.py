@@ -37,7 +37,7 @@ def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
     Raises:
         BasisError: an argument is out of range.
 
-    Source: DESIGN 4 and docs/FORMAT.md; the scale is PEFT's.
+    Source: docs/FORMAT.md, "Projection"; the scale is PEFT's.
     """
     if not 0 <= seed < 1 << 64:
         raise BasisError(f"projection seed {seed} is out of range: it must be from 0 to 2**64 - 1")

@@ -1,4 +1,4 @@
-"""Tying: the map from modules to the rows of v that they share (DESIGN 5)."""
+"""Tying: the map from modules to the rows of v that they share."""
 
 from __future__ import annotations
 

@@ -1,24 +1,44 @@
-"""The micro-vector: the handful of numbers that personalizes a model."""
+"""The micro-vector v, and the policy that says which bytes may become it.
+
+Rules only: no I/O but a policy's own marks, and no model.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import NonFiniteError, VectorError
-from .wire import frame, tags
+from .basis import Basis
+from .errors import (
+    ChecksumError,
+    NonFiniteError,
+    RollbackError,
+    SignatureError,
+    UnauthenticatedVectorWarning,
+    VectorError,
+)
+from .wire import frame, marks, tags
 
-if TYPE_CHECKING:
-    from ._policy import Policy
-    from .basis import Basis
+LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
+"""What `Policy(require=...)` may demand, weakest first."""
+
+_LEVEL_OF_KIND = {None: 0, tags.CRC32: 1, tags.HMAC: 2, tags.ED25519: 3}
+_NEED_OF_KIND = {tags.HMAC: "mac", tags.ED25519: "signature"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MicroVector:
-    """v and its dtype. Immutable; two are equal when dtype, sequence and every value are.
+    """The handful of numbers that personalizes a model: v of TinyLoRA (arXiv 2602.04118), and its dtype.
+
+    Immutable; two are equal when dtype, sequence and every value are.
 
     Attributes:
         values: float32 [G, u]. Rounded to `dtype` when the vector is made, so that what a host holds
@@ -65,7 +85,7 @@ class MicroVector:
         return cls((direction * (norm / np.linalg.norm(direction))).astype(np.float32), dtype)
 
     @classmethod
-    def from_bytes(cls, data: bytes, basis: Basis, policy: Policy | None = None) -> MicroVector:
+    def from_bytes(cls, data: bytes, basis: Basis, policy: Policy | None = None) -> CheckedVector:
         """Read a frame or a raw payload, all or nothing.
 
         Args:
@@ -76,8 +96,6 @@ class MicroVector:
         Raises:
             VectorError: one of its subclasses, as `Policy` lists them.
         """
-        from ._policy import Policy
-
         return (policy or Policy()).check(data, basis)
 
     def to_bytes(self, basis: Basis, tag: tags.Signer | str | None = "crc32") -> bytes:
@@ -101,13 +119,11 @@ class MicroVector:
             raise VectorError(f"unknown tag {tag!r}: use 'crc32', a signer, or None for a raw payload")
         return frame.encode(values, self.dtype, self.sequence, basis.digest, signer)
 
-    @property
-    def verified_by(self) -> str:
-        """Id of the trusted key under which a policy verified it; empty for a checksum, or none at all.
-
-        It is no part of the value: two vectors are equal whoever sent them.
-        """
-        return str(vars(self).get("_verified_by", ""))
+    def __repr__(self) -> str:
+        shown = np.array2string(
+            self.values.reshape(-1), precision=4, threshold=6, edgeitems=2, separator=", "
+        )
+        return f"{type(self).__name__}({shown} {list(self.values.shape)}, {self.dtype}, {self.sequence})"
 
     @property
     def norm(self) -> float:
@@ -121,8 +137,212 @@ class MicroVector:
         return self._key() == other._key() if isinstance(other, MicroVector) else NotImplemented
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {"_verified_by": self.verified_by} if self.verified_by else None
-        return type(self), (self.values, self.dtype, self.sequence), state  # copies are read-only too
+        return type(self), (self.values, self.dtype, self.sequence)  # copies are read-only too
 
     def __hash__(self) -> int:
         return hash(self._key())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CheckedVector(MicroVector):
+    """A micro-vector that a policy let through, with the key that vouches for it.
+
+    The key is no part of the value: a checked vector equals the vector that it holds, and what
+    `dataclasses.replace` makes of it is checked no longer.
+
+    Attributes:
+        verified_by: id of the trusted key under which its tag verified; empty for a checksum, or none.
+    """
+
+    verified_by: str = field(default="", init=False)
+
+    @classmethod
+    def _under(cls, key: str, values: NDArray[np.float32], dtype: str, sequence: int) -> CheckedVector:
+        vector = cls(values, dtype, sequence)
+        object.__setattr__(vector, "verified_by", key)
+        return vector
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._under, (self.verified_by, self.values, self.dtype, self.sequence)
+
+
+class Policy:
+    """The rules by which a device decides whether bytes may become the active micro-vector.
+
+    The rules, in the order in which they are checked; the first that fails raises, and nothing changes:
+
+    1. The bytes are a frame or a raw payload of the right length for the basis (FrameError).
+    2. A frame names this basis (BasisMismatchError).
+    3. The tag verifies: CRC-32 always (ChecksumError); a MAC or a signature under one of `keys`, even
+       where none is required, since a tag that cannot be checked proves nothing (SignatureError).
+    4. The tag is at least as strong as `require` (ChecksumError, SignatureError).
+    5. Every value is finite (NonFiniteError).
+    6. The norm of the values is at most `max_norm` (VectorError).
+    7. The sequence is not lower than the highest accepted from the same stream under the same key
+       (RollbackError). An equal one is accepted, so that a frame may be delivered twice. Raw payloads have
+       no sequence.
+
+    The highest accepted sequence of each (basis, key, stream) is remembered while the policy lives, and
+    with `state` in a file that outlives it; share one policy between models to share that memory. Frames
+    with a checksum alone have a mark of their own, so that nobody without a key can raise the mark of one.
+
+    Keys are rotated by trusting both for a while: ship the new one, sign with it, then take the old one
+    out of `keys`. As long as it is there, the last frames that it signed are accepted too.
+
+    Args:
+        require: `none` (the default: raw payloads too, with one warning), `checksum`, `mac` or `signature`.
+        keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
+        max_norm: largest Euclidean norm of the values that is accepted.
+        state: a file that keeps the sequences through restarts. Its directory must exist. Processes may
+            share it. Whoever can write to it can undo rule 7.
+
+    Raises:
+        VectorError: an unknown `require`, one that no key in `keys` can satisfy, or a damaged state file.
+        FileNotFoundError: the directory of `state` does not exist.
+    """
+
+    def __init__(
+        self,
+        require: str = "none",
+        *,
+        keys: Sequence[tags.Verifier] = (),
+        max_norm: float = math.inf,
+        state: str | PathLike[str] | None = None,
+    ) -> None:
+        if require not in LEVELS:
+            raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
+        unusable = [key for key in keys if not isinstance(key, tags.Verifier)]
+        if unusable or isinstance(keys, str | bytes):
+            got = type(keys if isinstance(keys, str | bytes) else unusable[0]).__name__
+            raise VectorError(
+                f"keys=[...] takes verifiers, not {got}: make them with Hmac(secret), Hmac.from_hex(text) or "
+                "Ed25519Verifier.from_pem(text)"
+            )
+        self._required = LEVELS.index(require)
+        if self._required >= 2 and not any(_LEVEL_OF_KIND[key.kind] >= self._required for key in keys):
+            raise VectorError(
+                f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...])",
+                needs=require,
+            )
+        self.require = require
+        self.max_norm = max_norm
+        self._keys = tuple(keys)
+        self._marks = marks.Marks() if state is None else marks.StateFile(state)
+        self._warned = False
+
+    def __repr__(self) -> str:
+        keys = ", ".join(map(tags.key_id, self._keys))
+        return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g}, {self._marks!r})"
+
+    def check(self, data: bytes, basis: Basis, *, stream: str = "") -> CheckedVector:
+        """Return the micro-vector in `data` if every rule allows it; change nothing.
+
+        Args:
+            data: a frame or a raw payload.
+            basis: the loaded basis.
+            stream: which sequence of vectors the bytes belong to, where an app has several
+                (one a user, say).
+
+        Raises:
+            VectorError: one of its subclasses for each rule, as listed above.
+            OSError: the state file cannot be read.
+        """
+        received = frame.decode(data, basis.size, basis.digest)
+        key = self._check_tag(received, bytes.fromhex(basis.digest))
+        values = basis.values(received.values)
+        norm = float(np.linalg.norm(values.astype(np.float64)))
+        if norm > self.max_norm:
+            raise VectorError(
+                f"the vector's norm is {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
+            )
+        if received.sequence is None:
+            self._warn_once()
+        else:
+            highest = self._marks.highest(_mark(basis, key, stream))
+            if received.sequence < highest:
+                raise RollbackError(
+                    f"the frame has sequence {received.sequence}, but {highest} was already accepted"
+                    f"{f' from stream {stream!r}' if stream else ''}{f' under key {key}' if key else ''}: "
+                    "an older vector is not applied again"
+                )
+        return CheckedVector._under(key, values, received.dtype, received.sequence or 0)
+
+    @contextmanager
+    def admit(self, data: bytes, basis: Basis, *, stream: str = "") -> Iterator[CheckedVector]:
+        """Check bytes, give the vector to a block that applies it, and record it once that is done.
+
+            with policy.admit(data, basis, stream="alice") as vector:
+                apply(vector)
+
+        Where the block raises, nothing is recorded. Where recording raises, the block has run: it is the
+        caller's to take back what it did.
+
+        Raises:
+            VectorError: as for `check` and `record`.
+            OSError: the state file cannot be read or written.
+        """
+        vector = self.check(data, basis, stream=stream)
+        yield vector
+        self.record(vector, basis, stream=stream)
+
+    def record(self, vector: MicroVector, basis: Basis, *, stream: str = "") -> None:
+        """Remember that a vector which `check` returned was applied; with a state file, durably.
+
+        Raises:
+            VectorError: the state file is damaged, or the stream's name is too long.
+            OSError: the state file cannot be written; it stays as it was.
+        """
+        key = vector.verified_by if isinstance(vector, CheckedVector) else ""
+        self._marks.record(_mark(basis, key, stream), vector.sequence)
+
+    def _check_tag(self, received: frame.Frame, digest: bytes) -> str:
+        """Return the id of the key under which the tag verifies; empty for a checksum or none."""
+        verified_by = ""
+        if received.kind == tags.CRC32 and not tags.Crc32().verify(digest + received.body, received.tag):
+            expected = tags.Crc32().sign(digest + received.body)
+            raise ChecksumError(
+                f"the frame's checksum is {received.tag.hex()}, but its bytes give {expected.hex()}: "
+                "it was damaged on its way; fetch it again"
+            )
+        if received.kind in (tags.HMAC, tags.ED25519):
+            name = tags.NAMES[received.kind]
+            keys = [key for key in self._keys if key.kind == received.kind]
+            if not keys:
+                raise SignatureError(
+                    f"the frame carries an {name} tag, but the policy has no {name} key to check it: pass "
+                    "Policy(keys=[...])",
+                    needs=_NEED_OF_KIND[received.kind],
+                )
+            message = digest + received.body
+            found = next((key for key in keys if key.verify(message, received.tag)), None)
+            if found is None:
+                raise SignatureError(
+                    f"the frame's {name} tag {received.tag[:8].hex()} does not verify under any of the "
+                    f"{len(keys)} trusted keys ({', '.join(map(tags.key_id, keys))}): it was altered, or "
+                    "comes from someone else"
+                )
+            verified_by = tags.key_id(found)
+        if _LEVEL_OF_KIND[received.kind] < self._required:
+            error = ChecksumError if self.require == "checksum" else SignatureError
+            got = "a raw payload" if received.kind is None else f"a {tags.NAMES[received.kind]} frame"
+            raise error(f"the policy requires a {self.require}, but this is {got}")
+        return verified_by
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "a raw payload has no checksum, sequence or sender: ship frames "
+                "(MicroVector.to_bytes), or demand them with Policy(require='checksum')",
+                UnauthenticatedVectorWarning,
+                stacklevel=4,
+            )
+
+
+def _mark(basis: Basis, key: str, stream: str) -> marks.Mark:
+    if len(stream) > marks.MAX_STREAM_CHARACTERS:
+        raise VectorError(
+            f"the stream's name has {len(stream)} characters, and at most {marks.MAX_STREAM_CHARACTERS} are "
+            f"kept: {stream[:20]!r}..."
+        )
+    return basis.digest, key, stream

@@ -187,7 +187,7 @@ class Story:
         start = time.perf_counter()
         with closing(self._load(None)) as llm:
             base = self._measure(llm)
-            tokens = [encode(llm, sample.prompt).tolist() for sample in self._shown()]
+            tokens = [encode(llm, sample).tolist() for sample in self._shown()]
         self._say(
             f"   mean reward {base.mean:.3f} +- {base.standard_error:.3f} (its standard error), "
             f"in {duration(time.perf_counter() - start)}"

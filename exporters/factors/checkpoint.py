@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..._cores import cores
+from ..._system import cores
 from ...errors import ExportError
 from ..bundle_writer import explain, refuse_existing
 from .factorize import Progress, Work, factorize

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..._system import atomic_write, sync_directory
-from ..._version import __version__
+from ..._system import __version__, atomic_write, sync_directory
 from ...errors import HubError
 from .client import Counted, explain, import_client, silent, status_of, unreachable
 

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TrainError, VectorError
+from ...tasks import Prompt
 from ...vector import MicroVector
 from ..llama.batch import Batch, Generation
 from ..llama.model import TinyLoraLlama
-from ..llama.prompts import Prompt, decode, encode
+from ..llama.prompts import decode, encode
 from .posterior import Posterior
 from .state import State, read, write
 
@@ -30,7 +31,7 @@ Quantized activations move it by about 0.3 whatever the step, so that a smaller 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a `Tuner` answered.
+    """An answer that a `Tuner` gave.
 
     Attributes:
         text: the answer, special tokens left out.
@@ -53,7 +54,7 @@ class _Shown:
 
 
 class Tuner:
-    """Finds a micro-vector from a user's clicks, by forward passes alone.
+    """A learner that finds a micro-vector from a user's clicks, by forward passes alone.
 
         tuner = Tuner(llm, state="me.state")
         answer = tuner.ask(messages)                # show it, with two buttons
@@ -134,24 +135,25 @@ class Tuner:
         """How many clicks it was told, in this start of the app and in those before."""
         return self._state.clicks
 
-    def ask(self, prompt: Prompt) -> Answer:
+    def ask(self, prompt: Prompt, *, raw: bool = False) -> Answer:
         """Answer a prompt with the vector of now.
 
         Args:
-            prompt: text that the model continues, or chat messages.
+            prompt: text, which is one message of the user, or chat messages.
+            raw: the text goes past the chat template, and the model continues it.
 
         Raises:
             VectorError: the prompt is empty, or leaves no room for an answer.
         """
-        return self._draw(prompt, 1)[0]
+        return self._draw(prompt, raw, 1)[0]
 
-    def ask_pair(self, prompt: Prompt) -> tuple[Answer, Answer]:
+    def ask_pair(self, prompt: Prompt, *, raw: bool = False) -> tuple[Answer, Answer]:
         """Answer a prompt twice; the answers differ, unless four draws in a row were the same.
 
         Raises:
             VectorError: as for `ask`.
         """
-        first, second = self._draw(prompt, 2)
+        first, second = self._draw(prompt, raw, 2)
         return first, second
 
     def tell(self, answer: Answer, reward: int) -> MicroVector:
@@ -209,8 +211,8 @@ class Tuner:
         values = state.posterior.vector().astype(np.float32).reshape(self._llm.basis.groups, -1)
         return MicroVector(values, sequence=min(state.clicks, 0xFFFF))
 
-    def _draw(self, prompt: Prompt, count: int) -> list[Answer]:
-        tokens = encode(self._llm, prompt).tolist()
+    def _draw(self, prompt: Prompt, raw: bool, count: int) -> list[Answer]:
+        tokens = encode(self._llm, prompt, raw=raw).tolist()
         if len(tokens) + self._max_tokens > self._n_ctx_seq:
             raise VectorError(
                 f"the prompt has {len(tokens)} tokens, which with {self._max_tokens} to answer pass the "

@@ -1,4 +1,4 @@
-"""What clicks say about v: a Gaussian posterior, one click at a time. Numbers alone: no engine, no file.
+"""The posterior of v given clicks, a Gaussian that each click updates. It needs no engine and no file.
 
 The user's preference is taken for the one that a vector v* would satisfy, as in DPO (Rafailov et al., 2023):
 
@@ -42,7 +42,7 @@ _ASSUMED = 4.0  # answers that an isotropic Fisher information counts as
 
 @dataclass
 class Posterior:
-    """Of n values of v and of b.
+    """The Gaussian posterior of the n values of v and of b.
 
     Attributes:
         n: number of values.

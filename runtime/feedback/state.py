@@ -41,7 +41,7 @@ _HASH = 32
 
 @dataclass
 class State:
-    """What a `Tuner` knows.
+    """Everything that a `Tuner` knows.
 
     Attributes:
         seed: of every random number.

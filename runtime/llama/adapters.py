@@ -1,4 +1,4 @@
-"""How a micro-vector becomes llama.cpp adapters. The basis chooses: u = 1 scales, u > 1 folds."""
+"""The two strategies by which a micro-vector becomes llama.cpp adapters: u = 1 scales, u > 1 folds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Active = list[tuple[Adapter, float]]
 
 
 class Strategy(Protocol):
-    """Turns values into adapters. Adapters exist from the start, since llama.cpp sizes its graph for them."""
+    """A way to turn values into adapters, which exist from the start: llama.cpp sizes its graph for them."""
 
     def stage(self, values: NDArray[np.float32]) -> Active:
         """Return what to activate for the values [G, u]; nothing that is active now changes."""
@@ -38,7 +38,7 @@ def choose(model: Any, basis: Basis) -> Strategy:
 
 
 class Personalizer:
-    """Applies micro-vectors to llama.cpp contexts of one model, all or nothing.
+    """The adapters of one model, which apply micro-vectors to its llama.cpp contexts, all or nothing.
 
     Make it before the contexts, and free it after them and before the model.
 
@@ -48,7 +48,6 @@ class Personalizer:
     """
 
     def __init__(self, model: Any, basis: Basis) -> None:
-        self._basis = basis
         self._strategy = choose(model, basis)
         self._active: Active = []
         self.vector: MicroVector | None = None
@@ -63,14 +62,13 @@ class Personalizer:
 
         Args:
             contexts: each a `llama_context`.
-            vector: what to apply.
+            vector: what to apply; the caller has checked that it fits the basis.
             others: adapters of the caller's own, which stay in force beside the vector.
 
         Raises:
-            VectorError: the vector does not fit the basis.
             TinyLoraError: llama.cpp refuses; the vector before stays active.
         """
-        active = self._strategy.stage(self._basis.values(vector)) if vector is not None else []
+        active = self._strategy.stage(vector.values) if vector is not None else []
         changed = []
         try:
             for context in contexts:
@@ -89,17 +87,15 @@ class Personalizer:
 
         Args:
             contexts: as many as vectors; none of them has adapters of the caller's own.
-            vectors: None for the base alone.
+            vectors: None for the base alone; the caller has checked that they fit the basis.
 
         Raises:
-            VectorError: a vector does not fit the basis.
-            TinyLoraError: llama.cpp refuses. Then, and for a vector that does not fit, every context has
-                the vector that `apply` gave.
+            TinyLoraError: llama.cpp refuses. Then every context has the vector that `apply` gave.
         """
         staged: list[Active] = []
         try:
             for context, vector in zip(contexts, vectors, strict=True):
-                active = self._strategy.stage(self._basis.values(vector)) if vector is not None else []
+                active = self._strategy.stage(vector.values) if vector is not None else []
                 staged.append(active)
                 _set_adapters(context, active)
         except BaseException:
@@ -115,7 +111,7 @@ class Personalizer:
 
 
 class Scales:
-    """u = 1: W + v[g] (B P) A is a LoRA whose scale is v[g]. G disjoint adapters, loaded once."""
+    """The strategy for u = 1: G disjoint adapters, loaded once, with v as their scales: W + v[g] (B P) A."""
 
     _free = staticmethod(free)
 
@@ -146,7 +142,7 @@ class Scales:
 
 
 class Fold:
-    """u > 1: one adapter (A, B R). Its GGUF image is built once; a swap rewrites the B blocks."""
+    """The strategy for u > 1: one adapter (A, B R); a swap rewrites the B blocks of its GGUF image."""
 
     _free = staticmethod(free)
 

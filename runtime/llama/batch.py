@@ -1,4 +1,4 @@
-"""Many sequences at once in llama.cpp: rollouts, evaluation and tuning all generate and score through here.
+"""Batches of sequences in llama.cpp: rollouts, evaluation and tuning generate and score through here.
 
 A `Batch` has contexts of its own over the weights of a loaded model, its lanes, which compute side by side
 in threads of their own. Sampling is vectorised over the sequences of a lane, and every token comes with its
@@ -16,14 +16,14 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._cores import cores
+from ..._system import cores
 from ...errors import TinyLoraError, VectorError
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
 from .adapters import Personalizer
 from .lane import Generation, Given, Job, Lane
-from .model import TinyLoraLlama
 from .prompts import decode, encode
+from .protocols import Weights
 
 __all__ = ["Batch", "Generation", "batch_for", "cores"]
 
@@ -34,7 +34,7 @@ _FEWEST = 8
 
 
 class Batch:
-    """Generates many sequences at once with a micro-vector.
+    """A batch of sequences that are generated or scored at once with a micro-vector.
 
     Lanes: threads of one context wait for each other at every operation, hundreds of times a token. One
     context a core is 1.5 times as fast on two cores (SmolLM2-135M, 32 sequences), and does not collapse
@@ -52,7 +52,7 @@ class Batch:
     """
 
     def __init__(
-        self, llm: TinyLoraLlama, *, n_ctx_seq: int, sequences: int = 32, n_threads: int | None = None
+        self, llm: Weights, *, n_ctx_seq: int, sequences: int = 32, n_threads: int | None = None
     ) -> None:
         self.llm = llm
         threads = n_threads or cores()
@@ -74,23 +74,24 @@ class Batch:
         # Never in the caller's thread: torch computing there in bfloat16 would release the AMX tiles that
         # llama.cpp configures once for each thread that it computes in.
         self._pool = ThreadPoolExecutor(count, "tinylora-batch")
+        llm._dependents.add(self)
 
     @property
     def vector(self) -> MicroVector | None:
         """The vector that generations use, or None for the base alone."""
         return self._personalizer.vector if self._personalizer else None
 
-    def swap(self, vector: bytes | MicroVector | None) -> None:
+    def swap(self, vector: MicroVector | None) -> None:
         """Use another vector from now on; None for the base alone.
 
+        Bytes are checked where they come in: `Policy.check`.
+
         Raises:
-            VectorError: the vector was refused; the one before stays.
+            VectorError: the vector does not fit the basis; the one before stays.
         """
-        if self._personalizer is None:
-            raise TinyLoraError("the batch is closed")
-        if vector is not None and not isinstance(vector, MicroVector):
-            vector = self.llm.policy.check(vector, self.llm.basis)
-        self._personalizer.apply([lane.context for lane in self._lanes], vector)
+        personalizer = self._open()
+        self._check_vector(vector)
+        personalizer.apply([lane.context for lane in self._lanes], vector)
 
     def generate(
         self,
@@ -117,7 +118,7 @@ class Batch:
         Raises:
             VectorError: a prompt is empty, or leaves no room for the tokens asked for.
         """
-        self._check_open()
+        self._open()
         if not prompts:
             return []
         self._check(prompts, max_tokens)
@@ -162,7 +163,7 @@ class Batch:
             VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists
                 of completions as prompts are needed; the temperature is not above 0.
         """
-        self._check_open()
+        self._open()
         if len(completions) != len(prompts):
             raise VectorError(
                 f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
@@ -200,7 +201,7 @@ class Batch:
         Raises:
             VectorError: as for `generate` and `encode`.
         """
-        tokens = [encode(self.llm, sample.prompt).tolist() for sample in samples]
+        tokens = [encode(self.llm, sample).tolist() for sample in samples]
         found = self.generate(tokens, max_tokens=max_tokens, temperature=temperature, seed=seed)
         return [self._completion(generation) for generation in found]
 
@@ -229,11 +230,12 @@ class Batch:
         Raises:
             VectorError: as for `generate` and `encode`, or a vector does not fit the basis.
         """
-        if self._personalizer is None:
-            raise TinyLoraError("the batch is closed")
+        personalizer = self._open()
+        for vector in vectors:
+            self._check_vector(vector)
         if not samples:
             return [[] for _ in vectors]
-        prompts = [encode(self.llm, sample.prompt).tolist() for sample in samples]
+        prompts = [encode(self.llm, sample).tolist() for sample in samples]
         self._check(prompts, max_tokens)
         shape = len(prompts), 1, max_tokens
         uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
@@ -246,13 +248,13 @@ class Batch:
                 lanes = min(len(contexts) // len(wave), len(prompts))  # of each vector: more in the last wave
                 parts = [numbered[part.start : part.stop] for part in _split(len(prompts), lanes)]
                 jobs = [Job(part, range(1), max_tokens, temperature, uniform) for part in parts] * len(wave)
-                self._personalizer.spread(contexts[: len(jobs)], [v for v in wave for _ in parts])
+                personalizer.spread(contexts[: len(jobs)], [v for v in wave for _ in parts])
                 done = self._run(Lane.run, jobs)
                 for first in range(0, len(jobs), lanes):
                     answers = {key: g for part in done[first : first + lanes] for key, g in part.items()}
                     found.append([self._completion(answers[index, 0]) for index in range(len(prompts))])
         finally:
-            self._personalizer.apply(contexts, self.vector)
+            personalizer.apply(contexts, self.vector)
         return found
 
     @property
@@ -265,7 +267,7 @@ class Batch:
         return Completion(text, generation.ended, len(generation.tokens))
 
     def close(self) -> None:
-        """Free the contexts and the adapters; the model stays."""
+        """Free the contexts and the adapters; the model stays. The model's own `close` does it first."""
         if self._personalizer is not None:
             self._pool.shutdown()
             self._free()
@@ -297,9 +299,19 @@ class Batch:
             self._personalizer.free()
         self._lanes, self._personalizer = [], None
 
-    def _check_open(self) -> None:
+    def _open(self) -> Personalizer:
         if self._personalizer is None:
-            raise TinyLoraError("the batch is closed")
+            raise TinyLoraError("the batch is closed: it was, or its model was. Make another one")
+        return self._personalizer
+
+    def _check_vector(self, vector: MicroVector | None) -> None:
+        if vector is not None and not isinstance(vector, MicroVector):
+            raise VectorError(
+                f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
+                "policy.check(data, basis)"
+            )
+        if vector is not None:
+            self.llm.basis.values(vector)
 
     def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int, first: int = 0) -> None:
         cells = min(lane.n_ctx for lane in self._lanes)
@@ -314,7 +326,7 @@ class Batch:
 
 
 def batch_for(
-    llm: TinyLoraLlama,
+    llm: Weights,
     samples: Sequence[Sample],
     max_tokens: int,
     *,
@@ -326,7 +338,7 @@ def batch_for(
     Raises:
         TinyLoraError: llama.cpp cannot make the context.
     """
-    longest = max(len(encode(llm, sample.prompt)) for sample in samples)
+    longest = max(len(encode(llm, sample)) for sample in samples)
     return Batch(llm, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
 
 

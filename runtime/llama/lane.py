@@ -1,4 +1,4 @@
-"""One llama.cpp context that computes many sequences at once: a `Batch` has some of them side by side.
+"""Lanes: a lane is one llama.cpp context with many sequences, and a `Batch` has some lanes side by side.
 
 The prompt of a group of samples is evaluated once and its KV cells are shared by all of them; a sequence
 that ends makes room for the next.
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
-from .log import quiet
-from .model import TinyLoraLlama
+from .log import signals_wait
+from .protocols import Weights
 from .sampling import logprobs, sample
 
 _PREFIX, _PROMPT, _FIRST = 0, 1, 2
@@ -46,7 +46,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Job:
-    """What a lane is to generate.
+    """The sequences that a lane is to generate.
 
     Attributes:
         prompts: index in the call and token ids of each.
@@ -114,7 +114,7 @@ class Lane:
         TinyLoraError: llama.cpp cannot make the context.
     """
 
-    def __init__(self, llm: TinyLoraLlama, *, sequences: int, n_ctx: int, n_threads: int) -> None:
+    def __init__(self, llm: Weights, *, sequences: int, n_ctx: int, n_threads: int) -> None:
         self._sequences = sequences
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
@@ -124,7 +124,7 @@ class Lane:
         params.n_threads = params.n_threads_batch = n_threads
         for name in ("type_k", "type_v", "flash_attn_type"):  # as in production, to the last bit if it can be
             setattr(params, name, getattr(llm.context_params, name))
-        with quiet():
+        with signals_wait():
             self.context: Any = llama_cpp.llama_init_from_model(llm.model, params)
         if not self.context:
             raise TinyLoraError(f"llama.cpp cannot make a context of {n_ctx} cells for {sequences} sequences")

@@ -1,4 +1,8 @@
-"""llama.cpp's own messages: when they are not for the user, and signals that arrive while one is written.
+"""The log of llama.cpp: its levels, and signals that arrive while it writes.
+
+llama-cpp-python's table of levels is off by one, so that it prints warnings as if they were errors, where
+`verbose=False` asked for silence: that a sliding window has a cache of full size, that a batch has more KV
+cells than the model's context. Here the level of warnings is put right.
 
 llama-cpp-python writes them in a callback from C. What a signal's handler raises in there, such as
 KeyboardInterrupt, ctypes drops, and prints unless stderr is redirected: of interrupts during a load two in
@@ -14,27 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llama_cpp._logger import logger
+from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL
+
+_WARN = 3  # GGML_LOG_LEVEL_WARN in ggml.h
+GGML_LOG_LEVEL_TO_LOGGING_LEVEL[_WARN] = logging.WARNING
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide llama.cpp's notes, unless `verbose` was asked for; signals wait, see `signals_wait`.
-
-    It notes where each of the hundreds of tensors of an adapter goes, and warns of more KV cells than the
-    model's context, which here are many sequences' and not one's. llama-cpp-python prints warnings as if they
-    were errors (its table of levels is off by one).
-    """
-    level = logger.level
-    if level > logging.DEBUG:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with signals_wait():
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager

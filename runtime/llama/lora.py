@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...errors import BaseMismatchError
 from ...formats import gguf
 from ...formats.gguf import FLOAT32, STRING
-from .log import quiet
+from .log import signals_wait
 
 Adapter = Any
 """Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
@@ -65,7 +65,7 @@ class LoraImage:
         Raises:
             BaseMismatchError: llama.cpp refuses it, because its tensors do not fit the model.
         """
-        with quiet():
+        with signals_wait():
             adapter = self._load_from_memory(model) if _HAS_FMEMOPEN else self._load_from_file(model)
         if not adapter:
             raise BaseMismatchError(

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import llama_cpp
 import numpy as np
 
-from ..._policy import Policy
 from ...basis import Basis
 from ...errors import TinyLoraError, VectorError
 from ...tasks import Sample
-from ...vector import MicroVector
+from ...vector import MicroVector, Policy
 from ..personal import Personal, no_room
 from .adapters import Personalizer
+from .batch import Batch
 from .log import signals_wait
+from .prompts import encode
 
-if TYPE_CHECKING:
-    from .batch import Batch
+OPTIONS: tuple[str, ...] = tuple(
+    name
+    for name, parameter in inspect.signature(llama_cpp.Llama).parameters.items()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "model_path"
+)
+"""Names of the options of `llama_cpp.Llama`. It takes any other name too, and ignores it."""
+
+
+class _Closed:
+    """A stand-in for the parts of a closed model, which refuses whatever is asked of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise TinyLoraError("the model is closed: load it again")
 
 
 class TinyLoraLlama(Personal, llama_cpp.Llama):
@@ -38,6 +51,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     Raises:
         BaseMismatchError: llama.cpp refuses the factors for this model.
     """
+
+    _gone = _Closed()  # bound early: when the interpreter ends, globals go before models do
 
     def __init__(
         self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
@@ -65,8 +80,6 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         return self._personalizer.vector
 
     def _activate(self, vector: MicroVector | None) -> None:
-        if self._ctx.ctx is None:
-            raise TinyLoraError("the model is closed: load it again")
         own = [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
         self._personalizer.apply([self._ctx.ctx], vector, own)  # the caller's lora_path stays in force
         self._forget()
@@ -89,14 +102,27 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
     ) -> Batch:
-        from .batch import Batch
-        from .prompts import encode
-
-        longest = max(len(encode(self, sample.prompt)) for sample in samples)
+        longest = max(len(encode(self, sample)) for sample in samples)
         limit = self._model.n_ctx_train()
         if longest + max_tokens > limit:
             raise no_room(longest, max_tokens, limit)
         return Batch(self, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.__dict__.get("_ctx") in (None, self._gone) else f"n_ctx {self.n_ctx()}"
+        return f"TinyLoraLlama({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
+
+    def close(self) -> None:
+        """Free the model, and before it the batches over it. Streams that are unfinished end.
+
+        A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
+        """
+        if "_gate" not in self.__dict__:  # the constructor got no further
+            return
+        with self._closing():
+            llama_cpp.Llama.close(self)
+            gone = self._gone
+            self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
 
     # What runs the model holds the gate, from its first step to its last.
 

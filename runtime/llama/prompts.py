@@ -1,8 +1,7 @@
-"""Token ids of a prompt, exactly as `create_chat_completion` would evaluate it."""
+"""The token ids of a prompt, exactly as `create_chat_completion` would evaluate it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,24 +9,33 @@ from llama_cpp import llama_chat_format
 from numpy.typing import NDArray
 
 from ...errors import VectorError
-from .model import TinyLoraLlama
-
-Prompt = str | Sequence[Mapping[str, str]]
-"""Plain text, or chat messages with `role` and `content`."""
+from ...tasks import Prompt, Sample
+from .protocols import Tokens
 
 
-def encode(llm: TinyLoraLlama, prompt: Prompt) -> NDArray[np.int32]:
+def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArray[np.int32]:
     """Return the token ids of a prompt: int32 [n].
 
-    Chat messages go through the model's own chat handler, so that what is trained and measured is what
-    the device will run.
+    Chat is the default: text is one message of the user where the model has a chat template. Messages go
+    through the model's own chat handler, so that what is trained and measured is what the device will run.
+
+    Args:
+        llm: the model.
+        prompt: text, chat messages, or a sample of a task, which says itself whether it is raw.
+        raw: the text goes past the chat template.
 
     Raises:
         VectorError: chat messages for a model without a chat template or `chat_format`.
+        TrainError: chat messages that are to be raw.
     """
-    if isinstance(prompt, str):
-        return np.array(llm.tokenize(prompt.encode(), special=True), np.int32)
-    if llm.chat_handler is None and llm.chat_format == "llama-2" and not _has_template(llm):
+    if not isinstance(prompt, Sample):
+        given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
+        prompt = Sample(given, raw=raw)
+    template = has_template(llm)
+    rendered = prompt.rendered_by(template=template)
+    if isinstance(rendered, str):
+        return np.array(llm.tokenize(rendered.encode(), special=True), np.int32)
+    if not template:
         raise VectorError(
             "the model has no chat template, so chat messages cannot be rendered: use text prompts, or load "
             "it with chat_format=..."
@@ -38,13 +46,20 @@ def encode(llm: TinyLoraLlama, prompt: Prompt) -> NDArray[np.int32]:
         or llama_chat_format.get_chat_completion_handler(llm.chat_format)
     )
     try:
-        handler(llama=_Recorder(llm), messages=[dict(message) for message in prompt])
+        handler(llama=_Recorder(llm), messages=[dict(message) for message in rendered])
     except _Recorded as recorded:
         return np.array(recorded.tokens, np.int32)
     raise VectorError(f"chat format {llm.chat_format!r} does not render prompts as text")
 
 
-def decode(llm: TinyLoraLlama, tokens: NDArray[np.int32]) -> str:
+def has_template(llm: Tokens) -> bool:
+    """Whether the model renders chat messages: by a handler, a format of its own, or its file's template."""
+    # "llama-2" is what llama_cpp falls back to where it found none.
+    named = llm.chat_handler is not None or llm.chat_format != "llama-2"
+    return named or "tokenizer.chat_template" in llm.metadata
+
+
+def decode(llm: Tokens, tokens: NDArray[np.int32]) -> str:
     """Return the text of generated tokens, special ones left out."""
     data: bytes = llm.detokenize(tokens.tolist())
     return data.decode("utf-8", errors="replace")
@@ -56,9 +71,9 @@ class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error
 
 
 class _Recorder:
-    """Stands in for the model while a chat handler renders, and stops it where it would generate."""
+    """A stand-in for the model while a chat handler renders; it stops the handler where it would generate."""
 
-    def __init__(self, llm: TinyLoraLlama) -> None:
+    def __init__(self, llm: Tokens) -> None:
         self._llm = llm
 
     def __getattr__(self, name: str) -> Any:
@@ -67,7 +82,3 @@ class _Recorder:
     def create_completion(self, prompt: list[int] | str, **_: Any) -> None:
         tokens = self._llm.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
         raise _Recorded(tokens)
-
-
-def _has_template(llm: TinyLoraLlama) -> bool:
-    return "tokenizer.chat_template" in llm.metadata

@@ -10,7 +10,7 @@ import llama_cpp
 from llama_cpp._logger import set_verbose
 
 from ...errors import TinyLoraError
-from .log import quiet
+from .log import signals_wait
 
 
 def bf16_is_faster() -> bool:
@@ -41,7 +41,7 @@ def requantize(source: Path, target: Path, weights: str = "BF16") -> None:
     params.ftype = ftype
     params.allow_requantize = True
     partial = target.with_name(f".{target.name}.tmp")
-    with quiet():
+    with signals_wait():
         code = llama_cpp.llama_model_quantize(
             str(source).encode(), str(partial).encode(), ctypes.byref(params)
         )

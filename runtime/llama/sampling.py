@@ -1,4 +1,4 @@
-"""Drawing the next token of many sequences; exact log-probabilities of what was drawn or is given."""
+"""The next token of many sequences: draws, and exact log-probabilities of what was drawn or is given."""
 
 from __future__ import annotations
 

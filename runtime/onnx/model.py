@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 
-from ..._policy import Policy
 from ...tasks import Sample
-from ...vector import MicroVector
+from ...vector import MicroVector, Policy
+from ..admission import VectorSource
 from ..personal import Personal, no_room
 from .bundle import OnnxBundle
 from .completion import Completion, Step
@@ -19,7 +19,7 @@ from .decoder import Decoder
 from .genai import Messages, Model, as_list
 from .generate import Row, generate_batch
 from .generator import Feed, PersonalGenerator
-from .rows import Vector, rows
+from .rows import rows
 from .sampling import Sampler, Sampling, Text
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class TinyLoraOnnx(Personal):
     def generate_batch(
         self,
         prompts: Sequence[str | Messages | Sequence[int]],
-        vectors: Vector | Sequence[Vector],
+        vectors: VectorSource | Sequence[VectorSource | None] | None,
         *,
         streams: str | Sequence[str] = "",
         max_tokens: int = 128,

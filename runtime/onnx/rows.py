@@ -6,21 +6,18 @@ import atexit
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._policy import Policy
 from ...basis import Basis
 from ...errors import VectorError
 from ...formats.onnx_adapter import basis_version, encode
-from ...vector import MicroVector
-
-Vector = bytes | MicroVector | None
-"""A frame or raw payload, a vector of the app's own, or None for the base."""
+from ...vector import MicroVector, Policy
+from ..admission import VectorSource, admitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ class Rows:
 
 
 def rows(
-    vectors: Vector | Sequence[Vector],
+    vectors: VectorSource | Sequence[VectorSource | None] | None,
     basis: Basis,
     policy: Policy,
     streams: str | Sequence[str] = "",
@@ -84,8 +81,8 @@ def rows(
         VectorError: a vector is refused (the message says which row), there is none, there are not as
             many as sequences, or the streams are not as many as the vectors. Nothing is recorded then.
     """
-    one = vectors is None or isinstance(vectors, bytes | bytearray | memoryview | MicroVector)
-    given: list[Vector] = [vectors] if one else list(vectors)  # type: ignore[arg-type, list-item]
+    one = vectors is None or isinstance(vectors, bytes | bytearray | memoryview | Path | MicroVector | str)
+    given: list[VectorSource | None] = [vectors] if one else list(vectors)  # type: ignore[arg-type, list-item]
     if not given:
         raise VectorError("there are no vectors: pass one for all sequences, or one for each")
     names = [streams] * len(given) if isinstance(streams, str) else list(streams)
@@ -95,30 +92,23 @@ def rows(
         )
     stacked = np.zeros((len(given), basis.size), np.float32)
     checked: list[MicroVector | None] = []
-    for row, (vector, stream) in enumerate(zip(given, names, strict=True)):
-        try:
-            found = _check(vector, basis, policy, stream)
-            if found is not None:
-                stacked[row] = basis.values(found).reshape(-1)
-        except VectorError as error:
-            if one:
-                raise
-            raise type(error)(f"row {row}: {error}") from None
-        checked.append(found)
-    stacked.flags.writeable = False
-    made = Rows(stacked, tuple(checked), basis.digest)
-    if batch is not None:
-        made.check_batch(batch)
-    for vector, found, stream in zip(given, checked, names, strict=True):
-        if found is not None and not isinstance(vector, MicroVector):
-            policy.record(found, basis, stream=stream)
+    with ExitStack() as admissions:  # which records what was accepted, once all are
+        for row, (source, stream) in enumerate(zip(given, names, strict=True)):
+            found = None
+            if source is not None:
+                try:
+                    found = admissions.enter_context(admitted(source, basis, policy, stream=stream))
+                except VectorError as error:
+                    if one:
+                        raise
+                    raise type(error)(f"row {row}: {error}") from None
+                stacked[row] = found.values.reshape(-1)
+            checked.append(found)
+        stacked.flags.writeable = False
+        made = Rows(stacked, tuple(checked), basis.digest)
+        if batch is not None:
+            made.check_batch(batch)
     return made
-
-
-def _check(vector: Vector, basis: Basis, policy: Policy, stream: str) -> MicroVector | None:
-    if vector is None or isinstance(vector, MicroVector):
-        return vector
-    return policy.check(vector, basis, stream=stream)
 
 
 @contextmanager

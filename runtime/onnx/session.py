@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ..._policy import Policy
 from ...errors import BaseMismatchError, VectorError
 from ...formats.onnx_adapter import INPUT_NAME, from_adapter, to_adapter
-from ...vector import MicroVector
+from ...vector import MicroVector, Policy
+from ..admission import VectorSource
 from .bundle import REQUIRED, OnnxBundle
-from .rows import Rows, Vector, as_file, rows
+from .rows import Rows, as_file, rows
 
 
 class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
@@ -93,7 +93,12 @@ class OnnxSession:
         }
         self._zeros = self.rows(None)
 
-    def rows(self, vectors: Vector | Sequence[Vector], *, streams: str | Sequence[str] = "") -> Rows:
+    def rows(
+        self,
+        vectors: VectorSource | Sequence[VectorSource | None] | None,
+        *,
+        streams: str | Sequence[str] = "",
+    ) -> Rows:
         """Check vectors for a run: one for the whole batch, or one for each of its sequences.
 
         Args:

@@ -1,4 +1,4 @@
-"""On-device tuning: a search over v that only ever runs the model forwards.
+"""The learner from rewards: a search over v that only ever runs the model forwards.
 
 Every step asks the search for candidates, answers the same few prompts under each of them, and tells the
 search what the reward said. Some prompts are held back: they decide what is returned. Knows no engine: a
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from ...basis import Basis
 from ...errors import TrainError
-from ...tasks import Reward, Sample, Task
+from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
 from ..personal import Personal
 from .search import make_search, restore_search
@@ -27,12 +27,9 @@ from .settings import Report, Tuned, TuneSettings
 from .sitting import Plan, Sitting
 from .state import Budget, State, load_state, save_state
 
-Prompt = str | Sequence[Mapping[str, str]] | Sample
-"""Plain text, chat messages, or a sample of a task."""
-
 
 class Tuning:
-    """Tunes v on the device, in one sitting or many.
+    """A learner that tunes v on the device, in one sitting or many.
 
     Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
     last one ended, and with a `path` so does another process.
@@ -47,6 +44,7 @@ class Tuning:
         seed: of everything.
         start: vector to begin with; None for the model's own, or where it has none the base.
         max_tokens: of an answer.
+        raw: texts go past the chat template; by default each is one message of the user, as in the app.
         settings: of the loop and the search.
         path: file in which the state is kept after every step, and from which it goes on if it exists. It
             holds numbers, and neither prompts nor answers.
@@ -65,13 +63,14 @@ class Tuning:
     def __init__(
         self,
         llm: Personal,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | Sample],
         reward: Reward,
         *,
         shaped: Reward | None = None,
         seed: int = 0,
         start: MicroVector | None = None,
         max_tokens: int = 64,
+        raw: bool = False,
         settings: TuneSettings | None = None,
         path: str | PathLike[str] | None = None,
         wait: Callable[[], bool] = lambda: False,
@@ -84,7 +83,7 @@ class Tuning:
         self._path = None if path is None else Path(path)
         start = start or llm.vector or MicroVector.zeros(llm.basis)
         llm.basis.values(start)
-        train, check = _hold_back([_sample(p) for p in prompts], settings.held_back, seed)
+        train, check = _hold_back([_sample(p, raw) for p in prompts], settings.held_back, seed)
         task = Task("tuning", train, check, reward, max_tokens, settings.temperature)
         self._plan = Plan(
             task=task,
@@ -186,10 +185,11 @@ def spread_of(basis: Basis) -> float:
     return math.sqrt(float(np.mean(shares)))
 
 
-def _sample(prompt: Prompt) -> Sample:
+def _sample(prompt: Prompt | Sample, raw: bool) -> Sample:
     if isinstance(prompt, Sample):
         return prompt
-    return Sample(prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt))
+    given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
+    return Sample(given, raw=raw)
 
 
 def _hold_back(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:

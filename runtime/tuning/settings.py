@@ -1,4 +1,4 @@
-"""What on-device tuning is told, and what it tells."""
+"""The settings of on-device tuning, and its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
-    """Of tuning.
+    """The settings of the tuning loop and of its search.
 
     Attributes:
         method: of the search, one of `METHODS`.
@@ -45,7 +45,7 @@ class TuneSettings:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning found so far.
+    """The best vector that tuning found so far, and what it took.
 
     Attributes:
         vector: the best one; the start where nothing was better.

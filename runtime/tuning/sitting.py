@@ -27,7 +27,7 @@ _NARROWER = 0.7  # sigma after going back to the best
 
 @dataclass(frozen=True)
 class Plan:
-    """What is the same in every sitting.
+    """Everything that is the same in every sitting.
 
     Attributes:
         task: prompts to learn on and prompts held back, and the reward that decides.

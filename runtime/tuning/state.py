@@ -1,4 +1,4 @@
-"""What on-device tuning remembers between two sittings: numbers, and no text; and what it may spend."""
+"""The memory of on-device tuning between two sittings, which is numbers and no text, and its budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
 
 @dataclass(frozen=True)
 class Budget:
-    """What tuning may spend in one sitting; what ends first ends it.
+    """The seconds and tokens that one sitting may spend; what ends first ends it.
 
     Attributes:
         seconds: of wall time, pauses aside; None for any.

@@ -6,21 +6,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ...tasks import Reward
+from ...errors import NotImprovedWarning
+from ...tasks import Prompt, Reward, Sample
 from ...vector import MicroVector
 from ..personal import Personal
-from .learner import Prompt, Tuning
+from .learner import Tuning
 from .settings import Tuned
 from .state import Budget
 
 
-class NotImprovedWarning(UserWarning):
-    """Tuning found nothing better than the start, and returned the start."""
-
-
 def tune(
     llm: Personal,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Sample],
     reward: Reward,
     *,
     budget: Budget | float | str,
@@ -35,12 +32,13 @@ def tune(
 
     Args:
         llm: what `runtime.load` returned, of either engine.
-        prompts: texts, lists of chat messages, or samples of a task: at least 2, better 100.
+        prompts: texts, lists of chat messages, or samples of a task: at least 2, better 100. Texts are
+            messages of the user, unless `raw=True` is among the options.
         reward: `reward(completion, sample) -> float`, higher is better.
         budget: seconds, a text such as `5m`, `90s` or `80ktokens`, or a `Budget`.
         seed: of everything. With a budget of tokens the same seed gives the same vector, on one machine,
             engine build and number of threads.
-        options: those of `Tuning` (`max_tokens`, `start`, `settings`, `path`, `wait`, `report`, ...).
+        options: those of `Tuning` (`max_tokens`, `raw`, `start`, `settings`, `path`, `wait`, `report`, ...).
 
     Returns:
         The vector that the model has now.

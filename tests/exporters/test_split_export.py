@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gguf_split
 import models
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ SETTINGS = Settings(groups=4)
 def parts(llama_gguf, tmp_path):
     folder = tmp_path / "split"
     folder.mkdir()
-    return gguf_split.split(llama_gguf, folder, 6)
+    return models.split_gguf(llama_gguf, folder, 6)
 
 
 def test_the_bundle_of_a_split_model_is_that_of_the_whole(parts, llama_gguf, tmp_path, load):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-import gguf_split
+import models
 import numpy as np
 import pytest
 
@@ -18,7 +18,7 @@ TENSORS = 70
 @pytest.fixture(scope="module")
 def parts(smollm2_gguf, tmp_path_factory):
     """The real model, 272 tensors, in four files."""
-    return gguf_split.split(smollm2_gguf, tmp_path_factory.mktemp("split"), TENSORS, "smollm2")
+    return models.split_gguf(smollm2_gguf, tmp_path_factory.mktemp("split"), TENSORS, "smollm2")
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_file_without_its_name(own):
 def test_a_file_of_another_model(own, parts, smollm2_gguf, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    shutil.copy(gguf_split.split(smollm2_gguf, other, 69)[1], own[1])
+    shutil.copy(models.split_gguf(smollm2_gguf, other, 69)[1], own[1])
     check(own[0], r"holds .*, as a file before it does|hold \d+ tensors, but the first says 272")
 
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
-from concurrent.futures import Future
-from contextlib import contextmanager
 
 import pytest
 from llama_cpp import LogitsProcessorList
+from turns import LENGTH, PATIENCE, blocked, complete, half_way, start, stream
 
 from tinylora_edge import BusyError, FrameError, MicroVector
-
-PATIENCE = 20.0  # seconds until a thread counts as stuck; nothing here takes one
-MOMENT = 0.05  # seconds given to a thread that must not get on; too short a time hides errors, and makes none
-LENGTH = 40
 
 
 @pytest.fixture
@@ -27,45 +21,6 @@ def llm(load, tiny_bundles):
 @pytest.fixture
 def vector(llm):
     return MicroVector.random(llm.basis, 0.5, seed=1)
-
-
-def start(function, *args, **kwargs):
-    """Run in a thread of its own; its outcome comes as a future."""
-    future = Future()
-
-    def run():
-        try:
-            future.set_result(function(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-def blocked(future):
-    time.sleep(MOMENT)
-    return not future.done()
-
-
-def complete(llm, prompt="abc def"):
-    return llm(prompt, max_tokens=LENGTH, temperature=0.0)["choices"][0]["text"]
-
-
-def stream(llm, prompt="abc def"):
-    for chunk in llm(prompt, max_tokens=LENGTH, temperature=0.0, stream=True):
-        yield chunk["choices"][0]["text"]
-
-
-@contextmanager
-def half_way(llm):
-    """A stream after its first chunks, and what they said."""
-    chunks = stream(llm)
-    said = [next(chunks), next(chunks)]
-    try:
-        yield chunks, said
-    finally:
-        chunks.close()
 
 
 # A swap from another thread
@@ -322,120 +277,3 @@ def test_generations_and_exchanges_of_many_threads_never_mix(llm, load, tiny_bun
         future.result(PATIENCE)
     assert set(texts) <= expected
     assert len(texts) == 20
-
-
-# using
-
-
-def test_using_restores_what_was_there(llm, vector):
-    other = MicroVector.random(llm.basis, 0.5, seed=2)
-    base = complete(llm)
-    with llm.using(vector) as active:
-        assert active == vector == llm.vector
-        with_vector = complete(llm)
-        with llm.using(other.to_bytes(llm.basis)) as inner:
-            assert inner == other == llm.vector
-            assert complete(llm) not in (base, with_vector)
-        assert llm.vector == vector
-        assert complete(llm) == with_vector
-    assert llm.vector is None
-    assert complete(llm) == base != with_vector
-
-
-def test_using_restores_after_an_exception_and_after_exchanges_inside(llm, vector):
-    other = MicroVector.random(llm.basis, 0.5, seed=2)
-    llm.swap(other)
-    expected = complete(llm)
-    with pytest.raises(KeyError), llm.using(vector):
-        raise KeyError
-    assert llm.vector == other
-    with llm.using(vector):
-        llm.clear()
-        assert llm.vector is None
-    assert llm.vector == other
-    assert complete(llm) == expected
-
-
-def test_using_restores_though_the_block_left_a_stream_unfinished(llm, vector):
-    """The stream's model goes away with the block; the vector must not outstay it."""
-    kept = []
-
-    def leave_one():
-        with llm.using(vector):
-            kept.append(stream(llm))
-            next(kept[0])
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        leave_one()
-    assert llm.vector is None
-    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
-
-
-def test_a_using_block_does_not_end_while_another_thread_computes_in_it(llm, vector):
-    """It would free adapters that are in use."""
-    begun, running, proceed, steps = threading.Event(), threading.Event(), threading.Event(), []
-
-    def pause(tokens, logits):
-        if begun.is_set():
-            running.set()
-            assert proceed.wait(PATIENCE)
-        return logits
-
-    def block():
-        with llm.using(vector):
-            processors = LogitsProcessorList([pause])
-            chunks = llm("abc", max_tokens=9, temperature=0.0, stream=True, logits_processor=processors)
-            next(chunks)
-            begun.set()
-            steps.append(start(next, chunks))
-            assert running.wait(PATIENCE)
-
-    leaving = start(block)
-    assert running.wait(PATIENCE)
-    try:
-        assert blocked(leaving)
-        assert llm.vector == vector
-    finally:
-        proceed.set()
-    leaving.result(PATIENCE)
-    steps[0].result(PATIENCE)
-    assert llm.vector is None
-
-
-def test_a_using_block_in_a_generator_may_be_stepped_by_many_threads(llm, vector):
-    """As a web framework steps a response that streams under a user's vector."""
-    llm.swap(vector)
-    expected = complete(llm)
-    llm.clear()
-
-    def response():
-        with llm.using(vector):
-            yield from stream(llm)
-
-    parts = response()
-    said = []
-    while (part := start(next, parts, None).result(PATIENCE)) is not None:
-        said.append(part)
-    assert "".join(said) == expected
-    assert llm.vector is None
-    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
-
-
-def test_other_threads_wait_for_a_using_block(llm, vector):
-    base = complete(llm)
-    other = MicroVector.random(llm.basis, 0.5, seed=2)
-    with llm.using(vector):
-        generation, swap = start(complete, llm), start(llm.swap, other)
-        assert blocked(generation)
-        assert blocked(swap)
-        with pytest.raises(BusyError):
-            start(llm.swap, other, wait=False).result(PATIENCE)
-        with pytest.raises(BusyError):
-            start(llm.clear, timeout=0.01).result(PATIENCE)
-        assert complete(llm) != base
-        assert llm.vector == vector
-    assert swap.result(PATIENCE) == other
-    with_other = complete(llm)
-    assert generation.result(PATIENCE) in (base, with_other)
-    assert llm.vector == other

@@ -66,6 +66,26 @@ def test_a_line_becomes_a_sample(write: Write) -> None:
     assert task.score(said("water"), task.train[0]) == 1.0
 
 
+def test_a_prompt_may_be_messages_and_text_may_be_raw(write: Write) -> None:
+    messages = [{"role": "user", "content": "2 + 2?"}]
+    path = write(
+        {"prompt": messages, "split": "train"},
+        {"prompt": "Once upon", "raw": True, "split": "train"},
+        {"prompt": "3 + 3 =", "split": "held_out", "raw": False},
+    )
+    task = load_task(path, reward="ends_itself")
+    assert task.train == (Sample(tuple(messages)), Sample("Once upon", raw=True))
+    assert task.held_out == (Sample("3 + 3 ="),)
+    rendered = [sample.rendered_by(template=True) for sample in (*task.train, *task.held_out)]
+    assert rendered == [tuple(messages), "Once upon", ({"role": "user", "content": "3 + 3 ="},)]
+    assert task.held_out[0].rendered_by(template=False) == "3 + 3 ="
+
+
+def test_messages_cannot_be_raw() -> None:
+    with pytest.raises(TrainError, match="a raw prompt is text, but this one is chat messages"):
+        Sample(({"role": "user", "content": "2 + 2?"},), raw=True)
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(write: Write) -> None:
     path = write(
         *(b"\xef\xbb\xbf" * (not number) + _text(row).encode() + b"\r" for number, row in enumerate(SPLIT))
@@ -97,7 +117,14 @@ def test_every_text_survives(write: Write) -> None:
         ({"prompt": "a", "messages": []}, "found both, expected either"),
         ({"prompt": ""}, '"prompt" is blank text, expected text'),
         ({"prompt": " \n"}, '"prompt" is blank text'),
-        ({"prompt": ["a"]}, '"prompt" is a list of 1'),
+        ({"prompt": 5}, '"prompt" is 5, expected text or a list of messages'),
+        ({"prompt": ["a"]}, "message 1 is the string 'a', expected"),
+        ({"prompt": []}, '"prompt" is a list of 0, expected a list of messages'),
+        ({"prompt": "a", "raw": 1}, '"raw" is 1, expected true or false'),
+        (
+            {"prompt": [{"role": "user", "content": "a"}], "raw": True},
+            '"raw" is true, but "prompt" is messages, which a template renders',
+        ),
         ({"prompt": None}, '"prompt" is null'),
         ({"messages": []}, '"messages" is a list of 0, expected a list of messages'),
         ({"messages": "a"}, "\"messages\" is the string 'a'"),

@@ -1,4 +1,4 @@
-"""Side tensors: a basis as a GGUF file, and the fingerprint of the bases that it fits (DESIGN 6)."""
+"""Side tensors: a basis as a GGUF file, and the fingerprint of the bases that it fits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ _EDGE_BYTES = 4096  # of each tensor's data, at both ends, go into a fingerprint
 
 
 def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
-    """Write a basis as GGUF side tensors, atomically.
+    """Write a basis as GGUF side tensors, atomically (docs/FORMAT.md, "Side tensors").
+
+    Args:
+        basis: what to write.
+        path: of the file; what is there is replaced.
 
     Raises:
         OSError: the file cannot be written; what was there before stays.
@@ -57,6 +61,9 @@ def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
 
 def load_basis(path: str | PathLike[str]) -> Basis:
     """Read a basis from GGUF side tensors. The factors stay in the file, memory-mapped.
+
+    Args:
+        path: of the file, `basis.gguf` in a bundle.
 
     Raises:
         FileNotFoundError: there is no such file.

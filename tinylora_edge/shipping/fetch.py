@@ -21,7 +21,7 @@ from email.message import Message
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from .._version import __version__
+from .._system import __version__
 from ..basis import Basis
 from ..errors import TransferError
 from ..wire import frame, tags

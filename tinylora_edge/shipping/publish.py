@@ -72,7 +72,7 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
             "(tinylora-edge vector pack makes one)"
         )
     if decoded.kind == tags.CRC32:
-        from .._policy import Policy
+        from ..vector import Policy
 
         Policy().check(frame, basis)
     target = open_target(to)

@@ -8,6 +8,6 @@ read the same tasks.
 
 from . import rewards
 from ._load import BUILTIN, load_task
-from ._task import Completion, Reward, Sample, Task
+from ._task import Completion, Prompt, Reward, Sample, Task
 
-__all__ = ["BUILTIN", "Completion", "Reward", "Sample", "Task", "load_task", "rewards"]
+__all__ = ["BUILTIN", "Completion", "Prompt", "Reward", "Sample", "Task", "load_task", "rewards"]

@@ -3,9 +3,10 @@
     {"prompt": "What is 2 + 2?", "answer": "4"}
     {"messages": [{"role": "user", "content": "Hi"}], "split": "held_out", "any": "other key"}
 
-`prompt` is text that the model continues as it stands; `messages` go through its chat template. Other keys
-than `prompt`, `messages`, `answer` and `split` become the sample's `data`. Where lines say no `split`, a
-fifth of the distinct prompts is held out, chosen by their hash.
+`prompt` is text or a list of chat messages, `messages` a list of them; all go through the model's chat
+template, text as one message of the user. With `"raw": true` the model continues the text as it stands.
+Other keys than these, `answer` and `split` become the sample's `data`. Where lines say no `split`, a fifth of
+the distinct prompts is held out, chosen by their hash.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .rewards import parse_reward
 
 _ROLES = ("system", "user", "assistant")
 _SPLITS = ("train", "held_out")
+_KEYS = ("prompt", "messages", "answer", "split", "raw")
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -129,20 +131,24 @@ def _sample(place: str, row: Mapping[str, Any]) -> Sample:
         answer = str(answer)
     if answer is not None and not isinstance(answer, str):
         raise TrainError(f'{place}: "answer" is {_kind(answer)}, expected a string or a number')
-    prompt = _prompt(place, row["prompt"]) if "prompt" in row else _messages(place, row["messages"])
-    known = ("prompt", "messages", "answer", "split")
-    return Sample(prompt, answer, {key: value for key, value in row.items() if key not in known})
+    key = "prompt" if "prompt" in row else "messages"
+    prompt = row[key]
+    if key == "messages" or isinstance(prompt, list):
+        prompt = _messages(place, key, prompt)
+    elif not isinstance(prompt, str) or not prompt.strip():
+        raise TrainError(f'{place}: "prompt" is {_kind(prompt)}, expected text or a list of messages')
+    raw = row.get("raw", False)
+    if not isinstance(raw, bool):
+        raise TrainError(f'{place}: "raw" is {_kind(raw)}, expected true or false')
+    if raw and not isinstance(prompt, str):
+        raise TrainError(f'{place}: "raw" is true, but "{key}" is messages, which a template renders')
+    data = {name: value for name, value in row.items() if name not in _KEYS}
+    return Sample(prompt, answer, data, raw)
 
 
-def _prompt(place: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise TrainError(f'{place}: "prompt" is {_kind(value)}, expected text')
-    return value
-
-
-def _messages(place: str, value: Any) -> tuple[dict[str, str], ...]:
+def _messages(place: str, key: str, value: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(value, list) or not value:
-        raise TrainError(f'{place}: "messages" is {_kind(value)}, expected a list of messages')
+        raise TrainError(f'{place}: "{key}" is {_kind(value)}, expected a list of messages')
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise TrainError(

@@ -13,20 +13,40 @@ from ..errors import TrainError
 _SHOWN = 300  # characters of a prompt or an answer that an error quotes
 
 
+Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
+"""Text, or chat messages with `role` and `content`."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One prompt.
 
     Attributes:
-        prompt: text that the model continues as it stands, or chat messages
-            (`{"role": ..., "content": ...}`) that go through the model's chat template.
+        prompt: text, which is one message of the user, or chat messages (`{"role": ..., "content": ...}`).
+            Both go through the model's chat template, as an app's own prompts do.
         answer: the reference answer where there is one: rewards compare with it, SFT learns it.
         data: whatever else a reward needs. Treat it as read-only.
+        raw: the text goes past the chat template, and the model continues it as it stands.
     """
 
     prompt: str | tuple[dict[str, str], ...]
     answer: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.raw and not isinstance(self.prompt, str):
+            raise TrainError("a raw prompt is text, but this one is chat messages, which a template renders")
+
+    def rendered_by(self, *, template: bool) -> str | tuple[dict[str, str], ...]:
+        """Return the prompt as a model takes it: messages for its chat template, or text to continue.
+
+        Args:
+            template: the model has a chat template. Without one, text is continued as it stands.
+        """
+        if isinstance(self.prompt, str) and template and not self.raw:
+            return ({"role": "user", "content": self.prompt},)
+        return self.prompt
 
     @property
     def text(self) -> str:

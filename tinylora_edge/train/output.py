@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._system import atomic_write
-from .._version import __version__
+from .._system import __version__, atomic_write
 from ..basis import Basis
 from ..tasks import Task
 from ..vector import MicroVector

@@ -182,7 +182,7 @@ class _Engines:
         self.basis = found.basis
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
-        self.prompts = {id(s): encode(self.deployed, s.prompt) for s in (*task.train, *task.held_out)}
+        self.prompts = {id(s): encode(self.deployed, s) for s in (*task.train, *task.held_out)}
         longest = max(len(tokens) for tokens in self.prompts.values())
         self._check_context(longest)
         self._longest = longest + task.max_tokens

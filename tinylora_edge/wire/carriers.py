@@ -1,4 +1,4 @@
-"""What one message of each carrier holds, and how long LoRa is on the air for it.
+"""Carriers: what one message of each holds, and how long LoRa is on the air for it.
 
 Every capacity is what is left for a frame after the carrier's own framing. Sources, by the letters in
 `CARRIERS`; docs/SHIPPING.md quotes the figures:

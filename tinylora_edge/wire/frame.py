@@ -3,7 +3,7 @@
 Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); bytes 1-4: the first
 4 bytes of the basis digest; bytes 5-6: sequence; then the values, then the tag. A raw payload is the
 values alone. Frames have odd length and raw payloads even length, so neither is taken for the other.
-This module knows bytes, not policy: what may be applied is decided in `_policy`.
+This module knows bytes, not policy: what may be applied is decided in `vector`.
 """
 
 from __future__ import annotations

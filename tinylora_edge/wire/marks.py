@@ -1,4 +1,4 @@
-"""What a policy remembers: the highest sequence accepted of each (basis, key, stream).
+"""The memory of a policy: the highest sequence accepted of each (basis, key, stream).
 
 `Marks` is the rule that a policy asks, and lives in memory; `StateFile` keeps the same on disk, through
 restarts, kills and power cuts. A state file is text:
@@ -42,6 +42,9 @@ class Marks:
     def __init__(self) -> None:
         self._highest: dict[Mark, int] = {}
 
+    def __repr__(self) -> str:
+        return f"Marks({len(self._highest)} in memory)"
+
     def highest(self, mark: Mark) -> int:
         """Return the highest sequence recorded; 0 where there is none."""
         return self._highest.get(mark, 0)
@@ -53,7 +56,7 @@ class Marks:
 
 
 class StateFile:
-    """The same in a file, for one process or several.
+    """The marks of a policy in a file, for one process or several.
 
     The rules, in the order in which they hold:
 
@@ -81,6 +84,9 @@ class StateFile:
         self._seen: tuple[int, ...] | None = None
         self._marks: dict[Mark, int] = {}
         self._refresh()
+
+    def __repr__(self) -> str:
+        return f"StateFile({str(self._path)!r})"
 
     def highest(self, mark: Mark) -> int:
         """Return the highest sequence recorded; 0 where there is none.

@@ -30,7 +30,7 @@ _ID_BYTES = 8
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Checks tags of one kind under one key.
+    """A key that checks tags of one kind.
 
     One that has an attribute `id` too, a string, is named by it in errors, and a policy keeps a mark of its
     own for it; those without share one mark a kind.
@@ -43,7 +43,7 @@ class Verifier(Protocol):
 
 
 class Signer(Protocol):
-    """Makes tags of one kind under one key."""
+    """A key that makes tags of one kind."""
 
     kind: int
 
@@ -57,7 +57,7 @@ def key_id(key: Verifier) -> str:
 
 
 class Crc32:
-    """A checksum: finds damage, proves nothing about the sender."""
+    """A checksum, which finds damage and proves nothing about the sender."""
 
     kind = CRC32
 
@@ -165,7 +165,7 @@ class Ed25519Signer:
 
 
 class Ed25519Verifier:
-    """Checks Ed25519 signatures, by `cryptography` or by a callable of the device's own.
+    """A public key that checks Ed25519 signatures, by `cryptography` or by a callable of the device's own.
 
     Args:
         public_key: the 32-byte public key.

@@ -1,4 +1,4 @@
-"""Search in a few dimensions by asking and telling: no gradient, no engine, numpy alone.
+"""Searches in a few dimensions by asking and telling: no gradient, no engine, numpy alone.
 
     search = make_search("cma", start, sigma=0.02, seed=0)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""What every search is, and what several of them use."""
+"""The search as an interface, and what several searches use."""
 
 from __future__ import annotations
 

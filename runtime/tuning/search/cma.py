@@ -1,4 +1,4 @@
-"""Covariance matrix adaptation."""
+"""The search by covariance matrix adaptation."""
 
 from __future__ import annotations
 

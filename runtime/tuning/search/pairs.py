@@ -14,7 +14,7 @@ _CAP = 1.0  # longest step of antithetic ES, in root mean square of sigma
 
 
 class Pairs(Search):
-    """Judges mean + sigma e against mean - sigma e, for every direction e of a step.
+    """A search that judges mean + sigma e against mean - sigma e, for every direction e of a step.
 
     Args:
         start, sigma, seed: see `Search`.

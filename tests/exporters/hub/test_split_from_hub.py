@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf_split
 import hub_server
 import huggingface_hub
+import models
 import pytest
 
 from tinylora_edge import Bundle
@@ -25,7 +25,7 @@ def found(llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     source = tmp_path / "source"
     source.mkdir()
-    parts = gguf_split.split(llama_gguf, source, 6, "tiny-F32")
+    parts = models.split_gguf(llama_gguf, source, 6, "tiny-F32")
     assert len(parts) > 2
     with hub_server.serve() as server:
         server.add("org/tiny-GGUF", {path.name: path for path in parts})

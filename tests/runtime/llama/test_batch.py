@@ -198,7 +198,9 @@ def test_a_refused_vector_leaves_the_one_before(llm: TinyLoraLlama, batch: Batch
     vector = MicroVector.random(llm.basis, 0.5, seed=2)
     batch.swap(vector)
     with pytest.raises(VectorError):
-        batch.swap(vector.to_bytes(llm.basis)[:-1])
+        batch.swap(MicroVector(np.ones((1, 2))))
+    with pytest.raises(VectorError, match="takes a MicroVector, not bytes"):
+        batch.swap(vector.to_bytes(llm.basis))  # whoever has bytes has a policy to check them by
     assert batch.vector == vector
 
 
@@ -306,7 +308,7 @@ def test_tokens_are_counted(llm: TinyLoraLlama) -> None:
         found = batch.answer_each([None, None], samples, max_tokens=LIMIT)
         # The last token of an answer is drawn, and nothing is asked about what follows it.
         answers = sum(answer.tokens - 1 for row in found for answer in row)
-        prompts = [encode(llm, sample.prompt).tolist() for sample in samples]
+        prompts = [encode(llm, sample).tolist() for sample in samples]
         shared = common_prefix(prompts)
         assert shared >= len("one two ")
         assert batch.evaluated == answers + 2 * (sum(map(len, prompts)) - shared)

@@ -35,12 +35,10 @@ def reward_function(
     return reward
 
 
-def data_set(samples: Sequence[Sample], first: int, end: int) -> Any:
+def data_set(samples: Sequence[Sample], first: int, end: int, tokenizer: Any) -> Any:
     """Return samples[first:end] for TRL; the reward finds a sample again by its index."""
-    chosen = [(i, samples[i].prompt) for i in range(first, end)]
-    return datasets.Dataset.from_list(
-        [{"index": i, "prompt": p if isinstance(p, str) else [dict(m) for m in p]} for i, p in chosen]
-    )
+    rows = [{"index": i, "prompt": _rendered(tokenizer, samples[i])} for i in range(first, end)]
+    return datasets.Dataset.from_list(rows)
 
 
 def load_tokenizer(source: Path) -> Any:
@@ -90,9 +88,9 @@ def check_prompts(
         TrainError: prompts of two kinds, chat prompts without a chat template, a prompt that is too long,
             or other tokens than the deployed engine's.
     """
-    kinds = {isinstance(sample.prompt, str) for sample in samples}
+    kinds = {isinstance(_rendered(tokenizer, sample), str) for sample in samples}
     if len(kinds) > 1:
-        raise TrainError(f"task {task.name} mixes text and chat prompts: TRL takes only one kind at a time")
+        raise TrainError(f"task {task.name} mixes raw and chat prompts: TRL takes only one kind at a time")
     if kinds == {False} and tokenizer.chat_template is None:
         raise TrainError("the tokenizer has no chat template: use text prompts, or other weights")
     tokens = [_encode(tokenizer, sample) for sample in samples]
@@ -106,7 +104,7 @@ def check_prompts(
         return
     with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as deployed:
         for sample, found in zip(samples[:_COMPARED], tokens, strict=False):
-            expected = encode(deployed, sample.prompt).tolist()
+            expected = encode(deployed, sample).tolist()
             if found != expected:
                 raise TrainError(
                     f"prompt {sample.text[:80]!r} becomes other tokens here ({len(found)}: {found[:8]}...) "
@@ -115,9 +113,14 @@ def check_prompts(
                 )
 
 
+def _rendered(tokenizer: Any, sample: Sample) -> str | list[dict[str, str]]:
+    prompt = sample.rendered_by(template=tokenizer.chat_template is not None)
+    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+
 def _encode(tokenizer: Any, sample: Sample) -> list[int]:
-    if isinstance(sample.prompt, str):
-        return list(tokenizer(sample.prompt)["input_ids"])
-    messages = [dict(message) for message in sample.prompt]
-    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    prompt = _rendered(tokenizer, sample)
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    found = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
     return list(found["input_ids"])

@@ -123,8 +123,8 @@ def train_trl(
             model=wrapped,
             reward_funcs=reward,
             args=config,
-            train_dataset=data_set(samples, held, len(samples)),
-            eval_dataset=data_set(samples, 0, held),
+            train_dataset=data_set(samples, held, len(samples), tokenizer),
+            eval_dataset=data_set(samples, 0, held, tokenizer),
             processing_class=tokenizer,
             callbacks=[watch],
         )

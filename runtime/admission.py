@@ -1,0 +1,71 @@
+"""The admission of a vector: one way in for whatever an app passes, on every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from ..basis import Basis
+from ..errors import VectorError
+from ..vector import MicroVector, Policy
+
+VectorSource: TypeAlias = bytes | Path | MicroVector
+"""The bytes of a frame or of a raw payload, the `Path` of a file with them, or a vector of the app's own."""
+
+_LONGEST = 1 << 20
+"""Bytes of a vector's file: a quarter of a million values; what is longer is something else."""
+
+
+@contextmanager
+def admitted(
+    source: VectorSource, basis: Basis, policy: Policy, *, stream: str = ""
+) -> Iterator[MicroVector]:
+    """Check a vector, give it to a block that applies it, and record it once that is done.
+
+    No policy applies to a `MicroVector`, which the app made itself; it only has to fit the basis.
+
+    Args:
+        source: the vector, or where it is.
+        basis: the loaded basis.
+        policy: what is demanded of bytes.
+        stream: which sequence of vectors the bytes belong to.
+
+    Raises:
+        VectorError: the vector is refused, or is something else than a vector. The block does not run.
+        OSError: the file cannot be read, or the policy's state cannot be written; the block has run then.
+    """
+    if isinstance(source, MicroVector):
+        basis.values(source)
+        yield source
+    else:
+        with policy.admit(vector_bytes(source), basis, stream=stream) as vector:
+            yield vector
+
+
+def vector_bytes(source: object) -> bytes:
+    """Return the bytes of a vector that an app passed as bytes or as a path.
+
+    Raises:
+        VectorError: it is neither, or the file is too long to be a vector's.
+        OSError: the file cannot be read.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            data = file.read(_LONGEST + 1)
+        if len(data) > _LONGEST:
+            raise VectorError(f"{source} has more than {_LONGEST:,} bytes: it is no vector's file")
+        return data
+    kind = type(source).__name__
+    if isinstance(source, str):
+        advice = f"for a file pass pathlib.Path({source[:60]!r})"
+    elif source is None:
+        advice = "for the base alone call clear()"
+    else:
+        advice = "for values of your own pass MicroVector(values), float32 [groups, u]"
+    raise VectorError(
+        f"a vector is bytes, a pathlib.Path of a file with them, or a MicroVector, not {kind}: {advice}"
+    )

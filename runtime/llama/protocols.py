@@ -1,0 +1,36 @@
+"""The parts of a loaded model that prompts, lanes and batches need to know, as protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ...basis import Basis
+
+
+class Tokens(Protocol):
+    """A model that turns text into tokens and back, and renders chat messages."""
+
+    chat_format: str
+    chat_handler: Any
+    metadata: Mapping[str, str]
+    _chat_handlers: Mapping[str, Any]
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Return the token ids of a text in UTF-8."""
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Return the text of tokens in UTF-8, special ones left out."""
+
+
+class Weights(Tokens, Protocol):
+    """A model whose weights other contexts can compute with."""
+
+    basis: Basis
+    model: Any  # the llama_model
+    model_params: Any
+    context_params: Any
+    _dependents: Any  # what computes with the weights, and has to be closed before they go
+
+    def n_vocab(self) -> int:
+        """Entries of the logits."""

@@ -1,0 +1,51 @@
+"""Threads and streams, as the tests of taking turns use them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+PATIENCE = 20.0  # seconds until a thread counts as stuck; nothing here takes one
+MOMENT = 0.05  # seconds given to a thread that must not get on; too short a time hides errors, and makes none
+LENGTH = 40
+
+
+def start(function, *args, **kwargs):
+    """Run in a thread of its own; its outcome comes as a future."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def blocked(future):
+    time.sleep(MOMENT)
+    return not future.done()
+
+
+def complete(llm, prompt="abc def"):
+    return llm(prompt, max_tokens=LENGTH, temperature=0.0)["choices"][0]["text"]
+
+
+def stream(llm, prompt="abc def"):
+    for chunk in llm(prompt, max_tokens=LENGTH, temperature=0.0, stream=True):
+        yield chunk["choices"][0]["text"]
+
+
+@contextmanager
+def half_way(llm):
+    """A stream after its first chunks, and what they said."""
+    chunks = stream(llm)
+    said = [next(chunks), next(chunks)]
+    try:
+        yield chunks, said
+    finally:
+        chunks.close()
