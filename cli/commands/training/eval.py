@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .... import TrainError
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     EngineName,
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from ....runtime.evaluation import Evaluation
     from ....runtime.llama.batch import Batch
     from ....runtime.onnx.batch import OnnxBatch
-    from ....tasks import Sample
+    from ....tasks import Sample, Task
 
 
 def evaluate(
+    ctx: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to measure.")],
     task: TaskOption,
     vector: Annotated[
@@ -58,6 +60,7 @@ def evaluate(
 
     policy = keyfiles.policy(keys, macs)
     loaded = load_task(task, reward=reward, seed=seed, held_out=number)
+    _check_number(ctx, loaded, number)
     data = None if vector is None else vectors.read(str(vector))
     samples = loaded.held_out[:number]
     with _answering(bundle, engine, samples, loaded.max_tokens) as batch:
@@ -82,6 +85,21 @@ def evaluate(
         console.say(f"  base   ({base.scores[i]:g}): {base.answers[i].strip()}")
         if personalized is not None:
             console.say(f"  vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}")
+
+
+def _check_number(ctx: typer.Context, task: Task, number: int) -> None:
+    """Refuse a number of prompts that a task lacks; where nobody asked for one, say what there is."""
+    found = len(task.held_out)
+    if found >= number:
+        return
+    why = (
+        f"task {task.name} has {found} held-out prompts, and -n is {number}: of a file about a fifth is held "
+        'out, or the lines with "split": "held_out"'
+    )
+    source = ctx.get_parameter_source("number")
+    if source is not None and source.name == "COMMANDLINE":
+        raise TrainError(f"{why}. Add prompts, or leave out -n to measure on all {found}")
+    console.note(f"{why}. Measuring on all {found}")
 
 
 @contextmanager

@@ -51,6 +51,20 @@ def test_train_then_eval(cli, tiny, tmp_path):
     assert record["comparison"]["gained"] >= 0
 
 
+def test_eval_says_that_a_file_has_fewer_prompts_than_it_is_asked_for(cli, tiny, tmp_path):
+    short = tmp_path / "short.jsonl"
+    rows = [{"prompt": f"prompt {i}", "split": "held_out" if i < 2 else "train"} for i in range(12)]
+    short.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("eval", tiny / "bundle", "--task", short, "--reward", "regex('[a-z]')", "--json")
+    cli(*command, "-n", 8).refused("2 held-out prompts", "-n is 8")
+    measured = cli(*command)
+    assert measured.code == 0, measured.stderr
+    assert json.loads(measured.stdout)["base"]["n"] == 2
+    assert "2 held-out prompts" in measured.stderr
+    assert "128" in measured.stderr
+    assert cli(*command, "-n", 2).record()["base"]["n"] == 2
+
+
 def test_tasks_are_listed(cli):
     assert cli("tasks").done().split() == list(BUILTIN)
 
