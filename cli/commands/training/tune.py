@@ -16,17 +16,20 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from .... import TrainError, __version__
 from ...._system import atomic_write
-from ...shared import console, training, vectors
+from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     Dtype,
     DtypeOption,
     EngineOption,
     FrameOption,
     JsonOption,
+    KeysOption,
+    MacsOption,
     RewardOption,
     SequenceOption,
     TaskOption,
 )
+from .figures import print_figures
 
 if TYPE_CHECKING:
     from ....runtime import Budget, Tuned, Tuning
@@ -45,6 +48,13 @@ def tune(
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with. [default: the base]")
     ] = None,
+    keys: KeysOption = None,
+    macs: MacsOption = None,
+    prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Longest answer in tokens. [default: the task's]"),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     engine: EngineOption = None,
     sequences: Annotated[
@@ -61,6 +71,8 @@ def tune(
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
+    A vector to begin with that is signed, or has a MAC, needs the key that it is checked under.
+
     A part of the task's training prompts is held back and decides what is written: where nothing does better
     on them, the start is. Beside FILE it leaves FILE.json: settings, curve, held-out figures. Ctrl-C
     saves the state; it holds numbers alone, no prompt and no answer.
@@ -72,10 +84,13 @@ def tune(
     from .... import runtime
     from ....tasks import load_task
 
+    if start is None and (keys or macs):
+        raise typer.BadParameter("only a vector to begin with is checked under a key", param_hint="--start")
+    policy = keyfiles.policy(keys, macs)
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")
     _check_files(output, state, resume)
-    loaded = load_task(task, reward=reward, seed=seed)
+    loaded = load_task(task, reward=reward, seed=seed, max_tokens=max_tokens)
     options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
     chosen = runtime.engine_of(bundle, engine.value if engine else None)
     if chosen == "llama":
@@ -83,7 +98,9 @@ def tune(
     first = None if start is None else vectors.read(str(start))
     curve: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        llm = stack.enter_context(closing(runtime.load(bundle, first, engine=chosen, **options)))
+        llm = stack.enter_context(
+            closing(runtime.load(bundle, first, engine=chosen, policy=policy, **options))
+        )
         show = stack.enter_context(_progress(amount))
 
         def report(figures: dict[str, Any]) -> None:
@@ -97,6 +114,7 @@ def tune(
             shaped=loaded.shaped,
             seed=seed,
             max_tokens=loaded.max_tokens,
+            settings=runtime.TuneSettings(prompts=prompts),
             path=state,
             report=report,
             sequences=sequences,
@@ -204,13 +222,7 @@ def _report(
     )
     if figures is not None:
         base, tuned = figures
-        console.facts(
-            [
-                ("base", f"{base.mean:.3f} +- {base.standard_error:.3f} (n = {base.n}, held out)"),
-                ("vector", f"{tuned.mean:.3f} +- {tuned.standard_error:.3f}"),
-                *training.compared(compare(base, tuned)),
-            ]
-        )
+        print_figures(base, tuned, compare(base, tuned))
 
 
 @contextmanager

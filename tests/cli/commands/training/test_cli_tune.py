@@ -47,6 +47,33 @@ def test_tune_writes_a_frame_and_its_story(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.bin", "v.bin.json"]
 
 
+def test_what_a_step_takes_can_be_made_less(
+    cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "v.bin"
+    small = ("--prompts", 2, "--max-tokens", 3, "--no-evaluate")
+    cli("tune", tiny_bundle, *task, "--budget", "4ktokens", "-o", out, "--json", *small, *OPTIONS)
+    manifest = json.loads((tmp_path / "v.bin.json").read_text())
+    assert manifest["settings"]["prompts"] == 2
+
+
+def test_a_signed_start_is_checked_under_its_key(
+    cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
+) -> None:
+    key, signed, mac = tmp_path / "fleet", tmp_path / "signed.bin", tmp_path / "mac.bin"
+    cli("keygen", key).done()
+    new = cli("vector", "new", tiny_bundle, "-o", "-", "--random", 0.1).stdout_bytes
+    pack = ("vector", "pack", "-", tiny_bundle)
+    cli(*pack, "-o", signed, "--sign", key, stdin=new).done()
+    cli(*pack, "-o", mac, "--mac", "5e" * 16, stdin=new).done()
+    command = ["tune", tiny_bundle, *task, "-o", tmp_path / "v.bin", "--budget", "9tokens", *OPTIONS]
+    cli(*command, "--start", signed).refused("no Ed25519 key", "; on the command line: --key FILE")
+    cli(*command, "--start", mac).refused("no HMAC key", "; on the command line: --mac KEY")
+    cli(*command, "--start", signed, "--key", f"{key}.pub").refused("too small")  # so it was accepted
+    cli(*command, "--start", mac, "--mac", "5e" * 16).refused("too small")
+    assert not (tmp_path / "v.bin").exists()
+
+
 def test_an_interrupted_run_goes_on(
     start: Callable[..., subprocess.Popen[bytes]],
     cli: Cli,
@@ -79,7 +106,11 @@ def test_an_interrupted_run_goes_on(
 def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path) -> None:
     command = ["tune", tiny_bundle, *task, "-o", tmp_path / "v.bin", *OPTIONS]
     cli(*command, "--budget", "soon").refused("soon", "5m")
-    cli(*command, "--budget", "9tokens").refused("9 tokens", "too small", "one step takes")
+    cli(*command, "--budget", "9tokens").refused(
+        "9 tokens", "too small", "one step takes", "on the command line: --budget AMOUNT, --prompts N, "
+        "--max-tokens N",
+    )  # fmt: skip
+    cli(*command, "--key", tmp_path / "fleet.pub").misused("--start")
     cli(*command, "--resume").refused("no state", "v.bin.state")
     cli("tune", tiny_bundle, "--task", "lst-lookup", "-o", tmp_path / "v.bin").refused("lst-lookup")
     cli("tune", tiny_bundle, *task, "-o", tmp_path / "none" / "v.bin").refused("none")
