@@ -33,6 +33,7 @@ from .commands.vectors.convert import convert
 from .commands.vectors.group import vector
 from .demo.command import demo
 from .shared import console
+from .shared.advice import AdvisedCommand
 
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
@@ -89,22 +90,22 @@ def _options(
     pass
 
 
-app.command()(demo)
-app.command()(export)
-app.command()(merge)
-app.command()(models)
-app.command()(inspect)
-app.command("run")(run_prompt)
-app.command()(chat)
-app.command()(train)
-app.command()(tune)
-app.command("eval")(evaluate)
-app.command()(convert)
-app.command()(tasks)
-app.command()(keygen)
-app.command()(links)
-app.command()(publish)
-app.command()(fetch)
+app.command(cls=AdvisedCommand)(demo)
+app.command(cls=AdvisedCommand)(export)
+app.command(cls=AdvisedCommand)(merge)
+app.command(cls=AdvisedCommand)(models)
+app.command(cls=AdvisedCommand)(inspect)
+app.command("run", cls=AdvisedCommand)(run_prompt)
+app.command(cls=AdvisedCommand)(chat)
+app.command(cls=AdvisedCommand)(train)
+app.command(cls=AdvisedCommand)(tune)
+app.command("eval", cls=AdvisedCommand)(evaluate)
+app.command(cls=AdvisedCommand)(convert)
+app.command(cls=AdvisedCommand)(tasks)
+app.command(cls=AdvisedCommand)(keygen)
+app.command(cls=AdvisedCommand)(links)
+app.command(cls=AdvisedCommand)(publish)
+app.command(cls=AdvisedCommand)(fetch)
 app.add_typer(vector, name="vector")
 
 

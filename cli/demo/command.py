@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ..._system import atomic_write
+from ..._system import atomic_write, cores
 from ...errors import MissingExtraError
 from ..shared import console
 from .report import render
@@ -68,7 +68,7 @@ def demo(
         output,
         Size(quick=quick, steps=steps, held_out=held_out),
         seed=seed,
-        threads=threads or _cores(),
+        threads=threads or cores(),
         quiet=as_json,
     )
     basis, exported = story.export()
@@ -113,12 +113,6 @@ def _kept_once_trained(output: Path) -> Iterator[None]:
         if not (output / VECTOR).exists():
             shutil.rmtree(output, ignore_errors=True)
         raise
-
-
-def _cores() -> int:
-    from ...runtime.llama.batch import cores
-
-    return cores()
 
 
 def _record(found: Found, output: Path) -> dict[str, object]:

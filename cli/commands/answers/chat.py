@@ -13,6 +13,7 @@ import typer
 
 from .... import MicroVector, TinyLoraError
 from ...shared import console, keyfiles, vectors
+from ...shared.advice import advise
 from ...shared.options import (
     EngineOption,
     KeysOption,
@@ -47,6 +48,7 @@ _HELP = """\
 
 
 def chat(
+    ctx: typer.Context,
     bundle: RunnableArgument,
     vector: Annotated[
         str | None, typer.Option(metavar="FILE", help="The vector to start with. [default: none, the base]")
@@ -90,6 +92,8 @@ def chat(
         except (TinyLoraError, OSError) as error:
             if not interactive or isinstance(error, BrokenPipeError):
                 raise
+            if isinstance(error, TinyLoraError):
+                advise(error, ctx)
             console.fail(error)
 
 

@@ -176,7 +176,8 @@ def _read(sources: list[str], basis: Basis, policy: Policy) -> list[MicroVector]
         try:
             found.append(policy.check(vectors.read(source), basis))
         except VectorError as error:
-            raise type(error)(f"{source}: {error}") from None
+            error.args = (f"{source}: {error}",)  # it keeps its class, and what else it says
+            raise
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ...shared.advice import AdvisedCommand
 from .average import average
 from .inspect import inspect_vector
 from .new import new
@@ -15,10 +16,10 @@ from .verify import verify
 vector = typer.Typer(
     help="Make, look at, sign, carry and average micro-vectors.", no_args_is_help=True, rich_markup_mode=None
 )
-vector.command("new")(new)
-vector.command("inspect")(inspect_vector)
-vector.command("average")(average)
-vector.command("pack")(pack)
-vector.command("verify")(verify)
-vector.command("text")(as_text)
-vector.command("qr")(qr)
+vector.command("new", cls=AdvisedCommand)(new)
+vector.command("inspect", cls=AdvisedCommand)(inspect_vector)
+vector.command("average", cls=AdvisedCommand)(average)
+vector.command("pack", cls=AdvisedCommand)(pack)
+vector.command("verify", cls=AdvisedCommand)(verify)
+vector.command("text", cls=AdvisedCommand)(as_text)
+vector.command("qr", cls=AdvisedCommand)(qr)
