@@ -40,7 +40,7 @@ _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
 
 
 class _Root(TyperGroup):
-    """Turns every error that a user can cause into one line and an exit code, for all commands."""
+    """The root of all commands. It turns every error that a user can cause into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
         """Invoke the command that was named."""

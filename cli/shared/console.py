@@ -1,4 +1,4 @@
-"""What commands print: reports on stdout, warnings, progress and the error line on stderr.
+"""Output of the commands: reports on stdout, warnings, progress and the error line on stderr.
 
 In a pipe nothing here writes a control code or wraps a line to a terminal that is not there.
 """

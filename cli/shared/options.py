@@ -25,7 +25,7 @@ class EngineName(StrEnum):
 
 
 class Require(StrEnum):
-    """What a policy may demand, as `Policy` names it."""
+    """Levels that a policy may demand, as `Policy` names them."""
 
     none = "none"
     checksum = "checksum"

@@ -1,4 +1,4 @@
-"""What `run` and `chat` share: their options, the model that they load, and its answer as it comes in."""
+"""Parts that `run` and `chat` share: options, the model that they load, and its answer as it comes in."""
 
 from __future__ import annotations
 

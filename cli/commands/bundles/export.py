@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ExportFormat(StrEnum):
-    """What can be exported to."""
+    """Engines that can be exported for."""
 
     gguf = "gguf"
     onnx = "onnx"
@@ -27,28 +27,28 @@ class ExportFormat(StrEnum):
 
 
 class OnnxInput(StrEnum):
-    """As `tinylora_edge.exporters.onnx.export.FLAVOURS`, the default first."""
+    """Flavours of a graph's input, as `tinylora_edge.exporters.onnx.export.FLAVOURS`, the default first."""
 
     default = "default"
     required = "required"
 
 
 class OnnxPrecision(StrEnum):
-    """As `tinylora_edge.exporters.onnx.export.PRECISIONS`, the default first."""
+    """Precisions of a graph, as `tinylora_edge.exporters.onnx.export.PRECISIONS`, the default first."""
 
     fp32 = "fp32"
     int4 = "int4"
 
 
 class FactorsFrom(StrEnum):
-    """As `tinylora_edge.exporters.find` takes it."""
+    """Sources of factors, as `tinylora_edge.exporters.find` takes them."""
 
     gguf = "gguf"
     weights = "weights"
 
 
 class Tying(StrEnum):
-    """As `tinylora_edge.tying.SCHEMES`, the default first."""
+    """Schemes of tying, as `tinylora_edge.tying.SCHEMES`, the default first."""
 
     tiled = "tiled"
     structured = "structured"
@@ -56,14 +56,14 @@ class Tying(StrEnum):
 
 
 class FactorDtype(StrEnum):
-    """How factors are stored."""
+    """Types that factors are stored in."""
 
     f32 = "f32"
     f16 = "f16"
 
 
 class Factorization(StrEnum):
-    """How the singular values are split between A and B."""
+    """Splits of the singular values between A and B."""
 
     left = "left"
     sqrt = "sqrt"

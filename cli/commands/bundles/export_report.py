@@ -1,4 +1,4 @@
-"""What an export, a part of one, or a merge made, as a command reports it."""
+"""Reports of what an export, a part of one, or a merge made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measurement on held-out prompts found, as `train`, `eval` and `tune` print it."""
+"""Figures of a measurement on held-out prompts, as `train`, `eval` and `tune` print it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tasks`: what can be trained for by name."""
+"""`tasks`: the tasks that can be trained for by name."""
 
 from __future__ import annotations
 

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 class Method(StrEnum):
-    """How v is trained."""
+    """Ways in which v is trained."""
 
     grpo = "grpo"
     sft = "sft"
 
 
 class TrainingEngine(StrEnum):
-    """Whose training loop runs."""
+    """Training loops to choose from."""
 
     own = "own"
     trl = "trl"
 
 
 class RolloutEngine(StrEnum):
-    """What draws completions."""
+    """Engines that draw completions."""
 
     llama = "llama"
     hf = "hf"

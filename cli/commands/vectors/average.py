@@ -17,7 +17,7 @@ from ...shared.options import Dtype, ForceOption, JsonOption, KeysOption, MacsOp
 
 
 class Adjacency(StrEnum):
-    """What two neighbouring sets of users differ in, as `average` names it."""
+    """Differences between two neighbouring sets of users, as `average` names them."""
 
     replace_one = "replace-one"
     add_or_remove = "add-or-remove"

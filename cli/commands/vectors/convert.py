@@ -18,7 +18,7 @@ from . import interop
 
 
 class VectorForm(StrEnum):
-    """What a vector can be written as."""
+    """Forms that a vector can be written in."""
 
     frame = "frame"
     raw = "raw"
@@ -33,7 +33,7 @@ class VectorForm(StrEnum):
 
 @dataclass(frozen=True)
 class _Form:
-    """How one format is told, read and written. A further one is a further entry of `_FORMS`."""
+    """A form: how it is told, read and written. A further one is a further entry of `_FORMS`."""
 
     matches: Callable[[bytes], bool]
     read: Callable[[bytes, Basis, Policy], MicroVector]

@@ -1,4 +1,4 @@
-"""What `convert` reads and writes besides vectors of a few bytes: GGUF LoRAs, scales, PEFT directories."""
+"""Formats of other programs that `convert` reads and writes: GGUF LoRAs, scales, PEFT directories."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEED_MODEL = ("peft", "lora")
 
 @dataclass(frozen=True)
 class Done:
-    """What was written: the output, its files in order, and what to do with it."""
+    """A conversion that was written: the output, its files in order, and what to do with it."""
 
     output: Path
     files: tuple[Path, ...]
@@ -69,7 +69,7 @@ def is_checkpoint(source: str) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for besides the source.
+    """A conversion that is asked for, without its source.
 
     Attributes:
         to: name of the format.
