@@ -31,7 +31,7 @@ from .results import (
 )
 
 if TYPE_CHECKING:
-    from ...basis import Basis
+    from ... import Basis
     from ...runtime.evaluation import Evaluation
     from ...runtime.llama.model import TinyLoraLlama
     from ...tasks import Sample, Task
@@ -247,7 +247,7 @@ class Story:
         return found
 
     def _dissect(self, frame: bytes, basis: Basis) -> Framed:
-        from ...vector import MicroVector
+        from ... import MicroVector
 
         vector = MicroVector.from_bytes(frame, basis)
         framed = Framed(

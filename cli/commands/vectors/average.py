@@ -167,7 +167,7 @@ def _say(record: dict[str, Any]) -> None:
 
 def _read(sources: list[str], basis: Basis, policy: Policy) -> list[MicroVector]:
     seen: set[object] = set()
-    found = []
+    found: list[MicroVector] = []
     for source in sources:
         same = source if source == vectors.STREAM else Path(source).resolve()
         if same in seen:
