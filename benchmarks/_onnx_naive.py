@@ -11,8 +11,7 @@ from onnx import helper, numpy_helper
 from tinylora_edge import Basis
 from tinylora_edge.exporters.onnx.match import Site, match
 from tinylora_edge.exporters.onnx.model import OnnxModel, copy_folder
-
-INPUT = "tinylora_v"
+from tinylora_edge.formats.onnx_graph import INPUT_NAME
 
 
 def bake_naively(graph: Path, basis: Basis, output: Path) -> int:
@@ -32,9 +31,9 @@ def bake_naively(graph: Path, basis: Basis, output: Path) -> int:
             if name in nodes:
                 node.output[position] = f"{name}/base"
                 added += _side_path(model, basis, nodes[name], name)
-    shape = [helper.make_tensor_value_info(INPUT, onnx.TensorProto.FLOAT, ["rows", basis.size])]
+    shape = [helper.make_tensor_value_info(INPUT_NAME, onnx.TensorProto.FLOAT, ["rows", basis.size])]
     model.graph.input.extend(shape)
-    _store(model, INPUT, np.zeros((1, basis.size), np.float32))
+    _store(model, INPUT_NAME, np.zeros((1, basis.size), np.float32))
     _store(model, "naive/shape", np.array([-1, basis.rank, basis.rank]))
     del model.graph.node[:]
     model.graph.node.extend(added)
@@ -56,7 +55,7 @@ def _side_path(model: OnnxModel, basis: Basis, site: Site, output: str) -> list[
         _store(model, f"{name}/a", np.asarray(basis.a[at], np.float32).T)
         _store(model, f"{name}/b", np.asarray(basis.b[at], np.float32)[part.row : part.row + part.count].T)
         nodes += [
-            helper.make_node("MatMul", [INPUT, f"{name}/p"], [f"{name}/r"]),
+            helper.make_node("MatMul", [INPUT_NAME, f"{name}/p"], [f"{name}/r"]),
             helper.make_node("Reshape", [f"{name}/r", "naive/shape"], [f"{name}/R"]),
             helper.make_node("MatMul", [site.linear.input, f"{name}/a"], [f"{name}/x"]),
             helper.make_node("MatMul", [f"{name}/x", f"{name}/R"], [f"{name}/y"]),

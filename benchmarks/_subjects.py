@@ -15,7 +15,7 @@ from tinylora_edge.runtime.llama.requantize import requantize
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
 
 SCALES = Settings(rank=2, u=1, groups=13)
-"""13 adapter scales: DESIGN's default."""
+"""13 adapter scales: the default of an export."""
 FOLDED = Settings(rank=2, u=13, tying="full")
 """The other reading of "13 parameters": one adapter, folded anew for every vector."""
 

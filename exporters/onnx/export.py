@@ -18,8 +18,9 @@ from typing import Any
 from ..._system import atomic_write, sync_directory
 from ...basis import Basis
 from ...errors import ExportError
-from ...formats.bundle import BASIS_NAME, MANIFEST_NAME, MODEL_NAME, ONNX_NAME
+from ...formats.bundle import BASIS_NAME, MANIFEST_NAME, ONNX_NAME
 from ...formats.onnx_adapter import to_adapter
+from ...formats.onnx_graph import DEFAULT, GENAI_NAME, MODEL_NAME, REQUIRED, MetadataKey
 from ...formats.side_tensors import load_basis, save_basis
 from ...vector import MicroVector
 from ..bundle_writer import new_bundle, place_gguf, refuse_existing, write_manifest
@@ -32,10 +33,10 @@ from . import builder
 from .align import Heads, align
 from .match import Site, match
 from .model import OnnxModel, copy_folder, find_model, import_onnx, nbytes
-from .side_path import DEFAULT, REQUIRED, add_side_path, refuse_baked
+from .side_path import add_side_path, refuse_baked
 from .weights import Weight, fingerprint
 
-ADAPTER_NAME, GENAI_NAME = "zeros.onnx_adapter", "genai_config.json"
+ADAPTER_NAME = "zeros.onnx_adapter"
 FLAVOURS = (DEFAULT, REQUIRED)
 PRECISIONS = builder.PRECISIONS
 
@@ -318,26 +319,26 @@ def _describe(
 ) -> None:
     """Put the basis, but for its factors, into the model's metadata."""
     values = {
-        "version": "1",
-        "digest": basis.digest,
-        "fingerprint": mark,
-        "architecture": basis.architecture,
-        "rank": str(basis.rank),
-        "u": str(basis.u),
-        "groups": str(basis.groups),
-        "seed": str(basis.seed),
-        "projection": basis.projection,
-        "factorization": basis.factorization,
-        "tying": basis.scheme,
-        "tying.groups": json.dumps(basis.tying.tolist()),
-        "modules": json.dumps(list(basis.modules)),
-        "flavour": flavour,
+        MetadataKey.VERSION: "1",
+        MetadataKey.DIGEST: basis.digest,
+        MetadataKey.FINGERPRINT: mark,
+        MetadataKey.ARCHITECTURE: basis.architecture,
+        MetadataKey.RANK: str(basis.rank),
+        MetadataKey.U: str(basis.u),
+        MetadataKey.GROUPS: str(basis.groups),
+        MetadataKey.SEED: str(basis.seed),
+        MetadataKey.PROJECTION: basis.projection,
+        MetadataKey.FACTORIZATION: basis.factorization,
+        MetadataKey.TYING: basis.scheme,
+        MetadataKey.TYING_GROUPS: json.dumps(basis.tying.tolist()),
+        MetadataKey.MODULES: json.dumps(list(basis.modules)),
+        MetadataKey.FLAVOUR: flavour,
     }
     if (listed := _weights_entry(weights)) is not None:
-        values["weights"] = listed
+        values[MetadataKey.WEIGHTS] = listed
     for key, value in values.items():
         entry = model.proto.metadata_props.add()
-        entry.key, entry.value = f"tinylora.{key}", value
+        entry.key, entry.value = key.value, value
 
 
 def _genai_config(folder: Path) -> bytes | None:

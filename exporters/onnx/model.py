@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..._system import atomic_write
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
+from ...formats.onnx_graph import MODEL_NAME
 from ..bundle_writer import copy_file
 
 if TYPE_CHECKING:
@@ -190,15 +191,15 @@ def find_model(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ExportError(f"{path} does not exist: pass a directory with an ONNX model, or the model file")
-    if (path / "model.onnx").exists():
-        return path / "model.onnx"
+    if (path / MODEL_NAME).exists():
+        return path / MODEL_NAME
     found = sorted(path.glob("*.onnx"))
     if len(found) != 1:
         names = ", ".join(item.name for item in found) or "none"
         raise ExportError(
-            f"{path} has no model.onnx, and {names} of its files to choose from: pass the model file itself"
+            f"{path} has no {MODEL_NAME}, and {names} of its files to choose from: pass the model file itself"
             if found
-            else f"{path} has no ONNX model in it: expected model.onnx"
+            else f"{path} has no ONNX model in it: expected {MODEL_NAME}"
         )
     return found[0]
 

@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import ExportError
+from ...formats.onnx_graph import DEFAULT, INPUT_NAME
 from .match import Site
 from .model import OnnxModel, import_onnx
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-INPUT = "tinylora_v"
 ROWS = "tinylora_rows"
 PREFIX = "tinylora/"
-DEFAULT, REQUIRED = "default", "required"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def refuse_baked(model: OnnxModel) -> None:
         ExportError: it was baked already.
     """
     names = {value.name for value in model.graph.input} | set(model.initializers)
-    taken = next((name for name in sorted(names) if name == INPUT or name.startswith(PREFIX)), None)
+    taken = next((name for name in sorted(names) if name == INPUT_NAME or name.startswith(PREFIX)), None)
     if taken is not None:
         raise ExportError(f"{model.path} was baked already (it has {taken}): pass the original graph")
 
@@ -117,7 +116,7 @@ class _SidePath:
             )
             chosen.append(patterns.setdefault(pattern, len(patterns)))
         order = [entry for pattern in patterns for entry in pattern]
-        v = self._node("Unsqueeze", [INPUT, self._ints("axes", [1])], "v")
+        v = self._node("Unsqueeze", [INPUT_NAME, self._ints("axes", [1])], "v")
         if order != list(range(self._basis.groups)):
             v = self._node("Gather", [v, self._ints("entries", order)], "entries_of_v", axis=2)
         pieces = self._split(v, [len(pattern) for pattern in patterns], axis=2, name="vectors")
@@ -140,7 +139,9 @@ class _SidePath:
                     p = basis.projections[module].swapaxes(1, 2)
                     table[basis.tying[module], :, place, block, block] = p
             flat = table.reshape(basis.size, -1)
-            product = self._node("MatMul", [INPUT, self._floats(f"projections_{width}", flat)], f"r_{width}")
+            product = self._node(
+                "MatMul", [INPUT_NAME, self._floats(f"projections_{width}", flat)], f"r_{width}"
+            )
             shape = self._ints(f"shape_{width}", [0, len(members) * width, width])
             stacked = self._node("Reshape", [product, shape], f"matrices_{width}")
             pieces = self._split(stacked, [width] * len(members), axis=1, name=f"matrices_{width}/split")
@@ -237,14 +238,16 @@ class _SidePath:
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
-        value = helper.make_tensor_value_info(INPUT, self._onnx.TensorProto.FLOAT, [ROWS, self._basis.size])
+        value = helper.make_tensor_value_info(
+            INPUT_NAME, self._onnx.TensorProto.FLOAT, [ROWS, self._basis.size]
+        )
         value.doc_string = (
             "The micro-vector, row-major [groups, u], one row or one for each row of the batch."
         )
         graph.input.append(value)
         if flavour == DEFAULT:
             zeros = np.zeros((1, self._basis.size), np.float32)
-            graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT))
+            graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT_NAME))
 
     def _node(
         self,

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from ...basis import packed_text
 from ...errors import UnsupportedModelError
+from ...formats.onnx_graph import EDGE_BYTES, FINGERPRINT_MARK
 from ..weights.dequantize import Decoder, float_decoder
 from .model import OnnxModel, attribute, import_onnx
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
-
-_EDGE_BYTES = 4096  # of the weight's data, at both ends, go into a fingerprint
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def fingerprint(model: OnnxModel, architecture: str, parts: list[tuple[str, list
         architecture: of the basis.
         parts: module -> weights of its nodes, in order.
     """
-    total = hashlib.sha256(b"tinylora onnx 1\n" + packed_text(architecture))
+    total = hashlib.sha256(FINGERPRINT_MARK + packed_text(architecture))
     for module, weights in parts:
         total.update(packed_text(module) + struct.pack("<I", len(weights)))
         for weight in weights:
@@ -147,8 +146,8 @@ def fingerprint(model: OnnxModel, architecture: str, parts: list[tuple[str, list
             for tensor in weight.mark():
                 total.update(struct.pack("<I", tensor.data_type))
                 with model.data(tensor) as data:
-                    total.update(data[:_EDGE_BYTES].tobytes())
-                    total.update(data[-_EDGE_BYTES:].tobytes())
+                    total.update(data[:EDGE_BYTES].tobytes())
+                    total.update(data[-EDGE_BYTES:].tobytes())
     return total.hexdigest()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...formats.gguf import GGUFFile
+from ...formats.onnx_graph import MODEL_NAME
 
 
 def unpack(source: Path, target: Path) -> None:
@@ -94,7 +95,7 @@ def trace(source: Path, target: Path) -> None:
     torch.onnx.export(
         Decoder().eval(),
         example,
-        str(target / "model.onnx"),
+        str(target / MODEL_NAME),
         dynamo=True,
         external_data=True,
         dynamic_shapes=shapes,

@@ -1,36 +1,90 @@
-"""Many prompts at once in ONNX Runtime: what an evaluation asks of a batch."""
+"""Answers to many prompts at once in ONNX Runtime, as an evaluation asks a batch for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
+from ...basis import Basis
+from ...errors import TinyLoraError
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
-from .model import TinyLoraOnnx
+from .generate import Row
+
+
+class BatchModel(Protocol):
+    """A loaded model, as far as a batch uses it: `TinyLoraOnnx`."""
+
+    basis: Basis
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chat messages can be rendered."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text."""
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Return the prompt that chat messages make."""
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        vectors: Sequence[MicroVector | None],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        min_p: float,
+        top_k: int,
+        seed: int | None,
+        draws: Sequence[int],
+    ) -> list[Row]:
+        """Answer several prompts at once, each with its own vector."""
 
 
 class OnnxBatch:
-    """Answers prompts under a micro-vector, some at a time.
+    """A batch that answers prompts under a micro-vector, some at a time.
 
     Args:
         llm: a loaded model. Its own vector is left alone.
-        sequences: that run at the same time, each padded to the longest of them.
+        sequences: how many run at the same time, each padded to the longest of them.
     """
 
-    def __init__(self, llm: TinyLoraOnnx, *, sequences: int = 16) -> None:
+    def __init__(self, llm: BatchModel, *, sequences: int = 16) -> None:
         self.llm = llm
         self._sequences = sequences
         self._vector: MicroVector | None = None
         self._evaluated = 0
+        self._closed = False
+
+    def encode(self, sample: Sample) -> list[int]:
+        """Return the token ids of a sample's prompt.
+
+        A text is one message of the user, unless the sample is raw or the model has no chat template.
+
+        Raises:
+            VectorError: the chat template does not render the messages.
+            TinyLoraError: the batch or the model is closed.
+        """
+        self._check_open()
+        prompt = sample.prompt
+        if isinstance(prompt, str):
+            if getattr(sample, "raw", False) or not self.llm.has_chat_template:
+                return self.llm.tokenize(prompt)
+            prompt = ({"role": "user", "content": prompt},)
+        return self.llm.tokenize(self.llm.apply_chat_template(prompt))
 
     def swap(self, vector: MicroVector | None) -> None:
         """Use another vector from now on; None for the base alone.
 
         Raises:
             VectorError: it does not fit the basis; the one before stays.
+            TinyLoraError: the batch is closed.
         """
+        self._check_open()
         if vector is not None:
             self.llm.basis.values(vector)
         self._vector = vector
@@ -38,17 +92,18 @@ class OnnxBatch:
     def answer(
         self, samples: Sequence[Sample], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[Completion]:
-        """Answer the prompt of every sample once, as texts.
+        """Answer the prompt of every sample once.
 
         Args:
-            samples: whose prompts are answered.
-            max_tokens: of each answer.
+            samples: whose prompts are answered; see `encode`.
+            max_tokens: longest answer, in tokens.
             temperature: of sampling from the full distribution; 0 takes the most likely token.
             seed: of the random numbers; two vectors draw with the same ones.
 
         Raises:
             VectorError: the chat template does not render the messages.
-            TinyLoraError: a prompt is empty, or leaves no room in the context.
+            TinyLoraError: a prompt is empty, or leaves no room in the context; the batch or the model is
+                closed.
         """
         (answers,) = self.answer_each(
             [self._vector], samples, max_tokens=max_tokens, temperature=temperature, seed=seed
@@ -79,9 +134,11 @@ class OnnxBatch:
 
         Raises:
             VectorError: the chat template does not render the messages, or a vector does not fit.
-            TinyLoraError: a prompt is empty, or leaves no room in the context.
+            TinyLoraError: a prompt is empty, or leaves no room in the context; the batch or the model is
+                closed.
         """
-        tokens = [self._encode(sample) for sample in samples]
+        self._check_open()
+        tokens = [self.encode(sample) for sample in samples]
         number = seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
         # Little to pad, and the rows of one prompt side by side.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -108,18 +165,19 @@ class OnnxBatch:
 
     @property
     def evaluated(self) -> int:
-        """Tokens that were evaluated since the batch was made, prompts and answers, padding aside."""
+        """How many tokens were evaluated since the batch was made, in prompts and answers, padding aside."""
         return self._evaluated
 
     def close(self) -> None:
-        """Nothing to free: it runs in the model's own engine."""
+        """End the batch. It runs in the model's own engine, which stays open. A second call does nothing."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TinyLoraError("the batch is closed: make another one of the model")
 
     def __enter__(self) -> OnnxBatch:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _encode(self, sample: Sample) -> list[int]:
-        prompt = sample.prompt
-        return self.llm.tokenize(prompt if isinstance(prompt, str) else self.llm.apply_chat_template(prompt))

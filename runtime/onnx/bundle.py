@@ -1,4 +1,4 @@
-"""A bundle's baked ONNX graph, and whether it can be run with the bundle's basis."""
+"""The baked ONNX graph of a bundle, and whether it can be run with the bundle's basis."""
 
 from __future__ import annotations
 
@@ -9,21 +9,32 @@ from pathlib import Path
 
 from ...basis import Basis
 from ...errors import BaseMismatchError
-from ...formats.bundle import MODEL_NAME, Bundle
-from ...formats.onnx_adapter import INPUT_NAME
-from ...formats.onnx_graph import OnnxFile, read_onnx
-from ...formats.onnx_metadata import read_metadata
+from ...formats.bundle import Bundle
+from ...formats.onnx_graph import (
+    DEFAULT,
+    INPUT_NAME,
+    MODEL_NAME,
+    REQUIRED,
+    MetadataKey,
+    OnnxFile,
+    read_metadata,
+    read_onnx,
+)
 from .fingerprint import weights_fingerprint
 
-DEFAULT, REQUIRED = "default", "required"
-"""Flavours of the graph input: with an initializer of zeros, and without."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OnnxBundle:
-    """The ONNX side of a bundle."""
+    """ONNX side of a bundle.
+
+    Attributes:
+        bundle: where the parts lie.
+    """
 
     bundle: Bundle
+
+    def __repr__(self) -> str:
+        return f"OnnxBundle({str(self.bundle.onnx)!r})"
 
     @classmethod
     def find(cls, path: str | PathLike[str]) -> OnnxBundle:
@@ -44,13 +55,13 @@ class OnnxBundle:
 
     @property
     def folder(self) -> Path:
-        """Where the graph and what belongs to it lie."""
+        """Folder of the graph and of what belongs to it."""
         assert self.bundle.onnx is not None
         return self.bundle.onnx
 
     @property
     def model(self) -> Path:
-        """The graph."""
+        """File of the graph."""
         return self.folder / MODEL_NAME
 
     @property
@@ -91,7 +102,7 @@ class OnnxBundle:
                 "again"
             )
         metadata = read_metadata(self.model)
-        stated = metadata.get("tinylora.flavour", self.flavour)
+        stated = metadata.get(MetadataKey.FLAVOUR, self.flavour)
         if stated != self.flavour:
             has = "has" if self.flavour == DEFAULT else "lacks"
             raise BaseMismatchError(
@@ -99,7 +110,7 @@ class OnnxBundle:
                 f"{INPUT_NAME}: a tool changed it after it was baked. Export it again"
             )
         self.file.check_data()
-        self._check_weights(listed, metadata.get("tinylora.weights"))
+        self._check_weights(listed, metadata.get(MetadataKey.WEIGHTS))
 
     def _check_weights(self, listed: str, weights: str | None) -> None:
         """Compare the weights with the fingerprint that graph and basis agree on."""

@@ -11,11 +11,11 @@ Step = tuple[str, str | None]
 """A piece of text, and at the end the reason: `stop` or `length`."""
 
 
-class Completion:
-    """Makes the chunks of one completion, or the whole.
+class CompletionWriter:
+    """Writer of one completion: its chunks, or the whole.
 
     Args:
-        model: name of the model.
+        model: its name in the completion.
         prompt_tokens: how many the prompt had.
         chat: a chat completion, or one of plain text.
     """

@@ -7,21 +7,25 @@ from collections.abc import Generator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .genai import Model
+from .genai import GenaiModel
 from .generator import Feed, append_prompt, new_generator
 from .sampling import Sampler
 
 
 class Decoder:
-    """Evaluates tokens with one vector; another vector is another decoder.
+    """A sequence that is evaluated with one vector; another vector takes another decoder.
 
     Args:
         model: the decoder's model.
         feed: the vector.
     """
 
-    def __init__(self, model: Model, feed: Feed) -> None:
+    def __init__(self, model: GenaiModel, feed: Feed) -> None:
         self._model, self._feed = model, feed
+        self._forget()
+
+    def close(self) -> None:
+        """Free the KV cache."""
         self._forget()
 
     def _forget(self) -> None:
@@ -34,7 +38,8 @@ class Decoder:
         """Yield the tokens that follow a prompt, and return why they ended: `stop` or `length`.
 
         Raises:
-            TinyLoraError: see `Model.room`.
+            TinyLoraError: the prompt is empty, or leaves no room in the context; the model is closed, which
+                a sequence that was begun before notices at its next step.
         """
         room = self._model.room(prompt, max_tokens)
         logits = self._prefill(list(prompt))
@@ -44,6 +49,7 @@ class Decoder:
             if token in self._model.eos:
                 return "stop"
             yield token
+            self._model.check_open()
             tokens.append(token)
             if left > 1:
                 logits = self._append([token])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,12 @@ from typing import IO
 
 from ...basis import packed_text
 from ...errors import BaseMismatchError
-from ...formats.onnx_graph import OnnxFile
-from ...formats.protobuf import Buffer, fields, opened, span, text
-
-_EDGE_BYTES = 4096  # of each tensor's data, at both ends
-_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 8, 9
+from ...formats.onnx_graph import EDGE_BYTES, FINGERPRINT_MARK, OnnxFile, inline_spans
 
 
 @dataclass(frozen=True)
-class _Tensor:
-    """An initializer as the exporter saw it."""
+class _MarkedTensor:
+    """Initializer as the exporter saw it, by its name, ONNX element type and bytes."""
 
     name: str
     dtype: int
@@ -36,12 +31,12 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
-class _Node:
-    """What one node computes of a module: x [.., k] -> [.., n]."""
+class _MarkedNode:
+    """Node that computes a module, or a part of one: x [.., k] -> [.., n]."""
 
     k: int
     n: int
-    tensors: list[_Tensor]
+    tensors: list[_MarkedTensor]
 
 
 def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, ...], stated: str) -> str:
@@ -65,9 +60,9 @@ def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, .
             f"{file.path} lists the weights of {len(entries)} modules, but its basis has {len(modules)}: a "
             "tool changed it after it was baked. Export it again"
         )
-    total = hashlib.sha256(b"tinylora onnx 1\n" + packed_text(architecture))
+    total = hashlib.sha256(FINGERPRINT_MARK + packed_text(architecture))
     with ExitStack() as stack:
-        reader = _Reader(file, stack)
+        reader = _EdgeReader(file, stack)
         for module, nodes in zip(modules, entries, strict=True):
             total.update(packed_text(module) + struct.pack("<I", len(nodes)))
             for node in nodes:
@@ -79,15 +74,15 @@ def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, .
     return total.hexdigest()
 
 
-class _Reader:
-    """Reads the ends of initializers, from external data or from the model file itself."""
+class _EdgeReader:
+    """Reader of the ends of initializers, in external data or in the model file itself."""
 
     def __init__(self, file: OnnxFile, stack: ExitStack) -> None:
         self._file, self._stack = file, stack
         self._open: dict[Path, IO[bytes]] = {}
         self._inline: dict[str, tuple[int, int]] | None = None
 
-    def edges(self, tensor: _Tensor) -> tuple[bytes, bytes]:
+    def edges(self, tensor: _MarkedTensor) -> tuple[bytes, bytes]:
         """First and last 4,096 bytes of a tensor; all of a smaller one, twice.
 
         Raises:
@@ -99,7 +94,7 @@ class _Reader:
                 f"{self._file.path} has {size:,} bytes of {tensor.name}, but was baked with "
                 f"{tensor.nbytes:,}: a tool changed it after it was baked. Export it again"
             )
-        count = min(tensor.nbytes, _EDGE_BYTES)
+        count = min(tensor.nbytes, EDGE_BYTES)
         return self._read(path, start, count), self._read(path, start + tensor.nbytes - count, count)
 
     def _place(self, name: str) -> tuple[Path, int, int]:
@@ -109,7 +104,7 @@ class _Reader:
         if external is not None:
             return path.parent / external.location, external.offset, external.length
         if self._inline is None:
-            self._inline = _raw_spans(path)
+            self._inline = inline_spans(path)
         if name not in self._inline:
             raise BaseMismatchError(
                 f"{path} has no weight {name}, which it was baked with: a tool changed it after it was "
@@ -126,32 +121,15 @@ class _Reader:
         return file.read(count)
 
 
-def _raw_spans(path: Path) -> dict[str, tuple[int, int]]:
-    """Initializer -> where its raw data begin and end in the model file, for those that are inside it."""
-    with opened(path) as data:
-        return dict(_inline_tensors(data))
-
-
-def _inline_tensors(data: Buffer) -> Iterator[tuple[str, tuple[int, int]]]:
-    for number, graph in fields(data, 0, len(data)):
-        if number != _MODEL_GRAPH:
-            continue
-        for inner, tensor in fields(data, *span(graph)):
-            if inner == _GRAPH_INITIALIZER:
-                parts = dict(fields(data, *span(tensor)))
-                if _TENSOR_RAW in parts and _TENSOR_NAME in parts:
-                    yield text(data, parts[_TENSOR_NAME]), span(parts[_TENSOR_RAW])
-
-
-def _parse(path: Path, stated: str) -> list[list[_Node]]:
+def _parse(path: Path, stated: str) -> list[list[_MarkedNode]]:
     try:
         return [
             [
-                _Node(
+                _MarkedNode(
                     _count(node["k"]),
                     _count(node["n"]),
                     [
-                        _Tensor(name, _count(dtype, 1 << 31), _count(nbytes))
+                        _MarkedTensor(name, _count(dtype, 1 << 31), _count(nbytes))
                         for name, dtype, nbytes in node["tensors"]
                     ],
                 )

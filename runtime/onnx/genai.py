@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime_genai as og
 
 from ...errors import TinyLoraError, VectorError
+from ...formats.onnx_graph import GENAI_NAME
 from .bundle import OnnxBundle
 from .session import cannot_load
 
-CONFIG_NAME = "genai_config.json"
+_TEMPLATE_NAME, _TOKENIZER_NAME = "chat_template.jinja", "tokenizer_config.json"
 
 Messages = Sequence[Mapping[str, Any]]
 """Chat messages, each with `role` and `content`."""
@@ -22,7 +24,7 @@ if hasattr(og, "disable_telemetry_events"):  # since 0.18
     og.disable_telemetry_events()  # what runs on a device tells nobody
 
 
-class Model:
+class GenaiModel:
     """An `onnxruntime_genai.Model` and its tokenizer.
 
     Args:
@@ -31,8 +33,9 @@ class Model:
         n_threads, session_options, provider: see `TinyLoraOnnx`.
 
     Attributes:
-        flavour: of the graph.
+        flavour: flavour of the graph's input, `default` or `required`.
         required: names of the graph's inputs that have no initializer.
+        has_chat_template: whether a chat template belongs to the tokenizer.
         n_ctx: longest sequence in tokens.
         n_vocab: entries of the logits.
         eos: tokens that end a sequence.
@@ -53,6 +56,7 @@ class Model:
         provider: str | None,
     ) -> None:
         described = _read_config(bundle)
+        self.has_chat_template = _has_chat_template(bundle.folder)
         self.flavour = bundle.flavour
         self.required = [name for name in bundle.file.inputs if name not in bundle.file.initializers]
         self.eos = frozenset(map(int, as_list(described.get("eos_token_id"))))
@@ -73,14 +77,24 @@ class Model:
         Raises:
             TinyLoraError: it was closed.
         """
-        self._check_open()
+        self.check_open()
         return self._model
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._model is None
+
     def close(self) -> None:
-        """Free model and tokenizer."""
+        """Free model and tokenizer. A second call does nothing."""
         self._model = self._tokenizer = None
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Check that the model can be used.
+
+        Raises:
+            TinyLoraError: it was closed.
+        """
         if self._model is None:
             raise TinyLoraError("the model is closed: load it again")
 
@@ -90,7 +104,7 @@ class Model:
         Raises:
             VectorError: the chat template does not render the messages.
         """
-        self._check_open()
+        self.check_open()
         if isinstance(prompt, bytes):
             prompt = prompt.decode()
         if isinstance(prompt, str):
@@ -101,13 +115,13 @@ class Model:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
-        self._check_open()
+        self.check_open()
         text: str = self._tokenizer.decode(np.asarray(tokens, np.int32))
         return text
 
     def stream(self) -> Callable[[int], str]:
-        """Return what gives the text that each further token adds."""
-        self._check_open()
+        """Return a function that gives the text that each further token adds."""
+        self.check_open()
         decode: Callable[[int], str] = self._tokenizer.create_stream().decode
         return decode
 
@@ -117,7 +131,7 @@ class Model:
         Raises:
             VectorError: there is no template, or it refuses the messages.
         """
-        self._check_open()
+        self.check_open()
         options: dict[str, Any] = {} if tools is None else {"tools": json.dumps(tools)}
         try:
             text: str = self._tokenizer.apply_chat_template(
@@ -134,7 +148,8 @@ class Model:
         """Return how many tokens may follow a prompt.
 
         Raises:
-            TinyLoraError: it is empty, leaves no room in the context, or has tokens that the model lacks.
+            TinyLoraError: the prompt is empty, leaves no room in the context, or has tokens that the model
+                lacks.
         """
         if not tokens:
             raise TinyLoraError(f"{what} has no tokens: pass some text")
@@ -158,7 +173,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _read_config(bundle: OnnxBundle) -> dict[str, Any]:
-    path = bundle.folder / CONFIG_NAME
+    path = bundle.folder / GENAI_NAME
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))["model"]
         if not all(isinstance(content[key], int) for key in ("context_length", "vocab_size")):
@@ -171,6 +186,16 @@ def _read_config(bundle: OnnxBundle) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise TinyLoraError(f"{path} is damaged: {error!r}. Export the bundle again") from None
     return content
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Tell whether onnxruntime-genai finds a chat template: in a file of its own, or in the tokenizer's."""
+    if (folder / _TEMPLATE_NAME).exists():
+        return True
+    try:
+        return bool(json.loads((folder / _TOKENIZER_NAME).read_text("utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False  # a tokenizer that cannot be read is the engine's to refuse
 
 
 def _config(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...basis import Basis
 from ...errors import TinyLoraError
 from ...vector import MicroVector
-from .genai import Model
+from .genai import GenaiModel
 from .generator import Feed, append_prompt, new_generator
 from .rows import Rows
 from .sampling import Sampler, Sampling
@@ -25,7 +25,7 @@ class Row:
         text: special tokens left out.
         tokens: int32 [n], without the end-of-sequence token.
         finish_reason: `stop` where it ended by itself, else `length`.
-        vector: that it was generated with; None for the base.
+        vector: the one that it was generated with; None for the base.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Row:
 
 
 def generate_batch(
-    model: Model,
+    model: GenaiModel,
     basis: Basis,
     prompts: Sequence[Sequence[int]],
     rows: Rows,
@@ -43,30 +43,29 @@ def generate_batch(
     max_tokens: int,
     draws: Sequence[int],
 ) -> list[Row]:
-    """Return an answer for each prompt.
+    """Return an answer for each prompt; each is what the prompt would get alone.
 
     Args:
         model: the decoder's model.
-        basis: of the rows.
+        basis: the basis of the rows.
         prompts: token ids; the caller has checked that there is room after each.
         rows: one, or as many as prompts.
         sampling: every row draws by itself.
-        max_tokens: longest answer.
+        max_tokens: longest answer, in tokens; 0 and less: until the context is full.
         draws: a number for each prompt, which decides its random numbers.
 
     Raises:
         TinyLoraError: a vector is so large that the logits of its row are not finite.
     """
-    # genai takes the padding token at the end of a row for padding: such a prompt goes alone.
-    together = [i for i, prompt in enumerate(prompts) if prompt[-1] != model.pad]
-    groups = [together] if together else []
-    groups += [[i] for i, prompt in enumerate(prompts) if prompt[-1] == model.pad]
+    rooms = [model.room(prompt, max_tokens) for prompt in prompts]
+    groups = _groups(prompts, rooms, max_tokens, model.pad)
     greedy = sampling.temperature <= 0
     samplers = {} if greedy else {i: Sampler(sampling, draw) for i, draw in enumerate(draws)}
     found: dict[int, tuple[list[int], bool]] = {}
     for group in groups:
         feed = Feed(model, rows if len(rows) == 1 else rows.select(group), basis)
-        found.update(_Batch(model, feed, {i: prompts[i] for i in group}, samplers, max_tokens).run())
+        limit = rooms[group[0]]
+        found.update(_RowGroup(model, feed, {i: prompts[i] for i in group}, samplers, limit).run())
     vectors = rows.vectors * len(prompts) if len(rows) == 1 else rows.vectors
     return [
         Row(model.decode(tokens), np.array(tokens, np.int32), "stop" if ended else "length", vector)
@@ -74,30 +73,50 @@ def generate_batch(
     ]
 
 
-class _Batch:
+def _groups(
+    prompts: Sequence[Sequence[int]], rooms: Sequence[int], max_tokens: int, pad: int
+) -> list[list[int]]:
+    """Return the rows that can run together, so that none is cut shorter than it would be alone.
+
+    genai pads a batch to its longest prompt, and the padding counts towards the context. Rows whose answer
+    fits whole fit beside each other as well; one whose answer the context cuts runs with those of its own
+    length. A prompt that ends with the padding token runs alone: genai takes that token for padding.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    for row, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
+        if prompt[-1] == pad:
+            key = "alone", row
+        elif room == max_tokens:
+            key = "whole", 0
+        else:
+            key = "cut", len(prompt)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+class _RowGroup:
     """Sequences that run together, in one generator.
 
     `prompts` and `samplers` are by the number of the sequence; there are no samplers for greedy answers.
+    `limit` is how many tokens each may get: the context has room for them after the longest prompt.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: GenaiModel,
         feed: Feed,
         prompts: Mapping[int, Sequence[int]],
         samplers: Mapping[int, Sampler],
-        max_tokens: int,
+        limit: int,
     ) -> None:
         self._names = list(prompts)
         self._greedy = not samplers
         self._samplers = [samplers[name] for name in self._names if not self._greedy]
         self._eos = model.eos
         longest = max(map(len, prompts.values()))
-        self._limit = min(max_tokens, model.n_ctx - longest)
+        self._limit = limit
         self._feed = feed
-        self._generator = new_generator(
-            model, feed, batch_size=len(prompts), max_length=longest + self._limit
-        )
+        self._generator = new_generator(model, feed, batch_size=len(prompts), max_length=longest + limit)
         if len(prompts) == 1:
             append_prompt(self._generator, prompts[self._names[0]], model.pad)
         else:

@@ -1,4 +1,4 @@
-"""onnxruntime-genai's generators with a vector: given once, at the start, and never mixed."""
+"""Generators of onnxruntime-genai with a vector, which is given once, at the start, and never mixed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import onnxruntime_genai as og
 
 from ...basis import Basis
 from ...errors import VectorError
-from ...formats.onnx_adapter import INPUT_NAME
-from .bundle import REQUIRED
-from .genai import Model
+from ...formats.onnx_graph import INPUT_NAME, REQUIRED
+from .genai import GenaiModel
 from .rows import Rows, as_file
 
 _ADAPTER = "tinylora"
@@ -37,10 +36,10 @@ class Feed:
     Args:
         model: whose generators take them.
         rows: what to feed; None for the base.
-        basis: of the rows.
+        basis: the basis of the rows.
     """
 
-    def __init__(self, model: Model, rows: Rows | None, basis: Basis) -> None:
+    def __init__(self, model: GenaiModel, rows: Rows | None, basis: Basis) -> None:
         self._input = self._adapters = None
         if model.flavour == REQUIRED:
             # Writeable, as genai demands, and alive while a generator is: genai keeps a pointer to it.
@@ -58,7 +57,7 @@ class Feed:
             generator.set_active_adapter(self._adapters, _ADAPTER)
 
 
-def new_generator(model: Model, feed: Feed, **search: Any) -> Any:
+def new_generator(model: GenaiModel, feed: Feed, **search: Any) -> Any:
     """Return a plain `onnxruntime_genai.Generator` that has its vectors. `feed` must outlive it."""
     params = og.GeneratorParams(model.engine)
     params.set_search_options(**{**_PLAIN, **search})
@@ -81,7 +80,7 @@ def append_prompt(generator: Any, tokens: Sequence[int], pad: int) -> None:
 
 
 class PersonalGenerator:
-    """An `onnxruntime_genai.Generator`, all of it, with the vector that was active when it was made.
+    """An `onnxruntime_genai.Generator`, whole, with the vector that was active when it was made.
 
     It keeps its vector, whatever the model is swapped to: its KV cache was computed with it.
 
@@ -91,7 +90,7 @@ class PersonalGenerator:
         search: search options of onnxruntime-genai.
     """
 
-    def __init__(self, model: Model, feed: Feed, **search: Any) -> None:
+    def __init__(self, model: GenaiModel, feed: Feed, **search: Any) -> None:
         params = og.GeneratorParams(model.engine)
         params.set_search_options(**search)
         self._feed = feed
@@ -103,7 +102,7 @@ class PersonalGenerator:
         return getattr(self._generator, name)
 
     def set_active_adapter(self, adapters: Any, name: str) -> None:
-        """Refused: the generator has its vector.
+        """Refuse an adapter: the generator has its vector.
 
         Raises:
             VectorError: always.

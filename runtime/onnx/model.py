@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 
@@ -13,17 +13,15 @@ from ...tasks import Sample
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
 from ..personal import Personal, no_room
+from .batch import OnnxBatch
 from .bundle import OnnxBundle
-from .completion import Completion, Step
+from .completion import CompletionWriter, Step
 from .decoder import Decoder
-from .genai import Messages, Model, as_list
+from .genai import GenaiModel, Messages, as_list
 from .generate import Row, generate_batch
 from .generator import Feed, PersonalGenerator
 from .rows import rows
 from .sampling import Sampler, Sampling, Text
-
-if TYPE_CHECKING:
-    from .batch import OnnxBatch
 
 
 class TinyLoraOnnx(Personal):
@@ -35,7 +33,7 @@ class TinyLoraOnnx(Personal):
 
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or the `.onnx` in it.
-        policy: what is demanded of vector bytes.
+        policy: what is demanded of vector bytes; None for a `Policy` with its defaults.
         n_ctx: longest sequence in tokens; the KV cache is allocated for it. 0, or more than the model
             has: the model's own.
         n_threads: CPU threads; by default ONNX Runtime's.
@@ -63,7 +61,7 @@ class TinyLoraOnnx(Personal):
         bundle.check()
         self._prepare(bundle.basis, policy)
         self.model_path = str(bundle.model)
-        self._model = Model(bundle, n_ctx, n_threads, session_options, provider)
+        self._model = GenaiModel(bundle, n_ctx, n_threads, session_options, provider)
         self._vector: MicroVector | None = None
         self._feed = Feed(self._model, None, self.basis)
         self._decoder = Decoder(self._model, self._feed)
@@ -75,10 +73,21 @@ class TinyLoraOnnx(Personal):
 
     @property
     def flavour(self) -> str:
-        """Of the graph's input: `default` or `required`."""
+        """Flavour of the graph's input: `default` where a run may leave the vector out, else `required`."""
         return self._model.flavour
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return self._model.has_chat_template
+
+    def __repr__(self) -> str:
+        vector = "base" if self._vector is None else f"vector of sequence {self._vector.sequence}"
+        state = "closed" if self._model.closed else vector
+        return f"TinyLoraOnnx({self.model_path!r}, basis {self.basis.id}, {state})"
+
     def _activate(self, vector: MicroVector | None) -> None:
+        self._model.check_open()
         checked = None if vector is None else rows(vector, self.basis, self.policy)
         self._go_back((Feed(self._model, checked, self.basis), vector))
 
@@ -91,10 +100,15 @@ class TinyLoraOnnx(Personal):
         self._feed, self._decoder, self._vector = feed, Decoder(self._model, feed), vector
 
     def close(self) -> None:
-        """Free the model. A generator of `generator` that is still there keeps it alive."""
-        with self._gate.exchange():
-            self._decoder = Decoder(self._model, self._feed)
+        """Free the model. Every call after it is refused, and a second `close` does nothing.
+
+        A generation in another thread ends first. An unfinished stream of this thread is refused its next
+        step. A generator of `generator` that is still there keeps the engine's model alive.
+        """
+        with self._gate.hold(), self._gate.computing():
             self._model.close()
+            self._decoder.close()
+            self._feed = Feed(self._model, None, self.basis)  # the vector's copy in the engine goes, too
 
     def __enter__(self) -> TinyLoraOnnx:
         return self
@@ -105,12 +119,11 @@ class TinyLoraOnnx(Personal):
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
     ) -> OnnxBatch:
-        from .batch import OnnxBatch
-
-        longest = max(len(self._model.encode(sample.prompt)) for sample in samples)
+        batch = OnnxBatch(self, sequences=sequences)  # its threads are those that the model was loaded with
+        longest = max(len(batch.encode(sample)) for sample in samples)
         if longest + max_tokens > self.n_ctx():
             raise no_room(longest, max_tokens, self.n_ctx())
-        return OnnxBatch(self, sequences=sequences)  # its threads are those that the model was loaded with
+        return batch
 
     # Text and tokens
 
@@ -119,7 +132,7 @@ class TinyLoraOnnx(Personal):
         return self._model.n_ctx
 
     def n_vocab(self) -> int:
-        """Entries of the logits."""
+        """Number of entries of the logits: the size of the vocabulary."""
         return self._model.n_vocab
 
     def tokenize(self, text: str) -> list[int]:
@@ -152,7 +165,7 @@ class TinyLoraOnnx(Personal):
         repeat_penalty: float = 1.0,
         seed: int | None = None,
     ) -> Generator[int, None, None]:
-        """Yield the tokens that follow a prompt, up to an end-of-sequence token, which is left out.
+        """Yield the token ids that follow a prompt, up to an end-of-sequence token, which is left out.
 
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
@@ -247,7 +260,8 @@ class TinyLoraOnnx(Personal):
             prompts: texts, chat messages, or token ids.
             vectors: one for each prompt (None: the base), or one for all.
             streams: which sequence of vectors the bytes belong to (see `Policy`): one, or one a prompt.
-            max_tokens: longest answer.
+            max_tokens: longest answer, in tokens; 0 and less: until the context is full. Each prompt gets as
+                much as it would get alone.
             temperature, top_p, min_p, top_k, seed: see `Sampling`. Every row draws by itself.
             draws: a number for each prompt: rows of the same number draw with the same random numbers.
                 By default no two do.
@@ -257,6 +271,7 @@ class TinyLoraOnnx(Personal):
                 prompts. Nothing was generated then, and none counts as accepted.
             TinyLoraError: a prompt is empty, or leaves no room in the context.
         """
+        self._model.check_open()
         tokens = [self._model.encode(prompt) for prompt in prompts]
         for row, each in enumerate(tokens):
             self._model.room(each, max_tokens, f"prompt {row}")
@@ -293,7 +308,7 @@ class TinyLoraOnnx(Personal):
     ) -> Any:
         tokens = self._model.encode(prompt)
         self._model.room(tokens, max_tokens)
-        completion = Completion(self.model_path, len(tokens), chat=chat)
+        completion = CompletionWriter(self.model_path, len(tokens), chat=chat)
         text = Text(self._model.stream(), as_list(stop))
         counted: list[int] = []
         steps = self._steps(self._tokens(tokens, sampling, max_tokens), text, counted)

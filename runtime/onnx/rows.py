@@ -20,14 +20,14 @@ from ...vector import MicroVector, Policy
 from ..admission import VectorSource, admitted
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rows:
     """Checked vectors. Make them with `rows`; the array is never changed.
 
     Attributes:
         values: float32 [rows, n], contiguous and read-only.
         vectors: what each row is; None for the base.
-        digest: of the basis.
+        digest: digest of the basis.
     """
 
     values: NDArray[np.float32]
@@ -36,6 +36,9 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self)} x {self.values.shape[1]} values, basis {self.digest[:8]})"
 
     def check_batch(self, batch: int) -> None:
         """Check that there is one row for all sequences, or one for each.

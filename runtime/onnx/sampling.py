@@ -1,4 +1,4 @@
-"""From logits to a token, and from tokens to text: what a completion needs besides the model."""
+"""The choice of a token from logits, and the text of tokens: what a completion needs besides the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import TinyLoraError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; the names, the defaults and the order are llama.cpp's.
+    """Options of how the next token is chosen; names, defaults and order are llama.cpp's.
 
     Attributes:
         temperature: 0 takes the likeliest token each time.
@@ -21,7 +21,7 @@ class Sampling:
         top_p: keep the likeliest whose probabilities sum to p.
         min_p: keep those with at least this fraction of the likeliest one's probability.
         repeat_penalty: divides positive logits of the last 64 tokens, and multiplies negative ones.
-        seed: of the draws; None draws differently each time.
+        seed: seed of the draws; None draws differently each time.
     """
 
     temperature: float = 0.8
@@ -36,7 +36,12 @@ _PENALIZED = 64
 
 
 class Sampler:
-    """Draws tokens for one sequence."""
+    """Sampler of the tokens of one sequence.
+
+    Args:
+        options: how it draws.
+        row: number of the sequence; sequences of one seed draw differently by it.
+    """
 
     def __init__(self, options: Sampling, row: int = 0) -> None:
         self._options = options

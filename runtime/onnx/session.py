@@ -10,10 +10,11 @@ import numpy as np
 import onnxruntime
 
 from ...errors import BaseMismatchError, VectorError
-from ...formats.onnx_adapter import INPUT_NAME, from_adapter, to_adapter
+from ...formats.onnx_adapter import from_adapter, to_adapter
+from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
-from .bundle import REQUIRED, OnnxBundle
+from .bundle import OnnxBundle
 from .rows import Rows, as_file, rows
 
 
@@ -61,7 +62,7 @@ class OnnxSession:
 
     Attributes:
         session: the `onnxruntime.InferenceSession`. Its own `run` checks nothing.
-        basis: of the vectors.
+        basis: the basis of the vectors.
         flavour: `default` or `required`: whether the graph can be run without a vector.
 
     Raises:
@@ -77,6 +78,7 @@ class OnnxSession:
         self.basis = bundle.basis
         self.policy = policy or Policy()
         self.flavour = bundle.flavour
+        self._path = str(bundle.model)
         options.setdefault("providers", ["CPUExecutionProvider"])
         if options.get("sess_options") is None:
             options["sess_options"] = onnxruntime.SessionOptions()
@@ -93,13 +95,16 @@ class OnnxSession:
         }
         self._zeros = self.rows(None)
 
+    def __repr__(self) -> str:
+        return f"OnnxSession({self._path!r}, basis {self.basis.id}, {self.flavour})"
+
     def rows(
         self,
         vectors: VectorSource | Sequence[VectorSource | None] | None,
         *,
         streams: str | Sequence[str] = "",
     ) -> Rows:
-        """Check vectors for a run: one for the whole batch, or one for each of its sequences.
+        """Return checked vectors for a run: one for the whole batch, or one for each of its sequences.
 
         Args:
             vectors: a frame, a raw payload, a `MicroVector`, or None for the base; or a sequence of them.
@@ -182,8 +187,8 @@ class OnnxSession:
         """
         if self.flavour == REQUIRED:
             raise VectorError(
-                f"the graph was exported with --onnx-input {REQUIRED}, and ONNX Runtime takes no adapter for "
-                "an input that has to be fed: pass rows=session.rows(...)"
+                f"the graph's flavour is {REQUIRED!r}, and ONNX Runtime takes no adapter for an input that "
+                "has to be fed: pass rows=session.rows(...)"
             )
         data = to_adapter(vector, self.basis) if isinstance(vector, MicroVector) else vector
         from_adapter(data, self.basis)

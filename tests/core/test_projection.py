@@ -20,7 +20,7 @@ WORD = (1 << 64) - 1
 
 
 def reference(seed: int, name: str, u: int, r: int) -> list[float]:
-    """DESIGN 4, word for word, on Python's integers; the entries of P in order."""
+    """The entries of P in order, on Python's integers: docs/FORMAT.md, "Projection", word for word."""
 
     def mix(z: int) -> int:
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & WORD

@@ -1,4 +1,4 @@
-"""Tying maps: the definitions of DESIGN 5, and the properties that training relies on."""
+"""Tying maps: the definitions of docs/FORMAT.md, "Modules and tying", and what training relies on."""
 
 from __future__ import annotations
 

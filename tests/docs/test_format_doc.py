@@ -240,7 +240,7 @@ def test_texts() -> None:
     for text in page.values():
         assert _text.is_text(text.encode())
         assert _text.decode(text) == taken_apart()
-    words = section("Text and QR codes").replace("\n", " ")
+    words = " ".join(section("Text and QR codes").split())
     (fewest,) = re.findall(r"at least (\d+) characters", words)
     alphabet = "".join(chr(character) for character in range(128))
     for count in (int(fewest) - 1, int(fewest)):
@@ -255,7 +255,7 @@ def test_texts() -> None:
 
 
 def test_published_path() -> None:
-    text = section("Published vectors")
+    text = " ".join(section("Published vectors").split())
     basis, sequence = frame_digest()[:8], int.from_bytes(taken_apart()[5:7], "little")
     assert f"`{layout.numbered(basis, layout.DEFAULT_STREAM, sequence)}`" in text
     assert f"<stream>/{layout.LATEST} " in text

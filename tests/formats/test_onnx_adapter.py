@@ -13,7 +13,6 @@ from support import random_basis
 
 from tinylora_edge import BasisMismatchError, FrameError, MicroVector, NonFiniteError, VectorError
 from tinylora_edge.formats.onnx_adapter import (
-    INPUT_NAME,
     basis_version,
     decode,
     encode,
@@ -21,6 +20,7 @@ from tinylora_edge.formats.onnx_adapter import (
     is_adapter,
     to_adapter,
 )
+from tinylora_edge.formats.onnx_graph import INPUT_NAME
 
 BASIS = random_basis(groups=3, u=2)
 VECTOR = MicroVector.random(BASIS, 0.3, seed=5)

@@ -96,8 +96,7 @@ def test_qr_capacities_are_those_of_the_encoder(name):
     assert f"{full.symbol_size(border=0)[0]} x" in name
 
 
-def test_the_carriers_of_the_design():
-    """DESIGN 7 names these capacities before the carriers' own framing."""
+def test_capacities_that_the_documents_name():
     for start, payload in (
         ("LoRaWAN EU868 down, DR0", 51),
         ("LoRaWAN EU868 down, DR2", 51),

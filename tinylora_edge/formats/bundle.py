@@ -13,12 +13,12 @@ from ..basis import Basis
 from ..errors import BaseMismatchError, BasisError
 from .gguf import MalformedGGUFError
 from .gguf_split import open_gguf, whole_stem
-from .onnx_metadata import read_metadata
+from .onnx_graph import MODEL_NAME, MetadataKey, read_metadata
 from .side_tensors import fingerprint, load_basis
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
 BASE_STEM = "base"
-ONNX_NAME, MODEL_NAME = "onnx", "model.onnx"
+ONNX_NAME = "onnx"
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ class Bundle:
             )
         model = self.onnx / MODEL_NAME
         metadata = read_metadata(model)
-        digest = metadata.get("tinylora.digest")
+        digest = metadata.get(MetadataKey.DIGEST)
         if digest != self.basis.digest:
             what = "has no basis baked in" if digest is None else f"was baked with basis {digest[:16]}..."
             raise BaseMismatchError(
                 f"{model} {what}, but {self.basis_path} is {self.basis.digest[:16]}...: use the two that one "
                 "export wrote, or export again with --format onnx"
             )
-        found = metadata.get("tinylora.fingerprint", "")
+        found = metadata.get(MetadataKey.FINGERPRINT, "")
         self._check_listed(model, found)
         return found
 

@@ -1,8 +1,8 @@
 """`.onnx_adapter`: micro-vectors as files of ONNX Runtime's own adapter format, to bytes and back.
 
-What stock ONNX Runtime and onnxruntime-genai load in any language, with no code of ours. The format is a
-FlatBuffer (identifier TORT, `adapter_schema.fbs` in ONNX Runtime's source); this module reads and writes
-the one shape of it that carries a vector, so that no engine is needed for either.
+Stock ONNX Runtime and onnxruntime-genai load such a file in any language, with no code of ours. The format
+is a FlatBuffer (identifier TORT, `adapter_schema.fbs` in ONNX Runtime's source). This module reads and
+writes the one shape of it that carries a vector, and needs no engine for either.
 
 The schema has two numbers for the application. `model_version` holds the basis: the first 4 bytes of its
 digest as a big-endian signed integer. `adapter_version` holds the sequence. ONNX Runtime checks neither.
@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 
 from ..errors import BasisMismatchError, FrameError, VectorError
 from ..vector import MicroVector
+from .onnx_graph import INPUT_NAME
 
 if TYPE_CHECKING:
     from ..basis import Basis
-
-INPUT_NAME = "tinylora_v"
-"""The graph input that takes the vector (DESIGN 8)."""
 
 _IDENTIFIER = b"TORT"
 _FORMAT_VERSION = 1
@@ -41,7 +39,14 @@ _ENTRY = 4  # bytes of an offset, of a length, and of an int
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What an `.onnx_adapter` with one float parameter says."""
+    """Content of an `.onnx_adapter` with one float parameter.
+
+    Attributes:
+        name: graph input that it feeds.
+        values: float32, in the shape that the file states; [1, n] for a micro-vector.
+        adapter_version: the application's number; a sequence for a micro-vector.
+        model_version: the application's number; the basis for a micro-vector.
+    """
 
     name: str
     values: NDArray[np.float32]
@@ -66,7 +71,7 @@ def from_adapter(data: bytes, basis: Basis, dtype: str = "fp32") -> MicroVector:
     Args:
         data: the bytes.
         basis: the basis that they have to be for.
-        dtype: of the vector; values that it cannot carry are rounded.
+        dtype: dtype of the vector; values that it cannot carry are rounded.
 
     Raises:
         FrameError: the bytes are no `.onnx_adapter`, or one of something else than a micro-vector.
@@ -101,12 +106,18 @@ def is_adapter(data: bytes) -> bool:
 
 
 def basis_version(basis: Basis) -> int:
-    """The `model_version` of adapters for a basis."""
+    """Return the `model_version` of adapters for a basis: its digest's first 4 bytes, big-endian, signed."""
     return int.from_bytes(bytes.fromhex(basis.id), "big", signed=True)
 
 
 def encode(values: NDArray[np.float32], adapter_version: int, model_version: int) -> bytes:
-    """Return an `.onnx_adapter` that feeds `tinylora_v`: float32 [rows, n]."""
+    """Return the bytes of an `.onnx_adapter` that feeds the vector's input.
+
+    Args:
+        values: float32 [rows, n].
+        adapter_version: the sequence.
+        model_version: the basis; see `basis_version`.
+    """
     payload = np.ascontiguousarray(values, "<f4").tobytes()
     name = INPUT_NAME.encode()
     end = _RAW + _ENTRY + len(payload)
@@ -176,7 +187,7 @@ def _decode(data: bytes) -> AdapterFile:
 
 
 class _Table:
-    """A FlatBuffer table: fields by number, through its vtable."""
+    """FlatBuffer table whose fields are found by number, through its vtable."""
 
     def __init__(self, data: bytes, position: int) -> None:
         (back,) = struct.unpack_from("<i", data, position)

@@ -1,28 +1,79 @@
-"""What an ONNX graph takes and where its weights lie, read without an engine: milliseconds.
+"""A baked ONNX graph as a file: the names that both sides share, and what it says, read without an engine.
 
-Only the protobuf fields that the checks before a load need; tensors are skipped by their length.
+The exporter writes these names and a device reads them, so they stand here alone (docs/FORMAT.md, "ONNX
+graph"). A device has no package that reads ONNX, and checks a graph before an engine starts: only the
+protobuf fields that the checks need are read, tensors are skipped by their length, and a model of any size
+costs milliseconds.
 """
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
+from os import PathLike
 from pathlib import Path
 
 from ..errors import BaseMismatchError
 from . import protobuf
-from .protobuf import Buffer, Span, entry, fields, integer, span, text
+from .protobuf import Buffer, Span, Value, fields, integer, span, text
+
+MODEL_NAME, GENAI_NAME = "model.onnx", "genai_config.json"
+"""File names in a bundle's ONNX folder: the graph, and onnxruntime-genai's configuration."""
+
+INPUT_NAME = "tinylora_v"
+"""Name of the graph input that takes the vector: float32 [rows, n], one row or one for each sequence."""
+
+DEFAULT, REQUIRED = "default", "required"
+"""Flavours of that input: with an initializer of zeros, and without."""
+
+
+class MetadataKey(StrEnum):
+    """A key of the `metadata_props` that a baked graph carries; the values are strings."""
+
+    VERSION = "tinylora.version"
+    DIGEST = "tinylora.digest"
+    FINGERPRINT = "tinylora.fingerprint"
+    ARCHITECTURE = "tinylora.architecture"
+    RANK = "tinylora.rank"
+    U = "tinylora.u"
+    GROUPS = "tinylora.groups"
+    SEED = "tinylora.seed"
+    PROJECTION = "tinylora.projection"
+    FACTORIZATION = "tinylora.factorization"
+    TYING = "tinylora.tying"
+    TYING_GROUPS = "tinylora.tying.groups"
+    MODULES = "tinylora.modules"
+    FLAVOUR = "tinylora.flavour"
+    WEIGHTS = "tinylora.weights"
+
+
+FINGERPRINT_MARK = b"tinylora onnx 1\n"
+"""What a fingerprint of a graph's weights begins with."""
+EDGE_BYTES = 4096
+"""How many bytes of each tensor's data, at both ends, a fingerprint covers."""
+
+_MAX_METADATA_BYTES = 1 << 26  # of one entry; our longest, the module names, takes some 10 KB
 
 # Field numbers of onnx.proto, unchanged since 2017.
-_MODEL_IR, _MODEL_GRAPH, _MODEL_OPSETS = 1, 7, 8
+_MODEL_IR, _MODEL_GRAPH, _MODEL_OPSETS, _MODEL_METADATA = 1, 7, 8, 14
 _GRAPH_INITIALIZER, _GRAPH_INPUT = 5, 11
-_VALUE_NAME, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 8, 13
+_VALUE_NAME, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL = 1, 8, 9, 13
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 
 @dataclass(frozen=True)
 class External:
-    """Where the data of an initializer lie: a file beside the model, and the bytes in it."""
+    """Place of an initializer's external data.
+
+    Attributes:
+        location: file, relative to the model's folder.
+        offset: first byte in it.
+        length: how many bytes; 0 where the graph leaves it open.
+    """
 
     location: str
     offset: int
@@ -31,12 +82,12 @@ class External:
 
 @dataclass
 class OnnxFile:
-    """The parts of an ONNX model that tell whether it can be loaded.
+    """Parts of an ONNX model that tell whether it can be loaded.
 
     Attributes:
-        path: of the `.onnx` file.
-        ir_version: of the model.
-        opsets: domain -> version; the default domain is "".
+        path: the `.onnx` file.
+        ir_version: version of ONNX's file format.
+        opsets: domain -> version of its operators; the default domain is "".
         inputs: names of the graph's inputs, initialized or not.
         initializers: name -> its external data, or None where they are inline.
     """
@@ -93,14 +144,60 @@ def read_onnx(path: Path) -> OnnxFile:
         BaseMismatchError: it is not an ONNX model, or damaged.
     """
     result = OnnxFile(path)
-    try:
-        with protobuf.opened(path) as data:
-            _read_model(data, result)
-    except protobuf.MalformedProtobufError as error:
-        raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
+    with _opened(path) as data:
+        _read_model(data, result)
     if not result.inputs:
         raise BaseMismatchError(f"{path} is not a usable ONNX model: it has no graph with inputs")
     return result
+
+
+def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
+    """Return the `metadata_props` of an ONNX model file; the graph is skipped.
+
+    Raises:
+        BaseMismatchError: the file is not an ONNX model, or is truncated.
+        OSError: it cannot be read.
+    """
+    found: dict[str, str] = {}
+    with _opened(path) as data:
+        for number, value in fields(data, 0, len(data)):
+            if number != _MODEL_METADATA:
+                continue
+            start, end = span(value)
+            if end - start > _MAX_METADATA_BYTES:
+                raise protobuf.MalformedProtobufError(f"an entry of its metadata has {end - start:,} bytes")
+            key, said = _entry(data, value)
+            found[key] = said
+    return found
+
+
+def inline_spans(path: str | PathLike[str]) -> dict[str, Span]:
+    """Return initializer -> [start, end) of its raw data in the model file, for those that are inside it.
+
+    Raises:
+        BaseMismatchError: the file is not an ONNX model, or is truncated.
+        OSError: it cannot be read.
+    """
+    found: dict[str, Span] = {}
+    with _opened(path) as data:
+        for number, graph in fields(data, 0, len(data)):
+            if number != _MODEL_GRAPH:
+                continue
+            for inner, tensor in fields(data, *span(graph)):
+                if inner == _GRAPH_INITIALIZER:
+                    parts = dict(fields(data, *span(tensor)))
+                    if _TENSOR_RAW in parts and _TENSOR_NAME in parts:
+                        found[text(data, parts[_TENSOR_NAME])] = span(parts[_TENSOR_RAW])
+    return found
+
+
+@contextmanager
+def _opened(path: str | PathLike[str]) -> Iterator[Buffer]:
+    try:
+        with protobuf.opened(path) as data:
+            yield data
+    except protobuf.MalformedProtobufError as error:
+        raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
 
 
 def _read_model(data: Buffer, result: OnnxFile) -> None:
@@ -127,9 +224,15 @@ def _read_graph(data: Buffer, place: Span, result: OnnxFile) -> None:
                 if inner == _TENSOR_NAME:
                     name = text(data, part)
                 elif inner == _TENSOR_EXTERNAL:
-                    key, said = entry(data, part)
+                    key, said = _entry(data, part)
                     external[key] = said
             result.initializers[name] = _external(name, external) if external else None
+
+
+def _entry(data: Buffer, value: Value) -> tuple[str, str]:
+    """Return key and value of a `StringStringEntryProto`."""
+    parts = dict(fields(data, *span(value)))
+    return text(data, parts.get(_ENTRY_KEY, (0, 0))), text(data, parts.get(_ENTRY_VALUE, (0, 0)))
 
 
 def _external(name: str, entries: dict[str, str]) -> External:

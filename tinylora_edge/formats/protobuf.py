@@ -1,4 +1,4 @@
-"""Just enough of protocol buffers to look into an ONNX file without the onnx package.
+"""A reader of protocol buffers, just enough to look into an ONNX file without the onnx package.
 
 What is not looked at is skipped by its length, so a model of any size costs milliseconds.
 Wire format: https://protobuf.dev/programming-guides/encoding.
@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from os import PathLike
 
 Span = tuple[int, int]
-"""Where the content of a field lies: [start, end)."""
+"""Place of a field's content in the file: bytes [start, end)."""
 Value = int | Span
-"""Of a field: an integer, or where its bytes lie."""
+"""Value of a field: an integer, or where its bytes lie."""
 Buffer = mmap.mmap
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class MalformedProtobufError(ValueError):
-    """The bytes are no protocol buffer."""
+    """Error of bytes that are no protocol buffer."""
 
 
 @contextmanager
@@ -90,12 +90,6 @@ def text(data: Buffer, value: Value) -> str:
         return data[start:end].decode()
     except UnicodeDecodeError:
         raise MalformedProtobufError("a text is not UTF-8") from None
-
-
-def entry(data: Buffer, value: Value) -> tuple[str, str]:
-    """Return key and value of a `StringStringEntryProto`."""
-    parts = dict(fields(data, *span(value)))
-    return text(data, parts.get(1, (0, 0))), text(data, parts.get(2, (0, 0)))
 
 
 def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Frames: the wire form of a micro-vector (DESIGN 7; docs/FORMAT.md, "Frames").
+"""Frames: the wire form of a micro-vector (docs/FORMAT.md, "Frames").
 
 Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); bytes 1-4: the first
 4 bytes of the basis digest; bytes 5-6: sequence; then the values, then the tag. A raw payload is the

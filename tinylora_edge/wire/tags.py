@@ -1,7 +1,7 @@
 """Tags: what closes a frame and lets a device check it.
 
 A tag is computed over (32-byte basis digest || all bytes of the frame before the tag), so a frame made
-for another basis never verifies. docs/FORMAT.md, "Frames"; DESIGN 7.
+for another basis never verifies. See docs/FORMAT.md, "Frames".
 """
 
 from __future__ import annotations

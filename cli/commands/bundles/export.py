@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ....formats.onnx_graph import DEFAULT, REQUIRED
 from ...shared import console, downloads
 from ...shared.options import JsonOption
 from . import export_report
@@ -29,8 +30,8 @@ class ExportFormat(StrEnum):
 class OnnxInput(StrEnum):
     """Flavours of a graph's input, as `tinylora_edge.exporters.onnx.export.FLAVOURS`, the default first."""
 
-    default = "default"
-    required = "required"
+    default = DEFAULT
+    required = REQUIRED
 
 
 class OnnxPrecision(StrEnum):

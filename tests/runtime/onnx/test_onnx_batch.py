@@ -131,9 +131,21 @@ def test_refusals_generate_and_record_nothing(llm: TinyLoraOnnx, vectors: list[M
         llm.generate_batch(["a"], [old], streams=["alice"], max_tokens=1)
 
 
-def test_the_room_of_the_longest_prompt_is_the_limit(llm: TinyLoraOnnx) -> None:
-    rows = llm.generate_batch([[65] * 90, [66] * 3], None, max_tokens=50, temperature=1.0, seed=1)
-    assert all(len(row.tokens) <= 6 for row in rows)
+@pytest.mark.parametrize("most", [20, 0])
+def test_a_long_prompt_cuts_no_neighbour_short(
+    llm: TinyLoraOnnx, vectors: list[MicroVector | None], most: int
+) -> None:
+    """The context has 96 tokens: 6 after the longest prompt, all that were asked for after a short one."""
+    prompts = [[65] * 90, [66] * 3, [67] * 90, [68] * 40, [69] * 85]
+    asked = [*vectors, vectors[0]]
+    found = llm.generate_batch(prompts, asked, max_tokens=most)
+    for row, prompt, vector in zip(found, prompts, asked, strict=True):
+        assert row.tokens.tolist() == alone(llm, prompt, vector, max_tokens=most)
+    drawn = llm.generate_batch(prompts, asked, max_tokens=20, temperature=1.0, seed=1)
+    assert max(len(row.tokens) for row in drawn) > 6
+    for row, prompt in zip(drawn, prompts, strict=True):
+        assert len(row.tokens) <= min(20, 96 - len(prompt))
+        assert (row.finish_reason == "length") == (len(row.tokens) == min(20, 96 - len(prompt)))
 
 
 def test_a_vector_that_is_too_large_is_named_by_its_row(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_bundles
 import pytest
 
-from tinylora_edge import MicroVector, VectorError, runtime
+from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime.evaluation import evaluate
 from tinylora_edge.runtime.llama.batch import batch_for
 from tinylora_edge.runtime.onnx.batch import OnnxBatch
@@ -25,10 +28,15 @@ def llm() -> Iterator[TinyLoraOnnx]:
         yield opened
 
 
+@dataclass(frozen=True)
+class RawSample(Sample):
+    raw: bool = True
+
+
 @pytest.fixture
 def samples() -> list[Sample]:
-    texts = [Sample("one two " * (1 + i % 3) + str(i)) for i in range(7)]
-    return [*texts, Sample(({"role": "user", "content": "Hello"},))]
+    texts: list[Sample] = [RawSample("one two " * (1 + i % 3) + str(i)) for i in range(7)]
+    return [*texts, Sample("three"), Sample(({"role": "user", "content": "Hello"},))]
 
 
 def letters(completion: Completion, sample: Sample) -> float:
@@ -43,12 +51,45 @@ def test_answers_are_those_of_single_runs(llm: TinyLoraOnnx, samples: list[Sampl
     found = batch.answer(samples, max_tokens=LIMIT)
     with llm.using(vector or MicroVector.zeros(llm.basis)):
         for sample, answer in zip(samples, found, strict=True):
-            prompt = sample.prompt
-            text = prompt if isinstance(prompt, str) else llm.apply_chat_template(prompt)
+            text = sample.text
+            if not isinstance(sample, RawSample):
+                text = llm.apply_chat_template([{"role": "user", "content": text}])
             alone = list(llm.generate(llm.tokenize(text), max_tokens=LIMIT))
             ended = len(alone) < LIMIT
             assert answer == Completion(llm.detokenize(alone), ended, len(alone) + ended)
     assert llm.vector is None
+
+
+def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp_path: Path) -> None:
+    batch = OnnxBatch(llm)
+    chat = batch.encode(Sample(({"role": "user", "content": "Hello"},)))
+    assert llm.detokenize(chat) == "[user] Hello\n[assistant] "
+    assert batch.encode(Sample("Hello")) == chat
+    assert batch.encode(RawSample("Hello")) == llm.tokenize("Hello")
+    copy = shutil.copytree(onnx_bundles.without_template(), tmp_path / "copy")
+    with runtime.load(copy, engine="onnx", n_ctx=200, n_threads=1) as bare:
+        assert not bare.has_chat_template
+        assert OnnxBatch(bare).encode(Sample("Hello")) == llm.tokenize("Hello")
+    tokenizer = copy / "onnx" / "tokenizer_config.json"
+    described = json.loads(tokenizer.read_text())
+    tokenizer.write_text(json.dumps({**described, "chat_template": onnx_bundles.TEMPLATE}))
+    with runtime.load(copy, engine="onnx", n_ctx=200, n_threads=1) as other:
+        assert OnnxBatch(other).encode(Sample("Hello")) == chat
+
+
+def test_a_closed_batch_says_so(llm: TinyLoraOnnx, samples: list[Sample]) -> None:
+    with OnnxBatch(llm) as batch:
+        assert batch.answer(samples[:1], max_tokens=1)
+    for use in (
+        lambda: batch.swap(None),
+        lambda: batch.encode(samples[0]),
+        lambda: batch.answer(samples, max_tokens=1),
+        lambda: batch.answer_each([None], [], max_tokens=1),
+    ):
+        with pytest.raises(TinyLoraError, match="the batch is closed"):
+            use()
+    batch.close()
+    assert llm("x", max_tokens=1), "the model stays open"
 
 
 def test_evaluate(llm: TinyLoraOnnx, samples: list[Sample]) -> None:
@@ -72,6 +113,8 @@ def test_a_vector_that_does_not_fit_leaves_the_one_before(llm: TinyLoraOnnx, sam
 
 def test_the_real_model_answers_as_in_llama_cpp(smollm2_bundle: Path) -> None:
     task = load_task("list-lookup", held_out=12)
+    chats = [replace(s, prompt=({"role": "user", "content": s.text},)) for s in task.held_out]
+    task = replace(task, held_out=chats)
     with runtime.load(onnx_bundles.real(), engine="onnx", n_threads=1) as onnx:
         in_onnx = evaluate(OnnxBatch(onnx), task, None)
     llama = runtime.load(smollm2_bundle, engine="llama", n_ctx=64, n_threads=1)
@@ -95,5 +138,5 @@ def test_a_population_in_one_batch(llm: TinyLoraOnnx, samples: list[Sample], tem
     for vector, answers in zip(vectors, found, strict=True):
         assert OnnxBatch(llm, sequences=3).answer_each([vector], samples, **options) == [answers]
     ends = sum(answer.tokens - answer.ended for row in found for answer in row)
-    prompts = sum(len(batch._encode(sample)) for sample in samples)
+    prompts = sum(len(batch.encode(sample)) for sample in samples)
     assert tokens == 3 * prompts + ends

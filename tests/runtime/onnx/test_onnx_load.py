@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -30,6 +31,9 @@ from tinylora_edge import (
     save_basis,
 )
 from tinylora_edge.runtime import OnnxSession, TinyLoraOnnx
+from tinylora_edge.runtime.onnx.batch import OnnxBatch
+from tinylora_edge.runtime.onnx.bundle import OnnxBundle
+from tinylora_edge.tasks import Sample
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1}
 
@@ -354,6 +358,63 @@ def test_a_closed_model_says_so(bundle: Path, vector: MicroVector) -> None:
         with pytest.raises(TinyLoraError, match="closed"):
             use()
     llm.close()
+
+
+def test_a_model_is_closed_under_an_unfinished_stream(bundle: Path, vector: MicroVector) -> None:
+    with runtime.load(bundle, vector, **OPTIONS) as llm:
+        streams = [
+            llm.generate([72], max_tokens=9),
+            llm.create_completion("Hello", max_tokens=9, stream=True),
+        ]
+        for stream in streams[:1]:
+            next(stream)
+    for stream in streams:
+        with pytest.raises(TinyLoraError, match="the model is closed"):
+            next(stream)
+    llm.close()
+
+
+def test_every_call_of_a_closed_model_says_so(bundle: Path, vector: MicroVector) -> None:
+    llm = runtime.load(bundle, **OPTIONS)
+    batch = OnnxBatch(llm)
+    llm.close()
+    for use in (
+        llm.clear,
+        lambda: llm.swap(vector),
+        lambda: llm.using(vector).__enter__(),
+        lambda: llm.generate_batch([], None),
+        lambda: llm.generate_batch(["x"], vector),
+        lambda: list(llm.generate([72])),
+        lambda: llm.create_completion("x", stream=True),
+        lambda: llm.create_chat_completion([{"role": "user", "content": "x"}]),
+        lambda: llm.detokenize([72]),
+        lambda: llm.apply_chat_template([]),
+        lambda: batch.answer([Sample("x")], max_tokens=1),
+        lambda: llm._population([Sample("x")], 1, sequences=1, n_threads=None),
+    ):
+        with pytest.raises(TinyLoraError, match="the model is closed"):
+            use()
+
+
+def test_what_a_model_says_of_itself(bundle: Path, vector: MicroVector) -> None:
+    name = load_basis(bundle / "basis.gguf").id
+    expected = f"TinyLoraOnnx({str(bundle / 'onnx' / 'model.onnx')!r}, basis {name}, "
+    with runtime.load(bundle, **OPTIONS) as llm:
+        assert repr(llm) == f"{expected}base)"
+        llm.swap(MicroVector(vector.values, sequence=7))
+        assert repr(llm) == f"{expected}vector of sequence 7)"
+    assert repr(llm) == f"{expected}closed)"
+    session = OnnxSession(bundle)
+    assert repr(session) == repr(llm).replace("TinyLoraOnnx", "OnnxSession").replace(
+        "closed", session.flavour
+    )
+    assert repr(session.rows([vector, None])) == (f"Rows(2 x {llm.basis.size} values, basis {llm.basis.id})")
+    assert repr(OnnxBundle.find(bundle)) == f"OnnxBundle({str(bundle / 'onnx')!r})"
+
+
+def test_the_options_are_in_the_signature() -> None:
+    options = list(inspect.signature(TinyLoraOnnx).parameters)
+    assert options == ["base", "policy", "n_ctx", "n_threads", "session_options", "provider"]
 
 
 def test_no_adapter_file_stays_behind(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,8 @@ class TestLearning:
         assert not seen["reward"] & seen["shaped"]
 
     def test_in_onnx_too(self) -> None:
-        with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=64, n_threads=1) as onnx:
+        bundle = onnx_bundles.without_template()
+        with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as onnx:
             rows: list[dict[str, Any]] = []
             found = runtime.tune(onnx, PROMPTS, favoured, budget="8ktokens", report=rows.append, **QUICK)
             assert onnx.vector == found

@@ -1,4 +1,4 @@
-"""The metadata of an ONNX file is read without the onnx package, whatever lies around it."""
+"""What an ONNX file says is read without the onnx package, whatever lies around it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import BaseMismatchError
-from tinylora_edge.formats.onnx_metadata import read_metadata
+from tinylora_edge.formats.onnx_graph import inline_spans, read_metadata
 
 
 def model(size: int = 10, **metadata: str) -> onnx.ModelProto:
@@ -63,3 +63,14 @@ def test_an_entry_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         file.truncate((1 << 31) + 100)
     with pytest.raises(BaseMismatchError, match="2,147,483,648 bytes"):
         read_metadata(path)
+
+
+def test_where_the_weights_inside_the_file_lie(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    whole = model(9, a="b")
+    onnx.save(whole, path)
+    ((name, (start, end)),) = inline_spans(path).items()
+    assert (name, path.read_bytes()[start:end]) == ("w", whole.graph.initializer[0].raw_data)
+    path.write_bytes(whole.SerializeToString()[:-30])
+    with pytest.raises(BaseMismatchError, match="not a usable ONNX model"):
+        inline_spans(path)
