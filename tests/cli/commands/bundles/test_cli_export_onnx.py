@@ -16,7 +16,7 @@ import pytest
 from invocation import Cli, contents
 
 from tinylora_edge import Bundle, load_basis
-from tinylora_edge.formats.onnx_metadata import read_metadata
+from tinylora_edge.formats.onnx_graph import read_metadata
 
 
 @pytest.fixture(scope="session")
