@@ -15,27 +15,32 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import TinyLoraError
-from .commands.convert import convert
-from .commands.export import export
-from .commands.generate import chat, run_prompt
-from .commands.inspect import inspect
-from .commands.keygen import keygen
-from .commands.links import links
-from .commands.merge import merge
-from .commands.models import models
-from .commands.publish import fetch, publish
-from .commands.train import evaluate, tasks, train
-from .commands.tune import tune
-from .commands.vector.group import vector
+from .commands.answers.chat import chat
+from .commands.answers.run import run_prompt
+from .commands.bundles.export import export
+from .commands.bundles.inspect import inspect
+from .commands.bundles.merge import merge
+from .commands.bundles.models import models
+from .commands.shipping.fetch import fetch
+from .commands.shipping.keygen import keygen
+from .commands.shipping.links import links
+from .commands.shipping.publish import publish
+from .commands.training.eval import evaluate
+from .commands.training.tasks import tasks
+from .commands.training.train import train
+from .commands.training.tune import tune
+from .commands.vectors.convert import convert
+from .commands.vectors.group import vector
 from .demo.command import demo
 from .shared import console
+from .shared.advice import AdvisedCommand
 
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
 
 
 class _Root(TyperGroup):
-    """Turns every error that a user can cause into one line and an exit code, for all commands."""
+    """The root of all commands. It turns every error that a user can cause into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
         """Invoke the command that was named."""
@@ -85,22 +90,22 @@ def _options(
     pass
 
 
-app.command()(demo)
-app.command()(export)
-app.command()(merge)
-app.command()(models)
-app.command()(inspect)
-app.command("run")(run_prompt)
-app.command()(chat)
-app.command()(train)
-app.command()(tune)
-app.command("eval")(evaluate)
-app.command()(convert)
-app.command()(tasks)
-app.command()(keygen)
-app.command()(links)
-app.command()(publish)
-app.command()(fetch)
+app.command(cls=AdvisedCommand)(demo)
+app.command(cls=AdvisedCommand)(export)
+app.command(cls=AdvisedCommand)(merge)
+app.command(cls=AdvisedCommand)(models)
+app.command(cls=AdvisedCommand)(inspect)
+app.command("run", cls=AdvisedCommand)(run_prompt)
+app.command(cls=AdvisedCommand)(chat)
+app.command(cls=AdvisedCommand)(train)
+app.command(cls=AdvisedCommand)(tune)
+app.command("eval", cls=AdvisedCommand)(evaluate)
+app.command(cls=AdvisedCommand)(convert)
+app.command(cls=AdvisedCommand)(tasks)
+app.command(cls=AdvisedCommand)(keygen)
+app.command(cls=AdvisedCommand)(links)
+app.command(cls=AdvisedCommand)(publish)
+app.command(cls=AdvisedCommand)(fetch)
 app.add_typer(vector, name="vector")
 
 

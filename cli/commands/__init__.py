@@ -1,1 +1,1 @@
-"""The commands, a file each."""
+"""The commands, a file each, in folders by what they are about."""

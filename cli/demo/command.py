@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from ..._system import atomic_write
+from ..._system import atomic_write, cores
 from ...errors import MissingExtraError
 from ..shared import console
 from .report import render
-from .results import Found
+from .results import DemoResult
 from .story import TASK, VECTOR, Size, Story
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -68,7 +68,7 @@ def demo(
         output,
         Size(quick=quick, steps=steps, held_out=held_out),
         seed=seed,
-        threads=threads or _cores(),
+        threads=threads or cores(),
         quiet=as_json,
     )
     basis, exported = story.export()
@@ -115,13 +115,7 @@ def _kept_once_trained(output: Path) -> Iterator[None]:
         raise
 
 
-def _cores() -> int:
-    from ...runtime.llama.batch import cores
-
-    return cores()
-
-
-def _record(found: Found, output: Path) -> dict[str, object]:
+def _record(found: DemoResult, output: Path) -> dict[str, object]:
     files = {
         "bundle": str(output),
         "vector_file": str(output / VECTOR),
@@ -130,7 +124,7 @@ def _record(found: Found, output: Path) -> dict[str, object]:
     return asdict(found) | files
 
 
-def _print_next(found: Found, output: Path) -> None:
+def _print_next(found: DemoResult, output: Path) -> None:
     vector = output / VECTOR
     console.say()
     console.say(f"9. Report: {output / REPORT} has the curve and all figures; open it in a browser.")

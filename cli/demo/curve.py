@@ -45,7 +45,7 @@ def curve(rows: Sequence[dict[str, Any]], best_step: int, steps: int) -> str:
 
 
 class _Plot:
-    """Where steps and rewards lie, and the elements that are drawn there."""
+    """The area of the plot: where steps and rewards lie, and the elements that are drawn there."""
 
     def __init__(self, steps: int, values: Sequence[float]) -> None:
         self._steps = steps

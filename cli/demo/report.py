@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from .curve import curve
-from .results import Found, duration
+from .results import DemoResult, duration
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --dim: #59636e; --line: #d1d9e0; --back: #ffffff;
@@ -33,7 +33,7 @@ svg circle.best { fill: var(--back); stroke: var(--second); stroke-width: 3; }
 """
 
 
-def render(found: Found) -> str:
+def render(found: DemoResult) -> str:
     """Return the report: HTML that is well-formed XML too. Whatever it quotes is escaped."""
     body = "\n".join(_body(found))
     return (
@@ -47,7 +47,7 @@ def render(found: Found) -> str:
     )
 
 
-def _body(found: Found) -> Iterator[str]:
+def _body(found: DemoResult) -> Iterator[str]:
     held, training, frame = found.held_out, found.training, found.frame
     settings = training.options["settings"]
     yield f"<h1>{frame.bytes} bytes for {_text(found.model)}</h1>"

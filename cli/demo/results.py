@@ -1,4 +1,4 @@
-"""What the demo found: one record for terminal, `--json` and report, and what it amounts to."""
+"""Results of the demo: one record for terminal, `--json` and report, and what it amounts to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ PACKAGES = ("tinylora-edge", "llama-cpp-python", "torch", "transformers", "numpy
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """Step 1. `residual` is the worst of any module; `digest` is the basis's, `basis` its short name."""
+    """The export, step 1.
+
+    Attributes:
+        seconds: that it took.
+        modules: how many were exported.
+        residual: the worst of any module.
+        digest: the basis's.
+        basis: the basis's short name.
+    """
 
     seconds: float
     modules: int
@@ -26,7 +34,17 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Step 3. `curve` has the metrics of every step and event; `options` is what the run was made with."""
+    """The training, step 3.
+
+    Attributes:
+        seconds: that it took, loading included.
+        steps: that were made.
+        best_step: whose vector was kept; 0 for the start.
+        start_score, best_score: rewards on the prompts held back, at the start and of what was kept.
+        stopped: why it ended.
+        options: what the run was made with.
+        curve: the metrics of every step and event.
+    """
 
     seconds: float
     steps: int
@@ -54,7 +72,14 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Framed:
-    """Step 4. `parts` are (hex, meaning) of the frame's fields in order; `values` are float32 [n]."""
+    """The frame, step 4.
+
+    Attributes:
+        hex: all of its bytes.
+        bytes: how many they are.
+        values: of the vector, float32 [n].
+        parts: (hex, meaning) of the frame's fields in order.
+    """
 
     hex: str
     bytes: int
@@ -63,8 +88,8 @@ class Framed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timed:
-    """Steps 5 and 8, in seconds: a load with the vector, one of a plain `Llama`, the median swap."""
+class Timings:
+    """Seconds of steps 5 and 8: a load with the vector, one of a plain `Llama`, the median swap."""
 
     load: float
     plain_load: float
@@ -74,7 +99,7 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Steps 2 and 6: mean rewards on the same prompts with standard errors, and their paired comparison."""
+    """Figures of steps 2 and 6: mean rewards on the same prompts, and their paired comparison."""
 
     task: str
     n: int
@@ -111,8 +136,8 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Step 7. A held-out prompt, its greedy answers, and their rewards."""
+class AnswerPair:
+    """A held-out prompt of step 7, its greedy answers without and with the vector, and their rewards."""
 
     prompt: str
     base: str
@@ -122,8 +147,10 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """Step 7, chosen by rule: the first prompts, and of the others the first whose answers differ.
+class ShownAnswers:
+    """Answers that step 7 shows, chosen by rule.
+
+    They are those to the first prompts, and of the others the first that differ.
 
     Attributes:
         first: whatever came.
@@ -131,11 +158,11 @@ class Answers:
         changed: how many of all the held-out prompts have answers that differ.
     """
 
-    first: list[Answer]
-    differing: list[Answer]
+    first: list[AnswerPair]
+    differing: list[AnswerPair]
     changed: int
 
-    def groups(self) -> list[tuple[str, list[Answer]]]:
+    def groups(self) -> list[tuple[str, list[AnswerPair]]]:
         """Return the answers under what they are; no group is empty."""
         groups = [(f"the first {len(self.first)} of these prompts, as they came", self.first)]
         if self.differing:
@@ -146,7 +173,7 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Step 8: how many logits were compared, and the largest differences from a plain `Llama`'s."""
+    """The proof of step 8: how many logits were compared, and how far they are from a plain `Llama`'s."""
 
     logits: int
     prompts: int
@@ -164,8 +191,8 @@ class Proof:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """Everything."""
+class DemoResult:
+    """The results of the whole demo, by step."""
 
     model: str
     quick: bool
@@ -174,9 +201,9 @@ class Found:
     export: Exported
     training: Trained
     frame: Framed
-    timing: Timed
+    timing: Timings
     held_out: HeldOut
-    answers: Answers
+    answers: ShownAnswers
     proof: Proof
     versions: dict[str, str]
     seconds: float

@@ -17,10 +17,21 @@ from rich.text import Text
 from ...wire import tags
 from ..shared import console, training, vectors
 from .proof import logits, plain_logits, prove
-from .results import Answer, Answers, Exported, Found, Framed, HeldOut, Timed, Trained, duration, versions
+from .results import (
+    AnswerPair,
+    DemoResult,
+    Exported,
+    Framed,
+    HeldOut,
+    ShownAnswers,
+    Timings,
+    Trained,
+    duration,
+    versions,
+)
 
 if TYPE_CHECKING:
-    from ...basis import Basis
+    from ... import Basis
     from ...runtime.evaluation import Evaluation
     from ...runtime.llama.model import TinyLoraLlama
     from ...tasks import Sample, Task
@@ -40,7 +51,7 @@ _COLUMNS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How long the demo is made.
+    """The size of a demo.
 
     Attributes:
         quick: the short story, with fewer steps and prompts.
@@ -71,7 +82,7 @@ class Size:
 
 
 class Story:
-    """Runs the steps and tells them.
+    """The story of the demo: it runs the steps and tells them.
 
     Args:
         model: the GGUF to start from.
@@ -125,7 +136,7 @@ class Story:
         )
         return basis, found
 
-    def tell(self, basis: Basis, exported: Exported, start: float) -> Found:
+    def tell(self, basis: Basis, exported: Exported, start: float) -> DemoResult:
         """Steps 2 to 8.
 
         Args:
@@ -159,7 +170,7 @@ class Story:
             restored = [logits(llm, prompt) for prompt in tokens]
         proof = prove(plain, changed, restored, zero=not any(framed.values))
         self._tell(proof.summary())
-        return Found(
+        return DemoResult(
             model=self._model.name,
             quick=self._size.quick,
             seed=self._seed,
@@ -167,7 +178,7 @@ class Story:
             export=exported,
             training=trained,
             frame=framed,
-            timing=Timed(load=load_seconds, plain_load=plain_seconds, swap=swap, swaps=_SWAPS),
+            timing=Timings(load=load_seconds, plain_load=plain_seconds, swap=swap, swaps=_SWAPS),
             held_out=held_out,
             answers=answers,
             proof=proof,
@@ -236,7 +247,7 @@ class Story:
         return found
 
     def _dissect(self, frame: bytes, basis: Basis) -> Framed:
-        from ...vector import MicroVector
+        from ... import MicroVector
 
         vector = MicroVector.from_bytes(frame, basis)
         framed = Framed(
@@ -252,7 +263,7 @@ class Story:
             self._say(f"     {data if len(data) <= 8 else data[:8] + '..':<10}  {meaning}")
         return framed
 
-    def _measure_again(self, llm: TinyLoraLlama, base: Evaluation) -> tuple[HeldOut, Answers]:
+    def _measure_again(self, llm: TinyLoraLlama, base: Evaluation) -> tuple[HeldOut, ShownAnswers]:
         from ...runtime.evaluation import compare
 
         self._say()
@@ -273,9 +284,9 @@ class Story:
         self._tell(held_out.verdict())
         return held_out, self._choose(base, vector)
 
-    def _choose(self, base: Evaluation, vector: Evaluation) -> Answers:
-        def answer(i: int) -> Answer:
-            return Answer(
+    def _choose(self, base: Evaluation, vector: Evaluation) -> ShownAnswers:
+        def answer(i: int) -> AnswerPair:
+            return AnswerPair(
                 prompt=self._task.held_out[i].text,
                 base=base.answers[i].strip(),
                 base_reward=float(base.scores[i]),
@@ -284,13 +295,13 @@ class Story:
             )
 
         changed = [i for i in range(base.n) if base.answers[i] != vector.answers[i]]
-        return Answers(
+        return ShownAnswers(
             first=[answer(i) for i in range(SHOWN)],
             differing=[answer(i) for i in changed if i >= SHOWN][:SHOWN],
             changed=len(changed),
         )
 
-    def _show(self, answers: Answers) -> None:
+    def _show(self, answers: ShownAnswers) -> None:
         self._say()
         self._say("7. Answers side by side, chosen by rule:")
         if self._quiet:

@@ -1,1 +1,1 @@
-"""What several commands share: options, output, keys, and the bytes of vectors."""
+"""Parts that several commands share: options, output, keys, and the bytes of vectors."""

@@ -1,4 +1,4 @@
-"""What commands print: reports on stdout, warnings, progress and the error line on stderr.
+"""Output of the commands: reports on stdout, warnings, progress and the error line on stderr.
 
 In a pipe nothing here writes a control code or wraps a line to a terminal that is not there.
 """
@@ -28,6 +28,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import TinyLoraError, TinyLoraWarning
+
+ADVICE = "command_line_advice"
+"""Name of the attribute of an error that holds what `advice.advise` added to it."""
 
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -74,7 +77,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         return f"{where}{error.strerror}"
-    return str(error) or type(error).__name__
+    advice = getattr(error, ADVICE, "")
+    return (str(error) or type(error).__name__) + (f"; {advice}" if advice else "")
 
 
 def print_json(value: Any) -> None:

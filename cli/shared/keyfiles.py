@@ -5,60 +5,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-import typer
-
+from ... import Policy, SignatureError
 from ..._system import atomic_write
-from ...errors import SignatureError
 from ...shipping import layout
-from ...vector import Policy
 from ...wire import pem, tags
 from . import console
+from .options import Require
 
 T = TypeVar("T")
-
-
-class Require(StrEnum):
-    """What a policy may demand, as `Policy` names it."""
-
-    none = "none"
-    checksum = "checksum"
-    mac = "mac"
-    signature = "signature"
-
-
-Keys = Annotated[
-    list[Path] | None,
-    typer.Option("--key", metavar="FILE", help="A trusted Ed25519 public key, in PEM. May be repeated."),
-]
-Macs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--mac", metavar="KEY", help="A trusted MAC key: a file, or hexadecimal digits. May be repeated."
-    ),
-]
-MaxNorm = Annotated[
-    float, typer.Option(metavar="NORM", min=0, help="Largest norm of the values that is accepted.")
-]
-Demand = Annotated[
-    Require | None,
-    typer.Option("--require", help="The least that the tag has to be. [default: what the keys imply]"),
-]
-State = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="FILE", help="Keep the sequence here, and refuse a lower one ever after."
-    ),
-]
-Stream = Annotated[
-    str,
-    typer.Option(
-        "--stream", metavar="NAME", help="Which stream of --state it belongs to. [default: default]"
-    ),
-]
 
 
 def signer(path: Path) -> tags.Ed25519Signer:

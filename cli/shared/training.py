@@ -1,21 +1,41 @@
-"""What is said of training: how far a run is, and what a comparison found."""
+"""Reports on training: how far a run is, and what a comparison found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from . import console
 
-if TYPE_CHECKING:
-    from ...runtime.evaluation import Comparison
-    from ..demo.results import HeldOut
+
+class PairedFigures(Protocol):
+    """The figures of a paired comparison: those of `runtime.evaluation.Comparison`, wherever they stand."""
+
+    @property
+    def difference(self) -> float:
+        """Mean reward with the vector, less that of the base."""
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the difference."""
+
+    @property
+    def gained(self) -> int:
+        """Prompts that the base missed and the vector does not."""
+
+    @property
+    def lost(self) -> int:
+        """Prompts that the vector misses and the base did not."""
+
+    @property
+    def p(self) -> float:
+        """McNemar's exact p."""
 
 
-def compared(found: Comparison | HeldOut) -> list[tuple[str, str]]:
+def compared(found: PairedFigures) -> list[tuple[str, str]]:
     """Return the figures of a paired comparison, labelled, for reading."""
     return [
         ("difference", f"{found.difference:+.3f} +- {found.standard_error:.3f}, paired"),

@@ -5,27 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from ... import Basis, Bundle, FrameError, load_basis
 from ..._system import atomic_write
-from ...basis import Basis
-from ...errors import FrameError
-from ...formats.bundle import Bundle
 from ...formats.gguf import GGUFFile, MalformedGGUFError
-from ...formats.side_tensors import load_basis
 from ...wire import frame, tags, text
 from . import console, qr_image
-
-
-class Dtype(StrEnum):
-    """Types that values travel in."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
 
 STREAM = "-"
 """Stands for stdin or stdout."""
@@ -87,6 +76,18 @@ def check_target(target: str, *, force: bool) -> None:
             raise FileExistsError(f"{path} exists already: choose another output, or pass --force")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
+
+
+def refuse_report(output: str, as_json: bool) -> None:
+    """Refuse `--json` where stdout carries the vector itself.
+
+    Raises:
+        typer.BadParameter: both were asked for.
+    """
+    if as_json and output == STREAM:
+        raise typer.BadParameter(
+            "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
+        )
 
 
 def write(target: str, data: bytes) -> None:

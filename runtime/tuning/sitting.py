@@ -295,7 +295,7 @@ class Sitting:
         return TrainError(
             f"a budget of {given} is too small: one step takes about {step[1]:.0f} s and {step[0]:.0f} "
             f"tokens here, and with the checks before and after it {whole[1]:.0f} s and {whole[0]:.0f} "
-            "tokens. Give more, or fewer prompts a step, or shorter answers (max_tokens)"
+            "tokens. Give more, or fewer prompts a step (settings.prompts), or shorter answers (max_tokens)"
         )
 
     def _save(self) -> None:

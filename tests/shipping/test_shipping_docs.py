@@ -12,7 +12,7 @@ import pytest
 from invocation import Cli
 
 from tinylora_edge import Ed25519Signer, MicroVector, load_basis
-from tinylora_edge.cli.commands.convert import Form
+from tinylora_edge.cli.commands.vectors.convert import VectorForm
 from tinylora_edge.exporters import Settings, export_gguf
 from tinylora_edge.wire import carriers as _links
 from tinylora_edge.wire import pem, tags
@@ -67,7 +67,7 @@ def test_the_python_of_a_device_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_formats_of_convert() -> None:
     table = SHIPPING.partition("## Other programs")[2]
     named = set(re.findall(r"`([a-z][a-z-]*)`", " ".join(re.findall(r"^\| (`.+?) \|", table, re.M))))
-    assert named == {form.value for form in Form}
+    assert named == {form.value for form in VectorForm}
 
 
 def test_commands_parse(cli: Cli) -> None:

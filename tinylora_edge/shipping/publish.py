@@ -85,7 +85,7 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
     if there is not None and there != frame:
         raise TransferError(
             f"{to}/{numbered} is another frame with sequence {decoded.sequence}: a sequence is used once. "
-            f"Pack this vector with sequence {decoded.sequence + 1} or higher"
+            f"Frame this vector with sequence={decoded.sequence + 1} or higher"
         )
     if there is None:
         target.write(numbered, frame)
@@ -101,7 +101,7 @@ def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None
     if found > sequence:
         raise TransferError(
             f"{where} has sequence {found}, and this frame {sequence}: devices that applied the newer one "
-            f"would refuse it. Pack it with sequence {found + 1} or higher"
+            f"would refuse it. Frame it with sequence={found + 1} or higher"
         )
 
 

@@ -91,7 +91,7 @@ def reward_of_lines(samples: list[Sample], places: Mapping[int, str]) -> Reward:
         if not isinstance(text, str):
             raise TrainError(
                 f'{place}: there is no "reward": expected one on every line, such as "max_words(12)", or one '
-                "for the whole task (reward=..., --reward ...)"
+                "for the whole task (reward=...)"
             )
         if text not in parsed:
             try:

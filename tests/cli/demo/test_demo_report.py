@@ -10,14 +10,14 @@ import pytest
 from tinylora_edge.cli.demo.curve import curve
 from tinylora_edge.cli.demo.report import render
 from tinylora_edge.cli.demo.results import (
-    Answer,
-    Answers,
+    AnswerPair,
+    DemoResult,
     Exported,
-    Found,
     Framed,
     HeldOut,
     Proof,
-    Timed,
+    ShownAnswers,
+    Timings,
     Trained,
     duration,
 )
@@ -52,7 +52,7 @@ TRAINED = Trained(
     options={"samples": 8, "weights": None, "settings": {"prompts": 8, "validation": 12, "lr": None}},
     curve=CURVE,
 )
-FOUND = Found(
+FOUND = DemoResult(
     model="model.gguf",
     quick=False,
     seed=0,
@@ -60,10 +60,10 @@ FOUND = Found(
     export=Exported(seconds=1.0, modules=14, residual=1e-3, digest="ab" * 32, basis="abababab"),
     training=TRAINED,
     frame=Framed(hex="11ab", bytes=2, values=[0.5], parts=[("11", "version"), ("ab", "rest")]),
-    timing=Timed(load=0.1, plain_load=0.1, swap=1e-4, swaps=20),
+    timing=Timings(load=0.1, plain_load=0.1, swap=1e-4, swaps=20),
     held_out=HELD_OUT,
-    answers=Answers(
-        first=[Answer(prompt="p", base="b", base_reward=0.0, personalized="q", personalized_reward=1.0)],
+    answers=ShownAnswers(
+        first=[AnswerPair(prompt="p", base="b", base_reward=0.0, personalized="q", personalized_reward=1.0)],
         differing=[],
         changed=1,
     ),

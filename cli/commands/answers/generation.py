@@ -1,0 +1,122 @@
+"""Parts that `run` and `chat` share: options, the model that they load, and its answer as it comes in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .... import Policy, TinyLoraError
+from ...shared import console, vectors
+from ...shared.options import EngineName
+
+if TYPE_CHECKING:
+    from ....runtime import TinyLoraLlama, TinyLoraOnnx
+
+RunnableArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
+]
+MaxTokensOption = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Longest answer in tokens; 0: until the context is full.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option(metavar="T", min=0, help="0 takes the likeliest token each time.")
+]
+SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of the sampling.")]
+ContextOption = Annotated[
+    int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: the engine's]")
+]
+SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message that comes first.")]
+
+_CONTEXT_STEP = 256
+
+
+class AnswerStream:
+    """The text of a stream of completion chunks, as it comes in."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.chunks = 0
+        self.finish_reason: str | None = None
+
+    def stream(self, chunks: Iterator[Any]) -> Iterator[str]:
+        """Yield the pieces of text.
+
+        Raises:
+            CommandError: the prompt does not fit the context.
+        """
+        try:
+            for chunk in chunks:
+                choice = chunk["choices"][0]
+                piece = choice["delta"].get("content") if "delta" in choice else choice["text"]
+                self.finish_reason = choice["finish_reason"] or self.finish_reason
+                if piece:
+                    self.text += piece
+                    self.chunks += 1
+                    yield piece
+        except ValueError as error:
+            if "exceed context window" not in str(error):
+                raise
+            raise console.CommandError(
+                f"the prompt does not fit: {str(error)[:1].lower()}{str(error)[1:]}. "
+                "Shorten it (in a chat: /reset), or pass a larger --n-ctx"
+            ) from error
+
+
+def load(
+    bundle: Path,
+    vector: str | None,
+    n_ctx: int,
+    threads: int | None,
+    chosen: EngineName | None,
+    policy: Policy,
+    stream: str,
+) -> TinyLoraLlama | TinyLoraOnnx:
+    """Return the model of a bundle, with a vector where one is named.
+
+    Raises:
+        CommandError: llama.cpp cannot load it with such a context.
+        TinyLoraError: those of `runtime.load`.
+        OSError: a file cannot be read.
+    """
+    from .... import runtime
+
+    data = vectors.read(vector) if vector is not None else None
+    engine = runtime.engine_of(bundle, chosen.value if chosen else None)
+    options: dict[str, Any] = {"n_ctx": n_ctx, "policy": policy, "stream": stream}
+    if threads is not None:
+        options["n_threads"] = threads
+    if engine == "onnx":
+        onnx: TinyLoraOnnx = runtime.load(bundle, data, engine="onnx", **options)
+        return onnx
+    # llama.cpp rounds a context up to this, and llama-cpp-python then overruns its own buffers.
+    n_ctx = options["n_ctx"] = -(-n_ctx // _CONTEXT_STEP) * _CONTEXT_STEP
+    if threads is not None:
+        options["n_threads_batch"] = threads
+    try:
+        llama: TinyLoraLlama = runtime.load(bundle, data, engine="llama", **options)
+    except ValueError as error:
+        if isinstance(error, TinyLoraError):
+            raise
+        raise console.CommandError(
+            f"llama.cpp cannot load {bundle} with a context of {n_ctx}: {error}"
+        ) from error
+    return llama
+
+
+def messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:
+    """Return a system message and a user's, as far as they are given."""
+    texts = {"system": system, "user": prompt}
+    return [{"role": role, "content": text} for role, text in texts.items() if text is not None]
+
+
+def write(text: str) -> None:
+    """Write a piece of an answer to stdout, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

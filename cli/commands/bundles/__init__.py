@@ -1,0 +1,1 @@
+"""The commands about bundles: they make, join, list and read them."""

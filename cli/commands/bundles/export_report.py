@@ -1,0 +1,144 @@
+"""Reports of what an export, a part of one, or a merge made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...shared import console, downloads, vectors
+
+if TYPE_CHECKING:
+    from ....exporters import ExportReport, OnnxReport, PartReport, Quality
+
+
+def print_report(
+    base: str,
+    report: ExportReport | OnnxReport,
+    provenance: dict[str, Any] | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Print what an export or a merge made."""
+    basis, quality = report.basis, report.quality
+    wire = vectors.sizes(basis.size)
+    _warn_unconverged(quality, len(basis.modules))
+    if as_json:
+        record: dict[str, Any] = {
+            "bundle": str(report.output),
+            "seconds": round(seconds, 3),
+            "digest": basis.digest,
+            "architecture": basis.architecture,
+            "modules": len(basis.modules),
+            "rank": basis.rank,
+            "u": basis.u,
+            "groups": basis.groups,
+            "values": basis.size,
+            "tying": basis.scheme,
+            "seed": basis.seed,
+            "factorization": basis.factorization,
+            "worst_residual": quality.residual,
+            "worst_residual_module": quality.residual_module,
+            "unconverged": quality.unconverged,
+            "agreement": quality.agreement,
+            "base": {
+                "placed": report.base_placed,
+                "bytes": None if report.base_placed is None else _base_bytes(report),
+                "fingerprints": list(basis.base_fingerprints),
+            },
+            "vector_bytes": wire,
+        }
+        if provenance is not None:
+            record["source"] = provenance
+        if (onnx := _onnx_facts(report)) is not None:
+            record["onnx"] = onnx
+        console.print_json(record)
+        return
+    rows = [
+        ("digest", basis.digest),
+        ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
+        ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
+        ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
+        ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
+    ]
+    rows += downloads.sources(provenance)
+    placed = report.base_placed
+    if placed is not None:
+        size = console.megabytes(_base_bytes(report))
+        rows.append(("base.gguf", f"a copy of {size}" if placed == "copy" else placed))
+    if quality.agreement is not None:
+        rows.append(("distance to base", f"{quality.agreement:.2e} (worst module, {base})"))
+    if (onnx := _onnx_facts(report)) is not None:
+        precision = f"{onnx['precision']}, " if onnx["precision"] else ""
+        rows += [
+            ("onnx/model.onnx", f"{precision}{console.megabytes(onnx['bytes'])}, from {onnx['graph']}"),
+            ("side path", f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}"),
+            ("distance to graph", f"{onnx['agreement']:.2e} (worst module)"),
+        ]
+    console.say(f"exported {base} to {report.output} in {seconds:.1f} s")
+    console.facts(rows)
+    console.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
+
+
+def _base_bytes(report: ExportReport | OnnxReport) -> int:
+    """Bytes of the GGUF in a bundle, whole or split."""
+    return sum(path.stat().st_size for path in report.output.glob("base*.gguf"))
+
+
+def _onnx_facts(report: Any) -> dict[str, Any] | None:
+    baked = getattr(report, "baked", None)
+    if baked is None:
+        return None
+    folder = baked.model.parent
+    return {
+        "folder": str(folder),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "graph": report.made_by,
+        "precision": report.precision,
+        "input": baked.flavour,
+        "nodes": baked.nodes,
+        "nodes_added": baked.added,
+        "nodes_extended": baked.sites,
+        "agreement": baked.agreement,
+        "fingerprint": baked.fingerprint,
+    }
+
+
+def print_part(report: PartReport, output: Path, seconds: float, as_json: bool) -> None:
+    """Print what a part of an export made, and how the parts are joined."""
+    quality = report.quality
+    index, count = report.part
+    _warn_unconverged(quality, len(report.modules))
+    if as_json:
+        console.print_json(
+            {
+                "part": [index, count],
+                "file": str(report.output),
+                "seconds": round(seconds, 3),
+                "modules": len(report.modules),
+                "worst_residual": quality.residual,
+                "worst_residual_module": quality.residual_module,
+                "unconverged": quality.unconverged,
+                "agreement": quality.agreement,
+            }
+        )
+        return
+    console.say(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
+    console.facts(
+        [
+            ("modules", f"{len(report.modules)}, from {report.modules[0]} to {report.modules[-1]}"),
+            ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
+        ]
+    )
+    files = (f"{output}.part-{number}-of-{count}" for number in range(1, count + 1))
+    console.say("when all parts are there:")
+    console.next_command("merge", *files, "-o", output)
+
+
+def _warn_unconverged(quality: Quality, modules: int) -> None:
+    """Print a warning about modules that met the bound on passes before the tolerance, if there are any."""
+    names = quality.unconverged
+    if names:
+        console.warn(
+            f"{len(names)} of {modules} modules kept a residual above the tolerance (worst "
+            f"{quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        )

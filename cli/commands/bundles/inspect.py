@@ -1,0 +1,154 @@
+"""`inspect`: what a bundle, a basis or a vector is, and whether it is sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .... import Basis, BasisError, Bundle, load_basis
+from ...shared import console, downloads, vectors
+from ...shared.options import JsonOption, KeysOption, MacsOption
+from ..vectors.inspect import print_vector
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A bundle, a basis.gguf, a model with its basis beside it, or a vector."
+        ),
+    ],
+    basis: Annotated[
+        Path | None,
+        typer.Option("--basis", "--bundle", metavar="PATH", help="Verify a vector against this basis."),
+    ] = None,
+    keys: KeysOption = None,
+    macs: MacsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a bundle, a basis or a vector is, and check it.
+
+    Of a bundle: that the basis gives the digest that it states, and that the base is one that it was
+    exported for. Of a vector, with --basis: its tag, its basis, and its values.
+
+    \b
+    Example:
+      tinylora-edge inspect smollm2
+    """
+    if str(path) != vectors.STREAM and not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name a bundle, a basis, a model or a vector")
+    if path.is_dir() or _is_gguf(path):
+        if basis is not None:
+            raise typer.BadParameter("only a vector is verified against a basis", param_hint="--basis")
+        _inspect_model(path, as_json)
+    else:
+        verify = ("inspect", path, "--basis", "BUNDLE")
+        print_vector(str(path), basis, as_json, verify, keys, macs)
+
+
+def _inspect_model(path: Path, as_json: bool) -> None:
+    bundle = None
+    if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
+        basis = load_basis(path)
+        record = {"kind": "basis", "path": str(path)} | _basis_facts(basis, path)
+    else:
+        bundle = Bundle.find(path)
+        basis = bundle.basis
+        record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
+        record["base"] = {
+            "path": str(bundle.base),
+            "bytes": _size(bundle.base),
+            "fingerprint": bundle.check_base(),
+        }
+        record["manifest"] = bundle.manifest
+        _check_manifest(bundle)
+    if as_json:
+        console.print_json(record)
+        return
+    console.facts(_model_rows(record))
+
+
+def _size(base: Path) -> int:
+    """Bytes of a base: a GGUF file, or a directory with a graph, its data and its tokenizer."""
+    files = base.iterdir() if base.is_dir() else [base]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:
+    return {
+        "basis": {"path": str(path), "bytes": path.stat().st_size},
+        "digest": basis.digest,
+        "architecture": basis.architecture,
+        "modules": len(basis.modules),
+        "kinds": list(basis.kinds()),
+        "rank": basis.rank,
+        "u": basis.u,
+        "groups": basis.groups,
+        "values": basis.size,
+        "tying": basis.scheme,
+        "modules_in_group": [int((basis.tying == g).sum()) for g in range(basis.groups)],
+        "seed": basis.seed,
+        "projection": basis.projection,
+        "factorization": basis.factorization,
+        "factor_dtype": {4: "f32", 2: "f16"}[basis.a[0].itemsize],
+        "base_fingerprints": list(basis.base_fingerprints),
+        "vector_bytes": vectors.sizes(basis.size),
+    }
+
+
+def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    wire = record["vector_bytes"]
+    members = record["modules_in_group"]
+    spread = str(members[0]) if len(set(members)) == 1 else f"{min(members)} to {max(members)}"
+    rows = [
+        (record["kind"], record["path"]),
+        ("digest", f"{record['digest']} (verified)"),
+        ("architecture", record["architecture"]),
+        ("modules", f"{record['modules']} ({', '.join(record['kinds'])})"),
+        ("factors", f"rank {record['rank']}, {record['factorization']}, {record['factor_dtype']}"),
+        ("projection", f"{record['projection']}, seed {record['seed']}"),
+        ("vector", f"{record['values']} values: {record['groups']} groups x u {record['u']}"),
+        ("tying", f"{record['tying']}, {spread} modules a group"),
+        ("basis", f"{record['basis']['path']}, {console.megabytes(record['basis']['bytes'])}"),
+    ]
+    if record["kind"] == "bundle":
+        base, manifest = record["base"], record["manifest"]
+        rows.append(("base", f"{base['path']}, {console.megabytes(base['bytes'])}"))
+        rows.append(("fingerprint", f"{base['fingerprint']} (listed in the basis)"))
+        exported = manifest.get("base")
+        if isinstance(exported, dict) and "name" in exported:
+            rows.append(("exported from", str(exported["name"])))
+        rows += downloads.sources(manifest.get("source"))
+        if "tool" in manifest:
+            rows.append(("exported by", str(manifest["tool"])))
+        residual = (
+            manifest["factors"].get("worst_residual") if isinstance(manifest.get("factors"), dict) else None
+        )
+        if isinstance(residual, float):
+            rows.append(("worst residual", f"{residual:.2e}"))
+    rows.append(("bases listed", str(len(record["base_fingerprints"]))))
+    for dtype, forms in wire.items():
+        rows.append((f"{dtype} on the wire", ", ".join(f"{size} {form}" for form, size in forms.items())))
+    return rows
+
+
+def _check_manifest(bundle: Bundle) -> None:
+    stated = bundle.manifest.get("basis")
+    digest = stated.get("digest") if isinstance(stated, dict) else None
+    if digest is not None and digest != bundle.basis.digest:
+        raise BasisError(
+            f"{bundle.manifest_path} states digest {str(digest)[:16]}..., but {bundle.basis_path} has "
+            f"{bundle.basis.digest[:16]}...: they come from different exports. Export the bundle again"
+        )
+
+
+def _is_gguf(path: Path) -> bool:
+    # A damaged basis is still to be told from a vector, hence the name.
+    if path.name.endswith(".gguf"):
+        return True
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"

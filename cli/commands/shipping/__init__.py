@@ -1,0 +1,1 @@
+"""The commands about the way to a device: keys, carriers, and a web server."""

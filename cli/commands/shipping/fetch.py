@@ -1,0 +1,135 @@
+"""`fetch`: the newest frame of a stream, from where it was published."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .... import Basis
+from ...._system import atomic_write
+from ....shipping import layout
+from ....wire import frame, tags
+from ...shared import console, keyfiles, vectors
+from ...shared.options import (
+    BasisArgument,
+    JsonOption,
+    KeysOption,
+    MacsOption,
+    MaxNormOption,
+    PublishedStreamOption,
+    Require,
+    RequireOption,
+    StateOption,
+)
+
+
+def fetch(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of the folder that publish wrote to.")],
+    bundle: BasisArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
+    stream: PublishedStreamOption = layout.DEFAULT_STREAM,
+    keys: KeysOption = None,
+    macs: MacsOption = None,
+    require: RequireOption = None,
+    max_norm: MaxNormOption = float("inf"),
+    state: StateOption = None,
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="How long it may take in all.")
+    ] = 300.0,
+    attempts: Annotated[int, typer.Option(metavar="N", min=1, help="How often to ask at most.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch the newest vector of a stream, check it, and only then replace FILE.
+
+    Without a key at least a checksum is required. FILE.fetched beside it remembers the server's ETag: where
+    nothing is new, nothing is sent.
+
+    \b
+    Example:
+      tinylora-edge fetch https://example.org/vectors smollm2 -o v.bin --key fleet.key.pub --state v.state
+    """
+    from ....shipping.fetch import fetch as fetch_frame
+
+    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=Require.checksum)
+    if not output.parent.is_dir():
+        raise FileNotFoundError(
+            f"{output.parent} is not a directory: make it first, or choose another output"
+        )
+    basis = vectors.find_basis(bundle)
+    present, etag = _remembered(output, basis, url, stream)
+    got = fetch_frame(url, basis, stream, etag=etag, deadline=deadline, attempts=attempts)
+    data = present if got.data is None else got.data
+    assert data is not None
+    vector = policy.check(data, basis, stream=keyfiles.stream_of(stream))
+    changed = data != present
+    if changed:
+        _write(output, data)
+    _remember(output, data, basis, url, stream, got.etag)
+    policy.record(vector, basis, stream=keyfiles.stream_of(stream))
+    facts: dict[str, Any] = {
+        "vector": str(output),
+        "changed": changed,
+        "not_modified": got.data is None,
+        "attempts": got.attempts,
+        **vectors.header(data),
+        "key": vector.verified_by,
+        "norm": vector.norm,
+    }
+    if as_json:
+        console.print_json(facts)
+        return
+    under = f" under {vector.verified_by}" if vector.verified_by else ""
+    console.say(
+        f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
+        f"{facts.get('tag', 'no')} tag{under}"
+    )
+
+
+def _remembered(output: Path, basis: Basis, url: str, stream: str) -> tuple[bytes | None, str | None]:
+    """What is in the output, and the ETag that the server gave for it, if both belong together."""
+    limit = frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values())
+    try:
+        with open(output, "rb") as file:
+            present = file.read(limit + 1)
+    except FileNotFoundError:
+        return None, None
+    try:
+        with open(_memory(output), "rb") as file:
+            found = json.loads(file.read(1 << 16))
+        etag = found.pop("etag")
+        if found == _whose(present, basis, url, stream) and isinstance(etag, str):
+            return present, etag
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        pass  # without it the whole vector is fetched
+    return present, None
+
+
+def _remember(output: Path, data: bytes, basis: Basis, url: str, stream: str, etag: str | None) -> None:
+    if etag is not None:
+        text = json.dumps({**_whose(data, basis, url, stream), "etag": etag})
+        _write(_memory(output), text.encode())
+
+
+def _whose(data: bytes, basis: Basis, url: str, stream: str) -> dict[str, str]:
+    return {
+        "url": url,
+        "basis": basis.digest,
+        "stream": stream,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _memory(output: Path) -> Path:
+    return output.with_name(f"{output.name}.fetched")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        with atomic_write(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise console.CommandError(f"{path} could not be written: {error.strerror or error}") from error

@@ -1,0 +1,58 @@
+"""`publish`: frames to where devices get them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ....shipping import layout
+from ....wire import tags
+from ...shared import console, vectors
+from ...shared.options import BasisArgument, JsonOption, PublishedStreamOption
+
+
+def publish(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="The frame; - is stdin.")],
+    bundle: BasisArgument,
+    to: Annotated[
+        str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec can write to.")
+    ],
+    stream: PublishedStreamOption = layout.DEFAULT_STREAM,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a frame as the newest of its stream, where any web server can serve it.
+
+    It becomes <basis id>/<stream>/<sequence>.bin and <basis id>/<stream>/latest under DIR.
+
+    \b
+    Examples:
+      tinylora-edge publish v1.bin smollm2 --to /srv/vectors
+      tinylora-edge publish v1.bin smollm2 --to s3://bucket/vectors --stream alice
+    """
+    from ....shipping.publish import publish as publish_frame
+
+    basis = vectors.find_basis(bundle)
+    data = vectors.read(source)
+    done = publish_frame(data, basis, to, stream=stream)
+    kind = vectors.header(data)["tag"]
+    if kind == tags.NAMES[tags.CRC32]:
+        console.warn(
+            "a checksum proves nothing about the sender, and a server may be anybody: sign what you publish "
+            "(vector pack --sign)"
+        )
+    if as_json:
+        console.print_json(
+            {
+                "target": to,
+                "path": done.path,
+                "latest": layout.latest(basis.id, stream),
+                "sequence": done.sequence,
+                "bytes": len(data),
+                "tag": kind,
+                "changed": done.changed,
+            }
+        )
+        return
+    what = "published" if done.changed else "was there already:"
+    console.say(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")

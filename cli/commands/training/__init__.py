@@ -1,0 +1,1 @@
+"""The commands that find a vector, and measure what it is worth."""

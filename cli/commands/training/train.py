@@ -1,0 +1,148 @@
+"""`train`: find a vector on a host."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...shared import console, training
+from ...shared.options import (
+    Dtype,
+    DtypeOption,
+    FrameOption,
+    JsonOption,
+    RewardOption,
+    SequenceOption,
+    TaskOption,
+)
+from .figures import print_figures
+
+if TYPE_CHECKING:
+    from ....train.options import Outcome
+
+
+class Method(StrEnum):
+    """Ways in which v is trained."""
+
+    grpo = "grpo"
+    sft = "sft"
+
+
+class TrainingEngine(StrEnum):
+    """Training loops to choose from."""
+
+    own = "own"
+    trl = "trl"
+
+
+class RolloutEngine(StrEnum):
+    """Engines that draw completions."""
+
+    llama = "llama"
+    hf = "hf"
+
+
+def train(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to train for.")],
+    task: TaskOption,
+    output: FrameOption,
+    reward: RewardOption = None,
+    method: Annotated[Method, typer.Option(help="grpo, or cross-entropy on given answers.")] = Method.grpo,
+    engine: Annotated[
+        TrainingEngine, typer.Option(help="Our loop, or TRL's on many GPUs.")
+    ] = TrainingEngine.own,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
+    prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
+    samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
+    lr: Annotated[
+        float | None, typer.Option(metavar="X", help="Step size of Adam on v. [default: measured]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
+    rollouts: Annotated[RolloutEngine, typer.Option(help="Engine that draws.")] = RolloutEngine.llama,
+    bf16_copy: Annotated[
+        bool | None,
+        typer.Option(
+            "--bf16-copy/--no-bf16-copy", help="Draw with a bfloat16 copy of the base. [default: if faster]"
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Hugging Face weights to learn on. [default: the base]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Threads. [default: every core]")
+    ] = None,
+    dtype: DtypeOption = Dtype.fp32,
+    sequence: SequenceOption = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a vector for a task with GRPO, and write it as a frame.
+
+    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures. Ctrl-C saves the state.
+
+    \b
+    Example:
+      tinylora-edge train smollm2 --task list-lookup -o lookup.bin
+    """
+    from ....tasks import load_task
+    from ....train import Options, Settings
+
+    settings = Settings(steps=steps, prompts=prompts, lr=lr, seed=seed)
+    options = Options(
+        method=method.value,
+        settings=settings,
+        samples=samples,
+        rollouts=rollouts.value,
+        bf16_copy=bf16_copy,
+        weights=None if weights is None else str(weights),
+        workers=workers,
+        wire=dtype.value,
+        sequence=sequence,
+        evaluate=evaluate,
+    )
+    loaded = load_task(task, reward=reward, seed=seed)
+    with training.progress(steps) as show:
+        if engine is TrainingEngine.trl:
+            from ....train.trl.training import train_trl
+
+            outcome = train_trl(bundle, loaded, output, options=options, resume=resume, report=show)
+        else:
+            from ....train import train as run
+
+            outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
+    if outcome.result.stopped == "interrupted":
+        console.note(
+            f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
+        )
+        raise typer.Exit(130)
+    _report(outcome, as_json)
+
+
+def _report(outcome: Outcome, as_json: bool) -> None:
+    comparison = outcome.comparison
+    if as_json:
+        result = {k: v for k, v in asdict(outcome.result).items() if k != "vector"}
+        record: dict[str, Any] = {"file": str(outcome.path), **result}
+        record["values"] = outcome.result.vector.values.reshape(-1).tolist()
+        if outcome.base is not None and outcome.personalized is not None and comparison is not None:
+            record["held_out"] = {
+                "n": outcome.base.n,
+                "base": outcome.base.mean,
+                "vector": outcome.personalized.mean,
+                **asdict(comparison),
+            }
+        console.print_json(record)
+        return
+    result_ = outcome.result
+    console.say(
+        f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes), the vector of step "
+        f"{result_.best_step} of {result_.steps}: "
+        f"validation {result_.start_score:.3f} -> {result_.best_score:.3f}"
+    )
+    if outcome.base is not None:
+        print_figures(outcome.base, outcome.personalized, comparison)

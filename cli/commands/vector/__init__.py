@@ -1,1 +1,0 @@
-"""`tinylora-edge vector`: the commands that make, read and carry vectors."""

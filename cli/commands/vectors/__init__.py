@@ -1,0 +1,1 @@
+"""The commands about vectors: the group `vector`, and `convert`."""

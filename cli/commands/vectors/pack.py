@@ -1,0 +1,87 @@
+"""`vector pack`: frame a vector for its way to a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .... import MicroVector, Policy
+from ....wire import tags
+from ...shared import console, keyfiles, vectors
+from ...shared.options import BasisArgument, Dtype, ForceOption, JsonOption, OutputOption, VectorArgument
+
+
+def pack(
+    source: VectorArgument,
+    bundle: BasisArgument,
+    output: OutputOption,
+    sign: Annotated[
+        Path | None,
+        typer.Option("--sign", metavar="FILE", help="Sign with this Ed25519 private key, in PEM."),
+    ] = None,
+    mac: Annotated[
+        str | None,
+        typer.Option("--mac", metavar="KEY", help="Add a MAC under this key: a file, or hexadecimal digits."),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Type that the values travel in. [default: as they came]")
+    ] = None,
+    sequence: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, max=65535, help="Rises with every vector of one stream. [default: as it came]"
+        ),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Frame a vector for its way to a device: signed, with a MAC, or with a checksum.
+
+    A vector that carries a tag already is checked under the same key first.
+
+    \b
+    Examples:
+      tinylora-edge vector pack trained.bin smollm2 -o v1.bin --sign fleet.key --dtype bf16 --sequence 1
+      tinylora-edge vector pack trained.bin smollm2 -o v1.bin --mac device-17.mac
+    """
+    if sign is not None and mac is not None:
+        raise typer.BadParameter("a frame has one tag: pass --sign or --mac", param_hint="--mac")
+    vectors.refuse_report(output, as_json)
+    vectors.check_target(output, force=force)
+    signer: tags.Signer = tags.Crc32()
+    trusted: list[tags.Verifier] = []
+    if sign is not None:
+        private = keyfiles.signer(sign)
+        signer, trusted = private, [tags.Ed25519Verifier(private.public_key)]
+    elif mac is not None:
+        key = keyfiles.mac(mac)
+        signer, trusted = key, [key]
+    basis = vectors.find_basis(bundle)
+    found = Policy(keys=trusted).check(vectors.read(source), basis)
+    made = MicroVector(
+        found.values,
+        found.dtype if dtype is None else dtype.value,
+        found.sequence if sequence is None else sequence,
+    )
+    data = made.to_bytes(basis, tag=signer)
+    vectors.write(output, data)
+    if output == vectors.STREAM:
+        return
+    record = {
+        "vector": output,
+        **vectors.header(data),
+        "key": "" if isinstance(signer, tags.Crc32) else tags.key_id(trusted[0]),
+        "basis_digest": basis.digest,
+        "norm": made.norm,
+        "exact": bool((made.values == found.values).all()),
+    }
+    if as_json:
+        console.print_json(record)
+        return
+    under = f" under {record['key']}" if record["key"] else ""
+    console.say(
+        f"wrote {output}: {len(data)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, "
+        f"sequence {made.sequence}, {tags.NAMES[signer.kind]}{under}"
+    )

@@ -1,0 +1,87 @@
+"""Options that do what an error asks for: the library says it in Python's words, this adds the options."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from typer.core import TyperCommand
+
+from ...errors import TinyLoraError
+from . import console
+
+
+@dataclass(frozen=True)
+class _Advice:
+    """An option, and how an error asks for what it does.
+
+    Attributes:
+        option: its name.
+        value: what stands behind it.
+        needs: what `error.needs` is where a key was lacking; empty: the message says it.
+        words: how a message says it.
+        elsewhere: words of a command that has the option; empty: a command that lacks it says nothing.
+    """
+
+    option: str
+    value: str
+    needs: str = ""
+    words: str = ""
+    elsewhere: tuple[str, ...] = ()
+
+    def answers(self, error: TinyLoraError) -> bool:
+        """Tell whether the error asks for this."""
+        if self.needs:
+            return getattr(error, "needs", "") == self.needs
+        return re.search(self.words, str(error)) is not None
+
+
+_ADVICE = (
+    _Advice("--mac", "KEY", needs="mac", elsewhere=("vector", "verify", "FILE", "BUNDLE")),
+    _Advice("--key", "FILE", needs="signature", elsewhere=("vector", "verify", "FILE", "BUNDLE")),
+    _Advice("--budget", "AMOUNT", words=r"budget of .* is too small"),
+    _Advice("--prompts", "N", words=r"\bsettings\.prompts\b"),
+    _Advice("--max-tokens", "N", words=r"\bmax_tokens\b"),
+    _Advice("--reward", "SPEC", words=r"\breward=\.\.\."),
+    _Advice(
+        "--sequence",
+        "N",
+        words=r"\bsequence=\d",
+        elsewhere=("vector", "pack", "FILE", "BUNDLE", "-o", "OUTPUT"),
+    ),
+)
+
+
+def advise(error: TinyLoraError, context: Any) -> None:
+    """Add to an error the options that do what its message asks for; `console.describe` says them.
+
+    They are those of the command that ran into the error. Where it lacks one, a command is named that has
+    it. Nothing is added twice.
+
+    Args:
+        error: what was raised. It is changed.
+        context: the click context of the command, which is at hand only while the command runs.
+    """
+    has = {option for parameter in context.command.params for option in parameter.opts}
+    wanted = [each for each in _ADVICE if each.answers(error)]
+    said = [f"{each.option} {each.value}" for each in wanted if each.option in has]
+    said += [
+        console.command(*each.elsewhere, each.option, each.value)
+        for each in wanted
+        if each.option not in has and each.elsewhere
+    ]
+    if said and not hasattr(error, console.ADVICE):
+        setattr(error, console.ADVICE, f"on the command line: {', '.join(said)}")
+
+
+class AdvisedCommand(TyperCommand):
+    """A command that adds to its errors the options that help."""
+
+    def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
+        """Invoke the command."""
+        try:
+            return super().invoke(ctx)
+        except TinyLoraError as error:
+            advise(error, ctx)
+            raise

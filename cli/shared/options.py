@@ -1,0 +1,95 @@
+"""Arguments and options that several commands have, each under one name, with one help text."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    """Types that values travel in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class EngineName(StrEnum):
+    """The engines that a bundle may have a base for."""
+
+    llama = "llama"
+    onnx = "onnx"
+
+
+class Require(StrEnum):
+    """Levels that a policy may demand, as `Policy` names them."""
+
+    none = "none"
+    checksum = "checksum"
+    mac = "mac"
+    signature = "signature"
+
+
+BasisArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, that it is for.")
+]
+VectorArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="The vector: bytes, text or a QR code; - is stdin.")
+]
+
+OutputOption = Annotated[
+    str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
+]
+FrameOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="dtype of the frame.")]
+SequenceOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the frame.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+
+EngineOption = Annotated[
+    EngineName | None, typer.Option(help="What runs it. [default: what BUNDLE has; llama where it has both]")
+]
+TaskOption = Annotated[
+    str,
+    typer.Option("--task", metavar="TASK", help="A built-in task (tinylora-edge tasks), or a JSONL file."),
+]
+RewardOption = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="Reward, such as '0.5*max_words(12)+0.5*ends_itself', or MODULE:NAME."),
+]
+
+KeysOption = Annotated[
+    list[Path] | None,
+    typer.Option("--key", metavar="FILE", help="A trusted Ed25519 public key, in PEM. May be repeated."),
+]
+MacsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mac", metavar="KEY", help="A trusted MAC key: a file, or hexadecimal digits. May be repeated."
+    ),
+]
+MaxNormOption = Annotated[
+    float, typer.Option(metavar="NORM", min=0, help="Largest norm of the values that is accepted.")
+]
+RequireOption = Annotated[
+    Require | None,
+    typer.Option("--require", help="The least that the tag has to be. [default: what the keys imply]"),
+]
+StateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", metavar="FILE", help="Keep the sequence here, and refuse a lower one ever after."
+    ),
+]
+MarkStreamOption = Annotated[
+    str,
+    typer.Option(
+        "--stream", metavar="NAME", help="Which stream of --state it belongs to. [default: default]"
+    ),
+]
+PublishedStreamOption = Annotated[
+    str, typer.Option("--stream", metavar="NAME", help="Which stream of vectors: one a user, or one for all.")
+]

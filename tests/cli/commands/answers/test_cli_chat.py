@@ -1,0 +1,154 @@
+"""`chat` against the library itself, in pipes and on a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invocation import COMMAND, Cli, usual_signals
+
+PROMPT = "Describe the moon in one sentence."
+SHORT = ("--threads", 1, "--max-tokens", 12)
+
+
+def test_chat_in_a_pipe(process: Cli, smollm2_bundle: Path, answer: Callable[..., str], vectors: Any) -> None:
+    (one, first), (two, second) = vectors["one"], vectors["two"]
+    question, more = "What is the sea?", "And the sky?"
+    a = answer(first, question)
+    b = answer(second, question, a, more)  # the conversation outlives a swap
+    c = answer(None, question, a, more, b, question)
+    d = answer(None, more)
+    lines = [question, f"/swap {two}", "", more, "/clear", question, "/reset", more, "/exit", "never read"]
+
+    result = process("chat", smollm2_bundle, "--vector", one, *SHORT, stdin="\n".join(lines).encode())
+
+    assert result.code == 0
+    assert result.stdout == "\n".join([a, b, c, d, ""])
+    assert result.stderr.splitlines() == [
+        f"swapped: 13 bf16 values, norm {second.norm:.4g}, sequence 0",
+        "cleared: the base, without a vector",
+        "the conversation is forgotten",
+    ]
+
+
+def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_bundle: Path) -> None:
+    chat = ("chat", smollm2_bundle, *SHORT)
+    assert cli(*chat, stdin=b"").done() == ""
+    cli(*chat, stdin=b"/nonsense\nHello\n").refused("'/nonsense'", "/swap FILE")
+    cli(*chat, stdin=b"/swap\nHello\n").refused("/swap FILE")
+    cli(*chat, stdin=b"/swap /no/such/file\nHello\n").refused("/no/such/file")
+    cli(*chat, "--vector", "-").misused("--vector")
+
+
+class Terminal:
+    """The command on a terminal of its own."""
+
+    def __init__(self, environment: dict[str, str], *args: object) -> None:
+        self._pid, self._fd = pty.fork()
+        if self._pid == 0:
+            usual_signals()
+            os.execve(COMMAND, [str(COMMAND), *map(str, args)], environment)
+        self.shown = ""
+        self.ended = False
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def until(self, pattern: str) -> str:
+        """Return what is shown up to and with a pattern, and forget it."""
+        deadline = time.monotonic() + 120
+        while not (match := re.search(pattern, self.shown)):
+            assert time.monotonic() < deadline, f"{pattern!r} did not come: {self.shown!r}"
+            assert not self.ended, f"{pattern!r} did not come: {self.shown!r}"
+            self._read()
+        seen, self.shown = self.shown[: match.end()], self.shown[match.end() :]
+        return seen
+
+    def type_until_it_ends(self, key: str) -> int:
+        """Press a key again each second until the command ends; return its exit code.
+
+        Python's input() may miss a signal that comes between its prompt and its wait for a key; a
+        person presses again, and so do we.
+        """
+        deadline = time.monotonic() + 120
+        while not self.ended:
+            assert time.monotonic() < deadline, f"it did not end: {self.shown!r}"
+            with suppress(OSError):  # it may be ending
+                self.type(key)
+            self._read()
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+    def close(self) -> None:
+        if not self.ended:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self._fd)
+
+    def _read(self) -> None:
+        if select.select([self._fd], [], [], 1)[0]:
+            try:
+                self.shown += os.read(self._fd, 65536).decode(errors="replace")
+            except OSError:  # EIO: the command has ended
+                self.ended = True
+
+
+@pytest.fixture
+def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
+    """Start a command on a terminal."""
+    opened: list[Terminal] = []
+
+    def start(*args: object) -> Terminal:
+        opened.append(Terminal(environment, *args))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()
+
+
+def test_chat_on_a_terminal(
+    terminal: Callable[..., Terminal],
+    smollm2_bundle: Path,
+    answer: Callable[..., str],
+    vectors: Any,
+    tmp_path: Path,
+) -> None:
+    path, vector = vectors["one"]
+    bad = tmp_path / "bad.bin"
+    bad.write_bytes(path.read_bytes()[:-1] + b"!")
+    chat = terminal("chat", smollm2_bundle, "--vector", path, *SHORT)
+
+    assert "/help" in chat.until("> ")
+    chat.type("/help\n")
+    assert "/reset" in chat.until("> ")
+    chat.type(f"/swap {bad}\n")
+    assert "checksum" in chat.until("> ")  # and the conversation goes on, with the old vector
+    chat.type(f"{PROMPT}\n")
+    shown = chat.until("\n> ")
+    assert answer(vector, PROMPT) in shown.replace("\r\n", "\n")
+    assert chat.type_until_it_ends("\x04") == 0  # end of input
+
+
+def test_an_interrupt_ends_the_answer_and_then_the_chat(
+    terminal: Callable[..., Terminal], smollm2_bundle: Path
+) -> None:
+    chat = terminal("chat", smollm2_bundle, "--threads", 1, "--max-tokens", 0)
+    chat.until("> ")
+    chat.type("Write a very long story about a dragon.\n")
+    chat.until("dragon.\r\n")
+    chat.until(r"\w+ \w+")  # it speaks
+    chat.type("\x03")
+    chat.until("\n> ")
+    chat.type("/reset\n")
+    chat.until("forgotten")
+    chat.until("> ")
+    assert chat.type_until_it_ends("\x03") == 130

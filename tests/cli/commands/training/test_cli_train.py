@@ -1,0 +1,76 @@
+"""`train`, `eval` and `tasks` on a tiny model: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import pytest
+
+from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.tasks import BUILTIN
+
+OPTIONS = ["--steps", "2", "--prompts", "4", "--samples", "4", "--lr", "0.1", "--no-bf16-copy"]
+OPTIONS += ["--workers", "1", "--dtype", "bf16", "--json"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A bundle, its Hugging Face weights and a task file, as paths."""
+    folder = tmp_path_factory.mktemp("train")
+    model = models.tiny_model("llama")
+    gguf = models.write_gguf(model, folder / "tiny.gguf")
+    export_gguf(gguf, folder / "bundle", settings=Settings(groups=13))
+    models.write_hf(model, folder / "weights")
+    rows = [{"prompt": f"prompt {i}", "answer": f"answer {i}"} for i in range(160)]
+    (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_train_then_eval(cli, tiny, tmp_path):
+    task = ["--task", str(tiny / "task.jsonl"), "--reward", "regex('[a-z]')"]
+    trained = cli(
+        "train",
+        tiny / "bundle",
+        *task,
+        "-o",
+        tmp_path / "v.bin",
+        "--weights",
+        tiny / "weights",
+        *OPTIONS,
+    )
+    assert trained.code == 0, trained.stderr
+    record = json.loads(trained.stdout)
+    assert record["stopped"] == "done"
+    assert len(record["values"]) == 13
+    assert (tmp_path / "v.bin").stat().st_size == 37
+    measured = cli("eval", tiny / "bundle", "--vector", tmp_path / "v.bin", *task, "-n", "16", "--json")
+    assert measured.code == 0, measured.stderr
+    record = json.loads(measured.stdout)
+    assert record["base"]["n"] == record["vector"]["n"] == 16
+    assert record["comparison"]["gained"] >= 0
+
+
+def test_eval_says_that_a_file_has_fewer_prompts_than_it_is_asked_for(cli, tiny, tmp_path):
+    short = tmp_path / "short.jsonl"
+    rows = [{"prompt": f"prompt {i}", "split": "held_out" if i < 2 else "train"} for i in range(12)]
+    short.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("eval", tiny / "bundle", "--task", short, "--reward", "regex('[a-z]')", "--json")
+    cli(*command, "-n", 8).refused("2 held-out prompts", "-n is 8")
+    measured = cli(*command)
+    assert measured.code == 0, measured.stderr
+    assert json.loads(measured.stdout)["base"]["n"] == 2
+    assert "2 held-out prompts" in measured.stderr
+    assert "128" in measured.stderr
+    assert cli(*command, "-n", 2).record()["base"]["n"] == 2
+
+
+def test_tasks_are_listed(cli):
+    assert cli("tasks").done().split() == list(BUILTIN)
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_an_unknown_task(cli, tiny, tmp_path, command):
+    output = ("-o", tmp_path / "v.bin") if command == "train" else ()
+    cli(command, tiny / "bundle", "--task", "lst-lookup", *output).refused("lst-lookup", "list-lookup")
+    assert list(tmp_path.iterdir()) == []
