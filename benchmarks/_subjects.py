@@ -9,14 +9,14 @@ import gguf
 import numpy as np
 
 from tinylora_edge import Basis, MicroVector
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime.llama.requantize import requantize
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
 
-SCALES = Settings(rank=2, u=1, groups=13)
+SCALES = ExportSettings(rank=2, u=1, groups=13)
 """13 adapter scales: the default of an export."""
-FOLDED = Settings(rank=2, u=13, tying="full")
+FOLDED = ExportSettings(rank=2, u=13, tying="full")
 """The other reading of "13 parameters": one adapter, folded anew for every vector."""
 
 
@@ -28,7 +28,7 @@ def smollm2() -> Path:
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def export(folder: Path, settings: Settings, weights: str = "Q4_1") -> tuple[Path, Basis]:
+def export(folder: Path, settings: ExportSettings, weights: str = "Q4_1") -> tuple[Path, Basis]:
     """Export SmolLM2 into a folder, requantized unless it is to be Q4_1; return the bundle and its basis."""
     base = smollm2()
     if weights != "Q4_1":

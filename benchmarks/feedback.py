@@ -2,11 +2,11 @@
 
 What a user sees are answers of the base to training prompts, drawn and scored once for all users (the
 answers file, which can be kept), so that a session of any length costs one evaluation. The method `online`
-runs a whole session through `Tuner` instead: every click changes the answers that follow. Ways to learn from
-as many clicks, by the share of held-out prompts that are answered as the user likes:
+runs a whole session through `FeedbackLearner` instead: every click changes the answers that follow. Ways to
+learn from as many clicks, by the share of held-out prompts that are answered as the user likes:
 
-  clicks  a like or a dislike an answer: what `Tuner.tell` does
-  pairs   the better of two answers: what `Tuner.prefer` does
+  clicks  a like or a dislike an answer: what `FeedbackLearner.tell` does
+  pairs   the better of two answers: what `FeedbackLearner.prefer` does
   duel    the better of two vectors' answers, without scores: dueling bandit gradient descent (Yue and
           Joachims, 2009), which is what an evolution strategy makes of a click
 """
@@ -29,7 +29,7 @@ import numpy as np
 from _subjects import SCALES, export
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime import TinyLoraLlama, Tuner
+from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
 from tinylora_edge.runtime.feedback.posterior import Posterior
 from tinylora_edge.runtime.llama.batch import Batch, batch_for
 from tinylora_edge.runtime.llama.prompts import decode, encode
@@ -72,7 +72,7 @@ def load(folder: Path) -> TinyLoraLlama:
 
 
 def draw(llm: TinyLoraLlama, task: Task, threads: int | None) -> list[dict[str, Any]]:
-    """Answers of the base to training prompts, each with its score: what `Tuner` finds out at a click."""
+    """Answers of the base to training prompts, with scores: what `FeedbackLearner` learns of a click."""
     samples = task.train[:PROMPTS]
     prompts = [encode(llm, sample).tolist() for sample in samples]
     with batch_for(llm, samples, task.max_tokens, n_threads=threads) as batch:
@@ -167,10 +167,10 @@ def from_duels(batch: Batch, preference: Preference, task: Task, clicks: int, se
 def online(
     llm: TinyLoraLlama, preference: Preference, task: Task, clicks: int, seed: int, threads: int | None
 ) -> np.ndarray:
-    """The vector after a session with `Tuner`: a like or a dislike of each answer."""
+    """The vector after a session with `FeedbackLearner`: a like or a dislike of each answer."""
     generator = np.random.default_rng((seed, 4))
     options = {"max_tokens": task.max_tokens, "temperature": task.temperature, "n_ctx_seq": 128}
-    with Tuner(llm, seed=seed, n_threads=threads, **options) as tuner:
+    with FeedbackLearner(llm, seed=seed, n_threads=threads, **options) as tuner:
         for _ in range(clicks):
             sample = task.train[int(generator.integers(len(task.train)))]
             answer = tuner.ask(sample.prompt)

@@ -29,7 +29,7 @@ from tinylora_edge.runtime.llama.model import TinyLoraLlama
 from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.runtime.llama.requantize import bf16_is_faster, requantize
 from tinylora_edge.tasks import load_task
-from tinylora_edge.train import Options, Settings, train
+from tinylora_edge.train import Options, TrainSettings, train
 
 TASK, LR = "brevity", 5e-3
 OURS, TRL = "ours", "TRL, stock"
@@ -45,7 +45,7 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
         if "step" in metrics and "event" not in metrics:
             ends.append(time.perf_counter())
 
-    settings = Settings(
+    settings = TrainSettings(
         steps=options.steps + 2,
         prompts=options.prompts,
         lr=LR,

@@ -16,7 +16,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 from _subjects import NORM, SCALES, export
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime import TuneSettings, Tuning
+from tinylora_edge.runtime import RewardLearner, TuneSettings
 from tinylora_edge.runtime.llama.batch import Batch
 from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.tasks import load_task
@@ -93,7 +93,7 @@ def peak(bundle: str, what: str) -> int:
                 batch.answer(task.train[:SEQUENCES], max_tokens=task.max_tokens, temperature=0.7)
         else:
             settings = TuneSettings(held_back=16, check_every=1)
-            tuning = Tuning(
+            tuning = RewardLearner(
                 llm,
                 task.train,
                 task.reward,

@@ -23,9 +23,9 @@ import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 from _subjects import export
 
-from tinylora_edge.exporters import Settings as Shape
+from tinylora_edge.exporters import ExportSettings as Shape
 from tinylora_edge.tasks import load_task
-from tinylora_edge.train import Options, Settings, train
+from tinylora_edge.train import Options, TrainSettings, train
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """Train and measure one arm with one seed, in this process."""
     arm, rows = ARMS[name], list[dict[str, Any]]()
     task = load_task(options.task, seed=seed)
-    settings = Settings(steps=options.steps, seed=seed)
+    settings = TrainSettings(steps=options.steps, seed=seed)
     chosen = Options(method=arm.method, settings=settings, wire=arm.wire, workers=options.workers)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def main() -> None:
     arguments.add_argument("--task", default="list-lookup", help="(%(default)s)")
     arguments.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    arguments.add_argument("--steps", type=int, default=Settings().steps, help="a run (%(default)s)")
+    arguments.add_argument("--steps", type=int, default=TrainSettings().steps, help="a run (%(default)s)")
     arguments.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     arguments.add_argument("--workers", type=int, help="threads a run; all cores unless given")
     arguments.add_argument("--only", help=argparse.SUPPRESS)

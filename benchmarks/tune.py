@@ -25,7 +25,7 @@ import numpy as np
 from _subjects import SCALES, export
 
 from tinylora_edge import runtime
-from tinylora_edge.runtime import Budget, TuneSettings, Tuning
+from tinylora_edge.runtime import Budget, RewardLearner, TuneSettings
 from tinylora_edge.runtime.evaluation import Evaluation, compare, evaluate
 from tinylora_edge.tasks import load_task
 
@@ -51,7 +51,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
     with tempfile.TemporaryDirectory() as folder:
         bundle, _ = export(Path(folder), SCALES, options.weights)
         with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
-            tuning = Tuning(
+            tuning = RewardLearner(
                 llm,
                 task.train,
                 task.reward,

@@ -22,7 +22,7 @@ def main() -> None:
     options = arguments.parse_args()
     llm = runtime.load(options.bundle, n_ctx=64, engine="llama", n_threads=options.threads)
     learning: Future[object] | None = None
-    tuner = runtime.Tuner(llm, options.state, max_tokens=24, n_threads=options.threads)
+    tuner = runtime.FeedbackLearner(llm, options.state, max_tokens=24, n_threads=options.threads)
     with tuner, ThreadPoolExecutor(1) as later:
         print(f"{tuner.clicks} clicks so far. An empty question ends.")
         while question := input("\nask: ").strip():

@@ -20,12 +20,13 @@ from .gguf import Export, ExportReport, add_base, export_gguf
 from .hub import ResolvedModel, Selection, find, resolve
 from .onnx import BakeReport, OnnxExport, OnnxReport, export_onnx
 from .parts import PartExport, PartReport, export_part, merge
-from .settings import Settings
+from .settings import ExportSettings
 
 __all__ = [
     "BakeReport",
     "Export",
     "ExportReport",
+    "ExportSettings",
     "OnnxExport",
     "OnnxReport",
     "PartExport",
@@ -33,7 +34,6 @@ __all__ = [
     "Quality",
     "ResolvedModel",
     "Selection",
-    "Settings",
     "add_base",
     "export_gguf",
     "export_onnx",

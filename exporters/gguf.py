@@ -18,7 +18,7 @@ from .bundle_writer import refuse_existing, write_bundle
 from .factors.basis import Quality, basis_of, gather, short
 from .factors.factorize import Progress, factorized, one_blas_thread
 from .manifest import describe_export
-from .settings import Settings
+from .settings import ExportSettings
 from .source import Source
 from .weights.gguf import GGUFWeights, check_shapes
 
@@ -70,11 +70,11 @@ class Export:
         output: str | PathLike[str],
         *,
         base: str | PathLike[str] | None = None,
-        settings: Settings | None = None,
+        settings: ExportSettings | None = None,
         workers: int | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
-        self.settings, self._workers = settings or Settings(), workers
+        self.settings, self._workers = settings or ExportSettings(), workers
         self._provenance = provenance
         self.output = Path(output)
         self._source = Source(Path(model), Path(base) if base is not None else None, self.settings)
@@ -111,7 +111,7 @@ def export_gguf(
     output: str | PathLike[str],
     *,
     base: str | PathLike[str] | None = None,
-    settings: Settings | None = None,
+    settings: ExportSettings | None = None,
     workers: int | None = None,
     provenance: dict[str, Any] | None = None,
     progress: Progress = lambda module, size: None,

@@ -11,7 +11,7 @@ from ..basis import Basis
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME
 from ..formats.gguf_split import gguf_paths, split_name
 from .factors.basis import Quality
-from .settings import Settings
+from .settings import ExportSettings
 
 _FORMAT = 1
 _SECTIONS = ("source", "base", "onnx", "basis", "factors", "imported")
@@ -36,7 +36,7 @@ def describe(basis: Basis, sections: Mapping[str, dict[str, Any] | None]) -> dic
 
 
 def describe_export(
-    quality: Quality, source: str, settings: Settings, provenance: dict[str, Any] | None
+    quality: Quality, source: str, settings: ExportSettings, provenance: dict[str, Any] | None
 ) -> dict[str, dict[str, Any] | None]:
     """Return the sections of a manifest about the factorization of weights.
 

@@ -27,7 +27,7 @@ from .factors.factorize import Progress, factorized
 from .factors.journal import Factors, read_part
 from .gguf import ExportReport
 from .manifest import describe_export
-from .settings import Settings
+from .settings import ExportSettings
 from .source import Source
 
 _FORMAT = 1
@@ -78,13 +78,13 @@ class PartExport:
         part: tuple[int, int],
         *,
         base: str | PathLike[str] | None = None,
-        settings: Settings | None = None,
+        settings: ExportSettings | None = None,
         workers: int | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         index, count = part
         self._provenance = provenance
-        self.part, self.settings, self._workers = part, settings or Settings(), workers
+        self.part, self.settings, self._workers = part, settings or ExportSettings(), workers
         output = Path(output)
         self.output = output.with_name(f"{output.name}.part-{index}-of-{count}")
         self._source = Source(Path(model), Path(base) if base is not None else None, self.settings)
@@ -191,7 +191,7 @@ def merge(
     refuse_existing(output)
     plan, found = _join([Path(part) for part in parts])
     base = Path(base if base is not None else plan["base"])
-    settings = Settings(**{**plan["settings"], "targets": tuple(plan["settings"]["targets"])})
+    settings = ExportSettings(**{**plan["settings"], "targets": tuple(plan["settings"]["targets"])})
     modules, marks = plan["modules"], tuple(plan["fingerprints"])
     _check_base(base, modules, marks[0])
     tying = np.array(plan["tying"], np.int32)

@@ -15,7 +15,7 @@ from ..tying import tie
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ExportSettings:
     """The decisions of an export. By default 13 numbers: r = 2, u = 1 and 13 groups, tied in tiles of depth.
 
     The paper (arXiv 2602.04118) spends numbers on less tying before more u, and with u = 1 a vector is the
@@ -48,7 +48,7 @@ class Settings:
             raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
 
 
-def plan(deployed_modules: list[str], settings: Settings) -> tuple[list[str], NDArray[np.int32]]:
+def plan(deployed_modules: list[str], settings: ExportSettings) -> tuple[list[str], NDArray[np.int32]]:
     """Return the modules of a basis in canonical order and their groups.
 
     Raises:

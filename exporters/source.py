@@ -17,7 +17,7 @@ from ..modules import parse
 from ..row_orders import UNGROUPED, Heads, listed_order, row_orders
 from .factors.factorize import factorize_module, mark, module_key
 from .factors.journal import Factors
-from .settings import Settings, plan
+from .settings import ExportSettings, plan
 from .weights.coverage import warn_of
 from .weights.gguf import GGUFWeights, Weights
 from .weights.hf import HFWeights
@@ -45,7 +45,7 @@ class Source:
     """
 
     def __init__(
-        self, model: Path, base: Path | None, settings: Settings, *, needs_gguf: bool = True
+        self, model: Path, base: Path | None, settings: ExportSettings, *, needs_gguf: bool = True
     ) -> None:
         if not model.exists():
             raise ExportError(

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NotImprovedWarning
 from ..vector import Policy
 from .load import engine_of, load, missing_engine
-from .tuning.learner import Tuning
+from .tuning.learner import RewardLearner
 from .tuning.settings import Tuned, TuneSettings
 from .tuning.state import Budget
 from .tuning.tune import tune
 
 if TYPE_CHECKING:
-    from .feedback.learner import Answer, Tuner
+    from .feedback.learner import Answer, FeedbackLearner
     from .llama.model import TinyLoraLlama
     from .onnx.model import TinyLoraOnnx
     from .onnx.session import OnnxSession, RunOptions
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Budget",
+    "FeedbackLearner",
     "NotImprovedWarning",
     "OnnxSession",
     "Policy",
+    "RewardLearner",
     "RunOptions",
     "TinyLoraLlama",
     "TinyLoraOnnx",
     "TuneSettings",
     "Tuned",
-    "Tuner",
-    "Tuning",
     "engine_of",
     "load",
     "tune",
@@ -55,7 +55,7 @@ _HOMES = {  # what brings an engine along is imported when it is asked for
     "RunOptions": "onnx.session",
     "TinyLoraLlama": "llama.model",
     "TinyLoraOnnx": "onnx.model",
-    "Tuner": "feedback.learner",
+    "FeedbackLearner": "feedback.learner",
 }
 
 

@@ -37,11 +37,11 @@ def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def smollm2_bundle_u13(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The other reading of 13 parameters: u = 13, one group. Never write to it."""
-    from tinylora_edge.exporters import Settings
+    from tinylora_edge.exporters import ExportSettings
     from tinylora_edge.exporters.gguf import export_gguf
 
     output = tmp_path_factory.mktemp("smollm2-u13") / "bundle"
-    return export_gguf(smollm2_gguf, output, settings=Settings(u=13, tying="full")).output
+    return export_gguf(smollm2_gguf, output, settings=ExportSettings(u=13, tying="full")).output
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_models
 
 from tinylora_edge import MicroVector, load_basis
-from tinylora_edge.exporters import Settings, export_onnx
+from tinylora_edge.exporters import ExportSettings, export_onnx
 
-SETTINGS = {"scales": Settings(groups=5), "fold": Settings(groups=2, u=3, tying="tiled")}
+SETTINGS = {"scales": ExportSettings(groups=5), "fold": ExportSettings(groups=2, u=3, tying="tiled")}
 
 TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"

@@ -225,8 +225,8 @@ def test_exporting_without_an_engine_or_torch(smollm2_gguf: Path, tmp_path: Path
     code = (
         "import sys; missing = 'llama_cpp', 'torch', 'transformers', 'huggingface_hub'\n"
         "sys.modules.update(dict.fromkeys(missing))\n"
-        "from tinylora_edge.exporters import Settings, export_gguf\n"
-        "settings = Settings(targets=('blk.0.attn_k.weight',), groups=1)\n"
+        "from tinylora_edge.exporters import ExportSettings, export_gguf\n"
+        "settings = ExportSettings(targets=('blk.0.attn_k.weight',), groups=1)\n"
         "print(export_gguf(sys.argv[1], 'bundle', settings=settings).basis.modules)"
     )
     done = run(code, str(smollm2_gguf), cwd=tmp_path)

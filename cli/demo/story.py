@@ -70,9 +70,9 @@ class Size:
 
     def options(self, seed: int, threads: int) -> Options:
         """Return what to train with: the package's own settings, but for the size."""
-        from ...train import Options, Settings
+        from ...train import Options, TrainSettings
 
-        settings = Settings(seed=seed)
+        settings = TrainSettings(seed=seed)
         if self.quick:
             settings = replace(settings, steps=_QUICK_STEPS, validation=_QUICK_VALIDATION)
         if self.steps is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...basis import Basis
-from ..settings import Settings
+from ..settings import ExportSettings
 from .journal import Factors
 
 
@@ -57,7 +57,7 @@ def basis_of(
     found: Mapping[str, Factors],
     modules: Sequence[str],
     tying: NDArray[np.int32],
-    settings: Settings,
+    settings: ExportSettings,
     architecture: str,
     fingerprints: tuple[str, ...],
 ) -> Basis:

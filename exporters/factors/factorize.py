@@ -23,7 +23,7 @@ from ...errors import BasisError, ExportError, MissingExtraError
 from ...factorization import RowSource, TruncatedSVD, factors, truncated_svd
 from ...modules import parse
 from ..bundle_writer import explain, refuse_existing
-from ..settings import Settings
+from ..settings import ExportSettings
 from .journal import Factors, Journal, journal_path
 
 Progress = Callable[[str, int], None]
@@ -103,7 +103,7 @@ def factorized(
 def factorize_module(
     module: str,
     matrices: Sequence[RowSource],
-    settings: Settings,
+    settings: ExportSettings,
     *,
     stacked: bool,
     align: Align | None,
@@ -149,7 +149,7 @@ def factorize_module(
 
 
 def module_key(
-    module: str, matrices: Sequence[RowSource], settings: Settings, *, stacked: bool, context: str
+    module: str, matrices: Sequence[RowSource], settings: ExportSettings, *, stacked: bool, context: str
 ) -> str:
     """Return what stands for everything that decides a module's factors.
 
@@ -220,7 +220,7 @@ def _fill(
 
 
 def _factorize_matrix(
-    module: str, expert: int | None, matrix: RowSource, settings: Settings
+    module: str, expert: int | None, matrix: RowSource, settings: ExportSettings
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], TruncatedSVD]:
     where = module if expert is None else f"{module}, expert {expert},"
     try:

@@ -21,7 +21,7 @@ from ..bundle_writer import Sections, refuse_existing, write_bundle
 from ..factors.basis import Quality, basis_of, gather, short
 from ..factors.factorize import Progress, factorized, one_blas_thread
 from ..manifest import describe_export
-from ..settings import Settings
+from ..settings import ExportSettings
 from ..source import Source
 from . import builder
 from .bake import FLAVOURS, BakeReport, bake
@@ -97,7 +97,7 @@ class OnnxExport:
         with_gguf: bool = False,
         flavour: str = DEFAULT,
         precision: str = "fp32",
-        settings: Settings | None = None,
+        settings: ExportSettings | None = None,
         workers: int | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
@@ -105,7 +105,7 @@ class OnnxExport:
             if value not in known:
                 raise ExportError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
         import_onnx()
-        self.settings, self._workers = settings or Settings(), workers
+        self.settings, self._workers = settings or ExportSettings(), workers
         self._provenance = provenance
         self.output = Path(output)
         refuse_existing(self.output)

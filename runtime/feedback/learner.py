@@ -18,7 +18,7 @@ from ..llama.batch import Batch, Generation
 from ..llama.model import TinyLoraLlama
 from ..llama.prompts import decode, encode
 from .posterior import Posterior
-from .state import State, read, write
+from .state import FeedbackState, read, write
 
 _REMEMBERED = 256  # answers that may still be told about
 _DRAWN = 4  # answers drawn for a pair, of which two that differ are shown
@@ -31,7 +31,7 @@ Quantized activations move it by about 0.3 whatever the step, so that a smaller 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that a `Tuner` gave.
+    """An answer that a `FeedbackLearner` gave.
 
     Attributes:
         text: the answer, special tokens left out.
@@ -53,10 +53,10 @@ class _Shown:
     question: int  # those of one pair share it
 
 
-class Tuner:
+class FeedbackLearner:
     """A learner that finds a micro-vector from a user's clicks, by forward passes alone.
 
-        tuner = Tuner(llm, state="me.state")
+        tuner = FeedbackLearner(llm, state="me.state")
         answer = tuner.ask(messages)                # show it, with two buttons
         tuner.tell(answer, +1)                      # or -1
         first, second = tuner.ask_pair(messages)    # or two answers, and the better one is clicked
@@ -119,7 +119,7 @@ class Tuner:
         self._max_tokens, self._n_ctx_seq, self._temperature = max_tokens, n_ctx_seq, temperature
         size = llm.basis.size
         found = None if state is None else read(state, llm.basis.digest, size)
-        self._state = found or State(seed, Posterior(size))
+        self._state = found or FeedbackState(seed, Posterior(size))
         self._shown: OrderedDict[int, _Shown] = OrderedDict()
         self._count = 0
         self._lock = threading.Lock()
@@ -201,13 +201,13 @@ class Tuner:
         with self._lock:
             self._batch.close()
 
-    def __enter__(self) -> Tuner:
+    def __enter__(self) -> FeedbackLearner:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _vector(self, state: State) -> MicroVector:
+    def _vector(self, state: FeedbackState) -> MicroVector:
         values = state.posterior.vector().astype(np.float32).reshape(self._llm.basis.groups, -1)
         return MicroVector(values, sequence=min(state.clicks, 0xFFFF))
 
@@ -251,7 +251,7 @@ class Tuner:
             )
         return shown
 
-    def _keep(self, state: State, answers: list[Answer]) -> MicroVector:
+    def _keep(self, state: FeedbackState, answers: list[Answer]) -> MicroVector:
         """Make a state the one of now, on disk first; the answers are told about."""
         state.clicks += 1
         if self._path is not None:
@@ -261,7 +261,7 @@ class Tuner:
             del self._shown[answer.number]
         return self._vector(state)
 
-    def _score(self, state: State, shown: list[_Shown]) -> tuple[NDArray[np.float64], list[float]]:
+    def _score(self, state: FeedbackState, shown: list[_Shown]) -> tuple[NDArray[np.float64], list[float]]:
         """Return answers' scores where they were drawn, float64 [answers, n], and their log-ratios.
 
         Central differences; the step of the state is adapted for the next time.

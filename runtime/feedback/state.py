@@ -1,4 +1,4 @@
-"""The state of a `Tuner` in a file: numbers in a fixed layout, so that no text can be in it.
+"""The state of a `FeedbackLearner` in a file: numbers in a fixed layout, so that no text can be in it.
 
 Little-endian, format 1:
 
@@ -40,8 +40,8 @@ _HASH = 32
 
 
 @dataclass
-class State:
-    """Everything that a `Tuner` knows.
+class FeedbackState:
+    """Everything that a `FeedbackLearner` knows.
 
     Attributes:
         seed: of every random number.
@@ -58,7 +58,7 @@ class State:
     step: float = 0.05
 
 
-def read(path: str | PathLike[str], digest: str, size: int) -> State | None:
+def read(path: str | PathLike[str], digest: str, size: int) -> FeedbackState | None:
     """Return the state in a file; None where there is no file.
 
     Raises:
@@ -99,10 +99,10 @@ def read(path: str | PathLike[str], digest: str, size: int) -> State | None:
         values[square + n + 1 :].reshape(n, n),
         answers,
     )
-    return State(seed, posterior, asked, clicks, step)
+    return FeedbackState(seed, posterior, asked, clicks, step)
 
 
-def write(path: str | PathLike[str], state: State, digest: str) -> None:
+def write(path: str | PathLike[str], state: FeedbackState, digest: str) -> None:
     """Replace the file, whole or not at all; for its owner alone.
 
     Raises:

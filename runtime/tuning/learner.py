@@ -25,10 +25,10 @@ from ..personal import Personal
 from .search import make_search, restore_search
 from .settings import Report, Tuned, TuneSettings
 from .sitting import Plan, Sitting
-from .state import Budget, State, load_state, save_state
+from .state import Budget, TuningState, load_state, save_state
 
 
-class Tuning:
+class RewardLearner:
     """A learner that tunes v on the device, in one sitting or many.
 
     Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
@@ -102,7 +102,7 @@ class Tuning:
             search = make_search(settings.method, flat, sigma=self._plan.sigma, seed=seed, **settings.options)
         except (TypeError, ValueError) as error:
             raise TrainError(f"the search cannot begin: {error}") from None
-        self._search, self.state = search, State(search.state(), flat.tolist())
+        self._search, self.state = search, TuningState(search.state(), flat.tolist())
         if self._path is not None and self._path.exists():
             self.state = load_state(self._path, self._identity())
             self._search = restore_search(self.state.search)

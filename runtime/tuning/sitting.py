@@ -17,7 +17,7 @@ from ...vector import MicroVector
 from ..evaluation import Population
 from .search import Search
 from .settings import Report, Tuned, TuneSettings
-from .state import Budget, State
+from .state import Budget, TuningState
 
 _POLL = 0.5  # seconds between two questions to `wait`
 _PROBE = 8  # prompts of the first answers, which tell what a step will cost
@@ -61,7 +61,7 @@ class Sitting:
         self,
         plan: Plan,
         search: Search,
-        state: State,
+        state: TuningState,
         population: Population,
         budget: Budget,
         *,

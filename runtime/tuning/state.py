@@ -64,7 +64,7 @@ class Budget:
 
 
 @dataclass
-class State:
+class TuningState:
     """All that the next step depends on, in plain numbers.
 
     Attributes:
@@ -93,7 +93,7 @@ class State:
     seconds: float = 0.0
 
 
-def save_state(path: str | PathLike[str], state: State, identity: dict[str, Any]) -> None:
+def save_state(path: str | PathLike[str], state: TuningState, identity: dict[str, Any]) -> None:
     """Write a state atomically: a JSON file of numbers.
 
     Raises:
@@ -104,7 +104,7 @@ def save_state(path: str | PathLike[str], state: State, identity: dict[str, Any]
         file.write((json.dumps(content) + "\n").encode())
 
 
-def load_state(path: str | PathLike[str], identity: dict[str, Any]) -> State:
+def load_state(path: str | PathLike[str], identity: dict[str, Any]) -> TuningState:
     """Read a state.
 
     Args:
@@ -118,7 +118,7 @@ def load_state(path: str | PathLike[str], identity: dict[str, Any]) -> State:
         content = json.loads(Path(path).read_text("utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, expected {_FORMAT}")
-        found, state = content["identity"], State(**content["state"])
+        found, state = content["identity"], TuningState(**content["state"])
     except FileNotFoundError:
         raise TrainError(f"there is no state {path} to go on from: start without it") from None
     except (ValueError, KeyError, TypeError) as error:

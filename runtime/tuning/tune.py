@@ -10,7 +10,7 @@ from ...errors import NotImprovedWarning
 from ...tasks import Prompt, Reward, Sample
 from ...vector import MicroVector
 from ..personal import Personal
-from .learner import Tuning
+from .learner import RewardLearner
 from .settings import Tuned
 from .state import Budget
 
@@ -38,17 +38,17 @@ def tune(
         budget: seconds, a text such as `5m`, `90s` or `80ktokens`, or a `Budget`.
         seed: of everything. With a budget of tokens the same seed gives the same vector, on one machine,
             engine build and number of threads.
-        options: those of `Tuning` (`max_tokens`, `raw`, `start`, `settings`, `path`, `wait`, `report`, ...).
+        options: those of `RewardLearner` (`max_tokens`, `raw`, `start`, `settings`, `path`, `wait`, ...).
 
     Returns:
         The vector that the model has now.
 
     Raises:
-        TrainError: as for `Tuning` and `Tuning.run`.
-        VectorError: as for `Tuning`.
+        TrainError: as for `RewardLearner` and `RewardLearner.run`.
+        VectorError: as for `RewardLearner`.
         BusyError: a stream of this thread is unfinished, so the vector cannot be exchanged.
     """
-    found = Tuning(llm, prompts, reward, seed=seed, **options).run(budget)
+    found = RewardLearner(llm, prompts, reward, seed=seed, **options).run(budget)
     return adopt(llm, found)
 
 

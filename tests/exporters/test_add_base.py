@@ -10,14 +10,14 @@ import pytest
 import smollm2
 
 from tinylora_edge import BaseMismatchError, Bundle, ExportError, MicroVector, load_basis
-from tinylora_edge.exporters import Settings, add_base, export_gguf
+from tinylora_edge.exporters import ExportSettings, add_base, export_gguf
 
 PROMPT = list(b"one two three four")
 
 
 @pytest.fixture
 def bundle(llama_gguf, tmp_path):
-    return export_gguf(llama_gguf, tmp_path / "bundle", settings=Settings(groups=5)).output
+    return export_gguf(llama_gguf, tmp_path / "bundle", settings=ExportSettings(groups=5)).output
 
 
 def beside(bundle, base, directory):
@@ -74,7 +74,7 @@ def test_other_forms_of_the_real_model(
     "ftype", [10, 12, 2, 3, 15, 7, 1], ids=["Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q8_0", "F16"]
 )
 def test_every_number_of_bits_is_accepted(wide_gguf, tmp_path, ftype):
-    bundle = export_gguf(wide_gguf, tmp_path / "bundle", settings=Settings(groups=2)).output
+    bundle = export_gguf(wide_gguf, tmp_path / "bundle", settings=ExportSettings(groups=2)).output
     _, distance = add_base(bundle, models.quantize_file(wide_gguf, tmp_path / "small.gguf", ftype))
     assert distance < 0.2  # 0.16 for Q2_K on this model; 0.3 is accepted
 
@@ -91,7 +91,7 @@ def test_adding_twice_lists_once(bundle, llama_gguf, tmp_path):
 
 
 def test_sqrt_and_f16_factors(llama_gguf, tmp_path):
-    settings = Settings(groups=5, factorization="sqrt", factor_dtype="f16")
+    settings = ExportSettings(groups=5, factorization="sqrt", factor_dtype="f16")
     bundle = export_gguf(llama_gguf, tmp_path / "bundle", settings=settings).output
     small = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
     digest = load_basis(bundle / "basis.gguf").digest

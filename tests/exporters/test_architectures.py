@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tinylora_edge import MicroVector
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.weights.coverage import TESTED
 
 PROMPT = list(b"one two three four five")
 GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16
-STRATEGIES = {"scales": Settings(groups=5), "fold": Settings(u=3, groups=2)}
+STRATEGIES = {"scales": ExportSettings(groups=5), "fold": ExportSettings(u=3, groups=2)}
 
 
 @pytest.fixture(scope="module", params=architectures.GGUF_NAMES)
@@ -78,8 +78,8 @@ def test_a_vector_does_what_merging_it_does(
 
 def test_every_module_has_an_effect(architecture, base, load, tmp_path):
     """An adapter on a tensor that llama.cpp's graph never asks about would load, and do nothing."""
-    count = len(export_gguf(base, tmp_path / "one", settings=Settings(groups=1)).basis.modules)
-    report = export_gguf(base, tmp_path / "bundle", settings=Settings(groups=count))
+    count = len(export_gguf(base, tmp_path / "one", settings=ExportSettings(groups=1)).basis.modules)
+    report = export_gguf(base, tmp_path / "bundle", settings=ExportSettings(groups=count))
     llm = load(report.output)
     plain = models.llama_logits(llm, PROMPT)
     for position, module in enumerate(report.basis.modules):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tinylora_edge import Bundle, ExportError
-from tinylora_edge.exporters import Settings, bundle_writer, export_gguf
+from tinylora_edge.exporters import ExportSettings, bundle_writer, export_gguf
 
-SETTINGS = Settings(groups=2)
+SETTINGS = ExportSettings(groups=2)
 JOURNAL = [".bundle.factors"]  # finished modules, for the next run
 Usage = namedtuple("Usage", "total used free")
 
@@ -181,7 +181,7 @@ def test_an_output_that_exists_is_left_as_it_is(model, parent, kind):
         output.symlink_to("nowhere")
     before = os.lstat(output)
     with pytest.raises(ExportError, match=r"bundle exists already"):
-        export_gguf(model, output, settings=Settings(groups=3))
+        export_gguf(model, output, settings=ExportSettings(groups=3))
     assert os.lstat(output) == before
     assert names(parent) == ["bundle"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import BasisError, ExportError, UnsupportedModelError
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 
 MODULE = "blk.1.ffn_up.weight"
 
@@ -24,7 +24,7 @@ def refuse(tmp_path):
         parent = tmp_path / "parent"
         parent.mkdir()
         with pytest.raises(error, match=match) as caught:
-            export_gguf(path, parent / "bundle", settings=Settings(**(settings or {"groups": 2})))
+            export_gguf(path, parent / "bundle", settings=ExportSettings(**(settings or {"groups": 2})))
         assert {each.name for each in parent.iterdir()} <= {".bundle.factors"}  # finished modules
         assert "\n" not in str(caught.value)
         return caught.value
@@ -71,7 +71,7 @@ def test_a_lora_adapter(refuse, tmp_path):
 
 
 def test_the_side_tensors_of_a_bundle(refuse, llama_gguf, tmp_path):
-    bundle = export_gguf(llama_gguf, tmp_path / "bundle", settings=Settings(groups=2)).output
+    bundle = export_gguf(llama_gguf, tmp_path / "bundle", settings=ExportSettings(groups=2)).output
     refuse(ExportError, "adapter", bundle / "basis.gguf")
 
 
@@ -81,7 +81,7 @@ def test_one_file_of_a_split_model(refuse, write):
 
 
 def test_a_model_that_was_split_into_one_file(write, tmp_path):
-    export_gguf(write(metadata={"split.count": 1}), tmp_path / "bundle", settings=Settings(groups=2))
+    export_gguf(write(metadata={"split.count": 1}), tmp_path / "bundle", settings=ExportSettings(groups=2))
 
 
 def test_an_architecture_that_is_unknown(refuse, write):
@@ -95,7 +95,7 @@ def test_a_model_without_linear_layers_by_their_names(refuse, write):
 
 def test_a_model_with_some_of_them_is_exported(write, tmp_path):
     path = write(rename=lambda name: None if "attn" in name else name)
-    basis = export_gguf(path, tmp_path / "bundle", settings=Settings(groups=2)).basis
+    basis = export_gguf(path, tmp_path / "bundle", settings=ExportSettings(groups=2)).basis
     assert basis.kinds() == ["ffn_gate", "ffn_up", "ffn_down"]
 
 
@@ -118,7 +118,7 @@ def test_a_weight_of_a_lower_rank(refuse, write):
 
 def test_a_weight_of_lower_rank_can_be_left_out_as_the_error_says(write, tmp_path):
     path = write(**altered(np.zeros_like))
-    settings = Settings(groups=2, targets=("attn_*", "ffn_down"))
+    settings = ExportSettings(groups=2, targets=("attn_*", "ffn_down"))
     assert len(export_gguf(path, tmp_path / "bundle", settings=settings).basis.modules) == 10
 
 
@@ -126,7 +126,7 @@ def test_weights_of_extreme_scales(write, tmp_path):
     """Scale is no reason to refuse: factors are float32."""
     for scale in (1e-12, 1e12):
         path = write(**altered(lambda w, scale=scale: w * np.float32(scale)))
-        basis = export_gguf(path, tmp_path / f"{scale}", settings=Settings(groups=2)).basis
+        basis = export_gguf(path, tmp_path / f"{scale}", settings=ExportSettings(groups=2)).basis
         s = np.linalg.norm(basis.b[basis.index(MODULE)].astype(np.float64), axis=0)
         assert 0.1 * scale < s[1] < s[0] < 100 * scale
 
@@ -140,7 +140,7 @@ def test_factors_beyond_float16(refuse, write, tmp_path):
         {"groups": 2, "factor_dtype": "f16"},
     )
     assert "inf" not in str(error)
-    export_gguf(path, tmp_path / "bundle", settings=Settings(groups=2))
+    export_gguf(path, tmp_path / "bundle", settings=ExportSettings(groups=2))
 
 
 # Settings
@@ -194,7 +194,7 @@ def test_settings_are_refused_before_a_weight_is_read(llama_gguf, tmp_path, sett
         export_gguf(
             llama_gguf,
             tmp_path / "bundle",
-            settings=Settings(**{"groups": 2, **settings}),
+            settings=ExportSettings(**{"groups": 2, **settings}),
             progress=lambda module, size: read.append(module),
         )
     assert read == []
@@ -202,4 +202,4 @@ def test_settings_are_refused_before_a_weight_is_read(llama_gguf, tmp_path, sett
 
 def test_a_factor_dtype_that_is_unknown():
     with pytest.raises(BasisError, match="f64"):
-        Settings(factor_dtype="f64")
+        ExportSettings(factor_dtype="f64")

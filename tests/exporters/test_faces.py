@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from tinylora_edge import exporters
-from tinylora_edge.exporters import Settings, export_gguf, export_part, find, hub, onnx
+from tinylora_edge.exporters import ExportSettings, export_gguf, export_part, find, hub, onnx
 
 HEAVY = {
     "torch",
@@ -39,7 +39,7 @@ def test_what_is_public_is_listed_and_documented(face: ModuleType) -> None:
 
 
 def test_reports_print_on_two_lines(llama_gguf, tmp_path):
-    settings = Settings(groups=2)
+    settings = ExportSettings(groups=2)
     report = export_gguf(llama_gguf, tmp_path / "bundle", settings=settings)
     part = export_part(llama_gguf, tmp_path / "parts", (1, 2), settings=settings)
     for shown in (report, part):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tinylora_edge import Bundle, MicroVector, __version__, load_basis
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 
 PROMPT = list(b"one two three four")
-SETTINGS = {"scales": Settings(groups=5), "fold": Settings(u=3, groups=2)}
+SETTINGS = {"scales": ExportSettings(groups=5), "fold": ExportSettings(u=3, groups=2)}
 
 
 @pytest.fixture(params=models.ARCHITECTURES)
@@ -59,13 +59,13 @@ def test_logits_and_tokens_equal_those_of_torch(source, settings, model, load, t
 
 
 OTHER_SETTINGS = {
-    "sqrt": Settings(groups=5, factorization="sqrt"),
-    "f16 factors": Settings(groups=5, factor_dtype="f16"),
-    "rank 3": Settings(groups=5, rank=3),
-    "rank 1": Settings(groups=5, rank=1, u=2),
-    "structured": Settings(groups=7, tying="structured", seed=2**64 - 1),
-    "full": Settings(u=13, tying="full"),
-    "some targets": Settings(groups=2, targets=("attn_q", "blk.1.ffn_*")),
+    "sqrt": ExportSettings(groups=5, factorization="sqrt"),
+    "f16 factors": ExportSettings(groups=5, factor_dtype="f16"),
+    "rank 3": ExportSettings(groups=5, rank=3),
+    "rank 1": ExportSettings(groups=5, rank=1, u=2),
+    "structured": ExportSettings(groups=7, tying="structured", seed=2**64 - 1),
+    "full": ExportSettings(u=13, tying="full"),
+    "some targets": ExportSettings(groups=2, targets=("attn_q", "blk.1.ffn_*")),
 }
 
 
@@ -94,7 +94,7 @@ def test_factors_are_the_truncated_svd_of_the_weights(
     source, model, gguf, factorization, tmp_path, record_property
 ):
     """Against numpy's full SVD of the weights in GGUF's order, wherever the next value is apart."""
-    settings = Settings(groups=5, factorization=factorization)
+    settings = ExportSettings(groups=5, factorization=factorization)
     basis = export_gguf(output=tmp_path / "bundle", settings=settings, **source).basis
     exact = "model" in source and source["model"] == gguf
     weights, checked = models.gguf_tensors(model), 0
@@ -113,7 +113,7 @@ def test_factors_are_the_truncated_svd_of_the_weights(
 
 
 def test_the_basis_knows_what_it_was_made_of(architecture, gguf, tmp_path):
-    report = export_gguf(gguf, tmp_path / "bundle", settings=Settings(groups=5, seed=7))
+    report = export_gguf(gguf, tmp_path / "bundle", settings=ExportSettings(groups=5, seed=7))
     basis = load_basis(report.output / "basis.gguf")
     kinds = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
     assert basis.digest == report.basis.digest
@@ -132,7 +132,9 @@ def test_an_export_is_reproducible(gguf, tmp_path):
 
 
 def test_another_seed_gives_another_basis_of_the_same_factors(llama_gguf, tmp_path):
-    one, two = (export_gguf(llama_gguf, tmp_path / str(s), settings=Settings(seed=s)).basis for s in (1, 2))
+    one, two = (
+        export_gguf(llama_gguf, tmp_path / str(s), settings=ExportSettings(seed=s)).basis for s in (1, 2)
+    )
     assert one.digest != two.digest
     assert all(np.array_equal(x, y) for x, y in zip((*one.a, *one.b), (*two.a, *two.b), strict=True))
     assert one.base_fingerprints == two.base_fingerprints
@@ -140,7 +142,7 @@ def test_another_seed_gives_another_basis_of_the_same_factors(llama_gguf, tmp_pa
 
 def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
     hf = models.write_hf(model, tmp_path / "hf")
-    settings = Settings(groups=4, factor_dtype="f16", factorization="sqrt", seed=9)
+    settings = ExportSettings(groups=4, factor_dtype="f16", factorization="sqrt", seed=9)
     report = export_gguf(hf, tmp_path / "bundle", base=gguf, settings=settings)
     manifest = json.loads((report.output / "manifest.json").read_text("utf-8"))
     basis = report.basis

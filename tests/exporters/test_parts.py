@@ -9,11 +9,11 @@ import models
 import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, ExportError, load_basis
-from tinylora_edge.exporters import Settings, export_gguf, export_part, merge
+from tinylora_edge.exporters import ExportSettings, export_gguf, export_part, merge
 from tinylora_edge.exporters.factors.journal import Journal
 from tinylora_edge.exporters.parts import share
 
-SETTINGS = Settings(groups=3, seed=9)
+SETTINGS = ExportSettings(groups=3, seed=9)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_part_begun_with_other_settings_has_the_plan_of_the_new_ones(llama_ggu
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_part(llama_gguf, tmp_path / "b", (1, 2), settings=Settings(groups=2), progress=kill)
+        export_part(llama_gguf, tmp_path / "b", (1, 2), settings=ExportSettings(groups=2), progress=kill)
     files = [export_part(llama_gguf, tmp_path / "b", (i, 2), settings=SETTINGS).output for i in (1, 2)]
     whole = export_gguf(llama_gguf, tmp_path / "whole", settings=SETTINGS)
     assert merge(files, tmp_path / "b").basis.digest == whole.basis.digest
@@ -146,7 +146,7 @@ def test_a_part_twice(parts, tmp_path):
 
 
 def test_a_part_of_another_export(parts, llama_gguf, tmp_path):
-    other = export_part(llama_gguf, tmp_path / "x", (2, 3), settings=Settings(groups=3, seed=10)).output
+    other = export_part(llama_gguf, tmp_path / "x", (2, 3), settings=ExportSettings(groups=3, seed=10)).output
     refuse([parts[0], other, parts[2]], tmp_path, r"part of another export.*its seed is 10, not 9")
     fewer = export_part(llama_gguf, tmp_path / "y", (2, 2), settings=SETTINGS).output
     refuse([parts[0], fewer], tmp_path, "one of 2 parts, not of 3")

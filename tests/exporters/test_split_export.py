@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tinylora_edge import Bundle, ExportError, MicroVector
-from tinylora_edge.exporters import Settings, add_base, export_gguf
+from tinylora_edge.exporters import ExportSettings, add_base, export_gguf
 
 PROMPT = list(b"one two three")
-SETTINGS = Settings(groups=4)
+SETTINGS = ExportSettings(groups=4)
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 import smollm2
 
 from tinylora_edge import runtime
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime import TinyLoraLlama
 
 STRATEGIES = ("scales", "fold")
-SETTINGS = {"scales": Settings(groups=5), "fold": Settings(groups=2, u=3, tying="tiled")}
+SETTINGS = {"scales": ExportSettings(groups=5), "fold": ExportSettings(groups=2, u=3, tying="tiled")}
 
 # One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
 OPTIONS: dict[str, Any] = {
@@ -66,7 +66,7 @@ def f32_gguf(smollm2_gguf: Path) -> Path:
 def f32_bundles(f32_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A bundle of that for each strategy: u = 1 with 13 groups, and u = 13 with one."""
     root = tmp_path_factory.mktemp("smollm2-f32")
-    settings = {"scales": Settings(), "fold": Settings(u=13, tying="full")}
+    settings = {"scales": ExportSettings(), "fold": ExportSettings(u=13, tying="full")}
     return {name: export_gguf(f32_gguf, root / name, settings=s).output for name, s in settings.items()}
 
 

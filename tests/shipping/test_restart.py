@@ -17,7 +17,7 @@ from tinylora_edge import (
     load_basis,
     runtime,
 )
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 
 SIGNER = Ed25519Signer(b"k" * 32)
 OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
@@ -27,7 +27,7 @@ OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("restart")
     base = models.write_gguf(models.tiny_model("llama"), root / "tiny.gguf")
-    return export_gguf(base, root / "bundle", settings=Settings(groups=5)).output
+    return export_gguf(base, root / "bundle", settings=ExportSettings(groups=5)).output
 
 
 def frame(bundle: Path, sequence: int, signer: Ed25519Signer = SIGNER) -> bytes:

@@ -13,7 +13,7 @@ from invocation import Cli
 
 from tinylora_edge import Ed25519Signer, MicroVector, load_basis
 from tinylora_edge.cli.commands.vectors.convert import VectorForm
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.wire import carriers as _links
 from tinylora_edge.wire import pem, tags
 
@@ -51,7 +51,7 @@ def test_times_on_air() -> None:
 def test_the_python_of_a_device_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"^    from pathlib import Path\n(?:    .*\n|\n)+", SHIPPING, re.M)
     base = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf")
-    bundle = export_gguf(base, tmp_path / "bundle", settings=Settings(groups=5)).output
+    bundle = export_gguf(base, tmp_path / "bundle", settings=ExportSettings(groups=5)).output
     basis, signer = load_basis(bundle / "basis.gguf"), Ed25519Signer(bytes(32))
     frame = MicroVector(MicroVector.random(basis, 0.3).values, sequence=1).to_bytes(basis, signer)
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ import models
 import pytest
 import trl_world
 
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
 
 
@@ -16,7 +16,7 @@ from tinylora_edge.tasks import Completion, Sample, Task
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     gguf = models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
-    return export_gguf(gguf, folder / "bundle", settings=Settings(groups=13)).output
+    return export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13)).output
 
 
 @pytest.fixture(scope="session")

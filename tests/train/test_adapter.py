@@ -14,7 +14,7 @@ import torch
 from architectures import GGUF_NAMES
 
 from tinylora_edge import Basis, MicroVector, TrainError
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
 from tinylora_edge.train import learner as learning
@@ -305,8 +305,8 @@ def test_the_order_of_rows_is_known_without_the_weights(architecture: str) -> No
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:
     model = models.tiny_model("qwen3moe")
     base = models.write_gguf(model, tmp_path / "base.gguf")
-    basis = export_gguf(base, tmp_path / "all", settings=Settings(groups=2)).basis
+    basis = export_gguf(base, tmp_path / "all", settings=ExportSettings(groups=2)).basis
     with pytest.raises(TrainError, match=r"ffn_gate_exps\.weight and 5 more.*--targets '!\*_exps'"):
         Adapter(model, basis)
-    settings = Settings(groups=2, targets=("!*_exps",))
+    settings = ExportSettings(groups=2, targets=("!*_exps",))
     Adapter(model, export_gguf(base, tmp_path / "some", settings=settings).basis).detach()

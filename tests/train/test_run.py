@@ -16,10 +16,10 @@ import pytest
 from tinylora_edge import BaseMismatchError, Bundle, MicroVector, TrainError, runtime
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.train import Loss, Options, Settings, train
+from tinylora_edge.train import Loss, Options, TrainSettings, train
 from tinylora_edge.train.trainer import as_good, unusual
 
-FAST = Settings(steps=6, prompts=4, validate_every=3, validation=16, checkpoint_every=2, lr=0.2, seed=1)
+FAST = TrainSettings(steps=6, prompts=4, validate_every=3, validation=16, checkpoint_every=2, lr=0.2, seed=1)
 
 
 @pytest.fixture

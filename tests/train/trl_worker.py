@@ -16,7 +16,7 @@ import numpy as np
 
 from tinylora_edge import MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.train import Loss, Options, Outcome, Settings
+from tinylora_edge.train import Loss, Options, Outcome, TrainSettings
 from tinylora_edge.train.trl import training as engine
 from tinylora_edge.train.trl.peft_tinylora import vector_of
 
@@ -36,7 +36,7 @@ def letters_task() -> Task:
 def options(folder: Path, **settings: Any) -> Options:
     chosen = {"steps": 4, "prompts": 3, "validate_every": 2, "validation": 8, "lr": 0.2, "seed": 1}
     return Options(
-        settings=Settings(**(chosen | settings)),
+        settings=TrainSettings(**(chosen | settings)),
         samples=4,
         weights=str(folder / "weights"),
         dtype="fp32",

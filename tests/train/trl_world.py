@@ -11,7 +11,7 @@ from typing import Any
 
 import models
 
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -44,7 +44,7 @@ def prepare(folder: Path) -> Path:
     """A bundle of a tiny random model, 13 tiled groups, and the same model for transformers."""
     model = models.tiny_model("llama")
     gguf = models.write_gguf(model, folder / "tiny.gguf", metadata={"tokenizer.chat_template": TEMPLATE})
-    export_gguf(gguf, folder / "bundle", settings=Settings(groups=13))
+    export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13))
     write_tokenizer(models.write_hf(model, folder / "weights"))
     return folder
 

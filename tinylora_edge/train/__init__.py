@@ -19,7 +19,7 @@ from .adapter import Adapter
 from .grpo import Loss
 from .learner import Group, Learner
 from .options import Options, Outcome
-from .trainer import Result, Settings, Trainer
+from .trainer import Result, Trainer, TrainSettings
 
 if TYPE_CHECKING:
     from .run import train
@@ -32,7 +32,7 @@ __all__ = [
     "Options",
     "Outcome",
     "Result",
-    "Settings",
+    "TrainSettings",
     "Trainer",
     "train",
 ]

@@ -19,7 +19,7 @@ _FORMAT = 2
 
 
 @dataclass
-class State:
+class TrainState:
     """The state of a run: all that the next step depends on. Random numbers derive from (seed, step).
 
     Attributes:
@@ -54,7 +54,7 @@ class State:
     back_offs: int = 0
 
     @classmethod
-    def start(cls, v: NDArray[np.float32]) -> State:
+    def start(cls, v: NDArray[np.float32]) -> TrainState:
         """Return the state before the first step."""
         return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy(), np.empty(0))
 
@@ -62,7 +62,7 @@ class State:
 _ARRAYS = ("v", "m", "s", "best_v", "top_scores")
 
 
-def save(path: Path, state: State, identity: dict[str, Any]) -> None:
+def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
     """Write a checkpoint atomically.
 
     Args:
@@ -81,7 +81,7 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
         file.write(buffer.getvalue())
 
 
-def load(path: Path, identity: dict[str, Any]) -> State:
+def load(path: Path, identity: dict[str, Any]) -> TrainState:
     """Read a checkpoint.
 
     Raises:
@@ -102,4 +102,4 @@ def load(path: Path, identity: dict[str, Any]) -> State:
         raise TrainError(
             f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {identity[key]!r}"
         )
-    return State(**arrays, **header["state"])
+    return TrainState(**arrays, **header["state"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import TrainError
 from ..runtime.evaluation import Comparison, Evaluation, compare
 from .grpo import Loss
-from .trainer import Result, Settings
+from .trainer import Result, TrainSettings
 
 METHODS: tuple[str, ...] = ("grpo", "sft")
 ROLLOUT_ENGINES: tuple[str, ...] = ("llama", "hf")
@@ -36,7 +36,7 @@ class Options:
     """
 
     method: str = "grpo"
-    settings: Settings = field(default_factory=Settings)
+    settings: TrainSettings = field(default_factory=TrainSettings)
     loss: Loss = field(default_factory=Loss)
     samples: int = 8
     rollouts: str = "llama"

@@ -18,7 +18,7 @@ from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
 from ..vector import MicroVector
 from .batches import Batches, Sampled
-from .checkpoint import State, load, save
+from .checkpoint import TrainState, load, save
 from .learner import Group, Learner
 
 _BETAS = 0.9, 0.99
@@ -27,7 +27,7 @@ _WATCHED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainSettings:
     """The settings of the loop.
 
     Attributes:
@@ -88,7 +88,7 @@ class Trainer:
     """The loop that trains v.
 
     Args:
-        task: whose prompts are trained on; the first `Settings.validation` are held back.
+        task: whose prompts are trained on; the first `TrainSettings.validation` are held back.
         basis: that v belongs to.
         learner: of the gradients.
         batches: gives the groups of each step.
@@ -109,13 +109,13 @@ class Trainer:
         batches: Batches,
         judge: Sampled,
         *,
-        settings: Settings | None = None,
+        settings: TrainSettings | None = None,
         checkpoint: Path | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
         self.task, self.basis, self.learner = task, basis, learner
         self._batches, self._judged = batches, judge
-        self.settings = settings or Settings()
+        self.settings = settings or TrainSettings()
         self._checkpoint = checkpoint
         self._identity = {
             "task": task.name,
@@ -132,7 +132,7 @@ class Trainer:
                 f"{self.settings.prompts} a step are needed: add prompts, or lower those settings"
             )
         self._validation, self._train = list(task.train[:held]), list(task.train[held:])
-        self.state = State.start(np.zeros((basis.groups, basis.u), np.float32))
+        self.state = TrainState.start(np.zeros((basis.groups, basis.u), np.float32))
         self._stop = False
 
     def resume(self) -> None:

@@ -203,7 +203,7 @@ def export(
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
-    from ....exporters import Export, OnnxExport, PartExport, Settings, find, refuse_existing
+    from ....exporters import Export, ExportSettings, OnnxExport, PartExport, find, refuse_existing
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
@@ -222,7 +222,7 @@ def export(
             raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
         output = Path(found.name)
         refuse_existing(output)
-    settings = Settings(
+    settings = ExportSettings(
         rank=rank,
         u=u,
         groups=groups,

@@ -90,9 +90,9 @@ def train(
       tinylora-edge train smollm2 --task list-lookup -o lookup.bin
     """
     from ....tasks import load_task
-    from ....train import Options, Settings
+    from ....train import Options, TrainSettings
 
-    settings = Settings(steps=steps, prompts=prompts, lr=lr, seed=seed)
+    settings = TrainSettings(steps=steps, prompts=prompts, lr=lr, seed=seed)
     options = Options(
         method=method.value,
         settings=settings,

@@ -32,7 +32,7 @@ from ...shared.options import (
 from .figures import print_figures
 
 if TYPE_CHECKING:
-    from ....runtime import Budget, Tuned, Tuning
+    from ....runtime import Budget, RewardLearner, Tuned
     from ....runtime.evaluation import Evaluation
     from ....tasks import Task
 
@@ -107,7 +107,7 @@ def tune(
             curve.append(figures)
             show(figures)
 
-        tuning = runtime.Tuning(
+        tuning = runtime.RewardLearner(
             llm,
             loaded.train,
             loaded.reward,
@@ -159,7 +159,7 @@ def _check_files(output: Path, state: Path, resume: bool) -> None:
         raise TrainError(f"{state} holds the state of an unfinished run: go on with --resume, or remove it")
 
 
-def _rest(amount: Budget, tuning: Tuning) -> Budget:
+def _rest(amount: Budget, tuning: RewardLearner) -> Budget:
     """What an earlier sitting left of the budget; never nothing, which would be no budget."""
     state = tuning.state
     return replace(
@@ -255,7 +255,7 @@ def _progress(budget: Budget) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 @contextmanager
-def _interruptible(tuning: Tuning) -> Iterator[None]:
+def _interruptible(tuning: RewardLearner) -> Iterator[None]:
     """Let SIGINT end the run after the step at hand; a second one as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import ExportError, load_basis
-from tinylora_edge.exporters import Settings, bundle_writer, export_gguf
+from tinylora_edge.exporters import ExportSettings, bundle_writer, export_gguf
 from tinylora_edge.exporters.factors.factorize import module_key
 from tinylora_edge.exporters.factors.journal import MAGIC, Factors, Journal, journal_path
 from tinylora_edge.exporters.source import Source
@@ -201,10 +201,10 @@ class Rows:
 def test_keys_stay_what_they_were():
     """Those of release 0.1: an export that was begun with it goes on."""
     weight = [Rows(np.arange(600, dtype=np.float32).reshape(40, 15)), Rows(np.ones((40, 15), np.float32))]
-    other = Settings(rank=3, factorization="sqrt", factor_dtype="f16", seed=1)
+    other = ExportSettings(rank=3, factorization="sqrt", factor_dtype="f16", seed=1)
     keys = [
         module_key("blk.0.attn_q.weight", weight, settings, stacked=stacked, context=context)
-        for settings, stacked, context in ((Settings(), False, ""), (other, True, "llama 4"))
+        for settings, stacked, context in ((ExportSettings(), False, ""), (other, True, "llama 4"))
     ]
     assert keys == [
         "cc781aa98ed8378d2a9b3930ac750f21e34aec669365d8d89ef296b921831d52",
@@ -223,12 +223,12 @@ def test_keys_of_a_directory_alone(architecture, contexts, tmp_path):
     import models
 
     hf = models.write_hf(models.tiny_model(architecture), tmp_path / "hf")
-    source = Source(hf, None, Settings(), needs_gguf=False)
+    source = Source(hf, None, ExportSettings(), needs_gguf=False)
     weights = HFWeights(hf, architecture, 2)
     for kind, context in contexts.items():
         module = f"blk.1.{kind}.weight"
         matrices = weights.matrices(module)
-        expected = module_key(module, matrices, Settings(), stacked=False, context=context)
+        expected = module_key(module, matrices, ExportSettings(), stacked=False, context=context)
         assert source.key(module) == expected
 
 
@@ -263,7 +263,7 @@ def test_seed_tying_and_targets_may_change(llama_gguf, tmp_path, factorized):
     """They do not decide the factors of a module: hours of work are kept."""
     interrupted(llama_gguf, tmp_path / "bundle", after=14)
     factorized.clear()
-    settings = Settings(seed=7, groups=2, u=3, targets=("attn_*",))
+    settings = ExportSettings(seed=7, groups=2, u=3, targets=("attn_*",))
     report = export_gguf(llama_gguf, tmp_path / "bundle", settings=settings)
     assert factorized == []
     assert report.basis.digest == export_gguf(llama_gguf, tmp_path / "b", settings=settings).basis.digest
@@ -273,7 +273,7 @@ def test_seed_tying_and_targets_may_change(llama_gguf, tmp_path, factorized):
 def test_what_decides_the_factors_may_not(llama_gguf, tmp_path, factorized, change):
     interrupted(llama_gguf, tmp_path / "bundle", after=14)
     factorized.clear()
-    settings = Settings(**change)
+    settings = ExportSettings(**change)
     report = export_gguf(llama_gguf, tmp_path / "bundle", settings=settings)
     assert len(factorized) == 14
     assert report.basis.digest == export_gguf(llama_gguf, tmp_path / "b", settings=settings).basis.digest

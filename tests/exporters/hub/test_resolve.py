@@ -17,11 +17,11 @@ import pytest
 from hub_server import HubServer
 
 from tinylora_edge import ExportError, HubError, load_basis
-from tinylora_edge.exporters import Selection, Settings, export_gguf, find, resolve
+from tinylora_edge.exporters import ExportSettings, Selection, export_gguf, find, resolve
 from tinylora_edge.exporters.hub.cache import Hub
 from tinylora_edge.exporters.hub.catalog import Catalog, read_catalog
 
-SETTINGS = Settings(groups=2)
+SETTINGS = ExportSettings(groups=2)
 CATALOG = """
 ["tiny"]
 license = "mit"

@@ -12,10 +12,10 @@ import models
 import pytest
 
 from tinylora_edge import Bundle
-from tinylora_edge.exporters import ResolvedModel, Settings, export_gguf, export_part, merge, resolve
+from tinylora_edge.exporters import ExportSettings, ResolvedModel, export_gguf, export_part, merge, resolve
 from tinylora_edge.exporters.hub.cache import Hub
 
-SETTINGS = Settings(groups=2)
+SETTINGS = ExportSettings(groups=2)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import support
 
 from tinylora_edge import BasisMismatchError, ExportError, MicroVector, VectorError, load_basis, runtime
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.interop import llama_lora
 
 OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False}
@@ -21,9 +21,9 @@ OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "logits_all": True
 OPTIONS |= {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 TOKENS = [1, 5, 9, 33, 7, 21]
 SETTINGS = {
-    "u=1": Settings(groups=5),
-    "u=3": Settings(groups=2, u=3),
-    "f16": Settings(groups=3, factor_dtype="f16"),
+    "u=1": ExportSettings(groups=5),
+    "u=3": ExportSettings(groups=2, u=3),
+    "f16": ExportSettings(groups=3, factor_dtype="f16"),
 }
 
 

@@ -24,7 +24,7 @@ from tinylora_edge import (
     load_basis,
     runtime,
 )
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.interop import peft as interop
 
 TOKENS = [1, 5, 9, 33, 7, 21]
@@ -123,14 +123,14 @@ def test_bfloat16_factors_are_read(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(groups=7),
-        Settings(u=5, tying="full"),
-        Settings(groups=14, u=2),
-        Settings(groups=2, factorization="sqrt"),
+        ExportSettings(groups=7),
+        ExportSettings(u=5, tying="full"),
+        ExportSettings(groups=14, u=2),
+        ExportSettings(groups=2, factorization="sqrt"),
     ],
     ids=["7 of 14", "full", "one each", "sqrt"],
 )
-def test_peft_loads_what_it_can_express(world: World, tmp_path: Path, settings: Settings) -> None:
+def test_peft_loads_what_it_can_express(world: World, tmp_path: Path, settings: ExportSettings) -> None:
     bundle = export_gguf(world.gguf, tmp_path / "bundle", settings=settings).output
     basis = load_basis(bundle / "basis.gguf")
     vector = MicroVector.random(basis, 0.5, seed=1)
@@ -146,7 +146,7 @@ def test_peft_loads_what_it_can_express(world: World, tmp_path: Path, settings: 
 
 
 def test_a_tying_that_peft_cannot_express_is_refused_by_name(world: World, tmp_path: Path) -> None:
-    bundle = export_gguf(world.gguf, tmp_path / "bundle", settings=Settings(groups=5)).output
+    bundle = export_gguf(world.gguf, tmp_path / "bundle", settings=ExportSettings(groups=5)).output
     basis = load_basis(bundle / "basis.gguf")
     vector = MicroVector.random(basis, 0.5, seed=1)
     with pytest.raises(
@@ -175,7 +175,7 @@ def test_the_formula_is_peft_s(count: int) -> None:
 
 
 def test_a_plain_lora(world: World, tmp_path: Path) -> None:
-    bundle = export_gguf(world.gguf, tmp_path / "bundle", settings=Settings(groups=5)).output
+    bundle = export_gguf(world.gguf, tmp_path / "bundle", settings=ExportSettings(groups=5)).output
     basis = load_basis(bundle / "basis.gguf")
     vector = MicroVector.random(basis, 0.5, seed=1)
     interop.write_lora(basis, vector, tmp_path / "lora", world.hf)
@@ -189,7 +189,7 @@ def test_a_plain_lora_of_fused_layers(tmp_path: Path) -> None:
     """Falcon keeps the rows of q, k and v head by head, and its GGUF all q, then all k, then all v."""
     model = models.tiny_model("falcon")
     hf = models.write_hf(model, tmp_path / "hf")
-    settings = Settings(groups=4, targets=("attn_qkv", "ffn_up"))
+    settings = ExportSettings(groups=4, targets=("attn_qkv", "ffn_up"))
     basis = export_gguf(
         models.write_gguf(model, tmp_path / "f.gguf"), tmp_path / "b", settings=settings
     ).basis

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, TinyLoraConfig, get_peft_model
 
 from tinylora_edge import MicroVector, load_basis
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.interop import peft as interop
 
 TARGETS = ["q_proj", "v_proj"]  # 60 of 210 modules; PEFT decomposes each one fully
@@ -44,7 +44,7 @@ def test_round_trip(smollm2_gguf: Path, tmp_path: Path) -> None:
     into = smollm2.worst_difference(ours, theirs_merged), smollm2.worst_difference(ours, theirs)
 
     bundle = export_gguf(
-        f32, tmp_path / "bundle", settings=Settings(groups=12, targets=("attn_q", "attn_v"))
+        f32, tmp_path / "bundle", settings=ExportSettings(groups=12, targets=("attn_q", "attn_v"))
     ).output
     basis = load_basis(bundle / "basis.gguf")
     vector = MicroVector.random(basis, 0.3, seed=1)

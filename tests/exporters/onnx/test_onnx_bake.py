@@ -13,19 +13,19 @@ import pytest
 from onnx_models import TOKENS
 
 from tinylora_edge import Bundle, MicroVector, load_basis
-from tinylora_edge.exporters import Settings, export_onnx
+from tinylora_edge.exporters import ExportSettings, export_onnx
 from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.row_orders import Heads
 
 ARCHITECTURES = ("llama", "qwen2", "phi3")
 SETTINGS = {
-    "13 groups": Settings(groups=None),
-    "one group": Settings(tying="full"),
-    "u = 3": Settings(groups=2, u=3),
-    "u = 13": Settings(u=13, tying="full"),
-    "rank 3, sqrt, f16": Settings(groups=4, rank=3, factorization="sqrt", factor_dtype="f16"),
-    "some kinds": Settings(groups=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
-    "one kind": Settings(groups=2, targets=("attn_v", "attn_output")),
+    "13 groups": ExportSettings(groups=None),
+    "one group": ExportSettings(tying="full"),
+    "u = 3": ExportSettings(groups=2, u=3),
+    "u = 13": ExportSettings(u=13, tying="full"),
+    "rank 3, sqrt, f16": ExportSettings(groups=4, rank=3, factorization="sqrt", factor_dtype="f16"),
+    "some kinds": ExportSettings(groups=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
+    "one kind": ExportSettings(groups=2, targets=("attn_v", "attn_output")),
 }
 
 
@@ -40,7 +40,7 @@ def baked(tmp_path_factory):
             hf = onnx_models.tiny_hf(architecture)
             chosen = SETTINGS[settings]
             if settings == "13 groups" and architecture == "phi3":
-                chosen = Settings(groups=7)  # it has 8 modules
+                chosen = ExportSettings(groups=7)  # it has 8 modules
             made[key] = export_onnx(
                 hf,
                 tmp_path_factory.mktemp("baked") / "bundle",

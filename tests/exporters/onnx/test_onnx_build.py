@@ -14,7 +14,7 @@ import transformers
 from onnx_models import TOKENS
 
 from tinylora_edge import Bundle, ExportError, MicroVector, UnsupportedModelError
-from tinylora_edge.exporters import Settings, export_onnx
+from tinylora_edge.exporters import ExportSettings, export_onnx
 
 
 def check(report, logits):
@@ -89,7 +89,7 @@ def olmo2(tmp_path_factory):
 
 def test_what_the_builder_does_not_know(olmo2, tmp_path):
     model, hf = olmo2
-    report = export_onnx(hf, tmp_path / "bundle", settings=Settings(groups=5))
+    report = export_onnx(hf, tmp_path / "bundle", settings=ExportSettings(groups=5))
     assert report.made_by.startswith("torch ")
     assert report.basis.architecture == "olmo2"
 
@@ -113,14 +113,14 @@ def test_what_the_builder_does_not_know(olmo2, tmp_path):
 
 def test_what_the_builder_does_not_know_in_4_bits(olmo2, tmp_path):
     with pytest.raises(UnsupportedModelError, match="--onnx-precision fp32"):
-        export_onnx(olmo2[1], tmp_path / "bundle", precision="int4", settings=Settings(groups=5))
+        export_onnx(olmo2[1], tmp_path / "bundle", precision="int4", settings=ExportSettings(groups=5))
     assert [path.name for path in tmp_path.iterdir()] == [".bundle.factors"]  # for the next run
 
 
 def test_a_directory_without_a_tokenizer(tmp_path):
     hf = models.write_hf(onnx_models.tiny("llama"), tmp_path / "hf")
     with pytest.raises(ExportError, match="builder failed on"):
-        export_onnx(hf, tmp_path / "bundle", settings=Settings(groups=2))
+        export_onnx(hf, tmp_path / "bundle", settings=ExportSettings(groups=2))
     assert {path.name for path in tmp_path.iterdir()} == {"hf", ".bundle.factors"}
 
 

@@ -17,10 +17,10 @@ from tinylora_edge import (
     UnsupportedModelError,
     UntestedArchitectureWarning,
 )
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.weights.coverage import DIRECT
 
-SETTINGS = Settings(groups=2)
+SETTINGS = ExportSettings(groups=2)
 PROMPT = list(b"one two three")
 
 
@@ -75,7 +75,7 @@ def test_what_llama_cpp_multiplies_without_adapters_is_left_out(deepseek, tmp_pa
 
 
 def test_asking_for_what_is_left_out_says_why(deepseek, tmp_path):
-    settings = Settings(groups=2, targets=("attn_q",))
+    settings = ExportSettings(groups=2, targets=("attn_q",))
     with (
         pytest.warns(ModulesLeftOutWarning, match=r"attn_q.*without adapters"),
         pytest.raises(BasisError, match="unknown target 'attn_q'"),
@@ -86,7 +86,7 @@ def test_asking_for_what_is_left_out_says_why(deepseek, tmp_path):
 def test_an_adapter_there_would_load_and_do_nothing(deepseek, load, tmp_path, monkeypatch):
     """If this fails, llama.cpp applies adapters there now: take the kind out of `DIRECT`."""
     monkeypatch.setitem(DIRECT, "deepseek2", frozenset())
-    settings = Settings(groups=1, targets=("attn_q",))
+    settings = ExportSettings(groups=1, targets=("attn_q",))
     report = export_gguf(deepseek, tmp_path / "bundle", settings=settings)
     llm = load(report.output)
     plain = models.llama_logits(llm, PROMPT)

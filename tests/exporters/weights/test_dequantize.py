@@ -10,7 +10,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from tinylora_edge import UnsupportedModelError
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.weights import dequantize
 from tinylora_edge.exporters.weights.dequantize import PackedRows, float_decoder, ggml_decoder
 
@@ -136,14 +136,14 @@ def test_a_basis_is_the_same_with_and_without_ggml(wide_gguf, tmp_path, file_typ
     reader = gguf.GGUFReader(base)
     types = {tensor.tensor_type.name for tensor in reader.tensors if "blk" in tensor.name}
     assert file_type in types
-    fast = export_gguf(base, tmp_path / "fast", settings=Settings(groups=2)).basis
+    fast = export_gguf(base, tmp_path / "fast", settings=ExportSettings(groups=2)).basis
     request.getfixturevalue("without_ggml")
-    slow = export_gguf(base, tmp_path / "slow", settings=Settings(groups=2)).basis
+    slow = export_gguf(base, tmp_path / "slow", settings=ExportSettings(groups=2)).basis
     assert fast.digest == slow.digest
 
 
 def test_the_real_basis_is_the_same_without_ggml(smollm2_gguf, without_ggml, tmp_path):
-    targets = Settings(targets=("blk.1?.attn_[kv].weight", "blk.17.*"), groups=2)
+    targets = ExportSettings(targets=("blk.1?.attn_[kv].weight", "blk.17.*"), groups=2)
     slow = export_gguf(smollm2_gguf, tmp_path / "slow", settings=targets).basis
     dequantize._ggml_routine.cache_clear()
     fast = export_gguf(smollm2_gguf, tmp_path / "fast", settings=targets).basis
@@ -156,7 +156,7 @@ def test_a_type_that_nobody_can_read_is_named(tmp_path, kind):
     model = models.tiny_model("llama", hidden=256, blocks=1)
     path = models.write_gguf(model, tmp_path / "base.gguf", raw={"blk.0.attn_v.weight": Type[kind]})
     with pytest.raises(UnsupportedModelError, match=rf"blk\.0\.attn_v\.weight.*{kind}"):
-        export_gguf(path, tmp_path / "bundle", settings=Settings(groups=2))
+        export_gguf(path, tmp_path / "bundle", settings=ExportSettings(groups=2))
     assert not (tmp_path / "bundle").exists()
 
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinylora_edge import BaseMismatchError, BasisError, ExportError, MicroVector, UnsupportedModelError
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 
 PROMPT = list(b"one two three four")
-SETTINGS = Settings(groups=5)
+SETTINGS = ExportSettings(groups=5)
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
@@ -51,7 +51,7 @@ def test_every_expert_has_its_own_factors(qwen, qwen_basis):
             assert np.linalg.norm(b[expert], axis=0) == pytest.approx(s[:2], rel=1e-4)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, Settings(u=3, groups=2)], ids=["scales", "fold"])
+@pytest.mark.parametrize("settings", [SETTINGS, ExportSettings(u=3, groups=2)], ids=["scales", "fold"])
 def test_gate_and_up_in_one_tensor(settings, load, tmp_path):
     """convert_hf_to_gguf --fuse-gate-up-exps: one module, and one pair of factors, for both."""
     qwen = models.tiny_model("deepseek2")
@@ -82,7 +82,7 @@ def test_gate_and_up_in_one_tensor(settings, load, tmp_path):
 
 
 def test_experts_can_be_left_out(qwen_gguf, tmp_path):
-    settings = Settings(groups=2, targets=("!*_exps",))
+    settings = ExportSettings(groups=2, targets=("!*_exps",))
     kinds = export_gguf(qwen_gguf, tmp_path / "bundle", settings=settings).basis.kinds()
     assert kinds == ["attn_q", "attn_k", "attn_v", "attn_output"]
 
@@ -240,11 +240,11 @@ def test_an_expert_that_cannot_be_adapted(value, match, source, qwen, hf, qwen_g
         export_gguf(model, tmp_path / "b", base=base, settings=SETTINGS)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "b").exists()
-    settings = Settings(groups=5, targets=(f"!{MODULE}",))  # what the error suggests
+    settings = ExportSettings(groups=5, targets=(f"!{MODULE}",))  # what the error suggests
     assert MODULE not in export_gguf(model, tmp_path / "b", base=base, settings=settings).basis.modules
 
 
 def test_a_rank_beyond_the_experts(qwen_gguf, tmp_path):
-    settings = Settings(groups=2, rank=65, targets=("*_exps",))
+    settings = ExportSettings(groups=2, rank=65, targets=("*_exps",))
     with pytest.raises(BasisError, match=r"ffn_gate_exps\.weight: rank 65.*64 x 64"):
         export_gguf(qwen_gguf, tmp_path / "b", settings=settings)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinylora_edge import BaseMismatchError, ExportError, MicroVector, UnsupportedModelError
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.modules import is_adaptable
 
 SAME = 1e-3  # relative difference of dW where the second and third singular value are 1 % apart
@@ -236,7 +236,7 @@ def test_a_directory_without_one_of_the_weights(hf, llama_gguf, tmp_path):
     save_file(tensors, hf / "model.safetensors")
     refuse(ExportError, tmp_path, hf, llama_gguf, r"blk\.1\.ffn_up\.weight")
     # What the error suggests works.
-    export_gguf(hf, tmp_path / "b", base=llama_gguf, settings=Settings(targets=("attn_*",), groups=2))
+    export_gguf(hf, tmp_path / "b", base=llama_gguf, settings=ExportSettings(targets=("attn_*",), groups=2))
 
 
 OTHER_MODELS = {

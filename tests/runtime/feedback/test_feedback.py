@@ -13,7 +13,7 @@ import pytest
 
 from tinylora_edge import BasisMismatchError, MicroVector, TrainError, VectorError
 from tinylora_edge.errors import TinyLoraError
-from tinylora_edge.runtime import Answer, TinyLoraLlama, Tuner
+from tinylora_edge.runtime import Answer, FeedbackLearner, TinyLoraLlama
 from tinylora_edge.runtime.llama.batch import Batch
 
 PROMPTS = ("one two three", "quite another text", "a third prompt")
@@ -26,8 +26,8 @@ def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> TinyLoraLlama:
 
 
 @pytest.fixture
-def tuner(llm: TinyLoraLlama, tmp_path: Path) -> Iterator[Tuner]:
-    with Tuner(llm, tmp_path / "me.state", seed=3, **OPTIONS) as made:
+def tuner(llm: TinyLoraLlama, tmp_path: Path) -> Iterator[FeedbackLearner]:
+    with FeedbackLearner(llm, tmp_path / "me.state", seed=3, **OPTIONS) as made:
         yield made
 
 
@@ -42,7 +42,7 @@ def logprob(llm: TinyLoraLlama, vector: MicroVector | None, prompt: list[int], t
     return float(rows[np.arange(len(tokens)), tokens].sum())
 
 
-def click(tuner: Tuner, rounds: int) -> None:
+def click(tuner: FeedbackLearner, rounds: int) -> None:
     """A user of some taste: likes long words, and of two texts the one that comes first in the alphabet."""
     for number in range(rounds):
         prompt = PROMPTS[number % len(PROMPTS)]
@@ -54,7 +54,7 @@ def click(tuner: Tuner, rounds: int) -> None:
             tuner.tell(answer, 1 if len(answer.text) > 6 else -1)
 
 
-def test_a_score_is_the_gradient_of_what_the_model_says(llm: TinyLoraLlama, tuner: Tuner) -> None:
+def test_a_score_is_the_gradient_of_what_the_model_says(llm: TinyLoraLlama, tuner: FeedbackLearner) -> None:
     tuner.tell(tuner.ask(PROMPTS[0]), 1)
     answer = tuner.ask(PROMPTS[1])
     shown = tuner._shown[answer.number]
@@ -74,7 +74,9 @@ def test_a_score_is_the_gradient_of_what_the_model_says(llm: TinyLoraLlama, tune
 
 
 @pytest.mark.parametrize("reward", [1, -1])
-def test_a_click_makes_such_answers_likelier_or_not(llm: TinyLoraLlama, tuner: Tuner, reward: int) -> None:
+def test_a_click_makes_such_answers_likelier_or_not(
+    llm: TinyLoraLlama, tuner: FeedbackLearner, reward: int
+) -> None:
     answer = tuner.ask(PROMPTS[0])
     shown = tuner._shown[answer.number]
     vector = tuner.tell(answer, reward)
@@ -84,7 +86,7 @@ def test_a_click_makes_such_answers_likelier_or_not(llm: TinyLoraLlama, tuner: T
     assert (now - base) * reward > 0.02
 
 
-def test_a_preference_parts_the_two(llm: TinyLoraLlama, tuner: Tuner) -> None:
+def test_a_preference_parts_the_two(llm: TinyLoraLlama, tuner: FeedbackLearner) -> None:
     first, second = tuner.ask_pair(PROMPTS[0])
     assert first.text != second.text
     shown = [tuner._shown[answer.number] for answer in (second, first)]
@@ -110,7 +112,7 @@ def test_a_simulated_user_gets_more_of_what_it_likes(llm: TinyLoraLlama) -> None
 
     gains = []
     for seed in range(2):
-        with Tuner(llm, seed=seed, **OPTIONS) as tuner:
+        with FeedbackLearner(llm, seed=seed, **OPTIONS) as tuner:
             for number in range(40):
                 answer = tuner.ask(PROMPTS[number % len(PROMPTS)])
                 tokens = tuner._shown[answer.number].tokens
@@ -119,7 +121,7 @@ def test_a_simulated_user_gets_more_of_what_it_likes(llm: TinyLoraLlama) -> None
     assert np.mean(gains) > 0.02, gains
 
 
-def test_the_model_s_own_vector_is_left_alone(llm: TinyLoraLlama, tuner: Tuner) -> None:
+def test_the_model_s_own_vector_is_left_alone(llm: TinyLoraLlama, tuner: FeedbackLearner) -> None:
     own = MicroVector.random(llm.basis, 0.3, seed=2)
     llm.swap(own)
     click(tuner, 2)
@@ -127,12 +129,14 @@ def test_the_model_s_own_vector_is_left_alone(llm: TinyLoraLlama, tuner: Tuner) 
 
 
 def test_paused_and_resumed_is_as_if_it_never_stopped(llm: TinyLoraLlama, tmp_path: Path) -> None:
-    with Tuner(llm, seed=5, **OPTIONS) as tuner:
+    with FeedbackLearner(llm, seed=5, **OPTIONS) as tuner:
         click(tuner, 8)
         whole = tuner.vector
     path = tmp_path / "me.state"
     for start in range(4):
-        with Tuner(llm, path, seed=5 if start == 0 else 77, **OPTIONS) as tuner:  # the state keeps its own
+        with FeedbackLearner(
+            llm, path, seed=5 if start == 0 else 77, **OPTIONS
+        ) as tuner:  # the state keeps its own
             assert tuner.clicks == 2 * start
             prompts = [PROMPTS[(2 * start + i) % len(PROMPTS)] for i in range(2)]
             answer = tuner.ask(prompts[0])
@@ -141,7 +145,7 @@ def test_paused_and_resumed_is_as_if_it_never_stopped(llm: TinyLoraLlama, tmp_pa
             paused = tuner.vector
     assert paused == whole
     assert paused.sequence == 8
-    with Tuner(llm, seed=6, **OPTIONS) as tuner:
+    with FeedbackLearner(llm, seed=6, **OPTIONS) as tuner:
         click(tuner, 8)
         assert tuner.vector != whole
 
@@ -150,7 +154,7 @@ def test_the_state_holds_no_text(llm: TinyLoraLlama, tmp_path: Path) -> None:
     """Neither words nor tokens; and its length does not depend on what was said."""
     path, secret = tmp_path / "me.state", "my PIN is 4711, and I live at 12 Hill Road"
     lengths, said = set(), set()
-    with Tuner(llm, path, **OPTIONS) as tuner:
+    with FeedbackLearner(llm, path, **OPTIONS) as tuner:
         for number in range(6):
             prompt = secret if number else "x"
             answer = tuner.ask(prompt)
@@ -173,7 +177,7 @@ def test_the_state_holds_no_text(llm: TinyLoraLlama, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["me.state"]
 
 
-def test_damage_of_any_byte_is_refused(llm: TinyLoraLlama, tuner: Tuner, tmp_path: Path) -> None:
+def test_damage_of_any_byte_is_refused(llm: TinyLoraLlama, tuner: FeedbackLearner, tmp_path: Path) -> None:
     click(tuner, 2)
     path = tmp_path / "me.state"
     whole = path.read_bytes()
@@ -184,11 +188,13 @@ def test_damage_of_any_byte_is_refused(llm: TinyLoraLlama, tuner: Tuner, tmp_pat
     for data in damaged:
         path.write_bytes(data)
         with pytest.raises((TrainError, BasisMismatchError), match=r"me\.state .*(begin anew)"):
-            Tuner(llm, path, **OPTIONS)
+            FeedbackLearner(llm, path, **OPTIONS)
         assert path.read_bytes() == data
 
 
-def test_the_state_of_another_basis_is_refused(llm: TinyLoraLlama, tuner: Tuner, tmp_path: Path) -> None:
+def test_the_state_of_another_basis_is_refused(
+    llm: TinyLoraLlama, tuner: FeedbackLearner, tmp_path: Path
+) -> None:
     click(tuner, 1)
     path = tmp_path / "me.state"
     data = bytearray(path.read_bytes())
@@ -196,11 +202,11 @@ def test_the_state_of_another_basis_is_refused(llm: TinyLoraLlama, tuner: Tuner,
     data[-32:] = hashlib.sha256(data[:-32]).digest()
     path.write_bytes(data)
     with pytest.raises(BasisMismatchError, match=f"abababab, but the loaded basis is {llm.basis.digest[:8]}"):
-        Tuner(llm, path, **OPTIONS)
+        FeedbackLearner(llm, path, **OPTIONS)
 
 
 def test_a_state_that_cannot_be_written_loses_nothing(
-    llm: TinyLoraLlama, tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llm: TinyLoraLlama, tuner: FeedbackLearner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     click(tuner, 1)
     before, kept = tuner.vector, (tmp_path / "me.state").read_bytes()
@@ -214,8 +220,10 @@ def test_a_state_that_cannot_be_written_loses_nothing(
     assert tuner.tell(answer, 1) != before  # it can be told again
 
 
-def test_what_was_not_asked_for_is_refused(llm: TinyLoraLlama, tuner: Tuner, tmp_path: Path) -> None:
-    with Tuner(llm, **OPTIONS) as another:
+def test_what_was_not_asked_for_is_refused(
+    llm: TinyLoraLlama, tuner: FeedbackLearner, tmp_path: Path
+) -> None:
+    with FeedbackLearner(llm, **OPTIONS) as another:
         for _ in range(3):
             foreign = another.ask(PROMPTS[1])
     answer = tuner.ask(PROMPTS[0])
@@ -250,14 +258,14 @@ def test_arguments_out_of_their_range_are_refused(llm: TinyLoraLlama, tmp_path: 
         ({"max_tokens": 64}, "answers of 64 tokens leave no room for a prompt in 64"),
     ):
         with pytest.raises(TrainError, match=message):
-            Tuner(llm, **{**OPTIONS, **options})
+            FeedbackLearner(llm, **{**OPTIONS, **options})
     with pytest.raises(TrainError, match=r'this is a str.*engine="llama"'):
-        Tuner("model")  # type: ignore[arg-type]
-    with Tuner(llm, **OPTIONS) as tuner:
+        FeedbackLearner("model")  # type: ignore[arg-type]
+    with FeedbackLearner(llm, **OPTIONS) as tuner:
         with pytest.raises(VectorError, match="the prompt has 57 tokens, which with 8 to answer pass the 64"):
             tuner.ask("x" * 57)
         answer = tuner.ask(PROMPTS[0])
     with pytest.raises(TinyLoraError, match="closed"):
         tuner.tell(answer, 1)
     with pytest.raises(FileNotFoundError, match="missing does not exist: make it"):
-        Tuner(llm, tmp_path / "missing" / "x.state", **OPTIONS)
+        FeedbackLearner(llm, tmp_path / "missing" / "x.state", **OPTIONS)

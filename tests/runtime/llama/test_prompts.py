@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tinylora_edge import TrainError
-from tinylora_edge.runtime import Tuning, tune
-from tinylora_edge.runtime.feedback.learner import Tuner
+from tinylora_edge.runtime import RewardLearner, tune
+from tinylora_edge.runtime.feedback.learner import FeedbackLearner
 from tinylora_edge.runtime.llama.batch import Batch
 from tinylora_edge.runtime.llama.prompts import encode, has_template
 from tinylora_edge.tasks import Completion, Sample
@@ -57,11 +57,11 @@ def test_batch_tuning_and_feedback_ask_as_the_app_does(smollm2):
         )
     assert chat == text != raw
 
-    with Tuner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
+    with FeedbackLearner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
         first = tuner.ask(QUESTION)
-    with Tuner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
+    with FeedbackLearner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
         assert tuner.ask(MESSAGES).text == first.text
-    with Tuner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
+    with FeedbackLearner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
         assert tuner.ask(QUESTION, raw=True).text != first.text
 
     seen: list[tuple[Sample, Completion]] = []
@@ -74,7 +74,9 @@ def test_batch_tuning_and_feedback_ask_as_the_app_does(smollm2):
     options = {"budget": "1ktokens", "max_tokens": 8, "n_threads": 1, "sequences": 2}
     for raw_prompts in (False, True):
         seen.clear()
-        tuning = Tuning(smollm2, prompts, reward, raw=raw_prompts, max_tokens=8, n_threads=1, sequences=2)
+        tuning = RewardLearner(
+            smollm2, prompts, reward, raw=raw_prompts, max_tokens=8, n_threads=1, sequences=2
+        )
         tuning.run("1ktokens")
         assert {sample.raw for sample, _ in seen} == {raw_prompts}
     with pytest.raises(TrainError, match="a raw prompt is text"):

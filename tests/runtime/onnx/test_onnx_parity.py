@@ -13,7 +13,7 @@ import pytest
 import smollm2
 
 from tinylora_edge import MicroVector, load_basis, runtime
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime import OnnxSession, TinyLoraLlama, TinyLoraOnnx
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1}
@@ -59,7 +59,7 @@ def vector(onnx_bundle: Path) -> MicroVector:
 def llama(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyLoraLlama]:
     """llama.cpp with the F32 file: the values of the ONNX graph's float32 weights."""
     f32 = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
-    bundle = export_gguf(f32, tmp_path_factory.mktemp("f32") / "bundle", settings=Settings()).output
+    bundle = export_gguf(f32, tmp_path_factory.mktemp("f32") / "bundle", settings=ExportSettings()).output
     llm = runtime.load(bundle, engine="llama", n_threads_batch=1, logits_all=True, verbose=False, **OPTIONS)
     yield llm
     llm.close()

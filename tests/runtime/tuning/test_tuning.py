@@ -16,7 +16,7 @@ import pytest
 import support
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
-from tinylora_edge.runtime import Budget, NotImprovedWarning, TinyLoraLlama, TuneSettings, Tuning
+from tinylora_edge.runtime import Budget, NotImprovedWarning, RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.tuning.learner import spread_of
 from tinylora_edge.tasks import Completion, Sample
 
@@ -65,7 +65,7 @@ class TestLearning:
             seen["shaped"].add(sample.text)
             return favoured(completion, sample)
 
-        tuning = Tuning(llm, PROMPTS, reward, shaped=shaped, **QUICK)
+        tuning = RewardLearner(llm, PROMPTS, reward, shaped=shaped, **QUICK)
         found = tuning.run("4ktokens")
         assert any(tuning.state.search["mean"])
         assert not found.improved
@@ -98,13 +98,13 @@ class TestLearning:
     @pytest.mark.parametrize("method", ["cma", "kalman", "es", "spsa"])
     def test_every_method_runs(self, llm: TinyLoraLlama, method: str) -> None:
         settings = TuneSettings(method=method, prompts=4, held_back=6, check_every=2, temperature=1.0)
-        tuning = Tuning(llm, PROMPTS, favoured, **{**QUICK, "settings": settings})
+        tuning = RewardLearner(llm, PROMPTS, favoured, **{**QUICK, "settings": settings})
         found = tuning.run("4ktokens")
         assert found.steps >= 2
         assert math.isfinite(found.score)
 
     def test_stops_where_there_is_no_signal(self, llm: TinyLoraLlama) -> None:
-        found = Tuning(llm, PROMPTS, lambda completion, sample: 0.5, **QUICK).run("1000ktokens")
+        found = RewardLearner(llm, PROMPTS, lambda completion, sample: 0.5, **QUICK).run("1000ktokens")
         assert (found.stopped, found.improved, found.steps) == ("silence", False, FAST.silence)
 
     def test_stops_where_nothing_gets_better(self, llm: TinyLoraLlama) -> None:
@@ -113,7 +113,7 @@ class TestLearning:
         def noise(completion: Completion, sample: Sample) -> float:
             return hash_of(completion.text + sample.text)
 
-        found = Tuning(llm, PROMPTS, noise, **{**QUICK, "settings": settings}).run("1000ktokens")
+        found = RewardLearner(llm, PROMPTS, noise, **{**QUICK, "settings": settings}).run("1000ktokens")
         assert found.stopped == "patience"
 
     def test_a_batch_reaches_equally_far_on_every_basis(self) -> None:
@@ -140,7 +140,7 @@ class TestSittings:
     def test_same_seed_same_vector(self, llm: TinyLoraLlama) -> None:
         found = []
         for seed in (1, 1, 2):
-            tuning = Tuning(llm, PROMPTS, favoured, seed=seed, **QUICK)
+            tuning = RewardLearner(llm, PROMPTS, favoured, seed=seed, **QUICK)
             found.append((tuning.run("3ktokens").vector, tuning.state.search["mean"]))
         assert found[0] == found[1]
         assert found[0][1] != found[2][1]
@@ -148,12 +148,12 @@ class TestSittings:
     def test_pausing_changes_nothing(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         """Stopped after every step, and gone on with by another object: the same steps, the same mean."""
         whole: list[dict[str, Any]] = []
-        once = Tuning(llm, PROMPTS, favoured, report=whole.append, **QUICK)
+        once = RewardLearner(llm, PROMPTS, favoured, report=whole.append, **QUICK)
         once.run(Budget(tokens=1500))
         steps = len(without_times(whole))
         assert steps >= 4  # with a check among them
         cut: list[dict[str, Any]] = []
-        tunings: list[Tuning] = []
+        tunings: list[RewardLearner] = []
 
         def stop_after_a_step(figures: dict[str, Any]) -> None:
             cut.append(figures)
@@ -162,7 +162,7 @@ class TestSittings:
 
         for _ in range(steps):
             tunings.append(
-                Tuning(llm, PROMPTS, favoured, report=stop_after_a_step, path=tmp_path / "s", **QUICK)
+                RewardLearner(llm, PROMPTS, favoured, report=stop_after_a_step, path=tmp_path / "s", **QUICK)
             )
             assert tunings[-1].run("1000ktokens").stopped == "stopped"
         assert without_times(cut) == without_times(whole)
@@ -170,10 +170,10 @@ class TestSittings:
 
     def test_sittings_without_a_last_check(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         """Idle minutes: a sitting spends all on steps, and says what the checks on the way found."""
-        tuning = Tuning(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+        tuning = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
         first = tuning.run("1500tokens", last_check=False)
         spent = tuning.state.rollouts
-        again = Tuning(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+        again = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
         assert again.state == tuning.state
         with pytest.raises(TrainError, match="too small: one step takes"):
             again.run("20tokens", last_check=False)
@@ -191,7 +191,7 @@ class TestSittings:
             seen.add(completion.text)
             return favoured(completion, sample)
 
-        Tuning(llm, secret, reward, path=tmp_path / "state", **QUICK).run("3ktokens")
+        RewardLearner(llm, secret, reward, path=tmp_path / "state", **QUICK).run("3ktokens")
         data = (tmp_path / "state").read_text()
         assert len(data) < 8192
         content = json.loads(data)
@@ -205,7 +205,7 @@ class TestSittings:
         slept: list[float] = []
         monkeypatch.setattr(time, "sleep", slept.append)
         answers = iter([True, True, False, False, True, *[False] * 1000])
-        found = Tuning(llm, PROMPTS, favoured, wait=lambda: next(answers), **QUICK).run("3ktokens")
+        found = RewardLearner(llm, PROMPTS, favoured, wait=lambda: next(answers), **QUICK).run("3ktokens")
         assert len(slept) == 3
         assert found.stopped == "budget"
 
@@ -215,13 +215,13 @@ class TestSittings:
     def test_a_damaged_state(self, llm: TinyLoraLlama, tmp_path: Path, content: str) -> None:
         (tmp_path / "state").write_text(content)
         with pytest.raises(TrainError, match=r"state is not a usable state|belongs to another run"):
-            Tuning(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+            RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
         assert (tmp_path / "state").read_text() == content
 
     def test_the_state_of_another_run(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
-        Tuning(llm, PROMPTS, favoured, seed=1, path=tmp_path / "state", **QUICK).run("2ktokens")
+        RewardLearner(llm, PROMPTS, favoured, seed=1, path=tmp_path / "state", **QUICK).run("2ktokens")
         with pytest.raises(TrainError, match="its seed is 1, this run's is 2"):
-            Tuning(llm, PROMPTS, favoured, seed=2, path=tmp_path / "state", **QUICK)
+            RewardLearner(llm, PROMPTS, favoured, seed=2, path=tmp_path / "state", **QUICK)
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -275,7 +275,7 @@ class TestBadInput:
 
         with pytest.raises(TrainError, match="the reward returned nan"):
             runtime.tune(llm, PROMPTS, late, budget="50ktokens", path=tmp_path / "state", **QUICK)
-        again = Tuning(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+        again = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
         assert again.run("1ktokens").steps >= 2
 
     @pytest.mark.parametrize("budget", ["50tokens", 1e-6, Budget(seconds=600, tokens=50)])
@@ -308,7 +308,7 @@ class TestBadInput:
 
     def test_a_start_that_does_not_fit(self, llm: TinyLoraLlama) -> None:
         with pytest.raises(VectorError):
-            Tuning(llm, PROMPTS, favoured, start=MicroVector(np.zeros((99, 1), np.float32)), **QUICK)
+            RewardLearner(llm, PROMPTS, favoured, start=MicroVector(np.zeros((99, 1), np.float32)), **QUICK)
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -319,7 +319,7 @@ class TestBadInput:
     )
     def test_settings_that_are_none(self, llm: TinyLoraLlama, settings: TuneSettings, message: str) -> None:
         with pytest.raises(TrainError, match=message):
-            Tuning(llm, PROMPTS, favoured, settings=settings)
+            RewardLearner(llm, PROMPTS, favoured, settings=settings)
 
 
 def test_budgets_as_text() -> None:

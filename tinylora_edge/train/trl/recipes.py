@@ -30,7 +30,7 @@ from ...errors import TinyLoraError, TrainError
 from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
 from ..options import Options
-from ..trainer import Settings
+from ..trainer import TrainSettings
 
 _TASK = ("reward", "max_tokens", "temperature", "held_out")
 _KEYS = ("task", *_TASK, "step_sizes", "options", "grpo", "vllm")
@@ -98,7 +98,7 @@ def read_recipe(path: str | PathLike[str] | None, changes: Sequence[str] = ()) -
             raise TrainError(f"{where}: {key} is {table[key]!r}, expected a table")
     options = dict(table.get("options", {}))
     parts: dict[str, Any] = {}
-    for name, kind in (("settings", Settings), ("loss", Loss)):
+    for name, kind in (("settings", TrainSettings), ("loss", Loss)):
         parts[name] = _make(where, f"options.{name}", kind, options.pop(name, {}))
     return Recipe(
         task=table["task"],

@@ -66,7 +66,7 @@ def train_trl(
 
     Writes what `train` writes: `output`, `output`.json and the directory `output`.run, on a file system
     that all processes see. The vector is the best by validation: the mean reward of one completion, drawn
-    at the task's temperature, of each of the first `Settings.validation` training prompts.
+    at the task's temperature, of each of the first `TrainSettings.validation` training prompts.
 
     Args:
         bundle: of the base that is deployed.

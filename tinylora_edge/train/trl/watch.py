@@ -16,7 +16,7 @@ from ...errors import TrainError
 from ...runtime.tuning.settings import Report
 from ...tasks import Task
 from ...vector import MicroVector
-from ..trainer import Result, Settings
+from ..trainer import Result, TrainSettings
 from .peft_tinylora import vector_of
 
 _NAMES = {
@@ -46,7 +46,7 @@ class Watch(transformers.TrainerCallback):
     """
 
     def __init__(
-        self, model: Any, settings: Settings, path: Path, write: Report | None, *, resume: bool
+        self, model: Any, settings: TrainSettings, path: Path, write: Report | None, *, resume: bool
     ) -> None:
         self._model, self._settings, self._path, self._write = model, settings, path, write
         self._best = vector_of(model)

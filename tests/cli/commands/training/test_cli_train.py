@@ -7,7 +7,7 @@ import json
 import models
 import pytest
 
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.tasks import BUILTIN
 
 OPTIONS = ["--steps", "2", "--prompts", "4", "--samples", "4", "--lr", "0.1", "--no-bf16-copy"]
@@ -20,7 +20,7 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     model = models.tiny_model("llama")
     gguf = models.write_gguf(model, folder / "tiny.gguf")
-    export_gguf(gguf, folder / "bundle", settings=Settings(groups=13))
+    export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13))
     models.write_hf(model, folder / "weights")
     rows = [{"prompt": f"prompt {i}", "answer": f"answer {i}"} for i in range(160)]
     (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,7 +14,7 @@ from invocation import Cli, contents
 from peft import PeftModel, TinyLoraConfig, get_peft_model
 
 from tinylora_edge import MicroVector, load_basis, runtime
-from tinylora_edge.exporters import Settings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOKENS = [1, 5, 9, 33, 7, 21]
@@ -26,8 +26,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("interop")
     models.write_hf(models.tiny_model("llama"), root / "hf")
     models.write_gguf(models.tiny_model("llama"), root / "base.gguf")
-    export_gguf(root / "base.gguf", root / "b", settings=Settings(groups=7))
-    export_gguf(root / "base.gguf", root / "b5", settings=Settings(groups=5))
+    export_gguf(root / "base.gguf", root / "b", settings=ExportSettings(groups=7))
+    export_gguf(root / "base.gguf", root / "b5", settings=ExportSettings(groups=5))
     return root
 
 
