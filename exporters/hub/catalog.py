@@ -72,7 +72,7 @@ Catalog = dict[str, CatalogModel]
 
 
 def user_file() -> Path:
-    """Where a user's own models are: `tinylora-edge/models.toml` in the folder for configuration."""
+    """Return where a user's own models are: `tinylora-edge/models.toml` in the folder for configuration."""
     if os.name == "nt":
         base = os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming"
     else:
@@ -100,7 +100,14 @@ def load_catalog(extra: str | PathLike[str] | None = None) -> Catalog:
 
 
 def read_catalog(path: Path) -> Catalog:
-    """Return the models of one file. Errors: see `load_catalog`."""
+    """Return the models of one file, by name.
+
+    Args:
+        path: of a TOML file, as docs/MODELS.md describes it.
+
+    Raises:
+        ExportError: see `load_catalog`.
+    """
     try:
         with open(path, "rb") as file:
             tables = tomllib.load(file)
@@ -114,7 +121,7 @@ def read_catalog(path: Path) -> Catalog:
 
 
 def split_repository(text: str) -> tuple[str, str | None] | None:
-    """Return repository and revision of `org/name` or `org/name@revision`; None for anything else."""
+    """Return repository and revision of a text, `org/name` or `org/name@revision`; None for another text."""
     match = REPOSITORY.fullmatch(text)
     return (match["name"], match["revision"]) if match is not None else None
 

@@ -309,7 +309,12 @@ def _unknown(text: str, catalog: Catalog) -> str:
 
 
 def cached_quants(model: CatalogModel, hub: Hub) -> list[str]:
-    """Return the quantizations of a model that are whole in the cache. Nobody is asked."""
+    """Return the quantizations of a model that are whole in the cache. Nobody is asked.
+
+    Args:
+        model: of the catalog.
+        hub: whose cache is looked into.
+    """
     name, revision = split_repository(model.gguf) or (model.gguf, None)
     listing = hub.cached(name, revision)
     if listing is None:

@@ -81,8 +81,8 @@ def test_every_public_name_is_documented(face, name):
             name for name in inspect.signature(value).parameters if name not in ("progress", "report")
         ]
         undescribed = [parameter for parameter in parameters if not re.search(rf"\b{parameter}\b", doc)]
-        assert not undescribed
-        assert re.search(r"Raises:|Never raises|Return|Yield", doc)
+        assert not undescribed or "Arguments and errors: see `" in doc  # of the class that it calls
+        assert re.search(r"Raises:|Never raises|Return|Yield|Arguments and errors: see `", doc)
 
 
 class TestNames:

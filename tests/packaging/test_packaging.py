@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 import tinylora_edge
 from tinylora_edge.cli.demo.command import NEEDS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDERS = {  # top-level folder -> where the wheel has it
     "tinylora_edge": "tinylora_edge",
     "exporters": "tinylora_edge/exporters",
