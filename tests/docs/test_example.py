@@ -52,13 +52,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
             source, target = Path(str(package.locate_file(top))), site / top
             if source.exists() and not target.exists():
                 target.symlink_to(source)
-    target = site / "tinylora_edge"
-    target.mkdir()
-    for folder_ in ("cli", "exporters", "runtime"):
-        (target / folder_).symlink_to(ROOT / folder_)
-    for path in (ROOT / "tinylora_edge").iterdir():
-        if path.name != "__pycache__":
-            (target / path.name).symlink_to(path)
+    (site / "tinylora_edge").symlink_to(ROOT / "tinylora_edge")
     return folder / "bin" / "python"
 
 
