@@ -141,10 +141,10 @@ def _choose(bundle: Bundle, engine: str | None) -> str:
         raise TinyLoraError(f"there is no engine {engine!r}: choose {LLAMA!r} or {ONNX!r}")
     if not has[engine]:
         lacks = "a GGUF base" if engine == LLAMA else "an ONNX graph"
-        form = "gguf" if engine == LLAMA else "onnx"
+        maker = "export_gguf" if engine == LLAMA else "export_onnx"
         raise TinyLoraError(
-            f"the bundle of {bundle.basis_path} lacks {lacks}, which engine={engine!r} runs: export the "
-            f"model with --format {form} or --format both"
+            f"the bundle of {bundle.basis_path} lacks {lacks}, which engine={engine!r} runs: make one "
+            f"with exporters.{maker}"
         )
     return engine
 

@@ -17,7 +17,7 @@ class _Advice:
     """An option, and how an error asks for what it does.
 
     Attributes:
-        option: its name.
+        option: its name; empty where only another command helps.
         value: what stands behind it.
         needs: what `error.needs` is where a key was lacking; empty: the message says it.
         words: how a message says it.
@@ -43,6 +43,11 @@ _ADVICE = (
     _Advice("--budget", "AMOUNT", words=r"budget of .* is too small"),
     _Advice("--prompts", "N", words=r"\bsettings\.prompts\b"),
     _Advice("--max-tokens", "N", words=r"\bmax_tokens\b"),
+    _Advice(
+        "--format", "both", words=r"\bexport_(onnx|gguf)\b", elsewhere=("export", "MODEL", "-o", "BUNDLE")
+    ),
+    _Advice("--add-base", "FILE", words=r"\badd_base\(", elsewhere=("export", "BUNDLE")),
+    _Advice("", "", words=r"\btoken_hex\(", elsewhere=("keygen", "FILE", "--mac")),
     _Advice("--reward", "SPEC", words=r"\breward=\.\.\."),
     _Advice(
         "--sequence",
@@ -67,7 +72,7 @@ def advise(error: TinyLoraError, context: Any) -> None:
     wanted = [each for each in _ADVICE if each.answers(error)]
     said = [f"{each.option} {each.value}" for each in wanted if each.option in has]
     said += [
-        console.command(*each.elsewhere, each.option, each.value)
+        console.command(*each.elsewhere, *filter(None, (each.option, each.value)))
         for each in wanted
         if each.option not in has and each.elsewhere
     ]

@@ -41,7 +41,7 @@ def test_other_forms_of_the_real_model(
     bundle = export_gguf(f32_gguf, tmp_path / "bundle").output
     before = load_basis(bundle / "basis.gguf")
     data = MicroVector.random(before, 0.3).to_bytes(before)
-    with pytest.raises(BaseMismatchError, match="add-base"):
+    with pytest.raises(BaseMismatchError, match="add_base"):
         load(beside(bundle, other, tmp_path / "before"), data)
 
     basis, distance = add_base(bundle, other)

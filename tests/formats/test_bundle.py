@@ -188,7 +188,7 @@ class TestCheckBase:
 
     def test_other_weights(self, bundle):
         write_base(bundle / "base.gguf", attn_q=np.zeros((100, 40), np.float32))
-        with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*--add-base"):
+        with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*add_base"):
             Bundle.find(bundle).check_base()
 
     def test_a_basis_that_lists_none(self, bundle, basis):

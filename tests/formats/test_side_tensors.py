@@ -1,4 +1,4 @@
-"""basis.gguf: its content as DESIGN 6 lists it, round trips, damage, and the atomicity of saving."""
+"""basis.gguf: its content as docs/FORMAT.md lists it, round trips, damage, and the atomicity of saving."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_program_sees_the_types(checker, environment: Environment, tmp_path: P
     assert "CreateChatCompletionResponse" in completion
     assert "Unknown" not in names + completion
     assert wrong.startswith("error: ")
-    assert "MicroVector" in wrong
+    assert "CheckedVector" in wrong
 
 
 @pytest.mark.parametrize("checker", [mypy, pyright])

@@ -130,7 +130,8 @@ class Bundle:
         """
         if self.onnx is None:
             raise BaseMismatchError(
-                f"the bundle of {self.basis_path} has no {ONNX_NAME}/{MODEL_NAME}: export with --format both"
+                f"the bundle of {self.basis_path} has no {ONNX_NAME}/{MODEL_NAME}: make one "
+                "with exporters.export_onnx"
             )
         model = self.onnx / MODEL_NAME
         metadata = read_metadata(model)
@@ -139,7 +140,7 @@ class Bundle:
             what = "has no basis baked in" if digest is None else f"was baked with basis {digest[:16]}..."
             raise BaseMismatchError(
                 f"{model} {what}, but {self.basis_path} is {self.basis.digest[:16]}...: use the two that one "
-                "export wrote, or export again with --format onnx"
+                "export wrote, or make them again with exporters.export_onnx"
             )
         found = metadata.get(MetadataKey.FINGERPRINT, "")
         self._check_listed(model, found)
@@ -150,8 +151,8 @@ class Bundle:
             listed = ", ".join(f"{item[:16]}..." for item in self.basis.base_fingerprints) or "none"
             raise BaseMismatchError(
                 f"{base} has fingerprint {found[:16]}..., but {self.basis_path} lists {listed}: "
-                "load the base that it was exported for, or list this one with: "
-                "tinylora-edge export BUNDLE --add-base FILE"
+                "load the base that it was exported for, or list this one with "
+                "exporters.add_base(bundle, file)"
             )
 
 

@@ -106,7 +106,7 @@ class Hmac:
         if not re.fullmatch("(?:[0-9a-fA-F]{2})+", digits):
             raise SignatureError(
                 f"a MAC key is an even number of hexadecimal digits, but this begins with {digits[:5]!r}: "
-                "make one with tinylora-edge keygen --mac"
+                "make one with secrets.token_hex(32)"
             )
         return cls(bytes.fromhex(digits))
 

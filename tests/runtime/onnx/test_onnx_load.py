@@ -123,9 +123,9 @@ def test_the_policy_is_that_of_load_and_of_every_swap(
 def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2_bundle: Path) -> None:
     assert runtime.engine_of(bundle) == runtime.engine_of(bundle, "onnx") == "onnx"
     assert runtime.engine_of(smollm2_bundle) == "llama"
-    with pytest.raises(TinyLoraError, match=r"lacks a GGUF base.*--format both"):
+    with pytest.raises(TinyLoraError, match=r"lacks a GGUF base.*exporters.export_gguf"):
         runtime.load(bundle, engine="llama")
-    with pytest.raises(TinyLoraError, match=r"lacks an ONNX graph.*--format both"):
+    with pytest.raises(TinyLoraError, match=r"lacks an ONNX graph.*exporters.export_onnx"):
         runtime.load(smollm2_bundle, engine="onnx")
     with pytest.raises(TinyLoraError, match="'vllm'"):
         runtime.load(bundle, engine="vllm")
