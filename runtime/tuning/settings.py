@@ -43,7 +43,7 @@ class TuneSettings:
     tolerance: float = 0.15
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tuned:
     """The best vector that tuning found so far, and what it took.
 
@@ -66,3 +66,10 @@ class Tuned:
     tokens: int
     seconds: float
     stopped: str
+
+    def __repr__(self) -> str:
+        found = "better" if self.improved else "no better"
+        return (
+            f"Tuned({found}: {self.start_score:.4f} -> {self.score:.4f} on {self.held_back} prompts, "
+            f"{self.steps} steps, {self.tokens} tokens, {self.seconds:.0f} s, {self.stopped})"
+        )

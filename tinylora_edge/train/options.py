@@ -58,7 +58,7 @@ class Options:
                 raise TrainError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """The outcome of a run.
 
@@ -72,6 +72,12 @@ class Outcome:
     result: Result
     base: Evaluation | None
     personalized: Evaluation | None
+
+    def __repr__(self) -> str:
+        held_out = "not evaluated"
+        if self.base is not None and self.personalized is not None:
+            held_out = f"held out {self.base.mean:.4f} -> {self.personalized.mean:.4f}, n = {self.base.n}"
+        return f"Outcome({str(self.path)!r}, {self.result.stopped} at step {self.result.steps}, {held_out})"
 
     @property
     def comparison(self) -> Comparison | None:
