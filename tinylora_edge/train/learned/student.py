@@ -1,0 +1,139 @@
+"""The student: the model without the prompt, whose R is fitted to what the prompted model says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...basis import Basis
+from ..adapter import Adapter
+from ..learner import pad, plain_head
+from .divergence import ForwardKL
+from .lessons import Lesson, Tokens
+
+
+class FreeAdapter(Adapter):
+    """An adapter whose R are given, by each thread for its own passes, and not made of a v.
+
+    Args:
+        model: a `transformers` causal language model, as for `Adapter`.
+        basis: whose factors it takes.
+    """
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        super().__init__(model, basis)
+        self._given = threading.local()
+
+    def give(self, r: Tensor) -> None:
+        """Use these R in the passes of this thread: float32 [M, r, r]."""
+        self._given.r = r
+
+    def R(self) -> Tensor:
+        """Return what this thread gave: [M, r, r]."""
+        given: Tensor = self._given.r
+        return given
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The outcome of fitting R to one lesson.
+
+    Attributes:
+        values: float32, what was fitted: coordinates [n], or R itself [M, r, r].
+        before: KL to the prompted model without any change, in nats a token.
+        losses: the same before each step.
+    """
+
+    values: NDArray[np.float32]
+    before: float
+    losses: tuple[float, ...]
+
+
+class Student:
+    """A model that learns lessons, with R as a whole or in given directions.
+
+    Several threads may learn different lessons at once.
+
+    Args:
+        model: frozen, in evaluation mode.
+        basis: whose factors R stands between.
+    """
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        self._model = model
+        self._adapter = FreeAdapter(model, basis)
+        self._head = plain_head(model)
+        self._zeros = torch.zeros(len(basis.modules), basis.rank, basis.rank)
+
+    def close(self) -> None:
+        """Give the model back as it was."""
+        self._adapter.detach()
+
+    def fit(
+        self, lesson: Lesson, *, steps: int, lr: float, directions: NDArray[np.float32] | None = None
+    ) -> Fit:
+        """Fit R to a lesson with Adam, from zero.
+
+        Args:
+            lesson: what to learn.
+            steps: of Adam (betas .8 and .95: a step that was right in a few is right).
+            lr: of R's entries; of coordinates where directions are given.
+            directions: float32 [n, M, r, r]; None fits all M r^2 numbers of R.
+        """
+        teacher = self._teacher(lesson)
+        axes = None if directions is None else torch.from_numpy(np.ascontiguousarray(directions))
+        values = torch.zeros_like(self._zeros) if axes is None else torch.zeros(len(axes))
+        values.requires_grad_(True)
+        adam, losses = torch.optim.Adam([values], lr=lr, betas=(0.8, 0.95)), []
+        for _ in range(steps):
+            loss = self._loss(lesson, teacher, values if axes is None else torch.tensordot(values, axes, 1))
+            losses.append(float(loss.detach()))
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        return Fit(values.detach().numpy().copy(), losses[0], tuple(losses))
+
+    def divergence(self, lesson: Lesson, r: NDArray[np.float32] | None = None) -> float:
+        """Return the KL from the prompted model to the bare one with R, in nats a token.
+
+        Args:
+            lesson: whose answers are judged.
+            r: float32 [M, r, r]; None for the model as it is.
+        """
+        with torch.no_grad():
+            chosen = self._zeros if r is None else torch.from_numpy(np.ascontiguousarray(r))
+            return float(self._loss(lesson, self._teacher(lesson), chosen))
+
+    def _teacher(self, lesson: Lesson) -> Tensor:
+        with torch.no_grad():
+            self._adapter.give(self._zeros)
+            return self._outputs(lesson.told, lesson.answers)
+
+    def _loss(self, lesson: Lesson, teacher: Tensor, r: Tensor) -> Tensor:
+        self._adapter.give(r)
+        outputs = self._outputs(lesson.bare, lesson.answers)
+        if self._head is not None:
+            found: Tensor = ForwardKL.apply(outputs, teacher, self._head)
+            return found.mean()
+        target, own = (torch.log_softmax(logits.float(), -1) for logits in (teacher, outputs))
+        return (target.exp() * (target - own)).sum(-1).mean()
+
+    def _outputs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
+        """Return what decides each token of the answers: hidden states, or logits where those do not."""
+        rows = [
+            np.concatenate([prompt, answer[:-1]]) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        tokens, mask = pad(rows)
+        chosen = torch.zeros(mask.shape, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            chosen[row, len(prompt) - 1 : len(rows[row])] = True
+        run = self._model if self._head is None else self._model.base_model
+        outputs: Tensor = run(tokens, attention_mask=mask.long(), use_cache=False)[0]
+        return outputs[chosen]
