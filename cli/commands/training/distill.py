@@ -1,0 +1,145 @@
+"""`distill`: a prompt becomes a vector."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...shared import console, vectors
+from ...shared.options import Dtype, DtypeOption, FrameOption, JsonOption, SequenceOption
+
+_LITTLE = 0.2
+"""Share of the distance below which the vector is no replacement of the prompt."""
+
+
+def distill(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to make a vector for.")],
+    output: FrameOption,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The prompt, as a system message.")
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Worked examples: a `question` and an `answer` a line."),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Questions, a line each. [default: general ones that are shipped]"),
+    ] = None,
+    count: Annotated[
+        int,
+        typer.Option("-n", metavar="N", min=2, help="Questions to learn on; half as many measure."),
+    ] = 32,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of Adam.")] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the answers.")] = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Hugging Face weights. [default: the bundle's, dequantized]"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Cores to use. [default: all]")
+    ] = None,
+    dtype: DtypeOption = Dtype.fp32,
+    sequence: SequenceOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Distill a prompt into a vector: without the prompt, the model answers as it does with it.
+
+    It is measured on questions that were not learned on: how much of the distance to the prompted model the
+    vector closes, and what it saves in tokens and in time to the first one.
+
+    \b
+    Example:
+      tinylora-edge distill smollm2-learned --system "Answer in one short sentence." -o short.bin
+    """
+    from ....tasks.behaviours import Behaviour
+    from ....train.learned.distillation import DistillSettings
+    from ....train.learned.distillation import distill as distill_prompt
+
+    if system is None and examples is None:
+        raise typer.BadParameter("say what to distill: --system TEXT, --examples FILE, or both")
+    vectors.check_target(str(output), force=False)
+    behaviour = Behaviour("own", "own", system, _examples(examples), (), (), "learn")
+    asked, held_out = _questions(questions, count)
+    found = distill_prompt(
+        bundle,
+        behaviour,
+        asked,
+        held_out,
+        settings=DistillSettings(steps=steps, seed=seed),
+        weights=weights,
+        workers=threads,
+    )
+    vector = replace(found.vector, dtype=dtype.value, sequence=sequence)
+    data = vector.to_bytes(vectors.find_basis(bundle))
+    vectors.write(str(output), data)
+    record: dict[str, Any] = {
+        "file": str(output),
+        "bytes": len(data),
+        "share": found.share,
+        "before": found.before,
+        "after": found.after,
+        "prompt_tokens": found.told,
+        "bare_tokens": found.bare,
+        "prompt_seconds_to_first_token": found.told_s,
+        "bare_seconds_to_first_token": found.bare_s,
+        "seconds": round(found.seconds, 1),
+        "answers": [vars(each) for each in found.shown],
+    }
+    if as_json:
+        console.print_json(record)
+        return
+    saved = 1000 * (found.told_s - found.bare_s)
+    console.facts(
+        [
+            ("wrote", f"{output}: {len(data)} bytes"),
+            (
+                "held out",
+                f"closes {found.share:.0%} of the distance to the prompted model ({found.before:.3f} nats)",
+            ),
+            (
+                "saves",
+                f"{found.told - found.bare:.0f} prompt tokens a request, {saved:.0f} ms to the first token here",
+            ),
+        ]
+    )
+    for each in found.shown:
+        console.facts(
+            [("bare", each.bare), ("prompted", each.prompted), ("vector", each.personalized)],
+            title=each.question,
+        )
+    if found.share < _LITTLE:
+        console.warn(
+            f"the vector closes {found.share:.0%} of the distance: it does not replace this prompt. A "
+            "learned basis (tinylora-edge learn) holds more"
+        )
+
+
+def _examples(path: Path | None) -> tuple[tuple[str, str], ...]:
+    from ....errors import TrainError
+    from ....tasks.objects import read_objects
+
+    pairs = []
+    for place, row in [] if path is None else read_objects(path):
+        question, answer = row.get("question"), row.get("answer")
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise TrainError(f'{place}: expected a "question" and an "answer", both text')
+        pairs.append((question, answer))
+    return tuple(pairs)
+
+
+def _questions(path: Path | None, count: int) -> tuple[list[str], list[str]]:
+    """Return questions to learn on, and others to measure on."""
+    from ....errors import TrainError
+    from ....tasks.behaviours import load_questions
+
+    if path is None:
+        return list(load_questions("learn"))[:count], list(load_questions("held_out"))[: max(1, count // 2)]
+    lines = list(dict.fromkeys(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()))
+    if len(lines) < 3:
+        raise TrainError(f"{path} has {len(lines)} questions, and at least 3 are needed: a third is held out")
+    held = max(1, min(count // 2, len(lines) // 3))
+    return lines[held:][:count], lines[:held]

@@ -1,0 +1,145 @@
+"""`learn`: a bundle whose 13 numbers stand for directions that were learned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from ...shared import console
+from ...shared.options import JsonOption
+
+if TYPE_CHECKING:
+    from ....tasks.behaviours import Behaviour
+
+
+def learn(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `export` wrote.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="BUNDLE2", help="The bundle to write."),
+    ],
+    behaviours: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Behaviours of your own, beside the shipped ones."),
+    ] = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="Learn from FILE.jsonl alone, not from the shipped ones.")
+    ] = False,
+    directions: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Numbers of a vector.")] = 13,
+    form: Annotated[
+        str, typer.Option(metavar="FORM", help="dense, or tiled: one direction a tile, a swap is N scales.")
+    ] = "dense",
+    questions: Annotated[int, typer.Option(metavar="N", min=1, help="Questions to each behaviour.")] = 8,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of Adam for each behaviour.")] = 4,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of questions and answers.")] = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Hugging Face weights. [default: the bundle's, dequantized]"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Behaviours at the same time. [default: all cores]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn which directions of R are worth a number, and write a bundle with them.
+
+    Done once per model, on a host, with PyTorch. The factors and the base stay; vectors of BUNDLE do not fit
+    BUNDLE2. What is done lies in BUNDLE2.learn, and an interrupted run goes on from there.
+
+    \b
+    Example:
+      tinylora-edge learn smollm2 -o smollm2-learned
+    """
+    from ....exporters import refuse_existing
+    from ....exporters.bundle_writer import write_bundle
+    from ....formats.bundle import Bundle
+    from ....train.learned import LearnSettings
+    from ....train.learned import learn as learn_basis
+
+    if only and behaviours is None:
+        raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
+    refuse_existing(output)
+    found = Bundle.find(bundle)
+    chosen = _behaviours(behaviours, only)
+    folder = output.with_name(f"{output.name}.learn")
+    settings = LearnSettings(directions=directions, form=form, questions=questions, steps=steps, seed=seed)
+    began = time.monotonic()
+    with _progress(len(chosen)) as report:
+        learned = learn_basis(
+            bundle,
+            folder,
+            behaviours=chosen,
+            settings=settings,
+            weights=weights,
+            workers=workers,
+            report=report,
+        )
+    facts = {
+        "behaviours": len(learned.behaviours),
+        "energy": float(learned.energy.sum()),
+        "form": form,
+        "seconds": round(learned.seconds, 1),
+    }
+    basis, placed = write_bundle(output, learned.basis, {"basis": {"learned": facts}}, base=found.base)
+    for path in folder.glob("*.npz"):
+        path.unlink()
+    folder.rmdir()
+    if as_json:
+        console.print_json(
+            {
+                "bundle": str(output),
+                "digest": basis.digest,
+                "values": basis.size,
+                "base": placed,
+                "learned": facts | {"sitting_seconds": round(time.monotonic() - began, 1)},
+                "divergences": [
+                    {"name": name, "before": before, "after": after}
+                    for name, before, after in learned.behaviours
+                ],
+            }
+        )
+        return
+    closed = sum(1 - after / before for _, before, after in learned.behaviours) / len(learned.behaviours)
+    console.facts(
+        [
+            ("bundle", f"{output}, basis {basis.id}"),
+            ("learned from", f"{len(learned.behaviours)} behaviours in {learned.seconds:.0f} s"),
+            ("all of R", f"closes {closed:.2f} of the distance to the prompted model, mean"),
+            ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
+        ]
+    )
+    console.next_command("train", output, "--task", "list-lookup", "-o", "vector.bin")
+
+
+def _behaviours(path: Path | None, only: bool) -> list[Behaviour]:
+    from ....tasks.behaviours import load_behaviours
+
+    own = [] if path is None else load_behaviours(path)
+    return [*([] if only else load_behaviours(split="learn")), *own]
+
+
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show on a terminal which behaviour is done, and how much of it all of R holds."""
+    screen = console.stderr()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("behaviour {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("", total=count, figures="asking the model")
+
+        def show(figures: dict[str, Any]) -> None:
+            text = f"{figures['name']}: {figures['before']:.2f} -> {figures['after']:.2f} nats a token"
+            bar.update(task, completed=figures["done"], figures=text)
+
+        yield show
