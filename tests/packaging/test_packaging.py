@@ -130,7 +130,12 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
             expected.add(f"{place}/{path.relative_to(ROOT / folder).as_posix()}")
     with zipfile.ZipFile(wheel) as archive:
         content = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert content == expected | {"tinylora_edge/py.typed", "tinylora_edge/exporters/hub/models.toml"}
+    assert content == expected | {
+        "tinylora_edge/py.typed",
+        "tinylora_edge/exporters/hub/models.toml",
+        "tinylora_edge/tasks/behaviours/behaviours.jsonl",
+        "tinylora_edge/tasks/behaviours/questions.jsonl",
+    }
 
 
 def test_the_wheel_runs_on_every_platform(wheel: Path) -> None:

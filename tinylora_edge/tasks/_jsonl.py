@@ -26,8 +26,12 @@ _SPLITS = ("train", "held_out")
 _KEYS = ("prompt", "messages", "answer", "split", "raw")
 
 
-def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the JSON object of every line that is not blank.
+
+    Args:
+        path: the file.
+        what: what its lines are, for the error where it cannot be read.
 
     Raises:
         TrainError: the file cannot be read or has no lines, or a line is not a JSON object in UTF-8.
@@ -42,7 +46,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     empty = False
                     yield f"{path}:{number}", _object(f"{path}:{number}", line)
     except OSError as error:
-        raise TrainError(f"{path}: cannot read the task's samples: {error.strerror}") from error
+        raise TrainError(f"{path}: cannot read {what}: {error.strerror}") from error
     if empty:
         raise TrainError(f"{path}: the file is empty, expected one JSON object a line")
 
@@ -118,7 +122,7 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise TrainError(f"{place}: not JSON that can be read: {error}") from None
     if not isinstance(row, dict):
-        raise TrainError(f"{place}: {_kind(row)}, expected a JSON object")
+        raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object")
     return row
 
 
@@ -130,16 +134,16 @@ def _sample(place: str, row: Mapping[str, Any]) -> Sample:
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     if answer is not None and not isinstance(answer, str):
-        raise TrainError(f'{place}: "answer" is {_kind(answer)}, expected a string or a number')
+        raise TrainError(f'{place}: "answer" is {kind_of(answer)}, expected a string or a number')
     key = "prompt" if "prompt" in row else "messages"
     prompt = row[key]
     if key == "messages" or isinstance(prompt, list):
         prompt = _messages(place, key, prompt)
     elif not isinstance(prompt, str) or not prompt.strip():
-        raise TrainError(f'{place}: "prompt" is {_kind(prompt)}, expected text or a list of messages')
+        raise TrainError(f'{place}: "prompt" is {kind_of(prompt)}, expected text or a list of messages')
     raw = row.get("raw", False)
     if not isinstance(raw, bool):
-        raise TrainError(f'{place}: "raw" is {_kind(raw)}, expected true or false')
+        raise TrainError(f'{place}: "raw" is {kind_of(raw)}, expected true or false')
     if raw and not isinstance(prompt, str):
         raise TrainError(f'{place}: "raw" is true, but "{key}" is messages, which a template renders')
     data = {name: value for name, value in row.items() if name not in _KEYS}
@@ -148,11 +152,11 @@ def _sample(place: str, row: Mapping[str, Any]) -> Sample:
 
 def _messages(place: str, key: str, value: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(value, list) or not value:
-        raise TrainError(f'{place}: "{key}" is {_kind(value)}, expected a list of messages')
+        raise TrainError(f'{place}: "{key}" is {kind_of(value)}, expected a list of messages')
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise TrainError(
-                f'{place}: message {number} is {_kind(message)}, expected {{"role": ..., "content": ...}}'
+                f'{place}: message {number} is {kind_of(message)}, expected {{"role": ..., "content": ...}}'
             )
         if message["role"] not in _ROLES:
             raise TrainError(
@@ -161,7 +165,7 @@ def _messages(place: str, key: str, value: Any) -> tuple[dict[str, str], ...]:
             )
         if not isinstance(message["content"], str) or not message["content"].strip():
             raise TrainError(
-                f"{place}: the content of message {number} is {_kind(message['content'])}, expected text"
+                f"{place}: the content of message {number} is {kind_of(message['content'])}, expected text"
             )
     if value[-1]["role"] != "user":
         raise TrainError(
@@ -177,7 +181,7 @@ def _split(place: str, row: Mapping[str, Any]) -> str | None:
     return split
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """Name a JSON value for an error, short: its type, and the value where that helps."""
     if isinstance(value, str):
         return "blank text" if not value.strip() else f"the string {value[:40]!r}"

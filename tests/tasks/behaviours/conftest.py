@@ -1,0 +1,28 @@
+"""A file of JSON lines, written by the test that reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file of lines: objects become JSON, text and bytes stay as they are."""
+
+    def write(*lines: Any, name: str = "own.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"".join(_bytes(line) + b"\n" for line in lines))
+        return path
+
+    return write
+
+
+def _bytes(line: Any) -> bytes:
+    if isinstance(line, bytes):
+        return line
+    return (line if isinstance(line, str) else json.dumps(line)).encode()

@@ -1,0 +1,188 @@
+"""Files of behaviours and of questions: one JSON object a line, every complaint with its file and line.
+
+    {"name": "one-sentence", "family": "length", "system": "Answer in one short sentence.", "split": "learn"}
+    {"name": "last-word", "examples": [{"question": "hat, gate, drum", "answer": "drum"}]}
+
+A behaviour needs a `name` and a teacher: `system`, `examples`, or both. The rest is optional: `family` is
+"own" where a line has none, `split` is "learn", `questions` are general ones, and `near` names the tasks that
+the behaviour resembles (see `Behaviour`). A line of a file of questions is:
+
+    {"question": "Why is the sky blue?", "split": "learn"}
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import TrainError
+from .._jsonl import kind_of, read_objects
+from .behaviour import FEWEST_QUESTIONS, SPLITS, Behaviour, Split, canonical
+
+_BEHAVIOURS = Path(__file__).with_name("behaviours.jsonl")
+_QUESTIONS = Path(__file__).with_name("questions.jsonl")
+
+_BEHAVIOUR_KEYS = ("name", "family", "system", "examples", "questions", "near", "split")
+_EXAMPLE_KEYS = ("question", "answer")
+_QUESTION_KEYS = ("question", "split")
+_OWN_FAMILY = "own"
+
+
+def load_behaviours(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    split: Split | None = None,
+    beside: Sequence[Behaviour] = (),
+) -> tuple[Behaviour, ...]:
+    """Return the behaviours of a file, in its order.
+
+    Args:
+        path: a JSONL file; None: the file that is shipped.
+        split: return this side only. The whole file is checked all the same.
+        beside: behaviours that the file's will be used together with. They are not returned; names and
+            families must agree with theirs.
+
+    Raises:
+        TrainError: the file cannot be read, a line is malformed, a name occurs twice, a family is on both
+            sides, or the side that was asked for is empty.
+    """
+    _check_split(split)
+    file = _BEHAVIOURS if path is None else Path(path)
+    names = {one.name: "among the behaviours beside it" for one in beside}
+    sides: dict[str, tuple[Split, str]] = {
+        one.family: (one.split, "among the behaviours beside it") for one in beside
+    }
+    found = []
+    for place, row in read_objects(file, "the behaviours"):
+        behaviour = _behaviour(place, row)
+        if behaviour.name in names:
+            raise TrainError(
+                f"{place}: there is another behaviour {behaviour.name!r} {names[behaviour.name]}: expected a "
+                "name that no other has"
+            )
+        side, where = sides.setdefault(behaviour.family, (behaviour.split, f"at {place}"))
+        if side != behaviour.split:
+            raise TrainError(
+                f'{place}: "split" is "{behaviour.split}", but the family {behaviour.family!r} is "{side}" '
+                f'{where}: a family is on one side as a whole, so change "split", or name another "family"'
+            )
+        names[behaviour.name] = f"at {place}"
+        found.append(behaviour)
+    kept = tuple(one for one in found if split in (None, one.split))
+    if not kept:
+        raise TrainError(
+            f'{file}: none of its {len(found)} behaviours has the split "{split}", expected at least one'
+        )
+    return kept
+
+
+def load_questions(
+    path: str | os.PathLike[str] | None = None, *, split: Split | None = None
+) -> tuple[str, ...]:
+    """Return the questions of a file, in its order.
+
+    The shipped ones are everyday questions and instructions. What a question to learn from is about (its
+    nouns, but for "idea", "story" and others that say what is wanted) is in no held-out question.
+
+    Args:
+        path: a JSONL file; None: the file that is shipped.
+        split: return this side only. The whole file is checked all the same.
+
+    Raises:
+        TrainError: the file cannot be read, a line is malformed, a question occurs twice, or there are fewer
+            than `FEWEST_QUESTIONS` of those that were asked for.
+    """
+    _check_split(split)
+    file = _QUESTIONS if path is None else Path(path)
+    places: dict[str, str] = {}
+    found = []
+    for place, row in read_objects(file, "the questions"):
+        _check_keys(place, row, _QUESTION_KEYS)
+        question = _text(place, row, "question")
+        if canonical(question) in places:
+            raise TrainError(
+                f"{place}: the question {question!r} is also at {places[canonical(question)]}: expected once"
+            )
+        places[canonical(question)] = place
+        found.append((question, _split(place, row)))
+    kept = tuple(question for question, side in found if split in (None, side))
+    if len(kept) < FEWEST_QUESTIONS:
+        among = "" if split is None else f' with the split "{split}" among {len(found)}'
+        raise TrainError(f"{file}: {len(kept)} questions{among}, expected at least {FEWEST_QUESTIONS}")
+    return kept
+
+
+def _behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
+    _check_keys(place, row, _BEHAVIOUR_KEYS)
+    name = _text(place, row, "name")
+    family = _text(place, row, "family") if "family" in row else _OWN_FAMILY
+    system = _text(place, row, "system") if row.get("system") is not None else None
+    examples = tuple(_examples(place, row))
+    questions, near = _texts(place, row, "questions"), _texts(place, row, "near")
+    try:
+        return Behaviour(name, family, system, examples, questions, near, _split(place, row))
+    except TrainError as error:
+        raise TrainError(f"{place}: {error}") from None
+
+
+def _examples(place: str, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for number, example in enumerate(_list(place, row, "examples"), 1):
+        if not isinstance(example, dict):
+            raise TrainError(
+                f"{place}: example {number} is {kind_of(example)}, expected "
+                '{"question": ..., "answer": ...}'
+            )
+        here = f"{place}: example {number}"
+        _check_keys(here, example, _EXAMPLE_KEYS)
+        yield _text(here, example, "question"), _text(here, example, "answer")
+
+
+def _check_keys(place: str, row: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in row:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            advice = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+            raise TrainError(f"{place}: there is no key {key!r}: {advice}")
+
+
+def _text(place: str, row: Mapping[str, Any], key: str) -> str:
+    if key not in row:
+        raise TrainError(f'{place}: there is no "{key}", expected one with text')
+    value = row[key]
+    if not isinstance(value, str) or not value.strip():
+        raise TrainError(f'{place}: "{key}" is {kind_of(value)}, expected text')
+    return value
+
+
+def _texts(place: str, row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = _list(place, row, key)
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, str) or not value.strip():
+            raise TrainError(f'{place}: "{key}" has {kind_of(value)} as number {number}, expected text')
+    return tuple(values)
+
+
+def _list(place: str, row: Mapping[str, Any], key: str) -> list[Any]:
+    """Return a list that a line may leave out, or have as null."""
+    value = row.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise TrainError(f'{place}: "{key}" is {kind_of(value)}, expected a list')
+    return value
+
+
+def _split(place: str, row: Mapping[str, Any]) -> Split:
+    value = row.get("split", "learn")
+    for split in SPLITS:
+        if value == split:
+            return split
+    raise TrainError(f'{place}: "split" is {kind_of(value)}, expected "learn" or "held_out"')
+
+
+def _check_split(split: object) -> None:
+    if split is not None and split not in SPLITS:
+        raise TrainError(f'split is {split!r}, expected "learn", "held_out", or None for both')
