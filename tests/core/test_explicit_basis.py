@@ -83,6 +83,17 @@ def test_all_entries_reach_every_R(tiny_basis):
     assert (named.with_all_entries().axes, named.with_all_entries().has_prior) == ((), False)
 
 
+def test_golden():
+    """Computed with struct and hashlib alone, from docs/FORMAT.md."""
+    basis, golden = support.golden_basis()
+    assert basis.digest == support.digest(basis) == golden["digest_hex"]
+    assert basis.axes == ("length", "formality", "Wärme = plain speech")
+    assert basis.has_prior
+    vector = np.frombuffer(bytes.fromhex(golden["vector_hex_le_f32"]), "<f4")
+    found = [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
+    assert found == [module["r_hex_le_f32"] for module in golden["basis"]["modules"]]
+
+
 REFUSED = {
     "two dimensions": (np.ones((COUNT, 2)), {}, r"\(6, 2\).*\('n', 6, 2, 2\), or \(6, 2, 2\)"),
     "another rank": (np.ones((5, COUNT, 3, 3)), {}, r"\(5, 6, 3, 3\).*6 modules of rank 2"),
