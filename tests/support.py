@@ -8,6 +8,7 @@ without the `cryptography` package may bring.
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,32 @@ def random_basis(
         "p": tuple(p) if explicit else (),
     }
     return Basis(**(values | fields))
+
+
+def golden_basis() -> tuple[Basis, dict[str, Any]]:
+    """Return the learned basis of tests/golden, with names and a prior, and all that its file says."""
+    golden: dict[str, Any] = json.loads((GOLDEN / "learned_basis.json").read_text("utf-8"))
+    fields = dict(golden["basis"])
+    modules = fields.pop("modules")
+    size = fields["groups"] * fields["u"]
+
+    def array(hexadecimal: str, *shape: int) -> np.ndarray[Any, Any]:
+        return np.frombuffer(bytes.fromhex(hexadecimal), "<f4").astype(np.float32).reshape(shape)
+
+    factors = {
+        letter: tuple(array(m[f"{letter}_hex_le_f32"], *m[f"{letter}_shape"]) for m in modules)
+        for letter in "abp"
+    }
+    basis = Basis(
+        modules=tuple(module["name"] for module in modules),
+        tying=np.array([module["group"] for module in modules], np.int32),
+        axes=tuple(fields.pop("axes")),
+        prior_mean=array(fields.pop("prior_mean_hex_le_f32"), size),
+        prior_covariance=array(fields.pop("prior_covariance_hex_le_f32"), size, size),
+        **factors,
+        **fields,
+    )
+    return basis, golden
 
 
 def with_digest(basis: Basis, digest: str) -> Basis:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .axes import check_names, check_prior, position_of
 from .errors import BasisError, NonFiniteError, VectorError
 from .factorization import LEFT, SQRT
 from .modules import parse
 from .projection import EXPLICIT, IRWIN_HALL, project
+from .tying import tie
 
 FactorArray = NDArray[np.float32] | NDArray[np.float16]
 
@@ -49,6 +51,9 @@ class Basis:
         b: for each module B, float32 or float16 [out, r], or [experts, out, r].
         p: for each module P, float32 [u, r, r]; only with `explicit` projections, else empty.
         base_fingerprints: the deployed forms of the model that this basis was exported for.
+        axes: names of the G*u values in their order, or none. Not in the digest.
+        prior_mean: float32 [G*u], the mean of vectors that people want, or None. Not in the digest.
+        prior_covariance: float32 [G*u, G*u], their covariance; there where the mean is.
 
     Raises:
         BasisError: the parts do not fit each other.
@@ -68,6 +73,9 @@ class Basis:
     b: tuple[FactorArray, ...] = field(repr=False)
     p: tuple[NDArray[np.float32], ...] = field(default=(), repr=False)
     base_fingerprints: tuple[str, ...] = field(default=(), repr=False)
+    axes: tuple[str, ...] = field(default=(), repr=False)
+    prior_mean: NDArray[np.float32] | None = field(default=None, repr=False)
+    prior_covariance: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.modules)
@@ -102,6 +110,8 @@ class Basis:
             raise BasisError(f"no module reads group {unread} of {self.groups}: choose fewer groups")
         for position, module in enumerate(self.modules):
             self._check_factors(module, position)
+        check_names(self.axes, self.size)
+        check_prior(self.prior_mean, self.prior_covariance, self.size)
 
     def _check_factors(self, module: str, position: int) -> None:
         parse(module)
@@ -132,13 +142,19 @@ class Basis:
         return (
             f"Basis({self.id}: {self.architecture}, {len(self.modules)} modules, rank {self.rank}, "
             f"u {self.u}, {self.groups} groups {self.scheme}, seed {self.seed}, {self.projection}, "
-            f"{self.factorization}, {len(self.base_fingerprints)} bases)"
+            f"{self.factorization}, {len(self.base_fingerprints)} bases"
+            f"{', named axes' if self.axes else ''}{', a prior' if self.has_prior else ''})"
         )
 
     @property
     def size(self) -> int:
         """Number of values of a micro-vector: G * u."""
         return self.groups * self.u
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the basis says what vectors that people want look like."""
+        return self.prior_mean is not None
 
     @property
     def id(self) -> str:
@@ -236,6 +252,95 @@ class Basis:
                 f"basis {self.id} does not adapt {module!r}; it adapts {len(self.modules)} modules, "
                 f"from {self.modules[0]} to {self.modules[-1]}"
             ) from None
+
+    def axis(self, name: str) -> int:
+        """Return the position of a named axis among the G*u values of a vector.
+
+        Raises:
+            BasisError: the axes have no names, or none has this one.
+        """
+        return position_of(self.axes, name)
+
+    def with_projections(
+        self,
+        p: ArrayLike,
+        *,
+        groups: int | None = None,
+        axes: Sequence[str] = (),
+        prior: tuple[ArrayLike, ArrayLike] | None = None,
+    ) -> Basis:
+        """Return a basis of the same factors with explicit projections, such as learned ones.
+
+        The seed stays: it then means nothing, but the digest covers it.
+
+        Args:
+            p: the projections, in one of two forms. Dense, float32 [n, M, r, r]: value i of the vector adds
+                p[i, m] to R of module m; u = n, one group. One a module, float32 [M, r, r]: R of module m
+                is p[m] times the value of its group; u = 1.
+            groups: with one a module, tie the modules into so many tiles; by default the tying stays.
+            axes: names of the values.
+            prior: mean [n] and covariance [n, n] of the values.
+
+        Raises:
+            BasisError: p has another shape or is not finite, the groups cannot be made, or the names or the
+                prior do not fit.
+        """
+        with np.errstate(over="ignore"):  # infinity is refused below
+            array = np.asarray(p, np.float32)
+            mean, covariance = (None, None) if prior is None else (np.array(x, np.float32) for x in prior)
+        count, square = len(self.modules), (self.rank, self.rank)
+        dense = array.ndim == 4
+        if array.ndim not in (3, 4) or array.shape[-3:] != (count, *square) or len(array) == 0:
+            raise BasisError(
+                f"projections of shape {array.shape} do not fit {count} modules of rank {self.rank}: "
+                f"expected {('n', count, *square)}, or {(count, *square)} for one a module"
+            )
+        if not np.isfinite(array).all():
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise BasisError(
+                f"entry {index} of the projections is {array[index]}: every entry must be finite"
+            )
+        if dense and groups is not None:
+            raise BasisError(f"dense projections have one group, not {groups}: leave the groups out")
+        scheme, tying = self.scheme, self.tying
+        if dense:
+            scheme, tying = "full", np.zeros(count, np.int32)
+        elif groups is not None:
+            scheme, tying = "tiled", tie(self.modules, "tiled", groups)
+        by_module = array.swapaxes(0, 1) if dense else array[:, None]
+        return replace(
+            self,
+            u=by_module.shape[1],
+            groups=int(tying.max()) + 1,
+            projection=EXPLICIT,
+            scheme=scheme,
+            tying=tying,
+            p=tuple(np.array(one) for one in by_module),
+            axes=tuple(axes),
+            prior_mean=mean,
+            prior_covariance=covariance,
+        )
+
+    def with_all_entries(self) -> Basis:
+        """Return a basis of the same factors in which each of the M r^2 entries of R is a value of its own.
+
+        G = M and u = r^2: entry [a, b] of R of module m is value [m, a r + b]. No vector of the same factors
+        does more, so it bounds what any projections can reach; it is for studies.
+        """
+        count, entries = len(self.modules), self.rank**2
+        unit = np.eye(entries, dtype=np.float32).reshape(entries, self.rank, self.rank)
+        return replace(
+            self,
+            u=entries,
+            groups=count,
+            projection=EXPLICIT,
+            scheme="tiled",
+            tying=np.arange(count, dtype=np.int32),
+            p=(unit,) * count,
+            axes=(),
+            prior_mean=None,
+            prior_covariance=None,
+        )
 
     def kinds(self) -> Sequence[str]:
         """The kinds of module that the basis adapts, in the order of their first appearance."""

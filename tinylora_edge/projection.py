@@ -16,7 +16,7 @@ from .errors import BasisError
 IRWIN_HALL = "irwin-hall-12/splitmix64"
 """P is regenerated from the seed."""
 EXPLICIT = "explicit"
-"""P is stored with the factors, because it was imported from elsewhere."""
+"""P is stored with the factors, because it was learned, or imported from elsewhere."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

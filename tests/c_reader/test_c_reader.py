@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -21,6 +23,7 @@ import support
 
 from tinylora_edge import (
     Basis,
+    CorruptBasisError,
     Ed25519Signer,
     FrameError,
     Hmac,
@@ -41,6 +44,7 @@ BASES = {
     "u = 1": {},
     "u = 3, f16": {"u": 3, "rank": 3, "factor_dtype": np.float16},
     "explicit": {"explicit": True, "u": 2},
+    "named": {"groups": 2, "axes": ("one", "two")},
     "experts": {"experts": 3, "scheme": "structured", "groups": 4},
 }
 
@@ -155,6 +159,72 @@ def test_a_basis(reader: Reader, tmp_path: Path, fields: dict[str, object]) -> N
     assert rows == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
 
 
+def test_golden_basis(reader: Reader, tmp_path: Path) -> None:
+    """Explicit projections, names and a prior, as the file of inputs has them."""
+    basis, golden = support.golden_basis()
+    inputs = golden["basis"]
+    save_basis(basis, tmp_path / "basis.gguf")
+    said = reader("basis", tmp_path / "basis.gguf").stdout
+    _, _, digest, *values = said.splitlines()
+    assert digest == f"digest {golden['digest_hex']}"
+    assert values == [
+        *(f"p {module['p_hex_le_f32']}" for module in inputs["modules"]),
+        *(f"axis {name}" for name in inputs["axes"]),
+        f"mean {inputs['prior_mean_hex_le_f32']}",
+        f"covariance {inputs['prior_covariance_hex_le_f32']}",
+    ]
+    values = np.frombuffer(bytes.fromhex(golden["vector_hex_le_f32"]), "<f4")
+    frame = MicroVector(values[None]).to_bytes(basis)
+    _, *rows = reader("apply", tmp_path / "basis.gguf", "-", lines=[frame.hex()]).stdout.splitlines()
+    assert rows == [module["r_hex_le_f32"] for module in inputs["modules"]]
+
+
+@pytest.mark.parametrize("form", ["dense", "one a module", "all entries"])
+def test_explicit_projections(reader: Reader, tmp_path: Path, form: str) -> None:
+    plain = support.random_basis(groups=3)
+    rng = np.random.default_rng(0)
+    bases = {
+        "dense": plain.with_projections(rng.standard_normal((5, 6, 2, 2))),
+        "one a module": plain.with_projections(rng.standard_normal((6, 2, 2)), axes=("a", "b", "c")),
+        "all entries": plain.with_all_entries(),
+    }
+    basis = bases[form]
+    save_basis(basis, tmp_path / "basis.gguf")
+    said = reader("basis", tmp_path / "basis.gguf").stdout.splitlines()
+    assert f"digest {basis.digest}" in said
+    assert [line for line in said if line.startswith("p ")] == [f"p {p.tobytes().hex()}" for p in basis.p]
+    assert [line[5:] for line in said if line.startswith("axis ")] == list(basis.axes)
+    vector = MicroVector.random(basis, 0.5, seed=1)
+    done = reader("apply", tmp_path / "basis.gguf", "-", lines=[vector.to_bytes(basis).hex()])
+    assert done.stdout.splitlines()[1:] == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
+
+
+NOT_PRIORS = {
+    "names too few": {"axes": ("a", "b")},
+    "a name twice": {"axes": ("a", "b", "a")},
+    "an empty name": {"axes": ("a", "", "b")},
+    "a name of 65": {"axes": ("a", "ü" * 65, "b")},
+    "a space at an end": {"axes": ("a", "b ", "c")},
+    "a mean of NaN": {"prior_mean": np.array([0, np.nan, 0], np.float32)},
+    "a short mean": {"prior_mean": np.zeros(2, np.float32)},
+    "no variance": {"prior_covariance": np.diag([1, 0, 1]).astype(np.float32)},
+    "infinity": {"prior_covariance": np.diag([1, np.inf, 1]).astype(np.float32)},
+    "not symmetric": {"prior_covariance": np.array([[1, 0.5, 0], [0.4, 1, 0], [0, 0, 1]], np.float32)},
+    "not definite": {"prior_covariance": np.ones((3, 3), np.float32)},
+}
+
+
+@pytest.mark.parametrize("fields", NOT_PRIORS.values(), ids=list(NOT_PRIORS))
+def test_axes_that_are_none_are_refused(reader: Reader, tmp_path: Path, fields: dict[str, Any]) -> None:
+    """By the reader as by the package."""
+    basis, _ = support.golden_basis()
+    vars(basis).update(fields)  # past every check
+    save_basis(basis, tmp_path / "basis.gguf")
+    assert re.search("ax[ei]s|prior|covariance|variance", reader("basis", tmp_path / "basis.gguf").stderr)
+    with pytest.raises(CorruptBasisError):
+        load_basis(tmp_path / "basis.gguf")
+
+
 def test_a_real_bundle(reader: Reader, smollm2_bundle: Path) -> None:
     basis = load_basis(smollm2_bundle / "basis.gguf")
     base, other = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
@@ -180,9 +250,11 @@ def test_a_changed_base_is_not_listed(reader: Reader, smollm2_bundle: Path, tmp_
     assert said.rstrip().endswith("unknown")
 
 
-def test_damaged_files_are_refused(reader: Reader, tmp_path: Path) -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_damaged_files_are_refused(reader: Reader, tmp_path: Path, learned: bool) -> None:
     """Cut anywhere, or with any byte of the header changed: an error, and never a read behind the end."""
-    save_basis(support.random_basis(blocks=1, kinds=("attn_q",), groups=1), tmp_path / "basis.gguf")
+    basis = support.random_basis(blocks=1, kinds=("attn_q",), groups=1)
+    save_basis(support.golden_basis()[0] if learned else basis, tmp_path / "basis.gguf")
     whole = (tmp_path / "basis.gguf").read_bytes()
     rng = random.Random(0)
     damaged = tmp_path / "damaged.gguf"

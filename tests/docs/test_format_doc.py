@@ -7,13 +7,14 @@ import hmac
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, MicroVector, Policy
+from tinylora_edge import Basis, BasisError, MicroVector, Policy
 from tinylora_edge.errors import TransferError
 from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats import side_tensors
@@ -134,11 +135,12 @@ def test_order_of_kinds() -> None:
 
 
 def test_keys_of_side_tensors(example_basis: Basis, tmp_path: Path) -> None:
-    vars(example_basis)["base_fingerprints"] = ("00",)
-    side_tensors.save_basis(example_basis, tmp_path / "basis.gguf")
+    fields = {"base_fingerprints": ("00",), "axes": ("a",)}
+    fields |= {"prior_mean": np.zeros(1, np.float32), "prior_covariance": np.ones((1, 1), np.float32)}
+    side_tensors.save_basis(replace(example_basis, **fields), tmp_path / "basis.gguf")
     written = gguf.GGUFReader(tmp_path / "basis.gguf").fields.values()
     kinds = {"U32": "UINT32", "U64": "UINT64", "STRING": "STRING", "ARRAY OF U32": "ARRAY UINT32"}
-    kinds["ARRAY OF STRINGS"] = "ARRAY STRING"
+    kinds |= {"ARRAY OF STRINGS": "ARRAY STRING", "ARRAY OF F32": "ARRAY FLOAT32"}
     documented = {key: kinds[kind.replace("`", "").upper()] for key, kind, _ in rows("Keys", 3)}
     found = {
         field.name: " ".join(kind.name for kind in field.types)
@@ -154,6 +156,30 @@ def test_digest(example_basis: Basis) -> None:
     whole = hashlib.sha256(bytes.fromhex(page["before the modules"]) + module.digest())
     assert module.hexdigest() == page["its SHA-256"]
     assert whole.hexdigest() == page["digest"] == example_basis.digest
+
+
+def test_digest_of_explicit_projections(example_basis: Basis) -> None:
+    page = values_of("Digest")
+    module = hashlib.sha256(bytes.fromhex(page["of the module, explicit"]))
+    whole = hashlib.sha256(bytes.fromhex(page["before the modules, explicit"]) + module.digest())
+    assert module.hexdigest() == page["its SHA-256, explicit"]
+    basis = example_basis.with_projections([[[[0.5]]], [[[-2]]]])
+    assert whole.hexdigest() == page["digest, explicit"] == basis.digest
+
+
+def test_sum_of_explicit_projections(example_basis: Basis) -> None:
+    ((v, p, expected),) = rows("Explicit projections", 3)
+    values, flat = (np.frombuffer(bytes.fromhex(text), "<f4") for text in (v, p))
+    fields = {"rank": 2, "a": (np.ones((2, 4), np.float32),), "b": (np.ones((4, 2), np.float32),)}
+    basis = replace(example_basis, **fields).with_projections(flat.reshape(3, 1, 2, 2))
+    assert basis.R(values).astype("<f4").tobytes().hex() == expected
+
+
+def test_names_of_axes(example_basis: Basis) -> None:
+    (longest,) = re.findall(r"A name has 1 to (\d+) characters", section("Axes"))
+    replace(example_basis, axes=("a" * int(longest),))
+    with pytest.raises(BasisError):
+        replace(example_basis, axes=("a" * (int(longest) + 1),))
 
 
 def test_fingerprint() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from os import PathLike
@@ -16,7 +17,7 @@ from ..basis import Basis, packed_text
 from ..errors import BaseMismatchError, BasisError, CorruptBasisError
 from ..projection import EXPLICIT
 from . import gguf
-from .gguf import STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
+from .gguf import FLOAT32, STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
 
 VERSION = 1
 _EDGE_BYTES = 4096  # of each tensor's data, at both ends, go into a fingerprint
@@ -49,6 +50,12 @@ def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
     ]
     if basis.base_fingerprints:  # GGUFWriter knows no empty arrays
         metadata.insert(-1, ("tinylora.base.fingerprints", list(basis.base_fingerprints), STRING))
+    if basis.axes:
+        metadata.insert(-1, ("tinylora.axes", list(basis.axes), STRING))
+    if basis.prior_mean is not None and basis.prior_covariance is not None:
+        metadata.insert(-1, ("tinylora.prior.mean", basis.prior_mean.tolist(), FLOAT32))
+        covariance = basis.prior_covariance.reshape(-1).tolist()
+        metadata.insert(-1, ("tinylora.prior.covariance", covariance, FLOAT32))
     tensors: dict[str, NDArray[Any]] = {}
     for position, module in enumerate(basis.modules):
         tensors[f"{module}.tinylora_a"] = basis.a[position]
@@ -120,12 +127,13 @@ def _read(file: GGUFFile) -> Basis:
         raise MalformedGGUFError(f"it has version {version}, but this release reads version {VERSION}")
     modules: list[str] = _key(file, "tinylora.modules", list)
     explicit = _key(file, "tinylora.projection", str) == EXPLICIT
+    u, groups = _key(file, "tinylora.u", int), _key(file, "tinylora.groups", int)
     return Basis(
         architecture=file.architecture,
         modules=tuple(modules),
         rank=_key(file, "tinylora.rank", int),
-        u=_key(file, "tinylora.u", int),
-        groups=_key(file, "tinylora.groups", int),
+        u=u,
+        groups=groups,
         seed=_key(file, "tinylora.seed", int),
         factorization=_key(file, "tinylora.factorization", str),
         projection=_key(file, "tinylora.projection", str),
@@ -135,7 +143,29 @@ def _read(file: GGUFFile) -> Basis:
         b=tuple(_tensor(file, f"{m}.tinylora_b") for m in modules),
         p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if explicit else (),
         base_fingerprints=tuple(_key(file, "tinylora.base.fingerprints", list, default=[])),
+        axes=_axes(file),
+        prior_mean=_floats(file, "tinylora.prior.mean", (groups * u,)),
+        prior_covariance=_floats(file, "tinylora.prior.covariance", (groups * u, groups * u)),
     )
+
+
+def _axes(file: GGUFFile) -> tuple[str, ...]:
+    names: list[str] = _key(file, "tinylora.axes", list, default=[])
+    if "tinylora.axes" in file and not names:
+        raise MalformedGGUFError("its tinylora.axes has no names")
+    return tuple(names)
+
+
+def _floats(file: GGUFFile, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Return an array of f32 in its shape, a copy, or None where the file lacks the key."""
+    if key not in file:
+        return None
+    values: NDArray[Any] = _key(file, key, np.ndarray)
+    if values.dtype != np.float32:
+        raise MalformedGGUFError(f"its {key} are {values.dtype}, expected float32")
+    if values.size != math.prod(shape):
+        raise MalformedGGUFError(f"its {key} has {values.size} numbers, expected {math.prod(shape)}")
+    return values.astype(np.float32).reshape(shape)
 
 
 def _groups(file: GGUFFile) -> NDArray[np.int32]:

@@ -1,0 +1,9 @@
+"""The axes of a basis: what the values of v are called, and what vectors that people want look like.
+
+The function v -> dW depends on neither, so the digest of a basis covers neither.
+"""
+
+from .names import MAX_NAME, check_names, position_of
+from .prior import check_prior
+
+__all__ = ["MAX_NAME", "check_names", "check_prior", "position_of"]
