@@ -25,7 +25,9 @@ from .commands.shipping.fetch import fetch
 from .commands.shipping.keygen import keygen
 from .commands.shipping.links import links
 from .commands.shipping.publish import publish
+from .commands.training.distill import distill
 from .commands.training.eval import evaluate
+from .commands.training.learn import learn
 from .commands.training.tasks import tasks
 from .commands.training.train import train
 from .commands.training.tune import tune
@@ -97,7 +99,9 @@ app.command(cls=AdvisedCommand)(models)
 app.command(cls=AdvisedCommand)(inspect)
 app.command("run", cls=AdvisedCommand)(run_prompt)
 app.command(cls=AdvisedCommand)(chat)
+app.command(cls=AdvisedCommand)(learn)
 app.command(cls=AdvisedCommand)(train)
+app.command(cls=AdvisedCommand)(distill)
 app.command(cls=AdvisedCommand)(tune)
 app.command("eval", cls=AdvisedCommand)(evaluate)
 app.command(cls=AdvisedCommand)(convert)

@@ -55,14 +55,14 @@ def distill(
     Example:
       tinylora-edge distill smollm2-learned --system "Answer in one short sentence." -o short.bin
     """
-    from ....tasks.behaviours import Behaviour
+    from ....tasks.behaviours import Behaviour, load_examples
     from ....train.learned.distillation import DistillSettings
     from ....train.learned.distillation import distill as distill_prompt
 
     if system is None and examples is None:
         raise typer.BadParameter("say what to distill: --system TEXT, --examples FILE, or both")
     vectors.check_target(str(output), force=False)
-    behaviour = Behaviour("own", "own", system, _examples(examples), (), (), "learn")
+    behaviour = Behaviour("own", system=system, examples=() if examples is None else load_examples(examples))
     asked, held_out = _questions(questions, count)
     found = distill_prompt(
         bundle,
@@ -118,26 +118,15 @@ def distill(
         )
 
 
-def _examples(path: Path | None) -> tuple[tuple[str, str], ...]:
-    from ....errors import TrainError
-    from ....tasks.objects import read_objects
-
-    pairs = []
-    for place, row in [] if path is None else read_objects(path):
-        question, answer = row.get("question"), row.get("answer")
-        if not isinstance(question, str) or not isinstance(answer, str):
-            raise TrainError(f'{place}: expected a "question" and an "answer", both text')
-        pairs.append((question, answer))
-    return tuple(pairs)
-
-
 def _questions(path: Path | None, count: int) -> tuple[list[str], list[str]]:
     """Return questions to learn on, and others to measure on."""
     from ....errors import TrainError
     from ....tasks.behaviours import load_questions
 
     if path is None:
-        return list(load_questions("learn"))[:count], list(load_questions("held_out"))[: max(1, count // 2)]
+        return list(load_questions(split="learn"))[:count], list(load_questions(split="held_out"))[
+            : max(1, count // 2)
+        ]
     lines = list(dict.fromkeys(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()))
     if len(lines) < 3:
         raise TrainError(f"{path} has {len(lines)} questions, and at least 3 are needed: a third is held out")

@@ -7,7 +7,7 @@ that bring no questions of their own. Both have a side to learn from and one to 
 behaviours is on one side only, and so is what a question is about.
 """
 
-from ._files import load_behaviours, load_questions
+from ._files import load_behaviours, load_examples, load_questions
 from .behaviour import FEWEST_QUESTIONS, Behaviour, Split
 
-__all__ = ["FEWEST_QUESTIONS", "Behaviour", "Split", "load_behaviours", "load_questions"]
+__all__ = ["FEWEST_QUESTIONS", "Behaviour", "Split", "load_behaviours", "load_examples", "load_questions"]

@@ -115,6 +115,22 @@ def load_questions(
     return kept
 
 
+def load_examples(path: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]:
+    """Return the worked examples of a file, as pairs of a question and its answer, in its order.
+
+    Args:
+        path: a JSONL file with `question` and `answer` on each line.
+
+    Raises:
+        TrainError: the file cannot be read, or a line is malformed.
+    """
+    found = []
+    for place, row in read_objects(Path(path), "the examples"):
+        _check_keys(place, row, _EXAMPLE_KEYS)
+        found.append((_text(place, row, "question"), _text(place, row, "answer")))
+    return tuple(found)
+
+
 def _behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
     _check_keys(place, row, _BEHAVIOUR_KEYS)
     name = _text(place, row, "name")

@@ -134,7 +134,7 @@ def learn(
     chosen = list(load_behaviours(split="learn") if behaviours is None else behaviours)
     _check(found.basis, chosen, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    general = load_questions("learn")
+    general = load_questions(split="learn")
     asked = [(each, questions_of(each, general, settings)) for each in chosen]
     paths = [folder / f"{_key(found.basis, each, asks, settings)}.npz" for each, asks in asked]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
@@ -280,5 +280,8 @@ def _assemble(
     places = coordinates(solutions, directions)
     energy = (places**2).sum(0) / (solutions.astype(np.float64) ** 2).sum()
     prior = prior_of(places) if len(places) > 1 else None
-    p = directions if settings.form == "dense" else directions.sum(0)
-    return Learned(basis.with_projections(p, prior=prior), records, energy, seconds)
+    if settings.form == "dense":
+        made = basis.with_projections(directions, prior=prior)
+    else:
+        made = basis.with_projections(directions.sum(0), groups=count, prior=prior)
+    return Learned(made, records, energy, seconds)
