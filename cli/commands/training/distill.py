@@ -102,7 +102,7 @@ def distill(
             ),
             (
                 "saves",
-                f"{found.told - found.bare:.0f} prompt tokens a request, {saved:.0f} ms to the first token here",
+                f"{found.told - found.bare:.0f} prompt tokens and {saved:.0f} ms to the first token a request",
             ),
         ]
     )
@@ -124,9 +124,8 @@ def _questions(path: Path | None, count: int) -> tuple[list[str], list[str]]:
     from ....tasks.behaviours import load_questions
 
     if path is None:
-        return list(load_questions(split="learn"))[:count], list(load_questions(split="held_out"))[
-            : max(1, count // 2)
-        ]
+        held_out = load_questions(split="held_out")[: max(1, count // 2)]
+        return list(load_questions(split="learn")[:count]), list(held_out)
     lines = list(dict.fromkeys(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()))
     if len(lines) < 3:
         raise TrainError(f"{path} has {len(lines)} questions, and at least 3 are needed: a third is held out")

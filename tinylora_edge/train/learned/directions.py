@@ -100,4 +100,5 @@ def prior_of(places: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[
 
 def _canonical(rows: NDArray[np.float64]) -> NDArray[np.float32]:
     peaks = rows[np.arange(len(rows)), np.abs(rows).argmax(1)]
-    return (rows * np.sign(peaks)[:, None]).astype(np.float32)
+    signed: NDArray[np.float32] = (rows * np.sign(peaks)[:, None]).astype(np.float32)
+    return signed

@@ -68,8 +68,8 @@ class Student:
 
     def __init__(self, model: Any, basis: Basis) -> None:
         self._model = model
-        self._adapter = FreeAdapter(model, basis)
         self._head = plain_head(model)
+        self._adapter = FreeAdapter(model, basis)
         self._zeros = torch.zeros(len(basis.modules), basis.rank, basis.rank)
 
     def close(self) -> None:
