@@ -1,0 +1,192 @@
+"""Learning a basis and distilling a prompt, on the real model, as small as they get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinylora_edge import Basis, TrainError, load_basis, runtime, save_basis
+from tinylora_edge.tasks.behaviours import Behaviour
+from tinylora_edge.train.learned import Learned, LearnSettings, learn, questions_of
+from tinylora_edge.train.learned.distillation import DistillSettings, directions_of, distill
+
+SETTINGS = LearnSettings(directions=2, questions=2, max_tokens=6, steps=2)
+BEHAVIOURS = (
+    Behaviour("pirate", "persona", "Talk like a pirate."),
+    Behaviour("capitals", "casing", "WRITE EVERYTHING IN CAPITAL LETTERS."),
+    Behaviour("french", "language", "Answer in French."),
+)
+QUESTIONS = [
+    "What is a river?",
+    "Describe a guitar.",
+    "Why do people like gardens?",
+    "How does a clock work?",
+]
+HELD_OUT = ["What is a harbor?", "Describe a candle."]
+
+
+def run(bundle: Path, folder: Path, **options: Any) -> Learned:
+    options = {"behaviours": BEHAVIOURS, "settings": SETTINGS, "dtype": "fp32", "workers": 2, **options}
+    return learn(bundle, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def learned(
+    smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Learned, Path, list[Any]]:
+    """A basis, the folder that it was learned in, and what was reported."""
+    folder, figures = tmp_path_factory.mktemp("learned") / "sub" / "folder", []
+    return run(smollm2_bundle, folder, report=figures.append), folder, figures
+
+
+def test_what_is_learned_is_a_basis_of_the_same_factors(smollm2_bundle, learned):
+    made, before = learned[0].basis, load_basis(smollm2_bundle / "basis.gguf")
+    assert (made.projection, made.u, made.groups, made.size) == ("explicit", 2, 1, 2)
+    assert made.modules == before.modules
+    assert made.base_fingerprints == before.base_fingerprints
+    assert all(np.array_equal(x, y) for x, y in zip((*made.a, *made.b), (*before.a, *before.b), strict=True))
+    assert made.digest != before.digest
+    flat = directions_of(made).reshape(2, -1)
+    np.testing.assert_allclose(flat @ flat.T, np.eye(2), atol=1e-5)
+    assert made.prior_mean.shape == (2,)
+
+
+def test_each_behaviour_comes_nearer_to_the_prompted_model(learned):
+    made, _, figures = learned
+    assert [name for name, _, _ in made.behaviours] == ["pirate", "capitals", "french"]
+    for _, before, after in made.behaviours:
+        assert 0 < after < before
+    assert 0.5 < made.energy.sum() <= 1.0001
+    assert [(f["done"], f["of"]) for f in figures] == [(1, 3), (2, 3), (3, 3)]
+    assert len(repr(made)) < 400
+
+
+def test_what_is_done_is_not_done_again(smollm2_bundle, learned):
+    made, folder, _ = learned
+    again: list[Any] = []
+    same = run(smollm2_bundle, folder, report=again.append)
+    assert again == []
+    assert same.basis.digest == made.basis.digest
+
+
+def test_an_interrupted_run_goes_on_to_the_same_basis(smollm2_bundle, learned, tmp_path):
+    def stop(figures: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(smollm2_bundle, tmp_path, report=stop)
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+    rest: list[Any] = []
+    resumed = run(smollm2_bundle, tmp_path, report=rest.append)
+    assert [f["done"] for f in rest] == [2, 3]
+    assert resumed.basis.digest == learned[0].basis.digest
+
+
+def test_the_tiled_form_keeps_scales(smollm2_bundle, learned):
+    tiled = run(
+        smollm2_bundle, learned[1], settings=LearnSettings(**{**vars(SETTINGS), "form": "tiled"})
+    ).basis
+    assert (tiled.u, tiled.groups, tiled.scheme, tiled.projection) == (1, 2, "tiled", "explicit")
+
+
+def test_a_prompt_becomes_a_vector_that_the_deployed_model_runs(smollm2_bundle, learned, tmp_path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "base.gguf").symlink_to(smollm2_bundle / "base.gguf")
+    save_basis(learned[0].basis, bundle / "basis.gguf")
+    settings = DistillSettings(max_tokens=8, steps=6)
+    found = distill(bundle, BEHAVIOURS[0], QUESTIONS, HELD_OUT, settings=settings, dtype="fp32", workers=2)
+    assert found.share == 1 - found.after / found.before
+    assert found.share > 0.05, "a direction of the pirate's was learned"
+    assert found.vector.values.shape == (1, 2)
+    assert found.told > found.bare
+    assert [each.question for each in found.shown] == HELD_OUT
+    with runtime.load(bundle, found.vector, engine="llama", n_ctx=256, n_threads=2) as llm:
+        done: Any = llm.create_chat_completion(
+            BEHAVIOURS[0].bare(HELD_OUT[0]), max_tokens=40, temperature=0.0
+        )
+    assert done["choices"][0]["message"]["content"] == found.shown[0].personalized
+
+
+NOTHING = Behaviour(
+    "nothing", "nothing", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+)  # which is what the model's own template says where nobody says anything
+
+
+def test_a_teacher_that_changes_nothing_is_refused(smollm2_bundle, tmp_path):
+    with pytest.raises(TrainError, match=r"'nothing' changes nothing: its answers are 0\.0000 nats a token"):
+        run(smollm2_bundle, tmp_path, behaviours=[NOTHING, *BEHAVIOURS[:1]])
+    settings = DistillSettings(max_tokens=2, steps=1)
+    with pytest.raises(TrainError, match=r"the prompt changes nothing: .* 0\.0000 nats a token"):
+        distill(smollm2_bundle, NOTHING, QUESTIONS[:1], HELD_OUT[:1], settings=settings, dtype="fp32")
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"behaviours": BEHAVIOURS[:1]}, "1 behaviours cannot teach 2 directions"),
+    ({"settings": LearnSettings(directions=841), "behaviours": BEHAVIOURS * 300}, "R has 840 numbers, fewer"),
+    (
+        {"behaviours": [Behaviour("few", "f", "Be brief.", (), tuple(QUESTIONS)), *BEHAVIOURS],
+         "settings": LearnSettings(directions=2, questions=5)},
+        "'few' has 4 questions, and 5 are asked",
+    ),
+    (
+        {"behaviours": [Behaviour("long", "l", "word " * 9000), *BEHAVIOURS]},
+        "'long' has a prompt of .* context of",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=["few", "numbers", "questions", "long"])
+def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, message):
+    with pytest.raises(TrainError, match=message):
+        run(smollm2_bundle, tmp_path / "state", **options)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_learned_basis_is_not_learned_again(smollm2_bundle, learned, tmp_path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "base.gguf").symlink_to(smollm2_bundle / "base.gguf")
+    save_basis(learned[0].basis, bundle / "basis.gguf")
+    with pytest.raises(TrainError, match=f"basis {learned[0].basis.id} has explicit projections already"):
+        run(bundle, tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LearnSettings(form="flat"), "unknown form 'flat': choose one of dense, tiled"),
+        (lambda: LearnSettings(steps=0), "at least 1"),
+        (lambda: DistillSettings(steps=0), "at least 1"),
+    ],
+)
+def test_settings_are_checked(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        make()
+
+
+def test_questions_are_divided(smollm2_bundle):
+    with pytest.raises(TrainError, match="not 4 and 2 with 1 on both sides"):
+        distill(smollm2_bundle, BEHAVIOURS[0], QUESTIONS, [HELD_OUT[0], QUESTIONS[0]])
+
+
+def test_questions_are_drawn_by_seed_and_name():
+    general = [f"Question {i}?" for i in range(40)]
+    drawn = questions_of(BEHAVIOURS[0], general, LearnSettings())
+    assert len(set(drawn)) == 8
+    assert drawn == questions_of(BEHAVIOURS[0], general, LearnSettings())
+    assert drawn != questions_of(BEHAVIOURS[1], general, LearnSettings())
+    assert drawn != questions_of(BEHAVIOURS[0], general, LearnSettings(seed=1))
+
+
+@pytest.mark.parametrize(("groups", "u"), [(3, 1), (2, 3), (1, 4)])
+def test_directions_of_a_basis_are_what_its_values_add_to_r(tiny_basis: Callable[..., Basis], groups, u):
+    basis = tiny_basis(groups=groups, u=u)
+    values = np.random.default_rng(0).standard_normal(basis.size).astype(np.float32)
+    summed = np.tensordot(values, directions_of(basis), 1)
+    np.testing.assert_allclose(summed, basis.R(values), rtol=1e-5, atol=1e-6)
