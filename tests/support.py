@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tinylora_edge import Basis
+from tinylora_edge import Basis, save_basis
 from tinylora_edge.modules import KINDS
 from tinylora_edge.tying import tie
 
@@ -106,6 +107,35 @@ def golden_basis() -> tuple[Basis, dict[str, Any]]:
         **fields,
     )
     return basis, golden
+
+
+def learned_forms(basis: Basis, n: int = 13, *, scale: float = 1.0) -> dict[str, Basis]:
+    """Return the forms that explicit projections have, with names and priors; the directions are random.
+
+    Args:
+        basis: whose factors and fingerprints they have.
+        n: directions of the dense form, and tiles of the other.
+        scale: of the entries of P, roughly.
+    """
+    rng = np.random.default_rng(n)
+    shape = (len(basis.modules), basis.rank, basis.rank)
+    about: dict[str, Any] = {
+        "axes": [f"axis {number}" for number in range(n)],
+        "prior": (rng.standard_normal(n), np.diag(rng.uniform(0.5, 2, n))),
+    }
+    return {
+        "dense": basis.with_projections(scale * rng.standard_normal((n, *shape)), **about),
+        "tiled": basis.with_projections(scale * rng.standard_normal(shape), groups=n, **about),
+        "all entries": basis.with_all_entries(),
+    }
+
+
+def bundle_with(basis: Basis, base: Path, folder: Path) -> Path:
+    """Make a bundle of a GGUF and a basis."""
+    folder.mkdir()
+    os.link(base, folder / "base.gguf")
+    save_basis(basis, folder / "basis.gguf")
+    return folder
 
 
 def with_digest(basis: Basis, digest: str) -> Basis:

@@ -150,6 +150,8 @@ def write_tinylora(
 ) -> None:
     """Write a checkpoint that `PeftModel.from_pretrained` loads with the same function.
 
+    Projections of every kind go in as they are. PEFT has no place for names of axes and their prior.
+
     Args:
         basis: of the model.
         vector: of the basis.

@@ -8,8 +8,9 @@ import models
 import numpy as np
 import pytest
 import smollm2
+import support
 
-from tinylora_edge import BaseMismatchError, Bundle, ExportError, MicroVector, load_basis
+from tinylora_edge import BaseMismatchError, Bundle, ExportError, MicroVector, load_basis, save_basis
 from tinylora_edge.exporters import ExportSettings, add_base, export_gguf
 
 PROMPT = list(b"one two three four")
@@ -88,6 +89,21 @@ def test_adding_twice_lists_once(bundle, llama_gguf, tmp_path):
     assert len(basis.base_fingerprints) == 2
     assert distance < 1e-3
     assert Bundle.find(bundle).check_base() == basis.base_fingerprints[0]
+
+
+@pytest.mark.parametrize("form", ["dense", "tiled"])
+def test_a_learned_basis_keeps_its_projections_names_and_prior(bundle, llama_gguf, tmp_path, form):
+    before = support.learned_forms(load_basis(bundle / "basis.gguf"), 5)[form]
+    save_basis(before, bundle / "basis.gguf")
+    small = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
+    add_base(bundle, small)
+    after = load_basis(bundle / "basis.gguf")
+    assert len(after.base_fingerprints) == len(before.base_fingerprints) + 1
+    assert after.digest == before.digest
+    assert after.axes == before.axes != ()
+    np.testing.assert_array_equal(after.prior_mean, before.prior_mean)
+    np.testing.assert_array_equal(after.prior_covariance, before.prior_covariance)
+    np.testing.assert_array_equal(after.projections, before.projections)
 
 
 def test_sqrt_and_f16_factors(llama_gguf, tmp_path):

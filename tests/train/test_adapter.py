@@ -10,8 +10,10 @@ from typing import Any
 import models
 import numpy as np
 import pytest
+import support
 import torch
 from architectures import GGUF_NAMES
+from transformers import PreTrainedModel
 
 from tinylora_edge import Basis, MicroVector, TrainError
 from tinylora_edge.exporters import ExportSettings, export_gguf
@@ -57,7 +59,17 @@ def basis_of(model: torch.nn.Module, scheme: str, groups: int, u: int, architect
 def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: int) -> None:
     """The rows of q and k permuted, qkv and gate and up fused, grouped or not: all but the experts."""
     model = models.tiny_model(architecture)
-    basis = basis_of(model, scheme, groups, u, GGUF_NAMES[architecture])
+    assert_equals_merged_weights(model, basis_of(model, scheme, groups, u, GGUF_NAMES[architecture]))
+
+
+@pytest.mark.parametrize("form", ["dense", "tiled", "all entries"])
+def test_explicit_projections_equal_merged_weights(form: str) -> None:
+    model = models.tiny_model("llama")
+    plain = basis_of(model, "tiled", 5, 1, "llama")
+    assert_equals_merged_weights(model, support.learned_forms(plain, 7, scale=0.7)[form])
+
+
+def assert_equals_merged_weights(model: PreTrainedModel, basis: Basis) -> None:
     vector = MicroVector.random(basis, 1.0, seed=3)
     tokens = [256, *range(40, 60)]
     plain = models.torch_logits(model, tokens)

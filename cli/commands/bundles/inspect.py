@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .... import Basis, BasisError, Bundle, load_basis
+from ....projection import EXPLICIT
 from ...shared import console, downloads, vectors
 from ...shared.options import JsonOption, KeysOption, MacsOption
 from ..vectors.inspect import print_vector
@@ -91,6 +92,8 @@ def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:
         "modules_in_group": [int((basis.tying == g).sum()) for g in range(basis.groups)],
         "seed": basis.seed,
         "projection": basis.projection,
+        "axes": list(basis.axes),
+        "prior": basis.has_prior,
         "factorization": basis.factorization,
         "factor_dtype": {4: "f32", 2: "f16"}[basis.a[0].itemsize],
         "base_fingerprints": list(basis.base_fingerprints),
@@ -102,14 +105,17 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     wire = record["vector_bytes"]
     members = record["modules_in_group"]
     spread = str(members[0]) if len(set(members)) == 1 else f"{min(members)} to {max(members)}"
+    origin = "stored in the basis" if record["projection"] == EXPLICIT else f"seed {record['seed']}"
     rows = [
         (record["kind"], record["path"]),
         ("digest", f"{record['digest']} (verified)"),
         ("architecture", record["architecture"]),
         ("modules", f"{record['modules']} ({', '.join(record['kinds'])})"),
         ("factors", f"rank {record['rank']}, {record['factorization']}, {record['factor_dtype']}"),
-        ("projection", f"{record['projection']}, seed {record['seed']}"),
+        ("projection", f"{record['projection']}, {origin}"),
         ("vector", f"{record['values']} values: {record['groups']} groups x u {record['u']}"),
+        ("axes", ", ".join(record["axes"]) or "without names"),
+        ("prior", "mean and covariance" if record["prior"] else "none"),
         ("tying", f"{record['tying']}, {spread} modules a group"),
         ("basis", f"{record['basis']['path']}, {console.megabytes(record['basis']['bytes'])}"),
     ]

@@ -71,12 +71,17 @@ def print_vector(
             "norm": vector.norm,
             "values": vector.values.tolist(),
         }
+        if basis.axes:
+            record["axes"] = list(basis.axes)
     if as_json:
         console.print_json(record)
         return
     console.facts(list(_vector_rows(record).items()))
     if vector is None:
         console.next_command(*verify)
+    elif "axes" in record:
+        named = zip(record["axes"], vector.values.reshape(-1), strict=True)
+        console.facts([(name, f"{x: .6g}") for name, x in named])
     else:
         console.facts(
             [(f"group {g}", "  ".join(f"{x: .6g}" for x in row)) for g, row in enumerate(record["values"])]

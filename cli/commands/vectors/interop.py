@@ -162,4 +162,7 @@ class Request:
         else:
             peft_format.write_lora(basis, vector, self.output, self.model)
         files = [self.output / peft_format.CONFIG, self.output / peft_format.WEIGHTS]
-        return Done(self.output, tuple(files))
+        hint = ""
+        if self.to == "peft" and (basis.axes or basis.has_prior):
+            hint = f"PEFT has no place for the names and the prior of the axes: keep {self.bundle} for them"
+        return Done(self.output, tuple(files), hint)

@@ -15,6 +15,7 @@ import support
 from tinylora_edge import BasisMismatchError, ExportError, MicroVector, VectorError, load_basis, runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.interop import llama_lora
+from tinylora_edge.formats.gguf import GGUFFile
 
 OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False}
 # Rounded to float16, keys and values that are 1e-7 apart are 1e-3 apart now and then.
@@ -25,13 +26,16 @@ SETTINGS = {
     "u=3": ExportSettings(groups=2, u=3),
     "f16": ExportSettings(groups=3, factor_dtype="f16"),
 }
+LEARNED = ("dense", "tiled", "all entries")
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("lora")
     base = models.write_gguf(models.tiny_model("llama"), root / "tiny.gguf")
-    return {name: export_gguf(base, root / name, settings=s).output for name, s in SETTINGS.items()}
+    made = {name: export_gguf(base, root / name, settings=s).output for name, s in SETTINGS.items()}
+    forms = support.learned_forms(load_basis(made["u=1"] / "basis.gguf"), 5)
+    return made | {name: support.bundle_with(basis, base, root / name) for name, basis in forms.items()}
 
 
 def ours(bundle: Path, vector: MicroVector) -> np.ndarray:
@@ -55,7 +59,7 @@ def stock(bundle: Path, adapters: list[tuple[Path, float]]) -> np.ndarray:
     return logits
 
 
-@pytest.mark.parametrize("name", ["u=1", "f16"])
+@pytest.mark.parametrize("name", ["u=1", "f16", "tiled"])
 def test_scales_of_stock_adapters_are_the_vector(bundles: dict[str, Path], tmp_path: Path, name: str) -> None:
     basis = load_basis(bundles[name] / "basis.gguf")
     paths = llama_lora.write_groups(basis, tmp_path / "groups")
@@ -70,7 +74,7 @@ def test_scales_of_stock_adapters_are_the_vector(bundles: dict[str, Path], tmp_p
         np.testing.assert_array_equal(found, ours(bundles[name], vector))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *LEARNED])
 def test_a_folded_adapter_is_the_vector(bundles: dict[str, Path], tmp_path: Path, name: str) -> None:
     bundle = bundles[name]
     basis = load_basis(bundle / "basis.gguf")
@@ -82,7 +86,7 @@ def test_a_folded_adapter_is_the_vector(bundles: dict[str, Path], tmp_path: Path
     np.testing.assert_allclose(found, ours(bundle, vector), atol=2e-5)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *LEARNED])
 def test_a_folded_adapter_gives_the_vector_back(bundles: dict[str, Path], tmp_path: Path, name: str) -> None:
     basis = load_basis(bundles[name] / "basis.gguf")
     for norm in (1e-3, 0.5, 20.0):
@@ -92,6 +96,19 @@ def test_a_folded_adapter_gives_the_vector_back(bundles: dict[str, Path], tmp_pa
         np.testing.assert_allclose(back.values, vector.values, atol=1e-6 * norm)
     llama_lora.write_folded(basis, MicroVector.zeros(basis), tmp_path / "zero.gguf")
     assert not llama_lora.from_folded(basis, tmp_path / "zero.gguf").values.any()
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_folded_adapter_of_a_learned_basis_is_B_R_A(
+    bundles: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    basis = load_basis(bundles[name] / "basis.gguf")
+    vector = MicroVector.random(basis, 0.5, seed=5)
+    llama_lora.write_folded(basis, vector, tmp_path / "v.gguf")
+    file = GGUFFile(tmp_path / "v.gguf")
+    for module in basis.modules:
+        a, b = (file.array(file.tensors[f"{module}.lora_{side}"]) for side in "ab")
+        np.testing.assert_allclose(b @ a, basis.delta(module, vector), rtol=1e-5, atol=1e-6)
 
 
 def test_what_was_folded_into_another_basis_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:

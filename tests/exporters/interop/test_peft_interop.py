@@ -12,6 +12,7 @@ import models
 import numpy as np
 import peft
 import pytest
+import support
 import torch
 from peft import PeftModel, TinyLoraConfig, get_peft_model
 from peft.tuners.tinylora.layer import TinyLoraLayer
@@ -143,6 +144,36 @@ def test_peft_loads_what_it_can_express(world: World, tmp_path: Path, settings: 
     np.testing.assert_array_equal(back.tying, basis.tying)
     for mine, its in zip(basis.b, back.b, strict=True):
         np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.parametrize(("form", "n"), [("dense", 13), ("tiled", 7), ("all entries", 7)])
+def test_peft_loads_learned_projections(world: World, tmp_path: Path, form: str, n: int) -> None:
+    """Its layers hold any P; names and prior have no place there."""
+    plain = export_gguf(world.gguf, tmp_path / "bundle", settings=ExportSettings(groups=7)).basis
+    basis = support.learned_forms(plain, n, scale=0.7)[form]
+    vector = MicroVector.random(basis, 0.5, seed=1)
+    interop.write_tinylora(basis, vector, tmp_path / "peft", world.hf)
+    loaded = world.loaded(tmp_path / "peft")
+    expected = merged_logits(world, basis, vector)
+    assert np.abs(expected - models.torch_logits(world.model, TOKENS)).max() > 1e-3
+    np.testing.assert_allclose(logits(loaded), expected, atol=1e-4)
+    back, same = interop.read_tinylora(tmp_path / "peft", world.hf)
+    assert same == vector
+    np.testing.assert_array_equal(back.projections, basis.projections)
+    assert (back.axes, back.has_prior) == ((), False)
+    interop.write_lora(basis, vector, tmp_path / "lora", world.hf)
+    np.testing.assert_allclose(logits(world.loaded(tmp_path / "lora")), expected, atol=1e-4)
+
+
+def test_learned_tiles_that_peft_cannot_express(world: World, tmp_path: Path) -> None:
+    plain = export_gguf(world.gguf, tmp_path / "bundle", settings=ExportSettings(groups=7)).basis
+    basis = support.learned_forms(plain, 5, scale=0.7)["tiled"]
+    vector = MicroVector.random(basis, 0.5, seed=1)
+    with pytest.raises(ExportError, match=r"5 groups of 2 to 3 on 14 modules"):
+        interop.write_tinylora(basis, vector, tmp_path / "peft", world.hf)
+    interop.write_tinylora(basis, vector, tmp_path / "peft", world.hf, untie=True)
+    expected = merged_logits(world, basis, vector)
+    np.testing.assert_allclose(logits(world.loaded(tmp_path / "peft")), expected, atol=1e-4)
 
 
 def test_a_tying_that_peft_cannot_express_is_refused_by_name(world: World, tmp_path: Path) -> None:

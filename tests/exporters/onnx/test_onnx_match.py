@@ -9,6 +9,7 @@ import onnx
 import onnx_models
 import onnx_toy
 import pytest
+import support
 from onnx import TensorProto, helper
 from onnx_toy import STYLES, Writer, basis_of, compute, fused, random_weights, save
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -68,6 +69,25 @@ def test_graphs_of_every_writer(style, u, modules, bias, tmp_path):
     expected = compute(merged(basis, v), X, bias)
     assert np.abs(expected - base).max() > 0.1
     assert np.abs(run(ours, v) - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("modules", ["one each", "fused"])
+@pytest.mark.parametrize("form", ["dense", "tiled", "all entries"])
+@pytest.mark.parametrize("style", ["builder", "packed", "torch"])
+def test_explicit_projections(style, form, modules, tmp_path):
+    """A row of a batch each: what is learned goes into a graph as what is regenerated does."""
+    plain = basis_of(WEIGHTS if modules == "one each" else fused(WEIGHTS))
+    basis = support.learned_forms(plain, 7)[form]
+    source = save(Writer(WEIGHTS, style).model(), tmp_path / "source")
+    ours = baked(source, basis, tmp_path)
+    base = run(onnx_models.session(source))
+    assert np.array_equal(run(ours), base)
+    v = np.random.default_rng(2).standard_normal((3, basis.size)).astype(np.float32) / 2
+    found = run(ours, v)
+    for row in range(3):
+        expected = compute(merged(basis, v[row]), X[row : row + 1])[0]
+        assert np.abs(expected - base[row]).max() > 0.1
+        assert np.abs(found[row] - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 def test_fused_layers_of_another_row_order(tmp_path):

@@ -12,6 +12,7 @@ import models
 import numpy as np
 import peft
 import pytest
+import support
 import torch
 from test_adapter import TYINGS, basis_of
 from torch import Tensor
@@ -57,7 +58,17 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], p
 @pytest.mark.parametrize("architecture", models.ARCHITECTURES)
 @pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
 def test_equals_the_adapter(architecture: str, scheme: str, groups: int, u: int) -> None:
-    model, basis, vector = make(architecture, scheme, groups, u)
+    assert_equals_the_adapter(*make(architecture, scheme, groups, u))
+
+
+@pytest.mark.parametrize("form", ["dense", "tiled"])
+def test_explicit_projections_equal_the_adapter(form: str) -> None:
+    model, plain, _ = make()
+    basis = support.learned_forms(plain, 7, scale=0.7)[form]
+    assert_equals_the_adapter(model, basis, MicroVector.random(basis, 1.0, seed=3))
+
+
+def assert_equals_the_adapter(model: Any, basis: Basis, vector: MicroVector) -> None:
     plain = model(TOKENS).logits
     with Adapter(model, basis) as adapter:
         adapter.set(vector)

@@ -9,6 +9,7 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+import support
 import torch
 from invocation import Cli, contents
 from peft import PeftModel, TinyLoraConfig, get_peft_model
@@ -92,6 +93,16 @@ def test_peft_and_lora(cli: Cli, world: Path, vector: Path, tmp_path: Path) -> N
     frame = cli("convert", tmp_path / "peft", *ask[2:], "frame", "-o", tmp_path / "w.bin", "--json").record()
     assert frame["from"] == "peft"
     cli("convert", tmp_path / "peft", *ask, "frame", "-o", tmp_path / "x").refused("made from it")
+
+
+def test_what_peft_has_no_place_for_is_said(cli: Cli, world: Path, tmp_path: Path) -> None:
+    plain = load_basis(world / "b" / "basis.gguf")
+    learned = support.bundle_with(support.learned_forms(plain)["dense"], world / "base.gguf", tmp_path / "l")
+    data = cli("vector", "new", learned, "-o", "-", "--random", 1).stdout_bytes
+    ask = ("convert", "-", "--bundle", learned, "--model", world / "hf", "--to")
+    said = cli(*ask, "peft", "-o", tmp_path / "p", stdin=data).done()
+    assert f"no place for the names and the prior of the axes: keep {learned} for them" in said
+    assert "no place" not in cli(*ask, "lora", "-o", tmp_path / "q", stdin=data).done()
 
 
 def test_tying_that_peft_lacks(cli: Cli, world: Path, tmp_path: Path) -> None:

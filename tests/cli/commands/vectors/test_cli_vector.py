@@ -143,8 +143,8 @@ def test_values_that_cannot_be_shipped(
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ([], "one of --values, --random and --zeros"),
-        (["--zeros", "--random", "1"], "one of --values, --random and --zeros"),
+        ([], "one of --values, --random, --zeros and --axis"),
+        (["--zeros", "--random", "1"], "one of --values, --random, --zeros and --axis"),
         (["--zeros", "--seed", "1"], "--seed"),
         (["--values", "0.1,x"], "'x'"),
         (["--random", "-1"], "--random"),
