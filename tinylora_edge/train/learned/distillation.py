@@ -102,7 +102,7 @@ class Distilled:
     def __repr__(self) -> str:
         return (
             f"Distilled({self.share:.3f} of {self.before:.3f} nats a token closed, "
-            f"{self.told - self.bare:.0f} tokens saved, {self.seconds:.0f} s, {self.vector!r})"
+            f"{self.bare:.0f} tokens instead of {self.told:.0f}, {self.seconds:.0f} s, {self.vector!r})"
         )
 
 
