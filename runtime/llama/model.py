@@ -52,7 +52,9 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         BaseMismatchError: llama.cpp refuses the factors for this model.
     """
 
-    _gone = _Closed()  # bound early: when the interpreter ends, globals go before models do
+    # Bound early: when the interpreter ends, globals go before models do.
+    _gone = _Closed()
+    _close_engine = llama_cpp.Llama.close
 
     def __init__(
         self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
@@ -121,7 +123,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         if "_gate" not in self.__dict__:  # the constructor got no further
             return
         with self._closing():
-            llama_cpp.Llama.close(self)
+            self._close_engine()
             gone = self._gone
             self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
 

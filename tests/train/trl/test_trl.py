@@ -297,8 +297,8 @@ def test_refuses_prompts_that_the_device_sees_otherwise(tiny: Path, tmp_path: Pa
     check_prompts(tokenizer, task, task.train, room=20, bundle=bundle)
     with pytest.raises(TrainError, match=r"has 9 tokens, but the model's context leaves room for 8"):
         check_prompts(tokenizer, task, task.train, room=8)
-    texts = [Sample("plain text"), *task.train]
-    with pytest.raises(TrainError, match="mixes text and chat prompts"):
+    texts = [Sample("plain text", raw=True), *task.train]
+    with pytest.raises(TrainError, match="mixes raw and chat prompts"):
         check_prompts(tokenizer, task, texts, room=20)
     check_prompts(tokenizer, task, texts[:1], room=20, bundle=bundle)
     write_tokenizer(tmp_path / "other", TEMPLATE.replace("<eos>", "<eos>\n"))
