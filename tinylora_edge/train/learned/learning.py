@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -279,7 +280,10 @@ def _assemble(
         directions = learned_directions(solutions, count)
     places = coordinates(solutions, directions)
     energy = (places**2).sum(0) / (solutions.astype(np.float64) ** 2).sum()
-    prior = prior_of(places) if len(places) > 1 else None
+    # Each as long as a tile of the paper's random P, so that step sizes and probes mean the same.
+    length = math.sqrt(len(basis.modules) * basis.rank / count)
+    directions = (directions * length).astype(np.float32)
+    prior = prior_of(places / length) if len(places) > 1 else None
     if settings.form == "dense":
         made = basis.with_projections(directions, prior=prior)
     else:
