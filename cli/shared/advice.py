@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from ...errors import TinyLoraError
+from ...errors import TinyLoraError, VectorError
 from . import console
 
 
@@ -33,7 +33,7 @@ class _Advice:
     def answers(self, error: TinyLoraError) -> bool:
         """Tell whether the error asks for this."""
         if self.needs:
-            return getattr(error, "needs", "") == self.needs
+            return isinstance(error, VectorError) and error.needs == self.needs
         return re.search(self.words, str(error)) is not None
 
 

@@ -48,6 +48,7 @@ class Personalizer:
     """
 
     def __init__(self, model: Any, basis: Basis) -> None:
+        self._basis = basis
         self._strategy = choose(model, basis)
         self._active: Active = []
         self.vector: MicroVector | None = None
@@ -62,13 +63,14 @@ class Personalizer:
 
         Args:
             contexts: each a `llama_context`.
-            vector: what to apply; the caller has checked that it fits the basis.
+            vector: what to apply.
             others: adapters of the caller's own, which stay in force beside the vector.
 
         Raises:
+            VectorError: the vector does not fit the basis.
             TinyLoraError: llama.cpp refuses; the vector before stays active.
         """
-        active = self._strategy.stage(vector.values) if vector is not None else []
+        active = self._stage(vector)
         changed = []
         try:
             for context in contexts:
@@ -87,15 +89,17 @@ class Personalizer:
 
         Args:
             contexts: as many as vectors; none of them has adapters of the caller's own.
-            vectors: None for the base alone; the caller has checked that they fit the basis.
+            vectors: None for the base alone.
 
         Raises:
-            TinyLoraError: llama.cpp refuses. Then every context has the vector that `apply` gave.
+            VectorError: a vector does not fit the basis.
+            TinyLoraError: llama.cpp refuses. Then, and for a vector that does not fit, every context has
+                the vector that `apply` gave.
         """
         staged: list[Active] = []
         try:
             for context, vector in zip(contexts, vectors, strict=True):
-                active = self._strategy.stage(vector.values) if vector is not None else []
+                active = self._stage(vector)
                 staged.append(active)
                 _set_adapters(context, active)
         except BaseException:
@@ -108,6 +112,10 @@ class Personalizer:
     def free(self) -> None:
         """Free every adapter."""
         self._strategy.free()
+
+    def _stage(self, vector: MicroVector | None) -> Active:
+        # An app's own vector may have its values in another shape than [G, u].
+        return [] if vector is None else self._strategy.stage(self._basis.values(vector))
 
 
 class Scales:

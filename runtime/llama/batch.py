@@ -90,7 +90,7 @@ class Batch:
             VectorError: the vector does not fit the basis; the one before stays.
         """
         personalizer = self._open()
-        self._check_vector(vector)
+        _check_type(vector)
         personalizer.apply([lane.context for lane in self._lanes], vector)
 
     def generate(
@@ -232,7 +232,7 @@ class Batch:
         """
         personalizer = self._open()
         for vector in vectors:
-            self._check_vector(vector)
+            _check_type(vector)
         if not samples:
             return [[] for _ in vectors]
         prompts = [encode(self.llm, sample).tolist() for sample in samples]
@@ -304,15 +304,6 @@ class Batch:
             raise TinyLoraError("the batch is closed: it was, or its model was. Make another one")
         return self._personalizer
 
-    def _check_vector(self, vector: MicroVector | None) -> None:
-        if vector is not None and not isinstance(vector, MicroVector):
-            raise VectorError(
-                f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
-                "policy.check(data, basis)"
-            )
-        if vector is not None:
-            self.llm.basis.values(vector)
-
     def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int, first: int = 0) -> None:
         cells = min(lane.n_ctx for lane in self._lanes)
         for index, prompt in enumerate(prompts, first):
@@ -340,6 +331,14 @@ def batch_for(
     """
     longest = max(len(encode(llm, sample)) for sample in samples)
     return Batch(llm, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
+
+
+def _check_type(vector: object) -> None:
+    if vector is not None and not isinstance(vector, MicroVector):
+        raise VectorError(
+            f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
+            "policy.check(data, basis)"
+        )
 
 
 def _split(count: int, parts: int) -> list[range]:

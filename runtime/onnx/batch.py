@@ -70,12 +70,8 @@ class OnnxBatch:
             TinyLoraError: the batch or the model is closed.
         """
         self._check_open()
-        prompt = sample.prompt
-        if isinstance(prompt, str):
-            if getattr(sample, "raw", False) or not self.llm.has_chat_template:
-                return self.llm.tokenize(prompt)
-            prompt = ({"role": "user", "content": prompt},)
-        return self.llm.tokenize(self.llm.apply_chat_template(prompt))
+        prompt = sample.rendered_by(template=self.llm.has_chat_template)
+        return self.llm.tokenize(prompt if isinstance(prompt, str) else self.llm.apply_chat_template(prompt))
 
     def swap(self, vector: MicroVector | None) -> None:
         """Use another vector from now on; None for the base alone.

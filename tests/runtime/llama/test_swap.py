@@ -384,3 +384,15 @@ def test_a_refused_vector_does_not_raise_the_accepted_sequence(llm):
     with pytest.raises(ChecksumError):
         llm.swap(bytes(ahead))
     llm.swap(MicroVector(vectors(basis)[1].values, sequence=1).to_bytes(basis))
+
+
+def test_an_app_s_own_vector_may_have_its_values_in_another_shape(tiny_bundle, load):
+    """As many values as the basis takes are enough, however they stand."""
+    llm = load(tiny_bundle)
+    vector = MicroVector.random(llm.basis, 0.5, seed=1)
+    llm.swap(vector)
+    llm.eval(PROMPT)
+    expected = np.array(llm.scores[: len(PROMPT)])
+    llm.swap(MicroVector(vector.values.reshape(1, -1)))
+    llm.eval(PROMPT)
+    assert np.array_equal(llm.scores[: len(PROMPT)], expected)

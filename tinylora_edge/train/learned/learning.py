@@ -7,7 +7,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -237,7 +237,7 @@ def _solve(
             return fit, after, (time.monotonic() - start) / workers + sampled
 
         for number, (lesson, path, made) in enumerate(
-            zip(lessons, paths, _in_order(pool, work, lessons), strict=True), 1
+            zip(lessons, paths, pool.map(work, lessons), strict=True), 1
         ):
             fit, after, seconds = made
             if fit.before < NOISE:
@@ -257,12 +257,6 @@ def _solve(
                     "after": after,
                 }
             )
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Lesson], Any], lessons: Sequence[Lesson]
-) -> Iterator[Any]:
-    return iter(pool.map(work, lessons))
 
 
 def _assemble(
