@@ -24,6 +24,8 @@ from .learner import Group, Learner
 _BETAS = 0.9, 0.99
 _CLIP_WINDOW = 10
 _WATCHED = 5
+_SMALLEST_PROBE, _LARGEST_PROBE = 1e-3, 16.0
+_VISIBLE = 0.25  # nats, root mean square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,20 +252,28 @@ class Trainer:
         state.v = (state.v - lr * m / (np.sqrt(s) + 1e-8)).astype(np.float32)
 
     def _derive_lr(self, groups: Sequence[Group]) -> float:
-        """The step size whose first Adam step (all entries +-lr) moves log-probabilities by `nudge`."""
+        """The step size whose first Adam step (all entries +-lr) moves log-probabilities by `nudge`.
+
+        The probe grows until what it moves stands above rounding: bfloat16 alone moves them by up to .1, and
+        how far a unit of v goes is the basis's own affair.
+        """
+        v, here = self.state.v, self.learner.measure(groups)
         rng = np.random.default_rng((self.settings.seed, 2))
-        v, probe = self.state.v, 1e-3
+        signs = rng.choice([-1.0, 1.0], (2, *v.shape)).astype(np.float32)
         count = sum(len(completion) for group in groups for completion in group.completions)
-        here = self.learner.measure(groups)
-        squares = []
-        for _ in range(2):
-            signs = rng.choice([-1.0, 1.0], v.shape).astype(np.float32)
-            self.learner.adapter.set(v + probe * signs)
-            there = self.learner.measure(groups)
-            squares.append(sum(float(((a - b) ** 2).sum()) for a, b in zip(here, there, strict=True)))
+        probe = _SMALLEST_PROBE
+        while True:
+            squares = 0.0
+            for each in signs:
+                self.learner.adapter.set(v + probe * each)
+                there = self.learner.measure(groups)
+                squares += sum(float(((a - b) ** 2).sum()) for a, b in zip(here, there, strict=True))
+            moved = math.sqrt(squares / len(signs) / count)
+            if not moved < _VISIBLE or probe > _LARGEST_PROBE:
+                break
+            probe *= min(max(_VISIBLE / max(moved, 1e-9), 2.0), 8.0)
         self.learner.adapter.set(v)
-        moved = float(np.sqrt(np.mean(squares) / count)) / probe
-        return self.settings.nudge / max(moved, 1e-12)
+        return self.settings.nudge * probe / max(moved, 1e-9)
 
     def _set_reference(self, groups: Sequence[Group]) -> None:
         self.learner.adapter.set(np.zeros_like(self.state.v))
