@@ -96,8 +96,9 @@ class Adapter(nn.Module):
 class SidePath(torch.autograd.Function):
     """The side path ((x A^T) R^T) B^T, differentiable in x and R.
 
-    Shapes: x [..., in], R [r, r], A [r, in], B [out, r] -> [..., out]. R is float32 (or float64); the rest
-    share the base's dtype. The backward pass needs x A^T [..., r], R, A and B.
+    Shapes: x [..., in], R [r, r], A [r, in], B [out, r] -> [..., out]. Every row of a batch may have its own
+    R: x [rows, tokens, in], R [rows, r, r]. R is float32 (or float64); the rest share the base's dtype. The
+    backward pass needs x A^T [..., r], R, A and B.
     """
 
     @staticmethod
@@ -106,7 +107,7 @@ class SidePath(torch.autograd.Function):
         low = x @ a.T
         ctx.save_for_backward(low, r, a, b)
         # R stays in float32: rounded to bfloat16, steps of v below 0.4 % would do nothing
-        return (low.to(r.dtype) @ r.T).to(low.dtype) @ b.T
+        return (low.to(r.dtype) @ r.mT).to(low.dtype) @ b.T
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -117,6 +118,8 @@ class SidePath(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (high @ r).to(low.dtype) @ a
         if ctx.needs_input_grad[1]:
-            rank = r.shape[0]
-            grad_r = high.reshape(-1, rank).T @ low.reshape(-1, rank).to(r.dtype)
+            low = low.to(r.dtype)
+            if r.dim() == 2:  # one R for all rows
+                high, low = high.flatten(0, -2), low.flatten(0, -2)
+            grad_r = high.mT @ low
         return grad_x, grad_r, None, None

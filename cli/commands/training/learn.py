@@ -36,7 +36,6 @@ def learn(
         str, typer.Option(metavar="FORM", help="dense, or tiled: one direction a tile, a swap is N scales.")
     ] = "dense",
     questions: Annotated[int, typer.Option(metavar="N", min=1, help="Questions to each behaviour.")] = 8,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of Adam for each behaviour.")] = 4,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of questions and answers.")] = 0,
     weights: Annotated[
         Path | None,
@@ -68,7 +67,7 @@ def learn(
     found = Bundle.find(bundle)
     chosen = _behaviours(behaviours, only)
     folder = output.with_name(f"{output.name}.learn")
-    settings = LearnSettings(directions=directions, form=form, questions=questions, steps=steps, seed=seed)
+    settings = LearnSettings(directions=directions, form=form, questions=questions, seed=seed)
     began = time.monotonic()
     with _progress(len(chosen)) as report:
         learned = learn_basis(
@@ -98,19 +97,19 @@ def learn(
                 "values": basis.size,
                 "base": placed,
                 "learned": facts | {"sitting_seconds": round(time.monotonic() - began, 1)},
-                "divergences": [
-                    {"name": name, "before": before, "after": after}
-                    for name, before, after in learned.behaviours
+                "behaviours": [
+                    {"name": name, "divergence": divergence, "held": held}
+                    for name, divergence, held in learned.behaviours
                 ],
             }
         )
         return
-    closed = sum(1 - after / before for _, before, after in learned.behaviours) / len(learned.behaviours)
+    mean = sum(divergence for _, divergence, _ in learned.behaviours) / len(learned.behaviours)
     console.facts(
         [
             ("bundle", f"{output}, basis {basis.id}"),
             ("learned from", f"{len(learned.behaviours)} behaviours in {learned.seconds:.0f} s"),
-            ("all of R", f"closes {closed:.2f} of the distance to the prompted model, mean"),
+            ("prompts", f"move the model by {mean:.2f} nats a token, mean"),
             ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
         ]
     )
@@ -127,7 +126,7 @@ def _behaviours(path: Path | None, only: bool) -> list[Behaviour]:
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show on a terminal which behaviour is done, and how much of it all of R holds."""
+    """Show on a terminal which behaviour is done, and how far it moves the model."""
     screen = console.stderr()
     columns = (
         SpinnerColumn(),
@@ -140,7 +139,7 @@ def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         task = bar.add_task("", total=count, figures="asking the model")
 
         def show(figures: dict[str, Any]) -> None:
-            text = f"{figures['name']}: {figures['before']:.2f} -> {figures['after']:.2f} nats a token"
+            text = f"{figures['name']}: {figures['before']:.2f} nats a token"
             bar.update(task, completed=figures["done"], figures=text)
 
         yield show

@@ -1,4 +1,4 @@
-"""Directions: what solutions share, by the definitions and against what is planted."""
+"""Directions: what behaviours share, by the definitions and against what is planted."""
 
 from __future__ import annotations
 
@@ -6,96 +6,118 @@ import numpy as np
 import pytest
 
 from tinylora_edge import TrainError
-from tinylora_edge.train.learned.directions import (
-    coordinates,
-    learned_directions,
-    prior_of,
-    random_directions,
-    tiled_directions,
-)
+from tinylora_edge.train.learned.directions import learned_directions, prior_of, tiled_directions
+from tinylora_edge.train.learned.metric import Metric
 
-SHAPE = (6, 2, 2)
+D = 24
+PLANE = np.linalg.qr(np.random.default_rng(7).standard_normal((D, 2)))[0].T
+FLAT = Metric.of(np.eye(D) * D**0.5, D, shrinkage=0)  # information is the identity
 
 
-def planted(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Solutions in a plane of R, and an orthonormal basis of the plane: [count, M, r, r], [2, M r r]."""
-    rng = np.random.default_rng(seed)
-    plane = np.linalg.qr(rng.standard_normal((24, 2)))[0].T
-    places = rng.standard_normal((count, 2)) * (3, 1)
-    return (places @ plane).reshape(count, *SHAPE).astype(np.float32), plane
+def uneven() -> Metric:
+    """A metric whose directions cost from .01 to 100 nats, none of them along an axis."""
+    turned = np.linalg.qr(np.random.default_rng(8).standard_normal((D, D)))[0]
+    return Metric.of(turned * np.logspace(-1, 1, D)[:, None], 1, shrinkage=0)
 
 
-def flat(directions: np.ndarray) -> np.ndarray:
-    return directions.reshape(len(directions), -1).astype(np.float64)
+def planted(count: int, metric: Metric = FLAT, seed: int = 0) -> np.ndarray:
+    """Slopes whose steps -F^-1 g lie in the plane: float32 [count, D]."""
+    places = np.random.default_rng(seed).standard_normal((count, 2)) * (3, 1)
+    return (-(places @ PLANE) @ metric.information).astype(np.float32)
 
 
-def test_a_planted_plane_is_found():
-    solutions, plane = planted(20)
-    found = learned_directions(solutions, 2)
-    assert found.shape == (2, *SHAPE)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(flat(found) @ flat(found).T, np.eye(2), atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(flat(found) @ plane.T, axis=1), 1, atol=1e-5)
-    places = coordinates(solutions, found)
-    rebuilt = np.tensordot(places, found.astype(np.float64), 1)
-    np.testing.assert_allclose(rebuilt, solutions, atol=1e-5)
-    assert (places**2).sum(0)[0] > (places**2).sum(0)[1], "the first direction holds the most"
+@pytest.mark.parametrize("metric", [FLAT, uneven()], ids=["flat", "uneven"])
+def test_a_planted_plane_is_found(metric: Metric) -> None:
+    slopes = planted(20, metric)
+    found = learned_directions(slopes, metric, 2)
+    assert (found.directions.shape, found.directions.dtype) == ((2, D), np.float32)
+    gram = found.directions @ metric.information @ found.directions.T
+    np.testing.assert_allclose(gram, np.eye(2), atol=1e-4)
+    steps = -np.linalg.solve(metric.information, slopes.T).T
+    np.testing.assert_allclose(found.places @ found.directions, steps, atol=1e-2)
+    np.testing.assert_allclose(found.shares, 1, atol=1e-4)
+    assert found.energy[0] > found.energy[1], "the first direction holds the most"
+    assert found.energy.sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_what_all_share_counts():
+def test_what_all_share_counts() -> None:
     """Not centred: a shift that every behaviour asks for is the first direction."""
     rng = np.random.default_rng(1)
-    shift = rng.standard_normal(SHAPE)
-    solutions = (10 * shift + 0.1 * rng.standard_normal((8, *SHAPE))).astype(np.float32)
-    first = flat(learned_directions(solutions, 1))[0]
-    assert abs(first @ shift.reshape(-1)) / np.linalg.norm(shift) > 0.999
+    shift = rng.standard_normal(D)
+    slopes = (10 * shift + 0.1 * rng.standard_normal((8, D))).astype(np.float32)
+    first = learned_directions(slopes, FLAT, 1).directions[0]
+    assert abs(first @ shift) / np.linalg.norm(shift) > 0.999
 
 
-def test_signs_do_not_depend_on_those_of_the_solutions():
-    solutions, _ = planted(9)
-    signs = np.where(np.arange(9) % 2, 1, -1).astype(np.float32)[:, None, None, None]
-    one, other = learned_directions(solutions, 2), learned_directions(solutions * signs, 2)
+def test_a_behaviour_that_asks_for_everything_counts_as_one() -> None:
+    slopes = np.zeros((10, D), np.float32)
+    slopes[:9, 0], slopes[9, 1] = 1, 1000
+    first = learned_directions(slopes, FLAT, 1).directions[0]
+    assert abs(first[0]) > 0.99
+
+
+def test_signs_do_not_depend_on_those_of_the_slopes() -> None:
+    slopes = planted(9)
+    signs = np.where(np.arange(9) % 2, 1, -1).astype(np.float32)[:, None]
+    one, other = (learned_directions(each, FLAT, 2).directions for each in (slopes, slopes * signs))
     np.testing.assert_allclose(one, other, atol=1e-6)
-    for row in flat(one):
+    for row in one:
         assert row[np.abs(row).argmax()] > 0
 
 
-def test_a_tile_has_a_direction_of_its_own():
-    solutions, _ = planted(20)
-    tying = np.array([0, 0, 1, 1, 1, 2], np.int32)
-    found = tiled_directions(solutions, tying)
-    assert found.shape == (3, *SHAPE)
+@pytest.mark.parametrize("metric", [FLAT, uneven()], ids=["flat", "uneven"])
+def test_a_tile_has_a_direction_of_its_own(metric: Metric) -> None:
+    slopes, tying = planted(20, metric), np.repeat([0, 1, 2], [8, 12, 4])
+    found = tiled_directions(slopes, metric, tying)
+    assert found.directions.shape == (3, D)
     for tile in range(3):
-        assert not found[tile, tying != tile].any()
-        inside = solutions[:, tying == tile]
-        np.testing.assert_allclose(found[tile, tying == tile], learned_directions(inside, 1)[0], atol=1e-6)
-    np.testing.assert_allclose(flat(found) @ flat(found).T, np.eye(3), atol=1e-6)
+        inside = np.flatnonzero(tying == tile)
+        assert not found.directions[tile, tying != tile].any()
+        alone = learned_directions(slopes[:, inside], metric.within(inside), 1).directions[0]
+        np.testing.assert_allclose(found.directions[tile, inside], alone, atol=1e-6)
+    assert ((found.shares > 0) & (found.shares <= 1)).all()
+    # the best places in these directions: the step that is left over asks for none of them
+    steps = -np.linalg.solve(metric.information, slopes.T).T
+    left = (steps - found.places @ found.directions) @ metric.information @ found.directions.T
+    np.testing.assert_allclose(left, 0, atol=1e-3 * np.abs(slopes).max())
 
 
-def test_random_directions_are_orthonormal_and_repeat_by_seed():
-    found = random_directions(SHAPE, 5, seed=3)
-    np.testing.assert_allclose(flat(found) @ flat(found).T, np.eye(5), atol=1e-6)
-    assert np.array_equal(found, random_directions(SHAPE, 5, seed=3))
-    assert not np.allclose(found, random_directions(SHAPE, 5, seed=4))
+def test_a_metric_costs_what_its_samples_cost() -> None:
+    rng = np.random.default_rng(3)
+    factor = rng.standard_normal((D, D))
+    scores = rng.standard_normal((200_000, D)) @ factor * 2  # of 4 tokens each
+    metric = Metric.of(scores, 4 * len(scores), shrinkage=0)
+    truth = factor.T @ factor
+    assert np.abs(metric.information - truth).max() < 0.02 * np.abs(truth).max()
+    np.testing.assert_allclose(metric.root @ metric.root, metric.information, atol=1e-8)
+    np.testing.assert_allclose(metric.root @ metric.inverse_root, np.eye(D), atol=1e-8)
 
 
-def test_the_prior_is_that_of_the_places():
+def test_few_samples_make_no_direction_free() -> None:
+    scores = np.random.default_rng(4).standard_normal((3, D))
+    metric = Metric.of(scores, 3)
+    assert np.linalg.eigvalsh(metric.information)[0] > 0.05 * np.trace(metric.information) / D
+
+
+def test_the_prior_is_that_of_the_places() -> None:
     rng = np.random.default_rng(2)
-    places = rng.standard_normal((500, 3)) * (3, 1, 0.001) + (1, -2, 0)
+    places = rng.standard_normal((500, 3)) * (0.2, 0.1, 0.0001) + (0.1, -0.2, 0)
     mean, covariance = prior_of(places)
-    np.testing.assert_allclose(mean, (1, -2, 0), atol=0.5)
+    assert mean[0] > 0.1 > -0.1 > mean[1]
     assert np.array_equal(covariance, covariance.T)
     assert (np.linalg.eigvalsh(covariance.astype(np.float64)) > 0).all()
-    assert covariance[2, 2] > 0.1, "a direction that few behaviours need is not ruled out"
+    assert covariance[2, 2] > 1e-4, "a direction that few behaviours need is not ruled out"
+    huge = prior_of(places * 1e6)
+    assert (np.abs(huge[0]) <= 1).all(), "a step is shortened to a unit of effect at most"
 
 
-def test_too_few_behaviours_are_refused():
+def test_too_few_behaviours_are_refused() -> None:
     with pytest.raises(TrainError, match="3 behaviours cannot teach 4 directions"):
-        learned_directions(planted(3)[0], 4)
+        learned_directions(planted(3), FLAT, 4)
 
 
-def test_a_solution_that_is_not_finite_is_refused():
-    solutions, _ = planted(3)
-    solutions[1, 0, 0, 0] = np.nan
-    with pytest.raises(TrainError, match="not finite: learn with a smaller step size"):
-        learned_directions(solutions, 2)
+def test_a_slope_that_is_not_finite_is_refused() -> None:
+    slopes = planted(3)
+    slopes[1, 0] = np.nan
+    with pytest.raises(TrainError, match="not finite: the model computes infinities or NaN"):
+        learned_directions(slopes, FLAT, 2)

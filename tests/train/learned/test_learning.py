@@ -11,10 +11,10 @@ import pytest
 
 from tinylora_edge import Basis, TrainError, load_basis, runtime, save_basis
 from tinylora_edge.tasks.behaviours import Behaviour
-from tinylora_edge.train.learned import Learned, LearnSettings, learn, questions_of
+from tinylora_edge.train.learned import Learned, LearnSettings, Metric, learn, questions_of
 from tinylora_edge.train.learned.distillation import DistillSettings, directions_of, distill
 
-SETTINGS = LearnSettings(directions=2, questions=2, max_tokens=6, steps=2)
+SETTINGS = LearnSettings(directions=2, questions=2, max_tokens=6)
 BEHAVIOURS = (
     Behaviour("pirate", "persona", "Talk like a pirate."),
     Behaviour("capitals", "casing", "WRITE EVERYTHING IN CAPITAL LETTERS."),
@@ -50,17 +50,24 @@ def test_what_is_learned_is_a_basis_of_the_same_factors(smollm2_bundle, learned)
     assert made.base_fingerprints == before.base_fingerprints
     assert all(np.array_equal(x, y) for x, y in zip((*made.a, *made.b), (*before.a, *before.b), strict=True))
     assert made.digest != before.digest
-    flat = directions_of(made).reshape(2, -1)
-    np.testing.assert_allclose(flat @ flat.T, np.eye(2) * 210 * 2 / 2, atol=1e-3)  # M r / n: as the paper's
     assert made.prior_mean.shape == (2,)
 
 
-def test_each_behaviour_comes_nearer_to_the_prompted_model(learned):
+def test_a_unit_of_a_direction_is_a_unit_of_effect(learned):
+    made, folder, _ = learned
+    slopes = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+    scores = np.concatenate([each["score"].reshape(-1, 840) for each in slopes])
+    metric = Metric.of(scores, sum(int(each["tokens"].sum()) for each in slopes))
+    flat = directions_of(made.basis).reshape(2, -1).astype(np.float64)
+    np.testing.assert_allclose(flat @ metric.information @ flat.T, np.eye(2), atol=1e-4)
+
+
+def test_each_behaviour_is_reported(learned):
     made, _, figures = learned
     assert [name for name, _, _ in made.behaviours] == ["pirate", "capitals", "french"]
-    before, after = np.array([each[1:] for each in made.behaviours]).T
-    assert after.mean() < 0.9 * before.mean()
+    before, held = np.array([each[1:] for each in made.behaviours]).T
     assert (before > 0.05).all()
+    assert (held > 0.2).all(), "2 directions hold most of what 3 behaviours ask for"
     assert 0.5 < made.energy.sum() <= 1.0001
     assert [(f["done"], f["of"]) for f in figures] == [(1, 3), (2, 3), (3, 3)]
     assert len(repr(made)) < 400
@@ -161,7 +168,7 @@ def test_a_learned_basis_is_not_learned_again(smollm2_bundle, learned, tmp_path)
     ("make", "message"),
     [
         (lambda: LearnSettings(form="flat"), "unknown form 'flat': choose one of dense, tiled"),
-        (lambda: LearnSettings(steps=0), "at least 1"),
+        (lambda: LearnSettings(questions=0), "at least 1"),
         (lambda: DistillSettings(steps=0), "at least 1"),
     ],
 )

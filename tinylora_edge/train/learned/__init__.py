@@ -1,13 +1,14 @@
 """Learned projections: the directions of R that are worth a number, found once per model.
 
-* `learn` fits R to each of many behaviours, prompts that the model follows, and takes the directions that
-  they share. It returns a basis with explicit projections.
-* `Student` fits R, or coordinates in given directions, to one lesson; `prepare_lessons` makes lessons.
+* `learn` takes the slopes of many behaviours, prompts that the model follows, in all of R, and finds the
+  directions that they share, measured in nats (`Metric`). It returns a basis with explicit projections.
+* `Student` takes the slopes of one lesson, or fits R or coordinates to it; `prepare_lessons` makes lessons.
 """
 
 from .learning import FORMS, Learned, LearnSettings, learn, questions_of
 from .lessons import Lesson, prepare_lessons
-from .student import Fit, Student
+from .metric import Metric
+from .student import Fit, Slopes, Student
 
 __all__ = [
     "FORMS",
@@ -15,6 +16,8 @@ __all__ = [
     "LearnSettings",
     "Learned",
     "Lesson",
+    "Metric",
+    "Slopes",
     "Student",
     "learn",
     "prepare_lessons",

@@ -1,90 +1,97 @@
-"""Directions of R that are worth a number, found in what behaviours ask of R, and baselines for them."""
+"""Directions of R that are worth a number, found in what behaviours ask of R, and a baseline for them."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TrainError
+from .metric import Metric
+
+Matrix = NDArray[np.float64]
+
+_WEAK = 0.3
+"""Squared length, in units of effect, of a step that is mostly noise: it counts half."""
 
 
-def learned_directions(solutions: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Return the directions in which solutions differ from zero the most: their first right singular vectors.
+@dataclass(frozen=True, repr=False)
+class Found:
+    """Directions, and where behaviours lie in them.
 
-    Not centred: what all behaviours share is worth a number too. Signs are canonical: the entry of largest
-    magnitude is positive.
+    Attributes:
+        directions: float32 [n, D], D = M r^2: orthonormal in the metric, so that a unit is a unit of effect.
+        places: float64 [K, n], the step of each behaviour in them.
+        shares: float64 [K], share of the squared length of each behaviour's step that they hold.
+        energy: float64 [n], share of all behaviours' squared lengths, as they count, that each holds.
+    """
+
+    directions: NDArray[np.float32]
+    places: Matrix
+    shares: Matrix
+    energy: Matrix
+
+
+def learned_directions(slopes: NDArray[np.float32], metric: Metric, count: int) -> Found:
+    """Return the directions in which steps of steepest descent differ from zero the most.
+
+    A step is -F^-1 g (the natural gradient). In whitened coordinates its squared length is twice the nats
+    that it promises, and noise is alike in all directions. Each step is shortened to at most 1, so that a
+    task that the bare model fails outright does not fill the basis alone. Not centred: what all behaviours
+    share is worth a number too. Signs are canonical: the entry of largest magnitude is positive.
 
     Args:
-        solutions: float32 [K, M, r, r], R of each behaviour.
+        slopes: float32 [K, D], of the KL of each behaviour, in nats a token.
+        metric: of R.
         count: n, how many directions.
 
-    Returns:
-        float32 [n, M, r, r], orthonormal.
+    Raises:
+        TrainError: there are fewer behaviours than directions, or a slope is not finite.
+    """
+    if len(slopes) < count:
+        raise TrainError(
+            f"{len(slopes)} behaviours cannot teach {count} directions: give more behaviours, or ask for "
+            "fewer directions"
+        )
+    if not np.isfinite(slopes).all():
+        raise TrainError("the slope of a behaviour is not finite: the model computes infinities or NaN")
+    steps = -slopes.astype(np.float64) @ metric.inverse_root
+    weighted = _weighted(steps)
+    axes = np.linalg.svd(weighted, full_matrices=False)[2][:count]
+    return _found(axes, axes @ metric.inverse_root, steps, weighted)
+
+
+def tiled_directions(slopes: NDArray[np.float32], metric: Metric, tying: NDArray[np.int32]) -> Found:
+    """Return one learned direction for each tile: the first one of the tile's own entries.
+
+    Args:
+        slopes: float32 [K, D].
+        metric: of R.
+        tying: int32 [D], the tile of each entry of R.
 
     Raises:
-        TrainError: there are fewer solutions than directions, or a solution is not finite.
+        TrainError: as `learned_directions` does.
     """
-    flat = solutions.reshape(len(solutions), -1).astype(np.float64)
-    if len(flat) < count:
-        raise TrainError(
-            f"{len(flat)} behaviours cannot teach {count} directions: give more behaviours, or ask for fewer "
-            "directions"
-        )
-    if not np.isfinite(flat).all():
-        raise TrainError("the R of a behaviour is not finite: learn with a smaller step size")
-    found = np.linalg.svd(flat, full_matrices=False)[2][:count]
-    return _canonical(found).reshape(count, *solutions.shape[1:])
+    directions = np.zeros((int(tying.max()) + 1, slopes.shape[1]))
+    for tile in range(len(directions)):
+        inside = np.flatnonzero(tying == tile)
+        own = metric.within(inside)
+        directions[tile, inside] = learned_directions(slopes[:, inside], own, 1).directions[0]
+    steps = -slopes.astype(np.float64) @ metric.inverse_root
+    # not orthogonal in the metric of all R: their span is what holds a share
+    axes = np.linalg.qr((directions @ metric.root).T)[0].T
+    found = _found(axes, directions, steps, _weighted(steps))
+    gram = directions @ metric.information @ directions.T
+    places = -slopes.astype(np.float64) @ np.linalg.solve(gram, directions).T
+    return Found(directions.astype(np.float32), places, found.shares, found.energy)
 
 
-def tiled_directions(solutions: NDArray[np.float32], tying: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Return one learned direction for each tile of modules: each tile's first right singular vector.
-
-    Args:
-        solutions: float32 [K, M, r, r].
-        tying: int32 [M], the tile of each module.
-
-    Returns:
-        float32 [G, M, r, r], orthonormal; direction g is zero outside of tile g.
-    """
-    found = np.zeros((int(tying.max()) + 1, *solutions.shape[1:]), np.float32)
-    for tile in range(len(found)):
-        inside = tying == tile
-        found[tile, inside] = learned_directions(solutions[:, inside], 1)[0]
-    return found
-
-
-def random_directions(shape: tuple[int, ...], count: int, seed: int) -> NDArray[np.float32]:
-    """Return random orthonormal directions, dense over all of R: a baseline.
-
-    Args:
-        shape: (M, r, r).
-        count: n.
-        seed: of the draw.
-
-    Returns:
-        float32 [n, M, r, r].
-    """
-    drawn = np.random.default_rng(seed).standard_normal((int(np.prod(shape)), count))
-    return _canonical(np.linalg.qr(drawn)[0].T).reshape(count, *shape)
-
-
-def coordinates(solutions: NDArray[np.float32], directions: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return where solutions lie in orthonormal directions: float64 [K, n].
-
-    Args:
-        solutions: float32 [K, M, r, r].
-        directions: float32 [n, M, r, r].
-    """
-    flat = solutions.reshape(len(solutions), -1).astype(np.float64)
-    found: NDArray[np.float64] = flat @ directions.reshape(len(directions), -1).astype(np.float64).T
-    return found
-
-
-def prior_of(places: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def prior_of(places: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return mean and covariance of vectors that behaviours asked for: the prior of the next one.
 
-    The covariance has a tenth of its mean variance more on the diagonal, so that a few behaviours rule no
-    direction out.
+    Places are shortened as steps are. The covariance has a tenth of its mean variance more on the diagonal,
+    so that a few behaviours rule no direction out.
 
     Args:
         places: float64 [K, n], K at least 2.
@@ -92,13 +99,22 @@ def prior_of(places: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[
     Returns:
         float32 [n] and float32 [n, n], symmetric and positive definite.
     """
+    places = _weighted(places)
     mean = places.mean(0)
     covariance = np.cov(places, rowvar=False, ddof=1).reshape(len(mean), len(mean))
     covariance = covariance + np.eye(len(mean)) * 0.1 * max(float(np.trace(covariance)) / len(mean), 1e-12)
     return mean.astype(np.float32), ((covariance + covariance.T) / 2).astype(np.float32)
 
 
-def _canonical(rows: NDArray[np.float64]) -> NDArray[np.float32]:
-    peaks = rows[np.arange(len(rows)), np.abs(rows).argmax(1)]
-    signed: NDArray[np.float32] = (rows * np.sign(peaks)[:, None]).astype(np.float32)
-    return signed
+def _weighted(steps: Matrix) -> Matrix:
+    weighted: Matrix = steps / np.sqrt((steps**2).sum(1, keepdims=True) + _WEAK)
+    return weighted
+
+
+def _found(axes: Matrix, directions: Matrix, steps: Matrix, weighted: Matrix) -> Found:
+    peaks = directions[np.arange(len(directions)), np.abs(directions).argmax(1)]
+    signs = np.sign(peaks)[:, None]
+    places = steps @ (axes * signs).T
+    shares = (places**2).sum(1) / np.maximum((steps**2).sum(1), 1e-30)
+    energy = ((weighted @ axes.T) ** 2).sum(0) / max(float((weighted**2).sum()), 1e-30)
+    return Found((directions * signs).astype(np.float32), places, shares, energy)

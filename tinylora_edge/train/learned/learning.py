@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,18 +18,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ... import runtime
 from ..._system import atomic_write, cores
 from ...basis import Basis
 from ...errors import TrainError
 from ...formats.bundle import Bundle
 from ...projection import EXPLICIT
+from ...runtime.llama.model import TinyLoraLlama
+from ...runtime.llama.requantize import bf16_is_faster, requantize
 from ...tasks.behaviours import Behaviour, load_behaviours, load_questions
 from ...tying import tie
 from ..model import load_model
-from .directions import coordinates, learned_directions, prior_of, tiled_directions
+from .directions import learned_directions, prior_of, tiled_directions
 from .lessons import Lesson, prepare_lessons
-from .student import Fit, Student
+from .metric import Metric
+from .student import Slopes, Student
 
 FORMS: tuple[str, ...] = ("dense", "tiled")
 NOISE = 0.01
@@ -50,9 +51,7 @@ class LearnSettings:
         questions: asked of each behaviour.
         max_tokens: of an answer.
         temperature: of the answers.
-        steps: of Adam on all M r^2 numbers of R, for each behaviour.
-        lr: of these steps.
-        seed: of questions and answers.
+        seed: of questions, answers, and tokens that are drawn.
     """
 
     directions: int = 13
@@ -60,16 +59,14 @@ class LearnSettings:
     questions: int = 8
     max_tokens: int = 14
     temperature: float = 0.8
-    steps: int = 4
-    lr: float = 0.04
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise TrainError(f"unknown form {self.form!r}: choose one of {', '.join(FORMS)}")
-        counts = (self.directions, self.questions, self.max_tokens, self.steps)
+        counts = (self.directions, self.questions, self.max_tokens)
         if min(counts) < 1:
-            raise TrainError(f"directions, questions, max_tokens and steps are at least 1, not {counts}")
+            raise TrainError(f"directions, questions and max_tokens are at least 1, not {counts}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,10 +74,11 @@ class Learned:
     """A basis with learned projections, and what it was learned from.
 
     Attributes:
-        basis: explicit projections, with the prior of the behaviours' vectors.
-        behaviours: of each behaviour its name, and KL to the prompted model before and after its steps, in
-            nats a token.
-        energy: share of the solutions' squared norm that the directions hold, in order; float64 [n].
+        basis: explicit projections, with the prior of the behaviours' vectors. A unit of a value is a unit of
+            effect: a vector v moves the model by about |v|^2 / 2 nats a token, near zero.
+        behaviours: of each behaviour its name, the KL from the prompted model to the bare one, in nats a
+            token, and the share of what it asks of R that the directions hold.
+        energy: share of all that the directions hold, in order; float64 [n].
         seconds: that it took, in all sittings together.
     """
 
@@ -109,9 +107,10 @@ def learn(
 ) -> Learned:
     """Learn which directions of R are worth a number, for the model of a bundle.
 
-    For each behaviour the prompted model answers questions, and all M r^2 numbers of R are fitted to its
-    next-token distributions without the prompt. The first right singular vectors of these solutions are the
-    directions. The factors stay, so a learned basis belongs to the same deployed files.
+    For each behaviour the prompted model answers questions, and the slope of the KL from its next-token
+    distributions to those without the prompt is taken in all M r^2 numbers of R. Slopes divided by the square
+    root of the Fisher information are steps in nats; their first principal directions, each behaviour
+    counting alike, are the basis. The factors stay, so it belongs to the same deployed files.
 
     Args:
         bundle: with a GGUF base, and a basis as `export` makes it.
@@ -150,13 +149,7 @@ def learn(
                 {**figures, "of": len(paths), "done": len(paths) - len(missing) + figures["done"]}
             ),
         )
-    solutions, records, seconds = [], [], 0.0
-    for (behaviour, _), path in zip(asked, paths, strict=True):
-        with np.load(path) as file:
-            solutions.append(file["r"])
-            records.append((behaviour.name, float(file["before"]), float(file["after"])))
-            seconds += float(file["seconds"])
-    return _assemble(found.basis, np.stack(solutions), tuple(records), seconds, settings)
+    return _assemble(found.basis, [behaviour.name for behaviour, _ in asked], paths, settings)
 
 
 def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSettings) -> list[str]:
@@ -205,12 +198,11 @@ def _solve(
     machine: tuple[str | PathLike[str] | None, str | None, int],
     report: Report,
 ) -> None:
-    """Fit R to each behaviour, and keep each solution in its file."""
+    """Take the slopes of each behaviour, and keep them in its file."""
     weights, dtype, workers = machine
     began = time.monotonic()
     with ExitStack() as stack:
-        llm = runtime.load(found.basis_path.parent, engine="llama", n_ctx=64, n_threads=workers)
-        with closing(llm):
+        with _teachers(found, paths[0].parent, workers) as llm:
             lessons = prepare_lessons(
                 llm,
                 asked,
@@ -230,56 +222,61 @@ def _solve(
         student = pool.submit(Student, model, found.basis).result()
         stack.callback(student.close)
 
-        def work(lesson: Lesson) -> tuple[Fit, float, float]:
+        def work(lesson: Lesson) -> tuple[Slopes, float]:
             start = time.monotonic()
-            fit = student.fit(lesson, steps=settings.steps, lr=settings.lr)
-            after = student.divergence(lesson, fit.values)
-            return fit, after, (time.monotonic() - start) / workers + sampled
+            slopes = student.slopes(lesson, seed=(settings.seed, *lesson.name.encode()))
+            return slopes, (time.monotonic() - start) / workers + sampled
 
-        for number, (lesson, path, made) in enumerate(
+        for number, (lesson, path, (slopes, seconds)) in enumerate(
             zip(lessons, paths, pool.map(work, lessons), strict=True), 1
         ):
-            fit, after, seconds = made
-            if fit.before < NOISE:
+            if slopes.before < NOISE:
                 raise TrainError(
                     f"the teacher of behaviour {lesson.name!r} changes nothing: its answers are "
-                    f"{fit.before:.4f} nats a token from the bare model's, and below {NOISE} there is only "
-                    "noise. Leave it out, or ask it other questions"
+                    f"{slopes.before:.4f} nats a token from the bare model's, and below {NOISE} there is "
+                    "only noise. Leave it out, or ask it other questions"
                 )
             with atomic_write(path) as file:
-                np.savez(file, r=fit.values, before=fit.before, after=after, seconds=seconds)
-            report(
-                {
-                    "event": "behaviour",
-                    "name": lesson.name,
-                    "done": number,
-                    "before": fit.before,
-                    "after": after,
-                }
-            )
+                np.savez(file, **vars(slopes), seconds=seconds)
+            report({"event": "behaviour", "name": lesson.name, "done": number, "before": slopes.before})
 
 
-def _assemble(
-    basis: Basis,
-    solutions: NDArray[np.float32],
-    records: tuple[tuple[str, float, float], ...],
-    seconds: float,
-    settings: LearnSettings,
-) -> Learned:
-    count = settings.directions
+@contextmanager
+def _teachers(found: Bundle, folder: Path, workers: int) -> Iterator[TinyLoraLlama]:
+    """Open the deployed model, or where that is faster a copy of it in bfloat16, which is not kept."""
+    with ExitStack() as stack:
+        base = found.base
+        if bf16_is_faster():
+            base = folder / "teachers-bf16.gguf"
+            stack.callback(base.unlink, missing_ok=True)
+            requantize(found.base, base)
+        # Not through `load`: the copy is ours, and no basis lists it.
+        llm = TinyLoraLlama(str(base), basis=found.basis, n_ctx=64, n_threads=workers, verbose=False)
+        yield stack.enter_context(closing(llm))
+
+
+def _assemble(basis: Basis, names: Sequence[str], paths: Sequence[Path], settings: LearnSettings) -> Learned:
+    """Return the basis of all slopes that were kept."""
+    slopes, scores, tokens, before, seconds = [], [], 0, [], 0.0
+    for path in paths:
+        with np.load(path) as file:
+            count = int(file["tokens"].sum())
+            slopes.append(file["divergence"].sum(0).reshape(-1) / count)
+            scores.append(file["score"].reshape(len(file["score"]), -1))
+            tokens += count
+            before.append(float(file["before"]))
+            seconds += float(file["seconds"])
+    metric = Metric.of(np.concatenate(scores), tokens)
     if settings.form == "tiled":
-        tying = tie(basis.modules, "tiled", count)
-        directions = tiled_directions(solutions, tying)
+        tying = np.repeat(tie(basis.modules, "tiled", settings.directions), basis.rank**2)
+        found = tiled_directions(np.stack(slopes), metric, tying)
     else:
-        directions = learned_directions(solutions, count)
-    places = coordinates(solutions, directions)
-    energy = (places**2).sum(0) / (solutions.astype(np.float64) ** 2).sum()
-    # Each as long as a tile of the paper's random P, so that step sizes and probes mean the same.
-    length = math.sqrt(len(basis.modules) * basis.rank / count)
-    directions = (directions * length).astype(np.float32)
-    prior = prior_of(places / length) if len(places) > 1 else None
+        found = learned_directions(np.stack(slopes), metric, settings.directions)
+    directions = found.directions.reshape(-1, len(basis.modules), basis.rank, basis.rank)
+    prior = prior_of(found.places) if len(paths) > 1 else None
     if settings.form == "dense":
         made = basis.with_projections(directions, prior=prior)
     else:
-        made = basis.with_projections(directions.sum(0), groups=count, prior=prior)
-    return Learned(made, records, energy, seconds)
+        made = basis.with_projections(directions.sum(0), groups=len(directions), prior=prior)
+    records = tuple(zip(names, before, found.shares.tolist(), strict=True))
+    return Learned(made, records, found.energy, seconds)

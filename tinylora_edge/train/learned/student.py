@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ...basis import Basis
 from ..adapter import Adapter
-from ..learner import pad, plain_head
+from ..learner import ChosenLogprobs, pad, plain_head
 from .divergence import ForwardKL
 from .lessons import Lesson, Tokens
+
+_ROWS = 64  # of logits at the same time
 
 
 class FreeAdapter(Adapter):
@@ -54,6 +56,24 @@ class Fit:
     values: NDArray[np.float32]
     before: float
     losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The slopes of a lesson at R = 0, for each of its questions, summed over the tokens of the answer.
+
+    Attributes:
+        divergence: float32 [questions, M, r, r], of the KL to the prompted model, in nats.
+        score: float32 [questions, M, r, r], of the log-probabilities of tokens that the bare model draws at
+            the same places. Their outer products are, in the mean, the Fisher information of the answer.
+        before: KL without any change, in nats a token.
+        tokens: int32 [questions], of each answer.
+    """
+
+    divergence: NDArray[np.float32]
+    score: NDArray[np.float32]
+    before: float
+    tokens: NDArray[np.int32]
 
 
 class Student:
@@ -100,6 +120,25 @@ class Student:
             adam.step()
         return Fit(values.detach().numpy().copy(), losses[0], tuple(losses))
 
+    def slopes(self, lesson: Lesson, *, seed: Sequence[int]) -> Slopes:
+        """Return what a lesson asks of R, and how much any change of R would matter there.
+
+        Args:
+            lesson: whose answers are looked at.
+            seed: of the tokens that are drawn.
+        """
+        r = self._zeros.unsqueeze(1).repeat(1, len(lesson.bare), 1, 1).requires_grad_(True)
+        teacher = self._teacher(lesson)
+        self._adapter.give(r)  # a row of the batch has an R of its own
+        outputs = self._outputs(lesson.bare, lesson.answers)
+        found = self._divergences(outputs, teacher)
+        dice = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        (divergence,) = torch.autograd.grad(found.sum(), [r], retain_graph=True)
+        (score,) = torch.autograd.grad(self._drawn(outputs, dice).sum(), [r])
+        tokens = np.array([len(answer) for answer in lesson.answers], np.int32)
+        divergence, score = divergence.swapaxes(0, 1), score.swapaxes(0, 1)
+        return Slopes(divergence.numpy(), score.numpy(), float(found.detach().mean()), tokens)
+
     def divergence(self, lesson: Lesson, r: NDArray[np.float32] | None = None) -> float:
         """Return the KL from the prompted model to the bare one with R, in nats a token.
 
@@ -118,12 +157,28 @@ class Student:
 
     def _loss(self, lesson: Lesson, teacher: Tensor, r: Tensor) -> Tensor:
         self._adapter.give(r)
-        outputs = self._outputs(lesson.bare, lesson.answers)
+        return self._divergences(self._outputs(lesson.bare, lesson.answers), teacher).mean()
+
+    def _divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """Return the KL of every token: [tokens]."""
         if self._head is not None:
             found: Tensor = ForwardKL.apply(outputs, teacher, self._head)
-            return found.mean()
+            return found
         target, own = (torch.log_softmax(logits.float(), -1) for logits in (teacher, outputs))
-        return (target.exp() * (target - own)).sum(-1).mean()
+        return (target.exp() * (target - own)).sum(-1)
+
+    def _drawn(self, outputs: Tensor, dice: torch.Generator) -> Tensor:
+        """Return the log-probabilities of one token at each place, drawn from the student: [tokens]."""
+        drawn = []
+        with torch.no_grad():
+            for rows in outputs.split(_ROWS):
+                logits = rows if self._head is None else rows @ self._head.mT
+                drawn.append(torch.multinomial(torch.softmax(logits.float(), -1), 1, generator=dice))
+        tokens = torch.cat(drawn)[:, 0]
+        if self._head is not None:
+            found: Tensor = ChosenLogprobs.apply(outputs, self._head, tokens, 1.0)
+            return found
+        return torch.log_softmax(outputs.float(), -1).gather(-1, tokens[:, None])[:, 0]
 
     def _outputs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
         """Return what decides each token of the answers: hidden states, or logits where those do not."""

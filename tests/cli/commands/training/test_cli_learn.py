@@ -14,7 +14,7 @@ BEHAVIOURS = [
     {"name": "pirate", "system": "Talk like a pirate."},
     {"name": "french", "system": "Answer in French.", "family": "language"},
 ]
-QUICK = ("--only", "--n", 2, "--questions", 2, "--steps", 1)
+QUICK = ("--only", "--n", 2, "--questions", 2)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     basis = load_basis(out / "basis.gguf")
     assert record["digest"] == basis.digest
     assert (basis.projection, basis.size, record["values"]) == ("explicit", 2, 2)
-    assert [each["name"] for each in record["divergences"]] == ["pirate", "french"]
+    assert [each["name"] for each in record["behaviours"]] == ["pirate", "french"]
     assert contents(out).keys() == {"base.gguf", "basis.gguf", "manifest.json"}
     assert json.loads((out / "manifest.json").read_text())["basis"]["learned"]["behaviours"] == 2
     assert not list(tmp_path.glob("*.learn")), "what was kept for going on is gone"
