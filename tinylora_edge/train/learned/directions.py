@@ -12,7 +12,7 @@ from .metric import Metric
 
 Matrix = NDArray[np.float64]
 
-_WEAK = 0.3
+_WEAK = 1.0
 """Squared length, in units of effect, of a step that is mostly noise: it counts half."""
 
 

@@ -74,8 +74,8 @@ class Learned:
     """A basis with learned projections, and what it was learned from.
 
     Attributes:
-        basis: explicit projections, with the prior of the behaviours' vectors. A unit of a value is a unit of
-            effect: a vector v moves the model by about |v|^2 / 2 nats a token, near zero.
+        basis: explicit projections, with the prior of the behaviours' vectors. A unit is alike in all values:
+            near zero, a vector v moves the model by at most about |v|^2 / 2 nats a token.
         behaviours: of each behaviour its name, the KL from the prompted model to the bare one, in nats a
             token, and the share of what it asks of R that the directions hold.
         energy: share of all that the directions hold, in order; float64 [n].

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Matrix = NDArray[np.float64]
 
-SHRINKAGE = 0.1
-"""Share of F's mean diagonal that is added to all of it: what few samples call free is not."""
+SHRINKAGE = 3.0
+"""Times F's mean diagonal, which is added to all of it: what few samples call free is not, and long steps in
+R that hardly matter here matter elsewhere."""
 
 
 @dataclass(frozen=True, repr=False)
