@@ -1,4 +1,5 @@
-"""What the shape of a basis is worth: RL against SFT, ranks, tyings, u x G, dtypes at equal bytes.
+"""What the shape of a basis is worth: learned directions against the paper's random ones, RL against SFT, ranks,
+tyings, u x G, dtypes at equal bytes.
 
 Every arm trains on the same task with the same settings, once a seed, and is measured on the same held-out
 prompts in the deployed file. Runs are kept in a JSON-lines file as they end: a second call goes on.
@@ -32,17 +33,19 @@ from tinylora_edge.train import Options, TrainSettings, train
 class Arm:
     """One way to have a few numbers trained."""
 
-    shape: Shape = field(default_factory=Shape)
+    shape: Shape = field(default_factory=lambda: Shape(projection="random"))
     method: str = "grpo"
     wire: str = "fp32"
 
 
 ARMS: dict[str, Arm] = {
+    "learned: n = 13, dense": Arm(Shape(projection="learned")),
     "default: r = 2, u = 1, G = 13, tiled": Arm(),
     "SFT on the answers": Arm(method="sft"),
-    "r = 1": Arm(Shape(rank=1)),
-    "r = 4": Arm(Shape(rank=4)),
-    "r = 8": Arm(Shape(rank=8)),
+    "SFT on the answers, learned": Arm(Shape(projection="learned"), method="sft"),
+    "r = 1": Arm(Shape(rank=1, projection="random")),
+    "r = 4": Arm(Shape(rank=4, projection="random")),
+    "r = 8": Arm(Shape(rank=8, projection="random")),
     "structured": Arm(Shape(tying="structured")),
     "full: u = 13, G = 1": Arm(Shape(u=13, groups=1, tying="full")),
     "bf16, G = 13 (26 bytes)": Arm(wire="bf16"),

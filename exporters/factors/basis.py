@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...basis import Basis
+from ...errors import BasisError
+from ..learned import find
 from ..settings import ExportSettings
 from .journal import Factors
 
@@ -61,8 +63,12 @@ def basis_of(
     architecture: str,
     fingerprints: tuple[str, ...],
 ) -> Basis:
-    """Return the basis of factorized modules."""
-    return Basis(
+    """Return the basis of factorized modules, with the projections that the settings ask for.
+
+    Raises:
+        BasisError: they ask for learned projections, and none are shipped for these factors.
+    """
+    made = Basis(
         architecture=architecture,
         modules=tuple(modules),
         rank=settings.rank,
@@ -76,6 +82,15 @@ def basis_of(
         b=tuple(found[module].b for module in modules),
         base_fingerprints=fingerprints,
     )
+    if settings.projection == "random" or not settings.ties_as_usual:
+        return made
+    learned = find(made)
+    if learned is None and settings.projection == "learned":
+        raise BasisError(
+            f"no learned projections are shipped for these factors ({architecture}, {len(modules)} modules, "
+            f"rank {settings.rank}): export with random ones, and learn on the bundle"
+        )
+    return made if learned is None else learned.apply(made)
 
 
 def short(basis: Basis) -> str:

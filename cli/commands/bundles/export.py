@@ -62,6 +62,13 @@ class FactorDtype(StrEnum):
     f16 = "f16"
 
 
+class Projection(StrEnum):
+    """Where projections come from."""
+
+    random = "random"
+    learned = "learned"
+
+
 class Factorization(StrEnum):
     """Splits of the singular values between A and B."""
 
@@ -166,6 +173,13 @@ def export(
     factorization: Annotated[
         Factorization, typer.Option(help="left: A = V^T, B = U S, the paper's. sqrt: PEFT's.")
     ] = Factorization.left,
+    projection: Annotated[
+        Projection | None,
+        typer.Option(
+            help="random: the paper's, from the seed. learned: shipped for a few models; learn makes others. "
+            "[default: learned where shipped, and u, groups and tying are not given]"
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Modules at the same time. [default: one a core]"),
@@ -231,6 +245,7 @@ def export(
         targets=split_targets(targets or []),
         factor_dtype=factor_dtype.value,
         factorization=factorization.value,
+        projection=projection.value if projection else None,
     )
     files = downloads.fetch(found)
     start = time.perf_counter()
