@@ -266,10 +266,7 @@ class Batch:
         max_tokens: int,
         seed: int | Sequence[int] = 0,
     ) -> list[NDArray[np.int32]]:
-        """Draw an answer to the prompt of every sample under a vector, at temperature 1: its tokens.
-
-        The batch's own vector neither counts nor changes. Arguments and errors are those of `answer`.
-        """
+        """Draw the tokens of an answer to every prompt under a vector, at temperature 1; see `answer`."""
         prompts = [encode(self.llm, sample).tolist() for sample in samples]
         with self._under(vector):
             found = self.generate(prompts, max_tokens=max_tokens, temperature=1.0, seed=seed)
@@ -281,17 +278,10 @@ class Batch:
         samples: Sequence[Sample],
         answers: Sequence[NDArray[np.int32]],
     ) -> list[NDArray[np.float32]]:
-        """Return the log-probabilities of given answers under every vector.
-
-        The batch's own vector neither counts nor changes.
-
-        Args:
-            vectors: None for the base alone.
-            samples: whose prompts were answered.
-            answers: the tokens of an answer to each, as `draw` returns them.
+        """Return the log-probabilities of what `draw` drew under every vector, at temperature 1.
 
         Returns:
-            Of each vector float32 [tokens of all answers], in order; of the distribution at temperature 1.
+            Of each vector float32 [tokens of all answers], in the order of the samples.
 
         Raises:
             VectorError: as for `score`, or a vector does not fit the basis.
@@ -306,6 +296,7 @@ class Batch:
 
     @contextmanager
     def _under(self, vector: MicroVector | None) -> Iterator[None]:
+        """Use a vector for a block, and then the batch's own again."""
         before = self.vector
         self.swap(vector)
         try:

@@ -176,9 +176,9 @@ class OnnxBatch:
         max_tokens: int,
         seed: int | Sequence[int] = 0,
     ) -> list[NDArray[np.int32]]:
-        """Draw an answer to the prompt of every sample under a vector, at temperature 1: its tokens.
+        """Draw the tokens of an answer to every prompt under a vector, at temperature 1; see `answer_each`.
 
-        The end-of-sequence token is none of them. Arguments and errors are those of `answer_each`.
+        The end-of-sequence token is none of them.
         """
         self._check_open()
         tokens = [self.encode(sample) for sample in samples]
@@ -207,17 +207,10 @@ class OnnxBatch:
         samples: Sequence[Sample],
         answers: Sequence[NDArray[np.int32]],
     ) -> list[NDArray[np.float32]]:
-        """Return the log-probabilities of given answers under every vector.
-
-        The batch's own vector neither counts nor changes.
-
-        Args:
-            vectors: None for the base alone.
-            samples: whose prompts were answered.
-            answers: the tokens of an answer to each, as `draw` returns them.
+        """Return the log-probabilities of what `draw` drew under every vector, at temperature 1.
 
         Returns:
-            Of each vector float32 [tokens of all answers], in order; of the distribution at temperature 1.
+            Of each vector float32 [tokens of all answers], in the order of the samples.
 
         Raises:
             VectorError, TinyLoraError: as for `answer_each`.

@@ -104,7 +104,7 @@ def test_science_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_tune_goes_on_where_it_stopped(tmp_path: Path) -> None:
     study = tmp_path / "study.jsonl"
-    arguments = ("--study", str(study), "--arms", "SPSA", "--tasks", "list-lookup", "--budget", "8ktokens")
+    arguments = ("--study", str(study), "--arms", "SPSA", "--tasks", "list-lookup", "--budget", "10ktokens")
     arguments += ("--held-out", "8")
     (found,) = run("tune.py", *arguments, "--seeds", "0")["summary"]
     first = json.loads(study.read_text())
