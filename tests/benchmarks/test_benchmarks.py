@@ -108,7 +108,7 @@ def test_tune_goes_on_where_it_stopped(tmp_path: Path) -> None:
     arguments += ("--held-out", "8")
     (found,) = run("tune.py", *arguments, "--seeds", "0")["summary"]
     first = json.loads(study.read_text())
-    assert (first["steps"] > 0, first["n"], first["tokens"] <= 8_800) == (True, 8, True)
+    assert (first["steps"] > 0, first["n"], first["tokens"] <= 11_000) == (True, 8, True)
     assert first["difference"] == pytest.approx(first["vector"] - first["base"])
     again = first | {"seed": 1, "difference": first["difference"] + 0.1}
     other = again | {"settings": first["settings"] | {"reach": 1.0}}
