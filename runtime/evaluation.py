@@ -95,6 +95,24 @@ class Population(Answerer, Protocol):
     ) -> list[list[Completion]]:
         """Return of each vector its answers; all are drawn with the same random numbers."""
 
+    def draw(
+        self,
+        vector: MicroVector | None,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        seed: int | Sequence[int],
+    ) -> list[NDArray[np.int32]]:
+        """Return the tokens of an answer to each prompt, drawn under a vector at temperature 1."""
+
+    def score_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        answers: Sequence[NDArray[np.int32]],
+    ) -> list[NDArray[np.float32]]:
+        """Return of each vector the log-probabilities of the answers' tokens: float32 [tokens of all]."""
+
 
 def evaluate(
     batch: Answerer,

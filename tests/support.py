@@ -279,3 +279,11 @@ def memory_limit(extra: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def rebased(bundle: Path, basis: Basis, folder: Path) -> Path:
+    """Make a bundle of another one's base with another basis, and return its folder."""
+    folder.mkdir()
+    (folder / "base.gguf").symlink_to((bundle / "base.gguf").resolve())
+    save_basis(basis, folder / "basis.gguf")
+    return folder

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .axes import Prior
 from .errors import VectorError
 from .vector import MicroVector
 
@@ -23,6 +24,7 @@ def average(
     clip: float = math.inf,
     noise_multiplier: float = 0.0,
     adjacency: str = "replace-one",
+    prior: Prior | None = None,
     dtype: str | None = None,
     sequence: int | None = None,
     seed: int | None = None,
@@ -47,6 +49,8 @@ def average(
         clip: largest Euclidean norm with which a vector counts. Infinite: none is scaled.
         noise_multiplier: standard deviation of the noise over the sensitivity; 0 for none.
         adjacency: what `sensitivity` is about: `replace-one` or `add-or-remove`.
+        prior: `basis.prior`, to take noise out of the mean again: see `shrunk`. It must be public, as one
+            learned without these users is; what is then done to a private mean leaves it as private.
         dtype: of the mean; by default that of the vectors where they agree, else fp32.
         sequence: of the mean; by default one above the highest of the vectors, so that a device that
             accepted any of them accepts the mean.
@@ -54,7 +58,8 @@ def average(
 
     Raises:
         VectorError: no vectors; shapes that differ; weights or options out of their range; noise without a
-            finite `clip` or over a single vector; a sequence that would pass 65535.
+            finite `clip` or over a single vector; a prior of another size, or without noise; a sequence that
+            would pass 65535.
         NonFiniteError: the mean does not fit the dtype.
     """
     if not vectors:
@@ -84,6 +89,8 @@ def average(
         )
     elif adjacency not in ADJACENCIES:
         raise VectorError(_unknown(adjacency))
+    if prior is not None:
+        _check_prior(prior, vectors[0].values.size, deviation)
     if sequence is None:
         sequence = max(vector.sequence for vector in vectors) + 1
         if sequence > 0xFFFF:
@@ -98,6 +105,8 @@ def average(
         mean += vector.values.astype(np.float64) * (share * min(1.0, clip / norm) if norm else share)
     if deviation:
         mean += _noise(mean.size, deviation, seed).reshape(mean.shape)
+    if prior is not None:
+        mean[:] = shrunk(mean.reshape(-1), deviation, prior).reshape(mean.shape)
     with np.errstate(over="ignore"):  # what does not fit is refused by name
         values = mean.astype(np.float32)
     return MicroVector(values, dtype or (dtypes.pop() if len(dtypes) == 1 else "fp32"), sequence)
@@ -135,6 +144,41 @@ def sensitivity(
             f"without a finite norm above 0 to clip to nothing bounds the mean, and it is {clip}"
         )
     return (2 if adjacency == "replace-one" else 1) * clip * max(_shares(weights, count))
+
+
+def shrunk(noisy: NDArray[np.float64], deviation: float, prior: Prior) -> NDArray[np.float64]:
+    """Return what a noisy mean most likely was: its posterior mean under the prior of one vector.
+
+    With the prior N(m, C) and noise of variance s^2 on every value, m + C (C + s^2 I)^-1 (noisy - m): a value
+    moves towards m the more, the less its axis varies between the vectors that people want. C is that of one
+    vector, and not of the mean of many: what a group of users shares may lie as far from m as what one user
+    wants. That shrinks less than the theory of users drawn from the prior at random.
+
+    Args:
+        noisy: float64 [n].
+        deviation: s, above 0.
+        prior: of the basis.
+    """
+    return prior.mean + _gain(deviation, prior) @ (noisy - prior.mean)
+
+
+def kept(deviation: float, prior: Prior) -> float:
+    """Return how much of a noisy mean `shrunk` keeps, the rest being the prior's mean: from 0 to 1."""
+    return float(np.trace(_gain(deviation, prior)) / len(prior.mean))
+
+
+def _gain(deviation: float, prior: Prior) -> NDArray[np.float64]:
+    observed = prior.covariance + deviation**2 * np.eye(len(prior.mean))
+    return np.asarray(np.linalg.solve(observed, prior.covariance).T, np.float64)
+
+
+def _check_prior(prior: Prior, size: int, deviation: float) -> None:
+    if len(prior.mean) != size:
+        raise VectorError(f"the prior is of {len(prior.mean)} values, but the vectors have {size}")
+    if not deviation:
+        raise VectorError(
+            "a prior takes noise out of a mean, and this one gets none: add noise, or leave the prior out"
+        )
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .axes import check_names, check_prior, position_of
+from .axes import Prior, Whitening, check_names, check_prior, position_of
 from .errors import BasisError, NonFiniteError, VectorError
 from .factorization import LEFT, SQRT
 from .modules import parse
@@ -155,6 +155,19 @@ class Basis:
     def has_prior(self) -> bool:
         """Whether the basis says what vectors that people want look like."""
         return self.prior_mean is not None
+
+    @cached_property
+    def prior(self) -> Prior | None:
+        """Mean and covariance in float64, the covariance exactly symmetric; None where there is no prior."""
+        if self.prior_mean is None or self.prior_covariance is None:
+            return None
+        covariance = self.prior_covariance.astype(np.float64)
+        return Prior(self.prior_mean.astype(np.float64), (covariance + covariance.T) / 2)
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """The coordinates in which the prior is round; those of v itself where there is no prior."""
+        return Whitening(self.prior_covariance)
 
     @property
     def id(self) -> str:

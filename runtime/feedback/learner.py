@@ -117,9 +117,9 @@ class FeedbackLearner:
             raise TrainError(f"answers of {max_tokens} tokens leave no room for a prompt in {n_ctx_seq}")
         self._llm, self._path = llm, state
         self._max_tokens, self._n_ctx_seq, self._temperature = max_tokens, n_ctx_seq, temperature
-        size = llm.basis.size
-        found = None if state is None else read(state, llm.basis.digest, size)
-        self._state = found or FeedbackState(seed, Posterior(size))
+        size, prior = llm.basis.size, llm.basis.prior
+        found = None if state is None else read(state, llm.basis.digest, size, prior)
+        self._state = found or FeedbackState(seed, Posterior(size, prior=prior))
         self._shown: OrderedDict[int, _Shown] = OrderedDict()
         self._count = 0
         self._lock = threading.Lock()

@@ -13,9 +13,10 @@ give its log-ratio l = log pi_v0(y|x) / pi_0(y|x) and its score s = d log pi_v(y
 and a click is one observation of a logistic regression on the score: of as many numbers as v has, not of
 a bit. Each becomes a Gaussian factor at its own mode (Laplace's method, in one dimension).
 
-The prior is a trust region: N(0, F^-1) up to a factor, F = E[s s'] the Fisher information, so that a vector
-is as unlikely as the model's answers are far from the base's (1/2 v' F v is their KL divergence), in
-whatever units the basis is. F is the mean over the answers seen so far; it needs no clicks of its own.
+Where the basis has a prior N(m, C) of the vectors that people want, v* is one of them. Otherwise the prior is
+a trust region: N(0, F^-1) up to a factor, F = E[s s'] the Fisher information, so that a vector is as unlikely
+as the model's answers are far from the base's (1/2 v' F v is their KL divergence), in whatever units the
+basis is. F is the mean over the answers seen so far; it needs no clicks of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ...axes import Prior
 
 Array = NDArray[np.float64]
 
@@ -46,6 +49,7 @@ class Posterior:
 
     Attributes:
         n: number of values.
+        prior: of v, the basis's; None for the trust region.
         precision: float64 [n + 1, n + 1], what all clicks add to the prior's; b is last.
         shift: float64 [n + 1], precision times mean of the same.
         fisher: float64 [n, n], sum of s s' over the answers.
@@ -57,6 +61,7 @@ class Posterior:
     shift: Array = field(default_factory=lambda: np.zeros(0))
     fisher: Array = field(default_factory=lambda: np.zeros((0, 0)))
     answers: int = 0
+    prior: Prior | None = None
 
     def __post_init__(self) -> None:
         if not self.shift.size:
@@ -72,14 +77,24 @@ class Posterior:
 
     def solved(self) -> tuple[Array, Array]:
         """Return the mean, float64 [n + 1], and the covariance, float64 [n + 1, n + 1], of (v, b)."""
-        precision = self.precision.copy()
-        precision[: self.n, : self.n] += (BETA / SPREAD) ** 2 * self.information()
+        precision, shift = self.precision.copy(), self.shift.copy()
+        if self.prior is None:
+            precision[: self.n, : self.n] += (BETA / SPREAD) ** 2 * self.information()
+        else:
+            inverse = np.linalg.inv(self.prior.covariance)
+            precision[: self.n, : self.n] += inverse
+            shift[: self.n] += inverse @ self.prior.mean
         precision[self.n, self.n] += 1 / _PLEASED**2
         covariance = np.asarray(np.linalg.inv(precision), np.float64)
-        return covariance @ self.shift, covariance
+        return covariance @ shift, covariance
 
     def vector(self) -> Array:
-        """Return the mean of v, float64 [n], scaled down to where answers are `FARTHEST` from the base's."""
+        """Return the mean of v, float64 [n], scaled down to where answers are `FARTHEST` from the base's.
+
+        Before any answer nothing tells how far a vector goes, and it is the base: zeros.
+        """
+        if not self.answers:
+            return np.zeros(self.n)
         mean = self.solved()[0][: self.n]
         far = float(mean @ self.information() @ mean) / 2
         return mean * min(1.0, float(np.sqrt(FARTHEST / far))) if far else mean

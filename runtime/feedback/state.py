@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from ..._system import atomic_write
+from ...axes import Prior
 from ...errors import BasisMismatchError, TrainError
 from .posterior import Posterior
 
@@ -58,8 +59,17 @@ class FeedbackState:
     step: float = 0.05
 
 
-def read(path: str | PathLike[str], digest: str, size: int) -> FeedbackState | None:
+def read(
+    path: str | PathLike[str], digest: str, size: int, prior: Prior | None = None
+) -> FeedbackState | None:
     """Return the state in a file; None where there is no file.
+
+    Args:
+        path: of the file.
+        digest: of the basis.
+        size: n, the number of values.
+        prior: of the basis. It is not in the file, which holds what clicks say and no more: where the basis
+            has another one by now, or its first, the clicks are kept and count beside that.
 
     Raises:
         TrainError: the file is no state, or is damaged.
@@ -98,6 +108,7 @@ def read(path: str | PathLike[str], digest: str, size: int) -> FeedbackState | N
         values[square : square + n + 1],
         values[square + n + 1 :].reshape(n, n),
         answers,
+        prior,
     )
     return FeedbackState(seed, posterior, asked, clicks, step)
 

@@ -7,8 +7,9 @@ exact log-probability.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -256,6 +257,52 @@ class Batch:
         finally:
             personalizer.apply(contexts, self.vector)
         return found
+
+    def draw(
+        self,
+        vector: MicroVector | None,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        seed: int | Sequence[int] = 0,
+    ) -> list[NDArray[np.int32]]:
+        """Draw the tokens of an answer to every prompt under a vector, at temperature 1; see `answer`."""
+        prompts = [encode(self.llm, sample).tolist() for sample in samples]
+        with self._under(vector):
+            found = self.generate(prompts, max_tokens=max_tokens, temperature=1.0, seed=seed)
+        return [generation.tokens for generation in found]
+
+    def score_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        answers: Sequence[NDArray[np.int32]],
+    ) -> list[NDArray[np.float32]]:
+        """Return the log-probabilities of what `draw` drew under every vector, at temperature 1.
+
+        Returns:
+            Of each vector float32 [tokens of all answers], in the order of the samples.
+
+        Raises:
+            VectorError: as for `score`, or a vector does not fit the basis.
+        """
+        prompts = [encode(self.llm, sample).tolist() for sample in samples]
+        found = []
+        for vector in vectors:
+            with self._under(vector):
+                rows = self.score(prompts, [[answer.tolist()] for answer in answers])
+            found.append(np.concatenate([row for (row,) in rows]))
+        return found
+
+    @contextmanager
+    def _under(self, vector: MicroVector | None) -> Iterator[None]:
+        """Use a vector for a block, and then the batch's own again."""
+        before = self.vector
+        self.swap(vector)
+        try:
+            yield
+        finally:
+            self.swap(before)
 
     @property
     def evaluated(self) -> int:

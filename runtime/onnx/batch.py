@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import TinyLoraError
@@ -43,6 +44,14 @@ class BatchModel(Protocol):
         draws: Sequence[int],
     ) -> list[Row]:
         """Answer several prompts at once, each with its own vector."""
+
+    def score_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        vectors: Sequence[MicroVector | None],
+        completions: Sequence[Sequence[int]],
+    ) -> list[NDArray[np.float32]]:
+        """Return the log-probabilities of given completions, each with its own vector."""
 
 
 class OnnxBatch:
@@ -158,6 +167,68 @@ class OnnxBatch:
                 found[vector, i] = Completion(row.text, ended, len(row.tokens) + ended)
                 self._evaluated += len(tokens[i]) + len(row.tokens)
         return [[found[vector, i] for i in range(len(samples))] for vector in range(len(vectors))]
+
+    def draw(
+        self,
+        vector: MicroVector | None,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        seed: int | Sequence[int] = 0,
+    ) -> list[NDArray[np.int32]]:
+        """Draw the tokens of an answer to every prompt under a vector, at temperature 1; see `answer_each`.
+
+        The end-of-sequence token is none of them.
+        """
+        self._check_open()
+        tokens = [self.encode(sample) for sample in samples]
+        number = seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
+        found: list[NDArray[np.int32]] = []
+        for start in range(0, len(tokens), self._sequences):
+            part = tokens[start : start + self._sequences]
+            answers = self.llm.generate_batch(
+                part,
+                [vector] * len(part),
+                max_tokens=max_tokens,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                min_p=0.0,
+                seed=number,
+                draws=range(start, start + len(part)),
+            )
+            found += [row.tokens for row in answers]
+        self._evaluated += sum(map(len, tokens)) + sum(map(len, found))
+        return found
+
+    def score_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        answers: Sequence[NDArray[np.int32]],
+    ) -> list[NDArray[np.float32]]:
+        """Return the log-probabilities of what `draw` drew under every vector, at temperature 1.
+
+        Returns:
+            Of each vector float32 [tokens of all answers], in the order of the samples.
+
+        Raises:
+            VectorError, TinyLoraError: as for `answer_each`.
+        """
+        self._check_open()
+        tokens = [self.encode(sample) for sample in samples]
+        given = [answer.tolist() for answer in answers]
+        rows = [(vector, i) for vector in range(len(vectors)) for i in range(len(tokens))]
+        found: list[list[NDArray[np.float32]]] = [[] for _ in vectors]
+        for start in range(0, len(rows), self._sequences):
+            part = rows[start : start + self._sequences]
+            scored = self.llm.score_batch(
+                [tokens[i] for _, i in part], [vectors[v] for v, _ in part], [given[i] for _, i in part]
+            )
+            for (vector, i), row in zip(part, scored, strict=True):
+                found[vector].append(row)
+                self._evaluated += len(tokens[i]) + len(row)
+        return [np.concatenate(each) for each in found]
 
     @property
     def evaluated(self) -> int:

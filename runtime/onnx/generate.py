@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,45 @@ def generate_batch(
     ]
 
 
+def score_batch(
+    model: GenaiModel,
+    basis: Basis,
+    prompts: Sequence[Sequence[int]],
+    rows: Rows,
+    completions: Sequence[Sequence[int]],
+) -> list[NDArray[np.float32]]:
+    """Return the log-probabilities of given completions: for each prompt float32 [tokens of its own].
+
+    Arguments and errors are those of `generate_batch`; completions may be empty.
+    """
+    longest = max(map(len, completions), default=0)
+    if not longest:
+        return [np.zeros(0, np.float32) for _ in completions]
+    rooms = [model.room(prompt, longest) for prompt in prompts]
+    followers = {i: _Follower(completion) for i, completion in enumerate(completions)}
+    for group in _groups(prompts, rooms, longest, model.pad):
+        feed = Feed(model, rows if len(rows) == 1 else rows.select(group), basis)
+        _RowGroup(model, feed, {i: prompts[i] for i in group}, followers, rooms[group[0]]).run()
+    return [np.array(followers[i].logprobs, np.float32) for i in range(len(prompts))]
+
+
+class _Follower:
+    """A sampler that draws nothing: it takes given tokens, and notes how likely each was."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tokens
+        self.logprobs: list[float] = []
+
+    def __call__(self, logits: NDArray[np.float32], before: Sequence[int]) -> int:
+        """Return the next token, and once they are used up any."""
+        if (at := len(self.logprobs)) == len(self._tokens):
+            return 0
+        exact = logits.astype(np.float64)
+        top = exact.max()
+        self.logprobs.append(float(exact[self._tokens[at]] - top - np.log(np.exp(exact - top).sum())))
+        return int(self._tokens[at])
+
+
 def _groups(
     prompts: Sequence[Sequence[int]], rooms: Sequence[int], max_tokens: int, pad: int
 ) -> list[list[int]]:
@@ -106,7 +145,7 @@ class _RowGroup:
         model: GenaiModel,
         feed: Feed,
         prompts: Mapping[int, Sequence[int]],
-        samplers: Mapping[int, Sampler],
+        samplers: Mapping[int, Callable[[NDArray[np.float32], Sequence[int]], int]],
         limit: int,
     ) -> None:
         self._names = list(prompts)

@@ -7,7 +7,9 @@ from contextlib import closing
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
+from numpy.typing import NDArray
 
 from ...tasks import Sample
 from ...vector import MicroVector, Policy
@@ -18,7 +20,7 @@ from .bundle import OnnxBundle
 from .completion import CompletionWriter, Step
 from .decoder import Decoder
 from .genai import GenaiModel, Messages, as_list
-from .generate import Row, generate_batch
+from .generate import Row, generate_batch, score_batch
 from .generator import Feed, PersonalGenerator
 from .rows import rows
 from .sampling import Sampler, Sampling, Text
@@ -277,6 +279,33 @@ class TinyLoraOnnx(Personal):
             return generate_batch(
                 self._model, self.basis, tokens, checked, sampling, max_tokens, draws or range(len(tokens))
             )
+
+    def score_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        vectors: Sequence[MicroVector | None],
+        completions: Sequence[Sequence[int]],
+    ) -> list[NDArray[np.float32]]:
+        """Return the log-probabilities of given completions, each with the vector of its own user.
+
+        The model's active vector neither counts nor changes.
+
+        Args:
+            prompts: token ids.
+            vectors: one for each prompt; None for the base.
+            completions: token ids, for each prompt those that follow it.
+
+        Returns:
+            For each prompt float32 [n], natural logarithms, one a token of its completion.
+
+        Raises:
+            VectorError: a vector does not fit the basis.
+            TinyLoraError: a prompt is empty, or leaves no room in the context.
+        """
+        self._model.check_open()
+        with self._compute():
+            checked = rows(vectors, self.basis, self.policy, batch=len(prompts))
+            return score_batch(self._model, self.basis, prompts, checked, completions)
 
     def generator(self, **search_options: Any) -> PersonalGenerator:
         """Return an `onnxruntime_genai.Generator` with the active vector, for a loop of your own.

@@ -79,6 +79,8 @@ class RewardLearner:
         n_threads: int | None = None,
     ) -> None:
         self.settings = settings = settings or TuneSettings()
+        if settings.effect is not None and not 0 < settings.effect < math.inf:
+            raise TrainError(f"a perturbation has an effect of more than 0 nats, not of {settings.effect}")
         self._llm, self._side_by_side, self._stop = llm, (sequences, n_threads), False
         self._path = None if path is None else Path(path)
         start = start or llm.vector or MicroVector.zeros(llm.basis)
@@ -91,6 +93,7 @@ class RewardLearner:
             settings=settings,
             seed=seed,
             start=start,
+            whitening=llm.basis.whitening,
             sigma=settings.reach / spread_of(llm.basis),
             wait=wait,
             report=report,
@@ -99,7 +102,13 @@ class RewardLearner:
         )
         flat = start.values.reshape(-1).astype(float)
         try:
-            search = make_search(settings.method, flat, sigma=self._plan.sigma, seed=seed, **settings.options)
+            search = make_search(
+                settings.method,
+                llm.basis.whitening.coordinates(flat),
+                sigma=self._plan.sigma,
+                seed=seed,
+                **settings.options,
+            )
         except (TypeError, ValueError) as error:
             raise TrainError(f"the search cannot begin: {error}") from None
         self._search, self.state = search, TuningState(search.state(), flat.tolist())
@@ -153,6 +162,7 @@ class RewardLearner:
         task = self._plan.task
         return {
             "basis": self._llm.basis.digest,
+            "prior": None if (prior := self._llm.basis.prior) is None else prior.digest,
             "seed": self._plan.seed,
             "prompts": len(task.train),
             "held_back": len(task.held_out),
@@ -164,13 +174,14 @@ class RewardLearner:
 def spread_of(basis: Basis) -> float:
     """How much a vector of entries N(0, 1) changes the modules, for `TuneSettings.reach`.
 
+    Where the basis has a prior, the entries are those of z (`Basis.whitening`).
+
     Returns:
         The root mean square, over modules and eight draws, of |B R A| / |B A| (Frobenius).
     """
     rng = np.random.default_rng(0)
     draws = [
-        basis.R(rng.standard_normal((basis.groups, basis.u)).astype(np.float32)).astype(np.float64)
-        for _ in range(8)
+        basis.R(basis.whitening.values(rng.standard_normal(basis.size))).astype(np.float64) for _ in range(8)
     ]
     shares = []
     for position, factors in enumerate(zip(basis.a, basis.b, strict=True)):

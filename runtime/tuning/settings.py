@@ -19,9 +19,12 @@ class TuneSettings:
     Attributes:
         method: of the search, one of `METHODS`.
         options: of the method.
-        reach: size of a perturbation: root mean square, over the modules, of the change that it makes to
-            what the factors hold of a weight, as a share of that. Measured on the basis, so that one number
-            fits bases of every rank, tying and factorization.
+        effect: size of a perturbation in nats: the root mean square change that it makes to the
+            log-probabilities of sampled tokens. Measured on the model and its prompts, by a few forward
+            passes before the first step, so that one number fits every basis. None: `reach` decides.
+        reach: the same without the model: root mean square, over the modules, of the change to what the
+            factors hold of a weight, as a share of that. Measured on the basis. With an `effect` it is where
+            the measurement begins.
         prompts: a step; every candidate answers the same ones.
         temperature: of the answers; 0 for greedy ones, which is what is checked.
         held_back: prompts never learned on, which decide what is returned: at most a third of all.
@@ -33,6 +36,7 @@ class TuneSettings:
 
     method: str = "cma"
     options: Mapping[str, Any] = field(default_factory=dict)
+    effect: float | None = 0.5
     reach: float = 0.07
     prompts: int = 8
     temperature: float = 0.0

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...axes import Whitening
 from ...errors import TrainError
 from ...tasks import Sample, Task
 from ...vector import MicroVector
 from ..evaluation import Population
+from .effect import change, sigma_of
 from .search import Search
 from .settings import Report, Tuned, TuneSettings
 from .state import Budget, TuningState
 
 _POLL = 0.5  # seconds between two questions to `wait`
 _PROBE = 8  # prompts of the first answers, which tell what a step will cost
+_EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
 
@@ -35,7 +39,8 @@ class Plan:
         settings: of the loop.
         seed: of everything.
         start: vector that tuning began with.
-        sigma: size of a perturbation at the beginning.
+        whitening: the coordinates that are searched in.
+        sigma: size of a perturbation at the beginning, or where its effect is to be measured, to begin with.
         wait: while it returns true nothing is computed.
         report: called with figures.
         stopped: whether the sitting is to end after the step at hand.
@@ -47,6 +52,7 @@ class Plan:
     settings: TuneSettings
     seed: int
     start: MicroVector
+    whitening: Whitening
     sigma: float
     wait: Callable[[], bool]
     report: Report
@@ -55,7 +61,10 @@ class Plan:
 
 
 class Sitting:
-    """One sitting: a budget, and what answers. It changes the search and the state that it is given."""
+    """One sitting: a budget, and what answers. It changes the search and the state that it is given.
+
+    The search is in the coordinates of the plan's whitening; everything else is values of vectors.
+    """
 
     def __init__(
         self,
@@ -108,37 +117,67 @@ class Sitting:
         if not state.start_scores:
             probe = self._score([self._vector(state.start)], check[:_PROBE], checking=True)[0].tolist()
         need = self._rollouts_of_step() + self._rollouts_of_end() + (len(check) - len(probe) if probe else 0)
+        need += 0 if state.sigma else self._rollouts_of_sigma()
         if not resumed and not self._affords(need):
             error = self._too_small(need + len(probe))
             if probe:
                 state.rollouts, state.tokens, state.seconds = 0, *self._began  # nothing was learned
             raise error
-        if not probe:
+        if not probe and state.sigma:
             return
-        rest = check[_PROBE:]
-        more = self._score([self._vector(state.start)], rest, checking=True)[0].tolist() if rest else []
-        state.start_scores = [*probe, *more]
-        state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
+        if probe:
+            rest = check[_PROBE:]
+            more = self._score([self._vector(state.start)], rest, checking=True)[0].tolist() if rest else []
+            state.start_scores = [*probe, *more]
+            state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
+        if not state.sigma:
+            self._choose_sigma()
         self._save()
-        start = float(np.mean(state.start_scores))
-        self._plan.report({"event": "start", "check": start, "held_back": len(check), **self._spent()})
+        figures = {"check": float(np.mean(state.start_scores)), "held_back": len(check), "sigma": state.sigma}
+        self._plan.report({"event": "start", **figures, **self._spent()})
+
+    def _choose_sigma(self) -> None:
+        """Choose the sigma whose perturbations have the effect that is asked for."""
+        plan, state, population = self._plan, self.state, self._population
+        effect = self._settings.effect
+        if effect is None:
+            state.sigma = plan.sigma
+            return
+        samples = self._task.train[:_EFFECT_PROMPTS]
+        directions = np.random.default_rng((plan.seed, 4)).standard_normal(
+            (_EFFECT_VECTORS, self._search.size)
+        )
+        before = state.tokens, state.seconds
+        with self._counted():
+            tokens = min(self._task.max_tokens, _EFFECT_TOKENS)
+            answers = population.draw(plan.start, samples, max_tokens=tokens, seed=(plan.seed, 3))
+            (here,) = population.score_each([plan.start], samples, answers)
+
+            def measure(sigma: float) -> float:
+                moved = np.array(state.start) + sigma * plan.whitening.values(directions)
+                return change(here, population.score_each([self._vector(v) for v in moved], samples, answers))
+
+            state.sigma = sigma_of(effect, plan.sigma, measure)
+        state.sigma_tokens, state.sigma_seconds = state.tokens - before[0], state.seconds - before[1]
+        self._search.rescale(state.sigma)
 
     def _step(self) -> None:
         state, search = self.state, self._search
         candidates = search.ask()
         samples = self._pick(search.step)
-        rewards = self._score([self._vector(c) for c in candidates], samples, seed=search.step)
+        vectors = [self._vector(v) for v in self._plan.whitening.values(candidates)]
+        rewards = self._score(vectors, samples, seed=search.step)
         search.tell(rewards)
         if np.ptp(rewards, axis=0).any():
             state.silent = 0
         else:
             state.silent += 1
-            search.sigma = min(search.sigma * _WIDER, self._plan.sigma * _WIDEST)
+            search.sigma = min(search.sigma * _WIDER, state.sigma * _WIDEST)
         figures: dict[str, Any] = {
             "step": search.step,
             "reward": float(rewards.mean()),
             "sigma": search.sigma,
-            "norm": float(np.linalg.norm(search.mean)),
+            "norm": float(np.linalg.norm(self._mean())),
             **self._spent(),
         }
         if search.step % self._settings.check_every == 0:
@@ -150,16 +189,17 @@ class Sitting:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
         state, search = self.state, self._search
         samples = self._task.held_out[: self._half()]
-        scores = self._score([self._vector(search.mean)], samples, checking=True)[0]
+        scores = self._score([self._vector(self._mean())], samples, checking=True)[0]
         gap = scores - np.array(state.best_scores)
         if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
             state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
-            state.best, state.best_scores = search.mean.tolist(), scores.tolist()
+            state.best, state.best_scores = self._mean().tolist(), scores.tolist()
             state.best_step = search.step
         else:
             state.unimproved += 1
             if -gap.mean() > max(self._settings.tolerance, 2 * _standard_error(gap)):
-                search.jump(state.best, search.sigma * _NARROWER)
+                best = self._plan.whitening.coordinates(np.array(state.best))
+                search.jump(best, search.sigma * _NARROWER)
                 state.restarts += 1
                 self._plan.report({"event": "restart", "step": search.step, "sigma": search.sigma})
         return float(scores.mean())
@@ -171,7 +211,7 @@ class Sitting:
         found, best = self._vector(state.start), start
         finalists = [(state.best, state.best_scores)] if state.best_step else []
         if self._search.step > state.best_step:
-            finalists.append((self._search.mean.tolist(), []))
+            finalists.append((self._mean().tolist(), []))
         for values, known in finalists:
             rest = check[half:] if known else check
             more = self._score([self._vector(values)], rest, checking=True)[0] if rest else []
@@ -220,23 +260,33 @@ class Sitting:
         checking: bool = False,
     ) -> NDArray[np.float64]:
         """Return rewards [vectors, samples], and count what they cost."""
-        state, before, began = self.state, self._population.evaluated, time.monotonic()
-        answers = self._population.answer_each(
-            vectors,
-            samples,
-            max_tokens=self._task.max_tokens,
-            temperature=0.0 if checking else self._settings.temperature,
-            seed=(self._plan.seed, 1, seed),
-        )
-        judge = self._task if checking else self._plan.lessons
-        rewards = [
-            [judge.score(answer, sample) for answer, sample in zip(row, samples, strict=True)]
-            for row in answers
-        ]
-        state.rollouts += len(vectors) * len(samples)
-        state.tokens += self._population.evaluated - before
-        state.seconds += time.monotonic() - began
+        with self._counted():
+            answers = self._population.answer_each(
+                vectors,
+                samples,
+                max_tokens=self._task.max_tokens,
+                temperature=0.0 if checking else self._settings.temperature,
+                seed=(self._plan.seed, 1, seed),
+            )
+            judge = self._task if checking else self._plan.lessons
+            rewards = [
+                [judge.score(answer, sample) for answer, sample in zip(row, samples, strict=True)]
+                for row in answers
+            ]
+        self.state.rollouts += len(vectors) * len(samples)
         return np.array(rewards, np.float64)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count what a block takes, in tokens and seconds, once it has ended well."""
+        before, began = self._population.evaluated, time.monotonic()
+        yield
+        self.state.tokens += self._population.evaluated - before
+        self.state.seconds += time.monotonic() - began
+
+    def _mean(self) -> NDArray[np.float64]:
+        """Return the values that the search believes in now."""
+        return self._plan.whitening.values(self._search.mean)
 
     def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
         start = self._plan.start
@@ -267,6 +317,12 @@ class Sitting:
         rest = len(self._task.held_out) - self._half()
         return len(self._task.held_out) + (rest if self.state.best_step else 0)
 
+    def _rollouts_of_sigma(self) -> int:
+        """What choosing sigma costs, in answers: two sigmas are tried as a rule."""
+        if self._settings.effect is None:
+            return 0
+        return (2 + 2 * _EFFECT_VECTORS) * min(_EFFECT_PROMPTS, len(self._task.train))
+
     def _affords(self, rollouts: int) -> bool:
         tokens, seconds = self._cost(rollouts)
         spent = self.state.tokens - self._began[0], self.state.seconds - self._began[1]
@@ -282,8 +338,8 @@ class Sitting:
 
     def _cost(self, rollouts: int) -> tuple[float, float]:
         """Tokens and seconds that so many answers take, by what they took so far."""
-        each = rollouts / max(self.state.rollouts, 1)
-        return self.state.tokens * each, self.state.seconds * each
+        state, each = self.state, rollouts / max(self.state.rollouts, 1)
+        return (state.tokens - state.sigma_tokens) * each, (state.seconds - state.sigma_seconds) * each
 
     def _too_small(self, need: int) -> TrainError:
         step, whole = self._cost(self._rollouts_of_step()), self._cost(need)

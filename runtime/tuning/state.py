@@ -13,7 +13,7 @@ from typing import Any
 from ..._system import atomic_write
 from ...errors import TrainError
 
-_FORMAT = 1
+_FORMAT = 2
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
 
@@ -77,6 +77,8 @@ class TuningState:
         unimproved: checks in a row that found nothing better.
         restarts: how often the search went back to the best.
         rollouts, tokens, seconds: spent so far; tokens count prompts and answers.
+        sigma: of the first step; 0 before it is known.
+        sigma_tokens, sigma_seconds: what it took to know it, a part of the above.
     """
 
     search: dict[str, Any]
@@ -91,6 +93,9 @@ class TuningState:
     rollouts: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    sigma: float = 0.0
+    sigma_tokens: int = 0
+    sigma_seconds: float = 0.0
 
 
 def save_state(path: str | PathLike[str], state: TuningState, identity: dict[str, Any]) -> None:
@@ -117,7 +122,10 @@ def load_state(path: str | PathLike[str], identity: dict[str, Any]) -> TuningSta
     try:
         content = json.loads(Path(path).read_text("utf-8"))
         if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']}, expected {_FORMAT}")
+            raise ValueError(
+                f"it has format {content['format']}, and this version goes on from format {_FORMAT} alone. "
+                "Remove it, and begin anew"
+            )
         found, state = content["identity"], TuningState(**content["state"])
     except FileNotFoundError:
         raise TrainError(f"there is no state {path} to go on from: start without it") from None

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from tinylora_edge import MicroVector, MissingExtraError, NonFiniteError, VectorError, average, privacy
-from tinylora_edge.average import sensitivity
+from tinylora_edge.average import kept, sensitivity, shrunk
+from tinylora_edge.axes import Prior
 
 
 def vector(*values: float, **options: object) -> MicroVector:
@@ -165,6 +166,55 @@ class TestAccounting:
         )
         assert 'pip install "tinylora-edge[private]"' in done.stderr
         assert issubclass(MissingExtraError, ImportError)
+
+
+class TestPrior:
+    """A noisy mean moves towards the prior's mean, as a linear Gaussian posterior says."""
+
+    prior = Prior(np.array([0.3, -0.1]), np.array([[0.04, 0.01], [0.01, 0.02]]))
+
+    def test_equals_the_closed_form(self):
+        given = [vector(0.3, 0.4), vector(-0.1, 0.2), vector(0.0, 0.1)]
+        options = {"clip": 0.4, "noise_multiplier": 0.7, "seed": 5}
+        noisy = average(given, **options).values[:, 0].astype(np.float64)
+        deviation = 0.7 * sensitivity(0.4, count=3)
+        precision = np.linalg.inv(self.prior.covariance) + np.eye(2) / deviation**2
+        shift = np.linalg.solve(self.prior.covariance, self.prior.mean) + noisy / deviation**2
+        found = average(given, prior=self.prior, **options).values
+        assert found.shape == (2, 1)
+        np.testing.assert_allclose(found[:, 0], np.linalg.solve(precision, shift), atol=1e-7)
+        gain = np.linalg.inv(precision) / deviation**2
+        assert kept(deviation, self.prior) == pytest.approx(np.trace(gain) / 2)
+
+    def test_the_less_noise_the_more_is_kept(self):
+        noisy = np.array([1.0, -1.0])
+        np.testing.assert_allclose(shrunk(noisy, 1e-6, self.prior), noisy, atol=1e-6)
+        np.testing.assert_allclose(shrunk(noisy, 1e6, self.prior), self.prior.mean, atol=1e-6)
+        assert kept(1e-6, self.prior) == pytest.approx(1)
+        assert kept(1e6, self.prior) == pytest.approx(0, abs=1e-6)
+
+    def test_it_comes_nearer_to_the_mean_without_noise(self):
+        """Groups of users that want what the prior says, with what their group shares."""
+        rng = np.random.default_rng(0)
+        root = np.linalg.cholesky(self.prior.covariance)
+        gaps = []
+        for seed in range(40):
+            shared = self.prior.mean + root @ rng.standard_normal(2)
+            given = [vector(*(shared + 0.05 * rng.standard_normal(2))) for _ in range(10)]
+            exact = average(given, clip=1.0).values
+            options = {"clip": 1.0, "noise_multiplier": 1.5, "seed": seed}
+            found = [average(given, prior=p, **options).values for p in (None, self.prior)]
+            gaps.append([float(((f - exact) ** 2).sum()) for f in found])
+        without, with_prior = np.mean(gaps, axis=0)
+        assert with_prior < 0.5 * without
+
+    def test_what_is_refused(self):
+        given = [vector(0.1, 0.2)] * 2
+        with pytest.raises(VectorError, match="this one gets none: add noise"):
+            average(given, prior=self.prior)
+        three = [vector(0.1, 0.2, 0.3)] * 2
+        with pytest.raises(VectorError, match="the prior is of 2 values, but the vectors have 3"):
+            average(three, prior=self.prior, clip=1.0, noise_multiplier=1.0)
 
 
 @pytest.mark.parametrize(

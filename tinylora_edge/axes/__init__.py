@@ -4,6 +4,7 @@ The function v -> dW depends on neither, so the digest of a basis covers neither
 """
 
 from .names import MAX_NAME, check_names, position_of
-from .prior import check_prior
+from .prior import Prior, check_prior
+from .whitening import Whitening
 
-__all__ = ["MAX_NAME", "check_names", "check_prior", "position_of"]
+__all__ = ["MAX_NAME", "Prior", "Whitening", "check_names", "check_prior", "position_of"]

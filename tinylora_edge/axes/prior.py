@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +12,26 @@ from ..errors import BasisError
 
 _ROUNDING = 2.0**-24  # of a float32, relative
 _ASYMMETRY = 2.0**-20  # of two entries that should be one, relative to their variances
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The prior of a basis in the precision that computing with it takes.
+
+    Attributes:
+        mean: float64 [n].
+        covariance: float64 [n, n], symmetric and positive definite.
+    """
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal of the numbers, for states of runs: a digest covers no prior."""
+        return hashlib.sha256(
+            b"".join(part.astype("<f8").tobytes() for part in (self.mean, self.covariance))
+        ).hexdigest()
 
 
 def check_prior(mean: NDArray[np.float32] | None, covariance: NDArray[np.float32] | None, size: int) -> None:

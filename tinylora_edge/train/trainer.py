@@ -35,8 +35,8 @@ class TrainSettings:
     Attributes:
         steps: how many.
         prompts: how many a step.
-        lr: step size of Adam on v; None derives it: one step then moves the log-probabilities of sampled
-            tokens by about `nudge` (root mean square).
+        lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); None derives it:
+            one step then moves the log-probabilities of sampled tokens by about `nudge` (root mean square).
         nudge: see `lr`.
         anneal: step size of the last step over that of the first; it falls linearly between them.
         epochs: steps on each batch.
@@ -122,6 +122,7 @@ class Trainer:
         self._identity = {
             "task": task.name,
             "basis": basis.digest,
+            "prior": None if basis.prior is None else basis.prior.digest,
             "settings": asdict(self.settings),
             **(identity or {}),
         }
@@ -227,7 +228,7 @@ class Trainer:
         result: dict[str, Any] = {}
         for _ in range(settings.epochs):
             gradient = self.learner.gradient(groups, self._batches.loss)
-            grad = gradient.grad.numpy().astype(np.float32)
+            grad = self._by_z(gradient.grad.numpy().astype(np.float32))
             norm = float(np.linalg.norm(grad))
             if not np.isfinite(norm):
                 result["skipped"] = "non-finite gradient"
@@ -241,7 +242,11 @@ class Trainer:
         return result
 
     def _update(self, grad: NDArray[np.float32], lr: float) -> None:
-        """One step of Adam (Kingma & Ba, 2015) on v."""
+        """One step of Adam (Kingma & Ba, 2015).
+
+        Its steps are as long in every coordinate, and are taken in those in which all directions are as
+        likely to be wanted: the gradient and both moments are by z (`Basis.whitening`), the step goes to v.
+        """
         state = self.state
         state.updates += 1
         first, second = _BETAS
@@ -249,17 +254,27 @@ class Trainer:
         state.s = second * state.s + (1 - second) * grad**2
         m = state.m / (1 - first**state.updates)
         s = state.s / (1 - second**state.updates)
-        state.v = (state.v - lr * m / (np.sqrt(s) + 1e-8)).astype(np.float32)
+        state.v = (state.v - self._by_v(lr * m / (np.sqrt(s) + 1e-8))).astype(np.float32)
+
+    def _by_z(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the gradient by z of one by v, float32 [G, u]."""
+        whitening, shape = self.basis.whitening, gradient.shape
+        return np.asarray(whitening.gradient(gradient.reshape(-1)), np.float32).reshape(shape)
+
+    def _by_v(self, step: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a step of z as one of v, float32 [G, u]."""
+        whitening, shape = self.basis.whitening, step.shape
+        return np.asarray(whitening.values(step.reshape(-1)), np.float32).reshape(shape)
 
     def _derive_lr(self, groups: Sequence[Group]) -> float:
-        """The step size whose first Adam step (all entries +-lr) moves log-probabilities by `nudge`.
+        """The step size whose first Adam step (all entries of z +-lr) moves log-probabilities by `nudge`.
 
         The probe grows until what it moves stands above rounding: bfloat16 alone moves them by up to .1, and
         how far a unit of v goes is the basis's own affair.
         """
         v, here = self.state.v, self.learner.measure(groups)
         rng = np.random.default_rng((self.settings.seed, 2))
-        signs = rng.choice([-1.0, 1.0], (2, *v.shape)).astype(np.float32)
+        signs = [self._by_v(each) for each in rng.choice([-1.0, 1.0], (2, *v.shape)).astype(np.float32)]
         count = sum(len(completion) for group in groups for completion in group.completions)
         probe = _SMALLEST_PROBE
         while True:

@@ -11,7 +11,7 @@ import typer
 
 from .... import Basis, MicroVector, Policy, VectorError, privacy
 from ....average import average as mean_of
-from ....average import sensitivity
+from ....average import kept, sensitivity
 from ...shared import console, keyfiles, vectors
 from ...shared.options import Dtype, ForceOption, JsonOption, KeysOption, MacsOption, OutputOption, Require
 
@@ -54,6 +54,9 @@ def average(
         Adjacency,
         typer.Option(help="What one user more or less, or another one, changes: see docs/FEEDBACK.md."),
     ] = Adjacency.replace_one,
+    prior: Annotated[
+        bool, typer.Option("--prior", help="Take noise out again by the prior of the basis: same privacy.")
+    ] = False,
     weights: Annotated[
         str | None, typer.Option(metavar="LIST", help="A weight for each vector, separated by commas.")
     ] = None,
@@ -98,6 +101,10 @@ def average(
         epsilon = privacy.epsilon(z, delta, rounds=rounds)
     policy = Policy(require.value, keys=keyfiles.verifiers(keys, macs))
     basis = vectors.find_basis(bundle)
+    if prior and basis.prior is None:
+        raise console.CommandError(
+            f"basis {basis.id} has no prior: leave --prior out, or learn a basis (tinylora-edge learn)"
+        )
     given = _read(sources, basis, policy)
     made = mean_of(
         given,
@@ -105,6 +112,7 @@ def average(
         clip=clip,
         noise_multiplier=z,
         adjacency=adjacency.value,
+        prior=basis.prior if prior else None,
         dtype=None if dtype is None else dtype.value,
         sequence=sequence,
     )
@@ -135,6 +143,8 @@ def average(
             "epsilon": epsilon,
             "delta": delta,
         }
+        if prior and basis.prior:
+            record["noise"]["kept"] = kept(z * reach, basis.prior)
     else:  # with noise the number of those clipped would tell of the users
         record["clipped"] = clipped
     if as_json:
@@ -158,6 +168,11 @@ def _say(record: dict[str, Any]) -> None:
         f"on every value, {noise['multiplier']:.4g} times what one user moves the mean by "
         f"({noise['adjacency']})"
     )
+    if "kept" in noise:
+        console.say(
+            f"the prior took noise out: {noise['kept']:.0%} of the noisy mean is kept, and the rest is the "
+            "prior's mean"
+        )
     if noise["delta"] is not None:
         over = "" if noise["rounds"] == 1 else f" over {noise['rounds']} rounds"
         console.say(

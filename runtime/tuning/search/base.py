@@ -73,6 +73,10 @@ class Search(ABC):
         self._learn(candidates, given.reshape(len(given), -1))
         self.step += 1
 
+    def rescale(self, sigma: float) -> None:
+        """Begin with another sigma; before the first step."""
+        self.sigma = float(sigma)
+
     def jump(self, mean: ArrayLike, sigma: float | None = None) -> None:
         """Go on from another mean, such as the best so far, and forget where the search was heading."""
         self.mean = np.array(mean, np.float64).reshape(self.size)

@@ -193,6 +193,11 @@ class SPSA(Pairs):
         self.gain = 0.0  # a; derived at the first step with signal
         self.begin = self.sigma
 
+    def rescale(self, sigma: float) -> None:
+        """Begin with another sigma; before the first step."""
+        super().rescale(sigma)
+        self.begin = self.sigma
+
     def _directions(self) -> Vector:
         return self._rng().choice([-1.0, 1.0], (self.pairs, self.size))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import llama_cpp
 import models
 import numpy as np
 import pytest
+import support
 
-from tinylora_edge import BasisMismatchError, MicroVector, TrainError, VectorError
+from tinylora_edge import BasisMismatchError, Bundle, MicroVector, TrainError, VectorError
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.runtime import Answer, FeedbackLearner, TinyLoraLlama
 from tinylora_edge.runtime.llama.batch import Batch
@@ -269,3 +271,29 @@ def test_arguments_out_of_their_range_are_refused(llm: TinyLoraLlama, tmp_path: 
         tuner.tell(answer, 1)
     with pytest.raises(FileNotFoundError, match="missing does not exist: make it"):
         FeedbackLearner(llm, tmp_path / "missing" / "x.state", **OPTIONS)
+
+
+def test_a_learned_basis_lends_its_prior(
+    load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Paused and resumed it is the same; and a state from before there was a prior keeps its clicks."""
+    bundle = tiny_bundles["fold"]
+    mean, covariance = np.full(6, 0.05, np.float32), 0.01 * np.eye(6, dtype=np.float32)
+    covariance[0, 1] = covariance[1, 0] = 0.004
+    basis = dataclasses.replace(Bundle.find(bundle).basis, prior_mean=mean, prior_covariance=covariance)
+    path = tmp_path / "me.state"
+    with (
+        load(support.rebased(bundle, basis, tmp_path / "learned")) as llm,
+        FeedbackLearner(llm, path, seed=3, **OPTIONS) as tuner,
+    ):
+        assert not tuner.vector.values.any()
+        click(tuner, 2)
+        posterior = tuner._state.posterior
+        np.testing.assert_array_equal(posterior.prior.covariance, covariance.astype(float))
+        assert posterior.solved()[0][:6] @ mean > 0
+        with FeedbackLearner(llm, path, **OPTIONS) as again:
+            assert again.vector == tuner.vector
+        with load(bundle) as plain, FeedbackLearner(plain, path, **OPTIONS) as without:
+            assert without.clicks == 2
+            assert without.vector != tuner.vector
+            np.testing.assert_array_equal(without._state.posterior.shift, posterior.shift)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tinylora_edge.axes import Prior
 from tinylora_edge.runtime.feedback.posterior import BETA, FARTHEST, SPREAD, Posterior
 
 N = 13
@@ -126,3 +127,69 @@ def test_the_units_of_the_basis_do_not_matter() -> None:
 
 def test_before_any_click_it_is_the_base() -> None:
     assert not Posterior(N).vector().any()
+
+
+def a_prior(size: int = N) -> Prior:
+    rng = np.random.default_rng(8)
+    mixing = rng.normal(size=(size, size))
+    return Prior(0.1 * rng.normal(size=size), 0.01 * (mixing @ mixing.T + np.eye(size)))
+
+
+def test_before_any_click_the_prior_is_what_is_known_and_the_vector_the_base() -> None:
+    """Nothing tells yet how far a vector goes, and it is never farther than `FARTHEST`."""
+    posterior, prior = Posterior(N, prior=a_prior()), a_prior()
+    mean, covariance = posterior.solved()
+    np.testing.assert_allclose(mean, [*prior.mean, 0.0], atol=1e-12)
+    np.testing.assert_allclose(covariance[:N, :N], prior.covariance, rtol=1e-8, atol=1e-12)
+    assert not posterior.vector().any()
+
+
+def test_with_a_prior_it_is_the_closed_form() -> None:
+    """What clicks are as Gaussian factors, times the prior: precisions and shifts add."""
+    user, posterior, prior = User(4), Posterior(N, prior=a_prior()), a_prior()
+    for _ in range(9):
+        better, worse = user.score(), user.score()
+        posterior.prefer(better, worse, (0.2, -0.1), np.zeros(N))
+    mean, covariance = posterior.solved()
+    inverse = np.linalg.inv(prior.covariance)
+    precision = posterior.precision[:N, :N] + inverse
+    shift = posterior.shift[:N] + inverse @ prior.mean
+    np.testing.assert_allclose(mean[:N], np.linalg.solve(precision, shift), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(covariance[:N, :N], np.linalg.inv(precision), rtol=1e-6, atol=1e-9)
+    v = posterior.vector()
+    assert v @ posterior.information() @ v / 2 <= FARTHEST * (1 + 1e-9)
+    np.testing.assert_allclose(v / np.linalg.norm(v), mean[:N] / np.linalg.norm(mean[:N]))
+
+
+def test_one_click_with_a_prior_is_as_exact_as_a_gaussian_can_be() -> None:
+    """Against the true posterior of one value, on a grid."""
+    prior = Prior(np.array([0.4]), np.array([[0.3]]))
+    posterior = Posterior(1, prior=prior)
+    posterior.prefer(np.array([3.0]), np.zeros(1), (0.0, 0.0), np.zeros(1))
+    grid = np.linspace(-20, 20, 200_001)
+    weights = np.exp(-((grid - 0.4) ** 2) / 0.6) / (1 + np.exp(-BETA * 3.0 * grid))
+    mean, covariance = posterior.solved()
+    assert mean[0] == pytest.approx(grid[weights.argmax()], abs=1e-3)
+    true = (weights * grid).sum() / weights.sum()
+    spread = np.sqrt((weights * (grid - true) ** 2).sum() / weights.sum())
+    assert np.sqrt(covariance[0, 0]) == pytest.approx(spread, rel=0.05)
+
+
+def test_a_prior_that_is_right_needs_fewer_clicks() -> None:
+    """Users who want a few directions of many: with a prior that says which, ten clicks say more."""
+    found = {True: [], False: []}
+    for known in found:
+        for seed in range(12):
+            user = User(seed)
+            few = np.linalg.qr(np.random.default_rng(1).normal(size=(N, 3)))[0]
+            wish = few @ np.random.default_rng(seed).normal(size=3)
+            user.wish = wish * 1.5 / BETA / np.sqrt(wish @ user.fisher @ wish)
+            size = float(user.wish @ user.wish) / 3
+            covariance = size * (few @ few.T + 0.02 * np.eye(N))
+            posterior = Posterior(N, prior=Prior(np.zeros(N), covariance) if known else None)
+            for _ in range(10):
+                a, b = user.score(), user.score()
+                better, worse = (a, b) if user.says(BETA * float((a - b) @ user.wish)) > 0 else (b, a)
+                posterior.prefer(better, worse, (0.0, 0.0), np.zeros(N))
+            found[known].append(user.agreement(posterior))
+    assert np.mean(found[True]) > np.mean(found[False]) + 0.1, found

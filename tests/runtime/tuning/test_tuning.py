@@ -21,7 +21,7 @@ from tinylora_edge.runtime.tuning.learner import spread_of
 from tinylora_edge.tasks import Completion, Sample
 
 PROMPTS = [f"prompt {word}" for word in "abcdefghijklmnopqrstuvwxyz"]
-FAST = TuneSettings(prompts=4, held_back=8, check_every=3, reach=0.6, options={"population": 6})
+FAST = TuneSettings(prompts=4, held_back=8, check_every=3, effect=None, reach=0.6, options={"population": 6})
 QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1, "sequences": 8}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import support
 from invocation import Cli, contents
 
 from tinylora_edge import Basis, Hmac, MicroVector, privacy
+from tinylora_edge.formats.side_tensors import save_basis
 
 KEY = bytes(range(32))
 
@@ -92,6 +94,32 @@ def test_noise_is_accounted_for(
     assert not (read(tmp_path / "mean.bin", basis).values == first).any()
     record = cli(*average, "--clip", 0.2, "--noise-multiplier", 1, "--json").record()
     assert record["noise"]["epsilon"] is None
+
+
+def test_a_prior_takes_noise_out(cli: Cli, basis: Basis, users: list[Path], tmp_path: Path) -> None:
+    spread = np.float32(1e-4) * np.eye(13, dtype=np.float32)
+    file = tmp_path / "learned.gguf"
+    save_basis(replace(basis, prior_mean=np.full(13, 0.5, np.float32), prior_covariance=spread), file)
+    out = tmp_path / "mean.bin"
+    average = ("vector", "average", *users, "--bundle", file, "-o", out, "--force", "--prior")
+    noise = ("--clip", 0.2, "--noise-multiplier", 10)
+    record = cli(*average, *noise, "--json").record()
+    deviation = record["noise"]["standard_deviation"]
+    assert record["noise"]["kept"] == pytest.approx(1e-4 / (1e-4 + deviation**2))
+    np.testing.assert_allclose(read(out, basis).values, 0.5, atol=1e-3)
+    assert "of the noisy mean is kept" in cli(*average, *noise).done()
+    before = out.read_bytes()
+    cli(*average).refused("takes noise out of a mean, and this one gets none")
+    assert out.read_bytes() == before
+
+
+def test_a_basis_without_a_prior(
+    cli: Cli, smollm2_bundle: Path, basis: Basis, users: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "mean.bin"
+    average = ("vector", "average", *users, "--bundle", smollm2_bundle, "-o", out, "--prior")
+    cli(*average, "--clip", 0.2, "--noise-multiplier", 1).refused(f"basis {basis.id} has no prior")
+    assert not out.exists()
 
 
 def test_a_pipe_carries_the_bytes(cli: Cli, smollm2_bundle: Path, basis: Basis, users: list[Path]) -> None:

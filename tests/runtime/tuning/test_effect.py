@@ -1,0 +1,85 @@
+"""The effect of a sigma: what is measured, how a sigma is found, and that both engines say the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_bundles
+import pytest
+
+from tinylora_edge import MicroVector, runtime
+from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.runtime.llama.prompts import encode
+from tinylora_edge.runtime.tuning.effect import ROUNDS, change, sigma_of
+from tinylora_edge.tasks import Sample
+
+SAMPLES = [Sample("one two three", raw=True), Sample("quite another text", raw=True), Sample("x", raw=True)]
+
+
+def test_the_change_is_the_root_mean_square_over_vectors_and_tokens() -> None:
+    here = np.array([-1.0, -2.0], np.float32)
+    there = [np.array([-1.5, -2.0], np.float32), np.array([-1.0, -4.0], np.float32)]
+    assert change(here, there) == pytest.approx(math.sqrt((0.25 + 4.0) / 4))
+    assert math.isnan(change(np.zeros(0, np.float32), [np.zeros(0, np.float32)]))
+    assert math.isnan(change(here, [np.array([-math.inf, 0.0], np.float32)]))
+
+
+@pytest.mark.parametrize("first", [1e-3, 0.05, 0.2, 3.0])
+def test_a_sigma_is_found_above_a_floor_of_noise_and_below_saturation(first: float) -> None:
+    asked: list[float] = []
+
+    def measure(sigma: float) -> float:
+        asked.append(sigma)
+        return math.hypot(0.1, 5 * sigma) / (1 + sigma)
+
+    sigma = sigma_of(0.5, first, measure)
+    assert measure(sigma) == pytest.approx(0.5, rel=0.15)
+    assert len(asked) <= ROUNDS + 1
+
+
+def test_what_cannot_be_told_changes_nothing() -> None:
+    assert sigma_of(0.5, 0.07, lambda sigma: math.nan) == 0.07
+
+
+def test_llama_scores_what_it_drew(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> None:
+    with load(tiny_bundle) as llm:
+        own, other = (MicroVector.random(llm.basis, 0.4, seed=seed) for seed in (1, 2))
+        with llm._population(SAMPLES, 8, sequences=8, n_threads=1) as batch:
+            batch.swap(other)
+            drawn = batch.draw(own, SAMPLES, max_tokens=8, seed=(3, 4))
+            scored = batch.score_each([own, None, own], SAMPLES, drawn)
+            assert batch.vector == other
+            batch.swap(own)
+            prompts = [encode(llm, sample).tolist() for sample in SAMPLES]
+            found = batch.generate(prompts, max_tokens=8, temperature=1.0, seed=(3, 4))
+    assert [tokens.tolist() for tokens in drawn] == [each.tokens.tolist() for each in found]
+    np.testing.assert_allclose(scored[0], np.concatenate([each.logprobs for each in found]), atol=0.02)
+    np.testing.assert_array_equal(scored[0], scored[2])
+    assert np.abs(scored[0] - scored[1]).max() > 0.05
+
+
+@pytest.mark.parametrize("sequences", [2, 16])
+def test_onnx_scores_what_it_drew(sequences: int) -> None:
+    bundle = onnx_bundles.tiny()
+    with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as llm:
+        (own,) = onnx_bundles.vectors(bundle, 1)
+        with llm._population(SAMPLES, 6, sequences=sequences, n_threads=1) as batch:
+            drawn = batch.draw(own, SAMPLES, max_tokens=6, seed=(3, 4))
+            before = batch.evaluated
+            scored = batch.score_each([own, None], SAMPLES, drawn)
+            tokens = [batch.encode(sample) for sample in SAMPLES]
+            assert batch.evaluated - before == 2 * (sum(map(len, tokens)) + sum(map(len, drawn)))
+            again = batch.draw(own, SAMPLES, max_tokens=6, seed=(3, 4))
+        assert [a.tolist() for a in drawn] == [a.tolist() for a in again]
+    for vector, found in zip([own, None], scored, strict=True):
+        expected = []
+        for prompt, answer in zip(tokens, drawn, strict=True):
+            for position, token in enumerate(answer.tolist()):
+                row = onnx_bundles.logits(bundle, [*prompt, *answer.tolist()[:position]], vector)
+                row = row.astype(np.float64) - row.max()
+                expected.append(row[token] - np.log(np.exp(row).sum()))
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert len({answer.tobytes() for answer in drawn}) > 1
