@@ -1,5 +1,5 @@
-"""What the shape of a basis is worth: learned directions against the paper's random ones, RL against SFT, ranks,
-tyings, u x G, dtypes at equal bytes.
+"""What the shape of a basis is worth: learned directions against random ones, RL against SFT, ranks, tyings,
+u x G, dtypes at equal bytes.
 
 Every arm trains on the same task with the same settings, once a seed, and is measured on the same held-out
 prompts in the deployed file. Runs are kept in a JSON-lines file as they end: a second call goes on.
