@@ -125,7 +125,7 @@ def main() -> None:
     report = bench.Report("directions", options.json)
     with tempfile.TemporaryDirectory() as folder:
         place = options.folder or Path(folder)
-        bundle, basis = export(Path(folder), ExportSettings(projection="random"))
+        bundle, basis = export(Path(folder), ExportSettings())
         near_none = [one for one in load_behaviours(split="learn") if not one.near]
         held_out = [one for one in load_behaviours(split="held_out") if not one.near]
         known, scores, tokens = slopes(bundle, place / "learn", near_none)

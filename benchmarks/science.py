@@ -33,7 +33,7 @@ from tinylora_edge.train import Options, TrainSettings, train
 class Arm:
     """One way to have a few numbers trained."""
 
-    shape: Shape = field(default_factory=lambda: Shape(projection="random"))
+    shape: Shape = field(default_factory=Shape)
     method: str = "grpo"
     wire: str = "fp32"
 
@@ -43,9 +43,9 @@ ARMS: dict[str, Arm] = {
     "default: r = 2, u = 1, G = 13, tiled": Arm(),
     "SFT on the answers": Arm(method="sft"),
     "SFT on the answers, learned": Arm(Shape(projection="learned"), method="sft"),
-    "r = 1": Arm(Shape(rank=1, projection="random")),
-    "r = 4": Arm(Shape(rank=4, projection="random")),
-    "r = 8": Arm(Shape(rank=8, projection="random")),
+    "r = 1": Arm(Shape(rank=1)),
+    "r = 4": Arm(Shape(rank=4)),
+    "r = 8": Arm(Shape(rank=8)),
     "structured": Arm(Shape(tying="structured")),
     "full: u = 13, G = 1": Arm(Shape(u=13, groups=1, tying="full")),
     "bf16, G = 13 (26 bytes)": Arm(wire="bf16"),

@@ -32,8 +32,8 @@ class ExportSettings:
         targets: kinds, names or patterns of modules; empty for every linear layer.
         factor_dtype: `f32` or `f16`.
         factorization: `left` or `sqrt`.
-        projection: `random`, the paper's, or `learned`, which are shipped for few models. None means learned
-            where those belong to the factors and rank, u, groups and tying are left as they are, else random.
+        projection: `random`, the paper's, or `learned`: shipped for few models (`exporters.learned`).
+            Learned ones are dense: u is their number, in one group.
     """
 
     rank: int = 2
@@ -44,25 +44,20 @@ class ExportSettings:
     targets: tuple[str, ...] = ()
     factor_dtype: str = "f32"
     factorization: str = LEFT
-    projection: str | None = None
+    projection: str = "random"
 
     def __post_init__(self) -> None:
         if self.factorization not in (LEFT, SQRT):
             raise BasisError(f"unknown factorization {self.factorization!r}: choose '{LEFT}' or '{SQRT}'")
         if self.factor_dtype not in ("f32", "f16"):
             raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
-        if self.projection not in (None, *PROJECTIONS):
+        if self.projection not in PROJECTIONS:
             raise BasisError(f"unknown projection {self.projection!r}: choose 'random' or 'learned'")
-        if self.projection == "learned" and not self.ties_as_usual:
+        if self.projection == "learned" and (self.u, self.groups, self.tying) != (1, None, "tiled"):
             raise BasisError(
                 f"learned projections have one group and a u of their own, not u {self.u}, groups "
                 f"{self.groups} and tying {self.tying!r}: leave these as they are, or take 'random'"
             )
-
-    @property
-    def ties_as_usual(self) -> bool:
-        """Whether u, groups and tying are the defaults."""
-        return (self.u, self.groups, self.tying) == (1, None, "tiled")
 
 
 def plan(deployed_modules: list[str], settings: ExportSettings) -> tuple[list[str], NDArray[np.int32]]:

@@ -28,12 +28,10 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the real model with the paper's projections: r = 2, u = 1, 13 tiles. Never write to it."""
-    from tinylora_edge.exporters import ExportSettings
+    """A bundle of the real model with the defaults: r = 2, u = 1, 13 groups, tiled. Never write to it."""
     from tinylora_edge.exporters.gguf import export_gguf
 
-    output = tmp_path_factory.mktemp("smollm2") / "bundle"
-    return export_gguf(smollm2_gguf, output, settings=ExportSettings(projection="random")).output
+    return export_gguf(smollm2_gguf, tmp_path_factory.mktemp("smollm2") / "bundle").output
 
 
 @pytest.fixture(scope="session")

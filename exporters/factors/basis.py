@@ -82,15 +82,15 @@ def basis_of(
         b=tuple(found[module].b for module in modules),
         base_fingerprints=fingerprints,
     )
-    if settings.projection == "random" or not settings.ties_as_usual:
+    if settings.projection == "random":
         return made
     learned = find(made)
-    if learned is None and settings.projection == "learned":
+    if learned is None:
         raise BasisError(
             f"no learned projections are shipped for these factors ({architecture}, {len(modules)} modules, "
             f"rank {settings.rank}): export with random ones, and learn on the bundle"
         )
-    return made if learned is None else learned.apply(made)
+    return learned.apply(made)
 
 
 def short(basis: Basis) -> str:
