@@ -21,9 +21,10 @@ from ...errors import TinyLoraError, VectorError
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
 from .adapters import Personalizer
-from .lane import Generation, Given, Job, Lane
+from .lane import Generation, Given, Job, Key, Lane, Read
 from .prompts import decode, encode
 from .protocols import Weights
+from .sampling import likeliest, logprobs
 
 __all__ = ["Batch", "Generation", "batch_for", "cores"]
 
@@ -144,6 +145,7 @@ class Batch:
         completions: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float = 1.0,
+        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
     ) -> list[list[NDArray[np.float32]]]:
         """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
 
@@ -155,21 +157,58 @@ class Batch:
             completions: for each prompt the token ids of its completions, with the end-of-generation token
                 where it is part of one.
             temperature: above 0; of the distribution softmax(logits / temperature).
+            among: for each prompt, for each of its completions int32 [n, k]: score these tokens in the place
+                of the completion's own, k of them wherever one of its tokens stands.
 
         Returns:
-            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token.
+            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token; with
+            `among` float32 [n, k].
 
         Raises:
             VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists
-                of completions as prompts are needed; the temperature is not above 0.
+                of completions as prompts are needed, and of `among` as many rows as tokens; the temperature
+                is not above 0.
         """
+        if not temperature > 0:
+            raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
+        if among is not None and _lengths(among) != _lengths(completions):
+            raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
+
+        def read(logits: NDArray[np.float32], places: Sequence[tuple[Key, int]]) -> NDArray[np.float32]:
+            tokens = [wanted[p][c][position] for (p, c), position in places]
+            return logprobs(logits, temperature, np.array(tokens, np.int32))
+
+        wanted = completions if among is None else among
+        found = self._read(prompts, completions, read)
+        return [[np.array(rows, np.float32) for rows in each] for each in found]
+
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
+    ) -> list[list[NDArray[np.int32]]]:
+        """Return which tokens are the likeliest wherever a token of a given completion stands.
+
+        Args:
+            prompts, completions: as for `score`.
+            count: tokens a place.
+
+        Returns:
+            For each prompt, for each of its completions: int32 [n, count], in no order.
+
+        Raises:
+            VectorError: as for `score`.
+        """
+        found = self._read(prompts, completions, lambda logits, places: likeliest(logits, count))
+        return [[np.array(rows, np.int32) for rows in each] for each in found]
+
+    def _read(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], read: Read
+    ) -> list[list[list[Any]]]:
+        """Evaluate given completions; return for each of each prompt what is read at each of its tokens."""
         self._open()
         if len(completions) != len(prompts):
             raise VectorError(
                 f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
             )
-        if not temperature > 0:
-            raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
         for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
             for number, completion in enumerate(found):
                 if not len(completion):
@@ -177,10 +216,8 @@ class Batch:
             self._check([prompt], max(map(len, found), default=0), index)
         numbered = [(index, prompt) for index, prompt in enumerate(prompts) if completions[index]]
         parts = [numbered[part.start : part.stop] for part in _split(len(numbered), len(self._lanes))]
-        done: dict[tuple[int, int], NDArray[np.float32]] = {}
-        for scored in self._run(
-            Lane.score, [Given(part, completions, temperature) for part in parts if part]
-        ):
+        done: dict[Key, list[Any]] = {}
+        for scored in self._run(Lane.score, [Given(part, completions, read) for part in parts if part]):
             done |= scored
         return [[done[p, c] for c in range(len(completions[p]))] for p in range(len(prompts))]
 
@@ -339,6 +376,10 @@ def _check_type(vector: object) -> None:
             f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
             "policy.check(data, basis)"
         )
+
+
+def _lengths(rows: Sequence[Sequence[Sequence[Any] | NDArray[Any]]]) -> list[list[int]]:
+    return [[len(row) for row in each] for each in rows]
 
 
 def _split(count: int, parts: int) -> list[range]:
