@@ -7,7 +7,7 @@ exact log-probability.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -60,6 +60,7 @@ class Batch:
         count = max(1, min(threads, sequences // _FEWEST))
         if llm.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload():
             count = 1  # lanes would wait for the same device
+        self.lanes = count  # that compute side by side; each evaluates for itself what its prompts share
         self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis)
         self._lanes: list[Lane] = []
         each = -(-sequences // count)
@@ -184,7 +185,7 @@ class Batch:
 
     def likeliest(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
-    ) -> list[list[NDArray[np.int32]]]:
+    ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
         """Return which tokens are the likeliest wherever a token of a given completion stands.
 
         Args:
@@ -192,13 +193,19 @@ class Batch:
             count: tokens a place.
 
         Returns:
-            For each prompt, for each of its completions: int32 [n, count], in no order.
+            For each prompt, for each of its completions: the tokens, int32 [n, count], in no order, and
+            their log-probabilities, float32 [n, count].
 
         Raises:
             VectorError: as for `score`.
         """
-        found = self._read(prompts, completions, lambda logits, places: likeliest(logits, count))
-        return [[np.array(rows, np.int32) for rows in each] for each in found]
+
+        def read(logits: NDArray[np.float32], _: object) -> Iterable[Any]:
+            tokens = likeliest(logits, count)
+            return zip(tokens, logprobs(logits, 1.0, tokens), strict=True)
+
+        found = self._read(prompts, completions, read)
+        return [[(np.array([t for t, _ in r]), np.array([p for _, p in r])) for r in each] for each in found]
 
     def _read(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], read: Read

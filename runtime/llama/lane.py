@@ -6,7 +6,7 @@ that ends makes room for the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ _SCORED = 64
 Key = tuple[int, int]
 """A completion: the index of its prompt in the call, and its number."""
 
-Read = Callable[[NDArray[np.float32], Sequence[tuple[Key, int]]], Sequence[Any]]
+Read = Callable[[NDArray[np.float32], Sequence[tuple[Key, int]]], Iterable[Any]]
 """A reader of logits [rows, vocabulary], where each row belongs to one token of one completion.
 
 It returns what to keep of each row. The logits are gone afterwards.

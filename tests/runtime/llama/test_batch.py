@@ -162,8 +162,12 @@ def test_other_tokens_are_scored_where_a_completion_stands(llm: TinyLoraLlama, b
     """What a completion's place could hold: the likeliest tokens of each, with their log-probabilities."""
     vector = MicroVector.random(llm.basis, 0.5, seed=1)
     batch.swap(vector)
-    among = batch.likeliest(PROMPTS, COMPLETIONS, 9)
+    likeliest = batch.likeliest(PROMPTS, COMPLETIONS, 9)
+    among = [[tokens for tokens, _ in each] for each in likeliest]
     found = batch.score(PROMPTS, COMPLETIONS, among=among)
+    for each, rows in zip(likeliest, found, strict=True):
+        for (_, known), row in zip(each, rows, strict=True):
+            np.testing.assert_allclose(known, row, atol=5e-4)
     llm.swap(vector)
     for prompt, completions, chosen, rows in zip(PROMPTS, COMPLETIONS, among, found, strict=True):
         for completion, tokens, row in zip(completions, chosen, rows, strict=True):
