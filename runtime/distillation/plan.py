@@ -89,20 +89,17 @@ def make_plan(costs: Costs, tokens: float, questions: int, held: int | None = No
         questions: that there are, without the held-out ones where these are given.
         held: held-out questions that are given; None takes some of `questions`.
     """
+    if tokens < least(costs, questions, held)[1]:
+        return None
     plan = _sides(costs, tokens, questions, held)
+    if not _fits(costs, plan, tokens, plan.block):
+        plan = _sides(costs, 0.0, questions, held)
     pool = questions - plan.deciding - (plan.held if held is None else 0)
-    rest = tokens - costs.begin(plan.held, plan.deciding) - costs.end(plan.held)
-
-    def affords(block: int, *, two: bool) -> bool:
-        need = costs.block(block, deciding=plan.deciding)
-        if two:
-            need += costs.block(block, deciding=plan.deciding, before=block)
-        return need <= rest
-
     # Some of the questions show a step, and others what is right after it.
-    halves = [size for size in range(_HALF, min(_BLOCK, -(-pool // 2)) + 1) if affords(size, two=True)]
-    whole = [size for size in range(2, min(_BLOCK, pool) + 1) if affords(size, two=False)]
-    return replace(plan, block=max(halves or whole)) if whole else None
+    most = min(_BLOCK, -(-pool // 2))
+    halves = [size for size in range(_HALF, most + 1) if _fits(costs, plan, tokens, size, size)]
+    whole = [size for size in range(2, min(_BLOCK, pool) + 1) if _fits(costs, plan, tokens, size)]
+    return replace(plan, block=max(halves or whole))
 
 
 def least(costs: Costs, questions: int, held: int | None = None) -> tuple[float, float]:
@@ -118,6 +115,15 @@ def _sides(costs: Costs, tokens: float, questions: int, held: int | None) -> Pla
         held = _clip(_SHARE_HELD * tokens / (2 * each), 2, min(_HELD, questions // 3))
     deciding = _clip(_SHARE_DECIDING * tokens / (6 * each), 2, min(_DECIDING, questions // 3))
     return Plan(held, deciding, 2)
+
+
+def _fits(costs: Costs, plan: Plan, tokens: float, *blocks: int) -> bool:
+    """Whether so many tokens suffice for blocks of so many questions, and for all that is around them."""
+    need, before = costs.begin(plan.held, plan.deciding) + costs.end(plan.held), 0
+    for block in blocks:
+        need += costs.block(block, deciding=plan.deciding, before=before)
+        before += block
+    return need <= tokens
 
 
 def _clip(value: float, low: int, high: int) -> int:
