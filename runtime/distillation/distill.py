@@ -96,7 +96,8 @@ def distill(
         budget: seconds, a text such as `5m` or `30ktokens`, or a `Budget`. What measuring takes at the end is
             put aside. With a budget of tokens the same seed gives the same vector, on one machine, engine
             build and number of threads.
-        held_out: questions to measure on, none of them among `questions`; None takes some of `questions`.
+        held_out: questions to measure on, none of them among `questions`: the first of them, as many as an
+            eighth of the budget measures. None takes some of `questions`.
         seed: of which questions do what, and of the answers.
         max_tokens: of an answer.
         temperature: of the answers.
@@ -159,6 +160,7 @@ def distill(
             raise _too_small(limit, meter, *least(costs, len(asked), given))
         if held is None:
             held, asked = asked[: plan.held], asked[plan.held :]
+        held = held[: plan.held]
         deciding, pool = asked[: plan.deciding], asked[plan.deciding :]
         report({"event": "plan", **vars(plan), "questions": len(pool), **meter.spent()})
 
@@ -205,7 +207,9 @@ def _fit(
         size, known = plan.block, sum(len(each.teacher) for each in contrasts)
         if at < len(pool):
             size = min(size, len(pool) - at)
-            if contrasts and costs.block(size, deciding=plan.deciding, before=known) > left():
+            while contrasts and costs.block(size, deciding=plan.deciding, before=known) > left():
+                size -= 1
+            if size < min(2, len(pool) - at):
                 break
             contrasts.append(learn(pool[at : at + size], 2 + len(contrasts)))
             at += size

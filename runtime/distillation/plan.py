@@ -10,7 +10,7 @@ FEWEST = 6
 """Questions at least: two to learn from, two that decide, two to measure on."""
 
 _HELD, _DECIDING = 16, 8  # questions at most
-_SHARE_HELD, _SHARE_DECIDING = 0.1, 0.15  # of the budget, about
+_SHARE_HELD, _SHARE_DECIDING = 0.12, 0.15  # of the budget, about
 _BLOCK = 16  # questions at most whose slopes are measured at one vector
 _HALF = 4  # and at least, where the slopes are measured at two
 _AGAIN = 1.15  # evaluations a slope: some steps are taken twice
@@ -87,7 +87,7 @@ def make_plan(costs: Costs, tokens: float, questions: int, held: int | None = No
         costs: of everything.
         tokens: of the budget.
         questions: that there are, without the held-out ones where these are given.
-        held: held-out questions that are given; None takes some of `questions`.
+        held: held-out questions that there are; None takes some of `questions`.
     """
     if tokens < least(costs, questions, held)[1]:
         return None
@@ -111,10 +111,10 @@ def least(costs: Costs, questions: int, held: int | None = None) -> tuple[float,
 
 def _sides(costs: Costs, tokens: float, questions: int, held: int | None) -> Plan:
     each = costs.told + costs.bare + 2 * costs.answer
-    if held is None:
-        held = _clip(_SHARE_HELD * tokens / (2 * each), 2, min(_HELD, questions // 3))
+    most = min(_HELD, questions // 3) if held is None else held
+    measured = _clip(_SHARE_HELD * tokens / (2 * each), min(2, most), most)
     deciding = _clip(_SHARE_DECIDING * tokens / (6 * each), 2, min(_DECIDING, questions // 3))
-    return Plan(held, deciding, 2)
+    return Plan(measured, deciding, 2)
 
 
 def _fits(costs: Costs, plan: Plan, tokens: float, *blocks: int) -> bool:

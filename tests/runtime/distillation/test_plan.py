@@ -43,10 +43,12 @@ def test_few_questions_are_shared_out(questions: int, budget: int) -> None:
     assert plan.held + plan.deciding + plan.block <= questions
 
 
-def test_held_out_questions_that_are_given_are_all_measured_on() -> None:
+def test_held_out_questions_that_are_given_are_measured_on_as_the_budget_affords() -> None:
+    for budget, held, measured in ((30_000, 11, 11), (30_000, 1, 1), (500_000, 40, 40)):
+        assert make_plan(COSTS, budget, 40, held=held).held == measured
+    assert 2 <= make_plan(COSTS, 6_000, 40, held=11).held < 11
     plan = make_plan(COSTS, 30_000, 4, held=11)
-    assert (plan.held, plan.deciding) == (11, 2)
-    assert plan.block == 2
+    assert (plan.deciding, plan.block) == (2, 2), "none of the others is held out"
 
 
 def test_a_budget_is_too_small_exactly_below_the_least() -> None:

@@ -25,6 +25,7 @@ from ...basis import Basis
 from ...errors import TrainError
 from ...formats.bundle import Bundle
 from ...projection import EXPLICIT
+from ...runtime.distillation.replacement import NOISE
 from ...tasks.behaviours import Behaviour, load_behaviours, load_questions
 from ...tying import tie
 from ..model import load_model
@@ -33,9 +34,6 @@ from .lessons import Lesson, prepare_lessons
 from .student import Fit, Student
 
 FORMS: tuple[str, ...] = ("dense", "tiled")
-NOISE = 0.01
-"""Nats a token: a teacher that changes less than this teaches nothing."""
-
 Report = Callable[[dict[str, Any]], None]
 
 
