@@ -207,7 +207,7 @@ def _fit(
         size, known = plan.block, sum(len(each.teacher) for each in contrasts)
         if at < len(pool):
             size = min(size, len(pool) - at)
-            while contrasts and costs.block(size, deciding=plan.deciding, before=known) > left():
+            while contrasts and costs.block(size, deciding=plan.deciding, before=known, steps=1) > left():
                 size -= 1
             if size < min(2, len(pool) - at):
                 break
@@ -216,7 +216,7 @@ def _fit(
             contrast = contrasts[-1]
         else:
             contrast = contrasts[fit.blocks % len(contrasts)]
-            again = costs.block(len(contrast.teacher), deciding=plan.deciding, before=known)
+            again = costs.block(len(contrast.teacher), deciding=plan.deciding, before=known, steps=1)
             if again - costs.teach(len(contrast.teacher)) > left():
                 break
         fit.learn(contrast, lambda tokens: tokens <= left())

@@ -14,8 +14,7 @@ _SHARE_HELD, _SHARE_DECIDING = 0.12, 0.15  # of the budget, about
 _BLOCK = 16  # questions at most whose slopes are measured at one vector
 _HALF = 4  # and at least, where the slopes are measured at two
 _AGAIN = 1.15  # evaluations a slope: some steps are taken twice
-STEPS = 3
-"""Steps in each block, on average."""
+_STEPS = 3  # in each block, on average
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,10 @@ class Costs:
         halves = self.score(questions) + self.bare_shared
         return _AGAIN * self.n * halves
 
-    def block(self, questions: int, *, deciding: int, before: int = 0) -> float:
+    def block(self, questions: int, *, deciding: int, before: int = 0, steps: int = _STEPS) -> float:
         """Tokens of a block: its lesson, its slopes, and steps on it and on what was there before."""
-        steps = STEPS * (self.score(deciding) + self.score(before + questions))
-        return self.teach(questions) + self.score(questions) + self.slopes(questions) + steps
+        taken = steps * (self.score(deciding) + self.score(before + questions))
+        return self.teach(questions) + self.score(questions) + self.slopes(questions) + taken
 
     def end(self, held: int) -> float:
         """Tokens of measuring what was found."""

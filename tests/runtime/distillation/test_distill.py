@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,24 +165,6 @@ ASKED = [
     "How can I sleep better?",
     "What is a good gift?",
 ]
-
-
-def test_a_share_of_a_real_prompt_is_closed(real: TinyLoraLlama) -> None:
-    """The paper's projections, SmolLM2 in Q4_1: far above the noise of its activations."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = runtime.distill(
-            real, "WRITE EVERYTHING IN CAPITAL LETTERS.", ASKED, budget="6ktokens", max_tokens=12, n_threads=2
-        )
-    assert found.replacement.nats > 0.05
-    assert found.share > 0
-    assert [shown.question for shown in found.replacement.shown] != []
-    (first, *_) = found.replacement.shown
-    with real.using(found.vector):
-        done: Any = real.create_chat_completion(
-            [{"role": "user", "content": first.question}], max_tokens=40, temperature=0.0
-        )
-    assert done["choices"][0]["message"]["content"][:20] == first.personalized[:20]
 
 
 def test_a_prompt_that_changes_nothing_is_refused(real: TinyLoraLlama) -> None:
