@@ -34,6 +34,8 @@ SHOWN_TOKENS = 40
 TIMED = 4
 """Questions whose first token is timed, with the prompt and without in turn."""
 
+_PATIENCE = 10.0  # seconds: on a machine so busy that timing takes longer, fewer questions are timed
+
 
 class Prompted(Protocol):
     """A prompt: what a model sees with it and without. `Behaviour` is one."""
@@ -195,6 +197,7 @@ def _first_tokens(
     """
     taken: list[tuple[float, float]] = []
     with Batch(llm, n_ctx_seq=max(map(len, [*told, *bare])) + 1, sequences=1, n_threads=n_threads) as alone:
+        start = time.perf_counter()
         alone.generate([bare[0]], max_tokens=1)  # the first use of a context takes longer
         for pair in zip(told, bare, strict=True):
             times = []
@@ -204,5 +207,7 @@ def _first_tokens(
                 alone.generate([prompt], max_tokens=1)
                 times.append(time.perf_counter() - began)
             taken.append((times[0], times[1]))
+            if time.perf_counter() - start > _PATIENCE:
+                break
     with_prompt, with_vector = np.median(np.array(taken), axis=0)
     return float(with_prompt), float(with_vector)
