@@ -7,6 +7,7 @@
     llm.clear()                                     # the base again, bit for bit
 
     runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
+    runtime.distill(llm, "Be brief.", questions, budget="5m")  # makes one of a prompt
 
     session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
     session.run(None, feeds, session.rows([alice_bytes, bob_bytes]))
@@ -26,6 +27,8 @@ from .tuning.state import Budget
 from .tuning.tune import tune
 
 if TYPE_CHECKING:
+    from .distillation.distill import Distilled, distill
+    from .distillation.replacement import Replacement
     from .feedback.learner import Answer, FeedbackLearner
     from .llama.model import TinyLoraLlama
     from .onnx.model import TinyLoraOnnx
@@ -34,16 +37,19 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Budget",
+    "Distilled",
     "FeedbackLearner",
     "NotImprovedWarning",
     "OnnxSession",
     "Policy",
+    "Replacement",
     "RewardLearner",
     "RunOptions",
     "TinyLoraLlama",
     "TinyLoraOnnx",
     "TuneSettings",
     "Tuned",
+    "distill",
     "engine_of",
     "load",
     "tune",
@@ -51,11 +57,14 @@ __all__ = [
 
 _HOMES = {  # what brings an engine along is imported when it is asked for
     "Answer": "feedback.learner",
+    "Distilled": "distillation.distill",
     "OnnxSession": "onnx.session",
     "RunOptions": "onnx.session",
     "TinyLoraLlama": "llama.model",
     "TinyLoraOnnx": "onnx.model",
     "FeedbackLearner": "feedback.learner",
+    "Replacement": "distillation.replacement",
+    "distill": "distillation.distill",
 }
 
 

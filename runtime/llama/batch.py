@@ -7,7 +7,7 @@ exact log-probability.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -22,9 +22,10 @@ from ...errors import TinyLoraError, VectorError
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
 from .adapters import Personalizer
-from .lane import Generation, Given, Job, Lane
+from .lane import Generation, Given, Job, Key, Lane, Read
 from .prompts import decode, encode
 from .protocols import Weights
+from .sampling import likeliest, logprobs
 
 __all__ = ["Batch", "Generation", "batch_for", "cores"]
 
@@ -60,6 +61,7 @@ class Batch:
         count = max(1, min(threads, sequences // _FEWEST))
         if llm.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload():
             count = 1  # lanes would wait for the same device
+        self.lanes = count  # that compute side by side; each evaluates for itself what its prompts share
         self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis)
         self._lanes: list[Lane] = []
         each = -(-sequences // count)
@@ -145,6 +147,7 @@ class Batch:
         completions: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float = 1.0,
+        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
     ) -> list[list[NDArray[np.float32]]]:
         """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
 
@@ -156,21 +159,64 @@ class Batch:
             completions: for each prompt the token ids of its completions, with the end-of-generation token
                 where it is part of one.
             temperature: above 0; of the distribution softmax(logits / temperature).
+            among: for each prompt, for each of its completions int32 [n, k]: score these tokens in the place
+                of the completion's own, k of them wherever one of its tokens stands.
 
         Returns:
-            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token.
+            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token; with
+            `among` float32 [n, k].
 
         Raises:
             VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists
-                of completions as prompts are needed; the temperature is not above 0.
+                of completions as prompts are needed, and of `among` as many rows as tokens; the temperature
+                is not above 0.
         """
+        if not temperature > 0:
+            raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
+        if among is not None and _lengths(among) != _lengths(completions):
+            raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
+
+        def read(logits: NDArray[np.float32], places: Sequence[tuple[Key, int]]) -> NDArray[np.float32]:
+            tokens = [wanted[p][c][position] for (p, c), position in places]
+            return logprobs(logits, temperature, np.array(tokens, np.int32))
+
+        wanted = completions if among is None else among
+        found = self._read(prompts, completions, read)
+        return [[np.array(rows, np.float32) for rows in each] for each in found]
+
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
+    ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
+        """Return which tokens are the likeliest wherever a token of a given completion stands.
+
+        Args:
+            prompts, completions: as for `score`.
+            count: tokens a place.
+
+        Returns:
+            For each prompt, for each of its completions: the tokens, int32 [n, count], in no order, and
+            their log-probabilities, float32 [n, count].
+
+        Raises:
+            VectorError: as for `score`.
+        """
+
+        def read(logits: NDArray[np.float32], _: object) -> Iterable[Any]:
+            tokens = likeliest(logits, count)
+            return zip(tokens, logprobs(logits, 1.0, tokens), strict=True)
+
+        found = self._read(prompts, completions, read)
+        return [[(np.array([t for t, _ in r]), np.array([p for _, p in r])) for r in each] for each in found]
+
+    def _read(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], read: Read
+    ) -> list[list[list[Any]]]:
+        """Evaluate given completions; return for each of each prompt what is read at each of its tokens."""
         self._open()
         if len(completions) != len(prompts):
             raise VectorError(
                 f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
             )
-        if not temperature > 0:
-            raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
         for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
             for number, completion in enumerate(found):
                 if not len(completion):
@@ -178,10 +224,8 @@ class Batch:
             self._check([prompt], max(map(len, found), default=0), index)
         numbered = [(index, prompt) for index, prompt in enumerate(prompts) if completions[index]]
         parts = [numbered[part.start : part.stop] for part in _split(len(numbered), len(self._lanes))]
-        done: dict[tuple[int, int], NDArray[np.float32]] = {}
-        for scored in self._run(
-            Lane.score, [Given(part, completions, temperature) for part in parts if part]
-        ):
+        done: dict[Key, list[Any]] = {}
+        for scored in self._run(Lane.score, [Given(part, completions, read) for part in parts if part]):
             done |= scored
         return [[done[p, c] for c in range(len(completions[p]))] for p in range(len(prompts))]
 
@@ -386,6 +430,10 @@ def _check_type(vector: object) -> None:
             f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
             "policy.check(data, basis)"
         )
+
+
+def _lengths(rows: Sequence[Sequence[Sequence[Any] | NDArray[Any]]]) -> list[list[int]]:
+    return [[len(row) for row in each] for each in rows]
 
 
 def _split(count: int, parts: int) -> list[range]:

@@ -6,7 +6,7 @@ that ends makes room for the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,23 @@ from numpy.typing import NDArray
 from ...errors import TinyLoraError
 from .log import signals_wait
 from .protocols import Weights
-from .sampling import logprobs, sample
+from .sampling import sample
 
 _PREFIX, _PROMPT, _FIRST = 0, 1, 2
 """Sequences: what all prompts begin with, the prompt at hand, and the first of the samples."""
 
 _SCORED = 64
 """Tokens scored at once: more would take memory (their logits 200 kB each) and no less time."""
+
+
+Key = tuple[int, int]
+"""A completion: the index of its prompt in the call, and its number."""
+
+Read = Callable[[NDArray[np.float32], Sequence[tuple[Key, int]]], Iterable[Any]]
+"""A reader of logits [rows, vocabulary], where each row belongs to one token of one completion.
+
+It returns what to keep of each row. The logits are gone afterwards.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,21 +80,20 @@ class Given:
     Attributes:
         prompts: index in the call and token ids of each.
         completions: for each prompt of the call the token ids of its completions, none of them empty.
-        temperature: above 0.
+        read: what to keep of the logits.
     """
 
     prompts: Sequence[tuple[int, Sequence[int]]]
     completions: Sequence[Sequence[Sequence[int]]]
-    temperature: float
+    read: Read
 
 
 @dataclass
 class _Scoring:
-    key: tuple[int, int]  # index of the prompt, number of the completion
+    key: Key
     begin: int  # position of its first token
     tokens: NDArray[np.int32]
-    first: float  # log-probability of its first token
-    logprobs: list[NDArray[np.float32]] = field(default_factory=list)  # of the tokens after that
+    rows: list[Any]  # what was read where each of its tokens stands
 
 
 @dataclass
@@ -192,14 +201,14 @@ class Lane:
                 run.logprobs.append(float(logprob))
                 slots[slot] = keep(run, slot)
 
-    def score(self, given: Given) -> dict[tuple[int, int], NDArray[np.float32]]:
-        """Score: (index of the prompt, number of the completion) -> float32 [n], log-probabilities.
+    def score(self, given: Given) -> dict[Key, list[Any]]:
+        """Score: completion -> what was read where each of its tokens stands.
 
         Raises:
             Stopped: `stop` was set meanwhile.
             TinyLoraError: llama.cpp fails.
         """
-        done: dict[tuple[int, int], NDArray[np.float32]] = {}
+        done: dict[Key, list[Any]] = {}
         shared = common_prefix([prompt for _, prompt in given.prompts])
         llama_cpp.llama_memory_clear(self._memory, False)
         self._evaluate(given.prompts[0][1][:shared], 0, _PREFIX)
@@ -214,23 +223,21 @@ class Lane:
                     if logits is not None:
                         llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
                         logits = None
-                    done |= self._finish(waiting, given.temperature)
+                    done |= self._finish(waiting, given.read)
                     waiting, free = [], self.n_ctx - shared
                 if logits is None:
                     llama_cpp.llama_memory_seq_cp(self._memory, _PREFIX, _PROMPT, -1, -1)
                     logits = self._evaluate(prompt[shared:], shared, _PROMPT).copy()
                     free -= tail
-                tokens = np.array(completion, np.int32)
-                first = float(logprobs(logits, given.temperature, tokens[:1])[0])
+                key = index, number
+                first = given.read(logits, [(key, 0)])
                 llama_cpp.llama_memory_seq_cp(self._memory, _PROMPT, _FIRST + len(waiting), -1, -1)
-                waiting.append(_Scoring((index, number), len(prompt), tokens, first))
+                waiting.append(_Scoring(key, len(prompt), np.array(completion, np.int32), list(first)))
                 free -= len(completion)
             llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
-        return done | self._finish(waiting, given.temperature)
+        return done | self._finish(waiting, given.read)
 
-    def _finish(
-        self, waiting: Sequence[_Scoring], temperature: float
-    ) -> dict[tuple[int, int], NDArray[np.float32]]:
+    def _finish(self, waiting: Sequence[_Scoring], read: Read) -> dict[Key, list[Any]]:
         """Score what follows the first tokens, whose prompts are evaluated; free the cells."""
         entries = [(slot, i) for slot, each in enumerate(waiting) for i in range(len(each.tokens) - 1)]
         for start in range(0, len(entries), _SCORED):
@@ -241,16 +248,12 @@ class Lane:
                 [_FIRST + slot for slot, _ in part],
                 outputs=len(part),
             )
-            following = np.array([waiting[slot].tokens[i + 1] for slot, i in part])
-            found = logprobs(logits, temperature, following)
-            for slot in {slot for slot, _ in part}:
-                waiting[slot].logprobs.append(found[[s == slot for s, _ in part]])
+            found = read(logits, [(waiting[slot].key, i + 1) for slot, i in part])
+            for (slot, _), row in zip(part, found, strict=True):
+                waiting[slot].rows.append(row)
         for slot in range(len(waiting)):
             llama_cpp.llama_memory_seq_rm(self._memory, _FIRST + slot, -1, -1)
-        return {
-            each.key: np.array([each.first, *np.concatenate([[], *each.logprobs])], np.float32)
-            for each in waiting
-        }
+        return {each.key: each.rows for each in waiting}
 
     def _starts(self, job: Job, shared: int) -> Iterator[_Running]:
         """Yield every sequence with its first token; the prompt's cells lie in `_PROMPT` meanwhile."""

@@ -48,22 +48,29 @@ def sample(
 def logprobs(
     logits: NDArray[np.float32], temperature: float, tokens: NDArray[np.int32]
 ) -> NDArray[np.float32]:
-    """Return the log-probability of a given token a row.
+    """Return the log-probabilities of given tokens.
 
     Args:
         logits: float32 [rows, vocabulary].
         temperature: above 0.
-        tokens: int32 [rows].
+        tokens: int32 [rows], one a row, or [rows, k].
 
     Returns:
-        float32 [rows], under softmax(logits / temperature).
+        float32, as the tokens: under softmax(logits / temperature).
     """
     shifted = logits - logits.max(axis=1, keepdims=True)
     shifted *= np.float32(1 / temperature)
-    chosen = shifted[np.arange(len(tokens)), tokens].astype(np.float64)
-    total: NDArray[np.float64] = np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64)
+    wanted = tokens.reshape(len(tokens), -1)
+    chosen = np.take_along_axis(shifted, wanted, axis=1).astype(np.float64)
+    total = np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64, keepdims=True)
     result: NDArray[np.float32] = (chosen - np.log(total)).astype(np.float32)
-    return result
+    return result.reshape(tokens.shape)
+
+
+def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """Return the likeliest tokens of each row, in no order: int32 [rows, min(count, vocabulary)]."""
+    count = min(count, logits.shape[1])
+    return np.argpartition(logits, -count, axis=1)[:, -count:].astype(np.int32)
 
 
 def _find(weights: NDArray[np.float32], cumulative: NDArray[np.float64], uniform: float) -> int:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...shared import console, vectors
 from ...shared.options import Dtype, DtypeOption, FrameOption, JsonOption, SequenceOption
 
+if TYPE_CHECKING:
+    from ....runtime import Replacement
+    from ....tasks.behaviours import Behaviour
+    from ....vector import MicroVector
+
 _LITTLE = 0.2
 """Share of the distance below which the vector is no replacement of the prompt."""
+
+_BUDGET, _STEPS, _COUNT = "5m", 16, 32
+_HELD_OUT = 16
+"""Shipped questions that a device measures on at most."""
 
 
 def distill(
@@ -29,11 +41,29 @@ def distill(
         Path | None,
         typer.Option(metavar="FILE", help="Questions, a line each. [default: general ones that are shipped]"),
     ] = None,
+    on_device: Annotated[
+        bool,
+        typer.Option("--on-device", help="By forward passes alone, as a device does it: without PyTorch."),
+    ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="With --on-device: what it may take, 90s, 5m, 1h, or 30ktokens. [default: 5m]",
+        ),
+    ] = None,
     count: Annotated[
-        int,
-        typer.Option("-n", metavar="N", min=2, help="Questions to learn on; half as many measure."),
-    ] = 32,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of Adam.")] = 16,
+        int | None,
+        typer.Option(
+            "-n",
+            metavar="N",
+            min=2,
+            help="Questions to learn on; half as many measure. [default: 32; what the budget affords]",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Steps of Adam. [default: 16]")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the answers.")] = 0,
     weights: Annotated[
         Path | None,
@@ -49,82 +79,165 @@ def distill(
     """Distill a prompt into a vector: without the prompt, the model answers as it does with it.
 
     It is measured on questions that were not learned on: how much of the distance to the prompted model the
-    vector closes, and what it saves in tokens and in time to the first one.
+    vector closes, and what it saves in tokens and in time to the first one. By default it takes gradients,
+    with PyTorch on a host; with --on-device forward passes alone, in the engine that runs the model.
 
     \b
-    Example:
+    Examples:
       tinylora-edge distill smollm2-learned --system "Answer in one short sentence." -o short.bin
+      tinylora-edge distill smollm2-learned --system "Talk like a pirate." -o p.bin --on-device --budget 5m
     """
     from ....tasks.behaviours import Behaviour, load_examples
-    from ....train.learned.distillation import DistillSettings
-    from ....train.learned.distillation import distill as distill_prompt
 
     if system is None and examples is None:
         raise typer.BadParameter("say what to distill: --system TEXT, --examples FILE, or both")
+    if budget is not None and not on_device:
+        raise typer.BadParameter("only --on-device has a budget: a host takes --steps", param_hint="--budget")
+    for name, value in (("--steps", steps), ("--weights", weights), ("-n", count)):
+        if value is not None and on_device:
+            raise typer.BadParameter(
+                "--on-device takes no gradients: its --budget decides how much it does", param_hint=name
+            )
     vectors.check_target(str(output), force=False)
     behaviour = Behaviour("own", system=system, examples=() if examples is None else load_examples(examples))
-    asked, held_out = _questions(questions, count)
-    found = distill_prompt(
-        bundle,
-        behaviour,
-        asked,
-        held_out,
-        settings=DistillSettings(steps=steps, seed=seed),
-        weights=weights,
-        workers=threads,
-    )
-    vector = replace(found.vector, dtype=dtype.value, sequence=sequence)
-    data = vector.to_bytes(vectors.find_basis(bundle))
+    own = None if questions is None else _read(questions)
+    if on_device:
+        vector, replacement, figures = _on_device(bundle, behaviour, own, budget or _BUDGET, seed, threads)
+    else:
+        options = {"steps": steps or _STEPS, "seed": seed}
+        sides = _sides(questions, own, count or _COUNT)
+        vector, replacement, figures = _on_host(bundle, behaviour, sides, options, weights, threads)
+    data = replace(vector, dtype=dtype.value, sequence=sequence).to_bytes(vectors.find_basis(bundle))
     vectors.write(str(output), data)
     record: dict[str, Any] = {
         "file": str(output),
         "bytes": len(data),
-        "share": found.share,
-        "before": found.before,
-        "after": found.after,
-        "prompt_tokens": found.told,
-        "bare_tokens": found.bare,
-        "prompt_seconds_to_first_token": found.told_s,
-        "bare_seconds_to_first_token": found.bare_s,
-        "seconds": round(found.seconds, 1),
-        "answers": [vars(each) for each in found.shown],
+        "share": replacement.share,
+        "standard_error": None if math.isnan(replacement.standard_error) else replacement.standard_error,
+        "before": replacement.nats,
+        "after": replacement.nats_left,
+        "prompt_tokens": replacement.told,
+        "bare_tokens": replacement.bare,
+        "prompt_seconds_to_first_token": replacement.told_s,
+        "bare_seconds_to_first_token": replacement.bare_s,
+        **figures,
+        "answers": [vars(each) for each in replacement.shown],
     }
     if as_json:
         console.print_json(record)
         return
-    told_ms, bare_ms = 1000 * found.told_s, 1000 * found.bare_s
-    console.facts(
-        [
-            ("wrote", f"{output}: {len(data)} bytes"),
-            (
-                "held out",
-                f"closes {found.share:.0%} of the distance to the prompted model ({found.before:.3f} nats)",
-            ),
-            ("prompt", f"{found.bare:.0f} tokens a request instead of {found.told:.0f}"),
-            ("first token", f"after {bare_ms:.0f} ms here instead of {told_ms:.0f} ms"),
-        ]
-    )
-    for each in found.shown:
+    _report(record, replacement)
+
+
+def _on_host(
+    bundle: Path,
+    behaviour: Behaviour,
+    sides: tuple[list[str], list[str]],
+    options: dict[str, Any],
+    weights: Path | None,
+    threads: int | None,
+) -> tuple[MicroVector, Replacement, dict[str, Any]]:
+    from ....train.learned.distillation import DistillSettings
+    from ....train.learned.distillation import distill as distill_prompt
+
+    settings = DistillSettings(**options)
+    found = distill_prompt(bundle, behaviour, *sides, settings=settings, weights=weights, workers=threads)
+    return found.vector, found.replacement, {"seconds": round(found.seconds, 1)}
+
+
+def _on_device(
+    bundle: Path,
+    behaviour: Behaviour,
+    questions: list[str] | None,
+    budget: str,
+    seed: int,
+    threads: int | None,
+) -> tuple[MicroVector, Replacement, dict[str, Any]]:
+    from .... import runtime
+    from ....tasks.behaviours import load_questions
+
+    amount = runtime.Budget.of(budget)
+    asked: list[str] = list(load_questions(split="learn")) if questions is None else questions
+    held_out = list(load_questions(split="held_out"))[:_HELD_OUT] if questions is None else None
+    options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
+    # The answers are generated in contexts of their own.
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, **options)) as llm, _progress() as report:
+        found = runtime.distill(
+            llm,
+            behaviour,
+            asked,
+            budget=amount,
+            held_out=held_out,
+            seed=seed,
+            n_threads=threads,
+            report=report,
+        )
+    figures = {
+        "questions": found.questions,
+        "steps": found.steps,
+        "tokens": found.tokens,
+        "seconds": round(found.seconds, 1),
+    }
+    return found.vector, found.replacement, figures
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Show on a terminal how far it is."""
+    with console.stderr().status("asking the prompted model") as status:
+
+        def show(figures: dict[str, Any]) -> None:
+            if figures["event"] == "step":
+                status.update(
+                    f"step {figures['step']}: {figures['divergence']:.3f} nats from the prompted model, "
+                    f"{figures['tokens']:,} tokens, {figures['seconds']:.0f} s"
+                )
+
+        yield show
+
+
+def _report(record: dict[str, Any], replacement: Replacement) -> None:
+    told_ms, bare_ms = 1000 * replacement.told_s, 1000 * replacement.bare_s
+    closed = f"closes {replacement.share:.0%} of the distance to the prompted model "
+    closed += f"({replacement.nats:.3f} nats)"
+    if record["standard_error"] is not None:
+        closed += f", standard error {replacement.standard_error:.0%}"
+    rows = [
+        ("wrote", f"{record['file']}: {record['bytes']} bytes"),
+        ("held out", closed),
+        ("prompt", f"{replacement.bare:.0f} tokens a request instead of {replacement.told:.0f}"),
+        ("first token", f"after {bare_ms:.0f} ms here instead of {told_ms:.0f} ms"),
+    ]
+    if "tokens" in record:
+        took = f"{record['tokens']:,} tokens, {record['seconds']:.0f} s, {record['questions']} questions"
+        rows.append(("took", took))
+    console.facts(rows)
+    for each in replacement.shown:
         console.facts(
             [("bare", each.bare), ("prompted", each.prompted), ("vector", each.personalized)],
             title=each.question,
         )
-    if found.share < _LITTLE:
+    if replacement.share < _LITTLE:
         console.warn(
-            f"the vector closes {found.share:.0%} of the distance: it does not replace this prompt. A "
+            f"the vector closes {replacement.share:.0%} of the distance: it does not replace this prompt. A "
             "learned basis (tinylora-edge learn) holds more"
         )
 
 
-def _questions(path: Path | None, count: int) -> tuple[list[str], list[str]]:
+def _read(path: Path) -> list[str]:
+    """Return the different questions of a file, a line each."""
+    lines = (line.strip() for line in path.read_text("utf-8").splitlines())
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def _sides(path: Path | None, lines: list[str] | None, count: int) -> tuple[list[str], list[str]]:
     """Return questions to learn on, and others to measure on."""
     from ....errors import TrainError
     from ....tasks.behaviours import load_questions
 
-    if path is None:
+    if lines is None:
         held_out = load_questions(split="held_out")[: max(1, count // 2)]
         return list(load_questions(split="learn")[:count]), list(held_out)
-    lines = list(dict.fromkeys(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()))
     if len(lines) < 3:
         raise TrainError(f"{path} has {len(lines)} questions, and at least 3 are needed: a third is held out")
     held = max(1, min(count // 2, len(lines) // 3))

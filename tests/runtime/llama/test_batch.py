@@ -158,6 +158,26 @@ def test_scores_are_those_of_the_tokens_that_were_drawn(batch: Batch) -> None:
         np.testing.assert_allclose(row, generation.logprobs, atol=5e-4)
 
 
+def test_other_tokens_are_scored_where_a_completion_stands(llm: TinyLoraLlama, batch: Batch) -> None:
+    """What a completion's place could hold: the likeliest tokens of each, with their log-probabilities."""
+    vector = MicroVector.random(llm.basis, 0.5, seed=1)
+    batch.swap(vector)
+    likeliest = batch.likeliest(PROMPTS, COMPLETIONS, 9)
+    among = [[tokens for tokens, _ in each] for each in likeliest]
+    found = batch.score(PROMPTS, COMPLETIONS, among=among)
+    for each, rows in zip(likeliest, found, strict=True):
+        for (_, known), row in zip(each, rows, strict=True):
+            np.testing.assert_allclose(known, row, atol=5e-4)
+    llm.swap(vector)
+    for prompt, completions, chosen, rows in zip(PROMPTS, COMPLETIONS, among, found, strict=True):
+        for completion, tokens, row in zip(completions, chosen, rows, strict=True):
+            logits = models.llama_logits(llm, [*prompt, *completion])[len(prompt) - 1 : -1]
+            wanted = log_softmax(logits.astype(np.float64))
+            assert (tokens.shape, tokens.dtype) == ((len(completion), 9), np.int32)
+            np.testing.assert_allclose(row, np.take_along_axis(wanted, tokens, 1), atol=5e-4)
+            np.testing.assert_allclose(np.sort(row), np.sort(wanted)[:, -9:], atol=5e-4)
+
+
 def test_few_cells_score_the_same(llm: TinyLoraLlama) -> None:
     with Batch(llm, n_ctx_seq=130, sequences=4, n_threads=1) as batch:
         whole = batch.score(PROMPTS, COMPLETIONS)
@@ -179,6 +199,9 @@ def test_what_cannot_be_scored_is_refused(batch: Batch) -> None:
     ):
         with pytest.raises(VectorError, match=message):
             batch.score(prompts, completions, temperature=temperature)
+    for among in ([], [[]], [[np.zeros((2, 3), np.int32)]]):
+        with pytest.raises(VectorError, match="as many rows of other tokens"):
+            batch.score([[1]], [[[2]]], among=among)
     assert batch.score([], []) == []
     assert batch.score([[1]], [[]]) == [[]]
 

@@ -108,16 +108,17 @@ def test_a_prompt_becomes_a_vector_that_the_deployed_model_runs(smollm2_bundle, 
     save_basis(learned[0].basis, bundle / "basis.gguf")
     settings = DistillSettings(max_tokens=8, steps=6)
     found = distill(bundle, BEHAVIOURS[0], QUESTIONS, HELD_OUT, settings=settings, dtype="fp32", workers=2)
-    assert found.share == 1 - found.after / found.before
+    replacement = found.replacement
+    assert found.share == replacement.share == 1 - replacement.after.sum() / replacement.before.sum()
     assert found.share > 0.05, "a direction of the pirate's was learned"
     assert found.vector.values.shape == (1, 2)
-    assert (found.told, found.bare) == (23.5, 34.5), "the template has a system prompt of its own"
-    assert [each.question for each in found.shown] == HELD_OUT
+    assert (replacement.told, replacement.bare) == (23.5, 34.5), "the template has a system prompt of its own"
+    assert [each.question for each in replacement.shown] == HELD_OUT
     with runtime.load(bundle, found.vector, engine="llama", n_ctx=256, n_threads=2) as llm:
         done: Any = llm.create_chat_completion(
             BEHAVIOURS[0].bare(HELD_OUT[0]), max_tokens=40, temperature=0.0
         )
-    assert done["choices"][0]["message"]["content"] == found.shown[0].personalized
+    assert done["choices"][0]["message"]["content"] == replacement.shown[0].personalized
 
 
 NOTHING = Behaviour(

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +18,15 @@ from ..._system import cores
 from ...basis import Basis
 from ...errors import TrainError
 from ...formats.bundle import Bundle
-from ...runtime.llama.model import TinyLoraLlama
+from ...runtime.distillation.contrast import Contrast
+from ...runtime.distillation.lesson import Lesson
+from ...runtime.distillation.replacement import SHOWN_TOKENS, Replacement, divergence_before, measure
+from ...runtime.llama.batch import Batch
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
 from ..model import load_model
-from .learning import NOISE
-from .lessons import Lesson, prepare_lessons
+from .lessons import prepare_lessons
 from .student import Student
-
-_SHOWN = 3
-_SHOWN_TOKENS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,56 +52,27 @@ class DistillSettings:
             raise TrainError(f"max_tokens and steps are at least 1, not {self.max_tokens} and {self.steps}")
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The answers to one held-out question, greedy.
-
-    Attributes:
-        question: that was asked.
-        bare, prompted, personalized: the answers without the prompt, with it, and with the vector instead.
-    """
-
-    question: str
-    bare: str
-    prompted: str
-    personalized: str
-
-
 @dataclass(frozen=True, repr=False)
 class Distilled:
     """A prompt as a vector, and how much of it the vector holds.
 
     Attributes:
         vector: fp32.
-        before: KL from the prompted model to the bare one on held-out questions, in nats a token.
-        after: the same with the vector.
-        told: tokens of a prompt with the teacher, mean over the held-out questions.
-        bare: the same without.
-        told_s, bare_s: seconds to the first token, median over the held-out questions, on this machine.
-        shown: answers side by side.
+        replacement: measured in the deployed engine on held-out questions.
         seconds: that it took.
     """
 
     vector: MicroVector
-    before: float
-    after: float
-    told: float
-    bare: float
-    told_s: float
-    bare_s: float
-    shown: tuple[Shown, ...]
+    replacement: Replacement
     seconds: float
 
     @property
     def share(self) -> float:
         """Share of the divergence on held-out questions that the vector closes; below 0 it does harm."""
-        return 1 - self.after / self.before
+        return self.replacement.share
 
     def __repr__(self) -> str:
-        return (
-            f"Distilled({self.share:.3f} of {self.before:.3f} nats a token closed, "
-            f"{self.bare:.0f} tokens instead of {self.told:.0f}, {self.seconds:.0f} s, {self.vector!r})"
-        )
+        return f"Distilled({self.replacement!r}, {self.seconds:.0f} s, {self.vector!r})"
 
 
 def distill(
@@ -148,9 +117,7 @@ def distill(
         )
     found = Bundle.find(bundle)
     with ExitStack() as stack:
-        llm = stack.enter_context(
-            closing(runtime.load(bundle, engine="llama", n_ctx=2048, n_threads=workers))
-        )
+        llm = stack.enter_context(closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=workers)))
         lesson, check = prepare_lessons(
             llm,
             [(behaviour, questions), (behaviour, held_out)],
@@ -159,6 +126,10 @@ def distill(
             seed=settings.seed,
             n_threads=workers,
         )
+        room = max(map(len, [*check.told, *check.bare])) + max(settings.max_tokens, SHOWN_TOKENS)
+        batch = stack.enter_context(Batch(llm, n_ctx_seq=room, n_threads=workers))
+        contrast = Contrast(batch, check)
+        before = divergence_before(contrast)
         pool = stack.enter_context(
             ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(workers,))
         )
@@ -166,24 +137,9 @@ def distill(
         model.set_attn_implementation("eager")
         student = pool.submit(Student, model, found.basis).result()
         stack.callback(student.close)
-        values, before, after = pool.submit(_fit, student, found.basis, lesson, check, settings).result()
-        vector = MicroVector(values)
-        shown = _side_by_side(llm, behaviour, list(held_out)[:_SHOWN], vector)
-        told_s, bare_s = (
-            _first_token(llm, [make(question) for question in held_out[:8]])
-            for make in (behaviour.messages, behaviour.bare)
-        )
-    return Distilled(
-        vector,
-        before,
-        after,
-        float(np.mean([len(each) for each in check.told])),
-        float(np.mean([len(each) for each in check.bare])),
-        told_s,
-        bare_s,
-        shown,
-        time.monotonic() - began,
-    )
+        vector = MicroVector(pool.submit(_fit, student, found.basis, lesson, settings).result())
+        replacement = measure(batch, behaviour, held_out, contrast, before, vector, n_threads=workers)
+    return Distilled(vector, replacement, time.monotonic() - began)
 
 
 def directions_of(basis: Basis) -> NDArray[np.float32]:
@@ -195,44 +151,10 @@ def directions_of(basis: Basis) -> NDArray[np.float32]:
     return found
 
 
-def _fit(
-    student: Student, basis: Basis, lesson: Lesson, check: Lesson, settings: DistillSettings
-) -> tuple[NDArray[np.float32], float, float]:
+def _fit(student: Student, basis: Basis, lesson: Lesson, settings: DistillSettings) -> NDArray[np.float32]:
     directions = directions_of(basis)
     norms = np.linalg.norm(directions.reshape(len(directions), -1), axis=1)
     units = directions / norms[:, None, None, None]
-    before = student.divergence(check)
-    if before < NOISE:
-        raise TrainError(
-            f"the prompt changes nothing: the answers that it gives are {before:.4f} nats a token from the "
-            f"bare model's, and below {NOISE} there is only noise. Write a prompt that the model follows"
-        )
     fit = student.fit(lesson, steps=settings.steps, lr=settings.lr, directions=units)
-    values = (fit.values / norms).astype(np.float32).reshape(basis.groups, basis.u)
-    return values, before, student.divergence(check, basis.R(values))
-
-
-def _side_by_side(
-    llm: TinyLoraLlama, behaviour: Behaviour, questions: Sequence[str], vector: MicroVector
-) -> tuple[Shown, ...]:
-    def say(messages: Any) -> str:
-        done: Any = llm.create_chat_completion(messages, max_tokens=_SHOWN_TOKENS, temperature=0.0)
-        return str(done["choices"][0]["message"]["content"])
-
-    shown = []
-    for question in questions:
-        bare, prompted = say(behaviour.bare(question)), say(behaviour.messages(question))
-        with llm.using(vector):
-            shown.append(Shown(question, bare, prompted, say(behaviour.bare(question))))
-    return tuple(shown)
-
-
-def _first_token(llm: TinyLoraLlama, prompts: Sequence[Any]) -> float:
-    """Return the median time to the first token, nothing of the prompt being in the cache."""
-    taken = []
-    for messages in prompts:
-        llm.reset()
-        began = time.perf_counter()
-        llm.create_chat_completion(messages, max_tokens=1, temperature=0.0)
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken))
+    values: NDArray[np.float32] = (fit.values / norms).astype(np.float32)
+    return values.reshape(basis.groups, basis.u)

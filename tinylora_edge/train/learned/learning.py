@@ -23,6 +23,7 @@ from ...basis import Basis
 from ...errors import TrainError
 from ...formats.bundle import Bundle
 from ...projection import EXPLICIT
+from ...runtime.distillation.replacement import NOISE
 from ...runtime.llama.model import TinyLoraLlama
 from ...runtime.llama.requantize import bf16_is_faster, requantize
 from ...tasks.behaviours import Behaviour, load_behaviours, load_questions
@@ -34,9 +35,6 @@ from .metric import Metric
 from .student import Slopes, Student
 
 FORMS: tuple[str, ...] = ("dense", "tiled")
-NOISE = 0.01
-"""Nats a token: a teacher that changes less than this teaches nothing."""
-
 Report = Callable[[dict[str, Any]], None]
 
 

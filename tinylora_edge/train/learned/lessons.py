@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import TrainError
+from ...runtime.distillation.lesson import Lesson, Tokens
 from ...runtime.llama.batch import Batch
 from ...runtime.llama.model import TinyLoraLlama
 from ...runtime.llama.prompts import encode
 from ...tasks.behaviours import Behaviour
 
-Tokens = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """The questions of one behaviour as token ids, with the answers that the prompted model gave.
-
-    Attributes:
-        name: of the behaviour.
-        told: int32 [n], a prompt with the teacher, for each question.
-        bare: int32 [n], the same without.
-        answers: int32 [n], sampled from the prompted model, with the token that ended it if there was one.
-    """
-
-    name: str
-    told: list[Tokens]
-    bare: list[Tokens]
-    answers: list[Tokens]
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens that are learned from."""
-        return sum(map(len, self.answers))
+__all__ = ["Lesson", "Tokens", "prepare_lessons"]
 
 
 def prepare_lessons(

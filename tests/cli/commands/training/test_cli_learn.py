@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ BEHAVIOURS = [
     {"name": "pirate", "system": "Talk like a pirate."},
     {"name": "french", "system": "Answer in French.", "family": "language"},
 ]
+THINGS = ("river", "guitar", "garden", "clock", "harbor", "candle", "bridge", "spoon")
 QUICK = ("--only", "--n", 2, "--questions", 2)
 
 
@@ -44,6 +47,20 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     assert len(told["answers"]) == 2
     cli("vector", "inspect", frame, out).done()
 
+    # The same by forward passes alone, on the user's own questions. Two values make it short.
+    questions, second = tmp_path / "questions.txt", tmp_path / "second.bin"
+    questions.write_text("".join(f"What is a {thing}?\n" for thing in THINGS))
+    device = ("distill", out, "--system", BEHAVIOURS[0]["system"], "--questions", questions, "--on-device")
+    made = cli(*device, "--budget", "4ktokens", "-o", second, "--json").record()
+    assert made.keys() == told.keys() | {"questions", "steps", "tokens"}
+    assert made["bytes"] == second.stat().st_size
+    assert made["share"] == pytest.approx(1 - made["after"] / made["before"])
+    assert made["tokens"] <= 4000
+    assert made["share"] > 0.1, "a direction of the pirate's was learned; without it noise is .02"
+    cli("vector", "inspect", second, out).done()
+    cli(*device, "--budget", "4ktokens", "-o", second).refused("exists already")
+    cli(*device, "--budget", "200tokens", "-o", frame.with_name("third.bin")).refused("one step takes about")
+
 
 def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -52,8 +69,28 @@ def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, 
     few = ("learn", smollm2_bundle, "-o", out, "--behaviours", behaviours, "--only")
     cli(*few).refused("2 behaviours cannot teach 13 directions")
     cli("distill", smollm2_bundle, "-o", out).misused("--system")
+    told = ("distill", smollm2_bundle, "-o", out, "--system", "Be brief.")
+    cli(*told, "--budget", "5m").misused("--budget", "--on-device")
+    cli(*told, "--on-device", "--steps", 3).misused("--steps", "--budget")
+    cli(*told, "--on-device", "--budget", "soon").refused("the budget 'soon' is not valid")
     questions = tmp_path / "questions.txt"
     questions.write_text("What is a river?\n\nWhat is a river?\n")
     asked = ("distill", smollm2_bundle, "-o", out, "--system", "Be brief.", "--questions", questions)
     cli(*asked).refused("1 questions, and at least 3")
+    cli(*asked, "--on-device").refused("1 different questions, expected at least 6")
     assert contents(tmp_path).keys() == {"questions.txt"}
+
+
+def test_on_a_device_there_is_no_torch(smollm2_bundle: Path, tmp_path: Path) -> None:
+    """Refused for its budget, that is after everything was imported and before anything takes time."""
+    arguments = ["distill", str(smollm2_bundle), "-o", str(tmp_path / "v.bin"), "--system", "Be brief."]
+    arguments += ["--on-device", "--budget", "200tokens"]
+    code = (
+        f"import sys; sys.argv[1:] = {arguments!r}\n"
+        "from tinylora_edge.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules, 'llama_cpp' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "one step takes about" in done.stderr
+    assert done.stdout.split() == ["1", "False", "True"]

@@ -1,0 +1,1 @@
+"""Distillation on the device: a prompt becomes a micro-vector, by forward passes alone."""
