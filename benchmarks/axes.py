@@ -15,6 +15,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ MEASURES: dict[str, tuple[str, int, Callable[[str], float]]] = {
     "lists": ("share of lines that are items", 1, items),
     "hedging": ("words of doubt a hundred words", 1, hedges),
 }
-"""Axis -> what its measure is called, its sign where more of the axis is more (1) or less of it, the measure."""
+"""Axis -> what its measure is called, 1 where more of the axis is more of it and -1 where less, the measure."""
 
 
 def learned(options: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> tuple[Bundle, Learned]:
@@ -178,7 +179,7 @@ def judge(rows: list[dict[str, Any]], names: Sequence[str], points: Sequence[flo
         error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) / max(spread[axis], 1e-12)
         others = max((abs(moves[name]) for name in names if name != axis), default=0.0)
         own = sign * moves[axis]
-        monotone = all(sign * (b - a) >= 0 for a, b in zip(means, means[1:], strict=False))
+        monotone = all(sign * (b - a) >= 0 for a, b in pairwise(means))
         passes = monotone and own > 2 * error and others < SHARE * own
         found.append(
             {
