@@ -94,7 +94,7 @@ MEASURES: dict[str, tuple[str, int, Callable[[str], float]]] = {
     "lists": ("share of lines that are items", 1, items),
     "hedging": ("words of doubt a hundred words", 1, hedges),
 }
-"""Axis -> what its measure is called, 1 where more of the axis is more of it and -1 where less, the measure."""
+"""Axis -> what its measure is called, 1 or -1 for more or less of it, the measure."""
 
 
 def learned(options: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> tuple[Bundle, Learned]:
