@@ -81,5 +81,7 @@ def describe_basis(basis: Basis) -> dict[str, Any]:
         "u": basis.u,
         "groups": basis.groups,
         "tying": basis.scheme,
+        "projection": basis.projection,
+        "axes": list(basis.axes),
         "factorization": basis.factorization,
     }

@@ -4,6 +4,6 @@
 * `pack` writes such a file from a basis that was learned.
 """
 
-from .shipped import Shipped, find, pack, shipped
+from .shipped import Shipped, find, pack, shipped, shipped_file
 
-__all__ = ["Shipped", "find", "pack", "shipped"]
+__all__ = ["Shipped", "find", "pack", "shipped", "shipped_file"]

@@ -34,6 +34,7 @@ class Shipped:
         name: of the model.
         architecture: of the model.
         modules: in canonical order.
+        factorization: `left` or `sqrt`.
         p: float32 [n, M, r, r].
         prior: mean [n] and covariance [n, n], float32.
         sketch: float32 [M, 2, r], of the factors.
@@ -43,6 +44,7 @@ class Shipped:
     name: str
     architecture: str
     modules: tuple[str, ...]
+    factorization: str
     p: NDArray[np.float32]
     prior: tuple[NDArray[np.float32], NDArray[np.float32]]
     sketch: NDArray[np.float32]
@@ -53,11 +55,8 @@ class Shipped:
 
     def fits(self, basis: Basis) -> bool:
         """Whether they were learned with the factors of a basis."""
-        if (self.architecture, self.modules, self.p.shape[-1]) != (
-            basis.architecture,
-            basis.modules,
-            basis.rank,
-        ):
+        mine = (self.architecture, self.modules, self.factorization, self.p.shape[-1])
+        if mine != (basis.architecture, basis.modules, basis.factorization, basis.rank):
             return False
         return bool(np.abs(sketch(basis) - self.sketch).max() < _AGREEMENT)
 
@@ -70,20 +69,30 @@ class Shipped:
         return basis.with_projections(self.p, prior=self.prior)
 
 
+def shipped_file(name: str) -> Path:
+    """Return the file of shipped projections."""
+    return _FOLDER / f"{name}.npz"
+
+
 def shipped() -> Iterator[Shipped]:
     """Give all that are shipped, by name."""
-    for path in sorted(_FOLDER.glob("*.npz")):
-        with np.load(path) as file:
-            header = json.loads(bytes(file["header"]))
-            yield Shipped(
-                path.stem,
-                header["architecture"],
-                tuple(header["modules"]),
-                file["p"],
-                (file["prior_mean"], file["prior_covariance"]),
-                file["sketch"],
-                header["facts"],
-            )
+    return map(read, sorted(_FOLDER.glob("*.npz")))
+
+
+def read(path: Path) -> Shipped:
+    """Return what `pack` wrote."""
+    with np.load(path) as file:
+        header = json.loads(bytes(file["header"]))
+        return Shipped(
+            path.stem,
+            header["architecture"],
+            tuple(header["modules"]),
+            header["factorization"],
+            file["p"],
+            (file["prior_mean"], file["prior_covariance"]),
+            file["sketch"],
+            header["facts"],
+        )
 
 
 def find(basis: Basis) -> Shipped | None:
@@ -105,7 +114,12 @@ def pack(basis: Basis, path: str | PathLike[str], facts: dict[str, Any]) -> None
     """
     if basis.groups != 1 or basis.prior_mean is None or basis.prior_covariance is None:
         raise ExportError(f"basis {basis.id} is no dense learned one: it has {basis.groups} groups")
-    header = {"architecture": basis.architecture, "modules": list(basis.modules), "facts": facts}
+    header = {
+        "architecture": basis.architecture,
+        "modules": list(basis.modules),
+        "factorization": basis.factorization,
+        "facts": facts,
+    }
     with atomic_write(Path(path)) as file:
         np.savez_compressed(
             file,

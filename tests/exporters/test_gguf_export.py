@@ -169,6 +169,8 @@ def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
         "groups": 4,
         "seed": 9,
         "tying": "tiled",
+        "projection": "irwin-hall-12/splitmix64",
+        "axes": [],
         "factorization": "sqrt",
         "factor_dtype": "f16",
     }

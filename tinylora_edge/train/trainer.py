@@ -53,7 +53,7 @@ class TrainSettings:
     steps: int = 40
     prompts: int = 8
     lr: float | None = None
-    nudge: float = 0.1
+    nudge: float = 0.12
     anneal: float = 0.1
     epochs: int = 1
     clip_norm: float = 2.0

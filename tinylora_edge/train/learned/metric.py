@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Matrix = NDArray[np.float64]
 
-SHRINKAGE = 3.0
-"""Times F's mean diagonal, which is added to all of it: what few samples call free is not, and long steps in
-R that hardly matter here matter elsewhere."""
+SHRINKAGE = 0.1
+"""Times F's mean diagonal, which is added to all of it: what few samples call free is not."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,111 @@
+"""Learned projections that are shipped: which factors they belong to, and that an export takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinylora_edge import Basis, BasisError, ExportError, load_basis
+from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters.learned import find, pack, shipped, shipped_file
+from tinylora_edge.exporters.learned.shipped import read
+
+
+@pytest.fixture(scope="module")
+def plain(smollm2_bundle: Path) -> Basis:
+    return load_basis(smollm2_bundle / "basis.gguf")
+
+
+def test_the_shipped_file_is_small_and_says_how_it_was_learned() -> None:
+    (one,) = shipped()
+    assert one.name == "smollm2-135m"
+    assert one.p.shape == (13, 210, 2, 2)
+    assert one.p.dtype == np.float32
+    assert np.isfinite(one.p).all()
+    assert (np.linalg.eigvalsh(one.prior[1].astype(np.float64)) > 0).all()
+    assert one.facts["near_tasks"] == "left out"
+    assert shipped_file(one.name).stat().st_size < 60_000
+    assert len(repr(one)) < 120
+
+
+def test_the_default_export_of_the_real_model_has_them(
+    smollm2_gguf: Path, plain: Basis, tmp_path: Path
+) -> None:
+    (one,) = shipped()
+    basis = export_gguf(smollm2_gguf, tmp_path / "bundle").basis
+    assert (basis.projection, basis.u, basis.groups) == ("explicit", 13, 1)
+    assert np.array_equal(basis.projections.swapaxes(0, 1), one.p)
+    assert np.array_equal(basis.prior_covariance, one.prior[1])
+    assert basis.base_fingerprints == plain.base_fingerprints
+
+
+def test_factors_that_differ_in_rounding_are_the_same(plain: Basis) -> None:
+    rng = np.random.default_rng(0)
+
+    def shaken(factors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return tuple((f * (1 + 1e-4 * rng.standard_normal(f.shape))).astype(np.float32) for f in factors)
+
+    halved = dataclasses.replace(plain, a=tuple(f.astype(np.float16) for f in plain.a))
+    for other in (dataclasses.replace(plain, a=shaken(plain.a), b=shaken(plain.b)), halved):
+        assert find(other) is not None
+
+
+@pytest.mark.parametrize("change", ["sign", "swap", "module", "sqrt"])
+def test_other_factors_are_others(plain: Basis, change: str) -> None:
+    a, b = list(plain.a), list(plain.b)
+    other = plain
+    if change == "sign":
+        a[7] = np.array(a[7]) * np.array([[1], [-1]], np.float32)
+    elif change == "swap":
+        a[7] = np.array(a[7])[::-1]
+    elif change == "module":
+        b[7] = np.array(b[14])
+        assert b[7].shape == plain.b[7].shape
+    else:
+        other = dataclasses.replace(plain, factorization="sqrt")
+    assert find(dataclasses.replace(other, a=tuple(a), b=tuple(b))) is None
+
+
+def test_what_has_none_gets_the_papers_or_a_clear_no(llama_gguf: Path, tmp_path: Path) -> None:
+    basis = export_gguf(llama_gguf, tmp_path / "plain", settings=ExportSettings()).basis
+    assert (basis.projection, basis.scheme) == ("irwin-hall-12/splitmix64", "tiled")
+    with pytest.raises(BasisError, match=r"no learned projections are shipped for these factors \(llama, "):
+        export_gguf(llama_gguf, tmp_path / "learned", settings=ExportSettings(projection="learned"))
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["plain"]
+
+
+@pytest.mark.parametrize("tied", [{"u": 2}, {"groups": 13}, {"tying": "full"}])
+def test_who_ties_by_hand_gets_what_he_asked_for(tied: dict[str, object]) -> None:
+    assert not ExportSettings(**tied).ties_as_usual  # type: ignore[arg-type]
+    with pytest.raises(BasisError, match="leave these as they are, or take 'random'"):
+        ExportSettings(projection="learned", **tied)  # type: ignore[arg-type]
+
+
+def test_an_unknown_projection_is_refused() -> None:
+    with pytest.raises(BasisError, match="unknown projection 'pca': choose 'random' or 'learned'"):
+        ExportSettings(projection="pca")
+
+
+def test_a_file_comes_back_as_it_was_packed(tiny_basis: Callable[..., Basis], tmp_path: Path) -> None:
+    plain = tiny_basis()
+    p = np.random.default_rng(1).standard_normal((3, len(plain.modules), plain.rank, plain.rank))
+    learned = plain.with_projections(p, prior=(np.ones(3), np.eye(3) * 2))
+    path = tmp_path / "tiny.npz"
+    pack(learned, path, {"behaviours": 5})
+    found = read(path)
+    assert found.name == "tiny"
+    assert found.fits(plain)
+    assert found.apply(plain).digest == learned.digest
+    assert np.array_equal(found.apply(plain).prior_mean, learned.prior_mean)
+    assert found.facts == json.loads('{"behaviours": 5}')
+
+
+def test_only_a_dense_learned_basis_is_packed(tiny_basis: Callable[..., Basis], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="is no dense learned one"):
+        pack(tiny_basis(), tmp_path / "x.npz", {})
+    assert not list(tmp_path.iterdir())
