@@ -116,7 +116,7 @@ def read(study: Path) -> list[dict[str, Any]]:
 
 
 def answer_missing(
-    options: argparse.Namespace, bundle: Bundle, made: Learned, folder: Path, say: Callable[[str], None]
+    options: argparse.Namespace, bundle: Bundle, made: Learned, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Answer under every axis at every point, and return all records of this basis and these options."""
     basis, questions = made.basis, load_questions(split="held_out")[: options.questions]
@@ -134,8 +134,9 @@ def answer_missing(
         return kept()
     base = bundle.base
     if options.weights != "Q4_1":
-        base = folder / f"{options.weights}.gguf"
-        requantize(bundle.base, base, options.weights)
+        base = options.work / f"{options.weights}.gguf"
+        if not base.exists():
+            requantize(bundle.base, base, options.weights)
     with (
         closing(TinyLoraLlama(str(base), basis=basis, n_ctx=64, verbose=False)) as llm,
         llm._population(samples, options.tokens, sequences=32, n_threads=options.threads) as batch,
@@ -190,7 +191,7 @@ def judge(rows: list[dict[str, Any]], names: Sequence[str], points: Sequence[flo
                 "monotone": monotone,
                 "own": own,
                 "standard_error": error,
-                "moves": moves,
+                "moves_sd": moves,
                 "others": others / own if own > 0 else math.inf,
                 "passes": passes,
             }
@@ -221,7 +222,7 @@ def main() -> None:
     report = bench.Report("axes", options.json)
     with tempfile.TemporaryDirectory() as folder:
         bundle, made = learned(options, Path(folder), report.say)
-        rows = answer_missing(options, bundle, made, Path(folder), report.say)
+        rows = answer_missing(options, bundle, made, report.say)
     found = judge(rows, [axis.name for axis in made.axes], options.points)
     for axis, each in zip(made.axes, found, strict=True):
         each |= {key: value for key, value in vars(axis).items() if key != "name"}

@@ -72,11 +72,11 @@ def test_an_axis_passes_that_moves_its_own_measure_alone(axes: ModuleType) -> No
     length, warmth = axes.judge(rows, ["length", "warmth"], [-1.0, 1.0])
     assert length["means"] == [1, 3.5, 5.5]
     assert length["monotone"]
-    assert length["moves"]["warmth"] == 0
+    assert length["moves_sd"]["warmth"] == 0
     assert length["passes"]
     assert warmth["own"] > 0
-    assert warmth["moves"]["length"] < 0
-    assert warmth["others"] == pytest.approx(-warmth["moves"]["length"] / warmth["own"])
+    assert warmth["moves_sd"]["length"] < 0
+    assert warmth["others"] == pytest.approx(-warmth["moves_sd"]["length"] / warmth["own"])
 
 
 def test_an_axis_fails_that_turns_back_or_does_nothing(axes: ModuleType) -> None:

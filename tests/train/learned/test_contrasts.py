@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import TrainError
-from tinylora_edge.train.learned.contrasts import named_axes, question_slopes
+from tinylora_edge.train.learned.contrasts import CHANCE, Axis, chance, named_axes, question_slopes
 from tinylora_edge.train.learned.directions import learned_directions
 from tinylora_edge.train.learned.metric import Metric
 
@@ -23,8 +23,12 @@ def contrast(step: np.ndarray, noise: float = 0.01, questions: int = 8, seed: in
     return -(step + scatter) @ METRIC.root
 
 
+def exact(contrasts: list[tuple[str, np.ndarray]]) -> tuple[tuple[Axis, ...], np.ndarray]:
+    return named_axes(contrasts, METRIC, damping=0)
+
+
 def test_an_axis_is_its_contrast_one_unit_long() -> None:
-    (axis,), directions = named_axes([("length", contrast(3 * ONE))], METRIC)
+    (axis,), directions = exact([("length", contrast(3 * ONE))])
     assert directions.shape == (1, D)
     assert directions[0] @ ONE > 0.999, "plus is where the plus side is"
     assert np.linalg.norm(directions[0]) == pytest.approx(1)
@@ -35,13 +39,13 @@ def test_an_axis_is_its_contrast_one_unit_long() -> None:
 
 def test_the_sides_exchanged_turn_it_around() -> None:
     slopes = contrast(ONE)
-    (_, one), (_, other) = (named_axes([("x", each)], METRIC) for each in (slopes, -slopes))
+    (_, one), (_, other) = (exact([("x", each)]) for each in (slopes, -slopes))
     np.testing.assert_allclose(one, -other)
 
 
 def test_a_later_axis_leaves_what_the_earlier_ones_hold() -> None:
     made = [("first", contrast(2 * ONE)), ("second", contrast(3 * ONE + 4 * OTHER, seed=1))]
-    axes, directions = named_axes(made, METRIC)
+    axes, directions = exact(made)
     np.testing.assert_allclose(directions @ directions.T, np.eye(2), atol=1e-10)
     assert abs(directions[1] @ OTHER) > 0.999
     assert axes[1].length == pytest.approx(4, rel=0.02)
@@ -50,7 +54,7 @@ def test_a_later_axis_leaves_what_the_earlier_ones_hold() -> None:
 
 def test_the_order_is_the_one_that_was_given() -> None:
     made = [("second", contrast(3 * ONE + 4 * OTHER, seed=1)), ("first", contrast(2 * ONE))]
-    axes, directions = named_axes(made, METRIC)
+    axes, directions = exact(made)
     assert [axis.name for axis in axes] == ["second", "first"]
     assert directions[0] @ (0.6 * ONE + 0.8 * OTHER) > 0.999
 
@@ -58,18 +62,37 @@ def test_the_order_is_the_one_that_was_given() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_no_contrast(seed: int) -> None:
     with pytest.raises(TrainError, match=r"contrast of axis 'x' is empty: the steps of its sides differ by"):
-        named_axes([("x", contrast(0 * ONE, noise=1, seed=seed))], METRIC)
+        exact([("x", contrast(0 * ONE, noise=1, seed=seed))])
+
+
+def test_noise_is_no_contrast_as_seldom_as_it_says() -> None:
+    made = [chance(np.random.default_rng(seed).standard_normal((12, 5))) for seed in range(600)]
+    assert np.mean(np.array(made) <= 0.1) == pytest.approx(0.1, abs=0.04)
+    assert np.mean(np.array(made) <= CHANCE) < 0.03
+    assert chance(np.ones((16, 3))) == pytest.approx(1 / 4096, abs=1 / 2048)
+    assert chance(np.ones((8, 3))) == 1 / 128
+
+
+def test_damping_takes_noise_out_of_what_costs_little() -> None:
+    """Slopes scatter alike in all directions, so steps in cheap ones are noise: a damped one is nearer."""
+    step = TURNED[D - 4 :].sum(0) / 2  # in the costliest
+    slopes = -(step @ METRIC.root + 3 * np.random.default_rng(1).standard_normal((16, D)))
+    raw, damped = (
+        named_axes([("x", slopes)], METRIC, damping=each)[1][0] @ step / np.linalg.norm(step)
+        for each in (0, 1)
+    )
+    assert damped > raw
 
 
 def test_no_difference_at_all_is_no_contrast() -> None:
     with pytest.raises(TrainError, match=r"contrast of axis 'x' is empty: .* differ by 0,"):
-        named_axes([("x", np.zeros((4, D)))], METRIC)
+        exact([("x", np.zeros((8, D)))])
 
 
 def test_an_axis_that_is_there_already_is_refused() -> None:
     made = [("one", contrast(ONE)), ("two", contrast(OTHER)), ("sum", contrast(ONE + OTHER, seed=2))]
     with pytest.raises(TrainError, match=r"'sum' is what the axes before it are already \(one, two\)"):
-        named_axes(made, METRIC)
+        exact(made)
 
 
 def test_the_slope_of_a_question_counts_by_its_tokens() -> None:
@@ -99,7 +122,7 @@ def planted(count: int) -> np.ndarray:
 
 
 def test_the_other_directions_are_found_in_what_axes_leave() -> None:
-    _, named = named_axes([("x", contrast(-ONE - OTHER, noise=0))], METRIC)
+    _, named = exact([("x", contrast(-ONE - OTHER, noise=0))])
     found = learned_directions(planted(20), METRIC, 3, named)
     assert found.directions.shape == (3, D)
     gram = found.directions @ METRIC.information @ found.directions.T
@@ -113,7 +136,7 @@ def test_the_other_directions_are_found_in_what_axes_leave() -> None:
 
 
 def test_axes_alone_need_no_behaviours() -> None:
-    _, named = named_axes([("x", contrast(ONE)), ("y", contrast(OTHER))], METRIC)
+    _, named = exact([("x", contrast(ONE)), ("y", contrast(OTHER))])
     found = learned_directions(planted(0), METRIC, 2, named)
     np.testing.assert_allclose(found.directions @ METRIC.root, named, atol=1e-5)
     with pytest.raises(TrainError, match="1 behaviours cannot teach 2 directions"):

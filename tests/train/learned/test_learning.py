@@ -26,7 +26,7 @@ CASING = Contrast(
     (Behaviour("casing +1", system="ANSWER IN CAPITALS. SHOUT EVERY WORD."),),
     (Behaviour("casing -1", system="write in small letters only."),),
 )
-NAMING = LearnSettings(directions=2, questions=2, max_tokens=6, axis_questions=3, axis_tokens=6)
+NAMING = LearnSettings(directions=2, questions=2, max_tokens=6, axis_questions=8, axis_tokens=6)
 QUESTIONS = [
     "What is a river?",
     "Describe a guitar.",
@@ -118,12 +118,12 @@ def test_a_named_axis_is_the_first_value(smollm2_bundle, learned, tmp_path):
     (axis,) = found.axes
     assert (axis.name, axis.own) == ("casing", 1)
     assert axis.length > 0.1
-    assert 0.5 < axis.signal <= 1
+    assert 0.3 < axis.signal <= 1
     assert [name for name, _, _ in found.behaviours] == ["pirate", "capitals", "french"]
     files = [np.load(path) for path in learned[1].glob("*.npz")]
     flat = directions_of(found.basis).reshape(2, -1)
     along = [
-        float(flat[0] @ each["divergence"].sum(0).reshape(-1)) for each in files if len(each["tokens"]) == 3
+        float(flat[0] @ each["divergence"].sum(0).reshape(-1)) for each in files if len(each["tokens"]) == 8
     ]
     assert min(along) < 0, "more of the axis is nearer to capitals"
     again = run(smollm2_bundle, learned[1], axes=[CASING], settings=NAMING, report=done.append)
@@ -213,7 +213,7 @@ def test_a_learned_basis_is_not_learned_again(smollm2_bundle, learned, tmp_path)
         (lambda: LearnSettings(form="flat"), "unknown form 'flat': choose one of dense, tiled"),
         (lambda: LearnSettings(questions=0), "at least 1"),
         (lambda: DistillSettings(steps=0), "at least 1"),
-        (lambda: LearnSettings(axis_questions=1), "at least 2 questions"),
+        (lambda: LearnSettings(axis_questions=7), "at least 8 questions"),
     ],
 )
 def test_settings_are_checked(make: Callable[[], Any], message: str) -> None:

@@ -29,7 +29,7 @@ from ...runtime.llama.requantize import bf16_is_faster, requantize
 from ...tasks.behaviours import Behaviour, Contrast, load_behaviours, load_questions
 from ...tying import tie
 from ..model import load_model
-from .contrasts import Axis, named_axes, question_slopes
+from .contrasts import FEWEST, Axis, named_axes, question_slopes
 from .directions import Matrix, learned_directions, prior_of, tiled_directions
 from .lessons import Lesson, prepare_lessons
 from .metric import Metric
@@ -73,9 +73,9 @@ class LearnSettings:
         counts = (self.directions, self.questions, self.max_tokens)
         if min(counts) < 1:
             raise TrainError(f"directions, questions and max_tokens are at least 1, not {counts}")
-        if self.axis_questions < 2 or self.axis_tokens < 1:
+        if self.axis_questions < FEWEST or self.axis_tokens < 1:
             raise TrainError(
-                f"an axis takes at least 2 questions, which show its noise, and 1 token, not "
+                f"an axis takes at least {FEWEST} questions, which show its noise, and 1 token, not "
                 f"{self.axis_questions} and {self.axis_tokens}"
             )
 
