@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 import tinylora_edge
 from tinylora_edge.cli.demo.command import NEEDS
+from tinylora_edge.tasks.behaviours import shipped_axes
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {  # top-level folder -> where the wheel has it
@@ -135,6 +136,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         "tinylora_edge/exporters/hub/models.toml",
         "tinylora_edge/tasks/behaviours/behaviours.jsonl",
         "tinylora_edge/tasks/behaviours/questions.jsonl",
+        *(f"tinylora_edge/tasks/behaviours/axes/{name}.jsonl" for name in shipped_axes()),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from ...shared import console
 from ...shared.options import JsonOption
 
 if TYPE_CHECKING:
-    from ....tasks.behaviours import Behaviour
+    from ....tasks.behaviours import Behaviour, Contrast
 
 
 def learn(
@@ -31,6 +31,14 @@ def learn(
     only: Annotated[
         bool, typer.Option("--only", help="Learn from FILE.jsonl alone, not from the shipped ones.")
     ] = False,
+    axes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--axis",
+            metavar="NAME[=FILE]",
+            help="A named axis, of the contrast in FILE.jsonl or a shipped one. May be given several times.",
+        ),
+    ] = None,
     directions: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Numbers of a vector.")] = 13,
     form: Annotated[
         str, typer.Option(metavar="FORM", help="dense, or tiled: one direction a tile, a swap is N scales.")
@@ -49,11 +57,13 @@ def learn(
     """Learn which directions of R are worth a number, and write a bundle with them. An experiment.
 
     Done once per model, on a host, with PyTorch. The factors and the base stay; vectors of BUNDLE do not fit
-    BUNDLE2. What is done lies in BUNDLE2.learn, and an interrupted run goes on from there.
+    BUNDLE2. What is done lies in BUNDLE2.learn, and an interrupted run goes on from there. Named axes are the
+    first values: `vector new --axis NAME=X` sets them.
 
     \b
-    Example:
+    Examples:
       tinylora-edge learn smollm2 -o smollm2-learned
+      tinylora-edge learn smollm2 -o smollm2-named --axis AXISNAME --axis tone=tone.jsonl
     """
     from ....exporters import refuse_existing
     from ....exporters.bundle_writer import write_bundle
@@ -65,15 +75,16 @@ def learn(
         raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
     refuse_existing(output)
     found = Bundle.find(bundle)
-    chosen = _behaviours(behaviours, only)
+    chosen, contrasts = _behaviours(behaviours, only), _contrasts(axes or [])
     folder = output.with_name(f"{output.name}.learn")
     settings = LearnSettings(directions=directions, form=form, questions=questions, seed=seed)
     began = time.monotonic()
-    with _progress(len(chosen)) as report:
+    with _progress(len(chosen) + sum(len(each.behaviours) for each in contrasts)) as report:
         learned = learn_basis(
             bundle,
             folder,
             behaviours=chosen,
+            axes=contrasts,
             settings=settings,
             weights=weights,
             workers=workers,
@@ -101,18 +112,20 @@ def learn(
                     {"name": name, "divergence": divergence, "held": held}
                     for name, divergence, held in learned.behaviours
                 ],
+                "axes": [vars(axis) for axis in learned.axes],
             }
         )
         return
-    mean = sum(divergence for _, divergence, _ in learned.behaviours) / len(learned.behaviours)
-    console.facts(
-        [
-            ("bundle", f"{output}, basis {basis.id}"),
-            ("learned from", f"{len(learned.behaviours)} behaviours in {learned.seconds:.0f} s"),
-            ("prompts", f"move the model by {mean:.2f} nats a token, mean"),
-            ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
-        ]
-    )
+    mean = sum(divergence for _, divergence, _ in learned.behaviours) / max(len(learned.behaviours), 1)
+    facts_shown = [
+        ("bundle", f"{output}, basis {basis.id}"),
+        ("learned from", f"{len(learned.behaviours)} behaviours in {learned.seconds:.0f} s"),
+        ("prompts", f"move the model by {mean:.2f} nats a token, mean"),
+        ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
+    ]
+    for axis in learned.axes:
+        facts_shown.append((f"axis {axis.name}", f"its sides are {axis.length:.2f} apart"))
+    console.facts(facts_shown)
     console.next_command("train", output, "--task", "list-lookup", "-o", "vector.bin")
 
 
@@ -122,6 +135,23 @@ def _behaviours(path: Path | None, only: bool) -> list[Behaviour]:
     shipped = () if only else load_behaviours(split="learn")
     own = () if path is None else load_behaviours(path, split="learn", beside=shipped)
     return [*shipped, *own]
+
+
+def _contrasts(axes: Sequence[str]) -> list[Contrast]:
+    """Return the contrast of each `NAME=FILE`, or of a shipped NAME."""
+    from ....tasks.behaviours import load_contrast
+
+    found: list[Contrast] = []
+    for item in axes:
+        name, equals, path = (part.strip() for part in item.partition("="))
+        if not name or (equals and not path):
+            raise typer.BadParameter(
+                f"{item!r} is not NAME=FILE.jsonl or a shipped NAME", param_hint="--axis"
+            )
+        if any(each.name == name for each in found):
+            raise typer.BadParameter(f"{name!r} is given twice: name each axis once", param_hint="--axis")
+        found.append(load_contrast(name, path or None))
+    return found
 
 
 @contextmanager

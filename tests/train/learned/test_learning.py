@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, TrainError, load_basis, runtime, save_basis
-from tinylora_edge.tasks.behaviours import Behaviour
+from tinylora_edge import Basis, BasisError, TrainError, load_basis, runtime, save_basis
+from tinylora_edge.tasks.behaviours import Behaviour, Contrast
 from tinylora_edge.train.learned import Learned, LearnSettings, Metric, learn, questions_of
 from tinylora_edge.train.learned.distillation import DistillSettings, directions_of, distill
 
@@ -20,6 +21,12 @@ BEHAVIOURS = (
     Behaviour("capitals", "casing", "WRITE EVERYTHING IN CAPITAL LETTERS."),
     Behaviour("french", "language", "Answer in French."),
 )
+CASING = Contrast(
+    "casing",
+    (Behaviour("casing +1", system="ANSWER IN CAPITALS. SHOUT EVERY WORD."),),
+    (Behaviour("casing -1", system="write in small letters only."),),
+)
+NAMING = LearnSettings(directions=2, questions=2, max_tokens=6, axis_questions=8, axis_tokens=6)
 QUESTIONS = [
     "What is a river?",
     "Describe a guitar.",
@@ -101,6 +108,29 @@ def test_the_tiled_form_keeps_scales(smollm2_bundle, learned):
     assert (tiled.u, tiled.groups, tiled.scheme, tiled.projection) == (1, 2, "tiled", "explicit")
 
 
+def test_a_named_axis_is_the_first_value(smollm2_bundle, learned, tmp_path):
+    before = len(list(learned[1].glob("*.npz")))
+    done: list[Any] = []
+    found = run(smollm2_bundle, learned[1], axes=[CASING], settings=NAMING, report=done.append)
+    assert found.basis.axes == ("casing", "learned-1")
+    assert [(f["name"], f["done"], f["of"]) for f in done] == [("casing +1", 4, 5), ("casing -1", 5, 5)]
+    assert len(list(learned[1].glob("*.npz"))) == before + 2, "the behaviours are not done again"
+    (axis,) = found.axes
+    assert (axis.name, axis.own) == ("casing", 1)
+    assert axis.length > 0.1
+    assert 0.3 < axis.signal <= 1
+    assert [name for name, _, _ in found.behaviours] == ["pirate", "capitals", "french"]
+    files = [np.load(path) for path in learned[1].glob("*.npz")]
+    flat = directions_of(found.basis).reshape(2, -1)
+    along = [
+        float(flat[0] @ each["divergence"].sum(0).reshape(-1)) for each in files if len(each["tokens"]) == 8
+    ]
+    assert min(along) < 0, "more of the axis is nearer to capitals"
+    again = run(smollm2_bundle, learned[1], axes=[CASING], settings=NAMING, report=done.append)
+    assert len(done) == 2
+    assert again.basis.digest == found.basis.digest
+
+
 def test_a_prompt_becomes_a_vector_that_the_deployed_model_runs(smollm2_bundle, learned, tmp_path):
     bundle = tmp_path / "bundle"
     bundle.mkdir()
@@ -146,14 +176,27 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"behaviours": [Behaviour("long", "l", "word " * 9000), *BEHAVIOURS]},
         "'long' has a prompt of .* context of",
     ),
+    ({"axes": [CASING], "settings": LearnSettings(directions=2, form="tiled")}, "'tiled' is one tile of"),
+    ({"axes": [CASING, CASING, CASING]}, "3 named axes do not fit into 2 numbers"),
+    ({"axes": [CASING], "settings": LearnSettings(directions=5)}, "3 behaviours cannot teach 4 directions"),
 ]  # fmt: skip
+IDS = ["few", "numbers", "questions", "long", "tiled", "axes", "few beside axes"]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=["few", "numbers", "questions", "long"])
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=IDS)
 def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, message):
     with pytest.raises(TrainError, match=message):
         run(smollm2_bundle, tmp_path / "state", **options)
     assert not list(tmp_path.rglob("*.npz"))
+
+
+@pytest.mark.parametrize("names", [("learned-1",), ("casing", "casing"), (" ",)])
+def test_names_that_axes_cannot_have_are_refused_before_anything_is_done(smollm2_bundle, tmp_path, names):
+    axes = [replace(CASING, name=name) for name in names]
+    settings = LearnSettings(directions=3)
+    with pytest.raises(BasisError, match=r"both called|characters"):
+        run(smollm2_bundle, tmp_path / "state", axes=axes, settings=settings)
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_learned_basis_is_not_learned_again(smollm2_bundle, learned, tmp_path):
@@ -171,6 +214,7 @@ def test_a_learned_basis_is_not_learned_again(smollm2_bundle, learned, tmp_path)
         (lambda: LearnSettings(form="flat"), "unknown form 'flat': choose one of dense, tiled"),
         (lambda: LearnSettings(questions=0), "at least 1"),
         (lambda: DistillSettings(steps=0), "at least 1"),
+        (lambda: LearnSettings(axis_questions=7), "at least 8 questions"),
     ],
 )
 def test_settings_are_checked(make: Callable[[], Any], message: str) -> None:

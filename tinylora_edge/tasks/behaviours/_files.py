@@ -57,7 +57,7 @@ def load_behaviours(
     }
     found = []
     for place, row in read_objects(file, "the behaviours"):
-        behaviour = _behaviour(place, row)
+        behaviour = read_behaviour(place, row)
         if behaviour.name in names:
             raise TrainError(
                 f"{place}: there is another behaviour {behaviour.name!r} {names[behaviour.name]}: expected a "
@@ -131,7 +131,8 @@ def load_examples(path: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
+def read_behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
+    """Return the behaviour of a line, which is at a place for complaints."""
     _check_keys(place, row, _BEHAVIOUR_KEYS)
     name = _text(place, row, "name")
     family = _text(place, row, "family") if "family" in row else _OWN_FAMILY

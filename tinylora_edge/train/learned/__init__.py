@@ -5,6 +5,7 @@
 * `Student` takes the slopes of one lesson, or fits R or coordinates to it; `prepare_lessons` makes lessons.
 """
 
+from .contrasts import Axis
 from .learning import FORMS, Learned, LearnSettings, learn, questions_of
 from .lessons import Lesson, prepare_lessons
 from .metric import Metric
@@ -12,6 +13,7 @@ from .student import Fit, Slopes, Student
 
 __all__ = [
     "FORMS",
+    "Axis",
     "Fit",
     "LearnSettings",
     "Learned",

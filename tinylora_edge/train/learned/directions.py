@@ -33,33 +33,41 @@ class Found:
     energy: Matrix
 
 
-def learned_directions(slopes: NDArray[np.float32], metric: Metric, count: int) -> Found:
+def learned_directions(
+    slopes: NDArray[np.float32], metric: Metric, count: int, named: Matrix | None = None
+) -> Found:
     """Return the directions in which steps of steepest descent differ from zero the most.
 
     A step is -F^-1 g (the natural gradient). In whitened coordinates its squared length is twice the nats
     that it promises, and noise is alike in all directions. Each step is shortened to at most 1, so that a
     task that the bare model fails outright does not fill the basis alone. Not centred: what all behaviours
-    share is worth a number too. Signs are canonical: the entry of largest magnitude is positive.
+    share is worth a number too. Signs are canonical: the entry of largest magnitude is positive. Where some
+    directions are given already, the others are found in what those leave of the behaviours.
 
     Args:
         slopes: float32 [K, D], of the KL of each behaviour, in nats a token.
         metric: of R.
         count: n, how many directions.
+        named: float64 [k, D], k at most n: the first directions, orthonormal in whitened coordinates. They
+            keep their signs.
 
     Raises:
-        TrainError: there are fewer behaviours than directions, or a slope is not finite.
+        TrainError: there are fewer behaviours than directions to find, or a slope is not finite.
     """
-    if len(slopes) < count:
+    first = np.zeros((0, slopes.shape[1])) if named is None else named
+    missing = count - len(first)
+    if len(slopes) < missing:
         raise TrainError(
-            f"{len(slopes)} behaviours cannot teach {count} directions: give more behaviours, or ask for "
+            f"{len(slopes)} behaviours cannot teach {missing} directions: give more behaviours, or ask for "
             "fewer directions"
         )
     if not np.isfinite(slopes).all():
         raise TrainError("the slope of a behaviour is not finite: the model computes infinities or NaN")
     steps = -slopes.astype(np.float64) @ metric.inverse_root
     weighted = _weighted(steps)
-    axes = np.linalg.svd(weighted, full_matrices=False)[2][:count]
-    return _found(axes, axes @ metric.inverse_root, steps, weighted)
+    left = weighted - (weighted @ first.T) @ first
+    axes = np.vstack([first, np.linalg.svd(left, full_matrices=False)[2][:missing]])
+    return _found(axes, axes @ metric.inverse_root, steps, weighted, len(first))
 
 
 def tiled_directions(slopes: NDArray[np.float32], metric: Metric, tying: NDArray[np.int32]) -> Found:
@@ -111,9 +119,10 @@ def _weighted(steps: Matrix) -> Matrix:
     return weighted
 
 
-def _found(axes: Matrix, directions: Matrix, steps: Matrix, weighted: Matrix) -> Found:
+def _found(axes: Matrix, directions: Matrix, steps: Matrix, weighted: Matrix, named: int = 0) -> Found:
     peaks = directions[np.arange(len(directions)), np.abs(directions).argmax(1)]
     signs = np.sign(peaks)[:, None]
+    signs[:named] = 1
     places = steps @ (axes * signs).T
     shares = (places**2).sum(1) / np.maximum((steps**2).sum(1), 1e-30)
     energy = ((weighted @ axes.T) ** 2).sum(0) / max(float((weighted**2).sum()), 1e-30)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..._system import atomic_write, cores
+from ...axes import check_names
 from ...basis import Basis
 from ...errors import TrainError
 from ...formats.bundle import Bundle
@@ -26,10 +27,11 @@ from ...projection import EXPLICIT
 from ...runtime.distillation.replacement import NOISE
 from ...runtime.llama.model import TinyLoraLlama
 from ...runtime.llama.requantize import bf16_is_faster, requantize
-from ...tasks.behaviours import Behaviour, load_behaviours, load_questions
+from ...tasks.behaviours import Behaviour, Contrast, load_behaviours, load_questions
 from ...tying import tie
 from ..model import load_model
-from .directions import learned_directions, prior_of, tiled_directions
+from .contrasts import FEWEST, Axis, named_axes, question_slopes
+from .directions import Matrix, learned_directions, prior_of, tiled_directions
 from .lessons import Lesson, prepare_lessons
 from .metric import Metric
 from .student import Slopes, Student
@@ -48,6 +50,8 @@ class LearnSettings:
             u = 1: a swap is n scales).
         questions: asked of each behaviour.
         max_tokens: of an answer.
+        axis_questions: asked of each behaviour of a named axis: an axis is one contrast, and no mean of many.
+        axis_tokens: of an answer to those.
         temperature: of the answers.
         seed: of questions, answers, and tokens that are drawn.
     """
@@ -56,6 +60,8 @@ class LearnSettings:
     form: str = "dense"
     questions: int = 8
     max_tokens: int = 14
+    axis_questions: int = 16
+    axis_tokens: int = 32
     temperature: float = 0.8
     seed: int = 0
 
@@ -65,6 +71,16 @@ class LearnSettings:
         counts = (self.directions, self.questions, self.max_tokens)
         if min(counts) < 1:
             raise TrainError(f"directions, questions and max_tokens are at least 1, not {counts}")
+        if self.axis_questions < FEWEST or self.axis_tokens < 1:
+            raise TrainError(
+                f"an axis takes at least {FEWEST} questions, which show its noise, and 1 token, not "
+                f"{self.axis_questions} and {self.axis_tokens}"
+            )
+
+    @property
+    def of_axes(self) -> LearnSettings:
+        """The settings for the behaviours of named axes."""
+        return replace(self, questions=self.axis_questions, max_tokens=self.axis_tokens)
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,12 +94,14 @@ class Learned:
             token, and the share of what it asks of R that the directions hold.
         energy: share of all that the directions hold, in order; float64 [n].
         seconds: that it took, in all sittings together.
+        axes: the named axes, which are the first values.
     """
 
     basis: Basis
     behaviours: tuple[tuple[str, float, float], ...]
     energy: NDArray[np.float64]
     seconds: float
+    axes: tuple[Axis, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -97,6 +115,7 @@ def learn(
     folder: str | PathLike[str],
     *,
     behaviours: Sequence[Behaviour] | None = None,
+    axes: Sequence[Contrast] = (),
     settings: LearnSettings | None = None,
     weights: str | PathLike[str] | None = None,
     dtype: str | None = None,
@@ -110,10 +129,15 @@ def learn(
     root of the Fisher information are steps in nats; their first principal directions, each behaviour
     counting alike, are the basis. The factors stay, so it belongs to the same deployed files.
 
+    Named axes are the first values. An axis is the step of its plus side less that of its minus side, less
+    what the axes before it hold, one unit of effect long. The other directions are found in what the axes
+    leave, and are called "learned-1" and so on.
+
     Args:
         bundle: with a GGUF base, and a basis as `export` makes it.
         folder: keeps a file for each behaviour that is done; learning goes on from there. It is made.
         behaviours: to learn from; None for those that are shipped.
+        axes: the named axes, in order; at most n.
         settings: of the run.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
@@ -122,7 +146,9 @@ def learn(
 
     Raises:
         TrainError: fewer behaviours than directions, projections that are explicit already, a teacher that
-            changes nothing, a prompt that passes the model's context.
+            changes nothing, a prompt that passes the model's context, an axis whose contrast is empty, named
+            axes in the form `tiled`.
+        BasisError: an axis has a name that none can have.
         FileNotFoundError: a part of the bundle is missing.
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
         OSError: the folder cannot be written.
@@ -130,28 +156,43 @@ def learn(
     settings = settings or LearnSettings()
     found, folder = Bundle.find(bundle), Path(folder)
     chosen = list(load_behaviours(split="learn") if behaviours is None else behaviours)
-    _check(found.basis, chosen, settings)
+    _check(found.basis, chosen, axes, settings)
     folder.mkdir(parents=True, exist_ok=True)
     general = load_questions(split="learn")
-    asked = [(each, questions_of(each, general, settings)) for each in chosen]
-    paths = [folder / f"{_key(found.basis, each, asks, settings)}.npz" for each, asks in asked]
+    asked = [_Asked(each, questions_of(each, general, settings), settings, False) for each in chosen]
+    for axis in axes:
+        # The sides are asked the same, so that they do not differ in their questions.
+        asked += [
+            _Asked(
+                each, questions_of(each, general, settings.of_axes, draw=axis.name), settings.of_axes, True
+            )
+            for each in axis.behaviours
+        ]
+    paths = [folder / f"{each.key(found.basis)}.npz" for each in asked]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     if missing:
         _solve(
             found,
             [asked[i] for i in missing],
             [paths[i] for i in missing],
-            settings,
             (weights, dtype, workers or cores()),
             lambda figures: report(
                 {**figures, "of": len(paths), "done": len(paths) - len(missing) + figures["done"]}
             ),
         )
-    return _assemble(found.basis, [behaviour.name for behaviour, _ in asked], paths, settings)
+    return _assemble(found.basis, [each.name for each in chosen], axes, paths, settings)
 
 
-def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSettings) -> list[str]:
+def questions_of(
+    behaviour: Behaviour, general: Sequence[str], settings: LearnSettings, *, draw: str | None = None
+) -> list[str]:
     """Return the questions that a behaviour is asked: its own, or a draw of the general ones.
+
+    Args:
+        behaviour: that is asked.
+        general: questions for behaviours that have none.
+        settings: how many, and the seed.
+        draw: what the draw depends on beside the seed; None for the behaviour's name.
 
     Raises:
         TrainError: it has fewer questions of its own than are asked.
@@ -162,37 +203,70 @@ def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSe
             f"behaviour {behaviour.name!r} has {len(pool)} questions, and {settings.questions} are asked: "
             "give it more, or lower questions"
         )
-    return random.Random(f"{settings.seed} {behaviour.name}").sample(pool, settings.questions)
+    return random.Random(f"{settings.seed} {draw or behaviour.name}").sample(pool, settings.questions)
 
 
-def _check(basis: Basis, chosen: Sequence[Behaviour], settings: LearnSettings) -> None:
+@dataclass(frozen=True)
+class _Asked:
+    """A behaviour that is asked, its questions, and whether it is a side of an axis."""
+
+    behaviour: Behaviour
+    questions: list[str]
+    settings: LearnSettings
+    of_axis: bool
+
+    def key(self, basis: Basis) -> str:
+        """Return what stands for everything that decides a slope."""
+        decides = ("questions", "max_tokens", "temperature", "seed")
+        facts = [
+            basis.digest,
+            asdict(self.behaviour),
+            self.questions,
+            {name: getattr(self.settings, name) for name in decides},
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _check(
+    basis: Basis, chosen: Sequence[Behaviour], axes: Sequence[Contrast], settings: LearnSettings
+) -> None:
     if basis.projection == EXPLICIT:
         raise TrainError(
             f"basis {basis.id} has explicit projections already: learn from the bundle that export wrote"
         )
-    if len(chosen) < settings.directions:
+    if axes and settings.form == "tiled":
         raise TrainError(
-            f"{len(chosen)} behaviours cannot teach {settings.directions} directions: give more "
-            "behaviours, or ask for fewer directions"
+            "a value of the form 'tiled' is one tile of modules, and a named axis needs all of them: choose "
+            "the form 'dense', or leave the axes out"
         )
+    missing = settings.directions - len(axes)
+    if missing < 0:
+        raise TrainError(
+            f"{len(axes)} named axes do not fit into {settings.directions} numbers: ask for more numbers, or "
+            "name fewer axes"
+        )
+    if len(chosen) < missing:
+        raise TrainError(
+            f"{len(chosen)} behaviours cannot teach {missing} directions: give more behaviours, or ask for "
+            "fewer directions"
+        )
+    check_names(_names([axis.name for axis in axes], settings), settings.directions)
     if settings.directions > len(basis.modules) * basis.rank**2:
         raise TrainError(
             f"R has {len(basis.modules) * basis.rank**2} numbers, fewer than {settings.directions} directions"
         )
 
 
-def _key(basis: Basis, behaviour: Behaviour, questions: Sequence[str], settings: LearnSettings) -> str:
-    """Return what stands for everything that decides a solution."""
-    decides = {k: v for k, v in asdict(settings).items() if k not in ("directions", "form")}
-    facts = [basis.digest, asdict(behaviour), list(questions), decides]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+def _names(axes: Sequence[str], settings: LearnSettings) -> tuple[str, ...]:
+    """Return the names of all values, none where no axis has one."""
+    rest = range(1, settings.directions - len(axes) + 1)
+    return (*axes, *(f"learned-{number}" for number in rest)) if axes else ()
 
 
 def _solve(
     found: Bundle,
-    asked: Sequence[tuple[Behaviour, Sequence[str]]],
+    asked: Sequence[_Asked],
     paths: Sequence[Path],
-    settings: LearnSettings,
     machine: tuple[str | PathLike[str] | None, str | None, int],
     report: Report,
 ) -> None:
@@ -201,14 +275,11 @@ def _solve(
     began = time.monotonic()
     with ExitStack() as stack:
         with _teachers(found, paths[0].parent, workers) as llm:
-            lessons = prepare_lessons(
-                llm,
-                asked,
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                seed=settings.seed,
-                n_threads=workers,
-            )
+            lessons = [
+                lesson
+                for of_axis in (False, True)  # as they are in order: behaviours, then axes
+                for lesson in _lessons(llm, [each for each in asked if each.of_axis == of_axis], workers)
+            ]
         sampled = (time.monotonic() - began) / len(lessons)
         # torch in threads of its own: oneDNN's bfloat16 releases the AMX tiles of llama.cpp's threads.
         pool = stack.enter_context(
@@ -222,13 +293,14 @@ def _solve(
 
         def work(lesson: Lesson) -> tuple[Slopes, float]:
             start = time.monotonic()
-            slopes = student.slopes(lesson, seed=(settings.seed, *lesson.name.encode()))
+            slopes = student.slopes(lesson, seed=(asked[0].settings.seed, *lesson.name.encode()))
             return slopes, (time.monotonic() - start) / workers + sampled
 
-        for number, (lesson, path, (slopes, seconds)) in enumerate(
-            zip(lessons, paths, pool.map(work, lessons), strict=True), 1
+        for number, (each, lesson, path, (slopes, seconds)) in enumerate(
+            zip(asked, lessons, paths, pool.map(work, lessons), strict=True), 1
         ):
-            if slopes.before < NOISE:
+            # A side of an axis may be as the bare model is: what counts is how the sides differ.
+            if slopes.before < NOISE and not each.of_axis:
                 raise TrainError(
                     f"the teacher of behaviour {lesson.name!r} changes nothing: its answers are "
                     f"{slopes.before:.4f} nats a token from the bare model's, and below {NOISE} there is "
@@ -237,6 +309,21 @@ def _solve(
             with atomic_write(path) as file:
                 np.savez(file, **vars(slopes), seconds=seconds)
             report({"event": "behaviour", "name": lesson.name, "done": number, "before": slopes.before})
+
+
+def _lessons(llm: TinyLoraLlama, asked: Sequence[_Asked], workers: int) -> list[Lesson]:
+    """Return the lessons of behaviours that are asked with the same settings."""
+    if not asked:
+        return []
+    settings = asked[0].settings
+    return prepare_lessons(
+        llm,
+        [(each.behaviour, each.questions) for each in asked],
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        n_threads=workers,
+    )
 
 
 @contextmanager
@@ -253,28 +340,50 @@ def _teachers(found: Bundle, folder: Path, workers: int) -> Iterator[TinyLoraLla
         yield stack.enter_context(closing(llm))
 
 
-def _assemble(basis: Basis, names: Sequence[str], paths: Sequence[Path], settings: LearnSettings) -> Learned:
-    """Return the basis of all slopes that were kept."""
-    slopes, scores, tokens, before, seconds = [], [], 0, [], 0.0
-    for path in paths:
+def _assemble(
+    basis: Basis,
+    names: Sequence[str],
+    axes: Sequence[Contrast],
+    paths: Sequence[Path],
+    settings: LearnSettings,
+) -> Learned:
+    """Return the basis of all slopes that were kept: those of the behaviours, then those of the axes."""
+    means, sides, scores = list[NDArray[np.float32]](), list[Matrix](), []
+    tokens, before, seconds = 0, [], 0.0
+    for number, path in enumerate(paths):
         with np.load(path) as file:
             count = int(file["tokens"].sum())
-            slopes.append(file["divergence"].sum(0).reshape(-1) / count)
+            if number < len(names):
+                means.append(file["divergence"].sum(0).reshape(-1) / count)
+                before.append(float(file["before"]))
+            else:
+                sides.append(question_slopes(file["divergence"], file["tokens"]))
             scores.append(file["score"].reshape(len(file["score"]), -1))
             tokens += count
-            before.append(float(file["before"]))
             seconds += float(file["seconds"])
     metric = Metric.of(np.concatenate(scores), tokens)
+    slopes = np.array(means, np.float32).reshape(len(means), len(metric.root))
+    made_of, first = named_axes(_contrasts(axes, sides), metric)
     if settings.form == "tiled":
         tying = np.repeat(tie(basis.modules, "tiled", settings.directions), basis.rank**2)
-        found = tiled_directions(np.stack(slopes), metric, tying)
+        found = tiled_directions(slopes, metric, tying)
     else:
-        found = learned_directions(np.stack(slopes), metric, settings.directions)
+        found = learned_directions(slopes, metric, settings.directions, first)
     directions = found.directions.reshape(-1, len(basis.modules), basis.rank, basis.rank)
-    prior = prior_of(found.places) if len(paths) > 1 else None
+    prior = prior_of(found.places) if len(names) > 1 else None
     if settings.form == "dense":
-        made = basis.with_projections(directions, prior=prior)
+        called = _names([axis.name for axis in axes], settings)
+        made = basis.with_projections(directions, axes=called, prior=prior)
     else:
         made = basis.with_projections(directions.sum(0), groups=len(directions), prior=prior)
     records = tuple(zip(names, before, found.shares.tolist(), strict=True))
-    return Learned(made, records, found.energy, seconds)
+    return Learned(made, records, found.energy, seconds, made_of)
+
+
+def _contrasts(axes: Sequence[Contrast], slopes: Sequence[Matrix]) -> list[tuple[str, Matrix]]:
+    """Return of each axis its name, and by question its plus side's slope less its minus side's."""
+    found, rest = [], iter(slopes)
+    for axis in axes:
+        plus, minus = (np.mean([next(rest) for _ in side], axis=0) for side in (axis.plus, axis.minus))
+        found.append((axis.name, plus - minus))
+    return found
