@@ -7,6 +7,7 @@
     llm.clear()                                     # the base again, bit for bit
 
     runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
+    runtime.measure_drift(llm, llm.vector)           # how far it is from the base on general prompts
 
     session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
     session.run(None, feeds, session.rows([alice_bytes, bob_bytes]))
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotImprovedWarning
 from ..vector import Policy
+from .drift import Drift, measure_drift, measure_drifts
 from .load import engine_of, load, missing_engine
 from .tuning.learner import RewardLearner
 from .tuning.settings import Tuned, TuneSettings
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Budget",
+    "Drift",
     "FeedbackLearner",
     "NotImprovedWarning",
     "OnnxSession",
@@ -46,6 +49,8 @@ __all__ = [
     "Tuned",
     "engine_of",
     "load",
+    "measure_drift",
+    "measure_drifts",
     "tune",
 ]
 
