@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,15 @@ class Drift:
     tokens: int
     repeating: Faults
     wrong: Faults
+
+    def record(self) -> dict[str, Any]:
+        """Return the figures as JSON takes them; None for a share of nothing, or an error of one prompt."""
+        figures = asdict(self)
+        for name, faults in (("repeating", self.repeating), ("wrong", self.wrong)):
+            figures[name]["share"] = None if math.isnan(faults.share) else faults.share
+        if math.isnan(self.standard_error):
+            figures["standard_error"] = None
+        return figures
 
     def __repr__(self) -> str:
         return (

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...shared import console, vectors
-from ...shared.options import Dtype, DtypeOption, FrameOption, JsonOption, SequenceOption
+from ...shared.options import DriftOption, Dtype, DtypeOption, FrameOption, JsonOption, SequenceOption
+from .figures import drift_beside, print_drift
+
+if TYPE_CHECKING:
+    from .... import MicroVector
+    from ....runtime.drift import Drift
 
 _LITTLE = 0.2
 """Share of the distance below which the vector is no replacement of the prompt."""
@@ -44,6 +50,7 @@ def distill(
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
     sequence: SequenceOption = 0,
+    drift: DriftOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Distill a prompt into a vector: without the prompt, the model answers as it does with it.
@@ -76,6 +83,7 @@ def distill(
     vector = replace(found.vector, dtype=dtype.value, sequence=sequence)
     data = vector.to_bytes(vectors.find_basis(bundle))
     vectors.write(str(output), data)
+    away = _drift(bundle, vector, threads) if drift else None
     record: dict[str, Any] = {
         "file": str(output),
         "bytes": len(data),
@@ -89,6 +97,8 @@ def distill(
         "seconds": round(found.seconds, 1),
         "answers": [vars(each) for each in found.shown],
     }
+    if away is not None:
+        record["drift"] = away.record()
     if as_json:
         console.print_json(record)
         return
@@ -104,6 +114,7 @@ def distill(
             ("first token", f"after {bare_ms:.0f} ms here instead of {told_ms:.0f} ms"),
         ]
     )
+    print_drift(away)
     for each in found.shown:
         console.facts(
             [("bare", each.bare), ("prompted", each.prompted), ("vector", each.personalized)],
@@ -114,6 +125,14 @@ def distill(
             f"the vector closes {found.share:.0%} of the distance: it does not replace this prompt. A "
             "learned basis (tinylora-edge learn) holds more"
         )
+
+
+def _drift(bundle: Path, vector: MicroVector, threads: int | None) -> Drift | None:
+    from .... import runtime
+
+    options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, **options)) as llm:
+        return drift_beside(llm, vector, **options)
 
 
 def _questions(path: Path | None, count: int) -> tuple[list[str], list[str]]:
