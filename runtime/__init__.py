@@ -8,6 +8,7 @@
 
     runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
     runtime.distill(llm, "Be brief.", questions, budget="5m")  # makes one of a prompt
+    runtime.measure_drift(llm, llm.vector)           # how far it is from the base on general prompts
 
     session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
     session.run(None, feeds, session.rows([alice_bytes, bob_bytes]))
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotImprovedWarning
 from ..vector import Policy
+from .drift import Drift, measure_drift, measure_drifts
 from .load import engine_of, load, missing_engine
 from .tuning.learner import RewardLearner
 from .tuning.settings import Tuned, TuneSettings
@@ -38,6 +40,7 @@ __all__ = [
     "Answer",
     "Budget",
     "Distilled",
+    "Drift",
     "FeedbackLearner",
     "NotImprovedWarning",
     "OnnxSession",
@@ -52,6 +55,8 @@ __all__ = [
     "distill",
     "engine_of",
     "load",
+    "measure_drift",
+    "measure_drifts",
     "tune",
 ]
 

@@ -61,6 +61,19 @@ RewardOption = Annotated[
     typer.Option(metavar="SPEC", help="Reward, such as '0.5*max_words(12)+0.5*ends_itself', or MODULE:NAME."),
 ]
 
+DriftOption = Annotated[
+    bool, typer.Option("--drift/--no-drift", help="Measure how far the vector is from the base in general.")
+]
+AnchorOption = Annotated[
+    float,
+    typer.Option(
+        "--anchor",
+        metavar="X",
+        min=0,
+        help="Hold it near the base in general: what a nat away costs.",
+    ),
+]
+
 KeysOption = Annotated[
     list[Path] | None,
     typer.Option("--key", metavar="FILE", help="A trusted Ed25519 public key, in PEM. May be repeated."),

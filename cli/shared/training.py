@@ -66,6 +66,8 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
                     f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
                     f"to the best vector and halved the step size to {metrics['lr']:.2g}"
                 )
+            if metrics.get("event") == "no drift":
+                console.warn(f"the drift on general prompts was not measured: {metrics['why']}")
             if "event" in metrics:
                 return
             figures = f"reward {metrics.get('reward', float('nan')):.2f}  held back {validation:.2f}"

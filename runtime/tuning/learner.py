@@ -22,6 +22,7 @@ from ...errors import TrainError
 from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
 from ..personal import Personal
+from .anchor import ANCHOR_TOKENS, anchor_samples
 from .search import make_search, restore_search
 from .settings import Report, Tuned, TuneSettings
 from .sitting import Plan, Sitting
@@ -81,6 +82,8 @@ class RewardLearner:
         self.settings = settings = settings or TuneSettings()
         if settings.effect is not None and not 0 < settings.effect < math.inf:
             raise TrainError(f"a perturbation has an effect of more than 0 nats, not of {settings.effect}")
+        if not 0 <= settings.anchor < math.inf:
+            raise TrainError(f"an anchor weighs at least 0 rewards a nat, not {settings.anchor}")
         self._llm, self._side_by_side, self._stop = llm, (sequences, n_threads), False
         self._path = None if path is None else Path(path)
         start = start or llm.vector or MicroVector.zeros(llm.basis)
@@ -92,6 +95,7 @@ class RewardLearner:
             lessons=task if shaped is None else replace(task, reward=shaped),
             settings=settings,
             seed=seed,
+            anchored=anchor_samples() if settings.anchor else [],
             start=start,
             whitening=llm.basis.whitening,
             sigma=settings.reach / spread_of(llm.basis),
@@ -146,10 +150,10 @@ class RewardLearner:
         began = time.monotonic()
         sequences, n_threads = self._side_by_side
         task = self._plan.task
-        samples = [*task.train, *task.held_out]
-        with self._llm._population(
-            samples, task.max_tokens, sequences=sequences, n_threads=n_threads
-        ) as population:
+        samples, room = [*task.train, *task.held_out, *self._plan.anchored], task.max_tokens
+        if self._plan.anchored:
+            room = max(room, ANCHOR_TOKENS)
+        with self._llm._population(samples, room, sequences=sequences, n_threads=n_threads) as population:
             sitting = Sitting(self._plan, self._search, self.state, population, budget, last_check=last_check)
             self.state.seconds += time.monotonic() - began
             return sitting.run(resumed)

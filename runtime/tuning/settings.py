@@ -25,6 +25,9 @@ class TuneSettings:
         reach: the same without the model: root mean square, over the modules, of the change to what the
             factors hold of a weight, as a share of that. Measured on the basis. With an `effect` it is where
             the measurement begins.
+        anchor: what a nat a token of KL(base || candidate) takes from a candidate's reward, in rewards. It is
+            measured in every step on a few general prompts, where nothing is drawn any more. 0: nothing is
+            measured. What is returned is decided by the reward alone.
         prompts: a step; every candidate answers the same ones.
         temperature: of the answers; 0 for greedy ones, which is what is checked.
         held_back: prompts never learned on, which decide what is returned: at most a third of all.
@@ -38,6 +41,7 @@ class TuneSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     effect: float | None = 0.5
     reach: float = 0.07
+    anchor: float = 0.0
     prompts: int = 8
     temperature: float = 0.0
     held_back: int = 48

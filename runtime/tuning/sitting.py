@@ -17,6 +17,7 @@ from ...errors import TrainError
 from ...tasks import Sample, Task
 from ...vector import MicroVector
 from ..evaluation import Population
+from .anchor import Anchor
 from .effect import change, sigma_of
 from .search import Search
 from .settings import Report, Tuned, TuneSettings
@@ -38,6 +39,7 @@ class Plan:
         lessons: the same with the reward to learn from.
         settings: of the loop.
         seed: of everything.
+        anchored: general prompts on which candidates are held near the base; none without an anchor.
         start: vector that tuning began with.
         whitening: the coordinates that are searched in.
         sigma: size of a perturbation at the beginning, or where its effect is to be measured, to begin with.
@@ -51,6 +53,7 @@ class Plan:
     lessons: Task
     settings: TuneSettings
     seed: int
+    anchored: Sequence[Sample]
     start: MicroVector
     whitening: Whitening
     sigma: float
@@ -80,6 +83,7 @@ class Sitting:
         self._population, self._budget, self._last_check = population, budget, last_check
         self._task, self._settings = plan.task, plan.settings
         self._began = state.tokens, state.seconds
+        self._anchor: Anchor | None = None
 
     def run(self, resumed: bool) -> Tuned:
         """Tune until the budget is spent, or nothing is left to find.
@@ -123,6 +127,8 @@ class Sitting:
             if probe:
                 state.rollouts, state.tokens, state.seconds = 0, *self._began  # nothing was learned
             raise error
+        if self._plan.anchored:
+            self._drop_anchor()
         if not probe and state.sigma:
             return
         if probe:
@@ -136,6 +142,12 @@ class Sitting:
         figures = {"check": float(np.mean(state.start_scores)), "held_back": len(check), "sigma": state.sigma}
         self._plan.report({"event": "start", **figures, **self._spent()})
 
+    def _drop_anchor(self) -> None:
+        """Draw the answers of the base that candidates are compared on: the same ones in every sitting."""
+        plan = self._plan
+        with self._uncosted(), self._counted():
+            self._anchor = Anchor(self._population, plan.anchored, (plan.seed, 5))
+
     def _choose_sigma(self) -> None:
         """Choose the sigma whose perturbations have the effect that is asked for."""
         plan, state, population = self._plan, self.state, self._population
@@ -147,8 +159,7 @@ class Sitting:
         directions = np.random.default_rng((plan.seed, 4)).standard_normal(
             (_EFFECT_VECTORS, self._search.size)
         )
-        before = state.tokens, state.seconds
-        with self._counted():
+        with self._uncosted(), self._counted():
             tokens = min(self._task.max_tokens, _EFFECT_TOKENS)
             answers = population.draw(plan.start, samples, max_tokens=tokens, seed=(plan.seed, 3))
             (here,) = population.score_each([plan.start], samples, answers)
@@ -158,7 +169,6 @@ class Sitting:
                 return change(here, population.score_each([self._vector(v) for v in moved], samples, answers))
 
             state.sigma = sigma_of(effect, plan.sigma, measure)
-        state.sigma_tokens, state.sigma_seconds = state.tokens - before[0], state.seconds - before[1]
         self._search.rescale(state.sigma)
 
     def _step(self) -> None:
@@ -167,7 +177,14 @@ class Sitting:
         samples = self._pick(search.step)
         vectors = [self._vector(v) for v in self._plan.whitening.values(candidates)]
         rewards = self._score(vectors, samples, seed=search.step)
-        search.tell(rewards)
+        anchor: dict[str, float] = {}
+        if self._anchor is None:
+            search.tell(rewards)
+        else:
+            with self._counted():
+                away = self._anchor.distances(vectors)
+            search.tell(rewards - self._settings.anchor * away[:, None])
+            anchor = {"anchor": float(away.mean())}
         if np.ptp(rewards, axis=0).any():
             state.silent = 0
         else:
@@ -178,6 +195,7 @@ class Sitting:
             "reward": float(rewards.mean()),
             "sigma": search.sigma,
             "norm": float(np.linalg.norm(self._mean())),
+            **anchor,
             **self._spent(),
         }
         if search.step % self._settings.check_every == 0:
@@ -283,6 +301,14 @@ class Sitting:
         yield
         self.state.tokens += self._population.evaluated - before
         self.state.seconds += time.monotonic() - began
+
+    @contextmanager
+    def _uncosted(self) -> Iterator[None]:
+        """Keep what a block takes out of the cost of an answer (`_cost`)."""
+        before = self.state.tokens, self.state.seconds
+        yield
+        self.state.sigma_tokens += self.state.tokens - before[0]
+        self.state.sigma_seconds += self.state.seconds - before[1]
 
     def _mean(self) -> NDArray[np.float64]:
         """Return the values that the search believes in now."""

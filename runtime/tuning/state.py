@@ -78,7 +78,8 @@ class TuningState:
         restarts: how often the search went back to the best.
         rollouts, tokens, seconds: spent so far; tokens count prompts and answers.
         sigma: of the first step; 0 before it is known.
-        sigma_tokens, sigma_seconds: what it took to know it, a part of the above.
+        sigma_tokens, sigma_seconds: what it took to know it, and to draw what is anchored on; a part of the
+            above.
     """
 
     search: dict[str, Any]

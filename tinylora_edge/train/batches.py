@@ -1,4 +1,4 @@
-"""The groups of a step: sampled and rewarded (GRPO), or answers that are given (SFT)."""
+"""The groups of a step: sampled and rewarded (GRPO), given (SFT), or drawn by the base, to stay near it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from ..errors import TrainError
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from .grpo import Loss, advantages, normaliser
-from .learner import Group
+from .learner import Gradient, Group, Learner
 from .rollouts import Rollout, Rollouts
+
+ANCHOR_TOKENS = 24
+"""Tokens of an answer of the base that v is held near to."""
+_PULLED = 8  # prompts a step
 
 Encode = Callable[[Sample], NDArray[np.int32]]
 """sample -> token ids of its prompt (or of its answer), int32 [n]."""
@@ -148,3 +152,60 @@ class GivenAnswers:
             for sample, answer in zip(samples, answers, strict=True)
         ]
         return groups, {"tokens": total, "length": total / len(samples)}
+
+
+class Anchor:
+    """The base's own answers to general prompts, and how v is pulled back to them.
+
+    They are drawn once, before the first step, and a step takes the next few of them.
+
+    Args:
+        learner: of log-probabilities at temperature 1.
+        rollouts: draws the answers.
+        prompts: token ids of each.
+        weight: of a nat a token of KL(base || present policy) in the loss.
+        seed: of the answers.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        rollouts: Rollouts,
+        prompts: Sequence[NDArray[np.int32]],
+        *,
+        weight: float,
+        seed: int,
+    ) -> None:
+        self.weight = weight
+        self._learner, self._rollouts, self._prompts, self._seed = learner, rollouts, prompts, seed
+        self._groups: list[Group] = []
+
+    def gradient(self, v: NDArray[np.float32], step: int) -> Gradient:
+        """Return KL(base || v) on the prompts of a step, in nats a token, and its gradient by v.
+
+        The learner's adapter is left at v.
+        """
+        if not self._groups:
+            self._draw()
+        chosen = [self._groups[i % len(self._groups)] for i in range(step * _PULLED, (step + 1) * _PULLED)]
+        total = sum(len(group.completions[0]) for group in chosen)
+        for group in chosen:
+            group.weight = np.full(1, 1 / total, np.float32)
+        self._learner.adapter.set(v)
+        return self._learner.pull(chosen)
+
+    def _draw(self) -> None:
+        drawn = self._rollouts.draw(
+            None, self._prompts, samples=1, max_tokens=ANCHOR_TOKENS, temperature=1.0, seed=(self._seed, 5)
+        )
+        one = np.ones(1, np.float32)
+        groups = [
+            Group(prompt, [r.tokens], [r.logprobs], one, one)
+            for prompt, (r,) in zip(self._prompts, drawn, strict=True)
+        ]
+        adapter = self._learner.adapter
+        adapter.set(np.zeros(tuple(adapter.v.shape), np.float32))
+        # By the learner and not the sampler: the two do not agree exactly, and v must not make up for that.
+        for group, reference in zip(groups, self._learner.measure(groups), strict=True):
+            group.reference = reference
+        self._groups = groups

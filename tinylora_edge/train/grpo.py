@@ -21,6 +21,8 @@ LOSSES: tuple[str, ...] = ("dapo", "dr_grpo", "grpo")
 """How token losses are averaged: over the tokens of the whole batch, over completions times the token
 limit, or over each completion first."""
 
+_MOST = 10.0  # nats: the ratio of one token must not overflow
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -111,3 +113,18 @@ def token_loss(
         gap = reference - logprobs
         result = result + loss.kl * (torch.exp(gap) - gap - 1)
     return result
+
+
+def distance(logprobs: Tensor, base: Tensor) -> Tensor:
+    """Return r - 1 - log r of every token that the base drew, with r = p / p_base: [completions, tokens].
+
+    Its mean is KL(base || p): -log r alone has it too, and r - 1 has the mean 0 (Schulman, "Approximating KL
+    divergence", 2020: k3, where the base is the sampler). It is never below 0, and its gradient is 0 where
+    nothing changed: it pulls to the base, and not to the answers that happened to be drawn.
+
+    Args:
+        logprobs: of the present policy, differentiable, [completions, tokens].
+        base: of the base, detached.
+    """
+    ratio = logprobs - base
+    return torch.expm1(ratio.clamp(max=_MOST)) - ratio

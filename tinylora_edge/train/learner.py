@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..errors import TrainError
 from .adapter import Adapter
-from .grpo import Loss, token_loss
+from .grpo import Loss, distance, token_loss
 from .model import give_back
 
 T = TypeVar("T")
@@ -175,22 +176,48 @@ class Learner:
     def gradient(self, groups: Sequence[Group], loss: Loss) -> Gradient:
         """Return loss and gradient of a batch. The first call for a group fixes its old policy."""
 
+        def terms(group: Group, logprobs: Tensor, sampled: Tensor) -> Tensor:
+            if group.old is None:
+                group.old = logprobs.detach()
+            return token_loss(
+                logprobs,
+                sampled=sampled,
+                old=group.old,
+                reference=group.reference,
+                advantage=torch.from_numpy(group.advantage)[:, None],
+                loss=loss,
+            )
+
+        return self._gradient(groups, terms)
+
+    def pull(self, groups: Sequence[Group]) -> Gradient:
+        """Return KL(base || present policy) and its gradient, on completions that the base drew.
+
+        Args:
+            groups: with the base's log-probabilities as `reference`; neither advantages nor what the
+                completions were sampled with count.
+        """
+
+        def terms(group: Group, logprobs: Tensor, sampled: Tensor) -> Tensor:
+            if group.reference is None:
+                raise TrainError("the pull to the base needs the base's log-probabilities of every group")
+            return distance(logprobs, group.reference)
+
+        return self._gradient(groups, terms)
+
+    def _gradient(
+        self, groups: Sequence[Group], terms_of: Callable[[Group, Tensor, Tensor], Tensor]
+    ) -> Gradient:
+        """Sum the terms of every token, each by its group's weight, and differentiate the sum by v."""
+
         def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float, int]:
             total, gap, count = torch.zeros(()), 0.0, 0
             for group, logprobs in zip(chosen, self.logprobs(chosen), strict=True):
                 sampled, mask = pad(group.sampled)
-                if group.old is None:
-                    group.old = logprobs.detach()
-                terms = token_loss(
-                    logprobs,
-                    sampled=sampled,
-                    old=group.old,
-                    reference=group.reference,
-                    advantage=torch.from_numpy(group.advantage)[:, None],
-                    loss=loss,
-                )
+                terms = terms_of(group, logprobs, sampled)
                 total = total + (terms * mask * torch.from_numpy(group.weight)[:, None]).sum()
-                gap += ((group.old - sampled).abs() * mask).sum().item()
+                before = logprobs.detach() if group.old is None else group.old
+                gap += ((before - sampled).abs() * mask).sum().item()
                 count += int(mask.sum())
             (grad,) = torch.autograd.grad(total, [self.adapter.v])
             return total.detach(), grad, gap, count

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import TrainError
+from ..runtime.drift import Drift
 from ..runtime.evaluation import Comparison, Evaluation, compare
 from .grpo import Loss
 from .trainer import Result, TrainSettings
@@ -33,6 +35,7 @@ class Options:
         wire: dtype of the frame that is written.
         sequence: of the frame.
         evaluate: measure base and vector on the held-out prompts at the end.
+        drift: general prompts on which the vector's drift is measured then; 0 leaves it out.
     """
 
     method: str = "grpo"
@@ -48,6 +51,7 @@ class Options:
     wire: str = "fp32"
     sequence: int = 0
     evaluate: bool = True
+    drift: int = 32
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -56,6 +60,10 @@ class Options:
         ):
             if value not in known:
                 raise TrainError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+        if self.drift < 0:
+            raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
+        if not 0 <= self.settings.anchor < math.inf:
+            raise TrainError(f"an anchor weighs at least 0 a nat, not {self.settings.anchor}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,12 +74,14 @@ class Outcome:
         path: the frame file; its manifest lies beside it as `<name>.json`.
         result: of the loop.
         base, personalized: on the held-out prompts; None where not evaluated.
+        drift: of the vector on general prompts; None where it was not measured.
     """
 
     path: Path
     result: Result
     base: Evaluation | None
     personalized: Evaluation | None
+    drift: Drift | None = None
 
     def __repr__(self) -> str:
         held_out = "not evaluated"

@@ -125,6 +125,8 @@ def write_result(
             "vector_standard_error": personalized.standard_error,
             **asdict(comparison),
         }
+    if outcome.drift is not None:
+        manifest["drift"] = outcome.drift.record()
     with atomic_write(output.with_name(f"{output.name}.json")) as file:
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
     with atomic_write(output) as file:

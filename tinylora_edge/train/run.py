@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .. import runtime
 from ..errors import TrainError
 from ..formats.bundle import Bundle
+from ..runtime.drift import Drift, measure_drift
 from ..runtime.evaluation import evaluate
 from ..runtime.llama.batch import Batch, cores
 from ..runtime.llama.model import TinyLoraLlama
@@ -25,8 +26,10 @@ from ..runtime.llama.prompts import decode, encode
 from ..runtime.llama.requantize import bf16_is_faster, requantize
 from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
+from ..tasks.general import load_general
+from ..vector import MicroVector
 from .adapter import Adapter
-from .batches import Batches, GivenAnswers, Sampled
+from .batches import ANCHOR_TOKENS, Anchor, Batches, GivenAnswers, Sampled
 from .learner import Learner
 from .model import load_model
 from .options import Options, Outcome
@@ -86,12 +89,13 @@ def train(
         with _interruptible(trainer):
             result = trainer.run(write)
         vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
-        base = personalized = None
+        base = personalized = drift = None
         if options.evaluate and result.stopped != "interrupted":
             base = evaluate(engines.deployed_batch, task, None)
             personalized = evaluate(engines.deployed_batch, task, vector)
+            drift = engines.drift(vector, write)
         if result.stopped != "interrupted":
-            outcome = Outcome(output, result, base, personalized)
+            outcome = Outcome(output, result, base, personalized, drift)
             write_result(output, folder, vector, engines.basis, task, options, outcome)
             (folder / "checkpoint.npz").unlink(missing_ok=True)
             return outcome
@@ -117,6 +121,7 @@ class _Engines:
         longest = max(len(tokens) for tokens in self.prompts.values())
         self._check_context(longest)
         self._longest = longest + task.max_tokens
+        self._anchored = self._general() if options.settings.anchor else []
         self.deployed_batch = stack.enter_context(self._batch(self.deployed))
         source = options.weights or found.base
         self.model = load_model(source, options.dtype)
@@ -127,6 +132,7 @@ class _Engines:
         self.learner = Learner(self.model, self.adapter, temperature=temperature, workers=self.threads)
         stack.callback(self.learner.close)
         self.rollouts = self._rollouts(found.base, folder, stack)
+        self.anchor = self._anchor(stack) if self._anchored else None
 
     def trainer(self, checkpoint: Path) -> Trainer:
         """Return the loop over these engines."""
@@ -153,7 +159,41 @@ class _Engines:
             settings=options.settings,
             checkpoint=checkpoint,
             identity=identity,
+            anchor=self.anchor,
         )
+
+    def drift(self, vector: MicroVector, report: Report) -> Drift | None:
+        """Measure how far a vector moves the deployed model from its base; None where that is left out.
+
+        Where it is not possible, that is reported, and the run is not lost for it.
+        """
+        options = self.options
+        if not options.drift:
+            return None
+        side_by_side: dict[str, Any] = {"sequences": options.sequences, "n_threads": self.threads}
+        try:
+            return measure_drift(self.deployed, vector, count=options.drift, **side_by_side)
+        except TrainError as error:
+            report({"event": "no drift", "why": str(error)})
+            return None
+
+    def _general(self) -> list[NDArray[np.int32]]:
+        """The general prompts to hold v near the base on, and room for the base's answers to them."""
+        prompts = [encode(self.deployed, sample) for sample in load_general(split="train")]
+        longest, limit = max(map(len, prompts)) + ANCHOR_TOKENS, self.deployed._model.n_ctx_train()
+        if longest > limit:
+            raise TrainError(
+                f"the general prompts and their answers have up to {longest} tokens, which passes the "
+                f"model's context of {limit}: leave out the anchor"
+            )
+        self._longest = max(self._longest, longest)
+        return prompts
+
+    def _anchor(self, stack: ExitStack) -> Anchor:
+        settings = self.options.settings
+        learner = Learner(self.model, self.adapter, temperature=1.0, workers=self.threads)
+        stack.callback(learner.close)
+        return Anchor(learner, self.rollouts, self._anchored, weight=settings.anchor, seed=settings.seed)
 
     def _encode(self, sample: Sample) -> NDArray[np.int32]:
         return self.prompts[id(sample)]

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...shared import console, vectors
-from ...shared.options import Dtype, DtypeOption, FrameOption, JsonOption, SequenceOption
+from ...shared.options import DriftOption, Dtype, DtypeOption, FrameOption, JsonOption, SequenceOption
+from .figures import drift_beside, print_drift
 
 if TYPE_CHECKING:
     from ....runtime import Replacement
+    from ....runtime.drift import Drift
     from ....tasks.behaviours import Behaviour
     from ....vector import MicroVector
 
@@ -74,6 +76,7 @@ def distill(
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
     sequence: SequenceOption = 0,
+    drift: DriftOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Distill a prompt into a vector: without the prompt, the model answers as it does with it.
@@ -109,6 +112,7 @@ def distill(
         vector, replacement, figures = _on_host(bundle, behaviour, sides, options, weights, threads)
     data = replace(vector, dtype=dtype.value, sequence=sequence).to_bytes(vectors.find_basis(bundle))
     vectors.write(str(output), data)
+    away = _drift(bundle, vector, threads) if drift else None
     record: dict[str, Any] = {
         "file": str(output),
         "bytes": len(data),
@@ -123,10 +127,12 @@ def distill(
         **figures,
         "answers": [vars(each) for each in replacement.shown],
     }
+    if away is not None:
+        record["drift"] = away.record()
     if as_json:
         console.print_json(record)
         return
-    _report(record, replacement)
+    _report(record, replacement, away)
 
 
 def _on_host(
@@ -196,7 +202,7 @@ def _progress() -> Iterator[Any]:
         yield show
 
 
-def _report(record: dict[str, Any], replacement: Replacement) -> None:
+def _report(record: dict[str, Any], replacement: Replacement, away: Drift | None) -> None:
     told_ms, bare_ms = 1000 * replacement.told_s, 1000 * replacement.bare_s
     closed = f"closes {replacement.share:.0%} of the distance to the prompted model "
     closed += f"({replacement.nats:.3f} nats)"
@@ -212,6 +218,7 @@ def _report(record: dict[str, Any], replacement: Replacement) -> None:
         took = f"{record['tokens']:,} tokens, {record['seconds']:.0f} s, {record['questions']} questions"
         rows.append(("took", took))
     console.facts(rows)
+    print_drift(away)
     for each in replacement.shown:
         console.facts(
             [("bare", each.bare), ("prompted", each.prompted), ("vector", each.personalized)],
@@ -222,6 +229,14 @@ def _report(record: dict[str, Any], replacement: Replacement) -> None:
             f"the vector closes {replacement.share:.0%} of the distance: it does not replace this prompt. A "
             "learned basis (tinylora-edge learn) holds more"
         )
+
+
+def _drift(bundle: Path, vector: MicroVector, threads: int | None) -> Drift | None:
+    from .... import runtime
+
+    options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, **options)) as llm:
+        return drift_beside(llm, vector, **options)
 
 
 def _read(path: Path) -> list[str]:

@@ -21,9 +21,10 @@ from ...shared.options import (
     RewardOption,
     TaskOption,
 )
-from .figures import print_figures
+from .figures import print_drift, print_figures
 
 if TYPE_CHECKING:
+    from ....runtime import TinyLoraLlama, TinyLoraOnnx
     from ....runtime.evaluation import Evaluation
     from ....runtime.llama.batch import Batch
     from ....runtime.onnx.batch import OnnxBatch
@@ -45,40 +46,53 @@ def evaluate(
     engine: EngineOption = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Measure also how far the vector is from the base in general.")
+    ] = False,
     show: Annotated[int, typer.Option(metavar="N", min=0, help="Answers to show.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
 
+    The drift is how far it moves the model from its base on general prompts that nobody trained on: in nats,
+    and in answers that begin to repeat themselves or to be wrong.
+
     \b
     Example:
       tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup
     """
+    from ....runtime import measure_drift
     from ....runtime.evaluation import compare
     from ....runtime.evaluation import evaluate as measure
     from ....tasks import load_task
 
+    if drift and vector is None:
+        raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy = keyfiles.policy(keys, macs)
     loaded = load_task(task, reward=reward, seed=seed, held_out=number)
     _check_number(ctx, loaded, number)
     data = None if vector is None else vectors.read(str(vector))
     samples = loaded.held_out[:number]
-    with _answering(bundle, engine, samples, loaded.max_tokens) as batch:
-        checked = None if data is None else policy.check(data, batch.llm.basis)
+    with _answering(bundle, engine, samples, loaded.max_tokens) as (llm, batch):
+        checked = None if data is None else policy.check(data, llm.basis)
 
         def run(chosen: Any) -> Evaluation:
             return measure(batch, loaded, chosen, samples=samples, temperature=temperature, seed=seed)
 
         base = run(None)
         personalized = None if checked is None else run(checked)
+        away = measure_drift(llm, checked, seed=seed) if drift else None
     comparison = None if personalized is None else compare(base, personalized)
     if as_json:
         record: dict[str, Any] = {"task": loaded.name, "temperature": temperature, "base": _figures(base)}
         if personalized is not None and comparison is not None:
             record |= {"vector": _figures(personalized), "comparison": asdict(comparison)}
+        if away is not None:
+            record["drift"] = away.record()
         console.print_json(record)
         return
     print_figures(base, personalized, comparison)
+    print_drift(away)
     for i in range(min(show, base.n)):
         console.say()
         console.say(f"prompt: {samples[i].text}")
@@ -105,21 +119,21 @@ def _check_number(ctx: typer.Context, task: Task, number: int) -> None:
 @contextmanager
 def _answering(
     bundle: Path, chosen: EngineName | None, samples: Sequence[Sample], max_tokens: int
-) -> Iterator[Batch | OnnxBatch]:
-    """What answers in the deployed runtime."""
+) -> Iterator[tuple[TinyLoraLlama | TinyLoraOnnx, Batch | OnnxBatch]]:
+    """The deployed model, and what answers in it."""
     from .... import runtime
 
     if runtime.engine_of(bundle, chosen.value if chosen else None) == EngineName.onnx:
         with runtime.load(bundle, engine="onnx") as onnx:
             from ....runtime.onnx.batch import OnnxBatch
 
-            yield OnnxBatch(onnx)
+            yield onnx, OnnxBatch(onnx)
         return
     with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llama:
         from ....runtime.llama.batch import batch_for
 
         with batch_for(llama, samples, max_tokens) as batch:
-            yield batch
+            yield llama, batch
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

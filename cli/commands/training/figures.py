@@ -1,12 +1,17 @@
-"""Figures of a measurement on held-out prompts, as `train`, `eval` and `tune` print it."""
+"""Figures of a measurement, as `train`, `eval` and `tune` print it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...shared import console, training
 
+DRIFT_PROMPTS = 32
+"""General prompts on which drift is measured beside a gain; `eval --drift` takes all."""
+
 if TYPE_CHECKING:
+    from .... import MicroVector
+    from ....runtime.drift import Drift, Faults
     from ....runtime.evaluation import Comparison, Evaluation
 
 
@@ -19,3 +24,33 @@ def print_figures(base: Evaluation, personalized: Evaluation | None, comparison:
             *training.compared(comparison),
         ]
     console.facts(rows)
+
+
+def print_drift(drift: Drift | None) -> None:
+    """Print how far a vector moves the model from its base on general prompts, where that was measured."""
+    if drift is None:
+        return
+    nats = f"{drift.kl:.3f} +- {drift.standard_error:.3f} nats a token"
+    console.facts(
+        [
+            ("drift", f"{nats} from the base on {drift.prompts} general prompts"),
+            ("repeating", f"{_new(drift.repeating)} repeat themselves, where the base's did not"),
+            ("wrong", f"{_new(drift.wrong)} are wrong, where the base's were right"),
+        ]
+    )
+
+
+def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:
+    """Measure the drift of a vector that was just found; where that is not possible, say so."""
+    from .... import TrainError
+    from ....runtime import measure_drift
+
+    try:
+        return measure_drift(llm, vector, count=DRIFT_PROMPTS, **options)
+    except TrainError as error:
+        console.warn(f"the drift on general prompts was not measured: {error}")
+        return None
+
+
+def _new(faults: Faults) -> str:
+    return f"{faults.new} of {faults.judged - faults.base} answers"

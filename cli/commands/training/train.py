@@ -11,6 +11,8 @@ import typer
 
 from ...shared import console, training
 from ...shared.options import (
+    AnchorOption,
+    DriftOption,
     Dtype,
     DtypeOption,
     FrameOption,
@@ -19,7 +21,7 @@ from ...shared.options import (
     SequenceOption,
     TaskOption,
 )
-from .figures import print_figures
+from .figures import DRIFT_PROMPTS, print_drift, print_figures
 
 if TYPE_CHECKING:
     from ....train.options import Outcome
@@ -78,7 +80,9 @@ def train(
     dtype: DtypeOption = Dtype.fp32,
     sequence: SequenceOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    anchor: AnchorOption = 0.0,
     evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,
+    drift: DriftOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train a vector for a task with GRPO, and write it as a frame.
@@ -92,7 +96,7 @@ def train(
     from ....tasks import load_task
     from ....train import Options, TrainSettings
 
-    settings = TrainSettings(steps=steps, prompts=prompts, lr=lr, seed=seed)
+    settings = TrainSettings(steps=steps, prompts=prompts, lr=lr, seed=seed, anchor=anchor)
     options = Options(
         method=method.value,
         settings=settings,
@@ -104,6 +108,7 @@ def train(
         wire=dtype.value,
         sequence=sequence,
         evaluate=evaluate,
+        drift=DRIFT_PROMPTS if drift else 0,
     )
     loaded = load_task(task, reward=reward, seed=seed)
     with training.progress(steps) as show:
@@ -136,6 +141,8 @@ def _report(outcome: Outcome, as_json: bool) -> None:
                 "vector": outcome.personalized.mean,
                 **asdict(comparison),
             }
+        if outcome.drift is not None:
+            record["drift"] = outcome.drift.record()
         console.print_json(record)
         return
     result_ = outcome.result
@@ -146,3 +153,4 @@ def _report(outcome: Outcome, as_json: bool) -> None:
     )
     if outcome.base is not None:
         print_figures(outcome.base, outcome.personalized, comparison)
+        print_drift(outcome.drift)

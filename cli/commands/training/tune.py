@@ -18,6 +18,8 @@ from .... import TrainError, __version__
 from ...._system import atomic_write
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
+    AnchorOption,
+    DriftOption,
     Dtype,
     DtypeOption,
     EngineOption,
@@ -29,10 +31,11 @@ from ...shared.options import (
     SequenceOption,
     TaskOption,
 )
-from .figures import print_figures
+from .figures import drift_beside, print_drift, print_figures
 
 if TYPE_CHECKING:
     from ....runtime import Budget, RewardLearner, Tuned
+    from ....runtime.drift import Drift
     from ....runtime.evaluation import Evaluation
     from ....tasks import Task
 
@@ -66,7 +69,9 @@ def tune(
     dtype: DtypeOption = Dtype.fp32,
     sequence: SequenceOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    anchor: AnchorOption = 0.0,
     evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,
+    drift: DriftOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
@@ -114,7 +119,7 @@ def tune(
             shaped=loaded.shaped,
             seed=seed,
             max_tokens=loaded.max_tokens,
-            settings=runtime.TuneSettings(prompts=prompts),
+            settings=runtime.TuneSettings(prompts=prompts, anchor=anchor),
             path=state,
             report=report,
             sequences=sequences,
@@ -128,7 +133,12 @@ def tune(
             raise typer.Exit(130)
         vector = replace(found.vector, dtype=dtype.value, sequence=sequence)
         figures = _measure(llm, loaded, vector, sequences, threads) if evaluate else None
+        away = None
+        if evaluate and drift:
+            away = drift_beside(llm, vector, sequences=sequences, n_threads=threads)
     record = _record(loaded, vector.values.reshape(-1).tolist(), found, figures)
+    if away is not None:
+        record["drift"] = away.record()
     manifest = {
         "tool": f"tinylora-edge {__version__}",
         "basis": llm.basis.digest,
@@ -145,7 +155,7 @@ def tune(
     with atomic_write(output) as file:
         file.write(vector.to_bytes(llm.basis))
     state.unlink(missing_ok=True)
-    _report(output, record, found, figures, as_json=as_json)
+    _report(output, record, found, figures, away, as_json=as_json)
 
 
 def _check_files(output: Path, state: Path, resume: bool) -> None:
@@ -203,6 +213,7 @@ def _report(
     record: dict[str, Any],
     found: Tuned,
     figures: tuple[Evaluation, Evaluation] | None,
+    drift: Drift | None,
     *,
     as_json: bool,
 ) -> None:
@@ -223,6 +234,7 @@ def _report(
     if figures is not None:
         base, tuned = figures
         print_figures(base, tuned, compare(base, tuned))
+    print_drift(drift)
 
 
 @contextmanager

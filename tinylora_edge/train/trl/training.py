@@ -23,6 +23,7 @@ import torch
 from ... import runtime
 from ...errors import MissingExtraError, TrainError
 from ...formats.bundle import Bundle
+from ...runtime.drift import Drift, measure_drift
 from ...runtime.evaluation import Evaluation, evaluate
 from ...runtime.llama.batch import batch_for, cores
 from ...runtime.tuning.settings import Report
@@ -160,6 +161,11 @@ def grpo_fields(
     settings, loss = options.settings, options.loss
     if options.method != "grpo":
         raise TrainError(f"the TRL engine trains with GRPO, not {options.method}: leave out --engine trl")
+    if settings.anchor:
+        raise TrainError(
+            f"the TRL engine has no anchor, and settings.anchor is {settings.anchor:g}: leave it out, or "
+            "leave out --engine trl"
+        )
     for name in _OURS.keys() & given.keys():
         raise TrainError(f"{name} cannot be set: {_OURS[name]}")
     if settings.lr is None and "learning_rate" not in given:
@@ -255,10 +261,12 @@ def _check_agreement(vector: MicroVector) -> None:
 
 def _evaluate(
     bundle: str | PathLike[str], task: Task, vector: MicroVector, options: Options
-) -> tuple[Evaluation, Evaluation]:
-    """Base and vector on the held-out prompts, in the deployed engine."""
+) -> tuple[Evaluation, Evaluation, Drift | None]:
+    """Base and vector on the held-out prompts, and the drift, in the deployed engine."""
     threads = options.workers or cores()
     with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
         room: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
         with batch_for(llm, task.held_out, task.max_tokens, **room) as batch:
-            return evaluate(batch, task, None), evaluate(batch, task, vector)
+            base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
+        drift = measure_drift(llm, vector, count=options.drift, **room) if options.drift else None
+        return base, personalized, drift

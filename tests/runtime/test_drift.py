@@ -1,0 +1,106 @@
+"""Drift: its arithmetic on numbers, and what it says of zero, small and large vectors on models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_bundles
+import pytest
+
+from tinylora_edge import MicroVector, TrainError, VectorError, runtime
+from tinylora_edge.runtime import Drift, TinyLoraLlama, measure_drift, measure_drifts
+from tinylora_edge.runtime.drift import Faults, divergence
+from tinylora_edge.tasks import Sample
+from tinylora_edge.tasks.general import load_general
+
+PROMPTS = ["prompt a", "another prompt", Sample("a third", answer="e"), Sample("raw", raw=True)]
+
+
+class TestArithmetic:
+    def test_the_mean_and_its_error_between_answers(self) -> None:
+        base = np.log(np.array([0.5, 0.5, 0.25], np.float32))
+        there = np.log(np.array([0.25, 0.5, 0.25], np.float32))
+        mean, error = divergence(base, there, [1, 2])
+        assert mean == pytest.approx(math.log(2) / 3)
+        gaps = np.array([math.log(2) - mean, -2 * mean])
+        assert error == pytest.approx(math.sqrt(2 * (gaps**2).sum()) / 3)
+
+    def test_one_answer_has_no_error(self) -> None:
+        ones = np.ones(3, np.float32)
+        mean, error = divergence(ones, ones, [3])
+        assert mean == 0
+        assert math.isnan(error)
+
+    def test_it_is_the_divergence_where_the_base_draws(self) -> None:
+        rng = np.random.default_rng(0)
+        p, q = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5))
+        tokens = rng.choice(5, 40_000, p=p)
+        found, error = divergence(np.log(p)[tokens], np.log(q)[tokens], [100] * 400)
+        assert abs(found - float((p * np.log(p / q)).sum())) < 4 * error
+
+    def test_shares(self) -> None:
+        assert Faults(10, 2, 5, 4).share == 0.5
+        assert math.isnan(Faults(2, 2, 2, 0).share)
+
+    def test_a_record_is_json(self) -> None:
+        drift = Drift(0.1, math.nan, 1, 3, Faults(1, 0, 1, 1), Faults(0, 0, 0, 0))
+        found = json.loads(json.dumps(drift.record(), allow_nan=False))
+        assert found["repeating"] == {"judged": 1, "base": 0, "vector": 1, "new": 1, "share": 1.0}
+        assert found["standard_error"] is found["wrong"]["share"] is None
+        assert "1 of 1 begin to repeat" in repr(drift)
+
+
+class TestLlama:
+    @pytest.fixture
+    def llm(self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
+        opened = load(tiny_bundle)
+        yield opened
+        opened.close()
+
+    def test_a_longer_vector_drifts_further(self, llm: TinyLoraLlama) -> None:
+        vectors = [MicroVector.random(llm.basis, norm, seed=1) for norm in (0.2, 2.0)]
+        own = llm.swap(vectors[0])
+        zero, none, short, long = measure_drifts(
+            llm, [MicroVector.zeros(llm.basis), None, *vectors], PROMPTS, sequences=8, n_threads=1
+        )
+        assert zero.kl == none.kl == zero.repeating.new == zero.wrong.new == 0
+        assert long.kl > short.kl + 3 * long.standard_error
+        assert long.prompts == 4
+        assert long.wrong.judged == 1
+        assert llm.vector == own, "measuring changes nothing"
+        again = measure_drift(llm, vectors[1], PROMPTS, sequences=8, n_threads=1)
+        assert again == long, "deterministic, whatever is measured beside it"
+
+    def test_what_cannot_be_measured(self, llm: TinyLoraLlama) -> None:
+        with pytest.raises(TrainError, match="there are none"):
+            measure_drift(llm, None, [])
+        with pytest.raises(TrainError, match="there are none"):
+            measure_drift(llm, None, PROMPTS, count=0)
+        with pytest.raises(VectorError, match="7"):
+            measure_drift(llm, MicroVector(np.zeros((7, 1))), PROMPTS)
+
+
+def test_in_onnx_too() -> None:
+    with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=128, n_threads=1) as llm:
+        vectors = [MicroVector.zeros(llm.basis), MicroVector.random(llm.basis, 2.0, seed=1)]
+        zero, long = measure_drifts(llm, vectors, PROMPTS)
+        assert abs(zero.kl) < 1e-4
+        assert long.kl > 0.01
+
+
+def test_on_the_real_model(load: Callable[..., TinyLoraLlama], smollm2_bundle: Path) -> None:
+    llm = load(smollm2_bundle, n_ctx=64)
+    general = [sample for sample in load_general() if sample.data["kind"] == "fact"][:4]
+    zero, long = measure_drifts(
+        llm, [MicroVector.zeros(llm.basis), MicroVector.random(llm.basis, 0.3, seed=1)], general
+    )
+    llm.close()
+    assert zero.kl == 0
+    assert zero.wrong.new == zero.repeating.new == 0
+    assert long.kl > 0.05
+    assert long.wrong.judged == 4
+    assert long.wrong.base <= 2, "the base knows most of it"
