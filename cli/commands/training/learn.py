@@ -54,7 +54,7 @@ def learn(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Learn which directions of R are worth a number, and write a bundle with them. An experiment.
+    """Learn which directions of R are worth a number, and write a bundle with them.
 
     Done once per model, on a host, with PyTorch. The factors and the base stay; vectors of BUNDLE do not fit
     BUNDLE2. What is done lies in BUNDLE2.learn, and an interrupted run goes on from there. Named axes are the
