@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import re
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -29,11 +28,15 @@ from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.runtime.llama.model import TinyLoraLlama
 from tinylora_edge.runtime.llama.requantize import requantize
 from tinylora_edge.tasks import Sample
-from tinylora_edge.tasks.behaviours import load_behaviours, load_contrast, load_questions, shipped_axes
+from tinylora_edge.tasks.behaviours import load_behaviours, load_contrast, load_questions
 from tinylora_edge.train.learned import Learned, LearnSettings, learn
 
 SHARE = 1 / 3
 """How much of its own move an axis may move the measures of others."""
+
+
+ORDER = ["length", "plainness", "formality"]
+"""Of the axes that are shipped: an axis leaves alone what those before it hold."""
 
 
 def words(text: str) -> list[str]:
@@ -205,11 +208,11 @@ def main() -> None:
     parser.add_argument(
         "--axes",
         nargs="+",
-        default=list(shipped_axes()),
+        default=ORDER,
         metavar="NAME[=FILE]",
-        help="in order; by default all that are shipped",
+        help="in order; by default those that are shipped",
     )
-    parser.add_argument("--points", type=float, nargs="+", default=[-1.0, -0.5, 0.5, 1.0])
+    parser.add_argument("--points", type=float, nargs="+", default=[-0.5, -0.25, 0.25, 0.5])
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--weights", default="BF16", help="type of the deployed file")
@@ -225,11 +228,11 @@ def main() -> None:
         rows = answer_missing(options, bundle, made, report.say)
     found = judge(rows, [axis.name for axis in made.axes], options.points)
     for axis, each in zip(made.axes, found, strict=True):
-        each |= {key: value for key, value in vars(axis).items() if key != "name"}
+        each["step"] = {key: value for key, value in vars(axis).items() if key != "name"}
     table = [
         [
             each["axis"],
-            f"{each['length']:.2f}",
+            f"{each['step']['length']:.2f}",
             each["measure"],
             " ".join(f"{mean:.2f}" for mean in each["means"]),
             f"{each['own']:+.2f} ({each['standard_error']:.2f})",
@@ -238,9 +241,8 @@ def main() -> None:
         ]
         for each in found
     ]
-    headers = ["axis", "length", "its measure", f"at {found[0]['points']}", "own move, sd", "others", ""]
+    headers = ["axis", "sides apart", "its measure", f"at {found[0]['points']}", "own move, sd", "others", ""]
     report.say("\n" + bench.table(headers, table))
-    report.say(f"median move of another's measure: {statistics.median(e['others'] for e in found):.2f}")
     report.record |= {"basis": made.basis.digest, "summary": found}
     report.finish()
 

@@ -58,7 +58,7 @@ def test_an_answer_without_words_has_no_reading_ease(axes: ModuleType) -> None:
 
 
 def test_every_shipped_axis_has_a_measure(axes: ModuleType) -> None:
-    assert set(shipped_axes()) <= set(axes.MEASURES)
+    assert set(shipped_axes()) == set(axes.ORDER) <= set(axes.MEASURES)
 
 
 def record(axis: str, x: float, *answers: str) -> dict[str, Any]:
