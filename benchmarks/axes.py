@@ -28,7 +28,7 @@ from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.runtime.llama.model import TinyLoraLlama
 from tinylora_edge.runtime.llama.requantize import requantize
 from tinylora_edge.tasks import Sample
-from tinylora_edge.tasks.behaviours import load_behaviours, load_contrast, load_questions
+from tinylora_edge.tasks.behaviours import load_behaviours, load_contrast, load_questions, shipped_axes
 from tinylora_edge.train.learned import Learned, LearnSettings, learn
 
 SHARE = 1 / 3
@@ -36,7 +36,16 @@ SHARE = 1 / 3
 
 
 ORDER = ["length", "plainness", "formality"]
-"""Of the axes that are shipped: an axis leaves alone what those before it hold."""
+"""Axes that are compared by default: one leaves alone what those before it hold."""
+CONTRASTS = Path(__file__).with_name("contrasts")
+"""Axes that are not shipped, because they did not pass."""
+
+
+def file_of(name: str, path: str) -> Path | None:
+    """The file of an axis: its own, that of one that did not pass, or None for one that is shipped."""
+    if path:
+        return Path(path)
+    return None if name in shipped_axes() else CONTRASTS / f"{name}.jsonl"
 
 
 def words(text: str) -> list[str]:
@@ -210,7 +219,7 @@ def main() -> None:
         nargs="+",
         default=ORDER,
         metavar="NAME[=FILE]",
-        help="in order; by default those that are shipped",
+        help="in order; shipped, of contrasts/, or of a FILE",
     )
     parser.add_argument("--points", type=float, nargs="+", default=[-0.5, -0.25, 0.25, 0.5])
     parser.add_argument("--questions", type=int, default=24)
@@ -221,7 +230,7 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=Path("axes.jsonl"), help="keeps the answers")
     parser.add_argument("--work", type=Path, default=Path("axes.learn"), help="keeps what is learned")
     options = parser.parse_args()
-    options.axes = [(name, path or None) for name, _, path in (each.partition("=") for each in options.axes)]
+    options.axes = [(name, file_of(name, path)) for name, _, path in (a.partition("=") for a in options.axes)]
     report = bench.Report("axes", options.json)
     with tempfile.TemporaryDirectory() as folder:
         bundle, made = learned(options, Path(folder), report.say)
