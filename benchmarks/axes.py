@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import re
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -34,6 +33,19 @@ from tinylora_edge.train.learned import Learned, LearnSettings, learn
 
 SHARE = 1 / 3
 """How much of its own move an axis may move the measures of others."""
+
+
+ORDER = ["length", "plainness", "formality"]
+"""Axes that are compared by default: one leaves alone what those before it hold."""
+CONTRASTS = Path(__file__).with_name("contrasts")
+"""Axes that are not shipped, because they did not pass."""
+
+
+def file_of(name: str, path: str) -> Path | None:
+    """The file of an axis: its own, that of one that did not pass, or None for one that is shipped."""
+    if path:
+        return Path(path)
+    return None if name in shipped_axes() else CONTRASTS / f"{name}.jsonl"
 
 
 def words(text: str) -> list[str]:
@@ -205,11 +217,11 @@ def main() -> None:
     parser.add_argument(
         "--axes",
         nargs="+",
-        default=list(shipped_axes()),
+        default=ORDER,
         metavar="NAME[=FILE]",
-        help="in order; by default all that are shipped",
+        help="in order; shipped, of contrasts/, or of a FILE",
     )
-    parser.add_argument("--points", type=float, nargs="+", default=[-1.0, -0.5, 0.5, 1.0])
+    parser.add_argument("--points", type=float, nargs="+", default=[-0.5, -0.25, 0.25, 0.5])
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--weights", default="BF16", help="type of the deployed file")
@@ -218,18 +230,18 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=Path("axes.jsonl"), help="keeps the answers")
     parser.add_argument("--work", type=Path, default=Path("axes.learn"), help="keeps what is learned")
     options = parser.parse_args()
-    options.axes = [(name, path or None) for name, _, path in (each.partition("=") for each in options.axes)]
+    options.axes = [(name, file_of(name, path)) for name, _, path in (a.partition("=") for a in options.axes)]
     report = bench.Report("axes", options.json)
     with tempfile.TemporaryDirectory() as folder:
         bundle, made = learned(options, Path(folder), report.say)
         rows = answer_missing(options, bundle, made, report.say)
     found = judge(rows, [axis.name for axis in made.axes], options.points)
     for axis, each in zip(made.axes, found, strict=True):
-        each |= {key: value for key, value in vars(axis).items() if key != "name"}
+        each["step"] = {key: value for key, value in vars(axis).items() if key != "name"}
     table = [
         [
             each["axis"],
-            f"{each['length']:.2f}",
+            f"{each['step']['length']:.2f}",
             each["measure"],
             " ".join(f"{mean:.2f}" for mean in each["means"]),
             f"{each['own']:+.2f} ({each['standard_error']:.2f})",
@@ -238,9 +250,8 @@ def main() -> None:
         ]
         for each in found
     ]
-    headers = ["axis", "length", "its measure", f"at {found[0]['points']}", "own move, sd", "others", ""]
+    headers = ["axis", "sides apart", "its measure", f"at {found[0]['points']}", "own move, sd", "others", ""]
     report.say("\n" + bench.table(headers, table))
-    report.say(f"median move of another's measure: {statistics.median(e['others'] for e in found):.2f}")
     report.record |= {"basis": made.basis.digest, "summary": found}
     report.finish()
 

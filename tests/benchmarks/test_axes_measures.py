@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tinylora_edge.tasks.behaviours import shipped_axes
+from tinylora_edge.tasks.behaviours import load_contrast, shipped_axes
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -58,7 +58,12 @@ def test_an_answer_without_words_has_no_reading_ease(axes: ModuleType) -> None:
 
 
 def test_every_shipped_axis_has_a_measure(axes: ModuleType) -> None:
-    assert set(shipped_axes()) <= set(axes.MEASURES)
+    assert set(shipped_axes()) <= set(axes.ORDER) <= set(axes.MEASURES)
+
+
+def test_every_contrast_of_the_benchmark_can_be_made(axes: ModuleType) -> None:
+    for name in axes.MEASURES:
+        assert len(load_contrast(name, axes.file_of(name, "")).behaviours) == 4
 
 
 def record(axis: str, x: float, *answers: str) -> dict[str, Any]:

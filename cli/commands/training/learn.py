@@ -63,7 +63,7 @@ def learn(
     \b
     Examples:
       tinylora-edge learn smollm2 -o smollm2-learned
-      tinylora-edge learn smollm2 -o smollm2-named --axis AXISNAME --axis tone=tone.jsonl
+      tinylora-edge learn smollm2 -o smollm2-named --axis length --axis tone=tone.jsonl
     """
     from ....exporters import refuse_existing
     from ....exporters.bundle_writer import write_bundle
