@@ -58,7 +58,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     arm, rows = ARMS[name], list[dict[str, Any]]()
     task = load_task(options.task, seed=seed)
     settings = TrainSettings(steps=options.steps, seed=seed)
-    chosen = Options(method=arm.method, settings=settings, wire=arm.wire, workers=options.workers)
+    chosen = Options(method=arm.method, settings=settings, wire=arm.wire, workers=options.workers, drift=0)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         bundle, basis = export(Path(folder), arm.shape)

@@ -235,3 +235,18 @@ def test_onnx_bake_says_what_does_not_fit(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "GB free" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_drift_is_measured_once_and_gone_on_with(tmp_path: Path, smollm2_bundle: Path) -> None:
+    basis = load_basis(smollm2_bundle / "basis.gguf")
+    frames = []
+    for norm in (0.01, 0.3):
+        frames.append(tmp_path / f"{norm}.bin")
+        frames[-1].write_bytes(MicroVector.random(basis, norm, seed=1).to_bytes(basis))
+    asked = ["--study", str(tmp_path / "study.jsonl"), "--prompts", "2", "--workers", "1"]
+    asked += ["--vectors", str(smollm2_bundle), *map(str, frames)]
+    near, far = run("drift.py", *asked)["runs"]
+    assert near["drift"]["kl"] < far["drift"]["kl"]
+    assert far["drift"]["prompts"] == 2
+    assert run("drift.py", *asked)["runs"] == [near, far]
+    assert len((tmp_path / "study.jsonl").read_text().splitlines()) == 2

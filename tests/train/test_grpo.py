@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import TrainError
-from tinylora_edge.train.grpo import LOSSES, Loss, advantages, normaliser, token_loss
+from tinylora_edge.train.grpo import LOSSES, Loss, advantages, distance, normaliser, token_loss
 
 rewards = st.lists(st.floats(-10, 10), min_size=2, max_size=16)
 
@@ -86,3 +86,23 @@ def test_kl_is_the_k3_estimator() -> None:
     gap = -1.0 - -1.5
     assert (with_kl - without)[0].item() == pytest.approx(0.3 * (np.exp(gap) - gap - 1), rel=1e-5)
     assert (with_kl - without)[1].item() == pytest.approx(0.3 * (1 - np.exp(gap)), rel=1e-5)
+
+
+def test_the_distance_from_the_base_is_the_divergence_and_pulls_to_nothing_else() -> None:
+    torch.manual_seed(0)
+    base = torch.log_softmax(torch.randn(6, dtype=torch.float64), -1)
+    z = (base + 0.5 * torch.randn(6, dtype=torch.float64)).requires_grad_()
+    own = torch.log_softmax(z, -1)
+    every = distance(own, base)  # every token as often as the base draws it
+    assert bool((every >= 0).all())
+    assert float((base.exp() * every).sum()) == pytest.approx(float((base.exp() * (base - own)).sum()))
+    (grad,) = torch.autograd.grad((base.exp() * every).sum(), z)
+    torch.testing.assert_close(grad, own.exp().detach() - base.exp())  # that of KL(base || own)
+    same = base.clone().requires_grad_()
+    assert not torch.autograd.grad(distance(same, base)[:1].sum(), same)[0].any(), "whatever was drawn"
+
+
+def test_the_distance_of_a_token_that_became_certain_is_finite() -> None:
+    far = torch.tensor([100.0], requires_grad=True)
+    found = distance(far, torch.zeros(1))
+    assert torch.isfinite(torch.cat([found, *torch.autograd.grad(found.sum(), far)])).all()

@@ -32,6 +32,7 @@ def options(tiny_weights: Path) -> Options:
         workers=2,
         sequences=8,
         bf16_copy=False,
+        drift=0,
     )
 
 
@@ -43,7 +44,7 @@ def steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     settings = replace(FAST, steps=48, prompts=8, validate_every=16, lr=0.3)
-    longer = replace(options, settings=settings, samples=8, wire="bf16", sequence=3)
+    longer = replace(options, settings=settings, samples=8, wire="bf16", sequence=3, drift=4)
     outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=longer, report=rows.append)
     sampled = [row["reward"] for row in steps(rows)]
     assert np.mean(sampled[-8:]) > np.mean(sampled[:8]) + 0.03
@@ -58,6 +59,10 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     assert manifest["held_out"]["difference"] == pytest.approx(
         manifest["held_out"]["vector"] - manifest["held_out"]["base"]
     )
+    assert outcome.drift is not None
+    assert manifest["drift"] == outcome.drift.record()
+    assert manifest["drift"]["prompts"] == 4
+    assert manifest["drift"]["kl"] > 0
     assert steps(manifest["curve"]) == steps(rows)
     assert len(steps(rows)) == 48
     with_vector = runtime.load(tiny_bundle, data, n_ctx=64)
@@ -117,6 +122,7 @@ def test_sigint_saves_and_leaves(
         {"rollouts": "hf"},
         {"bf16_copy": True},
         {"settings": replace(FAST, lr=None)},
+        {"settings": replace(FAST, anchor=0.5), "rollouts": "hf"},
     ],
 )
 def test_every_option_runs(
@@ -352,9 +358,10 @@ def test_checkpoints_of_other_runs_are_refused(
             signal.raise_signal(signal.SIGINT)
 
     train(tiny_bundle, letters_task, tmp_path / "v", options=options, report=interrupt)
-    other = replace(options, settings=replace(FAST, seed=2))
-    with pytest.raises(TrainError, match="another run"):
-        train(tiny_bundle, letters_task, tmp_path / "v", options=other, resume=True)
+    for change in ({"seed": 2}, {"anchor": 0.5}):
+        other = replace(options, settings=replace(FAST, **change))
+        with pytest.raises(TrainError, match="another run"):
+            train(tiny_bundle, letters_task, tmp_path / "v", options=other, resume=True)
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     with pytest.raises(TrainError, match="not a usable checkpoint"):
         train(tiny_bundle, letters_task, tmp_path / "v", options=options, resume=True)

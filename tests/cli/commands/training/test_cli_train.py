@@ -44,9 +44,14 @@ def test_train_then_eval(cli, tiny, tmp_path):
     assert record["stopped"] == "done"
     assert len(record["values"]) == 13
     assert (tmp_path / "v.bin").stat().st_size == 37
-    measured = cli("eval", tiny / "bundle", "--vector", tmp_path / "v.bin", *task, "-n", "16", "--json")
+    assert record["drift"]["prompts"] == record["drift"]["repeating"]["judged"] == 32
+    assert record["drift"] == json.loads((tmp_path / "v.bin.json").read_text())["drift"]
+    measure = ("eval", tiny / "bundle", *task, "-n", "16")
+    measured = cli(*measure, "--vector", tmp_path / "v.bin", "--drift", "--json")
     assert measured.code == 0, measured.stderr
     record = json.loads(measured.stdout)
+    assert record["drift"]["prompts"] >= 200
+    cli(*measure, "--drift").refused("--drift", "--vector")
     assert record["base"]["n"] == record["vector"]["n"] == 16
     assert record["comparison"]["gained"] >= 0
 

@@ -42,6 +42,8 @@ def test_tune_writes_a_frame_and_its_story(
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert manifest["basis"] == basis.digest
     assert manifest["held_out"] == record["held_out"]
+    assert manifest["drift"] == record["drift"]
+    assert record["drift"]["prompts"] == 32
     assert manifest["result"]["steps"] == len([row for row in manifest["curve"] if "reward" in row]) > 0
     assert ("warning: " in ran.stderr) == (not record["result"]["improved"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.bin", "v.bin.json"]
@@ -51,10 +53,12 @@ def test_what_a_step_takes_can_be_made_less(
     cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "v.bin"
-    small = ("--prompts", 2, "--max-tokens", 3, "--no-evaluate")
-    cli("tune", tiny_bundle, *task, "--budget", "4ktokens", "-o", out, "--json", *small, *OPTIONS)
+    small = ("--prompts", 2, "--max-tokens", 3, "--no-drift", "--anchor", 0.2)
+    cli("tune", tiny_bundle, *task, "--budget", "16ktokens", "-o", out, "--json", *small, *OPTIONS)
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert manifest["settings"]["prompts"] == 2
+    assert manifest["settings"]["anchor"] == 0.2
+    assert "drift" not in manifest
 
 
 def test_a_signed_start_is_checked_under_its_key(

@@ -1,0 +1,155 @@
+"""How far vectors move a model from its base on general prompts, and what holding them near it costs.
+
+Vectors come from files (`--vectors BUNDLE FILE...`, once a bundle) or are trained here (`--train BUNDLE`, for
+every task, seed and anchor). Each has its gain on a task's held-out prompts beside its drift, where the task
+is known. Every vector is a line of the study, which is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+
+from tinylora_edge import Bundle, MicroVector, runtime
+from tinylora_edge.runtime import measure_drift
+from tinylora_edge.runtime.evaluation import compare, evaluate
+from tinylora_edge.runtime.llama.batch import batch_for
+from tinylora_edge.tasks import load_task
+from tinylora_edge.train import Options, TrainSettings, train
+
+
+def read(study: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
+
+
+def measure(bundle: Path, data: bytes, task: str | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the drift of a frame and, on a task's held-out prompts, its gain."""
+    threads = {} if options.workers is None else {"n_threads": options.workers}
+    found: dict[str, Any] = {}
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, **threads)) as llm:
+        vector = MicroVector.from_bytes(data, llm.basis)
+        found["norm"] = vector.norm
+        found["drift"] = measure_drift(llm, vector, count=options.prompts, **threads).record()
+        if task is not None:
+            loaded = load_task(task, held_out=options.held_out)
+            with batch_for(llm, loaded.held_out, loaded.max_tokens, **threads) as batch:
+                base, own = evaluate(batch, loaded, None), evaluate(batch, loaded, vector)
+            found |= {"base": base.mean, "vector": own.mean, "n": base.n, **asdict(compare(base, own))}
+    return found
+
+
+def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Yield what names each vector, which is all that its line is found by, and its bundle."""
+    asked = {"prompts": options.prompts, "held_out": options.held_out}
+    for bundle, *files in options.vectors:
+        for file in files:
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+            names = {"bundle": bundle, "basis": Bundle.find(bundle).basis.digest, "task": options.task}
+            yield {**names, "file": file, "sha256": digest, **asked}, Path(bundle)
+    # Seeds outermost: whenever the time runs out, bundles and anchors have the same number of them.
+    for seed in options.seeds:
+        for task in options.tasks:
+            for bundle in options.train:
+                for anchor in options.anchors:
+                    names = {"bundle": bundle, "basis": Bundle.find(bundle).basis.digest, "task": task}
+                    run = {"seed": seed, "anchor": anchor, "steps": options.steps}
+                    yield {**names, **run, **asked}, Path(bundle)
+
+
+def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> tuple[bytes, list[float]]:
+    """Train a vector; return its frame and values."""
+    settings = TrainSettings(steps=name["steps"], seed=name["seed"], anchor=name["anchor"])
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = train(
+            bundle,
+            load_task(name["task"], seed=name["seed"]),
+            Path(folder) / "v.bin",
+            options=Options(settings=settings, workers=options.workers, evaluate=False),
+        )
+        return outcome.path.read_bytes(), outcome.result.vector.values.reshape(-1).tolist()
+
+
+def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[str, Any]]:
+    """Measure what is missing; return the lines of all that were asked for, in order."""
+    chosen = []
+    for name, bundle in subjects(options):
+        known = next((row for row in read(options.study) if all(row.get(k) == name[k] for k in name)), None)
+        if known is None:
+            more: dict[str, Any] = {}
+            if "file" in name:
+                data = Path(name["file"]).read_bytes()
+            else:
+                data, more["values"] = trained(bundle, name, options)
+            known = {**name, **more, **measure(bundle, data, name["task"], options)}
+            with open(options.study, "a", encoding="utf-8") as file:
+                file.write(json.dumps(known) + "\n")
+            report.say(f"measured {name.get('file') or name} of {bundle}")
+        chosen.append(known)
+    return chosen
+
+
+def cells(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the figures of the vectors of one line: means over seeds, sums of answers."""
+    drifts = [row["drift"] for row in rows]
+    gains = [row["difference"] for row in rows if "difference" in row]
+
+    def new(kind: str) -> str:
+        sound = sum(drift[kind]["judged"] - drift[kind]["base"] for drift in drifts)
+        count = sum(drift[kind]["new"] for drift in drifts)
+        return f"{count}/{sound}" + (f" {count / sound:.1%}" if sound else "")
+
+    nats = [drift["kl"] for drift in drifts]
+    error = drifts[0]["standard_error"] or 0.0  # of one vector that between prompts, of several between them
+    if len(nats) > 1:
+        error = statistics.stdev(nats) / len(nats) ** 0.5
+    mean = f"{statistics.mean(nats):.3f} +- {error:.3f}"
+    return [f"{statistics.mean(gains):+.3f}" if gains else "", mean, new("repeating"), new("wrong")]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
+    arguments.add_argument("--study", type=Path, metavar="FILE", help="measurements, kept and gone on with")
+    arguments.add_argument(
+        "--vectors", nargs="+", action="append", default=[], metavar="PATH", help="a bundle and its frames"
+    )
+    arguments.add_argument("--task", help="that the vectors of files are for; their gain is measured, too")
+    arguments.add_argument("--train", nargs="+", default=[], metavar="BUNDLE", help="bundles to train for")
+    arguments.add_argument("--tasks", nargs="+", default=["list-lookup", "brevity"], metavar="TASK")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
+    arguments.add_argument("--anchors", type=float, nargs="+", default=[0.0, 0.1, 0.3, 1.0], metavar="X")
+    arguments.add_argument("--steps", type=int, default=40, help="of training (%(default)s)")
+    arguments.add_argument("--prompts", type=int, help="general prompts; all unless given")
+    arguments.add_argument("--held-out", type=int, default=128, help="prompts of a task (%(default)s)")
+    arguments.add_argument("--workers", type=int, help="cores; all unless given")
+    options = arguments.parse_args()
+    if any(len(group) < 2 for group in options.vectors):
+        arguments.error("--vectors takes a bundle and then its vectors: --vectors BUNDLE FILE...")
+    report = bench.Report("drift", options.json)
+    with tempfile.TemporaryDirectory() as folder:
+        options.study = options.study or Path(folder) / "study.jsonl"
+        rows = run_missing(options, report)
+    lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        what = f"anchor {row['anchor']:g}" if "anchor" in row else Path(row["file"]).name
+        lines.setdefault((row["bundle"], row["task"] or "", what), []).append(row)
+    table = [[*line, str(len(mine)), *cells(mine)] for line, mine in lines.items()]
+    if table:
+        headers = ["bundle", "task", "vector", "vectors", "gain", "nats a token", "repeating", "wrong"]
+        report.say("\n" + bench.table(headers, table))
+    report.record |= {"runs": rows}
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
