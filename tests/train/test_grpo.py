@@ -95,7 +95,9 @@ def test_the_distance_from_the_base_is_the_divergence_and_pulls_to_nothing_else(
     own = torch.log_softmax(z, -1)
     every = distance(own, base)  # every token as often as the base draws it
     assert bool((every >= 0).all())
-    assert float((base.exp() * every).sum()) == pytest.approx(float((base.exp() * (base - own)).sum()))
+    assert float((base.exp() * every).sum().detach()) == pytest.approx(
+        float((base.exp() * (base - own)).sum().detach())
+    )
     (grad,) = torch.autograd.grad((base.exp() * every).sum(), z)
     torch.testing.assert_close(grad, own.exp().detach() - base.exp())  # that of KL(base || own)
     same = base.clone().requires_grad_()

@@ -40,10 +40,8 @@ def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyL
 
 def run(llm: Any, budget: str, anchor: float, **options: Any) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    settings = replace(FAST, anchor=anchor)
-    RewardLearner(llm, PROMPTS, favoured, settings=settings, report=rows.append, **QUICK, **options).run(
-        budget
-    )
+    options |= {"settings": replace(FAST, anchor=anchor), "report": rows.append, **QUICK}
+    RewardLearner(llm, PROMPTS, favoured, **options).run(budget)
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows if "reward" in row]
 
 
@@ -106,5 +104,5 @@ def test_a_weight_that_is_none(llm: TinyLoraLlama, weight: float) -> None:
 
 
 def test_in_onnx_too() -> None:
-    with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=64, n_threads=1) as onnx:
+    with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=128, n_threads=1) as onnx:
         assert all(row["anchor"] >= 0 for row in run(onnx, "9ktokens", 0.5))

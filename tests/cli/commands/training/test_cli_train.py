@@ -51,7 +51,9 @@ def test_train_then_eval(cli, tiny, tmp_path):
     assert measured.code == 0, measured.stderr
     record = json.loads(measured.stdout)
     assert record["drift"]["prompts"] >= 200
-    cli(*measure, "--drift").refused("--drift", "--vector")
+    refused = cli(*measure, "--drift")
+    assert refused.code == 2
+    assert "say which, with --vector" in refused.stderr
     assert record["base"]["n"] == record["vector"]["n"] == 16
     assert record["comparison"]["gained"] >= 0
 
