@@ -20,6 +20,8 @@ CHANCE = 0.01
 """Highest probability of a contrast's length without a contrast."""
 FEWEST = 8
 """Questions of a contrast: with fewer, no contrast is less likely than `CHANCE`."""
+_OWN = 0.1
+"""Least share of a step's squared length that is no earlier axis's: those have noise of their own."""
 _PATTERNS = 4096
 
 
@@ -89,7 +91,7 @@ def named_axes(
                 f"and noise of its questions alone makes {_noise(steps) ** 0.5:.3g}. Write teachers that the "
                 "model follows and that say opposite things"
             )
-        if chance(left) > CHANCE:
+        if chance(left) > CHANCE or rest < _OWN * whole:
             before = ", ".join(axis.name for axis in axes)
             raise TrainError(
                 f"axis {name!r} is what the axes before it are already ({before}): {rest**0.5:.3g} of its "
