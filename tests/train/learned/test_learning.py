@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,24 +110,25 @@ def test_the_tiled_form_keeps_scales(smollm2_bundle, learned):
 
 
 def test_a_named_axis_is_the_first_value(smollm2_bundle, learned, tmp_path):
-    before = len(list(learned[1].glob("*.npz")))
+    state = shutil.copytree(learned[1], tmp_path / "state")
+    before = len(list(state.glob("*.npz")))
     done: list[Any] = []
-    found = run(smollm2_bundle, learned[1], axes=[CASING], settings=NAMING, report=done.append)
+    found = run(smollm2_bundle, state, axes=[CASING], settings=NAMING, report=done.append)
     assert found.basis.axes == ("casing", "learned-1")
     assert [(f["name"], f["done"], f["of"]) for f in done] == [("casing +1", 4, 5), ("casing -1", 5, 5)]
-    assert len(list(learned[1].glob("*.npz"))) == before + 2, "the behaviours are not done again"
+    assert len(list(state.glob("*.npz"))) == before + 2, "the behaviours are not done again"
     (axis,) = found.axes
     assert (axis.name, axis.own) == ("casing", 1)
     assert axis.length > 0.1
     assert 0.3 < axis.signal <= 1
     assert [name for name, _, _ in found.behaviours] == ["pirate", "capitals", "french"]
-    files = [np.load(path) for path in learned[1].glob("*.npz")]
+    files = [np.load(path) for path in state.glob("*.npz")]
     flat = directions_of(found.basis).reshape(2, -1)
     along = [
         float(flat[0] @ each["divergence"].sum(0).reshape(-1)) for each in files if len(each["tokens"]) == 8
     ]
     assert min(along) < 0, "more of the axis is nearer to capitals"
-    again = run(smollm2_bundle, learned[1], axes=[CASING], settings=NAMING, report=done.append)
+    again = run(smollm2_bundle, state, axes=[CASING], settings=NAMING, report=done.append)
     assert len(done) == 2
     assert again.basis.digest == found.basis.digest
 
