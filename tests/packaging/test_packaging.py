@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 import tinylora_edge
 from tinylora_edge.cli.demo.command import NEEDS
+from tinylora_edge.exporters.learned import shipped
 from tinylora_edge.tasks.behaviours import shipped_axes
 
 ROOT = Path(__file__).parents[2]
@@ -134,8 +135,10 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert content == expected | {
         "tinylora_edge/py.typed",
         "tinylora_edge/exporters/hub/models.toml",
+        *(f"tinylora_edge/exporters/learned/{one.name}.npz" for one in shipped()),
         "tinylora_edge/tasks/behaviours/behaviours.jsonl",
         "tinylora_edge/tasks/behaviours/questions.jsonl",
+        "tinylora_edge/tasks/general/prompts.jsonl",
         *(f"tinylora_edge/tasks/behaviours/axes/{name}.jsonl" for name in shipped_axes()),
     }
 
