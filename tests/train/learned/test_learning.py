@@ -22,10 +22,10 @@ BEHAVIOURS = (
     Behaviour("capitals", "casing", "WRITE EVERYTHING IN CAPITAL LETTERS."),
     Behaviour("french", "language", "Answer in French."),
 )
-CASING = Contrast(
-    "casing",
-    (Behaviour("casing +1", system="ANSWER IN CAPITALS. SHOUT EVERY WORD."),),
-    (Behaviour("casing -1", system="write in small letters only."),),
+TONGUE = Contrast(
+    "tongue",
+    (Behaviour("tongue +1", system="Speak French in every answer."),),
+    (Behaviour("tongue -1", system="Answer as you always do."),),
 )
 NAMING = LearnSettings(directions=2, questions=2, max_tokens=6, axis_questions=8, axis_tokens=6)
 QUESTIONS = [
@@ -113,12 +113,12 @@ def test_a_named_axis_is_the_first_value(smollm2_bundle, learned, tmp_path):
     state = shutil.copytree(learned[1], tmp_path / "state")
     before = len(list(state.glob("*.npz")))
     done: list[Any] = []
-    found = run(smollm2_bundle, state, axes=[CASING], settings=NAMING, report=done.append)
-    assert found.basis.axes == ("casing", "learned-1")
-    assert [(f["name"], f["done"], f["of"]) for f in done] == [("casing +1", 4, 5), ("casing -1", 5, 5)]
+    found = run(smollm2_bundle, state, axes=[TONGUE], settings=NAMING, report=done.append)
+    assert found.basis.axes == ("tongue", "learned-1")
+    assert [(f["name"], f["done"], f["of"]) for f in done] == [("tongue +1", 4, 5), ("tongue -1", 5, 5)]
     assert len(list(state.glob("*.npz"))) == before + 2, "the behaviours are not done again"
     (axis,) = found.axes
-    assert (axis.name, axis.own) == ("casing", 1)
+    assert (axis.name, axis.own) == ("tongue", 1)
     assert axis.length > 0.1
     assert 0.3 < axis.signal <= 1
     assert [name for name, _, _ in found.behaviours] == ["pirate", "capitals", "french"]
@@ -127,8 +127,8 @@ def test_a_named_axis_is_the_first_value(smollm2_bundle, learned, tmp_path):
     along = [
         float(flat[0] @ each["divergence"].sum(0).reshape(-1)) for each in files if len(each["tokens"]) == 8
     ]
-    assert min(along) < 0, "more of the axis is nearer to capitals"
-    again = run(smollm2_bundle, state, axes=[CASING], settings=NAMING, report=done.append)
+    assert min(along) < 0, "more of the axis is nearer to French"
+    again = run(smollm2_bundle, state, axes=[TONGUE], settings=NAMING, report=done.append)
     assert len(done) == 2
     assert again.basis.digest == found.basis.digest
 
@@ -178,9 +178,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"behaviours": [Behaviour("long", "l", "word " * 9000), *BEHAVIOURS]},
         "'long' has a prompt of .* context of",
     ),
-    ({"axes": [CASING], "settings": LearnSettings(directions=2, form="tiled")}, "'tiled' is one tile of"),
-    ({"axes": [CASING, CASING, CASING]}, "3 named axes do not fit into 2 numbers"),
-    ({"axes": [CASING], "settings": LearnSettings(directions=5)}, "3 behaviours cannot teach 4 directions"),
+    ({"axes": [TONGUE], "settings": LearnSettings(directions=2, form="tiled")}, "'tiled' is one tile of"),
+    ({"axes": [TONGUE, TONGUE, TONGUE]}, "3 named axes do not fit into 2 numbers"),
+    ({"axes": [TONGUE], "settings": LearnSettings(directions=5)}, "3 behaviours cannot teach 4 directions"),
 ]  # fmt: skip
 IDS = ["few", "numbers", "questions", "long", "tiled", "axes", "few beside axes"]
 
@@ -192,9 +192,9 @@ def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, me
     assert not list(tmp_path.rglob("*.npz"))
 
 
-@pytest.mark.parametrize("names", [("learned-1",), ("casing", "casing"), (" ",)])
+@pytest.mark.parametrize("names", [("learned-1",), ("tongue", "tongue"), (" ",)])
 def test_names_that_axes_cannot_have_are_refused_before_anything_is_done(smollm2_bundle, tmp_path, names):
-    axes = [replace(CASING, name=name) for name in names]
+    axes = [replace(TONGUE, name=name) for name in names]
     settings = LearnSettings(directions=3)
     with pytest.raises(BasisError, match=r"both called|characters"):
         run(smollm2_bundle, tmp_path / "state", axes=axes, settings=settings)
