@@ -9,7 +9,7 @@ can tell. Knows no engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..errors import TrainError
 from ..tasks import Completion, Prompt, Sample
 from ..tasks.general import checkable, is_right, load_general, repeats_itself
 from ..vector import MicroVector
-from .evaluation import Population
+from .evaluation import Population, ratio
 from .personal import Personal
 
 DRAWN_TOKENS = 32
@@ -146,7 +146,7 @@ def measure_drifts(
         VectorError: a vector does not fit the basis.
     """
     given = load_general() if prompts is None else prompts
-    samples = [_sample(prompt) for prompt in given[:count]]
+    samples = [Sample.of(prompt) for prompt in given[:count]]
     if not samples:
         raise TrainError("drift is measured on prompts, and there are none: give at least one")
     room = max(DRAWN_TOKENS, JUDGED_TOKENS)
@@ -169,13 +169,40 @@ def measure_drifts(
     ]
 
 
+def drift_beside(
+    llm: Personal,
+    vector: MicroVector,
+    *,
+    count: int,
+    complain: Callable[[str], None],
+    sequences: int = 32,
+    n_threads: int | None = None,
+) -> Drift | None:
+    """Measure the drift of a vector that was just found; no vector is lost where that is not possible.
+
+    Args:
+        llm, vector, sequences, n_threads: as for `measure_drift`.
+        count: general prompts to ask; with 0 nothing is measured.
+        complain: called with why nothing could be measured.
+
+    Raises:
+        VectorError: the vector does not fit the basis.
+    """
+    if not count:
+        return None
+    try:
+        return measure_drift(llm, vector, count=count, sequences=sequences, n_threads=n_threads)
+    except TrainError as error:
+        complain(str(error))
+        return None
+
+
 def divergence(
     base: NDArray[np.float32], personalized: NDArray[np.float32], lengths: Sequence[int]
 ) -> tuple[float, float]:
     """Return the mean of log p_base - log p_personalized, and its standard error between answers.
 
-    Tokens of one answer are not independent of each other, so the error is that of a ratio of sums over
-    answers (Cochran, Sampling Techniques, 1977, section 2.11).
+    The error is that of a ratio of sums over answers (`ratio`).
 
     Args:
         base: log-probabilities of the tokens that the base drew, float32 [tokens].
@@ -188,11 +215,7 @@ def divergence(
     counts = np.array(lengths, np.int64)
     gaps = base.astype(np.float64) - personalized
     sums = np.array([part.sum() for part in np.split(gaps, np.cumsum(counts)[:-1])])
-    mean, n = float(sums.sum() / counts.sum()), len(counts)
-    if n < 2:
-        return mean, math.nan
-    squares = float(((sums - mean * counts) ** 2).sum())
-    return mean, math.sqrt(squares * n / (n - 1)) / int(counts.sum())
+    return ratio(sums, counts)
 
 
 def _scores(
@@ -225,9 +248,3 @@ def _wrong(base: Sequence[Completion], own: Sequence[Completion], samples: Seque
 def _faults(base: Sequence[bool], vector: Sequence[bool]) -> Faults:
     new = sum(b and not a for a, b in zip(base, vector, strict=True))
     return Faults(len(base), sum(base), sum(vector), new)
-
-
-def _sample(prompt: Prompt | Sample) -> Sample:
-    if isinstance(prompt, Sample):
-        return prompt
-    return Sample(prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +112,26 @@ class Population(Answerer, Protocol):
         answers: Sequence[NDArray[np.int32]],
     ) -> list[NDArray[np.float32]]:
         """Return of each vector the log-probabilities of the answers' tokens: float32 [tokens of all]."""
+
+
+def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
+    """Return the ratio of two sums, and its standard error as one over independent pairs of terms.
+
+    What is summed within a term need not be independent, such as the tokens of an answer (Cochran, Sampling
+    Techniques, 1977, section 2.11).
+
+    Args:
+        sums: float64 [n].
+        of: [n], what they are divided by.
+
+    Returns:
+        The error is NaN for a single term.
+    """
+    found, n = float(sums.sum() / of.sum()), len(sums)
+    if n < 2:
+        return found, math.nan
+    squares = float(((sums - found * of) ** 2).sum())
+    return found, math.sqrt(n / (n - 1) * squares) / float(of.sum())
 
 
 def evaluate(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ..errors import MissingExtraError, OptionError, TinyLoraError
+from ..errors import MissingExtraError, OptionError, TinyLoraError, did_you_mean
 from ..formats.bundle import Bundle
 from ..vector import Policy
 from .admission import VectorSource, admitted
@@ -176,8 +175,7 @@ def _check_options(options: Iterable[str], known: Sequence[str]) -> None:
     """Refuse an option that an engine's model does not have: llama_cpp takes any name without a word."""
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *_OPTIONS], 1, cutoff=0.5)
-            advice = f"did you mean {near[0]!r}?" if near else f"the engine has {', '.join(known)}"
+            advice = did_you_mean(name, [*known, *_OPTIONS], f"the engine has {', '.join(known)}")
             raise OptionError(f"load() has no option {name!r}: {advice}")
 
 

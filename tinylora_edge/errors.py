@@ -33,6 +33,9 @@ Warnings have a tree too; the command line prints each as one line.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class TinyLoraError(Exception):
     """Base of every error below; catch it to catch them all."""
@@ -143,3 +146,9 @@ class UnauthenticatedVectorWarning(TinyLoraWarning):
 
 class NotImprovedWarning(TinyLoraWarning):
     """Tuning found nothing better than the start, and returned the start."""
+
+
+def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:
+    """Return the advice for a name that is not known: the nearest of those that are, or other advice."""
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else otherwise

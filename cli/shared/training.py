@@ -43,6 +43,11 @@ def compared(found: PairedFigures) -> list[tuple[str, str]]:
     ]
 
 
+def warn_of_drift(why: str) -> None:
+    """Say that the drift could not be measured, and why."""
+    console.warn(f"the drift on general prompts was not measured: {why}")
+
+
 @contextmanager
 def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show reward, validation, speed and time left on a terminal; events anywhere."""
@@ -67,7 +72,7 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
                     f"to the best vector and halved the step size to {metrics['lr']:.2g}"
                 )
             if metrics.get("event") == "no drift":
-                console.warn(f"the drift on general prompts was not measured: {metrics['why']}")
+                warn_of_drift(metrics["why"])
             if "event" in metrics:
                 return
             figures = f"reward {metrics.get('reward', float('nan')):.2f}  held back {validation:.2f}"

@@ -29,9 +29,7 @@ EFFECT = 0.35
 """Root mean square change of log-probabilities that a step aims at, in nats."""
 
 _ABOVE = 3.0  # noises that it is at least
-_REACH = (
-    0.06  # of the first step: root mean square change of the modules, as a share of what the factors hold
-)
+_REACH = 0.06  # of the first step: change of the modules as a share of what the factors hold, r.m.s.
 _GROWTH = 4.0
 _TRIES = 5
 _WIDE = 2.5  # how far a step may miss its aim, as a factor

@@ -19,16 +19,12 @@ from ...basis import Basis
 from ...vector import MicroVector
 from .contrast import Contrast
 from .differences import Differences
-from .gauss_newton import Linear, Prior
+from .gauss_newton import Linear
 
 Array = NDArray[np.float64]
 
 _DAMPING = 0.03
-_LESS, _MORE, _MOST = (
-    0.3,
-    6.0,
-    30.0,
-)  # factors of the damping after a step that was taken, and one that was not
+_LESS, _MORE, _MOST = 0.3, 6.0, 30.0  # factors of it after a step that was taken, and not; and its end
 _FARTHEST = 1.0  # nats, root mean square, that a step may change log-probabilities
 _LITTLE = 0.01  # share of the divergence at the start: a smaller gain ends a block's steps
 _PATIENCE = 2  # blocks without any step that was taken
@@ -72,7 +68,6 @@ class Fit:
         self.values = np.zeros(self.basis.size)
         self.start = self.divergence = self._decide(self.values)
         self._differences = Differences(self.basis)
-        self._prior = prior_of(self.basis)
         self._blocks: list[_Block] = []
         self._damping = _DAMPING
         self._idle = 0
@@ -141,7 +136,7 @@ class Fit:
     def _linear(self) -> Linear:
         teacher = np.concatenate([rows for block in self._blocks for rows in block.contrast.teacher])
         slopes = np.concatenate([block.slopes for block in self._blocks])
-        return Linear(self.values, teacher, self._students(), slopes, self._prior)
+        return Linear(self.values, teacher, self._students(), slopes, self.basis.prior)
 
     def _students(self) -> Array:
         return np.concatenate([rows for block in self._blocks for rows in block.student])
@@ -158,11 +153,3 @@ class Fit:
     def _decide(self, values: Array) -> float:
         vector = self.vector(values) if values.any() else None
         return float(self.deciding.divergences(vector).sum() / self.deciding.lesson.tokens)
-
-
-def prior_of(basis: Basis) -> Prior | None:
-    """Return the prior of a basis's vectors, or None where it has none."""
-    if basis.prior_mean is None or basis.prior_covariance is None:
-        return None
-    precision: Array = np.asarray(np.linalg.inv(basis.prior_covariance.astype(np.float64)), np.float64)
-    return Prior(basis.prior_mean.astype(np.float64), precision)

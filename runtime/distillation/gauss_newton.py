@@ -14,25 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...axes import Prior
+
 Array = NDArray[np.float64]
 
 _ITERATIONS = 50
 _FLOOR = 1e-3  # information that every direction has at least, as a share of the mean one's
 _ENOUGH = 1e-7  # nats: a smaller gain ends the iterations
 _BISECTIONS = 30
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What vectors are likely before anything is seen: a Gaussian.
-
-    Attributes:
-        mean: float64 [n].
-        precision: float64 [n, n].
-    """
-
-    mean: Array
-    precision: Array
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Everything is measured in the deployed engine, on questions that the vector was 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from ...errors import TrainError
 from ...tasks import Sample
 from ...vector import MicroVector
+from ..evaluation import ratio
 from ..llama.batch import Batch
 from ..llama.protocols import Weights
 from .contrast import Contrast, lists
@@ -95,11 +95,7 @@ class Replacement:
     @property
     def standard_error(self) -> float:
         """Of the share, over questions, as of a ratio of two sums; NaN for a single question."""
-        n = len(self.before)
-        if n < 2:
-            return math.nan
-        rest = self.after - (1 - self.share) * self.before
-        return float(math.sqrt(n / (n - 1) * (rest**2).sum()) / self.before.sum())
+        return ratio(self.after, self.before)[1]
 
     @property
     def nats(self) -> float:

@@ -81,9 +81,8 @@ class Posterior:
         if self.prior is None:
             precision[: self.n, : self.n] += (BETA / SPREAD) ** 2 * self.information()
         else:
-            inverse = np.linalg.inv(self.prior.covariance)
-            precision[: self.n, : self.n] += inverse
-            shift[: self.n] += inverse @ self.prior.mean
+            precision[: self.n, : self.n] += self.prior.precision
+            shift[: self.n] += self.prior.precision @ self.prior.mean
         precision[self.n, self.n] += 1 / _PLEASED**2
         covariance = np.asarray(np.linalg.inv(precision), np.float64)
         return covariance @ shift, covariance

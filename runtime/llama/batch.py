@@ -20,16 +20,9 @@ __all__ = ["Batch", "Generation", "batch_for", "cores"]
 
 
 class Batch(TokenBatch):
-    """A batch that answers prompts as texts, under its own vector or under many; see `TokenBatch`.
+    """A batch that answers prompts as texts, under its own vector or under many.
 
-    Args:
-        llm: a loaded model; it must outlive the batch. Its own context and vector are left alone.
-        n_ctx_seq: tokens of the longest sequence, prompt and completion.
-        sequences: how many run at the same time.
-        n_threads: cores to use; by default all that this process may use.
-
-    Raises:
-        TinyLoraError: llama.cpp cannot make the context.
+    Arguments and errors: see `TokenBatch`.
     """
 
     def answer(

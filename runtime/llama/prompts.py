@@ -28,11 +28,8 @@ def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArra
         VectorError: chat messages for a model without a chat template or `chat_format`.
         TrainError: chat messages that are to be raw.
     """
-    if not isinstance(prompt, Sample):
-        given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
-        prompt = Sample(given, raw=raw)
     template = has_template(llm)
-    rendered = prompt.rendered_by(template=template)
+    rendered = Sample.of(prompt, raw=raw).rendered_by(template=template)
     if isinstance(rendered, str):
         return np.array(llm.tokenize(rendered.encode(), special=True), np.int32)
     if not template:

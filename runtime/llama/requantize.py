@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import llama_cpp
 from llama_cpp._logger import set_verbose
 
+from ...basis import Basis
 from ...errors import TinyLoraError
 from .log import signals_wait
+from .model import TinyLoraLlama
 
 
 def bf16_is_faster() -> bool:
@@ -20,6 +24,29 @@ def bf16_is_faster() -> bool:
     llama.cpp uses for quantized types alone (2 times the other way).
     """
     return b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
+
+
+@contextmanager
+def bfloat16_copy(base: Path, copy: Path, basis: Basis, n_threads: int) -> Iterator[TinyLoraLlama]:
+    """Open a copy of the deployed model in bfloat16, which is removed afterwards.
+
+    Args:
+        base: the deployed GGUF.
+        copy: where the copy lies; one that is there already is used.
+        basis: of the deployed model. No basis lists the copy, so it is not opened through `load`.
+        n_threads: of a context.
+
+    Raises:
+        TinyLoraError: llama.cpp could not write the copy.
+    """
+    try:
+        if not copy.exists():
+            requantize(base, copy)
+        llm = TinyLoraLlama(str(copy), basis=basis, n_ctx=64, n_threads=n_threads, verbose=False)
+        with closing(llm):
+            yield llm
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def requantize(source: Path, target: Path, weights: str = "BF16") -> None:

@@ -144,7 +144,6 @@ class OnnxBatch:
         """
         self._check_open()
         tokens = [self.encode(sample) for sample in samples]
-        number = seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
         # Little to pad, and the rows of one prompt side by side.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         rows = [(vector, i) for i in order for vector in range(len(vectors))]
@@ -159,7 +158,7 @@ class OnnxBatch:
                 top_k=0,
                 top_p=1.0,
                 min_p=0.0,
-                seed=number,
+                seed=_number(seed),
                 draws=[i for _, i in part],
             )
             for (vector, i), row in zip(part, answers, strict=True):
@@ -182,7 +181,6 @@ class OnnxBatch:
         """
         self._check_open()
         tokens = [self.encode(sample) for sample in samples]
-        number = seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
         found: list[NDArray[np.int32]] = []
         for start in range(0, len(tokens), self._sequences):
             part = tokens[start : start + self._sequences]
@@ -194,7 +192,7 @@ class OnnxBatch:
                 top_k=0,
                 top_p=1.0,
                 min_p=0.0,
-                seed=number,
+                seed=_number(seed),
                 draws=range(start, start + len(part)),
             )
             found += [row.tokens for row in answers]
@@ -248,3 +246,8 @@ class OnnxBatch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _number(seed: int | Sequence[int]) -> int:
+    """Return a seed as the one number that a sampler takes."""
+    return seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])

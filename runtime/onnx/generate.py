@@ -57,15 +57,9 @@ def generate_batch(
     Raises:
         TinyLoraError: a vector is so large that the logits of its row are not finite.
     """
-    rooms = [model.room(prompt, max_tokens) for prompt in prompts]
-    groups = _groups(prompts, rooms, max_tokens, model.pad)
     greedy = sampling.temperature <= 0
     samplers = {} if greedy else {i: Sampler(sampling, draw) for i, draw in enumerate(draws)}
-    found: dict[int, tuple[list[int], bool]] = {}
-    for group in groups:
-        feed = Feed(model, rows if len(rows) == 1 else rows.select(group), basis)
-        limit = rooms[group[0]]
-        found.update(_RowGroup(model, feed, {i: prompts[i] for i in group}, samplers, limit).run())
+    found = _run(model, basis, prompts, rows, samplers, max_tokens)
     vectors = rows.vectors * len(prompts) if len(rows) == 1 else rows.vectors
     return [
         Row(model.decode(tokens), np.array(tokens, np.int32), "stop" if ended else "length", vector)
@@ -87,11 +81,8 @@ def score_batch(
     longest = max(map(len, completions), default=0)
     if not longest:
         return [np.zeros(0, np.float32) for _ in completions]
-    rooms = [model.room(prompt, longest) for prompt in prompts]
     followers = {i: _Follower(completion) for i, completion in enumerate(completions)}
-    for group in _groups(prompts, rooms, longest, model.pad):
-        feed = Feed(model, rows if len(rows) == 1 else rows.select(group), basis)
-        _RowGroup(model, feed, {i: prompts[i] for i in group}, followers, rooms[group[0]]).run()
+    _run(model, basis, prompts, rows, followers, longest)
     return [np.array(followers[i].logprobs, np.float32) for i in range(len(prompts))]
 
 
@@ -110,6 +101,24 @@ class _Follower:
         top = exact.max()
         self.logprobs.append(float(exact[self._tokens[at]] - top - np.log(np.exp(exact - top).sum())))
         return int(self._tokens[at])
+
+
+def _run(
+    model: GenaiModel,
+    basis: Basis,
+    prompts: Sequence[Sequence[int]],
+    rows: Rows,
+    samplers: Mapping[int, Callable[[NDArray[np.float32], Sequence[int]], int]],
+    max_tokens: int,
+) -> dict[int, tuple[list[int], bool]]:
+    """Return by prompt the tokens that follow it, and whether they ended by themselves."""
+    rooms = [model.room(prompt, max_tokens) for prompt in prompts]
+    found: dict[int, tuple[list[int], bool]] = {}
+    for group in _groups(prompts, rooms, max_tokens, model.pad):
+        feed = Feed(model, rows if len(rows) == 1 else rows.select(group), basis)
+        limit = rooms[group[0]]
+        found.update(_RowGroup(model, feed, {i: prompts[i] for i in group}, samplers, limit).run())
+    return found
 
 
 def _groups(

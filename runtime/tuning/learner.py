@@ -88,7 +88,7 @@ class RewardLearner:
         self._path = None if path is None else Path(path)
         start = start or llm.vector or MicroVector.zeros(llm.basis)
         llm.basis.values(start)
-        train, check = _hold_back([_sample(p, raw) for p in prompts], settings.held_back, seed)
+        train, check = _hold_back([Sample.of(p, raw=raw) for p in prompts], settings.held_back, seed)
         task = Task("tuning", train, check, reward, max_tokens, settings.temperature)
         self._plan = Plan(
             task=task,
@@ -198,13 +198,6 @@ def spread_of(basis: Basis) -> float:
                 float(np.einsum("...ij,...ji->...", r.T @ left @ r, right).sum()) / max(whole, 1e-300)
             )
     return math.sqrt(float(np.mean(shares)))
-
-
-def _sample(prompt: Prompt | Sample, raw: bool) -> Sample:
-    if isinstance(prompt, Sample):
-        return prompt
-    given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
-    return Sample(given, raw=raw)
 
 
 def _hold_back(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -13,7 +13,7 @@ import pytest
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.runtime import Drift, TinyLoraLlama, measure_drift, measure_drifts
-from tinylora_edge.runtime.drift import Faults, divergence
+from tinylora_edge.runtime.drift import Faults, divergence, drift_beside
 from tinylora_edge.tasks import Sample
 from tinylora_edge.tasks.general import load_general
 
@@ -52,6 +52,28 @@ class TestArithmetic:
         assert found["repeating"] == {"judged": 1, "base": 0, "vector": 1, "new": 1, "share": 1.0}
         assert found["standard_error"] is found["wrong"]["share"] is None
         assert "1 of 1 begin to repeat" in repr(drift)
+
+
+class TestBesideAFind:
+    def test_the_figures_are_those_of_a_measurement(
+        self, load: Callable[..., TinyLoraLlama], smollm2_bundle: Path
+    ) -> None:
+        llm, complaints = load(smollm2_bundle, n_ctx=64), list[str]()
+        vector = MicroVector.random(llm.basis, 0.3, seed=1)
+        found = drift_beside(llm, vector, count=2, complain=complaints.append)
+        assert found == measure_drift(llm, vector, count=2)
+        assert complaints == []
+        llm.close()
+
+    def test_what_cannot_be_measured_loses_no_vector(self) -> None:
+        complaints: list[str] = []
+        with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=20, n_threads=1) as llm:
+            vector = MicroVector.zeros(llm.basis)
+            assert drift_beside(llm, vector, count=0, complain=complaints.append) is None
+            assert complaints == []
+            assert drift_beside(llm, vector, count=4, complain=complaints.append) is None
+        assert len(complaints) == 1
+        assert "context of 20" in complaints[0]
 
 
 class TestLlama:

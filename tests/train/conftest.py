@@ -10,6 +10,7 @@ import trl_world
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.train import Options
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,21 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as a Hugging Face directory: transformers cannot read the tiny GGUF's vocabulary."""
     return models.write_hf(models.tiny_model("llama"), tmp_path_factory.mktemp("tiny-hf"))
+
+
+@pytest.fixture
+def short(tiny_weights: Path) -> Options:
+    """Of a short SFT run, which draws nothing to train on."""
+    return Options(
+        method="sft",
+        samples=4,
+        weights=str(tiny_weights),
+        dtype="fp32",
+        workers=1,
+        sequences=8,
+        bf16_copy=False,
+        evaluate=False,
+    )
 
 
 def letters(completion: Completion, sample: Sample) -> float:

@@ -19,18 +19,8 @@ FAST = TrainSettings(
 
 
 @pytest.fixture
-def options(tiny_weights: Path) -> Options:
-    return Options(
-        settings=FAST,
-        method="sft",
-        samples=4,
-        weights=str(tiny_weights),
-        dtype="fp32",
-        workers=2,
-        sequences=8,
-        bf16_copy=False,
-        evaluate=False,
-    )
+def options(short: Options) -> Options:
+    return replace(short, settings=FAST, workers=2)
 
 
 def steps(bundle: Path, task: Task, output: Path, options: Options, **more: Any) -> list[dict[str, Any]]:

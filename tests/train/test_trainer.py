@@ -19,19 +19,9 @@ FAST = TrainSettings(steps=4, prompts=4, validate_every=2, validation=16, checkp
 
 
 @pytest.fixture
-def options(tiny_weights: Path) -> Options:
+def options(short: Options) -> Options:
     """Of SFT, which draws nothing to train on: two runs differ by rounding alone."""
-    return Options(
-        settings=FAST,
-        method="sft",
-        samples=4,
-        weights=str(tiny_weights),
-        dtype="fp32",
-        workers=1,
-        sequences=8,
-        bf16_copy=False,
-        evaluate=False,
-    )
+    return replace(short, settings=FAST)
 
 
 def learned(basis: Basis, covariance: np.ndarray | None) -> Basis:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from ..errors import BasisError
+from ..errors import BasisError, did_you_mean
 
 MAX_NAME = 64
 """Characters of the longest name."""
@@ -48,9 +47,5 @@ def position_of(names: Sequence[str], name: str) -> int:
         raise BasisError(f"there is no axis {name!r}: the axes of this basis have no names")
     if name in names:
         return list(names).index(name)
-    near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
-    if near:
-        advice = f"did you mean {near[0]!r}?"
-    else:
-        advice = f"the names are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-    raise BasisError(f"there is no axis {name!r}: {advice}")
+    listed = f"the names are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    raise BasisError(f"there is no axis {name!r}: {did_you_mean(name, names, listed)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,11 @@ class Prior:
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
+
+    @cached_property
+    def precision(self) -> NDArray[np.float64]:
+        """The inverse of the covariance: float64 [n, n]."""
+        return np.asarray(np.linalg.inv(self.covariance), np.float64)
 
     @property
     def digest(self) -> str:

@@ -38,6 +38,22 @@ class Sample:
         if self.raw and not isinstance(self.prompt, str):
             raise TrainError("a raw prompt is text, but this one is chat messages, which a template renders")
 
+    @classmethod
+    def of(cls, prompt: Prompt | Sample, *, raw: bool = False) -> Sample:
+        """Return a prompt as a sample, which it may be already: text, or chat messages, which are copied.
+
+        Args:
+            prompt: of an app.
+            raw: the text goes past the chat template; a sample says itself whether it is raw.
+
+        Raises:
+            TrainError: chat messages that are to be raw.
+        """
+        if isinstance(prompt, Sample):
+            return prompt
+        given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
+        return cls(given, raw=raw)
+
     def rendered_by(self, *, template: bool) -> str | tuple[dict[str, str], ...]:
         """Return the prompt as a model takes it: messages for its chat template, or text to continue.
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from .. import runtime
 from ..errors import TrainError
 from ..formats.bundle import Bundle
-from ..runtime.drift import Drift, measure_drift
+from ..runtime.drift import Drift, drift_beside
 from ..runtime.evaluation import evaluate
 from ..runtime.llama.batch import Batch, cores
 from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.prompts import decode, encode
-from ..runtime.llama.requantize import bf16_is_faster, requantize
+from ..runtime.llama.requantize import bf16_is_faster, bfloat16_copy
 from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
 from ..tasks.general import load_general
@@ -167,15 +167,14 @@ class _Engines:
 
         Where it is not possible, that is reported, and the run is not lost for it.
         """
-        options = self.options
-        if not options.drift:
-            return None
-        side_by_side: dict[str, Any] = {"sequences": options.sequences, "n_threads": self.threads}
-        try:
-            return measure_drift(self.deployed, vector, count=options.drift, **side_by_side)
-        except TrainError as error:
-            report({"event": "no drift", "why": str(error)})
-            return None
+        return drift_beside(
+            self.deployed,
+            vector,
+            count=self.options.drift,
+            complain=lambda why: report({"event": "no drift", "why": why}),
+            sequences=self.options.sequences,
+            n_threads=self.threads,
+        )
 
     def _general(self) -> list[NDArray[np.int32]]:
         """The general prompts to hold v near the base on, and room for the base's answers to them."""
@@ -219,13 +218,8 @@ class _Engines:
             return HFRollouts(self.model, self.adapter, end, sequences=self.options.sequences)
         if not self.options.bf16_copy:
             return LlamaRollouts(self.deployed_batch)
-        copy = folder / "rollout-bf16.gguf"
-        stack.callback(copy.unlink, missing_ok=True)
-        if not copy.exists():
-            requantize(base, copy)
-        # Not through `load`: the copy is ours, and no basis lists it.
-        llm = TinyLoraLlama(str(copy), basis=self.basis, n_ctx=64, n_threads=self.threads, verbose=False)
-        return LlamaRollouts(stack.enter_context(self._batch(stack.enter_context(closing(llm)))))
+        copy = bfloat16_copy(base, folder / "rollout-bf16.gguf", self.basis, self.threads)
+        return LlamaRollouts(stack.enter_context(self._batch(stack.enter_context(copy))))
 
 
 @contextmanager

@@ -42,14 +42,9 @@ def print_drift(drift: Drift | None) -> None:
 
 def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:
     """Measure the drift of a vector that was just found; where that is not possible, say so."""
-    from .... import TrainError
-    from ....runtime import measure_drift
+    from ....runtime import drift
 
-    try:
-        return measure_drift(llm, vector, count=DRIFT_PROMPTS, **options)
-    except TrainError as error:
-        console.warn(f"the drift on general prompts was not measured: {error}")
-        return None
+    return drift.drift_beside(llm, vector, count=DRIFT_PROMPTS, complain=training.warn_of_drift, **options)
 
 
 def _new(faults: Faults) -> str:

@@ -100,14 +100,14 @@ def test_corrected_slopes_say_what_was_seen() -> None:
 
 def test_without_evidence_the_prior_decides() -> None:
     away = np.array([0.5, 0.2, -0.3])
-    prior = Prior(away, np.diag([1.0, 4.0, 9.0]))
+    prior = Prior(away, np.diag([1.0, 1 / 4, 1 / 9]))
     silent = Linear(np.zeros(N), student(WANTED), student(WANTED), np.zeros((PLACES, OUTCOMES, N)), prior)
     np.testing.assert_allclose(silent.solve(damping=0.0, farthest=100.0), away, atol=1e-4)
 
 
 def test_a_prior_counts_as_one_place() -> None:
     """Evidence of many places outweighs it, evidence of few does not."""
-    prior = Prior(np.zeros(N), 100 * np.eye(N))
+    prior = Prior(np.zeros(N), np.eye(N) / 100)
     teacher, start = student(WANTED), np.zeros(N)
 
     def step(times: int) -> np.ndarray:

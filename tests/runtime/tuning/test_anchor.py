@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,18 @@ from typing import Any
 import numpy as np
 import onnx_bundles
 import pytest
+from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import MicroVector, TrainError, runtime
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.tuning.anchor import ANCHOR_PROMPTS, Anchor, anchor_samples, distance
-from tinylora_edge.tasks import Completion, Sample
+from tinylora_edge.tasks import Sample
 from tinylora_edge.tasks.general import load_general
 
-PROMPTS = [f"prompt {word}" for word in "abcdefghijklmnopqrstuvwxyz"]
 FAST = TuneSettings(
     prompts=4, held_back=8, check_every=3, effect=None, reach=0.6, anchor=0.5, options={"population": 6}
 )
 QUICK: dict[str, Any] = {"max_tokens": 5, "n_threads": 1, "sequences": 8}
-
-
-def favoured(completion: Completion, sample: Sample) -> float:
-    """Share of the answer's characters that are of three classes in seven, which any seed raises."""
-    return sum(ord(c) % 7 < 3 for c in completion.text) / max(len(completion.text), 1)
-
-
-@pytest.fixture
-def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
-    opened = load(tiny_bundle)
-    yield opened
-    opened.close()
 
 
 def run(llm: Any, budget: str, anchor: float, **options: Any) -> list[dict[str, Any]]:

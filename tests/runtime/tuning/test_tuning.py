@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,15 @@ import numpy as np
 import onnx_bundles
 import pytest
 import support
+from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.runtime import Budget, NotImprovedWarning, RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.tuning.learner import spread_of
 from tinylora_edge.tasks import Completion, Sample
 
-PROMPTS = [f"prompt {word}" for word in "abcdefghijklmnopqrstuvwxyz"]
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, effect=None, reach=0.6, options={"population": 6})
 QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1, "sequences": 8}
-
-
-def favoured(completion: Completion, sample: Sample) -> float:
-    """Share of the answer's characters that are of three classes in seven, which any seed raises."""
-    return sum(ord(c) % 7 < 3 for c in completion.text) / max(len(completion.text), 1)
-
-
-@pytest.fixture
-def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
-    opened = load(tiny_bundle)
-    yield opened
-    opened.close()
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

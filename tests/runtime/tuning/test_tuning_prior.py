@@ -12,22 +12,17 @@ import numpy as np
 import onnx_bundles
 import pytest
 import support
+from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import Basis, Bundle, MicroVector, TrainError, runtime
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.tuning.effect import change
 from tinylora_edge.runtime.tuning.learner import spread_of
-from tinylora_edge.tasks import Completion, Sample
+from tinylora_edge.tasks import Sample
 
-PROMPTS = [f"prompt {word}" for word in "abcdefghijklmnopqrstuvwxyz"]
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, options={"population": 6})
 QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1, "sequences": 8}
 METHODS = ["cma", "kalman", "es", "spsa"]
-
-
-def favoured(completion: Completion, sample: Sample) -> float:
-    """Share of the answer's characters that are of three classes in seven, which any seed raises."""
-    return sum(ord(c) % 7 < 3 for c in completion.text) / max(len(completion.text), 1)
 
 
 def covariance_of(size: int) -> np.ndarray:

@@ -10,13 +10,12 @@ that is shipped is called after its axis.
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
-from ...errors import TrainError
+from ...errors import TrainError, did_you_mean
 from .._jsonl import kind_of, read_objects
-from ._files import read_behaviour
+from ._files import claim_name, read_behaviour
 from .behaviour import Behaviour
 from .contrast import SIDES, Contrast, Side
 
@@ -47,12 +46,7 @@ def load_contrast(name: str, path: str | os.PathLike[str] | None = None) -> Cont
         side = _side(place, row.pop("side", None))
         row.setdefault("name", f"{name} {side}{len(sides[side]) + 1}")
         behaviour = read_behaviour(place, row)
-        if behaviour.name in places:
-            raise TrainError(
-                f"{place}: there is another behaviour {behaviour.name!r} at {places[behaviour.name]}: "
-                "expected a name that no other has"
-            )
-        places[behaviour.name] = place
+        claim_name(places, behaviour, place)
         if behaviour.split == "learn":
             sides[side].append(behaviour)
     try:
@@ -64,9 +58,8 @@ def load_contrast(name: str, path: str | os.PathLike[str] | None = None) -> Cont
 def _shipped(name: str) -> Path:
     names = shipped_axes()
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
         known = f"those are {', '.join(names)}" if names else "none is"
-        advice = f"did you mean {near[0]!r}?" if near else f"{known}. Pass {name}=FILE.jsonl for your own"
+        advice = did_you_mean(name, names, f"{known}. Pass {name}=FILE.jsonl for your own")
         raise TrainError(f"no axis {name!r} is shipped: {advice}")
     return _FOLDER / f"{name}.jsonl"
 

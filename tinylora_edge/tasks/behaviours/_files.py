@@ -12,13 +12,12 @@ the behaviour resembles (see `Behaviour`). A line of a file of questions is:
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import TrainError
+from ...errors import TrainError, did_you_mean
 from .._jsonl import kind_of, read_objects
 from .behaviour import FEWEST_QUESTIONS, SPLITS, Behaviour, Split, canonical
 
@@ -58,18 +57,13 @@ def load_behaviours(
     found = []
     for place, row in read_objects(file, "the behaviours"):
         behaviour = read_behaviour(place, row)
-        if behaviour.name in names:
-            raise TrainError(
-                f"{place}: there is another behaviour {behaviour.name!r} {names[behaviour.name]}: expected a "
-                "name that no other has"
-            )
+        claim_name(names, behaviour, place)
         side, where = sides.setdefault(behaviour.family, (behaviour.split, f"at {place}"))
         if side != behaviour.split:
             raise TrainError(
                 f'{place}: "split" is "{behaviour.split}", but the family {behaviour.family!r} is "{side}" '
                 f'{where}: a family is on one side as a whole, so change "split", or name another "family"'
             )
-        names[behaviour.name] = f"at {place}"
         found.append(behaviour)
     kept = tuple(one for one in found if split in (None, one.split))
     if not kept:
@@ -77,6 +71,20 @@ def load_behaviours(
             f'{file}: none of its {len(found)} behaviours has the split "{split}", expected at least one'
         )
     return kept
+
+
+def claim_name(names: dict[str, str], behaviour: Behaviour, place: str) -> None:
+    """Note where a behaviour is whose name no other has.
+
+    Raises:
+        TrainError: another one has it.
+    """
+    if behaviour.name in names:
+        raise TrainError(
+            f"{place}: there is another behaviour {behaviour.name!r} {names[behaviour.name]}: expected a "
+            "name that no other has"
+        )
+    names[behaviour.name] = f"at {place}"
 
 
 def load_questions(
@@ -160,8 +168,7 @@ def _examples(place: str, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _check_keys(place: str, row: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in row:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-            advice = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+            advice = did_you_mean(key, known, f"expected {', '.join(known)}")
             raise TrainError(f"{place}: there is no key {key!r}: {advice}")
 
 

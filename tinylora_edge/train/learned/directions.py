@@ -1,4 +1,4 @@
-"""Directions of R that are worth a number, found in what behaviours ask of R, and a baseline for them."""
+"""Directions of R that are worth a number, found in what behaviours ask of R."""
 
 from __future__ import annotations
 

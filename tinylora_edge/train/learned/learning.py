@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ... import runtime
 from ..._system import atomic_write, cores
 from ...axes import check_names
 from ...basis import Basis
@@ -26,7 +27,7 @@ from ...formats.bundle import Bundle
 from ...projection import EXPLICIT
 from ...runtime.distillation.replacement import NOISE
 from ...runtime.llama.model import TinyLoraLlama
-from ...runtime.llama.requantize import bf16_is_faster, requantize
+from ...runtime.llama.requantize import bf16_is_faster, bfloat16_copy
 from ...tasks.behaviours import Behaviour, Contrast, load_behaviours, load_questions
 from ...tying import tie
 from ..model import load_model
@@ -329,15 +330,13 @@ def _lessons(llm: TinyLoraLlama, asked: Sequence[_Asked], workers: int) -> list[
 @contextmanager
 def _teachers(found: Bundle, folder: Path, workers: int) -> Iterator[TinyLoraLlama]:
     """Open the deployed model, or where that is faster a copy of it in bfloat16, which is not kept."""
-    with ExitStack() as stack:
-        base = found.base
-        if bf16_is_faster():
-            base = folder / "teachers-bf16.gguf"
-            stack.callback(base.unlink, missing_ok=True)
-            requantize(found.base, base)
-        # Not through `load`: the copy is ours, and no basis lists it.
-        llm = TinyLoraLlama(str(base), basis=found.basis, n_ctx=64, n_threads=workers, verbose=False)
-        yield stack.enter_context(closing(llm))
+    if bf16_is_faster():
+        with bfloat16_copy(found.base, folder / "teachers-bf16.gguf", found.basis, workers) as llm:
+            yield llm
+    else:
+        deployed = runtime.load(found.basis_path.parent, engine="llama", n_ctx=64, n_threads=workers)
+        with closing(deployed) as llm:
+            yield llm
 
 
 def _assemble(

@@ -34,11 +34,11 @@ class FreeAdapter(Adapter):
         self._given = threading.local()
 
     def give(self, r: Tensor) -> None:
-        """Use these R in the passes of this thread: float32 [M, r, r]."""
+        """Use these R in the passes of this thread: float32 [M, r, r], or [M, rows, r, r] with one a row."""
         self._given.r = r
 
     def R(self) -> Tensor:
-        """Return what this thread gave: [M, r, r]."""
+        """Return what this thread gave."""
         given: Tensor = self._given.r
         return given
 

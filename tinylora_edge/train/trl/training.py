@@ -23,7 +23,7 @@ import torch
 from ... import runtime
 from ...errors import MissingExtraError, TrainError
 from ...formats.bundle import Bundle
-from ...runtime.drift import Drift, measure_drift
+from ...runtime.drift import Drift, drift_beside
 from ...runtime.evaluation import Evaluation, evaluate
 from ...runtime.llama.batch import batch_for, cores
 from ...runtime.tuning.settings import Report
@@ -137,7 +137,7 @@ def train_trl(
         if lead:
             vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
             if options.evaluate:
-                outcome = Outcome(output, result, *_evaluate(bundle, task, vector, options))
+                outcome = Outcome(output, result, *_evaluate(bundle, task, vector, options, write or report))
             engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": fields}
             write_result(output, folder, vector, found.basis, task, options, outcome, engine=engine)
             shutil.rmtree(checkpoints, ignore_errors=True)
@@ -260,7 +260,7 @@ def _check_agreement(vector: MicroVector) -> None:
 
 
 def _evaluate(
-    bundle: str | PathLike[str], task: Task, vector: MicroVector, options: Options
+    bundle: str | PathLike[str], task: Task, vector: MicroVector, options: Options, report: Report
 ) -> tuple[Evaluation, Evaluation, Drift | None]:
     """Base and vector on the held-out prompts, and the drift, in the deployed engine."""
     threads = options.workers or cores()
@@ -268,5 +268,11 @@ def _evaluate(
         room: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
         with batch_for(llm, task.held_out, task.max_tokens, **room) as batch:
             base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
-        drift = measure_drift(llm, vector, count=options.drift, **room) if options.drift else None
+        drift = drift_beside(
+            llm,
+            vector,
+            count=options.drift,
+            complain=lambda why: report({"event": "no drift", "why": why}),
+            **room,
+        )
         return base, personalized, drift
