@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,6 +128,18 @@ def environment() -> dict[str, Any]:
         "variables": dict(sorted(tuned.items())),
         "versions": found,
     }
+
+
+def commit() -> str | None:
+    """The commit of the checkout, with a + where a file differs from it; None outside of a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        words = [*git, "rev-parse", "--short=12", "HEAD"]
+        head = subprocess.check_output(words, text=True, stderr=subprocess.DEVNULL)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.strip() + ("+" if changed.returncode else "")
 
 
 def cpu_model() -> str:

@@ -8,6 +8,7 @@ prompts in the deployed file. Runs are kept in a JSON-lines file as they end: a 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import math
 import statistics
@@ -63,7 +64,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         bundle, basis = export(Path(folder), arm.shape)
         outcome = train(bundle, task, Path(folder) / "v.bin", options=chosen, report=rows.append)
-        size = outcome.path.stat().st_size
+        frame = outcome.path.read_bytes()
     comparison = outcome.comparison
     assert comparison is not None
     assert outcome.base is not None
@@ -74,13 +75,17 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         "task": task.name,
         "settings": asdict(settings),
         "values": basis.size,
-        "frame_bytes": size,
+        "frame_bytes": len(frame),
         "n": outcome.base.n,
         "base": outcome.base.mean,
         "vector": outcome.personalized.mean,
         **asdict(comparison),
         "validation": [row["validation"] for row in rows if "validation" in row],
         "best_step": outcome.result.best_step,
+        "frame": base64.urlsafe_b64encode(frame).decode(),
+        "basis": basis.digest,
+        "commit": bench.commit(),
+        "versions": bench.environment()["versions"],
         "norm": float(np.linalg.norm(outcome.result.vector.values)),
         "lr": max((row.get("lr", 0.0) for row in rows), default=0.0),
         "seconds": time.monotonic() - start,
