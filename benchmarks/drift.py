@@ -2,7 +2,8 @@
 
 Vectors come from files (`--vectors BUNDLE FILE...`, once a bundle) or are trained here (`--train BUNDLE`, for
 every task, seed and anchor). Each has its gain on a task's held-out prompts beside its drift, where the task
-is known. Every vector is a line of the study, which is gone on with.
+is known. `--scales` measures shares of each vector too: two bases can then be compared at equal gain. Every
+vector is a line of the study, which is gone on with.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
+import numpy as np
 
 from tinylora_edge import Bundle, MicroVector, runtime
 from tinylora_edge.runtime import measure_drift
@@ -32,12 +34,19 @@ def read(study: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
 
 
-def measure(bundle: Path, data: bytes, task: str | None, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the drift of a frame and, on a task's held-out prompts, its gain."""
+def same(row: dict[str, Any], name: dict[str, Any]) -> bool:
+    return row.get("scale") == name.get("scale") and all(row.get(key) == name[key] for key in name)
+
+
+def measure(
+    bundle: Path, data: bytes, task: str | None, scale: float, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the drift of a frame's vector, times the scale, and its gain on a task's held-out prompts."""
     threads = {} if options.workers is None else {"n_threads": options.workers}
     found: dict[str, Any] = {}
     with closing(runtime.load(bundle, engine="llama", n_ctx=64, **threads)) as llm:
-        vector = MicroVector.from_bytes(data, llm.basis)
+        whole = MicroVector.from_bytes(data, llm.basis)
+        vector = whole if scale == 1 else MicroVector(whole.values * np.float32(scale))
         found["norm"] = vector.norm
         found["drift"] = measure_drift(llm, vector, count=options.prompts, **threads).record()
         if task is not None:
@@ -51,11 +60,13 @@ def measure(bundle: Path, data: bytes, task: str | None, options: argparse.Names
 def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path]]:
     """Yield what names each vector, which is all that its line is found by, and its bundle."""
     asked = {"prompts": options.prompts, "held_out": options.held_out}
+    scaled = [asked if scale == 1 else asked | {"scale": scale} for scale in options.scales]
     for bundle, *files in options.vectors:
         for file in files:
             digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
             names = {"bundle": bundle, "basis": Bundle.find(bundle).basis.digest, "task": options.task}
-            yield {**names, "file": file, "sha256": digest, **asked}, Path(bundle)
+            for each in scaled:
+                yield {**names, "file": file, "sha256": digest, **each}, Path(bundle)
     # Seeds outermost: whenever the time runs out, bundles and anchors have the same number of them.
     for seed in options.seeds:
         for task in options.tasks:
@@ -83,14 +94,14 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[
     """Measure what is missing; return the lines of all that were asked for, in order."""
     chosen = []
     for name, bundle in subjects(options):
-        known = next((row for row in read(options.study) if all(row.get(k) == name[k] for k in name)), None)
+        known = next((row for row in read(options.study) if same(row, name)), None)
         if known is None:
             more: dict[str, Any] = {}
             if "file" in name:
                 data = Path(name["file"]).read_bytes()
             else:
                 data, more["values"] = trained(bundle, name, options)
-            known = {**name, **more, **measure(bundle, data, name["task"], options)}
+            known = {**name, **more, **measure(bundle, data, name["task"], name.get("scale", 1), options)}
             with open(options.study, "a", encoding="utf-8") as file:
                 file.write(json.dumps(known) + "\n")
             report.say(f"measured {name.get('file') or name} of {bundle}")
@@ -124,6 +135,9 @@ def main() -> None:
         "--vectors", nargs="+", action="append", default=[], metavar="PATH", help="a bundle and its frames"
     )
     arguments.add_argument("--task", help="that the vectors of files are for; their gain is measured, too")
+    arguments.add_argument(
+        "--scales", type=float, nargs="+", default=[1.0], metavar="X", help="of the files' vectors"
+    )
     arguments.add_argument("--train", nargs="+", default=[], metavar="BUNDLE", help="bundles to train for")
     arguments.add_argument("--tasks", nargs="+", default=["list-lookup", "brevity"], metavar="TASK")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
@@ -142,6 +156,7 @@ def main() -> None:
     lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         what = f"anchor {row['anchor']:g}" if "anchor" in row else Path(row["file"]).name
+        what += f" x {row['scale']:g}" if "scale" in row else ""
         lines.setdefault((row["bundle"], row["task"] or "", what), []).append(row)
     table = [[*line, str(len(mine)), *cells(mine)] for line, mine in lines.items()]
     if table:
