@@ -16,6 +16,8 @@ NORM = 0.05  # of the vectors: the model speaks on, a little differently
 
 SCALES = ExportSettings(rank=2, u=1, groups=13)
 """13 adapter scales: the default of an export."""
+LEARNED = ExportSettings(projection="learned")
+"""The learned projections that are shipped: 13 dense directions, one adapter that is folded."""
 FOLDED = ExportSettings(rank=2, u=13, tying="full")
 """The other reading of "13 parameters": one adapter, folded anew for every vector."""
 

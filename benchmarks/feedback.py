@@ -26,9 +26,10 @@ from typing import Any
 
 import _common as bench
 import numpy as np
-from _subjects import SCALES, export
+from _subjects import LEARNED, SCALES, export
 
 from tinylora_edge import MicroVector, runtime
+from tinylora_edge.axes import Prior
 from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
 from tinylora_edge.runtime.feedback.posterior import Posterior
 from tinylora_edge.runtime.llama.batch import Batch, batch_for
@@ -36,7 +37,8 @@ from tinylora_edge.runtime.llama.prompts import decode, encode
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 
 PROMPTS, SAMPLES = 40, 4  # of the answers file
-STEP = 0.05  # of the finite differences there
+SHAPES = {"random": SCALES, "learned": LEARNED}
+STEP = {"random": 0.05, "learned": 0.35}  # of the finite differences there: both move answers above rounding
 SLIPS = 0.1  # of the clicks go to the wrong button
 RADIUS, STRIDE = 0.1, 0.02  # of a duel: how far the two vectors are from the one between, and its step
 
@@ -66,12 +68,12 @@ def say(generator: np.random.Generator, liked: bool) -> bool:
     return liked != (generator.random() < SLIPS)
 
 
-def load(folder: Path) -> TinyLoraLlama:
-    bundle, _ = export(folder, SCALES)
+def load(folder: Path, projection: str) -> TinyLoraLlama:
+    bundle, _ = export(folder, SHAPES[projection])
     return runtime.load(bundle, n_ctx=64, n_threads=1, n_threads_batch=1)
 
 
-def draw(llm: TinyLoraLlama, task: Task, threads: int | None) -> list[dict[str, Any]]:
+def draw(llm: TinyLoraLlama, task: Task, step: float, threads: int | None) -> list[dict[str, Any]]:
     """Answers of the base to training prompts, with scores: what `FeedbackLearner` learns of a click."""
     samples = task.train[:PROMPTS]
     prompts = [encode(llm, sample).tolist() for sample in samples]
@@ -86,8 +88,8 @@ def draw(llm: TinyLoraLlama, task: Task, threads: int | None) -> list[dict[str, 
             found = batch.score(prompts, given, temperature=task.temperature)
             return np.array([row.sum(dtype=np.float64) for rows in found for row in rows])
 
-        steps = STEP * np.eye(llm.basis.size)
-        scores = np.array([(totals(step) - totals(-step)) / (2 * STEP) for step in steps]).T
+        steps = step * np.eye(llm.basis.size)
+        scores = np.array([(totals(each) - totals(-each)) / (2 * step) for each in steps]).T
     return [
         {
             "task": task.name,
@@ -110,10 +112,12 @@ def pleasing(answers: Sequence[dict[str, Any]], preference: Preference, task: Ta
     )
 
 
-def from_clicks(answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: int, seed: int) -> np.ndarray:
+def from_clicks(
+    answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: int, seed: int, prior: Prior | None
+) -> np.ndarray:
     """The vector after a like or a dislike of so many answers."""
     generator = np.random.default_rng((seed, 1))
-    posterior = Posterior(len(answers[0]["score"]))
+    posterior = Posterior(len(answers[0]["score"]), prior=prior)
     for index in generator.permutation(len(answers))[:clicks]:
         score = np.array(answers[index]["score"])
         liked = say(generator, bool(pleases[index] > 0.5))
@@ -121,10 +125,12 @@ def from_clicks(answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: 
     return posterior.vector()
 
 
-def from_pairs(answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: int, seed: int) -> np.ndarray:
+def from_pairs(
+    answers: Sequence[dict[str, Any]], pleases: np.ndarray, clicks: int, seed: int, prior: Prior | None
+) -> np.ndarray:
     """The vector after so many comparisons of two answers; a user who sees no difference presses neither."""
     generator = np.random.default_rng((seed, 2))
-    posterior = Posterior(len(answers[0]["score"]))
+    posterior = Posterior(len(answers[0]["score"]), prior=prior)
     places: dict[int, list[int]] = {}
     for index, answer in enumerate(answers):
         places.setdefault(answer["prompt"], []).append(index)
@@ -201,6 +207,7 @@ def sessions(
 ) -> Iterator[dict[str, Any]]:
     """Every session that is not done yet."""
     kept = {(d["preference"], d["method"], d["clicks"], d["user"]) for d in done}
+    prior = None if options.no_prior else llm.basis.prior
     for name in options.preferences:
         preference = PREFERENCES[name]
         task = load_task(preference.task)
@@ -215,9 +222,9 @@ def sessions(
                 if method == "base":
                     vector = np.zeros(llm.basis.size)
                 elif method == "clicks":
-                    vector = from_clicks(mine, pleases, clicks, user)
+                    vector = from_clicks(mine, pleases, clicks, user, prior)
                 elif method == "pairs":
-                    vector = from_pairs(mine, pleases, clicks, user)
+                    vector = from_pairs(mine, pleases, clicks, user, prior)
                 elif method == "duel":
                     vector = from_duels(batch, preference, task, clicks, user)
                 else:
@@ -233,6 +240,11 @@ def sessions(
                     "norm": float(np.linalg.norm(vector)),
                     "vector": [round(float(x), 5) for x in vector],
                 }
+
+
+def same(row: dict[str, Any], arm: dict[str, Any]) -> bool:
+    """Whether a session was held in this basis; before there were others, all were in random ones."""
+    return {"projection": row.get("projection", "random"), "prior": row.get("prior", True)} == arm
 
 
 def summary(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -263,6 +275,8 @@ def main() -> None:
     arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
     arguments.add_argument("--study", type=Path, metavar="FILE", help="sessions, kept and gone on with")
     arguments.add_argument("--answers", type=Path, metavar="FILE", help="answers and scores, kept likewise")
+    arguments.add_argument("--projection", choices=SHAPES, default="random", help="(%(default)s)")
+    arguments.add_argument("--no-prior", action="store_true", help="leave a learned basis's prior out")
     arguments.add_argument("--preferences", nargs="+", choices=PREFERENCES, default=list(PREFERENCES))
     arguments.add_argument(
         "--methods",
@@ -277,23 +291,27 @@ def main() -> None:
     options = arguments.parse_args()
     report = bench.Report("feedback", options.json)
     with tempfile.TemporaryDirectory() as folder:
-        llm = load(Path(folder))
-        answers, done = read(options.answers), read(options.study)
+        llm = load(Path(folder), options.projection)
+        answers = [a for a in read(options.answers) if a.get("projection", "random") == options.projection]
+        arm = {"projection": options.projection, "prior": not options.no_prior}
+        done = [row for row in read(options.study) if same(row, arm)]
         if {"clicks", "pairs"} & set(options.methods):
             for name in {PREFERENCES[p].task for p in options.preferences} - {a["task"] for a in answers}:
-                drawn = draw(llm, load_task(name), options.threads)
+                drawn = draw(llm, load_task(name), STEP[options.projection], options.threads)
+                drawn = [row | {"projection": options.projection} for row in drawn]
                 answers += drawn
                 if options.answers:
                     with options.answers.open("a", encoding="utf-8") as file:
                         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn)
-        for session in sessions(llm, options, answers, done):
+        for found in sessions(llm, options, answers, done):
+            session = found | arm
             done.append(session)
             if options.study:
                 with options.study.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(session) + "\n")
             name = ", ".join(str(session[key]) for key in ("preference", "method", "clicks", "user"))
             report.say(f"{name}: {session['liked']:.3f}")
-    found = summary(done)
+    means = summary(done)
     rows = [
         [
             f"{f['preference']}, {f['method']}",
@@ -303,11 +321,11 @@ def main() -> None:
             + (f" +- {f['standard_error']:.3f}" if f["standard_error"] is not None else ""),
             " ".join(f"{gain:+.3f}" for gain in f["gains"]),
         ]
-        for f in found
+        for f in means
     ]
     headers = ["preference, method", "clicks", "base", "gain over users", "gain of each"]
     report.say("\n" + bench.table(headers, rows))
-    report.record |= {"sessions": done, "summary": found}
+    report.record |= {"sessions": done, "summary": means}
     report.finish()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
-from _subjects import SCALES, export
+from _subjects import LEARNED, SCALES, export
 
 from tinylora_edge import runtime
 from tinylora_edge.runtime import Budget, RewardLearner, TuneSettings
@@ -40,7 +40,9 @@ ARMS: dict[str, TuneSettings] = {
         method="kalman", options={"lr": 1.6, "forget": 0.25}
     ),
     "SPSA": TuneSettings(method="spsa"),
+    "CMA-ES, learned": TuneSettings(),
 }
+SHAPES = {"CMA-ES, learned": LEARNED}
 TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}
 """Task -> gain that is asked for. Plain brevity is to reach 0.6 from at most 0.1."""
 
@@ -49,7 +51,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
     """Tune and measure with one seed, in this process."""
     task, rows = load_task(name, seed=seed, held_out=options.held_out), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
-        bundle, _ = export(Path(folder), SCALES, options.weights)
+        bundle, basis = export(Path(folder), SHAPES.get(arm, SCALES), options.weights)
         with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
             tuning = RewardLearner(
                 llm,
@@ -77,6 +79,8 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
         "weights": options.weights,
         "threads": options.threads,
         "settings": asdict(ARMS[arm]),
+        "basis": basis.digest,
+        "commit": bench.commit(),
         "n": base.n,
         "base": base.mean,
         "vector": tuned.mean,
