@@ -13,7 +13,9 @@ from ..modules import select
 from ..projection import project
 from ..tying import tie
 
-PROJECTIONS: tuple[str, ...] = ("random", "learned")
+PROJECTIONS: tuple[str, ...] = ("random", "learned", "auto")
+
+_SEED = 42
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +35,16 @@ class ExportSettings:
         factor_dtype: `f32` or `f16`.
         factorization: `left` or `sqrt`.
         projection: `random`, the paper's, or `learned`: shipped for few models (`exporters.learned`).
-            Learned ones are dense: u is their number, in one group.
+            Learned ones are dense: u is their number, in one group. `auto`, which is what the command
+            `export` takes, is `learned` where they are shipped for the factors and u, groups, tying and seed
+            are left as they are, and `random` otherwise.
     """
 
     rank: int = 2
     u: int = 1
     groups: int | None = None
     tying: str = "tiled"
-    seed: int = 42
+    seed: int = _SEED
     targets: tuple[str, ...] = ()
     factor_dtype: str = "f32"
     factorization: str = LEFT
@@ -52,12 +56,22 @@ class ExportSettings:
         if self.factor_dtype not in ("f32", "f16"):
             raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
         if self.projection not in PROJECTIONS:
-            raise BasisError(f"unknown projection {self.projection!r}: choose 'random' or 'learned'")
-        if self.projection == "learned" and (self.u, self.groups, self.tying) != (1, None, "tiled"):
+            known = ", ".join(PROJECTIONS)
+            raise BasisError(f"unknown projection {self.projection!r}: choose one of {known}")
+        if self.projection == "learned" and not self._shape_is_default:
             raise BasisError(
                 f"learned projections have one group and a u of their own, not u {self.u}, groups "
                 f"{self.groups} and tying {self.tying!r}: leave these as they are, or take 'random'"
             )
+
+    @property
+    def may_be_learned(self) -> bool:
+        """Whether `auto` takes learned projections where there are any: nothing says what random ones are."""
+        return self._shape_is_default and self.seed == _SEED
+
+    @property
+    def _shape_is_default(self) -> bool:
+        return (self.u, self.groups, self.tying) == (1, None, "tiled")
 
 
 def plan(deployed_modules: list[str], settings: ExportSettings) -> tuple[list[str], NDArray[np.int32]]:

@@ -82,9 +82,11 @@ def basis_of(
         b=tuple(found[module].b for module in modules),
         base_fingerprints=fingerprints,
     )
-    if settings.projection == "random":
+    if settings.projection == "random" or (settings.projection == "auto" and not settings.may_be_learned):
         return made
     learned = find(made)
+    if learned is None and settings.projection == "auto":
+        return made
     if learned is None:
         raise BasisError(
             f"no learned projections are shipped for these factors ({architecture}, {len(modules)} modules, "

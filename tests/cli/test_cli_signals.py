@@ -75,7 +75,7 @@ def test_an_export_that_is_killed(
 ) -> None:
     digest = load_basis(smollm2_bundle / "basis.gguf").digest
     out = tmp_path / "out"
-    child = start("export", smollm2_gguf, "-o", out)
+    child = start("export", smollm2_gguf, "--projection", "random", "-o", out)
     wait_for(MOMENTS[moment], out, child)
     child.send_signal(number)
     stdout, stderr = child.communicate(timeout=60)
@@ -91,7 +91,7 @@ def test_an_export_that_is_killed(
         assert child.returncode == (-number if number == signal.SIGKILL else 128 + number)
         assert stdout == stderr == b""
 
-    process("export", smollm2_gguf, "-o", out).done()
+    process("export", smollm2_gguf, "--projection", "random", "-o", out).done()
     check_whole(out, digest)
 
 
@@ -110,7 +110,15 @@ def test_a_signal_at_the_moment_the_partial_bundle_exists(
         "os.mkdir = mkdir_and_signal\n"
         "main()"
     )
-    child = start("export", smollm2_gguf, "-o", tmp_path / "out", program=[sys.executable, "-Pc", code])
+    child = start(
+        "export",
+        smollm2_gguf,
+        "--projection",
+        "random",
+        "-o",
+        tmp_path / "out",
+        program=[sys.executable, "-Pc", code],
+    )
     _, stderr = child.communicate(timeout=60)
     assert (child.returncode, stderr) == (128 + number, b"")
     assert set(contents(tmp_path)) == {JOURNAL}
@@ -121,18 +129,18 @@ def test_what_a_killed_export_left_is_removed_by_the_next(
 ) -> None:
     out = tmp_path / "out"
     for _ in range(2):
-        child = start("export", smollm2_gguf, "-o", out)
+        child = start("export", smollm2_gguf, "--projection", "random", "-o", out)
         wait_for(writing, out, child)
         child.kill()
         child.communicate()
     left = sorted({name.split("/")[0] for name in contents(tmp_path)})
     assert left[0] == JOURNAL
     assert [name.startswith(".out.partial-") for name in left[1:]] == [True]  # of the second alone
-    process("export", smollm2_gguf, "-o", tmp_path / "other").done()
+    process("export", smollm2_gguf, "--projection", "random", "-o", tmp_path / "other").done()
     assert set(left) <= {name.split("/")[0] for name in contents(tmp_path)}  # somebody's who exports to `out`
     shutil.rmtree(tmp_path / "other")
 
-    process("export", smollm2_gguf, "-o", out).done()
+    process("export", smollm2_gguf, "--projection", "random", "-o", out).done()
     check_whole(out, load_basis(smollm2_bundle / "basis.gguf").digest)
 
 
@@ -140,7 +148,7 @@ def test_two_exports_to_one_place(
     start: Start, smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    children = [start("export", smollm2_gguf, "-o", out) for _ in range(2)]
+    children = [start("export", smollm2_gguf, "--projection", "random", "-o", out) for _ in range(2)]
     stderr = [child.communicate(timeout=300)[1].decode() for child in children]
 
     codes = [child.returncode for child in children]
@@ -168,7 +176,13 @@ def test_an_answer_that_is_interrupted(start: Start, smollm2_bundle: Path, numbe
 def test_nohup_is_respected(start: Start, smollm2_gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     child = start(
-        "export", smollm2_gguf, "-o", out, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        "export",
+        smollm2_gguf,
+        "--projection",
+        "random",
+        "-o",
+        out,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     wait_for(started, out, child)
     child.send_signal(signal.SIGHUP)

@@ -76,6 +76,25 @@ def test_what_has_none_gets_a_clear_no(llama_gguf: Path, tmp_path: Path) -> None
     assert not [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
 
 
+def test_auto_takes_them_where_nothing_is_asked_of_random_ones(
+    smollm2_gguf: Path, plain: Basis, llama_gguf: Path, tmp_path: Path
+) -> None:
+    (one,) = shipped()
+    taken = export_gguf(smollm2_gguf, tmp_path / "a", settings=ExportSettings(projection="auto")).basis
+    assert np.array_equal(taken.projections.swapaxes(0, 1), one.p)
+    seeded = ExportSettings(projection="auto", seed=7)
+    random = export_gguf(smollm2_gguf, tmp_path / "b", settings=seeded).basis
+    assert (random.projection, random.seed, random.groups) == (plain.projection, 7, 13)
+    other = export_gguf(llama_gguf, tmp_path / "c", settings=ExportSettings(projection="auto")).basis
+    assert other.projection == plain.projection
+
+
+@pytest.mark.parametrize("shape", [{"u": 2}, {"groups": 2}, {"tying": "full"}, {"seed": 0}])
+def test_auto_is_random_where_a_shape_or_a_seed_is_given(shape: dict[str, object]) -> None:
+    assert not ExportSettings(projection="auto", **shape).may_be_learned  # type: ignore[arg-type]
+    assert ExportSettings(projection="auto").may_be_learned
+
+
 @pytest.mark.parametrize("tied", [{"u": 2}, {"groups": 13}, {"tying": "full"}])
 def test_learned_projections_are_not_tied(tied: dict[str, object]) -> None:
     with pytest.raises(BasisError, match="leave these as they are, or take 'random'"):
@@ -83,7 +102,7 @@ def test_learned_projections_are_not_tied(tied: dict[str, object]) -> None:
 
 
 def test_an_unknown_projection_is_refused() -> None:
-    with pytest.raises(BasisError, match="unknown projection 'pca': choose 'random' or 'learned'"):
+    with pytest.raises(BasisError, match="unknown projection 'pca': choose one of random, learned, auto"):
         ExportSettings(projection="pca")
 
 

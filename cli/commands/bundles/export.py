@@ -65,6 +65,7 @@ class FactorDtype(StrEnum):
 class Projection(StrEnum):
     """Where projections come from."""
 
+    auto = "auto"
     random = "random"
     learned = "learned"
 
@@ -177,9 +178,10 @@ def export(
         Projection,
         typer.Option(
             help="random: the paper's, from the seed. learned: 13 dense directions, shipped for "
-            "SmolLM2-135M-Instruct; tinylora-edge learn finds those of another model."
+            "SmolLM2-135M-Instruct; tinylora-edge learn finds those of another model. auto: learned where "
+            "they are shipped, unless u, groups, tying or seed is given."
         ),
-    ] = Projection.random,
+    ] = Projection.auto,
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Modules at the same time. [default: one a core]"),

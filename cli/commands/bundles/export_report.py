@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....projection import EXPLICIT
 from ...shared import console, downloads, vectors
 
 if TYPE_CHECKING:
+    from ....basis import Basis
     from ....exporters import ExportReport, OnnxReport, PartReport, Quality
+
+_OTHERS = {
+    "learned": ", shipped for this model (--projection random: the paper's)",
+    "random": ", the paper's",
+}
 
 
 def print_report(
@@ -34,6 +41,7 @@ def print_report(
             "groups": basis.groups,
             "values": basis.size,
             "tying": basis.scheme,
+            "projection": _projections(basis),
             "seed": basis.seed,
             "factorization": basis.factorization,
             "worst_residual": quality.residual,
@@ -57,6 +65,7 @@ def print_report(
         ("digest", basis.digest),
         ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
         ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
+        ("projections", f"{_projections(basis)}{_OTHERS[_projections(basis)]}"),
         ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
     ]
@@ -77,6 +86,11 @@ def print_report(
     console.say(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(rows)
     console.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
+
+
+def _projections(basis: Basis) -> str:
+    """Where the projections of an export come from: `random` or `learned`."""
+    return "learned" if basis.projection == EXPLICIT else "random"
 
 
 def _base_bytes(report: ExportReport | OnnxReport) -> int:

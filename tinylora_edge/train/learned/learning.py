@@ -233,7 +233,8 @@ def _check(
 ) -> None:
     if basis.projection == EXPLICIT:
         raise TrainError(
-            f"basis {basis.id} has explicit projections already: learn from the bundle that export wrote"
+            f"basis {basis.id} has explicit projections already: learn from a bundle that was exported with "
+            "--projection random"
         )
     if axes and settings.form == "tiled":
         raise TrainError(

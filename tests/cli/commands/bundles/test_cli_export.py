@@ -22,7 +22,7 @@ from tinylora_edge import Basis, load_basis
 
 def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Path, basis: Basis) -> None:
     out = tmp_path / "out"
-    text = cli("export", smollm2_gguf, "-o", out).done()
+    text = cli("export", smollm2_gguf, "-o", out, "--projection", "random").done()
 
     assert sorted(contents(tmp_path)) == ["out/", "out/base.gguf", "out/basis.gguf", "out/manifest.json"]
     written = load_basis(out / "basis.gguf")
@@ -37,6 +37,17 @@ def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Pa
     next_command = re.search(r"^next: tinylora-edge (.*)$", text, re.MULTILINE)
     assert next_command is not None
     assert next_command[1].startswith(f"vector new {out} ")
+
+
+def test_the_real_model_gets_the_projections_that_are_shipped_for_it(
+    cli: Cli, smollm2_gguf: Path, tmp_path: Path, basis: Basis
+) -> None:
+    record = cli("export", smollm2_gguf, "-o", tmp_path / "out", "--json").record()
+    written = load_basis(tmp_path / "out" / "basis.gguf")
+    assert (record["projection"], record["values"], record["u"]) == ("learned", 13, 13)
+    assert written.prior_mean is not None
+    assert written.base_fingerprints == basis.base_fingerprints
+    assert "--projection random" in cli("export", smollm2_gguf, "-o", tmp_path / "again").done()
 
 
 def test_the_next_commands_work_as_printed(process: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
