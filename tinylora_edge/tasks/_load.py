@@ -13,7 +13,7 @@ from ..errors import TrainError
 from . import _gsm8k
 from ._formats import formats
 from ._jsonl import read_samples, reward_of_lines
-from ._split import limit
+from ._split import first, limit
 from ._word_tasks import brevity, list_lookup, plain_brevity, word_sums
 from .rewards import exact_number, parse_reward
 from .task import Reward, Task
@@ -51,7 +51,7 @@ def load_task(
         seed: of generated prompts, and of which training samples are taken where `train` limits them.
             What is held out never depends on it: the nouns of generated tasks are split once and for all,
             and the prompts of files by their hash.
-        held_out: number of held-out samples; files may have fewer.
+        held_out: number of held-out samples, and of shifted ones; files may have fewer.
         train: number of training samples; None: 512 of generated tasks, all that a file has.
         max_tokens: limit of a completion; None: the task's own.
         temperature: sampling temperature in training; None: the task's own.
@@ -102,11 +102,11 @@ def _file_task(name: str, judge: Reward | None, seed: int, train: int | None, he
             f"there is no task and no file {name!r}: choose from {', '.join(BUILTIN)}, gsm8k:PATH.jsonl, or "
             "the path of a JSONL file"
         )
-    trained, measured, places = read_samples(path)
+    trained, measured, shifted, places = read_samples(path)
     if judge is None:
-        judge = reward_of_lines([*trained, *measured], places)
+        judge = reward_of_lines([*trained, *measured, *shifted], places)
     samples = limit(trained, measured, count=train, held_out_count=held_out, seed=seed, name=name)
-    return Task(name, *samples, judge)
+    return Task(name, *samples, judge, shifted=first(shifted, held_out))
 
 
 def _check_count(what: str, value: Any) -> None:

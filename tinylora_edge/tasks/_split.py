@@ -70,7 +70,12 @@ def limit(
     kept = range(len(train))
     if count is not None and count < len(train):
         kept = sorted(Draw(f"{name}/train/{seed}").some(kept, count))  # type: ignore[assignment]
-    return tuple(train[index] for index in kept), tuple(sorted(held_out, key=rank)[:held_out_count])
+    return tuple(train[index] for index in kept), first(held_out, held_out_count)
+
+
+def first(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+    """Return the first samples in the order of their `rank`: `count`, or all where there are fewer."""
+    return tuple(sorted(samples, key=rank)[:count])
 
 
 class Draw:

@@ -121,3 +121,12 @@ def test_answers_that_are_none(answers: object, tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "What is 7 + 5?", "answers": answers}) + "\n")
     with pytest.raises(TrainError, match=r'own.jsonl:1: "answers" is'):
         load_general(path)
+
+
+def test_shifted_ones_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "Hello?", "split": "shifted"}\n')
+    with pytest.raises(
+        TrainError, match=r'own.jsonl:1: "split" is "shifted", expected "train" or "held_out"'
+    ):
+        load_general(path)
