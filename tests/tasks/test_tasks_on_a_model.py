@@ -19,7 +19,9 @@ def model(smollm2_gguf: Path) -> Any:
     llm.close()
 
 
-@pytest.mark.parametrize("name", ["list-lookup", "brevity", "word-sums", "formats"])
+@pytest.mark.parametrize(
+    "name", ["list-lookup", "brevity", "word-sums", "formats", "records", "tool-calls", "house-style"]
+)
 def test_the_base_model_scores_neither_nothing_nor_everything(model: Any, name: str) -> None:
     task = load_task(name)
     scores = []

@@ -5,27 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import TrainError
-from . import _gsm8k
-from ._formats import formats
+from . import _gsm8k, generated
 from ._jsonl import read_samples, reward_of_lines
 from ._split import first, limit
-from ._word_tasks import brevity, list_lookup, plain_brevity, word_sums
 from .rewards import exact_number, parse_reward
 from .task import Reward, Task
 
-_GENERATED: dict[str, Callable[[int, int, int], Task]] = {
-    "brevity": brevity,
-    "formats": formats,
-    "list-lookup": list_lookup,
-    "plain-brevity": plain_brevity,
-    "word-sums": word_sums,
-}
-BUILTIN: tuple[str, ...] = tuple(sorted([*_GENERATED, "gsm8k"]))
+BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k"]))
 """The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
 
 _GENERATED_TRAIN = 512  # samples; at 8 prompts a step more than a default run sees
@@ -49,8 +39,8 @@ def load_task(
         reward: judges the completions instead of the task's own reward: a callable, or text that
             `rewards.parse_reward` understands. A JSONL task needs one, here or as `reward` on each line.
         seed: of generated prompts, and of which training samples are taken where `train` limits them.
-            What is held out never depends on it: the nouns of generated tasks are split once and for all,
-            and the prompts of files by their hash.
+            What is held out or shifted never depends on it: the nouns of generated tasks are split once and
+            for all, and the prompts of files by their hash.
         held_out: number of held-out samples, and of shifted ones; files may have fewer.
         train: number of training samples; None: 512 of generated tasks, all that a file has.
         max_tokens: limit of a completion; None: the task's own.
@@ -74,8 +64,8 @@ def load_task(
         raise TrainError(f"reward is {judge!r}, expected a callable or text such as 'max_words(12)'")
 
     name = os.fspath(name_or_path)
-    if name in _GENERATED:
-        task = _GENERATED[name](seed, _GENERATED_TRAIN if train is None else train, held_out)
+    if name in generated.TASKS:
+        task = generated.TASKS[name](seed, _GENERATED_TRAIN if train is None else train, held_out)
     elif name == "gsm8k" or name.startswith("gsm8k:"):
         task = _gsm8k_task(name, seed, train, held_out)
     else:

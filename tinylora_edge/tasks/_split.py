@@ -91,6 +91,10 @@ class Draw:
         """Return a whole number from 0 to n - 1."""
         return int(self._random.random() * n)
 
+    def between(self, lowest: int, highest: int) -> int:
+        """Return a whole number from `lowest` to `highest`, both included."""
+        return lowest + self.below(highest - lowest + 1)
+
     def one(self, items: Sequence[_T]) -> _T:
         """Return one of the items."""
         return items[self.below(len(items))]
