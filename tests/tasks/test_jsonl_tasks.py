@@ -226,7 +226,8 @@ def test_one_prompt_cannot_be_split(write: Write) -> None:
 
 def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
     with pytest.raises(
-        TrainError, match="no task and no file 'list-lokup': choose from brevity, formats, gsm8k, list-lookup"
+        TrainError,
+        match="no task and no file 'list-lokup': choose from brevity, formats, gsm8k, house-style, list-look",
     ):
         load_task("list-lokup")
 

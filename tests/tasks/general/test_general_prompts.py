@@ -91,7 +91,7 @@ def test_none_is_a_question_of_a_behaviour() -> None:
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "gsm8k"])
 def test_none_is_a_prompt_of_a_task(name: str) -> None:
     task = load_task(name)
-    prompts = {normalized(sample.text) for sample in (*task.train, *task.held_out)}
+    prompts = {normalized(sample.text) for sample in (*task.train, *task.held_out, *task.shifted)}
     assert not prompts & {normalized(sample.text) for sample in ALL}
 
 

@@ -15,7 +15,7 @@ from tinylora_edge.tasks import Sample, Task
 from tinylora_edge.tasks.generated._tool_calls import nearly_right_call, right_call
 from tinylora_edge.tasks.rewards.guards import words
 
-CALL = {"function": "find", "arguments": {"item": "boot"}}
+CALL = {"tool": "find", "arguments": {"item": "boot"}}
 OFFER = {"call": ("name",), "visit": ("name",), "find": ("item",), "sell": ("item",)}
 SAMPLE = Sample(
     "", json.dumps(CALL), {"call": CALL, "offer": OFFER, "text": "Help me find a boot, or call Amy."}
@@ -28,7 +28,7 @@ def scores(text: str, sample: Sample = SAMPLE, *, ended: bool = True) -> tuple[f
 
 
 def call(function: Any, **arguments: Any) -> str:
-    return json.dumps({"function": function, "arguments": arguments})
+    return json.dumps({"tool": function, "arguments": arguments})
 
 
 def test_every_prompt_offers_four_functions_and_asks_for_one(tasks: dict[str, Task]) -> None:
@@ -40,25 +40,25 @@ def test_every_prompt_offers_four_functions_and_asks_for_one(tasks: dict[str, Ta
             assert len(offer) == 4
             assert all(f'"{function}"' in sample.text for function in offer)
             asked = set(words(sample.data["text"])) & set(offer)
-            assert asked == {wanted["function"]}, "the request names one of them"
-            assert set(wanted["arguments"]) == set(offer[wanted["function"]])
+            assert asked == {wanted["tool"]}, "the request names one of them"
+            assert set(wanted["arguments"]) == set(offer[wanted["tool"]])
             assert scores(sample.answer or "", sample) == (1.0, 1.0)
             assert scores(sample.text, sample) == (0.0, 0.0)
-            positions[list(offer).index(wanted["function"])] += 1
+            positions[list(offer).index(wanted["tool"])] += 1
         assert min(positions[place] for place in range(4)) > len(split) / 8, "no place is a good guess"
 
 
 def test_some_prompts_offer_functions_of_different_arguments(tasks: dict[str, Task]) -> None:
     arguments = Counter(len(set(sample.data["offer"].values())) for sample in tasks["tool-calls"].train)
-    assert min(arguments[1], arguments[2]) > 100
+    assert min(arguments[1], arguments[2]) > 60
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        '{"function": "find", "arguments": {"item": "boot"}}',
-        '{"arguments":{"item":"boot"},"function":"find"}',
-        '```json\n{\n  "function": "find",\n  "arguments": {\n    "item": "boot"\n  }\n}\n```',
+        '{"tool": "find", "arguments": {"item": "boot"}}',
+        '{"arguments":{"item":"boot"},"tool":"find"}',
+        '```json\n{\n  "tool": "find",\n  "arguments": {\n    "item": "boot"\n  }\n}\n```',
     ],
 )
 def test_right_calls(text: str) -> None:
@@ -83,10 +83,10 @@ def test_right_calls(text: str) -> None:
         (call("find"), 0.0),
         (call("buy", item="boot"), 0.0),  # not on offer
         (call(["find"], item="boot"), 0.0),
-        ('{"function": "find", "item": "boot"}', 0.0),
-        ('{"function": "find", "arguments": "boot"}', 0.0),
-        ('{"function": "find" or "sell", "arguments": {"item": string}}', 0.0),
-        ('{"function": "find", "arguments": {"item": "boot"}, "x": 1}', 0.0),
+        ('{"tool": "find", "item": "boot"}', 0.0),
+        ('{"tool": "find", "arguments": "boot"}', 0.0),
+        ('{"tool": "find" or "sell", "arguments": {"item": string}}', 0.0),
+        ('{"tool": "find", "arguments": {"item": "boot"}, "x": 1}', 0.0),
         ('find(item="boot")', 0.0),
         ("", 0.0),
     ],

@@ -54,11 +54,12 @@ _USUAL = _Kind(
     ("{y}-{m:02}-{d:02}", "{y}-{m:02}-{d:02}", "{y}/{m:02}/{d:02}", "{M} {d}, {y}"),
     (_REQUEST,),
 )
+_LAST = '"{closing}" at its end.'
 _SHIFTED = _Kind(
     {
         ("g", "grams"): (
             "The {item} that {name} ordered weighs only {amount}, and it was sent on {date}.",
-            "{name} put {amount} of spice into the sauce on {date}, and everybody liked it.",
+            "{name} put {amount} of spice into the sauce, and that was on {date}.",
         ),
         ("m", "meters"): (
             "The {item} stood {amount} from the entrance until {date}, when {name} took it away.",
@@ -72,16 +73,18 @@ _SHIFTED = _Kind(
     ("{n} {u}", "{n} {u}", "{n}{u}", "{n} {w}"),
     ("{y}-{m:02}-{d:02}", "{y}-{m:02}-{d:02}", "{y}/{m:02}/{d:02}", "{d} {M} {y}"),
     (
-        'Text: {note}\n\nWrite it again with brief units, a date such as 2031-12-30, and "{closing}" last.',
-        '{note}\n\nCopy these words, shorten the unit, put the date in ISO form, and finish with "{closing}"',
-        'Our style: units are g, m or ml, dates YYYY-MM-DD, and notes close with "{closing}" Correct: {note}',
-        'Edit this note: short units, a date from year to day, and "{closing}" to end with.\n\n{note}',
+        "{note}\n\nSay this again with brief units (g, m, ml), an ISO date, and " + _LAST,
+        "{note}\n\nWrite this once more: short units (g, m, ml), the date as year, month and day, and "
+        + _LAST,
+        "Copy the next note with abbreviated units, the date as year-month-day, and " + _LAST + "\n\n{note}",
+        "Note: {note}\n\nEdit the note to have metric abbreviations, a date of the form YYYY-MM-DD, and "
+        + _LAST,
     ),
 )
 
 
 def house_style(seed: int, train: int, held_out: int) -> Task:
-    """A note in house style, unit, date and closing line: see `in_house_style`. Base: .00."""
+    """A note in house style, unit, date and closing line: see `in_house_style`. Base: .13."""
 
     def build(side: Words, draw: Draw) -> Sample:
         return _sample(side, draw, _USUAL)

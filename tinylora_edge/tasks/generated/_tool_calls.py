@@ -13,27 +13,28 @@ from ._building import ask, generate
 from ._json_answers import all_equal, read_object, schema_of
 from .words import Words, article
 
-# The functions by the arguments that they take, and how people ask for them.
+# The functions, called tools in prompts, by the arguments that they take, and how people ask for them.
 _FUNCTIONS: Mapping[tuple[str, ...], Mapping[str, str]] = {
     ("name",): {
         "call": "Please call {name}.",
-        "follow": "Follow {name}, please.",
+        "follow": "Follow {name}.",
         "greet": "Greet {name} for me.",
-        "invite": "We want to invite {name}.",
+        "invite": "Invite {name}.",
         "thank": "Thank {name} for me.",
-        "visit": "Let us visit {name}.",
+        "visit": "Visit {name} today.",
     },
     ("item",): {
-        "buy": "We need to buy {item}.",
-        "clean": "Somebody has to clean {item}.",
-        "find": "Help me find {item}.",
-        "repair": "Can you repair {item}?",
-        "return": "I have to return {item}.",
-        "sell": "I want to sell {item}.",
+        "buy": "Buy {item}.",
+        "clean": "Please clean {item}.",
+        "find": "Find {item} for me.",
+        "repair": "Repair {item}.",
+        "return": "Return {item} today.",
+        "sell": "Sell {item}.",
     },
 }
 _TEXTS = {name: text for group in _FUNCTIONS.values() for name, text in group.items()}
-_OFFERS = ((("name",),), (("item",),), (("name",), ("item",)))  # whose functions a prompt offers
+_ALIKE, _MIXED = ((("name",),), (("item",),)), (("name",), ("item",))
+_OFFERS = (*_ALIKE, *_ALIKE, _MIXED)  # whose functions a prompt offers
 _FUNCTIONS_OFFERED = 4
 _REQUEST = "Text: {text}\nFill in the JSON object {choice} with the facts. Write only the JSON."
 
@@ -53,15 +54,15 @@ _SHIFTED_TEXTS: Mapping[str, str] = {
     "sell": "We are short of money this month, so try to sell {item} for us.",
 }
 _SHIFTED_REQUESTS = (
-    "{text}\n\nWhich call does this ask for? Fill in {choice}, and reply with JSON alone.",
-    "Request: {text}\nComplete the JSON {choice} so that it does what is requested. No other words.",
-    'Somebody says: "{text}"\nTurn this into one JSON object, {choice}, and write nothing else.',
-    "Format of the output: {choice}\nMessage: {text}\nWrite the output for this message, in JSON.",
+    "Request: {text}\nComplete the JSON object {choice} to fit the request. Write no other text.",
+    "{text}\nWrite this as the JSON object {choice}, and write nothing else.",
+    "Message: {text}\nPut what it asks for into the JSON object {choice}. Give only the JSON.",
+    "Sentence: {text}\nWhich tool is meant? Enter that one into {choice}, and reply with the JSON object.",
 )
 
 
 def tool_calls(seed: int, train: int, held_out: int) -> Task:
-    """Calls of one of four functions, as JSON: see `right_call`. Base: .00."""
+    """A call of one of four functions (tools, to the model), as JSON: see `right_call`. Base: .16."""
 
     def build(side: Words, draw: Draw) -> Sample:
         return _sample(side, draw, _TEXTS, (_REQUEST,))
@@ -78,7 +79,7 @@ def tool_calls(seed: int, train: int, held_out: int) -> Task:
         held_out,
         build_shifted=build_shifted,
         max_tokens=40,
-        temperature=0.7,
+        temperature=0.5,
         shaped=nearly_right_call,
     )
 
@@ -107,7 +108,7 @@ def nearly_right_call(completion: Completion, sample: Sample) -> float:
     if whole and _is_call(value, sample):
         return 1.0
     call = sample.data["call"]
-    near = 0.1 + 0.2 * (value["function"] == call["function"])
+    near = 0.1 + 0.2 * (value["tool"] == call["tool"])
     near += 0.2 * all_equal(value["arguments"], call["arguments"])
     return near if whole else near / 2
 
@@ -117,16 +118,16 @@ def _is_call(value: Any, sample: Sample) -> bool:
     return (
         isinstance(value, Mapping)
         and set(value) == set(call)
-        and value["function"] == call["function"]
+        and value["tool"] == call["tool"]
         and all_equal(value["arguments"], call["arguments"])
     )
 
 
 def _fits(value: Mapping[str, Any], sample: Sample) -> bool:
     """Whether a value is a call of a function on offer, each argument a text from the request."""
-    if set(value) != {"function", "arguments"} or not isinstance(value["function"], str):
+    if set(value) != {"tool", "arguments"} or not isinstance(value["tool"], str):
         return False
-    keys = sample.data["offer"].get(value["function"])
+    keys = sample.data["offer"].get(value["tool"])
     arguments = value["arguments"]
     if keys is None or not isinstance(arguments, Mapping) or set(arguments) != set(keys):
         return False
@@ -144,7 +145,7 @@ def _sample(side: Words, draw: Draw, texts: Mapping[str, str], requests: tuple[s
     function = draw.one(offered[chosen])
     values = {"name": draw.one(side.names), "item": draw.one(side.things)}
     text = texts[function].format(name=values["name"], item=article(values["item"]))
-    call = {"function": function, "arguments": {key: values[key] for key in kinds[chosen]}}
+    call = {"tool": function, "arguments": {key: values[key] for key in kinds[chosen]}}
     choice = " or ".join(
         _schema(functions, {key: values[key] for key in kind})
         for kind, functions in zip(kinds, offered, strict=True)
@@ -160,4 +161,4 @@ def _sample(side: Words, draw: Draw, texts: Mapping[str, str], requests: tuple[s
 
 def _schema(functions: list[str], arguments: Mapping[str, str]) -> str:
     names = " or ".join(f'"{name}"' for name in functions)
-    return f'{{"function": {names}, "arguments": {schema_of(arguments)}}}'
+    return f'{{"tool": {names}, "arguments": {schema_of(arguments)}}}'
