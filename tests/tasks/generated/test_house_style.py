@@ -30,7 +30,7 @@ def scores(text: str, sample: Sample = SAMPLE, *, ended: bool = True) -> tuple[f
 
 def test_the_answers_are_in_house_style_and_the_notes_are_not(tasks: dict[str, Task]) -> None:
     task = tasks["house-style"]
-    for sample in (*task.train, *task.held_out, *task.shifted):
+    for sample in (*task.train[:64], *task.held_out[:64], *task.shifted[:64]):
         answer, note = sample.answer or "", sample.data["note"]
         assert note in sample.text
         assert scores(answer, sample) == (1.0, 1.0)
@@ -96,6 +96,12 @@ def test_what_was_right_pays_nothing() -> None:
     assert scores(f"Olga walked 5km on 2026-05-13. {CLOSING}", IN_PART) == (0.0, 0.0), "made worse"
     assert scores(f"Olga walked 15 km on 2026-05-13. {CLOSING}", IN_PART) == (0.0, 0.0)
     assert scores(f"Olga walked 5 km on 2026-05-13. {CLOSING}", IN_PART) == (1.0, 1.0)
+
+
+def test_no_word_stands_for_a_fact() -> None:
+    for text in ("Olga walked fact0 on fact1.", "Olga walked fact0 on 2026-05-13.", "Olga walked on"):
+        assert scores(f"{text} {CLOSING}", IN_PART) == (0.0, 0.0)
+    assert scores(f"Olga walked fact0 5 km on fact1 2026-05-13. {CLOSING}", IN_PART) == (0.0, 0.0)
 
 
 def test_what_the_limit_cut_is_nothing() -> None:

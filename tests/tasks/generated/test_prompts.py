@@ -27,8 +27,8 @@ FIGURES = {  # max_tokens, temperature
     "house-style": (48, 0.5),
     "list-lookup": (16, 0.5),
     "plain-brevity": (24, 0.7),
-    "records": (40, 0.7),
-    "tool-calls": (40, 0.7),
+    "records": (40, 0.5),
+    "tool-calls": (40, 0.5),
     "word-sums": (24, 0.4),
 }
 SIDES = (lists.TRAIN, lists.HELD_OUT, lists.SHIFTED)

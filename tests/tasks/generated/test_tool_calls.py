@@ -101,7 +101,7 @@ def test_what_the_limit_cut_is_not_all() -> None:
 
 def test_one_answer_for_all_prompts_pays_little(tasks: dict[str, Task]) -> None:
     samples = tasks["tool-calls"].train
-    for text in {sample.answer or "" for sample in samples[:50]}:
+    for text in {sample.answer or "" for sample in samples[:8]}:
         near = [scores(text, sample)[1] for sample in samples]
         assert sum(near) / len(near) < 0.03
 

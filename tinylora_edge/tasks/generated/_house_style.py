@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .._split import Draw
 from ..rewards.guards import FUNCTION_WORDS, repeats, words
@@ -145,6 +146,8 @@ def _done(completion: Completion, sample: Sample) -> float:
 
 
 def _keeps_facts(body: str, sample: Sample) -> bool:
+    if not all(any(_pattern(form).search(body) for form in fact) for fact in sample.data["facts"]):
+        return False  # the words that stand for facts below are none
     answer, note = (_skeleton(text, sample) for text in (body, sample.data["note"]))
     contents = [[word for word in text if word not in FUNCTION_WORDS] for text in (answer, note)]
     return contents[0] == contents[1] and len(answer) <= len(note) + _MORE_FUNCTION_WORDS
@@ -164,9 +167,14 @@ def _pattern(form: str) -> re.Pattern[str]:
 
 def _sample(side: Words, draw: Draw, kind: _Kind) -> Sample:
     unit = draw.one(tuple(kind.notes))
-    amount = {"n": draw.between(*_AMOUNTS), "u": unit[0], "w": unit[1]}
+    amount: dict[str, Any] = {"n": draw.between(*_AMOUNTS), "u": unit[0], "w": unit[1]}
     month = draw.between(1, len(_MONTHS))
-    date = {"y": draw.between(*_YEARS), "m": month, "M": _MONTHS[month - 1], "d": draw.between(*_DAYS)}
+    date: dict[str, Any] = {
+        "y": draw.between(*_YEARS),
+        "m": month,
+        "M": _MONTHS[month - 1],
+        "d": draw.between(*_DAYS),
+    }
     facts = (
         ("{n} {u}".format(**amount), draw.one(kind.amounts).format(**amount)),
         ("{y}-{m:02}-{d:02}".format(**date), draw.one(kind.dates).format(**date)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from .._split import Draw
 from ..task import Completion, Sample, Task
@@ -59,7 +60,7 @@ def records(seed: int, train: int, held_out: int) -> Task:
         held_out,
         build_shifted=build_shifted,
         max_tokens=40,
-        temperature=0.7,
+        temperature=0.5,
         shaped=nearly_true_record,
     )
 
@@ -91,7 +92,9 @@ def nearly_true_record(completion: Completion, sample: Sample) -> float:
     return near if whole else near / 2
 
 
-def _sample(side: Words, draw: Draw, texts: dict[str, tuple[str, ...]], requests: tuple[str, ...]) -> Sample:
+def _sample(
+    side: Words, draw: Draw, texts: Mapping[str, tuple[str, ...]], requests: tuple[str, ...]
+) -> Sample:
     kind = draw.one(tuple(texts))
     name, number = draw.one(side.names), draw.between(*_NUMBERS)
     record: Values

@@ -108,7 +108,7 @@ def nearly_right_call(completion: Completion, sample: Sample) -> float:
     if whole and _is_call(value, sample):
         return 1.0
     call = sample.data["call"]
-    near = 0.1 + 0.2 * (value["tool"] == call["tool"])
+    near = 0.1 + 0.2 * bool(value["tool"] == call["tool"])
     near += 0.2 * all_equal(value["arguments"], call["arguments"])
     return near if whole else near / 2
 
