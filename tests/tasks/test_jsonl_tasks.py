@@ -141,7 +141,7 @@ def test_every_text_survives(write: Write) -> None:
         ),
         ({"prompt": "a", "answer": ["b"]}, '"answer" is a list of 1, expected a string or a number'),
         ({"prompt": "a", "answer": True}, '"answer" is true, expected'),
-        ({"prompt": "a", "split": "test"}, '"split" is \'test\', expected "train" or "held_out"'),
+        ({"prompt": "a", "split": "test"}, '"split" is \'test\', expected "train", "held_out" or "shifted"'),
         ({"prompt": "a", "split": ["train"]}, '"split" is'),
         ({"prompt": "a"}, 'no "split", but other lines have one'),
     ],
@@ -158,6 +158,36 @@ def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(write: Wr
         TrainError, match=r"task\.jsonl:3: held out, but the same prompt is trained on at .*task\.jsonl:1"
     ):
         load_task(path, reward="ends_itself")
+
+
+def test_shifted_lines_are_a_second_set_to_measure_on(write: Write) -> None:
+    shifted = [{"prompt": f"Far away {number}?", "split": "shifted"} for number in range(6)]
+    path = write(*SPLIT, *shifted)
+    task = load_task(path, reward="ends_itself")
+    assert (task.train, task.held_out) == ((Sample("one"),), (Sample("two"),))
+    assert {sample.text for sample in task.shifted} == {row["prompt"] for row in shifted}
+    assert load_task(path, reward="ends_itself", held_out=2, seed=1).shifted == task.shifted[:2]
+    assert load_task(write(*SPLIT), reward="ends_itself").shifted == ()
+    assert load_task(write(*prompts(40)), reward="ends_itself").shifted == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [("One ", r"trained on at .*task\.jsonl:1"), (" TWO", r"held out at .*task\.jsonl:2")],
+)
+def test_a_shifted_prompt_of_another_split_is_named_with_both_lines(
+    write: Write, prompt: str, message: str
+) -> None:
+    path = write(*SPLIT, {"prompt": prompt, "split": "shifted"})
+    with pytest.raises(TrainError, match=rf"task\.jsonl:3: shifted, but the same prompt is {message}"):
+        load_task(path, reward="ends_itself")
+
+
+def test_shifted_lines_need_a_reward_too(write: Write) -> None:
+    rows = [{**row, "reward": "ends_itself"} for row in SPLIT]
+    path = write(*rows, {"prompt": "three", "split": "shifted"})
+    with pytest.raises(TrainError, match=r'task\.jsonl:3: there is no "reward"'):
+        load_task(path)
 
 
 # Files without what a task needs
@@ -196,7 +226,8 @@ def test_one_prompt_cannot_be_split(write: Write) -> None:
 
 def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
     with pytest.raises(
-        TrainError, match="no task and no file 'list-lokup': choose from brevity, formats, gsm8k, list-lookup"
+        TrainError,
+        match="no task and no file 'list-lokup': choose from brevity, formats, gsm8k, house-style, list-look",
     ):
         load_task("list-lokup")
 

@@ -81,8 +81,19 @@ def test_of_equal_samples_the_one_that_was_scored_is_named() -> None:
         bad.score(said("x"), twins[1])
     with pytest.raises(TrainError, match="train sample 0 "):  # an equal copy
         bad.score(said("x"), asked("What is a river?"))
-    with pytest.raises(TrainError, match="a sample of neither split"):
+    with pytest.raises(TrainError, match="a sample of no split"):
         bad.score(said("x"), asked("What is a city?"))
+
+
+def test_a_shifted_sample_is_named_as_one() -> None:
+    shifted = (asked("What is a fjord?"), asked("What is a moor?"))
+    bad = Task("mine", TRAIN, HELD_OUT, lambda completion, sample: math.nan, shifted=shifted)
+    with pytest.raises(TrainError, match="shifted sample 1 "):
+        bad.score(said("x"), shifted[1])
+
+
+def test_a_task_may_have_no_shifted_samples() -> None:
+    assert task(lambda completion, sample: 0.0).shifted == ()
 
 
 def test_long_texts_are_shortened() -> None:

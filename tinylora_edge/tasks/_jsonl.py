@@ -5,8 +5,9 @@
 
 `prompt` is text or a list of chat messages, `messages` a list of them; all go through the model's chat
 template, text as one message of the user. With `"raw": true` the model continues the text as it stands.
-Other keys than these, `answer` and `split` become the sample's `data`. Where lines say no `split`, a fifth of
-the distinct prompts is held out, chosen by their hash.
+Other keys than these, `answer` and `split` become the sample's `data`. A line's `split` is "train",
+"held_out" or "shifted". Where lines say none, a fifth of the distinct prompts is held out, chosen by their
+hash, and none is shifted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import TrainError
 from ._split import rank, split_by_prompt
@@ -22,7 +23,7 @@ from .rewards import parse_reward
 from .task import Completion, Reward, Sample
 
 _ROLES = ("system", "user", "assistant")
-_SPLITS = ("train", "held_out")
+_SPLITS = ("train", "held_out", "shifted")
 _KEYS = ("prompt", "messages", "answer", "split", "raw")
 
 
@@ -51,11 +52,20 @@ def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple
         raise TrainError(f"{path}: the file is empty, expected one JSON object a line")
 
 
-def read_samples(path: Path) -> tuple[list[Sample], list[Sample], dict[int, str]]:
-    """Return the training samples, the held-out samples, and `file:line` by the id of each sample.
+class Lines(NamedTuple):
+    """The samples of a file by their split, and `file:line` by the id of each sample."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    shifted: list[Sample]
+    places: dict[int, str]
+
+
+def read_samples(path: Path) -> Lines:
+    """Return the samples of a file.
 
     Raises:
-        TrainError: a line is malformed, only some lines say their split, or a prompt stands on both sides.
+        TrainError: a line is malformed, only some lines say their split, or a prompt stands in two splits.
     """
     samples, splits, places = [], [], {}
     for place, row in read_objects(path):
@@ -64,15 +74,17 @@ def read_samples(path: Path) -> tuple[list[Sample], list[Sample], dict[int, str]
         splits.append(_split(place, row))
         places[id(sample)] = place
     if all(split is None for split in splits):
-        return *split_by_prompt(samples), places
+        return Lines(*split_by_prompt(samples), [], places)
     if None in splits:
         place = places[id(samples[splits.index(None)])]
         raise TrainError(
             f'{place}: no "split", but other lines have one: expected it on all lines or on none'
         )
-    train = [sample for sample, split in zip(samples, splits, strict=True) if split == "train"]
-    held_out = [sample for sample, split in zip(samples, splits, strict=True) if split == "held_out"]
+    train, held_out, shifted = (
+        [sample for sample, split in zip(samples, splits, strict=True) if split == side] for side in _SPLITS
+    )
     trained = {rank(sample): sample for sample in train}
+    measured = {rank(sample): sample for sample in held_out}
     for sample in held_out:
         if rank(sample) in trained:
             other = places[id(trained[rank(sample)])]
@@ -80,7 +92,14 @@ def read_samples(path: Path) -> tuple[list[Sample], list[Sample], dict[int, str]
                 f"{places[id(sample)]}: held out, but the same prompt is trained on at {other}: a held-out "
                 "prompt must not occur in training"
             )
-    return train, held_out, places
+    for sample in shifted:
+        for side, verb in ((trained, "trained on"), (measured, "held out")):
+            if rank(sample) in side:
+                raise TrainError(
+                    f"{places[id(sample)]}: shifted, but the same prompt is {verb} at "
+                    f"{places[id(side[rank(sample)])]}: a shifted prompt must not occur in another split"
+                )
+    return Lines(train, held_out, shifted, places)
 
 
 def reward_of_lines(samples: list[Sample], places: Mapping[int, str]) -> Reward:
@@ -177,7 +196,7 @@ def _messages(place: str, key: str, value: Any) -> tuple[dict[str, str], ...]:
 def _split(place: str, row: Mapping[str, Any]) -> str | None:
     split = row.get("split")
     if split is not None and split not in _SPLITS:
-        raise TrainError(f'{place}: "split" is {split!r}, expected "train" or "held_out"')
+        raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
     return split
 
 

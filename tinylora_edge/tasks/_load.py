@@ -5,27 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import TrainError
-from . import _gsm8k
-from ._formats import formats
+from . import _gsm8k, generated
 from ._jsonl import read_samples, reward_of_lines
-from ._split import limit
-from ._word_tasks import brevity, list_lookup, plain_brevity, word_sums
+from ._split import first, limit
 from .rewards import exact_number, parse_reward
 from .task import Reward, Task
 
-_GENERATED: dict[str, Callable[[int, int, int], Task]] = {
-    "brevity": brevity,
-    "formats": formats,
-    "list-lookup": list_lookup,
-    "plain-brevity": plain_brevity,
-    "word-sums": word_sums,
-}
-BUILTIN: tuple[str, ...] = tuple(sorted([*_GENERATED, "gsm8k"]))
+BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k"]))
 """The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
 
 _GENERATED_TRAIN = 512  # samples; at 8 prompts a step more than a default run sees
@@ -49,9 +39,9 @@ def load_task(
         reward: judges the completions instead of the task's own reward: a callable, or text that
             `rewards.parse_reward` understands. A JSONL task needs one, here or as `reward` on each line.
         seed: of generated prompts, and of which training samples are taken where `train` limits them.
-            What is held out never depends on it: the nouns of generated tasks are split once and for all,
-            and the prompts of files by their hash.
-        held_out: number of held-out samples; files may have fewer.
+            What is held out or shifted never depends on it: the nouns of generated tasks are split once and
+            for all, and the prompts of files by their hash.
+        held_out: number of held-out samples, and of shifted ones; files may have fewer.
         train: number of training samples; None: 512 of generated tasks, all that a file has.
         max_tokens: limit of a completion; None: the task's own.
         temperature: sampling temperature in training; None: the task's own.
@@ -74,8 +64,8 @@ def load_task(
         raise TrainError(f"reward is {judge!r}, expected a callable or text such as 'max_words(12)'")
 
     name = os.fspath(name_or_path)
-    if name in _GENERATED:
-        task = _GENERATED[name](seed, _GENERATED_TRAIN if train is None else train, held_out)
+    if name in generated.TASKS:
+        task = generated.TASKS[name](seed, _GENERATED_TRAIN if train is None else train, held_out)
     elif name == "gsm8k" or name.startswith("gsm8k:"):
         task = _gsm8k_task(name, seed, train, held_out)
     else:
@@ -102,11 +92,11 @@ def _file_task(name: str, judge: Reward | None, seed: int, train: int | None, he
             f"there is no task and no file {name!r}: choose from {', '.join(BUILTIN)}, gsm8k:PATH.jsonl, or "
             "the path of a JSONL file"
         )
-    trained, measured, places = read_samples(path)
+    trained, measured, shifted, places = read_samples(path)
     if judge is None:
-        judge = reward_of_lines([*trained, *measured], places)
+        judge = reward_of_lines([*trained, *measured, *shifted], places)
     samples = limit(trained, measured, count=train, held_out_count=held_out, seed=seed, name=name)
-    return Task(name, *samples, judge)
+    return Task(name, *samples, judge, shifted=first(shifted, held_out))
 
 
 def _check_count(what: str, value: Any) -> None:

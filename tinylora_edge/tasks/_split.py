@@ -70,7 +70,12 @@ def limit(
     kept = range(len(train))
     if count is not None and count < len(train):
         kept = sorted(Draw(f"{name}/train/{seed}").some(kept, count))  # type: ignore[assignment]
-    return tuple(train[index] for index in kept), tuple(sorted(held_out, key=rank)[:held_out_count])
+    return tuple(train[index] for index in kept), first(held_out, held_out_count)
+
+
+def first(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+    """Return the first samples in the order of their `rank`: `count`, or all where there are fewer."""
+    return tuple(sorted(samples, key=rank)[:count])
 
 
 class Draw:
@@ -85,6 +90,10 @@ class Draw:
     def below(self, n: int) -> int:
         """Return a whole number from 0 to n - 1."""
         return int(self._random.random() * n)
+
+    def between(self, lowest: int, highest: int) -> int:
+        """Return a whole number from `lowest` to `highest`, both included."""
+        return lowest + self.below(highest - lowest + 1)
 
     def one(self, items: Sequence[_T]) -> _T:
         """Return one of the items."""

@@ -93,7 +93,7 @@ Reward: TypeAlias = Callable[[Completion, Sample], float]
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts to train on, prompts never trained on, and the reward for both.
+    """Prompts to train on, prompts never trained on, and the reward for all of them.
 
     Attributes:
         name: the built-in name or the path that it was loaded by.
@@ -104,6 +104,9 @@ class Task:
         temperature: sampling temperature that suits the task in training.
         shaped: the same goal with credit for coming near, for learners that see rewards alone (on-device
             tuning); None where `reward` is all there is. What is measured is always `reward`.
+        shifted: more samples to measure on, of another kind than those of `held_out`: rarer words, other
+            phrasings of the request, longer inputs. None of their prompts is in `train` or `held_out`. Empty
+            where a task has none.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Task:
     max_tokens: int = 64
     temperature: float = 0.7
     shaped: Reward | None = None
+    shifted: Sequence[Sample] = ()
 
     def score(self, completion: Completion, sample: Sample) -> float:
         """Return the reward of one completion, as a finite float.
@@ -152,11 +156,12 @@ class Task:
     def _position(self, sample: Sample) -> str:
         # By identity first: equal prompts may occur more than once. Only errors pay for the search.
         for same in (lambda other: other is sample, lambda other: other.prompt == sample.prompt):
-            for split, samples in (("train", self.train), ("held_out", self.held_out)):
+            sides = (("train", self.train), ("held_out", self.held_out), ("shifted", self.shifted))
+            for split, samples in sides:
                 for index, other in enumerate(samples):
                     if same(other):
                         return f"{split} sample {index}"
-        return "a sample of neither split"
+        return "a sample of no split"
 
 
 def _short(text: str) -> str:

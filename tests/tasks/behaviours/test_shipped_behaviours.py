@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import tinylora_edge.tasks.behaviours
-from tinylora_edge.tasks import BUILTIN, _words
+from tinylora_edge.tasks import BUILTIN
 from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_questions
+from tinylora_edge.tasks.generated import words as lists
 
 FOLDER = Path(tinylora_edge.tasks.behaviours.__file__).parent
 ALL = load_behaviours()
@@ -222,9 +223,9 @@ def test_enough_to_learn_from_is_near_no_task() -> None:
 
 
 def test_no_word_that_tasks_hold_out_is_learned_from() -> None:
-    side = _words.HELD_OUT
+    side = lists.HELD_OUT
     words = {word.casefold() for word in (*side.nouns, *side.short, *side.names)}
-    held_out = words | {_words.plural(word) for word in words}
+    held_out = words | {lists.plural(word) for word in words}
     for behaviour in ALL:
         for text in texts(behaviour):
             assert not set(normalized(text).split()) & held_out, (behaviour.name, text)

@@ -91,7 +91,7 @@ def test_none_is_a_question_of_a_behaviour() -> None:
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "gsm8k"])
 def test_none_is_a_prompt_of_a_task(name: str) -> None:
     task = load_task(name)
-    prompts = {normalized(sample.text) for sample in (*task.train, *task.held_out)}
+    prompts = {normalized(sample.text) for sample in (*task.train, *task.held_out, *task.shifted)}
     assert not prompts & {normalized(sample.text) for sample in ALL}
 
 
@@ -120,4 +120,13 @@ def test_answers_that_are_none(answers: object, tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"prompt": "What is 7 + 5?", "answers": answers}) + "\n")
     with pytest.raises(TrainError, match=r'own.jsonl:1: "answers" is'):
+        load_general(path)
+
+
+def test_shifted_ones_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "Hello?", "split": "shifted"}\n')
+    with pytest.raises(
+        TrainError, match=r'own.jsonl:1: "split" is "shifted", expected "train" or "held_out"'
+    ):
         load_general(path)

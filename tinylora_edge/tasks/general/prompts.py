@@ -30,10 +30,15 @@ def load_general(
         split: `held_out` are those to measure drift on, `train` those that a vector is held near the base on.
 
     Raises:
-        TrainError: the file cannot be read, a line is malformed, or the side is empty.
+        TrainError: the file cannot be read, a line is malformed or shifted, or the side is empty.
     """
     file = _PROMPTS if path is None else Path(path)
-    train, held_out, places = read_samples(file)
+    train, held_out, shifted, places = read_samples(file)
+    if shifted:
+        raise TrainError(
+            f'{places[id(shifted[0])]}: "split" is "shifted", expected "train" or "held_out": there are '
+            "no shifted general prompts"
+        )
     for sample in (*train, *held_out):
         answers = sample.data.get("answers", ["-"])
         texts = isinstance(answers, list) and all(isinstance(a, str) and a.strip() for a in answers)

@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import _words
-from ._split import Draw
-from ._word_tasks import ask, generate, has_noun
-from .rewards.guards import count_words, own_words, repeats, words
-from .rewards.schema import read_json
-from .task import Completion, Sample, Task
+from .._split import Draw
+from ..rewards.guards import count_words, own_words, repeats, words
+from ..rewards.schema import read_json
+from ..task import Completion, Sample, Task
+from ._building import ask, generate, has_noun
+from .words import Words, article
 
 _PROMPTS = {
     "json": 'Describe {noun} as a JSON object with the keys "name" and "color". Write only the JSON.',
@@ -20,6 +20,38 @@ _PROMPTS = {
     "capitals": "WRITE A SHORT SIGN ABOUT {NOUN}, ALL IN CAPITAL LETTERS.",
     "prefix": 'What is {noun}? Reply with one line that starts with "Answer:".',
     "sentence": "What is {noun}? Answer in one sentence of at most 12 words.",
+}
+_SHIFTED_PROMPTS = {
+    "json": (
+        'I keep notes as JSON. Give me one object with a "name" and a "color", for {noun}, and no more.',
+        'Could you turn {noun} into a JSON record? Its two keys are "name" and "color". Add nothing else.',
+        'Which color would you expect {noun} to have? Reply in JSON alone, with the keys "name" and "color".',
+        'Return nothing but a JSON object whose keys are "name" and "color" and whose subject is {noun}.',
+    ),
+    "bullets": (
+        'For my homework I need to know three things about {noun}. Put each on its own line behind "- ".',
+        'Give me exactly three notes on {noun}, one below the other, with "- " before every one of them.',
+        'What are three good things to know about {noun}? Write a list in which each line begins with "- ".',
+        'Sum up {noun} in three points, no more and no less. What stands in front of a point is "- ".',
+    ),
+    "capitals": (
+        "I am painting a notice that warns visitors of {noun}. What should it say? Use upper case only.",
+        "Shout at me about {noun}: one short line, and not a single lower-case letter in it.",
+        "Think of a headline about {noun}, as it would stand in print, with every letter in upper case.",
+        "Announce {noun} to a crowd in a few words, and leave no letter of the whole reply in lower case.",
+    ),
+    "prefix": (
+        'My program reads lines that begin with "Answer:". Tell it, in a single line, what {noun} is.',
+        'Explain {noun} to me. The reply must be one line long, and its first word must be "Answer:".',
+        'Begin with "Answer:" and say, without starting a new line, what {noun} is good for.',
+        'In one line behind the word "Answer:", what would you tell a child about {noun}?',
+    ),
+    "sentence": (
+        "Describe {noun} to somebody who has never seen one, in a single sentence of 12 words or fewer.",
+        "I have room for one sentence of no more than 12 words. What should it say about {noun}?",
+        "What do people know {noun} for? Reply with one sentence, and stay within 12 words.",
+        "Could you define {noun} and stop after one sentence? It may not be longer than 12 words.",
+    ),
 }
 _LONGEST_SENTENCE = 12  # words, as its prompt says
 _BULLET = re.compile(r"\s*(?P<mark>[-*•]|[0-9]+[.)])\s+(?P<fact>.+)")
@@ -33,13 +65,28 @@ def formats(seed: int, train: int, held_out: int) -> Task:
     the task's temperature, so that they are learned late or by what carries over.
     """
 
-    def build(side: _words.Words, draw: Draw) -> Sample:
+    def build(side: Words, draw: Draw) -> Sample:
         kind, noun = draw.one(tuple(_PROMPTS)), draw.one(side.nouns)
-        with_article = _words.article(noun)
+        with_article = article(noun)
         prompt = _PROMPTS[kind].format(noun=with_article, NOUN=with_article.upper())
         return ask(prompt, noun=noun, format=kind)
 
-    return generate("formats", build, follows_format, seed, train, held_out, max_tokens=48, temperature=0.7)
+    def build_shifted(side: Words, draw: Draw) -> Sample:
+        kind, noun = draw.one(tuple(_SHIFTED_PROMPTS)), draw.one(side.nouns)
+        prompt = draw.one(_SHIFTED_PROMPTS[kind]).format(noun=article(noun))
+        return ask(prompt, noun=noun, format=kind)
+
+    return generate(
+        "formats",
+        build,
+        follows_format,
+        seed,
+        train,
+        held_out,
+        build_shifted=build_shifted,
+        max_tokens=48,
+        temperature=0.7,
+    )
 
 
 def follows_format(completion: Completion, sample: Sample) -> float:

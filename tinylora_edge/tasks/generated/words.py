@@ -1,8 +1,8 @@
-"""The nouns and names of the generated tasks, split once and for all: what is held out is never trained on.
+"""The nouns and names of the generated tasks, split once and for all: none is both trained and measured on.
 
 The split is by word, not by prompt, so that a held-out prompt asks for something that was never in any
-training prompt of any task, whatever the seed. Plurals are regular (`plural`), articles follow the first
-letter (`article`).
+training prompt of any task, whatever the seed. Shifted prompts have words of their own too, rarer and longer
+ones. Plurals are regular (`plural`), articles follow the first letter (`article`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Words:
-    """One side of the split.
+    """The words of one split.
 
     Attributes:
         things: nouns of things that a person can have several of.
         nouns: things, and animals, places, people and machines: countable, all with an indefinite article.
         short: nouns of 6 letters at most. A small model that copies badly copies half of these sometimes;
-            of longer words fewer.
+            of longer words fewer. The shifted ones have up to 8 letters.
         names: first names.
+        animals: nouns of those that can be kept, if need be.
     """
 
     things: tuple[str, ...]
     nouns: tuple[str, ...]
     short: tuple[str, ...]
     names: tuple[str, ...]
+    animals: tuple[str, ...]
 
 
 def plural(noun: str) -> str:
@@ -74,6 +76,10 @@ _TRAIN_NAMES = """
     Adam Alice Anna Ben Clara Dan Ella Emma Eric Eva Finn George Grace Henry Jack Kate Leo Lily Lucy Mark
     Max Mia Nina Oscar Paul Rosa Ruth Sam Sara Tom
 """
+_TRAIN_ANIMALS = """
+    bear bee beetle butterfly camel chicken crow dog donkey duck eagle frog goat horse lion lobster monkey
+    octopus parrot pigeon rabbit shark sparrow spider turtle zebra
+"""
 
 _HELD_OUT_THINGS = """
     belt book boot bottle bowl button camera card cup doll envelope eraser flute hammer jacket lamp lantern
@@ -97,18 +103,63 @@ _HELD_OUT_NAMES = """
     Amy Carl Diana Frank Helen Ivan Jane Laura Martin Noah Olga Peter Simon Tina Victor
 """
 
+_HELD_OUT_ANIMALS = """
+    ant cat cow crab crocodile dolphin elephant giraffe hamster lizard owl penguin pig snail snake squirrel
+    swan tiger whale
+"""
 
-def _words(things: str, others: str, short: str, names: str) -> Words:
+_SHIFTED_THINGS = """
+    abacus accordion almanac amulet anvil apricot artichoke avocado barometer bassoon beaker bobbin bonnet
+    brooch bugle cardigan castanet cauldron chalice chandelier chisel clarinet cleaver colander corkscrew
+    crowbar cutlass dagger decanter doily dulcimer easel emerald figurine flask gauntlet goblet gong
+    haversack javelin kaleidoscope kumquat lute mallet mandolin medallion metronome monocle nectarine
+    nutcracker oboe padlock paperweight parasol pendant persimmon pomegranate protractor quill rucksack
+    sapphire satchel scabbard scepter sextant sickle snorkel spatula stethoscope sundial syringe
+    tambourine tapestry thimble tiara toboggan trinket trombone trowel tureen vial wrench xylophone zither
+"""
+_SHIFTED_OTHERS = """
+    aardvark abbey acrobat alchemist alpaca apothecary aqueduct archipelago armadillo astronomer
+    auditorium avalanche barnacle basilica blacksmith blizzard bricklayer buccaneer capybara chameleon
+    chancellor chinchilla choreographer citadel cobbler cockatoo condor cormorant courthouse coyote
+    cypress dragonfly dromedary embassy estuary falconer ferret flamingo fortress galleon gazelle geyser
+    glassblower gondola gymnasium hacienda hedgehog iguana isthmus jaguar juggler kangaroo lagoon lemur
+    locksmith locomotive magistrate manatee marmot mausoleum meteorite monastery narwhal nightingale
+    notary obelisk observatory ocelot orangutan otter pagoda pangolin peninsula philosopher platypus
+    puffin quarry raccoon reservoir salamander sculptor seamstress shipwright silversmith sloth stalactite
+    stingray taxidermist treasury typhoon viaduct vicar vineyard walrus weasel windmill wolverine
+    woodpecker yak zeppelin
+"""
+_SHIFTED_NAMES = """
+    Ambrose Beatrix Cordelia Desmond Evangeline Ferdinand Gwendolyn Horatio Isolde Jasper Leopold Millicent
+    Ophelia Percival Quentin Rosalind Sebastian Theodora Ulysses Winifred
+"""
+_SHIFTED_ANIMALS = """
+    aardvark alpaca armadillo capybara chameleon chinchilla cockatoo condor cormorant coyote dragonfly
+    dromedary ferret flamingo gazelle hedgehog iguana jaguar kangaroo lemur manatee marmot narwhal nightingale
+    ocelot orangutan otter pangolin platypus puffin raccoon salamander sloth stingray walrus weasel wolverine
+    woodpecker yak
+"""
+_LONGEST_SHIFTED = 8  # letters of a noun that lists are made of
+
+
+def _words(things: str, others: str, short: str, names: str, animals: str) -> Words:
     return Words(
         tuple(things.split()),
         (*things.split(), *others.split()),
         tuple(short.split()),
         tuple(names.split()),
+        tuple(animals.split()),
     )
 
 
-TRAIN = _words(_TRAIN_THINGS, _TRAIN_OTHERS, _TRAIN_SHORT, _TRAIN_NAMES)
+TRAIN = _words(_TRAIN_THINGS, _TRAIN_OTHERS, _TRAIN_SHORT, _TRAIN_NAMES, _TRAIN_ANIMALS)
 """The words of training prompts."""
 
-HELD_OUT = _words(_HELD_OUT_THINGS, _HELD_OUT_OTHERS, _HELD_OUT_SHORT, _HELD_OUT_NAMES)
+HELD_OUT = _words(_HELD_OUT_THINGS, _HELD_OUT_OTHERS, _HELD_OUT_SHORT, _HELD_OUT_NAMES, _HELD_OUT_ANIMALS)
 """The words of held-out prompts."""
+
+_SHIFTED_SHORT = " ".join(
+    noun for noun in f"{_SHIFTED_THINGS} {_SHIFTED_OTHERS}".split() if len(noun) <= _LONGEST_SHIFTED
+)
+SHIFTED = _words(_SHIFTED_THINGS, _SHIFTED_OTHERS, _SHIFTED_SHORT, _SHIFTED_NAMES, _SHIFTED_ANIMALS)
+"""The words of shifted prompts: rarer and longer ones."""

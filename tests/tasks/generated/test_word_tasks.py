@@ -1,174 +1,20 @@
-"""The tasks that need no download: what they ask, disjoint words, the same prompts everywhere."""
+"""The rewards of list lookup, brevity, word sums and formats, and what they do not pay for."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 
 import pytest
 from answers import said
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge import TrainError
-from tinylora_edge.tasks import BUILTIN, Sample, Task, load_task
-from tinylora_edge.tasks import _words as lists
-from tinylora_edge.tasks._formats import _PROMPTS
-from tinylora_edge.tasks._split import Draw
-from tinylora_edge.tasks._word_tasks import _QUESTIONS
-from tinylora_edge.tasks.rewards.guards import words
-
-GENERATED = [name for name in BUILTIN if name != "gsm8k"]
-FIGURES = {  # max_tokens, temperature
-    "brevity": (24, 0.7),
-    "formats": (48, 0.7),
-    "list-lookup": (16, 0.5),
-    "plain-brevity": (24, 0.7),
-    "word-sums": (24, 0.4),
-}
-
-
-@pytest.fixture(scope="module")
-def tasks() -> dict[str, Task]:
-    return {name: load_task(name) for name in GENERATED}
-
-
-def nouns_of(side: lists.Words) -> set[str]:
-    singular = {*side.things, *side.nouns, *side.short}
-    return singular | {lists.plural(noun) for noun in singular} | {name.casefold() for name in side.names}
+from tinylora_edge.tasks import Sample, Task, load_task
+from tinylora_edge.tasks.generated import TASKS
 
 
 def held_out_sample(tasks: dict[str, Task], name: str, text: str) -> Sample:
     return next(sample for sample in tasks[name].held_out if re.search(text, sample.text))
-
-
-# The words
-
-
-def test_the_two_sides_share_no_word() -> None:
-    assert not nouns_of(lists.TRAIN) & nouns_of(lists.HELD_OUT)
-
-
-@pytest.mark.parametrize("side", [lists.TRAIN, lists.HELD_OUT])
-def test_the_lists_are_lists_of_distinct_words(side: lists.Words) -> None:
-    for group in (side.things, side.nouns, side.short, side.names):
-        assert len(set(group)) == len(group)
-        assert all(word.isalpha() for word in group)
-    assert all(noun.islower() for noun in (*side.nouns, *side.short))
-    assert all(len(noun) <= 6 for noun in side.short)
-    assert set(side.things) <= set(side.nouns)
-
-
-@pytest.mark.parametrize(
-    ("noun", "plural"),
-    [
-        ("river", "rivers"),
-        ("box", "boxes"),
-        ("brush", "brushes"),
-        ("cherry", "cherries"),
-        ("toy", "toys"),
-        ("bus", "buses"),
-    ],
-)
-def test_plurals(noun: str, plural: str) -> None:
-    assert lists.plural(noun) == plural
-
-
-def test_no_counted_noun_has_an_irregular_plural() -> None:
-    assert not [
-        noun
-        for side in (lists.TRAIN, lists.HELD_OUT)
-        for noun in side.nouns
-        if noun.endswith(
-            ("f", "fe", "man", "foot", "tooth", "mouse", "sheep", "fish", "potato", "tomato", "hero")
-        )
-        and noun not in ("roof", "scarf", "giraffe")
-    ]
-
-
-def test_no_noun_is_a_word_of_the_templates() -> None:
-    # Otherwise "has the noun" and "none of the others" would judge the template's words.
-    templates = {word for text in (*_QUESTIONS, *_PROMPTS.values()) for word in words(text)}
-    templates |= set(words("List: . What is the last word in the list? Answer in a few words."))
-    templates |= set(words("has and gets more. How many does have now?"))
-    assert not templates & (nouns_of(lists.TRAIN) | nouns_of(lists.HELD_OUT))
-
-
-# The prompts
-
-
-@pytest.mark.parametrize("name", GENERATED)
-def test_sizes_and_settings(tasks: dict[str, Task], name: str) -> None:
-    task = tasks[name]
-    assert (task.name, len(task.train), len(task.held_out)) == (name, 512, 128)
-    assert (task.max_tokens, task.temperature) == FIGURES[name]
-
-
-@pytest.mark.parametrize("name", GENERATED)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_no_held_out_word_occurs_in_training(name: str, seed: int) -> None:
-    task = load_task(name, seed=seed, held_out=256)
-    trained = {word for sample in task.train for word in words(sample.text)}
-    measured = {word for sample in task.held_out for word in words(sample.text)}
-    assert not trained & nouns_of(lists.HELD_OUT)
-    assert not measured & nouns_of(lists.TRAIN)
-    assert len(measured & nouns_of(lists.HELD_OUT)) > 30
-
-
-@pytest.mark.parametrize("name", GENERATED)
-def test_prompts_are_distinct_single_user_messages(tasks: dict[str, Task], name: str) -> None:
-    samples = [*tasks[name].train, *tasks[name].held_out]
-    assert len({sample.text for sample in samples}) == len(samples)
-    assert all([message["role"] for message in sample.prompt] == ["user"] for sample in samples)
-
-
-@pytest.mark.parametrize("name", GENERATED)
-def test_the_seed_draws_the_training_prompts_and_nothing_else(tasks: dict[str, Task], name: str) -> None:
-    again, other = load_task(name), load_task(name, seed=1)
-    assert again.train == tasks[name].train
-    assert other.train != tasks[name].train
-    assert again.held_out == other.held_out == tasks[name].held_out
-
-
-@pytest.mark.parametrize("name", GENERATED)
-def test_fewer_is_the_beginning_of_more(tasks: dict[str, Task], name: str) -> None:
-    small = load_task(name, train=10, held_out=5)
-    assert small.train == tasks[name].train[:10]
-    assert small.held_out == tasks[name].held_out[:5]
-
-
-def test_another_process_makes_the_same_prompts(tasks: dict[str, Task]) -> None:
-    code = (
-        "import json; from tinylora_edge.tasks import load_task;"
-        f"print(json.dumps([[s.text for s in load_task(n).train] for n in {GENERATED!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [[sample.text for sample in tasks[name].train] for name in GENERATED]
-
-
-def test_the_first_prompts_are_those_that_were_measured(tasks: dict[str, Task]) -> None:
-    # The figures in the docstrings are of these prompts: whoever changes words or draws measures again.
-    assert {name: task.held_out[0].text for name, task in tasks.items()} == {
-        "brevity": "What is the purpose of a pig? Answer in a few words.",
-        "formats": 'List three facts about an oven. Start each line with "- ".',
-        "list-lookup": "List: pencil, graph, honey, branch. What is the last word in the list?",
-        "plain-brevity": "What makes a penguin special? Answer in a few words.",
-        "word-sums": "Tina has 8 marbles and gets 2 more. How many marbles does Tina have now?",
-    }
-
-
-@pytest.mark.parametrize(("name", "limit"), [("brevity", 104 * 5), ("formats", 104 * 5)])
-def test_more_prompts_than_the_words_give_are_refused(name: str, limit: int) -> None:
-    assert len(load_task(name, held_out=limit - 50).held_out) == limit - 50
-    with pytest.raises(
-        TrainError, match=rf"{name}: the word lists give about \d+ different prompts on the held_out side"
-    ):
-        load_task(name, held_out=limit + 1)
-
-
-# The rewards
 
 
 def test_list_lookup(tasks: dict[str, Task]) -> None:
@@ -356,7 +202,7 @@ ANSWERS = st.lists(
 ).map(" ".join)
 
 
-@given(ANSWERS, st.booleans(), st.sampled_from(GENERATED), st.integers(0, 127))
+@given(ANSWERS, st.booleans(), st.sampled_from(list(TASKS)), st.integers(0, 127))
 def test_any_answer_gets_a_score_between_0_and_1(text: str, ended: bool, name: str, index: int) -> None:
     task = load_task(name, train=1)
     sample = task.held_out[index]
@@ -364,23 +210,3 @@ def test_any_answer_gets_a_score_between_0_and_1(text: str, ended: bool, name: s
     if name != "plain-brevity":
         assert task.score(said("", ended=ended), sample) == 0.0
         assert task.score(said(sample.text, ended=ended), sample) == 0.0
-
-
-# Draws
-
-
-@given(st.text(max_size=10), st.integers(1, 50), st.data())
-def test_draws_are_distinct_items(seed: str, size: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(0, size))
-    items = list(range(size))
-    drawn = Draw(seed).some(items, count)
-    assert drawn == Draw(seed).some(items, count)
-    assert len(set(drawn)) == count
-    assert set(drawn) <= set(items)
-    assert items == list(range(size))
-
-
-def test_draws_reach_every_item() -> None:
-    draw = Draw("coverage")
-    assert {draw.below(7) for _ in range(500)} == set(range(7))
-    assert {draw.some("abcd", 2)[0] for _ in range(200)} == set("abcd")
