@@ -59,7 +59,7 @@ def test_slopes_come_back_to_the_host(made: tuple[torch.nn.Module, Student]) -> 
 def test_a_pass_computes_on_the_device_of_the_model(
     made: tuple[torch.nn.Module, Student], tiny_bundle: Path, plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a device without data torch refuses to compute with data from another: what stops is the very end."""
+    """On a device without data torch refuses to compute with data of another: it stops at the end."""
     model = made[0]
     made[1].close()
     model.to("meta")

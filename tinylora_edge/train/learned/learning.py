@@ -152,8 +152,8 @@ def learn(
 
     Raises:
         TrainError: fewer behaviours than directions, projections that are explicit already, a device that
-            torch does not have, a teacher that changes nothing, a prompt that passes the model's context, an axis whose contrast is empty, named
-            axes in the form `tiled`.
+            torch does not have, a teacher that changes nothing, a prompt that passes the model's context, an
+            axis whose contrast is empty, named axes in the form `tiled`.
         BasisError: an axis has a name that none can have.
         FileNotFoundError: a part of the bundle is missing.
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
