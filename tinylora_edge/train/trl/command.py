@@ -28,7 +28,7 @@ _MODULE = "tinylora_edge.train.trl"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = _parser().parse_args(given)
+    args = command_parser().parse_args(given)
     if not sys.warnoptions:  # what transformers, TRL and accelerate tell each other of their next versions
         warnings.filterwarnings("ignore", category=FutureWarning)
     try:
@@ -145,7 +145,8 @@ def _step_size(recipe: Recipe, bundle: str, sweep: int | None, *, dry: bool) -> 
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {_MODULE}",
         description="Train a micro-vector with TRL, on one GPU or several.",
