@@ -114,7 +114,9 @@ def _plan(args: argparse.Namespace, recipe: Recipe) -> str:
 
 def _check_fields(task: Task, recipe: Recipe, grpo: Mapping[str, Any], processes: int) -> None:
     """See that the settings work out for that many processes, and that TRL takes them all."""
-    from .training import GRPOConfig, grpo_fields
+    from trl import GRPOConfig
+
+    from .training import grpo_fields
 
     fields = grpo_fields(task, recipe.options, grpo, processes=processes)
     here = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
