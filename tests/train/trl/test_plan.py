@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +77,20 @@ def test_says_what_an_estimate_lacks(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--plan is the plan of a recipe: name one with --recipe"),
+        (["--recipe", str(RECIPES[0]), "--sweep", "4"], "leave out --lr and --sweep"),
+    ],
+)
+def test_says_what_has_no_plan(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["b", "-o", "v.bin", "--task", "list-lookup", *arguments, "--plan"]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "cannot read the metrics: No such file"),
@@ -108,7 +121,7 @@ def test_the_script_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp
     note = f'#!/bin/sh\necho "$0 $*" >> {noted}\n'
     touch = 'while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done\n'
     (programs / "tinylora-edge").write_text(note + "[ -e stop ] && exit 3\n" + touch)
-    (programs / "python").write_text(f"{note}case $1 in *best.py) echo $3; exit;; esac\n{touch}")
+    (programs / "python").write_text(f"{note}case $2 in *.choice) echo $4; exit;; esac\n{touch}")
     for program in programs.iterdir():
         program.chmod(0o755)
 
@@ -136,16 +149,6 @@ def test_the_script_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp
     assert run() != 0
     assert not (tmp_path / "m-learned.json").exists(), "half of an evaluation is none"
     assert len(noted.read_text().splitlines()) == len(first) + 3
-
-
-def test_the_best_of_a_sweep_is_chosen_on_validation(tmp_path: Path) -> None:
-    for name, score in (("a", 0.5), ("b", 0.75), ("c", 0.75)):
-        (tmp_path / f"{name}.bin.json").write_text(json.dumps({"result": {"best_score": score}}))
-    vectors = [str(tmp_path / f"{name}.bin") for name in "abc"]
-    command = [sys.executable, str(ROOT / "recipes" / "best.py"), *vectors]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == vectors[1] + "\n"
-    assert "0.7500 on validation prompts" in done.stderr
 
 
 def test_candidates_are_lines_of_their_own() -> None:

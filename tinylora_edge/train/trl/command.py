@@ -97,6 +97,10 @@ def _run(args: argparse.Namespace, recipe: Recipe, given: Sequence[str]) -> int:
 
 
 def _plan(args: argparse.Namespace, recipe: Recipe) -> str:
+    if args.recipe is None:
+        raise TrainError("--plan is the plan of a recipe: name one with --recipe")
+    if args.lr is not None or args.sweep is not None:
+        raise TrainError("--plan has every step size of the recipe: leave out --lr and --sweep")
     facts = Measured(args.tokens, None)
     if args.measured is not None:
         facts = measured(args.measured)

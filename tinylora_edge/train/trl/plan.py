@@ -159,7 +159,8 @@ def script(
     weights = ["--weights", recipe.options.weights] if recipe.options.weights else []
     lines = [] if model is None else [_once(bundle, ["tinylora-edge", "export", model, "-o", bundle])]
     lines.append(_once(learned, ["tinylora-edge", "learn", bundle, "-o", learned, *weights]))
-    base = Path(output)
+    own_reward = recipe.folder is not None and ":" in str(recipe.arguments.get("reward", ""))
+    base, home = Path(output), str(recipe.folder) if own_reward else None
     arms = (bundle, base.stem), (learned, f"{base.stem}-learned")
     for (name, stem), swept in zip(arms, sizes, strict=True):
         files = [str(base.with_name(f"{stem}-{number}{base.suffix}")) for number in range(len(swept) or 1)]
@@ -168,7 +169,7 @@ def script(
             command = ["python", "-m", "tinylora_edge.train.trl", name, "-o", file, *training]
             lines.append(_once(file, [*command, *sweep, "--resumable"]))
         record = str(base.with_name(f"{stem}.json"))
-        lines.append(_once(record, _evaluation(recipe, name), vectors=files, home=recipe.folder))
+        lines.append(_once_with_best(record, _evaluation(recipe, name), files, home))
     return "\n".join([*head, *lines]) + "\n"
 
 
@@ -201,24 +202,22 @@ def _evaluation(recipe: Recipe, bundle: str) -> list[str]:
     return [*command, "--candidates", str(own), "--json"] if own and own.exists() else [*command, "--json"]
 
 
-def _once(
-    output: str, command: Sequence[str], *, vectors: Sequence[str] = (), home: Path | None = None
-) -> str:
-    """Return the line of a command that runs where its output is missing.
+def _once(output: str, command: Sequence[str]) -> str:
+    """Return the line of a command that runs where what it makes is missing."""
+    return f"[ -e {shlex.quote(output)} ] || {shlex.join(command)}"
+
+
+def _once_with_best(output: str, command: Sequence[str], vectors: Sequence[str], home: str | None) -> str:
+    """Return the line of a command that takes the best of some vectors, and whose output is kept.
 
     Args:
-        output: that it makes; with `vectors` it is what the command prints.
-        command: to run.
-        vectors: of which the best is evaluated.
-        home: of the recipe, with what chooses the best, and where rewards are found.
+        output: file for what the command prints.
+        command: to run, but for `--vector`.
+        vectors: of which the best is taken.
+        home: folder of a reward that is a Python module.
     """
-    line = f"[ -e {shlex.quote(output)} ] || {shlex.join(command)}"
-    if not vectors:
-        return line
-    folder = home or Path()
-    best = shlex.join(["python", str(folder / "best.py"), *vectors])
-    part = shlex.quote(f"{output}.part")
-    return (
-        f"[ -e {shlex.quote(output)} ] || {{ best=$({best}) && PYTHONPATH={shlex.quote(str(folder))} "
-        f'{shlex.join(command)} --vector "$best" > {part} && mv {part} {shlex.quote(output)}; }}'
-    )
+    best = shlex.join(["python", "-m", "tinylora_edge.train.trl.choice", *vectors])
+    path = "" if home is None else f"PYTHONPATH={shlex.quote(home)} "
+    part, whole = shlex.quote(f"{output}.part"), shlex.quote(output)
+    run = f'{path}{shlex.join(command)} --vector "$best" > {part} && mv {part} {whole}'
+    return f"[ -e {whole} ] || {{ best=$({best}) && {run}; }}"
