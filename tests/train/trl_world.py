@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import models
+import numpy as np
 
+from tinylora_edge import Bundle
 from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters.bundle_writer import write_bundle
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+RECIPES = [ROOT / "recipes" / f"{task}.toml" for task in ("gsm8k", "math")]
+MODELS = ("qwen2.5-7b", "qwen2.5-3b", "qwen2.5-1.5b", "qwen2.5-0.5b")
 TEMPLATE = (
     "{% for message in messages %}<bos>{{ message['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<bos>{% endif %}"
@@ -41,10 +45,17 @@ def write_tokenizer(path: Path, template: str = TEMPLATE) -> None:
 
 
 def prepare(folder: Path) -> Path:
-    """A bundle of a tiny random model, 13 tiled groups, and the same model for transformers."""
+    """A bundle of a tiny random model, 13 tiled groups, and the same model for transformers.
+
+    `bundle-learned` has dense random projections in place of learned ones.
+    """
     model = models.tiny_model("llama")
     gguf = models.write_gguf(model, folder / "tiny.gguf", metadata={"tokenizer.chat_template": TEMPLATE})
     export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13))
+    basis = Bundle.find(folder / "bundle").basis
+    directions = np.random.default_rng(0).standard_normal((13, len(basis.modules), basis.rank, basis.rank))
+    made = basis.with_projections(directions.astype(np.float32))
+    write_bundle(folder / "bundle-learned", made, {}, base=Bundle.find(folder / "bundle").base)
     write_tokenizer(models.write_hf(model, folder / "weights"))
     return folder
 
@@ -58,21 +69,21 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 
 
 def write_problems(folder: Path) -> dict[str, Path]:
-    """Task files as the recipes name them."""
+    """Task files as the recipes name them, with problems enough for a step and a validation."""
     gsm8k = [
         {"question": f"Ann has {n} pens and buys {n + 2}. How many?", "answer": f"Sum.\n#### {2 * n + 2}"}
-        for n in range(20)
+        for n in range(280)
     ]
     maths = [
         {"problem": f"What is ${n}/2$?", "solution": rf"It is $\boxed{{\frac{{{n}}}{{2}}}}$."}
-        for n in range(20)
+        for n in range(400)
     ]
-    for name, rows in (("gsm8k", gsm8k), ("train", maths[:14]), ("test", maths[12:])):
+    for name, rows in (("gsm8k", gsm8k), ("train", maths[:394]), ("test", maths[392:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, str(ROOT / "recipes" / "math_boxed.py"), str(folder / "train.jsonl")]
     command += ["--test", str(folder / "test.jsonl"), "-o", str(folder / "math.jsonl")]
     made = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "12 to train on, 8 held out" in made.stderr
+    assert "392 to train on, 8 held out" in made.stderr
     return {"gsm8k": Path(f"gsm8k:{folder / 'gsm8k.jsonl'}"), "math": folder / "math.jsonl"}
 
 

@@ -40,6 +40,9 @@ def evaluate(
         typer.Option(metavar="FILE", help="A vector, compared with the base on the same prompts."),
     ] = None,
     reward: RewardOption = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Limit of an answer. [default: the task's]")
+    ] = None,
     number: Annotated[int, typer.Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
     temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of task and sampling.")] = 0,
@@ -69,7 +72,7 @@ def evaluate(
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy = keyfiles.policy(keys, macs)
-    loaded = load_task(task, reward=reward, seed=seed, held_out=number)
+    loaded = load_task(task, reward=reward, seed=seed, held_out=number, max_tokens=max_tokens)
     _check_number(ctx, loaded, number)
     data = None if vector is None else vectors.read(str(vector))
     samples = loaded.held_out[:number]

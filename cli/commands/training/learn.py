@@ -52,6 +52,10 @@ def learn(
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Behaviours at the same time. [default: all cores]")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Of torch: cpu, cuda:1. [default: a CUDA GPU, else the CPU]"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Learn which directions of R are worth a number, and write a bundle with them.
@@ -88,6 +92,7 @@ def learn(
             settings=settings,
             weights=weights,
             workers=workers,
+            device=device,
             report=report,
         )
     facts = {

@@ -32,6 +32,7 @@ from ...tasks.behaviours import Behaviour, Contrast, load_behaviours, load_quest
 from ...tying import tie
 from ..model import load_model
 from .contrasts import FEWEST, Axis, named_axes, question_slopes
+from .device import find_device
 from .directions import Matrix, learned_directions, prior_of, tiled_directions
 from .lessons import Lesson, prepare_lessons
 from .metric import Metric
@@ -121,6 +122,7 @@ def learn(
     weights: str | PathLike[str] | None = None,
     dtype: str | None = None,
     workers: int | None = None,
+    device: str | None = None,
     report: Report = lambda figures: None,
 ) -> Learned:
     """Learn which directions of R are worth a number, for the model of a bundle.
@@ -142,13 +144,16 @@ def learn(
         settings: of the run.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
-        workers: behaviours that are learned at once, a core each; None takes every core.
+        workers: behaviours that are learned at once, a core each; None takes every core. A GPU takes one
+            after the other.
+        device: of torch that slopes are taken on, such as `cpu` or `cuda:1`; None takes a CUDA GPU where
+            torch finds one. On a GPU llama.cpp answers with all layers there, if it was built for one.
         report: called after each behaviour with its figures.
 
     Raises:
-        TrainError: fewer behaviours than directions, projections that are explicit already, a teacher that
-            changes nothing, a prompt that passes the model's context, an axis whose contrast is empty, named
-            axes in the form `tiled`.
+        TrainError: fewer behaviours than directions, projections that are explicit already, a device that
+            torch does not have, a teacher that changes nothing, a prompt that passes the model's context, an
+            axis whose contrast is empty, named axes in the form `tiled`.
         BasisError: an axis has a name that none can have.
         FileNotFoundError: a part of the bundle is missing.
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
@@ -158,6 +163,7 @@ def learn(
     found, folder = Bundle.find(bundle), Path(folder)
     chosen = list(load_behaviours(split="learn") if behaviours is None else behaviours)
     _check(found.basis, chosen, axes, settings)
+    place = find_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     general = load_questions(split="learn")
     asked = [_Asked(each, questions_of(each, general, settings), settings, False) for each in chosen]
@@ -176,7 +182,7 @@ def learn(
             found,
             [asked[i] for i in missing],
             [paths[i] for i in missing],
-            (weights, dtype, workers or cores()),
+            (weights, dtype, workers or cores(), place),
             lambda figures: report(
                 {**figures, "of": len(paths), "done": len(paths) - len(missing) + figures["done"]}
             ),
@@ -269,14 +275,16 @@ def _solve(
     found: Bundle,
     asked: Sequence[_Asked],
     paths: Sequence[Path],
-    machine: tuple[str | PathLike[str] | None, str | None, int],
+    machine: tuple[str | PathLike[str] | None, str | None, int, torch.device],
     report: Report,
 ) -> None:
     """Take the slopes of each behaviour, and keep them in its file."""
-    weights, dtype, workers = machine
+    weights, dtype, workers, device = machine
+    on_cpu = device.type == "cpu"
+    passes = workers if on_cpu else 1  # at the same time
     began = time.monotonic()
     with ExitStack() as stack:
-        with _teachers(found, paths[0].parent, workers) as llm:
+        with _teachers(found, paths[0].parent, workers, on_cpu=on_cpu) as llm:
             lessons = [
                 lesson
                 for of_axis in (False, True)  # as they are in order: behaviours, then axes
@@ -285,10 +293,10 @@ def _solve(
         sampled = (time.monotonic() - began) / len(lessons)
         # torch in threads of its own: oneDNN's bfloat16 releases the AMX tiles of llama.cpp's threads.
         pool = stack.enter_context(
-            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+            ThreadPoolExecutor(passes, initializer=torch.set_num_threads, initargs=(1,))
         )
         stack.callback(pool.shutdown, cancel_futures=True)
-        model = load_model(weights or found.base, dtype)
+        model = load_model(weights or found.base, dtype).to(device)
         model.set_attn_implementation("eager")
         student = pool.submit(Student, model, found.basis).result()
         stack.callback(student.close)
@@ -296,7 +304,7 @@ def _solve(
         def work(lesson: Lesson) -> tuple[Slopes, float]:
             start = time.monotonic()
             slopes = student.slopes(lesson, seed=(asked[0].settings.seed, *lesson.name.encode()))
-            return slopes, (time.monotonic() - start) / workers + sampled
+            return slopes, (time.monotonic() - start) / passes + sampled
 
         for number, (each, lesson, path, (slopes, seconds)) in enumerate(
             zip(asked, lessons, paths, pool.map(work, lessons), strict=True), 1
@@ -329,13 +337,14 @@ def _lessons(llm: TinyLoraLlama, asked: Sequence[_Asked], workers: int) -> list[
 
 
 @contextmanager
-def _teachers(found: Bundle, folder: Path, workers: int) -> Iterator[TinyLoraLlama]:
+def _teachers(found: Bundle, folder: Path, workers: int, *, on_cpu: bool) -> Iterator[TinyLoraLlama]:
     """Open the deployed model, or where that is faster a copy of it in bfloat16, which is not kept."""
-    if bf16_is_faster():
+    if on_cpu and bf16_is_faster():
         with bfloat16_copy(found.base, folder / "teachers-bf16.gguf", found.basis, workers) as llm:
             yield llm
     else:
-        deployed = runtime.load(found.basis_path.parent, engine="llama", n_ctx=64, n_threads=workers)
+        room: dict[str, Any] = {"n_ctx": 64, "n_threads": workers, "n_gpu_layers": 0 if on_cpu else -1}
+        deployed = runtime.load(found.basis_path.parent, engine="llama", **room)
         with closing(deployed) as llm:
             yield llm
 

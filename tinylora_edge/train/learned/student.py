@@ -79,10 +79,11 @@ class Slopes:
 class Student:
     """A model that learns lessons, with R as a whole or in given directions.
 
-    Several threads may learn different lessons at once.
+    Several threads may learn different lessons at once. Everything is computed where the model's weights are,
+    and what is returned lies in the host's memory.
 
     Args:
-        model: frozen, in evaluation mode.
+        model: frozen, in evaluation mode, on one device.
         basis: whose factors R stands between.
     """
 
@@ -90,7 +91,8 @@ class Student:
         self._model = model
         self._head = plain_head(model)
         self._adapter = FreeAdapter(model, basis)
-        self._zeros = torch.zeros(len(basis.modules), basis.rank, basis.rank)
+        self._device = model.get_input_embeddings().weight.device
+        self._zeros = torch.zeros(len(basis.modules), basis.rank, basis.rank, device=self._device)
 
     def close(self) -> None:
         """Give the model back as it was."""
@@ -108,8 +110,8 @@ class Student:
             directions: float32 [n, M, r, r]; None fits all M r^2 numbers of R.
         """
         teacher = self._teacher(lesson)
-        axes = None if directions is None else torch.from_numpy(np.ascontiguousarray(directions))
-        values = torch.zeros_like(self._zeros) if axes is None else torch.zeros(len(axes))
+        axes = None if directions is None else self._here(directions)
+        values = torch.zeros_like(self._zeros) if axes is None else axes.new_zeros(len(axes))
         values.requires_grad_(True)
         adam, losses = torch.optim.Adam([values], lr=lr, betas=(0.8, 0.95)), []
         for _ in range(steps):
@@ -118,7 +120,7 @@ class Student:
             adam.zero_grad()
             loss.backward()
             adam.step()
-        return Fit(values.detach().numpy().copy(), losses[0], tuple(losses))
+        return Fit(values.detach().cpu().numpy().copy(), losses[0], tuple(losses))
 
     def slopes(self, lesson: Lesson, *, seed: Sequence[int]) -> Slopes:
         """Return what a lesson asks of R, and how much any change of R would matter there.
@@ -132,11 +134,13 @@ class Student:
         self._adapter.give(r)  # a row of the batch has an R of its own
         outputs = self._outputs(lesson.bare, lesson.answers)
         found = self._divergences(outputs, teacher)
-        dice = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        dice = torch.Generator(self._device).manual_seed(
+            int(np.random.SeedSequence(seed).generate_state(1)[0])
+        )
         (divergence,) = torch.autograd.grad(found.sum(), [r], retain_graph=True)
         (score,) = torch.autograd.grad(self._drawn(outputs, dice).sum(), [r])
         tokens = np.array([len(answer) for answer in lesson.answers], np.int32)
-        divergence, score = divergence.swapaxes(0, 1), score.swapaxes(0, 1)
+        divergence, score = divergence.swapaxes(0, 1).cpu(), score.swapaxes(0, 1).cpu()
         return Slopes(divergence.numpy(), score.numpy(), float(found.detach().mean()), tokens)
 
     def divergence(self, lesson: Lesson, r: NDArray[np.float32] | None = None) -> float:
@@ -147,7 +151,7 @@ class Student:
             r: float32 [M, r, r]; None for the model as it is.
         """
         with torch.no_grad():
-            chosen = self._zeros if r is None else torch.from_numpy(np.ascontiguousarray(r))
+            chosen = self._zeros if r is None else self._here(r)
             return float(self._loss(lesson, self._teacher(lesson), chosen))
 
     def _teacher(self, lesson: Lesson) -> Tensor:
@@ -185,10 +189,13 @@ class Student:
         rows = [
             np.concatenate([prompt, answer[:-1]]) for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        tokens, mask = pad(rows)
-        chosen = torch.zeros(mask.shape, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            chosen[row, len(prompt) - 1 : len(rows[row])] = True
+        tokens, mask = (each.to(self._device) for each in pad(rows))
         run = self._model if self._head is None else self._model.base_model
         outputs: Tensor = run(tokens, attention_mask=mask.long(), use_cache=False)[0]
-        return outputs[chosen]
+        deciding = [range(len(prompt) - 1, len(row)) for prompt, row in zip(prompts, rows, strict=True)]
+        pairs = [(row, place) for row, places in enumerate(deciding) for place in places]
+        row, place = torch.tensor(pairs, device=self._device).T
+        return outputs[row, place]
+
+    def _here(self, values: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)

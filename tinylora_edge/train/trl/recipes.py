@@ -1,22 +1,22 @@
-"""Recipes: the settings of a run through TRL in a TOML file, and the command that makes the run.
+"""Recipes: the settings of a run through TRL in a TOML file, with a layer for the model that learns.
 
-A recipe has up to five parts:
+A recipe has up to six parts:
 
     task = "gsm8k"          # with reward, max_tokens, temperature, held_out: arguments of `load_task`
-    step_sizes = [1e-7]     # to choose from with --sweep
+    step_sizes = [1e-7]     # to choose from with --sweep; learned_step_sizes for a learned basis
+    problems = 7473         # to train on, as estimates count them
     [options]               # fields of `Options`; [options.settings] and [options.loss] too
     [grpo]                  # fields of trl.GRPOConfig
     [vllm]                  # more of them, for --vllm
+
+A recipe says what is trained, and is the same for every model. What depends on the model is a table of the
+file `models.toml` beside it, with the same parts, which go before the recipe's.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import tomllib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -24,16 +24,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...errors import TinyLoraError, TrainError
+from ...errors import TrainError, did_you_mean
 from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
 from ..options import Options
 from ..trainer import TrainSettings
 
 _TASK = ("reward", "max_tokens", "temperature", "held_out")
-_KEYS = ("task", *_TASK, "step_sizes", "options", "grpo", "vllm")
+_KEYS = ("task", *_TASK, "step_sizes", "learned_step_sizes", "problems", "options", "grpo", "vllm")
+MODELS = "models.toml"
+"""Of layers for models, beside a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,9 @@ class Recipe:
         task: what `load_task` takes.
         arguments: more of `load_task`.
         step_sizes: to choose from.
+        learned_step_sizes: the same for a learned basis, whose unit is another one; none where `step_sizes`
+            are for it too.
+        problems: that there are to train on, as estimates count them; None where nobody said.
         options: of the run.
         grpo: fields of `trl.GRPOConfig`.
         vllm: more of them, for generation with vLLM.
@@ -53,10 +56,16 @@ class Recipe:
     task: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     step_sizes: tuple[float, ...] = ()
+    learned_step_sizes: tuple[float, ...] = ()
+    problems: int | None = None
     options: Options = field(default_factory=Options)
     grpo: Mapping[str, Any] = field(default_factory=dict)
     vllm: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+
+    def sizes(self, *, learned: bool) -> tuple[float, ...]:
+        """Return the step sizes for a bundle, whose basis is learned or not."""
+        return self.learned_step_sizes if learned and self.learned_step_sizes else self.step_sizes
 
     def load(self) -> Task:
         """Return the task.
@@ -68,25 +77,25 @@ class Recipe:
             return load_task(self.task, **self.arguments)
 
 
-def read_recipe(path: str | PathLike[str] | None, changes: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    path: str | PathLike[str] | None, changes: Sequence[str] = (), *, model: str | None = None
+) -> Recipe:
     """Read a recipe.
 
     Args:
         path: of the file; None for a recipe that `changes` make up.
         changes: `key=value` with a dotted key, such as `options.settings.prompts=8`; the value is TOML, or
             text.
+        model: whose layer to take from `models.toml` beside the recipe.
 
     Raises:
-        TrainError: the file cannot be read, or names something unknown.
+        TrainError: a file cannot be read, has no such model, or names something unknown.
     """
-    table: dict[str, Any] = {}
-    if path is not None:
-        try:
-            table = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise TrainError(f"{path}: cannot read the recipe: {error.strerror}") from None
-        except ValueError as error:
-            raise TrainError(f"{path}: not TOML: {error}") from None
+    table: dict[str, Any] = {} if path is None else _read(Path(path))
+    if model is not None:
+        if path is None:
+            raise TrainError(f"--model {model} is a layer on a recipe: name one with --recipe")
+        _lay(table, _layer(Path(path).with_name(MODELS), model))
     for change in changes:
         _change(table, change)
     where = str(path or "--set")
@@ -104,6 +113,8 @@ def read_recipe(path: str | PathLike[str] | None, changes: Sequence[str] = ()) -
         task=table["task"],
         arguments={key: table[key] for key in _TASK if key in table},
         step_sizes=tuple(table.get("step_sizes", ())),
+        learned_step_sizes=tuple(table.get("learned_step_sizes", ())),
+        problems=table.get("problems"),
         options=replace(_make(where, "options", Options, options), **parts),
         grpo=table.get("grpo", {}),
         vllm=table.get("vllm", {}),
@@ -135,76 +146,33 @@ def rehearsal(recipe: Recipe, task: Task) -> tuple[Task, Options, dict[str, Any]
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    from .training import train_trl
-
-    args = _parser().parse_args(arguments)
-    if not sys.warnoptions:  # what transformers, TRL and accelerate tell each other of their next versions
-        warnings.filterwarnings("ignore", category=FutureWarning)
+def _read(path: Path) -> dict[str, Any]:
     try:
-        changes = [f"task={args.task}"] if args.task else []
-        recipe = read_recipe(args.recipe, [*changes, *args.set])
-        lr = _step_size(recipe, args.lr, args.sweep, dry=args.dry_run)
-        settings = replace(recipe.options.settings, lr=lr)
-        weights = args.weights or recipe.options.weights
-        recipe = replace(recipe, options=replace(recipe.options, settings=settings, weights=weights))
-        task, options, grpo = recipe.load(), recipe.options, dict(recipe.grpo)
-        if args.vllm:
-            grpo |= {"use_vllm": True, **recipe.vllm}
-        if args.dry_run:
-            task, options, grpo = rehearsal(recipe, task)
-        outcome = train_trl(
-            args.bundle, task, args.output, options=options, grpo=grpo, resume=args.resume, report=_print
-        )
-    except (TinyLoraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    result = outcome.result
-    if os.environ.get("RANK", "0") == "0":
-        found = {"start": result.start_score, "best": result.best_score, "best_step": result.best_step}
-        _print({"event": "end", "output": str(outcome.path), **found})
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return 0
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise TrainError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    except ValueError as error:
+        raise TrainError(f"{path}: not TOML: {error}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tinylora_edge.train.trl",
-        description="Train a micro-vector with TRL. Start it with accelerate launch -m for many processes.",
-    )
-    add = parser.add_argument
-    add("bundle", help="of the base that is deployed")
-    add("-o", "--output", required=True, help="the frame file to write")
-    add("--recipe", help="TOML file with settings")
-    add("--task", help="name or path of a task, instead of the recipe's")
-    add("--weights", help="Hugging Face directory to train on, instead of the deployed file, dequantized")
-    add("--lr", type=float, help="step size")
-    add("--sweep", type=int, metavar="N", help="take the N-th of the recipe's step sizes, from 0")
-    add("--vllm", action="store_true", help="generate with vLLM, as the recipe sets it up")
-    add("--dry-run", action="store_true", help="two short steps on the CPU, to see that all is in place")
-    add("--resume", action="store_true", help="go on from the last checkpoint")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the recipe")
-    return parser
+def _layer(path: Path, model: str) -> dict[str, Any]:
+    """Return the table of a model."""
+    models = _read(path)
+    if model not in models:
+        advice = did_you_mean(model, list(models), f"choose one of {', '.join(models)}")
+        raise TrainError(f"{path}: no model {model!r}: {advice}")
+    _check_keys(str(path), model, models[model], ("options", "grpo", "vllm"))
+    found: dict[str, Any] = models[model]
+    return found
 
 
-def _step_size(recipe: Recipe, lr: float | None, sweep: int | None, *, dry: bool) -> float | None:
-    sizes = recipe.step_sizes
-    if lr is not None:
-        return lr
-    if sweep is not None:
-        if not 0 <= sweep < len(sizes):
-            raise TrainError(f"--sweep {sweep}: the recipe has step sizes 0 to {len(sizes) - 1}")
-        return sizes[sweep]
-    if recipe.options.settings.lr is None and sizes:
-        if dry:
-            return sizes[0]
-        raise TrainError(
-            f"the recipe leaves the step size open: choose --sweep 0 to {len(sizes) - 1} for one of "
-            f"{', '.join(map(str, sizes))}, or give --lr"
-        )
-    return recipe.options.settings.lr
+def _lay(table: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer over a table: its values go before, and tables are merged."""
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(table.setdefault(key, {}), dict):
+            _lay(table[key], value)
+        else:
+            table[key] = value
 
 
 def _change(table: dict[str, Any], change: str) -> None:
@@ -247,7 +215,3 @@ def _importable(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder.resolve()))
-
-
-def _print(metrics: dict[str, Any]) -> None:
-    print(json.dumps(metrics), flush=True)

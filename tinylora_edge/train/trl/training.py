@@ -1,6 +1,6 @@
 """Training of the same task and basis by TRL's `GRPOTrainer`, on as many processes as accelerate starts.
 
-    accelerate launch -m tinylora_edge.train.trl BUNDLE -o FILE --recipe recipes/gsm8k-qwen2.5-7b.toml
+    python -m tinylora_edge.train.trl BUNDLE -o FILE --recipe recipes/gsm8k.toml --model qwen2.5-7b --gpus 8
 
 Every process holds the model and the whole vector; completions are shared out among them, and gradients of
 v are averaged. Process 0 writes the files. What the engine of this project adds to GRPO and TRL does not

@@ -98,6 +98,7 @@ def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, 
     cli("learn", smollm2_bundle, "-o", smollm2_bundle).refused("exists already")
     few = ("learn", smollm2_bundle, "-o", out, "--behaviours", behaviours, "--only")
     cli(*few).refused("2 behaviours cannot teach 13 directions")
+    cli("learn", smollm2_bundle, "-o", out, "--device", "toaster").refused("device 'toaster'", "such as cpu")
     cli("distill", smollm2_bundle, "-o", out).misused("--system")
     told = ("distill", smollm2_bundle, "-o", out, "--system", "Be brief.")
     cli(*told, "--budget", "5m").misused("--budget", "--on-device")

@@ -72,6 +72,19 @@ def test_eval_says_that_a_file_has_fewer_prompts_than_it_is_asked_for(cli, tiny,
     assert cli(*command, "-n", 2).record()["base"]["n"] == 2
 
 
+def test_eval_takes_a_limit_of_answers(cli, tiny):
+    """A task from a file stops at 64 tokens, and what was trained may need more; a token is a byte here."""
+    command = ("eval", tiny / "bundle", "--task", tiny / "task.jsonl", "--reward", "regex('[a-z]')", "-n", 2)
+    whole, cut = (
+        cli(*command, "--json", *more).record()["base"]["answers"] for more in ((), ("--max-tokens", 3))
+    )
+    assert all(long.startswith(short[:1]) for short, long in zip(cut, whole, strict=True))
+    assert (
+        max(map(len, cut)) < 12 < max(map(len, whole))
+    )  # a byte that is no text is shown in three characters
+    cli(*command, "--max-tokens", 0).misused("--max-tokens")
+
+
 def test_tasks_are_listed(cli):
     assert cli("tasks").done().split() == list(BUILTIN)
 
