@@ -36,6 +36,19 @@ class Duel:
     comparison: Comparison
     interval: tuple[float, float] | None
 
+    @classmethod
+    def between(cls, first: tuple[str, Evaluation], second: tuple[str, Evaluation], *, seed: int = 0) -> Duel:
+        """Compare two evaluations on the same prompts, each with its name.
+
+        Raises:
+            VectorError: they have different numbers of prompts.
+        """
+        (name, one), (other_name, other) = first, second
+        found = compare(one, other)
+        whole = bool(np.isin(np.concatenate([one.scores, other.scores]), (0.0, 1.0)).all())
+        interval = None if whole else bootstrap_interval(one, other, seed=seed)
+        return cls(name, other_name, found, interval)
+
     def record(self) -> dict[str, Any]:
         """Return the figures as JSON takes them: a p-value or an interval, whichever there is."""
         figures = {"first": self.first, "second": self.second, **asdict(self.comparison)}
@@ -80,9 +93,7 @@ class Contest:
     def duel(self, first: str, second: str) -> Duel:
         """Compare two contestants, by their names: second minus first, paired by prompt."""
         one, other = self[first].evaluation, self[second].evaluation
-        whole = bool(np.isin(np.concatenate([one.scores, other.scores]), (0.0, 1.0)).all())
-        interval = None if whole else bootstrap_interval(one, other, seed=self.seed)
-        return Duel(first, second, compare(one, other), interval)
+        return Duel.between((first, one), (second, other), seed=self.seed)
 
     def record(self) -> dict[str, Any]:
         """Return everything as JSON takes it, with a duel of each contestant and the base.

@@ -51,5 +51,5 @@ class Contestant:
         )
 
 
-BASE = Contestant(name="base", wire=0, making_s=0.0)
+BASE = Contestant(name="base", wire=0)
 """The base alone, with which every other one is compared."""

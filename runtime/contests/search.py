@@ -17,7 +17,13 @@ import numpy as np
 
 from ...errors import TrainError
 from ...tasks import Preamble, Sample, Task
-from ...tasks.candidates import Candidates, draw_examples, load_candidates, validation_prompts
+from ...tasks.candidates import (
+    Candidates,
+    draw_examples,
+    has_candidates,
+    load_candidates,
+    validation_prompts,
+)
 from ..evaluation import Evaluation, evaluate
 from ..personal import Personal
 from .contest import Report, fitting, preamble_record
@@ -30,6 +36,8 @@ _FIRST = 24
 _KEEP = 3
 """One in so many trials stays at each doubling, and always at least `_FINALISTS`."""
 _FINALISTS = 6
+_FEW = 6
+"""System prompts of a quick search."""
 _SYSTEMS = 3
 """System prompts that are tried together with examples: the best on the first prompts."""
 
@@ -168,6 +176,25 @@ def search_prompts(
     if not measured:
         return found
     return replace(found, held_out=search.ask(found.best.preamble, measured))
+
+
+def search_quickly(
+    llm: Personal, task: Task, candidates: Candidates | None = None, **options: Any
+) -> PromptSearch:
+    """Find a good prompt with some two hundred answers: of the first system prompts and two examples.
+
+    Args:
+        llm, task: as for `search_prompts`.
+        candidates: the same; where None and nothing is shipped for the task, examples alone are tried.
+        options: further ones of `search_prompts`.
+
+    Raises:
+        TrainError, VectorError: as for `search_prompts`.
+    """
+    if candidates is None:
+        candidates = load_candidates(task) if has_candidates(task) else Candidates()
+    few = replace(candidates, systems=candidates.systems[:_FEW])
+    return search_prompts(llm, task, few, examples=(0, 2), draws=1, validation=16, **options)
 
 
 class _Search:

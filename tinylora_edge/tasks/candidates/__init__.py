@@ -5,6 +5,13 @@ someone would who knows the task's reward and may not train: what a vector is co
 """
 
 from ._examples import draw_examples, validation_prompts
-from ._files import Candidates, load_candidates, shipped_candidates
+from ._files import Candidates, has_candidates, load_candidates, shipped_candidates
 
-__all__ = ["Candidates", "draw_examples", "load_candidates", "shipped_candidates", "validation_prompts"]
+__all__ = [
+    "Candidates",
+    "draw_examples",
+    "has_candidates",
+    "load_candidates",
+    "shipped_candidates",
+    "validation_prompts",
+]

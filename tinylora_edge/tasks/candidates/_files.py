@@ -41,6 +41,11 @@ def shipped_candidates() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.jsonl")))
 
 
+def has_candidates(task: Task) -> bool:
+    """Whether candidates are shipped for a task."""
+    return _name(task) in shipped_candidates()
+
+
 def load_candidates(task: Task, path: str | os.PathLike[str] | None = None) -> Candidates:
     """Return the candidates of a task.
 
@@ -53,14 +58,13 @@ def load_candidates(task: Task, path: str | os.PathLike[str] | None = None) -> C
             prompt or a question occurs twice.
     """
     if path is None:
-        name = task.name.partition(":")[0]
-        if name not in shipped_candidates():
+        if not has_candidates(task):
             raise TrainError(
                 f"no candidates for a prompt are shipped for task {task.name} (they are for "
                 f"{', '.join(shipped_candidates())}): give your own with --candidates FILE.jsonl, a line "
                 '{"system": "..."} each (candidates=... in Python)'
             )
-        path = _FOLDER / f"{name}.jsonl"
+        path = _FOLDER / f"{_name(task)}.jsonl"
     places: dict[str, str] = {}
     systems, examples = [], []
     for place, row in read_objects(Path(path), "the candidates"):
@@ -74,6 +78,10 @@ def load_candidates(task: Task, path: str | os.PathLike[str] | None = None) -> C
         else:
             examples.append(Sample(texts[0], texts[1]))
     return Candidates(tuple(systems), tuple(examples))
+
+
+def _name(task: Task) -> str:
+    return task.name.partition(":")[0]
 
 
 def _keys(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
