@@ -113,7 +113,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         return int(self._model.n_ctx_train())
 
     def _encode(self, sample: Sample) -> list[int]:
-        return encode(self, sample).tolist()
+        tokens: list[int] = encode(self, sample).tolist()
+        return tokens
 
     def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
         return iter(self.generate(tokens, temp=0.0))

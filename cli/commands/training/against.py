@@ -177,14 +177,6 @@ def with_vector(vector: Contestant | None, others: Sequence[Contestant]) -> list
     return [vector, *(each for other in others for each in (other, vector.beside(other)))]
 
 
-def describe(search: PromptSearch) -> str:
-    """Return in a sentence how a prompt was found."""
-    return (
-        f"the best of {len(search.trials)} prompts on up to {search.validation} training prompts: "
-        f"{search.answers:,} answers, {search.seconds:.0f} s"
-    )
-
-
 @contextmanager
 def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal how far a search or a contest is; in a pipe, nothing."""

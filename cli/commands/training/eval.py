@@ -29,7 +29,6 @@ from .against import (
     LorasOption,
     SystemsOption,
     Wishes,
-    describe,
     progress,
     vector_contestant,
     with_vector,
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from ....runtime import Contest, Contestant, PromptSearch, TinyLoraLlama, TinyLoraOnnx
     from ....runtime.drift import Drift
     from ....runtime.evaluation import Evaluation
-    from ....runtime.llama.batch import Batch
-    from ....runtime.onnx.batch import OnnxBatch
     from ....tasks import Sample, Task
 
 
@@ -105,12 +102,17 @@ def evaluate(
         options = {"temperature": temperature, "seed": seed}
         with _loaded(bundle, engine) as llm:
             checked = None if data is None else policy.check(data, llm.basis)
-            named = None if checked is None or data is None else vector_contestant(checked, data, vector)
+            named = None
+            if checked is not None and data is not None and vector is not None:
+                named = vector_contestant(checked, data, vector)
             found, searched = _contest(llm, loaded, samples, wishes, named, options)
             away = measure_drift(llm, checked, seed=seed) if drift else None
         _report_contest(loaded, samples, found, searched, away, options, show=show, as_json=as_json)
         return
-    with _answering(bundle, engine, samples, loaded.max_tokens) as (llm, batch):
+    with (
+        _loaded(bundle, engine) as llm,
+        llm._population(samples, loaded.max_tokens, sequences=32, n_threads=None) as batch,
+    ):
         checked = None if data is None else policy.check(data, llm.basis)
 
         def run(chosen: Any) -> Evaluation:
@@ -181,8 +183,7 @@ def _report_contest(
             record["drift"] = drift.record()
         console.print_json(record)
         return
-    how = "" if searched is None else describe(searched)
-    print_standings(found, "vector" if "vector" in names else None, how)
+    print_standings(found, "vector" if "vector" in names else None, searched)
     print_drift(drift)
     width = max(map(len, names))
     for i in range(min(show, len(samples))):
@@ -221,26 +222,6 @@ def _loaded(bundle: Path, chosen: EngineName | None) -> Iterator[TinyLoraLlama |
         return
     with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llama:
         yield llama
-
-
-@contextmanager
-def _answering(
-    bundle: Path, chosen: EngineName | None, samples: Sequence[Sample], max_tokens: int
-) -> Iterator[tuple[TinyLoraLlama | TinyLoraOnnx, Batch | OnnxBatch]]:
-    """The deployed model, and what answers in it."""
-    from .... import runtime
-
-    onnx = runtime.engine_of(bundle, chosen.value if chosen else None) == EngineName.onnx
-    with _loaded(bundle, chosen) as llm:
-        if onnx:
-            from ....runtime.onnx.batch import OnnxBatch
-
-            yield llm, OnnxBatch(llm)
-            return
-        from ....runtime.llama.batch import batch_for
-
-        with batch_for(llm, samples, max_tokens) as batch:
-            yield llm, batch
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

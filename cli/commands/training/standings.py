@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from ...shared import console
+from ...shared import console, training
 
 if TYPE_CHECKING:
-    from ....runtime import Contest, Contestant, Duel
+    from ....runtime import Contest, Duel, PromptSearch
 
 _WIDTH = 80
-_SHOWN = 160  # characters of a system prompt
 
 
-def print_standings(found: Contest, vector: str | None, searched: str = "") -> None:
+def print_standings(found: Contest, vector: str | None, searched: PromptSearch | None = None) -> None:
     """Print rewards, what the vector does beside each other contestant, costs, and the prompts.
 
     Args:
         found: the contest.
         vector: name of the vector alone, where it took part.
-        searched: how a prompt was found by a search.
+        searched: the search that found a prompt.
     """
     console.print_table(_rewards(found))
     if vector is not None:
@@ -36,11 +35,42 @@ def print_standings(found: Contest, vector: str | None, searched: str = "") -> N
         console.say("Times are this machine's: medians of single requests, by turns. again: right after")
         console.say("another request with the same beginning, which the engine has not forgotten.")
     for standing in found.standings:
-        if standing.contestant.vector is None and standing.contestant.preamble:
+        each = standing.contestant
+        found_here = searched is not None and each.preamble == searched.best.preamble
+        alone = each.vector is None and each.lora is None and standing is not found.standings[0]
+        if alone and (each.preamble or found_here):
             console.say()
-            console.say(f"{standing.contestant.name}: {_prompt(standing.contestant)}")
-    if searched:
-        console.say(searched)
+            console.say(f"{each.name}: {training.prompt_text(each.preamble)}")
+            if searched is not None and found_here:
+                console.say(describe(searched))
+
+
+def print_prompt(search: PromptSearch, duel: Duel) -> None:
+    """Print a prompt that was found for a vector's task, and the vector over it.
+
+    Args:
+        search: that found it, and measured it on the held-out prompts.
+        duel: of the prompt and the vector, on those.
+    """
+    if search.held_out is None:
+        return
+    mean = f"{search.held_out.mean:.3f} +- {_figure(search.held_out.standard_error)}"
+    console.facts(
+        [
+            ("a prompt", f"{mean}, with {search.best.prompt_tokens:.0f} tokens a request"),
+            ("", training.prompt_text(search.best.preamble)),
+            ("", describe(search)),
+            ("vector over it", f"{difference(duel)}, paired, {test(duel)}"),
+        ]
+    )
+
+
+def describe(search: PromptSearch) -> str:
+    """Return in a line how a prompt was found."""
+    return (
+        f"the best of {len(search.trials)} on up to {search.validation} training prompts, "
+        f"{search.answers:,} answers, {search.seconds:.0f} s"
+    )
 
 
 def difference(duel: Duel) -> str:
@@ -126,19 +156,6 @@ def _row(table: Table, name: str, *cells: str) -> None:
 
 def _test_name(found: Contest) -> str:
     return "95 % interval" if any(duel.interval for duel in found.duels()) else "McNemar"
-
-
-def _prompt(contestant: Contestant) -> str:
-    return "; ".join(_parts(contestant))
-
-
-def _parts(contestant: Contestant) -> Iterator[str]:
-    system, examples = contestant.preamble.system, contestant.preamble.examples
-    if system is not None:
-        text = " ".join(system.split())
-        yield text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-    if examples:
-        yield f"{len(examples)} worked examples, the first: {examples[0].text!r} -> {examples[0].answer!r}"
 
 
 def _milliseconds(seconds: float | None) -> str:
