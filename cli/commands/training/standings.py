@@ -32,8 +32,8 @@ def print_standings(found: Contest, vector: str | None, searched: PromptSearch |
     console.say()
     console.print_table(_costs(found))
     if any(standing.cost.first_token_s is not None for standing in found.standings):
-        console.say("Times are this machine's: medians of single requests, by turns. again: right after")
-        console.say("another request with the same beginning, which the engine has not forgotten.")
+        console.say("Times are this machine's, medians of single requests, by turns. again: right")
+        console.say("after another request, whose beginning the engine has not forgotten.")
     for standing in found.standings:
         each = standing.contestant
         found_here = searched is not None and each.preamble == searched.best.preamble
