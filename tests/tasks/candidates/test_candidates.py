@@ -92,7 +92,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"system": "Be brief."}\n\n{"question": "q", "answer": "a"}\n')
     assert load_candidates(PLAIN, path) == Candidates(("Be brief.",), (Sample("q", "a"),))
-    with pytest.raises(TrainError, match=r"no candidates .* task plain .*--candidates FILE.jsonl"):
+    with pytest.raises(TrainError, match=r"no candidates .* task plain .*candidates=load_candidates\("):
         load_candidates(PLAIN)
 
 

@@ -39,8 +39,8 @@ def draw_examples(
     if not answered and not written:
         raise TrainError(
             f"task {task.name} has no answers for worked examples: its {len(task.train)} training prompts "
-            'come without. Write some, {"question": "...", "answer": "..."} a line, in --candidates '
-            "FILE.jsonl (candidates=... in Python)"
+            'come without. Write some, {"question": "...", "answer": "..."} a line, and pass '
+            "candidates=load_candidates(task, path)"
         )
     if count > len(pool):
         raise TrainError(

@@ -61,8 +61,8 @@ def load_candidates(task: Task, path: str | os.PathLike[str] | None = None) -> C
         if not has_candidates(task):
             raise TrainError(
                 f"no candidates for a prompt are shipped for task {task.name} (they are for "
-                f"{', '.join(shipped_candidates())}): give your own with --candidates FILE.jsonl, a line "
-                '{"system": "..."} each (candidates=... in Python)'
+                f"{', '.join(shipped_candidates())}): give your own, candidates=load_candidates(task, path), "
+                'from a file with {"system": "..."} a line'
             )
         path = _FOLDER / f"{_name(task)}.jsonl"
     places: dict[str, str] = {}

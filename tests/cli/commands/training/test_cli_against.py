@@ -101,7 +101,9 @@ def test_bad_input(measure, tiny, tmp_path):
     measure("--lora", tmp_path).refused("lacks adapter_config.json")
     measure("--examples", 40).refused("behind 40 worked examples has", "context of 512: take fewer")
     measure("--examples", 60).refused("60 worked examples", "have an answer: ask for fewer")
-    measure("--examples", 2, task="bare.jsonl").refused("has no answers for worked examples", "--candidates")
+    measure("--examples", 2, task="bare.jsonl").refused(
+        "has no answers for worked examples", "on the command line: --candidates FILE.jsonl\n"
+    )
     measure("--against", "best-prompt").refused("no candidates for a prompt are shipped", "--candidates")
     measure("--system", " ").refused("the system prompt is blank")
 
