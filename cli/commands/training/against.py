@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ....tasks import Sample, Task
     from ....tasks.candidates import Candidates
 
-PANEL = "Against: on the same prompts, alone and together with the vector"
-
 
 class Against(StrEnum):
     """Prompts that are found by a search."""
@@ -36,14 +34,12 @@ class Against(StrEnum):
 AgainstOption = Annotated[
     Against,
     typer.Option(
-        "--against",
-        help="The prompt that a search finds: prompt is a quick search, best-prompt a thorough one.",
-        rich_help_panel=PANEL,
+        "--against", help="Against the prompt that a search finds: prompt is quick, best-prompt thorough."
     ),
 ]
 SystemsOption = Annotated[
     list[str] | None,
-    typer.Option("--system", metavar="TEXT", help="A system prompt. May be repeated.", rich_help_panel=PANEL),
+    typer.Option("--system", metavar="TEXT", help="Against a system prompt. May be repeated."),
 ]
 ExamplesOption = Annotated[
     list[int] | None,
@@ -51,18 +47,12 @@ ExamplesOption = Annotated[
         "--examples",
         metavar="K",
         min=1,
-        help="K worked examples from the task's training split. May be repeated.",
-        rich_help_panel=PANEL,
+        help="Against K worked examples from the training split. May be repeated.",
     ),
 ]
 LorasOption = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--lora",
-        metavar="FILE",
-        help="A LoRA, GGUF or PEFT's folder. May be repeated.",
-        rich_help_panel=PANEL,
-    ),
+    typer.Option("--lora", metavar="FILE", help="Against a LoRA: GGUF, or PEFT's folder. May be repeated."),
 ]
 CandidatesOption = Annotated[
     Path | None,
@@ -71,7 +61,6 @@ CandidatesOption = Annotated[
         metavar="FILE.jsonl",
         help='What a search chooses from: {"system": ...} a line; {"question": ..., "answer": ...} is an '
         "example, for a task without answers. [default: those that are shipped]",
-        rich_help_panel=PANEL,
     ),
 ]
 
