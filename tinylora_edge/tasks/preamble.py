@@ -13,7 +13,7 @@ _Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Preamble:
-    """What stands before every request: nothing, a system prompt, worked examples as chat turns, or both.
+    """The start of every request: nothing, a system prompt, worked examples as chat turns, or both.
 
     Attributes:
         system: the system prompt, or None.

@@ -67,7 +67,7 @@ CandidatesOption = Annotated[
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a vector is to be measured against.
+    """The contestants that a vector is to be measured against.
 
     Attributes:
         systems, examples, loras: contestants, in this order.
