@@ -9,6 +9,8 @@
     runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
     runtime.distill(llm, "Be brief.", questions, budget="5m")  # makes one of a prompt
     runtime.measure_drift(llm, llm.vector)           # how far it is from the base on general prompts
+    runtime.search_prompts(llm, task)                # the best prompt: what a vector is compared with
+    runtime.contest(llm, task, [runtime.Contestant(name="vector", vector=v), ...])
 
     session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
     session.run(None, feeds, session.rows([alice_bytes, bob_bytes]))
@@ -21,6 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotImprovedWarning
 from ..vector import Policy
+from .contests.contest import Contest, Duel, Standing, contest
+from .contests.contestant import Contestant
+from .contests.search import PromptSearch, search_prompts
 from .drift import Drift, measure_drift, measure_drifts
 from .load import engine_of, load, missing_engine
 from .tuning.learner import RewardLearner
@@ -39,24 +44,31 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Budget",
+    "Contest",
+    "Contestant",
     "Distilled",
     "Drift",
+    "Duel",
     "FeedbackLearner",
     "NotImprovedWarning",
     "OnnxSession",
     "Policy",
+    "PromptSearch",
     "Replacement",
     "RewardLearner",
     "RunOptions",
+    "Standing",
     "TinyLoraLlama",
     "TinyLoraOnnx",
     "TuneSettings",
     "Tuned",
+    "contest",
     "distill",
     "engine_of",
     "load",
     "measure_drift",
     "measure_drifts",
+    "search_prompts",
     "tune",
 ]
 

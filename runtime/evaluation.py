@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VectorError
-from ..tasks import Completion, Sample, Task
+from ..tasks import Completion, Preamble, Sample, Task
 from ..vector import MicroVector
 
 
@@ -140,6 +140,7 @@ def evaluate(
     vector: MicroVector | None,
     *,
     samples: Sequence[Sample] | None = None,
+    preamble: Preamble | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Evaluation:
@@ -150,16 +151,18 @@ def evaluate(
         task: prompts, reward and token limit.
         vector: None for the base alone.
         samples: other prompts than `task.held_out`.
+        preamble: what stands before every prompt. The reward sees the prompt without it.
         temperature: 0 for greedy answers.
         seed: of sampling; the same for every vector pairs the random numbers too.
 
     Raises:
         VectorError: the vector does not fit, or a prompt does not fit the batch's context.
-        TrainError: the reward fails.
+        TrainError: the reward fails, or a preamble cannot stand before a prompt.
     """
     chosen = list(task.held_out if samples is None else samples)
+    asked = chosen if preamble is None else [preamble.before(sample) for sample in chosen]
     batch.swap(vector)
-    answers = batch.answer(chosen, max_tokens=task.max_tokens, temperature=temperature, seed=seed)
+    answers = batch.answer(asked, max_tokens=task.max_tokens, temperature=temperature, seed=seed)
     scores = [task.score(answer, sample) for answer, sample in zip(answers, chosen, strict=True)]
     return Evaluation(np.array(scores, np.float64), [answer.text for answer in answers])
 
@@ -176,6 +179,30 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
     gained, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
     return Comparison(float(gaps.mean()), error, gained, lost, _mcnemar(gained, lost))
+
+
+def bootstrap_interval(
+    first: Evaluation, second: Evaluation, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Return a paired bootstrap interval of the mean difference, second minus first: its percentiles.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+
+    Args:
+        first, second: on the same prompts.
+        level: share of the resampled differences that lie inside.
+        draws: how often the prompts are drawn anew, with replacement.
+        seed: of the draws.
+
+    Raises:
+        VectorError: they have different numbers of prompts.
+    """
+    if first.n != second.n:
+        raise VectorError(f"evaluations on {first.n} and {second.n} prompts cannot be paired")
+    gaps, rng = second.scores - first.scores, np.random.default_rng(seed)
+    means = np.array([gaps[rng.integers(0, len(gaps), len(gaps))].mean() for _ in range(draws)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _mcnemar(gained: int, lost: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -148,6 +149,32 @@ class Personal:
 
     def _go_back(self, remembered: Any) -> None:
         self._activate(remembered)
+
+    @property
+    @abstractmethod
+    def _room(self) -> int:
+        """Tokens of the longest sequence that `_population` has room for, prompt and answer."""
+
+    @abstractmethod
+    def _encode(self, sample: Sample) -> Sequence[int]:
+        """Return the token ids of a sample's prompt, as a population evaluates it."""
+
+    @abstractmethod
+    def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
+        """Yield the likeliest tokens after a prompt one by one, in this model's own context."""
+
+    @abstractmethod
+    def _beside(self, *, n_ctx: int, lora: Path | None = None) -> AbstractContextManager[Personal]:
+        """Give this model, or another one over the same files, for measurements in a context of its own.
+
+        Args:
+            n_ctx: tokens that its context has to hold at least.
+            lora: a stock LoRA that it has from the start, beside whatever vector it gets.
+
+        Raises:
+            BaseMismatchError: the LoRA is of another model, or no LoRA at all.
+            TinyLoraError: the engine has no LoRAs, or no context of that length.
+        """
 
     @abstractmethod
     def _population(

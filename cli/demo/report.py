@@ -59,8 +59,10 @@ def _body(found: DemoResult) -> Iterator[str]:
     )
 
     yield "<h2>On prompts never trained on</h2>"
-    yield _table(["", f"mean reward, {held.n} prompts, greedy answers"], held.rows())
+    rows = [*held.rows(), *found.prompted.rows()]
+    yield _table(["", f"mean reward, {held.n} prompts, greedy answers"], rows)
     yield _p(held.verdict(), "verdict")
+    yield _p(found.prompted.summary())
     yield _p(
         "Behind +- is the standard error. Base and vector answer the same prompts in the deployed runtime, "
         "so their difference is paired; McNemar's exact test asks how likely gains and losses this uneven "

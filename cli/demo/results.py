@@ -136,6 +136,48 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompted:
+    """Figures of a prompt for the same task, on the same prompts, and of the vector over it.
+
+    Attributes:
+        text: the prompt, for reading.
+        tokens: mean of a request with it; `base_tokens` of one without.
+        tried, answers: prompts that it is the best of, on training prompts, and the answers that this took.
+        prompt, prompt_standard_error: mean reward with it.
+        difference, standard_error, gained, lost, p: the vector over it, paired.
+    """
+
+    text: str
+    tokens: float
+    base_tokens: float
+    tried: int
+    answers: int
+    prompt: float
+    prompt_standard_error: float
+    difference: float
+    standard_error: float
+    gained: int
+    lost: int
+    p: float
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the figures, labelled, for reading."""
+        over = f"{self.difference:+.3f} +- {self.standard_error:.3f}, paired, McNemar p = {self.p:.2g}"
+        return [
+            ("a prompt instead", f"{self.prompt:.3f} +- {self.prompt_standard_error:.3f}"),
+            ("vector over it", over),
+        ]
+
+    def summary(self) -> str:
+        """Return what the prompt is, how it was found, and what it costs."""
+        return (
+            f"The prompt is the best of {self.tried} on training prompts ({self.answers} answers; eval "
+            f"--against best-prompt searches further): {self.text}. A request has {self.tokens:.0f} tokens "
+            f"with it, and {self.base_tokens:.0f} with the vector."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerPair:
     """A held-out prompt of step 7, its greedy answers without and with the vector, and their rewards."""
 
@@ -203,6 +245,7 @@ class DemoResult:
     frame: Framed
     timing: Timings
     held_out: HeldOut
+    prompted: Prompted
     answers: ShownAnswers
     proof: Proof
     versions: dict[str, str]

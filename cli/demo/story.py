@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ...wire import tags
 from ..shared import console, training, vectors
+from .prompt import measure_prompt
 from .proof import logits, plain_logits, prove
 from .results import (
     AnswerPair,
@@ -23,6 +24,7 @@ from .results import (
     Exported,
     Framed,
     HeldOut,
+    Prompted,
     ShownAnswers,
     Timings,
     Trained,
@@ -162,7 +164,8 @@ class Story:
                 f"5. Load: {load_seconds * 1e3:.0f} ms with the vector; "
                 f"a plain llama_cpp.Llama took {plain_seconds * 1e3:.0f} ms."
             )
-            held_out, answers = self._measure_again(llm, base)
+            held_out, answers, personalized = self._measure_again(llm, base)
+            prompted = self._measure_prompt(llm, personalized)
             self._show(answers)
             changed = [logits(llm, prompt) for prompt in tokens]
             swap = self._exchange(llm, frame)
@@ -180,6 +183,7 @@ class Story:
             frame=framed,
             timing=Timings(load=load_seconds, plain_load=plain_seconds, swap=swap, swaps=_SWAPS),
             held_out=held_out,
+            prompted=prompted,
             answers=answers,
             proof=proof,
             versions=versions(),
@@ -263,7 +267,9 @@ class Story:
             self._say(f"     {data if len(data) <= 8 else data[:8] + '..':<10}  {meaning}")
         return framed
 
-    def _measure_again(self, llm: TinyLoraLlama, base: Evaluation) -> tuple[HeldOut, ShownAnswers]:
+    def _measure_again(
+        self, llm: TinyLoraLlama, base: Evaluation
+    ) -> tuple[HeldOut, ShownAnswers, Evaluation]:
         from ...runtime.evaluation import compare
 
         self._say()
@@ -282,7 +288,16 @@ class Story:
         for label, value in held_out.rows():
             self._say(f"   {label:<{width}}  {value}")
         self._tell(held_out.verdict())
-        return held_out, self._choose(base, vector)
+        return held_out, self._choose(base, vector), vector
+
+    def _measure_prompt(self, llm: TinyLoraLlama, vector: Evaluation) -> Prompted:
+        with _waiting("measuring prompts"):
+            prompted = measure_prompt(llm, self._task, vector, seed=self._seed, threads=self._threads)
+        width = max(len(label) for label, _ in prompted.rows())
+        for label, value in prompted.rows():
+            self._say(f"   {label:<{width}}  {value}")
+        self._tell(prompted.summary())
+        return prompted
 
     def _choose(self, base: Evaluation, vector: Evaluation) -> ShownAnswers:
         def answer(i: int) -> AnswerPair:

@@ -48,6 +48,12 @@ _ADVICE = (
     ),
     _Advice("--add-base", "FILE", words=r"\badd_base\(", elsewhere=("export", "BUNDLE")),
     _Advice("", "", words=r"\btoken_hex\(", elsewhere=("keygen", "FILE", "--mac")),
+    _Advice(
+        "--candidates",
+        "FILE.jsonl",
+        words=r"\bcandidates=load_candidates\(",
+        elsewhere=("eval", "BUNDLE", "--task", "TASK", "--against", "prompt"),
+    ),
     _Advice("--reward", "SPEC", words=r"\breward=\.\.\."),
     _Advice(
         "--sequence",

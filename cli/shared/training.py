@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from . import console
+
+if TYPE_CHECKING:
+    from ...tasks import Preamble
+
+
+_SHOWN = 160
+"""Characters of a system prompt that are shown."""
 
 
 class PairedFigures(Protocol):
@@ -41,6 +48,20 @@ def compared(found: PairedFigures) -> list[tuple[str, str]]:
         ("difference", f"{found.difference:+.3f} +- {found.standard_error:.3f}, paired"),
         ("test", f"{found.gained} prompts gained, {found.lost} lost: McNemar p = {found.p:.2g}"),
     ]
+
+
+def prompt_text(preamble: Preamble) -> str:
+    """Return a preamble for reading: a system prompt, cut where it is long, and the first example."""
+    parts = []
+    if preamble.system is not None:
+        text = " ".join(preamble.system.split())
+        parts.append(repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."))
+    if preamble.examples:
+        first = preamble.examples[0]
+        parts.append(
+            f"{len(preamble.examples)} worked examples, the first {first.text!r} with {first.answer!r}"
+        )
+    return " and ".join(parts) or "none, since no prompt did better"
 
 
 def warn_of_drift(why: str) -> None:

@@ -63,9 +63,9 @@ def read_tinylora(
         MissingExtraError: the projections were not saved, and torch, which makes them again, is missing.
     """
     directory = Path(checkpoint)
-    config = _read_config(directory, "TINYLORA")
+    config = read_config(directory, "TINYLORA")
     layers = Layers(Path(model))
-    stored = read_safetensors(_existing(directory / WEIGHTS))
+    stored = read_safetensors(existing(directory / WEIGHTS))
     tensors = {name: entry.array(name) for name, entry in stored.items()}
     modules = _modules(tensors, layers, directory)
     rank, u = _positive(config, "r", directory), _positive(config, "u", directory)
@@ -326,8 +326,14 @@ def _fingerprint(basis: Basis, base: Path) -> str:
         raise BaseMismatchError(f"{base} is not a usable GGUF model: {error}") from None
 
 
-def _read_config(directory: Path, kind: str) -> dict[str, Any]:
-    path = _existing(directory / CONFIG)
+def read_config(directory: Path, kind: str) -> dict[str, Any]:
+    """Return the configuration of a checkpoint of a kind, such as `LORA`.
+
+    Raises:
+        ExportError: it is missing or damaged, or of another kind.
+        UnsupportedModelError: it adapts Conv1D layers.
+    """
+    path = existing(directory / CONFIG)
     try:
         with open(path, "rb") as file:
             config = json.loads(file.read(1 << 22))
@@ -350,7 +356,12 @@ def _positive(config: dict[str, Any], key: str, directory: Path) -> int:
     return value
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """Return the path of a checkpoint's file.
+
+    Raises:
+        ExportError: it is not there.
+    """
     if not path.is_file():
         raise ExportError(
             f"{path.parent} lacks {path.name}: expected a directory that PEFT's save_pretrained wrote"

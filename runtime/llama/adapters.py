@@ -84,12 +84,18 @@ class Personalizer:
         self._strategy.settle(active)
         self._active, self.vector = active, vector
 
-    def spread(self, contexts: Sequence[Any], vectors: Sequence[MicroVector | None]) -> None:
+    def spread(
+        self,
+        contexts: Sequence[Any],
+        vectors: Sequence[MicroVector | None],
+        others: Sequence[tuple[Adapter, float]] = (),
+    ) -> None:
         """Give each context a vector of its own, until `apply` gives all of them one again.
 
         Args:
-            contexts: as many as vectors; none of them has adapters of the caller's own.
+            contexts: as many as vectors.
             vectors: None for the base alone.
+            others: adapters of the caller's own, which stay in force beside each vector.
 
         Raises:
             VectorError: a vector does not fit the basis.
@@ -101,10 +107,10 @@ class Personalizer:
             for context, vector in zip(contexts, vectors, strict=True):
                 active = self._stage(vector)
                 staged.append(active)
-                _set_adapters(context, active)
+                _set_adapters(context, [*active, *others])
         except BaseException:
             for context in contexts:
-                _set_adapters(context, self._active)
+                _set_adapters(context, [*self._active, *others])
             self._strategy.settle(self._active)
             raise
         self._strategy.settle([*self._active, *(each for active in staged for each in active)])

@@ -89,13 +89,13 @@ class Batch(TokenBatch):
                 lanes = min(len(contexts) // len(wave), len(prompts))  # of each vector: more in the last wave
                 parts = [numbered[part.start : part.stop] for part in split(len(prompts), lanes)]
                 jobs = [Job(part, range(1), max_tokens, temperature, uniform) for part in parts] * len(wave)
-                personalizer.spread(contexts[: len(jobs)], [v for v in wave for _ in parts])
+                personalizer.spread(contexts[: len(jobs)], [v for v in wave for _ in parts], self._own)
                 done = self._run(Lane.run, jobs)
                 for first in range(0, len(jobs), lanes):
                     answers = {key: g for part in done[first : first + lanes] for key, g in part.items()}
                     found.append([self._completion(answers[index, 0]) for index in range(len(prompts))])
         finally:
-            personalizer.apply(contexts, self.vector)
+            personalizer.apply(contexts, self.vector, self._own)
         return found
 
     def draw(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -11,11 +13,13 @@ import numpy as np
 
 from ...basis import Basis
 from ...errors import TinyLoraError, VectorError
+from ...formats.gguf_lora import check_lora
 from ...tasks import Sample
 from ...vector import MicroVector, Policy
 from ..personal import Personal, no_room
 from .adapters import Personalizer
 from .batch import Batch
+from .lane import common_prefix
 from .log import signals_wait
 from .prompts import encode
 
@@ -82,9 +86,12 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         return self._personalizer.vector
 
     def _activate(self, vector: MicroVector | None) -> None:
-        own = [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
-        self._personalizer.apply([self._ctx.ctx], vector, own)  # the caller's lora_path stays in force
+        self._personalizer.apply([self._ctx.ctx], vector, self.own_adapters())
         self._forget()
+
+    def own_adapters(self) -> list[tuple[Any, float]]:
+        """Return the caller's LoRA (`lora_path`) and its scale, if there is one: vectors stand beside it."""
+        return [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
 
     def _forget(self) -> None:
         """Drop every cached computation of the model as it was."""
@@ -101,14 +108,43 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
         return bool(logits) and bool(np.isfinite(logits[: min(64, self._n_vocab)]).all())
 
+    @property
+    def _room(self) -> int:
+        return int(self._model.n_ctx_train())
+
+    def _encode(self, sample: Sample) -> list[int]:
+        tokens: list[int] = encode(self, sample).tolist()
+        return tokens
+
+    def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
+        return iter(self.generate(tokens, temp=0.0))
+
+    @contextmanager
+    def _beside(self, *, n_ctx: int, lora: Path | None = None) -> Iterator[TinyLoraLlama]:
+        if lora is not None:
+            check_lora(lora, self.model_path)
+        options = self.__getstate__()
+        del options["_vector"]
+        options["n_ctx"] = max(n_ctx, self.n_ctx())
+        if lora is not None:
+            options |= {"lora_path": str(lora), "lora_scale": 1.0}
+        with TinyLoraLlama(**options) as other:
+            yield other
+
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
     ) -> Batch:
-        longest = max(len(encode(self, sample)) for sample in samples)
-        limit = self._model.n_ctx_train()
-        if longest + max_tokens > limit:
-            raise no_room(longest, max_tokens, limit)
-        return Batch(self, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
+        prompts = [self._encode(sample) for sample in samples]
+        longest = max(map(len, prompts))
+        if longest + max_tokens > self._room:
+            raise no_room(longest, max_tokens, self._room)
+        return Batch(
+            self,
+            n_ctx_seq=longest + max_tokens,
+            shared=common_prefix(prompts),
+            sequences=sequences,
+            n_threads=n_threads,
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self.__dict__.get("_ctx") in (None, self._gone) else f"n_ctx {self.n_ctx()}"

@@ -34,3 +34,6 @@ class Weights(Tokens, Protocol):
 
     def n_vocab(self) -> int:
         """Entries of the logits."""
+
+    def own_adapters(self) -> list[tuple[Any, float]]:
+        """Return the adapters that the caller loaded it with, and their scales: they are always in force."""

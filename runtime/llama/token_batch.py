@@ -41,6 +41,7 @@ class TokenBatch:
     Args:
         llm: a loaded model; it must outlive the batch. Its own context and vector are left alone.
         n_ctx_seq: tokens of the longest sequence, prompt and completion.
+        shared: tokens that all prompts begin with, at most: they take room once, not in every sequence.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
 
@@ -49,7 +50,13 @@ class TokenBatch:
     """
 
     def __init__(
-        self, llm: Weights, *, n_ctx_seq: int, sequences: int = 32, n_threads: int | None = None
+        self,
+        llm: Weights,
+        *,
+        n_ctx_seq: int,
+        shared: int = 0,
+        sequences: int = 32,
+        n_threads: int | None = None,
     ) -> None:
         self.llm = llm
         threads = n_threads or cores()
@@ -58,14 +65,17 @@ class TokenBatch:
             count = 1  # lanes would wait for the same device
         self.lanes = count  # that compute side by side; each evaluates for itself what its prompts share
         self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis)
+        self._own = llm.own_adapters()  # the caller's, in force beside every vector
         self._lanes: list[Lane] = []
         each = -(-sequences // count)
         try:
             for _ in range(count):
                 # What all prompts share lies in the cells once more, and so does the next prompt while
                 # it is evaluated.
-                cells = (each + 2) * n_ctx_seq
+                cells = (each + 2) * (n_ctx_seq - shared) + shared
                 self._lanes.append(Lane(llm, sequences=each, n_ctx=cells, n_threads=threads // count))
+            if self._own:
+                self.swap(None)
         except BaseException:
             self._free()
             raise
@@ -89,7 +99,7 @@ class TokenBatch:
         """
         personalizer = self._open()
         check_type(vector)
-        personalizer.apply([lane.context for lane in self._lanes], vector)
+        personalizer.apply([lane.context for lane in self._lanes], vector, self._own)
 
     def generate(
         self,

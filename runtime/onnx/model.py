@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 from numpy.typing import NDArray
 
+from ...errors import TinyLoraError
 from ...tasks import Sample
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
@@ -111,6 +113,28 @@ class TinyLoraOnnx(Personal):
             self._model.close()
             self._decoder.close()
             self._feed = Feed(self._model, None, self.basis)  # the vector's copy in the engine goes, too
+
+    @property
+    def _room(self) -> int:
+        return self.n_ctx()
+
+    def _encode(self, sample: Sample) -> list[int]:
+        return OnnxBatch(self).encode(sample)
+
+    def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
+        return self.generate(tokens)
+
+    @contextmanager
+    def _beside(self, *, n_ctx: int, lora: Path | None = None) -> Iterator[TinyLoraOnnx]:
+        if lora is not None:
+            raise TinyLoraError(f"{lora} is a LoRA, and ONNX Runtime runs none: measure it in llama.cpp")
+        if n_ctx > self.n_ctx():
+            raise TinyLoraError(f"{n_ctx} tokens pass the context of {self.n_ctx()}: load it with more n_ctx")
+        before = self._remember()
+        try:
+            yield self
+        finally:
+            self._go_back(before)
 
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None

@@ -22,6 +22,7 @@ import tinylora_edge
 from tinylora_edge.cli.demo.command import NEEDS
 from tinylora_edge.exporters.learned import shipped
 from tinylora_edge.tasks.behaviours import shipped_axes
+from tinylora_edge.tasks.candidates import shipped_candidates
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {  # top-level folder -> where the wheel has it
@@ -140,6 +141,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         "tinylora_edge/tasks/behaviours/questions.jsonl",
         "tinylora_edge/tasks/general/prompts.jsonl",
         *(f"tinylora_edge/tasks/behaviours/axes/{name}.jsonl" for name in shipped_axes()),
+        *(f"tinylora_edge/tasks/candidates/{name}.jsonl" for name in shipped_candidates()),
     }
 
 

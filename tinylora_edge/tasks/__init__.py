@@ -8,6 +8,7 @@ read the same tasks.
 
 from . import rewards
 from ._load import BUILTIN, load_task
+from .preamble import Preamble
 from .task import Completion, Prompt, Reward, Sample, Task
 
-__all__ = ["BUILTIN", "Completion", "Prompt", "Reward", "Sample", "Task", "load_task", "rewards"]
+__all__ = ["BUILTIN", "Completion", "Preamble", "Prompt", "Reward", "Sample", "Task", "load_task", "rewards"]

@@ -21,13 +21,25 @@ from ...shared.options import (
     RewardOption,
     TaskOption,
 )
+from .against import (
+    Against,
+    AgainstOption,
+    CandidatesOption,
+    ExamplesOption,
+    LorasOption,
+    SystemsOption,
+    Wishes,
+    progress,
+    vector_contestant,
+    with_vector,
+)
 from .figures import print_drift, print_figures
+from .standings import print_standings
 
 if TYPE_CHECKING:
-    from ....runtime import TinyLoraLlama, TinyLoraOnnx
+    from ....runtime import Contest, Contestant, PromptSearch, TinyLoraLlama, TinyLoraOnnx
+    from ....runtime.drift import Drift
     from ....runtime.evaluation import Evaluation
-    from ....runtime.llama.batch import Batch
-    from ....runtime.onnx.batch import OnnxBatch
     from ....tasks import Sample, Task
 
 
@@ -49,6 +61,11 @@ def evaluate(
     engine: EngineOption = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    systems: SystemsOption = None,
+    examples: ExamplesOption = None,
+    loras: LorasOption = None,
+    against: AgainstOption = Against.none,
+    candidates: CandidatesOption = None,
     drift: Annotated[
         bool, typer.Option("--drift", help="Measure also how far the vector is from the base in general.")
     ] = False,
@@ -57,17 +74,25 @@ def evaluate(
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
 
+    Whatever else would be used in its place is measured on the same prompts: --system, --examples, --lora,
+    and with --against the prompt that a search finds. Each is measured alone and together with the vector,
+    with what it costs: tokens of a prompt, time, bytes.
+
     The drift is how far it moves the model from its base on general prompts that nobody trained on: in nats,
     and in answers that begin to repeat themselves or to be wrong.
 
     \b
-    Example:
+    Examples:
       tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup
+      tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup --system "One word." --examples 2
+      tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup --against best-prompt
     """
     from ....runtime import measure_drift
     from ....runtime.evaluation import compare
     from ....runtime.evaluation import evaluate as measure
     from ....tasks import load_task
+
+    wishes = Wishes(systems or (), examples or (), loras or (), against, candidates)
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
@@ -76,7 +101,21 @@ def evaluate(
     _check_number(ctx, loaded, number)
     data = None if vector is None else vectors.read(str(vector))
     samples = loaded.held_out[:number]
-    with _answering(bundle, engine, samples, loaded.max_tokens) as (llm, batch):
+    if wishes:
+        options = {"temperature": temperature, "seed": seed}
+        with _loaded(bundle, engine) as llm:
+            checked = None if data is None else policy.check(data, llm.basis)
+            named = None
+            if checked is not None and data is not None and vector is not None:
+                named = vector_contestant(checked, data, vector)
+            found, searched = _contest(llm, loaded, samples, wishes, named, options)
+            away = measure_drift(llm, checked, seed=seed) if drift else None
+        _report_contest(loaded, samples, found, searched, away, options, show=show, as_json=as_json)
+        return
+    with (
+        _loaded(bundle, engine) as llm,
+        llm._population(samples, loaded.max_tokens, sequences=32, n_threads=None) as batch,
+    ):
         checked = None if data is None else policy.check(data, llm.basis)
 
         def run(chosen: Any) -> Evaluation:
@@ -104,6 +143,62 @@ def evaluate(
             console.say(f"  vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}")
 
 
+def _contest(
+    llm: TinyLoraLlama | TinyLoraOnnx,
+    task: Task,
+    samples: Sequence[Sample],
+    wishes: Wishes,
+    vector: Contestant | None,
+    options: dict[str, Any],
+) -> tuple[Contest, PromptSearch | None]:
+    from ....runtime import contest
+
+    with wishes.contestants(llm, task, samples, options["seed"]) as others:
+        searched = wishes.search(llm, task, **options)
+        field = with_vector(vector, [*others, *([] if searched is None else [searched[1]])])
+        with progress() as report:
+            found = contest(llm, task, field, samples=samples, report=report, **options)
+    return found, None if searched is None else searched[0]
+
+
+def _report_contest(
+    task: Task,
+    samples: Sequence[Sample],
+    found: Contest,
+    searched: PromptSearch | None,
+    drift: Drift | None,
+    options: dict[str, Any],
+    *,
+    show: int,
+    as_json: bool,
+) -> None:
+    names = [standing.contestant.name for standing in found.standings]
+    if as_json:
+        record: dict[str, Any] = {"task": task.name, "temperature": options["temperature"]}
+        record["base"] = _figures(found["base"].evaluation)
+        if "vector" in names:
+            record["vector"] = _figures(found["vector"].evaluation)
+            record["comparison"] = asdict(found.duel("base", "vector").comparison)
+        record["against"] = found.record()
+        if searched is not None:
+            record["search"] = searched.record()
+        if drift is not None:
+            record["drift"] = drift.record()
+        console.print_json(record)
+        return
+    print_standings(found, "vector" if "vector" in names else None, searched)
+    print_drift(drift)
+    width = max(map(len, names))
+    for i in range(min(show, len(samples))):
+        console.say()
+        console.say(f"prompt: {samples[i].text}")
+        for standing in found.standings:
+            one = standing.evaluation
+            console.say(
+                f"  {standing.contestant.name:<{width}} ({one.scores[i]:g}): {one.answers[i].strip()}"
+            )
+
+
 def _check_number(ctx: typer.Context, task: Task, number: int) -> None:
     """Refuse a number of prompts that a task lacks; where nobody asked for one, say what there is."""
     found = len(task.held_out)
@@ -120,23 +215,16 @@ def _check_number(ctx: typer.Context, task: Task, number: int) -> None:
 
 
 @contextmanager
-def _answering(
-    bundle: Path, chosen: EngineName | None, samples: Sequence[Sample], max_tokens: int
-) -> Iterator[tuple[TinyLoraLlama | TinyLoraOnnx, Batch | OnnxBatch]]:
-    """The deployed model, and what answers in it."""
+def _loaded(bundle: Path, chosen: EngineName | None) -> Iterator[TinyLoraLlama | TinyLoraOnnx]:
+    """The deployed model; answers are generated in contexts of their own."""
     from .... import runtime
 
     if runtime.engine_of(bundle, chosen.value if chosen else None) == EngineName.onnx:
         with runtime.load(bundle, engine="onnx") as onnx:
-            from ....runtime.onnx.batch import OnnxBatch
-
-            yield onnx, OnnxBatch(onnx)
+            yield onnx
         return
     with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llama:
-        from ....runtime.llama.batch import batch_for
-
-        with batch_for(llama, samples, max_tokens) as batch:
-            yield llama, batch
+        yield llama
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .... import TinyLoraError
 from ...shared import console, training
 from ...shared.options import (
     AnchorOption,
@@ -21,9 +22,13 @@ from ...shared.options import (
     SequenceOption,
     TaskOption,
 )
+from .against import Against, progress
 from .figures import DRIFT_PROMPTS, print_drift, print_figures
+from .standings import print_prompt
 
 if TYPE_CHECKING:
+    from ....runtime import PromptSearch
+    from ....tasks import Task
     from ....train.options import Outcome
 
 
@@ -83,11 +88,16 @@ def train(
     anchor: AnchorOption = 0.0,
     evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,
     drift: DriftOption = True,
+    against: Annotated[
+        Against,
+        typer.Option(help="The prompt to measure beside it: of a quick search, of a thorough one, or none."),
+    ] = Against.prompt,
     as_json: JsonOption = False,
 ) -> None:
     """Train a vector for a task with GRPO, and write it as a frame.
 
-    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures. Ctrl-C saves the state.
+    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures. Ctrl-C saves the state. At the
+    end a prompt for the same task is measured beside the vector; eval can do that with more of them.
 
     \b
     Example:
@@ -125,11 +135,44 @@ def train(
             f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
         )
         raise typer.Exit(130)
-    _report(outcome, as_json)
+    prompt = None
+    if evaluate and against is not Against.none:
+        prompt = _prompt_beside(bundle, loaded, seed, workers, thorough=against is Against.best)
+    _report(outcome, prompt, as_json)
 
 
-def _report(outcome: Outcome, as_json: bool) -> None:
+def _prompt_beside(
+    bundle: Path, task: Task, seed: int, workers: int | None, *, thorough: bool
+) -> PromptSearch | None:
+    """Search for a prompt and measure it on the held-out prompts; where that is not possible, say so."""
+    from .... import runtime
+    from ....runtime.contests.search import search_quickly
+    from ....tasks.candidates import has_candidates
+
+    if not has_candidates(task) and all(sample.answer is None for sample in task.train):
+        console.note(
+            f"no prompt was measured beside the vector: none are shipped for task {task.name}, and it has no "
+            "answers to show; eval --against prompt --candidates FILE.jsonl takes yours"
+        )
+        return None
+    search = runtime.search_prompts if thorough else search_quickly
+    options: dict[str, Any] = {} if workers is None else {"n_threads": workers}
+    try:
+        with runtime.load(bundle, engine="llama", n_ctx=64, **options) as llm, progress() as report:
+            found = search(llm, task, seed=seed, report=report, **options)
+    except TinyLoraError as error:
+        console.warn(f"no prompt was measured beside the vector: {error}")
+        return None
+    return found
+
+
+def _report(outcome: Outcome, prompt: PromptSearch | None, as_json: bool) -> None:
     comparison = outcome.comparison
+    duel = None
+    if prompt is not None and prompt.held_out is not None and outcome.personalized is not None:
+        from ....runtime import Duel
+
+        duel = Duel.between(("prompt", prompt.held_out), ("vector", outcome.personalized))
     if as_json:
         result = {k: v for k, v in asdict(outcome.result).items() if k != "vector"}
         record: dict[str, Any] = {"file": str(outcome.path), **result}
@@ -143,6 +186,8 @@ def _report(outcome: Outcome, as_json: bool) -> None:
             }
         if outcome.drift is not None:
             record["drift"] = outcome.drift.record()
+        if prompt is not None and duel is not None:
+            record["prompt"] = prompt.record() | {"duel": duel.record()}
         console.print_json(record)
         return
     result_ = outcome.result
@@ -153,4 +198,6 @@ def _report(outcome: Outcome, as_json: bool) -> None:
     )
     if outcome.base is not None:
         print_figures(outcome.base, outcome.personalized, comparison)
+        if prompt is not None and duel is not None:
+            print_prompt(prompt, duel)
         print_drift(outcome.drift)

@@ -116,6 +116,9 @@ def test_the_demo_as_json(cli: Cli, tmp_path: Path) -> None:
     # To a prompt: eval runs with other threads, and Q4_1 rounds.
     assert held_out["base"] == pytest.approx(measured["base"]["mean"], abs=0.13)
     assert held_out["difference"] == pytest.approx(held_out["vector"] - held_out["base"])
+    prompted = record["prompted"]
+    assert prompted["difference"] == pytest.approx(held_out["vector"] - prompted["prompt"])
+    assert (prompted["tried"], prompted["answers"]) == (11, 176)
     check_answers(record["answers"])
     pairs = zip(measured["base"]["answers"], measured["vector"]["answers"], strict=True)
     assert record["answers"]["changed"] == pytest.approx(sum(a != b for a, b in pairs), abs=1)

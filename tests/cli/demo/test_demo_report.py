@@ -15,6 +15,7 @@ from tinylora_edge.cli.demo.results import (
     Exported,
     Framed,
     HeldOut,
+    Prompted,
     Proof,
     ShownAnswers,
     Timings,
@@ -34,6 +35,20 @@ HELD_OUT = HeldOut(
     gained=30,
     lost=10,
     p=0.002,
+)
+PROMPTED = Prompted(
+    text="'Answer with one word.'",
+    tokens=45.0,
+    base_tokens=41.0,
+    tried=11,
+    answers=176,
+    prompt=0.4,
+    prompt_standard_error=0.05,
+    difference=0.1,
+    standard_error=0.05,
+    gained=20,
+    lost=10,
+    p=0.099,
 )
 CURVE = [
     {"event": "start", "validation": 0.25},
@@ -62,6 +77,7 @@ FOUND = DemoResult(
     frame=Framed(hex="11ab", bytes=2, values=[0.5], parts=[("11", "version"), ("ab", "rest")]),
     timing=Timings(load=0.1, plain_load=0.1, swap=1e-4, swaps=20),
     held_out=HELD_OUT,
+    prompted=PROMPTED,
     answers=ShownAnswers(
         first=[AnswerPair(prompt="p", base="b", base_reward=0.0, personalized="q", personalized_reward=1.0)],
         differing=[],
@@ -97,6 +113,17 @@ def test_no_claim_without_the_figure(difference: float, error: float, expected: 
     assert verdict in texts(
         render(replace(FOUND, held_out=replace(HELD_OUT, difference=difference, standard_error=error)))
     )
+
+
+def test_a_prompt_stands_beside_the_vector() -> None:
+    text = texts(render(FOUND))
+    for part in (
+        "a prompt instead0.400 +- 0.050",
+        "vector over it+0.100 +- 0.050, paired, McNemar p = 0.099",
+        "the best of 11 on training prompts (176 answers",
+        "'Answer with one word.'. A request has 45 tokens with it, and 41 with the vector.",
+    ):
+        assert part in text
 
 
 def test_a_run_that_found_nothing_says_so() -> None:

@@ -1,0 +1,1 @@
+"""A vector against what would be used in its place: prompts, worked examples, LoRAs. Knows no engine."""

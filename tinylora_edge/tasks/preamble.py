@@ -1,0 +1,91 @@
+"""A preamble: the system prompt and the worked examples that an app puts before every request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import TrainError
+from .task import Sample
+
+_Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """The start of every request: nothing, a system prompt, worked examples as chat turns, or both.
+
+    Attributes:
+        system: the system prompt, or None.
+        examples: samples with answers; each becomes a turn of the user and one of the assistant.
+
+    Raises:
+        TrainError: the system prompt is blank, or an example has no answer, or is raw.
+    """
+
+    system: str | None = None
+    examples: tuple[Sample, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.system is not None and not self.system.strip():
+            raise TrainError("the system prompt is blank: write one, or leave it out")
+        for number, example in enumerate(self.examples, 1):
+            if example.answer is None or not example.answer.strip():
+                raise TrainError(
+                    f"worked example {number} ({example.text[:60]!r}) has no answer: an example shows one"
+                )
+            if example.raw:
+                raise TrainError(f"worked example {number} ({example.text[:60]!r}) is raw, and no chat turn")
+
+    def __bool__(self) -> bool:
+        return self.system is not None or bool(self.examples)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its texts in UTF-8: what an app ships for it."""
+        shown = [message["content"] for example in self.examples for message in _turns(example, None)]
+        return sum(len(text.encode()) for text in (*shown, *([] if self.system is None else [self.system])))
+
+    def before(self, sample: Sample) -> Sample:
+        """Return a sample whose prompt has the preamble before it; everything else of it stays.
+
+        A system prompt of the sample's own stands behind that of the preamble, in one message. One of an
+        example is part of its question, unless it is the sample's, too.
+
+        Raises:
+            TrainError: the sample is raw, and so has no place for a preamble.
+        """
+        if not self:
+            return sample
+        if sample.raw:
+            raise TrainError(
+                f"the prompt {sample.text[:60]!r} is raw: it goes past the chat template, so no system "
+                "prompt and no examples can stand before it"
+            )
+        own, turns = _split(sample)
+        system = "\n\n".join(text for text in (self.system, own) if text is not None)
+        first = [_message("system", system)] if system else []
+        shown = [message for example in self.examples for message in _turns(example, own)]
+        return replace(sample, prompt=(*first, *shown, *turns))
+
+
+def _turns(example: Sample, given: str | None) -> list[_Message]:
+    """Return an example as chat turns, where a system prompt is given already."""
+    own, turns = _split(example)
+    if own is not None and own != given:
+        turns = [{**turns[0], "content": f"{own}\n\n{turns[0]['content']}"}, *turns[1:]]
+    return [*turns, _message("assistant", str(example.answer))]
+
+
+def _split(sample: Sample) -> tuple[str | None, Sequence[_Message]]:
+    """Return the system prompt that a sample begins with, or None, and the turns behind it."""
+    if isinstance(sample.prompt, str):
+        return None, [_message("user", sample.prompt)]
+    first, *rest = sample.prompt
+    if first["role"] == "system" and rest:
+        return first["content"], rest
+    return None, sample.prompt
+
+
+def _message(role: str, content: str) -> _Message:
+    return {"role": role, "content": content}
