@@ -29,8 +29,7 @@ import torch
 from ...errors import TinyLoraError, TrainError
 from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
-from ..options import Options
-from ..trainer import TrainSettings
+from ..options import Options, TrainSettings
 
 _TASK = ("reward", "max_tokens", "temperature", "held_out")
 _KEYS = ("task", *_TASK, "step_sizes", "options", "grpo", "vllm")
