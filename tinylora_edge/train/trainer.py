@@ -31,12 +31,12 @@ _VISIBLE = 0.25  # nats, root mean square
 
 
 class Trainer:
-    """The loop that trains v.
+    """The loop that trains v, or what stands in its place.
 
     Args:
         task: whose prompts are trained on; the first `TrainSettings.validation` are held back.
         basis: that v belongs to.
-        learner: of the gradients.
+        learner: of the gradients; its adapter says what learns, and where it starts.
         batches: gives the groups of each step.
         judge: scores greedy answers to the validation prompts.
         settings: of the run.
@@ -245,19 +245,19 @@ class Trainer:
 
     def _choose_step_size(self, report: Report) -> None:
         """Take the step size of `TrainSettings.trials` that got farthest; where none did, as without them."""
-        start, settings, best, unit = self.state, self.settings, -math.inf, 0.0
-        chosen = 0.0
-        for self._multiple in sorted(settings.trials):
+        start, settings, best = self.state, self.settings, -math.inf
+        chosen = unit = 0.0
+        for multiple in sorted(settings.trials):
             trial = self.state = copy.deepcopy(start)
-            trial.lr = unit * self._multiple
+            self._multiple, trial.lr = multiple, unit * multiple  # 0 before the first that had signal
             while trial.step < min(settings.trial_steps, settings.steps) and not self._stop:
                 self._step()
                 trial.step += 1
             if self._stop:
                 break
-            unit = trial.lr / self._multiple
+            unit = trial.lr / multiple
             score = float(self.validate(trial.v).mean())
-            report({"event": "trial", "multiple": self._multiple, "lr": trial.lr, "validation": score})
+            report({"event": "trial", "multiple": multiple, "lr": trial.lr, "validation": score})
             if score > best:
                 best, chosen = score, trial.lr
         self.state, self._multiple = start, 1.0
