@@ -43,6 +43,8 @@ class Arm:
         wire: dtype of the frame.
         all_entries: train every entry of R (`Basis.with_all_entries`).
         lora: train a plain LoRA of this rank on the basis's modules.
+        trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
+            the gradient's own direction leads farther than those.
     """
 
     shape: Shape = field(default_factory=Shape)
@@ -50,16 +52,12 @@ class Arm:
     wire: str = "fp32"
     all_entries: bool = False
     lora: int | None = None
+    trials: tuple[float, ...] = ()
 
     @property
     def is_bound(self) -> bool:
         """Whether it is there to be compared with, and has no vector to ship."""
         return self.all_entries or self.lora is not None
-
-
-TRIALS = (0.03, 0.1, 0.3, 1.0)
-"""Step sizes that a bound tries, as multiples of what random directions ask for: with so many numbers, the
-gradient's own direction leads farther than those."""
 
 
 ARMS: dict[str, Arm] = {
@@ -74,9 +72,9 @@ ARMS: dict[str, Arm] = {
     "full: u = 13, G = 1": Arm(Shape(u=13, groups=1, tying="full")),
     "bf16, G = 13 (26 bytes)": Arm(wire="bf16"),
     "bf16, G = 26 (52 bytes)": Arm(Shape(groups=26), wire="bf16"),
-    "R, all 840 numbers": Arm(all_entries=True),
-    "LoRA r = 1": Arm(lora=1),
-    "LoRA r = 8": Arm(lora=8),
+    "R, all 840 numbers": Arm(all_entries=True, trials=(0.03, 0.1, 0.3, 1.0)),
+    "LoRA r = 1": Arm(lora=1, trials=(0.01, 0.03, 0.1, 0.3)),
+    "LoRA r = 8": Arm(lora=8, trials=(0.01, 0.03, 0.1, 0.3)),
 }
 
 
@@ -84,7 +82,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """Train and measure one arm with one seed, in this process."""
     arm, rows = ARMS[name], list[dict[str, Any]]()
     task = load_task(options.task, seed=seed)
-    settings = TrainSettings(steps=options.steps, seed=seed, trials=TRIALS if arm.is_bound else ())
+    settings = TrainSettings(steps=options.steps, seed=seed, trials=arm.trials)
     chosen = Options(
         method=arm.method,
         settings=settings,
