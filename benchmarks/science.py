@@ -1,8 +1,10 @@
 """What the shape of a basis is worth: learned directions against random ones, RL against SFT, ranks, tyings,
-u x G, dtypes at equal bytes.
+u x G, dtypes at equal bytes; and what there is to gain at all, by all entries of R and by plain LoRAs.
 
 Every arm trains on the same task with the same settings, once a seed, and is measured on the same held-out
-prompts in the deployed file. Runs are kept in a JSON-lines file as they end: a second call goes on.
+prompts in the deployed file. The bounds, whose numbers are many more than 13, first try step sizes, since the
+rule for the step size was found for v (`TrainSettings.trials`). Runs are kept in a JSON-lines file as they
+end: a second call goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 from _subjects import export
 
+from tinylora_edge import save_basis
 from tinylora_edge.exporters import ExportSettings as Shape
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, TrainSettings, train
@@ -32,11 +35,29 @@ from tinylora_edge.train import Options, TrainSettings, train
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to have a few numbers trained."""
+    """One way to have numbers trained.
+
+    Attributes:
+        shape: of the basis.
+        method: of training.
+        wire: dtype of the frame.
+        all_entries: train every entry of R (`Basis.with_all_entries`).
+        lora: train a plain LoRA of this rank on the basis's modules.
+        trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
+            the gradient's own direction leads farther than those.
+    """
 
     shape: Shape = field(default_factory=Shape)
     method: str = "grpo"
     wire: str = "fp32"
+    all_entries: bool = False
+    lora: int | None = None
+    trials: tuple[float, ...] = ()
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is there to be compared with, and has no vector to ship."""
+        return self.all_entries or self.lora is not None
 
 
 ARMS: dict[str, Arm] = {
@@ -51,6 +72,9 @@ ARMS: dict[str, Arm] = {
     "full: u = 13, G = 1": Arm(Shape(u=13, groups=1, tying="full")),
     "bf16, G = 13 (26 bytes)": Arm(wire="bf16"),
     "bf16, G = 26 (52 bytes)": Arm(Shape(groups=26), wire="bf16"),
+    "R, all 840 numbers": Arm(all_entries=True, trials=(0.03, 0.1, 0.3, 1.0)),
+    "LoRA r = 1": Arm(lora=1, trials=(0.01, 0.03, 0.1, 0.3)),
+    "LoRA r = 8": Arm(lora=8, trials=(0.01, 0.03, 0.1, 0.3)),
 }
 
 
@@ -58,13 +82,25 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """Train and measure one arm with one seed, in this process."""
     arm, rows = ARMS[name], list[dict[str, Any]]()
     task = load_task(options.task, seed=seed)
-    settings = TrainSettings(steps=options.steps, seed=seed)
-    chosen = Options(method=arm.method, settings=settings, wire=arm.wire, workers=options.workers, drift=0)
+    settings = TrainSettings(steps=options.steps, seed=seed, trials=arm.trials)
+    chosen = Options(
+        method=arm.method,
+        settings=settings,
+        wire=arm.wire,
+        workers=options.workers,
+        drift=0,
+        lora=arm.lora,
+    )
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         bundle, basis = export(Path(folder), arm.shape)
+        if arm.all_entries:
+            basis = basis.with_all_entries()
+            save_basis(basis, bundle / "basis.gguf")
         outcome = train(bundle, task, Path(folder) / "v.bin", options=chosen, report=rows.append)
-        frame = outcome.path.read_bytes()
+        data = outcome.path.read_bytes()
+    trials = [row for row in rows if row.get("event") == "trial"]
+    rows = [row for row in rows if row not in trials]
     comparison = outcome.comparison
     assert comparison is not None
     assert outcome.base is not None
@@ -74,20 +110,21 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         "seed": seed,
         "task": task.name,
         "settings": asdict(settings),
-        "values": basis.size,
-        "frame_bytes": len(frame),
+        "values": outcome.result.vector.values.size,
+        "frame_bytes": len(data),
         "n": outcome.base.n,
         "base": outcome.base.mean,
         "vector": outcome.personalized.mean,
         **asdict(comparison),
         "validation": [row["validation"] for row in rows if "validation" in row],
         "best_step": outcome.result.best_step,
-        "frame": base64.urlsafe_b64encode(frame).decode(),
+        "frame": None if arm.is_bound else base64.urlsafe_b64encode(data).decode(),
         "basis": basis.digest,
         "commit": bench.commit(),
         "versions": bench.environment()["versions"],
         "norm": float(np.linalg.norm(outcome.result.vector.values)),
         "lr": max((row.get("lr", 0.0) for row in rows), default=0.0),
+        "trials": trials,
         "seconds": time.monotonic() - start,
     }
 

@@ -21,6 +21,7 @@ from ...errors import TinyLoraError, VectorError
 from ...vector import MicroVector
 from .adapters import Personalizer
 from .lane import Generation, Given, Job, Key, Lane, Read
+from .lora import Adapter
 from .protocols import Weights
 from .sampling import likeliest, logprobs
 
@@ -100,6 +101,15 @@ class TokenBatch:
         personalizer = self._open()
         check_type(vector)
         personalizer.apply([lane.context for lane in self._lanes], vector, self._own)
+
+    def attach(self, adapter: Adapter) -> None:
+        """Use a LoRA of the caller's own, at scale 1, and no vector until the next `swap`.
+
+        Args:
+            adapter: loaded into the model (`LoraImage.load`), on modules of the basis alone. It is the
+                caller's to free, after the next `swap` or `attach`.
+        """
+        self._open().apply([lane.context for lane in self._lanes], None, [(adapter, 1.0)])
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""Training with the prior of a learned basis: Adam steps in the coordinates in which the prior is round."""
+"""The loop: Adam in the coordinates in which a prior is round, and step sizes that are tried."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import support
 
 from tinylora_edge import Basis, Bundle, TrainError
-from tinylora_edge.tasks import Task
+from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, TrainSettings, train
 
 FAST = TrainSettings(steps=4, prompts=4, validate_every=2, validation=16, checkpoint_every=1, seed=1)
@@ -102,3 +102,51 @@ def test_a_checkpoint_of_another_prior_is_refused(
     train(bundle, letters_task, tmp_path / "v", options=options, resume=True)
     train(bundle, letters_task, tmp_path / "w", options=options)
     assert (tmp_path / "v").read_bytes() == (tmp_path / "w").read_bytes()
+
+
+@pytest.mark.parametrize("all_entries", [False, True])
+def test_the_step_size_that_gets_farthest_is_taken(
+    all_entries: bool, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+) -> None:
+    """For v, and for all entries of R: trials leave nothing behind but the step size."""
+    options = replace(options, method="grpo", settings=replace(FAST, trials=(1.0, 0.01, 10.0), trial_steps=3))
+    bundle = tiny_bundle
+    if all_entries:
+        basis = Bundle.find(tiny_bundle).basis.with_all_entries()
+        bundle = support.rebased(tiny_bundle, basis, tmp_path / "all")
+    rows: list[dict[str, Any]] = []
+    train(bundle, letters_task, tmp_path / "v", options=options, report=rows.append)
+    trials = [row for row in rows if row.get("event") == "trial"]
+    assert [row["multiple"] for row in trials] == [0.01, 1.0, 10.0]
+    np.testing.assert_allclose([row["lr"] / row["multiple"] for row in trials], trials[1]["lr"])
+    assert len({row["validation"] for row in trials}) > 1
+    best = max(trials, key=lambda row: row["validation"])  # the first of equals
+    given = replace(options, settings=replace(FAST, lr=best["lr"]))
+    again: list[dict[str, Any]] = []
+    train(bundle, letters_task, tmp_path / "w", options=given, report=again.append)
+    assert (tmp_path / "v").read_bytes() == (tmp_path / "w").read_bytes()
+    steps = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows if "step" in row]
+    assert steps == [{k: v for k, v in row.items() if not k.endswith("_s")} for row in again if "step" in row]
+    assert steps[0]["lr"] == best["lr"]
+
+
+def test_a_step_size_of_no_signal_is_derived_later(
+    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+) -> None:
+    drawn = [0]
+
+    def late(completion: Completion, sample: Sample) -> float:
+        drawn[0] += 1  # the start and two trials of one step: nothing to learn from until then
+        return letters_task.reward(completion, sample) if drawn[0] > 16 + 2 * (16 + 16) else 0.5
+
+    settings = replace(FAST, trials=(0.1, 10.0), trial_steps=1)
+    rows: list[dict[str, Any]] = []
+    train(
+        tiny_bundle,
+        replace(letters_task, reward=late),
+        tmp_path / "v",
+        options=replace(options, method="grpo", settings=settings),
+        report=rows.append,
+    )
+    assert [row["lr"] for row in rows if row.get("event") == "trial"] == [0.0, 0.0]
+    assert next(row["lr"] for row in rows if "grad" in row) > 0

@@ -18,8 +18,8 @@ except ModuleNotFoundError:
 from .adapter import Adapter
 from .grpo import Loss
 from .learner import Group, Learner
-from .options import Options, Outcome
-from .trainer import Result, Trainer, TrainSettings
+from .options import Options, Outcome, Result, TrainSettings
+from .trainer import Trainer
 
 if TYPE_CHECKING:
     from .run import train

@@ -8,17 +8,44 @@ never an `in x out` gradient, nor the layer's input. v and its gradient are floa
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from ..axes import Whitening
 from ..basis import Basis
 from ..vector import MicroVector
 from .layers import factors_for, hf_names
+
+
+class Adaptation(Protocol):
+    """Numbers that change a transformers model, and learn: v of a basis, or those of a LoRA in its place."""
+
+    @property
+    def trained(self) -> Sequence[Tensor]:
+        """The tensors that a loss is differentiated by."""
+
+    @property
+    def start(self) -> NDArray[np.float32]:
+        """The numbers before the first step, float32 [G, u], which change nothing; nor do zeros."""
+
+    @property
+    def whitening(self) -> Whitening:
+        """The coordinates that Adam steps in."""
+
+    def set(self, v: MicroVector | ArrayLike) -> None:
+        """Set the numbers."""
+
+    def vector(self, dtype: str = "fp32", sequence: int = 0) -> MicroVector:
+        """Return the numbers as a micro-vector."""
+
+    def joined(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the gradients by `trained` as one by the numbers, [G, u]."""
 
 
 class Adapter(nn.Module):
@@ -64,6 +91,26 @@ class Adapter(nn.Module):
     def vector(self, dtype: str = "fp32", sequence: int = 0) -> MicroVector:
         """Return v as a micro-vector."""
         return MicroVector(self.v.detach().cpu().numpy().copy(), dtype, sequence)
+
+    @property
+    def trained(self) -> Sequence[Tensor]:
+        """v alone."""
+        return [self.v]
+
+    @property
+    def start(self) -> NDArray[np.float32]:
+        """The v that changes nothing, float32 [G, u]."""
+        return np.zeros((self.basis.groups, self.basis.u), np.float32)
+
+    @property
+    def whitening(self) -> Whitening:
+        """The coordinates in which the basis's prior is round."""
+        return self.basis.whitening
+
+    def joined(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the gradient by v, [G, u]."""
+        (gradient,) = gradients
+        return gradient
 
     def R(self) -> Tensor:
         """R of every module from the present v: [M, r, r], differentiable."""

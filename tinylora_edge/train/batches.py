@@ -204,7 +204,7 @@ class Anchor:
             for prompt, (r,) in zip(self._prompts, drawn, strict=True)
         ]
         adapter = self._learner.adapter
-        adapter.set(np.zeros(tuple(adapter.v.shape), np.float32))
+        adapter.set(np.zeros_like(adapter.start))
         # By the learner and not the sampler: the two do not agree exactly, and v must not make up for that.
         for group, reference in zip(groups, self._learner.measure(groups), strict=True):
             group.reference = reference

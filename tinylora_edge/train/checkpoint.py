@@ -95,7 +95,7 @@ def load(path: Path, identity: dict[str, Any]) -> TrainState:
         raise TrainError(f"there is no checkpoint {path} to resume from: start without --resume") from None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise TrainError(f"{path} is not a usable checkpoint: {error}") from None
-    found = header.get("identity", {})
+    found, identity = header.get("identity", {}), json.loads(json.dumps(identity))  # which has no tuples
     differ = [k for k in identity if identity[k] != found.get(k)]
     if differ:
         key = differ[0]

@@ -51,6 +51,16 @@ def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:
 def factors_for(model: Any, basis: Basis, module: str, name: str) -> tuple[Tensor, Tensor]:
     """Return A [r, in] and B [out, r] of a module, float32 on the CPU, B's rows in the layer's order.
 
+    Args and errors: see `order_for`.
+    """
+    order, position = order_for(model, basis, module, name), basis.index(module)
+    a, b = (np.array(factors[position], np.float32) for factors in (basis.a, basis.b))
+    return torch.from_numpy(a), torch.from_numpy(b[inverse(order)])
+
+
+def order_for(model: Any, basis: Basis, module: str, name: str) -> NDArray[np.int64]:
+    """Return which row of a layer each row of the module in a GGUF is, int64 [out].
+
     GGUF keeps the rows of some layers in another order than transformers. The layer's weight decides, as it
     does in an export, and shows that it is the one that was factorized; a list of architectures has to do for
     a weight that is quantized, or is not all here.
@@ -75,15 +85,13 @@ def factors_for(model: Any, basis: Basis, module: str, name: str) -> tuple[Tenso
     kind, heads = parse(module)[1], _heads(model)
     weight = layer.weight
     if weight.is_meta or not weight.is_floating_point() or weight.shape != (len(b), a.shape[1]):
-        order = listed_order(gguf_architecture(model), kind, len(b), heads)
-        return torch.from_numpy(a), torch.from_numpy(b[inverse(order)])
+        return listed_order(gguf_architecture(model), kind, len(b), heads)
     best = inf
     product, norms = _product(weight.detach(), a), np.linalg.norm(a, axis=1)
     for order in row_orders(kind, len(b), heads):
-        ordered = b[inverse(order)]
-        found = gap(product, ordered * norms)
+        found = gap(product, b[inverse(order)] * norms)
         if found <= AGREEMENT:
-            return torch.from_numpy(a), torch.from_numpy(ordered)
+            return order
         best = min(best, found)
     raise TrainError(
         f"{name} is {best:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it is "

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import TrainError
-from .adapter import Adapter
+from .adapter import Adaptation
 from .grpo import Loss, distance, token_loss
 from .model import give_back
 
@@ -89,7 +89,7 @@ class Learner:
         workers: passes at the same time, a core each.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, *, temperature: float, workers: int = 1) -> None:
+    def __init__(self, model: Any, adapter: Adaptation, *, temperature: float, workers: int = 1) -> None:
         self.model = model
         self.adapter = adapter
         self.temperature = temperature
@@ -210,7 +210,7 @@ class Learner:
     ) -> Gradient:
         """Sum the terms of every token, each by its group's weight, and differentiate the sum by v."""
 
-        def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float, int]:
+        def run(chosen: Sequence[Group]) -> tuple[Tensor, tuple[Tensor, ...], float, int]:
             total, gap, count = torch.zeros(()), 0.0, 0
             for group, logprobs in zip(chosen, self.logprobs(chosen), strict=True):
                 sampled, mask = pad(group.sampled)
@@ -219,15 +219,14 @@ class Learner:
                 before = logprobs.detach() if group.old is None else group.old
                 gap += ((before - sampled).abs() * mask).sum().item()
                 count += int(mask.sum())
-            (grad,) = torch.autograd.grad(total, [self.adapter.v])
-            return total.detach(), grad, gap, count
+            return total.detach(), torch.autograd.grad(total, self.adapter.trained), gap, count
 
         parts = self._map(run, groups, self._passes(groups))
         give_back()
-        grad = torch.stack([part[1] for part in parts]).sum(0)
+        summed = [torch.stack(each).sum(0) for each in zip(*(part[1] for part in parts), strict=True)]
         count = sum(part[3] for part in parts)
         total = sum(float(part[0]) for part in parts)
-        return Gradient(total, grad, sum(part[2] for part in parts) / max(count, 1))
+        return Gradient(total, self.adapter.joined(summed), sum(part[2] for part in parts) / max(count, 1))
 
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""

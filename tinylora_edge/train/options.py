@@ -9,11 +9,79 @@ from pathlib import Path
 from ..errors import TrainError
 from ..runtime.drift import Drift
 from ..runtime.evaluation import Comparison, Evaluation, compare
+from ..vector import MicroVector
 from .grpo import Loss
-from .trainer import Result, TrainSettings
 
 METHODS: tuple[str, ...] = ("grpo", "sft")
 ROLLOUT_ENGINES: tuple[str, ...] = ("llama", "hf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The settings of the loop.
+
+    Attributes:
+        steps: how many.
+        prompts: how many a step.
+        lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); None derives it:
+            one step then moves the log-probabilities of sampled tokens by about `nudge` (root mean square).
+        nudge: see `lr`.
+        trials: multiples of that step size to choose from. `trial_steps` steps from the start are made with
+            each of them, on the same prompts, and the one whose validation is the highest is taken, the
+            smallest of equals. None are tried by default: the rule was found for v. The more numbers there
+            are, the farther the gradient's direction leads than the random ones that `lr` is derived from.
+        trial_steps: see `trials`.
+        anneal: step size of the last step over that of the first; it falls linearly between them.
+        epochs: steps on each batch.
+        clip_norm: gradients are cut to this many times the median norm of the last 10.
+        validate_every: steps between validations, which decide what a run returns (`Result.vector`); a step
+            with unusually low reward, short or long completions is validated at once.
+        validation: prompts held back from training for that, at least 2.
+        checkpoint_every: steps between checkpoints.
+        silence: steps in a row without any signal after which the run stops.
+        anchor: weight of a nat a token of KL(base || v) on general prompts in the loss. 0 holds v nowhere and
+            saves the passes that it costs.
+        tolerance: how far validation may fall below the best before training goes back to it.
+        seed: of everything that is random.
+    """
+
+    steps: int = 40
+    prompts: int = 8
+    lr: float | None = None
+    nudge: float = 0.12
+    trials: tuple[float, ...] = ()
+    trial_steps: int = 5
+    anneal: float = 0.1
+    epochs: int = 1
+    clip_norm: float = 2.0
+    validate_every: int = 5
+    validation: int = 48
+    checkpoint_every: int = 5
+    silence: int = 10
+    anchor: float = 0.0
+    tolerance: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of the loop.
+
+    Attributes:
+        vector: the last one whose validation was the highest, or within one standard error of it; the
+            start where nothing was better.
+        start_score: validation reward of the start.
+        best_score: validation reward of `vector`, and `best_step` the step that it is from.
+        steps: done.
+        stopped: why the run ended: `done`, `silence`, or `interrupted`.
+    """
+
+    vector: MicroVector
+    start_score: float
+    best_score: float
+    best_step: int
+    steps: int
+    stopped: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +104,9 @@ class Options:
         sequence: of the frame.
         evaluate: measure base and vector on the held-out prompts at the end.
         drift: general prompts on which the vector's drift is measured then; 0 leaves it out.
+        lora: rank of a plain LoRA on the basis's modules that is trained in v's place, a bound to compare v
+            with. The output is then a GGUF LoRA, `wire` and `sequence` have no meaning, and no drift is
+            measured. Other step sizes suit it: see `TrainSettings.trials`. None trains v.
     """
 
     method: str = "grpo"
@@ -52,6 +123,7 @@ class Options:
     sequence: int = 0
     evaluate: bool = True
     drift: int = 32
+    lora: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -64,6 +136,13 @@ class Options:
             raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
         if not 0 <= self.settings.anchor < math.inf:
             raise TrainError(f"an anchor weighs at least 0 a nat, not {self.settings.anchor}")
+        if self.lora is not None and self.lora < 1:
+            raise TrainError(f"a LoRA has a rank of 1 or more, not {self.lora}; None trains a vector")
+        for multiple in self.settings.trials:
+            if not 0 < multiple < math.inf:
+                raise TrainError(f"step sizes are tried at multiples above 0, not at {multiple}")
+        if self.settings.trial_steps < 1:
+            raise TrainError(f"a step size is tried for 1 step or more, not for {self.settings.trial_steps}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +150,8 @@ class Outcome:
     """The outcome of a run.
 
     Attributes:
-        path: the frame file; its manifest lies beside it as `<name>.json`.
+        path: the frame file, or the GGUF LoRA where one was trained. Its manifest lies beside it as
+            `<name>.json`.
         result: of the loop.
         base, personalized: on the held-out prompts; None where not evaluated.
         drift: of the vector on general prompts; None where it was not measured.

@@ -103,13 +103,39 @@ def write_result(
     **more: Any,
 ) -> None:
     """Write the manifest, with `more` keys, and then the frame: who sees the frame finds its manifest."""
-    manifest: dict[str, Any] = {
-        "tool": f"tinylora-edge {__version__}",
-        "task": task.name,
+    about = {
         "basis": basis.digest,
         "values": vector.values.reshape(-1).tolist(),
         "dtype": vector.dtype,
         "sequence": vector.sequence,
+    }
+    write_output(output, folder, vector.to_bytes(basis), about, task, options, outcome, **more)
+
+
+def write_output(
+    output: Path,
+    folder: Path,
+    data: bytes,
+    about: dict[str, Any],
+    task: Task,
+    options: Options,
+    outcome: Outcome,
+    **more: Any,
+) -> None:
+    """Write the manifest, with `more` keys, and then the output.
+
+    Args:
+        output: of the run; its manifest lies beside it.
+        folder: of the run.
+        data: of the output.
+        about: keys of the manifest that say what it is.
+        task, options, outcome: of the run.
+        more: further keys.
+    """
+    manifest: dict[str, Any] = {
+        "tool": f"tinylora-edge {__version__}",
+        "task": task.name,
+        **about,
         "options": asdict(options),
         **more,
         "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
@@ -130,4 +156,4 @@ def write_result(
     with atomic_write(output.with_name(f"{output.name}.json")) as file:
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
     with atomic_write(output) as file:
-        file.write(vector.to_bytes(basis))
+        file.write(data)

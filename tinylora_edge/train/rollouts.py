@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..vector import MicroVector
-from .adapter import Adapter
+from .adapter import Adaptation
 from .learner import pad
 
 
@@ -124,7 +124,7 @@ class HFRollouts:
         sequences: that are generated at the same time.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, end: Sequence[int], *, sequences: int = 32) -> None:
+    def __init__(self, model: Any, adapter: Adaptation, end: Sequence[int], *, sequences: int = 32) -> None:
         self._model, self._adapter, self._end = model, adapter, list(end)
         self._sequences = sequences
         # A thread of its own, for the same reason as the learner's: AMX tiles are llama.cpp's elsewhere.
@@ -143,7 +143,7 @@ class HFRollouts:
     ) -> list[list[Rollout]]:
         """Return `samples` completions of every prompt under a vector, deterministic by seed."""
         before = self._adapter.vector()
-        self._adapter.set(vector or MicroVector.zeros(self._adapter.basis))
+        self._adapter.set(vector or np.zeros_like(before.values))
         state = int(np.random.default_rng(seed).integers(2**63))
 
         def run() -> list[list[Rollout]]:

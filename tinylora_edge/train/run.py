@@ -28,12 +28,15 @@ from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
 from ..tasks.general import load_general
 from ..vector import MicroVector
-from .adapter import Adapter
+from .adapter import Adaptation, Adapter
 from .batches import ANCHOR_TOKENS, Anchor, Batches, GivenAnswers, Sampled
 from .learner import Learner
+from .lora.adapter import LoraAdapter
+from .lora.batch import LoraBatch
+from .lora.shape import LoraShape
 from .model import load_model
 from .options import Options, Outcome
-from .output import metrics_file, run_folder, write_result
+from .output import metrics_file, run_folder, write_output, write_result
 from .rollouts import HFRollouts, LlamaRollouts, Rollouts
 from .trainer import Trainer
 
@@ -50,7 +53,7 @@ def train(
     resume: bool = False,
     report: Report = lambda metrics: None,
 ) -> Outcome:
-    """Train a micro-vector and write its frame.
+    """Train a micro-vector and write its frame; with `options.lora`, a LoRA, to compare it with.
 
     Writes `output` (the frame), `output`.json (task, digest, settings, curve, held-out figures) and, while
     it runs, the directory `output`.run with `checkpoint.npz`, `metrics.jsonl` and TensorBoard events.
@@ -88,15 +91,21 @@ def train(
         write = stack.enter_context(metrics_file(folder, trainer.state.step, report))
         with _interruptible(trainer):
             result = trainer.run(write)
-        vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
+        vector, shape = result.vector, engines.lora
+        if shape is None:
+            vector = replace(vector, dtype=options.wire, sequence=options.sequence)
         base = personalized = drift = None
         if options.evaluate and result.stopped != "interrupted":
             base = evaluate(engines.deployed_batch, task, None)
             personalized = evaluate(engines.deployed_batch, task, vector)
-            drift = engines.drift(vector, write)
+            drift = engines.drift(vector, write) if shape is None else None
         if result.stopped != "interrupted":
             outcome = Outcome(output, result, base, personalized, drift)
-            write_result(output, folder, vector, engines.basis, task, options, outcome)
+            if shape is None:
+                write_result(output, folder, vector, engines.basis, task, options, outcome)
+            else:
+                about = {"basis": engines.basis.digest, "lora": {"rank": shape.rank, "numbers": shape.size}}
+                write_output(output, folder, shape.to_gguf(vector.values), about, task, options, outcome)
             (folder / "checkpoint.npz").unlink(missing_ok=True)
             return outcome
     return Outcome(folder / "checkpoint.npz", result, None, None)
@@ -122,12 +131,13 @@ class _Engines:
         self._check_context(longest)
         self._longest = longest + task.max_tokens
         self._anchored = self._general() if options.settings.anchor else []
-        self.deployed_batch = stack.enter_context(self._batch(self.deployed))
+        self.lora = None if options.lora is None else LoraShape.on(self.basis, options.lora)
+        self.deployed_batch = self._batch(self.deployed, stack)
         source = options.weights or found.base
         self.model = load_model(source, options.dtype)
         if self._longest <= _SHORT:
             self.model.set_attn_implementation("eager")
-        self.adapter = stack.enter_context(Adapter(self.model, self.basis))
+        self.adapter = self._adapter(stack)
         temperature = task.temperature if options.method == "grpo" else 1.0
         self.learner = Learner(self.model, self.adapter, temperature=temperature, workers=self.threads)
         stack.callback(self.learner.close)
@@ -148,7 +158,7 @@ class _Engines:
         batches: Batches = judge
         if options.method == "sft":
             batches = GivenAnswers(self.task, encode=self._encode, encode_answer=self._encode_answer)
-        fields = ("method", "loss", "samples", "rollouts", "bf16_copy", "dtype", "sequences")
+        fields = ("method", "loss", "samples", "rollouts", "bf16_copy", "dtype", "sequences", "lora")
         identity = {k: v for k, v in asdict(options).items() if k in fields} | {"workers": self.threads}
         return Trainer(
             self.task,
@@ -161,6 +171,12 @@ class _Engines:
             identity=identity,
             anchor=self.anchor,
         )
+
+    def _adapter(self, stack: ExitStack) -> Adaptation:
+        rank, seed = self.options.lora, self.options.settings.seed
+        if rank is None:
+            return stack.enter_context(Adapter(self.model, self.basis))
+        return stack.enter_context(LoraAdapter(self.model, self.basis, rank, seed=seed))
 
     def drift(self, vector: MicroVector, report: Report) -> Drift | None:
         """Measure how far a vector moves the deployed model from its base; None where that is left out.
@@ -209,8 +225,12 @@ class _Engines:
                 f"{self.task.max_tokens} to generate passes the model's context of {limit}: shorten it"
             )
 
-    def _batch(self, llm: TinyLoraLlama) -> Batch:
-        return Batch(llm, n_ctx_seq=self._longest, sequences=self.options.sequences, n_threads=self.threads)
+    def _batch(self, llm: TinyLoraLlama, stack: ExitStack) -> Batch | LoraBatch:
+        """A batch over a model, which takes what learns as it is now: v, or a LoRA's numbers in its place."""
+        sequences = self.options.sequences
+        batch = Batch(llm, n_ctx_seq=self._longest, sequences=sequences, n_threads=self.threads)
+        stack.enter_context(batch)
+        return batch if self.lora is None else stack.enter_context(LoraBatch(batch, self.lora))
 
     def _rollouts(self, base: Path, folder: Path, stack: ExitStack) -> Rollouts:
         if self.options.rollouts == "hf":
@@ -219,7 +239,7 @@ class _Engines:
         if not self.options.bf16_copy:
             return LlamaRollouts(self.deployed_batch)
         copy = bfloat16_copy(base, folder / "rollout-bf16.gguf", self.basis, self.threads)
-        return LlamaRollouts(stack.enter_context(self._batch(stack.enter_context(copy))))
+        return LlamaRollouts(self._batch(stack.enter_context(copy), stack))
 
 
 @contextmanager

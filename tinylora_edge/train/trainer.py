@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..vector import MicroVector
 from .batches import Anchor, Batches, Sampled
 from .checkpoint import TrainState, load, save
 from .learner import Group, Learner
+from .options import Result, TrainSettings
 
 _BETAS = 0.9, 0.99
 _CLIP_WINDOW = 10
@@ -28,74 +30,13 @@ _SMALLEST_PROBE, _LARGEST_PROBE = 1e-3, 16.0
 _VISIBLE = 0.25  # nats, root mean square
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """The settings of the loop.
-
-    Attributes:
-        steps: how many.
-        prompts: how many a step.
-        lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); None derives it:
-            one step then moves the log-probabilities of sampled tokens by about `nudge` (root mean square).
-        nudge: see `lr`.
-        anneal: step size of the last step over that of the first; it falls linearly between them.
-        epochs: steps on each batch.
-        clip_norm: gradients are cut to this many times the median norm of the last 10.
-        validate_every: steps between validations, which decide what a run returns (`Result.vector`); a step
-            with unusually low reward, short or long completions is validated at once.
-        validation: prompts held back from training for that, at least 2.
-        checkpoint_every: steps between checkpoints.
-        silence: steps in a row without any signal after which the run stops.
-        anchor: weight of a nat a token of KL(base || v) on general prompts in the loss. 0 holds v nowhere and
-            saves the passes that it costs.
-        tolerance: how far validation may fall below the best before training goes back to it.
-        seed: of everything that is random.
-    """
-
-    steps: int = 40
-    prompts: int = 8
-    lr: float | None = None
-    nudge: float = 0.12
-    anneal: float = 0.1
-    epochs: int = 1
-    clip_norm: float = 2.0
-    validate_every: int = 5
-    validation: int = 48
-    checkpoint_every: int = 5
-    silence: int = 10
-    anchor: float = 0.0
-    tolerance: float = 0.2
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of the loop.
-
-    Attributes:
-        vector: the last one whose validation was the highest, or within one standard error of it; the
-            start where nothing was better.
-        start_score: validation reward of the start.
-        best_score: validation reward of `vector`, and `best_step` the step that it is from.
-        steps: done.
-        stopped: why the run ended: `done`, `silence`, or `interrupted`.
-    """
-
-    vector: MicroVector
-    start_score: float
-    best_score: float
-    best_step: int
-    steps: int
-    stopped: str
-
-
 class Trainer:
-    """The loop that trains v.
+    """The loop that trains v, or what stands in its place.
 
     Args:
         task: whose prompts are trained on; the first `TrainSettings.validation` are held back.
         basis: that v belongs to.
-        learner: of the gradients.
+        learner: of the gradients; its adapter says what learns, and where it starts.
         batches: gives the groups of each step.
         judge: scores greedy answers to the validation prompts.
         settings: of the run.
@@ -140,7 +81,8 @@ class Trainer:
                 f"{self.settings.prompts} a step are needed: add prompts, or lower those settings"
             )
         self._validation, self._train = list(task.train[:held]), list(task.train[held:])
-        self.state = TrainState.start(np.zeros((basis.groups, basis.u), np.float32))
+        self.state = TrainState.start(learner.adapter.start)
+        self._multiple = 1.0  # of the step size, while some are tried
         self._stop = False
 
     def resume(self) -> None:
@@ -168,6 +110,7 @@ class Trainer:
             state.top_scores = self.validate(state.v)
             state.start_score = state.best_score = float(state.top_scores.mean())
             report({"event": "start", "validation": state.start_score})
+            self._choose_step_size(report)
         stopped = "done"
         while state.step < settings.steps and not self._stop:
             metrics = self._step()
@@ -229,7 +172,7 @@ class Trainer:
         if self._batches.loss.kl:
             self._set_reference(groups)
         if not state.lr:
-            state.lr = settings.lr or self._derive_lr(groups)
+            state.lr = self._multiple * (settings.lr or self._derive_lr(groups))
         result: dict[str, Any] = {}
         for _ in range(settings.epochs):
             gradient = self.learner.gradient(groups, self._batches.loss)
@@ -268,12 +211,12 @@ class Trainer:
 
     def _by_z(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the gradient by z of one by v, float32 [G, u]."""
-        whitening, shape = self.basis.whitening, gradient.shape
+        whitening, shape = self.learner.adapter.whitening, gradient.shape
         return np.asarray(whitening.gradient(gradient.reshape(-1)), np.float32).reshape(shape)
 
     def _by_v(self, step: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a step of z as one of v, float32 [G, u]."""
-        whitening, shape = self.basis.whitening, step.shape
+        whitening, shape = self.learner.adapter.whitening, step.shape
         return np.asarray(whitening.values(step.reshape(-1)), np.float32).reshape(shape)
 
     def _derive_lr(self, groups: Sequence[Group]) -> float:
@@ -299,6 +242,26 @@ class Trainer:
             probe *= min(max(_VISIBLE / max(moved, 1e-9), 2.0), 8.0)
         self.learner.adapter.set(v)
         return self.settings.nudge * probe / max(moved, 1e-9)
+
+    def _choose_step_size(self, report: Report) -> None:
+        """Take the step size of `TrainSettings.trials` that got farthest; where none did, as without them."""
+        start, settings, best = self.state, self.settings, -math.inf
+        chosen = unit = 0.0
+        for multiple in sorted(settings.trials):
+            trial = self.state = copy.deepcopy(start)
+            self._multiple, trial.lr = multiple, unit * multiple  # 0 before the first that had signal
+            while trial.step < min(settings.trial_steps, settings.steps) and not self._stop:
+                self._step()
+                trial.step += 1
+            if self._stop:
+                break
+            unit = trial.lr / multiple
+            score = float(self.validate(trial.v).mean())
+            report({"event": "trial", "multiple": multiple, "lr": trial.lr, "validation": score})
+            if score > best:
+                best, chosen = score, trial.lr
+        self.state, self._multiple = start, 1.0
+        start.lr = 0.0 if self._stop else chosen  # who is interrupted here tries all of them again
 
     def _set_reference(self, groups: Sequence[Group]) -> None:
         self.learner.adapter.set(np.zeros_like(self.state.v))

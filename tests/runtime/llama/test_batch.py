@@ -14,6 +14,7 @@ from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.llama.batch import Batch, Generation
 from tinylora_edge.runtime.llama.lane import common_prefix
+from tinylora_edge.runtime.llama.lora import LoraImage, free
 from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.runtime.llama.sampling import sample
 from tinylora_edge.tasks import Sample
@@ -33,6 +34,29 @@ def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: str) -> TinyLoraLlama:
 def batch(llm: TinyLoraLlama) -> Iterator[Batch]:
     with Batch(llm, n_ctx_seq=40, sequences=4, n_threads=1) as opened:
         yield opened
+
+
+def test_an_attached_lora_stands_in_for_a_vector(llm: TinyLoraLlama, batch: Batch) -> None:
+    """A LoRA of the same change as a vector scores the same, and a swap takes it out again."""
+    basis, vector = llm.basis, MicroVector.random(llm.basis, 1.0, seed=2)
+    r = basis.R(vector)
+    pairs = {m: (basis.a[i], np.asarray(basis.b[i], np.float32) @ r[i]) for i, m in enumerate(basis.modules)}
+    given = [[[7, 8, END]], [[9]], [[5, 5]], [[END]]]
+
+    def scores() -> np.ndarray:
+        return np.concatenate([row for (row,) in batch.score(PROMPTS, given)])
+
+    plain = scores()
+    batch.swap(vector)
+    expected = scores()
+    adapter = LoraImage(basis.architecture, pairs).load(llm.model)
+    batch.attach(adapter)
+    assert batch.vector is None
+    np.testing.assert_allclose(scores(), expected, atol=1e-4)
+    assert np.abs(expected - plain).max() > 0.1
+    batch.swap(None)
+    free(adapter)
+    np.testing.assert_array_equal(scores(), plain)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

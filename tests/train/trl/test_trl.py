@@ -261,6 +261,8 @@ def test_a_reward_that_fails_is_told_with_its_sample(tiny: Path, options: Option
     [
         ({"method": "sft"}, {}, "GRPO, not sft"),
         ({"settings": {"lr": None}}, {}, "derives no step size"),
+        ({"settings": {"trials": (0.1, 1.0)}}, {}, "has no settings.trials"),
+        ({"lora": 8}, {}, "has no lora"),
         ({"settings": {"validation": 0}}, {}, "at least 1"),
         ({"settings": {"validation": 46}}, {}, "48 training prompts, but 46"),
         ({}, {"per_device_train_batch_size": 5}, "12 completions a step .3 prompts x 4. do not divide"),

@@ -27,8 +27,7 @@ from typing import Any
 from ...errors import TrainError, did_you_mean
 from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
-from ..options import Options
-from ..trainer import TrainSettings
+from ..options import Options, TrainSettings
 
 _TASK = ("reward", "max_tokens", "temperature", "held_out")
 _KEYS = ("task", *_TASK, "step_sizes", "learned_step_sizes", "problems", "options", "grpo", "vllm")

@@ -166,6 +166,9 @@ def grpo_fields(
             f"the TRL engine has no anchor, and settings.anchor is {settings.anchor:g}: leave it out, or "
             "leave out --engine trl"
         )
+    if options.lora is not None or settings.trials:
+        name = "settings.trials" if options.lora is None else "lora"
+        raise TrainError(f"the TRL engine has no {name}: leave it out, or leave out --engine trl")
     for name in _OURS.keys() & given.keys():
         raise TrainError(f"{name} cannot be set: {_OURS[name]}")
     if settings.lr is None and "learning_rate" not in given:

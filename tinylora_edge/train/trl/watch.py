@@ -16,7 +16,7 @@ from ...errors import TrainError
 from ...runtime.tuning.settings import Report
 from ...tasks import Task
 from ...vector import MicroVector
-from ..trainer import Result, TrainSettings
+from ..options import Result, TrainSettings
 from .peft_tinylora import vector_of
 
 _NAMES = {
