@@ -121,7 +121,8 @@ class Batch(TokenBatch):
         """Return the log-probabilities of what `draw` drew under every vector, at temperature 1.
 
         Returns:
-            Of each vector float32 [tokens of all answers], in the order of the samples.
+            Of each vector float32 [tokens of all answers], in the order of the samples. NaN where its logits
+            are not finite.
 
         Raises:
             VectorError: as for `score`, or a vector does not fit the basis.
@@ -146,7 +147,7 @@ class Batch(TokenBatch):
 
     def _completion(self, generation: Generation) -> Completion:
         text = decode(self.llm, generation.tokens)
-        return Completion(text, generation.ended, len(generation.tokens))
+        return Completion(text, generation.ended, len(generation.tokens), generation.exploded)
 
 
 def batch_for(

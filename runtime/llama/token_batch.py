@@ -111,7 +111,8 @@ class TokenBatch:
                 is deterministic on one machine and build, and two vectors draw with the same numbers.
 
         Returns:
-            len(prompts) * samples generations, those of one prompt together, in order.
+            len(prompts) * samples generations, those of one prompt together, in order. Where the vector is so
+            large that logits are not finite, a generation ends and says so (`exploded`).
 
         Raises:
             VectorError: a prompt is empty, or leaves no room for the tokens asked for.
@@ -159,7 +160,7 @@ class TokenBatch:
 
         Returns:
             For each prompt, for each of its completions: float32 [n], natural logarithms, one a token; with
-            `among` float32 [n, k].
+            `among` float32 [n, k]. NaN where the model's logits are not finite: the vector is too large.
 
         Raises:
             VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists

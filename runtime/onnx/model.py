@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 from numpy.typing import NDArray
 
+from ...errors import TinyLoraError
 from ...tasks import Sample
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
@@ -265,8 +266,35 @@ class TinyLoraOnnx(Personal):
         Raises:
             VectorError: a vector is refused (the message says which row), or they are not as many as the
                 prompts. Nothing was generated then, and none counts as accepted.
-            TinyLoraError: a prompt is empty, or leaves no room in the context.
+            TinyLoraError: a prompt is empty, or leaves no room in the context; a vector is too large for the
+                model, whose logits are not finite (the message says in which row).
         """
+        found = self._answer_rows(
+            prompts,
+            vectors,
+            streams=streams,
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature, top_k, top_p, min_p, 1.0, seed),
+            draws=draws,
+        )
+        for number, row in enumerate(found):
+            if row.exploded:
+                raise TinyLoraError(
+                    f"the model's logits are not finite in row {number}: its vector is too large for it"
+                )
+        return found
+
+    def _answer_rows(
+        self,
+        prompts: Sequence[str | Messages | Sequence[int]],
+        vectors: VectorSource | Sequence[VectorSource | None] | None,
+        *,
+        streams: str | Sequence[str] = "",
+        max_tokens: int,
+        sampling: Sampling,
+        draws: Sequence[int] | None,
+    ) -> list[Row]:
+        """Answer as `generate_batch`; a row whose vector is too large for the model says so."""
         self._model.check_open()
         tokens = [self._model.encode(prompt) for prompt in prompts]
         for row, each in enumerate(tokens):
@@ -275,7 +303,6 @@ class TinyLoraOnnx(Personal):
             checked = rows(vectors, self.basis, self.policy, streams, len(tokens))
             if not tokens:
                 return []
-            sampling = Sampling(temperature, top_k, top_p, min_p, 1.0, seed)
             return generate_batch(
                 self._model, self.basis, tokens, checked, sampling, max_tokens, draws or range(len(tokens))
             )
@@ -296,7 +323,8 @@ class TinyLoraOnnx(Personal):
             completions: token ids, for each prompt those that follow it.
 
         Returns:
-            For each prompt float32 [n], natural logarithms, one a token of its completion.
+            For each prompt float32 [n], natural logarithms, one a token of its completion. NaN from where the
+            logits of its row are not finite: its vector is too large for the model.
 
         Raises:
             VectorError: a vector does not fit the basis.

@@ -119,7 +119,7 @@ class Sitting:
         check, state = self._task.held_out, self.state
         probe: list[float] = []
         if not state.start_scores:
-            probe = self._score([self._vector(state.start)], check[:_PROBE], checking=True)[0].tolist()
+            probe = self._score_start(check[:_PROBE])
         need = self._rollouts_of_step() + self._rollouts_of_end() + (len(check) - len(probe) if probe else 0)
         need += 0 if state.sigma else self._rollouts_of_sigma()
         if not resumed and not self._affords(need):
@@ -133,7 +133,7 @@ class Sitting:
             return
         if probe:
             rest = check[_PROBE:]
-            more = self._score([self._vector(state.start)], rest, checking=True)[0].tolist() if rest else []
+            more = self._score_start(rest) if rest else []
             state.start_scores = [*probe, *more]
             state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
         if not state.sigma:
@@ -176,17 +176,25 @@ class Sitting:
         candidates = search.ask()
         samples = self._pick(search.step)
         vectors = [self._vector(v) for v in self._plan.whitening.values(candidates)]
-        rewards = self._score(vectors, samples, seed=search.step)
-        anchor: dict[str, float] = {}
-        if self._anchor is None:
-            search.tell(rewards)
-        else:
+        rewards, exploded = self._score(vectors, samples, seed=search.step)
+        extra: dict[str, float] = {}
+        told = rewards
+        if self._anchor is not None:
             with self._counted():
                 away = self._anchor.distances(vectors)
-            search.tell(rewards - self._settings.anchor * away[:, None])
-            anchor = {"anchor": float(away.mean())}
-        if np.ptp(rewards, axis=0).any():
+            exploded = exploded | ~np.isfinite(away)
+            told = rewards - self._settings.anchor * np.where(exploded, 0.0, away)[:, None]
+            told[exploded] = self._lowest(told[~exploded])
+            if not exploded.all():
+                extra["anchor"] = float(away[~exploded].mean())
+        search.tell(told)
+        if exploded.any():
+            extra["exploded"] = int(exploded.sum())
+        if np.ptp(told, axis=0).any():
             state.silent = 0
+        elif exploded.all():
+            state.silent += 1
+            search.sigma *= _NARROWER
         else:
             state.silent += 1
             search.sigma = min(search.sigma * _WIDER, state.sigma * _WIDEST)
@@ -195,7 +203,7 @@ class Sitting:
             "reward": float(rewards.mean()),
             "sigma": search.sigma,
             "norm": float(np.linalg.norm(self._mean())),
-            **anchor,
+            **extra,
             **self._spent(),
         }
         if search.step % self._settings.check_every == 0:
@@ -207,15 +215,15 @@ class Sitting:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
         state, search = self.state, self._search
         samples = self._task.held_out[: self._half()]
-        scores = self._score([self._vector(self._mean())], samples, checking=True)[0]
+        (scores,), (exploded,) = self._score([self._vector(self._mean())], samples, checking=True)
         gap = scores - np.array(state.best_scores)
-        if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
+        if not exploded and (gap.mean() > 0 or (gap.mean() == 0 and state.best_step)):
             state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
             state.best, state.best_scores = self._mean().tolist(), scores.tolist()
             state.best_step = search.step
         else:
             state.unimproved += 1
-            if -gap.mean() > max(self._settings.tolerance, 2 * _standard_error(gap)):
+            if exploded or -gap.mean() > max(self._settings.tolerance, 2 * _standard_error(gap)):
                 best = self._plan.whitening.coordinates(np.array(state.best))
                 search.jump(best, search.sigma * _NARROWER)
                 state.restarts += 1
@@ -232,7 +240,11 @@ class Sitting:
             finalists.append((self._mean().tolist(), []))
         for values, known in finalists:
             rest = check[half:] if known else check
-            more = self._score([self._vector(values)], rest, checking=True)[0] if rest else []
+            more: Sequence[float] = []
+            if rest:
+                (more,), (exploded,) = self._score([self._vector(values)], rest, checking=True)
+                if exploded:
+                    continue
             scores = np.array([*known, *more])
             gap = scores - best
             # Of two that the check cannot tell apart the later one has learned from more. The start is none
@@ -276,8 +288,12 @@ class Sitting:
         *,
         seed: int = 0,
         checking: bool = False,
-    ) -> NDArray[np.float64]:
-        """Return rewards [vectors, samples], and count what they cost."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return rewards [vectors, samples] and which vectors exploded; count what they cost.
+
+        A vector that explodes on one sample has the lowest reward on all: what else it answered at the same
+        time may have been drawn into it.
+        """
         with self._counted():
             answers = self._population.answer_each(
                 vectors,
@@ -287,12 +303,31 @@ class Sitting:
                 seed=(self._plan.seed, 1, seed),
             )
             judge = self._task if checking else self._plan.lessons
-            rewards = [
-                [judge.score(answer, sample) for answer, sample in zip(row, samples, strict=True)]
-                for row in answers
-            ]
+            exploded = np.array([any(answer.exploded for answer in row) for row in answers])
+            rewards = np.zeros((len(vectors), len(samples)))
+            for number in np.flatnonzero(~exploded):
+                rewards[number] = judge.scores(answers[number], samples)
+            rewards[exploded] = self._lowest(rewards[~exploded])
         self.state.rollouts += len(vectors) * len(samples)
-        return np.array(rewards, np.float64)
+        return rewards, exploded
+
+    def _score_start(self, samples: Sequence[Sample]) -> list[float]:
+        """Return the rewards of the vector that tuning began with.
+
+        Raises:
+            TrainError: it is too large for the model, so that nothing can be better or worse than it.
+        """
+        (rewards,), (exploded,) = self._score([self._vector(self.state.start)], samples, checking=True)
+        if exploded:
+            raise TrainError(
+                "the vector that tuning begins with is too large for the model: its logits are not finite. "
+                "Begin with another one (start), or clear the model's own"
+            )
+        return list(rewards.tolist())
+
+    def _lowest(self, rewards: NDArray[np.float64]) -> float:
+        """Return the reward of what explodes: the lowest of these and of the start's, and at most 0."""
+        return float(min([0.0, *self.state.start_scores, rewards.min(initial=0.0)]))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
