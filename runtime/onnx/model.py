@@ -108,6 +108,8 @@ class TinyLoraOnnx(Personal):
         A generation in another thread ends first. Streams of this thread that are unfinished end, and their
         next step is refused. A generator of `generator` that is still there keeps the engine's model alive.
         """
+        if self._gate.gone:
+            return
         with self._closing():
             self._model.close()
             self._decoder.close()
@@ -169,7 +171,7 @@ class TinyLoraOnnx(Personal):
             BusyError: another generation of this thread took the stream's place.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        return self._stream(self._tokens(tokens, sampling, max_tokens))
+        return self._stream(self._tokens(tokens, sampling, max_tokens), whole=False)
 
     def create_completion(
         self,
@@ -299,7 +301,7 @@ class TinyLoraOnnx(Personal):
         tokens = [self._model.encode(prompt) for prompt in prompts]
         for row, each in enumerate(tokens):
             self._model.room(each, max_tokens, f"prompt {row}")
-        with self._compute():
+        with self._gate.call():
             checked = rows(vectors, self.basis, self.policy, streams, len(tokens))
             if not tokens:
                 return []
@@ -331,7 +333,7 @@ class TinyLoraOnnx(Personal):
             TinyLoraError: a prompt is empty, or leaves no room in the context.
         """
         self._model.check_open()
-        with self._compute():
+        with self._gate.call():
             checked = rows(vectors, self.basis, self.policy, batch=len(prompts))
             return score_batch(self._model, self.basis, prompts, checked, completions)
 
@@ -344,7 +346,7 @@ class TinyLoraOnnx(Personal):
             search_options: as `onnxruntime_genai.GeneratorParams.set_search_options` takes them.
         """
         search = {"max_length": self._model.n_ctx, **search_options}
-        with self._gate.hold():
+        with self._gate.call():
             return PersonalGenerator(self._model, self._feed, **search)
 
     def _complete(
@@ -364,8 +366,8 @@ class TinyLoraOnnx(Personal):
         counted: list[int] = []
         steps = self._steps(self._tokens(tokens, sampling, max_tokens), text, counted)
         if stream:
-            return self._stream(_closing(completion.chunks(steps), steps))
-        with self._compute():
+            return self._stream(_closing(completion.chunks(steps), steps), whole=True)
+        with self._gate.call():
             return completion.whole(steps, lambda: len(counted))
 
     def _tokens(
