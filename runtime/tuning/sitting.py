@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...axes import Whitening
 from ...errors import TrainError
-from ...tasks import Sample, Task
+from ...tasks import Sample
 from ...vector import MicroVector
 from ..evaluation import Population
 from .anchor import Anchor
 from .effect import change, sigma_of
+from .plan import Plan
 from .search import Search
-from .settings import Report, Tuned, TuneSettings
+from .settings import Tuned
 from .state import Budget, TuningState
 
 _POLL = 0.5  # seconds between two questions to `wait`
@@ -28,39 +28,6 @@ _PROBE = 8  # prompts of the first answers, which tell what a step will cost
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is the same in every sitting.
-
-    Attributes:
-        task: prompts to learn on and prompts held back, and the reward that decides.
-        lessons: the same with the reward to learn from.
-        settings: of the loop.
-        seed: of everything.
-        anchored: general prompts on which candidates are held near the base; none without an anchor.
-        start: vector that tuning began with.
-        whitening: the coordinates that are searched in.
-        sigma: size of a perturbation at the beginning, or where its effect is to be measured, to begin with.
-        wait: while it returns true nothing is computed.
-        report: called with figures.
-        stopped: whether the sitting is to end after the step at hand.
-        save: called when the state has changed.
-    """
-
-    task: Task
-    lessons: Task
-    settings: TuneSettings
-    seed: int
-    anchored: Sequence[Sample]
-    start: MicroVector
-    whitening: Whitening
-    sigma: float
-    wait: Callable[[], bool]
-    report: Report
-    stopped: Callable[[], bool]
-    save: Callable[[], None]
 
 
 class Sitting:
