@@ -36,6 +36,10 @@ _SUSPENDED = (
     "a `using` block of a generator is open, and this thread, which stepped the generator, is not inside it: "
     "exhaust or close the generator first, or call from another thread, which waits"
 )
+_OTHER_TASK = (
+    "a `using` block that this thread entered in another task is open, and waiting here would keep it from "
+    "ending: let the tasks take turns (asyncio.Lock), or enter the blocks in threads"
+)
 
 
 class Unfinished(Protocol):
@@ -60,7 +64,9 @@ class Hold:
         waiting: who waits for that, first come, first served.
         open: whether anything may still begin within it.
         stream: gives the stream whose hold this is, while it exists.
-        thread: the last one that took a step of the stream. It owns nothing: it only cannot wait for itself.
+        thread: the last one that took a step of the stream, or that entered the block. It owns nothing: it
+            only cannot wait for itself.
+        block: whether it is that of a block.
         extent: the frame of the generator that the block stands in, if it does.
     """
 
@@ -71,6 +77,7 @@ class Hold:
         self.open = True
         self.stream = stream or (lambda: None)
         self.thread: int | None = None
+        self.block = False
         self.extent: FrameType | None = None
 
 
@@ -155,6 +162,17 @@ class Gate:
         finally:
             self.give(hold)
 
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """Hold the model for a call that changes nothing: this thread's unfinished stream stays as it is."""
+        owner = None if self.inside else self.scope().child
+        if owner is None or owner.stream() is None or owner.thread != self._ident():
+            with self.call():
+                yield
+        else:
+            with self.step():
+                yield
+
     def begin(self, stream: Callable[[], Unfinished | None], within: Hold | None) -> Hold:
         """Return the hold of a stream that begins.
 
@@ -190,7 +208,7 @@ class Gate:
         if self.inside:
             raise BusyError(_OWN)
         hold = self._take(self.scope(), exchange=True)
-        hold.extent = _generator_outside(sys._getframe())
+        hold.block, hold.extent = True, _generator_outside(sys._getframe())
         _blocks.set((*(each for each in _blocks.get() if each[1].open), (self, hold)))
         try:
             yield hold
@@ -318,10 +336,13 @@ class Gate:
     def _make_way(self, parent: Hold, *, exchange: bool) -> None:
         """Do what can be done about the stream that has the model, other than wait for its consumer."""
         owner = parent.child
-        stream = None if owner is None else owner.stream()
-        if owner is None or stream is None:
+        if owner is None:
             return
-        mine = owner.thread == self._ident()
+        mine, stream = owner.thread == self._ident(), owner.stream()
+        if owner.block and owner.extent is None and mine:
+            raise BusyError(_OTHER_TASK)
+        if stream is None:
+            return
         if exchange:
             if mine:
                 raise BusyError(_OWN)

@@ -121,8 +121,10 @@ class Personal:
     def using(self, vector: VectorSource, *, stream: str = "") -> Iterator[MicroVector]:
         """Apply a micro-vector for one block, and the one before it again at its end.
 
-        Other threads wait until the block ends. A stream that it leaves unfinished is closed, since its
-        vector is gone. Arguments and errors are those of `swap`.
+        What the block's context calls belongs to the block, and so does what `asyncio.to_thread` starts from
+        it, and a stream that was made in it, whichever thread steps it. Everybody else waits until the block
+        ends. A stream that it leaves unfinished is closed, since its vector is gone. Arguments and errors
+        are those of `swap`.
         """
         with self._gate.block() as block:
             before = self._remember()

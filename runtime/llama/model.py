@@ -155,7 +155,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
 
     def save_state(self) -> Any:
         """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""
-        with self._gate.call():
+        with self._gate.look():
             state: Any = super().save_state()
             state.tinylora_vector = self.vector
             return state

@@ -346,7 +346,7 @@ class TinyLoraOnnx(Personal):
             search_options: as `onnxruntime_genai.GeneratorParams.set_search_options` takes them.
         """
         search = {"max_length": self._model.n_ctx, **search_options}
-        with self._gate.call():
+        with self._gate.look():
             return PersonalGenerator(self._model, self._feed, **search)
 
     def _complete(

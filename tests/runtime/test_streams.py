@@ -121,6 +121,20 @@ def test_the_thread_of_bare_tokens_does_not_wait_for_itself(llm):
         next(tokens)
 
 
+def test_the_state_is_saved_between_two_steps_of_a_stream(llm):
+    tokens = llm.generate(list(b"abc def"), temp=0.0)
+    alone = [next(tokens) for _ in range(6)]
+    tokens.close()
+    tokens = llm.generate(list(b"abc def"), temp=0.0)
+    said = [next(tokens), next(tokens)]
+    state = llm.save_state()
+    waiting = start(llm.save_state)
+    assert blocked(waiting), "another thread's is not between them"
+    assert said + [next(tokens) for _ in range(4)] == alone
+    tokens.close()
+    assert waiting.result(PATIENCE).n_tokens > state.n_tokens
+
+
 def test_making_a_stream_waits_for_nobody(llm):
     chunks = open_stream(llm)
     next(chunks)

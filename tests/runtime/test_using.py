@@ -228,6 +228,27 @@ def test_a_block_is_that_of_a_task_and_follows_it_to_threads(llm, vector):
     assert llm.vector is None
 
 
+def test_a_task_does_not_wait_for_another_one_of_its_thread(llm, vector):
+    """Neither inside the other's block, nor for ever."""
+    base = complete(llm)
+
+    async def personal():
+        with llm.using(vector):
+            await asyncio.sleep(0.01)
+            return complete(llm)
+
+    async def intrude():
+        for call in (lambda: complete(llm), llm.clear, lambda: llm.using(vector).__enter__()):
+            with pytest.raises(BusyError, match="in another task is open"):
+                call()
+
+    async def both():
+        return await asyncio.gather(personal(), intrude())
+
+    said, _ = asyncio.run(both())
+    assert said != base == complete(llm)
+
+
 def test_a_block_ends_only_when_a_call_in_it_has(llm, vector):
     """The context of `asyncio.to_thread` lets a call of another thread inside."""
     running, proceed = threading.Event(), threading.Event()
