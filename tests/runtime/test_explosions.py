@@ -133,7 +133,7 @@ def test_the_size_of_steps_comes_down_from_one_that_explodes(llm: TinyLoraLlama)
     settings = TuneSettings(prompts=3, held_back=4, reach=2e6)
     tuning = RewardLearner(llm, PROMPTS, favoured, settings=settings, report=rows.append, **QUICK)
     first = tuning._plan.sigma
-    tuning.run("3ktokens")
+    tuning.run("5ktokens")
     assert 0 < rows[0]["sigma"] < first / 200
 
 

@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import BaseMismatchError
-from ..maxima import KEYS, STRING_BYTES, TENSORS
+from ..maxima import KEY_BYTES, KEYS, STRING_BYTES, TENSORS
 from . import protobuf
 from .protobuf import Buffer, Span, Value, fields, integer, span, text
 
@@ -162,6 +162,9 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
         for number, value in fields(data, 0, len(data)):
             if number != _MODEL_METADATA:
                 continue
+            start, end = span(value)
+            if end - start > STRING_BYTES + 2 * KEY_BYTES:
+                raise protobuf.MalformedProtobufError(f"an entry of its metadata has {end - start:,} bytes")
             key, said = _entry(data, value)
             found[key] = said
             _count(found, KEYS, "metadata entries")
