@@ -13,14 +13,14 @@ from ..agreement import AGREEMENT, distance
 from ..basis import Basis
 from ..errors import BaseMismatchError
 from ..formats.bundle import Bundle
-from ..formats.side_tensors import fingerprint, save_basis
+from ..formats.side_tensors import check_shapes, fingerprint, save_basis
 from .bundle_writer import refuse_existing, write_bundle
 from .factors.basis import Quality, basis_of, gather, short
 from .factors.factorize import Progress, factorized, one_blas_thread
 from .manifest import describe_export
 from .settings import ExportSettings
 from .source import Source
-from .weights.gguf import GGUFWeights, check_shapes
+from .weights.gguf import GGUFWeights
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,11 @@ from typing import TypeAlias
 
 from ..basis import Basis
 from ..errors import VectorError
+from ..maxima import VECTOR_FILE_BYTES
 from ..vector import MicroVector, Policy
 
 VectorSource: TypeAlias = bytes | Path | MicroVector
 """The bytes of a frame or of a raw payload, the `Path` of a file with them, or a vector of the app's own."""
-
-_LONGEST = 1 << 20
-"""Bytes of a vector's file: a quarter of a million values; what is longer is something else."""
 
 
 @contextmanager
@@ -55,9 +53,9 @@ def vector_bytes(source: object) -> bytes:
         return bytes(source)
     if isinstance(source, Path):
         with source.open("rb") as file:
-            data = file.read(_LONGEST + 1)
-        if len(data) > _LONGEST:
-            raise VectorError(f"{source} has more than {_LONGEST:,} bytes: it is no vector's file")
+            data = file.read(VECTOR_FILE_BYTES + 1)
+        if len(data) > VECTOR_FILE_BYTES:
+            raise VectorError(f"{source} has more than {VECTOR_FILE_BYTES:,} bytes: it is no vector's file")
         return data
     kind = type(source).__name__
     if isinstance(source, str):

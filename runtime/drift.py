@@ -113,7 +113,8 @@ def measure_drift(
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
-        TrainError: there are no prompts, or one has no room in the model's context.
+        TrainError: there are no prompts, or one has no room in the model's context; the vector is too large
+            for the model, whose logits are not finite.
         VectorError: the vector does not fit the basis.
     """
     found = measure_drifts(
@@ -157,6 +158,12 @@ def measure_drifts(
             judged, samples, max_tokens=JUDGED_TOKENS, temperature=0.0, seed=seed
         )
     base, here = answers[0], scores[0]
+    for number, (there, own) in enumerate(zip(scores[1:], answers[1:], strict=True)):
+        if not np.isfinite(there).all() or any(answer.exploded for answer in own):
+            raise TrainError(
+                f"vector {number} is too large for the model: its logits are not finite on prompts that "
+                "nobody trained on, so that there is no drift to measure"
+            )
     return [
         Drift(
             *divergence(here, there, lengths),

@@ -22,13 +22,17 @@ class Evaluation:
     Attributes:
         scores: float64 [n], in the order of the prompts.
         answers: the texts.
+        exploded: answers that ended because the vector is too large for the model. They have the lowest
+            reward (`Task.scores`).
     """
 
     scores: NDArray[np.float64]
     answers: list[str]
+    exploded: int = 0
 
     def __repr__(self) -> str:
-        return f"Evaluation(mean {self.mean:.4f} +- {self.standard_error:.4f}, n = {self.n})"
+        exploded = f", {self.exploded} exploded" if self.exploded else ""
+        return f"Evaluation(mean {self.mean:.4f} +- {self.standard_error:.4f}, n = {self.n}{exploded})"
 
     @property
     def n(self) -> int:
@@ -163,8 +167,11 @@ def evaluate(
     asked = chosen if preamble is None else [preamble.before(sample) for sample in chosen]
     batch.swap(vector)
     answers = batch.answer(asked, max_tokens=task.max_tokens, temperature=temperature, seed=seed)
-    scores = [task.score(answer, sample) for answer, sample in zip(answers, chosen, strict=True)]
-    return Evaluation(np.array(scores, np.float64), [answer.text for answer in answers])
+    return Evaluation(
+        np.array(task.scores(answers, chosen), np.float64),
+        [answer.text for answer in answers],
+        sum(answer.exploded for answer in answers),
+    )
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:

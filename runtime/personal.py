@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -10,13 +12,23 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from ..basis import Basis
-from ..errors import BusyError, TrainError
+from ..errors import TinyLoraError, TrainError
 from ..tasks import Sample
 from ..vector import MicroVector, Policy
 from .admission import VectorSource, admitted
 from .evaluation import Population
 from .gate import Gate
 from .streams import Stream
+
+_open: WeakSet[Personal] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close the models that are left open: later the interpreter takes apart what closing needs."""
+    for model in list(_open):
+        if not model._gate.abandon():
+            model.close()
 
 
 class Personal:
@@ -34,9 +46,10 @@ class Personal:
         self.basis = basis
         self.policy = policy or Policy()
         self._gate = Gate()
+        self._lifetime = threading.RLock()
         self._streams: WeakSet[Stream] = WeakSet()
         self._dependents: WeakSet[Any] = WeakSet()  # what computes with this model's weights; closed first
-        self._begun = 1  # generations that began over an unfinished stream, which notices by it
+        _open.add(self)
 
     @property
     @abstractmethod
@@ -109,26 +122,38 @@ class Personal:
     def using(self, vector: VectorSource, *, stream: str = "") -> Iterator[MicroVector]:
         """Apply a micro-vector for one block, and the one before it again at its end.
 
-        Other threads wait until the block ends. A stream that it leaves unfinished is closed, since its
-        vector is gone. Arguments and errors are those of `swap`.
+        What the block's context calls belongs to the block, and so does what `asyncio.to_thread` starts from
+        it, and a stream that was made in it, whichever thread steps it. Everybody else waits until the block
+        ends. A stream that it leaves unfinished is closed, since its vector is gone. Arguments and errors
+        are those of `swap`.
         """
-        with self._gate.hold():
+        with self._gate.block() as block:
             before = self._remember()
             active = self.swap(vector, stream=stream)
             try:
                 yield active
             finally:
-                with self._gate.computing():  # once no other thread is inside a step of such a stream
-                    for unfinished in list(self._streams):
-                        unfinished.end()
-                    self._go_back(before)
+                with self._gate.emptied(block):
+                    if not self._gate.closed:
+                        self._go_back(before)
+
+    @contextmanager
+    def _staying(self) -> Iterator[None]:
+        """Keep the model from being closed during a block.
+
+        Raises:
+            TinyLoraError: it is closed.
+        """
+        with self._lifetime:
+            self._gate.check_open()
+            yield
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
         """Hold the model while its backend frees it: streams end first, and what computes beside it."""
-        with self._gate.hold(), self._gate.computing():
+        with self._gate.closing(), self._lifetime:
             for unfinished in list(self._streams):
-                unfinished.end("the model is closed: load it again")
+                unfinished.end(TinyLoraError("the model is closed: load it again"))
             for dependent in list(self._dependents):
                 dependent.close()
             yield
@@ -188,37 +213,10 @@ class Personal:
 
     # What runs the model holds the gate, from its first step to its last.
 
-    def _stream(self, steps: Generator[Any, Any, Any]) -> Stream:
-        stream = Stream(self._hold_while(steps))
+    def _stream(self, steps: Generator[Any, Any, Any], *, whole: bool) -> Stream:
+        stream = Stream(steps, self._gate, whole=whole)
         self._streams.add(stream)
         return stream
-
-    def _hold_while(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, None]:
-        """Pass on a generator, holding the model from its first step to its last."""
-        with self._gate.generation(), closing(steps):
-            sent, begun = None, 0
-            while True:
-                with self._gate.computing() as over_another:  # a server may take each step in another thread
-                    if not begun:
-                        self._begun += over_another
-                        begun = self._begun
-                    if begun != self._begun:
-                        raise BusyError(
-                            "this stream cannot go on: its thread began another generation before it "
-                            "ended, and that took its place in the KV cache"
-                        )
-                    try:
-                        item = steps.send(sent)
-                    except StopIteration:
-                        return
-                sent = yield item
-
-    @contextmanager
-    def _compute(self) -> Iterator[None]:
-        """Hold the model for one call. A stream that its thread left unfinished cannot go on after it."""
-        with self._gate.generation(), self._gate.computing() as over_another:
-            self._begun += over_another
-            yield
 
 
 def no_room(prompt: int, answer: int, context: int) -> TrainError:

@@ -1,45 +1,124 @@
-"""Streams: generators that an app steps, and that a model can end."""
+"""Streams: generators that an app steps in whichever thread, and that a model can go ahead of, and end."""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Generator
-from inspect import GEN_SUSPENDED, getgeneratorstate
 from typing import Any
+from weakref import ref
 
 from ..errors import TinyLoraError
+from .gate import Gate, Hold
 
 
 class Stream(Generator[Any, Any, None]):
-    """A generator that somebody else may end, and that says so to whoever goes on with it.
+    """A generation that is stepped. It has the model from its first step until it ends or is dropped.
 
     Args:
         steps: the generator.
+        gate: of the model.
+        whole: it ends by itself, so that its rest may be generated before its consumer asks for it.
     """
 
-    def __init__(self, steps: Generator[Any, Any, None]) -> None:
-        self._steps = steps
-        self._ended = ""
-
-    def end(self, why: str = "") -> None:
-        """End a stream that has begun; `why` is the error of a later step, without one it is just over."""
-        if getgeneratorstate(self._steps) == GEN_SUSPENDED:
-            self._steps.close()
-            self._ended = why
+    def __init__(self, steps: Generator[Any, Any, Any], gate: Gate, *, whole: bool) -> None:
+        self.whole = whole
+        self._steps, self._gate = steps, gate
+        self._made_in = gate.made_in()
+        self._turn = threading.RLock()  # one consumer at a time
+        self._hold: Hold | None = None
+        self._ahead: deque[Any] = deque()
+        self._over = False
+        self._error: BaseException | None = None  # of the step after what is ahead
+        self._ended: TinyLoraError | None = None
 
     def send(self, value: Any, /) -> Any:
         """Go on; see `generator.send`.
 
         Raises:
-            TinyLoraError: the stream was ended.
+            BusyError: another generation took its place.
+            TinyLoraError: the model is closed.
         """
-        if self._ended:
-            raise TinyLoraError(self._ended)
-        return self._steps.send(value)
+        if self._gate.inside:  # a part of the generation that made it
+            return self._steps.send(value)
+        with self._turn:
+            if self._hold is None and not self._over:
+                self._hold = self._gate.begin(ref(self), self._made_in)
+            if self._hold is not None:
+                with self._gate.alone():
+                    if not self._over:
+                        return self._ahead.popleft() if self._ahead else self._step(value)
+                    self._finish()  # it was ended while it began
+            return self._rest()
+
+    def _rest(self) -> Any:
+        """Return what was generated ahead, and after it raise what ended it."""
+        if self._ended is not None:
+            raise type(self._ended)(str(self._ended))
+        if self._ahead:
+            return self._ahead.popleft()
+        error, self._error = self._error, None
+        raise error or StopIteration
+
+    def _step(self, value: Any) -> Any:
+        assert self._hold is not None
+        self._gate.note(self._hold)
+        try:
+            return self._steps.send(value)
+        except BaseException:
+            self._finish()
+            raise
+
+    def go_ahead(self) -> None:
+        """Generate one more item, and keep it for the consumer; so with an error of the generation."""
+        with self._gate.alone():
+            if self._over or self._hold is None:
+                return
+            try:
+                self._ahead.append(self._steps.send(None))
+            except StopIteration:
+                self._finish()
+            except Exception as error:
+                self._error = error
+                self._finish()
+            except BaseException:  # of this thread and not of the generation, which cannot go on after it
+                self.end(TinyLoraError("this stream was interrupted: generate again"))
+                raise
+
+    def end(self, error: TinyLoraError | None = None) -> None:
+        """End a stream that has begun; `error` is what a later step raises, without one it is just over."""
+        with self._gate.alone():
+            if self._hold is None or self._over:
+                return
+            self._ended = error
+            self.close()
 
     def throw(self, *error: Any) -> Any:
         """Raise an error inside; see `generator.throw`."""
-        return self._steps.throw(*error)
+        with self._gate.alone():
+            try:
+                return self._steps.throw(*error)
+            except BaseException:
+                self._finish()
+                raise
 
     def close(self) -> None:
         """End it, as its owner does."""
-        self._steps.close()
+        with self._gate.alone():
+            self._ahead.clear()
+            try:
+                self._steps.close()
+            finally:
+                self._finish()
+
+    def _finish(self) -> None:
+        self._over = True
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._gate.give(hold)
+
+    def __del__(self) -> None:
+        # Nobody else can be inside it. No lock but the gate's own: the collector comes at any time.
+        if getattr(self, "_hold", None) is not None and not self._gate.gone:
+            self._steps.close()
+            self._finish()

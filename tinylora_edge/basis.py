@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import maxima
 from .axes import Prior, Whitening, check_names, check_prior, position_of
 from .errors import BasisError, NonFiniteError, VectorError
 from .factorization import LEFT, SQRT
@@ -78,15 +79,10 @@ class Basis:
     prior_covariance: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_sizes()
         count = len(self.modules)
         if count == 0 or len(set(self.modules)) != count:
             raise BasisError(f"a basis needs distinct modules, but got {count} names, some of them twice")
-        sizes_fit = all(1 <= size < 1 << 32 for size in (self.rank, self.u, self.groups))
-        if not sizes_fit or not 0 <= self.seed < 1 << 64:
-            raise BasisError(
-                f"rank {self.rank}, u {self.u}, groups {self.groups}, seed {self.seed}: rank, u and groups "
-                "must be from 1 to 2**32 - 1, and the seed an unsigned 64-bit integer"
-            )
         if self.factorization not in (LEFT, SQRT):
             raise BasisError(f"unknown factorization {self.factorization!r}: expected '{LEFT}' or '{SQRT}'")
         if self.projection not in (IRWIN_HALL, EXPLICIT):
@@ -112,6 +108,25 @@ class Basis:
             self._check_factors(module, position)
         check_names(self.axes, self.size)
         check_prior(self.prior_mean, self.prior_covariance, self.size)
+
+    def _check_sizes(self) -> None:
+        """Refuse what no basis needs, before anything is made of it (`maxima`)."""
+        if min(self.rank, self.u, self.groups) < 1 or not 0 <= self.seed < 1 << 64:
+            raise BasisError(
+                f"rank {self.rank}, u {self.u}, groups {self.groups}, seed {self.seed}: rank, u and groups "
+                "must be above 0, and the seed an unsigned 64-bit integer"
+            )
+        entries = len(self.modules) * self.u * self.rank**2
+        for what, found, most in (
+            ("modules", len(self.modules), maxima.MODULES),
+            ("as its rank", self.rank, maxima.RANK),
+            (f"values ({self.groups} groups x u {self.u})", self.groups * self.u, maxima.VALUES),
+            ("entries of its projections", entries, maxima.PROJECTION_ENTRIES),
+            ("bytes in a module's name", max(map(len, self.modules), default=0), maxima.NAME_BYTES),
+            ("values with a prior", self.groups * self.u * self.has_prior, maxima.PRIOR_VALUES),
+        ):
+            if found > most:
+                raise BasisError(f"a basis has at most {most:,} {what}, not {found}")
 
     def _check_factors(self, module: str, position: int) -> None:
         parse(module)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from ...errors import FrameError, MissingExtraError
+from ...maxima import PICTURE_PIXELS
 from ...wire import text
 from . import console
 
@@ -16,8 +17,8 @@ JPEG = b"\xff\xd8\xff"
 
 _LEAST = 64  # bytes: no picture is shorter, and a raw payload may begin with any three
 
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # of 8 bits a colour, or less
 _PIXELS = 8  # a module's width in a PNG: sharp on a phone held 20 cm away
-_MAX_PICTURE = 50_000_000  # pixels
 
 
 def make(data: bytes, *, level: str = "M", binary: bool = False) -> Any:
@@ -78,11 +79,13 @@ def read(picture: bytes) -> bytes:
         raise MissingExtraError("reading a QR code", "zxing-cpp", "ship") from None
     try:
         with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > _MAX_PICTURE:
+            if image.width * image.height > PICTURE_PIXELS:
                 raise FrameError(
-                    f"the picture has {image.width} x {image.height} pixels, and at most {_MAX_PICTURE:,} "
+                    f"the picture has {image.width} x {image.height} pixels, and at most {PICTURE_PIXELS:,} "
                     "are searched: scale it down"
                 )
+            if image.mode not in _MODES or any("16" in str(tile[3]) for tile in image.tile):
+                raise FrameError("the picture has 16 bits a colour or more: save it with 8")
             grey = image.convert("L")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, FrameError):

@@ -31,12 +31,13 @@ from ...errors import BaseMismatchError, ExportError, MissingExtraError, Unsuppo
 from ...factorization import SQRT
 from ...formats.gguf import MalformedGGUFError
 from ...formats.gguf_split import open_gguf
-from ...formats.side_tensors import fingerprint
+from ...formats.side_tensors import check_shapes, fingerprint
+from ...maxima import CONFIG_BYTES, PROJECTION_ENTRIES, RANK, VALUES
 from ...modules import canonical_order
 from ...projection import EXPLICIT
 from ...vector import MicroVector
 from .. import bundle_writer
-from ..weights.gguf import GGUFWeights, check_shapes
+from ..weights.gguf import GGUFWeights
 from ..weights.safetensors import read_safetensors, write_safetensors
 from .layers import Layers, check_counted, layer_of
 
@@ -75,6 +76,12 @@ def read_tinylora(
         raise ExportError(
             f"{directory} has vectors for groups {[number for number, _ in rows][:20]}, for {len(modules)} "
             "layers: expected 0, 1, 2, ..., at most one a layer"
+        )
+    entries = len(modules) * u * rank**2
+    if rank > RANK or groups * u > VALUES or entries > PROJECTION_ENTRIES:
+        raise ExportError(
+            f"{directory / CONFIG} declares rank {rank} and {groups} groups x u {u} for {len(modules)} "
+            f"layers: at most rank {RANK}, {VALUES:,} values and {PROJECTION_ENTRIES:,} entries of projection"
         )
     values = np.stack([tensors[name] for _, name in rows])
     a, b, p = [], [], []
@@ -336,7 +343,7 @@ def read_config(directory: Path, kind: str) -> dict[str, Any]:
     path = existing(directory / CONFIG)
     try:
         with open(path, "rb") as file:
-            config = json.loads(file.read(1 << 22))
+            config = json.loads(file.read(CONFIG_BYTES))
         found = config["peft_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path} is no configuration of a PEFT adapter: {error!r}") from None

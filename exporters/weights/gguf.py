@@ -7,10 +7,9 @@ from typing import Protocol
 
 import gguf
 
-from ...basis import Basis
-from ...errors import BaseMismatchError, ExportError, UnsupportedModelError
+from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
-from ...formats.gguf import GGUFFile, MalformedGGUFError
+from ...formats.gguf import MalformedGGUFError
 from ...formats.gguf_split import open_gguf
 from .coverage import coverage
 from .dequantize import PackedRows, ggml_decoder
@@ -82,25 +81,6 @@ class GGUFWeights:
                 f"{module} has type {tensor.type.name}, which neither llama-cpp-python nor gguf can read"
             ) from None
         return [PackedRows(expert, n_in, decode) for expert in raw]
-
-
-def check_shapes(base: GGUFFile, basis: Basis) -> None:
-    """Check that a GGUF has a basis's architecture and every module of it, in its shape.
-
-    Raises:
-        BaseMismatchError: the architecture differs, or a module is missing or has another shape.
-    """
-    if base.architecture != basis.architecture:
-        raise BaseMismatchError(
-            f"the base has architecture {base.architecture!r}, but the basis is for {basis.architecture!r}"
-        )
-    for position, module in enumerate(basis.modules):
-        a, b = basis.a[position], basis.b[position]
-        expected = (*b.shape[:-1], a.shape[-1])
-        tensor = base.tensors.get(module)
-        if tensor is None or tensor.shape != expected:
-            found = "no such tensor" if tensor is None else f"shape {tensor.shape}"
-            raise BaseMismatchError(f"{module} has shape {expected} in the basis, but {found} in the base")
 
 
 def _version(package: str) -> str:

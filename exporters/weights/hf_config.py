@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 
 from ...errors import ExportError, UnsupportedModelError
+from ...maxima import BLOCKS
 from ...row_orders import find_architecture, read_heads
 
 
@@ -34,7 +35,7 @@ class HFConfig:
             values: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
             model_type = values["model_type"]
             self.blocks = int(values["num_hidden_layers"])
-            if not isinstance(model_type, str) or self.blocks < 1:
+            if not isinstance(model_type, str) or not 1 <= self.blocks <= BLOCKS:
                 raise ValueError(f"model_type {model_type!r}, {self.blocks} layers")
         except FileNotFoundError:
             raise ExportError(

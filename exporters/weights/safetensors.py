@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from ..._system import atomic_write
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
+from ...maxima import DIMENSIONS, HEADER_BYTES, TENSORS, overlap
 from .dequantize import FLOAT_BYTES, PackedRows, RowDecoder, float_decoder
-
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise ExportError(f"{path} is not a safetensors file: it has {size} bytes")
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     (length,) = struct.unpack_from("<Q", buffer, 0)
-    if length > min(size - 8, _MAX_HEADER_BYTES):
+    if length > min(size - 8, HEADER_BYTES):
         raise ExportError(f"{path} is damaged: it declares a header of {length} bytes, but has {size} bytes")
     try:
         header: dict[str, Any] = json.loads(buffer[8 : 8 + length])
@@ -177,6 +176,8 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path} is damaged: its header cannot be read ({error!r})") from None
     _refuse_scaled(path, header)
+    if len(entries) > TENSORS:
+        raise ExportError(f"{path} holds {len(entries):,} tensors: at most {TENSORS:,} are read")
     start = 8 + length
     result = {}
     for name, dtype, shape, begin, end in entries:
@@ -187,9 +188,14 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise ExportError(
                 f"{path} is truncated: {name} lies at bytes {begin} to {end}, but there are {size - start}"
             )
+        if len(shape) > DIMENSIONS:
+            raise ExportError(f"{path} is damaged: {name:.80} has {len(shape)} dimensions")
         result[name] = StoredTensor(
             path, dtype, shape, np.frombuffer(buffer, np.uint8, end - begin, start + begin)
         )
+    both = overlap([(begin, end, name) for name, _, _, begin, end in entries])
+    if both:
+        raise ExportError(f"{path} is damaged: {both[0]:.80} and {both[1]:.80} lie over the same bytes")
     return result
 
 

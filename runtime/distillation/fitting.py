@@ -106,16 +106,15 @@ class Fit:
             step = linear.solve(damping=self._damping, farthest=_FARTHEST)
             found = self._decide(self.values + step)
             gain = self.divergence - found
-            self.report(
-                {
-                    "event": "step",
-                    "step": self.steps + 1,
-                    "taken": bool(gain > 0),
-                    "divergence": found,
-                    "effect": linear.effect(step),
-                    "damping": self._damping,
-                }
-            )
+            figures = {
+                "event": "step",
+                "step": self.steps + 1,
+                "taken": bool(gain > 0),
+                "effect": linear.effect(step),
+                "damping": self._damping,
+            }
+            # Where the vector is too large for the model there is no divergence.
+            self.report({**figures, **({"divergence": found} if np.isfinite(found) else {"exploded": True})})
             if not gain > 0:
                 refused, self._damping = refused + 1, self._damping * _MORE
                 continue

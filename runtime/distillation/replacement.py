@@ -118,10 +118,12 @@ def divergence_before(contrast: Contrast) -> NDArray[np.float64]:
     """Return the divergences without any vector, of each question, in nats.
 
     Raises:
-        TrainError: they are noise: the prompt changes nothing.
+        TrainError: they are noise: the prompt changes nothing; or they are no numbers.
     """
     before = contrast.divergences(None)
     each = before.sum() / contrast.lesson.tokens
+    if not np.isfinite(each):
+        raise TrainError("the base's logits are not finite on these questions: there is nothing to compare")
     if each < NOISE:
         raise TrainError(
             f"the prompt changes nothing: the answers that it gives are {each:.4f} nats a token from the "
@@ -150,9 +152,17 @@ def measure(
         before: divergences of the contrast without a vector.
         vector: to measure. The batch keeps it.
         n_threads: of the timing; by default all cores that this process may use.
+
+    Raises:
+        TrainError: the vector is too large for the model, whose logits are not finite.
     """
     lesson = contrast.lesson
     after = contrast.divergences(vector)
+    if not np.isfinite(after).all():
+        raise TrainError(
+            "the vector is too large for the model: its logits are not finite on held-out questions, so that "
+            "there is nothing to measure"
+        )
     shown = _side_by_side(batch, prompted, list(questions)[:SHOWN], vector)
     told, bare = lists(lesson.told[:TIMED]), lists(lesson.bare[:TIMED])
     told_s, bare_s = _first_tokens(batch.llm, told, bare, vector, n_threads)

@@ -228,6 +228,8 @@ class FeedbackLearner:
                 temperature=self._temperature,
                 seed=(self._state.seed, self._state.asked),
             )
+            if any(generation.exploded for generation in drawn):
+                raise _infinite()
             at = vector.values.astype(np.float64).reshape(-1)
             answers = []
             for generation in _different(drawn, count):
@@ -278,13 +280,17 @@ class FeedbackLearner:
         ratios = total(at) - total(np.zeros_like(at)) if at.any() else np.zeros(len(shown))
         steps = state.step * np.eye(len(at))
         changes = np.array([total(at + step) - total(at - step) for step in steps]).T / 2
-        if not np.isfinite(changes).all():
-            raise TrainError("the model's logits are not finite near the vector of now: delete the state")
+        if not (np.isfinite(changes).all() and np.isfinite(ratios).all()):
+            raise _infinite()
         size = float(np.sqrt((changes**2).mean()))
         scores = changes / state.step
         if size:
             state.step *= float(np.clip(_CHANGE / size, 0.5, 2.0)) ** 0.25
         return scores, ratios.tolist()
+
+
+def _infinite() -> TrainError:
+    return TrainError("the model's logits are not finite near the vector of now: delete the state")
 
 
 def _different(drawn: list[Generation], count: int) -> list[Generation]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..._system import cores
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
+from .adapters import Personalizer
 from .lane import Generation, Job, Lane
 from .prompts import decode, encode
 from .protocols import Weights
@@ -42,9 +43,10 @@ class Batch(TokenBatch):
         Raises:
             VectorError: as for `generate` and `encode`.
         """
-        tokens = [encode(self.llm, sample).tolist() for sample in samples]
-        found = self.generate(tokens, max_tokens=max_tokens, temperature=temperature, seed=seed)
-        return [self._completion(generation) for generation in found]
+        with self._computing():
+            tokens = self._prompts(samples)
+            found = self.generate(tokens, max_tokens=max_tokens, temperature=temperature, seed=seed)
+            return [self._completion(generation) for generation in found]
 
     def answer_each(
         self,
@@ -71,12 +73,24 @@ class Batch(TokenBatch):
         Raises:
             VectorError: as for `generate` and `encode`, or a vector does not fit the basis.
         """
-        personalizer = self._open()
         for vector in vectors:
             check_type(vector)
-        if not samples:
-            return [[] for _ in vectors]
-        prompts = [encode(self.llm, sample).tolist() for sample in samples]
+        with self._computing() as personalizer:
+            if not samples:
+                return [[] for _ in vectors]
+            return self._answer_each(
+                personalizer, vectors, self._prompts(samples), max_tokens, temperature, seed
+            )
+
+    def _answer_each(
+        self,
+        personalizer: Personalizer,
+        vectors: Sequence[MicroVector | None],
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        temperature: float,
+        seed: int | Sequence[int],
+    ) -> list[list[Completion]]:
         self._check(prompts, max_tokens)
         shape = len(prompts), 1, max_tokens
         uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
@@ -107,9 +121,8 @@ class Batch(TokenBatch):
         seed: int | Sequence[int] = 0,
     ) -> list[NDArray[np.int32]]:
         """Draw the tokens of an answer to every prompt under a vector, at temperature 1; see `answer`."""
-        prompts = [encode(self.llm, sample).tolist() for sample in samples]
-        with self._under(vector):
-            found = self.generate(prompts, max_tokens=max_tokens, temperature=1.0, seed=seed)
+        with self._computing(), self._under(vector):
+            found = self.generate(self._prompts(samples), max_tokens=max_tokens, temperature=1.0, seed=seed)
         return [generation.tokens for generation in found]
 
     def score_each(
@@ -121,18 +134,23 @@ class Batch(TokenBatch):
         """Return the log-probabilities of what `draw` drew under every vector, at temperature 1.
 
         Returns:
-            Of each vector float32 [tokens of all answers], in the order of the samples.
+            Of each vector float32 [tokens of all answers], in the order of the samples. NaN where its logits
+            are not finite.
 
         Raises:
             VectorError: as for `score`, or a vector does not fit the basis.
         """
-        prompts = [encode(self.llm, sample).tolist() for sample in samples]
         found = []
-        for vector in vectors:
-            with self._under(vector):
-                rows = self.score(prompts, [[answer.tolist()] for answer in answers])
-            found.append(np.concatenate([row for (row,) in rows]))
+        with self._computing():
+            prompts = self._prompts(samples)
+            for vector in vectors:
+                with self._under(vector):
+                    rows = self.score(prompts, [[answer.tolist()] for answer in answers])
+                found.append(np.concatenate([row for (row,) in rows]))
         return found
+
+    def _prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
+        return [encode(self.llm, sample).tolist() for sample in samples]
 
     @contextmanager
     def _under(self, vector: MicroVector | None) -> Iterator[None]:
@@ -142,11 +160,12 @@ class Batch(TokenBatch):
         try:
             yield
         finally:
-            self.swap(before)
+            if not self._closed:
+                self.swap(before)
 
     def _completion(self, generation: Generation) -> Completion:
         text = decode(self.llm, generation.tokens)
-        return Completion(text, generation.ended, len(generation.tokens))
+        return Completion(text, generation.ended, len(generation.tokens), generation.exploded)
 
 
 def batch_for(

@@ -6,6 +6,7 @@ that ends makes room for the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ from .sampling import sample
 
 _PREFIX, _PROMPT, _FIRST = 0, 1, 2
 """Sequences: what all prompts begin with, the prompt at hand, and the first of the samples."""
+
+_LOOKED_AT = 64
+"""Logits of a row that are looked at: what is not finite inside the model reaches all of them."""
 
 _SCORED = 64
 """Tokens scored at once: more would take memory (their logits 200 kB each) and no less time."""
@@ -46,12 +50,15 @@ class Generation:
         logprobs: float32 [n], natural logarithm, of each token under the distribution it was drawn
             from: softmax(logits / temperature), or softmax(logits) for greedy decoding.
         ended: it ended by itself, within the limit.
+        exploded: it ended where the model's logits were no longer finite, because the vector is too large for
+            the model. It may have no tokens then.
     """
 
     prompt: int
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     ended: bool
+    exploded: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,15 @@ class _Running:
     position: int  # of the next token in the sequence
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    exploded: bool = False
+
+    def add(self, token: int, logprob: float) -> None:
+        """Append what was drawn; a log-probability that is not a number ends the sequence instead."""
+        if math.isnan(logprob):
+            self.exploded = True
+        else:
+            self.tokens.append(token)
+            self.logprobs.append(logprob)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -141,6 +157,7 @@ class Lane:
         self.stop = False
         self.evaluated = 0  # tokens, since it was made
         self._memory = llama_cpp.llama_get_memory(self.context)
+        self._clean = True  # no cell has had a value that is not finite
         self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
         self._n_vocab = llm.n_vocab()
         self._size = params.n_batch
@@ -165,15 +182,15 @@ class Lane:
         cells = _Cells(self.n_ctx - shared, lengths, len(job.samples), job.max_tokens)
         pending = self._starts(job, shared)
         place = {index: number for number, (index, _) in enumerate(job.prompts)}
-        llama_cpp.llama_memory_clear(self._memory, False)
+        self._forget()
 
         def keep(run: _Running, slot: int) -> _Running | None:
             """Return the sequence if it goes on; else store it and free its cells."""
-            ended = bool(llama_cpp.llama_vocab_is_eog(self._vocab, run.tokens[-1]))
-            if not ended and len(run.tokens) < job.max_tokens:
+            ended = not run.exploded and bool(llama_cpp.llama_vocab_is_eog(self._vocab, run.tokens[-1]))
+            if not ended and not run.exploded and len(run.tokens) < job.max_tokens:
                 return run
             tokens, logprobs = np.array(run.tokens, np.int32), np.array(run.logprobs, np.float32)
-            done[run.prompt, run.sample] = Generation(run.prompt, tokens, logprobs, ended)
+            done[run.prompt, run.sample] = Generation(run.prompt, tokens, logprobs, ended, run.exploded)
             llama_cpp.llama_memory_seq_rm(self._memory, _FIRST + slot, -1, -1)
             cells.give(place[run.prompt])
             return None
@@ -197,8 +214,7 @@ class Lane:
             drawn = sample(logits, job.temperature, uniform)
             for (slot, run), token, logprob in zip(active, *drawn, strict=True):
                 run.position += 1
-                run.tokens.append(int(token))
-                run.logprobs.append(float(logprob))
+                run.add(int(token), float(logprob))
                 slots[slot] = keep(run, slot)
 
     def score(self, given: Given) -> dict[Key, list[Any]]:
@@ -210,7 +226,7 @@ class Lane:
         """
         done: dict[Key, list[Any]] = {}
         shared = common_prefix([prompt for _, prompt in given.prompts])
-        llama_cpp.llama_memory_clear(self._memory, False)
+        self._forget()
         self._evaluate(given.prompts[0][1][:shared], 0, _PREFIX)
         waiting: list[_Scoring] = []
         free = self.n_ctx - shared
@@ -236,6 +252,11 @@ class Lane:
                 free -= len(completion)
             llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
         return done | self._finish(waiting, given.read)
+
+    def _forget(self) -> None:
+        """Empty the cells; with their data where it may not be finite, since no mask hides a NaN."""
+        llama_cpp.llama_memory_clear(self._memory, not self._clean)
+        self._clean = True
 
     def _finish(self, waiting: Sequence[_Scoring], read: Read) -> dict[Key, list[Any]]:
         """Score what follows the first tokens, whose prompts are evaluated; free the cells."""
@@ -265,7 +286,9 @@ class Lane:
             uniform = job.uniform[index, job.samples.start : job.samples.stop, 0]
             first = sample(repeated, job.temperature, uniform)
             for number, token, logprob in zip(job.samples, *first, strict=True):
-                yield _Running(index, number, len(prompt), [int(token)], [float(logprob)])
+                begun = _Running(index, number, len(prompt))
+                begun.add(int(token), float(logprob))
+                yield begun
             llama_cpp.llama_memory_seq_rm(self._memory, _PROMPT, -1, -1)
 
     def _evaluate(self, tokens: Sequence[int], begin: int, sequence: int) -> NDArray[np.float32]:
@@ -299,7 +322,9 @@ class Lane:
         self.evaluated += count
         if not outputs:
             return np.empty((0, self._n_vocab), np.float32)
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (outputs, self._n_vocab))
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (outputs, self._n_vocab))
+        self._clean = self._clean and bool(np.isfinite(logits[:, :_LOOKED_AT].max(axis=1)).all())
+        return logits
 
 
 class _Cells:

@@ -156,7 +156,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
 
         A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
         """
-        if "_gate" not in self.__dict__:  # the constructor got no further
+        gate = self.__dict__.get("_gate")
+        if gate is None or gate.gone:  # the constructor got no further, or it was closed before
             return
         with self._closing():
             self._close_engine()
@@ -167,28 +168,30 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.generate`."""
-        return self._stream(super().generate(*args, **kwargs))
+        return self._stream(super().generate(*args, **kwargs), whole=False)
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""
-        with self._compute():
+        if kwargs.get("stream"):  # nothing is computed before the first step
+            return self._stream(super().create_completion(*args, **kwargs), whole=True)
+        with self._gate.call():
             result = super().create_completion(*args, **kwargs)
-        return result if isinstance(result, dict) else self._stream(result)
+        return result if isinstance(result, dict) else self._stream(result, whole=True)
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.eval`."""
-        with self._compute():
+        with self._gate.call():
             self._evaluated = True
             return super().eval(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""
-        with self._compute():
+        with self._gate.call():
             return super().embed(*args, **kwargs)
 
     def save_state(self) -> Any:
         """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""
-        with self._gate.generation():
+        with self._gate.look():
             state: Any = super().save_state()
             state.tinylora_vector = self.vector
             return state
@@ -199,8 +202,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         Raises:
             VectorError: the state was computed with another vector than the active one.
         """
-        from_cache = self._gate.generating  # a completion found it in the LlamaCache that it was given
-        with self._gate.generation():
+        from_cache = self._gate.inside  # a completion found it in the LlamaCache that it was given
+        with self._gate.call():
             if getattr(state, "tinylora_vector", None) != self.vector:
                 if from_cache:
                     return  # of no use here: evaluate the prompt instead

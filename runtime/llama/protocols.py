@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ...basis import Basis
@@ -31,6 +32,9 @@ class Weights(Tokens, Protocol):
     model_params: Any
     context_params: Any
     _dependents: Any  # what computes with the weights, and has to be closed before they go
+
+    def _staying(self) -> AbstractContextManager[None]:
+        """Keep the weights from being freed during a block, or say that they were."""
 
     def n_vocab(self) -> int:
         """Entries of the logits."""

@@ -21,10 +21,12 @@ def sample(
 
     Returns:
         Tokens int64 [rows], and their log-probabilities float32 [rows] under softmax(logits / temperature)
-        (softmax(logits) at temperature 0).
+        (softmax(logits) at temperature 0). Where a row's logits are not finite, -1 and NaN.
     """
     rows, width = logits.shape
     highest = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(highest).all():
+        return _sample_finite(logits, np.isfinite(highest[:, 0]), temperature, uniform)
     inverse = np.float32(1 / temperature if temperature else 1)
     weights = np.subtract(logits, highest)
     weights *= inverse
@@ -56,9 +58,11 @@ def logprobs(
         tokens: int32 [rows], one a row, or [rows, k].
 
     Returns:
-        float32, as the tokens: under softmax(logits / temperature).
+        float32, as the tokens: under softmax(logits / temperature). NaN where a row's logits are not finite.
     """
-    shifted = logits - logits.max(axis=1, keepdims=True)
+    highest = logits.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinity - infinity
+        shifted = logits - highest
     shifted *= np.float32(1 / temperature)
     wanted = tokens.reshape(len(tokens), -1)
     chosen = np.take_along_axis(shifted, wanted, axis=1).astype(np.float64)
@@ -71,6 +75,16 @@ def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
     """Return the likeliest tokens of each row, in no order: int32 [rows, min(count, vocabulary)]."""
     count = min(count, logits.shape[1])
     return np.argpartition(logits, -count, axis=1)[:, -count:].astype(np.int32)
+
+
+def _sample_finite(
+    logits: NDArray[np.float32], finite: NDArray[np.bool_], temperature: float, uniform: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Draw in the rows that are finite, as `sample`."""
+    tokens, found = np.full(len(logits), -1, np.int64), np.full(len(logits), np.nan, np.float32)
+    if finite.any():
+        tokens[finite], found[finite] = sample(logits[finite], temperature, uniform[finite])
+    return tokens, found
 
 
 def _find(weights: NDArray[np.float32], cumulative: NDArray[np.float64], uniform: float) -> int:

@@ -7,8 +7,10 @@ log-probability.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Self, TypeVar
 
@@ -19,8 +21,9 @@ from numpy.typing import NDArray
 from ..._system import cores
 from ...errors import TinyLoraError, VectorError
 from ...vector import MicroVector
+from ..process import Process
 from .adapters import Personalizer
-from .lane import Generation, Given, Job, Key, Lane, Read
+from .lane import Generation, Given, Job, Key, Lane, Read, Stopped
 from .lora import Adapter
 from .protocols import Weights
 from .sampling import likeliest, logprobs
@@ -39,15 +42,17 @@ class TokenBatch:
     when something else wants a core. Sequences are spread over as many lanes as leave 8 to each, cores
     likewise.
 
+    Any thread may call it; calls take turns.
+
     Args:
-        llm: a loaded model; it must outlive the batch. Its own context and vector are left alone.
+        llm: a loaded model, whose `close` closes the batch. Its own context and vector are left alone.
         n_ctx_seq: tokens of the longest sequence, prompt and completion.
         shared: tokens that all prompts begin with, at most: they take room once, not in every sequence.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
 
     Raises:
-        TinyLoraError: llama.cpp cannot make the context.
+        TinyLoraError: llama.cpp cannot make the context, or the model is closed.
     """
 
     def __init__(
@@ -65,30 +70,36 @@ class TokenBatch:
         if llm.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload():
             count = 1  # lanes would wait for the same device
         self.lanes = count  # that compute side by side; each evaluates for itself what its prompts share
-        self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis)
-        self._own = llm.own_adapters()  # the caller's, in force beside every vector
+        self._process = Process()
+        self._turn = threading.RLock()
+        self._depth = 0  # calls of the thread that has the turn, within each other
+        self._closed = False
         self._lanes: list[Lane] = []
         each = -(-sequences // count)
-        try:
-            for _ in range(count):
-                # What all prompts share lies in the cells once more, and so does the next prompt while
-                # it is evaluated.
-                cells = (each + 2) * (n_ctx_seq - shared) + shared
-                self._lanes.append(Lane(llm, sequences=each, n_ctx=cells, n_threads=threads // count))
-            if self._own:
-                self.swap(None)
-        except BaseException:
-            self._free()
-            raise
-        # Never in the caller's thread: torch computing there in bfloat16 would release the AMX tiles that
-        # llama.cpp configures once for each thread that it computes in.
-        self._pool = ThreadPoolExecutor(count, "tinylora-batch")
-        llm._dependents.add(self)
+        with llm._staying():
+            self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis)
+            self._own = llm.own_adapters()  # the caller's, in force beside every vector
+            try:
+                for _ in range(count):
+                    # What all prompts share lies in the cells once more, and so does the next prompt while
+                    # it is evaluated.
+                    cells = (each + 2) * (n_ctx_seq - shared) + shared
+                    self._lanes.append(Lane(llm, sequences=each, n_ctx=cells, n_threads=threads // count))
+                if self._own:
+                    self._personalizer.apply([lane.context for lane in self._lanes], None, self._own)
+            except BaseException:
+                self._free()
+                raise
+            # Never in the caller's thread: torch computing there in bfloat16 would release the AMX tiles that
+            # llama.cpp configures once for each thread that it computes in.
+            self._pool = ThreadPoolExecutor(count, "tinylora-batch")
+            llm._dependents.add(self)
 
     @property
     def vector(self) -> MicroVector | None:
         """The vector that generations use, or None for the base alone."""
-        return self._personalizer.vector if self._personalizer else None
+        personalizer = self._personalizer
+        return personalizer.vector if personalizer else None
 
     def swap(self, vector: MicroVector | None) -> None:
         """Use another vector from now on; None for the base alone.
@@ -97,10 +108,11 @@ class TokenBatch:
 
         Raises:
             VectorError: the vector does not fit the basis; the one before stays.
+            TinyLoraError: the batch is closed.
         """
-        personalizer = self._open()
         check_type(vector)
-        personalizer.apply([lane.context for lane in self._lanes], vector, self._own)
+        with self._computing() as personalizer:
+            personalizer.apply([lane.context for lane in self._lanes], vector, self._own)
 
     def attach(self, adapter: Adapter) -> None:
         """Use a LoRA of the caller's own, at scale 1, and no vector until the next `swap`.
@@ -109,7 +121,8 @@ class TokenBatch:
             adapter: loaded into the model (`LoraImage.load`), on modules of the basis alone. It is the
                 caller's to free, after the next `swap` or `attach`.
         """
-        self._open().apply([lane.context for lane in self._lanes], None, [(adapter, 1.0)])
+        with self._computing() as personalizer:
+            personalizer.apply([lane.context for lane in self._lanes], None, [(adapter, 1.0)])
 
     def generate(
         self,
@@ -131,14 +144,24 @@ class TokenBatch:
                 is deterministic on one machine and build, and two vectors draw with the same numbers.
 
         Returns:
-            len(prompts) * samples generations, those of one prompt together, in order.
+            len(prompts) * samples generations, those of one prompt together, in order. Where the vector is so
+            large that logits are not finite, a generation ends and says so (`exploded`).
 
         Raises:
             VectorError: a prompt is empty, or leaves no room for the tokens asked for.
+            TinyLoraError: the batch is closed, or is closed while it generates.
         """
-        self._open()
-        if not prompts:
-            return []
+        with self._computing():
+            return self._generate(prompts, samples, max_tokens, temperature, seed) if prompts else []
+
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int | Sequence[int],
+    ) -> list[Generation]:
         self._check(prompts, max_tokens)
         shape = len(prompts), samples, max_tokens
         uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
@@ -179,7 +202,7 @@ class TokenBatch:
 
         Returns:
             For each prompt, for each of its completions: float32 [n], natural logarithms, one a token; with
-            `among` float32 [n, k].
+            `among` float32 [n, k]. NaN where the model's logits are not finite: the vector is too large.
 
         Raises:
             VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists
@@ -227,7 +250,12 @@ class TokenBatch:
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], read: Read
     ) -> list[list[list[Any]]]:
         """Evaluate given completions; return for each of each prompt what is read at each of its tokens."""
-        self._open()
+        with self._computing():
+            return self._read_in_turn(prompts, completions, read)
+
+    def _read_in_turn(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], read: Read
+    ) -> list[list[list[Any]]]:
         if len(completions) != len(prompts):
             raise VectorError(
                 f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
@@ -246,14 +274,22 @@ class TokenBatch:
 
     @property
     def evaluated(self) -> int:
-        """Tokens that were evaluated since the batch was made, prompts and answers."""
+        """Tokens that were evaluated since the batch was made, prompts and answers; 0 once it is closed."""
         return sum(lane.evaluated for lane in self._lanes)
 
     def close(self) -> None:
-        """Free the contexts and the adapters; the model stays. The model's own `close` does it first."""
-        if self._personalizer is not None:
-            self._pool.shutdown()
-            self._free()
+        """Free the contexts and the adapters; the model stays. The model's own `close` does it first.
+
+        A call that computes in another thread is stopped, and raises a `TinyLoraError`, as every later one
+        does. Closing again is fine.
+        """
+        if self._process.forked:  # nothing of the engine may be touched there
+            return
+        self._closed = True
+        for lane in list(self._lanes):
+            lane.stop = True
+        with self._turn:
+            self._free_if_over()
 
     def __enter__(self) -> Self:
         return self
@@ -263,17 +299,48 @@ class TokenBatch:
 
     def _run(self, work: Callable[[Lane, Any], T], jobs: Sequence[Any]) -> list[T]:
         """Do one job a lane; whatever goes wrong, no lane computes afterwards."""
+        self._check_open()
         running = [self._pool.submit(work, lane, job) for lane, job in zip(self._lanes, jobs, strict=False)]
         try:
             return [future.result() for future in running]
-        except BaseException:
+        except BaseException as error:
             for lane in self._lanes:
                 lane.stop = True
             for future in running:
                 future.exception()
             for lane in self._lanes:
-                lane.stop = False
+                lane.stop = self._closed
+            if isinstance(error, Stopped):
+                self._check_open()
             raise
+
+    @contextmanager
+    def _computing(self) -> Iterator[Personalizer]:
+        """Have the batch to oneself for a call; within itself it is the same call.
+
+        Raises:
+            TinyLoraError: it is closed, or this process is a fork.
+        """
+        self._process.check()
+        with self._turn:
+            self._check_open()
+            assert self._personalizer is not None
+            self._depth += 1
+            try:
+                yield self._personalizer
+            finally:
+                self._depth -= 1
+                self._free_if_over()
+
+    def _free_if_over(self) -> None:
+        """Free everything of a closed batch, once no call is left that computes with it."""
+        if self._closed and not self._depth and self._personalizer is not None:
+            self._pool.shutdown()
+            self._free()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TinyLoraError("the batch is closed: it was, or its model was. Make another one")
 
     def _free(self) -> None:
         for lane in self._lanes:
@@ -281,11 +348,6 @@ class TokenBatch:
         if self._personalizer is not None:
             self._personalizer.free()
         self._lanes, self._personalizer = [], None
-
-    def _open(self) -> Personalizer:
-        if self._personalizer is None:
-            raise TinyLoraError("the batch is closed: it was, or its model was. Make another one")
-        return self._personalizer
 
     def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int, first: int = 0) -> None:
         cells = min(lane.n_ctx for lane in self._lanes)

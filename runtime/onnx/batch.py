@@ -13,6 +13,7 @@ from ...errors import TinyLoraError
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
 from .generate import Row
+from .sampling import Sampling
 
 
 class BatchModel(Protocol):
@@ -30,20 +31,16 @@ class BatchModel(Protocol):
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the prompt that chat messages make."""
 
-    def generate_batch(
+    def _answer_rows(
         self,
         prompts: Sequence[Sequence[int]],
         vectors: Sequence[MicroVector | None],
         *,
         max_tokens: int,
-        temperature: float,
-        top_p: float,
-        min_p: float,
-        top_k: int,
-        seed: int | None,
+        sampling: Sampling,
         draws: Sequence[int],
     ) -> list[Row]:
-        """Answer several prompts at once, each with its own vector."""
+        """Answer several prompts at once, each with its own vector; a row says whether it exploded."""
 
     def score_batch(
         self,
@@ -150,20 +147,16 @@ class OnnxBatch:
         found: dict[tuple[int, int], Completion] = {}
         for start in range(0, len(rows), self._sequences):
             part = rows[start : start + self._sequences]
-            answers = self.llm.generate_batch(
+            answers = self.llm._answer_rows(
                 [tokens[i] for _, i in part],
                 [vectors[vector] for vector, _ in part],
                 max_tokens=max_tokens,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
-                min_p=0.0,
-                seed=_number(seed),
+                sampling=_sampling(temperature, seed),
                 draws=[i for _, i in part],
             )
             for (vector, i), row in zip(part, answers, strict=True):
                 ended = row.finish_reason == "stop"
-                found[vector, i] = Completion(row.text, ended, len(row.tokens) + ended)
+                found[vector, i] = Completion(row.text, ended, len(row.tokens) + ended, row.exploded)
                 self._evaluated += len(tokens[i]) + len(row.tokens)
         return [[found[vector, i] for i in range(len(samples))] for vector in range(len(vectors))]
 
@@ -184,15 +177,11 @@ class OnnxBatch:
         found: list[NDArray[np.int32]] = []
         for start in range(0, len(tokens), self._sequences):
             part = tokens[start : start + self._sequences]
-            answers = self.llm.generate_batch(
+            answers = self.llm._answer_rows(
                 part,
                 [vector] * len(part),
                 max_tokens=max_tokens,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                min_p=0.0,
-                seed=_number(seed),
+                sampling=_sampling(1.0, seed),
                 draws=range(start, start + len(part)),
             )
             found += [row.tokens for row in answers]
@@ -248,6 +237,7 @@ class OnnxBatch:
         self.close()
 
 
-def _number(seed: int | Sequence[int]) -> int:
-    """Return a seed as the one number that a sampler takes."""
-    return seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
+def _sampling(temperature: float, seed: int | Sequence[int]) -> Sampling:
+    """Return how to draw from the full distribution, with the one number for a seed that a sampler takes."""
+    number = seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return Sampling(temperature, top_k=0, top_p=1.0, min_p=0.0, seed=number)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...basis import Basis
-from ...errors import TinyLoraError
 from ...vector import MicroVector
 from .genai import GenaiModel
 from .generator import Feed, append_prompt, new_generator
@@ -26,12 +25,15 @@ class Row:
         tokens: int32 [n], without the end-of-sequence token.
         finish_reason: `stop` where it ended by itself, else `length`.
         vector: the one that it was generated with; None for the base.
+        exploded: it ended where the logits of its row were no longer finite, because its vector is too large
+            for the model.
     """
 
     text: str
     tokens: NDArray[np.int32]
     finish_reason: str
     vector: MicroVector | None
+    exploded: bool = False
 
 
 def generate_batch(
@@ -43,7 +45,7 @@ def generate_batch(
     max_tokens: int,
     draws: Sequence[int],
 ) -> list[Row]:
-    """Return an answer for each prompt; each is what the prompt would get alone.
+    """Return an answer for each prompt; each is what the prompt would get alone, or says that it exploded.
 
     Args:
         model: the decoder's model.
@@ -53,17 +55,14 @@ def generate_batch(
         sampling: every row draws by itself.
         max_tokens: longest answer, in tokens; 0 and less: until the context is full.
         draws: a number for each prompt, which decides its random numbers.
-
-    Raises:
-        TinyLoraError: a vector is so large that the logits of its row are not finite.
     """
     greedy = sampling.temperature <= 0
     samplers = {} if greedy else {i: Sampler(sampling, draw) for i, draw in enumerate(draws)}
     found = _run(model, basis, prompts, rows, samplers, max_tokens)
     vectors = rows.vectors * len(prompts) if len(rows) == 1 else rows.vectors
     return [
-        Row(model.decode(tokens), np.array(tokens, np.int32), "stop" if ended else "length", vector)
-        for vector, (tokens, ended) in zip(vectors, (found[i] for i in range(len(prompts))), strict=True)
+        Row(model.decode(end.tokens), np.array(end.tokens, np.int32), end.reason, vector, end.exploded)
+        for vector, end in zip(vectors, (found[i] for i in range(len(prompts))), strict=True)
     ]
 
 
@@ -76,14 +75,37 @@ def score_batch(
 ) -> list[NDArray[np.float32]]:
     """Return the log-probabilities of given completions: for each prompt float32 [tokens of its own].
 
-    Arguments and errors are those of `generate_batch`; completions may be empty.
+    Arguments are those of `generate_batch`; completions may be empty. NaN from where a row's logits are not
+    finite: its vector is too large for the model.
     """
     longest = max(map(len, completions), default=0)
     if not longest:
         return [np.zeros(0, np.float32) for _ in completions]
     followers = {i: _Follower(completion) for i, completion in enumerate(completions)}
     _run(model, basis, prompts, rows, followers, longest)
-    return [np.array(followers[i].logprobs, np.float32) for i in range(len(prompts))]
+    scored = [np.full(len(completion), np.nan, np.float32) for completion in completions]
+    for i, row in enumerate(scored):
+        row[: len(followers[i].logprobs)] = followers[i].logprobs
+    return scored
+
+
+@dataclass
+class _Sequence:
+    """A sequence that is generated: its tokens so far, and how it ended."""
+
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+    exploded: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to come."""
+        return self.ended or self.exploded
+
+    @property
+    def reason(self) -> str:
+        """The finish reason."""
+        return "stop" if self.ended else "length"
 
 
 class _Follower:
@@ -110,10 +132,10 @@ def _run(
     rows: Rows,
     samplers: Mapping[int, Callable[[NDArray[np.float32], Sequence[int]], int]],
     max_tokens: int,
-) -> dict[int, tuple[list[int], bool]]:
-    """Return by prompt the tokens that follow it, and whether they ended by themselves."""
+) -> dict[int, _Sequence]:
+    """Return by prompt what follows it."""
     rooms = [model.room(prompt, max_tokens) for prompt in prompts]
-    found: dict[int, tuple[list[int], bool]] = {}
+    found: dict[int, _Sequence] = {}
     for group in _groups(prompts, rooms, max_tokens, model.pad):
         feed = Feed(model, rows if len(rows) == 1 else rows.select(group), basis)
         limit = rooms[group[0]]
@@ -169,12 +191,6 @@ class _RowGroup:
             append_prompt(self._generator, prompts[self._names[0]], model.pad)
         else:
             self._append_padded(prompts, longest, model.pad)
-        highest = self._generator.get_logits().reshape(len(prompts), -1).max(axis=1)
-        bad = [name for name, top in zip(self._names, highest, strict=True) if not np.isfinite(top)]
-        if bad:
-            raise TinyLoraError(
-                f"the model's logits are not finite in row {bad[0]}: its vector is too large for the model"
-            )
 
     def _append_padded(self, prompts: Mapping[int, Sequence[int]], longest: int, pad: int) -> None:
         padded = np.full((len(prompts), longest), pad, np.int32)
@@ -182,34 +198,42 @@ class _RowGroup:
             line[: len(prompt)] = prompt
         self._generator.append_tokens(padded)
 
-    def run(self) -> dict[int, tuple[list[int], bool]]:
-        """Return the tokens of each sequence, by its name, and whether it ended by itself."""
-        rows = range(len(self._names))
-        tokens: list[list[int]] = [[] for _ in rows]
-        ended = [False] * len(rows)
+    def run(self) -> dict[int, _Sequence]:
+        """Return each sequence by its name."""
+        found = {name: _Sequence() for name in self._names}
+        rows = list(found.values())
         for _ in range(self._limit):
-            if all(ended):
+            logits = self._generator.get_logits().reshape(len(rows), -1)
+            for row, top in zip(rows, logits.max(axis=1), strict=True):
+                row.exploded = row.exploded or not (row.ended or np.isfinite(top))
+            if all(row.over for row in rows):
                 break
-            for row, token in zip(rows, self._step(ended), strict=True):
-                if ended[row]:
+            for row, token in zip(rows, self._step(rows), strict=True):
+                if row.over:
                     continue
                 if token in self._eos:
-                    ended[row] = True
+                    row.ended = True
                 else:
-                    tokens[row].append(token)
-        return {name: (tokens[row], ended[row]) for row, name in zip(rows, self._names, strict=True)}
+                    row.tokens.append(token)
+        return found
 
-    def _step(self, ended: Sequence[bool]) -> list[int]:
-        if not self._greedy:
-            self._choose(ended)
+    def _step(self, rows: Sequence[_Sequence]) -> list[int]:
+        if not self._greedy or any(row.exploded for row in rows):
+            self._choose(rows)
         self._generator.generate_next_token()
         return [int(token) for token in self._generator.get_next_tokens()]
 
-    def _choose(self, ended: Sequence[bool]) -> None:
-        """Draw every row's token by itself, and leave genai's greedy search no other choice."""
+    def _choose(self, rows: Sequence[_Sequence]) -> None:
+        """Choose every row's token by itself, and leave genai's greedy search no other choice."""
         logits = self._generator.get_logits()
         flat = logits.reshape(len(self._names), -1)
         chosen = np.full_like(flat, np.finfo(np.float32).min)
-        for row, sampler in enumerate(self._samplers):
-            chosen[row, 0 if ended[row] else sampler(flat[row], ())] = 0
+        for number, row in enumerate(rows):
+            if row.over:
+                token = 0
+            elif self._greedy:
+                token = int(flat[number].argmax())
+            else:
+                token = self._samplers[number](flat[number], ())
+            chosen[number, token] = 0
         self._generator.set_logits(chosen.reshape(logits.shape))

@@ -109,6 +109,8 @@ class TinyLoraOnnx(Personal):
         A generation in another thread ends first. Streams of this thread that are unfinished end, and their
         next step is refused. A generator of `generator` that is still there keeps the engine's model alive.
         """
+        if self._gate.gone:
+            return
         with self._closing():
             self._model.close()
             self._decoder.close()
@@ -192,7 +194,7 @@ class TinyLoraOnnx(Personal):
             BusyError: another generation of this thread took the stream's place.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        return self._stream(self._tokens(tokens, sampling, max_tokens))
+        return self._stream(self._tokens(tokens, sampling, max_tokens), whole=False)
 
     def create_completion(
         self,
@@ -289,17 +291,43 @@ class TinyLoraOnnx(Personal):
         Raises:
             VectorError: a vector is refused (the message says which row), or they are not as many as the
                 prompts. Nothing was generated then, and none counts as accepted.
-            TinyLoraError: a prompt is empty, or leaves no room in the context.
+            TinyLoraError: a prompt is empty, or leaves no room in the context; a vector is too large for the
+                model, whose logits are not finite (the message says in which row).
         """
+        found = self._answer_rows(
+            prompts,
+            vectors,
+            streams=streams,
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature, top_k, top_p, min_p, 1.0, seed),
+            draws=draws,
+        )
+        for number, row in enumerate(found):
+            if row.exploded:
+                raise TinyLoraError(
+                    f"the model's logits are not finite in row {number}: its vector is too large for it"
+                )
+        return found
+
+    def _answer_rows(
+        self,
+        prompts: Sequence[str | Messages | Sequence[int]],
+        vectors: VectorSource | Sequence[VectorSource | None] | None,
+        *,
+        streams: str | Sequence[str] = "",
+        max_tokens: int,
+        sampling: Sampling,
+        draws: Sequence[int] | None,
+    ) -> list[Row]:
+        """Answer as `generate_batch`; a row whose vector is too large for the model says so."""
         self._model.check_open()
         tokens = [self._model.encode(prompt) for prompt in prompts]
         for row, each in enumerate(tokens):
             self._model.room(each, max_tokens, f"prompt {row}")
-        with self._compute():
+        with self._gate.call():
             checked = rows(vectors, self.basis, self.policy, streams, len(tokens))
             if not tokens:
                 return []
-            sampling = Sampling(temperature, top_k, top_p, min_p, 1.0, seed)
             return generate_batch(
                 self._model, self.basis, tokens, checked, sampling, max_tokens, draws or range(len(tokens))
             )
@@ -320,14 +348,15 @@ class TinyLoraOnnx(Personal):
             completions: token ids, for each prompt those that follow it.
 
         Returns:
-            For each prompt float32 [n], natural logarithms, one a token of its completion.
+            For each prompt float32 [n], natural logarithms, one a token of its completion. NaN from where the
+            logits of its row are not finite: its vector is too large for the model.
 
         Raises:
             VectorError: a vector does not fit the basis.
             TinyLoraError: a prompt is empty, or leaves no room in the context.
         """
         self._model.check_open()
-        with self._compute():
+        with self._gate.call():
             checked = rows(vectors, self.basis, self.policy, batch=len(prompts))
             return score_batch(self._model, self.basis, prompts, checked, completions)
 
@@ -340,7 +369,7 @@ class TinyLoraOnnx(Personal):
             search_options: as `onnxruntime_genai.GeneratorParams.set_search_options` takes them.
         """
         search = {"max_length": self._model.n_ctx, **search_options}
-        with self._gate.hold():
+        with self._gate.look():
             return PersonalGenerator(self._model, self._feed, **search)
 
     def _complete(
@@ -360,8 +389,8 @@ class TinyLoraOnnx(Personal):
         counted: list[int] = []
         steps = self._steps(self._tokens(tokens, sampling, max_tokens), text, counted)
         if stream:
-            return self._stream(_closing(completion.chunks(steps), steps))
-        with self._compute():
+            return self._stream(_closing(completion.chunks(steps), steps), whole=True)
+        with self._gate.call():
             return completion.whole(steps, lambda: len(counted))
 
     def _tokens(

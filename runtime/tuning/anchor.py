@@ -41,7 +41,8 @@ class Anchor:
     def distances(self, vectors: Sequence[MicroVector]) -> NDArray[np.float64]:
         """Return KL(base || vector) of each, in nats a token: float64 [vectors].
 
-        It is 0 for all where the base had nothing to say.
+        It is 0 for all where the base had nothing to say, and NaN for a vector that is too large for the
+        model.
         """
         if not self._answers:
             return np.zeros(len(vectors))

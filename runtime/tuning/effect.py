@@ -23,12 +23,13 @@ def change(here: NDArray[np.float32], there: Sequence[NDArray[np.float32]]) -> f
         there: of each vector around it, of the same tokens.
 
     Returns:
-        NaN where there are no tokens, or a log-probability is not finite.
+        NaN where there are no tokens, or their log-probabilities are not finite; infinity where a vector's
+        are not: it is too large for the model.
     """
-    if not here.size:
+    if not here.size or not np.isfinite(here).all():
         return math.nan
     found = np.sqrt(np.mean([(each.astype(np.float64) - here) ** 2 for each in there]))
-    return float(found) if np.isfinite(found) else math.nan
+    return float(found) if np.isfinite(found) else math.inf
 
 
 def sigma_of(effect: float, first: float, measure: Callable[[float], float]) -> float:

@@ -23,9 +23,10 @@ from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
 from ..personal import Personal
 from .anchor import ANCHOR_TOKENS, anchor_samples
+from .plan import Plan
 from .search import make_search, restore_search
 from .settings import Report, Tuned, TuneSettings
-from .sitting import Plan, Sitting
+from .sitting import Sitting
 from .state import Budget, TuningState, load_state, save_state
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...axes import Whitening
 from ...errors import TrainError
-from ...tasks import Sample, Task
+from ...tasks import Sample
 from ...vector import MicroVector
 from ..evaluation import Population
 from .anchor import Anchor
 from .effect import change, sigma_of
+from .plan import Plan
 from .search import Search
-from .settings import Report, Tuned, TuneSettings
+from .settings import Tuned
 from .state import Budget, TuningState
 
 _POLL = 0.5  # seconds between two questions to `wait`
@@ -28,39 +28,6 @@ _PROBE = 8  # prompts of the first answers, which tell what a step will cost
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is the same in every sitting.
-
-    Attributes:
-        task: prompts to learn on and prompts held back, and the reward that decides.
-        lessons: the same with the reward to learn from.
-        settings: of the loop.
-        seed: of everything.
-        anchored: general prompts on which candidates are held near the base; none without an anchor.
-        start: vector that tuning began with.
-        whitening: the coordinates that are searched in.
-        sigma: size of a perturbation at the beginning, or where its effect is to be measured, to begin with.
-        wait: while it returns true nothing is computed.
-        report: called with figures.
-        stopped: whether the sitting is to end after the step at hand.
-        save: called when the state has changed.
-    """
-
-    task: Task
-    lessons: Task
-    settings: TuneSettings
-    seed: int
-    anchored: Sequence[Sample]
-    start: MicroVector
-    whitening: Whitening
-    sigma: float
-    wait: Callable[[], bool]
-    report: Report
-    stopped: Callable[[], bool]
-    save: Callable[[], None]
 
 
 class Sitting:
@@ -119,7 +86,7 @@ class Sitting:
         check, state = self._task.held_out, self.state
         probe: list[float] = []
         if not state.start_scores:
-            probe = self._score([self._vector(state.start)], check[:_PROBE], checking=True)[0].tolist()
+            probe = self._score_start(check[:_PROBE])
         need = self._rollouts_of_step() + self._rollouts_of_end() + (len(check) - len(probe) if probe else 0)
         need += 0 if state.sigma else self._rollouts_of_sigma()
         if not resumed and not self._affords(need):
@@ -133,7 +100,7 @@ class Sitting:
             return
         if probe:
             rest = check[_PROBE:]
-            more = self._score([self._vector(state.start)], rest, checking=True)[0].tolist() if rest else []
+            more = self._score_start(rest) if rest else []
             state.start_scores = [*probe, *more]
             state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
         if not state.sigma:
@@ -176,17 +143,25 @@ class Sitting:
         candidates = search.ask()
         samples = self._pick(search.step)
         vectors = [self._vector(v) for v in self._plan.whitening.values(candidates)]
-        rewards = self._score(vectors, samples, seed=search.step)
-        anchor: dict[str, float] = {}
-        if self._anchor is None:
-            search.tell(rewards)
-        else:
+        rewards, exploded = self._score(vectors, samples, seed=search.step)
+        extra: dict[str, float] = {}
+        told = rewards
+        if self._anchor is not None:
             with self._counted():
                 away = self._anchor.distances(vectors)
-            search.tell(rewards - self._settings.anchor * away[:, None])
-            anchor = {"anchor": float(away.mean())}
-        if np.ptp(rewards, axis=0).any():
+            exploded = exploded | ~np.isfinite(away)
+            told = rewards - self._settings.anchor * np.where(exploded, 0.0, away)[:, None]
+            told[exploded] = self._lowest(told[~exploded])
+            if not exploded.all():
+                extra["anchor"] = float(away[~exploded].mean())
+        search.tell(told)
+        if exploded.any():
+            extra["exploded"] = int(exploded.sum())
+        if np.ptp(told, axis=0).any():
             state.silent = 0
+        elif exploded.all():
+            state.silent += 1
+            search.sigma *= _NARROWER
         else:
             state.silent += 1
             search.sigma = min(search.sigma * _WIDER, state.sigma * _WIDEST)
@@ -195,7 +170,7 @@ class Sitting:
             "reward": float(rewards.mean()),
             "sigma": search.sigma,
             "norm": float(np.linalg.norm(self._mean())),
-            **anchor,
+            **extra,
             **self._spent(),
         }
         if search.step % self._settings.check_every == 0:
@@ -207,15 +182,15 @@ class Sitting:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
         state, search = self.state, self._search
         samples = self._task.held_out[: self._half()]
-        scores = self._score([self._vector(self._mean())], samples, checking=True)[0]
+        (scores,), (exploded,) = self._score([self._vector(self._mean())], samples, checking=True)
         gap = scores - np.array(state.best_scores)
-        if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
+        if not exploded and (gap.mean() > 0 or (gap.mean() == 0 and state.best_step)):
             state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
             state.best, state.best_scores = self._mean().tolist(), scores.tolist()
             state.best_step = search.step
         else:
             state.unimproved += 1
-            if -gap.mean() > max(self._settings.tolerance, 2 * _standard_error(gap)):
+            if exploded or -gap.mean() > max(self._settings.tolerance, 2 * _standard_error(gap)):
                 best = self._plan.whitening.coordinates(np.array(state.best))
                 search.jump(best, search.sigma * _NARROWER)
                 state.restarts += 1
@@ -232,7 +207,11 @@ class Sitting:
             finalists.append((self._mean().tolist(), []))
         for values, known in finalists:
             rest = check[half:] if known else check
-            more = self._score([self._vector(values)], rest, checking=True)[0] if rest else []
+            more: Sequence[float] = []
+            if rest:
+                (more,), (exploded,) = self._score([self._vector(values)], rest, checking=True)
+                if exploded:
+                    continue
             scores = np.array([*known, *more])
             gap = scores - best
             # Of two that the check cannot tell apart the later one has learned from more. The start is none
@@ -276,8 +255,12 @@ class Sitting:
         *,
         seed: int = 0,
         checking: bool = False,
-    ) -> NDArray[np.float64]:
-        """Return rewards [vectors, samples], and count what they cost."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return rewards [vectors, samples] and which vectors exploded; count what they cost.
+
+        A vector that explodes on one sample has the lowest reward on all: what else it answered at the same
+        time may have been drawn into it.
+        """
         with self._counted():
             answers = self._population.answer_each(
                 vectors,
@@ -287,12 +270,31 @@ class Sitting:
                 seed=(self._plan.seed, 1, seed),
             )
             judge = self._task if checking else self._plan.lessons
-            rewards = [
-                [judge.score(answer, sample) for answer, sample in zip(row, samples, strict=True)]
-                for row in answers
-            ]
+            exploded = np.array([any(answer.exploded for answer in row) for row in answers])
+            rewards = np.zeros((len(vectors), len(samples)))
+            for number in np.flatnonzero(~exploded):
+                rewards[number] = judge.scores(answers[number], samples)
+            rewards[exploded] = self._lowest(rewards[~exploded])
         self.state.rollouts += len(vectors) * len(samples)
-        return np.array(rewards, np.float64)
+        return rewards, exploded
+
+    def _score_start(self, samples: Sequence[Sample]) -> list[float]:
+        """Return the rewards of the vector that tuning began with.
+
+        Raises:
+            TrainError: it is too large for the model, so that nothing can be better or worse than it.
+        """
+        (rewards,), (exploded,) = self._score([self._vector(self.state.start)], samples, checking=True)
+        if exploded:
+            raise TrainError(
+                "the vector that tuning begins with is too large for the model: its logits are not finite. "
+                "Begin with another one (start), or clear the model's own"
+            )
+        return list(rewards.tolist())
+
+    def _lowest(self, rewards: NDArray[np.float64]) -> float:
+        """Return the reward of what explodes: the lowest of these and of the start's, and at most 0."""
+        return float(min([0.0, *self.state.start_scores, rewards.min(initial=0.0)]))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

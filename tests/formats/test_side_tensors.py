@@ -283,8 +283,11 @@ FORGED = {
     "rank 0": ({"rank": (0, KINDS.UINT32)}, "rank 0"),
     "another u": ({"u": (2, KINDS.UINT32)}, "digest"),
     "u of 40 bits": ({"u": (1 << 40, KINDS.UINT64)}, "u"),
-    "u of 2^32-1": ({"u": ((1 << 32) - 1, KINDS.UINT32)}, "digest"),
-    "2^32-1 groups": ({"groups": ((1 << 32) - 1, KINDS.UINT32)}, "no module reads group 2 of 4294967295"),
+    "u of 2^32-1": ({"u": ((1 << 32) - 1, KINDS.UINT32)}, "at most 250,000 values"),
+    "2^32-1 groups": (
+        {"groups": ((1 << 32) - 1, KINDS.UINT32)},
+        "at most 250,000 values .4294967295 groups",
+    ),
     "2^62 groups": ({"groups": (1 << 62, KINDS.UINT64)}, "groups"),
     "a negative seed": ({"seed": (-1, KINDS.INT64)}, "seed -1"),
     "another projection": ({"projection": ("gauss", KINDS.STRING)}, "unknown projection 'gauss'"),

@@ -196,6 +196,24 @@ def test_a_basis_for_another_base(tiny_bundle, tmp_path, architecture, options, 
     assert engine_starts == []
 
 
+@pytest.mark.parametrize("change", ["experts", "fewer inputs", "more outputs"])
+def test_factors_of_another_shape_than_the_base(tiny_bundle, tmp_path, basis, change, engine_starts):
+    """With a digest that fits: llama.cpp ends the process where the number of dimensions differs."""
+    a, b = list(basis.a), list(basis.b)
+    if change == "experts":
+        a[3], b[3] = a[3][None], b[3][None]
+    elif change == "fewer inputs":
+        a[3] = a[3][:, :-1]
+    else:
+        b[3] = np.concatenate([b[3], b[3][:1]])
+    forged = replace(basis, a=tuple(a), b=tuple(b))
+    shutil.copy(tiny_bundle / "base.gguf", tmp_path / "x.gguf")
+    save_basis(forged, tmp_path / "x.basis.gguf")
+    with pytest.raises(BaseMismatchError, match=r"x\.gguf: .* has shape .* but shape .* in the base"):
+        runtime.load(tmp_path / "x.gguf")
+    assert engine_starts == []
+
+
 def test_a_base_that_is_no_gguf(tiny_bundle, tmp_path, engine_starts):
     for name, content in (
         ("empty", b""),

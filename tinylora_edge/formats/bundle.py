@@ -14,7 +14,7 @@ from ..errors import BaseMismatchError, BasisError
 from .gguf import MalformedGGUFError
 from .gguf_split import open_gguf, whole_stem
 from .onnx_graph import MODEL_NAME, MetadataKey, read_metadata
-from .side_tensors import fingerprint, load_basis
+from .side_tensors import check_shapes, fingerprint, load_basis
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
 BASE_STEM = "base"
@@ -119,6 +119,10 @@ class Bundle:
         except BaseMismatchError as error:
             raise BaseMismatchError(f"{self.base}: {error}") from None
         self._check_listed(self.base, found)
+        try:
+            check_shapes(base, self.basis)
+        except BaseMismatchError as error:
+            raise BaseMismatchError(f"{self.base}: {error}") from None
         return found
 
     def check_onnx(self) -> str:

@@ -23,6 +23,8 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
+from .. import maxima
+
 _SCALARS = {
     0: "<B",
     1: "<b",
@@ -39,7 +41,7 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _MIN_KV_BYTES = 8 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
-_MAX_DIMS = 4
+_MAX_DIMS = 4  # of the format
 
 UINT32 = gguf.GGUFValueType.UINT32
 UINT64 = gguf.GGUFValueType.UINT64
@@ -148,9 +150,12 @@ class GGUFFile:
             raise MalformedGGUFError(
                 f"it declares {pairs} keys and {tensors} tensors, which do not fit its {self._size} bytes"
             )
+        for what, count, most in (("keys", pairs, maxima.KEYS), ("tensors", tensors, maxima.TENSORS)):
+            if count > most:
+                raise MalformedGGUFError(f"it declares {count} {what}, and a file has at most {most}")
         position = 24
         for _ in range(pairs):
-            key, position = self._string(position)
+            key, position = self._string(position, maxima.KEY_BYTES)
             (kind,) = struct.unpack_from("<I", self._buffer, position)
             self._values[key], position = self._value(kind, position + 4)
         entries, position = self._entries(tensors, position)
@@ -174,10 +179,12 @@ class GGUFFile:
         self._check_end(end, f"an array of {count} values")
         return np.frombuffer(self._buffer, np.dtype(_SCALARS[item]), count, position), end
 
-    def _string(self, position: int) -> tuple[str, int]:
+    def _string(self, position: int, most: int = maxima.STRING_BYTES) -> tuple[str, int]:
         (length,) = struct.unpack_from("<Q", self._buffer, position)
         end = position + 8 + length
         self._check_end(end, f"a string of {length} bytes")
+        if length > most:
+            raise MalformedGGUFError(f"it holds a name or a text of {length} bytes: at most {most} are read")
         try:
             return self._buffer[position + 8 : end].decode(), end
         except UnicodeDecodeError as error:
@@ -185,6 +192,8 @@ class GGUFFile:
 
     def _skip_strings(self, count: int, position: int) -> tuple[_Strings, int]:
         self._check_end(position + 8 * count, f"{count} strings")
+        if count > maxima.STRINGS:
+            raise MalformedGGUFError(f"it holds a list of {count} texts: at most {maxima.STRINGS} are read")
         result = _Strings(position, count)
         unpack, buffer = struct.Struct("<Q").unpack_from, self._buffer
         for _ in range(count):  # a vocabulary has 10^5 of them: this loop is what a parse costs
@@ -202,7 +211,7 @@ class GGUFFile:
     def _entries(self, count: int, position: int) -> tuple[list[Tensor], int]:
         entries = []
         for _ in range(count):
-            name, position = self._string(position)
+            name, position = self._string(position, maxima.NAME_BYTES)
             (dims,) = struct.unpack_from("<I", self._buffer, position)
             if not 1 <= dims <= _MAX_DIMS:
                 raise MalformedGGUFError(f"tensor {name} has {dims} dimensions, expected 1 to {_MAX_DIMS}")
@@ -232,6 +241,9 @@ class GGUFFile:
             tensors[entry.name] = Tensor(entry.name, entry.shape, entry.type, offset, entry.nbytes)
         if len(tensors) != len(entries):
             raise MalformedGGUFError("it names a tensor twice")
+        both = maxima.overlap([(t.offset, t.offset + t.nbytes, t.name) for t in tensors.values()])
+        if both:
+            raise MalformedGGUFError(f"its tensors {both[0]} and {both[1]} lie over the same bytes")
         return tensors
 
     def _check_end(self, end: int, what: str) -> None:

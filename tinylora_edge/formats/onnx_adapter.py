@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BasisMismatchError, FrameError, VectorError
+from ..maxima import DIMENSIONS
 from ..vector import MicroVector
 from .onnx_graph import INPUT_NAME
 
@@ -176,11 +177,13 @@ def _decode(data: bytes) -> AdapterFile:
         raise _Malformed(f"its parameter has type {parameter.integer(2)}, not {_FLOAT} (float)")
     name = _block(data, parameter.target(0), 1).decode()
     dims = np.frombuffer(_block(data, parameter.target(1), 8), "<i8")
+    if len(dims) > DIMENSIONS or (dims < 0).any():
+        raise _Malformed(f"its shape is {dims[:DIMENSIONS].tolist()}, of {len(dims)} dimensions")
     payload = _block(data, parameter.target(3), 1)
     count = 1
     for dim in dims.tolist():
         count *= dim
-    if (dims < 0).any() or 4 * count != len(payload):
+    if 4 * count != len(payload):
         raise _Malformed(f"its shape is {dims.tolist()}, but its data have {len(payload)} bytes")
     values = np.frombuffer(payload, "<f4").astype(np.float32).reshape(dims.tolist())
     return AdapterFile(name, values, adapter.integer(1), adapter.integer(2))

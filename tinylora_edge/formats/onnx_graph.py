@@ -9,7 +9,7 @@ costs milliseconds.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import BaseMismatchError
+from ..maxima import KEY_BYTES, KEYS, STRING_BYTES, TENSORS
 from . import protobuf
 from .protobuf import Buffer, Span, Value, fields, integer, span, text
 
@@ -54,8 +55,6 @@ FINGERPRINT_MARK = b"tinylora onnx 1\n"
 """What a fingerprint of a graph's weights begins with."""
 EDGE_BYTES = 4096
 """How many bytes of each tensor's data, at both ends, a fingerprint covers."""
-
-_MAX_METADATA_BYTES = 1 << 26  # of one entry; our longest, the module names, takes some 10 KB
 
 # Field numbers of onnx.proto, unchanged since 2017.
 _MODEL_IR, _MODEL_GRAPH, _MODEL_OPSETS, _MODEL_METADATA = 1, 7, 8, 14
@@ -164,10 +163,11 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
             if number != _MODEL_METADATA:
                 continue
             start, end = span(value)
-            if end - start > _MAX_METADATA_BYTES:
+            if end - start > STRING_BYTES + 2 * KEY_BYTES:
                 raise protobuf.MalformedProtobufError(f"an entry of its metadata has {end - start:,} bytes")
             key, said = _entry(data, value)
             found[key] = said
+            _count(found, KEYS, "metadata entries")
     return found
 
 
@@ -188,6 +188,7 @@ def inline_spans(path: str | PathLike[str]) -> dict[str, Span]:
                     parts = dict(fields(data, *span(tensor)))
                     if _TENSOR_RAW in parts and _TENSOR_NAME in parts:
                         found[text(data, parts[_TENSOR_NAME])] = span(parts[_TENSOR_RAW])
+                        _count(found, TENSORS, "initializers")
     return found
 
 
@@ -218,6 +219,7 @@ def _read_graph(data: Buffer, place: Span, result: OnnxFile) -> None:
             named = dict(fields(data, *span(value)))
             if _VALUE_NAME in named:
                 result.inputs.append(text(data, named[_VALUE_NAME]))
+                _count(result.inputs, TENSORS, "inputs")
         elif number == _GRAPH_INITIALIZER:
             name, external = "", {}
             for inner, part in fields(data, *span(value)):
@@ -227,12 +229,19 @@ def _read_graph(data: Buffer, place: Span, result: OnnxFile) -> None:
                     key, said = _entry(data, part)
                     external[key] = said
             result.initializers[name] = _external(name, external) if external else None
+            _count(result.initializers, TENSORS, "initializers")
 
 
 def _entry(data: Buffer, value: Value) -> tuple[str, str]:
     """Return key and value of a `StringStringEntryProto`."""
     parts = dict(fields(data, *span(value)))
-    return text(data, parts.get(_ENTRY_KEY, (0, 0))), text(data, parts.get(_ENTRY_VALUE, (0, 0)))
+    key, value = (parts.get(number, (0, 0)) for number in (_ENTRY_KEY, _ENTRY_VALUE))
+    return text(data, key), text(data, value, STRING_BYTES)
+
+
+def _count(found: Sized, most: int, what: str) -> None:
+    if len(found) > most:
+        raise protobuf.MalformedProtobufError(f"it has more than {most:,} {what}")
 
 
 def _external(name: str, entries: dict[str, str]) -> External:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
+from ..maxima import KEY_BYTES
+
 Span = tuple[int, int]
 """Place of a field's content in the file: bytes [start, end)."""
 Value = int | Span
@@ -83,9 +85,11 @@ def span(value: Value) -> Span:
     return value
 
 
-def text(data: Buffer, value: Value) -> str:
-    """Return a string field's value."""
+def text(data: Buffer, value: Value, most: int = KEY_BYTES) -> str:
+    """Return a string field's value, of so many bytes at most."""
     start, end = span(value)
+    if end - start > most:
+        raise MalformedProtobufError(f"a name or a text has {end - start:,} bytes: at most {most:,} are read")
     try:
         return data[start:end].decode()
     except UnicodeDecodeError:

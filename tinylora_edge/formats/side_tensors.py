@@ -118,6 +118,27 @@ def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
     return total.hexdigest()
 
 
+def check_shapes(base: GGUFFile, basis: Basis) -> None:
+    """Check that a GGUF has a basis's architecture and every module of it, in its shape.
+
+    llama.cpp ends the process where factors have another number of dimensions than the weight.
+
+    Raises:
+        BaseMismatchError: the architecture differs, or a module is missing or has another shape.
+    """
+    if base.architecture != basis.architecture:
+        raise BaseMismatchError(
+            f"the base has architecture {base.architecture!r}, but the basis is for {basis.architecture!r}"
+        )
+    for position, module in enumerate(basis.modules):
+        a, b = basis.a[position], basis.b[position]
+        expected = (*b.shape[:-1], a.shape[-1])
+        tensor = base.tensors.get(module)
+        if tensor is None or tensor.shape != expected:
+            found = "no such tensor" if tensor is None else f"shape {tensor.shape}"
+            raise BaseMismatchError(f"{module} has shape {expected} in the basis, but {found} in the base")
+
+
 def _read(file: GGUFFile) -> Basis:
     kind = (file.get("general.type"), file.get("adapter.type"))
     if kind != ("adapter", "tinylora"):

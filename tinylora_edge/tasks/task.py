@@ -80,11 +80,14 @@ class Completion:
         text: the answer, decoded, special tokens stripped.
         ended: it ended by itself (EOS) within the token limit; False if the limit cut it.
         tokens: how many tokens were generated.
+        exploded: the model's logits were no longer finite at its end: the vector is too large for the model.
+            Such an answer is none, and no reward judges it.
     """
 
     text: str
     ended: bool
     tokens: int
+    exploded: bool = False
 
 
 Reward: TypeAlias = Callable[[Completion, Sample], float]
@@ -146,6 +149,26 @@ class Task:
                 f"{self._where(completion, sample)}: the reward returned {score}, expected a finite number"
             )
         return score
+
+    def scores(
+        self, completions: Sequence[Completion], samples: Sequence[Sample], *, lowest: float = 0.0
+    ) -> list[float]:
+        """Return the rewards of completions, one a sample; those that exploded get the lowest of all.
+
+        Args:
+            completions: to judge.
+            samples: whose prompts they answer.
+            lowest: the lowest reward before: 0, which the built-in rewards never pass, or one below it.
+
+        Raises:
+            TrainError: as for `score`.
+        """
+        judged = [
+            None if completion.exploded else self.score(completion, sample)
+            for completion, sample in zip(completions, samples, strict=True)
+        ]
+        least = min([lowest, *(score for score in judged if score is not None)])
+        return [least if score is None else score for score in judged]
 
     def _where(self, completion: Completion, sample: Sample) -> str:
         return (

@@ -54,6 +54,7 @@ class Sampled:
     ) -> None:
         self.task, self.loss = task, loss
         self._rollouts, self._encode, self._decode, self._each = rollouts, encode, decode, each
+        self._lowest = 0.0  # reward so far: what exploded gets it
 
     def collect(
         self, v: NDArray[np.float32], samples: Sequence[Sample], seed: tuple[int, ...]
@@ -64,8 +65,12 @@ class Sampled:
         chosen = []
         for sample, group, scores in zip(samples, drawn, rewards, strict=True):
             advantage = advantages(scores, scale=self.loss.scale)
-            if advantage.any():
-                chosen.append((self._encode(sample), group, advantage))
+            whole = np.array(
+                [not rollout.exploded for rollout in group]
+            )  # what exploded has no log-probability
+            if advantage[whole].any():
+                kept = [rollout for rollout in group if not rollout.exploded]
+                chosen.append((self._encode(sample), kept, advantage[whole]))
         lengths = [len(r.tokens) for group in drawn for r in group]
         metrics = {
             "reward": float(np.mean(rewards)),
@@ -74,6 +79,8 @@ class Sampled:
             "tokens": int(np.sum(lengths)),
             "draw_s": time.monotonic() - began,
         }
+        if exploded := sum(r.exploded for group in drawn for r in group):
+            metrics["exploded"] = exploded
         return self._groups(chosen), metrics
 
     def draw(
@@ -94,12 +101,18 @@ class Sampled:
             temperature=temperature,
             seed=seed,
         )
-        rewards = [[self._score(r, sample) for r in g] for sample, g in zip(samples, drawn, strict=True)]
-        return drawn, rewards
-
-    def _score(self, rollout: Rollout, sample: Sample) -> float:
-        text = self._decode(rollout.tokens)
-        return self.task.score(Completion(text, rollout.ended, len(rollout.tokens)), sample)
+        flat = self.task.scores(
+            [
+                Completion(self._decode(r.tokens), r.ended, len(r.tokens), r.exploded)
+                for group in drawn
+                for r in group
+            ],
+            [sample for sample, group in zip(samples, drawn, strict=True) for _ in group],
+            lowest=self._lowest,
+        )
+        self._lowest = min([self._lowest, *flat])
+        rewards = iter(flat)
+        return drawn, [[next(rewards) for _ in group] for group in drawn]
 
     def _groups(
         self, chosen: list[tuple[NDArray[np.int32], list[Rollout], NDArray[np.float32]]]

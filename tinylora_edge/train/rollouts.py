@@ -24,11 +24,13 @@ class Rollout:
         tokens: int32 [n], the end token included where there was one.
         logprobs: float32 [n], under the distribution that they were drawn from.
         ended: it ended by itself.
+        exploded: the logits after it were not finite: the vector is too large for the model.
     """
 
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     ended: bool
+    exploded: bool = False
 
 
 class Rollouts(Protocol):
@@ -61,6 +63,10 @@ class Drawn(Protocol):
     @property
     def ended(self) -> bool:
         """Whether it ended by itself."""
+
+    @property
+    def exploded(self) -> bool:
+        """Whether the logits after it were not finite."""
 
 
 class TokenBatch(Protocol):
@@ -110,7 +116,7 @@ class LlamaRollouts:
             temperature=temperature,
             seed=seed,
         )
-        rollouts = [Rollout(g.tokens, g.logprobs, g.ended) for g in flat]
+        rollouts = [Rollout(g.tokens, g.logprobs, g.ended, g.exploded) for g in flat]
         return [rollouts[i : i + samples] for i in range(0, len(rollouts), samples)]
 
 

@@ -194,9 +194,10 @@ def _progress() -> Iterator[Any]:
 
         def show(figures: dict[str, Any]) -> None:
             if figures["event"] == "step":
+                away = figures.get("divergence")
+                now = "too large" if away is None else f"{away:.3f} nats from the prompted model"
                 status.update(
-                    f"step {figures['step']}: {figures['divergence']:.3f} nats from the prompted model, "
-                    f"{figures['tokens']:,} tokens, {figures['seconds']:.0f} s"
+                    f"step {figures['step']}: {now}, {figures['tokens']:,} tokens, {figures['seconds']:.0f} s"
                 )
 
         yield show

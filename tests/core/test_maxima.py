@@ -1,0 +1,196 @@
+"""Hostile files: small, well-formed, and declaring much. Each reader refuses them before it pays for them."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support
+
+from tinylora_edge import BaseMismatchError, BasisError, FrameError, maxima
+from tinylora_edge.errors import ExportError
+from tinylora_edge.exporters.interop.peft import read_tinylora
+from tinylora_edge.exporters.weights.hf_config import HFConfig
+from tinylora_edge.exporters.weights.safetensors import read_safetensors, write_safetensors
+from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
+from tinylora_edge.formats.onnx_adapter import decode, encode
+from tinylora_edge.formats.onnx_graph import read_metadata, read_onnx
+
+MEMORY = 64 << 20  # bytes that a refusal may take beside what was there
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def key(name: str, value: str = "x") -> bytes:
+    return text(name) + struct.pack("<I", 8) + text(value)
+
+
+def tensor(name: str, size: int, offset: int) -> bytes:
+    return text(name) + struct.pack("<IQIQ", 1, size, 0, offset)
+
+
+def image(pairs: list[bytes], tensors: list[bytes], data: bytes = b"") -> bytes:
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join([*pairs, *tensors])
+    return head + bytes(-len(head) % 32) + data
+
+
+GGUF = {
+    "a long key": (lambda: image([key("k" * 1025)], []), "1025 bytes: at most 1024"),
+    "a long tensor's name": (
+        lambda: image([], [tensor("t" * 257, 8, 0)], bytes(32)),
+        "257 bytes: at most 256",
+    ),
+    "many keys": (lambda: image([key(f"{i}") for i in range(65_537)], []), "65537 keys, .* at most 65536"),
+    "a long text": (lambda: image([key("k", "x" * ((1 << 24) + 1))], []), "16777217 bytes: at most 16777216"),
+    "many texts": (
+        lambda: image([text("k") + struct.pack("<IIQ", 9, 8, 1 << 22 | 1) + bytes(8 << 22 | 8)], []),
+        "a list of 4194305 texts: at most 4194304",
+    ),
+    "many tensors": (
+        lambda: b"GGUF" + struct.pack("<IQQ", 3, 1 << 18 | 1, 0) + bytes(9 << 20),
+        "262145 tensors, .* at most 262144",
+    ),
+    "tensors over each other": (
+        lambda: image([], [tensor("a", 1000, 0), tensor("c", 8, 4032), tensor("b", 1000, 32)], bytes(4064)),
+        "tensors a and b lie over the same bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "said"), GGUF.values(), ids=GGUF)
+def test_gguf(data: Callable[[], bytes], said: str) -> None:
+    made = data()
+    with support.memory_limit(MEMORY), pytest.raises(MalformedGGUFError, match=said):
+        GGUFFile(made)
+
+
+def test_overlaps() -> None:
+    assert maxima.overlap([]) is None
+    assert maxima.overlap([(4, 8, "b"), (0, 4, "a"), (8, 9, "c")]) is None
+    assert maxima.overlap([(4, 8, "b"), (0, 5, "a")]) == ("a", "b")
+    assert maxima.overlap([(0, 9, "a"), (2, 3, "b"), (8, 10, "c")]) == ("a", "b")
+    assert maxima.overlap([(3, 3, "empty"), (0, 5, "a"), (5, 5, "empty")]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 257}, "at most 256 as its rank, not 257"),
+        ({"u": 125_001}, r"at most 250,000 values \(2 groups x u 125001\), not 250002"),
+        ({"rank": 256, "u": 1000}, "at most 67,108,864 entries of its projections, not 393216000"),
+        ({"modules": tuple(f"blk.{i}.attn_q.weight" for i in range(16_385))}, "at most 16,384 modules"),
+        ({"modules": ("blk.0." + "x" * 300,)}, "at most 256 bytes in a module's name, not 306"),
+        ({"u": 513, "prior_mean": np.zeros(1026, np.float32)}, "at most 1,024 values with a prior, not 1026"),
+    ],
+)
+def test_a_basis(changes: dict[str, object], said: str) -> None:
+    basis = support.random_basis()
+    with support.memory_limit(MEMORY), pytest.raises(BasisError, match=said):
+        replace(basis, **changes)
+
+
+def test_the_dimensions_of_an_onnx_adapter() -> None:
+    """100,000 of them, whose product would have 600,000 digits."""
+    hostile, count = bytearray(encode(np.zeros((1, 3), np.float32), 1, 2)), 100_000
+    place = 48 + 8  # of the offset of the dimensions, in the one parameter
+    struct.pack_into("<I", hostile, place, len(hostile) - place)
+    hostile += struct.pack("<I", count) + struct.pack("<q", 1 << 40) * count
+    with pytest.raises(FrameError, match="of 100000 dimensions"):
+        decode(bytes(hostile))
+
+
+def field(number: int, data: bytes) -> bytes:
+    size, out = len(data), bytearray([number << 3 | 2])
+    while size > 0x7F:
+        out.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([*out, size]) + data
+
+
+def test_an_onnx_graph(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(field(7, field(11, field(1, b"i" * 1025))))
+    with pytest.raises(BaseMismatchError, match="1,025 bytes: at most 1,024"):
+        read_onnx(path)
+    path.write_bytes(field(14, field(1, b"k") + field(2, b"v" * ((1 << 24) + 1))))
+    with pytest.raises(BaseMismatchError, match="16,777,217 bytes"):
+        read_metadata(path)
+    path.write_bytes(b"".join(field(14, field(1, str(i).encode())) for i in range(65_537)))
+    with pytest.raises(BaseMismatchError, match="more than 65,536 metadata entries"):
+        read_metadata(path)
+
+
+def test_safetensors_over_each_other(tmp_path: Path) -> None:
+    """1,000 tensors of a megabyte, in a file of one."""
+    entry = {"dtype": "F32", "shape": [1 << 18], "data_offsets": [0, 1 << 20]}
+    header = json.dumps({f"t{i}": entry for i in range(1000)}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(1 << 20))
+    with support.memory_limit(MEMORY), pytest.raises(ExportError, match="lie over the same bytes"):
+        read_safetensors(path)
+
+
+def test_a_configuration_of_many_blocks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1000000}')
+    with support.memory_limit(MEMORY), pytest.raises(ExportError, match="1000000 layers"):
+        HFConfig(tmp_path)
+
+
+@pytest.mark.parametrize("declared", [{"r": 1 << 16, "u": 1}, {"r": 2, "u": 1 << 28}])
+def test_a_peft_checkpoint(tmp_path: Path, declared: dict[str, int]) -> None:
+    """The projections were not saved, so that they would be drawn again in the declared size."""
+    model, checkpoint = tmp_path / "model", tmp_path / "checkpoint"
+    for folder in (model, checkpoint):
+        folder.mkdir()
+    config = {"model_type": "llama", "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 8}
+    (model / "config.json").write_text(json.dumps(config))
+    write_safetensors(model / "model.safetensors", {f"{LAYER}.weight": np.zeros((8, 8), np.float32)})
+    (checkpoint / "adapter_config.json").write_text(json.dumps({"peft_type": "TINYLORA", **declared}))
+    prefix = f"base_model.model.{LAYER}.tinylora_"
+    tensors = {
+        f"{prefix}A": np.zeros((2, 8), np.float32),
+        f"{prefix}B": np.zeros((8, 2), np.float32),
+        "base_model.tinylora_v.0": np.zeros(2, np.float32),
+    }
+    write_safetensors(checkpoint / "adapter_model.safetensors", tensors)
+    with support.memory_limit(MEMORY), pytest.raises(ExportError, match="at most rank 256, 250,000 values"):
+        read_tinylora(checkpoint, model)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGB;16"])
+def test_a_picture_of_16_bits_a_colour(mode: str) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    pytest.importorskip("zxingcpp")
+    from tinylora_edge.cli.shared import qr_image
+
+    out = io.BytesIO()
+    if mode == "I;16":
+        image_module.new("I;16", (64, 64)).save(out, "PNG")
+    else:
+        out.write(_png(64, 64, depth=16, colour=2))
+    with pytest.raises(FrameError, match="16 bits a colour"):
+        qr_image.read(out.getvalue())
+    with support.memory_limit(MEMORY), pytest.raises(FrameError, match="7000 x 7000 pixels"):
+        qr_image.read(_png(7000, 7000, depth=8, colour=0))
+
+
+def _png(width: int, height: int, *, depth: int, colour: int) -> bytes:
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = 1 + width * depth // 8 * (3 if colour == 2 else 1)
+    pixels = zlib.compress(bytes(row * min(height, 64)))
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

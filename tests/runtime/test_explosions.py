@@ -1,0 +1,160 @@
+"""Vectors that are too large for the model: said, never a figure, and nothing of them stays for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_bundles
+import pytest
+from tuning_task import PROMPTS, favoured
+
+from tinylora_edge import MicroVector, TinyLoraError, TrainError, runtime
+from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings, measure_drift
+from tinylora_edge.runtime.distillation.contrast import Contrast
+from tinylora_edge.runtime.distillation.lesson import Lesson
+from tinylora_edge.runtime.distillation.replacement import measure
+from tinylora_edge.runtime.evaluation import evaluate
+from tinylora_edge.runtime.llama.batch import Batch
+from tinylora_edge.runtime.personal import Personal
+from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.tasks.behaviours import Behaviour
+
+TOKENS = [list(text.encode()) for text in ("one two three", "one two four", "one", "quite another text")]
+SAMPLES = [Sample(text, raw=True) for text in ("one two three", "quite another text")]
+TASK = Task("task", [], SAMPLES, lambda completion, sample: -3.0 - completion.tokens, max_tokens=4)
+
+QUICK: dict[str, Any] = {"max_tokens": 4, "n_threads": 1, "sequences": 8}
+
+
+@pytest.fixture
+def llm(load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path]) -> Iterator[TinyLoraLlama]:
+    with load(tiny_bundles["scales"], chat_format="chatml", flash_attn=False) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["llama", "onnx"])
+def either(request: pytest.FixtureRequest) -> Iterator[Personal]:
+    if request.param == "llama":
+        yield request.getfixturevalue("llm")
+        return
+    with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=96, n_threads=1) as opened:
+        yield opened
+
+
+def huge(llm: Personal) -> MicroVector:
+    return MicroVector(np.full((llm.basis.groups, llm.basis.u), 1e30, np.float32))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_says_what_explodes_and_forgets_it(llm: TinyLoraLlama, temperature: float) -> None:
+    options: dict[str, Any] = {"samples": 3, "max_tokens": 7, "temperature": temperature, "seed": 4}
+    with Batch(llm, n_ctx_seq=40, sequences=16, n_threads=2) as batch:
+
+        def answers() -> list[list[Any]]:
+            return [[g.tokens.tolist(), g.logprobs.tolist()] for g in batch.generate(TOKENS, **options)]
+
+        def scores() -> list[Any]:
+            return [row.tolist() for (row,) in batch.score(TOKENS, [[[65, 66]]] * 4)]
+
+        before = answers(), scores()
+        batch.swap(huge(llm))
+        for generation in batch.generate(TOKENS, **options):
+            assert generation.exploded
+            assert not generation.ended
+            assert np.isfinite(generation.logprobs).all()
+            assert len(generation.tokens) == len(generation.logprobs) < 7
+        assert all(np.isnan(row).all() for (row,) in batch.score(TOKENS, [[[65, 66]]] * 4))
+        batch.swap(None)
+        assert (answers(), scores()) == before
+        batch.swap(huge(llm))
+        batch.score(TOKENS, [[[65, 66]]] * 4)
+        batch.swap(None)
+        assert scores() == before[1]
+        assert not any(g.exploded for g in batch.generate(TOKENS, **options))
+
+
+def test_of_many_vectors_only_those_explode_that_do(either: Personal) -> None:
+    vectors = [MicroVector.random(either.basis, 0.3, seed=1), huge(either), None]
+    with either._population(SAMPLES, 4, sequences=8, n_threads=1) as population:
+        options: dict[str, Any] = {"max_tokens": 4, "temperature": 1.0, "seed": 3}
+        alone = [population.answer_each([v], SAMPLES, **options)[0] for v in (vectors[0], None)]
+        first, exploded, base = population.answer_each(vectors, SAMPLES, **options)
+        assert [first, base] == alone
+        assert all(answer.exploded for answer in exploded)
+        assert not any(answer.exploded for answer in (*first, *base))
+        drawn = population.draw(None, SAMPLES, max_tokens=4, seed=1)
+        ok, bad, again = population.score_each(vectors, SAMPLES, drawn)
+        assert np.isnan(bad).all()
+        assert np.isfinite(ok).all()
+        assert np.isfinite(again).all()
+
+
+def test_an_exploding_row_of_onnx_is_still_refused_by_its_number() -> None:
+    with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=96, n_threads=1) as llm:
+        for options in ({}, {"temperature": 1.0}):
+            with pytest.raises(TinyLoraError, match="not finite in row 1: its vector is too large"):
+                llm.generate_batch(["one", "two"], [None, huge(llm)], max_tokens=3, **options)
+
+
+def test_an_evaluation_counts_them_and_gives_them_the_lowest_reward(either: Personal) -> None:
+    with either._population(SAMPLES, 4, sequences=8, n_threads=1) as population:
+        found = evaluate(population, TASK, huge(either))
+        assert (found.exploded, found.scores.tolist()) == (2, [0.0, 0.0]), "no reward was known to be lower"
+        assert "2 exploded" in repr(found)
+        assert evaluate(population, TASK, None).exploded == 0
+
+
+def test_the_lowest_reward_is_one_that_was_given() -> None:
+    good, bad = Completion("", True, 2), Completion("", False, 0, exploded=True)
+    assert TASK.scores([good, bad], SAMPLES) == [-5.0, -5.0]
+    assert TASK.scores([bad, bad], SAMPLES, lowest=-9.0) == [-9.0, -9.0]
+
+
+def test_tuning_goes_around_what_explodes(either: Personal) -> None:
+    """Steps far too wide: every candidate explodes at first, and none is ever kept."""
+    rows: list[dict[str, Any]] = []
+    settings = TuneSettings(prompts=3, held_back=4, check_every=2, effect=None, reach=1e30, anchor=0.1)
+    tuning = RewardLearner(either, PROMPTS, favoured, settings=settings, report=rows.append, **QUICK)
+    found = tuning.run("3ktokens")
+    exploded = [row["exploded"] for row in rows if "exploded" in row]
+    assert exploded
+    assert max(exploded) >= 4
+    assert np.isfinite([value for row in rows for value in row.values() if isinstance(value, float)]).all()
+    assert np.isfinite(tuning.state.search["mean"]).all()
+    assert not found.improved
+    assert not found.vector.values.any()
+
+
+def test_the_size_of_steps_comes_down_from_one_that_explodes(llm: TinyLoraLlama) -> None:
+    rows: list[dict[str, Any]] = []
+    settings = TuneSettings(prompts=3, held_back=4, reach=2e6)
+    tuning = RewardLearner(llm, PROMPTS, favoured, settings=settings, report=rows.append, **QUICK)
+    first = tuning._plan.sigma
+    tuning.run("5ktokens")
+    assert 0 < rows[0]["sigma"] < first / 200
+
+
+def test_tuning_does_not_begin_with_what_explodes(either: Personal) -> None:
+    settings = TuneSettings(prompts=3, held_back=4, effect=None)
+    tuning = RewardLearner(either, PROMPTS, favoured, start=huge(either), settings=settings, **QUICK)
+    with pytest.raises(TrainError, match="begins with is too large for the model"):
+        tuning.run("5ktokens")
+
+
+def test_there_is_no_drift_of_what_explodes(either: Personal) -> None:
+    with pytest.raises(TrainError, match="vector 0 is too large for the model"):
+        measure_drift(either, huge(either), SAMPLES, n_threads=1, sequences=4)
+    assert measure_drift(either, None, SAMPLES, n_threads=1, sequences=4).kl == 0
+
+
+def test_there_is_no_replacement_by_what_explodes(llm: TinyLoraLlama) -> None:
+    arrays = [np.array(tokens, np.int32) for tokens in TOKENS]
+    with Batch(llm, n_ctx_seq=64, sequences=8, n_threads=1) as batch:
+        contrast = Contrast(batch, Lesson("prompt", arrays, arrays[::-1], [array[:2] for array in arrays]))
+        before = contrast.divergences(None)
+        with pytest.raises(TrainError, match="too large for the model"):
+            measure(batch, Behaviour("x", system="y"), ["q"] * 4, contrast, before, huge(llm), n_threads=1)
+        assert np.array_equal(contrast.divergences(None), before)

@@ -1,0 +1,75 @@
+"""Maxima: how much a file may declare, so that no small file takes gigabytes or minutes.
+
+Every reader takes its limits from here. Each stands well above whatever a model or a tool writes today; what
+a file holds within them takes memory and time in proportion to its own bytes.
+"""
+
+from __future__ import annotations
+
+VALUES = 250_000
+"""Values of a vector, G * u: 1 MB in float32. The largest in use, every entry of R, have some thousands."""
+
+RANK = 256
+"""Rank of factors. Ranks above some tens add nothing to a vector, and r * r floats a module are made."""
+
+PROJECTION_ENTRIES = 1 << 26
+"""Entries of all projections together, M * u * r * r: 256 MB in float32, made from 30 bytes of a header."""
+
+PRIOR_VALUES = 1 << 10
+"""Values of a vector that has a prior: its covariance is inverted, in cubic time."""
+
+MODULES = 1 << 14
+"""Modules of a basis. The largest models have some 1,500."""
+
+BLOCKS = 1 << 12
+"""Decoder blocks of a model: the table of their tensors' names has 10 kB a block. The largest have 130."""
+
+NAME_BYTES = 1 << 8
+"""Bytes of a tensor's name. llama.cpp takes 64."""
+
+KEY_BYTES = 1 << 10
+"""Bytes of a metadata key. The longest in use have about 60."""
+
+KEYS = 1 << 16
+"""Metadata keys of a file. Models have about 50."""
+
+STRING_BYTES = 1 << 24
+"""Bytes of one text in metadata. Chat templates have up to 100 kB, and lists of modules as much."""
+
+STRINGS = 1 << 22
+"""Texts of one metadata list. The largest vocabularies have 256,000, and their merges 500,000."""
+
+TENSORS = 1 << 18
+"""Tensors of a file. The largest checkpoints have 100,000, an expert a tensor."""
+
+DIMENSIONS = 8
+"""Dimensions of a tensor in files of ONNX and safetensors. GGUF has 4."""
+
+HEADER_BYTES = 100_000_000
+"""Bytes of a safetensors header: that format's own limit."""
+
+CONFIG_BYTES = 1 << 22
+"""Bytes of a configuration in JSON. The longest in use have some 10 kB."""
+
+VECTOR_FILE_BYTES = 1 << 20
+"""Bytes of a vector's file: `VALUES` in float32 with a signature."""
+
+PICTURE_PIXELS = 1 << 24
+"""Pixels of a picture of a QR code: 64 MB in memory, from some kB of PNG. Phones take 12 million."""
+
+
+def overlap(places: list[tuple[int, int, str]]) -> tuple[str, str] | None:
+    """Return the names of two places in a file that overlap, or None.
+
+    Two tensors over the same bytes would let a small file hold much.
+
+    Args:
+        places: begin, end and name of each; empty ones overlap nothing.
+    """
+    before: tuple[int, int, str] | None = None
+    for place in sorted(place for place in places if place[0] < place[1]):
+        if before is not None and place[0] < before[1]:
+            return before[2], place[2]
+        if before is None or place[1] > before[1]:
+            before = place
+    return None
