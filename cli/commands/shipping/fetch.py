@@ -41,6 +41,10 @@ def fetch(
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long it may take in all.")
     ] = 300.0,
     attempts: Annotated[int, typer.Option(metavar="N", min=1, help="How often to ask at most.")] = 5,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Follow redirects from public to private addresses too."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch the newest vector of a stream, check it, and only then replace FILE.
@@ -61,7 +65,9 @@ def fetch(
         )
     basis = vectors.find_basis(bundle)
     present, etag = _remembered(output, basis, url, stream)
-    got = fetch_frame(url, basis, stream, etag=etag, deadline=deadline, attempts=attempts)
+    got = fetch_frame(
+        url, basis, stream, etag=etag, deadline=deadline, attempts=attempts, allow_private=allow_private
+    )
     data = present if got.data is None else got.data
     assert data is not None
     vector = policy.check(data, basis, stream=keyfiles.stream_of(stream))
