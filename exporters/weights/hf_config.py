@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import gguf
 
+from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...row_orders import find_architecture, read_heads
+
+_MOST_BLOCKS = 10_000  # of a model; the largest have 126
 
 
 class HFConfig:
@@ -31,16 +33,16 @@ class HFConfig:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "config.json"
         try:
-            values: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
+            values: dict[str, Any] = read_json(self.path)
             model_type = values["model_type"]
             self.blocks = int(values["num_hidden_layers"])
-            if not isinstance(model_type, str) or self.blocks < 1:
+            if not isinstance(model_type, str) or not 1 <= self.blocks <= _MOST_BLOCKS:
                 raise ValueError(f"model_type {model_type!r}, {self.blocks} layers")
         except FileNotFoundError:
             raise ExportError(
                 f"{directory} lacks config.json: expected a Hugging Face model directory, or a .gguf file"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ExportError(f"{self.path} is not the configuration of a decoder: {error!r}") from None
         self.heads = read_heads(values.get)
         architecture = find_architecture(model_type, set(gguf.MODEL_ARCH_NAMES.values()))

@@ -23,6 +23,8 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
+from .._system import check_path
+
 _SCALARS = {
     0: "<B",
     1: "<b",
@@ -94,6 +96,7 @@ class GGUFFile:
         if isinstance(source, bytes):
             self._buffer: mmap.mmap | bytes = source
         else:
+            check_path(source, MalformedGGUFError)
             with open(source, "rb") as file:
                 if file.seek(0, 2) == 0:
                     raise MalformedGGUFError("the file is empty")

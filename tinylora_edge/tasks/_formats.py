@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
+from ..documents import parse_json
 from . import _words
 from ._split import Draw
 from ._word_tasks import ask, generate, has_noun
@@ -70,7 +70,7 @@ def _json(completion: Completion, sample: Sample) -> float:
         whole = False
         begins = _OBJECT.match(completion.text.lstrip())
         try:
-            value = json.loads(begins["object"]) if begins else None
+            value = parse_json(begins["object"]) if begins else None
         except ValueError:
             value = None
     return _grade(whole) if _names_and_colors(value, sample) else 0.0

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import sys
-import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from ...documents import parse_toml, read_toml
 from ...errors import TinyLoraError, TrainError
 from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
@@ -82,7 +82,7 @@ def read_recipe(path: str | PathLike[str] | None, changes: Sequence[str] = ()) -
     table: dict[str, Any] = {}
     if path is not None:
         try:
-            table = tomllib.loads(Path(path).read_text("utf-8"))
+            table = read_toml(path)
         except OSError as error:
             raise TrainError(f"{path}: cannot read the recipe: {error.strerror}") from None
         except ValueError as error:
@@ -212,8 +212,8 @@ def _change(table: dict[str, Any], change: str) -> None:
     if not equals or not key:
         raise TrainError(f"--set {change}: expected KEY=VALUE, such as options.settings.prompts=8")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
         value = text
     *outer, last = key.split(".")
     for name in outer:
