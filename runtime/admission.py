@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from .._system import check_path
 from ..basis import Basis
 from ..errors import VectorError
 from ..vector import MicroVector, Policy
@@ -54,6 +55,7 @@ def vector_bytes(source: object) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, Path):
+        check_path(source, VectorError)
         with source.open("rb") as file:
             data = file.read(_LONGEST + 1)
         if len(data) > _LONGEST:
