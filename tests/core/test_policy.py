@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
+import random
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -94,7 +98,9 @@ class TestRule3TagVerifies:
 
     @pytest.mark.parametrize("signer", [MAC, SIGN], ids=["mac", "signature"])
     def test_under_a_trusted_key(self, signer):
-        policy = Policy(keys=[Hmac(STRANGER), VERIFY, MAC, Ed25519Verifier(bytes(32))])
+        policy = Policy(
+            keys=[Hmac(STRANGER), VERIFY, MAC, Ed25519Verifier(Ed25519Signer(STRANGER).public_key)]
+        )
         data = vector(3).to_bytes(BASIS, signer)
         assert policy.check(data, BASIS) == vector(3)
         with pytest.raises(SignatureError, match="2 trusted keys"):
@@ -137,6 +143,19 @@ class TestRule4Strength:
             with pytest.raises(error, match=f"requires a {require}"):
                 policy.check(self.FRAMES[form], BASIS)
 
+    @pytest.mark.parametrize(
+        ("keys", "level"), [([], "none"), ([VERIFY], "signature"), ([MAC], "mac"), ([VERIFY, MAC], "mac")]
+    )
+    def test_keys_imply_what_they_check(self, keys, level):
+        """As on the command line: who hands over a key does not mean checksums, which anybody makes."""
+        policy = Policy(keys=keys)
+        assert policy.require == level
+        if keys:
+            for form in ("raw", "crc"):
+                with pytest.raises(SignatureError, match=f"requires a {level}"):
+                    policy.check(self.FRAMES[form], BASIS)
+            assert Policy("none", keys=keys).check(self.FRAMES["crc"], BASIS) == vector()
+
     def test_unknown(self):
         with pytest.raises(VectorError, match=r"'hmac'.*none, checksum, mac, signature"):
             Policy("hmac")
@@ -159,7 +178,7 @@ class TestRule5Finite:
         key = {"crc32": None, "hmac": KEY, "ed25519": Ed25519PrivateKey.from_private_bytes(KEY)}[tag]
         data = support.frame(BASIS.digest, payload, tag=tag, key=key)
         with pytest.raises(NonFiniteError, match="value 1"):
-            Policy(keys=[MAC, VERIFY]).check(data, BASIS)
+            Policy("none", keys=[MAC, VERIFY]).check(data, BASIS)
 
     @pytest.mark.parametrize(("dtype", "payload"), [("bf16", "807f"), ("bf16", "c07f"), ("fp16", "007c")])
     def test_in_short_dtypes(self, dtype, payload):
@@ -189,6 +208,17 @@ class TestRule6Norm:
     def test_counts_raw_payloads_too(self):
         with pytest.raises(VectorError, match="norm"):
             Policy(max_norm=1).check(vector(values=(3, 0, 4)).to_bytes(BASIS, None), BASIS)
+
+    @pytest.mark.parametrize("bound", [math.nan, -1, -math.inf, "1", None, np.float32("nan")])
+    def test_what_bounds_nothing_is_refused(self, bound):
+        with pytest.raises(VectorError, match="bounds nothing"):
+            Policy(max_norm=bound)
+
+    def test_no_bound_and_one_of_zero(self):
+        large = vector(values=(3e38, 0, 0)).to_bytes(BASIS)
+        assert Policy(max_norm=math.inf).check(large, BASIS).norm > 1e38
+        with pytest.raises(VectorError, match="norm"):
+            Policy(max_norm=np.float64(0)).check(large, BASIS)
 
 
 class TestRule7Sequence:
@@ -220,12 +250,63 @@ class TestRule7Sequence:
                 policy.check(data, BASIS)
         self.accept(policy, 1)
 
-    def test_recording_an_older_vector_does_not_lower_the_mark(self):
+    def test_recording_an_older_vector_is_refused_and_does_not_lower_the_mark(self):
+        """Another thread has applied a later one since this one was checked."""
         policy = Policy()
+        older = policy.check(crc(2), BASIS)
         self.accept(policy, 9)
-        policy.record(vector(2), BASIS)
+        with pytest.raises(RollbackError, match="sequence 2, but 9"):
+            policy.record(older, BASIS)
+        with pytest.raises(RollbackError), policy.admit(crc(9), BASIS):
+            self.accept(policy, 10)
         with pytest.raises(RollbackError):
-            policy.check(crc(8), BASIS)
+            policy.check(crc(9), BASIS)
+
+    @pytest.mark.parametrize("sequence", [0, 1, 9])
+    def test_a_sequence_is_used_once_under_a_key(self, sequence):
+        policy = Policy(keys=[VERIFY])
+        first, second = (vector(sequence, (x, 0, 0)).to_bytes(BASIS, SIGN) for x in (0.5, 0.25))
+        checked, other = policy.check(first, BASIS), policy.check(second, BASIS)
+        policy.record(checked, BASIS)
+        policy.record(policy.check(first, BASIS), BASIS)
+        with pytest.raises(RollbackError, match=f"another vector with this sequence .* {VERIFY.id}"):
+            policy.check(second, BASIS)
+        with pytest.raises(RollbackError, match="another vector"):
+            policy.record(other, BASIS)
+        policy.check(first, BASIS)
+        policy.check(second, BASIS, stream="bob")
+
+    def test_an_app_may_try_vectors_of_its_own_under_one_sequence(self):
+        policy = Policy()
+        for x in (0.5, 0.25, 0.5):
+            policy.record(policy.check(vector(1, (x, 0, 0)).to_bytes(BASIS), BASIS), BASIS)
+
+    def test_what_nobody_numbered_is_remembered_too(self):
+        made = MicroVector(vector().values)
+        assert made.sequence == MicroVector.zeros(BASIS).sequence == 1
+        policy = Policy()
+        policy.record(policy.check(made.to_bytes(BASIS), BASIS), BASIS)
+        with pytest.raises(RollbackError):
+            policy.check(crc(0), BASIS)
+
+    def test_threads_that_race_leave_the_highest_and_tell_the_others(self):
+        policy = Policy()
+        checked = [policy.check(crc(sequence), BASIS) for sequence in range(1, 200)]
+        random.Random(0).shuffle(checked)
+
+        def record(found):
+            try:
+                policy.record(found, BASIS)
+            except RollbackError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            done = list(pool.map(record, checked))
+        assert done[[found.sequence for found in checked].index(199)]
+        assert not all(done)
+        with pytest.raises(RollbackError, match="199"):
+            policy.check(crc(198), BASIS)
 
     def test_streams_and_bases_are_apart(self):
         policy = Policy()
@@ -290,6 +371,34 @@ class TestOrder:
         policy.record(vector(9), BASIS)
         data = support.frame(BASIS.digest, np.array([0, 0.5, 0], "<f4").tobytes(), sequence=9)
         assert policy.check(data, BASIS) == vector(9, (0, 0.5, 0))
+
+
+class TestPickles:
+    def test_a_key_is_in_none(self):
+        with pytest.raises(SignatureError, match="a MAC key is a secret"):
+            pickle.dumps(MAC)
+        with pytest.raises(SignatureError, match="secret"):
+            copy.deepcopy(MAC)
+
+    def test_a_policy_goes_without_its_keys_and_refuses_what_needs_one(self):
+        policy = Policy("mac", keys=[MAC])
+        data = vector(5).to_bytes(BASIS, MAC)
+        policy.record(policy.check(data, BASIS), BASIS)
+        pickled = pickle.dumps(policy)
+        assert KEY not in pickled
+        there = pickle.loads(pickled)
+        with pytest.raises(SignatureError, match="no HMAC key"):
+            there.check(data, BASIS)
+        with pytest.raises(SignatureError, match="requires a mac"):
+            there.check(crc(9), BASIS)
+
+    def test_what_was_accepted_goes_along(self):
+        policy = Policy()
+        policy.record(policy.check(crc(5), BASIS), BASIS)
+        there = pickle.loads(pickle.dumps(policy))
+        with pytest.raises(RollbackError):
+            there.check(crc(4), BASIS)
+        there.record(there.check(crc(6), BASIS), BASIS)
 
 
 class TestWarning:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import TrainError
 from ..runtime.drift import Drift
 from ..runtime.evaluation import Comparison, Evaluation, compare
+from ..vector import FIRST_SEQUENCE
 from .grpo import Loss
 from .trainer import Result, TrainSettings
 
@@ -49,7 +50,7 @@ class Options:
     workers: int | None = None
     sequences: int = 32
     wire: str = "fp32"
-    sequence: int = 0
+    sequence: int = FIRST_SEQUENCE
     evaluate: bool = True
     drift: int = 32
 
