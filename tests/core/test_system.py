@@ -12,6 +12,7 @@ import textwrap
 import pytest
 
 from tinylora_edge._system import atomic_write
+from tinylora_edge.wire.marks import StateFile
 
 
 def mode(path) -> int:
@@ -132,3 +133,19 @@ class TestKilledWriters:
             "file",
             "precious",
         ]
+
+    def test_a_state_sweeps_at_once_and_its_own_alone(self, tmp_path):
+        """Who writes one holds its lock. `*` is a name as well, and not every file."""
+        own = {name: f".{name}.abcd_123.tmp" for name in ("state", "*")}
+        others = [".state.x.abcd_123.tmp", ".v.bin.abcd_123.tmp", ".state.abc.tmp", ".state.ABCD_123.tmp"]
+        for name in (*own.values(), *others):
+            (tmp_path / name).write_bytes(b"half")
+        (tmp_path / ".state.link_123.tmp").symlink_to(tmp_path / others[0])
+        StateFile(tmp_path / "state").record(("d", "k", "s"), 5)
+        left = set(os.listdir(tmp_path))
+        assert left >= {own["*"], *others, ".state.link_123.tmp"}
+        assert own["state"] not in left
+        StateFile(tmp_path / "*").record(("d", "k", "s"), 5)
+        left = set(os.listdir(tmp_path))
+        assert left >= set(others)
+        assert own["*"] not in left

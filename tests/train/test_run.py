@@ -17,8 +17,6 @@ from tinylora_edge import BaseMismatchError, Bundle, MicroVector, TrainError, ru
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, TrainSettings, train
-from tinylora_edge.train import checkpoint as checkpoints
-from tinylora_edge.train import output as outputs
 from tinylora_edge.train.trainer import as_good, unusual
 
 FAST = TrainSettings(steps=6, prompts=4, validate_every=3, validation=16, checkpoint_every=2, lr=0.2, seed=1)
@@ -389,31 +387,3 @@ def test_refuses_to_overwrite(
     with pytest.raises(TrainError, match="exists already"):
         train(tiny_bundle, letters_task, tmp_path / "v", options=options)
     assert (tmp_path / "v").read_bytes() == b"precious"
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        "[]",
-        "7",
-        "{}",
-        "[" * 9999,
-        '{"identity": 7, "state": {}}',
-        '{"identity": {}, "state": []}',
-        '{"state": {}}',
-        '{"identity": {}, "state": {"unknown": 1}}',
-    ],
-)
-def test_a_checkpoint_of_wrong_types(tmp_path: Path, header: str) -> None:
-    path = tmp_path / "checkpoint.npz"
-    arrays = {name: np.zeros((1, 1), np.float32) for name in ("v", "m", "s", "best_v", "top_scores")}
-    np.savez(path, header=np.array(header), **arrays)
-    with pytest.raises(TrainError, match="not a usable checkpoint"):
-        checkpoints.load(path, {})
-
-
-@pytest.mark.parametrize("line", [b"[]", b"{", b"7", b"\xff", b"[" * 9999])
-def test_a_record_of_a_run_that_is_damaged(tmp_path: Path, line: bytes) -> None:
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
-    with pytest.raises(TrainError, match=r"metrics\.jsonl is damaged"):
-        outputs._rows(tmp_path / "metrics.jsonl")

@@ -248,22 +248,6 @@ class TestFile:
             list(pool.map(record, checked))
         assert sequences(tmp_path / "state") == {MARK: 24}
 
-    def test_it_sweeps_what_killed_writers_left_of_it_and_nothing_else(self, tmp_path):
-        """`*` is a name as well, and not every file."""
-        own = [f".{name}.abcd_123.tmp" for name in ("state", "*")]
-        others = [".state.x.abcd_123.tmp", ".v.bin.abcd_123.tmp", ".state.abc.tmp", ".state.ABCD_123.tmp"]
-        for name in (*own, *others):
-            (tmp_path / name).write_bytes(b"half")
-        (tmp_path / ".state.bbbb_123.tmp").symlink_to(tmp_path / others[0])
-        apply(policy(tmp_path / "state"), frame(5))
-        left = {entry.name for entry in tmp_path.iterdir()}
-        assert left >= {own[1], *others, ".state.bbbb_123.tmp"}
-        assert own[0] not in left
-        apply(policy(tmp_path / "*"), frame(5))
-        left = {entry.name for entry in tmp_path.iterdir()}
-        assert left >= set(others)
-        assert own[1] not in left
-
     @given(st.binary(max_size=200))
     def test_other_content_is_an_error_of_one_kind(self, data):
         with pytest.raises(ValueError, match=r"begin|match|structure|sequence"):
