@@ -65,7 +65,7 @@ def refusal(policy: Policy, data: bytes, basis: Basis) -> Callable[[], object]:
 def contestants(basis: Basis, folder: Path, calls: int) -> dict[str, Callable[[], float]]:
     signer = Ed25519Signer(KEY)
     keys = [Hmac(KEY), Ed25519Verifier(signer.public_key)]
-    policy, kept = Policy(keys=keys), Policy(keys=keys, state=folder / "state")
+    policy, kept = Policy("none", keys=keys), Policy("none", keys=keys, state=folder / "state")
     bare = ed25519.Ed25519PublicKey.from_public_bytes(signer.public_key)
     signers = dict(zip(FORMS, (None, "crc32", Hmac(KEY), signer), strict=True))
     found: dict[str, Callable[[], float]] = {}

@@ -119,6 +119,7 @@ def run() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, _leave)
+    console.replace_closed_streams()
     console.survive_any_text()
     try:
         app()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from .._system import check_path
 from ..basis import Basis
 from ..errors import VectorError
 from ..maxima import VECTOR_FILE_BYTES
@@ -52,6 +53,7 @@ def vector_bytes(source: object) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, Path):
+        check_path(source, VectorError)
         with source.open("rb") as file:
             data = file.read(VECTOR_FILE_BYTES + 1)
         if len(data) > VECTOR_FILE_BYTES:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -18,16 +20,20 @@ __version__ = "0.1.0"
 def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; on leaving, make it `path` durably.
 
-    On an exception the temporary file is removed and `path` stays as it was. `mode` is subject to the
-    umask, as with `open`.
+    On an exception the temporary file is removed and `path` stays as it was. What a killed writer of the
+    same path left behind is swept. `mode` is subject to the umask, as with `open`.
 
     Raises:
         OSError: the directory is missing, not writable, or full.
     """
+    check_path(path, FileNotFoundError)
     path = Path(path)
+    sweep(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            with suppress(OSError):  # a file system without locks
+                _hold(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,6 +44,50 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
             os.unlink(name)
         raise
     sync_directory(path.parent)
+
+
+def check_path(path: str | PathLike[str], error: type[Exception]) -> None:
+    """Raise an error where a path has a null byte: Python's own is a bare ValueError."""
+    if "\0" in os.fsdecode(path):
+        raise error(f"{os.fsdecode(path)!r} is no name of a file: it has a null byte")
+
+
+def sweep(path: Path, *, age: float = 3600.0) -> None:
+    """Remove temporary files that killed writers of a path left behind, and nobody else's.
+
+    A writer holds a lock on its file while it lives, so that only what a dead one left is removed; where the
+    file system has no locks, nothing is. The age in seconds is for the moment before the lock.
+    """
+    name = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.tmp\Z")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if (
+                    name.match(entry.name)
+                    and entry.is_file(follow_symlinks=False)
+                    and time.time() - entry.stat().st_mtime >= age
+                ):
+                    _remove_if_dead(entry.path)
+
+
+def _remove_if_dead(path: str) -> None:
+    if os.name != "nt":  # Windows refuses to remove what is open
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            _hold(handle)
+            os.unlink(path)
+        finally:
+            os.close(handle)
+    else:
+        os.unlink(path)
+
+
+def _hold(handle: int) -> None:
+    """Lock a file until it is closed or its process dies. Raises OSError where somebody holds it."""
+    if os.name != "nt":
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def cores() -> int:

@@ -62,7 +62,7 @@ class SignatureError(VectorError):
 
 
 class RollbackError(VectorError):
-    """A frame's sequence number is lower than one that was already accepted from the same stream."""
+    """A frame's sequence is lower than one accepted from the same stream, or that of another vector."""
 
 
 class BasisMismatchError(VectorError):

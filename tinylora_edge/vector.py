@@ -5,6 +5,7 @@ Rules only: no I/O but a policy's own marks, and no model.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,6 @@ from .basis import Basis
 from .errors import (
     ChecksumError,
     NonFiniteError,
-    RollbackError,
     SignatureError,
     UnauthenticatedVectorWarning,
     VectorError,
@@ -29,6 +29,10 @@ from .wire import frame, marks, tags
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
+
+FIRST_SEQUENCE = 1
+"""The sequence of a vector that nobody numbered. It is not 0, above which every state begins, so that a
+device remembers it: a second vector with the same one is noticed under a key, and an older one always."""
 
 _LEVEL_OF_KIND = {None: 0, tags.CRC32: 1, tags.HMAC: 2, tags.ED25519: 3}
 _NEED_OF_KIND = {tags.HMAC: "mac", tags.ED25519: "signature"}
@@ -44,7 +48,8 @@ class MicroVector:
         values: float32 [G, u]. Rounded to `dtype` when the vector is made, so that what a host holds
             is what a device will hold.
         dtype: of the values on the wire: `fp32`, `bf16` or `fp16`.
-        sequence: 0 .. 65535; rises with every vector of the same stream.
+        sequence: 0 .. 65535; rises with every vector of the same stream. The first one is 1. 0 is what a
+            raw payload has, which carries none.
 
     Raises:
         VectorError: an unknown dtype, values that are not [G, u], or a sequence out of range.
@@ -53,7 +58,7 @@ class MicroVector:
 
     values: NDArray[np.float32]
     dtype: str = "fp32"
-    sequence: int = 0
+    sequence: int = FIRST_SEQUENCE
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # infinity is refused below
@@ -152,18 +157,22 @@ class CheckedVector(MicroVector):
 
     Attributes:
         verified_by: id of the trusted key under which its tag verified; empty for a checksum, or none.
+        raw: whether it came as a raw payload, which has no sequence.
     """
 
     verified_by: str = field(default="", init=False)
+    raw: bool = field(default=False, init=False)
 
     @classmethod
-    def _under(cls, key: str, values: NDArray[np.float32], dtype: str, sequence: int) -> CheckedVector:
-        vector = cls(values, dtype, sequence)
+    def _under(cls, key: str, values: NDArray[np.float32], dtype: str, sequence: int | None) -> CheckedVector:
+        vector = cls(values, dtype, sequence or 0)
         object.__setattr__(vector, "verified_by", key)
+        object.__setattr__(vector, "raw", sequence is None)
         return vector
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._under, (self.verified_by, self.values, self.dtype, self.sequence)
+        sequence = None if self.raw else self.sequence
+        return type(self)._under, (self.verified_by, self.values, self.dtype, sequence)
 
 
 class Policy:
@@ -179,8 +188,9 @@ class Policy:
     5. Every value is finite (NonFiniteError).
     6. The norm of the values is at most `max_norm` (VectorError).
     7. The sequence is not lower than the highest accepted from the same stream under the same key
-       (RollbackError). An equal one is accepted, so that a frame may be delivered twice. Raw payloads have
-       no sequence.
+       (RollbackError). An equal one is accepted, so that a frame may be delivered twice; under a key it is
+       refused with other values, since whoever carries frames could then choose between the two. (Whoever
+       forges a checksum can choose any sequence.) Raw payloads have no sequence.
 
     The highest accepted sequence of each (basis, key, stream) is remembered while the policy lives, and
     with `state` in a file that outlives it; share one policy between models to share that memory. Frames
@@ -190,27 +200,28 @@ class Policy:
     out of `keys`. As long as it is there, the last frames that it signed are accepted too.
 
     Args:
-        require: `none` (the default: raw payloads too, with one warning), `checksum`, `mac` or `signature`.
+        require: `none` (raw payloads too, with one warning), `checksum`, `mac` or `signature`. By default
+            what the keys check: a signature where all are public keys, a MAC where any is a MAC key, and
+            nothing without keys.
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
-        max_norm: largest Euclidean norm of the values that is accepted.
+        max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
         state: a file that keeps the sequences through restarts. Its directory must exist. Processes may
             share it. Whoever can write to it can undo rule 7.
 
     Raises:
-        VectorError: an unknown `require`, one that no key in `keys` can satisfy, or a damaged state file.
+        VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
+            number from 0 on, or a damaged state file.
         FileNotFoundError: the directory of `state` does not exist.
     """
 
     def __init__(
         self,
-        require: str = "none",
+        require: str | None = None,
         *,
         keys: Sequence[tags.Verifier] = (),
         max_norm: float = math.inf,
         state: str | PathLike[str] | None = None,
     ) -> None:
-        if require not in LEVELS:
-            raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
         unusable = [key for key in keys if not isinstance(key, tags.Verifier)]
         if unusable or isinstance(keys, str | bytes):
             got = type(keys if isinstance(keys, str | bytes) else unusable[0]).__name__
@@ -218,6 +229,12 @@ class Policy:
                 f"keys=[...] takes verifiers, not {got}: make them with Hmac(secret), Hmac.from_hex(text) or "
                 "Ed25519Verifier.from_pem(text)"
             )
+        if require is None:
+            require = LEVELS[min((_LEVEL_OF_KIND[key.kind] for key in keys), default=0)]
+        if require not in LEVELS:
+            raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
+        if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
+            raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
         self._required = LEVELS.index(require)
         if self._required >= 2 and not any(_LEVEL_OF_KIND[key.kind] >= self._required for key in keys):
             raise VectorError(
@@ -233,6 +250,10 @@ class Policy:
     def __repr__(self) -> str:
         keys = ", ".join(map(tags.key_id, self._keys))
         return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g}, {self._marks!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle goes anywhere, and a MAC key is a secret. What comes out of it refuses what needs a key.
+        return {**vars(self), "_keys": ()}
 
     def check(self, data: bytes, basis: Basis, *, stream: str = "") -> CheckedVector:
         """Return the micro-vector in `data` if every rule allows it; change nothing.
@@ -258,14 +279,9 @@ class Policy:
         if received.sequence is None:
             self._warn_once()
         else:
-            highest = self._marks.highest(_mark(basis, key, stream))
-            if received.sequence < highest:
-                raise RollbackError(
-                    f"the frame has sequence {received.sequence}, but {highest} was already accepted"
-                    f"{f' from stream {stream!r}' if stream else ''}{f' under key {key}' if key else ''}: "
-                    "an older vector is not applied again"
-                )
-        return CheckedVector._under(key, values, received.dtype, received.sequence or 0)
+            content = _content(key, values, received.dtype)
+            self._marks.check(_mark(basis, key, stream), received.sequence, content)
+        return CheckedVector._under(key, values, received.dtype, received.sequence)
 
     @contextmanager
     def admit(self, data: bytes, basis: Basis, *, stream: str = "") -> Iterator[CheckedVector]:
@@ -289,11 +305,18 @@ class Policy:
         """Remember that a vector which `check` returned was applied; with a state file, durably.
 
         Raises:
+            RollbackError: another thread or process recorded a later vector of the stream meanwhile, or
+                another one with this sequence: the caller takes back what it did.
             VectorError: the state file is damaged, or the stream's name is too long.
             OSError: the state file cannot be written; it stays as it was.
         """
-        key = vector.verified_by if isinstance(vector, CheckedVector) else ""
-        self._marks.record(_mark(basis, key, stream), vector.sequence)
+        key = ""
+        if isinstance(vector, CheckedVector):
+            if vector.raw:
+                return
+            key = vector.verified_by
+        content = _content(key, vector.values, vector.dtype)
+        self._marks.record(_mark(basis, key, stream), vector.sequence, content)
 
     def _check_tag(self, received: frame.Frame, digest: bytes) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""
@@ -337,6 +360,14 @@ class Policy:
                 UnauthenticatedVectorWarning,
                 stacklevel=4,
             )
+
+
+def _content(key: str, values: NDArray[np.float32], dtype: str) -> str:
+    """Return what stands for the values of a vector in a policy's memory: nothing without a key."""
+    if not key:
+        return ""
+    data = frame.encode_values(values.reshape(-1), dtype)
+    return hashlib.sha256(dtype.encode() + b"\n" + data).hexdigest()[:32]
 
 
 def _mark(basis: Basis, key: str, stream: str) -> marks.Mark:

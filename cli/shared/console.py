@@ -5,6 +5,7 @@ In a pipe nothing here writes a control code or wraps a line to a terminal that 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -180,6 +181,46 @@ def survive_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _ClosedStream(io.TextIOBase):
+    """A standard stream that this process was started without."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    @property
+    def buffer(self) -> Any:
+        raise self._error()
+
+    def read(self, size: int | None = -1, /) -> str:
+        raise self._error()
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        raise self._error()
+
+    def write(self, text: str, /) -> int:
+        raise self._error()
+
+    def _error(self) -> CommandError:
+        return CommandError(f"{self._name} is closed, and this command needs it: redirect it")
+
+
+def replace_closed_streams() -> None:
+    """Put something in the place of standard streams that are closed: what uses one is told.
+
+    The descriptors are taken, so that no file that is opened later becomes what native code prints to.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            # Nobody can be told that errors go nowhere.
+            stream = open(os.devnull, "w") if name == "stderr" else _ClosedStream(name)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _console(*, stderr: bool) -> Console:

@@ -73,15 +73,15 @@ def policy(
 ) -> Policy:
     """Return the policy of a device that is given these options.
 
-    Where nothing is required by name, the keys say it: who hands over public keys alone surely means
-    signatures, and who hands over any MAC key at least a MAC. `keyless` is for a device without any.
+    Where nothing is required by name, the keys say it, as `Policy` does. `keyless` is for a device without
+    any.
 
     Errors: those of `signer`, `mac` and `Policy`.
     """
     trusted = verifiers(keys, macs)
-    kinds = {key.kind for key in trusted}
-    implied = Require.signature if kinds == {tags.ED25519} else Require.mac if kinds else keyless
-    return Policy((require or implied).value, keys=trusted, max_norm=max_norm, state=state)
+    if require is None and not trusted:
+        require = keyless
+    return Policy(require and require.value, keys=trusted, max_norm=max_norm, state=state)
 
 
 def stream_of(name: str) -> str:

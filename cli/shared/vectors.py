@@ -11,16 +11,15 @@ from typing import Any
 import typer
 
 from ... import Basis, Bundle, FrameError, load_basis
-from ..._system import atomic_write
+from ..._system import atomic_write, check_path
 from ...formats.gguf import GGUFFile, MalformedGGUFError
+from ...maxima import VECTOR_FILE_BYTES
+from ...vector import FIRST_SEQUENCE
 from ...wire import frame, tags, text
 from . import console, qr_image
 
 STREAM = "-"
 """Stands for stdin or stdout."""
-
-MAX_BYTES = 1 << 20
-"""No vector is longer: a quarter of a million values are no micro-vector."""
 
 _MAX_READ = 1 << 24  # of a picture
 
@@ -38,15 +37,16 @@ def read(source: str) -> bytes:
     if source == STREAM:
         data = sys.stdin.buffer.read(_MAX_READ + 1)
     else:
+        check_path(source, FrameError)
         with open(source, "rb") as file:
             data = file.read(_MAX_READ + 1)
     if qr_image.is_picture(data) and len(data) <= _MAX_READ:
         return qr_image.read(data)
     if text.is_text(data):
         data = text.decode(data)
-    if len(data) > MAX_BYTES:
+    if len(data) > VECTOR_FILE_BYTES:
         raise FrameError(
-            f"{_name(source)} has more than {MAX_BYTES:,} bytes, but 13 values take 37 to 123: "
+            f"{_name(source)} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 values take 37 to 123: "
             "this is no vector"
         )
     return data
@@ -66,6 +66,7 @@ def check_target(target: str, *, force: bool) -> None:
                 "the vector is binary and stdout is a terminal: redirect it, or use -o FILE"
             )
         return
+    check_path(target, console.CommandError)
     path = Path(target)
     if path.exists() or path.is_symlink():
         if not path.is_file():
@@ -76,6 +77,26 @@ def check_target(target: str, *, force: bool) -> None:
             raise FileExistsError(f"{path} exists already: choose another output, or pass --force")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
+
+
+def next_sequence(target: str, basis: Basis) -> int:
+    """Return the sequence of a new vector: one above that of the frame which it replaces, and 1 otherwise.
+
+    Raises:
+        CommandError: there is none above.
+    """
+    found: dict[str, Any] = {}
+    if target != STREAM:
+        with suppress(OSError, FrameError), open(target, "rb") as file:
+            found = header(file.read(VECTOR_FILE_BYTES))
+    if found.get("basis_id") != basis.id:
+        return FIRST_SEQUENCE
+    if found["sequence"] >= 0xFFFF:
+        raise console.CommandError(
+            f"{target} has sequence 65535, and none is left above: name one with --sequence, and begin a new "
+            "stream or a new key"
+        )
+    return max(int(found["sequence"]) + 1, FIRST_SEQUENCE)
 
 
 def refuse_report(output: str, as_json: bool) -> None:

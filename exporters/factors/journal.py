@@ -14,6 +14,7 @@ import json
 import math
 import mmap
 import os
+import stat
 import struct
 import time
 import zlib
@@ -28,6 +29,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._system import check_path
+from ...documents import parse_json
 from ...errors import ExportError
 
 MAGIC = b"tinylora factors 1\n"
@@ -35,6 +38,7 @@ PLAN = "plan"
 
 _MAX_HEADER_BYTES = 1 << 26  # a plan names every module of a model
 _DTYPES = {"<f4", "<f2"}
+_FIGURES = ("residual", "passes", "converged", "agreement")
 _SYNC_SECONDS = 1.0
 
 
@@ -89,14 +93,23 @@ class Journal:
     """
 
     def __init__(self, path: Path, plan: dict[str, Any] | None = None) -> None:
+        check_path(path, ExportError)
         self.path = path
         self._lock = Lock()
         self._synced = time.monotonic()
         try:
             # Not buffered: what a full disk has not taken must not be written once more when it is closed.
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+            self._file = open(path, "ab", buffering=0, opener=_open_no_link)  # noqa: SIM115 - see `close`
         except OSError as error:
+            if path.is_symlink():
+                raise ExportError(
+                    f"{path} is a link, and what it leads to would be filled: remove it, or choose another "
+                    "output"
+                ) from None
             raise ExportError(f"cannot write to {path.parent}: {error.strerror or error}") from None
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.close()
+            raise ExportError(f"{path} is not a regular file: remove it, or choose another output")
         self._records: dict[str, _Record] = {}
         try:
             _lock_file(self._file, path)
@@ -241,7 +254,7 @@ def _records(file: BinaryIO) -> Iterator[tuple[dict[str, Any], int, int]]:
             return
         packed = file.read(length)
         try:
-            header = json.loads(packed)
+            header = parse_json(packed, limit=_MAX_HEADER_BYTES)
             size = _nbytes(header)
         except (ValueError, KeyError, TypeError, AttributeError):
             return
@@ -257,8 +270,15 @@ def _records(file: BinaryIO) -> Iterator[tuple[dict[str, Any], int, int]]:
 def _nbytes(header: dict[str, Any]) -> int:
     if isinstance(header.get(PLAN), dict):
         return 0
-    if header["dtype"] not in _DTYPES or not isinstance(header["key"], str):
-        raise ValueError("no dtype of factors")
+    if header["dtype"] not in _DTYPES or not all(isinstance(header[name], str) for name in ("module", "key")):
+        raise ValueError("no dtype of factors, or no names")
+    shapes, figures = (header["a"], header["b"]), [header[name] for name in _FIGURES]
+    if not all(isinstance(shape, list) and len(shape) in (2, 3) for shape in shapes):
+        raise ValueError("no matrices")
+    if not all(type(number) is int and 0 < number < 1 << 40 for shape in shapes for number in shape):
+        raise ValueError("no sizes of matrices")
+    if not all(isinstance(figure, int | float | None) for figure in figures):
+        raise ValueError("no figures")
     return int(math.prod(header["a"]) + math.prod(header["b"])) * int(np.dtype(header["dtype"]).itemsize)
 
 
@@ -273,9 +293,13 @@ def _map(path: Path, records: dict[str, _Record]) -> dict[str, Factors]:
         result[module] = Factors(
             values[:in_a].reshape(header["a"]),
             values[in_a:].reshape(header["b"]),
-            **{name: header[name] for name in ("residual", "passes", "converged", "agreement")},
+            **{name: header[name] for name in _FIGURES},
         )
     return result
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _write(file: FileIO, data: bytes) -> None:

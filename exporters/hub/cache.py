@@ -77,12 +77,16 @@ class Hub:
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
+        HubError: the cache is in the home folder, and this user has none.
     """
 
     def __init__(self, *, endpoint: str | None = None, cache: Path | None = None) -> None:
         self._client = import_client()
         self.endpoint = (endpoint or self._client.constants.ENDPOINT).rstrip("/")
-        self.cache = (cache or Path(self._client.constants.HF_HUB_CACHE)).expanduser().absolute()
+        try:
+            self.cache = (cache or Path(self._client.constants.HF_HUB_CACHE)).expanduser().absolute()
+        except RuntimeError:
+            raise HubError("this user has no home folder for downloads: set HOME or HF_HOME") from None
 
     def repository(self, name: str, revision: str | None = None) -> Repository:
         """Ask the hub what a repository has; where it cannot be reached, look into the cache.

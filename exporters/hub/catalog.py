@@ -10,13 +10,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ...documents import read_toml
 from ...errors import ExportError
 
 VARIABLE = "TINYLORA_EDGE_CATALOG"
@@ -72,11 +73,19 @@ Catalog = dict[str, CatalogModel]
 
 
 def user_file() -> Path:
-    """Return where a user's own models are: `tinylora-edge/models.toml` in the folder for configuration."""
-    if os.name == "nt":
-        base = os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming"
-    else:
-        base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    """Return where a user's own models are: `tinylora-edge/models.toml` in the folder for configuration.
+
+    Raises:
+        ExportError: this user has no home.
+    """
+    windows = os.name == "nt"
+    variable, parts = ("APPDATA", "AppData/Roaming") if windows else ("XDG_CONFIG_HOME", ".config")
+    try:
+        base = os.environ.get(variable) or Path.home() / parts
+    except RuntimeError:
+        raise ExportError(
+            f"this user has no home folder, and so no configuration: set HOME or {variable}"
+        ) from None
     return Path(base) / "tinylora-edge" / "models.toml"
 
 
@@ -90,7 +99,9 @@ def load_catalog(extra: str | PathLike[str] | None = None) -> Catalog:
         ExportError: a file is missing, no TOML, or not a catalog.
     """
     extra = extra if extra is not None else os.environ.get(VARIABLE) or None
-    files = [SHIPPED, *([user_file()] if user_file().exists() else [])]
+    files = [SHIPPED]
+    with suppress(ExportError):  # who has no home has no models of his own
+        files += [user_file()] if user_file().exists() else []
     if extra is not None:
         files.append(Path(extra))
     catalog: Catalog = {}
@@ -109,13 +120,12 @@ def read_catalog(path: Path) -> Catalog:
         ExportError: see `load_catalog`.
     """
     try:
-        with open(path, "rb") as file:
-            tables = tomllib.load(file)
+        tables = read_toml(path)
     except FileNotFoundError:
         raise ExportError(f"the catalog {path} does not exist") from None
     except OSError as error:
         raise ExportError(f"the catalog {path} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ExportError(f"the catalog {path} is not TOML: {error}") from None
     return {name: _entry(path, name, table) for name, table in tables.items()}
 

@@ -6,13 +6,13 @@ both.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ...documents import read_json
 from ...errors import ExportError, HubError
 from ...formats.bundle import BASIS_NAME
 from .cache import Download, Hub, Repository
@@ -234,7 +234,7 @@ class _Request:
         """The shards that an index names; the index is small and is read now."""
         path = self.hub.fetch(listing, [_INDEX]) / _INDEX
         try:
-            shards = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
+            shards = sorted(set(read_json(path)["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HubError(f"{_INDEX} of {listing} is not a safetensors index: {error!r}") from None
         missing = [shard for shard in shards if shard not in listing.files]

@@ -18,7 +18,6 @@ So send the list in every request: `scales` of a zero vector for the base.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from ..._system import atomic_write
 from ...basis import Basis
+from ...documents import parse_json
 from ...errors import BasisMismatchError, ExportError, VectorError
 from ...formats.gguf import FLOAT32, STRING, GGUFFile, MalformedGGUFError, write
 from ...vector import MicroVector
@@ -113,7 +113,7 @@ def from_scales(basis: Basis, text: str | bytes | Sequence[Mapping[str, Any]]) -
     """
     _need_one(basis)
     try:
-        entries = json.loads(text) if isinstance(text, str | bytes) else text
+        entries = parse_json(text) if isinstance(text, str | bytes) else text
         found = {entry["id"]: entry["scale"] for entry in entries}
         fits = (
             len(found) == len(entries)

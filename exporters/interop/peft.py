@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ..._system import atomic_write
 from ...agreement import AGREEMENT, distance
 from ...basis import Basis
+from ...documents import read_json
 from ...errors import BaseMismatchError, ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import SQRT
 from ...formats.gguf import MalformedGGUFError
@@ -83,11 +84,18 @@ def read_tinylora(
             f"{directory / CONFIG} declares rank {rank} and {groups} groups x u {u} for {len(modules)} "
             f"layers: at most rank {RANK}, {VALUES:,} values and {PROJECTION_ENTRIES:,} entries of projection"
         )
+    for _, name in rows:
+        _check_shape(directory, name, tensors[name], (u,))
     values = np.stack([tensors[name] for _, name in rows])
     a, b, p = [], [], []
     for position, module in enumerate(modules):
         prefix = f"base_model.model.{layers.name(module)}."
         one_a, one_b = tensors[f"{prefix}tinylora_A"], tensors[f"{prefix}tinylora_B"]
+        if one_a.ndim != 2 or one_b.ndim != 2:
+            raise ExportError(
+                f"{directory / WEIGHTS} has factors of shapes {one_a.shape} and {one_b.shape} for "
+                f"{prefix[:-1]}: expected two matrices"
+            )
         if one_a.shape[0] != rank or one_b.shape[1] != rank:
             raise UnsupportedModelError(
                 f"{prefix[:-1]} has rank {one_a.shape[0]}, and the others {rank}: a basis has one rank. "
@@ -96,6 +104,8 @@ def read_tinylora(
         a.append(one_a)
         b.append(layers.to_gguf_rows(module, one_b))
         saved = tensors.get(f"{prefix}tinylora_P")
+        if saved is not None:
+            _check_shape(directory, f"{prefix}tinylora_P", saved, (u, rank, rank))
         p.append(saved if saved is not None else _regenerate(config, position, u, rank, stored, prefix))
     basis = Basis(
         architecture=layers.config.architecture,
@@ -103,7 +113,7 @@ def read_tinylora(
         rank=rank,
         u=u,
         groups=groups,
-        seed=int(config.get("projection_seed", 42)) % (1 << 64),
+        seed=_seed(config, directory),
         factorization=SQRT,
         projection=EXPLICIT,
         scheme="peft",
@@ -342,8 +352,7 @@ def read_config(directory: Path, kind: str) -> dict[str, Any]:
     """
     path = existing(directory / CONFIG)
     try:
-        with open(path, "rb") as file:
-            config = json.loads(file.read(CONFIG_BYTES))
+        config = read_json(path, limit=CONFIG_BYTES)
         found = config["peft_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path} is no configuration of a PEFT adapter: {error!r}") from None
@@ -354,6 +363,20 @@ def read_config(directory: Path, kind: str) -> dict[str, Any]:
             f"{directory} adapts Conv1D layers (fan_in_fan_out), which a basis does not"
         )
     return dict(config)
+
+
+def _seed(config: dict[str, Any], directory: Path) -> int:
+    value = config.get("projection_seed", 42)
+    if type(value) is not int:
+        raise ExportError(f"{directory / CONFIG} has projection_seed = {value!r}: expected an integer")
+    return value % (1 << 64)
+
+
+def _check_shape(directory: Path, name: str, tensor: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ExportError(
+            f"{directory / WEIGHTS} has {name} of shape {tensor.shape}: r and u of {CONFIG} make it {shape}"
+        )
 
 
 def _positive(config: dict[str, Any], key: str, directory: Path) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..._system import atomic_write, sync_directory
 from ...basis import Basis
+from ...documents import read_json
 from ...errors import ExportError
 from ...formats.onnx_adapter import to_adapter
 from ...formats.onnx_graph import DEFAULT, GENAI_NAME, MODEL_NAME, REQUIRED, MetadataKey
@@ -175,7 +176,7 @@ def _genai_config(folder: Path) -> bytes | None:
     if not path.exists():
         return None
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = read_json(path)
         config["model"]["decoder"]["filename"] = MODEL_NAME
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path} is damaged: {error!r}. Build the graph again") from None

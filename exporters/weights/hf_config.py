@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import gguf
 
+from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...maxima import BLOCKS
 from ...row_orders import find_architecture, read_heads
@@ -32,7 +32,7 @@ class HFConfig:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "config.json"
         try:
-            values: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
+            values: dict[str, Any] = read_json(self.path)
             model_type = values["model_type"]
             self.blocks = int(values["num_hidden_layers"])
             if not isinstance(model_type, str) or not 1 <= self.blocks <= BLOCKS:
@@ -41,7 +41,7 @@ class HFConfig:
             raise ExportError(
                 f"{directory} lacks config.json: expected a Hugging Face model directory, or a .gguf file"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ExportError(f"{self.path} is not the configuration of a decoder: {error!r}") from None
         self.heads = read_heads(values.get)
         architecture = find_architecture(model_type, set(gguf.MODEL_ARCH_NAMES.values()))

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._system import atomic_write
+from ...documents import parse_json, read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
 from ...maxima import DIMENSIONS, HEADER_BYTES, TENSORS, overlap
@@ -137,9 +138,9 @@ def shards(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            if not names or not all(isinstance(name, str) for name in names):
-                raise ValueError("its weight_map names no files")
+            names = sorted(set(read_json(index)["weight_map"].values()))
+            if not names or not all(isinstance(name, str) and _is_name(name) for name in names):
+                raise ValueError("its weight_map names no files of this folder")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ExportError(f"{index} is not a safetensors index: {error!r}") from None
     else:
@@ -152,6 +153,10 @@ def shards(directory: Path) -> list[Path]:
             + ": expected a Hugging Face model directory with safetensors; download it again"
         )
     return [directory / name for name in names]
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= 255 and name not in ("", "..") and Path(name).name == name and "\0" not in name
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -170,9 +175,14 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     if length > min(size - 8, HEADER_BYTES):
         raise ExportError(f"{path} is damaged: it declares a header of {length} bytes, but has {size} bytes")
     try:
-        header: dict[str, Any] = json.loads(buffer[8 : 8 + length])
+        header: dict[str, Any] = parse_json(buffer[8 : 8 + length], limit=HEADER_BYTES)
         header.pop("__metadata__", None)
-        entries = [(n, e["dtype"], e["shape"], *e["data_offsets"]) for n, e in header.items()]
+        entries = []
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if not isinstance(entry["dtype"], str):
+                raise TypeError(f"the dtype of {name} is no text")
+            entries.append((name, entry["dtype"], entry["shape"], begin, end))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path} is damaged: its header cannot be read ({error!r})") from None
     _refuse_scaled(path, header)

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..._system import atomic_write
+from ..._system import atomic_write, check_path
 from ...axes import Prior
 from ...errors import BasisMismatchError, TrainError
 from .posterior import Posterior
@@ -77,6 +77,7 @@ def read(
         FileNotFoundError: its directory does not exist.
         OSError: it cannot be read.
     """
+    check_path(path, TrainError)
     if not (folder := Path(path).resolve().parent).is_dir():
         raise FileNotFoundError(f"{folder} does not exist: make it, and the state is kept there")
     try:

@@ -9,7 +9,6 @@ where the engine will read them, also after a tool has saved the model with anot
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from ...basis import packed_text
+from ...documents import parse_json
 from ...errors import BaseMismatchError
 from ...formats.onnx_graph import EDGE_BYTES, FINGERPRINT_MARK, OnnxFile, inline_spans
 
@@ -135,7 +135,7 @@ def _parse(path: Path, stated: str) -> list[list[_MarkedNode]]:
                 )
                 for node in nodes
             ]
-            for nodes in json.loads(stated)
+            for nodes in parse_json(stated)
         ]
     except (ValueError, TypeError, KeyError) as error:
         raise BaseMismatchError(

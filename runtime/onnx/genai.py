@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
+from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
 from .bundle import OnnxBundle
@@ -175,7 +176,7 @@ def as_list(value: Any) -> list[Any]:
 def _read_config(bundle: OnnxBundle) -> dict[str, Any]:
     path = bundle.folder / GENAI_NAME
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))["model"]
+        content: dict[str, Any] = read_json(path)["model"]
         if not all(isinstance(content[key], int) for key in ("context_length", "vocab_size")):
             raise TypeError("context_length and vocab_size are not both integers")
     except FileNotFoundError:
@@ -193,7 +194,7 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / _TEMPLATE_NAME).exists():
         return True
     try:
-        return bool(json.loads((folder / _TOKENIZER_NAME).read_text("utf-8")).get("chat_template"))
+        return bool(read_json(folder / _TOKENIZER_NAME).get("chat_template"))
     except (OSError, ValueError, AttributeError):
         return False  # a tokenizer that cannot be read is the engine's to refuse
 

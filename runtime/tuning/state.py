@@ -7,10 +7,10 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from ..._system import atomic_write
+from ...documents import read_json
 from ...errors import TrainError
 
 _FORMAT = 2
@@ -121,13 +121,13 @@ def load_state(path: str | PathLike[str], identity: dict[str, Any]) -> TuningSta
         TrainError: it is missing, damaged, or of another run; the message says of which.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = read_json(path)
         if content["format"] != _FORMAT:
             raise ValueError(
                 f"it has format {content['format']}, and this version goes on from format {_FORMAT} alone. "
                 "Remove it, and begin anew"
             )
-        found, state = content["identity"], TuningState(**content["state"])
+        found, state = dict(content["identity"]), TuningState(**content["state"])
     except FileNotFoundError:
         raise TrainError(f"there is no state {path} to go on from: start without it") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -298,7 +298,7 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
     """Frames, raw payloads and random bytes, whole and damaged: the same are accepted, as the same values."""
     basis = support.random_basis(blocks=5, groups=13)
-    policy = Policy(keys=[Hmac(KEY)])
+    policy = Policy("none", keys=[Hmac(KEY)])
     rng = random.Random(1)
     signers = ("crc32", Hmac(KEY), Hmac(bytes(32)), Ed25519Signer(KEY), None)
     whole = []

@@ -94,7 +94,9 @@ class TestRule3TagVerifies:
 
     @pytest.mark.parametrize("signer", [MAC, SIGN], ids=["mac", "signature"])
     def test_under_a_trusted_key(self, signer):
-        policy = Policy(keys=[Hmac(STRANGER), VERIFY, MAC, Ed25519Verifier(bytes(32))])
+        policy = Policy(
+            keys=[Hmac(STRANGER), VERIFY, MAC, Ed25519Verifier(Ed25519Signer(STRANGER).public_key)]
+        )
         data = vector(3).to_bytes(BASIS, signer)
         assert policy.check(data, BASIS) == vector(3)
         with pytest.raises(SignatureError, match="2 trusted keys"):
@@ -137,6 +139,19 @@ class TestRule4Strength:
             with pytest.raises(error, match=f"requires a {require}"):
                 policy.check(self.FRAMES[form], BASIS)
 
+    @pytest.mark.parametrize(
+        ("keys", "level"), [([], "none"), ([VERIFY], "signature"), ([MAC], "mac"), ([VERIFY, MAC], "mac")]
+    )
+    def test_keys_imply_what_they_check(self, keys, level):
+        """As on the command line: who hands over a key does not mean checksums, which anybody makes."""
+        policy = Policy(keys=keys)
+        assert policy.require == level
+        if keys:
+            for form in ("raw", "crc"):
+                with pytest.raises(SignatureError, match=f"requires a {level}"):
+                    policy.check(self.FRAMES[form], BASIS)
+            assert Policy("none", keys=keys).check(self.FRAMES["crc"], BASIS) == vector()
+
     def test_unknown(self):
         with pytest.raises(VectorError, match=r"'hmac'.*none, checksum, mac, signature"):
             Policy("hmac")
@@ -159,7 +174,7 @@ class TestRule5Finite:
         key = {"crc32": None, "hmac": KEY, "ed25519": Ed25519PrivateKey.from_private_bytes(KEY)}[tag]
         data = support.frame(BASIS.digest, payload, tag=tag, key=key)
         with pytest.raises(NonFiniteError, match="value 1"):
-            Policy(keys=[MAC, VERIFY]).check(data, BASIS)
+            Policy("none", keys=[MAC, VERIFY]).check(data, BASIS)
 
     @pytest.mark.parametrize(("dtype", "payload"), [("bf16", "807f"), ("bf16", "c07f"), ("fp16", "007c")])
     def test_in_short_dtypes(self, dtype, payload):
@@ -189,6 +204,17 @@ class TestRule6Norm:
     def test_counts_raw_payloads_too(self):
         with pytest.raises(VectorError, match="norm"):
             Policy(max_norm=1).check(vector(values=(3, 0, 4)).to_bytes(BASIS, None), BASIS)
+
+    @pytest.mark.parametrize("bound", [math.nan, -1, -math.inf, "1", None, np.float32("nan")])
+    def test_what_bounds_nothing_is_refused(self, bound):
+        with pytest.raises(VectorError, match="bounds nothing"):
+            Policy(max_norm=bound)
+
+    def test_no_bound_and_one_of_zero(self):
+        large = vector(values=(3e38, 0, 0)).to_bytes(BASIS)
+        assert Policy(max_norm=math.inf).check(large, BASIS).norm > 1e38
+        with pytest.raises(VectorError, match="norm"):
+            Policy(max_norm=np.float64(0)).check(large, BASIS)
 
 
 class TestRule7Sequence:
@@ -220,12 +246,17 @@ class TestRule7Sequence:
                 policy.check(data, BASIS)
         self.accept(policy, 1)
 
-    def test_recording_an_older_vector_does_not_lower_the_mark(self):
+    def test_recording_an_older_vector_is_refused_and_does_not_lower_the_mark(self):
+        """Another thread has applied a later one since this one was checked."""
         policy = Policy()
+        older = policy.check(crc(2), BASIS)
         self.accept(policy, 9)
-        policy.record(vector(2), BASIS)
+        with pytest.raises(RollbackError, match="sequence 2, but 9"):
+            policy.record(older, BASIS)
+        with pytest.raises(RollbackError), policy.admit(crc(9), BASIS):
+            self.accept(policy, 10)
         with pytest.raises(RollbackError):
-            policy.check(crc(8), BASIS)
+            policy.check(crc(9), BASIS)
 
     def test_streams_and_bases_are_apart(self):
         policy = Policy()

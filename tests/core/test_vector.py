@@ -93,7 +93,7 @@ class TestRounding:
                 MicroVector(np.array(values).reshape(4, 3), dtype)
 
     def test_lists_and_other_dtypes_are_taken(self):
-        expected = make(range(12))
+        expected = make(range(12), sequence=1)
         assert MicroVector([[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]) == expected
         assert MicroVector(np.arange(12, dtype=np.int64).reshape(4, 3)) == expected
         assert MicroVector(np.arange(12, dtype=np.float64).reshape(3, 4).T.copy().T.reshape(4, 3)) == expected

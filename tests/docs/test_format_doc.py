@@ -224,7 +224,7 @@ def test_test_frames() -> None:
     hmac_key, private_key, public_key = map(bytes.fromhex, re.findall(r"`([0-9a-f]{64})`", text))
     signer = tags.Ed25519Signer(private_key)
     assert signer.public_key == public_key
-    policy = Policy(keys=[tags.Hmac(hmac_key), tags.Ed25519Verifier(signer.public_key)])
+    policy = Policy("none", keys=[tags.Hmac(hmac_key), tags.Ed25519Verifier(signer.public_key)])
     signers = {"CRC-32": tags.Crc32(), "HMAC": tags.Hmac(hmac_key), "Ed25519": signer}
     values = np.arange(-6, 7, dtype=np.float32).reshape(13, 1) / np.float32(100)
     basis = Basis(

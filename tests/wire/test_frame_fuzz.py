@@ -45,7 +45,7 @@ def refused(data: bytes, policy: Policy) -> VectorError | None:
 @pytest.mark.parametrize("name", FRAMES)
 def test_every_single_bit_flip_is_refused(name):
     frame = FRAMES[name]
-    policies = [Policy(keys=KEYS), Policy("checksum", keys=KEYS)]
+    policies = [Policy("none", keys=KEYS), Policy("checksum", keys=KEYS)]
     for bit in range(8 * len(frame)):
         data = bytearray(frame)
         data[bit // 8] ^= 1 << bit % 8
@@ -97,7 +97,7 @@ def mutations(frame: bytes, others: list[bytes], rng: random.Random):
 @pytest.mark.parametrize("name", FRAMES)
 def test_random_mutations_are_refused(name):
     frame = FRAMES[name]
-    demanding, open_ = Policy("checksum", keys=KEYS), Policy(keys=KEYS)
+    demanding, open_ = Policy("checksum", keys=KEYS), Policy("none", keys=KEYS)
     known = set(FRAMES.values())
     outcomes = {"refused": 0, "accepted": 0}
     source = mutations(frame, list(FRAMES.values()), random.Random(name))
@@ -139,7 +139,7 @@ def test_raw_payloads_of_any_bits_give_finite_values_or_an_error():
 
 
 def test_a_refusal_leaves_the_policy_as_it_was():
-    policy = Policy(keys=KEYS)
+    policy = Policy("none", keys=KEYS)
     policy.record(MicroVector(VECTOR["fp32"].values, sequence=5), BASIS)
     rng = random.Random(3)
     source = mutations(FRAMES["fp32-hmac"], list(FRAMES.values()), rng)

@@ -110,8 +110,8 @@ def test_an_ed25519_key_of_a_wrong_length(make, length):
         make(bytes(length))
 
 
-def test_any_32_bytes_are_taken_for_a_public_key_and_verify_nothing():
-    for key in (bytes(32), b"\xff" * 32, bytes(range(32))):
+def test_any_32_bytes_that_are_not_weak_are_taken_for_a_public_key_and_verify_nothing():
+    for key in (b"\x02" + bytes(31), b"\x7f" * 32, bytes(range(32))):
         assert not Ed25519Verifier(key).verify(b"message", bytes(64))
 
 
@@ -125,7 +125,7 @@ class TestWithoutCryptography:
     @pytest.mark.parametrize("make", [Ed25519Signer, Ed25519Verifier])
     def test_the_error_is_the_pip_command(self, make):
         with pytest.raises(MissingExtraError, match=r'cryptography.*pip install "tinylora-edge\[sign\]"'):
-            make(bytes(32))
+            make(bytes(range(32)))
 
     def test_a_device_verifies_golden_frames_with_an_ed25519_of_its_own(self):
         """Its keys come from a PEM file too, all without the package."""
@@ -167,3 +167,43 @@ class TestWithoutCryptography:
         assert seen == [(b"k" * 32, bytes.fromhex(basis.digest) + data[:-64], b"s" * 64)]
         with pytest.raises(SignatureError):
             policy.check(data[:-1] + b"?", basis)
+
+
+# The points of small order in every encoding that a decoder may take (RFC 8032, 5.1.3; p = 2^255 - 19): y,
+# and y with the sign of x.
+SMALL_ORDER = [
+    "00" * 32,
+    "01" + "00" * 31,
+    "ec" + "ff" * 30 + "7f",  # -1
+    "ed" + "ff" * 30 + "7f",  # p, which is 0
+    "ee" + "ff" * 30 + "7f",  # p + 1
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+]
+
+
+class TestWeakKeys:
+    """Under the identity, say, R = s B and any s with s B = R verify: whoever knows that signs for all."""
+
+    @pytest.mark.parametrize("sign", [0, 0x80], ids=["x even", "x odd"])
+    @pytest.mark.parametrize("point", SMALL_ORDER)
+    def test_points_of_small_order(self, point, sign):
+        key = bytearray.fromhex(point)
+        key[31] |= sign
+        for make in (
+            lambda: Ed25519Verifier(bytes(key)),
+            lambda: Ed25519Verifier(bytes(key), check=lambda *_: True),
+            lambda: Ed25519Verifier.from_pem(_pem.encode_public(bytes(key))),
+        ):
+            with pytest.raises(SignatureError, match="small order"):
+                make()
+
+    @pytest.mark.parametrize("above", range(19))
+    def test_encodings_that_no_tool_writes(self, above):
+        key = (2**255 - 19 + above).to_bytes(32, "little")
+        with pytest.raises(SignatureError, match="written as no tool"):
+            Ed25519Verifier(key)
+
+    def test_keys_that_are_none_of_these(self):
+        for secret, public, *_ in RFC_8032:
+            assert Ed25519Verifier(bytes.fromhex(public)).id == Ed25519Signer(bytes.fromhex(secret)).id

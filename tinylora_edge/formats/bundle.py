@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..basis import Basis
+from ..documents import read_json
 from ..errors import BaseMismatchError, BasisError
 from .gguf import MalformedGGUFError
 from .gguf_split import open_gguf, whole_stem
@@ -91,7 +91,7 @@ class Bundle:
         if self.manifest_path is None or not self.manifest_path.exists():
             return {}
         try:
-            content = json.loads(self.manifest_path.read_text("utf-8"))
+            content = read_json(self.manifest_path)
         except ValueError as error:
             raise BasisError(f"{self.manifest_path} is not JSON: {error}. Export the bundle again") from None
         return content if isinstance(content, dict) else {}

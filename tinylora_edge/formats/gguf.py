@@ -24,6 +24,7 @@ from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from .. import maxima
+from .._system import check_path
 
 _SCALARS = {
     0: "<B",
@@ -96,6 +97,7 @@ class GGUFFile:
         if isinstance(source, bytes):
             self._buffer: mmap.mmap | bytes = source
         else:
+            check_path(source, MalformedGGUFError)
             with open(source, "rb") as file:
                 if file.seek(0, 2) == 0:
                     raise MalformedGGUFError("the file is empty")

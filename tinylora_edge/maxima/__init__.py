@@ -51,6 +51,21 @@ HEADER_BYTES = 100_000_000
 CONFIG_BYTES = 1 << 22
 """Bytes of a configuration in JSON. The longest in use have some 10 kB."""
 
+DOCUMENT_BYTES = 1 << 24
+"""Bytes of any other JSON, where its reader names no other limit."""
+
+TOML_BYTES = 1 << 16
+"""Bytes of a TOML file. A recipe has 1 kB, and the shipped catalog 8."""
+
+TOML_DOTS = 256
+"""Dots in a line of TOML, strings and comments aside: parsing takes the square of a key's parts in time."""
+
+DEPTH = 64
+"""Lists and objects inside each other in JSON and TOML; what tools write has fewer than 10."""
+
+DIGITS = 40
+"""Digits of an integer in JSON and TOML: the state of a random generator has 39."""
+
 VECTOR_FILE_BYTES = 1 << 20
 """Bytes of a vector's file: `VALUES` in float32 with a signature."""
 

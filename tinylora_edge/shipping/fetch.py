@@ -1,36 +1,38 @@
 """The device's end: `fetch` brings the newest vector of a stream from a server that is not trusted.
 
 The standard library alone, since this runs on devices. Whatever the server or the link does, a fetch ends
-within its deadline, reads at most one frame and what announces it, and returns bytes that are still to be
-checked: a policy decides what may be applied.
+within its deadline, reads at most one frame and 64 KB of what announces it, and returns bytes that are still
+to be checked: a policy decides what may be applied.
 """
 
 from __future__ import annotations
 
 import http.client
-import io
 import random
 import re
-import socket
+import string
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
-from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
 from .._system import __version__
 from ..basis import Basis
 from ..errors import TransferError
 from ..wire import frame, tags
 from . import layout
+from ._addresses import Reach
+from ._exchange import Server, UnreachableError, exchange, server_of
+from ._line import Allowance, RefusedError
 from .layout import DEFAULT_STREAM
 
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
+_REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS = 5
+_AROUND_BYTES = (
+    1 << 16
+)  # of what an attempt reads besides the frame: headers, redirects, chunk sizes, trailers
 _BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 60.0
 
@@ -68,6 +70,7 @@ def fetch(
     idle: float = 30.0,
     attempts: int = 5,
     headers: dict[str, str] | None = None,
+    allow_private: bool = False,
 ) -> Fetched:
     """Return the newest published vector of a stream.
 
@@ -75,13 +78,16 @@ def fetch(
 
     1. Only http and https are followed, at most 5 redirects, and never from https to http. What is passed in
        `headers` goes to the origin of `url` (scheme, host and port) alone.
-    2. At most the longest frame of the basis is read, whatever the server announces or sends.
+    2. At most the longest frame of the basis is read as a body, and 64 KB with headers, redirects, trailers
+       and a proxy's answer, whatever the server announces or sends.
     3. A body shorter than announced, a broken connection, silence for `idle` seconds and the statuses 408,
        425, 429 and 5xx are tried again, after 1, 2, 4, ... seconds of random extent or what the server's
        Retry-After asks for. Everything else is final.
-    4. After `deadline` seconds it is over, also where bytes still trickle in. (Resolving a name is the
-       system's, and takes as long as the system lets it.)
+    4. After `deadline` seconds it is over, also where bytes still trickle in, a name is not resolved, or a
+       proxy does not answer.
     5. 304 is an answer only to a request that passed an ETag.
+    6. A redirect does not lead nearer: from a public address to a private one, from a network to the link
+       or the device itself. `url` itself may name any address. Names behind a proxy are the proxy's.
 
     Args:
         url: of the folder that `publish` wrote to.
@@ -92,6 +98,7 @@ def fetch(
         idle: seconds to wait for a connection or the next byte.
         attempts: how often to ask at most.
         headers: to send besides, such as Authorization; a redirect to another origin goes without them.
+        allow_private: follow redirects to private addresses too (rule 6).
 
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this basis.
@@ -106,7 +113,8 @@ def fetch(
     attempts = max(attempts, 1)
     for attempt in range(1, attempts + 1):
         try:
-            data, found = _ask(address, limit, etag, headers or {}, end, idle)
+            allowance = Allowance(end, idle, limit + _AROUND_BYTES)
+            data, found = _ask(address, limit, etag, headers or {}, allowance, allow_private)
             return Fetched(data, found, attempt)
         except _AgainError as error:
             why = str(error)
@@ -125,52 +133,90 @@ def fetch(
 def _address(url: str, path: str) -> str:
     try:
         parts = urlsplit(url)
+        server_of(parts)
     except ValueError as error:
-        raise TransferError(f"{url!r} is no http or https address: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise TransferError(f"{url!r} is no http or https address of a folder of vectors")
+        raise TransferError(f"{url!r} is no http or https address of a folder of vectors: {error}") from None
     if parts.query or parts.fragment:
         raise TransferError(f"{url!r} has a query or a fragment: pass the address of a folder")
     return f"{url.rstrip('/')}/{path}"
 
 
 def _ask(
-    address: str, limit: int, etag: str | None, headers: dict[str, str], end: float, idle: float
+    address: str,
+    limit: int,
+    etag: str | None,
+    headers: dict[str, str],
+    allowance: Allowance,
+    allow_private: bool,
 ) -> tuple[bytes | None, str | None]:
     """Ask once. Raises `_AgainError` where another attempt may help, and TransferError where it will not."""
-    own = {"User-Agent": f"tinylora-edge/{__version__}", "Accept-Encoding": "identity"}
-    asked = {} if etag is None else {"If-None-Match": etag}
-    request = urllib.request.Request(address, headers=own | headers | asked)
+    own = {"User-Agent": f"tinylora-edge/{__version__}", "Accept-Encoding": "identity", "Connection": "close"}
+    if etag is not None:
+        own["If-None-Match"] = etag
+    least, given, status = Reach.LOOPBACK, headers, 0
     try:
-        with _opener(end, idle, own | asked).open(request, timeout=idle) as answer:
-            return _read(answer, address, limit)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 304 and etag is not None:
-                return None, _etag(error.headers) or etag
-            why = _shown(f"the server answered {error.code} {error.reason}")
-            if error.code in _RETRIED:
-                raise _AgainError(why, _retry_after(error.headers)) from None
-        if error.code == 404:
-            why += ": nothing is published there for this basis and stream"
-        raise TransferError(f"{address}: {why}") from None
-    except urllib.error.URLError as error:
-        reason = error.reason
-        why = (
-            (getattr(reason, "strerror", None) or str(reason)) if isinstance(reason, OSError) else str(reason)
-        )
-        raise _AgainError(f"no connection ({_shown(why)})") from None
+        for _ in range(_MAX_REDIRECTS + 1):
+            with exchange(address, _merged(own, given), allowance, least) as (answer, reached):
+                location = answer.headers.get("Location")
+                if answer.status not in _REDIRECTS or location is None:
+                    return _read(answer, address, limit, etag)
+                there = _redirected(address, location)
+                if _origin(there) != _origin(address):
+                    given = {}  # a caller's headers were meant for the first server; tokens have many names
+                if not allow_private:
+                    least = max(least, reached)
+                address, status = there, answer.status
+    except RefusedError as error:
+        raise TransferError(f"{address}: {error}") from None
+    except UnreachableError as error:
+        raise _AgainError(f"no connection ({_shown(str(error))})") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, http.client.IncompleteRead):
             why = f"the body broke off after {len(error.partial)} bytes"
         else:
             why = _shown(f"{type(error).__name__}: {error}")
         raise _AgainError(why) from None
+    raise TransferError(f"{address}: the server answered {status} more than {_MAX_REDIRECTS} times")
 
 
-def _read(answer: Any, address: str, limit: int) -> tuple[bytes, str | None]:
-    if answer.status != 200:
+def _merged(own: dict[str, str], given: dict[str, str]) -> dict[str, str]:
+    """Return headers of which the caller's count where both have one, however it is written."""
+    taken = {name.lower() for name in given}
+    return {name: value for name, value in own.items() if name.lower() not in taken} | given
+
+
+def _redirected(address: str, location: str) -> str:
+    """Return the address that a server redirects to, if it is one to follow."""
+    allowed = ("https",) if address.startswith("https:") else ("http", "https")
+    try:
+        # As browsers do, what is not ASCII is quoted; what is after # is the reader's own affair.
+        there = urldefrag(urljoin(address, quote(location.strip(), safe=string.punctuation))).url
+        parts = urlsplit(there)
+        server_of(parts)
+        followed = parts.scheme in allowed
+    except ValueError:
+        followed = False
+    if not followed:
+        raise TransferError(
+            f"{address}: the server redirects to {_shown(location)[:80]!r}, which is not followed"
+        )
+    return there
+
+
+def _read(
+    answer: http.client.HTTPResponse, address: str, limit: int, etag: str | None
+) -> tuple[bytes | None, str | None]:
+    if answer.status == 304 and etag is not None:
+        return None, _etag(answer.headers) or etag
+    if answer.status // 100 == 2 and answer.status != 200:
         raise TransferError(f"{address}: the server answered {answer.status}, where 200 or 304 was expected")
+    if answer.status != 200:
+        why = _shown(f"the server answered {answer.status} {answer.reason}")
+        if answer.status in _RETRIED:
+            raise _AgainError(why, _retry_after(answer.headers))
+        if answer.status == 404:
+            why += ": nothing is published there for this basis and stream"
+        raise TransferError(f"{address}: {why}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError(
             f"{address}: the server sent it as {answer.headers['Content-Encoding'][:40]!r}, which was not "
@@ -205,127 +251,5 @@ def _retry_after(headers: Message) -> float:
     return float(value) if value.isdecimal() and len(value) < 6 else 0.0
 
 
-def _opener(end: float, idle: float, own: dict[str, str]) -> urllib.request.OpenerDirector:
-    """An opener for http and https alone, whose sockets know the deadline; `own` headers go everywhere."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        _Http(end, idle),
-        _Https(end, idle),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        _Redirects(own),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Redirects that are followed: see the rules of `fetch`."""
-
-    max_redirections = _MAX_REDIRECTS
-    max_repeats = 2
-
-    def __init__(self, own: dict[str, str]) -> None:
-        super().__init__()
-        self._own = own
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        allowed = ("https",) if req.type == "https" else ("http", "https")
-        if urlsplit(newurl).scheme not in allowed:
-            raise TransferError(
-                f"{req.full_url}: the server redirects to {newurl[:80]!r}, which is not followed"
-            )
-        made = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if made is not None and _origin(newurl) != _origin(req.full_url):
-            # A caller's headers were meant for the first server; tokens have many names.
-            made.headers.clear()
-            for name, value in self._own.items():
-                made.add_header(name, value)
-        return made
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-class _Http(urllib.request.HTTPHandler):
-    """Connections over http that know the deadline."""
-
-    def __init__(self, end: float, idle: float) -> None:
-        super().__init__()
-        self._timed = end, idle
-
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_connector(http.client.HTTPConnection, *self._timed), req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    """Connections over https that know the deadline."""
-
-    def __init__(self, end: float, idle: float) -> None:
-        super().__init__()
-        self._timed = end, idle
-
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_connector(http.client.HTTPSConnection, *self._timed), req)
-
-
-def _connector(kind: type[http.client.HTTPConnection], end: float, idle: float) -> Any:
-    """Return a class of connections whose reads end with the deadline, however slowly bytes come."""
-
-    class DeadlineConnection(kind):  # type: ignore[valid-type, misc]
-        """A connection whose socket is a `_DeadlineSocket`."""
-
-        sock: Any
-
-        def connect(self) -> None:
-            self.timeout = _left(end, idle)
-            super().connect()
-            self.sock = _DeadlineSocket(self.sock, lambda: _left(end, idle))
-
-    return DeadlineConnection
-
-
-def _left(end: float, idle: float) -> float:
-    left = end - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the deadline is over")
-    return min(left, idle)
-
-
-class _DeadlineSocket:
-    """A socket whose every read waits no longer than what is left."""
-
-    def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:
-        self._sock, self._time_left = sock, left
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_DeadlineReader(self._sock, self._time_left))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-
-class _DeadlineReader(io.RawIOBase):
-    """The bytes of a socket, each read limited as in `_DeadlineSocket`."""
-
-    def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:
-        super().__init__()
-        self._sock, self._time_left = sock, left
-        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open until it is closed itself
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._time_left())
-        return self._file.readinto(buffer)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _origin(url: str) -> Server:
+    return server_of(urlsplit(url))

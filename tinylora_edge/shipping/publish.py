@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .._system import atomic_write
+from .._system import atomic_write, check_path
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError
 from ..wire import tags
@@ -112,6 +112,7 @@ def open_target(to: str) -> Target:
         TransferError: it cannot be written to.
         MissingExtraError: it needs a package that is not installed.
     """
+    check_path(to, TransferError)
     if "://" not in to:
         return Directory(Path(to))
     scheme = to.partition("://")[0]

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .._system import check_path
+from ..documents import parse_json
 from ..errors import TrainError
 from ._split import rank, split_by_prompt
 from .rewards import parse_reward
@@ -39,6 +41,7 @@ def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple
     """
     empty = True
     try:
+        check_path(path, TrainError)
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if number == 1:
@@ -131,7 +134,7 @@ def reward_of_lines(samples: list[Sample], places: Mapping[int, str]) -> Reward:
 
 def _object(place: str, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
+        row = parse_json(line.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         raise TrainError(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)") from None
     except json.JSONDecodeError as error:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..axes import Whitening
 from ..basis import Basis
-from ..vector import MicroVector
+from ..vector import FIRST_SEQUENCE, MicroVector
 from .layers import factors_for, hf_names
 
 
@@ -88,7 +88,7 @@ class Adapter(nn.Module):
         with torch.no_grad():
             self.v.copy_(torch.from_numpy(self.basis.values(v).copy()))
 
-    def vector(self, dtype: str = "fp32", sequence: int = 0) -> MicroVector:
+    def vector(self, dtype: str = "fp32", sequence: int = FIRST_SEQUENCE) -> MicroVector:
         """Return v as a micro-vector."""
         return MicroVector(self.v.detach().cpu().numpy().copy(), dtype, sequence)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._system import atomic_write
+from ..documents import parse_json
 from ..errors import TrainError
 
 _FORMAT = 2
@@ -89,17 +91,20 @@ def load(path: Path, identity: dict[str, Any]) -> TrainState:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            header = json.loads(str(archive["header"]))
+            header = parse_json(str(archive["header"]))
             arrays = {name: archive[name] for name in _ARRAYS}
+        found, state = header["identity"], TrainState(**arrays, **header["state"])
+        if not isinstance(found, dict):
+            raise TypeError("its identity is no object")
     except FileNotFoundError:
         raise TrainError(f"there is no checkpoint {path} to resume from: start without --resume") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise TrainError(f"{path} is not a usable checkpoint: {error}") from None
-    found, identity = header.get("identity", {}), json.loads(json.dumps(identity))  # which has no tuples
+    identity = json.loads(json.dumps(identity))  # which has no tuples
     differ = [k for k in identity if identity[k] != found.get(k)]
     if differ:
         key = differ[0]
         raise TrainError(
             f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {identity[key]!r}"
         )
-    return TrainState(**arrays, **header["state"])
+    return state

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import TrainError
 from ..runtime.drift import Drift
 from ..runtime.evaluation import Comparison, Evaluation, compare
-from ..vector import MicroVector
+from ..vector import FIRST_SEQUENCE, MicroVector
 from .grpo import Loss
 
 METHODS: tuple[str, ...] = ("grpo", "sft")
@@ -120,7 +120,7 @@ class Options:
     workers: int | None = None
     sequences: int = 32
     wire: str = "fp32"
-    sequence: int = 0
+    sequence: int = FIRST_SEQUENCE
     evaluate: bool = True
     drift: int = 32
     lora: int | None = None

@@ -11,6 +11,8 @@ from typing import Any
 
 from .._system import __version__, atomic_write
 from ..basis import Basis
+from ..documents import parse_json
+from ..errors import TrainError
 from ..runtime.tuning.settings import Report
 from ..tasks import Task
 from ..vector import MicroVector
@@ -89,7 +91,17 @@ def _open(folder: Path, done: int) -> Iterator[Callable[[dict[str, Any]], None]]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        rows = [parse_json(line) for line in path.read_bytes().splitlines()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is no object")
+    except ValueError as error:
+        raise TrainError(
+            f"{path} is damaged: {error}. Remove it, and the run begins its record anew"
+        ) from None
+    return rows
 
 
 def write_result(

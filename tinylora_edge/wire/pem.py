@@ -7,7 +7,6 @@ its own Ed25519 reads its trusted keys without the `cryptography` package.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 
 from ..errors import SignatureError
@@ -79,7 +78,7 @@ def _decode(text: str | bytes, label: str, head: bytes) -> bytes:
         raise SignatureError(f"the file holds a {found}, not a {label}: {hint}")
     try:
         der = base64.b64decode("".join(body.split()), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, or a character that is not ASCII
         raise SignatureError(f"the {label} is damaged: {error}") from None
     if len(der) != len(head) + 32 or not der.startswith(head):
         what = "damaged, or in a form that OpenSSL does not write" if _OID in der else "of another algorithm"

@@ -24,6 +24,12 @@ SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}
 
 NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
 
+_FIELD = 2**255 - 19
+_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+# y of the points whose order divides 8 (RFC 8032, 5.1): 1 and -1 (orders 1 and 2; x is 0, which has one
+# sign), 0 (order 4), and two of order 8; each with both signs of x.
+_SMALL_ORDER = {1, _FIELD - 1, 0, _ORDER_8, _FIELD - _ORDER_8}
+
 _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
 _ID_BYTES = 8
 
@@ -93,6 +99,12 @@ class Hmac:
         self._key = bytes(key)
         # Of a message that no frame begins with, so that an id is never half of a tag.
         self.id = f"hmac:{hmac.digest(self._key, b'tinylora key id', hashlib.sha256)[:_ID_BYTES].hex()}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise SignatureError(
+            "a MAC key is a secret, and a pickle or a copy may go anywhere: make it again where it is "
+            "needed, with Hmac(secret)"
+        )
 
     @classmethod
     def from_hex(cls, text: str | bytes) -> Hmac:
@@ -177,7 +189,7 @@ class Ed25519Verifier:
 
     Raises:
         MissingExtraError: no `check` is given and `cryptography` is not installed.
-        SignatureError: the key is not 32 bytes.
+        SignatureError: the key is not 32 bytes, or a point under which anybody can sign.
     """
 
     kind = ED25519
@@ -187,6 +199,11 @@ class Ed25519Verifier:
             raise SignatureError(f"an Ed25519 public key has 32 bytes, not {len(public_key)}")
         if check is None:
             _cryptography()
+        if _is_weak(public_key):
+            raise SignatureError(
+                f"the Ed25519 public key {bytes(public_key).hex()} is a point of small order, or written as "
+                "no tool writes one: anybody could sign under it. Make a key with tinylora-edge keygen"
+            )
         self._public_key = bytes(public_key)
         self._check = check or _check_signature
         self.id = _public_key_id(self._public_key)
@@ -208,6 +225,12 @@ class Ed25519Verifier:
     def verify(self, message: bytes, tag: bytes) -> bool:
         """Tell whether `tag` is a signature of the message under the public key."""
         return bool(self._check(self._public_key, message, tag))
+
+
+def _is_weak(public_key: bytes) -> bool:
+    """Whether a public key is one of the 8 points of small order, or not the one encoding of its point."""
+    y = int.from_bytes(public_key, "little") & ((1 << 255) - 1)  # without the sign of x
+    return y >= _FIELD or y in _SMALL_ORDER
 
 
 def _public_key_id(public_key: bytes) -> str:

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .... import MissingExtraError
+from .... import ExportError, MissingExtraError
+from ....errors import HubError
 from ...shared import console, downloads
 from ...shared.options import JsonOption
 
@@ -49,7 +50,11 @@ def models(
     console.say()
     if any(record["cached"] for record in records):
         console.say("* in the cache")
-    console.say(f"your own: {user_file()}; any org/name on the hub, or local path, works as well")
+    try:
+        own = str(user_file())
+    except ExportError as error:
+        own = f"none, since {error}"
+    console.say(f"your own: {own}; any org/name on the hub, or local path, works as well")
     console.next_command("export", "qwen2.5-0.5b")
 
 
@@ -58,7 +63,7 @@ def _hub() -> Hub | None:
 
     try:
         return Hub()
-    except MissingExtraError:
+    except (HubError, MissingExtraError):
         return None  # then nobody can say what is cached
 
 

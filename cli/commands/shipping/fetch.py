@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +14,7 @@ import typer
 
 from .... import Basis
 from ...._system import atomic_write
+from ....documents import parse_json
 from ....shipping import layout
 from ....wire import frame, tags
 from ...shared import console, keyfiles, vectors
@@ -41,6 +45,10 @@ def fetch(
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long it may take in all.")
     ] = 300.0,
     attempts: Annotated[int, typer.Option(metavar="N", min=1, help="How often to ask at most.")] = 5,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Follow redirects from public to private addresses too."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch the newest vector of a stream, check it, and only then replace FILE.
@@ -61,15 +69,19 @@ def fetch(
         )
     basis = vectors.find_basis(bundle)
     present, etag = _remembered(output, basis, url, stream)
-    got = fetch_frame(url, basis, stream, etag=etag, deadline=deadline, attempts=attempts)
+    got = fetch_frame(
+        url, basis, stream, etag=etag, deadline=deadline, attempts=attempts, allow_private=allow_private
+    )
     data = present if got.data is None else got.data
     assert data is not None
     vector = policy.check(data, basis, stream=keyfiles.stream_of(stream))
     changed = data != present
+    record = partial(policy.record, vector, basis, stream=keyfiles.stream_of(stream))
     if changed:
-        _write(output, data)
+        _write(output, data, first=record)
+    else:
+        record()
     _remember(output, data, basis, url, stream, got.etag)
-    policy.record(vector, basis, stream=keyfiles.stream_of(stream))
     facts: dict[str, Any] = {
         "vector": str(output),
         "changed": changed,
@@ -99,7 +111,7 @@ def _remembered(output: Path, basis: Basis, url: str, stream: str) -> tuple[byte
         return None, None
     try:
         with open(_memory(output), "rb") as file:
-            found = json.loads(file.read(1 << 16))
+            found = parse_json(file.read(1 << 16))
         etag = found.pop("etag")
         if found == _whose(present, basis, url, stream) and isinstance(etag, str):
             return present, etag
@@ -127,9 +139,24 @@ def _memory(output: Path) -> Path:
     return output.with_name(f"{output.name}.fetched")
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, first: Callable[[], None] | None = None) -> None:
+    """Replace a file; `first` is what comes before, once the new content is on the disk under another name.
+
+    So a disk that is full is noticed before the state is written, and no vector is in place that the state
+    does not know. A kill between the two leaves the old vector, which the state refuses until the next
+    fetch.
+    """
     try:
         with atomic_write(path) as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if first is not None:
+                try:
+                    first()
+                except OSError as error:
+                    raise console.CommandError(
+                        f"the state could not be written: {error.strerror or error}; {path} stays as it was"
+                    ) from error
     except OSError as error:
         raise console.CommandError(f"{path} could not be written: {error.strerror or error}") from error

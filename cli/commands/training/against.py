@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from .... import MicroVector
+from ....documents import read_json
 from ...shared import console
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _as_gguf(path: Path, llm: TinyLoraLlama | TinyLoraOnnx, stack: ExitStack) ->
 def _making(file: Path) -> float | None:
     """Return the seconds that a vector's manifest says; None where there is none, or it does not say."""
     try:
-        manifest = json.loads(file.with_name(f"{file.name}.json").read_text("utf-8"))
+        manifest = read_json(file.with_name(f"{file.name}.json"))
         seconds = manifest.get("result", {}).get("seconds", manifest.get("seconds"))
     except (OSError, ValueError, AttributeError):
         return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ....vector import FIRST_SEQUENCE
 from ...shared import console, vectors
 from ...shared.options import DriftOption, Dtype, DtypeOption, FrameOption, JsonOption, SequenceOption
 from .figures import drift_beside, print_drift
@@ -75,7 +76,7 @@ def distill(
         int | None, typer.Option(metavar="N", min=1, help="Cores to use. [default: all]")
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
-    sequence: SequenceOption = 0,
+    sequence: SequenceOption = FIRST_SEQUENCE,
     drift: DriftOption = True,
     as_json: JsonOption = False,
 ) -> None:

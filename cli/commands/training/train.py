@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .... import TinyLoraError
+from ....vector import FIRST_SEQUENCE
 from ...shared import console, training
 from ...shared.options import (
     AnchorOption,
@@ -83,7 +84,7 @@ def train(
         int | None, typer.Option(metavar="N", min=1, help="Threads. [default: every core]")
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
-    sequence: SequenceOption = 0,
+    sequence: SequenceOption = FIRST_SEQUENCE,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     anchor: AnchorOption = 0.0,
     evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from .... import TrainError, __version__
 from ...._system import atomic_write
+from ....vector import FIRST_SEQUENCE
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     AnchorOption,
@@ -67,7 +68,7 @@ def tune(
         int | None, typer.Option(metavar="N", min=1, help="Cores to use. [default: all]")
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
-    sequence: SequenceOption = 0,
+    sequence: SequenceOption = FIRST_SEQUENCE,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     anchor: AnchorOption = 0.0,
     evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,

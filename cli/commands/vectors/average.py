@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .... import Basis, MicroVector, Policy, VectorError, privacy
+from ...._system import check_path
 from ....average import average as mean_of
 from ....average import kept, sensitivity
 from ...shared import console, keyfiles, vectors
@@ -184,6 +185,7 @@ def _read(sources: list[str], basis: Basis, policy: Policy) -> list[MicroVector]
     seen: set[object] = set()
     found: list[MicroVector] = []
     for source in sources:
+        check_path(source, console.CommandError)
         same = source if source == vectors.STREAM else Path(source).resolve()
         if same in seen:
             raise console.CommandError(f"{source} is named twice: every user's vector counts once")

@@ -57,7 +57,7 @@ def print_vector(
     basis = vectors.find_basis(basis_path) if basis_path is not None else None
     # The basis judges first: its messages name the lengths that it expects.
     trusted = keyfiles.verifiers(keys, macs)
-    vector = Policy(keys=trusted).check(data, basis) if basis is not None else None
+    vector = Policy("none", keys=trusted).check(data, basis) if basis is not None else None
     record = {"kind": "vector", "verified": vector is not None, **vectors.header(data)}
     if vector is not None and basis is not None:
         record.pop("values_if", None)

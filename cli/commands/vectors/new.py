@@ -43,7 +43,10 @@ def new(
     sequence: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=0, max=65535, help="Rises with every vector of one stream. [default: 0]"
+            metavar="N",
+            min=0,
+            max=65535,
+            help="Rises with every vector of one stream. [default: above that of FILE, or 1]",
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The values alone: no header, no checksum.")] = False,
@@ -70,16 +73,18 @@ def new(
     named = _parse_axes(axes or [])
     vectors.check_target(output, force=force)
     basis = vectors.find_basis(bundle)
+    if sequence is None:
+        sequence = vectors.next_sequence(output, basis)
     if numbers is not None:
         with np.errstate(over="ignore"):  # what does not fit float32 is refused by name
-            made = MicroVector(basis.values(numbers), dtype.value, sequence or 0)
+            made = MicroVector(basis.values(numbers), dtype.value, sequence)
     elif named:
-        made = MicroVector(_on_axes(basis, named), dtype.value, sequence or 0)
+        made = MicroVector(_on_axes(basis, named), dtype.value, sequence)
     elif norm is not None:
         drawn = MicroVector.random(basis, norm, seed=seed or 0)
-        made = MicroVector(drawn.values, dtype.value, sequence or 0)
+        made = MicroVector(drawn.values, dtype.value, sequence)
     else:
-        made = MicroVector(MicroVector.zeros(basis).values, dtype.value, sequence or 0)
+        made = MicroVector(MicroVector.zeros(basis).values, dtype.value, sequence)
     data = made.to_bytes(basis, tag=None if raw else "crc32")
     vectors.write(output, data)
     if output != vectors.STREAM:

@@ -59,7 +59,7 @@ def pack(
         key = keyfiles.mac(mac)
         signer, trusted = key, [key]
     basis = vectors.find_basis(bundle)
-    found = Policy(keys=trusted).check(vectors.read(source), basis)
+    found = Policy("none", keys=trusted).check(vectors.read(source), basis)
     made = MicroVector(
         found.values,
         found.dtype if dtype is None else dtype.value,

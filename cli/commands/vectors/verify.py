@@ -16,6 +16,7 @@ from ...shared.options import (
     MarkStreamOption,
     MaxNormOption,
     Require,
+    RequireOption,
     VectorArgument,
 )
 
@@ -25,7 +26,7 @@ def verify(
     bundle: BasisArgument,
     keys: KeysOption = None,
     macs: MacsOption = None,
-    require: Annotated[Require, typer.Option(help="The least that the tag has to be.")] = Require.checksum,
+    require: RequireOption = None,
     max_norm: MaxNormOption = float("inf"),
     state: Annotated[
         Path | None,
@@ -45,7 +46,7 @@ def verify(
     """
     if record and state is None:
         raise typer.BadParameter("only --state keeps a record", param_hint="--record")
-    policy = keyfiles.policy(keys, macs, require, max_norm, state)
+    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=Require.checksum)
     basis = vectors.find_basis(bundle)
     data = vectors.read(source)
     stream = keyfiles.stream_of(stream)

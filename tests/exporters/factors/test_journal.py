@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,26 @@ def test_a_damaged_record_ends_the_file(tmp_path, factors):
         for name, one in again.read().items():
             same(one, factors(int(name[1:])))
         again.close()
+
+
+@pytest.mark.parametrize("content", [b"", MAGIC, None])
+def test_a_link_is_not_filled(tmp_path, content):
+    """Whoever may write beside an output could have it fill a file of the user's."""
+    target = tmp_path / "target"
+    if content is not None:
+        target.write_bytes(content)
+    (tmp_path / "j").symlink_to(target)
+    with pytest.raises(ExportError, match="is a link"):
+        Journal(tmp_path / "j")
+    assert (tmp_path / "j").is_symlink()
+    assert (target.read_bytes() if target.exists() else None) == content
+
+
+def test_what_is_no_file_is_left_alone(tmp_path):
+    for path in ("/dev/null", tmp_path):
+        with pytest.raises(ExportError, match=r"regular file|cannot write"):
+            Journal(Path(path))
+    assert Path("/dev/null").exists()
 
 
 def test_a_file_that_is_something_else_is_left_alone(tmp_path):

@@ -21,12 +21,14 @@ from tinylora_edge import (
     BaseMismatchError,
     ExportError,
     MicroVector,
+    TinyLoraError,
     UnsupportedModelError,
     load_basis,
     runtime,
 )
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.interop import peft as interop
+from tinylora_edge.exporters.weights.safetensors import read_safetensors, write_safetensors
 
 TOKENS = [1, 5, 9, 33, 7, 21]
 EXACT = {"type_k": 0, "type_v": 0}  # the KV cache in F32, as torch has it
@@ -271,6 +273,35 @@ class TestRefusals:
             interop.read_tinylora(checkpoint, world.hf)
         (checkpoint / "adapter_config.json").write_text("[]")
         with pytest.raises(ExportError, match="no configuration"):
+            interop.read_tinylora(checkpoint, world.hf)
+
+    @pytest.mark.parametrize(
+        ("ending", "shape"),
+        [
+            ("tinylora_v.0", (4,)),
+            ("tinylora_v.0", ()),
+            ("tinylora_v.0", (1, 3)),
+            ("q_proj.tinylora_A", (2,)),
+            ("q_proj.tinylora_A", ()),
+            ("q_proj.tinylora_A", (1, 2, 64)),
+            ("q_proj.tinylora_B", (64,)),
+            ("q_proj.tinylora_P", (3, 2)),
+            ("q_proj.tinylora_P", (2, 2, 2)),
+        ],
+    )
+    def test_factors_of_a_wrong_shape(self, world, checkpoint, ending, shape) -> None:
+        path = checkpoint / "adapter_model.safetensors"
+        tensors = {name: stored.array(name) for name, stored in read_safetensors(path).items()}
+        damaged = [name for name in tensors if name.endswith(ending)]
+        assert damaged
+        write_safetensors(path, tensors | {damaged[0]: np.ones(shape, np.float32)})
+        with pytest.raises(TinyLoraError, match=r"shape|rank|size"):
+            interop.read_tinylora(checkpoint, world.hf)
+
+    @pytest.mark.parametrize("seed", ["x", None, [1], 1.5, {}])
+    def test_a_seed_that_is_none(self, world, checkpoint, seed) -> None:
+        self.edit(checkpoint, projection_seed=seed)
+        with pytest.raises(ExportError, match="projection_seed"):
             interop.read_tinylora(checkpoint, world.hf)
 
     def test_what_a_vector_cannot_carry(self, world, tmp_path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
+from ...documents import parse_json
 from .._split import Draw
 from ..rewards.guards import count_words, own_words, repeats, words
 from ..rewards.schema import read_json
@@ -117,7 +117,7 @@ def _json(completion: Completion, sample: Sample) -> float:
         whole = False
         begins = _OBJECT.match(completion.text.lstrip())
         try:
-            value = json.loads(begins["object"]) if begins else None
+            value = parse_json(begins["object"]) if begins else None
         except ValueError:
             value = None
     return _grade(whole) if _names_and_colors(value, sample) else 0.0

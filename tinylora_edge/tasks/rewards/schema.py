@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from ...documents import read_json as read_document
 from ...errors import MissingExtraError, TrainError
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
@@ -75,7 +75,7 @@ def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
 
 def _read_schema(path: str) -> Any:
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return read_document(path)
     except (OSError, ValueError) as error:
         raise TrainError(f"json_schema: cannot read a JSON Schema from {path!r}: {error}") from error
 

@@ -9,10 +9,10 @@ held back, so that a step size is never chosen by the test split.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from ...documents import read_json
 from ...errors import TrainError
 
 
@@ -24,7 +24,7 @@ def validation(vector: Path) -> float:
     """
     record = vector.with_name(f"{vector.name}.json")
     try:
-        return float(json.loads(record.read_text("utf-8"))["result"]["best_score"])
+        return float(read_json(record)["result"]["best_score"])
     except OSError as error:
         raise TrainError(f"{record}: cannot read the record of the run: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...basis import Basis
 from ...errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
-from ...vector import MicroVector
+from ...vector import FIRST_SEQUENCE, MicroVector
 from ..adapter import SidePath
 from ..layers import factors_for, hf_names
 
@@ -227,7 +227,11 @@ def peft_model(model: Any, basis: Basis, *, adapter_name: str = "default") -> Pe
 
 
 def vector_of(
-    model: PeftModel, *, adapter_name: str = "default", dtype: str = "fp32", sequence: int = 0
+    model: PeftModel,
+    *,
+    adapter_name: str = "default",
+    dtype: str = "fp32",
+    sequence: int = FIRST_SEQUENCE,
 ) -> MicroVector:
     """Return v of an adapter as a micro-vector."""
     rows = torch.stack([row.detach() for row in _rows(model, adapter_name)])

@@ -6,12 +6,12 @@ tokens of a completion and tokens a second: from the metrics of a run, or assume
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...documents import parse_json
 from ...errors import TrainError
 from .recipes import Recipe
 
@@ -118,7 +118,7 @@ def measured(path: Path) -> Measured:
         TrainError: there is no such file, or it has fewer than two steps.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        rows = [parse_json(line) for line in path.read_text("utf-8").splitlines()]
         steps = [row for row in rows if "length" in row and "step_s" in row][1:]
         if steps:
             tokens, seconds = ([float(row[key]) for row in steps] for key in ("length", "step_s"))

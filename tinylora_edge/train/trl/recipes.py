@@ -16,7 +16,6 @@ file `models.toml` beside it, with the same parts, which go before the recipe's.
 from __future__ import annotations
 
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +23,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ...documents import parse_toml, read_toml
 from ...errors import TrainError, did_you_mean
 from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
@@ -147,7 +147,7 @@ def rehearsal(recipe: Recipe, task: Task) -> tuple[Task, Options, dict[str, Any]
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise TrainError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except ValueError as error:
@@ -179,8 +179,8 @@ def _change(table: dict[str, Any], change: str) -> None:
     if not equals or not key:
         raise TrainError(f"--set {change}: expected KEY=VALUE, such as options.settings.prompts=8")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
         value = text
     *outer, last = key.split(".")
     for name in outer:

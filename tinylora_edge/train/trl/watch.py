@@ -10,8 +10,10 @@ from typing import Any
 import accelerate
 import numpy as np
 import transformers
+from numpy.typing import NDArray
 
 from ..._system import atomic_write
+from ...documents import read_json
 from ...errors import TrainError
 from ...runtime.tuning.settings import Report
 from ...tasks import Task
@@ -53,12 +55,11 @@ class Watch(transformers.TrainerCallback):
         self._start, self._score = math.nan, -math.inf
         self._best_step = self._step = self._silent = self._updates = 0
         self._stopped = "done"
-        found = [json.loads(path.read_text("utf-8")) if resume and write and path.exists() else None]
+        found = [_read(path) if resume and write and path.exists() else None]
         state = accelerate.utils.broadcast_object_list(found)[0]
         if state is not None:
-            self._start, self._score = state["start"], state["score"]
-            self._best_step, self._updates = state["step"], state["updates"]
-            self._best = MicroVector(np.array(state["values"], np.float32))
+            self._start, self._score, self._best_step, self._updates, values = state
+            self._best = MicroVector(values)
 
     def result(self, task: Task) -> Result:
         """Return what the run found.
@@ -116,3 +117,18 @@ class Watch(transformers.TrainerCallback):
         more = {"updates": self._updates, "values": self._best.values.tolist()}
         with atomic_write(self._path) as file:
             file.write(json.dumps(found | more).encode())
+
+
+def _read(path: Path) -> tuple[float, float, int, int, NDArray[np.float32]]:
+    """Return the start, the score, the step, the updates and the values of a state."""
+    try:
+        state = read_json(path)
+        return (
+            float(state["start"]),
+            float(state["score"]),
+            int(state["step"]),
+            int(state["updates"]),
+            np.array(state["values"], np.float32).reshape(len(state["values"]), -1),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise TrainError(f"{path} is not a usable state of a run: {error!r}") from None

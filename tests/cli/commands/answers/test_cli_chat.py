@@ -34,7 +34,7 @@ def test_chat_in_a_pipe(process: Cli, smollm2_bundle: Path, answer: Callable[...
     assert result.code == 0
     assert result.stdout == "\n".join([a, b, c, d, ""])
     assert result.stderr.splitlines() == [
-        f"swapped: 13 bf16 values, norm {second.norm:.4g}, sequence 0",
+        f"swapped: 13 bf16 values, norm {second.norm:.4g}, sequence 1",
         "cleared: the base, without a vector",
         "the conversation is forgotten",
     ]

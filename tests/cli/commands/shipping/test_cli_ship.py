@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,61 @@ def test_an_etag_counts_only_for_the_file_that_it_came_with(cli: Cli, ready: Pat
             assert out.read_bytes() == (ready / "1.bin").read_bytes()
         kept = json.loads((ready / "v.bin.fetched").read_text())
         assert set(kept) == {"url", "basis", "stream", "sha256", "etag"}
+
+
+def test_a_state_that_cannot_be_written_leaves_the_file_as_it_was(cli: Cli, ready: Path) -> None:
+    """The frame of 123 bytes fits on the disk, and the state of twice as many does not."""
+    basis, device = ready / "b.basis.gguf", ready / "device"
+    device.mkdir()
+    out, state = device / "v.bin", device / "state"
+    publish = ("publish", "--to", ready / "root")
+    cli(*publish, ready / "1.bin", basis).done()
+    with servers.static(ready / "root") as (url, _):
+        fetch = ("fetch", url, basis, "-o", out, "--key", f"{ready / 'key'}.pub", "--state", state)
+        cli(*fetch).done()
+        before = contents(device)
+        cli(*publish, ready / "2.bin", basis).done()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
+        try:
+            cli(*fetch).refused("state could not be written: File too large", f"{out} stays as it was")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert contents(device) == before
+        cli(*fetch).done()
+    assert out.read_bytes() == (ready / "2.bin").read_bytes()
+
+
+def test_a_kill_between_state_and_file_is_mended_by_the_next_fetch(cli: Cli, ready: Path) -> None:
+    """The state says 2, the file is still 1: it is refused, and then fetched again."""
+    basis, out, state = ready / "b.basis.gguf", ready / "v.bin", ready / "state"
+    trusted = ("--key", f"{ready / 'key'}.pub", "--state", state)
+    cli("publish", ready / "1.bin", basis, "--to", ready / "root").done()
+    with servers.static(ready / "root") as (url, _):
+        cli("fetch", url, basis, "-o", out, *trusted).done()
+        cli("publish", ready / "2.bin", basis, "--to", ready / "root").done()
+        cli("vector", "verify", ready / "2.bin", basis, *trusted, "--record").done()
+        cli("vector", "verify", out, basis, *trusted).refused("sequence 1, but 2")
+        cli("fetch", url, basis, "-o", out, *trusted).done()
+    assert out.read_bytes() == (ready / "2.bin").read_bytes()
+
+
+def test_two_vectors_with_one_sequence(cli: Cli, ready: Path) -> None:
+    """Whoever holds the server could choose between them: the device keeps the one that it has."""
+    basis, out = ready / "b.basis.gguf", ready / "v.bin"
+    pack = ("vector", "pack", ready / "2.bin", basis, "--sign", ready / "key", "--sequence", 1)
+    cli(*pack, "-o", ready / "other.bin").done()
+    path = (
+        ready
+        / "root"
+        / cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--json").record()["latest"]
+    )
+    with servers.static(ready / "root") as (url, _):
+        fetch = ("fetch", url, basis, "-o", out, "--key", f"{ready / 'key'}.pub", "--state", ready / "state")
+        cli(*fetch).done()
+        path.write_bytes((ready / "other.bin").read_bytes())
+        cli(*fetch).refused("another vector with this sequence")
+    assert out.read_bytes() == (ready / "1.bin").read_bytes()
 
 
 def test_a_checksum_is_published_with_a_warning(cli: Cli, ready: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import support
 from invocation import Cli, contents
 
-from tinylora_edge import Basis, MicroVector
+from tinylora_edge import Basis, MicroVector, save_basis
 
 VALUES = [0.1, -0.2, 0.3, 0, 1e-3, -1, 2.5, 0.25, -0.125, 0.5, 7, -7, 0.0625]
 LIST = ",".join(map(str, VALUES))
@@ -66,7 +66,7 @@ def test_json_report(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pat
         "bytes": 37,
         "form": "frame",
         "dtype": "bf16",
-        "sequence": 0,
+        "sequence": 1,
         "basis_digest": basis.digest,
         "norm": vector.norm,
         "values": vector.values.tolist(),
@@ -226,3 +226,20 @@ def test_a_raw_payload_is_taken_with_a_warning(cli: Cli, smollm2_bundle: Path) -
     assert result.code == 0
     assert result.stderr.startswith("warning: a raw payload has no checksum")
     assert result.stderr.count("\n") == 1
+
+
+def test_sequences_begin_with_1_and_rise_above_what_is_replaced(cli: Cli, tmp_path: Path) -> None:
+    save_basis(support.random_basis(blocks=5, groups=13), tmp_path / "b.basis.gguf")
+    save_basis(support.random_basis(blocks=5, groups=13, seed=43), tmp_path / "other.basis.gguf")
+    out = tmp_path / "v.bin"
+    new = ("vector", "new", tmp_path / "b.basis.gguf", "-o", out, "--zeros", "--json")
+    assert cli(*new).record()["sequence"] == 1
+    assert cli(*new, "--force").record()["sequence"] == 2
+    assert cli(*new, "--force", "--sequence", 7).record()["sequence"] == 7
+    assert cli(*new, "--force").record()["sequence"] == 8
+    cli(*new, "--force", "--sequence", 65535).done()
+    cli(*new, "--force").refused("sequence 65535", "--sequence")
+    other = ("vector", "new", tmp_path / "other.basis.gguf", *new[3:], "--force")
+    assert cli(*other).record()["sequence"] == 1, "another basis has sequences of its own"
+    out.write_bytes(b"something else")
+    assert cli(*new, "--force").record()["sequence"] == 1

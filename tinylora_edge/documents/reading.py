@@ -1,0 +1,114 @@
+"""JSON and TOML that others wrote, read within limits: of size, of depth, of the digits of a number.
+
+The parsers of Python's library go on until memory or the stack is over, and raise errors of several kinds.
+Here everything that is wrong with a document is a ValueError, which the caller turns into its own, with the
+name of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from os import PathLike
+from typing import Any
+
+from ..maxima import DEPTH, DIGITS, DOCUMENT_BYTES, TOML_BYTES, TOML_DOTS
+
+_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.S)
+_ASIDE = re.compile(r"""\"(?:[^"\\\n]|\\.)*\"?|'[^'\n]*'?|#.*""")
+_LONG = re.compile(rf"[0-9_]{{{DIGITS + 1},}}")
+
+
+def parse_json(data: bytes | bytearray | memoryview | str, *, limit: int = DOCUMENT_BYTES) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        data: UTF-8, or text.
+        limit: of its bytes.
+
+    Raises:
+        ValueError: it is no JSON, or beyond a limit.
+    """
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else bytes(data)
+    _check_size(raw, limit)
+    depth = 0
+    if raw.count(b"[") + raw.count(b"{") > DEPTH:
+        for found in _MARKS.finditer(raw):
+            mark = found.group()
+            depth += (mark in b"[{") - (mark in b"]}")
+            if depth > DEPTH:
+                raise ValueError(f"it is nested more than {DEPTH} levels deep")
+    try:
+        return json.loads(_text(raw), parse_int=_integer)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, beyond a limit, or its name is none.
+    """
+    return parse_json(_read(path, limit), limit=limit)
+
+
+def parse_toml(data: bytes | str, *, limit: int = TOML_BYTES) -> dict[str, Any]:
+    """Return the tables of a TOML text.
+
+    Raises:
+        ValueError: it is no TOML, or beyond a limit.
+    """
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    _check_size(raw, limit)
+    text = _text(raw)
+    if _LONG.search(text):
+        raise ValueError(f"it has a number of more than {DIGITS} digits")
+    if any(line.count(".") > TOML_DOTS for line in _ASIDE.sub("", text).split("\n")):
+        raise ValueError(f"it has a key of more than {TOML_DOTS} parts")
+    try:
+        tables = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level: list[Any] = [tables]
+    for _ in range(DEPTH):
+        inner = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return tables
+    raise ValueError(f"it is nested more than {DEPTH} levels deep")
+
+
+def read_toml(path: str | PathLike[str], *, limit: int = TOML_BYTES) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no TOML, beyond a limit, or its name is none.
+    """
+    return parse_toml(_read(path, limit), limit=limit)
+
+
+def _read(path: str | PathLike[str], limit: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(limit + 1)
+
+
+def _check_size(data: bytes, limit: int) -> None:
+    if len(data) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text (byte {error.start + 1})") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > DIGITS:
+        raise ValueError(f"it has a number of more than {DIGITS} digits")
+    return int(digits)
