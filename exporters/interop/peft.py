@@ -14,7 +14,6 @@ Format: peft/tuners/tinylora of PEFT 0.21.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from os import PathLike
@@ -27,22 +26,21 @@ from numpy.typing import NDArray
 from ..._system import atomic_write
 from ...agreement import AGREEMENT, distance
 from ...basis import Basis
-from ...documents import read_json
 from ...errors import BaseMismatchError, ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import SQRT
 from ...formats.gguf import MalformedGGUFError
 from ...formats.gguf_split import open_gguf
 from ...formats.side_tensors import check_shapes, fingerprint
-from ...maxima import CONFIG_BYTES, PROJECTION_ENTRIES, RANK, VALUES
+from ...maxima import PROJECTION_ENTRIES, RANK, VALUES
 from ...modules import canonical_order
 from ...projection import EXPLICIT
 from ...vector import MicroVector
 from .. import bundle_writer
 from ..weights.gguf import GGUFWeights
-from ..weights.safetensors import read_safetensors, write_safetensors
+from ..weights.safetensors import read_safetensors
 from .layers import Layers, check_counted, layer_of
+from .peft_files import CONFIG, WEIGHTS, existing, read_config, write_checkpoint
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 VECTOR = "vector.bin"
 
 _V = re.compile(r"base_model\.tinylora_v\.(\d+)")
@@ -214,7 +212,7 @@ def write_tinylora(
         "tinylora_dropout": 0.0,
         "bias": "none",
     }
-    _write(Path(directory), config, tensors)
+    write_checkpoint(Path(directory), config, tensors)
 
 
 def write_lora(
@@ -247,7 +245,7 @@ def write_lora(
         "lora_dropout": 0.0,
         "bias": "none",
     }
-    _write(Path(directory), config, tensors)
+    write_checkpoint(Path(directory), config, tensors)
 
 
 def peft_tying(count: int, groups: int) -> NDArray[np.int32]:
@@ -343,28 +341,6 @@ def _fingerprint(basis: Basis, base: Path) -> str:
         raise BaseMismatchError(f"{base} is not a usable GGUF model: {error}") from None
 
 
-def read_config(directory: Path, kind: str) -> dict[str, Any]:
-    """Return the configuration of a checkpoint of a kind, such as `LORA`.
-
-    Raises:
-        ExportError: it is missing or damaged, or of another kind.
-        UnsupportedModelError: it adapts Conv1D layers.
-    """
-    path = existing(directory / CONFIG)
-    try:
-        config = read_json(path, limit=CONFIG_BYTES)
-        found = config["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path} is no configuration of a PEFT adapter: {error!r}") from None
-    if found != kind:
-        raise ExportError(f"{directory} is a PEFT adapter of type {found}, not {kind}")
-    if config.get("fan_in_fan_out"):
-        raise UnsupportedModelError(
-            f"{directory} adapts Conv1D layers (fan_in_fan_out), which a basis does not"
-        )
-    return dict(config)
-
-
 def _seed(config: dict[str, Any], directory: Path) -> int:
     value = config.get("projection_seed", 42)
     if type(value) is not int:
@@ -384,26 +360,3 @@ def _positive(config: dict[str, Any], key: str, directory: Path) -> int:
     if type(value) is not int or value < 1:
         raise ExportError(f"{directory / CONFIG} has {key} = {value!r}: expected a positive integer")
     return value
-
-
-def existing(path: Path) -> Path:
-    """Return the path of a checkpoint's file.
-
-    Raises:
-        ExportError: it is not there.
-    """
-    if not path.is_file():
-        raise ExportError(
-            f"{path.parent} lacks {path.name}: expected a directory that PEFT's save_pretrained wrote"
-        )
-    return path
-
-
-def _write(directory: Path, config: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> None:
-    try:
-        directory.mkdir(exist_ok=True)
-        write_safetensors(directory / WEIGHTS, tensors)
-        with atomic_write(directory / CONFIG) as file:
-            file.write((json.dumps(config, indent=2) + "\n").encode())
-    except OSError as error:
-        raise ExportError(f"{directory} could not be written: {error.strerror or error}") from error

@@ -25,7 +25,7 @@ from ...modules import is_adaptable, parse
 from ...row_orders import Heads, listed_order
 from ..weights.safetensors import read_safetensors
 from .layers import layer_of
-from .peft import WEIGHTS, existing, read_config
+from .peft_files import WEIGHTS, existing, read_config
 
 _UNKNOWN = ("use_dora", "use_qalora", "alora_invocation_tokens", "trainable_token_indices", "modules_to_save")
 """Fields of a configuration that change what a LoRA computes, where they are set."""

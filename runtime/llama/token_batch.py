@@ -115,14 +115,14 @@ class TokenBatch:
             personalizer.apply([lane.context for lane in self._lanes], vector, self._own)
 
     def attach(self, adapter: Adapter) -> None:
-        """Use a LoRA of the caller's own, at scale 1, and no vector until the next `swap`.
+        """Use a LoRA beside those that the model was loaded with, at scale 1, and no vector until the next `swap`.
 
         Args:
             adapter: loaded into the model (`LoraImage.load`), on modules of the basis alone. It is the
                 caller's to free, after the next `swap` or `attach`.
         """
         with self._computing() as personalizer:
-            personalizer.apply([lane.context for lane in self._lanes], None, [(adapter, 1.0)])
+            personalizer.apply([lane.context for lane in self._lanes], None, [*self._own, (adapter, 1.0)])
 
     def generate(
         self,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any
+
+from .sampling import Text
 
 Step = tuple[str, str | None]
 """A piece of text, and at the end the reason: `stop` or `length`."""
@@ -60,3 +63,32 @@ class CompletionWriter:
     def _chunk(self, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": reason}
         return {**self._common, "choices": [choice]}
+
+
+def steps_of(
+    tokens: Generator[int, None, str], text: Text, counted: list[int]
+) -> Generator[Step, None, None]:
+    """Yield the steps of a completion as its tokens come; at the end why it ended.
+
+    Args:
+        tokens: token ids; what they return is why they ended.
+        text: what pieces of the answer are told from tokens, stop strings kept out.
+        counted: takes the tokens that were generated.
+    """
+    reason = "length"
+    with closing(tokens):
+        try:
+            while not text.stopped:
+                token = next(tokens)
+                counted.append(token)
+                yield text.add(token), None
+            reason = "stop"
+        except StopIteration as end:
+            reason = end.value
+    yield text.rest(), reason
+
+
+def chunks_of(completion: CompletionWriter, steps: Generator[Step, None, None]) -> Generator[Any, Any, None]:
+    """Yield the chunks of a completion; closing them closes the steps."""
+    with closing(steps):
+        yield from completion.chunks(steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..admission import VectorSource
 from ..personal import Personal, no_room
 from .batch import OnnxBatch
 from .bundle import OnnxBundle
-from .completion import CompletionWriter, Step
+from .completion import CompletionWriter, chunks_of, steps_of
 from .decoder import Decoder
 from .genai import GenaiModel, Messages, as_list
 from .generate import Row, generate_batch, score_batch
@@ -387,9 +387,9 @@ class TinyLoraOnnx(Personal):
         completion = CompletionWriter(self.model_path, len(tokens), chat=chat)
         text = Text(self._model.stream(), as_list(stop))
         counted: list[int] = []
-        steps = self._steps(self._tokens(tokens, sampling, max_tokens), text, counted)
+        steps = steps_of(self._tokens(tokens, sampling, max_tokens), text, counted)
         if stream:
-            return self._stream(_closing(completion.chunks(steps), steps), whole=True)
+            return self._stream(chunks_of(completion, steps), whole=True)
         with self._gate.call():
             return completion.whole(steps, lambda: len(counted))
 
@@ -398,23 +398,3 @@ class TinyLoraOnnx(Personal):
     ) -> Generator[int, None, str]:
         # A generator begins at its first step: the vector of that moment counts, as the gate has it.
         return (yield from self._decoder.tokens(prompt, Sampler(sampling), max_tokens))
-
-    def _steps(
-        self, tokens: Generator[int, None, str], text: Text, counted: list[int]
-    ) -> Generator[Step, None, None]:
-        reason = "length"
-        with closing(tokens):
-            try:
-                while not text.stopped:
-                    token = next(tokens)
-                    counted.append(token)
-                    yield text.add(token), None
-                reason = "stop"
-            except StopIteration as end:
-                reason = end.value
-        yield text.rest(), reason
-
-
-def _closing(chunks: Iterator[Any], steps: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
-    with closing(steps):
-        yield from chunks

@@ -135,7 +135,7 @@ class Request:
         Raises:
             TinyLoraError: those of the format.
         """
-        from ....exporters.interop import llama_lora
+        from ....exporters.interop import llama_lora, peft_files
         from ....exporters.interop import peft as peft_format
 
         if self.to == "gguf-lora":
@@ -161,7 +161,7 @@ class Request:
             peft_format.write_tinylora(basis, vector, self.output, self.model, untie=self.untie)
         else:
             peft_format.write_lora(basis, vector, self.output, self.model)
-        files = [self.output / peft_format.CONFIG, self.output / peft_format.WEIGHTS]
+        files = [self.output / peft_files.CONFIG, self.output / peft_files.WEIGHTS]
         hint = ""
         if self.to == "peft" and (basis.axes or basis.has_prior):
             hint = f"PEFT has no place for the names and the prior of the axes: keep {self.bundle} for them"
