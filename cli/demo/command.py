@@ -51,10 +51,11 @@ def demo(
 ) -> None:
     """Teach a real model something with 37 bytes, prove it, and take it back bit for bit.
 
-    Exports SmolLM2-135M-Instruct, which comes with the extra `demo`, measures it on list lookup, trains a
-    vector with GRPO, ships it through a frame, measures again on prompts never trained on, shows answers
-    side by side, and proves by the logits that the base can be restored. DIR then has the bundle, the
-    vector and a report with the curve. On two quiet cores it takes 4 minutes, 2 with --quick.
+    Exports SmolLM2-135M-Instruct, which comes with the extra `demo`, measures it on guarded brevity (answers
+    in a few words that say something new), trains a vector with GRPO, ships it through a frame, measures
+    again on prompts never trained on, beside the best prompt of a quick search, shows answers side by side,
+    and proves by the logits that the base can be restored. DIR then has the bundle, the vector and a report
+    with the curve. On two quiet cores it takes 4 minutes, 2 with --quick.
 
     \b
     Example:

@@ -115,7 +115,7 @@ class TokenBatch:
             personalizer.apply([lane.context for lane in self._lanes], vector, self._own)
 
     def attach(self, adapter: Adapter) -> None:
-        """Use a LoRA beside those that the model was loaded with, at scale 1, and no vector until the next `swap`.
+        """Use a LoRA beside the model's own, at scale 1, and no vector until the next `swap`.
 
         Args:
             adapter: loaded into the model (`LoraImage.load`), on modules of the basis alone. It is the
