@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +66,12 @@ def evaluate(
     loras: LorasOption = None,
     against: AgainstOption = Against.none,
     candidates: CandidatesOption = None,
+    shifted: Annotated[
+        bool,
+        typer.Option(
+            "--shifted", help="On the task's shifted prompts: rarer words, other phrasings, longer inputs."
+        ),
+    ] = False,
     drift: Annotated[
         bool, typer.Option("--drift", help="Measure also how far the vector is from the base in general.")
     ] = False,
@@ -98,7 +104,10 @@ def evaluate(
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy = keyfiles.policy(keys, macs)
     loaded = load_task(task, reward=reward, seed=seed, held_out=number, max_tokens=max_tokens)
-    _check_number(ctx, loaded, number)
+    split = "shifted" if shifted else "held_out"
+    if shifted:
+        loaded = _on_shifted(loaded)
+    _check_number(ctx, loaded, number, split)
     data = None if vector is None else vectors.read(str(vector))
     samples = loaded.held_out[:number]
     if wishes:
@@ -110,7 +119,8 @@ def evaluate(
                 named = vector_contestant(checked, data, vector)
             found, searched = _contest(llm, loaded, samples, wishes, named, options)
             away = measure_drift(llm, checked, seed=seed) if drift else None
-        _report_contest(loaded, samples, found, searched, away, options, show=show, as_json=as_json)
+        facts = {"task": loaded.name, "split": split, "temperature": temperature}
+        _report_contest(facts, samples, found, searched, away, show=show, as_json=as_json)
         return
     with (
         _loaded(bundle, engine) as llm,
@@ -126,7 +136,8 @@ def evaluate(
         away = measure_drift(llm, checked, seed=seed) if drift else None
     comparison = None if personalized is None else compare(base, personalized)
     if as_json:
-        record: dict[str, Any] = {"task": loaded.name, "temperature": temperature, "base": _figures(base)}
+        record: dict[str, Any] = {"task": loaded.name, "split": split, "temperature": temperature}
+        record["base"] = _figures(base)
         if personalized is not None and comparison is not None:
             record |= {"vector": _figures(personalized), "comparison": asdict(comparison)}
         if away is not None:
@@ -162,19 +173,18 @@ def _contest(
 
 
 def _report_contest(
-    task: Task,
+    facts: dict[str, Any],
     samples: Sequence[Sample],
     found: Contest,
     searched: PromptSearch | None,
     drift: Drift | None,
-    options: dict[str, Any],
     *,
     show: int,
     as_json: bool,
 ) -> None:
     names = [standing.contestant.name for standing in found.standings]
     if as_json:
-        record: dict[str, Any] = {"task": task.name, "temperature": options["temperature"]}
+        record = dict(facts)
         record["base"] = _figures(found["base"].evaluation)
         if "vector" in names:
             record["vector"] = _figures(found["vector"].evaluation)
@@ -199,14 +209,26 @@ def _report_contest(
             )
 
 
-def _check_number(ctx: typer.Context, task: Task, number: int) -> None:
+def _on_shifted(task: Task) -> Task:
+    """Return the task with its shifted prompts in the place of the held-out ones."""
+    if not task.shifted:
+        raise TrainError(
+            f"task {task.name} has no shifted prompts: leave out --shifted, or give lines of the file "
+            '"split": "shifted"'
+        )
+    return replace(task, held_out=task.shifted)
+
+
+def _check_number(ctx: typer.Context, task: Task, number: int, split: str) -> None:
     """Refuse a number of prompts that a task lacks; where nobody asked for one, say what there is."""
     found = len(task.held_out)
     if found >= number:
         return
+    kind = split.replace("_", "-")
+    of_file = "about a fifth is held out, or the lines" if split == "held_out" else "the lines"
     why = (
-        f"task {task.name} has {found} held-out prompts, and -n is {number}: of a file about a fifth is held "
-        'out, or the lines with "split": "held_out"'
+        f"task {task.name} has {found} {kind} prompts, and -n is {number}: of a file {of_file} with "
+        f'"split": "{split}"'
     )
     source = ctx.get_parameter_source("number")
     if source is not None and source.name == "COMMANDLINE":

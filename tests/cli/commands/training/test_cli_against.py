@@ -47,6 +47,18 @@ def measure(cli, tiny):
     return run
 
 
+def test_on_shifted_prompts(cli, tiny, measure):
+    rows = [{"prompt": f"p{i}", "split": ("train", "held_out")[i % 2]} for i in range(8)]
+    rows += [{"prompt": f"q{i}", "split": "shifted"} for i in range(4)]
+    (tiny / "shifted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("eval", tiny / "bundle", "--task", tiny / "shifted.jsonl", *REWARD, "--shifted", "-n")
+    record = cli(*command, 4, "--json").record()
+    assert (record["split"], record["base"]["n"]) == ("shifted", 4)
+    assert "prompt: q" in cli(*command, 4, "--show", 1).done()
+    cli(*command, 5).refused("shifted", "-n is 5")
+    measure("--shifted", task="bare.jsonl").refused("bare.jsonl", "no shifted prompts", "--shifted")
+
+
 def test_everything_at_once(measure, tiny):
     vector = ("--vector", tiny / "v.bin")
     search = ("--against", "prompt", "--candidates", tiny / "own.jsonl")
