@@ -1,0 +1,87 @@
+"""What is left of a gain on shifted prompts: rarer words, other phrasings of the request, longer inputs.
+
+The vectors are those of a study of `science.py`, which keeps the frame of each run. Measurements are kept in
+a JSON-lines file as they end: a second call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import tempfile
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+from _subjects import export
+from science import ARMS, read
+
+from tinylora_edge import MicroVector, runtime
+from tinylora_edge.runtime.evaluation import compare, evaluate
+from tinylora_edge.runtime.llama.batch import batch_for
+from tinylora_edge.tasks import load_task
+
+
+def measure(bundle: Path, run: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the figures of a run's vector and of the base on the task's shifted prompts."""
+    task = load_task(run["task"], held_out=count)
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
+        vector = MicroVector.from_bytes(base64.urlsafe_b64decode(run["frame"]), llm.basis)
+        with batch_for(llm, task.shifted, task.max_tokens) as batch:
+            base, own = (evaluate(batch, task, each, samples=task.shifted) for each in (None, vector))
+    return {"n": base.n, "base": base.mean, "vector": own.mean, **asdict(compare(base, own))}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument("study", type=Path, metavar="STUDY", help="runs of science.py")
+    arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
+    arguments.add_argument(
+        "--measured", type=Path, metavar="FILE", help="measurements, kept and gone on with"
+    )
+    arguments.add_argument("-n", type=int, default=128, help="shifted prompts (%(default)s)")
+    options = arguments.parse_args()
+    report = bench.Report("shifted", options.json)
+    runs = [run for run in read(options.study) if run.get("frame")]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        kept = options.measured or Path(folder) / "measured.jsonl"
+        for arm in dict.fromkeys(run["arm"] for run in runs):
+            room = Path(folder) / str(list(ARMS).index(arm))
+            room.mkdir()
+            bundle, basis = export(room, ARMS[arm].shape)
+            for run in (run for run in runs if run["arm"] == arm):
+                if run["basis"] != basis.digest:
+                    raise SystemExit(
+                        f"{arm}, {run['task']}, seed {run['seed']} was trained on basis {run['basis'][:8]}, "
+                        f"and this machine exports {basis.id}: measure it where it was trained"
+                    )
+                name = {key: run[key] for key in ("arm", "task", "seed", "frame")}
+                found = next(
+                    (
+                        row
+                        for row in read(kept)
+                        if {k: row[k] for k in name} == name and row["n"] == options.n
+                    ),
+                    None,
+                )
+                if found is None:
+                    found = {**name, **measure(bundle, run, options.n), "commit": bench.commit()}
+                    with open(kept, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(found) + "\n")
+                rows.append([run["task"], arm, str(run["seed"]), gain(run), gain(found)])
+    headers = ["task", "arm", "seed", "usual prompts", "shifted prompts"]
+    report.say("\n" + bench.table(headers, rows))
+    report.record |= {"rows": rows}
+    report.finish()
+
+
+def gain(run: dict[str, Any]) -> str:
+    return f"{run['base']:.3f}: {run['difference']:+.3f} +- {run['standard_error']:.3f}"
+
+
+if __name__ == "__main__":
+    main()
