@@ -81,7 +81,7 @@ ARMS: dict[str, Arm] = {
 def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and measure one arm with one seed, in this process."""
     arm, rows = ARMS[name], list[dict[str, Any]]()
-    task = load_task(options.task, seed=seed)
+    task = load_task(options.task, seed=seed, held_out=options.held_out)
     settings = TrainSettings(steps=options.steps, seed=seed, trials=arm.trials)
     chosen = Options(
         method=arm.method,
@@ -136,7 +136,8 @@ def missing(options: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
-    return bool(run["task"] == options.task and run["settings"]["steps"] == options.steps)
+    asked = options.task, options.steps, options.held_out
+    return bool((run["task"], run["settings"]["steps"], run["n"]) == asked)
 
 
 def read(study: Path) -> list[dict[str, Any]]:
@@ -149,7 +150,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
     def start(run: tuple[str, int]) -> None:
         name, seed = run
         command = [sys.executable, __file__, "--only", name, "--seeds", str(seed), "--task", options.task]
-        command += ["--steps", str(options.steps)]
+        command += ["--steps", str(options.steps), "--held-out", str(options.held_out)]
         command += ["--workers", str(options.workers)] if options.workers else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -196,6 +197,7 @@ def main() -> None:
     arguments.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     arguments.add_argument("--steps", type=int, default=TrainSettings().steps, help="a run (%(default)s)")
+    arguments.add_argument("--held-out", type=int, default=128, help="prompts measured on (%(default)s)")
     arguments.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     arguments.add_argument("--workers", type=int, help="threads a run; all cores unless given")
     arguments.add_argument("--only", help=argparse.SUPPRESS)

@@ -91,9 +91,9 @@ def test_grpo_times_both_engines_and_all_rollouts() -> None:
 def test_science_goes_on_where_it_stopped(tmp_path: Path) -> None:
     study = tmp_path / "study.jsonl"
     arm = "SFT on the answers"
-    arguments = ("--study", str(study), "--arms", arm, "--steps", "1", "--workers", "1")
+    arguments = ("--study", str(study), "--arms", arm, "--steps", "1", "--held-out", "8", "--workers", "1")
     (found,) = run("science.py", *arguments, "--seeds", "0")["summary"]
-    assert (found["seeds"], found["values"], found["frame_bytes"], found["n"]) == (1, 13, 63, 128)
+    assert (found["seeds"], found["values"], found["frame_bytes"], found["n"]) == (1, 13, 63, 8)
     first = json.loads(study.read_text())
     again = first | {"seed": 1, "difference": first["difference"] + 0.1}
     study.write_text("".join(json.dumps(r) + "\n" for r in (first, again, again | {"arm": "r = 1"})))
