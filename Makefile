@@ -33,12 +33,12 @@ RUN = OMP_WAIT_POLICY=PASSIVE
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
 
-demo: $(VENV)/.demo ## teach a real model with 37 bytes: the whole story, 4 minutes (sets itself up)
+demo: $(VENV)/.demo ## teach a real model with 37 bytes: the whole story, 5 minutes (sets itself up)
 	@rm -rf out/demo
 	@mkdir -p out
 	@$(BIN)/tinylora-edge demo -o out/demo $(DEMO_ARGS)
 
-demo-quick: $(VENV)/.demo ## the short story, 2 minutes (sets itself up)
+demo-quick: $(VENV)/.demo ## the short story, 3 minutes (sets itself up)
 	@rm -rf out/demo-quick
 	@mkdir -p out
 	@$(BIN)/tinylora-edge demo --quick -o out/demo-quick $(DEMO_ARGS)

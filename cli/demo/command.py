@@ -55,7 +55,7 @@ def demo(
     in a few words that say something new), trains a vector with GRPO, ships it through a frame, measures
     again on prompts never trained on, beside the best prompt of a quick search, shows answers side by side,
     and proves by the logits that the base can be restored. DIR then has the bundle, the vector and a report
-    with the curve. On two quiet cores it takes 4 minutes, 2 with --quick.
+    with the curve. On two quiet cores it takes 5 minutes, 3 with --quick.
 
     \b
     Example:
