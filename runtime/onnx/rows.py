@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...basis import Basis
-from ...errors import VectorError
+from ...errors import RollbackError, VectorError
 from ...formats.onnx_adapter import basis_version, encode
-from ...vector import MicroVector, Policy
+from ...vector import CheckedVector, MicroVector, Policy
 from ..admission import VectorSource, admitted
 
 
@@ -111,7 +111,22 @@ def rows(
         made = Rows(stacked, tuple(checked), basis.digest)
         if batch is not None:
             made.check_batch(batch)
+        _check_order(checked, names)
     return made
+
+
+def _check_order(checked: Sequence[MicroVector | None], streams: Sequence[str]) -> None:
+    """Refuse two sequences of one stream beside each other: the lower one is older than the other."""
+    newest: dict[tuple[str, str], tuple[int, int]] = {}
+    for row, (vector, stream) in enumerate(zip(checked, streams, strict=True)):
+        if not isinstance(vector, CheckedVector) or vector.raw:
+            continue
+        other, sequence = newest.setdefault((stream, vector.verified_by), (row, vector.sequence))
+        if sequence != vector.sequence:
+            raise RollbackError(
+                f"row {row} has sequence {vector.sequence} of the stream {stream!r}, and row {other} has "
+                f"{sequence}, so one of them is an older vector of the same user: pass each user's stream"
+            )
 
 
 @contextmanager

@@ -119,6 +119,20 @@ def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bu
         session.rows([good, good], streams=["a", "b", "c"])
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_sequences_of_one_stream_in_a_batch(
+    session: OnnxSession, bundle: Path, order: tuple[int, int]
+) -> None:
+    basis = session.basis
+    values = onnx_bundles.vectors(bundle, 1)[0].values
+    frames = [MicroVector(values, sequence=s).to_bytes(basis) for s in (3, 8)]
+    given = [frames[i] for i in order]
+    with pytest.raises(RollbackError, match=r"row 1 has sequence \d of the stream 'carol', and row 0 has"):
+        session.rows(given, streams="carol")
+    session.rows(frames[0], streams="carol")  # nothing was recorded
+    session.rows(given, streams=["dave", "erin"])
+
+
 def test_the_policy_counts(bundle: Path) -> None:
     session = OnnxSession(bundle, policy=Policy(require="checksum"), sess_options=options())
     with pytest.raises(ChecksumError):
