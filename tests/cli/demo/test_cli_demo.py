@@ -23,7 +23,7 @@ from tinylora_edge.cli.demo.proof import DemoError, logits, prove
 from tinylora_edge.cli.demo.story import TASK
 from tinylora_edge.tasks import load_task
 
-SHORT = ("--quick", "--steps", 1, "--held-out", 8, "--threads", 1)
+SHORT = ("--quick", "--steps", 1, "--held-out", 8, "--threads", 2)
 MADE = {"base.gguf", "basis.gguf", "manifest.json", "report.html", "vector.bin", "vector.bin.json"}
 
 

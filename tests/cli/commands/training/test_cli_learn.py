@@ -51,8 +51,9 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     questions, second = tmp_path / "questions.txt", tmp_path / "second.bin"
     questions.write_text("".join(f"What is a {thing}?\n" for thing in THINGS))
     device = ("distill", out, "--system", BEHAVIOURS[0]["system"], "--questions", questions, "--on-device")
+    device += ("--no-drift",)
     made = cli(*device, "--budget", "4ktokens", "-o", second, "--json").record()
-    assert made.keys() == told.keys() | {"questions", "steps", "tokens"}
+    assert made.keys() == (told.keys() - {"drift"}) | {"questions", "steps", "tokens"}
     assert made["bytes"] == second.stat().st_size
     assert made["share"] == pytest.approx(1 - made["after"] / made["before"])
     assert made["tokens"] <= 4000
