@@ -48,6 +48,7 @@ def test_the_facts_stand_in_the_prompt(tasks: dict[str, Task]) -> None:
     [
         '{"name": "Olga", "age": 34, "pet": "snail"}',
         '{"pet":"snail","age":34.0,"name":"Olga"}',
+        '{"name": "Olga", "age": 34, "pet": "Snail"}',
         '\n{\n  "name": "Olga",\n  "age": 34,\n  "pet": "snail"\n}\n',
         '```json\n{"name": "Olga", "age": 34, "pet": "snail"}\n```',
     ],
@@ -59,7 +60,7 @@ def test_true_records(tasks: dict[str, Task], sample: Sample, text: str) -> None
 @pytest.mark.parametrize(
     ("text", "near"),
     [
-        ('{"name": "Olga", "age": 34, "pet": "Snail"}', 1 / 3),
+        ('{"name": "Olga", "age": 34, "pet": "a snail"}', 1 / 3),
         ('{"name": "Olga", "age": "34", "pet": "snail"}', 1 / 3),
         ('{"name": "Olga", "age": true, "pet": "a snail"}', 1 / 6),
         ('{"name": "Olga", "age": 34, "pet": "snail"}\n\nThis JSON object is', 0.25),

@@ -51,8 +51,8 @@ _USUAL = _Kind(
         ("km", "kilometers"): ("{name} walked {amount} on {date}.",),
         ("cm", "centimeters"): ("The {item} measures {amount}. {name} bought it on {date}.",),
     },
-    ("{n} {u}", "{n} {u}", "{n}{u}", "{n} {w}"),
-    ("{y}-{m:02}-{d:02}", "{y}-{m:02}-{d:02}", "{y}/{m:02}/{d:02}", "{M} {d}, {y}"),
+    ("{n} {u}", "{n} {u}", "{n} {u}", "{n}{u}", "{n} {w}"),
+    (*("{y}-{m:02}-{d:02}",) * 3, "{y}/{m:02}/{d:02}", "{M} {d}, {y}"),
     (_REQUEST,),
 )
 _LAST = '"{closing}" at its end.'
@@ -85,7 +85,7 @@ _SHIFTED = _Kind(
 
 
 def house_style(seed: int, train: int, held_out: int) -> Task:
-    """A note in house style, unit, date and closing line: see `in_house_style`. Base: .13."""
+    """A note in house style, unit, date and closing line: see `in_house_style`. Base: .17 (n = 64)."""
 
     def build(side: Words, draw: Draw) -> Sample:
         return _sample(side, draw, _USUAL)

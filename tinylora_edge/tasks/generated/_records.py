@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from .._split import Draw
 from ..task import Completion, Sample, Task
@@ -17,6 +18,7 @@ _TEXTS = {
 }
 _REQUESTS = ("Text: {text}\nFill in the JSON object {schema} with the facts. Write only the JSON.",)
 _NUMBERS = (3, 60)
+_KINDS = ("owner", "sale", "sale")  # sales are harder, so there are more of them
 
 # Shifted: more is said about the same facts, and the request comes in four other ways.
 _SHIFTED_TEXTS = {
@@ -42,7 +44,7 @@ _SHIFTED_REQUESTS = (
 def records(seed: int, train: int, held_out: int) -> Task:
     """Facts in a JSON object of a given schema, about an owner of a pet or about a sale: see `true_record`.
 
-    Base: .09.
+    Base: .44 (n = 64).
     """
 
     def build(side: Words, draw: Draw) -> Sample:
@@ -69,10 +71,10 @@ def true_record(completion: Completion, sample: Sample) -> float:
     """1 for the JSON object of the schema with the facts: every key, its type, and its value as in the text.
 
     Guards: the answer ended by itself and is that object alone (one ``` fence may be around it). Texts are
-    compared letter by letter, numbers as numbers: "12" is none.
+    compared letter by letter, but for upper and lower case; numbers as numbers: "12" is none.
     """
     value, whole = read_object(completion)
-    return float(whole and all_equal(value, sample.data["record"]))
+    return float(whole and value is not None and all_equal(_folded(value), _folded(sample.data["record"])))
 
 
 def nearly_true_record(completion: Completion, sample: Sample) -> float:
@@ -83,19 +85,24 @@ def nearly_true_record(completion: Completion, sample: Sample) -> float:
     Guards: an object with other keys gets 0, and so does the schema said back.
     """
     value, whole = read_object(completion)
-    record: Values = sample.data["record"]
+    record: Values = _folded(sample.data["record"])
     if value is None or set(value) != set(record):
         return 0.0
+    value = _folded(value)
     if whole and all_equal(value, record):
         return 1.0
     near = 0.5 * sum(equal(value[key], one) for key, one in record.items()) / len(record)
     return near if whole else near / 2
 
 
+def _folded(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.casefold() if isinstance(value, str) else value for key, value in record.items()}
+
+
 def _sample(
     side: Words, draw: Draw, texts: Mapping[str, tuple[str, ...]], requests: tuple[str, ...]
 ) -> Sample:
-    kind = draw.one(tuple(texts))
+    kind = draw.one(_KINDS)
     name, number = draw.one(side.names), draw.between(*_NUMBERS)
     record: Values
     if kind == "owner":

@@ -62,7 +62,7 @@ _SHIFTED_REQUESTS = (
 
 
 def tool_calls(seed: int, train: int, held_out: int) -> Task:
-    """A call of one of four functions (tools, to the model), as JSON: see `right_call`. Base: .16."""
+    """A call of one of four functions (tools), as JSON: see `right_call`. Base: .16 (n = 64)."""
 
     def build(side: Words, draw: Draw) -> Sample:
         return _sample(side, draw, _TEXTS, (_REQUEST,))
