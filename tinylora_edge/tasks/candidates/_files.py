@@ -3,8 +3,8 @@
     {"system": "Answer with one word, the last of the list, and nothing else."}
     {"question": "What is an acorn? Answer in a few words.", "answer": "An acorn is the nut of an oak tree."}
 
-A quick search tries the first system prompts alone, so the likelier ones come first. Examples are for tasks whose training
-prompts have no answers; a search shows them in the place of those.
+A quick search tries the first system prompts alone, so the likelier ones come first. Examples are for tasks
+whose training prompts have no answers; a search shows them in the place of those.
 """
 
 from __future__ import annotations
