@@ -3,8 +3,8 @@
     {"system": "Answer with one word, the last of the list, and nothing else."}
     {"question": "What is an acorn? Answer in a few words.", "answer": "An acorn is the nut of an oak tree."}
 
-The first system prompt is the one to take where nothing is searched. Examples are for tasks whose training
-prompts have no answers; a search shows them in the place of those.
+A quick search tries the first system prompts alone, so the likelier ones come first. Examples are for tasks
+whose training prompts have no answers; a search shows them in the place of those.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Candidates:
     """The system prompts to choose from, and written examples.
 
     Attributes:
-        systems: system prompts, each once, the best known first.
+        systems: system prompts, each once, those to try first in front.
         examples: samples with answers, for tasks whose training prompts have none.
     """
 
