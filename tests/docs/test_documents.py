@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 CAPACITY = {"LoRaWAN EU868, DR0 to DR2": 51, "SMS (8-bit)": 140, "NFC tag NTAG213": 144}  # a few
 TAGS = {"CRC-32": tags.CRC32, "HMAC": tags.HMAC, "Ed25519": tags.ED25519}
 VALUES = 13
-SHORTER = {"demo": ["--steps", "1", "--held-out", "8", "--threads", "1"]}  # the tests share the machine
+SHORTER = {"demo": ["--steps", "1", "--held-out", "8", "--threads", "2"]}
 
 
 def blocks(language: str) -> list[str]:
