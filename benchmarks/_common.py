@@ -130,6 +130,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+def read_study(study: Path | None) -> list[dict[str, Any]]:
+    """Return the rows of a study, a JSON object a line; none where it is not there yet."""
+    if study is None or not study.exists():
+        return []
+    return [json.loads(line) for line in study.read_text("utf-8").splitlines()]
+
+
+def keep(study: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a study, as soon as it is there: a second call goes on behind it."""
+    with open(study, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def commit() -> str | None:
     """The commit of the checkout, with a + where a file differs from it; None outside of a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]

@@ -8,7 +8,6 @@ is learned in a folder: a second call goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import tempfile
@@ -123,10 +122,6 @@ def learned(options: argparse.Namespace, folder: Path, say: Callable[[str], None
     return Bundle.find(bundle), found
 
 
-def read(study: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
-
-
 def answer_missing(
     options: argparse.Namespace, bundle: Bundle, made: Learned, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
@@ -139,7 +134,7 @@ def answer_missing(
     same["weights"] = options.weights
 
     def kept() -> list[dict[str, Any]]:
-        return [row for row in read(options.study) if all(row[key] == same[key] for key in same)]
+        return [row for row in bench.read_study(options.study) if all(row[key] == same[key] for key in same)]
 
     missing = [point for point in wanted if point not in {(row["axis"], row["x"]) for row in kept()}]
     if not missing:
@@ -161,8 +156,7 @@ def answer_missing(
             found = batch.answer(samples, max_tokens=options.tokens)
             row = same | {"axis": axis, "x": x, "answers": [each.text for each in found]}
             row["ended"] = sum(each.ended for each in found)
-            with options.study.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            bench.keep(options.study, row)
             say(f"{axis or 'the base'} {x:+g}: {found[0].text[:70]!r}")
     return kept()
 

@@ -8,7 +8,6 @@ as they end: a second call goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -28,7 +27,7 @@ from tinylora_edge import Basis, runtime
 from tinylora_edge.exporters import ExportSettings
 from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_questions
 from tinylora_edge.train.learned import Student, prepare_lessons
-from tinylora_edge.train.learned.distillation import directions_of
+from tinylora_edge.train.learned.distillation import directions_of, unit_directions
 from tinylora_edge.train.model import load_model
 
 QUESTIONS, CHECKS, TOKENS, STEPS = 16, 12, 14, 8
@@ -37,19 +36,13 @@ LR = {"random, tiled": 0.2, "random, dense": 0.2, "learned": 0.06, "all of R": 0
 """Of each arm: the best of half, once and twice as much on two behaviours that are learned from."""
 
 
-def units(directions: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.linalg.norm(directions.reshape(len(directions), -1), axis=1)
-    found: NDArray[np.float32] = (directions / norms[:, None, None, None]).astype(np.float32)
-    return found
-
-
 def arms(tiled: Basis, learned: Basis, seed: int) -> dict[str, NDArray[np.float32] | None]:
     """Return the directions of each arm: float32 [n, M, r, r], None for all numbers of R."""
     shape = (len(tiled.modules), tiled.rank, tiled.rank)
     draws = np.random.default_rng(seed).standard_normal((int(np.prod(shape)), learned.size))
     dense = np.linalg.qr(draws)[0].T.reshape(learned.size, *shape)
     return {
-        "random, tiled": units(directions_of(tiled)),
+        "random, tiled": unit_directions(directions_of(tiled))[0],
         "random, dense": dense.astype(np.float32),
         "learned": directions_of(learned),
         "all of R": None,
@@ -97,10 +90,6 @@ def fits(
         yield from pool.map(work, range(len(chosen)))
 
 
-def read(study: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
@@ -121,14 +110,13 @@ def main() -> None:
         bundle, tiled = export(Path(folder) / "tiled", ExportSettings())
         _, learned = export(Path(folder) / "learned", ExportSettings(projection="learned"))
         for seed in options.seeds:
-            done = {(row["behaviour"], row["seed"]) for row in read(study)}
+            done = {(row["behaviour"], row["seed"]) for row in bench.read_study(study)}
             missing = [each for each in held if (each.name, seed) not in done]
             for row in fits(bundle, (tiled, learned), seed, missing, options.workers) if missing else ():
-                with open(study, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                bench.keep(study, row)
                 report.say(f"{row['behaviour']}, seed {seed}: " + cells(row["closed"]))
         names, seeds = {each.name for each in held}, set(options.seeds)
-        rows = [row for row in read(study) if row["behaviour"] in names and row["seed"] in seeds]
+        rows = [row for row in bench.read_study(study) if row["behaviour"] in names and row["seed"] in seeds]
     table = []
     for name in LR:
         found = [row["closed"][name] for row in rows]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -28,10 +27,6 @@ from tinylora_edge.runtime.evaluation import compare, evaluate
 from tinylora_edge.runtime.llama.batch import batch_for
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, TrainSettings, train
-
-
-def read(study: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
 
 
 def same(row: dict[str, Any], name: dict[str, Any]) -> bool:
@@ -94,7 +89,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[
     """Measure what is missing; return the lines of all that were asked for, in order."""
     chosen = []
     for name, bundle in subjects(options):
-        known = next((row for row in read(options.study) if same(row, name)), None)
+        known = next((row for row in bench.read_study(options.study) if same(row, name)), None)
         if known is None:
             more: dict[str, Any] = {}
             if "file" in name:
@@ -102,8 +97,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[
             else:
                 data, more["values"] = trained(bundle, name, options)
             known = {**name, **more, **measure(bundle, data, name["task"], name.get("scale", 1), options)}
-            with open(options.study, "a", encoding="utf-8") as file:
-                file.write(json.dumps(known) + "\n")
+            bench.keep(options.study, known)
             report.say(f"measured {name.get('file') or name} of {bundle}")
         chosen.append(known)
     return chosen

@@ -196,12 +196,6 @@ def liked(
     return [preference.pleases(a, s, task) > 0.5 for a, s in zip(answers, samples, strict=True)]
 
 
-def read(path: Path | None) -> list[dict[str, Any]]:
-    if path is None or not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def sessions(
     llm: TinyLoraLlama, options: argparse.Namespace, answers: list[dict[str, Any]], done: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
@@ -292,9 +286,13 @@ def main() -> None:
     report = bench.Report("feedback", options.json)
     with tempfile.TemporaryDirectory() as folder:
         llm = load(Path(folder), options.projection)
-        answers = [a for a in read(options.answers) if a.get("projection", "random") == options.projection]
+        answers = [
+            a
+            for a in bench.read_study(options.answers)
+            if a.get("projection", "random") == options.projection
+        ]
         arm = {"projection": options.projection, "prior": not options.no_prior}
-        done = [row for row in read(options.study) if same(row, arm)]
+        done = [row for row in bench.read_study(options.study) if same(row, arm)]
         if {"clicks", "pairs"} & set(options.methods):
             for name in {PREFERENCES[p].task for p in options.preferences} - {a["task"] for a in answers}:
                 drawn = draw(llm, load_task(name), STEP[options.projection], options.threads)
@@ -307,8 +305,7 @@ def main() -> None:
             session = found | arm
             done.append(session)
             if options.study:
-                with options.study.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(session) + "\n")
+                bench.keep(options.study, session)
             name = ", ".join(str(session[key]) for key in ("preference", "method", "clicks", "user"))
             report.say(f"{name}: {session['liked']:.3f}")
     means = summary(done)

@@ -130,7 +130,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
 
 
 def missing(options: argparse.Namespace) -> list[tuple[str, int]]:
-    done = {(r["arm"], r["seed"]) for r in read(options.study) if matches(r, options)}
+    done = {(r["arm"], r["seed"]) for r in bench.read_study(options.study) if matches(r, options)}
     # Seeds outermost: whenever the time runs out, the arms have the same number of them.
     return [(arm, seed) for seed in options.seeds for arm in options.arms if (arm, seed) not in done]
 
@@ -138,10 +138,6 @@ def missing(options: argparse.Namespace) -> list[tuple[str, int]]:
 def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
     asked = options.task, options.steps, options.held_out
     return bool((run["task"], run["settings"]["steps"], run["n"]) == asked)
-
-
-def read(study: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
 
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
@@ -156,10 +152,8 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
         if done.returncode:
             report.say(f"FAILED  {name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
             return
-        line = done.stdout.splitlines()[-1]
-        with open(options.study, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        found = json.loads(line)
+        found = json.loads(done.stdout.splitlines()[-1])
+        bench.keep(options.study, found)
         report.say(
             f"{name}, seed {seed}: {found['base']:.3f} -> {found['vector']:.3f} in {found['seconds']:.0f} s"
         )
@@ -209,7 +203,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.study = options.study or Path(folder) / "study.jsonl"
         run_missing(options, report)
-        runs = [run for run in read(options.study) if matches(run, options)]
+        runs = [run for run in bench.read_study(options.study) if matches(run, options)]
     found = [summary(arm, mine) for arm in options.arms if (mine := [r for r in runs if r["arm"] == arm])]
     rows = [
         [

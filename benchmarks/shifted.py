@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 import tempfile
 from contextlib import closing
 from dataclasses import asdict
@@ -17,9 +16,9 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 from _subjects import export
-from science import ARMS, read
+from science import ARMS
 
-from tinylora_edge import MicroVector, runtime
+from tinylora_edge import Basis, MicroVector, runtime
 from tinylora_edge.runtime.evaluation import compare, evaluate
 from tinylora_edge.runtime.llama.batch import batch_for
 from tinylora_edge.tasks import load_task
@@ -35,6 +34,24 @@ def measure(bundle: Path, run: dict[str, Any], count: int) -> dict[str, Any]:
     return {"n": base.n, "base": base.mean, "vector": own.mean, **asdict(compare(base, own))}
 
 
+def known_or_measured(
+    run: dict[str, Any], bundle: Path, basis: Basis, kept: Path, count: int
+) -> dict[str, Any]:
+    """Return the measurement of a run's vector, made and kept where there is none."""
+    if run["basis"] != basis.digest:
+        raise SystemExit(
+            f"{run['arm']}, {run['task']}, seed {run['seed']} was trained on basis {run['basis'][:8]}, and "
+            f"this machine exports {basis.id}: measure it where it was trained"
+        )
+    name = {key: run[key] for key in ("arm", "task", "seed", "frame")} | {"n": count}
+    for row in bench.read_study(kept):
+        if all(row[key] == name[key] for key in name):
+            return row
+    found = {**name, **measure(bundle, run, count), "commit": bench.commit()}
+    bench.keep(kept, found)
+    return found
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("study", type=Path, metavar="STUDY", help="runs of science.py")
@@ -45,7 +62,7 @@ def main() -> None:
     arguments.add_argument("-n", type=int, default=128, help="shifted prompts (%(default)s)")
     options = arguments.parse_args()
     report = bench.Report("shifted", options.json)
-    runs = [run for run in read(options.study) if run.get("frame")]
+    runs = [run for run in bench.read_study(options.study) if run.get("frame")]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         kept = options.measured or Path(folder) / "measured.jsonl"
@@ -53,26 +70,10 @@ def main() -> None:
             room = Path(folder) / str(list(ARMS).index(arm))
             room.mkdir()
             bundle, basis = export(room, ARMS[arm].shape)
-            for run in (run for run in runs if run["arm"] == arm):
-                if run["basis"] != basis.digest:
-                    raise SystemExit(
-                        f"{arm}, {run['task']}, seed {run['seed']} was trained on basis {run['basis'][:8]}, "
-                        f"and this machine exports {basis.id}: measure it where it was trained"
-                    )
-                name = {key: run[key] for key in ("arm", "task", "seed", "frame")}
-                found = next(
-                    (
-                        row
-                        for row in read(kept)
-                        if {k: row[k] for k in name} == name and row["n"] == options.n
-                    ),
-                    None,
-                )
-                if found is None:
-                    found = {**name, **measure(bundle, run, options.n), "commit": bench.commit()}
-                    with open(kept, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(found) + "\n")
-                rows.append([run["task"], arm, str(run["seed"]), gain(run), gain(found)])
+            for run in runs:
+                if run["arm"] == arm:
+                    found = known_or_measured(run, bundle, basis, kept, options.n)
+                    rows.append([run["task"], arm, str(run["seed"]), gain(run), gain(found)])
     headers = ["task", "arm", "seed", "usual prompts", "shifted prompts"]
     report.say("\n" + bench.table(headers, rows))
     report.record |= {"rows": rows}

@@ -101,14 +101,10 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
 
 def known_base(task: str, options: argparse.Namespace) -> Evaluation | None:
     """The base's scores on the held-out prompts, which are the same for every seed, if a run has them."""
-    for run in read(options.study):
+    for run in bench.read_study(options.study):
         if (run["task"], run["n"], run["weights"]) == (task, options.held_out, options.weights):
             return Evaluation(np.array(run["base_scores"]), [])
     return None
-
-
-def read(study: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in study.read_text("utf-8").splitlines()] if study.exists() else []
 
 
 def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
@@ -120,7 +116,7 @@ def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
     """Run what is missing, `--jobs` processes at a time; a run that fails is said and left out."""
-    done = {(r["arm"], r["task"], r["seed"]) for r in read(options.study) if matches(r, options)}
+    done = {(r["arm"], r["task"], r["seed"]) for r in bench.read_study(options.study) if matches(r, options)}
     # Seeds outermost: whenever the time runs out, arms and tasks have the same number of them.
     wanted = [(arm, task, seed) for seed in options.seeds for task in options.tasks for arm in options.arms]
 
@@ -134,10 +130,8 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
         if finished.returncode:
             report.say(f"FAILED  {arm}, {task}, seed {seed}: {finished.stderr.strip().splitlines()[-1]}")
             return
-        line = finished.stdout.splitlines()[-1]
-        with open(options.study, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        found = json.loads(line)
+        found = json.loads(finished.stdout.splitlines()[-1])
+        bench.keep(options.study, found)
         report.say(
             f"{arm}, {task}, seed {seed}: {found['base']:.3f} -> {found['vector']:.3f}, {found['tokens']} "
             f"tokens, {found['seconds']:.0f} s"
@@ -185,7 +179,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.study = options.study or Path(folder) / "study.jsonl"
         run_missing(options, report)
-        runs = [run for run in read(options.study) if matches(run, options)]
+        runs = [run for run in bench.read_study(options.study) if matches(run, options)]
     found = [
         summary(arm, task, mine)
         for task in options.tasks

@@ -66,8 +66,9 @@ class ExportSettings:
 
     @property
     def may_be_learned(self) -> bool:
-        """Whether `auto` takes learned projections where there are any: nothing says what random ones are."""
-        return self._shape_is_default and self.seed == _SEED
+        """Whether learned projections are taken where there are any: asked for, or nothing against it."""
+        asked = self.projection == "auto" and self.seed == _SEED and self._shape_is_default
+        return asked or self.projection == "learned"
 
     @property
     def _shape_is_default(self) -> bool:

@@ -27,6 +27,17 @@ GOLDEN = Path(__file__).parent / "golden"
 DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2}
 TAG_CODES = {"crc32": 0, "hmac": 1, "ed25519": 2}
 
+BAD_DOCUMENTS = {
+    "deep": b'{"a":' * 100_000,
+    "many digits": b'{"a": ' + b"1" * 5000 + b"}",
+    "no UTF-8": b'{"a": "\xff"}',
+    "no JSON": b"{",
+    "a list": b"[]",
+    "a number": b"7",
+    "null": b"null",
+}
+"""JSON that no reader takes for what it expects: beyond the limits, no JSON, or another value."""
+
 
 def random_basis(
     blocks: int = 2,

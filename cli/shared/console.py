@@ -21,6 +21,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -126,6 +127,12 @@ def next_command(*words: object) -> None:
 def megabytes(size: int) -> str:
     """Return a size for reading: `98.4 MB`, or `731 bytes`."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size:,} bytes"
+
+
+def bars(*columns: ProgressColumn) -> Progress:
+    """Return progress bars that go when they are done; in a pipe, nothing."""
+    screen = stderr()
+    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 @contextmanager

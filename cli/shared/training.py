@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from . import console
 
@@ -72,7 +72,6 @@ def warn_of_drift(why: str) -> None:
 @contextmanager
 def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show reward, validation, speed and time left on a terminal; events anywhere."""
-    screen = console.stderr()
     columns = (
         SpinnerColumn(),
         TextColumn("step {task.completed}/{task.total}"),
@@ -80,7 +79,7 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+    with console.bars(*columns) as bar:
         task = bar.add_task("", total=steps, figures="loading")
         validation = float("nan")
 

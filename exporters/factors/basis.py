@@ -82,17 +82,15 @@ def basis_of(
         b=tuple(found[module].b for module in modules),
         base_fingerprints=fingerprints,
     )
-    if settings.projection == "random" or (settings.projection == "auto" and not settings.may_be_learned):
-        return made
-    learned = find(made)
-    if learned is None and settings.projection == "auto":
-        return made
-    if learned is None:
+    learned = find(made) if settings.may_be_learned else None
+    if learned is not None:
+        return learned.apply(made)
+    if settings.projection == "learned":
         raise BasisError(
             f"no learned projections are shipped for these factors ({architecture}, {len(modules)} modules, "
             f"rank {settings.rank}): export with random ones, and learn on the bundle"
         )
-    return learned.apply(made)
+    return made
 
 
 def short(basis: Basis) -> str:

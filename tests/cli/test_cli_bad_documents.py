@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import support
 from invocation import Cli, contents
+from support import BAD_DOCUMENTS
 
 from tinylora_edge import Bundle, MicroVector, Policy, TinyLoraError, TrainError, load_basis, save_basis
 from tinylora_edge.exporters.factors.journal import Journal
@@ -22,16 +23,6 @@ from tinylora_edge.shipping import publish
 from tinylora_edge.tasks import load_task
 from tinylora_edge.tasks.behaviours import load_examples
 from tinylora_edge.wire import pem
-
-DOCUMENTS = {
-    "deep": b'{"a":' * 100_000,
-    "many digits": b'{"a": ' + b"1" * 5000 + b"}",
-    "no UTF-8": b'{"a": "\xff"}',
-    "no JSON": b"{",
-    "a list": b"[]",
-    "a number": b"7",
-    "null": b"null",
-}
 
 
 @pytest.fixture
@@ -65,12 +56,14 @@ def test_a_key_that_is_not_ascii(
     assert not (tmp_path / "w.bin").exists()
 
 
-@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name not in ("a list", "a number", "null")])
+@pytest.mark.parametrize(
+    "name", [name for name in BAD_DOCUMENTS if name not in ("a list", "a number", "null")]
+)
 def test_a_manifest(cli: Cli, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "b", copy_function=os.link)
     (manifest,) = (tmp_path / "b").glob("*.json")
     manifest.unlink()
-    manifest.write_bytes(DOCUMENTS[name])
+    manifest.write_bytes(BAD_DOCUMENTS[name])
     cli("inspect", tmp_path / "b").refused(manifest.name, "not JSON")
 
 
@@ -91,17 +84,17 @@ def test_a_state_of_wrong_types(cli: Cli, small: Path, vector: Path, tmp_path: P
         cli("vector", "verify", vector, small, "--state", state).refused(str(state), "is damaged")
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
 def test_what_fetch_remembers_counts_nothing_where_it_is_damaged(
     cli: Cli, small: Path, vector: Path, tmp_path: Path, name: str
 ) -> None:
-    (tmp_path / "v.bin.fetched").write_bytes(DOCUMENTS[name])
+    (tmp_path / "v.bin.fetched").write_bytes(BAD_DOCUMENTS[name])
     cli("fetch", "http://127.0.0.1:1", small, "-o", vector, "--attempts", 1).refused("no connection")
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
 def test_a_state_of_tuning(tmp_path: Path, name: str) -> None:
-    (tmp_path / "state").write_bytes(DOCUMENTS[name])
+    (tmp_path / "state").write_bytes(BAD_DOCUMENTS[name])
     with pytest.raises(TrainError, match="state"):
         load_state(tmp_path / "state", {})
 
@@ -115,9 +108,9 @@ def test_a_state_of_tuning_of_wrong_types(tmp_path: Path, content: str) -> None:
         load_state(tmp_path / "state", {})
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
 def test_a_task(tmp_path: Path, name: str) -> None:
-    (tmp_path / "t.jsonl").write_bytes(DOCUMENTS[name] + b"\n")
+    (tmp_path / "t.jsonl").write_bytes(BAD_DOCUMENTS[name] + b"\n")
     with pytest.raises(TrainError, match=r"t\.jsonl"):
         load_task(str(tmp_path / "t.jsonl"), reward="max_words(12)")
 
@@ -131,12 +124,12 @@ def test_a_catalog(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
     cli("models").refused("models.toml")
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
 def test_scales(name: str) -> None:
     from tinylora_edge.exporters.interop.llama_lora import from_scales
 
     with pytest.raises(TinyLoraError):
-        from_scales(support.random_basis(groups=3), DOCUMENTS[name])
+        from_scales(support.random_basis(groups=3), BAD_DOCUMENTS[name])
 
 
 class TestNullBytes:

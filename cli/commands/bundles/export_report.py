@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from ....basis import Basis
     from ....exporters import ExportReport, OnnxReport, PartReport, Quality
 
-_OTHERS = {
-    "learned": ", shipped for this model (--projection random: the paper's)",
-    "random": ", the paper's",
+_DESCRIBED = {
+    "learned": "learned, shipped for this model (--projection random: the paper's)",
+    "random": "random, the paper's",
 }
 
 
@@ -65,7 +65,7 @@ def print_report(
         ("digest", basis.digest),
         ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
         ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
-        ("projections", f"{_projections(basis)}{_OTHERS[_projections(basis)]}"),
+        ("projections", _DESCRIBED[_projections(basis)]),
         ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
     ]

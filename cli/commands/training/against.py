@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
 
 from .... import MicroVector
 from ....documents import read_json
@@ -169,14 +169,13 @@ def with_vector(vector: Contestant | None, others: Sequence[Contestant]) -> list
 @contextmanager
 def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal how far a search or a contest is; in a pipe, nothing."""
-    screen = console.stderr()
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[at]}"),
     )
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+    with console.bars(*columns) as bar:
         task = bar.add_task("", total=1, at="")
 
         def show(figures: dict[str, Any]) -> None:

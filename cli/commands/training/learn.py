@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from ...shared import console
 from ...shared.options import JsonOption
@@ -162,7 +162,6 @@ def _contrasts(axes: Sequence[str]) -> list[Contrast]:
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal which behaviour is done, and how far it moves the model."""
-    screen = console.stderr()
     columns = (
         SpinnerColumn(),
         TextColumn("behaviour {task.completed}/{task.total}"),
@@ -170,7 +169,7 @@ def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+    with console.bars(*columns) as bar:
         task = bar.add_task("", total=count, figures="asking the model")
 
         def show(figures: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from .... import TrainError, __version__
 from ...._system import atomic_write
@@ -241,7 +241,6 @@ def _report(
 @contextmanager
 def _progress(budget: Budget) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal how much of the budget is spent, and what is known so far."""
-    screen = console.stderr()
     columns = (
         SpinnerColumn(),
         TextColumn("step {task.fields[step]}"),
@@ -250,7 +249,7 @@ def _progress(budget: Budget) -> Iterator[Callable[[dict[str, Any]], None]]:
         TimeRemainingColumn(),
     )
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+    with console.bars(*columns) as bar:
         task = bar.add_task("", total=1.0, step=0, figures="loading")
         check = float("nan")
 

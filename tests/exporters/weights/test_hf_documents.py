@@ -7,20 +7,11 @@ import struct
 from pathlib import Path
 
 import pytest
+from support import BAD_DOCUMENTS
 
 from tinylora_edge import ExportError
 from tinylora_edge.exporters.weights.hf_config import HFConfig
 from tinylora_edge.exporters.weights.safetensors import read_safetensors, shards
-
-DOCUMENTS = {
-    "deep": b'{"a":' * 100_000,
-    "many digits": b'{"a": ' + b"1" * 5000 + b"}",
-    "no UTF-8": b'{"a": "\xff"}',
-    "no JSON": b"{",
-    "a list": b"[]",
-    "a number": b"7",
-    "null": b"null",
-}
 
 
 def safetensors(path: Path, header: bytes, data: bytes = b"") -> Path:
@@ -28,9 +19,9 @@ def safetensors(path: Path, header: bytes, data: bytes = b"") -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
 def test_documents(tmp_path: Path, name: str) -> None:
-    data = DOCUMENTS[name]
+    data = BAD_DOCUMENTS[name]
     (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(ExportError, match=r"config\.json"):
         HFConfig(tmp_path)

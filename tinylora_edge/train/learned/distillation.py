@@ -151,10 +151,14 @@ def directions_of(basis: Basis) -> NDArray[np.float32]:
     return found
 
 
-def _fit(student: Student, basis: Basis, lesson: Lesson, settings: DistillSettings) -> NDArray[np.float32]:
-    directions = directions_of(basis)
+def unit_directions(directions: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return directions of R at length 1, float32 [n, M, r, r], and the lengths they had, float32 [n]."""
     norms = np.linalg.norm(directions.reshape(len(directions), -1), axis=1)
-    units = directions / norms[:, None, None, None]
+    return directions / norms[:, None, None, None], norms
+
+
+def _fit(student: Student, basis: Basis, lesson: Lesson, settings: DistillSettings) -> NDArray[np.float32]:
+    units, norms = unit_directions(directions_of(basis))
     fit = student.fit(lesson, steps=settings.steps, lr=settings.lr, directions=units)
     values: NDArray[np.float32] = (fit.values / norms).astype(np.float32)
     return values.reshape(basis.groups, basis.u)
