@@ -40,6 +40,8 @@ from .shared.advice import AdvisedCommand
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
 
+_signals: list[int] = []  # that told this process to end
+
 
 class _Root(TyperGroup):
     """The root of all commands. It turns every error that a user can cause into one line and an exit code."""
@@ -57,6 +59,8 @@ class _Root(TyperGroup):
             _detach_stdout()
             raise typer.Exit(_BROKEN_PIPE) from None
         except (TinyLoraError, OSError) as error:
+            if _signals:  # what the signal broke is no error of its own
+                raise typer.Exit(128 + _signals[0]) from None
             if ctx.params.get("debug"):
                 traceback.print_exc()
             console.fail(error)
@@ -125,10 +129,16 @@ def run() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+    except Exception:
+        if _signals:
+            sys.exit(128 + _signals[0])
+        raise
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    # As an exception, so that what is half written is removed on the way out.
+    # As an exception, so that what is half written is removed on the way out. Where it passes through code
+    # written in C (a module of numpy that is being imported), it arrives as another one.
+    _signals.append(number)
     sys.exit(128 + number)
 
 

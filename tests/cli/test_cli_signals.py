@@ -124,6 +124,28 @@ def test_a_signal_at_the_moment_the_partial_bundle_exists(
     assert set(contents(tmp_path)) == {JOURNAL}
 
 
+@pytest.mark.parametrize("error", ["ImportError('numpy failed to import')", "OSError(5, 'an error')"])
+def test_a_signal_that_arrives_as_another_error(
+    start: Start, smollm2_gguf: Path, tmp_path: Path, error: str
+) -> None:
+    # An extension module that is being imported turns every exception into an ImportError.
+    code = (
+        "import os, signal\n"
+        "from tinylora_edge.cli import main\n"
+        "def mkdir(path, *rest, **named):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except SystemExit:\n"
+        f"        raise {error} from None\n"
+        "os.mkdir = mkdir\n"
+        "main()"
+    )
+    arguments = ("export", smollm2_gguf, "--projection", "random", "-o", tmp_path / "out")
+    child = start(*arguments, program=[sys.executable, "-Pc", code])
+    _, stderr = child.communicate(timeout=60)
+    assert (child.returncode, stderr) == (143, b"")
+
+
 def test_what_a_killed_export_left_is_removed_by_the_next(
     start: Start, process: Cli, smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +218,6 @@ def test_a_demo_that_is_terminated_leaves_nothing(start: Start, tmp_path: Path) 
     child = start("demo", "-o", out)
     wait_for(started, out, child)
     child.terminate()
-    child.communicate(timeout=60)
-    assert child.returncode == 143
+    _, stderr = child.communicate(timeout=60)
+    assert (child.returncode, stderr) == (143, b"")
     assert set(contents(tmp_path)) <= {".demo.factors"}  # finished modules, for the next run
