@@ -7,8 +7,8 @@ PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet -
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-# feedback.py, science.py and tune.py take hours: they are studies, and run by themselves.
-STUDIES = benchmarks/axes.py benchmarks/feedback.py benchmarks/science.py benchmarks/tune.py
+# Studies take up to hours, or bundles and vectors: they run by themselves.
+STUDIES = $(patsubst %,benchmarks/%.py,axes directions distillation drift evidence feedback prompts science shifted tune)
 BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
 # llama-cpp-python has no wheels on PyPI: it is built here, once, unless pip has kept the one from before.

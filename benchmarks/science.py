@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
+import evidence
 import numpy as np
 from _subjects import export
 
@@ -195,7 +196,13 @@ def main() -> None:
     arguments.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     arguments.add_argument("--workers", type=int, help="threads a run; all cores unless given")
     arguments.add_argument("--only", help=argparse.SUPPRESS)
+    arguments.add_argument(
+        "--summary", action="store_true", help="run nothing: make docs/EVIDENCE.md of the records again"
+    )
     options = arguments.parse_args()
+    if options.summary:
+        evidence.write()
+        return
     if options.only:
         print(json.dumps(one_run(options.only, options.seeds[0], options)))
         return

@@ -18,6 +18,9 @@ from ..tasks import Task
 from ..vector import MicroVector
 from .options import Options, Outcome
 
+_SECONDS = ("draw_s", "learn_s", "validate_s", "trial_s", "step_s")
+"""The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
+
 
 @contextmanager
 def run_folder(output: Path, *inside: str) -> Iterator[Path]:
@@ -144,6 +147,7 @@ def write_output(
         task, options, outcome: of the run.
         more: further keys.
     """
+    curve = _rows(folder / "metrics.jsonl")
     manifest: dict[str, Any] = {
         "tool": f"tinylora-edge {__version__}",
         "task": task.name,
@@ -151,7 +155,8 @@ def write_output(
         "options": asdict(options),
         **more,
         "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
-        "curve": _rows(folder / "metrics.jsonl"),
+        "seconds": round(sum(row.get(key, 0.0) for row in curve for key in _SECONDS), 1),
+        "curve": curve,
     }
     base, personalized, comparison = outcome.base, outcome.personalized, outcome.comparison
     if base is not None and personalized is not None and comparison is not None:

@@ -107,9 +107,11 @@ class Trainer:
         """
         state, settings = self.state, self.settings
         if state.step == 0:
+            began = time.monotonic()
             state.top_scores = self.validate(state.v)
             state.start_score = state.best_score = float(state.top_scores.mean())
-            report({"event": "start", "validation": state.start_score})
+            took = time.monotonic() - began
+            report({"event": "start", "validation": state.start_score, "validate_s": took})
             self._choose_step_size(report)
         stopped = "done"
         while state.step < settings.steps and not self._stop:
@@ -117,7 +119,9 @@ class Trainer:
             state.step += 1
             last = state.step == settings.steps
             if state.step % settings.validate_every == 0 or last or self._unusual(metrics):
+                began = time.monotonic()
                 metrics["validation"] = self._judge(report)
+                metrics["validate_s"] = time.monotonic() - began
             report(metrics)
             if state.silent >= settings.silence:
                 stopped = "silence"
@@ -248,6 +252,7 @@ class Trainer:
         start, settings, best = self.state, self.settings, -math.inf
         chosen = unit = 0.0
         for multiple in sorted(settings.trials):
+            began = time.monotonic()
             trial = self.state = copy.deepcopy(start)
             self._multiple, trial.lr = multiple, unit * multiple  # 0 before the first that had signal
             while trial.step < min(settings.trial_steps, settings.steps) and not self._stop:
@@ -257,7 +262,10 @@ class Trainer:
                 break
             unit = trial.lr / multiple
             score = float(self.validate(trial.v).mean())
-            report({"event": "trial", "multiple": multiple, "lr": trial.lr, "validation": score})
+            took = time.monotonic() - began
+            report(
+                {"event": "trial", "multiple": multiple, "lr": trial.lr, "validation": score, "trial_s": took}
+            )
             if score > best:
                 best, chosen = score, trial.lr
         self.state, self._multiple = start, 1.0

@@ -1,0 +1,252 @@
+"""The tables and the figure of docs/EVIDENCE.md, made of the records alone, in a second.
+
+Every block of the document between `<!-- evidence: NAME -->` and `<!-- end -->` is one of `BLOCKS`. Without
+options the document and its figure are written again. With `--check` nothing is written, and a difference
+is an error. `science.py --summary` is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+from _bars import Bar, bars
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DOCUMENT = HERE.parent / "docs" / "EVIDENCE.md"
+FIGURE = HERE.parent / "docs" / "figures" / "evidence.svg"
+
+TASKS = {
+    "brevity": "guarded brevity",
+    "list-lookup": "list lookup",
+    "word-sums": "word sums",
+    "formats": "formats",
+}
+PAPER, LEARNED = "default: r = 2, u = 1, G = 13, tiled", "learned: n = 13, dense"
+STEPS, HELD_OUT = 40, 128
+
+
+def number(value: float) -> str:
+    """Return a share as docs write it: two digits, without the zero before the point."""
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+
+
+def with_error(value: float, error: float) -> str:
+    return f"{number(value)} ± {number(error)}"
+
+
+def markdown(headers: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows)]
+    return "\n".join(lines)
+
+
+def runs(arm: str, task: str) -> list[dict[str, Any]]:
+    """Return the runs of an arm with the usual settings, by seed."""
+    found = [
+        row
+        for row in bench.read_study(RESULTS / "learned_basis.jsonl")
+        if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == (arm, task, STEPS, HELD_OUT)
+    ]
+    return sorted(found, key=lambda row: int(row["seed"]))
+
+
+def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
+    """Return mean and standard error: between seeds, or over prompts where there is one seed."""
+    values = [float(row[key]) for row in rows]
+    if len(values) > 1:
+        return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    if key == "difference":
+        return values[0], float(rows[0]["standard_error"])
+    return values[0], math.sqrt(max(values[0] * (1 - values[0]), 0.0) / rows[0]["n"])
+
+
+def prompts() -> dict[str, dict[str, Any]]:
+    """Return what a thorough search found, by task."""
+    return {
+        row["task"]: row
+        for row in bench.read_study(RESULTS / "prompts.jsonl")
+        if row["search"]["kind"] == "thorough"
+    }
+
+
+def contestant(row: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((each for each in row["contestants"] if each["name"] == name), None)
+
+
+def scores() -> str:
+    """Each task: the base, the best prompt, both bases."""
+    rows, searched = [], prompts()
+    for task, title in TASKS.items():
+        paper, learned = runs(PAPER, task), runs(LEARNED, task)
+        best = contestant(searched[task], "best prompt") if task in searched else None
+        seeds = sorted({int(row["seed"]) for row in paper} & {int(row["seed"]) for row in learned})
+        rows.append(
+            [
+                title,
+                number(statistics.mean(row["base"] for row in paper + learned)),
+                with_error(best["mean"], best["standard_error"]) if best else "not searched",
+                with_error(*over_seeds(paper, "vector")),
+                with_error(*over_seeds(learned, "vector")),
+                " ".join(map(str, seeds)),
+            ]
+        )
+    headers = ["task", "base", "best prompt", "13 numbers, the paper's", "13 numbers, learned", "seeds"]
+    return markdown(headers, rows)
+
+
+def gains() -> str:
+    """Each run's gain over the base, paired, and the mean over tasks."""
+    rows, means = [], dict[str, list[float]]()
+    for task, title in TASKS.items():
+        cells = []
+        for arm in (PAPER, LEARNED):
+            found = runs(arm, task)
+            means.setdefault(arm, []).append(statistics.mean(row["difference"] for row in found))
+            cells.append(" ".join(f"{row['difference']:+.3f}" for row in found))
+        rows.append([title, *cells])
+    paper, learned = (statistics.mean(means[arm]) for arm in (PAPER, LEARNED))
+    rows.append(["mean of the four", f"{paper:+.3f}", f"{learned:+.3f} ({learned / paper:.1f} times)"])
+    return markdown(["gain of each seed", "13 numbers, the paper's", "13 numbers, learned"], rows)
+
+
+def costs() -> str:
+    """What a request pays for each way, where a search was thorough."""
+    rows = []
+    for task, row in prompts().items():
+        for each in row["contestants"]:
+            cost = each["cost"]
+            rows.append(
+                [
+                    TASKS[task],
+                    each["name"],
+                    with_error(each["mean"], each["standard_error"]),
+                    f"{cost['prompt_tokens']:.0f}",
+                    f"{cost['first_token_s'] * 1e3:.0f} ms",
+                    f"{cost['next_first_token_s'] * 1e3:.0f} ms",
+                    f"{cost['sent'] or ''}",
+                ]
+            )
+    headers = ["task", "asked by", "score", "prompt tokens", "first token, cold", "again", "bytes a user"]
+    return markdown(headers, rows)
+
+
+def distilled() -> str:
+    """The share of the KL that real fits close, over held-out behaviours and seeds."""
+    found = [row for row in bench.read_study(RESULTS / "distillation.jsonl") if "closed" in row]
+    if not found:
+        return "Not measured yet."
+    rows = []
+    for name in found[0]["closed"]:
+        shares = [row["closed"][name] for row in found]
+        error = statistics.stdev(shares) / math.sqrt(len(shares))
+        step = ", ".join(sorted({f"{row['step_sizes_used'][name]:g}" for row in found}))
+        rows.append(
+            [name, with_error(statistics.mean(shares), error), number(statistics.median(shares)), step]
+        )
+    behaviours, seeds = len({row["behaviour"] for row in found}), len({row["seed"] for row in found})
+    headers = [f"directions ({behaviours} behaviours, seeds: {seeds})", "share closed", "median", "step size"]
+    return markdown(headers, rows)
+
+
+def shifted() -> str:
+    """Gains on the usual held-out prompts beside those on shifted ones."""
+    titles, rows = {PAPER: "the paper's", LEARNED: "learned"}, []
+    for row in bench.read_study(RESULTS / "shifted.jsonl"):
+        usual = [run for run in runs(row["arm"], row["task"]) if run.get("frame") == row["frame"]]
+        rows.append(
+            [
+                TASKS[row["task"]],
+                titles[row["arm"]],
+                str(row["seed"]),
+                f"{usual[0]['base']:.2f} {usual[0]['difference']:+.2f}" if usual else "",
+                f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}",
+            ]
+        )
+    return markdown(["task", "13 numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "scores": scores,
+    "gains": gains,
+    "costs": costs,
+    "distilled": distilled,
+    "shifted": shifted,
+}
+
+
+def figure() -> str:
+    """The figure: a group of bars a task, with standard errors."""
+    groups, searched = dict[str, list[Bar]](), prompts()
+    for task, title in TASKS.items():
+        paper, learned = runs(PAPER, task), runs(LEARNED, task)
+        best = contestant(searched[task], "best prompt") if task in searched else None
+        groups[title] = [
+            Bar("base", statistics.mean(row["base"] for row in paper + learned), 0.0),
+            Bar("best prompt", best["mean"], best["standard_error"])
+            if best
+            else Bar("best prompt", None, 0.0),
+            Bar("13 numbers, the paper's", *over_seeds(paper, "vector")),
+            Bar("13 numbers, learned", *over_seeds(learned, "vector")),
+        ]
+    return bars(groups, "Share of 128 held-out prompts answered as wanted, SmolLM2-135M")
+
+
+def rebuilt(text: str) -> str:
+    """Return a document with its blocks made again.
+
+    Raises:
+        ValueError: a block has a name that is not known.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in BLOCKS:
+            raise ValueError(f"there is no block {name}: one of {', '.join(BLOCKS)}")
+        return f"<!-- evidence: {name} -->\n\n{BLOCKS[name]()}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- evidence: (?P<name>[a-z]+) -->.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def stale() -> list[Path]:
+    """Return the files that differ from what the records say."""
+    found = []
+    if rebuilt(text := DOCUMENT.read_text("utf-8")) != text:
+        found.append(DOCUMENT)
+    if not FIGURE.exists() or FIGURE.read_text("utf-8") != figure():
+        found.append(FIGURE)
+    return found
+
+
+def write() -> None:
+    """Write the document and the figure again, and print the blocks."""
+    DOCUMENT.write_text(rebuilt(DOCUMENT.read_text("utf-8")), "utf-8")
+    FIGURE.parent.mkdir(exist_ok=True)
+    FIGURE.write_text(figure(), "utf-8")
+    for name, block in BLOCKS.items():
+        print(f"\n{name}\n\n{block()}")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument(
+        "--check", action="store_true", help="only say whether they are as the records say"
+    )
+    if not arguments.parse_args().check:
+        write()
+        return
+    if old := stale():
+        sys.exit(
+            "older than the records: " + ", ".join(path.name for path in old) + "; run this without --check"
+        )
+
+
+if __name__ == "__main__":
+    main()
