@@ -11,6 +11,10 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 STUDIES = $(patsubst %,benchmarks/%.py,axes directions distillation drift evidence feedback prompts science shifted tune)
 BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
+# A worker a core, each pinned to its own (tests/conftest.py); whole files, for their fixtures. `-n 0` is one.
+# A worker takes up to 4 GB.
+SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile
+
 # llama-cpp-python has no wheels on PyPI: it is built here, once, unless pip has kept the one from before.
 CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llama_cpp") is None)' || { \
 	for c in $$CXX c++ g++ clang++; do $$c --version >/dev/null 2>&1 && found=1; done; \
@@ -53,7 +57,7 @@ test: lint ## format, lint, types, then the tests; PYTEST_ARGS="..." goes to pyt
 	@test -n "$$LLAMA_SERVER" || $(MAKE) --no-print-directory llama-server || \
 	  echo "make: llama-server was not built: its tests will be skipped" >&2
 	@echo "make: running the tests"
-	@$(RUN) $(BIN)/pytest $(PYTEST_ARGS)
+	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff format --check, ruff check, mypy --strict
 	@echo "make: checking format, lint and types"
