@@ -104,6 +104,8 @@ class Options:
         sequence: of the frame.
         evaluate: measure base and vector on the held-out prompts at the end.
         drift: general prompts on which the vector's drift is measured then; 0 leaves it out.
+        start: values that training starts from, G*u of them, such as those of a distilled prompt; None is the
+            base.
         lora: rank of a plain LoRA on the basis's modules that is trained in v's place, a bound to compare v
             with. The output is then a GGUF LoRA, `wire` and `sequence` have no meaning, and no drift is
             measured. Other step sizes suit it: see `TrainSettings.trials`. None trains v.
@@ -123,6 +125,7 @@ class Options:
     sequence: int = FIRST_SEQUENCE
     evaluate: bool = True
     drift: int = 32
+    start: tuple[float, ...] | None = None
     lora: int | None = None
 
     def __post_init__(self) -> None:
@@ -138,6 +141,10 @@ class Options:
             raise TrainError(f"an anchor weighs at least 0 a nat, not {self.settings.anchor}")
         if self.lora is not None and self.lora < 1:
             raise TrainError(f"a LoRA has a rank of 1 or more, not {self.lora}; None trains a vector")
+        if self.start is not None and self.lora is not None:
+            raise TrainError("a LoRA starts from the base, not from the values of a vector: leave one out")
+        if self.start is not None and not all(map(math.isfinite, self.start)):
+            raise TrainError(f"training starts from finite values, not from {list(self.start)}")
         for multiple in self.settings.trials:
             if not 0 < multiple < math.inf:
                 raise TrainError(f"step sizes are tried at multiples above 0, not at {multiple}")

@@ -158,7 +158,7 @@ class _Engines:
         batches: Batches = judge
         if options.method == "sft":
             batches = GivenAnswers(self.task, encode=self._encode, encode_answer=self._encode_answer)
-        fields = ("method", "loss", "samples", "rollouts", "bf16_copy", "dtype", "sequences", "lora")
+        fields = ("method", "loss", "samples", "rollouts", "bf16_copy", "dtype", "sequences", "start", "lora")
         identity = {k: v for k, v in asdict(options).items() if k in fields} | {"workers": self.threads}
         return Trainer(
             self.task,
@@ -170,7 +170,20 @@ class _Engines:
             checkpoint=checkpoint,
             identity=identity,
             anchor=self.anchor,
+            start=self._start(),
         )
+
+    def _start(self) -> NDArray[np.float32]:
+        """Return the values before the first step, in the adapter's shape."""
+        given, usual = self.options.start, self.adapter.start
+        if given is None:
+            return usual
+        if len(given) != usual.size:
+            raise TrainError(
+                f"training would start from {len(given)} values, and the basis has {usual.size}: give a "
+                "vector of this basis"
+            )
+        return np.array(given, np.float32).reshape(usual.shape)
 
     def _adapter(self, stack: ExitStack) -> Adaptation:
         rank, seed = self.options.lora, self.options.settings.seed

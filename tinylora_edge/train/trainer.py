@@ -60,6 +60,7 @@ class Trainer:
         checkpoint: Path | None = None,
         identity: dict[str, Any] | None = None,
         anchor: Anchor | None = None,
+        start: NDArray[np.float32] | None = None,
     ) -> None:
         self.task, self.basis, self.learner = task, basis, learner
         self._batches, self._judged, self._anchor = batches, judge, anchor
@@ -81,7 +82,7 @@ class Trainer:
                 f"{self.settings.prompts} a step are needed: add prompts, or lower those settings"
             )
         self._validation, self._train = list(task.train[:held]), list(task.train[held:])
-        self.state = TrainState.start(learner.adapter.start)
+        self.state = TrainState.start(learner.adapter.start if start is None else start)
         self._multiple = 1.0  # of the step size, while some are tried
         self._stop = False
 

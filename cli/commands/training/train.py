@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .... import TinyLoraError
+from .... import Bundle, MicroVector, TinyLoraError
 from ....vector import FIRST_SEQUENCE
-from ...shared import console, training
+from ...shared import console, training, vectors
 from ...shared.options import (
     AnchorOption,
     DriftOption,
@@ -69,6 +69,12 @@ def train(
     lr: Annotated[
         float | None, typer.Option(metavar="X", help="Step size of Adam on v. [default: measured]")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A vector to begin with, such as a distilled prompt. [default: the base]"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     rollouts: Annotated[RolloutEngine, typer.Option(help="Engine that draws.")] = RolloutEngine.llama,
     bf16_copy: Annotated[
@@ -101,8 +107,9 @@ def train(
     end a prompt for the same task is measured beside the vector; eval can do that with more of them.
 
     \b
-    Example:
+    Examples:
       tinylora-edge train smollm2 --task list-lookup -o lookup.bin
+      tinylora-edge train smollm2 --task brevity --start distilled.bin -o brief.bin
     """
     from ....tasks import load_task
     from ....train import Options, TrainSettings
@@ -120,6 +127,7 @@ def train(
         sequence=sequence,
         evaluate=evaluate,
         drift=DRIFT_PROMPTS if drift else 0,
+        start=None if start is None else _values(bundle, start),
     )
     loaded = load_task(task, reward=reward, seed=seed)
     with training.progress(steps) as show:
@@ -140,6 +148,12 @@ def train(
     if evaluate and against is not Against.none:
         prompt = _prompt_beside(bundle, loaded, seed, workers, thorough=against is Against.best)
     _report(outcome, prompt, as_json)
+
+
+def _values(bundle: Path, file: Path) -> tuple[float, ...]:
+    """Return the values of a vector that training begins with."""
+    vector = MicroVector.from_bytes(vectors.read(str(file)), Bundle.find(bundle).basis)
+    return tuple(map(float, vector.values.reshape(-1)))
 
 
 def _prompt_beside(

@@ -263,6 +263,7 @@ def test_a_reward_that_fails_is_told_with_its_sample(tiny: Path, options: Option
         ({"settings": {"lr": None}}, {}, "derives no step size"),
         ({"settings": {"trials": (0.1, 1.0)}}, {}, "has no settings.trials"),
         ({"lora": 8}, {}, "has no lora"),
+        ({"start": (0.1,) * 13}, {}, "has no start"),
         ({"settings": {"validation": 0}}, {}, "at least 1"),
         ({"settings": {"validation": 46}}, {}, "48 training prompts, but 46"),
         ({}, {"per_device_train_batch_size": 5}, "12 completions a step .3 prompts x 4. do not divide"),

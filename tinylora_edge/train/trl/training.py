@@ -166,8 +166,10 @@ def grpo_fields(
             f"the TRL engine has no anchor, and settings.anchor is {settings.anchor:g}: leave it out, or "
             "leave out --engine trl"
         )
-    if options.lora is not None or settings.trials:
-        name = "settings.trials" if options.lora is None else "lora"
+    unknown = {"lora": options.lora is not None, "start": options.start is not None}
+    for name in [
+        name for name, given_ in (unknown | {"settings.trials": bool(settings.trials)}).items() if given_
+    ]:
         raise TrainError(f"the TRL engine has no {name}: leave it out, or leave out --engine trl")
     for name in _OURS.keys() & given.keys():
         raise TrainError(f"{name} cannot be set: {_OURS[name]}")
