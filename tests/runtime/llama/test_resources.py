@@ -100,10 +100,15 @@ def test_loading_and_closing_takes_no_memory(real_bundle, load):
 
     for close in (True, False):
         cycle(close)
-    before = resident()
-    for close in (True, False) * 4:
-        cycle(close)
-    assert resident() - before < 8 * MB
+    growth = []
+    for _ in range(3):  # what leaks does so every time; what other tests left behind goes once
+        before = resident()
+        for close in (True, False) * 4:
+            cycle(close)
+        growth.append(resident() - before)
+        if growth[-1] < 8 * MB:
+            return
+    pytest.fail(f"8 models took {growth} bytes")
 
 
 # A basis that does not fit the loaded model: only a caller of TinyLoraLlama itself can get there, since
