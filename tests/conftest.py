@@ -19,8 +19,13 @@ settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each worker of pytest-xdist a core of its own: engines that wait for each other's threads spin."""
+    """Give each worker of pytest-xdist a core of its own: engines that wait for each other's threads spin.
+
+    A worker also inherits the size of a terminal, which readline puts into the environment, and has none.
+    """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    for name in ("COLUMNS", "LINES") if worker else ():
+        os.environ.pop(name, None)
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
