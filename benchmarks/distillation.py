@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
@@ -31,9 +30,14 @@ from tinylora_edge.train.model import load_model
 
 QUESTIONS, CHECKS, TOKENS, STEPS = 16, 12, 14, 8
 
-LR = {"random, tiled": 0.2, "random, dense": 0.2, "learned": 0.06, "all of R": 0.02}
-"""Of each arm, by hand. On the first two behaviours random directions overshot with these (-.19 and -.05):
-search them on behaviours that are learned from before arms are compared."""
+GRID = {
+    "random, tiled": (0.02, 0.05, 0.1, 0.2, 0.4),
+    "random, dense": (0.02, 0.05, 0.1, 0.2, 0.4),
+    "learned": (0.02, 0.04, 0.08, 0.16),
+    "all of R": (0.005, 0.01, 0.02, 0.04),
+}
+"""Step sizes of each arm. The one is taken that closes most of behaviours which are learned from."""
+SEARCHED_ON = 3
 
 
 def arms(tiled: Basis, learned: Basis, seed: int) -> dict[str, NDArray[np.float32] | None]:
@@ -49,45 +53,67 @@ def arms(tiled: Basis, learned: Basis, seed: int) -> dict[str, NDArray[np.float3
     }
 
 
-def fits(
-    bundle: Path, bases: tuple[Basis, Basis], seed: int, chosen: list[Behaviour], workers: int
-) -> Iterator[dict[str, Any]]:
-    """Yield what each arm closes of each behaviour."""
-    learn, held_out = load_questions(split="learn"), load_questions(split="held_out")
-    asked = []
-    for each in chosen:
-        dice = random.Random(f"{seed} {each.name}")
-        asked += [(each, dice.sample(learn, QUESTIONS)), (each, dice.sample(held_out, CHECKS))]
-    with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=workers)) as llm:
-        lessons = prepare_lessons(
-            llm, asked, max_tokens=TOKENS, temperature=0.8, seed=seed, n_threads=workers
-        )
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+class Fits:
+    """Fits of behaviours with one seed: lessons drawn by the deployed file, gradients in float32.
+
+    Args:
+        bundle: of the deployed file.
+        bases: the paper's and the learned one.
+        seed: of questions, answers and random directions.
+        workers: cores.
+    """
+
+    def __init__(self, bundle: Path, bases: tuple[Basis, Basis], seed: int, workers: int) -> None:
+        self._bundle, self._seed, self._workers = bundle, seed, workers
+        self._arms = arms(*bases, seed)
+        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         model = load_model(bundle / "base.gguf")
         model.set_attn_implementation("eager")
-        student = pool.submit(Student, model, bases[0]).result()
+        self._student = self._pool.submit(Student, model, bases[0]).result()
 
-        def work(number: int) -> dict[str, Any]:
+    def run(
+        self, chosen: list[Behaviour], rates: dict[str, tuple[float, ...]]
+    ) -> Iterator[tuple[Behaviour, float, dict[tuple[str, float], float]]]:
+        """Yield of each behaviour the KL before, and the share that each arm closes with each step size."""
+        learn, held_out = load_questions(split="learn"), load_questions(split="held_out")
+        asked = []
+        for each in chosen:
+            dice = random.Random(f"{self._seed} {each.name}")
+            asked += [(each, dice.sample(learn, QUESTIONS)), (each, dice.sample(held_out, CHECKS))]
+        with closing(runtime.load(self._bundle, engine="llama", n_ctx=64, n_threads=self._workers)) as llm:
+            lessons = prepare_lessons(
+                llm, asked, max_tokens=TOKENS, temperature=0.8, seed=self._seed, n_threads=self._workers
+            )
+
+        def work(number: int) -> tuple[Behaviour, float, dict[tuple[str, float], float]]:
             lesson, check = lessons[2 * number], lessons[2 * number + 1]
-            before = student.divergence(check)
-            closed: dict[str, float] = {}
-            for name, directions in arms(*bases, seed).items():
+            before = self._student.divergence(check)
+            closed = {}
+            for name, directions in self._arms.items():
                 steps = STEPS if directions is not None else STEPS - 3  # all of R overfits 16 questions soon
-                fit = student.fit(lesson, steps=steps, lr=LR[name], directions=directions)
-                r = fit.values if directions is None else np.tensordot(fit.values, directions, 1)
-                closed[name] = 1 - student.divergence(check, r.astype(np.float32)) / before
-            behaviour = chosen[number]
-            return {
-                "behaviour": behaviour.name,
-                "family": behaviour.family,
-                "seed": seed,
-                "before": before,
-                "closed": closed,
-                "learned_basis": bases[1].digest,
-                "commit": bench.commit(),
-            }
+                for rate in rates[name]:
+                    fit = self._student.fit(lesson, steps=steps, lr=rate, directions=directions)
+                    r = fit.values if directions is None else np.tensordot(fit.values, directions, 1)
+                    left = self._student.divergence(check, r.astype(np.float32))
+                    closed[name, rate] = 1 - left / before
+            return chosen[number], before, closed
 
-        yield from pool.map(work, range(len(chosen)))
+        yield from self._pool.map(work, range(len(chosen)))
+
+
+def step_sizes(fits: Fits, study: Path, report: bench.Report) -> dict[str, tuple[float, ...]]:
+    """Return the step size of each arm, searched once on behaviours that were learned from."""
+    known = [row for row in bench.read_study(study) if "step_sizes" in row]
+    if not known:
+        some = [b for b in load_behaviours(split="learn") if b.system and not b.examples]
+        found = [closed for _, _, closed in fits.run(random.Random(1).sample(some, SEARCHED_ON), GRID)]
+        means = {key: statistics.mean(each[key] for each in found) for key in found[0]}
+        best = {name: max(rates, key=lambda rate: means[name, rate]) for name, rates in GRID.items()}
+        tried = [[name, rate, share] for (name, rate), share in means.items()]
+        bench.keep(study, {"step_sizes": best, "tried": tried, "commit": bench.commit()})
+        known = [{"step_sizes": best}]
+        report.say(f"step sizes, on {SEARCHED_ON} behaviours that were learned from: {best}; {tried}")
+    return {name: (rate,) for name, rate in known[-1]["step_sizes"].items()}
 
 
 def main() -> None:
@@ -113,22 +139,40 @@ def main() -> None:
         bundle, tiled = export(rooms[0], SCALES)
         _, learned = export(rooms[1], LEARNED)
         for seed in options.seeds:
-            done = {(row["behaviour"], row["seed"]) for row in bench.read_study(study)}
+            done = {(row.get("behaviour"), row.get("seed")) for row in bench.read_study(study)}
             missing = [each for each in held if (each.name, seed) not in done]
-            for row in fits(bundle, (tiled, learned), seed, missing, options.workers) if missing else ():
+            if not missing:
+                continue
+            fits = Fits(bundle, (tiled, learned), seed, options.workers)
+            rates = step_sizes(fits, study, report)
+            for behaviour, before, closed in fits.run(missing, rates):
+                row = {
+                    "behaviour": behaviour.name,
+                    "family": behaviour.family,
+                    "seed": seed,
+                    "before": before,
+                    "closed": {name: share for (name, _), share in closed.items()},
+                    "step_sizes_used": dict(list(closed)),
+                    "learned_basis": learned.digest,
+                    "commit": bench.commit(),
+                }
                 bench.keep(study, row)
-                report.say(f"{row['behaviour']}, seed {seed}: " + cells(row["closed"]))
+                report.say(f"{behaviour.name}, seed {seed}: " + cells(row["closed"]))
         names, seeds = {each.name for each in held}, set(options.seeds)
-        rows = [row for row in bench.read_study(study) if row["behaviour"] in names and row["seed"] in seeds]
+        rows = [
+            row
+            for row in bench.read_study(study)
+            if row.get("behaviour") in names and row.get("seed") in seeds
+        ]
     table = []
-    for name in LR:
+    for name in GRID:
         found = [row["closed"][name] for row in rows]
         error = statistics.stdev(found) / len(found) ** 0.5
         table.append(
             [name, f"{statistics.mean(found):.3f} +- {error:.3f}", f"{statistics.median(found):.3f}"]
         )
     report.say("\n" + bench.table(["directions", "share of the KL closed", "median"], table))
-    means = {name: statistics.mean(row["closed"][name] for row in rows) for name in LR}
+    means = {name: statistics.mean(row["closed"][name] for row in rows) for name in GRID}
     report.target("learned over the paper's", means["learned"] / means["random, tiled"], ">=", 3.0)
     report.target("learned over all of R", means["learned"] / means["all of R"], ">=", 0.8)
     report.record |= {"runs": rows, "means": means}
