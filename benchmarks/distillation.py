@@ -28,26 +28,21 @@ from tinylora_edge.train.learned import Student, prepare_lessons
 from tinylora_edge.train.learned.distillation import directions_of, unit_directions
 from tinylora_edge.train.model import load_model
 
-QUESTIONS, CHECKS, TOKENS, STEPS = 16, 12, 14, 8
+QUESTIONS, CHECKS, TOKENS, STEPS = 10, 10, 14, 6
 
 GRID = {
-    "random, tiled": (0.02, 0.05, 0.1, 0.2, 0.4),
-    "random, dense": (0.02, 0.05, 0.1, 0.2, 0.4),
-    "learned": (0.02, 0.04, 0.08, 0.16),
-    "all of R": (0.005, 0.01, 0.02, 0.04),
+    "the paper's": (0.05, 0.1, 0.2),
+    "learned": (0.04, 0.08, 0.16),
+    "all of R": (0.01, 0.02),
 }
 """Step sizes of each arm. The one is taken that closes most of behaviours which are learned from."""
-SEARCHED_ON = 3
+SEARCHED_ON = 2
 
 
-def arms(tiled: Basis, learned: Basis, seed: int) -> dict[str, NDArray[np.float32] | None]:
+def arms(tiled: Basis, learned: Basis) -> dict[str, NDArray[np.float32] | None]:
     """Return the directions of each arm: float32 [n, M, r, r], None for all numbers of R."""
-    shape = (len(tiled.modules), tiled.rank, tiled.rank)
-    draws = np.random.default_rng(seed).standard_normal((int(np.prod(shape)), learned.size))
-    dense = np.linalg.qr(draws)[0].T.reshape(learned.size, *shape)
     return {
-        "random, tiled": unit_directions(directions_of(tiled))[0],
-        "random, dense": dense.astype(np.float32),
+        "the paper's": unit_directions(directions_of(tiled))[0],
         "learned": directions_of(learned),
         "all of R": None,
     }
@@ -59,13 +54,13 @@ class Fits:
     Args:
         bundle: of the deployed file.
         bases: the paper's and the learned one.
-        seed: of questions, answers and random directions.
+        seed: of questions and answers.
         workers: cores.
     """
 
     def __init__(self, bundle: Path, bases: tuple[Basis, Basis], seed: int, workers: int) -> None:
         self._bundle, self._seed, self._workers = bundle, seed, workers
-        self._arms = arms(*bases, seed)
+        self._arms = arms(*bases)
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         model = load_model(bundle / "base.gguf")
         model.set_attn_implementation("eager")
@@ -90,7 +85,7 @@ class Fits:
             before = self._student.divergence(check)
             closed = {}
             for name, directions in self._arms.items():
-                steps = STEPS if directions is not None else STEPS - 3  # all of R overfits 16 questions soon
+                steps = STEPS if directions is not None else STEPS - 2  # all of R overfits few questions soon
                 for rate in rates[name]:
                     fit = self._student.fit(lesson, steps=steps, lr=rate, directions=directions)
                     r = fit.values if directions is None else np.tensordot(fit.values, directions, 1)
@@ -173,7 +168,7 @@ def main() -> None:
         )
     report.say("\n" + bench.table(["directions", "share of the KL closed", "median"], table))
     means = {name: statistics.mean(row["closed"][name] for row in rows) for name in GRID}
-    report.target("learned over the paper's", means["learned"] / means["random, tiled"], ">=", 3.0)
+    report.target("learned over the paper's", means["learned"] / means["the paper's"], ">=", 3.0)
     report.target("learned over all of R", means["learned"] / means["all of R"], ">=", 0.8)
     report.record |= {"runs": rows, "means": means}
     report.finish()
