@@ -102,40 +102,6 @@ def test_same_seed_same_bytes_and_resume_is_identical(
     assert not (tmp_path / "cut.run" / "checkpoint.npz").exists()
 
 
-def test_begins_with_the_values_that_it_is_given(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    first: list[dict[str, Any]] = []
-    found = train(tiny_bundle, letters_task, tmp_path / "first", options=options, report=first.append)
-    values = tuple(map(float, found.result.vector.values.reshape(-1)))
-    assert any(values)
-    further: list[dict[str, Any]] = []
-    options = replace(options, start=values)
-    train(tiny_bundle, letters_task, tmp_path / "further", options=options, report=further.append)
-    assert further[0]["validation"] == pytest.approx(found.result.best_score)
-    assert further[0]["validation"] != first[0]["validation"]
-    assert steps(further)[0]["reward"] != steps(first)[0]["reward"]
-    manifest = json.loads((tmp_path / "further.json").read_text())
-    assert manifest["options"]["start"] == pytest.approx(list(values))
-
-
-@pytest.mark.parametrize(
-    ("start", "told"),
-    [((0.1,) * 12, "12 values, and the basis has 13"), ((math.nan,) * 13, "finite values")],
-)
-def test_values_that_it_cannot_begin_with(
-    tiny_bundle: Path,
-    letters_task: Task,
-    options: Options,
-    tmp_path: Path,
-    start: tuple[float, ...],
-    told: str,
-) -> None:
-    with pytest.raises(TrainError, match=told):
-        train(tiny_bundle, letters_task, tmp_path / "v", options=replace(options, start=start))
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("at", ["start", 3, FAST.steps])
 def test_sigint_saves_and_leaves(
     at: int | str, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
