@@ -13,6 +13,7 @@ BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
 # A worker a core, each pinned to its own (tests/conftest.py); whole files, for their fixtures. `-n 0` is one.
 # A worker takes up to 4 GB.
+CHECKED = tests/core tests/wire tests/formats tests/test_layers.py tests/docs/test_evidence.py
 SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile
 
 # llama-cpp-python has no wheels on PyPI: it is built here, once, unless pip has kept the one from before.
@@ -32,7 +33,7 @@ SMOLLM2 = import importlib.util as u, pathlib as p; \
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-quick demo-device test lint llama-server bench clean
+.PHONY: help setup demo demo-quick demo-device test check lint llama-server bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -58,6 +59,9 @@ test: lint ## format, lint, types, then the tests; PYTEST_ARGS="..." goes to pyt
 	  echo "make: llama-server was not built: its tests will be skipped" >&2
 	@echo "make: running the tests"
 	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+
+check: lint ## lint, types, and the tests that neither train nor build: for whoever changes a line
+	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) --quiet $(CHECKED) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff format --check, ruff check, mypy --strict
 	@echo "make: checking format, lint and types"
