@@ -1,0 +1,64 @@
+"""`trust show`, `trust publish`: what a trust file says, and where devices get it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ....shipping import layout
+from ...shared import console
+from ...shared.options import JsonOption
+from . import owner
+from .owner import FileArgument
+
+
+def show(path: FileArgument, as_json: JsonOption = False) -> None:
+    """Show the roots and the keys of a trust file, and check every signature.
+
+    \b
+    Example:
+      tinylora-edge trust show trust.json
+    """
+    trust = owner.read(path)
+    facts = owner.facts(path, trust)
+    if as_json:
+        console.print_json(facts)
+        return
+    root, listed = facts["root"], facts["list"]
+    rows = [
+        ("file", f"{path}, {facts['bytes']} bytes"),
+        ("root", f"{root['version']}, {root['threshold']} of {', '.join(root['keys'])}"),
+        ("list", f"{listed['version']}, issued {listed['issued']}, expires {listed['expires'] or 'never'}"),
+        *((key.id, owner.described(key)) for key in trust.keys.keys),
+        ("signatures", f"lacking: {facts['missing']}" if facts["missing"] else "all there, and hold"),
+    ]
+    console.facts(rows)
+
+
+def publish(
+    path: FileArgument,
+    to: Annotated[
+        str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec can write to.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a trust file beside the vectors, as trust.json, where fetch --trust finds it.
+
+    \b
+    Example:
+      tinylora-edge trust publish trust.json --to /srv/vectors
+    """
+    from ....shipping.publish import publish_trust
+
+    trust = owner.read(path)
+    changed = publish_trust(trust.to_bytes(), to)
+    if as_json:
+        console.print_json(
+            owner.facts(path, trust) | {"target": to, "path": layout.TRUST, "changed": changed}
+        )
+        return
+    what = "published" if changed else "was there already:"
+    console.say(
+        f"{what} {to.rstrip('/')}/{layout.TRUST}, root {trust.root.version}, list {trust.keys.version}"
+    )
