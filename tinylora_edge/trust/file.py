@@ -35,7 +35,8 @@ class TrustFile:
 
     Args:
         path: the file. `<path>.lock` beside it is the lock of `accept`.
-        today: returns the day, or None where the device has no clock (see `Trust.today`).
+        today: returns the day, or None where the device has no clock (see `Trust.today`); by default the
+            day of the system's clock, in UTC.
         check: the device's own Ed25519; by default the `cryptography` package.
 
     Raises:
@@ -48,7 +49,7 @@ class TrustFile:
         self,
         path: str | PathLike[str],
         *,
-        today: Callable[[], date | None] = system_day,
+        today: Callable[[], date | None] | None = None,
         check: Check | None = None,
     ) -> None:
         check_path(path, TrustError)
@@ -86,6 +87,7 @@ class TrustFile:
             TrustError: it may not follow what is believed. The file stays as it was.
             OSError: the file cannot be read or written; it stays as it was.
         """
+        self.trust.updated(data)  # a refusal leaves no lock behind
         with self._lock, locked(self._path):
             self._seen = None
             self._refresh()
@@ -107,7 +109,7 @@ class TrustFile:
         """
         trust = self.trust
         try:
-            return trust.accepted(stream, self._today())
+            return trust.accepted(stream, self._day())
         except TrustError as error:
             raise SignatureError(f"no vector is accepted: {error}") from None
 
@@ -117,9 +119,12 @@ class TrustFile:
         Raises:
             SignatureError: it is of a key that is revoked, of other streams, or of other days.
         """
-        for key, why in self.trust.refused(stream, self._today()):
+        for key, why in self.trust.refused(stream, self._day()):
             if key.verify(message, tag):
                 raise SignatureError(f"the frame was signed by {key.id}, which does not count: {why}")
+
+    def _day(self) -> date | None:
+        return system_day() if self._today is None else self._today()
 
     def _refresh(self) -> None:
         try:
@@ -144,5 +149,5 @@ class TrustFile:
         self._seen = (read.st_ino, read.st_size, read.st_mtime_ns)
 
 
-def _opened(path: str, today: Callable[[], date | None], check: Check | None) -> TrustFile:
+def _opened(path: str, today: Callable[[], date | None] | None, check: Check | None) -> TrustFile:
     return TrustFile(path, today=today, check=check)
