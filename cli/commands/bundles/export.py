@@ -319,9 +319,11 @@ def split_targets(given: list[str]) -> tuple[str, ...]:
 def _add_base(bundle: Path, base: Path, sign: Path | None, as_json: bool) -> None:
     from ....exporters import add_base
 
+    found = Bundle.find(bundle)
+    before = found.basis.base_fingerprints
     basis, worst = add_base(bundle, base)
     signature = None if sign is None else signed(bundle, sign)
-    if signature is None and read_signature(Bundle.find(bundle)) is not None:
+    if signature is None and basis.base_fingerprints != before and read_signature(found) is not None:
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
     if as_json:
         facts: dict[str, Any] = {

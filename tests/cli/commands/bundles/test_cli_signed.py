@@ -45,9 +45,13 @@ def test_an_inspection(cli: Cli, ready: Path) -> None:
 
 def test_a_bundle_is_signed_again(cli: Cli, ready: Path) -> None:
     bundle, key = ready / "bundle", ("--key", f"{ready / 'key'}.pub")
-    add = ("export", bundle, "--add-base", ready / "tiny.gguf")
+    cli("export", bundle, "--add-base", ready / "tiny.gguf").done()
+    cli("inspect", bundle, *key).done()
+    add = ("export", bundle, "--add-base", models.quantize_file(ready / "tiny.gguf", ready / "q8.gguf", 7))
     assert cli(*add).stderr.startswith("warning: the signature of")
+    cli("inspect", bundle, *key).refused("basis.gguf has SHA-256")
     assert cli(*add, "--sign", ready / "key", "--json").record()["signature"]["files"] == 3
+    cli("inspect", bundle, *key).done()
     assert "signed 3 files under ed25519:" in cli("sign", bundle, "--sign", ready / "key").done()
     cli("inspect", bundle, *key).done()
 
