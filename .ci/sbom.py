@@ -1,4 +1,4 @@
-"""Software bills of materials: what each extra brings, cut out of the bill of an environment that has them all.
+"""Software bills of materials: what each extra brings, cut out of the bill of an environment that has all.
 
     python .ci/sbom.py ENVIRONMENT.json FOLDER
 

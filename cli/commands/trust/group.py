@@ -7,7 +7,7 @@ import typer
 from ...shared.advice import AdvisedCommand
 from .keys import add, revoke
 from .roots import init, rotate, sign
-from .show import publish, show
+from .show import accept, publish, show
 
 trust = typer.Typer(
     help="Say over years which keys may sign vectors: a trust file.",
@@ -21,3 +21,4 @@ trust.command("rotate", cls=AdvisedCommand)(rotate)
 trust.command("sign", cls=AdvisedCommand)(sign)
 trust.command("show", cls=AdvisedCommand)(show)
 trust.command("publish", cls=AdvisedCommand)(publish)
+trust.command("accept", cls=AdvisedCommand)(accept)

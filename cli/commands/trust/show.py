@@ -1,12 +1,15 @@
-"""`trust show`, `trust publish`: what a trust file says, and where devices get it."""
+"""`trust show`, `trust publish`, `trust accept`: what a trust file says, and how devices get it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ....maxima import TRUST_BYTES
 from ....shipping import layout
+from ....trust import TrustFile
 from ...shared import console
 from ...shared.options import JsonOption
 from . import owner
@@ -62,3 +65,28 @@ def publish(
     console.say(
         f"{what} {to.rstrip('/')}/{layout.TRUST}, root {trust.root.version}, list {trust.keys.version}"
     )
+
+
+def accept(
+    path: FileArgument,
+    newer: Annotated[Path, typer.Argument(metavar="NEWER", help="The trust file that came in.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Replace a device's trust file by one that came without fetch, if it may follow it.
+
+    \b
+    Example:
+      tinylora-edge trust accept trust.json /media/stick/trust.json
+    """
+    file = TrustFile(path)
+    with open(newer, "rb") as source:
+        data = source.read(TRUST_BYTES + 1)
+    try:
+        changed = file.accept(data)
+    except OSError as error:
+        raise console.CommandError(f"{path} could not be written: {error.strerror or error}") from error
+    if as_json:
+        console.print_json(owner.facts(path, file.trust) | {"changed": changed})
+        return
+    what = "took" if changed else "nothing new:"
+    console.say(f"{what} root {file.trust.root.version}, list {file.trust.keys.version}: {path}")

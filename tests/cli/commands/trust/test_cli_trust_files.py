@@ -69,6 +69,18 @@ def test_the_life_of_a_trust_file(cli: Cli, ready: Path) -> None:
     cli(*spare, "--stream", "eu-7").done()
 
 
+def test_a_file_that_came_another_way(cli: Cli, ready: Path) -> None:
+    old = (ready / "t.json").read_bytes()
+    (ready / "device.json").write_bytes(old)
+    cli("trust", "revoke", "t.json", "fleet.pub", "--root", "root", *DAY).done()
+    assert "took root 1, list 3" in cli("trust", "accept", "device.json", "t.json").done()
+    assert "nothing new" in cli("trust", "accept", "device.json", "t.json").done()
+    (ready / "old.json").write_bytes(old)
+    cli("trust", "accept", "device.json", "old.json").refused("was already accepted")
+    cli("trust", "accept", "device.json", "fleet.bin").refused("no trust file")
+    assert (ready / "device.json").read_bytes() == (ready / "t.json").read_bytes()
+
+
 def test_two_owners(cli: Cli, ready: Path) -> None:
     init = ("trust", "init", "two.json", "--root", "root", "--root", "bob.pub", "--threshold", 2, *DAY)
     result = cli(*init)
