@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 from ..errors import TrustError
 from ..wire.tags import Ed25519Signer
@@ -86,6 +87,7 @@ def rotate(
     threshold: int,
     signers: Sequence[Ed25519Signer],
     today: date,
+    expires: date | None = None,
 ) -> Trust:
     """Return the file with another root, which signs the same keys.
 
@@ -95,6 +97,7 @@ def rotate(
         threshold: how many of them have to sign.
         signers: of the root so far, and of the new one: both have to sign it.
         today: the day that the new list is issued on.
+        expires: last day of the list; None leaves the one that it has.
 
     Raises:
         TrustError: a threshold that cannot be reached, or a signer of neither root.
@@ -102,9 +105,7 @@ def rotate(
     root = Root(trust.root.version + 1, threshold, tuple(sorted(set(keys))))
     _check_signers(signers, trust.root, root)
     envelope = _enveloped(root, signers)
-    listed = replace(
-        trust.keys, version=trust.keys.version + 1, root=root.version, issued=_later(trust, today)
-    )
+    listed = _following(trust, today, expires, root=root.version)
     return _made([*trust.roots, envelope], root, listed, [one for one in signers if _is_of(one, root)])
 
 
@@ -132,13 +133,7 @@ def _next(
     expires: date | None,
 ) -> Trust:
     _check_signers(signers, trust.root)
-    listed = replace(
-        trust.keys,
-        version=trust.keys.version + 1,
-        issued=_later(trust, today),
-        expires=expires or trust.keys.expires,
-        keys=keys,
-    )
+    listed = _following(trust, today, expires, keys=keys)
     return _made(list(trust.roots), trust.root, listed, signers)
 
 
@@ -153,8 +148,15 @@ def _enveloped(root: Root, signers: Sequence[Ed25519Signer]) -> Envelope:
     return Envelope(ROOT_TYPE, root.to_bytes()).signed(signers)
 
 
-def _later(trust: Trust, today: date) -> date:
-    return max(today, trust.keys.issued)  # devices take it for a day that has been
+def _following(trust: Trust, today: date, expires: date | None, **changes: Any) -> KeyList:
+    """Return the list after the one that a file has."""
+    issued = max(today, trust.keys.issued)  # devices take it for a day that has been
+    expires = expires or trust.keys.expires
+    if expires is not None and expires < issued:
+        raise TrustError(
+            f"the list would expire on {expires}, and today is {issued}: name a later day (--expires)"
+        )
+    return replace(trust.keys, version=trust.keys.version + 1, issued=issued, expires=expires, **changes)
 
 
 def _is_of(signer: Ed25519Signer, root: Root) -> bool:

@@ -11,7 +11,7 @@ from ....trust import editor
 from ...shared import console, keyfiles
 from ...shared.options import JsonOption
 from . import owner
-from .owner import DayOption, FileArgument, RootsOption, ThresholdOption
+from .owner import DayOption, ExpiresOption, FileArgument, RootsOption, ThresholdOption
 
 
 def init(
@@ -62,6 +62,7 @@ def rotate(
         ),
     ],
     threshold: ThresholdOption = 1,
+    expires: ExpiresOption = None,
     day: DayOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,7 +78,8 @@ def rotate(
     trust = owner.read(path)
     keys = [keyfiles.public_key(one) for one in new]
     own = [*owner.signers(roots), *(signer for _, signer in keys if signer is not None)]
-    made = editor.rotate(trust, [key for key, _ in keys], threshold, own, owner.today(day))
+    last = owner.day(expires, "--expires")
+    made = editor.rotate(trust, [key for key, _ in keys], threshold, own, owner.today(day), last)
     owner.write(path, made)
     if as_json:
         console.print_json(owner.facts(path, made))

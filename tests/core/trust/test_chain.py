@@ -320,6 +320,15 @@ class TestEditing:
         again = listing(WHOLE, FLEET, streams=("a",))
         assert again.keys.keys == (ListedKey(FLEET.public_key, ("a",)),)
 
+    def test_a_list_that_has_expired_is_given_another_day(self):
+        trust = listing(begun(), expires=DAY)
+        later = DAY + timedelta(1)
+        with pytest.raises(
+            TrustError, match=r"would expire on 2026-03-01, and today is 2026-03-02: name a later"
+        ):
+            editor.revoke(trust, FLEET.id, [ALICE], later)
+        assert editor.revoke(trust, FLEET.id, [ALICE], later, later).keys.expires == later
+
     def test_days_of_issue_never_fall(self):
         assert listing(WHOLE, SPARE, day=date(2020, 1, 1)).keys.issued == DAY
 
