@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 from ..documents import parse_json
@@ -135,18 +136,18 @@ class Trust:
         return self.keys.issued if day is None else max(day, self.keys.issued)
 
     def accepted(self, stream: str, day: date | None) -> list[Ed25519Verifier]:
-        """Return what checks signatures of the keys that may sign vectors of a stream today.
+        """Return what checks signatures of the keys that may sign vectors of a stream today, the newest first.
 
         Raises:
             TrustError: the list itself is past its day (rule 11).
         """
         self.check_age(day)
-        return [self._verifier(key) for key in self.keys.keys if self.why_not(key, stream, day) is None]
+        return [made for key, made in self._verifiers[::-1] if self.why_not(key, stream, day) is None]
 
     def refused(self, stream: str, day: date | None) -> list[tuple[Ed25519Verifier, str]]:
         """Return the other keys that are listed, and for each why it may not sign now."""
-        reasons = [(key, self.why_not(key, stream, day)) for key in self.keys.keys]
-        return [(self._verifier(key), why) for key, why in reasons if why is not None]
+        reasons = [(made, self.why_not(key, stream, day)) for key, made in self._verifiers]
+        return [(made, why) for made, why in reasons if why is not None]
 
     def why_not(self, key: ListedKey, stream: str, day: date | None) -> str | None:
         """Return which of rules 8 to 10 keeps a key from signing vectors of a stream today, or None."""
@@ -170,8 +171,9 @@ class Trust:
                 "fetch a newer one (fetch --trust)"
             )
 
-    def _verifier(self, key: ListedKey) -> Ed25519Verifier:
-        return verifier(key.key, self._check)
+    @cached_property
+    def _verifiers(self) -> list[tuple[ListedKey, Ed25519Verifier]]:
+        return [(key, verifier(key.key, self._check)) for key in self.keys.keys]
 
 
 def signatures(envelope: Envelope, root: Root, check: Check | None = None) -> int:
