@@ -10,16 +10,24 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tinylora_edge import Bundle, Ed25519Signer, Ed25519Verifier, TrustError, maxima
 from tinylora_edge.formats import hashes
 from tinylora_edge.formats.hashes import Hashes, hash_file
 from tinylora_edge.formats.signatures import check_bundle, read_signature, sign_bundle, signature_path, signed
 from tinylora_edge.formats.statement import TYPE, Statement, opened
+from tinylora_edge.trust import KeyList, Root, Trust
 from tinylora_edge.trust.envelope import Envelope, canonical
 
 SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)
 KEYS = [Ed25519Verifier(SIGNER.public_key)]
+WORDS = """
+    payload payloadType signatures keyid sig _type subject name digest sha256 predicateType predicate resources
+    algorithm trust roots keys key version threshold root issued expires streams from to revoked
+"""
+NAMES = st.sampled_from(WORDS.split())
 FILES = {
     "basis.gguf": b"basis",
     "base-00001-of-00002.gguf": b"first",
@@ -151,6 +159,23 @@ class TestStatement:
         )
         with pytest.raises(TrustError, match="does not verify under"):
             check(folder)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+@example({"payload": "e30=", "payloadType": TYPE, "signatures": [{"keyid": SIGNER.id, "sig": "AA=="}]})
+@example({"_type": 1, "subject": [[]], "predicateType": 1, "predicate": {"resources": [{}]}})
+def test_any_json_is_refused_as_what_it_is(value):
+    data = json.dumps(value).encode()
+    for read in (opened, Statement.from_bytes, Trust.read, Root.from_bytes, KeyList.from_bytes):
+        with pytest.raises(TrustError):
+            read(data)
 
 
 class TestCheck:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from tinylora_edge import __version__
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -56,7 +58,7 @@ def test_every_extra_has_its_packages(
     (tmp_path / "environment.json").write_text(json.dumps(bill))
     sbom.main(tmp_path / "environment.json", tmp_path / "out")
     found = {
-        path.name.removesuffix(".cdx.json").rpartition("0.1.0-")[2]: json.loads(path.read_text())
+        path.name.removesuffix(".cdx.json").rpartition(f"{__version__}-")[2]: json.loads(path.read_text())
         for path in (tmp_path / "out").glob("*.cdx.json")
     }
     assert set(found) == {"none", *PROJECT["optional-dependencies"]}

@@ -136,7 +136,7 @@ class Trust:
         return self.keys.issued if day is None else max(day, self.keys.issued)
 
     def accepted(self, stream: str, day: date | None) -> list[Ed25519Verifier]:
-        """Return what checks signatures of the keys that may sign vectors of a stream today, the newest first.
+        """Return what checks signatures of the keys that may sign vectors of a stream today, newest first.
 
         Raises:
             TrustError: the list itself is past its day (rule 11).

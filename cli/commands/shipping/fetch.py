@@ -106,6 +106,8 @@ def fetch(
     if as_json:
         console.print_json(facts)
         return
+    if believed is not None and believed["changed"]:
+        console.say(f"took {trust}: root {believed['root']}, list {believed['list']}")
     under = f" under {vector.verified_by}" if vector.verified_by else ""
     console.say(
         f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
