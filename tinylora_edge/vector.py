@@ -26,6 +26,7 @@ from .errors import (
     VectorError,
 )
 from .trust import TrustFile
+from .trust.file import opened, public_keys
 from .wire import frame, marks, tags
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
@@ -231,19 +232,23 @@ class Policy:
         max_norm: float = math.inf,
         state: str | PathLike[str] | None = None,
     ) -> None:
-        tags.check_verifiers("keys", keys, tags.Verifier)
-        tags.check_verifiers("bundle_keys", bundle_keys, tags.Ed25519Verifier)
-        levels = [_LEVEL_OF_KIND[key.kind] for key in keys]
-        if trust is not None:
-            levels.append(_LEVEL_OF_KIND[tags.ED25519])
+        unusable = [key for key in keys if not isinstance(key, tags.Verifier)]
+        if unusable or isinstance(keys, str | bytes):
+            got = type(keys if isinstance(keys, str | bytes) else unusable[0]).__name__
+            raise VectorError(
+                f"keys=[...] takes verifiers, not {got}: make them with Hmac(secret), Hmac.from_hex(text) or "
+                "Ed25519Verifier.from_pem(text)"
+            )
+        self._trust, self.bundle_keys = opened(trust), public_keys(bundle_keys)
+        kinds = [*(key.kind for key in keys), *(() if trust is None else (tags.ED25519,))]
         if require is None:
-            require = LEVELS[min(levels, default=0)]
+            require = LEVELS[min((_LEVEL_OF_KIND[kind] for kind in kinds), default=0)]
         if require not in LEVELS:
             raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
         if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
             raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
         self._required = LEVELS.index(require)
-        if self._required >= 2 and not any(level >= self._required for level in levels):
+        if self._required >= 2 and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
             raise VectorError(
                 f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...])",
                 needs=require,
@@ -251,8 +256,6 @@ class Policy:
         self.require = require
         self.max_norm = max_norm
         self._keys = tuple(keys)
-        self._trust = trust if trust is None or isinstance(trust, TrustFile) else TrustFile(trust)
-        self.bundle_keys = tuple(bundle_keys)
         self.state = state
         self._marks = marks.Marks() if state is None else marks.StateFile(state)
         self._warned = False
@@ -328,6 +331,10 @@ class Policy:
         content = _content(key, vector.values, vector.dtype)
         self._marks.record(_mark(basis, key, stream), vector.sequence, content)
 
+    def _trusted(self, stream: str) -> list[tags.Verifier]:
+        """Return the keys of which one has to verify a tag: those that were passed, and those on the list."""
+        return [*self._keys, *(() if self._trust is None else self._trust.verifiers(stream))]
+
     def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""
         verified_by = ""
@@ -339,10 +346,8 @@ class Policy:
             )
         if received.kind in (tags.HMAC, tags.ED25519):
             name = tags.NAMES[received.kind]
-            keys = [key for key in self._keys if key.kind == received.kind]
-            if self._trust is not None and received.kind == tags.ED25519:
-                keys += self._trust.verifiers(stream)
-            elif not keys:
+            keys = [key for key in self._trusted(stream) if key.kind == received.kind]
+            if not keys and self._trust is None:
                 raise SignatureError(
                     f"the frame carries an {name} tag, but the policy has no {name} key to check it: pass "
                     "Policy(keys=[...])",

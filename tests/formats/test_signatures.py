@@ -24,8 +24,8 @@ from tinylora_edge.trust.envelope import Envelope, canonical
 SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)
 KEYS = [Ed25519Verifier(SIGNER.public_key)]
 WORDS = """
-    payload payloadType signatures keyid sig _type subject name digest sha256 predicateType predicate resources
-    algorithm trust roots keys key version threshold root issued expires streams from to revoked
+    payload payloadType signatures keyid sig _type subject name digest sha256 predicateType predicate
+    resources algorithm trust roots keys key version threshold root issued expires streams from to revoked
 """
 NAMES = st.sampled_from(WORDS.split())
 FILES = {

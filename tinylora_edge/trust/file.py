@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from os import PathLike
 from pathlib import Path
@@ -11,7 +11,7 @@ from threading import RLock
 from typing import Any
 
 from .._system import atomic_write, check_path, locked
-from ..errors import SignatureError, TrustError
+from ..errors import SignatureError, TrustError, VectorError
 from ..maxima import TRUST_BYTES
 from ..wire.tags import Ed25519Verifier
 from .chain import Trust
@@ -63,7 +63,7 @@ class TrustFile:
         return f"TrustFile({str(self._path)!r}, {self._trust!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (str(self._path), self._today, self._check)
+        return _remade, (str(self._path), self._today, self._check)
 
     @property
     def trust(self) -> Trust:
@@ -100,8 +100,12 @@ class TrustFile:
             self._refresh()
             return True
 
-    def verifiers(self, stream: str) -> list[Ed25519Verifier]:
+    def verifiers(self, stream: str, day: date | None = None) -> list[Ed25519Verifier]:
         """Return what checks signatures of the keys that may sign vectors of a stream today.
+
+        Args:
+            stream: name of the stream.
+            day: today by the caller's clock; by default by that of the file.
 
         Raises:
             SignatureError: the list of keys is past its day.
@@ -109,17 +113,17 @@ class TrustFile:
         """
         trust = self.trust
         try:
-            return trust.accepted(stream, self._day())
+            return trust.accepted(stream, self._day() if day is None else day)
         except TrustError as error:
             raise SignatureError(f"no vector is accepted: {error}") from None
 
-    def explain(self, stream: str, message: bytes, tag: bytes) -> None:
+    def explain(self, stream: str, message: bytes, tag: bytes, day: date | None = None) -> None:
         """Say why a signature that no trusted key made does not count, where a listed one made it.
 
         Raises:
             SignatureError: it is of a key that is revoked, of other streams, or of other days.
         """
-        for key, why in self.trust.refused(stream, self._day()):
+        for key, why in self.trust.refused(stream, self._day() if day is None else day):
             if key.verify(message, tag):
                 raise SignatureError(f"the frame was signed by {key.id}, which does not count: {why}")
 
@@ -149,5 +153,25 @@ class TrustFile:
         self._seen = (read.st_ino, read.st_size, read.st_mtime_ns)
 
 
-def _opened(path: str, today: Callable[[], date | None] | None, check: Check | None) -> TrustFile:
+def opened(trust: TrustFile | str | PathLike[str] | None) -> TrustFile | None:
+    """Return the trust file that an argument names, or is. Errors: those of `TrustFile`."""
+    return trust if trust is None or isinstance(trust, TrustFile) else TrustFile(trust)
+
+
+def public_keys(keys: Sequence[Ed25519Verifier]) -> tuple[Ed25519Verifier, ...]:
+    """Return the keys that may have signed a bundle.
+
+    Raises:
+        VectorError: they are something else than public keys.
+    """
+    for key in [keys] if isinstance(keys, str | bytes) else keys:
+        if not isinstance(key, Ed25519Verifier):
+            raise VectorError(
+                f"bundle_keys=[...] takes public keys, not {type(key).__name__}: make them with "
+                "Ed25519Verifier.from_pem(text)"
+            )
+    return tuple(keys)
+
+
+def _remade(path: str, today: Callable[[], date | None] | None, check: Check | None) -> TrustFile:
     return TrustFile(path, today=today, check=check)

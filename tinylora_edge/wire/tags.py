@@ -10,10 +10,10 @@ import hashlib
 import hmac
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from ..errors import MissingExtraError, SignatureError, VectorError
+from ..errors import MissingExtraError, SignatureError
 from . import pem
 
 CRC32, HMAC, ED25519 = 0, 1, 2
@@ -60,26 +60,6 @@ class Signer(Protocol):
 def key_id(key: Verifier) -> str:
     """Return the name of a key in errors and in the state of a policy."""
     return str(getattr(key, "id", "") or f"{NAMES[key.kind].lower()}:unnamed")
-
-
-def check_verifiers(name: str, given: object, kind: type) -> None:
-    """Check that an argument holds keys that check tags, and nothing else.
-
-    Args:
-        name: of the argument, for the error.
-        given: a sequence of keys.
-        kind: `Verifier`, or one of the classes that are.
-
-    Raises:
-        VectorError: it is a text, or holds something else.
-    """
-    keys = [given] if isinstance(given, str | bytes) or not isinstance(given, Iterable) else list(given)
-    for key in keys:
-        if not isinstance(key, kind):
-            raise VectorError(
-                f"{name}=[...] takes verifiers, not {type(key).__name__}: make them with Hmac(secret), "
-                "Hmac.from_hex(text) or Ed25519Verifier.from_pem(text)"
-            )
 
 
 class Crc32:

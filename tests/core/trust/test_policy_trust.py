@@ -85,5 +85,5 @@ def test_a_pickled_policy_keeps_its_trust_file(path):
 
 @pytest.mark.parametrize("keys", ["x", [Hmac(b"k" * 32)], [b"x" * 32]])
 def test_bundle_keys_are_public_keys(keys):
-    with pytest.raises(VectorError, match=r"bundle_keys=\[\.\.\.\] takes verifiers"):
+    with pytest.raises(VectorError, match=r"bundle_keys=\[\.\.\.\] takes public keys, not"):
         Policy(bundle_keys=keys)
