@@ -347,7 +347,8 @@ class Policy:
         if received.kind in (tags.HMAC, tags.ED25519):
             name = tags.NAMES[received.kind]
             keys = [key for key in self._trusted(stream) if key.kind == received.kind]
-            if not keys and self._trust is None:
+            listed = self._trust if received.kind == tags.ED25519 else None
+            if not keys and listed is None:
                 raise SignatureError(
                     f"the frame carries an {name} tag, but the policy has no {name} key to check it: pass "
                     "Policy(keys=[...])",
@@ -356,8 +357,8 @@ class Policy:
             message = digest + received.body
             found = next((key for key in keys if key.verify(message, received.tag)), None)
             if found is None:
-                if self._trust is not None:
-                    self._trust.explain(stream, message, received.tag)
+                if listed is not None:
+                    listed.explain(stream, message, received.tag)
                 raise SignatureError(
                     f"the frame's {name} tag {received.tag[:8].hex()} does not verify under any of the "
                     f"{len(keys)} trusted keys ({', '.join(map(tags.key_id, keys))}): it was altered, or "

@@ -44,6 +44,17 @@ def test_a_trust_file_implies_a_signature(path):
         Policy("signature", keys=[mac])
 
 
+def test_a_mac_is_no_matter_of_the_list(path):
+    with pytest.raises(SignatureError, match="no HMAC key to check it"):
+        Policy(trust=path).check(frame(Hmac(b"k" * 32)), BASIS)
+
+
+def test_a_list_without_a_key(path):
+    path.write_bytes(begun().to_bytes())
+    with pytest.raises(SignatureError, match="does not verify under any of the 0 trusted keys"):
+        Policy(trust=path).check(frame(FLEET), BASIS)
+
+
 def test_a_key_of_other_streams(path):
     policy = Policy(trust=path)
     assert policy.check(frame(SPARE), BASIS, stream="eu-7").verified_by == SPARE.id
