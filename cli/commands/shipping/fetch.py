@@ -74,9 +74,9 @@ def fetch(
         )
     basis = vectors.find_basis(bundle)
     end = time.monotonic() + deadline
-    believed = None
+    told: dict[str, Any] | None = None
     if trust is not None:
-        believed = _fetch_trust(trust, url, deadline=deadline, attempts=attempts, allow_private=allow_private)
+        told = _fetch_trust(trust, url, deadline=deadline, attempts=attempts, allow_private=allow_private)
         deadline = max(end - time.monotonic(), 0.0)
     present, etag = _remembered(output, basis, url, stream)
     got = fetch_frame(
@@ -101,13 +101,13 @@ def fetch(
         "key": vector.verified_by,
         "norm": vector.norm,
     }
-    if believed is not None:
-        facts["trust"] = believed
+    if told is not None:
+        facts["trust"] = told
     if as_json:
         console.print_json(facts)
         return
-    if believed is not None and believed["changed"]:
-        console.say(f"took {trust}: root {believed['root']}, list {believed['list']}")
+    if told is not None and told["changed"]:
+        console.say(f"took {trust}: root {told['root']}, list {told['list']}")
     under = f" under {vector.verified_by}" if vector.verified_by else ""
     console.say(
         f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
