@@ -85,7 +85,7 @@ setup: $(VENV)/.dev ## a .venv with everything that developing needs
 
 clean: ## remove build outputs and caches (the .venv stays)
 	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
-	@rm -rf out/demo out/demo-quick out/demo-device
+	@rm -rf out/demo out/demo-quick out/demo-device out/sbom
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
