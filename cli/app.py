@@ -21,6 +21,7 @@ from .commands.bundles.export import export
 from .commands.bundles.inspect import inspect
 from .commands.bundles.merge import merge
 from .commands.bundles.models import models
+from .commands.bundles.sign import sign
 from .commands.shipping.fetch import fetch
 from .commands.shipping.keygen import keygen
 from .commands.shipping.links import links
@@ -31,6 +32,7 @@ from .commands.training.learn import learn
 from .commands.training.tasks import tasks
 from .commands.training.train import train
 from .commands.training.tune import tune
+from .commands.trust.group import trust
 from .commands.vectors.convert import convert
 from .commands.vectors.group import vector
 from .demo.command import demo
@@ -101,6 +103,7 @@ app.command(cls=AdvisedCommand)(export)
 app.command(cls=AdvisedCommand)(merge)
 app.command(cls=AdvisedCommand)(models)
 app.command(cls=AdvisedCommand)(inspect)
+app.command(cls=AdvisedCommand)(sign)
 app.command("run", cls=AdvisedCommand)(run_prompt)
 app.command(cls=AdvisedCommand)(chat)
 app.command(cls=AdvisedCommand)(learn)
@@ -115,6 +118,7 @@ app.command(cls=AdvisedCommand)(links)
 app.command(cls=AdvisedCommand)(publish)
 app.command(cls=AdvisedCommand)(fetch)
 app.add_typer(vector, name="vector")
+app.add_typer(trust, name="trust")
 
 
 def run() -> None:

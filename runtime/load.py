@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import MissingExtraError, OptionError, TinyLoraError, did_you_mean
 from ..formats.bundle import Bundle
+from ..formats.signatures import signed
 from ..vector import Policy
 from .admission import VectorSource, admitted
 from .onnx.bundle import OnnxBundle, find_bundle
@@ -80,7 +81,7 @@ def load(
             `model.onnx` in that, or a `.gguf` with `<stem>.basis.gguf` beside it.
         vector_bytes: a frame or a raw payload (docs/FORMAT.md), the `pathlib.Path` of a file with one, a
             `MicroVector` that the app made itself (no policy applies to it), or None for the base alone.
-        policy: what is demanded of vectors, now and at every `swap`.
+        policy: what is demanded of vectors, now and at every `swap`, and of the bundle.
         stream: which sequence of vectors the bytes belong to (see `Policy`).
         engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
             where it has both.
@@ -96,6 +97,7 @@ def load(
         FileNotFoundError: a part of the bundle is missing.
         CorruptBasisError: the side tensors are damaged.
         BaseMismatchError: the base is not one that the basis was exported for.
+        TrustError: the policy has `bundle_keys`, and the bundle is not as one of them signed it.
         VectorError: the vector was refused; the subclass says why.
         MissingExtraError: the engine is not installed.
         OptionError: the engine has no such option; the message names the nearest one.
@@ -103,15 +105,18 @@ def load(
         OSError: the policy's state file cannot be written.
     """
     bundle = find_bundle(base)
-    start: _Start = _start_onnx if _choose(bundle, engine) == ONNX else _start_llama
+    engine = _choose(bundle, engine)
+    start: _Start = _start_onnx if engine == ONNX else _start_llama
     policy = policy or Policy()
     with ExitStack() as undo:
         with ExitStack() as admission:  # which records the vector at its end
-            vector = None
-            if vector_bytes is not None:
-                vector = admission.enter_context(admitted(vector_bytes, bundle.basis, policy, stream=stream))
-            llm = start(bundle, policy, engine_options)
-            undo.callback(llm.close)
+            with signed(bundle, policy.bundle_keys, engine=engine, state=policy.state):
+                vector = None
+                if vector_bytes is not None:
+                    checked = admitted(vector_bytes, bundle.basis, policy, stream=stream)
+                    vector = admission.enter_context(checked)
+                llm = start(bundle, policy, engine_options)
+                undo.callback(llm.close)
             if vector is not None:
                 llm.swap(vector)
         undo.pop_all()

@@ -16,6 +16,7 @@
     │   └── UnsupportedModelError
     ├── TrainError
     ├── TransferError
+    ├── TrustError                  (also a ValueError)
     ├── BusyError
     ├── OptionError                 (also a TypeError)
     └── MissingExtraError           (also an ImportError)
@@ -103,6 +104,10 @@ class TrainError(TinyLoraError):
 
 class TransferError(TinyLoraError):
     """A vector could not be published or fetched; what was there, on either side, stays."""
+
+
+class TrustError(TinyLoraError, ValueError):
+    """A trust file, or the signature of a bundle, does not verify, or is older than one accepted before."""
 
 
 class BusyError(TinyLoraError):

@@ -25,6 +25,8 @@ from .errors import (
     UnauthenticatedVectorWarning,
     VectorError,
 )
+from .trust import TrustFile
+from .trust.file import opened, public_keys
 from .wire import frame, marks, tags
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
@@ -182,8 +184,9 @@ class Policy:
 
     1. The bytes are a frame or a raw payload of the right length for the basis (FrameError).
     2. A frame names this basis (BasisMismatchError).
-    3. The tag verifies: CRC-32 always (ChecksumError); a MAC or a signature under one of `keys`, even
-       where none is required, since a tag that cannot be checked proves nothing (SignatureError).
+    3. The tag verifies: CRC-32 always (ChecksumError); a MAC or a signature under one of `keys`, or one
+       that `trust` lists for the stream and the day, even where none is required, since a tag that cannot
+       be checked proves nothing (SignatureError).
     4. The tag is at least as strong as `require` (ChecksumError, SignatureError).
     5. Every value is finite (NonFiniteError).
     6. The norm of the values is at most `max_norm` (VectorError).
@@ -204,6 +207,10 @@ class Policy:
             what the keys check: a signature where all are public keys, a MAC where any is a MAC key, and
             nothing without keys.
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
+        trust: a trust file (docs/FORMAT.md, "Trust files"): the keys on its list are trusted too, each for
+            its streams and days. It is read again where it changes, and never falls back.
+        bundle_keys: verifiers (`Ed25519Verifier`) of which one has to have signed a bundle, for `load` and
+            `OnnxSession`; without any, signatures of bundles are not looked at.
         max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
         state: a file that keeps the sequences through restarts. Its directory must exist. Processes may
             share it. Whoever can write to it can undo rule 7.
@@ -211,7 +218,8 @@ class Policy:
     Raises:
         VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
             number from 0 on, or a damaged state file.
-        FileNotFoundError: the directory of `state` does not exist.
+        TrustError: the trust file does not verify.
+        FileNotFoundError: the directory of `state`, or the trust file, does not exist.
     """
 
     def __init__(
@@ -219,6 +227,8 @@ class Policy:
         require: str | None = None,
         *,
         keys: Sequence[tags.Verifier] = (),
+        trust: TrustFile | str | PathLike[str] | None = None,
+        bundle_keys: Sequence[tags.Ed25519Verifier] = (),
         max_norm: float = math.inf,
         state: str | PathLike[str] | None = None,
     ) -> None:
@@ -229,14 +239,16 @@ class Policy:
                 f"keys=[...] takes verifiers, not {got}: make them with Hmac(secret), Hmac.from_hex(text) or "
                 "Ed25519Verifier.from_pem(text)"
             )
+        self._trust, self.bundle_keys = opened(trust), public_keys(bundle_keys)
+        kinds = [*(key.kind for key in keys), *(() if trust is None else (tags.ED25519,))]
         if require is None:
-            require = LEVELS[min((_LEVEL_OF_KIND[key.kind] for key in keys), default=0)]
+            require = LEVELS[min((_LEVEL_OF_KIND[kind] for kind in kinds), default=0)]
         if require not in LEVELS:
             raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
         if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
             raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
         self._required = LEVELS.index(require)
-        if self._required >= 2 and not any(_LEVEL_OF_KIND[key.kind] >= self._required for key in keys):
+        if self._required >= 2 and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
             raise VectorError(
                 f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...])",
                 needs=require,
@@ -244,6 +256,7 @@ class Policy:
         self.require = require
         self.max_norm = max_norm
         self._keys = tuple(keys)
+        self.state = state
         self._marks = marks.Marks() if state is None else marks.StateFile(state)
         self._warned = False
 
@@ -269,7 +282,7 @@ class Policy:
             OSError: the state file cannot be read.
         """
         received = frame.decode(data, basis.size, basis.digest)
-        key = self._check_tag(received, bytes.fromhex(basis.digest))
+        key = self._check_tag(received, bytes.fromhex(basis.digest), stream)
         values = basis.values(received.values)
         norm = float(np.linalg.norm(values.astype(np.float64)))
         if norm > self.max_norm:
@@ -318,7 +331,11 @@ class Policy:
         content = _content(key, vector.values, vector.dtype)
         self._marks.record(_mark(basis, key, stream), vector.sequence, content)
 
-    def _check_tag(self, received: frame.Frame, digest: bytes) -> str:
+    def _trusted(self, stream: str) -> list[tags.Verifier]:
+        """Return the keys of which one has to verify a tag: those that were passed, and those on the list."""
+        return [*self._keys, *(() if self._trust is None else self._trust.verifiers(stream))]
+
+    def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""
         verified_by = ""
         if received.kind == tags.CRC32 and not tags.Crc32().verify(digest + received.body, received.tag):
@@ -329,8 +346,9 @@ class Policy:
             )
         if received.kind in (tags.HMAC, tags.ED25519):
             name = tags.NAMES[received.kind]
-            keys = [key for key in self._keys if key.kind == received.kind]
-            if not keys:
+            keys = [key for key in self._trusted(stream) if key.kind == received.kind]
+            listed = self._trust if received.kind == tags.ED25519 else None
+            if not keys and listed is None:
                 raise SignatureError(
                     f"the frame carries an {name} tag, but the policy has no {name} key to check it: pass "
                     "Policy(keys=[...])",
@@ -339,6 +357,8 @@ class Policy:
             message = digest + received.body
             found = next((key for key in keys if key.verify(message, received.tag)), None)
             if found is None:
+                if listed is not None:
+                    listed.explain(stream, message, received.tag)
                 raise SignatureError(
                     f"the frame's {name} tag {received.tag[:8].hex()} does not verify under any of the "
                     f"{len(keys)} trusted keys ({', '.join(map(tags.key_id, keys))}): it was altered, or "

@@ -54,12 +54,26 @@ def mac(key: str) -> tags.Hmac:
         ) from None
 
 
+def public_keys(paths: Sequence[Path] | None) -> list[tags.Ed25519Verifier]:
+    """Return what checks signatures of public key files. Errors: those of `signer`."""
+    return [_named(path, tags.Ed25519Verifier.from_pem, _read(path)) for path in paths or ()]
+
+
+def public_key(path: Path) -> tuple[bytes, tags.Ed25519Signer | None]:
+    """Return the public key of a file that holds a public or a private one, and the signer of the latter.
+
+    Errors: those of `signer`.
+    """
+    text = _read(path)
+    if b"-----BEGIN PRIVATE KEY-----" in text:
+        made = signer(path)
+        return made.public_key, made
+    return _named(path, pem.decode_public, text), None
+
+
 def verifiers(keys: Sequence[Path] | None, macs: Sequence[str] | None) -> list[tags.Verifier]:
     """Return what the options `--key` and `--mac` trust. Errors: those of `signer` and `mac`."""
-    trusted: list[tags.Verifier] = [
-        _named(path, tags.Ed25519Verifier.from_pem, _read(path)) for path in keys or ()
-    ]
-    return trusted + [mac(key) for key in macs or ()]
+    return [*public_keys(keys), *(mac(key) for key in macs or ())]
 
 
 def policy(
@@ -70,6 +84,8 @@ def policy(
     state: Path | None = None,
     *,
     keyless: Require = Require.none,
+    trust: Path | None = None,
+    bundle_keys: Sequence[Path] | None = None,
 ) -> Policy:
     """Return the policy of a device that is given these options.
 
@@ -79,9 +95,16 @@ def policy(
     Errors: those of `signer`, `mac` and `Policy`.
     """
     trusted = verifiers(keys, macs)
-    if require is None and not trusted:
+    if require is None and not trusted and trust is None:
         require = keyless
-    return Policy(require and require.value, keys=trusted, max_norm=max_norm, state=state)
+    return Policy(
+        require and require.value,
+        keys=trusted,
+        trust=trust,
+        bundle_keys=public_keys(bundle_keys),
+        max_norm=max_norm,
+        state=state,
+    )
 
 
 def stream_of(name: str) -> str:

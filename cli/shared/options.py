@@ -78,6 +78,18 @@ KeysOption = Annotated[
     list[Path] | None,
     typer.Option("--key", metavar="FILE", help="A trusted Ed25519 public key, in PEM. May be repeated."),
 ]
+TrustOption = Annotated[
+    Path | None,
+    typer.Option("--trust", metavar="FILE", help="A trust file, whose list of keys is trusted."),
+]
+BundleKeysOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--bundle-key",
+        metavar="FILE",
+        help="An Ed25519 public key that has to have signed the bundle. May be repeated: any of them.",
+    ),
+]
 MacsOption = Annotated[
     list[str] | None,
     typer.Option(

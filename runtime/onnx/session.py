@@ -12,6 +12,7 @@ import onnxruntime
 from ...errors import BaseMismatchError, VectorError
 from ...formats.onnx_adapter import from_adapter, to_adapter
 from ...formats.onnx_graph import INPUT_NAME, REQUIRED
+from ...formats.signatures import signed
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
 from .bundle import OnnxBundle
@@ -56,7 +57,7 @@ class OnnxSession:
 
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or an `.onnx` in it.
-        policy: what is demanded of vector bytes.
+        policy: what is demanded of vector bytes, and of the bundle.
         options: those of `onnxruntime.InferenceSession` (`sess_options`, `providers`, ...). The provider
             is the CPU's unless given.
 
@@ -70,13 +71,18 @@ class OnnxSession:
         CorruptBasisError: the side tensors are damaged.
         BaseMismatchError: the graph was not baked with this basis, its weights are not there, or the
             installed ONNX Runtime cannot load it.
+        TrustError: the policy has `bundle_keys`, and the bundle is not as one of them signed it.
     """
 
     def __init__(self, base: str | PathLike[str], *, policy: Policy | None = None, **options: Any) -> None:
         bundle = OnnxBundle.find(base)
+        self.policy = policy or Policy()
+        with signed(bundle.bundle, self.policy.bundle_keys, engine="onnx", state=self.policy.state):
+            self._start(bundle, options)
+
+    def _start(self, bundle: OnnxBundle, options: dict[str, Any]) -> None:
         bundle.check()
         self.basis = bundle.basis
-        self.policy = policy or Policy()
         self.flavour = bundle.flavour
         self._path = str(bundle.model)
         options.setdefault("providers", ["CPUExecutionProvider"])

@@ -43,6 +43,7 @@ FACES = (
     "tinylora_edge.shipping",
     "tinylora_edge.tasks",
     "tinylora_edge.train",
+    "tinylora_edge.trust",
     "tinylora_edge.wire",
 )
 """What apps and the command line import from."""

@@ -79,9 +79,55 @@ def test_commands_parse(cli: Cli) -> None:
         assert cli(*words, "--no-such-option").code == 2, line
 
 
+def section(title: str) -> str:
+    """The text of docs/SECURITY.md under a heading, up to the next one."""
+    return SECURITY.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+REQUIREMENTS = """
+    SEQUENCE COMPATIBLE EXP AUTHENTIC AUTH.IMG_TYPE AUTH.IMG_LOC AUTH.REMOTE_LOC AUTH.EXEC AUTH.PRECURSOR
+    AUTH.COMPATIBILITY RIGHTS IMG.CONFIDENTIALITY ACCESS_CONTROL MFST.CONFIDENTIALITY IMG.COMPLETE_DIGEST
+    REPORTING KEY.PROTECTION KEY.ROTATION MFST.CHECK MFST.TRUSTED MFST.CONST
+"""
+THREATS = """
+    IMG.EXPIRED IMG.EXPIRED.OFFLINE IMG.INCOMPATIBLE IMG.FORMAT IMG.LOCATION NET.REDIRECT NET.ONPATH
+    IMG.REPLACE IMG.NON_AUTH UPD.WRONG_PRECURSOR UPD.UNAPPROVED IMG.DISCLOSURE MFST.OVERRIDE MFST.EXPOSURE
+    IMG.EXTRA KEY.EXPOSURE MFST.MODIFICATION MFST.TOCTOU
+"""
+ATTACKS = """
+    Arbitrary software installation, Endless data, Extraneous dependencies, Fast-forward, Indefinite freeze,
+    Malicious mirrors, Mix-and-match, Rollback, Slow retrieval, Vulnerability to key compromises,
+    Wrong software installation
+"""
+
+
+def test_each_requirement_of_rfc_9124_and_each_attack_of_tuf_has_a_row() -> None:
+    """Met or in part means by tests; where none is named, it is not met."""
+    suit = [[cell.strip() for cell in row.split("|")] for row in rows("RFC 9124", 5)]
+    assert [row[0] for row in suit] == [f"REQ.SEC.{name}" for name in REQUIREMENTS.split()]
+    named = {threat for row in suit for threat in row[1].split(", ")}
+    assert named == {f"THREAT.{name}" for name in THREATS.split()}
+    tuf = [[cell.strip() for cell in row.split("|")] for row in rows("The attacks of TUF", 4)]
+    assert [row[0] for row in tuf] == [" ".join(name.split()) for name in ATTACKS.split(",")]
+    for row in (*suit, *tuf):
+        *_, met, how, tests = row
+        assert met in ("yes", "in part", "no"), row[0]
+        assert how, row[0]
+        one = r"(`test_\w+`|\(frames\))"  # what another change brings is filled in with it
+        assert re.fullmatch("none" if met == "no" else rf"{one}(, {one})*", tests), row[0]
+
+
+def rows(title: str, columns: int) -> list[str]:
+    """The rows of a section's table, without its heading and the bars around them."""
+    lines = [line.strip("| ") for line in section(title).splitlines() if line.startswith("| ")]
+    body = [line for line in lines[1:] if not line.startswith("---")]
+    assert all(line.count("|") == columns - 1 for line in body)
+    return body
+
+
 def test_tests_that_are_named_exist() -> None:
-    threats = re.findall(r"^\| (?!threat|---)(.+?) \| .+? \| (.+?) \|$", SECURITY, re.M)
-    assert len(threats) > 25
+    threats = re.findall(r"^\| (?!threat|---)(.+?) \| .+? \| (.+?) \|$", section("Threats"), re.M)
+    assert len(threats) > 40
     assert [
         threat for threat, tests in threats if not re.fullmatch(r"`test_[^`]+`(, `test_[^`]+`)*", tests)
     ] == []

@@ -14,11 +14,13 @@ import string
 import time
 from dataclasses import dataclass
 from email.message import Message
+from typing import Any
 from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
 from .._system import __version__
 from ..basis import Basis
 from ..errors import TransferError
+from ..maxima import TRUST_BYTES
 from ..wire import frame, tags
 from . import layout
 from ._addresses import Reach
@@ -103,9 +105,72 @@ def fetch(
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this basis.
     """
-    path = layout.latest(basis.id, stream)
-    address = _address(url, path)
-    limit = frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values())
+    wanted = Wanted(
+        layout.latest(basis.id, stream),
+        frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values()),
+        "the longest frame of this basis: this is no vector",
+        "nothing is published there for this basis and stream",
+    )
+    return download(
+        url,
+        wanted,
+        etag=etag,
+        deadline=deadline,
+        idle=idle,
+        attempts=attempts,
+        headers=headers,
+        allow_private=allow_private,
+    )
+
+
+def fetch_trust(url: str, **options: Any) -> Fetched:
+    """Return the published trust file, unchecked: `TrustFile.accept` decides whether it is believed.
+
+    The rules of `fetch` hold, with the longest trust file in the frame's place.
+
+    Args:
+        url: of the folder that `publish_trust` wrote to.
+        options: `etag`, `deadline`, `idle`, `attempts`, `headers` and `allow_private`, as for `fetch`.
+
+    Raises:
+        TransferError: no attempt brought an answer, or there is no trust file.
+    """
+    longest = "the longest trust file: this is none"
+    return download(
+        url, Wanted(layout.TRUST, TRUST_BYTES, longest, "no trust file is published there"), **options
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A published file, as a device asks for it.
+
+    Attributes:
+        path: under the folder.
+        limit: bytes that it has at most.
+        longest: what is said of more bytes.
+        absent: what it means that there is none.
+    """
+
+    path: str
+    limit: int
+    longest: str
+    absent: str
+
+
+def download(
+    url: str,
+    wanted: Wanted,
+    *,
+    etag: str | None = None,
+    deadline: float = 300.0,
+    idle: float = 30.0,
+    attempts: int = 5,
+    headers: dict[str, str] | None = None,
+    allow_private: bool = False,
+) -> Fetched:
+    """Return a published file. Arguments and errors: see `fetch`; `wanted` says which file."""
+    address = _address(url, wanted.path)
     if etag is not None and not _ETAG.match(etag):
         etag = None
     end = time.monotonic() + deadline
@@ -113,8 +178,8 @@ def fetch(
     attempts = max(attempts, 1)
     for attempt in range(1, attempts + 1):
         try:
-            allowance = Allowance(end, idle, limit + _AROUND_BYTES)
-            data, found = _ask(address, limit, etag, headers or {}, allowance, allow_private)
+            allowance = Allowance(end, idle, wanted.limit + _AROUND_BYTES)
+            data, found = _ask(address, wanted, etag, headers or {}, allowance, allow_private)
             return Fetched(data, found, attempt)
         except _AgainError as error:
             why = str(error)
@@ -143,7 +208,7 @@ def _address(url: str, path: str) -> str:
 
 def _ask(
     address: str,
-    limit: int,
+    wanted: Wanted,
     etag: str | None,
     headers: dict[str, str],
     allowance: Allowance,
@@ -159,7 +224,7 @@ def _ask(
             with exchange(address, _merged(own, given), allowance, least) as (answer, reached):
                 location = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or location is None:
-                    return _read(answer, address, limit, etag)
+                    return _read(answer, address, wanted, etag)
                 there = _redirected(address, location)
                 if _origin(there) != _origin(address):
                     given = {}  # a caller's headers were meant for the first server; tokens have many names
@@ -204,7 +269,7 @@ def _redirected(address: str, location: str) -> str:
 
 
 def _read(
-    answer: http.client.HTTPResponse, address: str, limit: int, etag: str | None
+    answer: http.client.HTTPResponse, address: str, wanted: Wanted, etag: str | None
 ) -> tuple[bytes | None, str | None]:
     if answer.status == 304 and etag is not None:
         return None, _etag(answer.headers) or etag
@@ -215,18 +280,18 @@ def _read(
         if answer.status in _RETRIED:
             raise _AgainError(why, _retry_after(answer.headers))
         if answer.status == 404:
-            why += ": nothing is published there for this basis and stream"
+            why += f": {wanted.absent}"
         raise TransferError(f"{address}: {why}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError(
             f"{address}: the server sent it as {answer.headers['Content-Encoding'][:40]!r}, which was not "
             "asked for: serve the files as they are"
         )
-    data = answer.read(limit + 1)
-    if len(data) > limit:
+    data = answer.read(wanted.limit + 1)
+    if len(data) > wanted.limit:
         raise TransferError(
-            f"{address}: the server sends more than {limit} bytes, the longest frame of this basis: this "
-            "is no vector. It was not read further"
+            f"{address}: the server sends more than {wanted.limit} bytes, {wanted.longest}. It was not read "
+            "further"
         )
     # http.client keeps count of what a Content-Length promised and did not come.
     if answer.length:

@@ -2,6 +2,7 @@
 
     <basis id>/<stream>/00007.bin     the frame with sequence 7
     <basis id>/<stream>/latest        the same bytes as the newest of them
+    trust.json                        the keys that may sign them, where the owners publish such a file
 
 The basis id is the first 4 bytes of the digest in hexadecimal, as in a frame. A device asks for `latest`
 alone: one request, one answer, and where nothing is new, an answer without a body.
@@ -14,6 +15,7 @@ import re
 from ..errors import TransferError
 
 LATEST = "latest"
+TRUST = "trust.json"
 DEFAULT_STREAM = "default"
 
 MAX_FRAME_BYTES = 1 << 16

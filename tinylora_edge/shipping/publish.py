@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from .._system import atomic_write, check_path
 from ..basis import Basis
-from ..errors import MissingExtraError, TransferError
+from ..errors import MissingExtraError, TransferError, TrustError
+from ..trust import Trust
 from ..wire import tags
 from ..wire.frame import HEADER_BYTES, decode
 from . import layout
@@ -92,6 +93,33 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
     if newest != frame:
         target.write(latest, frame)
     return Published(numbered, decoded.sequence, there is None or newest != frame)
+
+
+def publish_trust(data: bytes, to: str) -> bool:
+    """Publish a trust file beside the vectors, and return whether it changed anything.
+
+    It is verified first, and has to be one that a device with the published one accepts.
+
+    Args:
+        data: the file.
+        to: as for `publish`.
+
+    Raises:
+        TrustError: it does not verify, or is older than the published one.
+        TransferError: the target cannot be read or written.
+        MissingExtraError: `cryptography` is not installed, or the address needs what is not.
+    """
+    trust, target = Trust.read(data), open_target(to)
+    there = target.read(layout.TRUST)
+    if there is not None:
+        try:
+            Trust.read(there).updated(data)
+        except TrustError as error:
+            raise TrustError(f"{to.rstrip('/')}/{layout.TRUST} and this one: {error}") from None
+    if there == trust.to_bytes():
+        return False
+    target.write(layout.TRUST, trust.to_bytes())
+    return True
 
 
 def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None:

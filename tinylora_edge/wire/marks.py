@@ -20,13 +20,12 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 
-from .._system import atomic_write, check_path, sweep
+from .._system import atomic_write, check_path, locked, sweep
 from ..documents import parse_json
 from ..errors import RollbackError, VectorError
 
@@ -160,7 +159,7 @@ class StateFile(Marks):
         """
         if self._settled(mark, Accepted(sequence, content)):
             return
-        with self._lock, _locked(self._path):
+        with self._lock, locked(self._path):
             self._seen = None  # two files may look alike to `stat`; what is written next must not be lower
             if self._settled(mark, Accepted(sequence, content)):
                 return
@@ -256,22 +255,3 @@ def _marks(tree: Any) -> Iterator[tuple[Mark, Accepted]]:
                 if found is None or int(found[1]) >= 1 << 16:
                     raise ValueError(f"it holds {str(value)[:40]!r} where a sequence should be")
                 yield (digest, key, stream), Accepted(int(found[1]), found[2])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a state file; the system lets go of it when its holder dies."""
-    # Not the file itself: that is replaced, and a lock stays with what was replaced.
-    handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -15,6 +15,7 @@ from .... import MicroVector, TinyLoraError
 from ...shared import console, keyfiles, vectors
 from ...shared.advice import advise
 from ...shared.options import (
+    BundleKeysOption,
     EngineOption,
     KeysOption,
     MacsOption,
@@ -22,6 +23,7 @@ from ...shared.options import (
     MaxNormOption,
     RequireOption,
     StateOption,
+    TrustOption,
 )
 from .generation import (
     AnswerStream,
@@ -62,6 +64,8 @@ def chat(
     system: SystemOption = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
+    bundle_keys: BundleKeysOption = None,
     require: RequireOption = None,
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
@@ -78,7 +82,10 @@ def chat(
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy, stream = keyfiles.policy(keys, macs, require, max_norm, state), keyfiles.stream_of(stream)
+    policy, stream = (
+        keyfiles.policy(keys, macs, require, max_norm, state, trust=trust, bundle_keys=bundle_keys),
+        keyfiles.stream_of(stream),
+    )
     llm = load(bundle, vector, n_ctx, threads, engine, policy, stream)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()

@@ -11,6 +11,7 @@ import typer
 from .... import MicroVector
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
+    BundleKeysOption,
     EngineOption,
     KeysOption,
     MacsOption,
@@ -18,6 +19,7 @@ from ...shared.options import (
     MaxNormOption,
     RequireOption,
     StateOption,
+    TrustOption,
 )
 from .generation import (
     AnswerStream,
@@ -50,6 +52,8 @@ def run_prompt(
     system: SystemOption = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
+    bundle_keys: BundleKeysOption = None,
     require: RequireOption = None,
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
@@ -74,7 +78,7 @@ def run_prompt(
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if raw_prompt and system is not None:
         raise typer.BadParameter("a raw prompt has no system message", param_hint="--system")
-    policy = keyfiles.policy(keys, macs, require, max_norm, state)
+    policy = keyfiles.policy(keys, macs, require, max_norm, state, trust=trust, bundle_keys=bundle_keys)
     llm = load(bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream))
     if prompt == vectors.STREAM:
         prompt = sys.stdin.read()

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .... import Bundle
 from ....formats.onnx_graph import DEFAULT, REQUIRED
-from ...shared import console, downloads
+from ....formats.signatures import read_signature
+from ...shared import console, downloads, keyfiles
 from ...shared.options import JsonOption
 from . import export_report
+from .sign import signed
 
 if TYPE_CHECKING:
     from ....exporters import ExportReport, OnnxReport
@@ -193,6 +196,10 @@ def export(
             help="Do the I-th of N parts alone; tinylora-edge merge joins them.",
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option("--sign", metavar="FILE", help="Sign the bundle with this Ed25519 private key, in PEM."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
@@ -208,14 +215,18 @@ def export(
       tinylora-edge export SmolLM2-135M-Instruct -o smollm2 --format onnx --onnx-precision int4
     """
     if add_base is not None:
-        _refuse_options(ctx, "--add-base", keep=("model", "add_base", "as_json"))
-        _add_base(Path(model), add_base, as_json)
+        _refuse_options(ctx, "--add-base", keep=("model", "add_base", "sign", "as_json"))
+        _add_base(Path(model), add_base, sign, as_json)
         return
     if target_format is ExportFormat.gguf:
         _refuse_given(ctx, ("onnx", "onnx_input", "onnx_precision"), "goes with --format onnx or both")
     share = None if part is None else _parse_part(ctx, part)
-    if share is not None and target_format is not ExportFormat.gguf:
-        raise typer.BadParameter("--part goes with --format gguf", ctx=ctx)
+    if share is not None:
+        if target_format is not ExportFormat.gguf:
+            raise typer.BadParameter("--part goes with --format gguf", ctx=ctx)
+        _refuse_given(ctx, ("sign",), "signs a bundle: sign what merge makes of the parts")
+    if sign is not None:
+        keyfiles.signer(sign)  # a key that is none is told before the work
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
@@ -282,7 +293,9 @@ def export(
         with console.progress(len(plan.modules), plan.bytes) as step:
             report = plan.run(step, _stage)
         name = plan.base.name
-    export_report.print_report(name, report, files.provenance, time.perf_counter() - start, as_json)
+    signature = None if sign is None else signed(report.output, sign)
+    seconds = time.perf_counter() - start
+    export_report.print_report(name, report, files.provenance, seconds, as_json, signature)
 
 
 def _parse_part(ctx: typer.Context, text: str) -> tuple[int, int]:
@@ -303,20 +316,24 @@ def split_targets(given: list[str]) -> tuple[str, ...]:
     return tuple(target for item in given for part in item.split(",") if (target := part.strip()))
 
 
-def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
+def _add_base(bundle: Path, base: Path, sign: Path | None, as_json: bool) -> None:
     from ....exporters import add_base
 
+    found = Bundle.find(bundle)
+    before = found.basis.base_fingerprints
     basis, worst = add_base(bundle, base)
+    signature = None if sign is None else signed(bundle, sign)
+    if signature is None and basis.base_fingerprints != before and read_signature(found) is not None:
+        console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
     if as_json:
-        console.print_json(
-            {
-                "bundle": str(bundle),
-                "base": str(base),
-                "digest": basis.digest,
-                "agreement": worst,
-                "fingerprints": list(basis.base_fingerprints),
-            }
-        )
+        facts: dict[str, Any] = {
+            "bundle": str(bundle),
+            "base": str(base),
+            "digest": basis.digest,
+            "agreement": worst,
+            "fingerprints": list(basis.base_fingerprints),
+        }
+        console.print_json(facts if signature is None else facts | {"signature": signature})
         return
     console.say(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
     console.facts(

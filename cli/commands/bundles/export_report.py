@@ -24,6 +24,7 @@ def print_report(
     provenance: dict[str, Any] | None,
     seconds: float,
     as_json: bool,
+    signature: dict[str, Any] | None = None,
 ) -> None:
     """Print what an export or a merge made."""
     basis, quality = report.basis, report.quality
@@ -59,6 +60,8 @@ def print_report(
             record["source"] = provenance
         if (onnx := _onnx_facts(report)) is not None:
             record["onnx"] = onnx
+        if signature is not None:
+            record["signature"] = signature
         console.print_json(record)
         return
     rows = [
@@ -83,6 +86,8 @@ def print_report(
             ("side path", f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}"),
             ("distance to graph", f"{onnx['agreement']:.2e} (worst module)"),
         ]
+    if signature is not None:
+        rows.append(("signature", f"{signature['files']} files, under {signature['key']}"))
     console.say(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(rows)
     console.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from .... import Basis, BasisError, Bundle, load_basis
+from ....formats.signatures import check_bundle, read_signature
 from ....projection import EXPLICIT
-from ...shared import console, downloads, vectors
+from ....wire.tags import Ed25519Verifier
+from ...shared import console, downloads, keyfiles, vectors
 from ...shared.options import JsonOption, KeysOption, MacsOption
 from ..vectors.inspect import print_vector
 
@@ -32,7 +34,8 @@ def inspect(
     """Show what a bundle, a basis or a vector is, and check it.
 
     Of a bundle: that the basis gives the digest that it states, and that the base is one that it was
-    exported for. Of a vector, with --basis: its tag, its basis, and its values.
+    exported for; with --key, that its files are those that were signed. Of a vector, with --basis: its tag,
+    its basis, and its values.
 
     \b
     Example:
@@ -43,19 +46,21 @@ def inspect(
     if path.is_dir() or _is_gguf(path):
         if basis is not None:
             raise typer.BadParameter("only a vector is verified against a basis", param_hint="--basis")
-        _inspect_model(path, as_json)
+        _inspect_model(path, keyfiles.public_keys(keys), as_json)
     else:
         verify = ("inspect", path, "--basis", "BUNDLE")
         print_vector(str(path), basis, as_json, verify, keys, macs)
 
 
-def _inspect_model(path: Path, as_json: bool) -> None:
-    bundle = None
+def _inspect_model(path: Path, keys: list[Ed25519Verifier], as_json: bool) -> None:
     if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
+        if keys:
+            raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
         basis = load_basis(path)
         record = {"kind": "basis", "path": str(path)} | _basis_facts(basis, path)
     else:
         bundle = Bundle.find(path)
+        signature = _check_signature(bundle, keys)
         basis = bundle.basis
         record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
         record["base"] = {
@@ -64,11 +69,27 @@ def _inspect_model(path: Path, as_json: bool) -> None:
             "fingerprint": bundle.check_base(),
         }
         record["manifest"] = bundle.manifest
+        record["signature"] = signature
         _check_manifest(bundle)
     if as_json:
         console.print_json(record)
         return
     console.facts(_model_rows(record))
+
+
+def _check_signature(bundle: Bundle, keys: list[Ed25519Verifier]) -> dict[str, Any] | None:
+    """Return what is known of a bundle's signature, or None where there is none and no key asks for one.
+
+    Raises:
+        TrustError: it does not verify under the keys, or a file is not as it was signed.
+    """
+    if keys:
+        checked = check_bundle(bundle, keys)
+        return {"keys": [checked.key], "verified": True, "files": len(checked.files)}
+    envelope = read_signature(bundle)
+    if envelope is None:
+        return None
+    return {"keys": [key for key, _ in envelope.signatures], "verified": False}
 
 
 def _size(base: Path) -> int:
@@ -123,6 +144,12 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         base, manifest = record["base"], record["manifest"]
         rows.append(("base", f"{base['path']}, {console.megabytes(base['bytes'])}"))
         rows.append(("fingerprint", f"{base['fingerprint']} (listed in the basis)"))
+        if (signature := record["signature"]) is not None:
+            by = ", ".join(signature["keys"])
+            state = (
+                f"{signature['files']} files verified" if signature["verified"] else "not checked: --key FILE"
+            )
+            rows.append(("signature", f"by {by} ({state})"))
         exported = manifest.get("base")
         if isinstance(exported, dict) and "name" in exported:
             rows.append(("exported from", str(exported["name"])))

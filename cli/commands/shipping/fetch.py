@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from .... import Basis
 from ...._system import atomic_write
 from ....documents import parse_json
 from ....shipping import layout
+from ....trust import TrustFile
 from ....wire import frame, tags
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
@@ -28,6 +30,7 @@ from ...shared.options import (
     Require,
     RequireOption,
     StateOption,
+    TrustOption,
 )
 
 
@@ -38,6 +41,7 @@ def fetch(
     stream: PublishedStreamOption = layout.DEFAULT_STREAM,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     require: RequireOption = None,
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
@@ -54,7 +58,8 @@ def fetch(
     """Fetch the newest vector of a stream, check it, and only then replace FILE.
 
     Without a key at least a checksum is required. FILE.fetched beside it remembers the server's ETag: where
-    nothing is new, nothing is sent.
+    nothing is new, nothing is sent. With --trust the published trust file is fetched first, and replaces the
+    device's if it may follow it.
 
     \b
     Example:
@@ -62,12 +67,17 @@ def fetch(
     """
     from ....shipping.fetch import fetch as fetch_frame
 
-    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=Require.checksum)
+    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=Require.checksum, trust=trust)
     if not output.parent.is_dir():
         raise FileNotFoundError(
             f"{output.parent} is not a directory: make it first, or choose another output"
         )
     basis = vectors.find_basis(bundle)
+    end = time.monotonic() + deadline
+    told: dict[str, Any] | None = None
+    if trust is not None:
+        told = _fetch_trust(trust, url, deadline=deadline, attempts=attempts, allow_private=allow_private)
+        deadline = max(end - time.monotonic(), 0.0)
     present, etag = _remembered(output, basis, url, stream)
     got = fetch_frame(
         url, basis, stream, etag=etag, deadline=deadline, attempts=attempts, allow_private=allow_private
@@ -91,14 +101,52 @@ def fetch(
         "key": vector.verified_by,
         "norm": vector.norm,
     }
+    if told is not None:
+        facts["trust"] = told
     if as_json:
         console.print_json(facts)
         return
+    if told is not None and told["changed"]:
+        console.say(f"took {trust}: root {told['root']}, list {told['list']}")
     under = f" under {vector.verified_by}" if vector.verified_by else ""
     console.say(
         f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
         f"{facts.get('tag', 'no')} tag{under}"
     )
+
+
+def _fetch_trust(path: Path, url: str, **options: Any) -> dict[str, Any]:
+    """Replace the device's trust file where a newer one is published, and say what is believed now.
+
+    Before the vector: what was revoked since must not vouch for it.
+    """
+    from ....shipping.fetch import fetch_trust
+
+    file = TrustFile(path)
+    have = file.trust
+    whose = {"url": url, "root": have.root.version, "list": have.keys.version}
+    memory = _memory(path)
+    got = fetch_trust(url, etag=_etag_of(memory, whose), **options)
+    try:
+        changed = got.data is not None and file.accept(got.data)
+    except OSError as error:
+        raise console.CommandError(f"{path} could not be written: {error.strerror or error}") from error
+    now = file.trust
+    facts: dict[str, Any] = {"root": now.root.version, "list": now.keys.version}
+    if got.etag is not None:
+        _write(memory, json.dumps({"url": url, **facts, "etag": got.etag}).encode())
+    return facts | {"changed": changed}
+
+
+def _etag_of(memory: Path, whose: dict[str, Any]) -> str | None:
+    """Return the ETag that was remembered, if it is of what is there."""
+    try:
+        with open(memory, "rb") as file:
+            found = parse_json(file.read(1 << 16))
+        etag = found.pop("etag")
+        return etag if found == whose and isinstance(etag, str) else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None  # without it the whole file is fetched
 
 
 def _remembered(output: Path, basis: Basis, url: str, stream: str) -> tuple[bytes | None, str | None]:
@@ -109,15 +157,7 @@ def _remembered(output: Path, basis: Basis, url: str, stream: str) -> tuple[byte
             present = file.read(limit + 1)
     except FileNotFoundError:
         return None, None
-    try:
-        with open(_memory(output), "rb") as file:
-            found = parse_json(file.read(1 << 16))
-        etag = found.pop("etag")
-        if found == _whose(present, basis, url, stream) and isinstance(etag, str):
-            return present, etag
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        pass  # without it the whole vector is fetched
-    return present, None
+    return present, _etag_of(_memory(output), _whose(present, basis, url, stream))
 
 
 def _remember(output: Path, data: bytes, basis: Basis, url: str, stream: str, etag: str | None) -> None:

@@ -17,6 +17,7 @@ from ...shared.options import (
     MaxNormOption,
     Require,
     RequireOption,
+    TrustOption,
     VectorArgument,
 )
 
@@ -26,6 +27,7 @@ def verify(
     bundle: BasisArgument,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     require: RequireOption = None,
     max_norm: MaxNormOption = float("inf"),
     state: Annotated[
@@ -46,7 +48,7 @@ def verify(
     """
     if record and state is None:
         raise typer.BadParameter("only --state keeps a record", param_hint="--record")
-    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=Require.checksum)
+    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=Require.checksum, trust=trust)
     basis = vectors.find_basis(bundle)
     data = vectors.read(source)
     stream = keyfiles.stream_of(stream)

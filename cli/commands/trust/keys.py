@@ -1,0 +1,82 @@
+"""`trust add`, `trust revoke`: the keys on the list of a trust file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ....trust import ListedKey, editor
+from ....trust.records import key_id
+from ...shared import console, keyfiles
+from ...shared.options import JsonOption
+from . import owner
+from .owner import DayOption, ExpiresOption, FileArgument, RootsOption
+
+
+def add(
+    path: FileArgument,
+    key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The public key, in PEM.")],
+    roots: RootsOption,
+    streams: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stream",
+            metavar="PATTERN",
+            help="Streams that it signs for: a name, or its beginning and *. Repeatable. [default: *]",
+        ),
+    ] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="DAY", help="First day on which its vectors count.")
+    ] = None,
+    last: Annotated[
+        str | None, typer.Option("--to", metavar="DAY", help="Last day on which its vectors count.")
+    ] = None,
+    expires: ExpiresOption = None,
+    day: DayOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List a key that may sign vectors, or give one that is listed other streams and days.
+
+    \b
+    Example:
+      tinylora-edge trust add trust.json fleet.key.pub --root root.key --to 2027-12-31
+    """
+    public, _ = keyfiles.public_key(key)
+    listed = ListedKey(public, tuple(streams or ["*"]), owner.day(first, "--from"), owner.day(last, "--to"))
+    made = editor.add(
+        owner.read(path), listed, owner.signers(roots), owner.today(day), owner.day(expires, "--expires")
+    )
+    owner.write(path, made)
+    if as_json:
+        console.print_json(owner.facts(path, made))
+        return
+    console.say(f"wrote {path}: list {made.keys.version} has {listed.id}: {owner.described(listed)}")
+
+
+def revoke(
+    path: FileArgument,
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="The public key's file, or its id: ed25519:18ea18f01f4ac9f8.")
+    ],
+    roots: RootsOption,
+    expires: ExpiresOption = None,
+    day: DayOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a key: nothing that it signed counts any more, on a device that has the new file.
+
+    \b
+    Example:
+      tinylora-edge trust revoke trust.json fleet.key.pub --root root.key
+    """
+    name = key if key.startswith("ed25519:") else key_id(keyfiles.public_key(Path(key))[0])
+    made = editor.revoke(
+        owner.read(path), name, owner.signers(roots), owner.today(day), owner.day(expires, "--expires")
+    )
+    owner.write(path, made)
+    if as_json:
+        console.print_json(owner.facts(path, made))
+        return
+    console.say(f"wrote {path}: list {made.keys.version} has {name} revoked; publish it: trust publish")

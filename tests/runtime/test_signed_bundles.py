@@ -1,0 +1,94 @@
+"""`load` with bundle keys: nothing of a bundle is used that is not as it was signed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import llama_cpp
+import pytest
+
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, TrustError, load_basis, runtime
+from tinylora_edge.formats.signatures import sign_bundle
+
+SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)
+KEYS = [Ed25519Verifier(STRANGER.public_key), Ed25519Verifier(SIGNER.public_key)]
+OPTIONS = {"n_ctx": 64, "n_threads": 1}
+
+
+@pytest.fixture
+def bundle(tiny_bundles, tmp_path) -> Path:
+    """A signed bundle of its own files."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundles["scales"], folder)
+    sign_bundle(folder, SIGNER)
+    return folder
+
+
+@pytest.fixture
+def at_start(monkeypatch):
+    """Call a function in the moment in which llama.cpp is about to open the model's file."""
+    real, calls = llama_cpp.llama_cpp.llama_model_load_from_file, []
+
+    def spy(path, params):
+        for call in calls:
+            call()
+        return real(path, params)
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_load_from_file", spy)
+    return calls
+
+
+def exchange(path: Path, content: bytes) -> None:
+    path.rename(path.with_name("aside"))
+    path.write_bytes(content)
+
+
+def test_a_signed_bundle_loads(bundle, tmp_path):
+    vector = MicroVector.random(load_basis(bundle / "basis.gguf"), 0.5)
+    policy = Policy(bundle_keys=KEYS, state=tmp_path / "state")
+    for _ in range(2):
+        with runtime.load(bundle, vector, policy=policy, **OPTIONS) as llm:
+            assert llm.vector == vector
+
+
+@pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
+def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, at_start, name):
+    started = []
+    at_start.append(lambda: started.append(True))
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(TrustError, match=f"{name} has SHA-256"):
+        runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)
+    assert started == []
+
+
+def test_a_basis_that_fits_and_was_not_signed(bundle, tiny_bundles, tmp_path):
+    """It has a valid digest, and names the base's fingerprint: the signature alone tells."""
+    (bundle / "basis.gguf").write_bytes((tiny_bundles["fold"] / "basis.gguf").read_bytes())
+    runtime.load(bundle, **OPTIONS).close()
+    with pytest.raises(TrustError, match=r"basis\.gguf has SHA-256"):
+        runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)
+
+
+def test_a_bundle_without_a_signature_or_of_a_stranger(bundle):
+    with pytest.raises(TrustError, match=f"is by {SIGNER.id}, and does not verify under {STRANGER.id}"):
+        runtime.load(bundle, policy=Policy(bundle_keys=KEYS[:1]), **OPTIONS)
+    (bundle / "signature.json").unlink()
+    with pytest.raises(TrustError, match="not signed"):
+        runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)
+    runtime.load(bundle, **OPTIONS).close()
+
+
+@pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
+def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, tmp_path, name):
+    """The file is another one in the moment of the load, and may be the signed one again after it."""
+    content = (bundle / name).read_bytes()
+    vector = MicroVector.random(load_basis(bundle / "basis.gguf"), 0.5)
+    data = vector.to_bytes(load_basis(bundle / "basis.gguf"))
+    at_start.append(lambda: exchange(bundle / name, content))
+    policy = Policy("checksum", bundle_keys=KEYS, state=tmp_path / "state")
+    with pytest.raises(TrustError, match=f"{name} changed between the check of its signature and its use"):
+        runtime.load(bundle, data, policy=policy, **OPTIONS)
+    assert not (tmp_path / "state").exists(), "no vector counts as applied"
