@@ -6,6 +6,7 @@
     │   ├── ChecksumError
     │   ├── SignatureError
     │   ├── RollbackError
+    │   ├── ExpiredError
     │   ├── BasisMismatchError
     │   └── NonFiniteError
     ├── BasisError                  (also a ValueError)
@@ -16,6 +17,7 @@
     │   └── UnsupportedModelError
     ├── TrainError
     ├── TransferError
+    │   └── StaleError
     ├── BusyError
     ├── OptionError                 (also a TypeError)
     └── MissingExtraError           (also an ImportError)
@@ -28,6 +30,7 @@ Warnings have a tree too; the command line prints each as one line.
     ├── UntestedArchitectureWarning
     ├── ModulesLeftOutWarning
     ├── UnauthenticatedVectorWarning
+    ├── StaleWarning
     └── NotImprovedWarning
 """
 
@@ -63,6 +66,10 @@ class SignatureError(VectorError):
 
 class RollbackError(VectorError):
     """A frame's sequence is lower than one accepted from the same stream, or that of another vector."""
+
+
+class ExpiredError(VectorError):
+    """A frame's last day is over."""
 
 
 class BasisMismatchError(VectorError):
@@ -105,6 +112,10 @@ class TransferError(TinyLoraError):
     """A vector could not be published or fetched; what was there, on either side, stays."""
 
 
+class StaleError(TransferError):
+    """A server shows a vector of which nobody has said lately that it is the newest."""
+
+
 class BusyError(TinyLoraError):
     """A vector cannot be exchanged now, because a generation that uses the old one is still running."""
 
@@ -142,6 +153,10 @@ class ModulesLeftOutWarning(TinyLoraWarning):
 
 class UnauthenticatedVectorWarning(TinyLoraWarning):
     """A raw payload was applied: it has no checksum, no sequence and no sender."""
+
+
+class StaleWarning(TinyLoraWarning):
+    """A server shows a vector of which nobody has said lately that it is the newest: it may be frozen."""
 
 
 class NotImprovedWarning(TinyLoraWarning):

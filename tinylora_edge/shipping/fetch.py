@@ -19,7 +19,7 @@ from urllib.parse import quote, urldefrag, urljoin, urlsplit
 from .._system import __version__
 from ..basis import Basis
 from ..errors import TransferError
-from ..wire import frame, tags
+from ..wire import frame
 from . import layout
 from ._addresses import Reach
 from ._exchange import Server, UnreachableError, exchange, server_of
@@ -105,7 +105,7 @@ def fetch(
     """
     path = layout.latest(basis.id, stream)
     address = _address(url, path)
-    limit = frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values())
+    limit = frame.longest(basis.size)
     if etag is not None and not _ETAG.match(etag):
         etag = None
     end = time.monotonic() + deadline

@@ -11,7 +11,7 @@ from .._system import atomic_write, check_path
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError
 from ..wire import tags
-from ..wire.frame import HEADER_BYTES, decode
+from ..wire.frame import HEADER_BYTES, PLAIN, decode
 from . import layout
 from .layout import DEFAULT_STREAM
 
@@ -95,7 +95,7 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
 
 
 def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None:
-    if len(newest) < HEADER_BYTES or newest[1:5] != bytes.fromhex(basis.id):
+    if len(newest) < HEADER_BYTES[PLAIN] or newest[1:5] != bytes.fromhex(basis.id):
         raise TransferError(f"{where} is no frame of basis {basis.id}: remove it, or publish elsewhere")
     found = int.from_bytes(newest[5:7], "little")
     if found > sequence:

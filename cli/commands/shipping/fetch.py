@@ -16,7 +16,7 @@ from .... import Basis
 from ...._system import atomic_write
 from ....documents import parse_json
 from ....shipping import layout
-from ....wire import frame, tags
+from ....wire import frame
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     BasisArgument,
@@ -103,7 +103,7 @@ def fetch(
 
 def _remembered(output: Path, basis: Basis, url: str, stream: str) -> tuple[bytes | None, str | None]:
     """What is in the output, and the ETag that the server gave for it, if both belong together."""
-    limit = frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values())
+    limit = frame.longest(basis.size)
     try:
         with open(output, "rb") as file:
             present = file.read(limit + 1)
