@@ -27,6 +27,7 @@ from .errors import (
     VectorError,
 )
 from .wire import days, frame, marks, tags
+from .wire.freshness import Freshness
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
@@ -355,6 +356,10 @@ class Policy:
                 self._clock.keep()
         content = _content(key, vector.values, vector.dtype)
         self._marks.record(marks.mark(basis.digest, key, stream), vector.sequence, content)
+
+    def freshness(self, basis: Basis, *, stream: str = "") -> Freshness:
+        """Return what is known of the newest vector of a stream, for whoever fetches it from a server."""
+        return Freshness(self._keys, self._clock, self._marks, basis.digest, stream)
 
     def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""

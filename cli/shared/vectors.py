@@ -179,8 +179,8 @@ def header(data: bytes) -> dict[str, Any]:
     found = frame.counts(length - around, dtype)
     if not found:
         raise FrameError(
-            f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take {around}: the "
-            f"rest are no whole {dtype} values; it was cut or padded on its way"
+            f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take {around}: "
+            f"the rest are no whole {dtype} values; it was cut or padded on its way"
         )
     # In int8 a last byte of 0 is a value, or none: the basis knows.
     unsure = len(found) > 1 and data[length - tags.SIZES[kind] - 1] == 0

@@ -5,8 +5,8 @@ the standard library alone; `publish` imports fsspec for addresses that are no d
 """
 
 from . import layout
-from .fetch import Fetched, fetch
+from .fetch import Fetched, fetch, fetch_statement
 from .layout import DEFAULT_STREAM
 from .publish import Published, publish
 
-__all__ = ["DEFAULT_STREAM", "Fetched", "Published", "fetch", "layout", "publish"]
+__all__ = ["DEFAULT_STREAM", "Fetched", "Published", "fetch", "fetch_statement", "layout", "publish"]

@@ -19,7 +19,7 @@ from urllib.parse import quote, urldefrag, urljoin, urlsplit
 from .._system import __version__
 from ..basis import Basis
 from ..errors import TransferError
-from ..wire import frame
+from ..wire import frame, statements
 from . import layout
 from ._addresses import Reach
 from ._exchange import Server, UnreachableError, exchange, server_of
@@ -50,6 +50,10 @@ class Fetched:
     data: bytes | None
     etag: str | None
     attempts: int
+
+
+class _AbsentError(TransferError):
+    """There is no such file."""
 
 
 class _AgainError(Exception):
@@ -104,8 +108,50 @@ def fetch(
         TransferError: no attempt brought an answer, or the answer is no vector of this basis.
     """
     path = layout.latest(basis.id, stream)
-    address = _address(url, path)
     limit = frame.longest(basis.size)
+    return _get(url, path, limit, etag, deadline, idle, attempts, headers, allow_private)
+
+
+def fetch_statement(
+    url: str,
+    basis: Basis,
+    stream: str = DEFAULT_STREAM,
+    *,
+    deadline: float = 300.0,
+    idle: float = 30.0,
+    attempts: int = 5,
+    headers: dict[str, str] | None = None,
+    allow_private: bool = False,
+) -> bytes | None:
+    """Return the statement of a stream's newest vector, unchecked; None where the server has none.
+
+    It is what `Policy.freshness` believes or not. The rules and the arguments are those of `fetch`; at most
+    75 bytes are read as a body.
+
+    Raises:
+        TransferError: no attempt brought an answer.
+    """
+    path = layout.statement(basis.id, stream)
+    limit = statements.LATEST_BYTES
+    try:
+        return _get(url, path, limit, None, deadline, idle, attempts, headers, allow_private).data
+    except _AbsentError:
+        return None
+
+
+def _get(
+    url: str,
+    path: str,
+    limit: int,
+    etag: str | None,
+    deadline: float,
+    idle: float,
+    attempts: int,
+    headers: dict[str, str] | None,
+    allow_private: bool,
+) -> Fetched:
+    """Return a file of at most `limit` bytes, by the rules of `fetch`."""
+    address = _address(url, path)
     if etag is not None and not _ETAG.match(etag):
         etag = None
     end = time.monotonic() + deadline
@@ -216,6 +262,7 @@ def _read(
             raise _AgainError(why, _retry_after(answer.headers))
         if answer.status == 404:
             why += ": nothing is published there for this basis and stream"
+            raise _AbsentError(f"{address}: {why}")
         raise TransferError(f"{address}: {why}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError(
@@ -225,8 +272,8 @@ def _read(
     data = answer.read(limit + 1)
     if len(data) > limit:
         raise TransferError(
-            f"{address}: the server sends more than {limit} bytes, the longest frame of this basis: this "
-            "is no vector. It was not read further"
+            f"{address}: the server sends more than {limit} bytes, the longest frame of this "
+            "basis, or its statement: this is no vector. It was not read further"
         )
     # http.client keeps count of what a Content-Length promised and did not come.
     if answer.length:

@@ -16,7 +16,8 @@ from ..errors import ExpiredError, RollbackError, VectorError
 from . import marks
 
 FIRST = date(2026, 1, 1)
-LAST = FIRST + timedelta(days=0xFFFF)
+MOST = 0xFFFF
+LAST = FIRST + timedelta(days=MOST)
 
 Today: TypeAlias = date | Callable[[], date] | None
 """The clock of a device: what says the day in UTC, a day that it was told, or None where there is none."""
@@ -66,6 +67,11 @@ class Clock:
         self._source = source
         self._kept = kept
         self._seen = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether the device has a clock at all."""
+        return self._source is not None
 
     def today(self) -> int:
         """Return the number of the day. Without a clock it is the highest one seen, 0 where there is none.

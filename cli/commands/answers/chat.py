@@ -22,6 +22,8 @@ from ...shared.options import (
     MaxNormOption,
     RequireOption,
     StateOption,
+    TodayOption,
+    VersionsOption,
 )
 from .generation import (
     AnswerStream,
@@ -66,6 +68,8 @@ def chat(
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
     stream: MarkStreamOption = "",
+    versions: VersionsOption = None,
+    today: TodayOption = None,
 ) -> None:
     """Talk with the model; exchange its vector on the way.
 
@@ -78,7 +82,8 @@ def chat(
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy, stream = keyfiles.policy(keys, macs, require, max_norm, state), keyfiles.stream_of(stream)
+    policy = keyfiles.policy(keys, macs, require, max_norm, state, versions=versions, today=today)
+    stream = keyfiles.stream_of(stream)
     llm = load(bundle, vector, n_ctx, threads, engine, policy, stream)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()

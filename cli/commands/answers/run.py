@@ -18,6 +18,8 @@ from ...shared.options import (
     MaxNormOption,
     RequireOption,
     StateOption,
+    TodayOption,
+    VersionsOption,
 )
 from .generation import (
     AnswerStream,
@@ -54,6 +56,8 @@ def run_prompt(
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
     stream: MarkStreamOption = "",
+    versions: VersionsOption = None,
+    today: TodayOption = None,
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Continue PROMPT as it is, without the chat template.")
     ] = False,
@@ -74,7 +78,7 @@ def run_prompt(
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if raw_prompt and system is not None:
         raise typer.BadParameter("a raw prompt has no system message", param_hint="--system")
-    policy = keyfiles.policy(keys, macs, require, max_norm, state)
+    policy = keyfiles.policy(keys, macs, require, max_norm, state, versions=versions, today=today)
     llm = load(bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream))
     if prompt == vectors.STREAM:
         prompt = sys.stdin.read()

@@ -10,7 +10,7 @@ import typer
 from .... import Basis, BasisError, Bundle, load_basis
 from ....projection import EXPLICIT
 from ...shared import console, downloads, vectors
-from ...shared.options import JsonOption, KeysOption, MacsOption
+from ...shared.options import JsonOption, KeysOption, MacsOption, MarkStreamOption
 from ..vectors.inspect import print_vector
 
 
@@ -27,6 +27,7 @@ def inspect(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    stream: MarkStreamOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
@@ -46,7 +47,7 @@ def inspect(
         _inspect_model(path, as_json)
     else:
         verify = ("inspect", path, "--basis", "BUNDLE")
-        print_vector(str(path), basis, as_json, verify, keys, macs)
+        print_vector(str(path), basis, as_json, verify, keys, macs, stream)
 
 
 def _inspect_model(path: Path, as_json: bool) -> None:
