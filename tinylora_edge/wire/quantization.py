@@ -24,8 +24,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 def quantize(values: NDArray[np.float32]) -> tuple[bytes, NDArray[np.int8]]:
     """Return the scale (3 bytes) and q (int8 [n]) that come nearest to values [n] in squared error.
 
-    Of scales that come equally near, a positive one is taken. Values that are such products already come
-    back as they are. Where a value is not finite, the scale is NaN.
+    Of scales that come equally near, a positive one is taken, and the largest. Values that are such products
+    already come back as they are. Where a value is not finite, the scale is NaN.
     """
     exact = values.astype(np.float64)
     if not np.isfinite(exact).all():
@@ -50,7 +50,7 @@ def dequantize(scale: bytes, q: NDArray[np.int8]) -> NDArray[np.float32]:
 
 
 def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Yield the scales among which the best one is, in columns, positive ones first.
+    """Yield the scales among which the best one is, in columns: positive ones first, and large ones.
 
     Among them is the largest value over each q that it may have. Where the values are products already, that
     finds them; where all have one magnitude, say, any q would do but for the rounding of the scale.
@@ -58,7 +58,7 @@ def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
     parts = np.abs(values).max() / np.arange(1, -_LOWEST + 1)
     search = _turning_points if len(values) <= _EXACT_VALUES else _clipping
     for sign in (1.0, -1.0):
-        scales = sign * _neighbours(np.concatenate([search(sign * values), parts]))
+        scales = sign * _neighbours(np.concatenate([search(sign * values), parts]))[::-1]
         for part in np.array_split(scales, 1 + len(scales) * len(values) // _AT_ONCE):
             yield part[:, None]
 
@@ -87,7 +87,7 @@ def _clipping(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _neighbours(scales: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the scales of 24 bits on both sides of ones > 0, without 0."""
+    """Return the scales of 24 bits on both sides of ones > 0, rising, each once and without 0."""
     below = np.minimum(scales, _LARGEST).astype("<f4").view("<u4") & np.uint32(0xFFFFFF00)
     both = np.concatenate([below, np.minimum(below + np.uint32(0x100), np.uint32(0x7F7FFF00))])
-    return both[both > 0].view("<f4").astype(np.float64)
+    return np.unique(both[both > 0]).view("<f4").astype(np.float64)
