@@ -286,7 +286,11 @@ def golden_tag(case):
     return signer, Policy("signature", keys=[Ed25519Verifier(signer.public_key)])
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case.get('version', 1)}-{case['dtype']}-{case['auth']}-{len(case['values'])}")
+@pytest.mark.parametrize(
+    "case",
+    GOLDEN,
+    ids=lambda case: f"{case.get('version', 1)}-{case['dtype']}-{case['auth']}-{len(case['values'])}",
+)
 class TestGolden:
     def test_encode(self, case):
         signer, _ = golden_tag(case)

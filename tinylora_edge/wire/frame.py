@@ -53,8 +53,9 @@ def round_to(values: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
 
     In int8 they are rounded together, with the least squared error; what is not finite stays so.
     """
-    rounded = decode_values(encode_values(values, dtype), dtype, len(values))
-    return np.where(np.isfinite(values), rounded, values) if dtype == "int8" else rounded
+    if dtype == "int8" and not np.isfinite(values).all():
+        return values.copy()
+    return decode_values(encode_values(values, dtype), dtype, len(values))
 
 
 def encode_values(values: NDArray[np.float32], dtype: str) -> bytes:
