@@ -1,4 +1,4 @@
-"""A reader in JavaScript, written from docs/FORMAT.md alone: what the package writes, browsers and Node read."""
+"""A reader in JavaScript, written from docs/FORMAT.md alone: browsers and Node read what is written here."""
 
 from __future__ import annotations
 
