@@ -72,7 +72,7 @@ def test_fetch_and_run_share_a_state(cli: Cli, smollm2_bundle: Path, ready: Path
     cli("publish", ready / "3.bin", smollm2_bundle, "--to", ready / "root").done()
     trusted = ("--key", f"{ready / 'fleet'}.pub", "--state", ready / "state")
     with servers.static(ready / "root") as (url, _):
-        cli("fetch", url, smollm2_bundle, "-o", ready / "v.bin", *trusted).done()
+        cli("fetch", url, smollm2_bundle, "-o", ready / "v.bin", *trusted, "--fresh", "ignore").done()
     ((_, _, stream),) = decode((ready / "state").read_bytes())
     assert stream == ""
     (ready / "v.bin").write_bytes((ready / "2.bin").read_bytes())
