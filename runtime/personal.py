@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -12,9 +13,11 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from ..basis import Basis
-from ..errors import TinyLoraError, TrainError
+from ..errors import TinyLoraError, TrainError, VectorError
 from ..tasks import Sample
-from ..vector import MicroVector, Policy
+from ..vector import CheckedVector, MicroVector, Policy
+from ..wire import statements
+from ..wire.tags import Hmac
 from .admission import VectorSource, admitted
 from .evaluation import Population
 from .gate import Gate
@@ -97,6 +100,34 @@ class Personal:
         ):
             self._activate(admitted_vector)
         return admitted_vector
+
+    def receipt(self, key: Hmac, *, stream: str | None = None, challenge: bytes = b"") -> bytes:
+        """Return a receipt for the host: the vector that is active now, in 23 bytes with a MAC.
+
+        The host reads it with `tinylora_edge.wire.statements.decode_receipt` (docs/FORMAT.md, "Statements").
+
+        Args:
+            key: of this device, which the host has too.
+            stream: of this device. By default that of the active vector, and the one without a name for the
+                base alone.
+            challenge: bytes that the host sent, so that the receipt is a new one.
+
+        Raises:
+            VectorError: the active vector did not come as bytes but as a `MicroVector` of the app's own, of
+                which no host knows; or the key is none for receipts, or the challenge is too long.
+        """
+        vector = self.vector
+        if vector is not None and not isinstance(vector, CheckedVector):
+            raise VectorError(
+                "the active vector is a MicroVector of this app's own, which no host has sent: a receipt "
+                "names the bytes of a frame"
+            )
+        sequence, sha256 = (
+            (0, hashlib.sha256().hexdigest()) if vector is None else (vector.sequence, vector.sha256)
+        )
+        if stream is None:
+            stream = "" if vector is None else vector.stream
+        return statements.encode_receipt(sequence, sha256, self.basis.digest, stream, key, challenge)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

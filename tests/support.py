@@ -24,7 +24,7 @@ from tinylora_edge.modules import KINDS
 from tinylora_edge.tying import tie
 
 GOLDEN = Path(__file__).parent / "golden"
-DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2}
+DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 TAG_CODES = {"crc32": 0, "hmac": 1, "ed25519": 2}
 
 BAD_DOCUMENTS = {
@@ -163,22 +163,42 @@ def frame(
     tag: str = "crc32",
     sequence: int = 0,
     key: Any = None,
+    version: int = 2,
+    stream: str = "",
+    until: int = 0,
 ) -> bytes:
     """Return a frame as docs/FORMAT.md, "Frames", words it, whatever the payload holds (NaN too).
 
-    `key`: of the HMAC (bytes), or a `cryptography` private key.
+    `key`: of the HMAC (bytes), or a `cryptography` private key. `until`: of version 3.
     """
+    first = bytes([16 * version + DTYPE_CODES[dtype] + 4 * TAG_CODES[tag]])
+    day = until.to_bytes(2, "little") if version == 3 else b""
+    body = first + bytes.fromhex(digest)[:4] + sequence.to_bytes(2, "little") + day + payload
+    bound = b"" if version == 1 else hashlib.sha256(b"tinylora stream 2\n" + stream.encode()).digest()
+    return body + tag_of(bound + bytes.fromhex(digest) + body, tag, key)
+
+
+def tag_of(message: bytes, tag: str, key: Any) -> bytes:
+    """Return the tag of a message as docs/FORMAT.md, "Frames", words it."""
     import hmac
     import zlib
 
-    first = bytes([0x10 + DTYPE_CODES[dtype] + 4 * TAG_CODES[tag]])
-    name = bytes.fromhex(digest)
-    body = first + name[:4] + sequence.to_bytes(2, "little") + payload
     if tag == "crc32":
-        return body + zlib.crc32(name + body).to_bytes(4, "little")
+        return zlib.crc32(message).to_bytes(4, "little")
     if tag == "hmac":
-        return body + hmac.new(key, name + body, "sha256").digest()[:8]
-    return body + key.sign(name + body)
+        return hmac.new(key, message, "sha256").digest()[:8]
+    signature: bytes = key.sign(message)
+    return signature
+
+
+def statement(
+    digest: str, first: int, rest: bytes, *, tag: str, key: Any, stream: str = "", challenge: bytes = b""
+) -> bytes:
+    """Return a statement as docs/FORMAT.md, "Statements", words it: `first` is its high nibble."""
+    word = {14: b"tinylora receipt 1\n", 15: b"tinylora latest 1\n"}[first]
+    body = bytes([16 * first + 4 * TAG_CODES[tag]]) + bytes.fromhex(digest)[:4] + rest
+    bound = hashlib.sha256(word + stream.encode()).digest()
+    return body + tag_of(bound + bytes.fromhex(digest) + body + challenge, tag, key)
 
 
 def digest(basis: Basis) -> str:

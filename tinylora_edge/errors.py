@@ -6,6 +6,7 @@
     │   ├── ChecksumError
     │   ├── SignatureError
     │   ├── RollbackError
+    │   ├── ExpiredError
     │   ├── BasisMismatchError
     │   └── NonFiniteError
     ├── BasisError                  (also a ValueError)
@@ -16,6 +17,7 @@
     │   └── UnsupportedModelError
     ├── TrainError
     ├── TransferError
+    │   └── StaleError
     ├── TrustError                  (also a ValueError)
     ├── BusyError
     ├── OptionError                 (also a TypeError)
@@ -29,6 +31,7 @@ Warnings have a tree too; the command line prints each as one line.
     ├── UntestedArchitectureWarning
     ├── ModulesLeftOutWarning
     ├── UnauthenticatedVectorWarning
+    ├── StaleWarning
     └── NotImprovedWarning
 """
 
@@ -64,6 +67,10 @@ class SignatureError(VectorError):
 
 class RollbackError(VectorError):
     """A frame's sequence is lower than one accepted from the same stream, or that of another vector."""
+
+
+class ExpiredError(VectorError):
+    """A frame's last day is over."""
 
 
 class BasisMismatchError(VectorError):
@@ -104,6 +111,10 @@ class TrainError(TinyLoraError):
 
 class TransferError(TinyLoraError):
     """A vector could not be published or fetched; what was there, on either side, stays."""
+
+
+class StaleError(TransferError):
+    """A server shows a vector of which nobody has said lately that it is the newest."""
 
 
 class TrustError(TinyLoraError, ValueError):
@@ -147,6 +158,10 @@ class ModulesLeftOutWarning(TinyLoraWarning):
 
 class UnauthenticatedVectorWarning(TinyLoraWarning):
     """A raw payload was applied: it has no checksum, no sequence and no sender."""
+
+
+class StaleWarning(TinyLoraWarning):
+    """A server shows a vector of which nobody has said lately that it is the newest: it may be frozen."""
 
 
 class NotImprovedWarning(TinyLoraWarning):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from os import PathLike
 from typing import Any
 
@@ -18,16 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .basis import Basis
-from .errors import (
-    ChecksumError,
-    NonFiniteError,
-    SignatureError,
-    UnauthenticatedVectorWarning,
-    VectorError,
-)
+from .errors import ChecksumError, NonFiniteError, SignatureError, UnauthenticatedVectorWarning, VectorError
 from .trust import TrustFile
 from .trust.file import opened, public_keys
-from .wire import frame, marks, tags
+from .trust.keyring import Keyring
+from .wire import days, frame, marks, tags
+from .wire.freshness import Freshness
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
@@ -37,7 +34,6 @@ FIRST_SEQUENCE = 1
 device remembers it: a second vector with the same one is noticed under a key, and an older one always."""
 
 _LEVEL_OF_KIND = {None: 0, tags.CRC32: 1, tags.HMAC: 2, tags.ED25519: 3}
-_NEED_OF_KIND = {tags.HMAC: "mac", tags.ED25519: "signature"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,7 +45,7 @@ class MicroVector:
     Attributes:
         values: float32 [G, u]. Rounded to `dtype` when the vector is made, so that what a host holds
             is what a device will hold.
-        dtype: of the values on the wire: `fp32`, `bf16` or `fp16`.
+        dtype: of the values on the wire: `fp32`, `bf16`, `fp16` or `int8`.
         sequence: 0 .. 65535; rises with every vector of the same stream. The first one is 1. 0 is what a
             raw payload has, which carries none.
 
@@ -105,26 +101,40 @@ class MicroVector:
         """
         return (policy or Policy()).check(data, basis)
 
-    def to_bytes(self, basis: Basis, tag: tags.Signer | str | None = "crc32") -> bytes:
+    def to_bytes(
+        self,
+        basis: Basis,
+        tag: tags.Signer | str | None = "crc32",
+        *,
+        stream: str = "",
+        until: date | None = None,
+        version: int | None = None,
+    ) -> bytes:
         """Return the frame of this vector, or its raw payload.
 
         Args:
             basis: the basis that the vector is for.
             tag: "crc32" (the default), a signer (`Hmac`, `Ed25519Signer`), or None for a raw payload:
-                n*4 bytes in fp32, n*2 in bf16. (A raw fp16 payload could not be told from bf16.)
+                n*4 bytes in fp32, n*2 in bf16. (What is fp16 or int8 could not be seen from its length.)
+            stream: name of the stream, as the device passes it to `swap`. In another one the frame does
+                not verify. The default is the stream without a name.
+            until: the last day on which the frame may be accepted, in UTC; None for ever.
+            version: 1 is of any stream, for old readers; by default 2, or 3 where there is a last day.
 
         Raises:
-            VectorError: the vector does not fit the basis, an unknown tag, or a raw fp16 payload.
+            VectorError: the vector does not fit the basis, an unknown tag, a raw payload of fp16 or int8, a
+                day that no frame can name, or a version that does not fit the rest.
         """
         values = basis.values(self.values).reshape(-1)
         if tag is None:
-            if self.dtype == "fp16":
-                raise VectorError("a raw payload of 2-byte values is read as bf16: send fp16 in a frame")
+            if self.dtype not in frame.RAW_DTYPES:
+                raise VectorError(f"a raw payload is read as fp32 or bf16: send {self.dtype} in a frame")
             return frame.encode_values(values, self.dtype)
         signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str):
             raise VectorError(f"unknown tag {tag!r}: use 'crc32', a signer, or None for a raw payload")
-        return frame.encode(values, self.dtype, self.sequence, basis.digest, signer)
+        bound = {"stream": stream, "until": None if until is None else days.number(until), "version": version}
+        return frame.encode(values, self.dtype, self.sequence, basis.digest, signer, **bound)
 
     def __repr__(self) -> str:
         shown = np.array2string(
@@ -160,21 +170,36 @@ class CheckedVector(MicroVector):
     Attributes:
         verified_by: id of the trusted key under which its tag verified; empty for a checksum, or none.
         raw: whether it came as a raw payload, which has no sequence.
+        stream: name of the stream that it was checked for.
+        until: the last day on which it may be accepted; None for ever.
+        sha256: of the bytes that it came as, in hexadecimal.
     """
 
     verified_by: str = field(default="", init=False)
     raw: bool = field(default=False, init=False)
+    stream: str = field(default="", init=False)
+    until: date | None = field(default=None, init=False)
+    sha256: str = field(default="", init=False)
 
     @classmethod
-    def _under(cls, key: str, values: NDArray[np.float32], dtype: str, sequence: int | None) -> CheckedVector:
-        vector = cls(values, dtype, sequence or 0)
-        object.__setattr__(vector, "verified_by", key)
-        object.__setattr__(vector, "raw", sequence is None)
+    def _of(cls, values: NDArray[np.float32], received: frame.Frame, **about: str) -> CheckedVector:
+        about_it = {
+            "dtype": received.dtype,
+            "sequence": received.sequence or 0,
+            "raw": received.sequence is None,
+            "until": None if received.until is None else days.named(received.until),
+        }
+        return cls._with({"values": values} | about_it | about)
+
+    @classmethod
+    def _with(cls, attributes: dict[str, Any]) -> CheckedVector:
+        vector = object.__new__(cls)  # its values are those of its dtype: they are not rounded once more
+        vector.__dict__.update(attributes)
+        vector.values.flags.writeable = False
         return vector
 
     def __reduce__(self) -> tuple[Any, ...]:
-        sequence = None if self.raw else self.sequence
-        return type(self)._under, (self.verified_by, self.values, self.dtype, sequence)
+        return type(self)._with, (dict(vars(self)),)
 
 
 class Policy:
@@ -183,11 +208,12 @@ class Policy:
     The rules, in the order in which they are checked; the first that fails raises, and nothing changes:
 
     1. The bytes are a frame or a raw payload of the right length for the basis (FrameError).
-    2. A frame names this basis (BasisMismatchError).
-    3. The tag verifies: CRC-32 always (ChecksumError); a MAC or a signature under one of `keys`, or one
-       that `trust` lists for the stream and the day, even where none is required, since a tag that cannot
-       be checked proves nothing (SignatureError).
-    4. The tag is at least as strong as `require` (ChecksumError, SignatureError).
+    2. A frame names this basis (BasisMismatchError), and its version is one of `versions` (FrameError).
+    3. The tag verifies for this stream: CRC-32 always (ChecksumError); a MAC or a signature under one of
+       `keys`, or one that `trust` lists for the stream and the day, even where none is required: a tag that
+       cannot be checked proves nothing (SignatureError).
+    4. The tag is at least as strong as `require` (ChecksumError, SignatureError), and the last day of a
+       frame that has one is not over (ExpiredError).
     5. Every value is finite (NonFiniteError).
     6. The norm of the values is at most `max_norm` (VectorError).
     7. The sequence is not lower than the highest accepted from the same stream under the same key
@@ -212,12 +238,15 @@ class Policy:
         bundle_keys: verifiers (`Ed25519Verifier`) of which one has to have signed a bundle, for `load` and
             `OnnxSession`; without any, signatures of bundles are not looked at.
         max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
-        state: a file that keeps the sequences through restarts. Its directory must exist. Processes may
-            share it. Whoever can write to it can undo rule 7.
+        state: a file that keeps the sequences, and the highest day seen, through restarts. Its directory
+            must exist. Processes may share it. Whoever can write to it can undo rules 4 and 7.
+        versions: of frames that are accepted. 1 is of any stream, 2 of one, 3 of one and with a last day.
+        today: what says the day in UTC: a callable (by default the system's clock), or a date. None is a
+            device without a clock: for it the day is the highest one that the policy has seen.
 
     Raises:
         VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
-            number from 0 on, or a damaged state file.
+            number from 0 on, versions that no frame has, a `today` that is no clock, or a damaged state file.
         TrustError: the trust file does not verify.
         FileNotFoundError: the directory of `state`, or the trust file, does not exist.
     """
@@ -231,22 +260,21 @@ class Policy:
         bundle_keys: Sequence[tags.Ed25519Verifier] = (),
         max_norm: float = math.inf,
         state: str | PathLike[str] | None = None,
+        versions: Collection[int] = frame.VERSIONS,
+        today: days.Today = days.utc_today,
     ) -> None:
-        unusable = [key for key in keys if not isinstance(key, tags.Verifier)]
-        if unusable or isinstance(keys, str | bytes):
-            got = type(keys if isinstance(keys, str | bytes) else unusable[0]).__name__
-            raise VectorError(
-                f"keys=[...] takes verifiers, not {got}: make them with Hmac(secret), Hmac.from_hex(text) or "
-                "Ed25519Verifier.from_pem(text)"
-            )
-        self._trust, self.bundle_keys = opened(trust), public_keys(bundle_keys)
-        kinds = [*(key.kind for key in keys), *(() if trust is None else (tags.ED25519,))]
+        self._marks = marks.Marks() if state is None else marks.StateFile(state)
+        self._clock = days.Clock(today, self._marks)
+        self._keyring, self.bundle_keys = Keyring(keys, opened(trust), self._clock), public_keys(bundle_keys)
+        kinds = self._keyring.kinds
         if require is None:
             require = LEVELS[min((_LEVEL_OF_KIND[kind] for kind in kinds), default=0)]
         if require not in LEVELS:
             raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
         if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
             raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
+        if not versions or not set(versions) <= set(frame.VERSIONS):
+            raise VectorError(f"versions={versions!r:.60} are none of frames: name some of 1, 2 and 3")
         self._required = LEVELS.index(require)
         if self._required >= 2 and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
             raise VectorError(
@@ -255,18 +283,12 @@ class Policy:
             )
         self.require = require
         self.max_norm = max_norm
-        self._keys = tuple(keys)
         self.state = state
-        self._marks = marks.Marks() if state is None else marks.StateFile(state)
+        self._versions = frozenset(versions)
         self._warned = False
 
     def __repr__(self) -> str:
-        keys = ", ".join(map(tags.key_id, self._keys))
-        return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g}, {self._marks!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickle goes anywhere, and a MAC key is a secret. What comes out of it refuses what needs a key.
-        return {**vars(self), "_keys": ()}
+        return f"Policy({self.require!r}, {self._keyring!r}, max_norm={self.max_norm:g}, {self._marks!r})"
 
     def check(self, data: bytes, basis: Basis, *, stream: str = "") -> CheckedVector:
         """Return the micro-vector in `data` if every rule allows it; change nothing.
@@ -281,8 +303,10 @@ class Policy:
             VectorError: one of its subclasses for each rule, as listed above.
             OSError: the state file cannot be read.
         """
-        received = frame.decode(data, basis.size, basis.digest)
+        received = frame.decode(data, basis.size, basis.digest, self._versions)
         key = self._check_tag(received, bytes.fromhex(basis.digest), stream)
+        if received.until is not None:
+            self._clock.check(received.until)
         values = basis.values(received.values)
         norm = float(np.linalg.norm(values.astype(np.float64)))
         if norm > self.max_norm:
@@ -293,8 +317,9 @@ class Policy:
             self._warn_once()
         else:
             content = _content(key, values, received.dtype)
-            self._marks.check(_mark(basis, key, stream), received.sequence, content)
-        return CheckedVector._under(key, values, received.dtype, received.sequence)
+            self._marks.check(marks.mark(basis.digest, key, stream), received.sequence, content)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return CheckedVector._of(values, received, verified_by=key, stream=stream, sha256=sha256)
 
     @contextmanager
     def admit(self, data: bytes, basis: Basis, *, stream: str = "") -> Iterator[CheckedVector]:
@@ -328,43 +353,24 @@ class Policy:
             if vector.raw:
                 return
             key = vector.verified_by
+            if vector.until is not None or self._keyring.listed:
+                self._clock.keep()
         content = _content(key, vector.values, vector.dtype)
-        self._marks.record(_mark(basis, key, stream), vector.sequence, content)
+        self._marks.record(marks.mark(basis.digest, key, stream), vector.sequence, content)
 
-    def _trusted(self, stream: str) -> list[tags.Verifier]:
-        """Return the keys of which one has to verify a tag: those that were passed, and those on the list."""
-        return [*self._keys, *(() if self._trust is None else self._trust.verifiers(stream))]
+    def freshness(self, basis: Basis, *, stream: str = "") -> Freshness:
+        """Return what is known of the newest vector of a stream, for whoever fetches it from a server.
+
+        Raises:
+            SignatureError: the list of keys of the trust file is past its day.
+            OSError, TrustError: the trust file was changed to what cannot be read, or may not follow.
+        """
+        keys = self._keyring.verifiers(tags.ED25519, stream)
+        return Freshness(keys, self._clock, self._marks, basis.digest, stream)
 
     def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""
-        verified_by = ""
-        if received.kind == tags.CRC32 and not tags.Crc32().verify(digest + received.body, received.tag):
-            expected = tags.Crc32().sign(digest + received.body)
-            raise ChecksumError(
-                f"the frame's checksum is {received.tag.hex()}, but its bytes give {expected.hex()}: "
-                "it was damaged on its way; fetch it again"
-            )
-        if received.kind in (tags.HMAC, tags.ED25519):
-            name = tags.NAMES[received.kind]
-            keys = [key for key in self._trusted(stream) if key.kind == received.kind]
-            listed = self._trust if received.kind == tags.ED25519 else None
-            if not keys and listed is None:
-                raise SignatureError(
-                    f"the frame carries an {name} tag, but the policy has no {name} key to check it: pass "
-                    "Policy(keys=[...])",
-                    needs=_NEED_OF_KIND[received.kind],
-                )
-            message = digest + received.body
-            found = next((key for key in keys if key.verify(message, received.tag)), None)
-            if found is None:
-                if listed is not None:
-                    listed.explain(stream, message, received.tag)
-                raise SignatureError(
-                    f"the frame's {name} tag {received.tag[:8].hex()} does not verify under any of the "
-                    f"{len(keys)} trusted keys ({', '.join(map(tags.key_id, keys))}): it was altered, or "
-                    "comes from someone else"
-                )
-            verified_by = tags.key_id(found)
+        verified_by = self._keyring.verified_by(received, digest, stream)
         if _LEVEL_OF_KIND[received.kind] < self._required:
             error = ChecksumError if self.require == "checksum" else SignatureError
             got = "a raw payload" if received.kind is None else f"a {tags.NAMES[received.kind]} frame"
@@ -384,16 +390,4 @@ class Policy:
 
 def _content(key: str, values: NDArray[np.float32], dtype: str) -> str:
     """Return what stands for the values of a vector in a policy's memory: nothing without a key."""
-    if not key:
-        return ""
-    data = frame.encode_values(values.reshape(-1), dtype)
-    return hashlib.sha256(dtype.encode() + b"\n" + data).hexdigest()[:32]
-
-
-def _mark(basis: Basis, key: str, stream: str) -> marks.Mark:
-    if len(stream) > marks.MAX_STREAM_CHARACTERS:
-        raise VectorError(
-            f"the stream's name has {len(stream)} characters, and at most {marks.MAX_STREAM_CHARACTERS} are "
-            f"kept: {stream[:20]!r}..."
-        )
-    return basis.digest, key, stream
+    return frame.content(values.reshape(-1), dtype) if key else ""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...wire import tags
+from ...wire.frame import HEADER_BYTES
 from ..shared import console, training, vectors
 from .prompt import measure_prompt
 from .proof import logits, plain_logits, prove
@@ -377,13 +378,14 @@ class Story:
 
 def _parts(frame: bytes) -> list[tuple[str, str]]:
     header = vectors.header(frame)
-    tag = len(frame) - tags.SIZES[tags.CRC32]
+    begin, tag = HEADER_BYTES[header["version"]], len(frame) - tags.SIZES[tags.CRC32]
     return [
         (frame[:1].hex(), f"version {header['version']}, {header['dtype']}, {header['tag']}"),
         (frame[1:5].hex(), "the basis that it belongs to"),
         (frame[5:7].hex(), f"sequence {header['sequence']}"),
-        (frame[7:tag].hex(), f"{header['count']} values, {tag - 7} bytes"),
-        (frame[tag:].hex(), "checksum, over the basis's whole digest too"),
+        *([(frame[7:9].hex(), f"the last day: {header['until']}")] if "until" in header else []),
+        (frame[begin:tag].hex(), f"{header['count']} values, {tag - begin} bytes"),
+        (frame[tag:].hex(), "checksum, over the basis's whole digest and the stream's name too"),
     ]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TypeVar
+
+import typer
 
 from ... import Policy, SignatureError
 from ..._system import atomic_write
 from ...shipping import layout
-from ...wire import pem, tags
+from ...wire import days, frame, pem, tags
 from . import console
 from .options import Require
 
@@ -86,17 +89,23 @@ def policy(
     keyless: Require = Require.none,
     trust: Path | None = None,
     bundle_keys: Sequence[Path] | None = None,
+    versions: str | None = None,
+    today: str | None = None,
 ) -> Policy:
     """Return the policy of a device that is given these options.
 
     Where nothing is required by name, the keys say it, as `Policy` does. `keyless` is for a device without
-    any.
+    any. `versions` and `today` are what the options of these names say.
 
-    Errors: those of `signer`, `mac` and `Policy`.
+    Errors: those of `signer`, `mac` and `Policy`, and typer.BadParameter for a text that is neither.
     """
     trusted = verifiers(keys, macs)
     if require is None and not trusted and trust is None:
         require = keyless
+    accepted = frame.VERSIONS if versions is None else _numbers(versions)
+    clock: days.Today = days.utc_today
+    if today is not None:
+        clock = None if today.strip().lower() == "none" else day(today, "--today")
     return Policy(
         require and require.value,
         keys=trusted,
@@ -104,12 +113,35 @@ def policy(
         bundle_keys=public_keys(bundle_keys),
         max_norm=max_norm,
         state=state,
+        versions=accepted,
+        today=clock,
     )
+
+
+def day(text: str, option: str) -> date:
+    """Return the day that a text names, as 2026-12-31.
+
+    Raises:
+        typer.BadParameter: it names none.
+    """
+    try:
+        return date.fromisoformat(text.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text[:40]!r} is no day: write it as 2026-12-31", param_hint=option
+        ) from None
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise typer.BadParameter(f"{text[:40]!r} is no list of numbers", param_hint="--versions") from None
 
 
 def stream_of(name: str) -> str:
     """Return a stream as policies know it: the default one of the published layout has no name there."""
-    return "" if name == layout.DEFAULT_STREAM else name
+    return layout.bound_name(name)
 
 
 def check_target(path: Path, *, force: bool) -> None:

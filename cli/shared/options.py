@@ -15,6 +15,7 @@ class Dtype(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    int8 = "int8"
 
 
 class EngineName(StrEnum):
@@ -112,7 +113,25 @@ StateOption = Annotated[
 MarkStreamOption = Annotated[
     str,
     typer.Option(
-        "--stream", metavar="NAME", help="Which stream of --state it belongs to. [default: default]"
+        "--stream",
+        metavar="NAME",
+        help="Which stream of vectors it belongs to: in another one it is refused. [default: default]",
+    ),
+]
+VersionsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--versions",
+        metavar="LIST",
+        help="Versions of frames that are accepted: 2,3 are of one stream, 3 has a last day. [default: all]",
+    ),
+]
+TodayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--today",
+        metavar="DATE",
+        help="The day in UTC, as 2026-12-31; none without a clock. [default: the system's clock]",
     ),
 ]
 PublishedStreamOption = Annotated[

@@ -15,7 +15,7 @@ from ..._system import atomic_write, check_path
 from ...formats.gguf import GGUFFile, MalformedGGUFError
 from ...maxima import VECTOR_FILE_BYTES
 from ...vector import FIRST_SEQUENCE
-from ...wire import frame, tags, text
+from ...wire import days, frame, tags, text
 from . import console, qr_image
 
 STREAM = "-"
@@ -46,7 +46,7 @@ def read(source: str) -> bytes:
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:
         raise FrameError(
-            f"{_name(source)} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 values take 37 to 123: "
+            f"{_name(source)} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 values take 27 to 125: "
             "this is no vector"
         )
     return data
@@ -162,24 +162,29 @@ def header(data: bytes) -> dict[str, Any]:
     if not length:
         raise FrameError("the vector is empty: expected a frame or a raw payload")
     if length % 2 == 0:
-        counts = {dtype: length // frame.ITEM_BYTES[dtype] for dtype in ("fp32", "bf16")}
-        if length % 4:
-            del counts["fp32"]
-        return {"form": "raw", "bytes": length, "values_if": counts}
-    version, kind, code = data[0] >> 4, data[0] >> 2 & 3, data[0] & 3
-    if version != frame.VERSION or kind not in tags.SIZES or code >= len(frame.DTYPES):
+        counts = {dtype: frame.counts(length, dtype) for dtype in frame.RAW_DTYPES}
+        return {
+            "form": "raw",
+            "bytes": length,
+            "values_if": {dtype: count[0] for dtype, count in counts.items() if count},
+        }
+    try:
+        version, dtype, kind = frame.form(data)
+    except FrameError as error:
         raise FrameError(
-            f"the first of {length} bytes is {data[0]:#04x}, which begins no frame of version "
-            f"{frame.VERSION}, and a raw payload has an even number of bytes"
-        )
-    dtype = frame.DTYPES[code]
-    payload = length - frame.HEADER_BYTES - tags.SIZES[kind]
-    if payload <= 0 or payload % frame.ITEM_BYTES[dtype]:
+            f"the first of {length} bytes is {data[0]:#04x}, which begins no frame ({error}), and a raw "
+            "payload has an even number of bytes"
+        ) from None
+    around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
+    found = frame.counts(length - around, dtype)
+    if not found:
         raise FrameError(
-            f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take "
-            f"{frame.HEADER_BYTES + tags.SIZES[kind]}: the rest are no whole {dtype} values; "
-            "it was cut or padded on its way"
+            f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take {around}: "
+            f"the rest are no whole {dtype} values; it was cut or padded on its way"
         )
+    # In int8 a last byte of 0 is a value, or none: the basis knows.
+    unsure = len(found) > 1 and data[length - tags.SIZES[kind] - 1] == 0
+    dated = version == frame.DATED
     return {
         "form": "frame",
         "bytes": length,
@@ -188,7 +193,9 @@ def header(data: bytes) -> dict[str, Any]:
         "tag": tags.NAMES[kind],
         "basis_id": data[1:5].hex(),
         "sequence": int.from_bytes(data[5:7], "little"),
-        "count": payload // frame.ITEM_BYTES[dtype],
+        **({"until": days.named(int.from_bytes(data[7:9], "little")).isoformat()} if dated else {}),
+        "count": found[-1],
+        **({"count_or": found[0]} if unsure else {}),
     }
 
 
@@ -196,10 +203,10 @@ def sizes(size: int) -> dict[str, dict[str, int]]:
     """Return what a vector of `size` values costs on the wire: dtype -> form -> bytes."""
     return {
         dtype: {
-            "raw": size * frame.ITEM_BYTES[dtype],
+            **({"raw": frame.payload_bytes(size, dtype)} if dtype in frame.RAW_DTYPES else {}),
             **{name.lower(): frame.frame_bytes(size, dtype, kind) for kind, name in tags.NAMES.items()},
         }
-        for dtype in ("fp32", "bf16")
+        for dtype in ("fp32", "bf16", "int8")
     }
 
 

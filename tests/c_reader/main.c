@@ -3,7 +3,8 @@
  *     reader project SEED MODULE U R                    the projection of a module
  *     reader sum SEED MODULE U R V                      R of a module for the values V
  *     reader basis BASIS [BASE]                         what side tensors are, and whether the base is listed
- *     reader vectors DIGEST N KEY [NORM]                check each vector; KEY is hexadecimal or -
+ *     reader vectors DIGEST N KEY [NORM [STREAM DAY]]   check each vector; KEY is hexadecimal or -
+ *     reader statements DIGEST KEY STREAM CHALLENGE     check each receipt, each statement of the newest vector
  *     reader apply BASIS KEY                            the same for a basis, and R of every module
  */
 #include <stdio.h>
@@ -58,18 +59,44 @@ static size_t bytes_of(const char *hex, uint8_t *out) {
     return size;
 }
 
-/* Check the vectors on stdin; with a basis, print R of each module too. */
-static void check_lines(const uint8_t digest[32], size_t n, const char *key, double max_norm, const basis *b) {
-    char *line = room(LINE);
-    uint8_t *data = room(LINE), secret[4096];
-    float *values = room(n * sizeof *values);
-    float *r = b ? room((size_t)b->rank * b->rank * sizeof *r) : NULL;
-    trust trusted = {NULL, 0, NULL, TAG_NONE, max_norm};
+/* What the arguments trust; the key is written into `secret`. */
+static trust trust_of(const char *key, uint8_t secret[4096], double max_norm, const char *stream, int today) {
+    trust trusted = {NULL, 0, NULL, TAG_NONE, max_norm, stream, today};
     if (strcmp(key, "-")) {
-        if (strlen(key) > sizeof secret) fail("a key that long");
+        if (strlen(key) > 4096) fail("a key that long");
         trusted.hmac_key_size = bytes_of(key, secret);
         trusted.hmac_key = secret;
     }
+    return trusted;
+}
+
+/* Check the statements on stdin. */
+static void check_statements(const uint8_t digest[32], trust trusted, const uint8_t *challenge, size_t size) {
+    char line[4096];
+    uint8_t data[4096];
+    while (fgets(line, sizeof line, stdin)) {
+        size_t bytes;
+        statement found;
+        const char *error = text_decode(line, strlen(line), data, &bytes);
+        if (!error) error = statement_check(data, bytes, digest, &trusted, challenge, size, &found);
+        if (error) {
+            printf("refused %s\n", error);
+        } else if (found.hash) {
+            printf("ok receipt sequence %d hash ", found.sequence);
+            print_hex(found.hash, 8);
+            putchar('\n');
+        } else {
+            printf("ok latest sequence %d issued %d until %d\n", found.sequence, found.issued, found.until);
+        }
+    }
+}
+
+/* Check the vectors on stdin; with a basis, print R of each module too. */
+static void check_lines(const uint8_t digest[32], size_t n, trust trusted, const basis *b) {
+    char *line = room(LINE);
+    uint8_t *data = room(LINE);
+    float *values = room(n * sizeof *values);
+    float *r = b ? room((size_t)b->rank * b->rank * sizeof *r) : NULL;
     while (fgets(line, LINE, stdin)) {
         size_t size;
         vector_head head;
@@ -79,7 +106,8 @@ static void check_lines(const uint8_t digest[32], size_t n, const char *key, dou
             printf("refused %s\n", error);
             continue;
         }
-        printf("ok dtype %d tag %d sequence %d values ", head.dtype, head.tag, head.sequence);
+        printf("ok version %d dtype %d tag %d sequence %d until %d values ", head.version, head.dtype, head.tag,
+               head.sequence, head.until);
         print_floats(values, n);
         putchar('\n');
         for (uint32_t i = 0; b && i < b->count; i++) {
@@ -162,13 +190,23 @@ int main(int argc, char **argv) {
         }
         putchar('\n');
         free(p);
-    } else if ((argc == 5 || argc == 6) && !strcmp(what, "vectors")) {
-        uint8_t digest[64];
+    } else if ((argc == 5 || argc == 6 || argc == 8) && !strcmp(what, "vectors")) {
+        uint8_t digest[64], secret[4096];
+        trust trusted = trust_of(argv[4], secret, argc > 5 ? atof(argv[5]) : 0, argc == 8 ? argv[6] : NULL,
+                                 argc == 8 ? atoi(argv[7]) : 0);
         if (strlen(argv[2]) != 64 || bytes_of(argv[2], digest) != 32) fail("DIGEST is 64 hexadecimal digits");
-        check_lines(digest, strtoul(argv[3], NULL, 10), argv[4], argc == 6 ? atof(argv[5]) : 0, NULL);
+        check_lines(digest, strtoul(argv[3], NULL, 10), trusted, NULL);
+    } else if (argc == 6 && !strcmp(what, "statements")) {
+        uint8_t digest[64], secret[4096], challenge[256];
+        size_t size = 0;
+        trust trusted = trust_of(argv[3], secret, 0, argv[4], 0);
+        if (strlen(argv[2]) != 64 || bytes_of(argv[2], digest) != 32) fail("DIGEST is 64 hexadecimal digits");
+        if (strlen(argv[5]) > 256) fail("a challenge that long");
+        if (strcmp(argv[5], "-")) size = bytes_of(argv[5], challenge);
+        check_statements(digest, trusted, challenge, size);
     } else if ((argc >= 3 && argc <= 4 && !strcmp(what, "basis")) || (argc == 4 && !strcmp(what, "apply"))) {
         size_t size;
-        uint8_t *data = read_file(argv[2], &size);
+        uint8_t *data = read_file(argv[2], &size), secret[4096];
         basis b;
         const char *error = basis_open(&b, data, size);
         if (error) {
@@ -179,7 +217,7 @@ int main(int argc, char **argv) {
         if (!strcmp(what, "basis"))
             show_basis(&b, argc == 4 ? argv[3] : NULL);
         else
-            check_lines(b.digest, (size_t)b.groups * b.u, argv[3], 0, &b);
+            check_lines(b.digest, (size_t)b.groups * b.u, trust_of(argv[3], secret, 0, NULL, 0), &b);
         free(b.modules);
         free(data);
     } else {

@@ -6,6 +6,7 @@ undefined behaviour sanitizers: a read behind the end of a damaged file ends the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -34,6 +35,7 @@ from tinylora_edge import (
     save_basis,
 )
 from tinylora_edge.projection import project
+from tinylora_edge.wire import days
 from tinylora_edge.wire import text as _text
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
@@ -88,19 +90,24 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     return run
 
 
-def verdicts(reader: Reader, basis: Basis, lines: list[str], key: bytes = KEY) -> list[list[str]]:
+def verdicts(
+    reader: Reader, basis: Basis, lines: list[str], key: bytes = KEY, *, stream: str = "", day: int = 0
+) -> list[list[str]]:
     """What the reader says of each text: ["refused", why...] or ["ok", ...]."""
-    done = reader("vectors", basis.digest, basis.size, key.hex() or "-", lines=lines)
+    done = reader("vectors", basis.digest, basis.size, key.hex() or "-", 0, stream, day, lines=lines)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
     assert len(found) == len(lines)
     return found
 
 
-def accepted(vector: MicroVector, kind: int, raw: bool = False) -> list[str]:
+def accepted(
+    vector: MicroVector, kind: int, raw: bool = False, version: int = 2, until: int | None = None
+) -> list[str]:
     values = vector.values.astype("<f4").tobytes().hex()
-    dtype, sequence = ("fp32", "bf16", "fp16").index(vector.dtype), -1 if raw else vector.sequence
-    return f"ok dtype {dtype} tag {kind} sequence {sequence} values {values}".split()
+    dtype, sequence = support.DTYPE_CODES[vector.dtype], -1 if raw else vector.sequence
+    head = f"version {0 if raw else version} dtype {dtype} tag {kind} sequence {sequence}"
+    return f"ok {head} until {-1 if until is None else until} values {values}".split()
 
 
 def test_golden_projections(reader: Reader) -> None:
@@ -115,15 +122,47 @@ def test_golden_frames(reader: Reader) -> None:
     entries = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
     assert {entry["auth"] for entry in entries} == {"crc32", "hmac", "ed25519"}
     for entry in entries:
-        basis = support.with_digest(support.random_basis(blocks=5, groups=13), entry["digest_hex"])
+        values = np.array(entry["values"])[:, None]
+        basis = support.with_digest(support.random_basis(blocks=5, groups=len(values)), entry["digest_hex"])
         key = bytes.fromhex(entry["key_hex"] or "") if entry["auth"] == "hmac" else b""
-        vector = MicroVector(np.array(entry["values"])[:, None], entry["dtype"], entry["sequence"])
-        kind = support.TAG_CODES[entry["auth"]]
-        expected = ["refused", "no", "key"] if kind == 2 else accepted(vector, kind)
-        assert verdicts(reader, basis, [entry["frame_hex"]], key) == [expected], entry
+        vector = MicroVector(values, entry["dtype"], entry["sequence"])
+        kind, version, until = support.TAG_CODES[entry["auth"]], entry.get("version", 1), entry.get("until")
+        expected = ["refused", "no", "key"] if kind == 2 else accepted(vector, kind, False, version, until)
+        bound = {"stream": entry.get("stream", ""), "day": until or 0}
+        line = [entry["frame_hex"]]
+        assert verdicts(reader, basis, line, key, **bound) == [expected], entry
+        if entry["dtype"] == "int8" and kind != 2:
+            assert expected[-1] == entry["values_hex_le_f32"]
         if key:
-            assert verdicts(reader, basis, [entry["frame_hex"]], b"") == [["refused", "no", "key"]]
-            assert verdicts(reader, basis, [entry["frame_hex"]], KEY) == [["refused", "mac"]]
+            assert verdicts(reader, basis, line, b"", **bound) == [["refused", "no", "key"]]
+            assert verdicts(reader, basis, line, KEY, **bound) == [["refused", "mac"]]
+        if version > 1 and kind != 2:
+            assert verdicts(reader, basis, line, key, stream="bob", day=0)[0][0] == "refused"
+        if until is not None and kind != 2:
+            bound["day"] = until + 1
+            assert verdicts(reader, basis, line, key, **bound) == [["refused", "expired"]]
+
+
+def test_golden_statements(reader: Reader) -> None:
+    entries = json.loads((support.GOLDEN / "statements.json").read_text())["statements"]
+    assert {entry["kind"] for entry in entries} == {"latest", "receipt"}
+    for entry in entries:
+        challenge = entry.get("challenge_hex") or "-"
+        arguments = ["statements", entry["digest_hex"], entry["key_hex"], entry["stream"], challenge]
+        flipped = bytearray.fromhex(entry["statement_hex"])
+        flipped[5] ^= 1
+        said, forged = reader(*arguments, lines=[entry["statement_hex"], flipped.hex()]).stdout.splitlines()
+        if entry["auth"] == "ed25519":
+            assert said == "refused no key"
+            continue
+        assert forged == "refused mac"
+        if entry["kind"] == "latest":
+            assert said == f"ok latest sequence 7 issued {entry['issued']} until {entry['until']}"
+        else:
+            sha256 = hashlib.sha256(bytes.fromhex(entry["frame_hex"])).hexdigest()
+            assert said == f"ok receipt sequence {entry['sequence']} hash {sha256[:16]}"
+        arguments[3] = "bob"
+        assert reader(*arguments, lines=[entry["statement_hex"]]).stdout == "refused mac\n"
 
 
 def test_projections_and_their_sums_are_ours_bit_for_bit(reader: Reader) -> None:
@@ -298,21 +337,28 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
     """Frames, raw payloads and random bytes, whole and damaged: the same are accepted, as the same values."""
     basis = support.random_basis(blocks=5, groups=13)
-    policy = Policy("none", keys=[Hmac(KEY)])
+    policy = Policy("none", keys=[Hmac(KEY)], today=days.named(32768))
     rng = random.Random(1)
     signers = ("crc32", Hmac(KEY), Hmac(bytes(32)), Ed25519Signer(KEY), None)
     whole = []
-    for dtype in ("fp32", "bf16", "fp16"):
+    for dtype in ("fp32", "bf16", "fp16", "int8"):
         for signer in signers:
-            if signer is not None or dtype != "fp16":
-                drawn = MicroVector.random(basis, 0.5, seed=len(whole)).values
-                whole.append(MicroVector(drawn, dtype, rng.getrandbits(16)).to_bytes(basis, signer))
+            if signer is not None or dtype in ("fp32", "bf16"):
+                drawn = MicroVector(
+                    MicroVector.random(basis, 0.5, seed=len(whole)).values, dtype, rng.getrandbits(16)
+                )
+                whole.append(drawn.to_bytes(basis, signer))
+                if signer is not None:
+                    whole.append(drawn.to_bytes(basis, signer, until=days.named(rng.getrandbits(16))))
+                    whole.append(drawn.to_bytes(basis, signer, stream="another"))
+                    if dtype != "int8":
+                        whole.append(drawn.to_bytes(basis, signer, version=1))
     for payload in (b"\0\0\xc0\x7f" * 13, b"\0\0\x80\xff" * 13, b"\1\0\0\0" * 13):  # NaN, infinity, subnormal
         whole += [payload, support.frame(basis.digest, payload)]
     half = np.array([6e-8, -6e-8, 6.1e-5, 65504, -65504, 0, -0.0, 1, 2, 3, 4, 5, 6], "<f2").tobytes()
     whole.append(support.frame(basis.digest, half, dtype="fp16"))
     vectors = [mutated(rng.choice(whole), whole, rng) or b"?" for _ in range(4000)] + whole
-    found = verdicts(reader, basis, [data.hex() for data in vectors])
+    found = verdicts(reader, basis, [data.hex() for data in vectors], day=32768)
     accepts = 0
     for data, verdict in zip(vectors, found, strict=True):
         try:
@@ -322,7 +368,9 @@ def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
             continue
         accepts += 1
         raw = len(data) % 2 == 0
-        assert verdict == accepted(vector, -1 if raw else data[0] >> 2 & 3, raw), data.hex()
+        version = data[0] >> 4
+        until = int.from_bytes(data[7:9], "little") if version == 3 and not raw else None
+        assert verdict == accepted(vector, -1 if raw else data[0] >> 2 & 3, raw, version, until), data.hex()
     assert 500 < accepts < 3500
 
 
@@ -345,7 +393,7 @@ def test_its_reading_of_texts_is_ours(reader: Reader) -> None:
         try:
             expected = accepted(Policy("checksum").check(_text.decode(text), basis), 0)
         except (FrameError, VectorError):
-            assert verdict[0] == "refused" or verdict[4] == "-1", text
+            assert verdict[0] == "refused" or verdict[8] == "-1", text
             continue
         accepts += 1
         assert verdict == expected, text

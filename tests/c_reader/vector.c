@@ -69,6 +69,11 @@ static float from_bits(uint32_t bits) {
     return value;
 }
 
+static size_t payload_bytes(size_t n, int dtype) {
+    if (dtype == 3) return 3 + n + (n % 2 == 0);
+    return n * (dtype ? 2 : 4);
+}
+
 static float read_value(const uint8_t *at, int dtype) {
     uint32_t low = at[0] | (uint32_t)at[1] << 8;
     if (dtype == 0) return from_bits(low | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24);
@@ -79,27 +84,36 @@ static float read_value(const uint8_t *at, int dtype) {
     return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-static const char *check_tag(const uint8_t *data, size_t body, int tag, const uint8_t digest[32],
-                             const trust *trusted) {
-    const uint8_t *found = data + body;
+/* The 32 bytes that bind a message to a stream: a word that says what it is, and the stream's name. */
+static void bind(const char *word, const char *stream, uint8_t out[32]) {
+    sha256 h;
+    sha256_begin(&h);
+    sha256_add(&h, word, strlen(word));
+    if (stream) sha256_add(&h, stream, strlen(stream));
+    sha256_end(&h, out);
+}
+
+/* `first` is all of the message that comes before `data`; the tag is at `found`. */
+static const char *check_tag(const uint8_t *first, size_t first_size, const uint8_t *data, size_t body,
+                             const uint8_t *found, int tag, const trust *trusted) {
     if (tag == TAG_CRC32) {
-        uint32_t crc = crc32_of(digest, 32, data, body);
+        uint32_t crc = crc32_of(first, first_size, data, body);
         uint32_t sent = found[0] | (uint32_t)found[1] << 8 | (uint32_t)found[2] << 16 | (uint32_t)found[3] << 24;
         return crc == sent ? NULL : "checksum";
     }
     if (tag == TAG_HMAC) {
         uint8_t mac[32], differ = 0;
         if (!trusted->hmac_key) return "no key";
-        hmac_sha256(trusted->hmac_key, trusted->hmac_key_size, digest, 32, data, body, mac);
+        hmac_sha256(trusted->hmac_key, trusted->hmac_key_size, first, first_size, data, body, mac);
         for (int i = 0; i < 8; i++) differ |= mac[i] ^ found[i]; /* in constant time */
         return differ ? "mac" : NULL;
     }
     if (!trusted->ed25519) return "no key";
-    uint8_t *message = malloc(32 + body);
+    uint8_t *message = malloc(first_size + body);
     if (!message) return "no memory";
-    memcpy(message, digest, 32);
-    memcpy(message + 32, data, body);
-    int verified = trusted->ed25519(message, 32 + body, found);
+    memcpy(message, first, first_size);
+    memcpy(message + first_size, data, body);
+    int verified = trusted->ed25519(message, first_size + body, found);
     free(message);
     return verified ? NULL : "signature";
 }
@@ -107,34 +121,76 @@ static const char *check_tag(const uint8_t *data, size_t body, int tag, const ui
 const char *vector_check(const uint8_t *data, size_t size, size_t n, const uint8_t digest[32],
                          const trust *trusted, vector_head *head, float *values) {
     const uint8_t *at = data;
-    vector_head found = {0, TAG_NONE, -1};
+    vector_head found = {0, TAG_NONE, -1, 0, -1};
+    float scale = 0;
     double sum = 0;
     if (!size) return "empty";
     if (size % 2 == 0) { /* a raw payload: its length says its dtype */
-        if (size >= 5 && data[0] >> 4 == 1 && !memcmp(data + 1, digest, 4)) return "frame cut";
+        if (size >= 5 && data[0] >> 4 >= 1 && data[0] >> 4 <= 3 && !memcmp(data + 1, digest, 4)) return "frame cut";
         if (size != 4 * n && size != 2 * n) return "length";
         found.dtype = size == 4 * n ? 0 : 1;
     } else {
         const char *error;
-        if (size < 7 || size > 7 + 4 * n + 64) return "length";
-        if (data[0] >> 4 != 1) return "version";
+        uint8_t first[64];
+        size_t header, body, bound;
+        if (size < 7 || size > 9 + 4 * n + 64) return "length";
+        found.version = data[0] >> 4;
+        if (found.version < 1 || found.version > 3) return "version";
         found.dtype = data[0] & 3;
         found.tag = data[0] >> 2 & 3;
-        if (found.dtype > 2 || found.tag > 2) return "dtype or tag";
+        if (found.tag > 2 || (found.version == 1 && found.dtype == 3)) return "dtype or tag";
         if (memcmp(data + 1, digest, 4)) return "basis";
-        if (size != 7 + n * (found.dtype ? 2 : 4) + TAG_BYTES[found.tag]) return "length";
+        header = found.version == 3 ? 9 : 7;
+        body = header + payload_bytes(n, found.dtype);
+        if (size != body + TAG_BYTES[found.tag]) return "length";
+        if (found.dtype == 3 && n % 2 == 0 && data[body - 1]) return "filling";
         found.sequence = data[5] | data[6] << 8;
-        error = check_tag(data, size - TAG_BYTES[found.tag], found.tag, digest, trusted);
+        if (found.version == 3) found.until = data[7] | data[8] << 8;
+        bound = found.version == 1 ? 0 : 32;
+        if (bound) bind("tinylora stream 2\n", trusted->stream, first);
+        memcpy(first + bound, digest, 32);
+        error = check_tag(first, bound + 32, data, body, data + body, found.tag, trusted);
         if (error) return error;
-        at += 7;
+        at += header;
     }
     if (found.tag < trusted->require) return "tag too weak";
+    if (found.until >= 0 && trusted->today > found.until) return "expired";
+    if (found.dtype == 3) {
+        scale = from_bits((uint32_t)at[0] << 8 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 24);
+        at += 3;
+    }
     for (size_t i = 0; i < n; i++) {
-        values[i] = read_value(at + i * (found.dtype ? 2 : 4), found.dtype);
+        if (found.dtype == 3)
+            values[i] = scale * (float)(at[i] < 128 ? at[i] : at[i] - 256) + 0.0f; /* no zero has a sign */
+        else
+            values[i] = read_value(at + i * (found.dtype ? 2 : 4), found.dtype);
         if (!isfinite(values[i])) return "not finite";
         sum += (double)values[i] * values[i];
     }
     if (trusted->max_norm > 0 && sqrt(sum) > trusted->max_norm) return "norm";
     *head = found;
     return NULL;
+}
+
+const char *statement_check(const uint8_t *data, size_t size, const uint8_t digest[32], const trust *trusted,
+                            const uint8_t *challenge, size_t challenge_size, statement *found) {
+    uint8_t first[64], rest[15 + 64];
+    int receipt = size && data[0] >> 4 == 14, tag = size ? data[0] >> 2 & 3 : 0;
+    size_t body = receipt ? 15 : 11;
+    const char *error;
+    if (!size || data[0] >> 4 < 14 || data[0] & 3 || tag == TAG_CRC32 || tag > (receipt ? TAG_HMAC : TAG_ED25519))
+        return "no statement";
+    if (size != body + TAG_BYTES[tag] || challenge_size > 64) return "length";
+    if (memcmp(data + 1, digest, 4)) return "basis";
+    bind(receipt ? "tinylora receipt 1\n" : "tinylora latest 1\n", trusted->stream, first);
+    memcpy(first + 32, digest, 32);
+    memcpy(rest, data, body);
+    if (receipt) memcpy(rest + body, challenge, challenge_size);
+    error = check_tag(first, 64, rest, body + (receipt ? challenge_size : 0), data + body, tag, trusted);
+    if (error) return error;
+    found->sequence = data[5] | data[6] << 8;
+    found->hash = receipt ? data + 7 : NULL;
+    found->issued = receipt ? -1 : data[7] | data[8] << 8;
+    found->until = receipt ? -1 : data[9] | data[10] << 8;
+    return found->issued > found->until ? "days" : NULL;
 }

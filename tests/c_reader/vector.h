@@ -14,13 +14,24 @@ typedef struct {
     int (*ed25519)(const uint8_t *message, size_t size, const uint8_t tag[64]); /* 1: it verifies */
     int require;                                                                /* TAG_NONE, or at least which */
     double max_norm;                                                            /* 0: none */
+    const char *stream;                                                         /* its name; NULL: without one */
+    int today;                                                                  /* days since 2026-01-01 */
 } trust;
 
 typedef struct {
-    int dtype; /* 0 fp32, 1 bf16, 2 fp16 */
+    int dtype; /* 0 fp32, 1 bf16, 2 fp16, 3 int8 */
     int tag;
     int sequence; /* -1: a raw payload has none */
+    int version;  /* 0: a raw payload has none */
+    int until;    /* -1: it has no last day */
 } vector_head;
+
+/* What is signed about vectors. A receipt has a hash, and a statement of the newest vector has days. */
+typedef struct {
+    int sequence;
+    int issued, until;
+    const uint8_t *hash; /* the 8 bytes of a receipt; NULL: it is none */
+} statement;
 
 /* All return NULL, or what was wrong, and then nothing of their output counts. */
 
@@ -30,5 +41,9 @@ const char *text_decode(const char *text, size_t size, uint8_t *out, size_t *out
 /* Check a frame or raw payload of n values for the basis with this digest; `values` has room for n. */
 const char *vector_check(const uint8_t *data, size_t size, size_t n, const uint8_t digest[32],
                          const trust *trusted, vector_head *head, float *values);
+
+/* Check a receipt or a statement of the newest vector; `challenge` is what a host sent for a receipt. */
+const char *statement_check(const uint8_t *data, size_t size, const uint8_t digest[32], const trust *trusted,
+                            const uint8_t *challenge, size_t challenge_size, statement *found);
 
 #endif

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from datetime import date, timedelta
 
 import numpy as np
 import pytest
@@ -29,7 +30,9 @@ from tinylora_edge import (
 )
 
 GOLDEN = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
-DTYPES = ("fp32", "bf16", "fp16")
+DTYPES = ("fp32", "bf16", "fp16", "int8")
+SINGLE = DTYPES[:3]
+"""What rounds each value alone."""
 KEY = bytes(range(32))
 SIGNER = Ed25519Signer(KEY)
 TAGS = {
@@ -54,7 +57,7 @@ def make(values, dtype="fp32", sequence=0) -> MicroVector:
 
 
 class TestRounding:
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dtype", SINGLE)
     @given(values=st.lists(finite, min_size=12, max_size=12))
     def test_values_are_rounded_when_the_vector_is_made(self, dtype, values):
         expected = rounded(np.array(values, np.float32), dtype)
@@ -80,7 +83,7 @@ class TestRounding:
         assert MicroVector(vector.values, dtype) == vector
 
     @pytest.mark.filterwarnings("error")
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dtype", SINGLE)
     @pytest.mark.parametrize("sign", [1, -1])
     def test_the_largest_value_is_kept_and_what_rounds_past_it_is_refused(self, dtype, sign):
         largest = sign * LARGEST[dtype]
@@ -105,7 +108,7 @@ class TestRefuses:
         with pytest.raises(VectorError, match=r"\[groups, u\]"):
             MicroVector(np.zeros(shape, np.float32))
 
-    @pytest.mark.parametrize("dtype", ["", "f32", "float32", "int8"])
+    @pytest.mark.parametrize("dtype", ["", "f32", "float32", "int4"])
     def test_an_unknown_dtype(self, dtype):
         with pytest.raises(VectorError, match="fp32, bf16, fp16"):
             make(range(12), dtype)
@@ -123,9 +126,10 @@ class TestRefuses:
         with pytest.raises(VectorError, match="'sha1'"):
             make(range(12)).to_bytes(BASIS, "sha1")
 
-    def test_a_raw_fp16_payload(self):
-        with pytest.raises(VectorError, match="bf16"):
-            make(range(12), "fp16").to_bytes(BASIS, None)
+    @pytest.mark.parametrize("dtype", ["fp16", "int8"])
+    def test_a_raw_payload_that_could_not_be_read(self, dtype):
+        with pytest.raises(VectorError, match=f"bf16: send {dtype}"):
+            make(range(12), dtype).to_bytes(BASIS, None)
 
 
 class TestValueSemantics:
@@ -180,7 +184,7 @@ class TestValueSemantics:
 
 class TestFrames:
     @pytest.mark.parametrize("tag", TAGS)
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dtype", SINGLE)
     @given(
         values=st.lists(st.floats(-60000, 60000, width=32), min_size=12, max_size=12),
         sequence=st.integers(0, 65535),
@@ -205,6 +209,7 @@ class TestFrames:
             *(("fp32", tag, size) for tag, size in (("crc32", 63), ("hmac", 67), ("ed25519", 123))),
             *(("bf16", tag, size) for tag, size in (("crc32", 37), ("hmac", 41), ("ed25519", 97))),
             *(("fp16", tag, size) for tag, size in (("crc32", 37), ("hmac", 41), ("ed25519", 97))),
+            *(("int8", tag, size) for tag, size in (("crc32", 27), ("hmac", 31), ("ed25519", 87))),
         ],
     )
     def test_13_values_take(self, tiny_basis, dtype, tag, size):
@@ -222,7 +227,7 @@ class TestFrames:
         for dtype in DTYPES:
             vector = MicroVector.zeros(basis, dtype)
             assert all(len(vector.to_bytes(basis, signer)) % 2 == 1 for signer, _ in TAGS.values())
-            if dtype != "fp16":
+            if dtype in ("fp32", "bf16"):
                 assert len(vector.to_bytes(basis, None)) % 2 == 0
 
 
@@ -281,18 +286,30 @@ def golden_tag(case):
     return signer, Policy("signature", keys=[Ed25519Verifier(signer.public_key)])
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['dtype']}-{case['auth']}")
+@pytest.mark.parametrize(
+    "case",
+    GOLDEN,
+    ids=lambda case: f"{case.get('version', 1)}-{case['dtype']}-{case['auth']}-{len(case['values'])}",
+)
 class TestGolden:
     def test_encode(self, case):
         signer, _ = golden_tag(case)
         vector = MicroVector(np.array([case["values"]], np.float32), case["dtype"], case["sequence"])
-        assert vector.to_bytes(golden_basis(case), signer).hex() == case["frame_hex"]
+        until = None if case.get("until") is None else date(2026, 1, 1) + timedelta(case["until"])
+        bound = {"stream": case.get("stream", ""), "until": until, "version": case.get("version", 1)}
+        assert vector.to_bytes(golden_basis(case), signer, **bound).hex() == case["frame_hex"]
 
     def test_decode(self, case):
         _, policy = golden_tag(case)
-        vector = MicroVector.from_bytes(bytes.fromhex(case["frame_hex"]), golden_basis(case), policy)
+        stream = case.get("stream", "")
+        vector = policy.check(bytes.fromhex(case["frame_hex"]), golden_basis(case), stream=stream)
         assert (vector.dtype, vector.sequence) == (case["dtype"], case["sequence"])
-        expected = rounded(np.array([case["values"]], np.float32), case["dtype"])
+        until = None if vector.until is None else (vector.until - date(2026, 1, 1)).days
+        assert until == case.get("until")
+        if case["dtype"] == "int8":
+            expected = np.frombuffer(bytes.fromhex(case["values_hex_le_f32"]), "<f4")
+        else:
+            expected = rounded(np.array([case["values"]], np.float32), case["dtype"])
         assert vector.values.tobytes() == expected.tobytes()
 
 

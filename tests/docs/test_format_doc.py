@@ -25,8 +25,8 @@ from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
 from tinylora_edge.shipping import layout
 from tinylora_edge.trust import Trust, records
+from tinylora_edge.wire import days, tags
 from tinylora_edge.wire import frame as _frame
-from tinylora_edge.wire import tags
 from tinylora_edge.wire import text as _text
 
 PAGE = Path(__file__).parents[2] / "docs" / "FORMAT.md"
@@ -268,7 +268,7 @@ def test_frame_taken_apart() -> None:
     meanings = " ".join(meaning for *_, meaning in parts)
     decoded = _frame.decode(bytes.fromhex(frame), 13, frame_digest())
     for bits, value in re.findall(r"0x([0-9A-F]{4}) = (-?[\d.]+\d|0)", meanings):
-        assert _frame.decode_values(bytes.fromhex(bits)[::-1], "bf16") == [np.float32(value)]
+        assert _frame.decode_values(bytes.fromhex(bits)[::-1], "bf16", 1) == [np.float32(value)]
         assert np.float32(value) in decoded.values
     checksum = int(re.search(r"0x([0-9A-F]{8})", meanings).group(1), 16)
     assert checksum == int.from_bytes(decoded.tag, "little")
@@ -302,8 +302,44 @@ def test_test_frames() -> None:
         frame = bytes.fromhex(text)
         vector = MicroVector(values, dtype, sequence=7)
         assert len(frame) == int(size)
-        assert vector.to_bytes(basis, signers[tag]) == frame
+        assert vector.to_bytes(basis, signers[tag], version=1) == frame
         assert MicroVector.from_bytes(frame, basis, policy) == vector
+    later = rows("Test frames", 6)
+    assert {(version, dtype) for version, _, dtype, *_ in later} >= {
+        ("2", "bf16"),
+        ("2", "int8"),
+        ("3", "int8"),
+    }
+    for version, name, dtype, tag, size, text in later:
+        frame, stream = bytes.fromhex(text), "" if name == "without a name" else name
+        vector = MicroVector(values, dtype, sequence=7)
+        until = days.LAST if version == "3" else None
+        assert len(frame) == int(size)
+        assert vector.to_bytes(basis, signers[tag], stream=stream, until=until) == frame
+        assert policy.check(frame, basis, stream=stream) == vector
+    assert f"65535, which is {days.LAST}" in section("Test frames")
+
+
+def test_frames_are_bound() -> None:
+    text = section("Frames")
+    ((size, word),) = re.findall(r'(\d+) bytes "(tinylora stream \d)" LF', text)
+    assert len(word) + 1 == int(size)
+    bound = hashlib.sha256(f"{word}\n".encode()).digest()
+    assert f"`{bound.hex()}`" in section("A frame taken apart")
+    decoded = _frame.decode(taken_apart(), 13, frame_digest())
+    assert bound == _frame.bound(f"{word}\n".encode(), "")
+    digest = bytes.fromhex(frame_digest())
+    assert _frame.message(2, "", digest, decoded.body) == bound + digest + decoded.body
+
+
+def test_statements() -> None:
+    entries = json.loads((GOLDEN / "statements.json").read_text("utf-8"))["statements"]
+    shown = re.findall(r"`([0-9a-f]{38,})`", section("Statements"))
+    assert shown == [entry["statement_hex"] for entry in entries]
+    sizes = {len(text) // 2 for text in shown}
+    assert sizes == {19, 23, 75}
+    assert "| | bytes in all | 23 | 19 or 75 |" in section("Statements")
+    assert f"/{layout.STATEMENT} " in section("Published vectors")
 
 
 def taken_apart() -> bytes:

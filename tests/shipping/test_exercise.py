@@ -17,6 +17,7 @@ from tinylora_edge import save_basis
 from tinylora_edge.cli.commands.trust import owner
 from tinylora_edge.shipping import layout
 from tinylora_edge.trust import file as trust_file
+from tinylora_edge.wire import days
 
 PAGE = (Path(__file__).parents[2] / "docs" / "SECURITY.md").read_text("utf-8")
 SECTION = PAGE.partition("\n## The day a key leaks\n")[2].partition("\n## ")[0]
@@ -42,8 +43,8 @@ def test_the_exercise_of_a_leaked_key(cli: Cli, tmp_path: Path, monkeypatch: pyt
     for name in ("origin", "mirror"):
         Path(name).mkdir()
     now = [date(2026, 1, 1)]
-    for module in (trust_file, owner):
-        monkeypatch.setattr(module, "system_day", lambda: now[0])
+    for module, name in ((trust_file, "system_day"), (owner, "system_day"), (days, "utc_today")):
+        monkeypatch.setattr(module, name, lambda: now[0])
     answered = {"says": 0, "refused": 0}
     with servers.static(tmp_path / "mirror") as (url, _):
         names = {"BUNDLE": "b.basis.gguf", "LATEST": layout.latest(basis.id, "default"), MIRROR: url}

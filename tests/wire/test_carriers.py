@@ -73,6 +73,7 @@ def test_downlinks_have_no_payload_crc():
 def test_frame_sizes_are_those_of_frames():
     assert frame_sizes(13) == {
         ("fp32", 0): 63, ("fp32", 1): 67, ("fp32", 2): 123, ("bf16", 0): 37, ("bf16", 1): 41, ("bf16", 2): 97,
+        ("int8", 0): 27, ("int8", 1): 31, ("int8", 2): 87,
     }  # fmt: skip
     assert {frame.frame_bytes(13, "fp16", kind) for kind in tags.SIZES} == {37, 41, 97}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import date
 
 import numpy as np
 import pytest
@@ -25,8 +26,10 @@ KEY = bytes(range(32))
 SIGNER = Ed25519Signer(KEY)
 KEYS = [Hmac(KEY), Ed25519Verifier(SIGNER.public_key)]
 SIGNERS = {"crc32": "crc32", "hmac": Hmac(KEY), "ed25519": SIGNER}
-VECTOR = {d: MicroVector.random(BASIS, 0.5, dtype=d, seed=1) for d in ("fp32", "bf16", "fp16")}
+VECTOR = {d: MicroVector.random(BASIS, 0.5, dtype=d, seed=1) for d in ("fp32", "bf16", "fp16", "int8")}
 FRAMES = {f"{d}-{tag}": VECTOR[d].to_bytes(BASIS, s) for d in VECTOR for tag, s in SIGNERS.items()}
+FRAMES["version 1"] = VECTOR["bf16"].to_bytes(BASIS, Hmac(KEY), version=1)
+FRAMES["version 3"] = VECTOR["int8"].to_bytes(BASIS, Hmac(KEY), until=date(2200, 1, 1))
 
 MUTATIONS = -(-100_000 // len(FRAMES))  # of each frame, 100,000 in all
 

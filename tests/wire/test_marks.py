@@ -39,9 +39,9 @@ TRUSTED = [Ed25519Verifier(OLD.public_key), Ed25519Verifier(NEW.public_key), MAC
 MARK = (BASIS.digest, OLD.id, "")
 
 
-def frame(sequence: int, signer=OLD, basis=BASIS) -> bytes:
+def frame(sequence: int, signer=OLD, basis=BASIS, stream: str = "") -> bytes:
     values = np.array([0.5, -0.25, 0.125], np.float32)[:, None]
-    return MicroVector(values, "fp32", sequence).to_bytes(basis, signer)
+    return MicroVector(values, "fp32", sequence).to_bytes(basis, signer, stream=stream)
 
 
 def other_frame(sequence: int, signer=OLD) -> bytes:
@@ -80,7 +80,7 @@ class TestRollback:
             (frame(1, NEW), BASIS, {}),
             (frame(1, MAC), BASIS, {}),
             (frame(1, "crc32"), BASIS, {}),
-            (frame(1), BASIS, {"stream": "bob"}),
+            (frame(1, stream="bob"), BASIS, {"stream": "bob"}),
         ):
             assert apply(policy(path), data, basis, **stream).sequence == 1
         with pytest.raises(RollbackError):
@@ -160,7 +160,7 @@ class TestFile:
 
     def test_a_long_stream_is_refused_before_it_is_kept(self, tmp_path):
         with pytest.raises(VectorError, match="129 characters"):
-            policy(tmp_path / "state").check(frame(1), BASIS, stream="s" * 129)
+            policy(tmp_path / "state").check(frame(1, stream="s" * 129), BASIS, stream="s" * 129)
 
     def test_every_damage_of_one_byte_is_refused(self, tmp_path):
         path = tmp_path / "state"

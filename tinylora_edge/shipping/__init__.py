@@ -5,7 +5,7 @@ the standard library alone; `publish` imports fsspec for addresses that are no d
 """
 
 from . import layout
-from .fetch import Fetched, fetch, fetch_trust
+from .fetch import Fetched, fetch, fetch_statement, fetch_trust
 from .layout import DEFAULT_STREAM
 from .publish import Published, publish, publish_trust
 
@@ -14,6 +14,7 @@ __all__ = [
     "Fetched",
     "Published",
     "fetch",
+    "fetch_statement",
     "fetch_trust",
     "layout",
     "publish",

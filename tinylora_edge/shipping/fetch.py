@@ -21,7 +21,7 @@ from .._system import __version__
 from ..basis import Basis
 from ..errors import TransferError
 from ..maxima import TRUST_BYTES
-from ..wire import frame, tags
+from ..wire import frame, statements
 from . import layout
 from ._addresses import Reach
 from ._exchange import Server, UnreachableError, exchange, server_of
@@ -52,6 +52,10 @@ class Fetched:
     data: bytes | None
     etag: str | None
     attempts: int
+
+
+class _AbsentError(TransferError):
+    """There is no such file."""
 
 
 class _AgainError(Exception):
@@ -107,7 +111,7 @@ def fetch(
     """
     wanted = Wanted(
         layout.latest(basis.id, stream),
-        frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values()),
+        frame.longest(basis.size),
         "the longest frame of this basis: this is no vector",
         "nothing is published there for this basis and stream",
     )
@@ -121,6 +125,27 @@ def fetch(
         headers=headers,
         allow_private=allow_private,
     )
+
+
+def fetch_statement(url: str, basis: Basis, stream: str = DEFAULT_STREAM, **options: Any) -> bytes | None:
+    """Return the statement of a stream's newest vector, unchecked; None where the server has none.
+
+    It is what `Policy.freshness` believes or not. The rules of `fetch` hold; at most 75 bytes are read as a
+    body.
+
+    Args:
+        url, basis, stream: as for `fetch`.
+        options: `deadline`, `idle`, `attempts`, `headers` and `allow_private`, as for `fetch`.
+
+    Raises:
+        TransferError: no attempt brought an answer.
+    """
+    path, longest = layout.statement(basis.id, stream), "the longest statement: this is none"
+    wanted = Wanted(path, statements.LATEST_BYTES, longest, "no statement is published there")
+    try:
+        return download(url, wanted, **options).data
+    except _AbsentError:
+        return None
 
 
 def fetch_trust(url: str, **options: Any) -> Fetched:
@@ -280,7 +305,7 @@ def _read(
         if answer.status in _RETRIED:
             raise _AgainError(why, _retry_after(answer.headers))
         if answer.status == 404:
-            why += f": {wanted.absent}"
+            raise _AbsentError(f"{address}: {why}: {wanted.absent}")
         raise TransferError(f"{address}: {why}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +12,13 @@ from .._system import atomic_write, check_path
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError, TrustError
 from ..trust import Trust
-from ..wire import tags
-from ..wire.frame import HEADER_BYTES, decode
+from ..wire import days, marks, statements, tags
+from ..wire import frame as wire
 from . import layout
 from .layout import DEFAULT_STREAM
+
+FRESH_DAYS = 30
+"""How many days a statement of the newest vector holds, unless somebody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class Published:
         path: of the numbered frame, under the target.
         sequence: of the frame.
         changed: False where it was there already.
+        fresh_until: the last day on which the statement holds that it is the newest; None without one.
     """
 
     path: str
     sequence: int
     changed: bool
+    fresh_until: date | None = None
 
 
 class Target(Protocol):
@@ -42,16 +48,28 @@ class Target(Protocol):
         """Make a file, or replace it; readers see the old content or the new."""
 
 
-def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM) -> Published:
+def publish(
+    frame: bytes,
+    basis: Basis,
+    to: str,
+    *,
+    stream: str = DEFAULT_STREAM,
+    signer: tags.Hmac | tags.Ed25519Signer | None = None,
+    fresh_days: int = FRESH_DAYS,
+    today: days.Today = days.utc_today,
+) -> Published:
     """Publish a frame as the newest of its stream.
 
     The rules:
 
-    1. It is a frame of this basis, whole: a CRC-32 is checked here, a MAC or a signature by the devices.
+    1. It is a frame of this basis and this stream, whole: a CRC-32 is checked here, and with `signer` a MAC
+       or a signature, which has to be of that key; otherwise the devices check it.
     2. Its sequence is not lower than the newest one's, and an equal one has the same bytes: devices would
        refuse the first, and keep whichever they saw of the second.
     3. The numbered file is written first and `latest` last, so that whatever interrupts it, `latest` is a
        whole frame: the old one or the new one. Doing it again completes it.
+    4. With `signer` a statement follows that this is the newest vector, for `fresh_days` days. Doing it again
+       renews it: do so before it ends, also where no vector is new, since devices warn or refuse then.
 
     Two writers of one stream at the same moment are not told apart: let one host publish a stream.
 
@@ -59,23 +77,29 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
         frame: as `MicroVector.to_bytes` returns it.
         basis: that it is for.
         to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
-        stream: which stream of vectors.
+        stream: which stream of vectors. The frame is bound to its name, and to none in the default one.
+        signer: the key that the frame has its tag from; None: there is no statement.
+        fresh_days: how many days the statement holds, today being the first.
+        today: the day in UTC, or what says it.
 
     Raises:
         TransferError: a rule is broken, or the target cannot be read or written.
-        VectorError: the bytes are no frame of this basis, or damaged.
+        VectorError: the bytes are no frame of this basis and stream, or damaged; or the day of today is none
+            that a statement can name.
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
-    decoded = decode(frame, basis.size, basis.digest)
+    decoded = wire.decode(frame, basis.size, basis.digest)
     if decoded.sequence is None or decoded.kind is None:
         raise TransferError(
             "a raw payload has no basis and no sequence, and so no place in the layout: publish a frame "
             "(`MicroVector.to_bytes` makes one)"
         )
-    if decoded.kind == tags.CRC32:
-        from ..vector import Policy
-
-        Policy().check(frame, basis)
+    bound = layout.bound_name(stream)
+    said = _said(decoded.sequence, fresh_days, today)
+    if decoded.kind == tags.CRC32 or signer is not None:
+        message = wire.message(decoded.version, bound, bytes.fromhex(basis.digest), decoded.body)
+        keys = () if signer is None else (verifier_of(signer),)
+        tags.check(decoded.kind, message, decoded.tag, keys, other=f", or is not of the stream {stream!r}")
     target = open_target(to)
     latest = layout.latest(basis.id, stream)
     numbered = layout.numbered(basis.id, stream, decoded.sequence)
@@ -92,7 +116,26 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
         target.write(numbered, frame)
     if newest != frame:
         target.write(latest, frame)
-    return Published(numbered, decoded.sequence, there is None or newest != frame)
+    changed = there is None or newest != frame
+    if signer is None:
+        return Published(numbered, decoded.sequence, changed)
+    beside = layout.statement(basis.id, stream)
+    statement = statements.encode_latest(said, basis.digest, bound, signer)
+    if target.read(beside) != statement:
+        target.write(beside, statement)
+    return Published(numbered, decoded.sequence, changed, days.named(said.until))
+
+
+def _said(sequence: int, fresh_days: int, today: days.Today) -> statements.Latest:
+    now = days.Clock(today, marks.Marks()).today()
+    if not 1 <= fresh_days <= days.MOST - now:
+        raise TransferError(f"a statement cannot hold for {fresh_days} days: pass 1 or more, such as 30")
+    return statements.Latest(sequence, now, now + fresh_days - 1)
+
+
+def verifier_of(signer: tags.Hmac | tags.Ed25519Signer) -> tags.Verifier:
+    """Return what checks the tags that a key makes."""
+    return signer if isinstance(signer, tags.Hmac) else tags.Ed25519Verifier(signer.public_key)
 
 
 def publish_trust(data: bytes, to: str) -> bool:
@@ -123,7 +166,7 @@ def publish_trust(data: bytes, to: str) -> bool:
 
 
 def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None:
-    if len(newest) < HEADER_BYTES or newest[1:5] != bytes.fromhex(basis.id):
+    if len(newest) < wire.HEADER_BYTES[wire.PLAIN] or newest[1:5] != bytes.fromhex(basis.id):
         raise TransferError(f"{where} is no frame of basis {basis.id}: remove it, or publish elsewhere")
     found = int.from_bytes(newest[5:7], "little")
     if found > sequence:

@@ -105,7 +105,7 @@ class TrustFile:
 
         Args:
             stream: name of the stream.
-            day: today by the caller's clock; by default by that of the file.
+            day: today by the caller's clock, which counts where the file was made without one of its own.
 
         Raises:
             SignatureError: the list of keys is past its day.
@@ -113,7 +113,7 @@ class TrustFile:
         """
         trust = self.trust
         try:
-            return trust.accepted(stream, self._day() if day is None else day)
+            return trust.accepted(stream, self._day(day))
         except TrustError as error:
             raise SignatureError(f"no vector is accepted: {error}") from None
 
@@ -123,12 +123,14 @@ class TrustFile:
         Raises:
             SignatureError: it is of a key that is revoked, of other streams, or of other days.
         """
-        for key, why in self.trust.refused(stream, self._day() if day is None else day):
+        for key, why in self.trust.refused(stream, self._day(day)):
             if key.verify(message, tag):
                 raise SignatureError(f"the frame was signed by {key.id}, which does not count: {why}")
 
-    def _day(self) -> date | None:
-        return system_day() if self._today is None else self._today()
+    def _day(self, day: date | None) -> date | None:
+        if self._today is not None:
+            return self._today()
+        return system_day() if day is None else day
 
     def _refresh(self) -> None:
         try:

@@ -5,8 +5,22 @@
 * `text` carries a frame through a link, a form or a text message.
 * `carriers` says which links carry a frame, and how long a radio sends it.
 * `marks` is what a receiver remembers: the highest sequence of each stream, in memory or in a file.
+* `days` are last days of frames, and the clock that judges them. `quantization` makes int8 values.
+* `statements` are signed sentences about vectors: which one is the newest, which one runs. `freshness` is
+  what a receiver knows of the newest one.
 """
 
-from . import carriers, frame, marks, pem, tags, text
+from . import carriers, days, frame, freshness, marks, pem, quantization, statements, tags, text
 
-__all__ = ["carriers", "frame", "marks", "pem", "tags", "text"]
+__all__ = [
+    "carriers",
+    "days",
+    "frame",
+    "freshness",
+    "marks",
+    "pem",
+    "quantization",
+    "statements",
+    "tags",
+    "text",
+]

@@ -168,9 +168,12 @@ def carrier_airtime(carrier: Carrier, size: int) -> float | None:
 
 
 def frame_sizes(values: int) -> dict[tuple[str, int], int]:
-    """Return the sizes of frames of a number of values: (dtype, tag kind) -> bytes, fp16 being as bf16."""
+    """Return the sizes of frames of a number of values: (dtype, tag kind) -> bytes, fp16 being as bf16.
+
+    They are without a last day, which takes 2 bytes more.
+    """
     return {
         (dtype, kind): frame.frame_bytes(values, dtype, kind)
-        for dtype in ("fp32", "bf16")
+        for dtype in ("fp32", "bf16", "int8")
         for kind in tags.SIZES
     }

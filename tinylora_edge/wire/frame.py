@@ -1,14 +1,17 @@
 """Frames: the wire form of a micro-vector (docs/FORMAT.md, "Frames").
 
 Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); bytes 1-4: the first
-4 bytes of the basis digest; bytes 5-6: sequence; then the values, then the tag. A raw payload is the
+4 bytes of the basis digest; bytes 5-6: sequence; in version 3 bytes 7-8: the last day; then the values, then
+the tag. From version 2 on the tag is over the stream's name too, which is not sent. A raw payload is the
 values alone. Frames have odd length and raw payloads even length, so neither is taken for the other.
 This module knows bytes, not policy: what may be applied is decided in `vector`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +19,19 @@ from numpy.typing import NDArray
 
 from ..errors import BasisMismatchError, FrameError, VectorError
 from . import tags
+from .quantization import SCALE_BYTES, dequantize, quantize
 
-VERSION = 1
-HEADER_BYTES = 7
-DTYPES: tuple[str, ...] = ("fp32", "bf16", "fp16")
-"""dtypes of values, in the order of their codes."""
-ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+PLAIN, BOUND, DATED = 1, 2, 3
+"""Versions: 1, of any stream; 2, of one stream; 3, of one stream and with a last day."""
+
+VERSIONS: tuple[int, ...] = (PLAIN, BOUND, DATED)
+HEADER_BYTES = {PLAIN: 7, BOUND: 7, DATED: 9}
+DTYPES: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8")
+"""dtypes of values, in the order of their codes. Version 1 has no int8."""
+RAW_DTYPES: tuple[str, ...] = ("fp32", "bf16")
+"""dtypes that a raw payload may have."""
+
+_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -34,15 +44,22 @@ class Frame:
     kind: int | None  # tag kind; None: a raw payload
     body: bytes  # all bytes before the tag
     tag: bytes
+    version: int | None = None  # None: a raw payload
+    until: int | None = None  # the number of the last day
 
 
 def round_to(values: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
-    """Round float32 values to the nearest ones (ties to even) that `dtype` can carry."""
-    return decode_values(encode_values(values, dtype), dtype)
+    """Round float32 values to the nearest ones (ties to even) that `dtype` can carry.
+
+    In int8 they are rounded together, with the least squared error; what is not finite stays so.
+    """
+    if dtype == "int8" and not np.isfinite(values).all():
+        return values.copy()
+    return decode_values(encode_values(values, dtype), dtype, len(values))
 
 
 def encode_values(values: NDArray[np.float32], dtype: str) -> bytes:
-    """Return n values as n*4 (fp32) or n*2 bytes (bf16, fp16), little-endian."""
+    """Return n values as `payload_bytes` bytes, little-endian."""
     if dtype == "fp32":
         return values.astype("<f4").tobytes()
     if dtype == "fp16":
@@ -53,37 +70,109 @@ def encode_values(values: NDArray[np.float32], dtype: str) -> bytes:
         rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
         quiet_nan = (bits >> np.uint64(16)) | np.uint64(0x40)
         return np.where(np.isnan(values), quiet_nan, rounded).astype("<u2").tobytes()
+    if dtype == "int8":
+        scale, q = quantize(values)
+        return scale + q.tobytes() + bytes(_padding(len(values)))
     raise VectorError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
 
 
-def decode_values(data: bytes, dtype: str) -> NDArray[np.float32]:
-    """Return the float32 values [n] of a payload."""
+def decode_values(data: bytes, dtype: str, size: int) -> NDArray[np.float32]:
+    """Return the float32 values [size] of a payload of the right length."""
     if dtype == "bf16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float32)
+    if dtype == "int8":
+        return dequantize(data[:SCALE_BYTES], np.frombuffer(data, np.int8, size, SCALE_BYTES))
     return np.frombuffer(data, "<f4" if dtype == "fp32" else "<f2").astype(np.float32)
 
 
-def encode(values: NDArray[np.float32], dtype: str, sequence: int, digest: str, signer: tags.Signer) -> bytes:
-    """Return the frame of values [n].
+def content(values: NDArray[np.float32], dtype: str) -> str:
+    """Return what stands for values [n] and their dtype in a policy's memory: 32 hexadecimal digits."""
+    data = encode_values(values, "fp32" if dtype == "int8" else dtype)
+    return hashlib.sha256(dtype.encode() + b"\n" + data).hexdigest()[:32]
+
+
+def message(version: int | None, stream: str, digest: bytes, body: bytes) -> bytes:
+    """Return what the tag of a frame is computed over.
+
+    Args:
+        version: of the frame.
+        stream: name of its stream; version 1 has none.
+        digest: of the basis, 32 bytes.
+        body: all bytes of the frame before the tag.
 
     Raises:
-        FrameError: the sequence does not fit 16 bits.
+        FrameError: the name is no text that UTF-8 can write.
+    """
+    return (b"" if version == PLAIN else bound(b"tinylora stream 2\n", stream)) + digest + body
+
+
+def bound(domain: bytes, stream: str) -> bytes:
+    """Return the 32 bytes that bind a message to a stream: SHA-256 of what kind it is of, and of the name.
+
+    Raises:
+        FrameError: the name is no text that UTF-8 can write.
+    """
+    try:
+        return hashlib.sha256(domain + stream.encode()).digest()
+    except UnicodeEncodeError:
+        raise FrameError(f"the stream {stream[:40]!r} is no name: it has parts of characters") from None
+
+
+def encode(
+    values: NDArray[np.float32],
+    dtype: str,
+    sequence: int,
+    digest: str,
+    signer: tags.Signer,
+    *,
+    stream: str = "",
+    until: int | None = None,
+    version: int | None = None,
+) -> bytes:
+    """Return the frame of values [n].
+
+    Args:
+        values: that `dtype` can carry.
+        dtype: one of `DTYPES`.
+        sequence: 0 to 65535.
+        digest: of the basis, in hexadecimal.
+        signer: makes the tag.
+        stream: name of the stream.
+        until: number of the last day, see `days`.
+        version: by default 3 where there is a last day, and 2 otherwise.
+
+    Raises:
+        FrameError: the sequence does not fit 16 bits, or the version has no place for what it shall hold.
     """
     if not 0 <= sequence < 1 << 16:
         raise FrameError(f"sequence {sequence} does not fit a frame: it must be from 0 to 65535")
+    if version is None:
+        version = BOUND if until is None else DATED
+    if version not in VERSIONS:
+        raise FrameError(f"there is no version {version!r:.20} of frames: choose 1, 2 or 3")
+    if (version == DATED) != (until is not None):
+        raise FrameError(
+            f"a frame of version {version} has no last day: leave it out, or the version"
+            if until is not None
+            else "a frame of version 3 has a last day: pass until=..., or leave the version out"
+        )
+    if version == PLAIN and dtype == "int8":
+        raise FrameError("frames of version 1 have no int8: use version 2")
     basis = bytes.fromhex(digest)
-    first = VERSION << 4 | DTYPES.index(dtype) | signer.kind << 2
-    body = struct.pack("<B4sH", first, basis[:4], sequence) + encode_values(values, dtype)
-    return body + signer.sign(basis + body)
+    first = version << 4 | DTYPES.index(dtype) | signer.kind << 2
+    day = b"" if until is None else until.to_bytes(2, "little")
+    body = struct.pack("<B4sH", first, basis[:4], sequence) + day + encode_values(values, dtype)
+    return body + signer.sign(message(version, stream, basis, body))
 
 
-def decode(data: bytes, size: int, digest: str) -> Frame:
+def decode(data: bytes, size: int, digest: str, versions: Collection[int] = VERSIONS) -> Frame:
     """Take apart a frame or a raw payload of `size` values for the basis with that digest.
 
     A raw payload of 2-byte values is read as bf16, the 2-byte dtype that keeps float32's range.
 
     Raises:
-        FrameError: empty, of a wrong length, or of an unknown version, dtype or tag kind.
+        FrameError: empty, of a wrong length, of an unknown dtype or tag kind, or of a version that is not
+            among those wanted.
         BasisMismatchError: the frame names another basis.
     """
     length = len(data)
@@ -91,44 +180,91 @@ def decode(data: bytes, size: int, digest: str) -> Frame:
     if length == 0:
         raise FrameError(f"the vector is empty: expected {lengths}")
     if length % 2 == 0:
-        if data[0] >> 4 == VERSION and data[1:5] == bytes.fromhex(digest[:8]):
+        if data[0] >> 4 in VERSIONS and data[1:5] == bytes.fromhex(digest[:8]):
             raise FrameError(
                 f"{length} bytes are a frame of this basis that was cut or padded on its way, not a raw "
                 f"payload: expected {lengths}"
             )
-        for dtype in ("fp32", "bf16"):
-            if length == size * ITEM_BYTES[dtype]:
-                return Frame(decode_values(data, dtype), dtype, None, None, bytes(data), b"")
+        for dtype in RAW_DTYPES:
+            if length == payload_bytes(size, dtype):
+                return Frame(decode_values(data, dtype, size), dtype, None, None, bytes(data), b"")
         raise FrameError(f"{length} bytes are no raw payload for this basis: expected {lengths}")
-    if length > HEADER_BYTES + 4 * size + 64 or length < HEADER_BYTES:
+    if length > longest(size) or length < HEADER_BYTES[PLAIN]:
         raise FrameError(f"{length} bytes are no frame for this basis: expected {lengths}")
-    version, code, kind = data[0] >> 4, data[0] & 3, data[0] >> 2 & 3
-    if version != VERSION:
-        raise FrameError(f"the frame has version {version}, but this release reads version {VERSION}")
-    if code >= len(DTYPES) or kind not in tags.SIZES:
-        raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown dtype {code} or tag {kind}")
+    version, dtype, kind = form(data)
+    if version not in versions:
+        wanted = " and ".join(map(str, sorted(versions)))
+        raise FrameError(f"the frame has version {version}, but the policy accepts only {wanted}")
     if data[1:5] != bytes.fromhex(digest[:8]):
         raise BasisMismatchError(
             f"the frame is for basis {data[1:5].hex()}, but the loaded basis is {digest[:8]}: "
             "use the vector that was made for this one (or the frame was damaged on its way)"
         )
-    dtype, tag_bytes = DTYPES[code], tags.SIZES[kind]
-    expected = HEADER_BYTES + size * ITEM_BYTES[dtype] + tag_bytes
+    expected = frame_bytes(size, dtype, kind, version)
     if length != expected:
         raise FrameError(
             f"the frame has {length} bytes, but {size} values in {dtype} with {tags.NAMES[kind]} "
             f"take {expected}: it was cut or padded on its way"
         )
-    body, tag = bytes(data[: length - tag_bytes]), bytes(data[length - tag_bytes :])
+    at = HEADER_BYTES[version]
+    end = length - tags.SIZES[kind]
+    body, tag = bytes(data[:end]), bytes(data[end:])
+    if dtype == "int8" and any(body[end - _padding(size) :]):
+        raise FrameError(f"the byte that fills the frame up is {body[-1]:#04x}, not 0: it was damaged")
     sequence = int.from_bytes(data[5:7], "little")
-    return Frame(decode_values(body[HEADER_BYTES:], dtype), dtype, sequence, kind, body, tag)
+    until = int.from_bytes(data[7:9], "little") if version == DATED else None
+    return Frame(decode_values(body[at:], dtype, size), dtype, sequence, kind, body, tag, version, until)
 
 
-def frame_bytes(size: int, dtype: str, kind: int) -> int:
+def form(data: bytes) -> tuple[int, str, int]:
+    """Return the version, the dtype and the tag kind that a frame's first byte names.
+
+    Raises:
+        FrameError: this release does not know them.
+    """
+    version, code, kind = data[0] >> 4, data[0] & 3, data[0] >> 2 & 3
+    if version not in VERSIONS:
+        raise FrameError(f"the frame has version {version}, but this release reads versions 1, 2 and 3")
+    if kind not in tags.SIZES or (version == PLAIN and DTYPES[code] == "int8"):
+        raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown dtype {code} or tag {kind}")
+    return version, DTYPES[code], kind
+
+
+def payload_bytes(size: int, dtype: str) -> int:
+    """Length of `size` values. That of int8 is even, as all are: a zero byte fills it up where it has to."""
+    if dtype == "int8":
+        return SCALE_BYTES + size + _padding(size)
+    return size * _ITEM_BYTES[dtype]
+
+
+def frame_bytes(size: int, dtype: str, kind: int, version: int = BOUND) -> int:
     """Length of a frame of `size` values."""
-    return HEADER_BYTES + size * ITEM_BYTES[dtype] + tags.SIZES[kind]
+    return HEADER_BYTES[version] + payload_bytes(size, dtype) + tags.SIZES[kind]
+
+
+def longest(size: int) -> int:
+    """Length of the longest frame of `size` values."""
+    return max(frame_bytes(size, dtype, tags.ED25519, DATED) for dtype in DTYPES)
+
+
+def counts(payload: int, dtype: str) -> list[int]:
+    """Return how many values so many bytes may be; one number but in int8, which may be filled up."""
+    if dtype == "int8":
+        return [
+            n
+            for n in (payload - SCALE_BYTES - 1, payload - SCALE_BYTES)
+            if payload == payload_bytes(n, dtype) and n > 0
+        ]
+    return [payload // _ITEM_BYTES[dtype]] if payload > 0 and payload % _ITEM_BYTES[dtype] == 0 else []
+
+
+def _padding(size: int) -> int:
+    return 1 - size % 2
 
 
 def _lengths(size: int) -> str:
-    frames = [str(frame_bytes(size, d, k)) for d in ("fp32", "bf16") for k in tags.SIZES]
-    return f"{size * 4} or {size * 2} bytes raw, or a frame of {', '.join(frames)} bytes"
+    frames = sorted({frame_bytes(size, d, k) for d in DTYPES for k in tags.SIZES})
+    return (
+        f"{size * 4} or {size * 2} bytes raw, or a frame of {', '.join(map(str, frames))} bytes (2 more with "
+        "a last day)"
+    )

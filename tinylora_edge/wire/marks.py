@@ -42,6 +42,20 @@ _HEAD_1 = "tinylora state 1 "
 _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
 
 
+def mark(digest: str, key: str, stream: str) -> Mark:
+    """Return the mark of a stream.
+
+    Raises:
+        VectorError: the stream's name is too long to be kept.
+    """
+    if len(stream) > MAX_STREAM_CHARACTERS:
+        raise VectorError(
+            f"the stream's name has {len(stream)} characters, and at most {MAX_STREAM_CHARACTERS} are kept: "
+            f"{stream[:20]!r}..."
+        )
+    return digest, key, stream
+
+
 class Accepted(NamedTuple):
     """A vector that was accepted.
 

@@ -10,10 +10,10 @@ import hashlib
 import hmac
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from ..errors import MissingExtraError, SignatureError
+from ..errors import ChecksumError, MissingExtraError, SignatureError, VectorError
 from . import pem
 
 CRC32, HMAC, ED25519 = 0, 1, 2
@@ -23,6 +23,8 @@ SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}
 """Tag sizes in bytes."""
 
 NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
+
+_NEED_OF_KIND = {HMAC: "mac", ED25519: "signature"}
 
 _FIELD = 2**255 - 19
 _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
@@ -60,6 +62,63 @@ class Signer(Protocol):
 def key_id(key: Verifier) -> str:
     """Return the name of a key in errors and in the state of a policy."""
     return str(getattr(key, "id", "") or f"{NAMES[key.kind].lower()}:unnamed")
+
+
+def check_verifiers(keys: Sequence[Verifier]) -> None:
+    """Check that what a caller trusts can verify.
+
+    Raises:
+        VectorError: something else is among it.
+    """
+    unusable = [key for key in keys if not isinstance(key, Verifier)]
+    if unusable or isinstance(keys, str | bytes):
+        got = type(keys if isinstance(keys, str | bytes) else unusable[0]).__name__
+        raise VectorError(
+            f"keys=[...] takes verifiers, not {got}: make them with Hmac(secret), Hmac.from_hex(text) or "
+            "Ed25519Verifier.from_pem(text)"
+        )
+
+
+def check(
+    kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, what: str = "frame", other: str = ""
+) -> str:
+    """Return the id of the key under which a tag verifies; empty for a checksum.
+
+    Args:
+        kind: of the tag.
+        message: what it was computed over.
+        tag: the tag.
+        keys: those that are trusted, of whatever kind.
+        what: the tag closes, for errors.
+        other: what else may be the cause, for errors.
+
+    Raises:
+        ChecksumError: a CRC-32 that the message does not have.
+        SignatureError: a MAC or a signature that verifies under none of the keys, or for which there is none.
+    """
+    if kind == CRC32:
+        expected = Crc32().sign(message)
+        if tag != expected:
+            raise ChecksumError(
+                f"the {what}'s checksum is {tag.hex()}, but its bytes give {expected.hex()}: it was damaged "
+                f"on its way{other}; fetch it again"
+            )
+        return ""
+    name = NAMES[kind]
+    usable = [key for key in keys if key.kind == kind]
+    if not usable:
+        raise SignatureError(
+            f"the {what} carries an {name} tag, but the policy has no {name} key to check it: pass "
+            "Policy(keys=[...])",
+            needs=_NEED_OF_KIND[kind],
+        )
+    for key in usable:
+        if key.verify(message, tag):
+            return key_id(key)
+    raise SignatureError(
+        f"the {what}'s {name} tag {tag[:8].hex()} does not verify under any of the {len(usable)} trusted "
+        f"keys ({', '.join(map(key_id, usable))}): it was altered, or comes from someone else{other}"
+    )
 
 
 class Crc32:

@@ -23,7 +23,9 @@ from ...shared.options import (
     MaxNormOption,
     RequireOption,
     StateOption,
+    TodayOption,
     TrustOption,
+    VersionsOption,
 )
 from .generation import (
     AnswerStream,
@@ -70,6 +72,8 @@ def chat(
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
     stream: MarkStreamOption = "",
+    versions: VersionsOption = None,
+    today: TodayOption = None,
 ) -> None:
     """Talk with the model; exchange its vector on the way.
 
@@ -82,10 +86,18 @@ def chat(
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy, stream = (
-        keyfiles.policy(keys, macs, require, max_norm, state, trust=trust, bundle_keys=bundle_keys),
-        keyfiles.stream_of(stream),
+    policy = keyfiles.policy(
+        keys,
+        macs,
+        require,
+        max_norm,
+        state,
+        trust=trust,
+        bundle_keys=bundle_keys,
+        versions=versions,
+        today=today,
     )
+    stream = keyfiles.stream_of(stream)
     llm = load(bundle, vector, n_ctx, threads, engine, policy, stream)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()

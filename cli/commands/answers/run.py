@@ -19,7 +19,9 @@ from ...shared.options import (
     MaxNormOption,
     RequireOption,
     StateOption,
+    TodayOption,
     TrustOption,
+    VersionsOption,
 )
 from .generation import (
     AnswerStream,
@@ -58,6 +60,8 @@ def run_prompt(
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
     stream: MarkStreamOption = "",
+    versions: VersionsOption = None,
+    today: TodayOption = None,
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Continue PROMPT as it is, without the chat template.")
     ] = False,
@@ -78,7 +82,17 @@ def run_prompt(
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if raw_prompt and system is not None:
         raise typer.BadParameter("a raw prompt has no system message", param_hint="--system")
-    policy = keyfiles.policy(keys, macs, require, max_norm, state, trust=trust, bundle_keys=bundle_keys)
+    policy = keyfiles.policy(
+        keys,
+        macs,
+        require,
+        max_norm,
+        state,
+        trust=trust,
+        bundle_keys=bundle_keys,
+        versions=versions,
+        today=today,
+    )
     llm = load(bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream))
     if prompt == vectors.STREAM:
         prompt = sys.stdin.read()

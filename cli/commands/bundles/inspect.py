@@ -12,7 +12,7 @@ from ....formats.signatures import check_bundle, read_signature
 from ....projection import EXPLICIT
 from ....wire.tags import Ed25519Verifier
 from ...shared import console, downloads, keyfiles, vectors
-from ...shared.options import JsonOption, KeysOption, MacsOption
+from ...shared.options import JsonOption, KeysOption, MacsOption, MarkStreamOption
 from ..vectors.inspect import print_vector
 
 
@@ -29,6 +29,7 @@ def inspect(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    stream: MarkStreamOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
@@ -49,7 +50,7 @@ def inspect(
         _inspect_model(path, keyfiles.public_keys(keys), as_json)
     else:
         verify = ("inspect", path, "--basis", "BUNDLE")
-        print_vector(str(path), basis, as_json, verify, keys, macs)
+        print_vector(str(path), basis, as_json, verify, keys, macs, stream)
 
 
 def _inspect_model(path: Path, keys: list[Ed25519Verifier], as_json: bool) -> None:

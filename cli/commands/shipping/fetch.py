@@ -7,18 +7,20 @@ import json
 import os
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .... import Basis
+from .... import Basis, StaleError, TransferError
 from ...._system import atomic_write
 from ....documents import parse_json
 from ....shipping import layout
 from ....trust import TrustFile
-from ....wire import frame, tags
+from ....wire import frame
+from ....wire.freshness import Freshness, believed
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     BasisArgument,
@@ -30,8 +32,18 @@ from ...shared.options import (
     Require,
     RequireOption,
     StateOption,
+    TodayOption,
     TrustOption,
+    VersionsOption,
 )
+
+
+class Fresh(StrEnum):
+    """What becomes of a vector that may not be the newest."""
+
+    warn = "warn"
+    require = "require"
+    ignore = "ignore"
 
 
 def fetch(
@@ -45,6 +57,12 @@ def fetch(
     require: RequireOption = None,
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
+    versions: VersionsOption = None,
+    today: TodayOption = None,
+    fresh: Annotated[
+        Fresh,
+        typer.Option(help="What to do where no trusted key says that this is the newest vector, with a key."),
+    ] = Fresh.warn,
     deadline: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long it may take in all.")
     ] = 300.0,
@@ -59,15 +77,27 @@ def fetch(
 
     Without a key at least a checksum is required. FILE.fetched beside it remembers the server's ETag: where
     nothing is new, nothing is sent. With --trust the published trust file is fetched first, and replaces the
-    device's if it may follow it.
+    device's if it may follow it. With a key, a statement of the sender's is asked for too, unless the last
+    one in --state still holds: without one, a server that shows an old vector for ever is not noticed.
 
     \b
     Example:
       tinylora-edge fetch https://example.org/vectors smollm2 -o v.bin --key fleet.key.pub --state v.state
     """
     from ....shipping.fetch import fetch as fetch_frame
+    from ....shipping.fetch import fetch_statement
 
-    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=Require.checksum, trust=trust)
+    policy = keyfiles.policy(
+        keys,
+        macs,
+        require,
+        max_norm,
+        state,
+        keyless=Require.checksum,
+        trust=trust,
+        versions=versions,
+        today=today,
+    )
     if not output.parent.is_dir():
         raise FileNotFoundError(
             f"{output.parent} is not a directory: make it first, or choose another output"
@@ -79,14 +109,31 @@ def fetch(
         told = _fetch_trust(trust, url, deadline=deadline, attempts=attempts, allow_private=allow_private)
         deadline = max(end - time.monotonic(), 0.0)
     present, etag = _remembered(output, basis, url, stream)
+    begin = time.monotonic()
     got = fetch_frame(
         url, basis, stream, etag=etag, deadline=deadline, attempts=attempts, allow_private=allow_private
     )
     data = present if got.data is None else got.data
     assert data is not None
-    vector = policy.check(data, basis, stream=keyfiles.stream_of(stream))
+    bound = keyfiles.stream_of(stream)
+    vector = policy.check(data, basis, stream=bound)
+
+    def statement() -> bytes | None:
+        left = max(deadline - (time.monotonic() - begin), 0.1)
+        return fetch_statement(
+            url, basis, stream, deadline=left, attempts=attempts, allow_private=allow_private
+        )
+
+    stale = ""
+    if fresh is not Fresh.ignore and (vector.verified_by or fresh is Fresh.require):
+        stale = _staleness(policy.freshness(basis, stream=bound), vector.sequence, statement)
+    if stale:
+        said = f"the server's vector may not be the newest: {stale}"
+        if fresh is Fresh.require:
+            raise StaleError(f"{said}. {output} stays as it was")
+        console.warn(f"{said}. --fresh require refuses it")
     changed = data != present
-    record = partial(policy.record, vector, basis, stream=keyfiles.stream_of(stream))
+    record = partial(policy.record, vector, basis, stream=bound)
     if changed:
         _write(output, data, first=record)
     else:
@@ -100,6 +147,7 @@ def fetch(
         **vectors.header(data),
         "key": vector.verified_by,
         "norm": vector.norm,
+        "stale": stale,
     }
     if told is not None:
         facts["trust"] = told
@@ -113,6 +161,18 @@ def fetch(
         f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
         f"{facts.get('tag', 'no')} tag{under}"
     )
+
+
+def _staleness(freshness: Freshness, sequence: int, statement: Callable[[], bytes | None]) -> str:
+    """Return why a vector may not be the newest; empty where it is. A statement is fetched if one is due."""
+    why = ""
+    if freshness.due():
+        try:
+            why = believed(freshness, statement())
+        except TransferError as error:
+            why = str(error)
+    problem = freshness.problem(sequence)
+    return f"{problem} ({why})" if problem and why else problem
 
 
 def _fetch_trust(path: Path, url: str, **options: Any) -> dict[str, Any]:
@@ -151,7 +211,7 @@ def _etag_of(memory: Path, whose: dict[str, Any]) -> str | None:
 
 def _remembered(output: Path, basis: Basis, url: str, stream: str) -> tuple[bytes | None, str | None]:
     """What is in the output, and the ETag that the server gave for it, if both belong together."""
-    limit = frame.HEADER_BYTES + 4 * basis.size + max(tags.SIZES.values())
+    limit = frame.longest(basis.size)
     try:
         with open(output, "rb") as file:
             present = file.read(limit + 1)

@@ -23,7 +23,8 @@ def links(
 ) -> None:
     """Show which frame fits which carrier in one message, and how long LoRa is on the air for it.
 
-    A LoRaWAN cell that fits says the time on air by Semtech's formula. docs/SHIPPING.md has the sources.
+    A LoRaWAN cell that fits says the time on air, in milliseconds by Semtech's formula. docs/SHIPPING.md has
+    the sources. A last day takes 2 bytes more.
 
     \b
     Examples:
@@ -44,8 +45,8 @@ def links(
             }
         )
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(f"{values} values", no_wrap=True)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column(f"{values} values; times in ms", no_wrap=True)
     table.add_column("bytes", justify="right")
     for (dtype, kind), size in sizes.items():
         table.add_column(f"{dtype}\n{tags.NAMES[kind]}\n{size}", justify="right", no_wrap=True)
@@ -66,7 +67,7 @@ def _cell(carrier: carriers.Carrier, size: int) -> str:
     if size > carrier.payload:
         return "-"
     milliseconds = carriers.carrier_airtime(carrier, size)
-    return "fits" if milliseconds is None else f"{milliseconds:,.0f} ms"
+    return "fits" if milliseconds is None else f"{milliseconds:,.0f}"
 
 
 def _record(carrier: carriers.Carrier, sizes: dict[tuple[str, int], int]) -> dict[str, Any]:

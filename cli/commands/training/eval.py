@@ -18,6 +18,7 @@ from ...shared.options import (
     JsonOption,
     KeysOption,
     MacsOption,
+    MarkStreamOption,
     RewardOption,
     TaskOption,
 )
@@ -61,6 +62,7 @@ def evaluate(
     engine: EngineOption = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    stream: MarkStreamOption = "",
     systems: SystemsOption = None,
     examples: ExamplesOption = None,
     loras: LorasOption = None,
@@ -102,7 +104,7 @@ def evaluate(
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
-    policy = keyfiles.policy(keys, macs)
+    policy, stream = keyfiles.policy(keys, macs), keyfiles.stream_of(stream)
     loaded = load_task(task, reward=reward, seed=seed, held_out=number, max_tokens=max_tokens)
     split = "shifted" if shifted else "held_out"
     if shifted:
@@ -113,7 +115,7 @@ def evaluate(
     if wishes:
         options = {"temperature": temperature, "seed": seed}
         with _loaded(bundle, engine) as llm:
-            checked = None if data is None else policy.check(data, llm.basis)
+            checked = None if data is None else policy.check(data, llm.basis, stream=stream)
             named = None
             if checked is not None and data is not None and vector is not None:
                 named = vector_contestant(checked, data, vector)
@@ -126,7 +128,7 @@ def evaluate(
         _loaded(bundle, engine) as llm,
         llm._population(samples, loaded.max_tokens, sequences=32, n_threads=None) as batch,
     ):
-        checked = None if data is None else policy.check(data, llm.basis)
+        checked = None if data is None else policy.check(data, llm.basis, stream=stream)
 
         def run(chosen: Any) -> Evaluation:
             return measure(batch, loaded, chosen, samples=samples, temperature=temperature, seed=seed)

@@ -63,6 +63,12 @@ def average(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    streams: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stream", metavar="NAME", help="The stream of all vectors; or, repeated, that of each in turn."
+        ),
+    ] = None,
     require: Annotated[
         Require, typer.Option(help="The least that every vector's tag has to be.")
     ] = Require.checksum,
@@ -106,7 +112,12 @@ def average(
         raise console.CommandError(
             f"basis {basis.id} has no prior: leave --prior out, or learn a basis (tinylora-edge learn)"
         )
-    given = _read(sources, basis, policy)
+    names = [keyfiles.stream_of(name) for name in streams or [""]]
+    if len(names) not in (1, len(sources)):
+        raise typer.BadParameter(
+            f"there are {len(sources)} vectors, but {len(names)} streams", param_hint="--stream"
+        )
+    given = _read(sources, basis, policy, names * (len(sources) // len(names)))
     made = mean_of(
         given,
         weights=shares,
@@ -181,17 +192,17 @@ def _say(record: dict[str, Any]) -> None:
         )
 
 
-def _read(sources: list[str], basis: Basis, policy: Policy) -> list[MicroVector]:
+def _read(sources: list[str], basis: Basis, policy: Policy, streams: list[str]) -> list[MicroVector]:
     seen: set[object] = set()
     found: list[MicroVector] = []
-    for source in sources:
+    for source, stream in zip(sources, streams, strict=True):
         check_path(source, console.CommandError)
         same = source if source == vectors.STREAM else Path(source).resolve()
         if same in seen:
             raise console.CommandError(f"{source} is named twice: every user's vector counts once")
         seen.add(same)
         try:
-            found.append(policy.check(vectors.read(source), basis))
+            found.append(policy.check(vectors.read(source), basis, stream=stream))
         except VectorError as error:
             error.args = (f"{source}: {error}",)  # it keeps its class, and what else it says
             raise

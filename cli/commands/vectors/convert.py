@@ -13,7 +13,15 @@ import typer
 from .... import Basis, BasisMismatchError, MicroVector, Policy
 from ....formats.onnx_adapter import from_adapter, is_adapter, to_adapter
 from ...shared import console, keyfiles, vectors
-from ...shared.options import Dtype, ForceOption, JsonOption, KeysOption, MacsOption, OutputOption
+from ...shared.options import (
+    Dtype,
+    ForceOption,
+    JsonOption,
+    KeysOption,
+    MacsOption,
+    MarkStreamOption,
+    OutputOption,
+)
 from . import interop
 
 
@@ -36,18 +44,20 @@ class _Form:
     """A form: how it is told, read and written. A further one is a further entry of `_FORMS`."""
 
     matches: Callable[[bytes], bool]
-    read: Callable[[bytes, Basis, Policy], MicroVector]
+    read: Callable[[bytes, Basis, Policy, str], MicroVector]
     write: Callable[[MicroVector, Basis], bytes]
     carries: tuple[Dtype, ...]
 
 
-def _read_wire(data: bytes, basis: Basis, policy: Policy) -> MicroVector:
-    return policy.check(data, basis)
+def _read_wire(data: bytes, basis: Basis, policy: Policy, stream: str) -> MicroVector:
+    return policy.check(data, basis, stream=stream)
 
 
-def _tagless(read: Callable[[bytes, Basis], MicroVector]) -> Callable[[bytes, Basis, Policy], MicroVector]:
+def _tagless(
+    read: Callable[[bytes, Basis], MicroVector],
+) -> Callable[[bytes, Basis, Policy, str], MicroVector]:
     """A reader of a format that has nothing for a policy to check."""
-    return lambda data, basis, policy: read(data, basis)
+    return lambda data, basis, policy, stream: read(data, basis)
 
 
 # In the order in which they are tried: what begins with a mark of its own, then what has a parity.
@@ -109,6 +119,7 @@ def convert(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    stream: MarkStreamOption = "",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,7 +129,7 @@ def convert(
     sequence, but no tag. scales and gguf-loras: for stock llama-server, u = 1. gguf-lora: one LoRA with the
     vector in it, for Ollama, LM Studio, llama.rn. peft: a PEFT TinyLoRA checkpoint. lora: a plain PEFT LoRA.
     bundle: of a PEFT TinyLoRA checkpoint. A vector with a MAC or a signature is checked under the keys
-    given; what is made of it has no such tag.
+    given; what is made of it has no such tag, and is of the default stream.
 
     \b
     Examples:
@@ -130,11 +141,11 @@ def convert(
     vectors.refuse_report(output, as_json)
     asked = interop.Request(to.value, Path(output), bundle, model, base, untie, force)
     asked.check()
-    policy = keyfiles.policy(keys, macs)
+    policy, stream = keyfiles.policy(keys, macs), keyfiles.stream_of(stream)
     if to not in _FORMS:
         if dtype is not None:
             raise typer.BadParameter(f"{to.value} carries fp32", param_hint="--dtype")
-        basis, found, form_name = _read(source, asked, policy)
+        basis, found, form_name = _read(source, asked, policy, stream)
         _report(asked.write(basis, found), basis, found, form_name, to, as_json)
         return
     target = _FORMS[to]
@@ -142,7 +153,7 @@ def convert(
         carried = " or ".join(each.value for each in target.carries)
         raise typer.BadParameter(f"{to.value} carries {carried}", ctx=ctx, param_hint="--dtype")
     vectors.check_target(output, force=force)
-    basis, found, form_name = _read(source, asked, policy)
+    basis, found, form_name = _read(source, asked, policy, stream)
     travels = dtype or (Dtype(found.dtype) if Dtype(found.dtype) in target.carries else target.carries[0])
     made = MicroVector(found.values, travels.value, found.sequence)
     written = target.write(made, basis)
@@ -170,7 +181,7 @@ def convert(
     )
 
 
-def _read(source: str, asked: interop.Request, policy: Policy) -> tuple[Basis, MicroVector, str]:
+def _read(source: str, asked: interop.Request, policy: Policy, stream: str) -> tuple[Basis, MicroVector, str]:
     """Return the basis and the vector of a source, and which form it had."""
     if interop.is_checkpoint(source):
         basis, vector = asked.read_checkpoint(Path(source))
@@ -189,7 +200,7 @@ def _read(source: str, asked: interop.Request, policy: Policy) -> tuple[Basis, M
         return basis, interop.read_lora(source, basis), VectorForm.gguf_lora.value
     data = vectors.read(source)
     form = next(name for name, each in _FORMS.items() if each.matches(data))
-    return basis, _FORMS[form].read(data, basis, policy), form.value
+    return basis, _FORMS[form].read(data, basis, policy, stream), form.value
 
 
 def _report(

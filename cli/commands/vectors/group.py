@@ -10,6 +10,7 @@ from .inspect import inspect_vector
 from .new import new
 from .pack import pack
 from .qr import qr
+from .receipt import receipt
 from .text import as_text
 from .verify import verify
 
@@ -21,5 +22,6 @@ vector.command("inspect", cls=AdvisedCommand)(inspect_vector)
 vector.command("average", cls=AdvisedCommand)(average)
 vector.command("pack", cls=AdvisedCommand)(pack)
 vector.command("verify", cls=AdvisedCommand)(verify)
+vector.command("receipt", cls=AdvisedCommand)(receipt)
 vector.command("text", cls=AdvisedCommand)(as_text)
 vector.command("qr", cls=AdvisedCommand)(qr)

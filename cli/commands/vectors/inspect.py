@@ -10,7 +10,7 @@ import typer
 
 from .... import Policy
 from ...shared import console, keyfiles, vectors
-from ...shared.options import JsonOption, KeysOption, MacsOption
+from ...shared.options import JsonOption, KeysOption, MacsOption, MarkStreamOption
 
 
 def inspect_vector(
@@ -20,6 +20,7 @@ def inspect_vector(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    stream: MarkStreamOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show what a vector is; with BUNDLE, verify it and show its values.
@@ -29,7 +30,7 @@ def inspect_vector(
       tinylora-edge vector inspect vector.bin smollm2
     """
     verify = ("vector", "inspect", source, "BUNDLE")
-    print_vector(source, bundle, as_json, verify, keys, macs)
+    print_vector(source, bundle, as_json, verify, keys, macs, stream)
 
 
 def print_vector(
@@ -39,6 +40,7 @@ def print_vector(
     verify: Sequence[object],
     keys: Sequence[Path] | None = None,
     macs: Sequence[str] | None = None,
+    stream: str = "",
 ) -> None:
     """Print what a vector is; with a basis, after verifying it under the keys.
 
@@ -49,6 +51,7 @@ def print_vector(
         verify: words of the command that verifies the vector, for who named no basis.
         keys: files of trusted public keys.
         macs: trusted MAC keys.
+        stream: which stream of vectors it belongs to.
 
     Raises:
         VectorError: it was refused.
@@ -57,10 +60,14 @@ def print_vector(
     basis = vectors.find_basis(basis_path) if basis_path is not None else None
     # The basis judges first: its messages name the lengths that it expects.
     trusted = keyfiles.verifiers(keys, macs)
-    vector = Policy("none", keys=trusted).check(data, basis) if basis is not None else None
+    vector = None
+    if basis is not None:  # without a clock: also what is no longer accepted can be looked at
+        policy = Policy("none", keys=trusted, today=None)
+        vector = policy.check(data, basis, stream=keyfiles.stream_of(stream))
     record = {"kind": "vector", "verified": vector is not None, **vectors.header(data)}
     if vector is not None and basis is not None:
         record.pop("values_if", None)
+        record.pop("count_or", None)
         record |= {
             "dtype": vector.dtype,
             "basis_id": basis.id,
@@ -97,6 +104,8 @@ def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
         rows["version"] = str(record["version"])
         rows["tag"] = f"{record['tag']}, {'verified' if verified else 'not checked'}"
         rows["sequence"] = str(record["sequence"])
+        if "until" in record:
+            rows["until"] = f"{record['until']}, the last day on which it may be accepted"
     if verified:
         rows["basis"] = record["basis_digest"]
         rows["values"] = f"{record['count']} {record['dtype']} ({record['groups']} groups x u {record['u']})"
@@ -105,5 +114,6 @@ def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
         rows["values"] = " or ".join(f"{count} {dtype}" for dtype, count in record["values_if"].items())
     else:
         rows["basis"] = f"{record['basis_id']}..."
-        rows["values"] = f"{record['count']} {record['dtype']}"
+        or_else = f" or {record['count_or']}" if "count_or" in record else ""
+        rows["values"] = f"{record['count']}{or_else} {record['dtype']}"
     return rows

@@ -17,8 +17,10 @@ from ...shared.options import (
     MaxNormOption,
     Require,
     RequireOption,
+    TodayOption,
     TrustOption,
     VectorArgument,
+    VersionsOption,
 )
 
 
@@ -38,6 +40,8 @@ def verify(
         bool, typer.Option("--record", help="With --state: keep the sequence, as a device that applied it.")
     ] = False,
     stream: MarkStreamOption = "",
+    versions: VersionsOption = None,
+    today: TodayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a vector as a device would, and say why it is refused (exit code 1) or by which key it holds.
@@ -48,7 +52,17 @@ def verify(
     """
     if record and state is None:
         raise typer.BadParameter("only --state keeps a record", param_hint="--record")
-    policy = keyfiles.policy(keys, macs, require, max_norm, state, keyless=Require.checksum, trust=trust)
+    policy = keyfiles.policy(
+        keys,
+        macs,
+        require,
+        max_norm,
+        state,
+        keyless=Require.checksum,
+        trust=trust,
+        versions=versions,
+        today=today,
+    )
     basis = vectors.find_basis(bundle)
     data = vectors.read(source)
     stream = keyfiles.stream_of(stream)
@@ -66,13 +80,15 @@ def verify(
         "recorded": record,
     }
     facts.pop("values_if", None)
+    facts.pop("count_or", None)
     if as_json:
         console.print_json(facts)
         return
     tag = f"{facts['tag']} tag" if facts["form"] == "frame" else "raw payload, without a tag,"
     under = f" under {vector.verified_by}" if vector.verified_by else ""
     console.say(
-        f"accepted: {tag} holds{under}; basis {basis.id}, sequence {vector.sequence}, norm {vector.norm:.4g}"
+        f"accepted: {tag} holds{under}; basis {basis.id}, sequence {vector.sequence}, "
+        f"{f'until {vector.until}, ' if vector.until else ''}norm {vector.norm:.4g}"
         if facts["form"] == "frame"
         else f"accepted: a {tag} basis or sequence; norm {vector.norm:.4g}"
     )

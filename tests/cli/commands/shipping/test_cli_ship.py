@@ -13,6 +13,9 @@ from invocation import Cli, contents
 
 from tinylora_edge import save_basis
 
+NO_MATTER = ("--fresh", "ignore")
+"""For tests that are not about whether a vector is the newest."""
+
 
 @pytest.fixture
 def ready(cli: Cli, tmp_path: Path) -> Path:
@@ -30,7 +33,7 @@ def ready(cli: Cli, tmp_path: Path) -> Path:
 def test_from_one_machine_to_another(cli: Cli, ready: Path) -> None:
     basis, out, state = ready / "b.basis.gguf", ready / "device" / "v.bin", ready / "device" / "state"
     out.parent.mkdir()
-    publish = ("publish", "--to", ready / "root")
+    publish = ("publish", "--to", ready / "root", "--sign", ready / "key")
     record = cli(*publish, ready / "1.bin", basis, "--json").record()
     assert (record["sequence"], record["changed"], record["tag"]) == (1, True, "Ed25519")
     with servers.static(ready / "root") as (url, seen):
@@ -39,7 +42,7 @@ def test_from_one_machine_to_another(cli: Cli, ready: Path) -> None:
         assert (first["changed"], first["not_modified"], first["sequence"]) == (True, False, 1)
         assert out.read_bytes() == (ready / "1.bin").read_bytes()
         again = cli(*fetch).record()
-        assert (again["changed"], again["not_modified"]) == (False, True)
+        assert (again["changed"], again["not_modified"], again["stale"]) == (False, True, "")
         assert seen[-1][1] is not None
         cli(*publish, ready / "3.bin", basis).done()
         assert cli(*fetch).record()["sequence"] == 3
@@ -57,7 +60,7 @@ def test_from_one_machine_to_another(cli: Cli, ready: Path) -> None:
         latest.write_bytes(plain)
         cli(*fetch).refused("requires a signature, but this is a CRC-32 frame")
         latest.write_bytes(plain * 100)
-        cli(*fetch).refused("more than 123 bytes")
+        cli(*fetch).refused("more than 125 bytes")
         latest.write_bytes(b"")
         cli(*fetch, "--attempts", 1).refused("empty")
         assert contents(out.parent) == before
@@ -66,7 +69,7 @@ def test_from_one_machine_to_another(cli: Cli, ready: Path) -> None:
 def test_an_etag_counts_only_for_the_file_that_it_came_with(cli: Cli, ready: Path) -> None:
     basis, out = ready / "b.basis.gguf", ready / "v.bin"
     cli("publish", ready / "1.bin", basis, "--to", ready / "root").done()
-    key = ("--key", f"{ready / 'key'}.pub", "--json")
+    key = ("--key", f"{ready / 'key'}.pub", "--fresh", "ignore", "--json")
     with servers.static(ready / "root") as (url, seen):
         fetch = ("fetch", url, basis, "-o", out, *key)
         cli(*fetch).done()
@@ -94,7 +97,18 @@ def test_a_state_that_cannot_be_written_leaves_the_file_as_it_was(cli: Cli, read
     publish = ("publish", "--to", ready / "root")
     cli(*publish, ready / "1.bin", basis).done()
     with servers.static(ready / "root") as (url, _):
-        fetch = ("fetch", url, basis, "-o", out, "--key", f"{ready / 'key'}.pub", "--state", state)
+        fetch = (
+            "fetch",
+            url,
+            basis,
+            "-o",
+            out,
+            "--key",
+            f"{ready / 'key'}.pub",
+            "--state",
+            state,
+            *NO_MATTER,
+        )
         cli(*fetch).done()
         before = contents(device)
         cli(*publish, ready / "2.bin", basis).done()
@@ -115,11 +129,11 @@ def test_a_kill_between_state_and_file_is_mended_by_the_next_fetch(cli: Cli, rea
     trusted = ("--key", f"{ready / 'key'}.pub", "--state", state)
     cli("publish", ready / "1.bin", basis, "--to", ready / "root").done()
     with servers.static(ready / "root") as (url, _):
-        cli("fetch", url, basis, "-o", out, *trusted).done()
+        cli("fetch", url, basis, "-o", out, *trusted, *NO_MATTER).done()
         cli("publish", ready / "2.bin", basis, "--to", ready / "root").done()
         cli("vector", "verify", ready / "2.bin", basis, *trusted, "--record").done()
         cli("vector", "verify", out, basis, *trusted).refused("sequence 1, but 2")
-        cli("fetch", url, basis, "-o", out, *trusted).done()
+        cli("fetch", url, basis, "-o", out, *trusted, *NO_MATTER).done()
     assert out.read_bytes() == (ready / "2.bin").read_bytes()
 
 
@@ -134,7 +148,8 @@ def test_two_vectors_with_one_sequence(cli: Cli, ready: Path) -> None:
         / cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--json").record()["latest"]
     )
     with servers.static(ready / "root") as (url, _):
-        fetch = ("fetch", url, basis, "-o", out, "--key", f"{ready / 'key'}.pub", "--state", ready / "state")
+        trusted = ("--key", f"{ready / 'key'}.pub", "--state", ready / "state")
+        fetch = ("fetch", url, basis, "-o", out, *trusted, *NO_MATTER)
         cli(*fetch).done()
         path.write_bytes((ready / "other.bin").read_bytes())
         cli(*fetch).refused("another vector with this sequence")

@@ -48,7 +48,10 @@ def test_run_checks_a_vector_as_a_device_does(cli: Cli, smollm2_bundle: Path, re
     ):
         cli(*run, "--vector", ready / vector, *options).refused(*parts)
     other = ("--state", ready / "state", "--stream", "bob")
-    assert cli(*run, "--vector", ready / "1.bin", *key, *other).done() == said
+    cli(*run, "--vector", ready / "1.bin", *key, *other).refused("another stream than 'bob'")
+    pack = ("vector", "pack", ready / "1.bin", smollm2_bundle, "-o", ready / "bob.bin", "--stream", "bob")
+    cli(*pack, "--sign", ready / "fleet", "--sequence", 1).done()
+    assert cli(*run, "--vector", ready / "bob.bin", *key, *other).done() == said
 
 
 def test_chat_checks_what_it_exchanges(cli: Cli, smollm2_bundle: Path, ready: Path) -> None:
@@ -69,7 +72,7 @@ def test_fetch_and_run_share_a_state(cli: Cli, smollm2_bundle: Path, ready: Path
     cli("publish", ready / "3.bin", smollm2_bundle, "--to", ready / "root").done()
     trusted = ("--key", f"{ready / 'fleet'}.pub", "--state", ready / "state")
     with servers.static(ready / "root") as (url, _):
-        cli("fetch", url, smollm2_bundle, "-o", ready / "v.bin", *trusted).done()
+        cli("fetch", url, smollm2_bundle, "-o", ready / "v.bin", *trusted, "--fresh", "ignore").done()
     ((_, _, stream),) = decode((ready / "state").read_bytes())
     assert stream == ""
     (ready / "v.bin").write_bytes((ready / "2.bin").read_bytes())

@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cli("keygen", name).done()
     new = cli("vector", "new", "b.basis.gguf", "-o", "-", "--random", 0.3).stdout_bytes
     for number, name in enumerate(("fleet", "spare"), 1):
-        pack = ("vector", "pack", "-", "b.basis.gguf", "-o", f"{name}.bin", "--sign", name)
+        pack = ("vector", "pack", "-", "b.basis.gguf", "-o", f"{name}.bin", "--sign", name, "--version", 1)
         cli(*pack, "--sequence", number, stdin=new).done()
     cli("trust", "init", "t.json", "--root", "root", *DAY).done()
     cli("trust", "add", "t.json", "fleet.pub", "--root", "root", *DAY).done()
@@ -140,7 +140,18 @@ class TestFetch:
         return ready
 
     def command(self, url: str) -> tuple[object, ...]:
-        return ("fetch", url, "b.basis.gguf", "-o", "v.bin", "--trust", "device.json", "--json")
+        return (
+            "fetch",
+            url,
+            "b.basis.gguf",
+            "-o",
+            "v.bin",
+            "--trust",
+            "device.json",
+            "--fresh",
+            "ignore",
+            "--json",
+        )
 
     def test_a_newer_file_is_taken_first(self, cli: Cli, device: Path) -> None:
         with servers.static(device / "mirror") as (url, seen):

@@ -179,7 +179,7 @@ def test_inspect_without_a_basis_says_what_the_header_says(cli: Cli, basis: Basi
                 "verified": False,
                 "form": "frame",
                 "bytes": len(data),
-                "version": 1,
+                "version": 2,
                 "dtype": dtype,
                 "tag": {"crc32": "CRC-32", "hmac": "HMAC"}[tag],
                 "basis_id": basis.digest[:8],

@@ -29,7 +29,10 @@ class TestVerify:
         cli(*verify, older, small).done()  # nothing was recorded yet
         cli(*verify, trained, small, "--record").done()
         cli(*verify, older, small).refused("sequence 2, but 3 was already accepted")
-        cli(*verify, older, small, "--stream", "bob").done()
+        cli(*verify, older, small, "--stream", "bob").refused("another stream than 'bob'")
+        cli("vector", "pack", older, small, "-o", tmp_path / "bob.bin", "--stream", "bob").done()
+        cli(*verify, tmp_path / "bob.bin", small, "--stream", "bob").done()
+        cli(*verify, tmp_path / "bob.bin", small).refused("a stream with a name")
 
     def test_what_is_refused(self, cli: Cli, small: Path, trained: Path, tmp_path: Path) -> None:
         verify = ("vector", "verify", trained, small)

@@ -48,7 +48,7 @@ class TestSequences:
         with pytest.raises(RollbackError, match="another vector"):
             policy.record(other, BASIS)
         policy.check(first, BASIS)
-        policy.check(second, BASIS, stream="bob")
+        policy.check(vector(sequence, (0.25, 0, 0)).to_bytes(BASIS, SIGN, stream="bob"), BASIS, stream="bob")
 
     def test_an_app_may_try_vectors_of_its_own_under_one_sequence(self):
         policy = Policy()

@@ -41,8 +41,8 @@ def vector(sequence: int = 0, values=(0.5, -0.25, 0.125)) -> MicroVector:
     return MicroVector(np.array(values, np.float32)[:, None], "fp32", sequence)
 
 
-def crc(sequence: int = 0, basis=BASIS) -> bytes:
-    return vector(sequence).to_bytes(basis)
+def crc(sequence: int = 0, basis=BASIS, stream: str = "") -> bytes:
+    return vector(sequence).to_bytes(basis, stream=stream)
 
 
 def damage(data: bytes, position: int = -1) -> bytes:
@@ -56,12 +56,12 @@ class TestRule1Form:
         with pytest.raises(FrameError):
             Policy().check(data, BASIS)
 
-    @pytest.mark.parametrize("first", [0x00, 0x20, 0xF0])
+    @pytest.mark.parametrize("first", [0x00, 0x40, 0xE0, 0xF0])
     def test_version(self, first):
         with pytest.raises(FrameError, match=f"version {first >> 4}"):
             Policy().check(bytes([first]) + crc()[1:], BASIS)
 
-    @pytest.mark.parametrize("first", [0x13, 0x17, 0x1B, 0x1C, 0x1D, 0x1E, 0x1F])
+    @pytest.mark.parametrize("first", [0x13, 0x17, 0x1B, 0x1C, 0x1D, 0x1E, 0x1F, 0x2C, 0x2F, 0x3D])
     def test_unknown_dtype_or_tag(self, first):
         with pytest.raises(FrameError, match=f"{first:#04x}"):
             Policy().check(bytes([first]) + crc()[1:], BASIS)
@@ -219,7 +219,7 @@ class TestRule6Norm:
 
 class TestRule7Sequence:
     def accept(self, policy, sequence, basis=BASIS, **stream):
-        policy.record(policy.check(crc(sequence, basis), basis, **stream), basis, **stream)
+        policy.record(policy.check(crc(sequence, basis, **stream), basis, **stream), basis, **stream)
 
     def test_lower_is_refused_equal_and_higher_are_kept(self):
         policy = Policy()
@@ -265,10 +265,10 @@ class TestRule7Sequence:
         self.accept(policy, 1)
         self.accept(policy, 0, OTHER, stream="alice")
         with pytest.raises(RollbackError, match="9 was already accepted from stream 'alice'"):
-            policy.check(crc(8), BASIS, stream="alice")
+            policy.check(crc(8, stream="alice"), BASIS, stream="alice")
         with pytest.raises(RollbackError, match="from stream 'bob'"):
-            policy.check(crc(2), BASIS, stream="bob")
-        policy.check(crc(4), BASIS, stream="bob")
+            policy.check(crc(2, stream="bob"), BASIS, stream="bob")
+        policy.check(crc(4, stream="bob"), BASIS, stream="bob")
 
     def test_policies_are_apart(self):
         self.accept(Policy(), 9)
@@ -311,7 +311,7 @@ class TestOrder:
         if 2 in broken:
             data = damage(data)
         if 0 in broken:
-            data = bytes([0x20]) + data[1:]
+            data = bytes([0x40]) + data[1:]
         with pytest.raises(VectorError) as caught:
             policy.check(data, BASIS)
         assert type(caught.value) is self.ERRORS[broken[0]]

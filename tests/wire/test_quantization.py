@@ -1,0 +1,129 @@
+"""int8 values: the best scale of 24 bits, exact products, and what the format fixes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import support
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinylora_edge import FrameError, MicroVector, NonFiniteError, Policy
+from tinylora_edge.wire.quantization import dequantize, quantize
+
+BASIS = support.random_basis(blocks=5, groups=13)
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def error(values: np.ndarray) -> float:
+    scale, q = quantize(values)
+    return float(np.square(values.astype(np.float64) - dequantize(scale, q)).sum())
+
+
+def least_error(values: np.ndarray) -> float:
+    """The error of the best scale, by trying every one of 24 bits that may be it."""
+    largest = np.abs(values).max()
+    codes = np.arange(
+        int(np.float32(largest / 400).view("u4")) >> 8, int(np.float32(largest).view("u4") >> 8) + 2
+    )
+    scales = (codes.astype("u4") << 8).view("f4").astype(np.float64)
+    least = np.inf
+    for part in np.array_split(np.concatenate([scales, -scales])[:, None], 64):
+        q = np.clip(np.rint(values.astype(np.float64) / part), -128, 127)
+        least = min(least, np.square(values - part * q).sum(1).min())
+    return float(least)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("n", [1, 2, 13])
+def test_no_scale_is_better(n, seed):
+    rng = np.random.default_rng(seed)
+    values = (rng.standard_normal(n) * 10.0 ** rng.integers(-8, 3)).astype(np.float32)
+    assert error(values) <= least_error(values) * (1 + 1e-9)
+
+
+def test_the_largest_value_is_cut_where_that_is_better():
+    """Many small values and a large one: a scale that reaches the large one is too coarse for the rest."""
+    values = np.array([1.0, *([0.0039] * 3000)], np.float32)
+    scale, q = quantize(values)
+    assert np.abs(q.astype(int)).max() >= 127
+    assert dequantize(scale, q)[0] < 0.95
+    assert error(values) < 0.2 * np.square(values - np.rint(values * 127) / 127).sum()
+
+
+@given(st.lists(finite, min_size=1, max_size=20))
+def test_values_stay_finite_and_come_back_as_they_are(values):
+    once = dequantize(*quantize(np.array(values, np.float32)))
+    assert np.isfinite(once).all()
+    assert not np.signbit(once[once == 0]).any()
+    assert dequantize(*quantize(once)).tobytes() == once.tobytes()
+
+
+@given(st.binary(min_size=3, max_size=3), st.lists(st.integers(-128, 127), min_size=1, max_size=20))
+def test_what_others_wrote_comes_back_as_it_is(scale, q):
+    """Whatever scale they chose; and its products are exact."""
+    codes = np.array(q, np.int8)
+    values = dequantize(scale, codes)
+    factor = float(np.frombuffer(b"\0" + scale, "<f4")[0])
+    with np.errstate(invalid="ignore", over="ignore"):
+        exact = factor * codes.astype(np.float64)
+    if np.isfinite(values).all():
+        assert (values == exact).all()
+        assert dequantize(*quantize(values)).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("n", [5000, 60_000])
+def test_many_values(n):
+    values = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    once = dequantize(*quantize(values))
+    assert np.linalg.norm(once - values) < 0.012 * np.linalg.norm(values)
+    assert dequantize(*quantize(once)).tobytes() == once.tobytes()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_its_place(value):
+    values = np.ones((13, 1), np.float32)
+    values[5] = value
+    with pytest.raises(NonFiniteError, match=r"value 5 is .*not finite in int8"):
+        MicroVector(values, "int8")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", ["00c07f", "00807f", "0080ff"])
+@pytest.mark.parametrize("q", [bytes(13), b"\x7f" * 13])
+def test_a_scale_that_is_not_finite_is_refused(scale, q):
+    data = support.frame(BASIS.digest, bytes.fromhex(scale) + q, dtype="int8")
+    with pytest.raises(NonFiniteError):
+        Policy().check(data, BASIS)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_product_that_overflows_is_refused():
+    data = support.frame(BASIS.digest, bytes.fromhex("ff7f7f") + b"\x02" * 13, dtype="int8")
+    with pytest.raises(NonFiniteError):
+        Policy().check(data, BASIS)
+
+
+def test_the_byte_that_fills_up_is_zero():
+    basis = support.random_basis(groups=4)
+    payload = bytes.fromhex("00003e") + b"\x04\xfe\x01\x00"
+    assert Policy().check(support.frame(basis.digest, payload + b"\0", dtype="int8"), basis).dtype == "int8"
+    with pytest.raises(FrameError, match="0x01, not 0"):
+        Policy().check(support.frame(basis.digest, payload + b"\1", dtype="int8"), basis)
+
+
+def test_version_1_has_no_int8():
+    with pytest.raises(FrameError, match="version 1 have no int8"):
+        MicroVector.zeros(BASIS, "int8").to_bytes(BASIS, version=1)
+    data = support.frame(BASIS.digest, bytes(16), dtype="int8", version=1)
+    with pytest.raises(FrameError, match="unknown dtype 3"):
+        Policy().check(data, BASIS)
+
+
+def test_a_checked_vector_is_the_one_that_was_sent():
+    """A device rounds nothing again, however the sender chose the scale."""
+    payload = bytes.fromhex("00003c") + bytes(range(13))
+    vector = Policy().check(support.frame(BASIS.digest, payload, dtype="int8"), BASIS)
+    assert vector.values.reshape(-1).tolist() == [q / 128 for q in range(13)]
+    assert MicroVector(vector.values, "int8", vector.sequence) == vector

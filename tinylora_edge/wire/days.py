@@ -1,0 +1,119 @@
+"""Days: the last one on which a frame may be accepted, and which one a device takes for today.
+
+A day is a number from 0 to 65535, counted from 2026-01-01, in UTC. A clock may be set back, by an empty
+battery or by somebody. So the highest day that a policy has seen is kept with its marks, and no day before
+it is believed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
+from typing import TypeAlias
+
+from ..errors import ExpiredError, RollbackError, VectorError
+from . import marks
+
+FIRST = date(2026, 1, 1)
+MOST = 0xFFFF
+LAST = FIRST + timedelta(days=MOST)
+
+Today: TypeAlias = date | Callable[[], date] | None
+"""The clock of a device: what says the day in UTC, a day that it was told, or None where there is none."""
+
+_SEEN: marks.Mark = ("", "", "day")  # a mark of no basis
+
+
+def utc_today() -> date:
+    """Return the day that the system's clock says."""
+    return datetime.now(UTC).date()
+
+
+def number(day: date) -> int:
+    """Return the number of a day.
+
+    Raises:
+        VectorError: it is none that a frame can name.
+    """
+    plain = day.date() if isinstance(day, datetime) else day
+    if not isinstance(plain, date) or not FIRST <= plain <= LAST:
+        raise VectorError(f"the day {plain!s:.40} cannot be written: it must be from {FIRST} to {LAST}")
+    return (plain - FIRST).days
+
+
+def named(day: int) -> date:
+    """Return the day of a number from 0 to 65535."""
+    return FIRST + timedelta(days=day)
+
+
+class Clock:
+    """The day as a policy knows it: what the device's clock says, and never before the highest day seen.
+
+    Args:
+        source: the clock.
+        kept: where the highest day is kept, beside the sequences.
+
+    Raises:
+        VectorError: the source is none.
+    """
+
+    def __init__(self, source: Today, kept: marks.Marks) -> None:
+        if source is not None and not isinstance(source, date) and not callable(source):
+            raise VectorError(
+                f"today={source!r:.40} is no clock: pass a date, what returns one, or None where "
+                "the device has none"
+            )
+        self._source = source
+        self._kept = kept
+        self._seen = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether the device has a clock at all."""
+        return self._source is not None
+
+    def today(self) -> int:
+        """Return the number of the day. Without a clock it is the highest one seen, 0 where there is none.
+
+        Raises:
+            VectorError: the clock says a day that cannot be today's.
+            OSError: the state file cannot be read.
+        """
+        if self._source is not None:
+            day = self._source if isinstance(self._source, date) else self._source()
+            try:
+                self._seen = max(self._seen, number(day))
+            except VectorError:
+                raise VectorError(
+                    f"the device's clock says {day!s:.40}, which cannot be: set it, or say that there is "
+                    "none with Policy(today=None)"
+                ) from None
+        return max(self._seen, self._kept.highest(_SEEN))
+
+    def check(self, until: int) -> None:
+        """Check that a last day is not over.
+
+        Raises:
+            ExpiredError: it is. The day of today is kept then too, where it can be.
+            VectorError, OSError: as for `today`.
+        """
+        today = self.today()
+        if today > until:
+            with suppress(OSError):  # the refusal stands
+                self.keep(today)
+            raise ExpiredError(
+                f"the frame may be accepted until {named(until)}, and today is {named(today)} (UTC, or the "
+                "latest day that this device has seen): fetch a newer one"
+            )
+
+    def keep(self, day: int | None = None) -> None:
+        """Keep a day as seen, with a state file durably; by default today.
+
+        Raises:
+            VectorError, OSError: as for `today`, or the state file cannot be written.
+        """
+        day = self.today() if day is None else day
+        if day > self._kept.highest(_SEEN):
+            with suppress(RollbackError):  # another process saw a later one meanwhile
+                self._kept.record(_SEEN, day)
