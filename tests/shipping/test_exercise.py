@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from datetime import date
+from datetime import date, datetime, tzinfo
 from pathlib import Path
+from typing import Self
 
 import pytest
 import servers
@@ -43,8 +44,15 @@ def test_the_exercise_of_a_leaked_key(cli: Cli, tmp_path: Path, monkeypatch: pyt
     for name in ("origin", "mirror"):
         Path(name).mkdir()
     now = [date(2026, 1, 1)]
-    for module, name in ((trust_file, "system_day"), (owner, "system_day"), (days, "utc_today")):
-        monkeypatch.setattr(module, name, lambda: now[0])
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(now[0].year, now[0].month, now[0].day, tzinfo=tz)
+
+    for module in (trust_file, owner):
+        monkeypatch.setattr(module, "system_day", lambda: now[0])
+    monkeypatch.setattr(days, "datetime", Clock)
     answered = {"says": 0, "refused": 0}
     with servers.static(tmp_path / "mirror") as (url, _):
         names = {"BUNDLE": "b.basis.gguf", "LATEST": layout.latest(basis.id, "default"), MIRROR: url}
