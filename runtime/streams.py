@@ -13,7 +13,10 @@ from .gate import Gate, Hold
 
 
 class Stream(Generator[Any, Any, None]):
-    """A generation that is stepped. It has the model from its first step until it ends or is dropped.
+    """A generation in the hands of its consumer. It has the model from its first step until it ends.
+
+    Nobody else holds it, so that it is gone in the moment in which its consumer drops it, although others may
+    just go ahead with the generation.
 
     Args:
         steps: the generator.
@@ -22,7 +25,39 @@ class Stream(Generator[Any, Any, None]):
     """
 
     def __init__(self, steps: Generator[Any, Any, Any], gate: Gate, *, whole: bool) -> None:
-        self.whole = whole
+        self._generation = _Generation(steps, gate, whole=whole)
+
+    def send(self, value: Any, /) -> Any:
+        """Go on; see `generator.send`.
+
+        Raises:
+            BusyError: another generation took its place.
+            TinyLoraError: the model is closed.
+        """
+        return self._generation.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise an error inside; see `generator.throw`."""
+        return self._generation.throw(*error)
+
+    def close(self) -> None:
+        """End it, as its owner does."""
+        self._generation.close()
+
+    def end(self, error: TinyLoraError | None = None) -> None:
+        """End it where it has begun; `error` is what a later step raises, without one it is just over."""
+        self._generation.end(error)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_generation"):
+            self._generation.dropped = True
+
+
+class _Generation:
+    """The generation of a stream, which others go ahead with, and end. Arguments are those of `Stream`."""
+
+    def __init__(self, steps: Generator[Any, Any, Any], gate: Gate, *, whole: bool) -> None:
+        self.whole, self.dropped = whole, False
         self._steps, self._gate = steps, gate
         self._made_in = gate.made_in()
         self._turn = threading.RLock()  # one consumer at a time
@@ -32,13 +67,7 @@ class Stream(Generator[Any, Any, None]):
         self._error: BaseException | None = None  # of the step after what is ahead
         self._ended: TinyLoraError | None = None
 
-    def send(self, value: Any, /) -> Any:
-        """Go on; see `generator.send`.
-
-        Raises:
-            BusyError: another generation took its place.
-            TinyLoraError: the model is closed.
-        """
+    def send(self, value: Any) -> Any:
         if self._gate.inside:  # a part of the generation that made it
             return self._steps.send(value)
         with self._turn:
@@ -94,7 +123,6 @@ class Stream(Generator[Any, Any, None]):
             self.close()
 
     def throw(self, *error: Any) -> Any:
-        """Raise an error inside; see `generator.throw`."""
         with self._gate.alone():
             try:
                 return self._steps.throw(*error)
@@ -103,7 +131,6 @@ class Stream(Generator[Any, Any, None]):
                 raise
 
     def close(self) -> None:
-        """End it, as its owner does."""
         with self._gate.alone():
             self._ahead.clear()
             try:

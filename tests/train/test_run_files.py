@@ -94,3 +94,13 @@ def test_a_record_of_a_run_that_is_damaged(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
     with pytest.raises(TrainError, match=r"metrics\.jsonl is damaged"):
         output._rows(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b'{"step": 2, "reward": 0.', b'{"step": 2}'])
+def test_a_record_of_a_run_that_was_killed_in_the_midst_of_a_line(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + torn)
+    assert output._rows(path) == [{"step": 1}]
+    with output.metrics_file(tmp_path, 1, lambda metrics: None) as write:
+        write({"step": 2})
+    assert output._rows(path) == [{"step": 1}, {"step": 2}]
