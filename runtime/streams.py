@@ -58,10 +58,10 @@ class _Generation:
 
     def __init__(self, steps: Generator[Any, Any, Any], gate: Gate, *, whole: bool) -> None:
         self.whole, self.dropped = whole, False
-        self._steps, self._gate = steps, gate
+        self._gate, self._turns = gate, _Turns(gate)
+        self._steps = _owned(steps, self._turns)
         self._made_in = gate.made_in()
         self._turn = threading.RLock()  # one consumer at a time
-        self._hold: Hold | None = None
         self._ahead: deque[Any] = deque()
         self._over = False
         self._error: BaseException | None = None  # of the step after what is ahead
@@ -71,9 +71,9 @@ class _Generation:
         if self._gate.inside:  # a part of the generation that made it
             return self._steps.send(value)
         with self._turn:
-            if self._hold is None and not self._over:
-                self._hold = self._gate.begin(ref(self), self._made_in)
-            if self._hold is not None:
+            if self._turns.hold is None and not self._over:
+                self._turns.hold = self._gate.begin(ref(self), self._made_in)
+            if self._turns.hold is not None:
                 with self._gate.alone():
                     if not self._over:
                         return self._ahead.popleft() if self._ahead else self._step(value)
@@ -90,8 +90,8 @@ class _Generation:
         raise error or StopIteration
 
     def _step(self, value: Any) -> Any:
-        assert self._hold is not None
-        self._gate.note(self._hold)
+        assert self._turns.hold is not None
+        self._gate.note(self._turns.hold)
         try:
             return self._steps.send(value)
         except BaseException:
@@ -101,7 +101,7 @@ class _Generation:
     def go_ahead(self) -> None:
         """Generate one more item, and keep it for the consumer; so with an error of the generation."""
         with self._gate.alone():
-            if self._over or self._hold is None:
+            if self._over or self._turns.hold is None:
                 return
             try:
                 self._ahead.append(self._steps.send(None))
@@ -117,7 +117,7 @@ class _Generation:
     def end(self, error: TinyLoraError | None = None) -> None:
         """End a stream that has begun; `error` is what a later step raises, without one it is just over."""
         with self._gate.alone():
-            if self._hold is None or self._over:
+            if self._turns.hold is None or self._over:
                 return
             self._ended = error
             self.close()
@@ -140,12 +140,31 @@ class _Generation:
 
     def _finish(self) -> None:
         self._over = True
-        hold, self._hold = self._hold, None
+        self._turns.give()
+
+
+class _Turns:
+    """The hold of a generation, which is given back at the latest when nobody has it any more.
+
+    The generation itself has no `__del__`: in the midst of one, weak references still give the object, and
+    another thread would go ahead with what is being closed.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self.hold: Hold | None = None
+        self._gate = gate
+
+    def give(self) -> None:
+        hold, self.hold = self.hold, None
         if hold is not None:
             self._gate.give(hold)
 
     def __del__(self) -> None:
-        # Nobody else can be inside it. No lock but the gate's own: the collector comes at any time.
-        if getattr(self, "_hold", None) is not None and not self._gate.gone:
-            self._steps.close()
-            self._finish()
+        # No lock but the gate's own: the collector comes at any time.
+        if getattr(self, "hold", None) is not None and not self._gate.gone:
+            self.give()
+
+
+def _owned(steps: Generator[Any, Any, Any], turns: _Turns) -> Generator[Any, Any, Any]:
+    """Step a generator, and keep the turn until it is closed: a frame lets go of what it has when it ends."""
+    return (yield from steps)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from llama_cpp import LogitsProcessorList, StoppingCriteriaList
-from turns import LENGTH, PATIENCE, blocked, complete, start
+from turns import LENGTH, MOMENT, PATIENCE, blocked, complete, start
 
 from tinylora_edge import BusyError, MicroVector, TinyLoraError
 
@@ -216,3 +216,25 @@ def test_a_stream_that_is_dropped_while_another_thread_goes_ahead_with_it(llm, v
     assert llm.swap(vector) == vector
     llm.clear()
     assert other.result(PATIENCE) in (expected, complete(llm, "xyz"))
+
+
+def test_a_stream_that_is_being_dropped_is_nobody_else_s(llm):
+    """While its last reference goes, and its steps are closed, another thread finds no stream any more."""
+    closing, found = threading.Event(), []
+
+    def steps():
+        try:
+            yield 1
+            yield 2
+        finally:
+            closing.set()
+            time.sleep(MOMENT)  # another thread may run
+            found.append(llm._gate._root.child is not None)
+
+    stream = llm._stream(steps(), whole=True)
+    next(stream)
+    other = start(lambda: closing.wait(PATIENCE) and complete(llm, "xyz"))
+    del stream
+    assert found == [True], "it had the model until it was closed"
+    assert other.result(PATIENCE) == complete(llm, "xyz")
+    assert start(llm.clear, wait=False).result(PATIENCE) is None
