@@ -29,7 +29,7 @@ RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup demo demo-quick demo-device test lint llama-server bench clean
-.PHONY: fuzz faults machine soak
+.PHONY: fuzz faults machine soak mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -72,6 +72,7 @@ bench: $(VENV)/.bench ## run every benchmark, a table each; some take minutes
 SECONDS = 60
 ROUNDS = 4
 EXAMPLES = 1000
+SAMPLE = 120
 
 fuzz: $(VENV)/.fuzz ## SECONDS=60 of every reader, or of HARNESS="frame basis", driven by coverage (Linux, macOS)
 	@$(BIN)/python tests/fuzzing/campaign.py --seconds $(SECONDS) $(addprefix --harness ,$(HARNESS))
@@ -84,6 +85,9 @@ machine: $(VENV)/.dev ## EXAMPLES=1000 random programs of swaps, streams, blocks
 
 soak: $(VENV)/.dev ## 8 threads, 100 users, 10,000 swaps and 10,000 steps of streams, on both engines
 	@$(RUN) $(BIN)/python tests/soak/soak.py
+
+mutants: $(VENV)/.dev ## SAMPLE=120 changes to wire, vector, policy and basis, each of which a test has to notice
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/mutants.py --sample $(SAMPLE)
 
 setup: $(VENV)/.dev ## a .venv with everything that developing needs
 	@echo "make: $(VENV) is ready"
