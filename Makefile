@@ -37,6 +37,7 @@ RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup demo demo-quick demo-device test check lint llama-server bench sbom audit clean
+.PHONY: fuzz faults machine soak mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -88,6 +89,27 @@ audit: sbom ## ask a service on the network for known vulnerabilities of all pac
 	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off $(AUDIT_ARGS) -r out/sbom/dev.txt || { \
 	  echo "make: pip-audit found vulnerabilities, or could not ask for all packages: then nothing is known" >&2; exit 1; }
 
+# The long forms of what `make test` does for seconds (docs/RELIABILITY.md has what they found).
+SECONDS = 60
+ROUNDS = 4
+EXAMPLES = 1000
+SAMPLE = 120
+
+fuzz: $(VENV)/.fuzz ## SECONDS=60 of every reader, or of HARNESS="frame basis", driven by coverage (Linux, macOS)
+	@$(BIN)/python tests/fuzzing/campaign.py --seconds $(SECONDS) $(addprefix --harness ,$(HARNESS))
+
+faults: $(VENV)/.dev ## kill every writer at every call, and fill its disk, ROUNDS=4 times (Linux)
+	@$(BIN)/python tests/faults/injection.py --rounds $(ROUNDS)
+
+machine: $(VENV)/.dev ## EXAMPLES=1000 random programs of swaps, streams, blocks and batches, on both engines
+	@$(RUN) EXAMPLES=$(EXAMPLES) $(BIN)/pytest -q tests/runtime/test_machine.py --hypothesis-profile long
+
+soak: $(VENV)/.dev ## 8 threads, 100 users, 10,000 swaps and 10,000 steps of streams, on both engines
+	@$(RUN) $(BIN)/python tests/soak/soak.py
+
+mutants: $(VENV)/.dev ## SAMPLE=120 changes to wire, vector, policy and basis, each of which a test has to notice
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/mutants.py --sample $(SAMPLE)
+
 setup: $(VENV)/.dev ## a .venv with everything that developing needs
 	@echo "make: $(VENV) is ready"
 
@@ -112,6 +134,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/pyvenv.cfg
 $(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(call install,dev,the development packages and PyTorch)
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.fuzz: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(call install,fuzz,the fuzzer)
+	@touch $(VENV)/.demo $(VENV)/.dev $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(call install,bench,the packages that the benchmarks compare with)

@@ -48,6 +48,9 @@ class Unfinished(Protocol):
     whole: bool
     """Whether it ends by itself, so that its rest may be generated before its consumer asks for it."""
 
+    dropped: bool
+    """Whether its consumer is gone, so that nobody asks for more of it."""
+
     def go_ahead(self) -> None:
         """Generate one more item ahead of the consumer."""
 
@@ -343,7 +346,9 @@ class Gate:
             raise BusyError(_OTHER_TASK)
         if stream is None:
             return
-        if exchange:
+        if stream.dropped:  # while another thread was at it
+            stream.end()
+        elif exchange:
             if mine:
                 raise BusyError(_OWN)
         elif stream.whole:

@@ -13,7 +13,10 @@ from .gate import Gate, Hold
 
 
 class Stream(Generator[Any, Any, None]):
-    """A generation that is stepped. It has the model from its first step until it ends or is dropped.
+    """A generation in the hands of its consumer. It has the model from its first step until it ends.
+
+    Nobody else holds it, so that it is gone in the moment in which its consumer drops it, although others may
+    just go ahead with the generation.
 
     Args:
         steps: the generator.
@@ -22,15 +25,7 @@ class Stream(Generator[Any, Any, None]):
     """
 
     def __init__(self, steps: Generator[Any, Any, Any], gate: Gate, *, whole: bool) -> None:
-        self.whole = whole
-        self._steps, self._gate = steps, gate
-        self._made_in = gate.made_in()
-        self._turn = threading.RLock()  # one consumer at a time
-        self._hold: Hold | None = None
-        self._ahead: deque[Any] = deque()
-        self._over = False
-        self._error: BaseException | None = None  # of the step after what is ahead
-        self._ended: TinyLoraError | None = None
+        self._generation = _Generation(steps, gate, whole=whole)
 
     def send(self, value: Any, /) -> Any:
         """Go on; see `generator.send`.
@@ -39,12 +34,46 @@ class Stream(Generator[Any, Any, None]):
             BusyError: another generation took its place.
             TinyLoraError: the model is closed.
         """
+        return self._generation.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise an error inside; see `generator.throw`."""
+        return self._generation.throw(*error)
+
+    def close(self) -> None:
+        """End it, as its owner does."""
+        self._generation.close()
+
+    def end(self, error: TinyLoraError | None = None) -> None:
+        """End it where it has begun; `error` is what a later step raises, without one it is just over."""
+        self._generation.end(error)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_generation"):
+            self._generation.dropped = True
+
+
+class _Generation:
+    """The generation of a stream, which others go ahead with, and end. Arguments are those of `Stream`."""
+
+    def __init__(self, steps: Generator[Any, Any, Any], gate: Gate, *, whole: bool) -> None:
+        self.whole, self.dropped = whole, False
+        self._gate, self._turns = gate, _Turns(gate)
+        self._steps = _owned(steps, self._turns)
+        self._made_in = gate.made_in()
+        self._turn = threading.RLock()  # one consumer at a time
+        self._ahead: deque[Any] = deque()
+        self._over = False
+        self._error: BaseException | None = None  # of the step after what is ahead
+        self._ended: TinyLoraError | None = None
+
+    def send(self, value: Any) -> Any:
         if self._gate.inside:  # a part of the generation that made it
             return self._steps.send(value)
         with self._turn:
-            if self._hold is None and not self._over:
-                self._hold = self._gate.begin(ref(self), self._made_in)
-            if self._hold is not None:
+            if self._turns.hold is None and not self._over:
+                self._turns.hold = self._gate.begin(ref(self), self._made_in)
+            if self._turns.hold is not None:
                 with self._gate.alone():
                     if not self._over:
                         return self._ahead.popleft() if self._ahead else self._step(value)
@@ -61,8 +90,8 @@ class Stream(Generator[Any, Any, None]):
         raise error or StopIteration
 
     def _step(self, value: Any) -> Any:
-        assert self._hold is not None
-        self._gate.note(self._hold)
+        assert self._turns.hold is not None
+        self._gate.note(self._turns.hold)
         try:
             return self._steps.send(value)
         except BaseException:
@@ -72,7 +101,7 @@ class Stream(Generator[Any, Any, None]):
     def go_ahead(self) -> None:
         """Generate one more item, and keep it for the consumer; so with an error of the generation."""
         with self._gate.alone():
-            if self._over or self._hold is None:
+            if self._over or self._turns.hold is None:
                 return
             try:
                 self._ahead.append(self._steps.send(None))
@@ -88,13 +117,12 @@ class Stream(Generator[Any, Any, None]):
     def end(self, error: TinyLoraError | None = None) -> None:
         """End a stream that has begun; `error` is what a later step raises, without one it is just over."""
         with self._gate.alone():
-            if self._hold is None or self._over:
+            if self._turns.hold is None or self._over:
                 return
             self._ended = error
             self.close()
 
     def throw(self, *error: Any) -> Any:
-        """Raise an error inside; see `generator.throw`."""
         with self._gate.alone():
             try:
                 return self._steps.throw(*error)
@@ -103,7 +131,6 @@ class Stream(Generator[Any, Any, None]):
                 raise
 
     def close(self) -> None:
-        """End it, as its owner does."""
         with self._gate.alone():
             self._ahead.clear()
             try:
@@ -113,12 +140,31 @@ class Stream(Generator[Any, Any, None]):
 
     def _finish(self) -> None:
         self._over = True
-        hold, self._hold = self._hold, None
+        self._turns.give()
+
+
+class _Turns:
+    """The hold of a generation, which is given back at the latest when nobody has it any more.
+
+    The generation itself has no `__del__`: in the midst of one, weak references still give the object, and
+    another thread would go ahead with what is being closed.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self.hold: Hold | None = None
+        self._gate = gate
+
+    def give(self) -> None:
+        hold, self.hold = self.hold, None
         if hold is not None:
             self._gate.give(hold)
 
     def __del__(self) -> None:
-        # Nobody else can be inside it. No lock but the gate's own: the collector comes at any time.
-        if getattr(self, "_hold", None) is not None and not self._gate.gone:
-            self._steps.close()
-            self._finish()
+        # No lock but the gate's own: the collector comes at any time.
+        if getattr(self, "hold", None) is not None and not self._gate.gone:
+            self.give()
+
+
+def _owned(steps: Generator[Any, Any, Any], turns: _Turns) -> Generator[Any, Any, Any]:
+    """Step a generator, and keep the turn until it is closed: a frame lets go of what it has when it ends."""
+    return (yield from steps)

@@ -16,6 +16,10 @@ from tinylora_edge import Basis
 # Examples are derived from the test, not from a clock or a database: a failure here fails everywhere.
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
+# For `make machine`: other examples every time, and a failure is kept and tried first the next time.
+settings.register_profile(
+    "long", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "1000")), stateful_step_count=50
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from ...errors import FrameError, MissingExtraError
-from ...maxima import PICTURE_PIXELS
+from ...maxima import PICTURE_PIXELS, PICTURE_SIDE
 from ...wire import text
 from . import console
 
@@ -79,7 +79,8 @@ def read(picture: bytes) -> bytes:
         raise MissingExtraError("reading a QR code", "zxing-cpp", "ship") from None
     try:
         with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > PICTURE_PIXELS:
+            large = image.width * image.height > PICTURE_PIXELS
+            if large or max(image.width, image.height) > PICTURE_SIDE:
                 raise FrameError(
                     f"the picture has {image.width} x {image.height} pixels, and at most {PICTURE_PIXELS:,} "
                     "are searched: scale it down"

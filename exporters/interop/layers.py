@@ -29,6 +29,7 @@ class Layers:
     Attributes:
         names: module -> name of its layer, such as `model.layers.0.self_attn.q_proj`.
         modules: the reverse.
+        shapes: module -> shape of its layer's weight, (out, in).
         config: its configuration.
 
     Raises:
@@ -41,11 +42,13 @@ class Layers:
         arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[self.config.architecture]
         table = gguf.get_tensor_name_map(arch, self.config.blocks)
         self.names: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for path in shards(directory):
-            for tensor in read_safetensors(path):
+            for tensor, stored in read_safetensors(path).items():
                 module = table.get_name(tensor, try_suffixes=(".weight",))
                 if module is not None and is_adaptable(module) and tensor.endswith(".weight"):
                     self.names[module] = tensor.removesuffix(".weight")
+                    self.shapes[module] = stored.shape
         if not self.names:
             raise UnsupportedModelError(f"{directory} has no linear layers that can be adapted")
         self.modules = {name: module for module, name in self.names.items()}

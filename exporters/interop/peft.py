@@ -31,7 +31,7 @@ from ...factorization import SQRT
 from ...formats.gguf import MalformedGGUFError
 from ...formats.gguf_split import open_gguf
 from ...formats.side_tensors import check_shapes, fingerprint
-from ...maxima import PROJECTION_ENTRIES, RANK, VALUES
+from ...maxima import MODULES, PROJECTION_ENTRIES, RANK, VALUES
 from ...modules import canonical_order
 from ...projection import EXPLICIT
 from ...vector import MicroVector
@@ -85,6 +85,7 @@ def read_tinylora(
     for _, name in rows:
         _check_shape(directory, name, tensors[name], (u,))
     values = np.stack([tensors[name] for _, name in rows])
+    seed = _seed(config, directory)
     a, b, p = [], [], []
     for position, module in enumerate(modules):
         prefix = f"base_model.model.{layers.name(module)}."
@@ -99,19 +100,25 @@ def read_tinylora(
                 f"{prefix[:-1]} has rank {one_a.shape[0]}, and the others {rank}: a basis has one rank. "
                 "Leave the layer out of target_modules"
             )
+        shape = (len(one_b), one_a.shape[1])
+        if shape != layers.shapes[module]:
+            raise ExportError(
+                f"{prefix[:-1]} is {shape} in {directory / WEIGHTS}, but {layers.shapes[module]} in {model}: "
+                "it was trained on another model"
+            )
         a.append(one_a)
         b.append(layers.to_gguf_rows(module, one_b))
         saved = tensors.get(f"{prefix}tinylora_P")
         if saved is not None:
             _check_shape(directory, f"{prefix}tinylora_P", saved, (u, rank, rank))
-        p.append(saved if saved is not None else _regenerate(config, position, u, rank, stored, prefix))
+        p.append(saved if saved is not None else _regenerate(seed + position, u, rank, stored, prefix))
     basis = Basis(
         architecture=layers.config.architecture,
         modules=tuple(modules),
         rank=rank,
         u=u,
         groups=groups,
-        seed=_seed(config, directory),
+        seed=seed % (1 << 64),
         factorization=SQRT,
         projection=EXPLICIT,
         scheme="peft",
@@ -302,15 +309,13 @@ def _modules(tensors: dict[str, Any], layers: Layers, directory: Path) -> list[s
     return modules
 
 
-def _regenerate(
-    config: dict[str, Any], position: int, u: int, rank: int, stored: dict[str, Any], prefix: str
-) -> NDArray[np.float32]:
+def _regenerate(seed: int, u: int, rank: int, stored: dict[str, Any], prefix: str) -> NDArray[np.float32]:
     """Draw a projection as PEFT does where it did not save it: from torch's generator."""
     try:
         import torch
     except ImportError:
         raise MissingExtraError("drawing PEFT's projections again", "torch", "train") from None
-    generator = torch.Generator().manual_seed(int(config.get("projection_seed", 42)) + position)
+    generator = torch.Generator().manual_seed(seed)
     drawn = torch.normal(mean=0.0, std=1.0 / rank**0.5, size=(u, rank, rank), generator=generator)
     if stored[f"{prefix}tinylora_A"].dtype == "BF16":  # PEFT casts them to the model's dtype
         drawn = drawn.bfloat16()
@@ -345,7 +350,12 @@ def _seed(config: dict[str, Any], directory: Path) -> int:
     value = config.get("projection_seed", 42)
     if type(value) is not int:
         raise ExportError(f"{directory / CONFIG} has projection_seed = {value!r}: expected an integer")
-    return value % (1 << 64)
+    if not -(1 << 63) <= value < (1 << 64) - MODULES:
+        raise ExportError(
+            f"{directory / CONFIG} has projection_seed = {value}, which torch's generator does not take: "
+            "expected an integer of 64 bits"
+        )
+    return value
 
 
 def _check_shape(directory: Path, name: str, tensor: NDArray[np.float32], shape: tuple[int, ...]) -> None:

@@ -22,7 +22,7 @@ from ..._system import atomic_write
 from ...documents import parse_json, read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
-from ...maxima import DIMENSIONS, HEADER_BYTES, TENSORS, overlap
+from ...maxima import DIMENSIONS, ENTRIES, HEADER_BYTES, TENSORS, overlap
 from .dequantize import FLOAT_BYTES, PackedRows, RowDecoder, float_decoder
 
 
@@ -56,8 +56,8 @@ class StoredTensor:
     """One tensor of a safetensors file, memory-mapped."""
 
     def __init__(self, path: Path, dtype: str, shape: Sequence[int], data: NDArray[np.uint8]) -> None:
-        self.dtype = dtype
-        self._path, self._dtype, self._shape, self._data = path, dtype, tuple(shape), data
+        self.dtype, self.shape = dtype, tuple(shape)
+        self._path, self._dtype, self._shape, self._data = path, dtype, self.shape, data
         self.nbytes = data.size
 
     def matrices(
@@ -200,6 +200,8 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             )
         if len(shape) > DIMENSIONS:
             raise ExportError(f"{path} is damaged: {name:.80} has {len(shape)} dimensions")
+        if math.prod(number or 1 for number in shape) > ENTRIES:  # without entries, a number may be any
+            raise ExportError(f"{path} is damaged: {name:.80} has shape {shape}, more than any tensor's")
         result[name] = StoredTensor(
             path, dtype, shape, np.frombuffer(buffer, np.uint8, end - begin, start + begin)
         )

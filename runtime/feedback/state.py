@@ -23,6 +23,7 @@ Its length depends on n alone: 3,148 bytes with 13 values.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass
 from os import PathLike
@@ -111,7 +112,24 @@ def read(
         answers,
         prior,
     )
+    if not _usable(posterior) or not 0 < step < math.inf:
+        raise TrainError(f"{name} has numbers that no clicks give: restore it, or delete it to begin anew")
     return FeedbackState(seed, posterior, asked, clicks, step)
+
+
+def _usable(posterior: Posterior) -> bool:
+    """Whether the sums are finite and those of squares, and a vector follows from them."""
+    squares = (posterior.precision, posterior.fisher)
+    if not all(np.isfinite(array).all() for array in (*squares, posterior.shift)):
+        return False
+    with np.errstate(all="ignore"):
+        try:
+            for square in squares:
+                if np.linalg.eigvalsh(square)[0] < -1e-6 * np.abs(square).max():
+                    return False
+            return bool(np.isfinite(posterior.vector()).all())
+        except np.linalg.LinAlgError:
+            return False
 
 
 def write(path: str | PathLike[str], state: FeedbackState, digest: str) -> None:

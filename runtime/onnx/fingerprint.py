@@ -117,6 +117,12 @@ class _EdgeReader:
         if path not in self._open:
             self._open[path] = self._stack.enter_context(path.open("rb", buffering=0))
         file = self._open[path]
+        size = file.seek(0, 2)
+        if start + count > size:  # and perhaps so far that nothing can be sought there
+            raise BaseMismatchError(
+                f"{path} has {size:,} bytes, but {self._file.path.name} was baked with weights up to byte "
+                f"{start + count:,}: it was cut, or a tool changed it. Export it again"
+            )
         file.seek(start)
         return file.read(count)
 
@@ -129,7 +135,7 @@ def _parse(path: Path, stated: str) -> list[list[_MarkedNode]]:
                     _count(node["k"]),
                     _count(node["n"]),
                     [
-                        _MarkedTensor(name, _count(dtype, 1 << 31), _count(nbytes))
+                        _MarkedTensor(_name(name), _count(dtype, 1 << 31), _count(nbytes))
                         for name, dtype, nbytes in node["tensors"]
                     ],
                 )
@@ -141,6 +147,12 @@ def _parse(path: Path, stated: str) -> list[list[_MarkedNode]]:
         raise BaseMismatchError(
             f"the list of weights in {path} is damaged ({error!r}): copy the model again, or export it again"
         ) from None
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no name")
+    return value
 
 
 def _count(value: object, limit: int = 1 << 63) -> int:

@@ -15,6 +15,7 @@ from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from ...formats.signatures import signed
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
+from ..process import Process
 from .bundle import OnnxBundle
 from .rows import Rows, as_file, rows
 
@@ -72,6 +73,8 @@ class OnnxSession:
         BaseMismatchError: the graph was not baked with this basis, its weights are not there, or the
             installed ONNX Runtime cannot load it.
         TrustError: the policy has `bundle_keys`, and the bundle is not as one of them signed it.
+
+    In a process that was forked from the one that made it, a run raises a `TinyLoraError`.
     """
 
     def __init__(self, base: str | PathLike[str], *, policy: Policy | None = None, **options: Any) -> None:
@@ -100,6 +103,7 @@ class OnnxSession:
             node.name for node in self.session.get_inputs() if node.name != INPUT_NAME and _batched(node)
         }
         self._zeros = self.rows(None)
+        self._process = Process()
 
     def __repr__(self) -> str:
         return f"OnnxSession({self._path!r}, basis {self.basis.id}, {self.flavour})"
@@ -141,6 +145,7 @@ class OnnxSession:
                 feeds; a vector together with an adapter; options whose adapters cannot be seen.
             ValueError: the graph has no such input or output.
         """
+        self._process.check()
         adapted = self._check_options(run_options)
         if adapted and rows is not None:
             raise VectorError(
@@ -162,6 +167,7 @@ class OnnxSession:
         Raises:
             VectorError: the rows are for another basis.
         """
+        self._process.check()
         binding = self.session.io_binding()
         # bind_cpu_input knows no inputs that have a default.
         value = onnxruntime.OrtValue.ortvalue_from_numpy(self._checked(rows).values)
@@ -174,6 +180,7 @@ class OnnxSession:
         Raises:
             VectorError: the options hold an adapter, which ONNX Runtime ignores here without a word.
         """
+        self._process.check()
         if self._check_options(run_options):
             raise VectorError(
                 "an adapter under IOBinding: ONNX Runtime would ignore it without a word. Make the binding "

@@ -119,7 +119,10 @@ class RewardLearner:
         self._search, self.state = search, TuningState(search.state(), flat.tolist())
         if self._path is not None and self._path.exists():
             self.state = load_state(self._path, self._identity())
-            self._search = restore_search(self.state.search)
+            try:
+                self._search = restore_search(self.state.search, size=search.size)
+            except ValueError as error:
+                raise TrainError(f"{self._path} is not a usable state of tuning: {error}") from None
 
     def stop(self) -> None:
         """End the sitting after the step at hand; safe to call from a signal handler or another thread."""

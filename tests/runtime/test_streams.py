@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from llama_cpp import LogitsProcessorList, StoppingCriteriaList
-from turns import LENGTH, PATIENCE, blocked, complete, start
+from turns import LENGTH, MOMENT, PATIENCE, blocked, complete, start
 
 from tinylora_edge import BusyError, MicroVector, TinyLoraError
 
@@ -187,3 +188,53 @@ def test_a_model_is_not_closed_inside_its_own_generation(llm):
     processors = LogitsProcessorList([close])
     assert llm("abc def", max_tokens=3, temperature=0.0, logits_processor=processors)
     assert len(refusals) == 3
+
+
+def test_a_stream_that_is_dropped_while_another_thread_goes_ahead_with_it(llm, vector):
+    """The dropped one is no unfinished generation of the thread that drops it, which may exchange at once."""
+    expected, within, dropped = complete(llm, "xyz"), threading.Event(), threading.Event()
+
+    def wait(tokens, logits):
+        if threading.current_thread() is not threading.main_thread():
+            within.set()
+            assert dropped.wait(PATIENCE)
+        return logits
+
+    chunks = open_stream(llm, logits_processor=LogitsProcessorList([wait]))
+    next(chunks)
+    other = start(complete, llm, "xyz")
+    assert within.wait(PATIENCE)
+    del chunks
+
+    def go_on():
+        until = time.monotonic() + PATIENCE
+        while len(llm._gate._root.waiting) < 2 and time.monotonic() < until:
+            time.sleep(0.001)
+        dropped.set()
+
+    start(go_on)
+    assert llm.swap(vector) == vector
+    llm.clear()
+    assert other.result(PATIENCE) in (expected, complete(llm, "xyz"))
+
+
+def test_a_stream_that_is_being_dropped_is_nobody_else_s(llm):
+    """While its last reference goes, and its steps are closed, another thread finds no stream any more."""
+    closing, found = threading.Event(), []
+
+    def steps():
+        try:
+            yield 1
+            yield 2
+        finally:
+            closing.set()
+            time.sleep(MOMENT)  # another thread may run
+            found.append(llm._gate._root.child is not None)
+
+    stream = llm._stream(steps(), whole=True)
+    next(stream)
+    other = start(lambda: closing.wait(PATIENCE) and complete(llm, "xyz"))
+    del stream
+    assert found == [True], "it had the model until it was closed"
+    assert other.result(PATIENCE) == complete(llm, "xyz")
+    assert start(llm.clear, wait=False).result(PATIENCE) is None

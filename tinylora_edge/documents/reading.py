@@ -15,8 +15,9 @@ from typing import Any
 
 from ..maxima import DEPTH, DIGITS, DOCUMENT_BYTES, TOML_BYTES, TOML_DOTS
 
-_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.S)
-_ASIDE = re.compile(r"""\"(?:[^"\\\n]|\\.)*\"?|'[^'\n]*'?|#.*""")
+# Possessive: else every character of a text costs a hundred bytes, to come back to.
+_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.S)
+_ASIDE = re.compile(r"""\"(?:[^"\\\n]++|\\.)*+\"?|'[^'\n]*+'?|#.*+""")
 _LONG = re.compile(rf"[0-9_]{{{DIGITS + 1},}}")
 
 

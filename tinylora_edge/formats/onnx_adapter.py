@@ -177,7 +177,7 @@ def _decode(data: bytes) -> AdapterFile:
         raise _Malformed(f"its parameter has type {parameter.integer(2)}, not {_FLOAT} (float)")
     name = _block(data, parameter.target(0), 1).decode()
     dims = np.frombuffer(_block(data, parameter.target(1), 8), "<i8")
-    if len(dims) > DIMENSIONS or (dims < 0).any():
+    if len(dims) > DIMENSIONS or (dims < 1).any():  # without entries, a dimension may be of any size
         raise _Malformed(f"its shape is {dims[:DIMENSIONS].tolist()}, of {len(dims)} dimensions")
     payload = _block(data, parameter.target(3), 1)
     count = 1

@@ -123,10 +123,18 @@ class OnnxFile:
                     f"{path}, which holds weights of {self.path.name}, does not exist: copy it there, or "
                     "export again"
                 ) from None
+            except (OSError, ValueError) as error:  # ValueError: of a null byte
+                raise BaseMismatchError(
+                    f"{self.path} keeps weights in {location[:80]!r}, which is no name of a file: {error}"
+                ) from None
             if stat.S_ISLNK(found.st_mode):
                 raise BaseMismatchError(
                     f"{path} is a symbolic link, which ONNX Runtime refuses for weights: copy the file "
                     "instead"
+                )
+            if not stat.S_ISREG(found.st_mode):
+                raise BaseMismatchError(
+                    f"{path}, which holds weights of {self.path.name}, is no regular file: export again"
                 )
             if found.st_size < end:
                 raise BaseMismatchError(
@@ -246,8 +254,11 @@ def _count(found: Sized, most: int, what: str) -> None:
 
 def _external(name: str, entries: dict[str, str]) -> External:
     try:
-        return External(entries["location"], int(entries.get("offset", "0")), int(entries.get("length", "0")))
+        place = External(
+            entries["location"], int(entries.get("offset", "0")), int(entries.get("length", "0"))
+        )
     except (KeyError, ValueError):
-        raise protobuf.MalformedProtobufError(
-            f"the external data of {name!r} are described as {entries}"
-        ) from None
+        place = None
+    if place is None or min(place.offset, place.length) < 0:
+        raise protobuf.MalformedProtobufError(f"the external data of {name!r} are described as {entries}")
+    return place

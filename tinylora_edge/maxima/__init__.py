@@ -45,6 +45,9 @@ TENSORS = 1 << 18
 DIMENSIONS = 8
 """Dimensions of a tensor in files of ONNX and safetensors. GGUF has 4."""
 
+ENTRIES = 1 << 48
+"""Entries of a tensor in a safetensors file, a dimension of 0 counted as 1. The largest have some 2^30."""
+
 HEADER_BYTES = 100_000_000
 """Bytes of a safetensors header: that format's own limit."""
 
@@ -71,6 +74,9 @@ VECTOR_FILE_BYTES = 1 << 20
 
 PICTURE_PIXELS = 1 << 24
 """Pixels of a picture of a QR code: 64 MB in memory, from some kB of PNG. Phones take 12 million."""
+
+PICTURE_SIDE = 65_535
+"""Pixels of a picture's width, and of its height: the QR code's reader counts them in 16 bits."""
 
 TRUST_BYTES = 1 << 16
 """Bytes of a trust file. One root and ten keys have 3 kB, and every further root some 600 bytes."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import struct
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, field
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._system import atomic_write
-from ..documents import parse_json
+from ..documents import parse_json, restored
 from ..errors import TrainError
 
 _FORMAT = 2
@@ -61,6 +63,7 @@ class TrainState:
         return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy(), np.empty(0))
 
 
+_BAD = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, struct.error)
 _ARRAYS = ("v", "m", "s", "best_v", "top_scores")
 
 
@@ -90,15 +93,17 @@ def load(path: Path, identity: dict[str, Any]) -> TrainState:
         TrainError: it is missing, damaged, or of another run.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            header = parse_json(str(archive["header"]))
-            arrays = {name: archive[name] for name in _ARRAYS}
-        found, state = header["identity"], TrainState(**arrays, **header["state"])
+        with zipfile.ZipFile(path) as archive:
+            header = parse_json(str(_array(archive, "header")))
+            arrays = {name: _array(archive, name) for name in _ARRAYS}
+        found, state = header["identity"], restored(TrainState, header["state"], arrays)
         if not isinstance(found, dict):
             raise TypeError("its identity is no object")
+        _check_shapes(state)
     except FileNotFoundError:
         raise TrainError(f"there is no checkpoint {path} to resume from: start without --resume") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    # `zipfile` raises a NotImplementedError or a RuntimeError for what it does not know, or would decrypt.
+    except (*_BAD, NotImplementedError, RuntimeError) as error:
         raise TrainError(f"{path} is not a usable checkpoint: {error}") from None
     identity = json.loads(json.dumps(identity))  # which has no tuples
     differ = [k for k in identity if identity[k] != found.get(k)]
@@ -108,3 +113,34 @@ def load(path: Path, identity: dict[str, Any]) -> TrainState:
             f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {identity[key]!r}"
         )
     return state
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Return an array as `np.savez` writes it: as many bytes as the file has for it, and no more.
+
+    `np.load` makes an array of the size that is declared before it reads, and unpacks whatever is packed.
+    """
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"its {name} is compressed")
+    data = io.BytesIO(archive.read(entry))
+    if np.lib.format.read_magic(data) != (1, 0):
+        raise ValueError(f"its {name} is of another version")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(data)
+    left = data.getbuffer().nbytes - data.tell()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
+        raise ValueError(f"its {name} is {dtype} of shape {shape}, in {left} bytes")
+    data.seek(0)
+    found: NDArray[Any] = np.lib.format.read_array(data, allow_pickle=False)
+    return found
+
+
+def _check_shapes(state: TrainState) -> None:
+    for name in _ARRAYS:
+        array: NDArray[Any] = getattr(state, name)
+        if name == "top_scores":
+            fits = array.ndim == 1 and array.dtype == np.float64
+        else:
+            fits = array.ndim == 2 and array.shape == state.v.shape and array.dtype == np.float32
+        if not fits:
+            raise ValueError(f"its {name} is {array.dtype} of shape {array.shape}")

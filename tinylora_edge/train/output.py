@@ -97,7 +97,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows = [parse_json(line) for line in path.read_bytes().splitlines()]
+        # What a killed run was about to write, or a full disk did not take, has no end of line.
+        whole = path.read_bytes().rpartition(b"\n")[0]
+        rows = [parse_json(line) for line in whole.splitlines()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a line is no object")
     except ValueError as error:

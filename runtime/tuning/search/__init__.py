@@ -48,16 +48,22 @@ def make_search(method: str, start: ArrayLike, *, sigma: float, seed: int, **opt
     return METHODS[method](start, sigma, seed, **options)
 
 
-def restore_search(state: dict[str, Any]) -> Search:
+def restore_search(state: dict[str, Any], *, size: int | None = None) -> Search:
     """Return the search that `Search.state` described.
 
+    Args:
+        state: that it returned.
+        size: dimensions that it must have; None for any.
+
     Raises:
-        ValueError: it describes none.
+        ValueError: it describes none, or one in other dimensions.
     """
     try:
         kind = METHODS[state["name"]]
         search = kind(state["mean"], state["sigma"], state["seed"])
         search._restore({k: v for k, v in state.items() if k != "name"})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"this is no state of a search: {error!r}") from None
+    if size is not None and search.size != size:
+        raise ValueError(f"its search has {search.size} dimensions, expected {size}")
     return search

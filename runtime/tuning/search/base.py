@@ -96,8 +96,21 @@ class Search(ABC):
         return {"name": self.name, **found}
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if state.keys() != vars(self).keys():
+            raise ValueError(f"a search is {sorted(vars(self))}, not {sorted(state)}")
         for key, value in state.items():
-            setattr(self, key, np.array(value, np.float64) if isinstance(value, list) else value)
+            before, now = vars(self)[key], np.array(value, np.float64) if isinstance(value, list) else value
+            if isinstance(before, np.ndarray):
+                fits = isinstance(now, np.ndarray) and now.ndim == before.ndim and np.isfinite(now).all()
+            else:
+                fits = type(now) is type(before) or (_is_number(now) and _is_number(before))
+            if not fits:
+                raise ValueError(f"{key} of a search is {value!r:.60}")
+            setattr(self, key, now)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def expected_length(n: int) -> float:

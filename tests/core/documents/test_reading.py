@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -102,3 +103,14 @@ def test_anything_else_is_a_value_error(data):
             parse(data)
         except ValueError:
             continue
+
+
+def test_a_long_text_takes_memory_in_proportion():
+    """A regular expression that keeps where it might come back to takes a hundred bytes a character."""
+    data = json.dumps([[[]] * 100, "x" * 1_000_000]).encode()
+    tracemalloc.start()
+    try:
+        assert parse_json(data)[1] == "x" * 1_000_000
+        assert tracemalloc.get_traced_memory()[1] < 16 * len(data)
+    finally:
+        tracemalloc.stop()

@@ -108,6 +108,24 @@ def test_the_dimensions_of_an_onnx_adapter() -> None:
         decode(bytes(hostile))
 
 
+@pytest.mark.parametrize("dims", [(0, 1 << 57), (0, 3)])
+def test_the_dimensions_of_an_onnx_adapter_without_values(dims: tuple[int, int]) -> None:
+    """0 times anything is 0 bytes, and numpy has no array of that shape."""
+    hostile = bytearray(encode(np.zeros((1, 0), np.float32), 1, 2))
+    struct.pack_into("<2q", hostile, 68 + 4, *dims)
+    with pytest.raises(FrameError, match="its shape is"):
+        decode(bytes(hostile))
+
+
+@pytest.mark.parametrize("shape", [[0, 1 << 62], [1 << 70, 0], [0] + [1 << 20] * 3])
+def test_the_shape_of_a_safetensors_file_without_values(shape: list[int], tmp_path: Path) -> None:
+    header = json.dumps({"t": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ExportError, match="more than any tensor's"):
+        read_safetensors(path)
+
+
 def field(number: int, data: bytes) -> bytes:
     size, out = len(data), bytearray([number << 3 | 2])
     while size > 0x7F:
@@ -182,6 +200,8 @@ def test_a_picture_of_16_bits_a_colour(mode: str) -> None:
         qr_image.read(out.getvalue())
     with support.memory_limit(MEMORY), pytest.raises(FrameError, match="7000 x 7000 pixels"):
         qr_image.read(_png(7000, 7000, depth=8, colour=0))
+    with support.memory_limit(MEMORY), pytest.raises(FrameError, match="70000 x 2 pixels"):
+        qr_image.read(_png(70_000, 2, depth=8, colour=0))
 
 
 def _png(width: int, height: int, *, depth: int, colour: int) -> bytes:

@@ -298,7 +298,19 @@ class TestRefusals:
         with pytest.raises(TinyLoraError, match=r"shape|rank|size"):
             interop.read_tinylora(checkpoint, world.hf)
 
-    @pytest.mark.parametrize("seed", ["x", None, [1], 1.5, {}])
+    @pytest.mark.parametrize("ending", ["q_proj.tinylora_A", "q_proj.tinylora_B"])
+    def test_factors_of_another_model(self, world, checkpoint, ending) -> None:
+        """Whole, of one rank, and for layers of another size; no base is there to tell."""
+        path = checkpoint / "adapter_model.safetensors"
+        tensors = {name: stored.array(name) for name, stored in read_safetensors(path).items()}
+        name = next(name for name in tensors if name.endswith(ending))
+        axis = 1 if ending.endswith("A") else 0
+        other = np.concatenate([tensors[name], tensors[name]], axis)
+        write_safetensors(path, tensors | {name: other})
+        with pytest.raises(ExportError, match="was trained on another model"):
+            interop.read_tinylora(checkpoint, world.hf)
+
+    @pytest.mark.parametrize("seed", ["x", None, [1], 1.5, {}, 1 << 64, -(1 << 63) - 1, 10**39])
     def test_a_seed_that_is_none(self, world, checkpoint, seed) -> None:
         self.edit(checkpoint, projection_seed=seed)
         with pytest.raises(ExportError, match="projection_seed"):

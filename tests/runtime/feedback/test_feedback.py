@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -192,6 +193,21 @@ def test_damage_of_any_byte_is_refused(llm: TinyLoraLlama, tuner: FeedbackLearne
         with pytest.raises((TrainError, BasisMismatchError), match=r"me\.state .*(begin anew)"):
             FeedbackLearner(llm, path, **OPTIONS)
         assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300])
+@pytest.mark.parametrize("place", [76, 84, -40])  # of the step, of the precision and of the information
+def test_numbers_that_no_clicks_give_are_refused(
+    llm: TinyLoraLlama, tuner: FeedbackLearner, tmp_path: Path, place: int, value: float
+) -> None:
+    click(tuner, 1)
+    path = tmp_path / "me.state"
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<d", data, place % len(data), value)
+    data[-32:] = hashlib.sha256(data[:-32]).digest()
+    path.write_bytes(data)
+    with pytest.raises(TrainError, match=r"me\.state has numbers that no clicks give"):
+        FeedbackLearner(llm, path, **OPTIONS)
 
 
 def test_the_state_of_another_basis_is_refused(

@@ -137,7 +137,14 @@ def test_a_damaged_list(copy: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     "tensor",
-    [["nowhere", 1, 64], ["lm_head", 1, -1], ["lm_head", -1, 64], ["lm_head", 1, 1 << 70], [None, 1, 0]],
+    [
+        ["nowhere", 1, 64],
+        ["lm_head", 1, -1],
+        ["lm_head", -1, 64],
+        ["lm_head", 1, 1 << 70],
+        [None, 1, 0],
+        [["lm_head"], 1, 64],
+    ],
 )
 def test_a_list_of_what_is_not_there(copy: Path, tensor: list[Any]) -> None:
     entries = json.loads(metadata(copy)[KEY])
@@ -181,3 +188,24 @@ def test_weights_in_typed_fields_are_not_listed(copy: Path, tmp_path: Path) -> N
     shutil.copy(copy / "basis.gguf", output.parent)
     assert KEY not in metadata(output.parent)
     OnnxBundle.find(output.parent).check()
+
+
+@pytest.mark.parametrize("beyond", [1, 1 << 40, (1 << 62) - 8192])
+def test_a_weight_that_goes_on_behind_its_file(copy: Path, beyond: int) -> None:
+    """The graph leaves the length of its data open, and the list makes it long."""
+    entries = json.loads(metadata(copy)[KEY])
+    name, dtype, _ = entries[0][0]["tensors"][0]
+
+    def change(model: Any) -> None:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        kept = [entry for entry in tensor.external_data if entry.key != "length"]
+        assert len(kept) < len(tensor.external_data)
+        del tensor.external_data[:]
+        tensor.external_data.extend(kept)
+
+    edit(copy, change)
+    data = max((copy / "onnx").glob("*.data"), key=lambda path: path.stat().st_size)
+    entries[0][0]["tensors"] = [[name, dtype, data.stat().st_size + beyond]]
+    restate(copy, json.dumps(entries))
+    with pytest.raises(BaseMismatchError, match=r"was cut, or a tool changed it"):
+        OnnxBundle.find(copy).check()

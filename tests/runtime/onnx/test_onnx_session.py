@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tinylora_edge import (
     MicroVector,
     Policy,
     RollbackError,
+    TinyLoraError,
     VectorError,
     load_basis,
 )
@@ -262,3 +264,23 @@ def test_it_is_silent(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     session = OnnxSession(bundle)
     run(session, session.rows(onnx_bundles.vectors(bundle, 1)))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_fork_is_refused():
+    """ONNX Runtime's threads are not in the child, which would wait for them for ever."""
+    session = OnnxSession(onnx_bundles.tiny())
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            for call in (
+                lambda: session.run(None, {}),
+                session.io_binding,
+                lambda: session.run_with_iobinding(None),
+            ):
+                with pytest.raises(TinyLoraError, match="forked from it without the engine's threads"):
+                    call()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0

@@ -206,6 +206,29 @@ class TestSittings:
             RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
         assert (tmp_path / "state").read_text() == content
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda state: state.update(start="abc"),
+            lambda state: state.update(tokens=None),
+            lambda state: state.update(best=[None]),
+            lambda state: state.update(search={}),
+            lambda state: state["search"].update(ask=5),
+            lambda state: state["search"].update(step="x"),
+            lambda state: state["search"].update(mean=[0.0]),
+            lambda state: state["search"].update(mean=[float("nan")] * 5),
+            lambda state: state["search"].update(sigma=[]),
+        ],
+    )
+    def test_a_state_of_wrong_types(self, llm: TinyLoraLlama, tmp_path: Path, change: Any) -> None:
+        path = tmp_path / "state"
+        RewardLearner(llm, PROMPTS, favoured, path=path, **QUICK).run("2ktokens")
+        content = json.loads(path.read_text())
+        change(content["state"])
+        path.write_text(json.dumps(content))
+        with pytest.raises(TrainError, match="not a usable state of tuning"):
+            RewardLearner(llm, PROMPTS, favoured, path=path, **QUICK)
+
     def test_the_state_of_another_run(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         RewardLearner(llm, PROMPTS, favoured, seed=1, path=tmp_path / "state", **QUICK).run("2ktokens")
         with pytest.raises(TrainError, match="its seed is 1, this run's is 2"):

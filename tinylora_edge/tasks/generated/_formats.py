@@ -9,7 +9,7 @@ from typing import Any
 from ...documents import parse_json
 from .._split import Draw
 from ..rewards.guards import count_words, own_words, repeats, words
-from ..rewards.schema import read_json
+from ..rewards.schema import read_answer
 from ..task import Completion, Sample, Task
 from ._building import ask, generate, has_noun
 from .words import Words, article
@@ -112,7 +112,7 @@ def follows_format(completion: Completion, sample: Sample) -> float:
 def _json(completion: Completion, sample: Sample) -> float:
     whole = completion.ended
     try:
-        value = read_json(completion.text)
+        value = read_answer(completion.text)
     except ValueError:
         whole = False
         begins = _OBJECT.match(completion.text.lstrip())

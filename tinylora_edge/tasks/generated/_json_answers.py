@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from ..rewards.schema import read_json
+from ..rewards.schema import read_answer
 from ..task import Completion
 
 Values: TypeAlias = Mapping[str, str | int]
@@ -22,7 +22,7 @@ def read_object(completion: Completion) -> tuple[Mapping[str, Any] | None, bool]
     """
     whole = completion.ended
     try:
-        value = read_json(completion.text)
+        value = read_answer(completion.text)
     except ValueError:
         whole = False
         value = _beginning(completion.text)

@@ -13,7 +13,7 @@ from ._grammar import parse
 from ._languages import STOP_WORDS, guess
 from .guards import copies, count_words, own_words, repeats, says_nothing, words
 from .numbers import final_number
-from .schema import leaves, read_json, validator
+from .schema import leaves, read_answer, validator
 
 
 def exact_number(completion: Completion, sample: Sample) -> float:
@@ -104,7 +104,7 @@ def json_schema(schema: Mapping[str, Any] | bool | str) -> Reward:
 
     def reward(completion: Completion, sample: Sample) -> float:
         try:
-            value = read_json(completion.text)
+            value = read_answer(completion.text)
         except ValueError:
             return 0.0
         said_back = isinstance(value, dict | list) and _without_spaces(

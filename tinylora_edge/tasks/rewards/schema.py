@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ...documents import read_json as read_document
+from ...documents import read_json
 from ...errors import MissingExtraError, TrainError
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
 
 
-def read_json(text: str) -> Any:
+def read_answer(text: str) -> Any:
     """Return the value of an answer that is one JSON text, bare or in one ``` fence, and nothing else.
 
     Raises:
@@ -75,7 +75,7 @@ def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
 
 def _read_schema(path: str) -> Any:
     try:
-        return read_document(path)
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise TrainError(f"json_schema: cannot read a JSON Schema from {path!r}: {error}") from error
 

@@ -1,0 +1,384 @@
+"""Everything that writes: a step from an old content to a new one, and what must hold whatever stops it."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import support
+from gguf_readers import gguf_image
+
+from tinylora_edge import (
+    Bundle,
+    Ed25519Signer,
+    Ed25519Verifier,
+    MicroVector,
+    Policy,
+    RollbackError,
+    TransferError,
+    load_basis,
+)
+from tinylora_edge._system import atomic_write
+from tinylora_edge.exporters import bundle_writer
+from tinylora_edge.exporters.factors.journal import Factors, Journal
+from tinylora_edge.exporters.interop.peft_files import write_checkpoint
+from tinylora_edge.exporters.weights.safetensors import read_safetensors
+from tinylora_edge.formats import side_tensors
+from tinylora_edge.formats.gguf import GGUFFile
+from tinylora_edge.runtime.feedback import state as feedback
+from tinylora_edge.runtime.feedback.posterior import Posterior
+from tinylora_edge.runtime.tuning import state as tuning
+from tinylora_edge.shipping import layout
+from tinylora_edge.shipping.publish import publish
+from tinylora_edge.train import checkpoint, output
+
+BASIS = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
+SIGNER = Ed25519Signer(bytes(range(32)))
+VALUES = np.ones((BASIS.groups, BASIS.u), np.float32)
+
+
+class Progress:
+    """What the writer was told is done, as its parent sees it: in memory that both share."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 8)
+
+    @property
+    def done(self) -> int:
+        return int.from_bytes(self._memory[:8], "little")
+
+    @done.setter
+    def done(self, value: int) -> None:
+        self._memory[:8] = struct.pack("<Q", value)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One writer.
+
+    Attributes:
+        name: of what is written.
+        prepare: brings a folder into its old state, without faults.
+        act: goes on to the new state, and raises `Progress.done` at every step that is said to be safe.
+        check: what is found is whole: the old state or a later one, and nothing that was said to be safe is
+            lost. It is given what was done.
+        steps: `Progress.done` at the end.
+    """
+
+    name: str
+    prepare: Callable[[Path], None]
+    act: Callable[[Path, Progress], None]
+    check: Callable[[Path, int], None]
+    steps: int = 1
+
+
+def frame(sequence: int) -> bytes:
+    return MicroVector(VALUES * sequence, sequence=sequence).to_bytes(BASIS, SIGNER)
+
+
+def sequence_of(data: bytes) -> int:
+    """The sequence of a frame that is whole."""
+    checked = Policy(keys=[Ed25519Verifier(SIGNER.public_key)]).check(data, BASIS)
+    assert checked.values.reshape(-1)[0] == checked.sequence
+    return checked.sequence
+
+
+# Whole files.
+
+
+def _whole(folder: Path, size: int, byte: bytes) -> None:
+    with atomic_write(folder / "file") as file:
+        for _ in range(4):
+            file.write(byte * size)
+
+
+def _act_whole(folder: Path, progress: Progress) -> None:
+    _whole(folder, 3000, b"n")
+    progress.done = 1
+
+
+def _check_whole(folder: Path, done: int) -> None:
+    data = (folder / "file").read_bytes()
+    assert data == b"n" * 12_000 or (not done and data == b"o" * 4)
+
+
+# The state of a policy, and of learners.
+
+
+def _policy(folder: Path) -> Policy:
+    return Policy(keys=[Ed25519Verifier(SIGNER.public_key)], state=folder / "state")
+
+
+def _apply(folder: Path, sequence: int) -> None:
+    policy = _policy(folder)
+    policy.record(policy.check(frame(sequence), BASIS), BASIS)
+
+
+def _act_policy(folder: Path, progress: Progress) -> None:
+    for sequence in (6, 7):
+        with suppress(RollbackError):  # done before
+            _apply(folder, sequence)
+        progress.done = sequence - 5
+
+
+def _check_policy(folder: Path, done: int) -> None:
+    policy = _policy(folder)
+    for sequence in range(5 + done):
+        with suppress(RollbackError):
+            policy.check(frame(sequence), BASIS)
+            raise AssertionError(f"sequence {sequence} was accepted again after {5 + done}")
+    policy.check(frame(8), BASIS)
+
+
+_IDENTITY = {"digest": BASIS.digest}
+
+
+def _tuning(folder: Path, tokens: int) -> None:
+    state = tuning.TuningState({"mean": [0.0]}, [0.0] * 200, tokens=tokens)
+    tuning.save_state(folder / "tuning", state, _IDENTITY)
+
+
+def _act_tuning(folder: Path, progress: Progress) -> None:
+    _tuning(folder, 1)
+    progress.done = 1
+
+
+def _check_tuning(folder: Path, done: int) -> None:
+    assert tuning.load_state(folder / "tuning", _IDENTITY).tokens in range(done, 2)
+
+
+def _feedback(folder: Path, clicks: int) -> None:
+    feedback.write(folder / "feedback", feedback.FeedbackState(1, Posterior(13), 0, clicks), BASIS.digest)
+
+
+def _act_feedback(folder: Path, progress: Progress) -> None:
+    _feedback(folder, 1)
+    progress.done = 1
+
+
+def _check_feedback(folder: Path, done: int) -> None:
+    state = feedback.read(folder / "feedback", BASIS.digest, 13)
+    assert state is not None
+    assert state.clicks in range(done, 2)
+
+
+# A training run: its record, its checkpoints and its result.
+
+
+def _step(folder: Path, step: int, write: Callable[[dict[str, Any]], None]) -> None:
+    write({"step": step, "reward": 0.5, "padding": "x" * 100})
+    state = checkpoint.TrainState.start(np.full((1, 1), step, np.float32))
+    state.step = step
+    checkpoint.save(folder / "checkpoint.npz", state, _IDENTITY)
+
+
+def _train(folder: Path, progress: Progress) -> None:
+    done = checkpoint.load(folder / "checkpoint.npz", _IDENTITY).step
+    with output.metrics_file(folder, done, lambda metrics: None) as write:
+        for step in range(done + 1, 4):
+            _step(folder, step, write)
+            progress.done = step
+    with atomic_write(folder / "v.bin") as file:
+        file.write(frame(4))
+    progress.done = 4
+
+
+def _prepare_training(folder: Path) -> None:
+    with output.metrics_file(folder, 0, lambda metrics: None) as write:
+        _step(folder, 1, write)
+
+
+def _check_training(folder: Path, done: int) -> None:
+    state = checkpoint.load(folder / "checkpoint.npz", _IDENTITY)
+    assert state.step == state.v[0, 0]
+    assert max(1, min(done, 3)) <= state.step <= 3
+    rows = [row["step"] for row in output._rows(folder / "metrics.jsonl")]
+    assert rows[: state.step] == list(range(1, state.step + 1)), "a step of the record is missing"
+    if done == 4 or (folder / "v.bin").exists():
+        assert sequence_of((folder / "v.bin").read_bytes()) == 4
+
+
+# The journal of an export, and bundles.
+
+
+def _factors(number: int) -> Factors:
+    return Factors(
+        np.full((2, 50), number, np.float32), np.full((40, 2), number, np.float32), 0.1, 2, True, None
+    )
+
+
+def _add(folder: Path, first: int, last: int, progress: Progress) -> None:
+    journal = Journal(folder / "journal")
+    for number in range(first, last):
+        if not journal.has(f"m{number}", "k"):
+            journal.add(f"m{number}", "k", _factors(number))
+        progress.done = number
+    journal.sync()
+    journal.close()
+
+
+def _check_journal(folder: Path, done: int) -> None:
+    journal = Journal(folder / "journal")
+    found = journal.read() if len(journal) else {}
+    journal.close()
+    assert list(found) == [f"m{number}" for number in range(1, len(found) + 1)]
+    assert max(done, 1) <= len(found) <= 4
+    for number, factors in enumerate(found.values(), 1):
+        assert (factors.a == number).all()
+        assert (factors.b == number).all()
+
+
+def _base(folder: Path) -> Path:
+    path = folder / "tiny.gguf"
+    pairs: list[Any] = [("general.architecture", 8, "llama"), ("llama.block_count", 4, 1)]
+    path.write_bytes(gguf_image(pairs, [("blk.0.attn_q.weight", [8, 6], 0, bytes(4 * 48))]))
+    return path
+
+
+def _act_bundle(folder: Path, progress: Progress) -> None:
+    if not (folder / "bundle").exists():
+        base = folder / "tiny.gguf"
+        found = side_tensors.fingerprint(GGUFFile(base), BASIS.modules)
+        fields = {**vars(BASIS), "base_fingerprints": (found,)}
+        basis = type(BASIS)(**{name: fields[name] for name in BASIS.__dataclass_fields__})
+        bundle_writer.write_bundle(folder / "bundle", basis, {}, base=base, fingerprint=found)
+    progress.done = 1
+
+
+def _check_bundle(folder: Path, done: int) -> None:
+    if done or (folder / "bundle").exists():
+        bundle = Bundle.find(folder / "bundle")
+        bundle.check_base()
+        assert bundle.manifest
+        assert {path.name for path in (folder / "bundle").iterdir()} == {
+            "base.gguf",
+            "basis.gguf",
+            "manifest.json",
+        }
+
+
+def _basis(folder: Path, seed: int) -> None:
+    side_tensors.save_basis(support.random_basis(rng=seed), folder / "basis.gguf")
+
+
+def _act_basis(folder: Path, progress: Progress) -> None:
+    _basis(folder, 1)
+    progress.done = 1
+
+
+def _check_basis(folder: Path, done: int) -> None:
+    digests = [support.random_basis(rng=seed).digest for seed in range(2)]
+    assert load_basis(folder / "basis.gguf").digest in digests[done:]
+
+
+def _peft(folder: Path, value: int) -> None:
+    tensors = {"a": np.full((3, 4), value, np.float32)}
+    write_checkpoint(folder / "peft", {"peft_type": "TINYLORA", "r": value}, tensors)
+
+
+def _act_peft(folder: Path, progress: Progress) -> None:
+    _peft(folder, 1)
+    progress.done = 1
+
+
+def _check_peft(folder: Path, done: int) -> None:
+    """Each file is whole. Between the two renames a kill leaves one old and one new."""
+    tensors = read_safetensors(folder / "peft" / "adapter_model.safetensors")
+    config = json.loads((folder / "peft" / "adapter_config.json").read_bytes())
+    assert tensors["a"].array("a")[0, 0] >= config["r"] >= done
+
+
+# Shipping.
+
+
+def _act_publish(folder: Path, progress: Progress) -> None:
+    for sequence in (6, 7):
+        with suppress(TransferError):  # a later one is there
+            publish(frame(sequence), BASIS, str(folder / "site"))
+        progress.done = sequence - 5
+
+
+def _check_publish(folder: Path, done: int) -> None:
+    latest = sequence_of((folder / "site" / layout.latest(BASIS.id, layout.DEFAULT_STREAM)).read_bytes())
+    assert 5 + done <= latest <= 7
+    numbered = folder / "site" / layout.numbered(BASIS.id, layout.DEFAULT_STREAM, latest)
+    assert sequence_of(numbered.read_bytes()) == latest
+
+
+class Fetching:
+    """The command `fetch`, from a server that another process runs."""
+
+    def __init__(self, url: str) -> None:
+        from tinylora_edge.cli.shared import keyfiles, vectors  # noqa: F401 - before anything is armed
+
+        self.url = url
+
+    def prepare(self, folder: Path) -> None:
+        from tinylora_edge.wire import pem
+
+        side_tensors.save_basis(BASIS, folder / "basis.gguf")
+        (folder / "key.pub").write_text(pem.encode_public(SIGNER.public_key))
+        (folder / "v.bin").write_bytes(frame(5))
+        _apply(folder, 5)
+
+    def act(self, folder: Path, progress: Progress) -> None:
+        from invocation import in_process
+
+        arguments = [self.url, folder / "basis.gguf", "-o", folder / "v.bin", "--key", folder / "key.pub"]
+        outcome = in_process()("fetch", *arguments, "--state", folder / "state", "--attempts", 1)
+        if outcome.code:
+            raise OSError(outcome.stderr)
+        progress.done = 1
+
+    def check(self, folder: Path, done: int) -> None:
+        found = sequence_of((folder / "v.bin").read_bytes())
+        assert found in ((7,) if done else (5, 7))
+        policy = _policy(folder)
+        policy.check(frame(7), BASIS)  # what the server has is accepted, so that doing it again completes it
+        if found == 7:
+            with suppress(RollbackError):
+                policy.check(frame(6), BASIS)
+                raise AssertionError("the file is newer than the state")
+
+
+def writers(url: str | None = None) -> list[Writer]:
+    """Every writer; `fetch` where there is a server."""
+
+    def nothing(folder: Path) -> None:
+        _base(folder)
+
+    found = [
+        Writer("a file", lambda folder: _whole(folder, 1, b"o"), _act_whole, _check_whole),
+        Writer("a policy's state", lambda folder: _apply(folder, 5), _act_policy, _check_policy, 2),
+        Writer("tuning", lambda folder: _tuning(folder, 0), _act_tuning, _check_tuning),
+        Writer("feedback", lambda folder: _feedback(folder, 0), _act_feedback, _check_feedback),
+        Writer("a training run", _prepare_training, _train, _check_training, 4),
+        Writer(
+            "a journal",
+            lambda folder: _add(folder, 1, 2, Progress()),
+            lambda folder, progress: _add(folder, 1, 5, progress),
+            _check_journal,
+            4,
+        ),
+        Writer("a bundle", nothing, _act_bundle, _check_bundle),
+        Writer("a basis", lambda folder: _basis(folder, 0), _act_basis, _check_basis),
+        Writer("a PEFT checkpoint", lambda folder: _peft(folder, 0), _act_peft, _check_peft),
+        Writer(
+            "publish",
+            lambda folder: publish(frame(5), BASIS, str(folder / "site")) and None,
+            _act_publish,
+            _check_publish,
+            2,
+        ),
+    ]
+    if url is not None:
+        fetching = Fetching(url)
+        found.append(Writer("fetch", fetching.prepare, fetching.act, fetching.check))
+    return found

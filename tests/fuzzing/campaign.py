@@ -1,0 +1,130 @@
+"""A campaign: atheris drives harnesses for a time, watches coverage, and stops at the first violation.
+
+    python tests/fuzzing/campaign.py --seconds 600 --harness basis --harness frame
+    python tests/fuzzing/campaign.py --replay finding.bin --harness basis
+
+Each harness runs in a process of its own, with the code of `tinylora_edge` instrumented. It fails for an
+error that is not in the package's tree, for an input of less than 1 MB that takes over a second of this
+process's time, and for one that makes it grow by over 64 MB. What it found lies in the folder `--findings`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+
+HERE = Path(__file__).parent
+CORPUS_BYTES = 8192  # of what is kept of one harness
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--harness", action="append", help="of one reader; all of them by default")
+    parser.add_argument("--seconds", type=int, default=60, help="for each harness")
+    parser.add_argument("--runs", type=int, default=-1, help="executions for each harness, at most")
+    parser.add_argument("--findings", type=Path, default=Path("out/fuzzing"))
+    parser.add_argument("--keep", action="store_true", help="check in what gave new coverage, in a few kB")
+    parser.add_argument("--replay", type=Path, help="read this file instead, once")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--corpus", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    if options.worker:
+        _work(options.worker, options)
+    from readers import READERS
+
+    names = options.harness or list(READERS)
+    if unknown := [name for name in names if name not in READERS]:
+        parser.error(f"there is no harness {unknown[0]}: choose from {', '.join(READERS)}")
+    if options.replay:
+        print("accepted" if READERS[names[0]].accepts(options.replay.read_bytes()) else "refused")
+        return
+    print(f"{'harness':16} {'executions':>11} {'a second':>9} {'features':>9}  outcome", flush=True)
+    failed = [name for name in names if not _campaign(name, options)]
+    if failed:
+        sys.exit(f"violations: {', '.join(failed)}; the inputs are in {options.findings}")
+
+
+def _campaign(name: str, options: argparse.Namespace) -> bool:
+    """Run one harness in a process, print its line, and tell whether it held."""
+    options.findings.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as corpus:
+        from readers import READERS
+
+        harness, random = READERS[name], Random(0)
+        for number, seed in enumerate([*harness.corpus(), *(harness.make(random) for _ in range(16))]):
+            (Path(corpus) / f"seed{number}").write_bytes(seed)
+        command = [sys.executable, __file__, "--worker", name, "--corpus", corpus]
+        command += ["--seconds", str(options.seconds), "--runs", str(options.runs)]
+        began = time.monotonic()
+        done = subprocess.run([*command, "--findings", str(options.findings)], capture_output=True, text=True)
+        spent = time.monotonic() - began
+        counts = re.findall(r"^#(\d+)\s", done.stderr, re.M)
+        executions = int((re.findall(r"number_of_executed_units: (\d+)", done.stderr) or counts or ["0"])[-1])
+        features = (re.findall(r"ft: (\d+)", done.stderr) or ["0"])[-1]
+        held = done.returncode == 0
+        if not held:
+            (options.findings / f"{name}.log").write_text(done.stderr[-20_000:])
+        outcome = "held" if held else f"VIOLATION (status {done.returncode})"
+        print(f"{name:16} {executions:11,} {executions / spent:9,.0f} {features:>9}  {outcome}", flush=True)
+        if options.keep and held:
+            _keep(name, Path(corpus))
+    return held
+
+
+def _keep(name: str, found: Path) -> None:
+    """Check in the smallest inputs that gave new coverage, the first 10 of each size, in a few kB."""
+    lines, left = [], CORPUS_BYTES
+    for path in sorted(found.iterdir(), key=lambda each: (each.stat().st_size, each.name)):
+        data = path.read_bytes()
+        if path.name.startswith("seed") or not data or len(data) > left // 8:
+            continue
+        lines.append(data.hex())
+        left -= len(data)
+    (HERE / "corpus" / f"{name}.txt").write_text("\n".join(lines[:400]) + "\n")
+
+
+def _work(name: str, options: argparse.Namespace) -> None:
+    """Be the process of one harness: libFuzzer ends it."""
+    import atheris
+
+    with atheris.instrument_imports(include=["tinylora_edge"]):
+        from readers import READERS
+
+    import harness as limits
+
+    reader = READERS[name]
+
+    def run(data: bytes) -> None:
+        size, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        reader.accepts(data)
+        spent = time.process_time() - began
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size) << 10
+        if spent > limits.SECONDS:
+            raise AssertionError(f"{len(data)} bytes took {spent:.2f} s")
+        if grown > limits.MEMORY:
+            raise AssertionError(f"{len(data)} bytes took {grown >> 20} MB")
+
+    def mutate(data: bytes, most: int, seed: int) -> bytes:
+        random = Random(seed)
+        if random.random() < 0.5:
+            return reader.mutated(data, random)[:most]
+        out = atheris.Mutate(data, min(most, max(64, 2 * len(data))))
+        return reader.mend(out)[:most] if random.random() < 0.7 else out
+
+    arguments = ["fuzz", options.corpus, f"-max_total_time={options.seconds}", f"-runs={options.runs}"]
+    arguments += [f"-artifact_prefix={options.findings}/{name}-", f"-max_len={limits.LARGEST}"]
+    arguments += ["-print_final_stats=1", "-timeout=30", "-rss_limit_mb=3000", "-len_control=0", "-seed=1"]
+    atheris.Setup(arguments, run, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Harnesses of ONNX graphs, `.onnx_adapter` files and safetensors."""
+
+from __future__ import annotations
+
+import json
+import struct
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from random import Random
+from typing import Any
+
+import numpy as np
+from gguf_readers import bases
+from harness import Harness, folder
+from mutations import as_json, changed, number
+
+from tinylora_edge import TinyLoraError, save_basis
+from tinylora_edge.errors import BaseMismatchError
+from tinylora_edge.exporters.weights.safetensors import read_safetensors
+from tinylora_edge.formats import onnx_adapter
+from tinylora_edge.formats.onnx_graph import MetadataKey, read_metadata, read_onnx
+from tinylora_edge.runtime.onnx.bundle import OnnxBundle
+from tinylora_edge.runtime.onnx.fingerprint import weights_fingerprint
+
+# ONNX graphs: protocol buffers as (field, integer, bytes or fields).
+
+Field = tuple[int, "int | bytes | list[Field]"]
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def protobuf(parts: list[Field]) -> bytes:
+    """Return the wire form of fields."""
+    out = b""
+    for tag, value in parts:
+        if isinstance(value, int):
+            out += _varint(tag << 3) + _varint(value % (1 << 64))
+        else:
+            content = value if isinstance(value, bytes) else protobuf(value)
+            out += _varint(tag << 3 | 2) + _varint(len(content)) + content
+    return out
+
+
+_KEPT: list[Field] = [(5, [(8, b"w"), (9, bytes(64))]), (5, [(8, b"x"), (9, bytes(32))])]
+
+
+@cache
+def _weights() -> str:
+    """The fingerprint of the graph's weights, all zeros, wherever they lie."""
+    path = folder() / "whole.onnx"
+    path.write_bytes(protobuf([(7, [(11, [(1, b"x")]), *_KEPT])]))
+    basis = bases()[0]
+    return weights_fingerprint(
+        read_onnx(path), basis.architecture, basis.modules, json.dumps(_list_of_weights())
+    )
+
+
+def _list_of_weights() -> list[Any]:
+    return [
+        [{"k": 8, "n": 6, "tensors": [["w", 1, 64]]}]
+        if number
+        else [{"k": 8, "n": 6, "tensors": [["x", 1, 32]]}]
+        for number in range(len(bases()[0].modules))
+    ]
+
+
+def _graph(random: Random) -> list[Field]:
+    basis, weights = bases()[0], _list_of_weights()
+    if random.random() < 0.6:
+        weights = changed(weights, random)
+    metadata = {
+        MetadataKey.VERSION: "1",
+        MetadataKey.DIGEST: basis.digest,
+        MetadataKey.FINGERPRINT: _weights(),
+        MetadataKey.WEIGHTS: as_json(weights).decode("ascii", "replace"),
+        MetadataKey.FLAVOUR: "default",
+    }
+    place: list[list[Field]] = [
+        [(1, key.encode()), (2, said.encode())]
+        for key, said in (("location", "data.bin"), ("offset", "0"), ("length", "32"))
+    ]
+    if random.random() < 0.4:
+        place = [
+            [(1, b"location"), (2, random.choice((b"", b"\0", b"..", b"/etc/passwd", b"a/" * 600, b".")))]
+        ]
+    if random.random() < 0.3:
+        place.append([(1, random.choice((b"offset", b"length"))), (2, str(number(random)).encode())])
+    graph: list[Field] = [
+        (11, [(1, b"input_ids")]),
+        (11, [(1, b"tinylora_v")]),
+        (5, [(8, b"tinylora_v"), (9, bytes(12))]),
+        (5, [(8, b"w"), (9, bytes(64))]),
+        (5, [(8, b"x"), *((13, entry) for entry in place)]),
+    ]
+    entries: list[Field] = [(14, [(1, k.encode()), (2, v.encode())]) for k, v in metadata.items()]
+    return [(1, 9), (8, [(1, b""), (2, 21)]), (7, graph), *entries]
+
+
+def _shaken(parts: list[Field], random: Random) -> list[Field]:
+    parts = list(parts)
+    at = random.randrange(len(parts)) if parts else 0
+    kind = random.randrange(7)
+    if not parts or kind == 0:
+        parts.append((random.choice((0, 1, 5, 7, 14, 99)), number(random)))
+    elif kind == 1:
+        del parts[at]
+    elif kind == 2:
+        parts.insert(at, parts[at])
+    elif kind == 3:
+        parts[at] = (parts[at][0], random.choice((number(random), b"", b"\xff", random.randbytes(8), [])))
+    elif isinstance(inner := parts[at][1], list):
+        parts[at] = (parts[at][0], _shaken(inner, random))
+    return parts
+
+
+def _make_onnx(random: Random) -> bytes:
+    parts = _graph(random)
+    for _ in range(random.choice((0, 0, 1, 2, 4))):
+        parts = _shaken(parts, random)
+    return protobuf(parts)
+
+
+def _read_graph(data: bytes) -> None:
+    home = folder() / "graph"
+    if not home.exists():
+        home.mkdir()
+        (home / "data.bin").write_bytes(bytes(32))
+        save_basis(replace(bases()[0], base_fingerprints=(_weights(),)), home / "basis.gguf")
+    (home / "model.onnx").write_bytes(data)
+    errors: list[BaseMismatchError] = []
+    for read in (
+        lambda: read_onnx(home / "model.onnx").check_data(),
+        lambda: read_metadata(home / "model.onnx"),
+        lambda: OnnxBundle.find(home).check(),
+    ):
+        try:
+            read()
+        except BaseMismatchError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+# Other containers.
+
+
+def _make_adapter(random: Random) -> bytes:
+    basis = bases()[0]
+    values = np.array([[random.choice((0.0, 1.5, np.nan, np.inf)) for _ in range(basis.size)]], np.float32)
+    named = random.choice((onnx_adapter.basis_version(basis), 0, -1))
+    data = bytearray(onnx_adapter.encode(values, random.choice((0, 1, 65535, 65536, -1)), named))
+    for _ in range(random.choice((0, 0, 1, 2))):
+        struct.pack_into("<I", data, 4 * random.randrange(len(data) // 4), number(random) % (1 << 32))
+    return bytes(data)
+
+
+def _read_adapter(data: bytes) -> None:
+    onnx_adapter.is_adapter(data)
+    vector = onnx_adapter.from_adapter(data, bases()[0])
+    assert np.isfinite(vector.values).all()
+    assert onnx_adapter.from_adapter(onnx_adapter.to_adapter(vector, bases()[0]), bases()[0]) == vector
+
+
+def safetensors(header: Any, data: bytes) -> bytes:
+    """Return a safetensors file of a header and what follows it."""
+    text = as_json(header)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _make_safetensors(random: Random) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape, size in (
+        ("a.weight", "F32", [4, 3], 48),
+        ("b.weight", "BF16", [2, 3], 12),
+        ("c.weight", "F8_E4M3", [2, 4], 8),
+        ("d", "U8", [5], 5),
+    ):
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    return safetensors(changed(header, random), random.randbytes(end))
+
+
+def _read_safetensors(data: bytes) -> None:
+    path = folder() / "model.safetensors"
+    path.write_bytes(data)
+    for name, tensor in read_safetensors(path).items():
+        for use in (tensor.array, tensor.codes, tensor.matrices):
+            with suppress(TinyLoraError):
+                use(name)
+
+
+HARNESSES = [
+    Harness("onnx", _make_onnx, _read_graph),
+    Harness("adapter", _make_adapter, _read_adapter),
+    Harness("safetensors", _make_safetensors, _read_safetensors),
+]

@@ -1,0 +1,319 @@
+"""Harnesses of documents, and of what programs keep: manifests, states, journals, PEFT checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import struct
+import zlib
+from random import Random
+from typing import Any
+
+import numpy as np
+from container_readers import safetensors
+from harness import Harness, folder
+from mutations import as_json, changed, number
+
+from tinylora_edge.exporters.factors.journal import MAGIC, Journal, read_part
+from tinylora_edge.exporters.hub.catalog import read_catalog
+from tinylora_edge.exporters.interop.peft import read_tinylora
+from tinylora_edge.exporters.weights.hf_config import HFConfig
+from tinylora_edge.exporters.weights.safetensors import shards, write_safetensors
+from tinylora_edge.formats.bundle import Bundle
+from tinylora_edge.runtime.feedback import state as feedback
+from tinylora_edge.runtime.tuning import state as tuning
+from tinylora_edge.tasks import load_task
+from tinylora_edge.train import checkpoint
+
+DIGEST = "0123456789abcdef" * 4
+
+_MANIFEST = {
+    "tinylora_edge": "0.1.0",
+    "basis": {"digest": DIGEST, "modules": 6, "rank": 2, "axes": ["a", "b"]},
+    "bases": [{"file": "base.gguf", "fingerprint": DIGEST, "size": 1234}],
+}
+
+
+def _make_manifest(random: Random) -> bytes:
+    return as_json(changed(_MANIFEST, random))
+
+
+def _read_manifest(data: bytes) -> None:
+    path = folder() / "manifest.json"
+    path.write_bytes(data)
+    assert isinstance(Bundle(path, path, path).manifest, dict)
+
+
+_CATALOG: dict[str, Any] = {
+    "qwen2.5-7b": {
+        "gguf": "org/name-GGUF@main",
+        "files": "Model-{quant}.gguf",
+        "quants": {"q4_k_m": 4_000_000_000, "q8_0": 8_000_000_000},
+        "default": "q4_k_m",
+        "weights": "org/name",
+        "parameters": 7_000_000_000,
+        "license": "apache-2.0",
+        "gated": False,
+    }
+}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if value is None or isinstance(value, float):
+        return repr(value).lower()
+    return json.dumps(value)
+
+
+def _make_catalog(random: Random) -> bytes:
+    try:
+        tables = changed(_CATALOG, random)
+        lines = [f"{json.dumps(name)} = {_toml(table)}" for name, table in tables.items()]
+    except (RecursionError, AttributeError):
+        lines = ["a.b." * 200 + "c = 1"]
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+def _read_catalog(data: bytes) -> None:
+    path = folder() / "models.toml"
+    path.write_bytes(data)
+    for name, model in read_catalog(path).items():
+        assert name == model.name
+        assert "{quant}" in model.files
+
+
+# States.
+
+_IDENTITY = {"digest": DIGEST, "settings": {"seed": 1}}
+
+
+def _make_tuning(random: Random) -> bytes:
+    state = {
+        "search": {"mean": [0.0, 1.0], "sigma": 0.1},
+        "start": [0.0, 0.0],
+        "best": [0.5, 1.0],
+        "tokens": 5,
+    }
+    content = changed({"state": state, "format": 2}, random)
+    if random.random() < 0.9 and isinstance(content, dict):
+        content = {"identity": changed(_IDENTITY, random, random.choice((0, 0, 1))), **content}
+    return as_json(content)
+
+
+def _read_tuning(data: bytes) -> None:
+    path = folder() / "tuning.json"
+    path.write_bytes(data)
+    tuning.load_state(path, _IDENTITY)
+
+
+_VALUES = 3
+
+
+def _make_feedback(random: Random) -> bytes:
+    size = random.choice((_VALUES, _VALUES, _VALUES, 2, 0))
+    head = struct.pack(
+        "<8s32sI", b"TLFEED1\n", bytes.fromhex(DIGEST), random.choice((size, number(random) & 7))
+    )
+    head += struct.pack("<4Qd", *(number(random) % (1 << 64) for _ in range(4)), 0.05)
+    square = np.eye(size + 1)
+    values = np.concatenate([square.reshape(-1), np.zeros(size + 1), np.zeros(size * size)])
+    for _ in range(random.choice((0, 1, 3)) if len(values) else 0):
+        values[random.randrange(len(values))] = random.choice((math.nan, math.inf, -1.0, 1e308, 0.0))
+    return _mend_feedback(head + values.astype("<f8").tobytes() + bytes(32))
+
+
+def _mend_feedback(data: bytes) -> bytes:
+    return data[:-32] + hashlib.sha256(data[:-32]).digest()
+
+
+def _read_feedback(data: bytes) -> None:
+    path = folder() / "feedback"
+    path.write_bytes(data)
+    state = feedback.read(path, DIGEST, _VALUES)
+    assert state is not None
+    assert np.isfinite(state.posterior.vector()).all()
+
+
+def _make_checkpoint(random: Random) -> bytes:
+    header = {"format": 2, "identity": _IDENTITY, "state": {"step": 3, "norms": [0.5], "lr": 0.1}}
+    arrays: dict[str, Any] = {name: np.zeros((2, 1), np.float32) for name in ("v", "m", "s", "best_v")}
+    arrays["top_scores"] = np.zeros(3)
+    if random.random() < 0.3:
+        name = random.choice(list(arrays))
+        arrays[name] = random.choice((np.zeros(0), np.array("text"), np.zeros((2, 1), np.complex64)))
+    said = as_json(changed(header, random)).decode("ascii", "replace")
+    out = io.BytesIO()
+    np.savez(out, header=np.array(said if random.random() < 0.9 else 5), **arrays)
+    return out.getvalue()
+
+
+def _read_checkpoint(data: bytes) -> None:
+    path = folder() / "checkpoint.npz"
+    path.write_bytes(data)
+    state = checkpoint.load(path, _IDENTITY)
+    assert state.v.ndim == 2
+
+
+# Journals of exports.
+
+
+def _record(header: Any, arrays: bytes) -> bytes:
+    packed = as_json(header)
+    record = struct.pack("<I", len(packed)) + packed + arrays
+    return record + struct.pack("<I", zlib.crc32(record))
+
+
+def _make_journal(random: Random) -> bytes:
+    header = {"module": "blk.0.attn_q.weight", "key": "k", "dtype": "<f4", "a": [2, 3], "b": [4, 2]}
+    header |= {"residual": 0.1, "passes": 2, "converged": True, "agreement": None}
+    out = MAGIC
+    if random.random() < 0.6:
+        out += _record(changed({"plan": {"part": [1, 2], "modules": ["blk.0.attn_q.weight"]}}, random), b"")
+    for number_ in range(random.choice((1, 2, 3))):
+        each = {**header, "module": f"blk.{number_}.attn_q.weight"}
+        out += _record(changed(each, random), random.randbytes(56))
+    return out
+
+
+def _mend_journal(data: bytes) -> bytes:
+    """Close every record with its checksum, as far as lengths lead."""
+    out, at = bytearray(data), len(MAGIC)
+    while at + 4 <= len(out):
+        end = at + 4 + int.from_bytes(out[at : at + 4], "little")
+        try:
+            header = json.loads(bytes(out[at + 4 : end]))
+            if "plan" not in header:
+                end += 4 * (math.prod(header["a"]) + math.prod(header["b"]))
+            out[end : end + 4] = struct.pack("<I", zlib.crc32(out[at:end]))
+        except Exception:
+            break
+        at = end + 4
+    return bytes(out)
+
+
+def _read_journal(data: bytes) -> None:
+    path = folder() / "journal"
+    path.write_bytes(data)
+    errors = []
+    try:
+        for factors in read_part(path)[1].values():
+            assert factors.a.ndim == factors.b.ndim or factors.a.ndim in (2, 3)
+    except Exception as error:
+        errors.append(error)
+    try:
+        journal = Journal(path)
+        try:
+            assert len(journal.read()) == len(journal)
+            assert path.stat().st_size <= max(len(data), len(MAGIC)), (
+                "what is whole is kept, and nothing made up"
+            )
+        finally:
+            journal.close()
+    except Exception as error:
+        errors.append(error)
+    if errors:
+        raise errors[-1]
+
+
+# A PEFT checkpoint: its configuration, a line feed, and its tensors.
+
+_LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def _make_peft(random: Random) -> bytes:
+    config = {"peft_type": "TINYLORA", "r": 2, "u": 3, "projection_seed": 0, "target_modules": ["q_proj"]}
+    config |= {"save_projection": True, "weight_tying": 0.0, "fan_in_fan_out": False}
+    header: dict[str, Any] = {}
+    end = 0
+    prefix = f"base_model.model.{_LAYER}.tinylora_"
+    for name, shape in (
+        (f"{prefix}A", [2, 8]),
+        (f"{prefix}B", [8, 2]),
+        (f"{prefix}P", [3, 2, 2]),
+        ("base_model.tinylora_v.0", [3]),
+    ):
+        shape = shape if random.random() < 0.95 else [random.randrange(4) for _ in range(random.randrange(4))]
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    data = np.array([random.choice((0.5, 1.0, np.nan)) for _ in range(end // 4)], "<f4").tobytes()
+    header = changed(header, random, random.choice((0, 0, 1, 2)))
+    return as_json(changed(config, random, random.choice((0, 0, 1, 2)))) + b"\n" + safetensors(header, data)
+
+
+def _read_peft(data: bytes) -> None:
+    model, saved = folder() / "hf", folder() / "checkpoint"
+    if not model.exists():
+        model.mkdir()
+        saved.mkdir()
+        config = {"model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 2}
+        config |= {"num_key_value_heads": 2, "hidden_size": 8}
+        (model / "config.json").write_text(json.dumps(config))
+        write_safetensors(model / "model.safetensors", {f"{_LAYER}.weight": np.zeros((8, 8), np.float32)})
+    head, _, tensors = data.partition(b"\n")
+    (saved / "adapter_config.json").write_bytes(head)
+    (saved / "adapter_model.safetensors").write_bytes(tensors)
+    basis, vector = read_tinylora(saved, model)
+    assert basis.size == vector.values.size
+
+
+# A Hugging Face directory's documents.
+
+
+def _make_config(random: Random) -> bytes:
+    config: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4}
+    config |= {
+        "num_key_value_heads": 2,
+        "hidden_size": 64,
+        "head_dim": 16,
+        "architectures": ["LlamaForCausalLM"],
+    }
+    index = {"metadata": {"total_size": 5}, "weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}
+    return as_json(changed(config, random)) + b"\n" + as_json(changed(index, random))
+
+
+def _read_config(data: bytes) -> None:
+    home = folder() / "config"
+    home.mkdir(exist_ok=True)
+    (home / "model-00001-of-00002.safetensors").touch()
+    head, _, index = data.partition(b"\n")
+    (home / "config.json").write_bytes(head)
+    (home / "model.safetensors.index.json").write_bytes(index)
+    HFConfig(home)
+    shards(home)
+
+
+def _make_task(random: Random) -> bytes:
+    rows: list[Any] = []
+    for place in range(random.choice((2, 3, 12))):
+        row: dict[str, Any] = {"prompt": f"{place} + 2?", "answer": "4", "reward": "max_words(12)"}
+        if random.random() < 0.3:
+            row = {"messages": [{"role": "user", "content": f"Hi {place}"}], "reward": "max_words(3)"}
+        row["split"] = ("train", "held_out", "shifted")[place % 3]
+        rows.append(changed(row, random, 1) if random.random() < 0.1 else row)
+    return b"\n".join(map(as_json, rows))
+
+
+def _read_task(data: bytes) -> None:
+    path = folder() / "task.jsonl"
+    path.write_bytes(data)
+    task = load_task(str(path))
+    assert task.train
+
+
+HARNESSES = [
+    Harness("manifest", _make_manifest, _read_manifest),
+    Harness("catalog", _make_catalog, _read_catalog),
+    Harness("tuning_state", _make_tuning, _read_tuning),
+    Harness("feedback_state", _make_feedback, _read_feedback, _mend_feedback),
+    Harness("training_state", _make_checkpoint, _read_checkpoint),
+    Harness("journal", _make_journal, _read_journal, _mend_journal),
+    Harness("peft", _make_peft, _read_peft),
+    Harness("config", _make_config, _read_config),
+    Harness("task", _make_task, _read_task),
+]

@@ -1,0 +1,181 @@
+"""Harnesses of what carries a vector and what vouches for it: frames, texts, keys, the state of a policy."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+import warnings
+import zlib
+from random import Random
+
+import numpy as np
+import support
+from harness import Harness, folder
+from mutations import as_json, changed, number
+
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy, TinyLoraError
+from tinylora_edge.wire import pem, text
+
+BASIS = support.random_basis(blocks=5, groups=13)
+DIGEST = bytes.fromhex(BASIS.digest)
+SECRET = bytes(range(32))
+SIGNER = Ed25519Signer(SECRET)
+KEYS = [Hmac(SECRET), Ed25519Verifier(SIGNER.public_key)]
+VECTORS = [MicroVector.random(BASIS, 0.5, dtype=dtype, seed=1) for dtype in ("fp32", "bf16", "fp16")]
+SIGNED = [vector.to_bytes(BASIS, signer) for vector in VECTORS for signer in (Hmac(SECRET), SIGNER)]
+"""Every frame that was ever made under the keys: whatever else verifies is a forgery."""
+
+warnings.filterwarnings("ignore", message="a raw payload has no checksum")
+
+
+def _make_frame(random: Random) -> bytes:
+    kind = random.randrange(8)
+    if kind == 0:
+        return random.choice(SIGNED)
+    if kind == 1:
+        return random.choice(VECTORS[:2]).to_bytes(BASIS, None)
+    dtype = random.choice(list(support.DTYPE_CODES))
+    width = 4 if dtype == "fp32" else 2
+    count = random.choice((13, 13, 13, 12, 14, 0))
+    payload = random.randbytes(width * count)
+    if kind > 4:  # what bits of floats seldom are by chance
+        strange = np.array(
+            [random.choice((0.0, -0.0, math.nan, math.inf, 1e38, 1e-40)) for _ in range(count)]
+        )
+        with np.errstate(all="ignore"):
+            payload = strange.astype("<f4" if width == 4 else "<f2").tobytes()
+    tag = random.choice(("crc32", "crc32", "hmac"))  # the latter of a stranger
+    return support.frame(
+        BASIS.digest, payload, dtype=dtype, tag=tag, sequence=random.randrange(1 << 16), key=b"s" * 32
+    )
+
+
+def _mend_frame(data: bytes) -> bytes:
+    """Name the basis, and close the frame with a checksum that matches."""
+    if len(data) < 11:
+        return data
+    body = bytes([data[0] & 0xF3]) + DIGEST[:4] + data[5:-4]
+    return body + zlib.crc32(DIGEST + body).to_bytes(4, "little")
+
+
+def _read_frame(data: bytes) -> None:
+    refusals = 0
+    for policy in _policies:
+        try:
+            vector = policy.check(data, BASIS)
+        except TinyLoraError as error:
+            refusals, last = refusals + 1, error
+            continue
+        assert np.isfinite(vector.values).all()
+        assert vector.values.shape == (13, 1)
+        assert not vector.verified_by or data in SIGNED, "a forgery"
+        assert vector.raw == (len(data) % 2 == 0)
+        assert vector.verified_by or policy.require not in ("mac", "signature")
+        if vector.raw:
+            assert policy.require == "none"
+        elif not vector.verified_by and data[0] >> 4 == 1:
+            assert vector.to_bytes(BASIS) == data
+    if refusals == len(_policies):
+        raise last
+
+
+_policies = [
+    Policy("none", keys=KEYS),
+    Policy("checksum", keys=KEYS, max_norm=10),
+    Policy("signature", keys=KEYS),
+]
+
+
+def _make_text(random: Random) -> bytes:
+    data = random.choice([_make_frame(random), random.randbytes(random.randrange(200))])
+    out = text.encode(data, random.choice(text.FORMS), scheme=random.random() < 0.5)
+    if random.random() < 0.3:
+        out = "\n".join(out[at : at + 20] for at in range(0, len(out), 20))
+    if random.random() < 0.2:
+        out = random.choice((out.upper(), out + "=" * random.randrange(4), f" {out}\n", out[:-1]))
+    return out.encode()
+
+
+def _read_text(data: bytes) -> None:
+    text.is_text(data)
+    found = text.decode(data)
+    for form in text.FORMS:
+        again = text.encode(found, form)
+        if found and (form == "hex" or not re.fullmatch("[0-9A-Fa-f]+", again)):
+            assert text.decode(again) == text.decode(text.SCHEME + again) == found
+
+
+_DER = {
+    pem.PRIVATE: bytes.fromhex("302e020100300506032b657004220420") + SECRET,
+    pem.PUBLIC: bytes.fromhex("302a300506032b6570032100") + SIGNER.public_key,
+}
+
+
+def _make_pem(random: Random) -> bytes:
+    if random.random() < 0.2:
+        digits = random.randbytes(random.choice((0, 15, 16, 32))).hex()
+        return (digits if random.random() < 0.7 else digits + random.choice("gé \n0")).encode()
+    label = random.choice([*_DER, "ENCRYPTED PRIVATE KEY", "CERTIFICATE", "é"])
+    der = bytearray(_DER.get(label, _DER[pem.PRIVATE]))
+    if random.random() < 0.7:
+        der[random.randrange(len(der))] = number(random) & 0xFF
+    if random.random() < 0.2:
+        weak = random.choice((0, 1, 2**255 - 19, 2**255 - 20, 2**255 - 1, 2**256 - 1))
+        der[-32:] = weak.to_bytes(32, "little")
+    body = base64.encodebytes(bytes(der)).decode()
+    end = label if random.random() < 0.9 else pem.PUBLIC
+    out = f"-----BEGIN {label}-----\n{body}-----END {end}-----\n" * random.choice((1, 1, 1, 1, 2))
+    return out.encode()
+
+
+def _read_pem(data: bytes) -> None:
+    accepted = 0
+    for text_or_bytes in (data, data.decode("latin-1"), data.decode("utf-8", "surrogateescape")):
+        for read in (Ed25519Verifier.from_pem, Ed25519Signer.from_pem, Hmac.from_hex):
+            try:
+                key = read(text_or_bytes)
+            except TinyLoraError as error:
+                last = error
+                continue
+            accepted += 1
+            assert key.id
+            assert not key.__class__.__name__.endswith("Verifier") or not key.verify(b"", bytes(64))
+    if not accepted:
+        raise last
+
+
+def _make_state(random: Random) -> bytes:
+    content = hashlib.sha256(b"").hexdigest()[:32]
+    tree = {BASIS.digest: {"": {"": "5:"}, "hmac:0011223344556677": {"alice": f"65535:{content}", "b": "0:"}}}
+    version = random.choice((1, 2, 2))
+    if version == 1:
+        tree = {BASIS.digest: {"": {"": 5, "alice": 7}}}  # type: ignore[dict-item]
+    return _mend_state(f"tinylora state {version} \n".encode() + as_json(changed(tree, random)))
+
+
+def _mend_state(data: bytes) -> bytes:
+    head, _, body = data.partition(b"\n")
+    return head[: len("tinylora state 2 ")] + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def _read_state(data: bytes) -> None:
+    path = folder() / "state"
+    path.write_bytes(data)
+    policy = Policy(state=path)
+    frame = VECTORS[0].to_bytes(BASIS)
+    try:
+        policy.record(policy.check(frame, BASIS), BASIS)
+    finally:
+        path.unlink()
+    assert Policy.check(policy, frame, BASIS).sequence == 1
+
+
+HARNESSES = [
+    Harness("frame", _make_frame, _read_frame, _mend_frame),
+    Harness("text", _make_text, _read_text),
+    Harness("pem", _make_pem, _read_pem),
+    Harness("policy_state", _make_state, _read_state, _mend_state),
+    # The trust file belongs here, as `trust`: root signatures mended with a key of the harness's own.
+]
