@@ -87,7 +87,8 @@ class Soak:
         self._lock = threading.Lock()
         basis = llm.basis
         self.frames = [
-            MicroVector.random(basis, 0.8, seed=user).to_bytes(basis, SIGNER) for user in range(users)
+            MicroVector.random(basis, 0.8, seed=user).to_bytes(basis, SIGNER, stream=f"user {user}")
+            for user in range(users)
         ]
         huge = np.full((basis.groups, basis.u), 3e38, np.float32)
         self.exploding = MicroVector(huge)

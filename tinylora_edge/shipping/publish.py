@@ -95,7 +95,7 @@ def publish(
             "(`MicroVector.to_bytes` makes one)"
         )
     bound = layout.bound_name(stream)
-    said = _said(decoded.sequence, fresh_days, today)
+    said = None if signer is None else _said(decoded.sequence, fresh_days, today)
     if decoded.kind == tags.CRC32 or signer is not None:
         message = wire.message(decoded.version, bound, bytes.fromhex(basis.digest), decoded.body)
         keys = () if signer is None else (verifier_of(signer),)
@@ -117,7 +117,7 @@ def publish(
     if newest != frame:
         target.write(latest, frame)
     changed = there is None or newest != frame
-    if signer is None:
+    if signer is None or said is None:
         return Published(numbered, decoded.sequence, changed)
     beside = layout.statement(basis.id, stream)
     statement = statements.encode_latest(said, basis.digest, bound, signer)
