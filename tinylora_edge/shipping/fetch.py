@@ -125,11 +125,8 @@ def fetch_statement(
 ) -> bytes | None:
     """Return the statement of a stream's newest vector, unchecked; None where the server has none.
 
-    It is what `Policy.freshness` believes or not. The rules and the arguments are those of `fetch`; at most
-    75 bytes are read as a body.
-
-    Raises:
-        TransferError: no attempt brought an answer.
+    It is what `Policy.freshness` believes or not. The rules are those of `fetch`; at most 75 bytes are read
+    as a body. Arguments and errors: see `fetch`.
     """
     path = layout.statement(basis.id, stream)
     limit = statements.LATEST_BYTES

@@ -1,4 +1,4 @@
-"""int8 values: n numbers of 8 bits and one scale of 24, v = scale * q (docs/FORMAT.md, "int8 values").
+"""Values in int8: n numbers of 8 bits and one scale of 24, v = scale * q (docs/FORMAT.md, "int8 values").
 
 The scale is the upper 24 bits of a float32, sign included: 16 significant bits. Its product with a q of 8
 bits is therefore exact in float32, and every reader has the same values. A writer may choose any scale; this

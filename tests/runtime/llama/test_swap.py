@@ -374,7 +374,7 @@ def test_the_policy_guards_every_swap(tiny_bundle, load):
         assert llm.vector == new
         assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
     llm.swap(new.to_bytes(basis))  # the same frame again is no rollback
-    llm.swap(old.to_bytes(basis), stream="another user")
+    llm.swap(old.to_bytes(basis, stream="another user"), stream="another user")
 
 
 def test_a_refused_vector_does_not_raise_the_accepted_sequence(llm):
