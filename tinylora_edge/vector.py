@@ -136,8 +136,9 @@ class MicroVector:
         signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str):
             raise VectorError(f"unknown tag {tag!r}: use 'crc32', a signer, or None for a raw payload")
-        bound = {"stream": stream, "until": None if until is None else days.number(until), "version": version}
-        return frame.encode(values, self.dtype, self.sequence, basis.digest, signer, **bound)
+        last = None if until is None else days.number(until)
+        sent = values, self.dtype, self.sequence
+        return frame.encode(*sent, basis.digest, signer, stream=stream, until=last, version=version)
 
     def __repr__(self) -> str:
         shown = np.array2string(

@@ -301,7 +301,7 @@ def bad_vectors(basis, other):
     payloads = (len(raw), len(raw) // 2)  # a cut to these lengths: the next test but one
     yield FrameError, b""
     yield from ((VectorError, frame[:cut]) for cut in range(1, len(frame)) if cut not in payloads)
-    yield from ((FrameError, raw[:cut]) for cut in range(len(raw)) if cut not in payloads)
+    yield from ((VectorError, raw[:cut]) for cut in range(len(raw)) if cut not in payloads)
     yield FrameError, frame + b"\0\0"
     yield FrameError, raw + raw
     yield FrameError, bytes(1_000_000)
