@@ -19,13 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .basis import Basis
-from .errors import (
-    ChecksumError,
-    NonFiniteError,
-    SignatureError,
-    UnauthenticatedVectorWarning,
-    VectorError,
-)
+from .errors import ChecksumError, SignatureError, UnauthenticatedVectorWarning, VectorError
 from .wire import days, frame, marks, tags
 from .wire.freshness import Freshness
 
@@ -68,14 +62,7 @@ class MicroVector:
             raise VectorError(f"values of a micro-vector are [groups, u], not of shape {given.shape}")
         if not 0 <= self.sequence < 1 << 16:
             raise VectorError(f"sequence {self.sequence} is out of range: it must be from 0 to 65535")
-        rounded = frame.round_to(given.reshape(-1), self.dtype)
-        if not np.isfinite(rounded).all():
-            index = int(np.flatnonzero(~np.isfinite(rounded))[0])
-            raise NonFiniteError(
-                f"value {index} is {given.reshape(-1)[index]}, which is not finite in {self.dtype}: "
-                "every value must be"
-            )
-        values = rounded.reshape(given.shape)
+        values = frame.finite(given.reshape(-1), self.dtype).reshape(given.shape)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
 
@@ -316,7 +303,7 @@ class Policy:
         if received.sequence is None:
             self._warn_once()
         else:
-            content = _content(key, values, received.dtype)
+            content = frame.content(key, values, received.dtype)
             self._marks.check(marks.mark(basis.digest, key, stream), received.sequence, content)
         sha256 = hashlib.sha256(data).hexdigest()
         return CheckedVector._of(values, received, verified_by=key, stream=stream, sha256=sha256)
@@ -355,7 +342,7 @@ class Policy:
             key = vector.verified_by
             if vector.until is not None:
                 self._clock.keep()
-        content = _content(key, vector.values, vector.dtype)
+        content = frame.content(key, vector.values, vector.dtype)
         self._marks.record(marks.mark(basis.digest, key, stream), vector.sequence, content)
 
     def freshness(self, basis: Basis, *, stream: str = "") -> Freshness:
@@ -386,8 +373,3 @@ class Policy:
                 UnauthenticatedVectorWarning,
                 stacklevel=4,
             )
-
-
-def _content(key: str, values: NDArray[np.float32], dtype: str) -> str:
-    """Return what stands for the values of a vector in a policy's memory: nothing without a key."""
-    return frame.content(values.reshape(-1), dtype) if key else ""

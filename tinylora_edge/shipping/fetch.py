@@ -14,6 +14,7 @@ import string
 import time
 from dataclasses import dataclass
 from email.message import Message
+from typing import Any
 from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
 from .._system import __version__
@@ -107,48 +108,82 @@ def fetch(
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this basis.
     """
-    path = layout.latest(basis.id, stream)
-    limit = frame.longest(basis.size)
-    return _get(url, path, limit, etag, deadline, idle, attempts, headers, allow_private)
+    wanted = Wanted(
+        layout.latest(basis.id, stream),
+        frame.longest(basis.size),
+        "the longest frame of this basis: this is no vector",
+        "nothing is published there for this basis and stream",
+    )
+    return download(
+        url,
+        wanted,
+        etag=etag,
+        deadline=deadline,
+        idle=idle,
+        attempts=attempts,
+        headers=headers,
+        allow_private=allow_private,
+    )
 
 
-def fetch_statement(
+def fetch_statement(url: str, basis: Basis, stream: str = DEFAULT_STREAM, **options: Any) -> bytes | None:
+    """Return the statement of a stream's newest vector, unchecked; None where the server has none.
+
+    It is what `Policy.freshness` believes or not. The rules of `fetch` hold, with the longest statement in
+    the place of the longest frame: 75 bytes.
+
+    Args:
+        url: of the folder that `publish` wrote to.
+        basis: that the vector is for.
+        stream: which stream of vectors.
+        options: `deadline`, `idle`, `attempts`, `headers` and `allow_private`, as for `fetch`.
+
+    Raises:
+        TransferError: no attempt brought an answer.
+    """
+    longest = "the longest statement: this is none"
+    wanted = Wanted(
+        layout.statement(basis.id, stream),
+        statements.LATEST_BYTES,
+        longest,
+        "no statement is published there",
+    )
+    try:
+        return download(url, wanted, **options).data
+    except _AbsentError:
+        return None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A published file, as a device asks for it.
+
+    Attributes:
+        path: under the folder.
+        limit: bytes that it has at most.
+        longest: what is said of more bytes.
+        absent: what it means that there is none.
+    """
+
+    path: str
+    limit: int
+    longest: str
+    absent: str
+
+
+def download(
     url: str,
-    basis: Basis,
-    stream: str = DEFAULT_STREAM,
+    wanted: Wanted,
     *,
+    etag: str | None = None,
     deadline: float = 300.0,
     idle: float = 30.0,
     attempts: int = 5,
     headers: dict[str, str] | None = None,
     allow_private: bool = False,
-) -> bytes | None:
-    """Return the statement of a stream's newest vector, unchecked; None where the server has none.
-
-    It is what `Policy.freshness` believes or not. The rules are those of `fetch`; at most 75 bytes are read
-    as a body. Arguments and errors: see `fetch`.
-    """
-    path = layout.statement(basis.id, stream)
-    limit = statements.LATEST_BYTES
-    try:
-        return _get(url, path, limit, None, deadline, idle, attempts, headers, allow_private).data
-    except _AbsentError:
-        return None
-
-
-def _get(
-    url: str,
-    path: str,
-    limit: int,
-    etag: str | None,
-    deadline: float,
-    idle: float,
-    attempts: int,
-    headers: dict[str, str] | None,
-    allow_private: bool,
 ) -> Fetched:
-    """Return a file of at most `limit` bytes, by the rules of `fetch`."""
-    address = _address(url, path)
+    """Return a published file. Arguments and errors: see `fetch`; `wanted` says which file."""
+    address = _address(url, wanted.path)
     if etag is not None and not _ETAG.match(etag):
         etag = None
     end = time.monotonic() + deadline
@@ -156,8 +191,8 @@ def _get(
     attempts = max(attempts, 1)
     for attempt in range(1, attempts + 1):
         try:
-            allowance = Allowance(end, idle, limit + _AROUND_BYTES)
-            data, found = _ask(address, limit, etag, headers or {}, allowance, allow_private)
+            allowance = Allowance(end, idle, wanted.limit + _AROUND_BYTES)
+            data, found = _ask(address, wanted, etag, headers or {}, allowance, allow_private)
             return Fetched(data, found, attempt)
         except _AgainError as error:
             why = str(error)
@@ -186,7 +221,7 @@ def _address(url: str, path: str) -> str:
 
 def _ask(
     address: str,
-    limit: int,
+    wanted: Wanted,
     etag: str | None,
     headers: dict[str, str],
     allowance: Allowance,
@@ -202,7 +237,7 @@ def _ask(
             with exchange(address, _merged(own, given), allowance, least) as (answer, reached):
                 location = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or location is None:
-                    return _read(answer, address, limit, etag)
+                    return _read(answer, address, wanted, etag)
                 there = _redirected(address, location)
                 if _origin(there) != _origin(address):
                     given = {}  # a caller's headers were meant for the first server; tokens have many names
@@ -247,7 +282,7 @@ def _redirected(address: str, location: str) -> str:
 
 
 def _read(
-    answer: http.client.HTTPResponse, address: str, limit: int, etag: str | None
+    answer: http.client.HTTPResponse, address: str, wanted: Wanted, etag: str | None
 ) -> tuple[bytes | None, str | None]:
     if answer.status == 304 and etag is not None:
         return None, _etag(answer.headers) or etag
@@ -258,19 +293,18 @@ def _read(
         if answer.status in _RETRIED:
             raise _AgainError(why, _retry_after(answer.headers))
         if answer.status == 404:
-            why += ": nothing is published there for this basis and stream"
-            raise _AbsentError(f"{address}: {why}")
+            raise _AbsentError(f"{address}: {why}: {wanted.absent}")
         raise TransferError(f"{address}: {why}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError(
             f"{address}: the server sent it as {answer.headers['Content-Encoding'][:40]!r}, which was not "
             "asked for: serve the files as they are"
         )
-    data = answer.read(limit + 1)
-    if len(data) > limit:
+    data = answer.read(wanted.limit + 1)
+    if len(data) > wanted.limit:
         raise TransferError(
-            f"{address}: the server sends more than {limit} bytes, the longest frame of this "
-            "basis, or its statement: this is no vector. It was not read further"
+            f"{address}: the server sends more than {wanted.limit} bytes, {wanted.longest}. It was not read "
+            "further"
         )
     # http.client keeps count of what a Content-Length promised and did not come.
     if answer.length:
