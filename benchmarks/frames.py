@@ -31,9 +31,11 @@ from tinylora_edge import (
     SignatureError,
     UnauthenticatedVectorWarning,
 )
+from tinylora_edge.wire import days, frame
 
 KEY = bytes(range(32))
-DTYPES = ("fp32", "bf16")
+DTYPES = ("fp32", "bf16", "int8")
+STREAM = "alice"
 FORMS = ("raw payload", "CRC-32", "HMAC", "Ed25519")
 SIGNED, STATE = "Ed25519", "with a state file"
 BOUNDS_MS = {"raw payload": 0.1, "CRC-32": 0.1, SIGNED: 1.0}
@@ -72,10 +74,16 @@ def contestants(basis: Basis, folder: Path, calls: int) -> dict[str, Callable[[]
     for dtype in DTYPES:
         vector = MicroVector.random(basis, 0.3, seed=1, dtype=dtype)
         for form in FORMS:
-            data = vector.to_bytes(basis, signers[form])
-            found[f"{dtype}, {form}"] = timed(lambda data=data: policy.check(data, basis), calls)
+            if dtype == "int8" and form == "raw payload":
+                continue
+            data = vector.to_bytes(basis, signers[form], stream=STREAM)
+            call = lambda data=data: policy.check(data, basis, stream=STREAM)  # noqa: E731
+            found[f"{dtype}, {form}"] = timed(call, calls)
+    dated = MicroVector.random(basis, 0.3, seed=1, dtype="int8")
+    data = dated.to_bytes(basis, signer, stream=STREAM, until=days.LAST)
+    found[f"int8, {SIGNED}, with a last day"] = timed(lambda: policy.check(data, basis, stream=STREAM), calls)
     signed = MicroVector.random(basis, 0.3, seed=1).to_bytes(basis, signer)
-    message, tag = bytes.fromhex(basis.digest) + signed[:-64], signed[-64:]
+    message, tag = frame.message(2, "", bytes.fromhex(basis.digest), signed[:-64]), signed[-64:]
     kept.record(kept.check(signed, basis), basis)
     found[f"fp32, {SIGNED}, {STATE}"] = timed(lambda: kept.check(signed, basis), calls)
     stranger = MicroVector.random(basis, 0.3, seed=1).to_bytes(basis, Ed25519Signer(bytes(32)))
@@ -128,7 +136,8 @@ def main() -> int:
     report.record["signed_over_bare_verification"] = ratio
     report.say(f"\na signed frame takes {ratio:.2f} times the bare verification of its signature")
     for form, bound in BOUNDS_MS.items():
-        slowest = max(1000 * figures[f"{dtype}, {form}"]["median"] for dtype in DTYPES)
+        found = (figures.get(f"{dtype}, {form}") for dtype in DTYPES)
+        slowest = max(1000 * each["median"] for each in found if each)
         report.target(f"{form}: parse and verify, ms", slowest, "<=", bound)
     report.finish()
     return 0

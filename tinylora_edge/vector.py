@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .basis import Basis
-from .errors import ChecksumError, NonFiniteError, SignatureError, UnauthenticatedVectorWarning, VectorError
+from .errors import ChecksumError, SignatureError, UnauthenticatedVectorWarning, VectorError
 from .trust import TrustFile
 from .trust.file import opened, public_keys
 from .trust.keyring import Keyring
@@ -65,14 +65,7 @@ class MicroVector:
             raise VectorError(f"values of a micro-vector are [groups, u], not of shape {given.shape}")
         if not 0 <= self.sequence < 1 << 16:
             raise VectorError(f"sequence {self.sequence} is out of range: it must be from 0 to 65535")
-        rounded = frame.round_to(given.reshape(-1), self.dtype)
-        if not np.isfinite(rounded).all():
-            index = int(np.flatnonzero(~np.isfinite(rounded))[0])
-            raise NonFiniteError(
-                f"value {index} is {given.reshape(-1)[index]}, which is not finite in {self.dtype}: "
-                "every value must be"
-            )
-        values = rounded.reshape(given.shape)
+        values = frame.finite(given.reshape(-1), self.dtype).reshape(given.shape)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
 
@@ -133,8 +126,9 @@ class MicroVector:
         signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str):
             raise VectorError(f"unknown tag {tag!r}: use 'crc32', a signer, or None for a raw payload")
-        bound = {"stream": stream, "until": None if until is None else days.number(until), "version": version}
-        return frame.encode(values, self.dtype, self.sequence, basis.digest, signer, **bound)
+        last = None if until is None else days.number(until)
+        sent = values, self.dtype, self.sequence
+        return frame.encode(*sent, basis.digest, signer, stream=stream, until=last, version=version)
 
     def __repr__(self) -> str:
         shown = np.array2string(
@@ -316,7 +310,7 @@ class Policy:
         if received.sequence is None:
             self._warn_once()
         else:
-            content = _content(key, values, received.dtype)
+            content = frame.content(key, values, received.dtype)
             self._marks.check(marks.mark(basis.digest, key, stream), received.sequence, content)
         sha256 = hashlib.sha256(data).hexdigest()
         return CheckedVector._of(values, received, verified_by=key, stream=stream, sha256=sha256)
@@ -355,7 +349,7 @@ class Policy:
             key = vector.verified_by
             if vector.until is not None or self._keyring.listed:
                 self._clock.keep()
-        content = _content(key, vector.values, vector.dtype)
+        content = frame.content(key, vector.values, vector.dtype)
         self._marks.record(marks.mark(basis.digest, key, stream), vector.sequence, content)
 
     def freshness(self, basis: Basis, *, stream: str = "") -> Freshness:
@@ -386,8 +380,3 @@ class Policy:
                 UnauthenticatedVectorWarning,
                 stacklevel=4,
             )
-
-
-def _content(key: str, values: NDArray[np.float32], dtype: str) -> str:
-    """Return what stands for the values of a vector in a policy's memory: nothing without a key."""
-    return frame.content(values.reshape(-1), dtype) if key else ""

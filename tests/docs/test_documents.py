@@ -79,8 +79,8 @@ def test_files_that_are_named_exist(document: str) -> None:
 
 
 def test_sizes_on_the_wire() -> None:
-    rows = dict(re.findall(r"^\| (fp32|bf16) \| (\d+ \| \d+ \| \d+) \|$", README, re.M))
-    for dtype in ("fp32", "bf16"):
+    rows = dict(re.findall(r"^\| (fp32|bf16|int8) \| (\d+ \| \d+ \| \d+) \|$", README, re.M))
+    for dtype in ("fp32", "bf16", "int8"):
         sizes = [str(frame.frame_bytes(VALUES, dtype, kind)) for kind in TAGS.values()]
         assert rows[dtype] == " | ".join(sizes)
 

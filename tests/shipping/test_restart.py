@@ -30,10 +30,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_gguf(base, root / "bundle", settings=ExportSettings(groups=5)).output
 
 
-def frame(bundle: Path, sequence: int, signer: Ed25519Signer = SIGNER) -> bytes:
+def frame(bundle: Path, sequence: int, signer: Ed25519Signer = SIGNER, stream: str = "") -> bytes:
     basis = load_basis(bundle / "basis.gguf")
     drawn = MicroVector.random(basis, 0.3, seed=sequence)
-    return MicroVector(drawn.values, "bf16", sequence).to_bytes(basis, signer)
+    return MicroVector(drawn.values, "bf16", sequence).to_bytes(basis, signer, stream=stream)
 
 
 def policy(path: Path) -> Policy:
@@ -78,10 +78,13 @@ def test_a_state_that_cannot_be_written_leaves_the_model_as_it_was(bundle: Path,
 
 
 def test_streams_are_loaded_apart(bundle: Path, tmp_path: Path) -> None:
-    alice = runtime.load(bundle, frame(bundle, 9), policy=policy(tmp_path / "s"), stream="alice", **OPTIONS)
-    alice.close()
-    bob = runtime.load(bundle, frame(bundle, 2), policy=policy(tmp_path / "s"), stream="bob", **OPTIONS)
-    assert bob.swap(frame(bundle, 3), stream="bob").sequence == 3
+    def load(sequence: int, stream: str):
+        data = frame(bundle, sequence, stream=stream)
+        return runtime.load(bundle, data, policy=policy(tmp_path / "s"), stream=stream, **OPTIONS)
+
+    load(9, "alice").close()
+    bob = load(2, "bob")
+    assert bob.swap(frame(bundle, 3, stream="bob"), stream="bob").sequence == 3
     bob.close()
     with pytest.raises(RollbackError, match="8, but 9 was already accepted from stream 'alice'"):
-        runtime.load(bundle, frame(bundle, 8), policy=policy(tmp_path / "s"), stream="alice", **OPTIONS)
+        load(8, "alice")

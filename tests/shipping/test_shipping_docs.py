@@ -24,12 +24,12 @@ SECURITY = (ROOT / "docs" / "SECURITY.md").read_text("utf-8")
 
 def test_what_fits_where() -> None:
     sizes = _links.frame_sizes(13)
-    found = re.findall(r"^\| ([^|]+) \| (\d+) \| (\S+) \| (\S+) \| ([A-Z]{2}) \|$", SHIPPING, re.M)
+    found = re.findall(r"^\| ([^|]+) \| (\d+) \| (\S+) \| (\S+) \| (\S+) \| ([A-Z]{2}) \|$", SHIPPING, re.M)
     assert len(found) > 20
     capacities = {(carrier.payload, carrier.source) for carrier in _links.CARRIERS}
     for name, payload, *answers, source in found:
         assert (int(payload), source) in capacities, name
-        for dtype, answer in zip(("fp32", "bf16"), answers, strict=True):
+        for dtype, answer in zip(("fp32", "bf16", "int8"), answers, strict=True):
             fitting = [kind for kind in tags.SIZES if sizes[dtype, kind] <= int(payload)]
             assert answer == (tags.NAMES[max(fitting)] if fitting else "none"), name
 

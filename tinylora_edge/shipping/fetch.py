@@ -130,18 +130,25 @@ def fetch(
 def fetch_statement(url: str, basis: Basis, stream: str = DEFAULT_STREAM, **options: Any) -> bytes | None:
     """Return the statement of a stream's newest vector, unchecked; None where the server has none.
 
-    It is what `Policy.freshness` believes or not. The rules of `fetch` hold; at most 75 bytes are read as a
-    body.
+    It is what `Policy.freshness` believes or not. The rules of `fetch` hold, with the longest statement in
+    the place of the longest frame: 75 bytes.
 
     Args:
-        url, basis, stream: as for `fetch`.
+        url: of the folder that `publish` wrote to.
+        basis: that the vector is for.
+        stream: which stream of vectors.
         options: `deadline`, `idle`, `attempts`, `headers` and `allow_private`, as for `fetch`.
 
     Raises:
         TransferError: no attempt brought an answer.
     """
-    path, longest = layout.statement(basis.id, stream), "the longest statement: this is none"
-    wanted = Wanted(path, statements.LATEST_BYTES, longest, "no statement is published there")
+    longest = "the longest statement: this is none"
+    wanted = Wanted(
+        layout.statement(basis.id, stream),
+        statements.LATEST_BYTES,
+        longest,
+        "no statement is published there",
+    )
     try:
         return download(url, wanted, **options).data
     except _AbsentError:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BasisMismatchError, FrameError, VectorError
+from ..errors import BasisMismatchError, FrameError, NonFiniteError, VectorError
 from . import tags
 from .quantization import SCALE_BYTES, dequantize, quantize
 
@@ -58,6 +58,21 @@ def round_to(values: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
     return decode_values(encode_values(values, dtype), dtype, len(values))
 
 
+def finite(values: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+    """Round values [n] as `round_to` does.
+
+    Raises:
+        NonFiniteError: one is NaN or infinite, or too large for the dtype.
+    """
+    rounded = round_to(values, dtype)
+    if not np.isfinite(rounded).all():
+        index = int(np.flatnonzero(~np.isfinite(rounded))[0])
+        raise NonFiniteError(
+            f"value {index} is {values[index]}, which is not finite in {dtype}: every value must be"
+        )
+    return rounded
+
+
 def encode_values(values: NDArray[np.float32], dtype: str) -> bytes:
     """Return n values as `payload_bytes` bytes, little-endian."""
     if dtype == "fp32":
@@ -85,9 +100,14 @@ def decode_values(data: bytes, dtype: str, size: int) -> NDArray[np.float32]:
     return np.frombuffer(data, "<f4" if dtype == "fp32" else "<f2").astype(np.float32)
 
 
-def content(values: NDArray[np.float32], dtype: str) -> str:
-    """Return what stands for values [n] and their dtype in a policy's memory: 32 hexadecimal digits."""
-    data = encode_values(values, "fp32" if dtype == "int8" else dtype)
+def content(key: str, values: NDArray[np.float32], dtype: str) -> str:
+    """Return what stands for values and their dtype in a policy's memory: 32 hexadecimal digits.
+
+    Nothing stands for them without a key, since whoever has none can choose any sequence.
+    """
+    if not key:
+        return ""
+    data = encode_values(values.reshape(-1), "fp32" if dtype == "int8" else dtype)
     return hashlib.sha256(dtype.encode() + b"\n" + data).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""int8 values: n numbers of 8 bits and one scale of 24, v = scale * q (docs/FORMAT.md, "int8 values").
+"""Values in int8: n numbers of 8 bits and one scale of 24, v = scale * q (docs/FORMAT.md, "int8 values").
 
 The scale is the upper 24 bits of a float32, sign included: 16 significant bits. Its product with a q of 8
 bits is therefore exact in float32, and every reader has the same values. A writer may choose any scale; this
@@ -46,7 +46,8 @@ def dequantize(scale: bytes, q: NDArray[np.int8]) -> NDArray[np.float32]:
     """Return float32 values [n]: scale * q, exactly, and no zero with a sign."""
     factor = np.frombuffer(b"\0" + scale, "<f4")[0]
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by name
-        return (factor * q.astype(np.float32) + np.float32(0)).astype(np.float32)
+        values: NDArray[np.float32] = (factor * q.astype(np.float32) + np.float32(0)).astype(np.float32)
+    return values
 
 
 def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
@@ -78,12 +79,14 @@ def _turning_points(values: NDArray[np.float64]) -> NDArray[np.float64]:
     along = np.cumsum(np.broadcast_to(size[:, None], reachable.shape)[reachable][order])
     squares = np.cumsum(np.broadcast_to(2 * half, reachable.shape)[reachable][order])
     best = np.argsort(-(along**2 / squares), kind="stable")[:_CANDIDATES]
-    return along[best] / squares[best]
+    scales: NDArray[np.float64] = along[best] / squares[best]
+    return scales
 
 
 def _clipping(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return scales > 0 under that of the largest value, for so many values that steps of 7 % miss little."""
-    return np.abs(values).max() / -_LOWEST * 0.93 ** np.arange(1, 32)
+    scales: NDArray[np.float64] = np.abs(values).max() / -_LOWEST * 0.93 ** np.arange(1, 32)
+    return scales
 
 
 def _neighbours(scales: NDArray[np.float64]) -> NDArray[np.float64]:

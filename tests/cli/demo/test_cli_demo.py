@@ -74,7 +74,7 @@ def test_the_demo_in_a_pipe(process: Cli, tmp_path: Path) -> None:
     assert re.search(rf"^ *{frame.hex()}$", told, re.M)
     assert f"wire: {len(frame)} bytes" in told
     assert len(frame) == 37
-    assert frame[0] == 0x11  # version 1, bf16, CRC-32
+    assert frame[0] == 0x21  # version 2, bf16, CRC-32
     prompts = [sample.text for sample in load_task(TASK, held_out=8).held_out]
     cells = " ".join(re.sub(r"[│┃]", " ", told).split())
     assert all(prompt.split()[1] in cells for prompt in prompts[:4])

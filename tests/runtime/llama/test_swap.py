@@ -301,7 +301,7 @@ def bad_vectors(basis, other):
     payloads = (len(raw), len(raw) // 2)  # a cut to these lengths: the next test but one
     yield FrameError, b""
     yield from ((VectorError, frame[:cut]) for cut in range(1, len(frame)) if cut not in payloads)
-    yield from ((FrameError, raw[:cut]) for cut in range(len(raw)) if cut not in payloads)
+    yield from ((VectorError, raw[:cut]) for cut in range(len(raw)) if cut not in payloads)
     yield FrameError, frame + b"\0\0"
     yield FrameError, raw + raw
     yield FrameError, bytes(1_000_000)
@@ -374,7 +374,7 @@ def test_the_policy_guards_every_swap(tiny_bundle, load):
         assert llm.vector == new
         assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
     llm.swap(new.to_bytes(basis))  # the same frame again is no rollback
-    llm.swap(old.to_bytes(basis), stream="another user")
+    llm.swap(old.to_bytes(basis, stream="another user"), stream="another user")
 
 
 def test_a_refused_vector_does_not_raise_the_accepted_sequence(llm):

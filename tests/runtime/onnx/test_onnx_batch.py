@@ -115,8 +115,8 @@ def test_chat_messages_and_token_ids(llm: TinyLoraOnnx, vectors: list[MicroVecto
 def test_refusals_generate_and_record_nothing(llm: TinyLoraOnnx, vectors: list[MicroVector | None]) -> None:
     assert vectors[0] is not None
     basis = llm.basis
-    new = MicroVector(vectors[0].values, sequence=9).to_bytes(basis)
-    old = MicroVector(vectors[0].values, sequence=3).to_bytes(basis)
+    new = MicroVector(vectors[0].values, sequence=9).to_bytes(basis, version=1)  # of any stream
+    old = MicroVector(vectors[0].values, sequence=3).to_bytes(basis, version=1)
     with pytest.raises(VectorError, match=r"3 rows.*2 sequences"):
         llm.generate_batch(["a", "b"], [new, old, None])
     with pytest.raises(ChecksumError, match="row 1"):

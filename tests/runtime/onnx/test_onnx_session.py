@@ -110,13 +110,14 @@ def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) ->
 def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bundle: Path) -> None:
     basis = session.basis
     old, new = (MicroVector(onnx_bundles.vectors(bundle, 1)[0].values, sequence=s) for s in (3, 8))
-    good, bad = new.to_bytes(basis), old.to_bytes(basis)[:-1] + b"!"
+    good, earlier = (vector.to_bytes(basis, version=1) for vector in (new, old))  # of any stream
+    bad = earlier[:-1] + b"!"
     with pytest.raises(ChecksumError, match="row 1"):
         session.rows([good, bad])
-    session.rows(old.to_bytes(basis))  # 8 was not recorded
-    session.rows([good, old.to_bytes(basis)], streams=["alice", "bob"])
+    session.rows(earlier)  # 8 was not recorded
+    session.rows([good, earlier], streams=["alice", "bob"])
     with pytest.raises(RollbackError):
-        session.rows([good, old.to_bytes(basis)], streams=["bob", "alice"])
+        session.rows([good, earlier], streams=["bob", "alice"])
     with pytest.raises(VectorError, match="2 vectors, but 3 streams"):
         session.rows([good, good], streams=["a", "b", "c"])
 
@@ -127,7 +128,7 @@ def test_two_sequences_of_one_stream_in_a_batch(
 ) -> None:
     basis = session.basis
     values = onnx_bundles.vectors(bundle, 1)[0].values
-    frames = [MicroVector(values, sequence=s).to_bytes(basis) for s in (3, 8)]
+    frames = [MicroVector(values, sequence=s).to_bytes(basis, version=1) for s in (3, 8)]  # of any stream
     given = [frames[i] for i in order]
     with pytest.raises(RollbackError, match=r"row 1 has sequence \d of the stream 'carol', and row 0 has"):
         session.rows(given, streams="carol")
