@@ -121,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1, help="how often every call is disturbed")
     parser.add_argument("--stride", type=int, default=1, help="disturb every so many-th call")
+    parser.add_argument("--writer", help="whose name has this in it; all of them by default")
     parser.add_argument("--url", help="of a server with a published vector, for `fetch`")
     parser.add_argument("--root", type=Path, help="where the files lie")
     options = parser.parse_args()
@@ -131,7 +132,8 @@ def main() -> None:
         injection = Injection(library, Path(name).resolve(), options.stride)
         for first in range(options.rounds):
             for writer in writers(options.url):
-                injection.run(writer, first)
+                if (options.writer or "") in writer.name:
+                    injection.run(writer, first)
     print(json.dumps({**injection.done, "losses": injection.losses}))
     sys.exit(bool(injection.losses))
 
@@ -152,7 +154,7 @@ def _begin_again(options: argparse.Namespace) -> None:
         publish(frame(7), BASIS, f"{folder}/site")
         with servers.static(Path(folder) / "site") as (url, _):
             command = [sys.executable, __file__, "--rounds", str(options.rounds), "--url", url]
-            command += ["--stride", str(options.stride)]
+            command += ["--stride", str(options.stride), "--writer", options.writer or ""]
             command += ["--root", str(options.root)] if options.root else []
             done = subprocess.run(command, env={**os.environ, "LD_PRELOAD": str(library)}, check=False)
     sys.exit(done.returncode)
