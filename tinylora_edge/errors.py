@@ -17,6 +17,8 @@
     ├── TrainError
     ├── TransferError
     ├── BusyError
+    ├── OverloadError
+    ├── RequestError                (also a ValueError)
     ├── OptionError                 (also a TypeError)
     └── MissingExtraError           (also an ImportError)
 
@@ -107,6 +109,18 @@ class TransferError(TinyLoraError):
 
 class BusyError(TinyLoraError):
     """A vector cannot be exchanged now, because a generation that uses the old one is still running."""
+
+
+class OverloadError(TinyLoraError):
+    """More requests wait for an answer than a pool or a server lets wait; ask again later."""
+
+
+class RequestError(TinyLoraError, ValueError):
+    """A request cannot be answered as it stands; `param` names the part of it that is wrong."""
+
+    def __init__(self, *args: object, param: str = "") -> None:
+        super().__init__(*args)
+        self.param = param
 
 
 class OptionError(TinyLoraError, TypeError):

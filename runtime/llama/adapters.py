@@ -74,11 +74,11 @@ class Personalizer:
         changed = []
         try:
             for context in contexts:
-                _set_adapters(context, [*active, *others])
+                set_adapters(context, [*active, *others])
                 changed.append(context)
         except BaseException:
             for context in changed:
-                _set_adapters(context, [*self._active, *others])
+                set_adapters(context, [*self._active, *others])
             self._strategy.settle(self._active)
             raise
         self._strategy.settle(active)
@@ -107,10 +107,10 @@ class Personalizer:
             for context, vector in zip(contexts, vectors, strict=True):
                 active = self._stage(vector)
                 staged.append(active)
-                _set_adapters(context, [*active, *others])
+                set_adapters(context, [*active, *others])
         except BaseException:
             for context in contexts:
-                _set_adapters(context, [*self._active, *others])
+                set_adapters(context, [*self._active, *others])
             self._strategy.settle(self._active)
             raise
         self._strategy.settle([*self._active, *(each for active in staged for each in active)])
@@ -192,7 +192,12 @@ class Fold:
         self.settle([])
 
 
-def _set_adapters(context: Any, active: Active) -> None:
+def set_adapters(context: Any, active: Active) -> None:
+    """Make these the adapters of a context, and no others.
+
+    Raises:
+        TinyLoraError: llama.cpp refuses.
+    """
     adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
     scales = (ctypes.c_float * len(active))(*(s for _, s in active))
     code = llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from .adapters import Personalizer
 from .batch import Batch
 from .lane import common_prefix
 from .log import signals_wait
+from .pool.scheduler import LlamaScheduler
 from .prompts import encode
+from .turns import Turns
 
 OPTIONS: tuple[str, ...] = tuple(
     name
@@ -64,6 +66,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
     ) -> None:
         self._prepare(basis, policy)
+        self.turns = Turns()
         self._evaluated = False
         with signals_wait():
             super().__init__(model_path, **options)
@@ -86,7 +89,9 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         return self._personalizer.vector
 
     def _activate(self, vector: MicroVector | None) -> None:
-        self._personalizer.apply([self._ctx.ctx], vector, self.own_adapters())
+        # With u > 1 that loads an adapter, and a pool may be computing.
+        with self.turns.alone() if self.basis.u > 1 else nullcontext():
+            self._personalizer.apply([self._ctx.ctx], vector, self.own_adapters())
         self._forget()
 
     def own_adapters(self) -> list[tuple[Any, float]]:
@@ -146,6 +151,9 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
             n_threads=n_threads,
         )
 
+    def _scheduler(self, **options: Any) -> LlamaScheduler:
+        return LlamaScheduler(self, **options)
+
     def __repr__(self) -> str:
         state = "closed" if self.__dict__.get("_ctx") in (None, self._gone) else f"n_ctx {self.n_ctx()}"
         return f"TinyLoraLlama({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
@@ -182,7 +190,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         """As `llama_cpp.Llama.eval`."""
         with self._gate.call():
             self._evaluated = True
-            return super().eval(*args, **kwargs)
+            with self.turns.computing():
+                return super().eval(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""

@@ -72,6 +72,21 @@ VECTOR_FILE_BYTES = 1 << 20
 PICTURE_PIXELS = 1 << 24
 """Pixels of a picture of a QR code: 64 MB in memory, from some kB of PNG. Phones take 12 million."""
 
+STOPS = 16
+"""Stop texts of a request. OpenAI's interface has 4."""
+
+STOP_CHARACTERS = 1 << 10
+"""Characters of a stop text: every piece of an answer is searched for them."""
+
+LOGPROBS = 20
+"""Likeliest tokens that are told beside each token: OpenAI's own limit."""
+
+SCHEMA_BYTES = 1 << 16
+"""Bytes of a JSON schema that an answer keeps to: a grammar is made of it, in more than linear time."""
+
+SCHEMA_REPEATS = 1 << 10
+"""Repetitions that a schema may ask for of one part: a grammar has a rule for each."""
+
 
 def overlap(places: list[tuple[int, int, str]]) -> tuple[str, str] | None:
     """Return the names of two places in a file that overlap, or None.
