@@ -18,6 +18,7 @@
     ├── TransferError
     ├── BusyError
     ├── OverloadError
+    ├── StoreError
     ├── RequestError                (also a ValueError)
     ├── OptionError                 (also a TypeError)
     └── MissingExtraError           (also an ImportError)
@@ -113,6 +114,10 @@ class BusyError(TinyLoraError):
 
 class OverloadError(TinyLoraError):
     """More requests wait for an answer than a pool or a server lets wait; ask again later."""
+
+
+class StoreError(TinyLoraError):
+    """A store of users' vectors cannot be read or written; it stays as it was."""
 
 
 class RequestError(TinyLoraError, ValueError):

@@ -206,7 +206,8 @@ class Policy:
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
         max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
         state: a file that keeps the sequences through restarts. Its directory must exist. Processes may
-            share it. Whoever can write to it can undo rule 7.
+            share it. Whoever can write to it can undo rule 7. Or marks that are kept elsewhere, as a store
+            of many users' vectors has them.
 
     Raises:
         VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
@@ -220,7 +221,7 @@ class Policy:
         *,
         keys: Sequence[tags.Verifier] = (),
         max_norm: float = math.inf,
-        state: str | PathLike[str] | None = None,
+        state: str | PathLike[str] | marks.Marks | None = None,
     ) -> None:
         unusable = [key for key in keys if not isinstance(key, tags.Verifier)]
         if unusable or isinstance(keys, str | bytes):
@@ -244,7 +245,9 @@ class Policy:
         self.require = require
         self.max_norm = max_norm
         self._keys = tuple(keys)
-        self._marks = marks.Marks() if state is None else marks.StateFile(state)
+        if state is None:
+            state = marks.Marks()
+        self._marks = state if isinstance(state, marks.Marks) else marks.StateFile(state)
         self._warned = False
 
     def __repr__(self) -> str:

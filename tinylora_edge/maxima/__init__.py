@@ -87,6 +87,9 @@ SCHEMA_BYTES = 1 << 16
 SCHEMA_REPEATS = 1 << 10
 """Repetitions that a schema may ask for of one part: a grammar has a rule for each."""
 
+IMPORT_LINE_BYTES = 1 << 17
+"""Bytes of a line of users' vectors that a store imports. A line with 13 values has about 100."""
+
 
 def overlap(places: list[tuple[int, int, str]]) -> tuple[str, str] | None:
     """Return the names of two places in a file that overlap, or None.
