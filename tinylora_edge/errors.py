@@ -123,9 +123,10 @@ class StoreError(TinyLoraError):
 class RequestError(TinyLoraError, ValueError):
     """A request cannot be answered as it stands; `param` names the part of it that is wrong."""
 
-    def __init__(self, *args: object, param: str = "") -> None:
+    def __init__(self, *args: object, param: str = "", code: str = "invalid_value") -> None:
         super().__init__(*args)
         self.param = param
+        self.code = code  # for programs, as OpenAI's interface names it
 
 
 class OptionError(TinyLoraError, TypeError):

@@ -52,8 +52,7 @@ class Scheduler(Protocol):
         """Return the tokens of a prompt, and the stop texts of the model's chat format.
 
         Raises:
-            VectorError: chat messages for a model without a chat template.
-            RequestError: the messages are none that its template can render.
+            RequestError: the messages are none that the model's chat template renders, or it has none.
         """
 
     def submit(self, request: Request, report: Report) -> Ticket:

@@ -87,6 +87,12 @@ SCHEMA_BYTES = 1 << 16
 SCHEMA_REPEATS = 1 << 10
 """Repetitions that a schema may ask for of one part: a grammar has a rule for each."""
 
+BODY_BYTES = 1 << 20
+"""Bytes of the body of an HTTP request, unless a server is told otherwise. Long chats have some 100 kB."""
+
+API_KEYS_BYTES = 1 << 24
+"""Bytes of a file of API keys: some hundred thousand keys."""
+
 IMPORT_LINE_BYTES = 1 << 17
 """Bytes of a line of users' vectors that a store imports. A line with 13 values has about 100."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...._system import cores
-from ....errors import RequestError, TinyLoraError
+from ....errors import RequestError, TinyLoraError, VectorError
 from ....tasks import Prompt
 from ....vector import MicroVector
 from ...pool.request import Finish, Piece, Request, Token
@@ -135,6 +135,8 @@ class LlamaScheduler:
         try:
             with self._llm._staying():
                 tokens, stops = encode_with_stops(self._llm, prompt, raw=raw)
+        except VectorError as error:  # a model without a template
+            raise RequestError(str(error), param="messages") from None
         except TinyLoraError:
             raise
         except Exception as error:  # a template is a program of the model's, and raises what it likes
@@ -155,6 +157,7 @@ class LlamaScheduler:
                 f"the prompt has {len(request.prompt)} tokens, and the context {self.n_ctx} for prompt and "
                 "answer: shorten it, or serve with a larger n_ctx",
                 param="messages",
+                code="context_length_exceeded",
             )
         if request.vector is not None:
             self._llm.basis.values(request.vector)
