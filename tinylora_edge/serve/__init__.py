@@ -37,8 +37,9 @@ def __getattr__(name: str) -> Any:
 
 def missing_web(error: ModuleNotFoundError) -> ImportError:
     """Return the error that names the pip command where the extra is missing, or the error itself."""
-    if error.name in _WEB:
-        return MissingExtraError("the server", error.name.replace("_", "-"), "serve")
+    package = (error.name or "").partition(".")[0]
+    if package in _WEB:
+        return MissingExtraError("the server", package.replace("_", "-"), "serve")
     return error
 
 

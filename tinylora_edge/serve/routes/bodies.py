@@ -74,7 +74,7 @@ def read_body(body: Any, limits: Limits, *, chat: bool) -> Asked:
     for name, nothing in _NOT_HERE.items():
         if body.get(name) not in nothing:
             raise RequestError(f"{name} is not supported here", param=name, code="unsupported_parameter")
-    choices = _number(body, "n", int) or 1
+    choices = 1 if (given := _number(body, "n", int)) is None else given
     if not 1 <= choices <= limits.choices:
         raise RequestError(f"n is {choices}: it must be from 1 to {limits.choices}", param="n")
     stream_options = body.get("stream_options") or {}
@@ -99,7 +99,7 @@ def _options(body: Mapping[str, Any], limits: Limits, *, chat: bool) -> Sampling
     options: SamplingOptions = {"max_tokens": _max_tokens(body, limits)}
     for name in ("temperature", "top_p"):
         if (value := _number(body, name, float)) is not None:
-            options[name] = value  # type: ignore[literal-required]
+            options[name] = value
     if (seed := _number(body, "seed", int)) is not None:
         options["seed"] = seed % (1 << 64)  # OpenAI takes negative ones
     stop = body.get("stop")
