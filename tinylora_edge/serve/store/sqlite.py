@@ -27,6 +27,7 @@ _APPLICATION = 0x544C4556  # "TLEV": SQLite keeps it in the file's header
 _VERSION = 1
 _BUSY_S = 10.0
 _BATCH = 10_000  # rows of a transaction of an import
+_CRC32 = tags.Crc32()
 _PAGE = 1_000  # rows that are read at once where all are listed
 
 _SCHEMA = f"""
@@ -82,7 +83,7 @@ class SqliteStore:
             raise FileNotFoundError(
                 f"{self.path.parent} does not exist: make it, and the store is kept there"
             )
-        self._basis = basis
+        self._basis, self._digest = basis, bytes.fromhex(basis.digest)
         self._reading, self._writing = threading.RLock(), threading.RLock()
         self._writer_thread: int | None = None
         self._closed = False
@@ -222,8 +223,7 @@ class SqliteStore:
             raise type(error)(f"user {user!r}: {error}") from None
         if decoded.sequence is None:
             raise FrameError(f"user {user!r}: a raw payload has no sequence, so it cannot be stored")
-        message = bytes.fromhex(self._basis.digest) + decoded.body
-        if decoded.kind == tags.CRC32 and not tags.Crc32().verify(message, decoded.tag):
+        if decoded.kind == tags.CRC32 and not _CRC32.verify(self._digest + decoded.body, decoded.tag):
             raise ChecksumError(f"user {user!r}: the frame's checksum does not match: it was damaged")
         return decoded.sequence
 
