@@ -17,6 +17,10 @@ def test_a_store_that_is_damaged_while_the_server_runs(tiny: Path, tmp_path: Pat
     with serving(tmp_path, tiny, "--store", path, "--mac", MAC, "--n-ctx", "256") as server:
         assert server.ask("PUT", "/v1/vectors/alice", {"vector": as_text(framed(basis, 1))})[0] == 200
         assert server.ask("POST", PLAIN, GOOD | {"model": "tiny@alice"})[0] == 200
+        for host in ("evil.example", "evil.example:80", "["):  # a name that leads here
+            status, body = server.ask("POST", PLAIN, GOOD, Host=host)
+            assert (status, body["error"]["code"]) == (403, "wrong_host"), host
+        assert server.ask("POST", PLAIN, GOOD, Host="localhost:1")[0] == 200
         for file in tmp_path.glob("users.db*"):
             with file.open("r+b") as opened:
                 opened.write(b"\0" * file.stat().st_size)

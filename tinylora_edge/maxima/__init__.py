@@ -84,6 +84,9 @@ LOGPROBS = 20
 SCHEMA_BYTES = 1 << 16
 """Bytes of a JSON schema that an answer keeps to: a grammar is made of it, in more than linear time."""
 
+SCHEMA_PROPERTIES = 1 << 9
+"""Properties of an object in a schema: what may be left out takes the cube of its number in time."""
+
 SCHEMA_REPEATS = 1 << 10
 """Repetitions that a schema may ask for of one part: a grammar has a rule for each."""
 

@@ -74,6 +74,7 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None])
         OSError: there is no such address, or the port is taken.
     """
     service: Service = app.state.service
+    service.trust(host, "localhost", "127.0.0.1", "::1")
     _allow_many_files()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())

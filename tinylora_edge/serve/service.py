@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import FrameError, RequestError, RollbackError, TinyLoraError, VectorError
 from ..runtime.pool.desk import AnswerStream
@@ -38,15 +40,32 @@ class Service:
         self.pool, self.name, self.store, self.limits = pool, name, store, limits
         self.metrics = Metrics()
         self._keys = keys
+        self._hosts: frozenset[str] | None = None
         self.draining = False
 
-    def authorize(self, authorization: str) -> str | None:
+    def trust(self, *hosts: str) -> None:
+        """Take requests to these hosts alone, where no key is asked for.
+
+        A web page whose name leads to 127.0.0.1 would otherwise be taken for this server's own.
+        """
+        self._hosts = frozenset(hosts)
+
+    def authorize(self, headers: Mapping[str, str]) -> str | None:
         """Return the user that a request's key stands for; None for any.
 
         Raises:
-            RefusedError: the key is none that this server takes.
+            RefusedError: the key is none that this server takes, or there is none, and the request is to
+                another host.
         """
-        return None if self._keys is None else self._keys.user_of(authorization)
+        if self._keys is not None:
+            return self._keys.user_of(headers.get("authorization", ""))
+        host = None
+        with suppress(ValueError):  # brackets that do not match
+            host = urlsplit(f"//{headers.get('host', '')}").hostname
+        if self._hosts is not None and host not in self._hosts:
+            message = f"this server is not {str(host)[:80]!r}: ask it as {', '.join(sorted(self._hosts))}"
+            raise RefusedError(403, message, "wrong_host", kind="permission_error")
+        return None
 
     async def open(self, asked: Asked, *, key_user: str | None, header: str) -> list[AnswerStream]:
         """Return the answers to a request, which have begun.

@@ -15,7 +15,7 @@ from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
 from numpy.typing import NDArray
 
 from ....errors import RequestError
-from ....maxima import SCHEMA_BYTES, SCHEMA_REPEATS
+from ....maxima import SCHEMA_BYTES, SCHEMA_PROPERTIES, SCHEMA_REPEATS
 
 _ROOT = b"root"
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
@@ -38,8 +38,7 @@ class Grammar:
 
     def __init__(self, vocab: Any, schema: Mapping[str, Any]) -> None:
         self._sampler: Any = None
-        text = _grammar_of(schema)
-        self._sampler = llama_cpp.llama_sampler_init_grammar(vocab, text.encode(), _ROOT)
+        self._sampler = llama_cpp.llama_sampler_init_grammar(vocab, _grammar_of(schema), _ROOT)
         if not self._sampler:
             raise RequestError("llama.cpp makes no grammar of this JSON schema", param="response_format")
 
@@ -70,18 +69,18 @@ class Grammar:
             self._sampler = None
 
 
-def _grammar_of(schema: Mapping[str, Any]) -> str:
+def _grammar_of(schema: Mapping[str, Any]) -> bytes:
     if not schema:
-        return str(JSON_GBNF)
+        return str(JSON_GBNF).encode()
     text = json.dumps(schema)
     if len(text) > SCHEMA_BYTES:
         raise RequestError(
             f"the JSON schema has {len(text):,} bytes, and at most {SCHEMA_BYTES:,} become a grammar",
             param="response_format",
         )
-    _check_repeats(schema)
+    _check_size(schema)
     try:
-        return str(json_schema_to_gbnf(text))
+        return str(json_schema_to_gbnf(text)).encode()
     except Exception as error:  # the converter raises whatever it stumbles over
         raise RequestError(
             f"llama.cpp makes no grammar of this JSON schema: {type(error).__name__}: {str(error)[:200]}",
@@ -89,8 +88,15 @@ def _grammar_of(schema: Mapping[str, Any]) -> str:
         ) from None
 
 
-def _check_repeats(node: Any) -> None:
+def _check_size(node: Any) -> None:
     if isinstance(node, Mapping):
+        properties = node.get("properties")
+        if isinstance(properties, Mapping) and len(properties) > SCHEMA_PROPERTIES:
+            raise RequestError(
+                f"an object of the JSON schema has {len(properties):,} properties, and at most "
+                f"{SCHEMA_PROPERTIES} become a grammar",
+                param="response_format",
+            )
         counts = [count for name in _COUNTS if isinstance(count := node.get(name), int)]
         if isinstance(pattern := node.get("pattern"), str):
             counts.append(math.prod(int(count[-9:]) or 1 for count in _REPEATED.findall(pattern)))
@@ -101,4 +107,4 @@ def _check_repeats(node: Any) -> None:
                 param="response_format",
             )
     for inner in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
-        _check_repeats(inner)
+        _check_size(inner)

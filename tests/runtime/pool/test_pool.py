@@ -248,6 +248,7 @@ def test_an_answer_keeps_to_a_schema(pool: Pool, temperature: float) -> None:
         {"type": "string", "pattern": "^(a{1,999}){1,999}$"},
         {"type": "no such type"},
         {"enum": ["x" * (1 << 16)]},
+        {"properties": {f"p{i}": {} for i in range(513)}},
     ],
 )
 def test_a_schema_that_becomes_no_grammar(pool: Pool, schema: dict[str, Any]) -> None:

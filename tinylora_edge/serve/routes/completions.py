@@ -38,7 +38,7 @@ async def complete(request: Request, service: Service) -> Response:
 
 async def _answer(request: Request, service: Service, *, chat: bool) -> Response:
     start = time.perf_counter()
-    key_user = service.authorize(request.headers.get("authorization", ""))
+    key_user = service.authorize(request.headers)
     asked = read_body(await read_json(request, service), service.limits, chat=chat)
     header = request.headers.get(VECTOR_HEADER, "")
     streams = await service.open(asked, key_user=key_user, header=header)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from sse_starlette.sse import SendTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -172,6 +173,8 @@ class Exchanges:
                 await self._overloaded(scope)(scope, receive, sending)
             else:
                 await self._app(scope, receive, sending)
+        except SendTimeoutError:  # a reader that takes nothing: uvicorn closes what is unfinished
+            scope[_ABOUT]["error"] = "reader_too_slow"
         finally:
             self._open -= counted
             self._note(scope, status, time.perf_counter() - start)

@@ -13,14 +13,14 @@ from ..store import check_user
 
 async def models(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models`: the base, and the user whom the key stands for. Others are not listed."""
-    key_user = service.authorize(request.headers.get("authorization", ""))
+    key_user = service.authorize(request.headers)
     names = [service.name] + ([f"{service.name}@{key_user}"] if key_user else [])
     return JSONResponse({"object": "list", "data": [_model(service, name) for name in names]})
 
 
 async def model(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models/{model}`."""
-    key_user = service.authorize(request.headers.get("authorization", ""))
+    key_user = service.authorize(request.headers)
     asked: str = request.path_params["model"]
     name, at, user = asked.partition("@")
     known = name == service.name
@@ -42,7 +42,7 @@ async def health(request: Request, service: Service) -> Response:
 
 async def metrics(request: Request, service: Service) -> Response:
     """Answer `GET /metrics` for Prometheus, with a key where the server asks for one."""
-    service.authorize(request.headers.get("authorization", ""))
+    service.authorize(request.headers)
     text = service.metrics.text(service.pool.load())
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 

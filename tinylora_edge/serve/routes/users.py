@@ -54,7 +54,7 @@ async def delete(request: Request, service: Service) -> Response:
 
 
 def _user(request: Request, service: Service) -> str:
-    key_user = service.authorize(request.headers.get("authorization", ""))
+    key_user = service.authorize(request.headers)
     user = check_user(request.path_params["user"])
     about(request)["user"] = user
     if key_user not in (None, user):
