@@ -88,7 +88,7 @@ def test_bodies_that_are_no_json(server: Serving, path: str, case: str) -> None:
         ({"stream": "yes"}, "stream"),
         ({"stream_options": 3}, "stream_options"),
         ({"user": 7}, "user"),
-        ({"prompt": "\ud800"}, "messages"),
+        ({"prompt": "\ud800"}, "prompt"),
         ({"vector": "\ud800"}, "vector"),
         ({"vector": "AAAA", "user": "\ud800"}, "user"),
         ({"vector": 7}, "vector"),

@@ -104,6 +104,7 @@ class LlamaScheduler:
         self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
         self._process = Process()
         self._changed = threading.Condition()
+        self._closing = threading.Lock()
         self._waiting: Waiting[Answering] = Waiting(waiting)
         self._running: dict[Slot, Answering] = {}
         self._users: Counter[str] = Counter()
@@ -139,6 +140,8 @@ class LlamaScheduler:
             raise RequestError(str(error), param="messages") from None
         except TinyLoraError:
             raise
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the text is none: {error}", param="prompt" if raw else "messages") from None
         except Exception as error:  # a template is a program of the model's, and raises what it likes
             raise RequestError(
                 f"the model's chat template does not render these messages: {type(error).__name__}: "
@@ -161,8 +164,11 @@ class LlamaScheduler:
             )
         if request.vector is not None:
             self._llm.basis.values(request.vector)
-        schema = request.sampling.schema
-        answering = Answering(self, request, report, None if schema is None else Grammar(self._vocab, schema))
+        grammar, schema = None, request.sampling.schema
+        if schema is not None:
+            with self._llm._staying():  # the vocabulary is the model's
+                grammar = Grammar(self._vocab, schema)
+        answering = Answering(self, request, report, grammar)
         with self._changed:
             self._check_open()
             self._waiting.add(request.user, answering)
@@ -184,22 +190,20 @@ class LlamaScheduler:
         if self._process.forked:  # nothing of the engine may be touched there
             return
         with self._changed:
-            if self._closed:
-                return
             self._closed = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        for answering in [*self._running.values(), *self._waiting.drain()]:
-            answering.report(TinyLoraError("the pool is closed: the answer ends here"))
-        self._running.clear()
-        self._free()
+        with self._closing:  # whoever comes second waits: the model may be freed afterwards
+            for thread in self._threads:
+                thread.join()
+            for answering in [*self._running.values(), *self._waiting.drain()]:
+                answering.report(TinyLoraError("the pool is closed: the answer ends here"))
+            self._running.clear()
+            self._free()
 
     def _free(self) -> None:
-        for context in self._contexts:
-            context.free()
+        while self._contexts:
+            self._contexts.pop().free()
         self._vectors.free()
-        self._contexts = []
 
     def _check_open(self) -> None:
         if self._closed:
@@ -238,11 +242,11 @@ class LlamaScheduler:
         """Answer in one context until the scheduler is closed."""
         context, before = self._contexts[number], -1
         while (found := self._next(context, before)) is not None:
-            slot, answering, alone = found
+            slot, answering = found
             before = slot.number
             end: Finish | BaseException | None
             try:
-                self._go_on(number, context, slot, answering, alone=alone)
+                self._go_on(number, context, slot, answering)
                 end = answering.end
             except BaseException as error:
                 end = error
@@ -256,19 +260,18 @@ class LlamaScheduler:
             if end is not None:
                 answering.report(end)
 
-    def _next(self, context: Context, before: int) -> tuple[Slot, Answering, bool] | None:
+    def _next(self, context: Context, before: int) -> tuple[Slot, Answering] | None:
         """Return the slot whose turn it is, after the one before; None once the scheduler is closed."""
         with self._changed:
             while not self._closed:
                 count = len(context.slots)
                 order = [context.slots[(before + 1 + i) % count] for i in range(count)]
-                busy = [slot for slot in order if slot in self._running]
-                if busy:
-                    return busy[0], self._running[busy[0]], len(busy) == 1
+                if (slot := next((s for s in order if s in self._running), None)) is not None:
+                    return slot, self._running[slot]
                 self._changed.wait()
             return None
 
-    def _go_on(self, number: int, context: Context, slot: Slot, answering: Answering, *, alone: bool) -> None:
+    def _go_on(self, number: int, context: Context, slot: Slot, answering: Answering) -> None:
         """Go on with an answer for a slice, unless nobody wants it any more."""
         if answering.cancelled:
             return
@@ -281,7 +284,7 @@ class LlamaScheduler:
                 return
             many = len(answering.tokens) - len(slot.tokens) > 1
             self._step(context, slot, answering)
-            if answering.end is not None or (many and not alone):
+            if answering.end is not None or many:  # a chunk of a prompt is a slice of its own
                 return
 
     def _needed(self) -> set[MicroVector]:

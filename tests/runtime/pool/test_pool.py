@@ -349,3 +349,18 @@ def test_a_model_answers_beside_itself(load: Callable[..., TinyLoraLlama], tiny_
     assert asyncio.run(asked()) == expected
     with pytest.raises(RequestError, match="chat template does not render"):
         asyncio.run(llm.achat([{}], max_tokens=1))
+
+
+def test_two_that_close_at_once_wait_for_each_other(tiny_bundle: Path) -> None:
+    """Neither frees the model while a context still computes."""
+
+    async def closed() -> list[Any]:
+        pool = Pool(tiny_bundle, contexts=2, slots=2, n_ctx=2048, n_threads=2)
+        calls = [asyncio.create_task(pool.complete("x" * 1500, user=str(i))) for i in range(6)]
+        while not pool.load().running:
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*(asyncio.to_thread(pool.close) for _ in range(3)))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    for _ in range(3):
+        assert len(asyncio.run(closed())) == 6
