@@ -44,7 +44,7 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def write_lines(entries: Iterable[Stored]) -> Iterator[bytes]:
-    """Yield the line of each user."""
+    """Yield the line of each of the entries, with its line feed. Never raises."""
     for entry in entries:
         line = {"user": entry.user, "frame": text.encode(entry.frame)}
         yield json.dumps(line).encode() + b"\n"
