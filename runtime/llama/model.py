@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     @_model.setter
     def _model(self, model: Any) -> None:
         self.__dict__["_model"] = model
-        self._personalizer = Personalizer(model.model, self.basis)
+        self._personalizer = Personalizer(model.model, self.basis, self.turns)
         self._stack.callback(self._personalizer.free)  # after the context is freed, before the model is
 
     @property
@@ -89,9 +89,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         return self._personalizer.vector
 
     def _activate(self, vector: MicroVector | None) -> None:
-        # With u > 1 that loads an adapter, and a pool may be computing.
-        with self.turns.alone() if self.basis.u > 1 else nullcontext():
-            self._personalizer.apply([self._ctx.ctx], vector, self.own_adapters())
+        self._personalizer.apply([self._ctx.ctx], vector, self.own_adapters())
         self._forget()
 
     def own_adapters(self) -> list[tuple[Any, float]]:

@@ -24,11 +24,13 @@ class AnswerStream:
     Attributes:
         finish: how it ended, once it has; None before.
         vector: that answers, once it has begun; None for the base.
+        prompt: its token ids, once it has begun.
     """
 
-    def __init__(self, begin: Callable[[Report], tuple[Ticket, MicroVector | None]]) -> None:
+    def __init__(self, begin: Callable[[Report], tuple[Ticket, Request]]) -> None:
         self.finish: Finish | None = None
         self.vector: MicroVector | None = None
+        self.prompt: tuple[int, ...] = ()
         self._begin = begin
         self._begun = False
         self._left = False
@@ -57,7 +59,8 @@ class AnswerStream:
                     stream._leave()
 
         def begin() -> None:
-            self._ticket, self.vector = self._begin(report)
+            self._ticket, request = self._begin(report)
+            self.vector, self.prompt = request.vector, request.prompt
             if self._left:
                 self._ticket.cancel()
 
@@ -193,7 +196,7 @@ class Desk:
         """
         sampling_of(options)
 
-        def begin(report: Report) -> tuple[Ticket, MicroVector | None]:
+        def begin(report: Report) -> tuple[Ticket, Request]:
             admission = (
                 nullcontext() if vector is None else admitted(vector, self.basis, self.policy, stream=user)
             )
@@ -208,7 +211,7 @@ class Desk:
                 if ticket is not None:
                     ticket.cancel()
                 raise
-            return ticket, admitted_vector
+            return ticket, request
 
         return AnswerStream(begin)
 

@@ -51,6 +51,9 @@ class Pool(Desk):
         n_threads: cores to use; by default all that this process may use.
         engine_options: as for `load`, of a base that is loaded.
 
+    Attributes:
+        model: whose weights the contexts share.
+
     Raises:
         TinyLoraError: the engine has no pool yet (ONNX Runtime), or cannot make the contexts.
         OptionError: options for a model that is loaded already.
@@ -89,6 +92,7 @@ class Pool(Desk):
                 self._owned.close()
             raise
         super().__init__(scheduler, llm.basis, llm.policy)
+        self.model = llm
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything. Again is fine.

@@ -142,12 +142,14 @@ class Finish:
         prompt_tokens: tokens of the prompt.
         cached_tokens: how many of them were not evaluated again, because the user's last request had them.
         completion_tokens: tokens that were generated, without the one that ends an answer by itself.
+        tokens: their ids.
     """
 
     reason: FinishReason
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    tokens: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ class Answering:
         """Report what was held back; the end itself is reported once the slot is free."""
         self.report(self.text.rest())
         prompt = len(self.request.prompt)
-        self.end = Finish("stop" if stopped else "length", prompt, self.cached, len(self.tokens) - prompt)
+        said = tuple(self.tokens[prompt:])
+        self.end = Finish("stop" if stopped else "length", prompt, self.cached, len(said), said)
 
     def cancel(self) -> None:
         """Give the request up; see `Ticket`."""

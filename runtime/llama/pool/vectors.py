@@ -29,7 +29,8 @@ class ContextVectors:
     def __init__(self, llm: Weights) -> None:
         self._basis = llm.basis
         self._own = llm.own_adapters()
-        self._strategy = choose(llm.model, llm.basis)
+        with llm.turns.alone():
+            self._strategy = choose(llm.model, llm.basis)
         self._staged: dict[MicroVector, Active] = {}
         self._contexts: dict[int, Any] = {}
         self._of: dict[int, object] = {}  # the vector of each context
@@ -68,7 +69,8 @@ class ContextVectors:
 
     def free(self) -> None:
         """Free every adapter."""
-        self._strategy.free()
+        with self._turns.alone():
+            self._strategy.free()
 
     def _set(self, number: int, vector: MicroVector | None) -> None:
         if vector is None:
