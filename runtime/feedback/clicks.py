@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from os import PathLike
 
 import numpy as np
@@ -13,33 +12,10 @@ from ...errors import TrainError
 from ...vector import MicroVector
 from ..llama.batch import Batch
 from ..llama.protocols import Weights
+from .given import Given
 from .posterior import Posterior
 from .scoring import score
 from .state import FeedbackState, read, write
-
-_TEMPERATURE = 1.0  # of answers: a greedy one is taken for a draw
-
-
-@dataclass(frozen=True)
-class Given:
-    """An answer that a user was given.
-
-    Attributes:
-        prompt: token ids.
-        tokens: token ids of the answer.
-        vector: that answered; None for the base.
-        temperature: that it was drawn at.
-    """
-
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    vector: MicroVector | None
-    temperature: float = _TEMPERATURE
-
-    def at(self, size: int) -> NDArray[np.float64]:
-        """Return the values of the vector, float64 [n]."""
-        vector = self.vector
-        return np.zeros(size) if vector is None else vector.values.astype(np.float64).reshape(-1)
 
 
 class Clicks:
@@ -112,7 +88,10 @@ class Clicks:
             raise TrainError("an answer without a token says nothing about a vector")
         state = read(path, self._basis.digest, size, prior) or FeedbackState(0, Posterior(size, prior=prior))
         tokens = [list(each.tokens) for each in given]
-        at, temperature = given[0].at(size), given[0].temperature or _TEMPERATURE
+        at, temperature = (
+            given[0].at(size),
+            given[0].temperature or 1.0,
+        )  # a greedy answer is taken for a draw
         return state, score(self._batch, state, list(given[0].prompt), tokens, at, temperature)
 
     def _keep(self, path: str | PathLike[str], state: FeedbackState) -> MicroVector:

@@ -193,7 +193,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""
-        with self._gate.call():
+        with self._gate.call(), self.turns.computing():
             return super().embed(*args, **kwargs)
 
     def save_state(self) -> Any:

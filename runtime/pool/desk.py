@@ -24,13 +24,13 @@ class AnswerStream:
     Attributes:
         finish: how it ended, once it has; None before.
         vector: that answers, once it has begun; None for the base.
-        prompt: its token ids, once it has begun.
+        request: what was asked, once it has begun: token ids of the prompt, user, sampling.
     """
 
     def __init__(self, begin: Callable[[Report], tuple[Ticket, Request]]) -> None:
         self.finish: Finish | None = None
         self.vector: MicroVector | None = None
-        self.prompt: tuple[int, ...] = ()
+        self.request: Request | None = None
         self._begin = begin
         self._begun = False
         self._left = False
@@ -59,8 +59,8 @@ class AnswerStream:
                     stream._leave()
 
         def begin() -> None:
-            self._ticket, request = self._begin(report)
-            self.vector, self.prompt = request.vector, request.prompt
+            self._ticket, self.request = self._begin(report)
+            self.vector = self.request.vector
             if self._left:
                 self._ticket.cancel()
 

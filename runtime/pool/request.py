@@ -142,7 +142,7 @@ class Finish:
         prompt_tokens: tokens of the prompt.
         cached_tokens: how many of them were not evaluated again, because the user's last request had them.
         completion_tokens: tokens that were generated, without the one that ends an answer by itself.
-        tokens: their ids.
+        tokens: their ids, and that one's.
     """
 
     reason: FinishReason

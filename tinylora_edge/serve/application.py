@@ -15,13 +15,15 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from ..basis import Basis
+from ..errors import TinyLoraError
 from ..formats.bundle import Bundle
 from ..runtime.pool.pool import Pool
-from ..vector import Policy
-from ..wire.tags import Verifier
+from ..vector import MicroVector, Policy
+from ..wire.tags import Signer, Verifier
+from .feedback import Feedback
 from .keys import ApiKeys
 from .limits import Limits
-from .routes import completions, status, users
+from .routes import completions, feedback, status, users
 from .routes.exchange import Exchanges, told, unknown_route
 from .service import Service
 from .store import PublishedStore, SqliteStore, Store
@@ -31,6 +33,7 @@ _ROUTES = (
     ("/v1/completions", "POST", completions.complete),
     ("/v1/models", "GET", status.models),
     ("/v1/models/{model}", "GET", status.model),
+    ("/v1/feedback", "POST", feedback.tell),
     ("/v1/vectors/{user}", "PUT", users.put),
     ("/v1/vectors/{user}", "GET", users.get),
     ("/v1/vectors/{user}", "DELETE", users.delete),
@@ -50,6 +53,8 @@ def app(
     state: str | PathLike[str] | None = None,
     api_keys: Mapping[str, str | None] | ApiKeys | None = None,
     limits: Limits | None = None,
+    states: str | PathLike[str] | None = None,
+    signer: Signer | None = None,
     **pool_options: Any,
 ) -> Starlette:
     """Return a server of a bundle as an ASGI app, its model loaded.
@@ -64,6 +69,9 @@ def app(
         state: a file that keeps the sequences where the store does not.
         api_keys: that are taken: key -> its one user, or None for an app's key. None asks for no key.
         limits: of every client.
+        states: a folder, made where it does not exist, for what clicks say of each user: with it the server
+            learns from `POST /v1/feedback`, and needs a store.
+        signer: of the vectors that it learns; None for a checksum.
         pool_options: those of `runtime.Pool`.
 
     Raises:
@@ -76,6 +84,8 @@ def app(
         policy = Policy(require, keys=keys, max_norm=max_norm, state=marks)
         given = api_keys if api_keys is None or isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
         limits = limits or Limits()
+        if states is not None:
+            _check_feedback(opened, policy, basis, signer)
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
     except BaseException:
         if opened is not None:
@@ -88,6 +98,9 @@ def app(
         keys=given,
         limits=limits,
     )
+
+    if states is not None and opened is not None:
+        service.feedback = _feedback(pool, Path(states), opened, policy, signer)
 
     @asynccontextmanager
     async def lifespan(made: Starlette) -> AsyncIterator[None]:
@@ -102,6 +115,27 @@ def app(
     )
     made.state.service = service
     return made
+
+
+def _check_feedback(store: Store | None, policy: Policy, basis: Basis, signer: Signer | None) -> None:
+    """Refuse to learn vectors that nobody could use."""
+    if store is None:
+        raise TinyLoraError("a server that learns from clicks keeps vectors: name a store too")
+    policy.check(MicroVector.zeros(basis).to_bytes(basis, signer or "crc32"), basis)
+
+
+def _feedback(pool: Pool, states: Path, store: Store, policy: Policy, signer: Signer | None) -> Feedback:
+    from ..runtime.feedback.clicks import Clicks  # which brings the engine along
+
+    basis = pool.basis
+    return Feedback(
+        Clicks(pool.model, n_ctx_seq=pool.n_ctx),
+        states,
+        store=store,
+        policy=policy,
+        frame=lambda vector: vector.to_bytes(basis, signer or "crc32"),
+        basis_id=basis.id,
+    )
 
 
 def _open_store(where: str | PathLike[str], basis: Basis) -> Store:

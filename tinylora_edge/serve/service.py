@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import FrameError, RequestError, RollbackError, TinyLoraError, VectorError
+from ..runtime.feedback.given import Given
 from ..runtime.pool.desk import AnswerStream
 from ..runtime.pool.pool import Pool
 from ..wire import text
 from .failures import RefusedError
+from .feedback import Feedback
 from .keys import ApiKeys
 from .limits import Limits
 from .metrics import Metrics
@@ -41,6 +43,7 @@ class Service:
         self.metrics = Metrics()
         self._keys = keys
         self._hosts: frozenset[str] | None = None
+        self.feedback: Feedback | None = None
         self.draining = False
 
     def trust(self, *hosts: str) -> None:
@@ -105,6 +108,16 @@ class Service:
             if newer == frame:
                 raise
             return await self._begin(asked, named, newer)  # it was replaced meanwhile
+
+    def remember(self, name: str, streams: Sequence[AnswerStream]) -> None:
+        """Remember the answers of a reply that have ended, where the server learns from clicks."""
+        if self.feedback is None:
+            return
+        for index, stream in enumerate(streams):
+            if stream.finish is not None and (asked := stream.request) is not None:
+                temperature = asked.sampling.temperature
+                given = Given(asked.prompt, stream.finish.tokens, asked.vector, temperature)
+                self.feedback.remember(f"{name}:{index}" if index else name, asked.user, given)
 
     async def drain(self, grace: float) -> None:
         """Take no more requests, let those that are answered end, and close what is left after some seconds.

@@ -41,6 +41,13 @@ def serve(
     require: RequireOption = None,
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Learn from clicks, and keep what they say of each user here."),
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with this private key.")
+    ] = None,
     contexts: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="That compute side by side. [default: one a core]"),
@@ -97,6 +104,8 @@ def serve(
         state=state,
         api_keys=None if api_keys is None else ApiKeys.read(api_keys),
         limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens, seconds=max_seconds),
+        states=feedback,
+        signer=None if sign is None else keyfiles.signer(sign),
         contexts=contexts,
         slots=slots,
         n_ctx=n_ctx,

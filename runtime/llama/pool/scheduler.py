@@ -56,12 +56,18 @@ class Answering:
         if not self.cancelled and (not isinstance(what, Piece) or what.text or what.tokens):
             self._report(what)
 
-    def finish(self, *, stopped: bool) -> None:
-        """Report what was held back; the end itself is reported once the slot is free."""
+    def finish(self, *, stopped: bool, by: int | None = None) -> None:
+        """Report what was held back; the end itself is reported once the slot is free.
+
+        Args:
+            stopped: it ended before its longest.
+            by: the token that ends answers, where one did.
+        """
         self.report(self.text.rest())
         prompt = len(self.request.prompt)
         said = tuple(self.tokens[prompt:])
-        self.end = Finish("stop" if stopped else "length", prompt, self.cached, len(said), said)
+        all_of_it = said if by is None else (*said, by)
+        self.end = Finish("stop" if stopped else "length", prompt, self.cached, len(said), all_of_it)
 
     def cancel(self) -> None:
         """Give the request up; see `Ticket`."""
@@ -303,7 +309,7 @@ class LlamaScheduler:
             return
         token = answering.sampler.draw(logits, answering.grammar)
         if token is None or llama_cpp.llama_vocab_is_eog(self._vocab, token):
-            answering.finish(stopped=True)
+            answering.finish(stopped=True, by=token)
             return
         if answering.grammar is not None:
             answering.grammar.accept(token)

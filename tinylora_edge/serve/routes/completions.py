@@ -158,6 +158,7 @@ def _note(request: Request, service: Service, streams: Sequence[AnswerStream]) -
     finishes = [stream.finish for stream in streams if stream.finish is not None]
     for finish in finishes:
         service.metrics.answer(finish)
+    service.remember(about(request)["id"], streams)
     vector = streams[0].vector
     about(request).update(
         sequence=None if vector is None else vector.sequence,
