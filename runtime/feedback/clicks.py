@@ -88,10 +88,8 @@ class Clicks:
             raise TrainError("an answer without a token says nothing about a vector")
         state = read(path, self._basis.digest, size, prior) or FeedbackState(0, Posterior(size, prior=prior))
         tokens = [list(each.tokens) for each in given]
-        at, temperature = (
-            given[0].at(size),
-            given[0].temperature or 1.0,
-        )  # a greedy answer is taken for a draw
+        at = given[0].at(size)
+        temperature = given[0].temperature or 1.0  # a greedy answer is taken for a draw
         return state, score(self._batch, state, list(given[0].prompt), tokens, at, temperature)
 
     def _keep(self, path: str | PathLike[str], state: FeedbackState) -> MicroVector:

@@ -185,14 +185,14 @@ def test_sampling_as_openai_has_it(client: openai.OpenAI) -> None:
 def test_an_answer_keeps_to_a_schema(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
-        "properties": {"fruit": {"enum": ["apple", "pear"]}, "count": {"type": "integer", "maximum": 9}},
+        "properties": {"fruit": {"enum": ["apple", "pear"]}, "count": {"enum": [1, 2, 3]}},
         "required": ["fruit", "count"],
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "fruit", "schema": schema}}
     answer = json.loads(ask(client, response_format=form, max_tokens=40).choices[0].message.content)
     assert answer["fruit"] in ("apple", "pear")
-    assert isinstance(answer["count"], int)
+    assert answer["count"] in (1, 2, 3)
 
 
 def test_completions_go_past_the_chat_template(client: openai.OpenAI, alone: TinyLoraLlama) -> None:
