@@ -73,6 +73,7 @@ def main() -> int:
             seconds.append(imported(store, lines))
         policy = Policy(keys=[KEY], state=store.marks)
         alone, checked = (looked_up(store, basis, options.users, each) for each in (None, policy))
+        store.close()  # what the log still holds goes into the file
         size = (folder / f"users{number}.db").stat().st_size
     rate = options.users / min(seconds)
     figures = {"look-up": bench.summarize(alone), "look-up and check": bench.summarize(checked)}
