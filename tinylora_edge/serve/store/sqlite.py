@@ -84,6 +84,11 @@ class SqliteStore:
                 f"{self.path.parent} does not exist: make it, and the store is kept there"
             )
         self._basis, self._digest = basis, bytes.fromhex(basis.digest)
+        self._lengths = {  # of frames with a MAC or a signature, by their first byte
+            bytes([wire.VERSION << 4 | code | kind << 2]): wire.frame_bytes(basis.size, dtype, kind)
+            for code, dtype in enumerate(wire.DTYPES)
+            for kind in (tags.HMAC, tags.ED25519)
+        }
         self._reading, self._writing = threading.RLock(), threading.RLock()
         self._writer_thread: int | None = None
         self._closed = False
@@ -217,6 +222,9 @@ class SqliteStore:
 
     def _look_at(self, user: str, data: bytes) -> int:
         """Return the sequence of a frame that is whole."""
+        # A million of them: what has a MAC or a signature is not taken apart, which requests do.
+        if self._lengths.get(data[:1]) == len(data) and data[1:5] == self._digest[:4]:
+            return int.from_bytes(data[5 : wire.HEADER_BYTES], "little")
         try:
             decoded = wire.decode(data, self._basis.size, self._basis.digest)
         except VectorError as error:
