@@ -22,6 +22,8 @@ from .commands.bundles.inspect import inspect
 from .commands.bundles.merge import merge
 from .commands.bundles.models import models
 from .commands.bundles.sign import sign
+from .commands.serving.serve import serve
+from .commands.serving.store import vectors
 from .commands.shipping.fetch import fetch
 from .commands.shipping.keygen import keygen
 from .commands.shipping.links import links
@@ -113,12 +115,14 @@ app.command(cls=AdvisedCommand)(tune)
 app.command("eval", cls=AdvisedCommand)(evaluate)
 app.command(cls=AdvisedCommand)(convert)
 app.command(cls=AdvisedCommand)(tasks)
+app.command(cls=AdvisedCommand)(serve)
 app.command(cls=AdvisedCommand)(keygen)
 app.command(cls=AdvisedCommand)(links)
 app.command(cls=AdvisedCommand)(publish)
 app.command(cls=AdvisedCommand)(fetch)
 app.add_typer(vector, name="vector")
 app.add_typer(trust, name="trust")
+app.add_typer(vectors, name="vectors")
 
 
 def run() -> None:

@@ -12,6 +12,9 @@
     runtime.search_prompts(llm, task)                # the best prompt: what a vector is compared with
     runtime.contest(llm, task, [runtime.Contestant(name="vector", vector=v), ...])
 
+    pool = runtime.Pool("bundle")                   # many users at once, each with a vector of his own
+    answer = await pool.chat(messages, user="alice", vector=alice_bytes)
+
     session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
     session.run(None, feeds, session.rows([alice_bytes, bob_bytes]))
 
@@ -28,6 +31,7 @@ from .contests.contestant import Contestant
 from .contests.search import PromptSearch, search_prompts
 from .drift import Drift, measure_drift, measure_drifts
 from .load import engine_of, load, missing_engine
+from .pool.pool import Pool
 from .tuning.learner import RewardLearner
 from .tuning.settings import Tuned, TuneSettings
 from .tuning.state import Budget
@@ -53,6 +57,7 @@ __all__ = [
     "NotImprovedWarning",
     "OnnxSession",
     "Policy",
+    "Pool",
     "PromptSearch",
     "Replacement",
     "RewardLearner",

@@ -9,18 +9,21 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from weakref import WeakSet
 
 from ..basis import Basis
 from ..errors import TinyLoraError, TrainError, VectorError
-from ..tasks import Sample
+from ..tasks import Prompt, Sample
 from ..vector import CheckedVector, MicroVector, Policy
 from ..wire import statements
 from ..wire.tags import Hmac
 from .admission import VectorSource, admitted
 from .evaluation import Population
 from .gate import Gate
+from .pool.desk import Desk
+from .pool.request import Answer, SamplingOptions
+from .pool.scheduler import Scheduler
 from .streams import Stream
 
 _open: WeakSet[Personal] = WeakSet()
@@ -50,6 +53,7 @@ class Personal:
         self.policy = policy or Policy()
         self._gate = Gate()
         self._lifetime = threading.RLock()
+        self._desk: Desk | None = None  # of `achat`
         self._streams: WeakSet[Stream] = WeakSet()
         self._dependents: WeakSet[Any] = WeakSet()  # what computes with this model's weights; closed first
         _open.add(self)
@@ -241,6 +245,47 @@ class Personal:
         Raises:
             TrainError: the longest prompt with its answer does not fit the model's context.
         """
+
+    async def achat(
+        self,
+        messages: Prompt,
+        *,
+        user: str = "",
+        vector: VectorSource | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Answer:
+        """Answer chat messages beside whatever else the model does, under a vector of their own.
+
+        The first call makes a pool over the model's weights with its defaults; `Pool` has the rest.
+
+        Args:
+            messages: the chat so far, or text: one message of the user.
+            user: whose request it is, and the stream that vector bytes belong to.
+            vector: that answers; without one, that which is active now.
+            options: see `Sampling`.
+
+        Raises:
+            VectorError: the vector was refused; the subclass says why.
+            RequestError: the prompt does not fit, or an option is out of its range.
+            OverloadError: too many requests wait.
+            TinyLoraError: the model is closed, or its engine has no pool.
+        """
+        with self._lifetime:
+            if self._desk is None:
+                self._desk = Desk(self._scheduler(), self.basis, self.policy)
+        return await self._desk.chat(
+            messages, user=user, vector=self.vector if vector is None else vector, **options
+        )
+
+    def _scheduler(self, **options: Any) -> Scheduler:
+        """Return what answers many users at once over this model's weights; the options are the engine's.
+
+        Raises:
+            TinyLoraError: the engine has none.
+        """
+        raise TinyLoraError(
+            f"{type(self).__name__} has no pool yet: many users at once need llama.cpp (engine='llama')"
+        )
 
     # What runs the model holds the gate, from its first step to its last.
 

@@ -1,6 +1,6 @@
 """The house of docs/ARCHITECTURE.md, read from the source with ast: arrows, circles, names, and sizes.
 
-cli -> exporters, train -> runtime -> core. Imports inside functions and under TYPE_CHECKING count too:
+cli -> serve, exporters, train -> runtime -> core. Imports inside functions and under TYPE_CHECKING count too:
 a layer must not even know the names above it, and no two files import each other.
 """
 
@@ -23,7 +23,17 @@ FOLDERS = {  # as pyproject.toml maps them
     "runtime": "tinylora_edge.runtime",
     "cli": "tinylora_edge.cli",
 }
-SPECIAL = ("cli", "exporters", "formats", "runtime", "shipping", "tasks", "train", "wire")  # the rest is core
+SPECIAL = (
+    "cli",
+    "exporters",
+    "formats",
+    "runtime",
+    "serve",
+    "shipping",
+    "tasks",
+    "train",
+    "wire",
+)  # the rest is core
 MAY_IMPORT = {
     "face": {"core", "wire", "formats"},  # `tinylora_edge` itself
     "core": {"core", "wire"},
@@ -34,7 +44,11 @@ MAY_IMPORT = {
     "runtime": {"core", "wire", "formats", "tasks", "runtime"},
     "exporters": {"core", "wire", "formats", "exporters"},
     "train": {"core", "wire", "formats", "tasks", "runtime", "train"},
-    "cli": {"face", "core", "wire", "formats", "shipping", "tasks", "runtime", "exporters", "train", "cli"},
+    "serve": {"core", "wire", "formats", "shipping", "tasks", "runtime", "serve"},
+    "cli": {
+        *("face", "core", "wire", "formats", "shipping", "tasks", "runtime", "exporters", "train", "serve"),
+        "cli",
+    },
 }
 KNOW_NO_MODEL = ("wire", "tasks")
 """Layers that take no more of the core than these."""
@@ -59,6 +73,7 @@ EXTERNAL = {  # None: anything but an engine
     "runtime": {"numpy", *ENGINES},
     "exporters": {"numpy", "gguf", "onnx"},
     "train": None,
+    "serve": {"anyio", "prometheus_client", "sse_starlette", "starlette", "uvicorn"},
     "cli": None,
 }
 BORDERS = {  # the only modules that may import more than their layer
@@ -232,6 +247,9 @@ def test_imports_follow_the_arrows(module: str) -> None:
         ("_x", "from . import runtime", "core imports tinylora_edge.runtime"),
         ("_x", "if TYPE_CHECKING:\n    from .runtime import load", "core imports tinylora_edge.runtime.load"),
         ("cli._x", "from llama_cpp import Llama", "cli imports llama_cpp"),
+        ("serve._x", "import llama_cpp", "serve imports llama_cpp"),
+        ("serve._x", "from ..train import run", "serve imports tinylora_edge.train.run"),
+        ("runtime._x", "from ..serve import limits", "runtime imports tinylora_edge.serve.limits"),
         ("wire._x", "from ..basis import Basis", "wire imports tinylora_edge.basis"),
         ("tasks._x", "from ..vector import MicroVector", "tasks imports tinylora_edge.vector"),
         ("_x", "from .formats import bundle", "core imports tinylora_edge.formats.bundle"),
@@ -283,7 +301,15 @@ def test_a_runtime_module_knows_one_engine_at_most(module: str) -> None:
         assert reachable_engines(module) == set(), "an engine is loaded only when `load` needs it"
 
 
-@pytest.mark.parametrize("module", ["tinylora_edge", "tinylora_edge.runtime", "tinylora_edge.exporters"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "tinylora_edge",
+        "tinylora_edge.runtime",
+        "tinylora_edge.exporters",
+        "tinylora_edge.serve.store",
+    ],
+)
 def test_importing_loads_neither_engines_nor_training_libraries(module: str) -> None:
     heavy = {
         "torch",
@@ -295,6 +321,8 @@ def test_importing_loads_neither_engines_nor_training_libraries(module: str) -> 
         "rich",
         "cryptography",
         "huggingface_hub",
+        "starlette",
+        "uvicorn",
         *ENGINES,
     }
     code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"

@@ -20,6 +20,9 @@
     │   └── StaleError
     ├── TrustError                  (also a ValueError)
     ├── BusyError
+    ├── OverloadError
+    ├── StoreError
+    ├── RequestError                (also a ValueError)
     ├── OptionError                 (also a TypeError)
     └── MissingExtraError           (also an ImportError)
 
@@ -123,6 +126,23 @@ class TrustError(TinyLoraError, ValueError):
 
 class BusyError(TinyLoraError):
     """A vector cannot be exchanged now, because a generation that uses the old one is still running."""
+
+
+class OverloadError(TinyLoraError):
+    """More requests wait for an answer than a pool or a server lets wait; ask again later."""
+
+
+class StoreError(TinyLoraError):
+    """A store of users' vectors cannot be read or written; it stays as it was."""
+
+
+class RequestError(TinyLoraError, ValueError):
+    """A request cannot be answered as it stands; `param` names the part of it that is wrong."""
+
+    def __init__(self, *args: object, param: str = "", code: str = "invalid_value") -> None:
+        super().__init__(*args)
+        self.param = param
+        self.code = code  # for programs, as OpenAI's interface names it
 
 
 class OptionError(TinyLoraError, TypeError):

@@ -233,7 +233,8 @@ class Policy:
             `OnnxSession`; without any, signatures of bundles are not looked at.
         max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
         state: a file that keeps the sequences, and the highest day seen, through restarts. Its directory
-            must exist. Processes may share it. Whoever can write to it can undo rules 4 and 7.
+            must exist. Processes may share it. Whoever can write to it can undo rules 4 and 7. Or marks that
+            are kept elsewhere, as a store of many users' vectors has them.
         versions: of frames that are accepted. 1 is of any stream, 2 of one, 3 of one and with a last day.
         today: what says the day in UTC: a callable (by default the system's clock), or a date. None is a
             device without a clock: for it the day is the highest one that the policy has seen.
@@ -253,11 +254,14 @@ class Policy:
         trust: TrustFile | str | PathLike[str] | None = None,
         bundle_keys: Sequence[tags.Ed25519Verifier] = (),
         max_norm: float = math.inf,
-        state: str | PathLike[str] | None = None,
+        state: str | PathLike[str] | marks.Marks | None = None,
         versions: Collection[int] = frame.VERSIONS,
         today: days.Today = days.utc_today,
     ) -> None:
-        self._marks = marks.Marks() if state is None else marks.StateFile(state)
+        if state is None:
+            state = marks.Marks()
+        self.state = None if isinstance(state, marks.Marks) else state
+        self._marks = state if isinstance(state, marks.Marks) else marks.StateFile(state)
         self._clock = days.Clock(today, self._marks)
         self._keyring, self.bundle_keys = Keyring(keys, opened(trust), self._clock), public_keys(bundle_keys)
         kinds = self._keyring.kinds
@@ -277,7 +281,6 @@ class Policy:
             )
         self.require = require
         self.max_norm = max_norm
-        self.state = state
         self._versions = frozenset(versions)
         self._warned = False
 

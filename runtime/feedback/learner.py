@@ -18,15 +18,11 @@ from ..llama.batch import Batch, Generation
 from ..llama.model import TinyLoraLlama
 from ..llama.prompts import decode, encode
 from .posterior import Posterior
+from .scoring import infinite, score
 from .state import FeedbackState, read, write
 
 _REMEMBERED = 256  # answers that may still be told about
 _DRAWN = 4  # answers drawn for a pair, of which two that differ are shown
-_CHANGE = 0.6
-"""Nats by which a step of the finite differences changes an answer's log-probability, root mean square.
-
-Quantized activations move it by about 0.3 whatever the step, so that a smaller one measures noise.
-"""
 
 
 @dataclass(frozen=True)
@@ -229,7 +225,7 @@ class FeedbackLearner:
                 seed=(self._state.seed, self._state.asked),
             )
             if any(generation.exploded for generation in drawn):
-                raise _infinite()
+                raise infinite()
             at = vector.values.astype(np.float64).reshape(-1)
             answers = []
             for generation in _different(drawn, count):
@@ -264,33 +260,15 @@ class FeedbackLearner:
         return self._vector(state)
 
     def _score(self, state: FeedbackState, shown: list[_Shown]) -> tuple[NDArray[np.float64], list[float]]:
-        """Return answers' scores where they were drawn, float64 [answers, n], and their log-ratios.
-
-        Central differences; the step of the state is adapted for the next time.
-        """
-        prompt, at = shown[0].prompt, shown[0].at
-        tokens = [each.tokens for each in shown]
-
-        def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            vector = MicroVector(values.astype(np.float32).reshape(self._llm.basis.groups, -1))
-            self._batch.swap(vector)
-            (found,) = self._batch.score([prompt], [tokens], temperature=self._temperature)
-            return np.array([row.sum(dtype=np.float64) for row in found])
-
-        ratios = total(at) - total(np.zeros_like(at)) if at.any() else np.zeros(len(shown))
-        steps = state.step * np.eye(len(at))
-        changes = np.array([total(at + step) - total(at - step) for step in steps]).T / 2
-        if not (np.isfinite(changes).all() and np.isfinite(ratios).all()):
-            raise _infinite()
-        size = float(np.sqrt((changes**2).mean()))
-        scores = changes / state.step
-        if size:
-            state.step *= float(np.clip(_CHANGE / size, 0.5, 2.0)) ** 0.25
-        return scores, ratios.tolist()
-
-
-def _infinite() -> TrainError:
-    return TrainError("the model's logits are not finite near the vector of now: delete the state")
+        """Return answers' scores where they were drawn, float64 [answers, n], and their log-ratios."""
+        return score(
+            self._batch,
+            state,
+            shown[0].prompt,
+            [each.tokens for each in shown],
+            shown[0].at,
+            self._temperature,
+        )
 
 
 def _different(drawn: list[Generation], count: int) -> list[Generation]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import llama_cpp
@@ -14,6 +15,7 @@ from ...basis import Basis
 from ...errors import TinyLoraError
 from ...vector import MicroVector
 from .lora import Adapter, LoraImage, free
+from .turns import Turns
 
 Active = list[tuple[Adapter, float]]
 """Adapters and their scales, as `llama_set_adapters_lora` takes them."""
@@ -45,11 +47,13 @@ class Personalizer:
     Args:
         model: the `llama_model`.
         basis: of the vectors.
+        turns: of what else computes with the model: while adapters are loaded or freed, nothing does.
     """
 
-    def __init__(self, model: Any, basis: Basis) -> None:
-        self._basis = basis
-        self._strategy = choose(model, basis)
+    def __init__(self, model: Any, basis: Basis, turns: Turns) -> None:
+        self._basis, self._turns = basis, turns
+        with turns.alone():
+            self._strategy = choose(model, basis)
         self._active: Active = []
         self.vector: MicroVector | None = None
 
@@ -70,19 +74,20 @@ class Personalizer:
             VectorError: the vector does not fit the basis.
             TinyLoraError: llama.cpp refuses; the vector before stays active.
         """
-        active = self._stage(vector)
-        changed = []
-        try:
-            for context in contexts:
-                _set_adapters(context, [*active, *others])
-                changed.append(context)
-        except BaseException:
-            for context in changed:
-                _set_adapters(context, [*self._active, *others])
-            self._strategy.settle(self._active)
-            raise
-        self._strategy.settle(active)
-        self._active, self.vector = active, vector
+        with self._changing():
+            active = self._stage(vector)
+            changed = []
+            try:
+                for context in contexts:
+                    set_adapters(context, [*active, *others])
+                    changed.append(context)
+            except BaseException:
+                for context in changed:
+                    set_adapters(context, [*self._active, *others])
+                self._strategy.settle(self._active)
+                raise
+            self._strategy.settle(active)
+            self._active, self.vector = active, vector
 
     def spread(
         self,
@@ -102,22 +107,28 @@ class Personalizer:
             TinyLoraError: llama.cpp refuses. Then, and for a vector that does not fit, every context has
                 the vector that `apply` gave.
         """
-        staged: list[Active] = []
-        try:
-            for context, vector in zip(contexts, vectors, strict=True):
-                active = self._stage(vector)
-                staged.append(active)
-                _set_adapters(context, [*active, *others])
-        except BaseException:
-            for context in contexts:
-                _set_adapters(context, [*self._active, *others])
-            self._strategy.settle(self._active)
-            raise
-        self._strategy.settle([*self._active, *(each for active in staged for each in active)])
+        with self._changing():
+            staged: list[Active] = []
+            try:
+                for context, vector in zip(contexts, vectors, strict=True):
+                    active = self._stage(vector)
+                    staged.append(active)
+                    set_adapters(context, [*active, *others])
+            except BaseException:
+                for context in contexts:
+                    set_adapters(context, [*self._active, *others])
+                self._strategy.settle(self._active)
+                raise
+            self._strategy.settle([*self._active, *(each for active in staged for each in active)])
 
     def free(self) -> None:
         """Free every adapter."""
-        self._strategy.free()
+        with self._turns.alone():
+            self._strategy.free()
+
+    def _changing(self) -> AbstractContextManager[None]:
+        """Be alone where another vector means other adapters."""
+        return self._turns.alone() if self._basis.u > 1 else nullcontext()
 
     def _stage(self, vector: MicroVector | None) -> Active:
         # An app's own vector may have its values in another shape than [G, u].
@@ -192,7 +203,12 @@ class Fold:
         self.settle([])
 
 
-def _set_adapters(context: Any, active: Active) -> None:
+def set_adapters(context: Any, active: Active) -> None:
+    """Make these the adapters of a context, and no others.
+
+    Raises:
+        TinyLoraError: llama.cpp refuses.
+    """
     adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
     scales = (ctypes.c_float * len(active))(*(s for _, s in active))
     code = llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales)

@@ -154,6 +154,7 @@ class Lane:
         if not self.context:
             raise TinyLoraError(f"llama.cpp cannot make a context of {n_ctx} cells for {sequences} sequences")
         self.n_ctx = int(llama_cpp.llama_n_ctx(self.context))
+        self._turns = llm.turns
         self.stop = False
         self.evaluated = 0  # tokens, since it was made
         self._memory = llama_cpp.llama_get_memory(self.context)
@@ -315,7 +316,8 @@ class Lane:
             buffer.n_seq_id[i] = 1
             buffer.seq_id[i][0] = sequence
             buffer.logits[i] = i >= count - outputs
-        code = llama_cpp.llama_decode(self.context, buffer)
+        with self._turns.computing():
+            code = llama_cpp.llama_decode(self.context, buffer)
         if code:
             reason = "its KV cache is full" if code == 1 else f"code {code}"
             raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")

@@ -21,7 +21,9 @@ from .adapters import Personalizer
 from .batch import Batch
 from .lane import common_prefix
 from .log import signals_wait
+from .pool.scheduler import LlamaScheduler
 from .prompts import encode
+from .turns import Turns
 
 OPTIONS: tuple[str, ...] = tuple(
     name
@@ -64,6 +66,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
     ) -> None:
         self._prepare(basis, policy)
+        self.turns = Turns()
         self._evaluated = False
         with signals_wait():
             super().__init__(model_path, **options)
@@ -77,7 +80,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     @_model.setter
     def _model(self, model: Any) -> None:
         self.__dict__["_model"] = model
-        self._personalizer = Personalizer(model.model, self.basis)
+        self._personalizer = Personalizer(model.model, self.basis, self.turns)
         self._stack.callback(self._personalizer.free)  # after the context is freed, before the model is
 
     @property
@@ -146,6 +149,9 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
             n_threads=n_threads,
         )
 
+    def _scheduler(self, **options: Any) -> LlamaScheduler:
+        return LlamaScheduler(self, **options)
+
     def __repr__(self) -> str:
         state = "closed" if self.__dict__.get("_ctx") in (None, self._gone) else f"n_ctx {self.n_ctx()}"
         return f"TinyLoraLlama({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
@@ -182,11 +188,12 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         """As `llama_cpp.Llama.eval`."""
         with self._gate.call():
             self._evaluated = True
-            return super().eval(*args, **kwargs)
+            with self.turns.computing():
+                return super().eval(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""
-        with self._gate.call():
+        with self._gate.call(), self.turns.computing():
             return super().embed(*args, **kwargs)
 
     def save_state(self) -> Any:

@@ -28,10 +28,20 @@ def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArra
         VectorError: chat messages for a model without a chat template or `chat_format`.
         TrainError: chat messages that are to be raw.
     """
+    return encode_with_stops(llm, prompt, raw=raw)[0]
+
+
+def encode_with_stops(
+    llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False
+) -> tuple[NDArray[np.int32], list[str]]:
+    """Return the token ids of a prompt, and the texts at which the model's chat format ends an answer.
+
+    Arguments and errors: see `encode`.
+    """
     template = has_template(llm)
     rendered = Sample.of(prompt, raw=raw).rendered_by(template=template)
     if isinstance(rendered, str):
-        return np.array(llm.tokenize(rendered.encode(), special=True), np.int32)
+        return np.array(llm.tokenize(rendered.encode(), special=True), np.int32), []
     if not template:
         raise VectorError(
             "the model has no chat template, so chat messages cannot be rendered: use text prompts, or load "
@@ -45,7 +55,7 @@ def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArra
     try:
         handler(llama=_Recorder(llm), messages=[dict(message) for message in rendered])
     except _Recorded as recorded:
-        return np.array(recorded.tokens, np.int32)
+        return np.array(recorded.tokens, np.int32), recorded.stop
     raise VectorError(f"chat format {llm.chat_format!r} does not render prompts as text")
 
 
@@ -63,8 +73,9 @@ def decode(llm: Tokens, tokens: NDArray[np.int32]) -> str:
 
 
 class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error
-    def __init__(self, tokens: list[int]) -> None:
+    def __init__(self, tokens: list[int], stop: list[str]) -> None:
         self.tokens = tokens
+        self.stop = stop
 
 
 class _Recorder:
@@ -76,6 +87,9 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
 
-    def create_completion(self, prompt: list[int] | str, **_: Any) -> None:
+    def create_completion(
+        self, prompt: list[int] | str, stop: str | list[str] | None = None, **_: Any
+    ) -> None:
         tokens = self._llm.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
-        raise _Recorded(tokens)
+        stops = [stop] if isinstance(stop, str) else stop or []
+        raise _Recorded(tokens, [each for each in stops if each])

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ...basis import Basis
+from .turns import Turns
 
 
 class Tokens(Protocol):
@@ -31,6 +32,7 @@ class Weights(Tokens, Protocol):
     model: Any  # the llama_model
     model_params: Any
     context_params: Any
+    turns: Turns  # of what computes with the weights, and what loads or frees adapters
     _dependents: Any  # what computes with the weights, and has to be closed before they go
 
     def _staying(self) -> AbstractContextManager[None]:

@@ -77,7 +77,7 @@ class TokenBatch:
         self._lanes: list[Lane] = []
         each = -(-sequences // count)
         with llm._staying():
-            self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis)
+            self._personalizer: Personalizer | None = Personalizer(llm.model, llm.basis, llm.turns)
             self._own = llm.own_adapters()  # the caller's, in force beside every vector
             try:
                 for _ in range(count):

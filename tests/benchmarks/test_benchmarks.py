@@ -68,6 +68,14 @@ def test_frames_of_every_form_are_checked() -> None:
     assert bounds == {"raw payload": 0.1, "CRC-32": 0.1, "Ed25519": 1.0}
 
 
+def test_a_store_is_filled_and_looked_into() -> None:
+    record = run("store.py", "--users", "1500")
+    assert record["users"] == 1500
+    assert record["bytes"] > 1500 * 37
+    assert set(record["seconds"]) == {"look-up", "look-up and check"}
+    assert [target["bound"] for target in record["targets"]] == [50_000, 1.0, 1.0]
+
+
 def test_onnx_decode_compares_all_with_the_base() -> None:
     arguments = ("--rounds", "1", "--tokens", "2", "--threads", "1", "--precision", "int4", "--users", "2")
     record = run("onnx_decode.py", *arguments)["int4"]

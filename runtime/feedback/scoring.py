@@ -1,0 +1,65 @@
+"""What answers say about the vector: the direction in which each becomes likelier, by forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TrainError
+from ...vector import MicroVector
+from ..llama.batch import Batch
+from .state import FeedbackState
+
+_CHANGE = 0.6
+"""Nats by which a step of the finite differences changes an answer's log-probability, root mean square.
+
+Quantized activations move it by about 0.3 whatever the step, so that a smaller one measures noise.
+"""
+
+
+def score(
+    batch: Batch,
+    state: FeedbackState,
+    prompt: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    at: NDArray[np.float64],
+    temperature: float,
+) -> tuple[NDArray[np.float64], list[float]]:
+    """Return answers' scores where they were drawn, float64 [answers, n], and their log-ratios.
+
+    Central differences; the step of the state is adapted for the next time.
+
+    Args:
+        batch: that evaluates; it is left with another vector.
+        state: whose step is taken.
+        prompt: token ids.
+        answers: token ids of each answer to it.
+        at: float64 [n], the vector that they were drawn with.
+        temperature: that they were drawn at, above 0.
+
+    Raises:
+        TrainError: the model's logits are not finite near the vector.
+    """
+
+    def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        batch.swap(MicroVector(values.astype(np.float32).reshape(batch.llm.basis.groups, -1)))
+        (found,) = batch.score([prompt], [answers], temperature=temperature)
+        return np.array([row.sum(dtype=np.float64) for row in found])
+
+    ratios = total(at) - total(np.zeros_like(at)) if at.any() else np.zeros(len(answers))
+    steps = state.step * np.eye(len(at))
+    changes = np.array([total(at + step) - total(at - step) for step in steps]).T / 2
+    if not (np.isfinite(changes).all() and np.isfinite(ratios).all()):
+        raise infinite()
+    size = float(np.sqrt((changes**2).mean()))
+    scores = changes / state.step
+    if size:
+        state.step *= float(np.clip(_CHANGE / size, 0.5, 2.0)) ** 0.25
+    return scores, ratios.tolist()
+
+
+def infinite() -> TrainError:
+    """Return the error of a vector that is too large to learn at."""
+    return TrainError("the model's logits are not finite near the vector of now: delete the state")

@@ -1,0 +1,329 @@
+"""The scheduler on llama.cpp: a thread a context, and in each context slots that take turns."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from ...._system import cores
+from ....errors import RequestError, TinyLoraError, VectorError
+from ....tasks import Prompt
+from ....vector import MicroVector
+from ...pool.request import Finish, Piece, Request, Token
+from ...pool.sampling import Sampler, logprobs
+from ...pool.scheduler import Load, Report
+from ...pool.text import Text
+from ...pool.waiting import Waiting
+from ...process import Process
+from ..prompts import encode_with_stops
+from ..protocols import Weights
+from .context import CHUNK, Context, Slot
+from .grammar import Grammar
+from .vectors import ContextVectors
+
+_SLICE = 16
+"""Tokens that a slot generates before the next one of its context goes on: another vector costs llama.cpp
+about as much as a token of a small model."""
+
+_WORTH = 16
+"""Tokens of a prompt that are worth a busier context, where their cells are."""
+
+
+class Answering:
+    """A request that waits or is being answered: the ticket of whoever submitted it."""
+
+    def __init__(
+        self, scheduler: LlamaScheduler, request: Request, report: Report, grammar: Grammar | None
+    ) -> None:
+        sampling = request.sampling
+        self.request, self.grammar, self.cancelled = request, grammar, False
+        self.tokens = list(request.prompt)  # and what is generated
+        self.cached = 0
+        self.begun = False
+        self.end: Finish | None = None
+        self.sampler = Sampler(sampling, request.choice)
+        self.text = Text(sampling.stop)
+        most = sampling.max_tokens or scheduler.n_ctx
+        self.most = min(len(self.tokens) + most, scheduler.n_ctx)
+        self._scheduler, self._report = scheduler, report
+
+    def report(self, what: Piece | Finish | BaseException) -> None:
+        """Report a piece or the end, unless nobody wants it any more."""
+        if not self.cancelled and (not isinstance(what, Piece) or what.text or what.tokens):
+            self._report(what)
+
+    def finish(self, *, stopped: bool, by: int | None = None) -> None:
+        """Report what was held back; the end itself is reported once the slot is free.
+
+        Args:
+            stopped: it ended before its longest.
+            by: the token that ends answers, where one did.
+        """
+        self.report(self.text.rest())
+        prompt = len(self.request.prompt)
+        said = tuple(self.tokens[prompt:])
+        all_of_it = said if by is None else (*said, by)
+        self.end = Finish("stop" if stopped else "length", prompt, self.cached, len(said), all_of_it)
+
+    def cancel(self) -> None:
+        """Give the request up; see `Ticket`."""
+        self.cancelled = True
+        self._scheduler.withdraw(self)
+
+
+class LlamaScheduler:
+    """Contexts over the weights of a loaded model, in which requests of many users are answered.
+
+    A slot of a context has the KV cells of one user under one vector. His next request goes there, and only
+    what is new in its prompt is evaluated. The slots of a context take turns, some tokens each; a sequence is
+    computed alone, so that an answer does not depend on what is answered beside it.
+
+    Args:
+        llm: the model, whose `close` closes the scheduler. Its own context and vector are left alone.
+        contexts: that compute side by side; by default one a core, and one alone on a GPU.
+        slots: of each context.
+        n_ctx: tokens of the longest sequence.
+        waiting: requests that wait at most.
+        n_threads: cores to use; by default all that this process may use.
+
+    Raises:
+        TinyLoraError: llama.cpp cannot make a context, or the model is closed.
+    """
+
+    def __init__(
+        self,
+        llm: Weights,
+        *,
+        contexts: int | None = None,
+        slots: int = 4,
+        n_ctx: int = 2048,
+        waiting: int = 1024,
+        n_threads: int | None = None,
+    ) -> None:
+        threads = n_threads or cores()
+        on_gpu = llm.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload()
+        count = contexts or (1 if on_gpu else threads)
+        self._llm = llm
+        self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
+        self._process = Process()
+        self._changed = threading.Condition()
+        self._closing = threading.Lock()
+        self._waiting: Waiting[Answering] = Waiting(waiting)
+        self._running: dict[Slot, Answering] = {}
+        self._users: Counter[str] = Counter()
+        self._begun = 0
+        self._closed = False
+        self._contexts: list[Context] = []
+        with llm._staying():
+            self._vectors = ContextVectors(llm)
+            try:
+                for number in range(count):
+                    each = Context(llm, slots=slots, n_ctx=n_ctx, n_threads=max(1, threads // count))
+                    self._contexts.append(each)
+                    self._vectors.add(number, each.context)
+            except BaseException:
+                self._free()
+                raise
+            self.n_ctx = self._contexts[0].n_ctx
+            llm._dependents.add(self)
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"tinylora-pool-{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def encode(self, prompt: Prompt, *, raw: bool) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Return the tokens of a prompt, and the stop texts of the model's chat format; see `Scheduler`."""
+        self._process.check()
+        try:
+            with self._llm._staying():
+                tokens, stops = encode_with_stops(self._llm, prompt, raw=raw)
+        except VectorError as error:  # a model without a template
+            raise RequestError(str(error), param="messages") from None
+        except TinyLoraError:
+            raise
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the text is none: {error}", param="prompt" if raw else "messages") from None
+        except Exception as error:  # a template is a program of the model's, and raises what it likes
+            raise RequestError(
+                f"the model's chat template does not render these messages: {type(error).__name__}: "
+                f"{str(error)[:200]}",
+                param="messages",
+            ) from None
+        return tuple(tokens.tolist()), tuple(stops)
+
+    def submit(self, request: Request, report: Report) -> Answering:
+        """Let a request wait for its turn, and be answered; see `Scheduler`."""
+        self._process.check()
+        if not request.prompt:
+            raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
+        if len(request.prompt) >= self.n_ctx:
+            raise RequestError(
+                f"the prompt has {len(request.prompt)} tokens, and the context {self.n_ctx} for prompt and "
+                "answer: shorten it, or serve with a larger n_ctx",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if request.vector is not None:
+            self._llm.basis.values(request.vector)
+        grammar, schema = None, request.sampling.schema
+        if schema is not None:
+            with self._llm._staying():  # the vocabulary is the model's
+                grammar = Grammar(self._vocab, schema)
+        answering = Answering(self, request, report, grammar)
+        with self._changed:
+            self._check_open()
+            self._waiting.add(request.user, answering)
+            self._place()
+        return answering
+
+    def withdraw(self, answering: Answering) -> None:
+        """Let a request wait no longer; one that is being answered is noticed by its context's thread."""
+        with self._changed:
+            self._waiting.remove(answering.request.user, answering)
+
+    def load(self) -> Load:
+        """Return how busy it is."""
+        with self._changed:
+            return Load(len(self._running), len(self._waiting))
+
+    def close(self) -> None:
+        """End what is being answered with a `TinyLoraError`, and free everything but the model."""
+        if self._process.forked:  # nothing of the engine may be touched there
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        with self._closing:  # whoever comes second waits: the model may be freed afterwards
+            for thread in self._threads:
+                thread.join()
+            for answering in [*self._running.values(), *self._waiting.drain()]:
+                answering.report(TinyLoraError("the pool is closed: the answer ends here"))
+            self._running.clear()
+            self._free()
+
+    def _free(self) -> None:
+        while self._contexts:
+            self._contexts.pop().free()
+        self._vectors.free()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TinyLoraError("the pool is closed: it was, or its model was. Make another one")
+
+    def _place(self) -> None:
+        """Give free slots to requests that wait. The lock is held."""
+        while len(self._waiting) and (free := self._free_slots()):
+            answering = self._waiting.take(self._users)
+            request = answering.request
+            slot = self._best(request, free)
+            if request.user != slot.user or request.vector != slot.vector:
+                slot.tokens.clear()  # its cells are cut before it is used
+                slot.user, slot.vector = request.user, request.vector
+            self._begun += 1
+            slot.used = self._begun
+            self._running[slot] = answering
+            self._users[request.user] += 1
+            self._changed.notify_all()
+
+    def _free_slots(self) -> list[tuple[Context, Slot]]:
+        return [(c, slot) for c in self._contexts for slot in c.slots if slot not in self._running]
+
+    def _best(self, request: Request, free: list[tuple[Context, Slot]]) -> Slot:
+        """Return the slot that has most of the prompt, else the idlest context's that is unused longest."""
+
+        def rank(place: tuple[Context, Slot]) -> tuple[int, int, int]:
+            context, slot = place
+            has = slot.shared(request.user, request.vector, request.prompt)
+            busy = sum(each in self._running for each in context.slots)
+            return (-has if has >= _WORTH else 0), busy, slot.used
+
+        return min(free, key=rank)[1]
+
+    def _work(self, number: int) -> None:
+        """Answer in one context until the scheduler is closed."""
+        context, before = self._contexts[number], -1
+        while (found := self._next(context, before)) is not None:
+            slot, answering = found
+            before = slot.number
+            end: Finish | BaseException | None
+            try:
+                self._go_on(number, context, slot, answering)
+                end = answering.end
+            except BaseException as error:
+                end = error
+            if end is None and not answering.cancelled:
+                continue
+            with self._changed:  # before the end is reported, so that his next request finds the slot free
+                del self._running[slot]
+                self._users -= Counter({answering.request.user: 1})  # which drops who has none
+                if not self._closed:
+                    self._place()
+            if end is not None:
+                answering.report(end)
+
+    def _next(self, context: Context, before: int) -> tuple[Slot, Answering] | None:
+        """Return the slot whose turn it is, after the one before; None once the scheduler is closed."""
+        with self._changed:
+            while not self._closed:
+                count = len(context.slots)
+                order = [context.slots[(before + 1 + i) % count] for i in range(count)]
+                if (slot := next((s for s in order if s in self._running), None)) is not None:
+                    return slot, self._running[slot]
+                self._changed.wait()
+            return None
+
+    def _go_on(self, number: int, context: Context, slot: Slot, answering: Answering) -> None:
+        """Go on with an answer for a slice, unless nobody wants it any more."""
+        if answering.cancelled:
+            return
+        if not answering.begun:
+            shared = slot.shared(slot.user, slot.vector, answering.tokens)
+            answering.cached, answering.begun = context.cut(slot, shared), True
+        self._vectors.apply(number, slot.vector, self._needed)
+        for _ in range(_SLICE):
+            if self._closed or answering.cancelled:  # of the first, `close` says so
+                return
+            many = len(answering.tokens) - len(slot.tokens) > 1
+            self._step(context, slot, answering)
+            if answering.end is not None or many:  # a chunk of a prompt is a slice of its own
+                return
+
+    def _needed(self) -> set[MicroVector]:
+        with self._changed:
+            return {slot.vector for slot in self._running if slot.vector is not None}
+
+    def _step(self, context: Context, slot: Slot, answering: Answering) -> None:
+        """Evaluate what is not evaluated yet, a chunk at most, and draw the next token."""
+        begin = len(slot.tokens)
+        chunk = answering.tokens[begin : begin + CHUNK]
+        last = begin + len(chunk) == len(answering.tokens)
+        with self._llm.turns.computing():
+            logits = context.evaluate(slot, chunk, last=last)
+        if logits is None:
+            return
+        token = answering.sampler.draw(logits, answering.grammar)
+        if token is None or llama_cpp.llama_vocab_is_eog(self._vocab, token):
+            answering.finish(stopped=True, by=token)
+            return
+        if answering.grammar is not None:
+            answering.grammar.accept(token)
+        answering.tokens.append(token)
+        answering.report(answering.text.add(self._bytes(token), self._describe(logits, token, answering)))
+        if answering.text.stopped or len(answering.tokens) >= answering.most:
+            answering.finish(stopped=answering.text.stopped)
+
+    def _describe(self, logits: NDArray[np.float32], token: int, answering: Answering) -> Token | None:
+        count = answering.request.sampling.logprobs
+        if count is None:
+            return None
+        own, likeliest = logprobs(logits, token, count)
+        return Token(self._bytes(token), own, tuple((self._bytes(each), p) for each, p in likeliest))
+
+    def _bytes(self, token: int) -> bytes:
+        return self._llm.detokenize([token])

@@ -1,0 +1,116 @@
+"""`Pool`: a bundle that many users share at the same time, each with a vector of his own."""
+
+from __future__ import annotations
+
+import asyncio
+from os import PathLike
+from typing import Any, Protocol, Self
+
+from ...basis import Basis
+from ...errors import OptionError, RequestError
+from ...vector import Policy
+from ..load import load
+from .desk import Desk
+from .scheduler import Scheduler
+
+_OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
+
+
+class Loaded(Protocol):
+    """A loaded model, as far as a pool needs it."""
+
+    basis: Basis
+    policy: Policy
+
+    def _scheduler(self, **options: Any) -> Scheduler:
+        """Return what answers many users at once over its weights."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Pool(Desk):
+    """A model whose answers many tasks of one program await at once, under a vector each.
+
+        pool = runtime.Pool("bundle", policy=Policy(keys=[...]))
+        answer = await pool.chat(messages, user="alice", vector=frame, max_tokens=64)
+        async for piece in pool.stream(messages, user="bob", vector=other_frame):
+            print(piece.text, end="")
+
+    An answer is the one that the same request gets alone (greedy, token for token). To exchange the vector of
+    one model between requests, `swap` and `using` do; with many users at once they would wait for each other.
+
+    Args:
+        base: as for `load`, or a model that `load` returned. Such a one stays the caller's, with its own
+            context and vector; its `close` closes the pool.
+        policy: what is demanded of vector bytes, at every request; that of a model that is given.
+        contexts: that compute side by side; by default one a core, and one alone on a GPU.
+        slots: users whose prefixes each context remembers, and who take turns in it.
+        n_ctx: tokens of the longest sequence, prompt and answer. Contexts * slots of them have memory.
+        waiting: requests that wait at most.
+        n_threads: cores to use; by default all that this process may use.
+        engine_options: as for `load`, of a base that is loaded.
+
+    Attributes:
+        model: whose weights the contexts share.
+
+    Raises:
+        TinyLoraError: the engine has no pool yet (ONNX Runtime), or cannot make the contexts.
+        OptionError: options for a model that is loaded already.
+        Those of `load`.
+    """
+
+    def __init__(
+        self,
+        base: str | PathLike[str] | Loaded,
+        *,
+        policy: Policy | None = None,
+        contexts: int | None = None,
+        slots: int = 4,
+        n_ctx: int = 2048,
+        waiting: int = 1024,
+        n_threads: int | None = None,
+        **engine_options: Any,
+    ) -> None:
+        for name, value in {"contexts": contexts, "slots": slots, "n_ctx": n_ctx, "waiting": waiting}.items():
+            if value is not None and value < 1:
+                raise RequestError(f"a pool with {name}={value} answers nobody: pass 1 or more", param=name)
+        self._owned: Loaded | None = None
+        if isinstance(base, str | PathLike):
+            self._owned = llm = load(base, policy=policy, n_ctx=_OWN_CONTEXT, **engine_options)
+        elif policy is not None or engine_options:
+            names = ", ".join([*(["policy"] if policy else []), *engine_options])
+            raise OptionError(f"a pool over a loaded model takes no {names}: pass it to `load`")
+        else:
+            llm = base
+        try:
+            scheduler = llm._scheduler(
+                contexts=contexts, slots=slots, n_ctx=n_ctx, waiting=waiting, n_threads=n_threads
+            )
+        except BaseException:
+            if self._owned is not None:
+                self._owned.close()
+            raise
+        super().__init__(scheduler, llm.basis, llm.policy)
+        self.model = llm
+
+    def close(self) -> None:
+        """End what is being answered with a `TinyLoraError`, and free everything. Again is fine.
+
+        A step of the engine that is running ends first.
+        """
+        self._scheduler.close()
+        if self._owned is not None:
+            self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)

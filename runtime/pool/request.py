@@ -1,0 +1,174 @@
+"""Requests to a pool, and what comes back: pieces of an answer, and its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from ...errors import OptionError, RequestError, did_you_mean
+from ...maxima import LOGPROBS, STOP_CHARACTERS, STOPS
+from ...vector import MicroVector
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+"""Why an answer ended: by itself or at a stop text, or at its longest."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn.
+
+    Attributes:
+        max_tokens: of the answer; None until the context is full.
+        temperature: of the distribution; 0 takes the likeliest token each time.
+        top_p: share of the probability that the likeliest tokens have which are drawn from.
+        seed: of the random numbers; None for others each time.
+        stop: texts that end the answer and are no part of it.
+        logprobs: how many of the likeliest tokens are told beside each token; 0 tells its own
+            log-probability alone, None nothing.
+        schema: a JSON schema that the answer keeps to; an empty one is any JSON object.
+
+    Raises:
+        RequestError: a number is out of its range, or there are too many stop texts, or too long ones.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    schema: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
+        fine = math.isfinite(self.temperature) and self.temperature >= 0
+        _check(fine, "temperature", self.temperature, "0 or more")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check(self.seed is None or 0 <= self.seed < 1 << 64, "seed", self.seed, "from 0 to 2**64 - 1")
+        few = self.logprobs is None or 0 <= self.logprobs <= LOGPROBS
+        _check(few, "logprobs", self.logprobs, f"from 0 to {LOGPROBS}")
+        _check(len(self.stop) <= STOPS, "stop", f"{len(self.stop)} texts", f"at most {STOPS}")
+        for text in self.stop:
+            if not 0 < len(text) <= STOP_CHARACTERS:
+                raise RequestError(
+                    f"a stop text has 1 to {STOP_CHARACTERS} characters, not {len(text)}", param="stop"
+                )
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The options of a call that asks for an answer, by the names that `Sampling` has."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+    schema: Mapping[str, Any] | None
+
+
+def sampling_of(options: SamplingOptions, stops: Sequence[str] = ()) -> Sampling:
+    """Return what the options of a call ask for.
+
+    Args:
+        options: of the call.
+        stops: texts at which the model's chat format ends an answer.
+
+    Raises:
+        OptionError: there is no such option.
+        RequestError: as for `Sampling`.
+    """
+    known = SamplingOptions.__annotations__
+    for name in options:
+        if name not in known:
+            advice = did_you_mean(name, list(known), f"there are {', '.join(known)}")
+            raise OptionError(f"a pool has no option {name!r}: {advice}")
+    given: dict[str, Any] = dict(options)
+    own = given.pop("stop", None) or ()
+    own = (own,) if isinstance(own, str) else tuple(own)
+    return Sampling(**given, stop=(*own, *(each for each in stops if each not in own)))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt that is to be answered.
+
+    Attributes:
+        prompt: token ids.
+        user: whose request it is; requests of many users take turns. Empty for nobody in particular.
+        vector: that answers; None for the base alone.
+        sampling: how.
+        choice: the number of this answer, where one prompt has several: each draws numbers of its own.
+    """
+
+    prompt: tuple[int, ...]
+    user: str = ""
+    vector: MicroVector | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    choice: int = 0
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer, where its probability was asked for.
+
+    Attributes:
+        data: its bytes in UTF-8, maybe a part of a character; empty for a special token.
+        logprob: its log-probability (natural) under softmax(logits), before temperature and top_p.
+        likeliest: the likeliest tokens in its place, likeliest first: bytes and log-probability.
+    """
+
+    data: bytes
+    logprob: float
+    likeliest: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next part of an answer: its text, and its tokens where their probabilities were asked for."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The end of an answer.
+
+    Attributes:
+        reason: why it ended.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: how many of them were not evaluated again, because the user's last request had them.
+        completion_tokens: tokens that were generated, without the one that ends an answer by itself.
+        tokens: their ids, and that one's.
+    """
+
+    reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    tokens: tuple[int, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        text: of it.
+        finish: why it ended, and what it cost.
+        tokens: where their probabilities were asked for.
+        vector: that answered; None for the base.
+    """
+
+    text: str
+    finish: Finish
+    tokens: tuple[Token, ...] = ()
+    vector: MicroVector | None = None
+
+
+def _check(fine: bool, name: str, value: object, expected: str) -> None:
+    if not fine:
+        raise RequestError(f"{name} is {value}: it must be {expected}", param=name)

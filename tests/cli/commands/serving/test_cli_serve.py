@@ -1,0 +1,56 @@
+"""`serve` before it serves: what it refuses. What it answers is tested in tests/serve."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from invocation import Cli
+
+
+def test_nobody_else_is_answered_without_keys(cli: Cli, tiny_bundle: Path) -> None:
+    for host in ("0.0.0.0", "::", "10.0.0.1", "a-name"):
+        cli("serve", tiny_bundle, "--host", host).refused("can be reached by others", "--api-keys FILE")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ("has no API key",)),
+        ("short", ("line 1", "8 to 512 printable ASCII characters")),
+        ("long-enough a b", ("line 1", "3 words")),
+        ("# fine\nlong-enough ../x", ("line 2", "no name of a user")),
+    ],
+)
+def test_files_of_keys_that_are_none(
+    cli: Cli, tiny_bundle: Path, tmp_path: Path, content: str, parts: tuple[str, ...]
+) -> None:
+    (tmp_path / "keys").write_text(content)
+    cli("serve", tiny_bundle, "--api-keys", tmp_path / "keys").refused(*parts)
+
+
+def test_what_is_not_there(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    cli("serve", tmp_path / "nothing").refused("nothing")
+    cli("serve", tiny_bundle, "--store", tmp_path / "none" / "users.db").refused("does not exist: make it")
+    (tmp_path / "no.db").write_bytes(b"no database" * 1000)
+    cli("serve", tiny_bundle, "--store", tmp_path / "no.db").refused("not a database")
+    cli("serve", tiny_bundle, "--port", "65536").misused("--port")
+
+
+def test_a_port_that_is_taken(cli: Cli, tiny_bundle: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        cli("serve", tiny_bundle, "--port", taken.getsockname()[1]).refused("in use")
+
+
+def test_the_extra_that_is_missing_is_named(
+    cli: Cli, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("tinylora_edge.serve.")]:
+        if not name.startswith(("tinylora_edge.serve.store", "tinylora_edge.serve.limits")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    cli("serve", tiny_bundle).refused('pip install "tinylora-edge[serve]"')

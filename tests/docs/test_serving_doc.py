@@ -1,0 +1,52 @@
+"""docs/SERVING.md says what there is: options, routes, codes and limits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from tinylora_edge.cli.app import app
+from tinylora_edge.serve import Limits
+from tinylora_edge.serve.application import _ROUTES
+from tinylora_edge.serve.routes.bodies import _NOT_HERE
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "SERVING.md").read_text("utf-8")
+SOURCES = "".join(path.read_text("utf-8") for path in (ROOT / "tinylora_edge" / "serve").rglob("*.py"))
+
+
+def test_options_are_those_of_the_command() -> None:
+    known = set(re.findall(r"--[a-z][a-z-]+", CliRunner().invoke(app, ["serve", "--help"]).output))
+    assert set(re.findall(r"--[a-z][a-z-]+", TEXT)) <= known
+
+
+def test_routes_are_all_there() -> None:
+    section = TEXT.partition("## Routes")[2].partition("A completion takes")[0]
+    assert {path for path, _, _ in _ROUTES} == set(re.findall(r"(/(?:v1|health|metrics)[^ `,]*)", section))
+
+
+def test_codes_are_those_that_the_server_has() -> None:
+    section = TEXT.partition("## Errors")[2].partition("## Log")[0]
+    for code in re.findall(r"`([a-z_]+)`", section):
+        assert f'"{code}"' in SOURCES + (ROOT / "runtime/llama/pool/scheduler.py").read_text("utf-8") + (
+            ROOT / "tinylora_edge/errors.py"
+        ).read_text("utf-8"), code
+
+
+def test_limits_are_those_that_hold() -> None:
+    limits = Limits()
+    shown = dict(re.findall(r"`(--max-[a-z]+)` \| ([\d,]+(?: MiB)?) \|", TEXT))
+    assert shown == {
+        "--max-requests": f"{limits.requests:,}",
+        "--max-body": f"{limits.body >> 20} MiB",
+        "--max-tokens": f"{limits.tokens:,}",
+        "--max-seconds": f"{limits.seconds:g}",
+    }
+
+
+def test_what_is_not_supported_is_named() -> None:
+    sentence = TEXT[: TEXT.index("are refused by name")]
+    missing = [name for name in _NOT_HERE if f"`{name}`" not in sentence and not name.endswith("_penalty")]
+    assert missing == []

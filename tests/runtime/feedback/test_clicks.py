@@ -1,0 +1,51 @@
+"""Clicks of many users: each learns what a learner of his own would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinylora_edge import TrainError
+from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
+from tinylora_edge.runtime.feedback.clicks import Clicks
+from tinylora_edge.runtime.feedback.given import Given
+
+PROMPT = "one two three"
+
+
+def test_a_user_learns_what_his_own_learner_would(
+    load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    llm = load(tiny_bundle, n_ctx=64)
+    learner = FeedbackLearner(llm, max_tokens=8, n_ctx_seq=64, n_threads=1)
+    clicks = Clicks(llm, n_ctx_seq=64, n_threads=1)
+    first = learner.ask(PROMPT, raw=True)
+    better, worse = learner.ask_pair(PROMPT, raw=True)
+    given = [
+        Given(tuple(PROMPT.encode()), tuple(learner._shown[answer.number].tokens), None, 0.7)
+        for answer in (first, better, worse)
+    ]
+    alice, bob = tmp_path / "alice.state", tmp_path / "bob.state"
+    for expected, found in (
+        (learner.tell(first, 1), clicks.tell(alice, given[0], 1)),
+        (learner.prefer(better, worse), clicks.prefer(alice, given[1], given[2])),
+    ):
+        np.testing.assert_array_equal(found.values, expected.values)
+    assert np.abs(found.values).max() > 0
+    assert not bob.exists()
+    other = clicks.tell(bob, given[0], -1)
+    assert np.abs(other.values - found.values).max() > 0
+    before = alice.read_bytes()
+    for call in (
+        lambda: clicks.tell(alice, given[0], 0),
+        lambda: clicks.tell(alice, Given((1, 2), (), None), 1),
+        lambda: clicks.prefer(alice, given[0], Given((1, 2), (3,), None)),
+    ):
+        with pytest.raises(TrainError):
+            call()
+    assert alice.read_bytes() == before
+    clicks.close()
+    learner.close()

@@ -1,0 +1,37 @@
+"""Turns: many compute at the same time, and who changes the adapters is alone."""
+
+from __future__ import annotations
+
+import threading
+
+from turns import blocked, start
+
+from tinylora_edge.runtime.llama.turns import Turns
+
+
+def test_who_is_alone_waits_for_all_and_lets_nobody_begin() -> None:
+    turns, go_on, said = Turns(), threading.Event(), []
+
+    def compute(name: str) -> None:
+        with turns.computing():
+            said.append(name)
+            go_on.wait(20)
+
+    def change(name: str) -> None:
+        with turns.alone():
+            said.append(name)
+
+    first, second = start(compute, "first"), start(compute, "second")
+    while len(said) < 2:
+        pass
+    alone = start(change, "alone")
+    assert blocked(alone)
+    third, other = start(compute, "third"), start(change, "other")
+    assert blocked(third)
+    assert blocked(other)
+    go_on.set()
+    for each in (first, second, alone, third, other):
+        each.result(20)
+    assert sorted(said[:2]) == ["first", "second"]
+    assert "alone" in said[2:4]
+    assert sorted(said[2:]) == ["alone", "other", "third"]

@@ -1,0 +1,101 @@
+"""Servers for the tests: the command `serve` in a process of its own, on a port of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinylora_edge import Basis, Hmac, MicroVector
+from tinylora_edge.wire import text
+
+MAC = bytes(range(32)).hex()
+KEY = Hmac.from_hex(MAC)
+COMMAND = [sys.executable, "-c", "from tinylora_edge.cli import main; main()", "serve"]
+
+
+@dataclass
+class Serving:
+    """A server that runs: its process, its address, and where its log goes."""
+
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Send a request; return status and content, of JSON its value."""
+        connection = self.connect()
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        connection.request(method, path, body, sent)
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        kind = response.getheader("Content-Type", "")
+        return response.status, json.loads(data) if kind == "application/json" else data
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what the log says."""
+        return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
+
+
+def usual_signals() -> None:
+    """Let a child take signals as from a shell's foreground; `nohup` and `&` pass on that they be ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
+    log = folder / "log"
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, options), "--port", "0", "--contexts", "2", "--threads", "2"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            preexec_fn=usual_signals,
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"at http://127\.0\.0\.1:(\d+)/v1$", line)
+        assert found, line + log.read_text("utf-8")
+        yield Serving(process, int(found[1]), log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+
+
+def framed(basis: Basis, seed: int, *, norm: float = 0.5, sequence: int = 1, key: Hmac = KEY) -> bytes:
+    vector = MicroVector.random(basis, norm, seed=seed)
+    return MicroVector(np.array(vector.values), sequence=sequence).to_bytes(basis, tag=key)
+
+
+def as_text(frame: bytes) -> str:
+    return text.encode(frame)

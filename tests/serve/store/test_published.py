@@ -1,0 +1,48 @@
+"""The published layout as a store: what `publish` wrote is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import support
+
+from tinylora_edge import MicroVector, Policy, RequestError, RollbackError, StoreError
+from tinylora_edge.serve.store import PublishedStore
+from tinylora_edge.shipping import publish
+
+
+def test_what_was_published_is_served(tmp_path: Path) -> None:
+    basis, policy = support.random_basis(), Policy()
+    frames = [MicroVector.random(basis, 1.0, seed=n).to_bytes(basis) for n in range(3)]
+    publish(frames[0], basis, str(tmp_path), stream="bob")
+    store = PublishedStore(str(tmp_path), basis)
+    assert store.get("alice") is None
+    assert store.put("alice", frames[1], policy).sequence == 1
+    found = store.get("alice")
+    assert found is not None
+    assert (found.frame, found.sequence) == (frames[1], 1)
+    assert [(entry.user, entry.frame) for entry in store.users()] == [
+        ("alice", frames[1]),
+        ("bob", frames[0]),
+    ]
+    assert [entry.user for entry in store.users(after="alice")] == ["bob"]
+    with pytest.raises(StoreError, match="a sequence is used once"):
+        store.put("bob", frames[2], policy)
+    newer = MicroVector.random(basis, 1.0, seed=9)
+    store.put("bob", MicroVector(newer.values, sequence=3).to_bytes(basis), policy)
+    with pytest.raises(RollbackError):
+        store.put("bob", MicroVector(newer.values, sequence=2).to_bytes(basis), policy)
+    with pytest.raises(StoreError, match="nothing is deleted"):
+        store.delete("bob")
+    for name in ("../alice", ""):
+        with pytest.raises(RequestError):
+            store.get(name)
+    store.close()
+
+
+def test_targets_that_are_none(tmp_path: Path) -> None:
+    basis = support.random_basis()
+    assert list(PublishedStore(str(tmp_path), basis).users()) == []
+    with pytest.raises(StoreError):
+        PublishedStore("https://example.org/vectors", basis)

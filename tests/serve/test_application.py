@@ -1,0 +1,85 @@
+"""The app in any ASGI server: made with a call, asked by messages, closed at the end of its lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinylora_edge import OptionError, TinyLoraError, VectorError, serve
+
+
+async def asked(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """Send a request as an ASGI server does."""
+    data = b"" if body is None else json.dumps(body).encode()
+    coming = [{"type": "http.request", "body": data, "more_body": False}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if coming:
+            return coming.pop()
+        await asyncio.sleep(60)  # the client stays
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "app": app,
+    }
+    await app(scope, receive, send)
+    content = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], json.loads(content)
+
+
+async def lifespan(app: Any, *messages: str) -> None:
+    coming = [{"type": message} for message in messages]
+
+    async def receive() -> dict[str, Any]:
+        return coming.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        assert message["type"].endswith("complete"), message
+
+    await app({"type": "lifespan"}, receive, send)
+
+
+def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
+    app = serve.app(tiny, store=tmp_path / "users.db", n_ctx=256, contexts=1, n_threads=1)
+
+    async def used() -> None:
+        body = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
+        assert (await asked(app, "GET", "/health"))[0] == 200
+        status, answer = await asked(app, "POST", "/v1/completions", body)
+        assert (status, answer["usage"]["prompt_tokens"]) == (200, 3)
+        await lifespan(app, "lifespan.startup", "lifespan.shutdown")
+        assert (await asked(app, "GET", "/health")) == (
+            503,
+            {"status": "draining", "running": 0, "waiting": 0},
+        )
+        status, answer = await asked(app, "POST", "/v1/completions", body)
+        assert (status, answer["error"]["code"]) == (503, "unavailable")
+
+    asyncio.run(used())
+
+
+def test_an_app_that_cannot_be_made(tiny: Path, tmp_path: Path) -> None:
+    for error, options in (
+        (OptionError, {"n_contexts": 3}),
+        (VectorError, {"require": "signature"}),
+        (TinyLoraError, {"api_keys": {"short": None}}),
+        (FileNotFoundError, {"store": tmp_path / "none" / "users.db"}),
+    ):
+        with pytest.raises(error):
+            serve.app(tiny, **options)
+    with pytest.raises(OptionError, match="a limit of tokens=0 lets nobody in"):
+        serve.Limits(tokens=0)

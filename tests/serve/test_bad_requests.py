@@ -1,0 +1,259 @@
+"""Requests that are none: each gets a clear error in OpenAI's shape, and the server goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from serving import MAC, Serving, as_text, framed, serving
+
+from tinylora_edge import Basis, load_basis
+
+CHAT, PLAIN, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/vectors"
+GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
+APP, ALICE = {"Authorization": "Bearer app-key-1"}, {"Authorization": "Bearer alice-key"}
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "keys").write_text("# keys\napp-key-1\nalice-key alice\n")
+    options = ("--store", folder / "users.db", "--mac", MAC, "--api-keys", folder / "keys")
+    limits = ("--n-ctx", "256", "--max-tokens", "100", "--max-body", "20000", "--max-requests", "64")
+    with serving(folder, tiny, *options, *limits) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def basis(tiny: Path) -> Basis:
+    return load_basis(tiny / "basis.gguf")
+
+
+@pytest.fixture(autouse=True)
+def goes_on(server: Serving) -> Iterator[None]:
+    """Whatever a test does to the server, it answers afterwards as before."""
+    yield
+    status, body = server.ask("POST", PLAIN, GOOD, **APP)
+    assert status == 200
+    assert server.process.poll() is None
+    assert body["usage"]["prompt_tokens"] == 3
+
+
+def refused(answer: tuple[int, Any], status: int, code: str, param: str | None = None) -> str:
+    found, body = answer
+    error = body["error"]
+    assert (found, error["code"]) == (status, code), body
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert param is None or error["param"] == param
+    return error["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, PLAIN])
+@pytest.mark.parametrize("case", support.BAD_DOCUMENTS)
+def test_bodies_that_are_no_json(server: Serving, path: str, case: str) -> None:
+    body = support.BAD_DOCUMENTS[case]
+    answer = server.ask("POST", path, body, Content_Type="application/json", **APP)
+    assert answer[0] in (400, 413), answer
+    assert answer[1]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 7}, "model"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"max_tokens": "3"}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 101}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 9}, "n"),
+        ({"n": 0}, "n"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"stop": 7}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": 3}, "stream_options"),
+        ({"user": 7}, "user"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"vector": "\ud800"}, "vector"),
+        ({"vector": "AAAA", "user": "\ud800"}, "user"),
+        ({"vector": 7}, "vector"),
+        ({"vector": "no base64!"}, "vector"),
+        ({"vector": "AAAA", "user": "../x"}, "user"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
+            "response_format",
+        ),
+    ],
+)
+def test_parts_that_are_wrong(server: Serving, change: dict[str, Any], param: str) -> None:
+    refused(server.ask("POST", PLAIN, GOOD | change, **APP), 400, "invalid_value", param)
+
+
+@pytest.mark.parametrize("name", ["tools", "functions", "logit_bias", "frequency_penalty", "best_of"])
+def test_what_is_not_supported_is_not_ignored(server: Serving, name: str) -> None:
+    refused(server.ask("POST", PLAIN, GOOD | {name: 2}, **APP), 400, "unsupported_parameter", name)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [None, [], "text", [7], [{"role": "king", "content": "x"}], [{"role": "user", "content": 7}],
+     [{"role": "user", "content": [{"type": "image_url"}]}], [{"role": "user", "content": "no template"}]],
+)  # fmt: skip
+def test_messages_that_are_none(server: Serving, messages: Any) -> None:
+    body = {"model": "tiny", "messages": messages}
+    assert "messages" in str(refused(server.ask("POST", CHAT, body, **APP), 400, "invalid_value"))
+
+
+def test_prompts_longer_than_the_context(server: Serving) -> None:
+    answer = server.ask("POST", PLAIN, GOOD | {"prompt": "x" * 256}, **APP)
+    assert "256 tokens, and the context 256" in refused(answer, 400, "context_length_exceeded")
+
+
+def test_bodies_that_are_too_large(server: Serving) -> None:
+    body = json.dumps(GOOD | {"prompt": "x" * 30_000}).encode()
+    assert "20,000" in refused(
+        server.ask("POST", PLAIN, body, Content_Type="application/json", **APP), 413, "body_too_large"
+    )
+    connection = server.connect()  # without a length
+    connection.request("POST", PLAIN, iter([b"x" * 9000] * 3), {"Content-Type": "application/json"} | APP)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_routes_and_types_that_there_are_not(server: Serving) -> None:
+    refused(server.ask("GET", "/v1/nothing", **APP), 404, "not_found")
+    refused(server.ask("DELETE", PLAIN, **APP), 405, "method_not_allowed")
+    answer = server.ask("POST", PLAIN, b"model=tiny", Content_Type="application/x-www-form-urlencoded", **APP)
+    refused(answer, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    "user", ["..%2F..%2Fetc%2Fpasswd", "x'%3B%20DROP%20TABLE%20vectors%3B--", "%00", "a%20b", "x" * 65]
+)
+def test_users_that_are_none(server: Serving, basis: Basis, user: str) -> None:
+    for method, body in (("GET", None), ("DELETE", None), ("PUT", {"vector": as_text(framed(basis, 1))})):
+        status, answer = server.ask(method, f"{VECTORS}/{user}", body, **APP)
+        assert status in (400, 404)
+        assert answer["error"]["code"] in ("invalid_value", "not_found")
+
+
+def test_a_vector_for_another_basis(server: Serving, basis: Basis) -> None:
+    for other in (support.random_basis(groups=5), support.random_basis(groups=2)):
+        vector = as_text(framed(other, 1))
+        status, body = server.ask("POST", PLAIN, GOOD | {"vector": vector}, **APP)
+        assert (status, body["error"]["type"]) == (403, "permission_error")
+        assert server.ask("PUT", f"{VECTORS}/bob", {"vector": vector}, **APP)[0] == 403
+    for body in ([], {}, {"vector": 7}, {"vector": "?"}):
+        refused(server.ask("PUT", f"{VECTORS}/bob", body, **APP), 400, "invalid_value", "vector")
+    refused(server.ask("GET", f"{VECTORS}/bob", **APP), 404, "vector_not_found")
+
+
+def test_a_vector_that_is_too_large_for_the_model(server: Serving, basis: Basis) -> None:
+    huge = {"vector": as_text(framed(basis, 1, norm=1e30)), "user": "huge"}
+    refused(server.ask("POST", PLAIN, GOOD | huge, **APP), 403, "vector_refused")
+    status, body = server.ask("POST", PLAIN, GOOD | huge | {"stream": True}, **APP)
+    assert status == 200, "the answer had begun"
+    assert b'"code":"vector_refused"' in body
+    assert b"[DONE]" not in body
+
+
+def test_keys_and_the_users_that_they_stand_for(server: Serving, basis: Basis) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong-key"}, {"Authorization": "Basic app-key-1"}):
+        for method, path in (
+            ("POST", PLAIN),
+            ("GET", "/v1/models"),
+            ("GET", f"{VECTORS}/alice"),
+            ("GET", "/metrics"),
+        ):
+            refused(
+                server.ask(method, path, GOOD if method == "POST" else None, **headers),
+                401,
+                "invalid_api_key",
+            )
+    assert server.ask("GET", "/health")[0] == 200
+    for user, seed in (("alice", 1), ("bob", 2)):
+        vector = {"vector": as_text(framed(basis, seed, norm=3))}
+        assert server.ask("PUT", f"{VECTORS}/{user}", vector, **APP)[0] == 200
+    alice, bob = (
+        server.ask("POST", PLAIN, GOOD | {"model": f"tiny@{u}"}, **APP)[1] for u in ("alice", "bob")
+    )
+    assert alice["choices"] != bob["choices"]
+    own = server.ask("POST", PLAIN, GOOD | {"model": "tiny@alice"}, **ALICE)
+    assert own[1]["choices"] == alice["choices"]
+    assert [model["id"] for model in server.ask("GET", "/v1/models", **ALICE)[1]["data"]] == [
+        "tiny",
+        "tiny@alice",
+    ]
+    refused(server.ask("POST", PLAIN, GOOD | {"model": "tiny@bob"}, **ALICE), 403, "wrong_user")
+    for method in ("GET", "PUT", "DELETE"):
+        refused(
+            server.ask(method, f"{VECTORS}/bob", {} if method == "PUT" else None, **ALICE), 403, "wrong_user"
+        )
+    refused(server.ask("GET", "/v1/models/tiny@bob", **ALICE), 404, "model_not_found")
+
+
+def test_many_connections_that_say_nothing(server: Serving) -> None:
+    with ExitStack() as stack:
+        for number in range(400):
+            silent = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            silent.sendall((b"", b"POST ", b"\x16\x03\x01 no HTTP\r\n\r\n")[number % 3])
+        assert server.ask("POST", PLAIN, GOOD, **APP)[0] == 200
+
+
+def test_a_slow_reader_holds_nobody_up(server: Serving) -> None:
+    body = json.dumps(GOOD | {"stream": True, "max_tokens": 100, "n": 8, "logprobs": 20}).encode()
+    head = (
+        f"POST {PLAIN} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer app-key-1\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        for _ in range(10):
+            slow = stack.enter_context(socket.socket())
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            slow.connect(("127.0.0.1", server.port))
+            slow.sendall(head.encode() + body)
+        while server.ask("GET", "/health")[1]["running"] == 0:
+            time.sleep(0.01)
+        assert server.ask("POST", PLAIN, GOOD, **APP)[0] == 200
+        while (load := server.ask("GET", "/health")[1])["running"] or load["waiting"]:
+            time.sleep(0.01)  # they are answered, whether it is read or not
+
+
+def test_more_requests_than_may_be_open(server: Serving) -> None:
+    body = json.dumps(GOOD | {"max_tokens": 100}).encode()
+    with ExitStack() as stack:
+        connections = [server.connect() for _ in range(90)]
+        for connection in connections:
+            stack.callback(connection.close)
+            connection.putrequest("POST", PLAIN)
+            for name, value in (
+                APP | {"Content-Type": "application/json", "Content-Length": str(len(body))}
+            ).items():
+                connection.putheader(name, value)
+            connection.endheaders()  # and the body later: all are open until then
+        refusals = []
+        for connection in connections:
+            with suppress(OSError):
+                connection.send(body)
+            response = connection.getresponse()
+            content = json.loads(response.read())
+            if response.status != 200:
+                refusals.append((response.status, content["error"]["code"]))
+    assert set(refusals) == {(429, "overloaded")}
+    assert len(refusals) == 90 - 64

@@ -1,0 +1,252 @@
+"""The real client of OpenAI, and curl, against the real server on the real model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import support
+from serving import KEY, MAC, Serving, as_text, framed, serving
+
+from tinylora_edge import Basis, Hmac, Policy, load_basis, runtime
+from tinylora_edge.runtime import TinyLoraLlama
+
+QUESTION = [{"role": "user", "content": "Name three fruits."}]
+LIMIT = 8
+
+
+@pytest.fixture(scope="module")
+def server(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("server")
+    options = ("--name", "smollm2", "--store", folder / "users.db", "--mac", MAC, "--max-norm", "5")
+    with serving(folder, smollm2_bundle, *options, "--n-ctx", "512") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def basis(smollm2_bundle: Path) -> Basis:
+    return load_basis(smollm2_bundle / "basis.gguf")
+
+
+@pytest.fixture(scope="module")
+def client(server: Serving) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alone(smollm2_bundle: Path) -> Iterator[TinyLoraLlama]:
+    with runtime.load(
+        smollm2_bundle, policy=Policy(keys=[KEY]), engine="llama", n_ctx=512, n_threads=1, n_threads_batch=1
+    ) as llm:
+        yield llm
+
+
+def said(llm: TinyLoraLlama, frame: bytes | None, question: Any = QUESTION) -> str:
+    if frame is None:
+        llm.clear()
+    else:
+        llm.swap(frame, stream=frame.hex()[-16:])
+    answer = llm.create_chat_completion(question, max_tokens=LIMIT, temperature=0)
+    return answer["choices"][0]["message"]["content"]
+
+
+def ask(client: openai.OpenAI, model: str = "smollm2", **options: Any) -> Any:
+    given = {"messages": QUESTION, "max_tokens": LIMIT, "temperature": 0} | options
+    return client.chat.completions.create(model=model, **given)
+
+
+def test_the_base_answers_where_there_is_no_vector(client: openai.OpenAI, alone: TinyLoraLlama) -> None:
+    assert [model.id for model in client.models.list()] == ["smollm2"]
+    assert client.models.retrieve("smollm2").id == "smollm2"
+    answer = ask(client)
+    assert answer.choices[0].message.content == said(alone, None)
+    assert answer.usage.completion_tokens == LIMIT
+    assert answer.usage.total_tokens == LIMIT + answer.usage.prompt_tokens
+    assert ask(client).usage.prompt_tokens_details.cached_tokens == answer.usage.prompt_tokens - 1
+
+
+def test_every_user_gets_his_own_answer_three_ways(
+    server: Serving, client: openai.OpenAI, alone: TinyLoraLlama, basis: Basis
+) -> None:
+    frames = {f"user{seed}": framed(basis, seed) for seed in range(4)}
+    for user, frame in frames.items():
+        status, stored = server.ask("PUT", f"/v1/vectors/{user}", {"vector": as_text(frame)})
+        assert (status, stored["sequence"]) == (200, 1)
+
+    def by_name(user: str) -> str:
+        return ask(client, f"smollm2@{user}").choices[0].message.content
+
+    def by_body(user: str) -> str:
+        body = {"vector": as_text(frames[user])}
+        return ask(client, user=f"{user}-b", extra_body=body).choices[0].message.content
+
+    def by_header(user: str) -> str:
+        headers = {"X-TinyLora-Vector": as_text(frames[user])}
+        pieces = ask(client, user=f"{user}-h", stream=True, extra_headers=headers)
+        return "".join(piece.choices[0].delta.content or "" for piece in pieces)
+
+    expected = [said(alone, frame) for frame in frames.values()]
+    with ThreadPoolExecutor(12) as threads:
+        ways = [list(threads.map(way, frames)) for way in (by_name, by_body, by_header)]
+    assert ways == [expected] * 3
+    assert len(set(expected)) > 1
+
+
+def test_a_stream_ends_with_what_it_cost(client: openai.OpenAI) -> None:
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    whole = ask(client)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    assert chunks[-1].usage.completion_tokens == LIMIT
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_what_is_refused_is_refused_with_the_reason(
+    server: Serving, client: openai.OpenAI, basis: Basis
+) -> None:
+    other = support.random_basis(blocks=8, groups=basis.groups)
+    newer, older = framed(basis, 1, sequence=8), framed(basis, 1, sequence=7)
+    assert ask(client, user="dora", extra_body={"vector": as_text(newer)})
+    refused = {
+        "vector_forged": framed(basis, 1, key=Hmac(bytes(32))),
+        "vector_stale": older,
+        "vector_of_another_basis": framed(other, 1),
+        "vector_refused": framed(basis, 1, norm=6, sequence=9),
+    }
+    for code, frame in refused.items():
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            ask(client, user="dora", extra_body={"vector": as_text(frame)})
+        assert caught.value.code == code, caught.value
+        status, body = server.ask("PUT", "/v1/vectors/dora", frame, Content_Type="application/octet-stream")
+        assert (status, body["error"]["code"]) == (403, code)
+    assert server.ask("GET", "/v1/vectors/dora")[0] == 404
+    with pytest.raises(openai.NotFoundError, match="user 'nobody' has no vector here"):
+        ask(client, "smollm2@nobody")
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4'"):
+        ask(client, "gpt-4")
+    with pytest.raises(openai.BadRequestError, match="no name of a user"):
+        ask(client, "smollm2@../../etc")
+    with pytest.raises(openai.BadRequestError, match="different vectors"):
+        ask(
+            client,
+            extra_body={"vector": as_text(newer)},
+            extra_headers={"X-TinyLora-Vector": as_text(older)},
+        )
+    _, counted = server.ask("GET", "/metrics")
+    assert b'tinylora_refused_vectors_total{reason="vector_forged"}' in counted
+
+
+def test_a_users_vector_is_put_got_and_deleted(server: Serving, basis: Basis) -> None:
+    first, second = framed(basis, 1, sequence=3), framed(basis, 2, sequence=4)
+    kind = {"Content_Type": "application/octet-stream"}
+    assert server.ask("PUT", "/v1/vectors/eve", first, **kind)[0] == 200
+    assert server.ask("PUT", "/v1/vectors/eve", second, **kind)[1]["sequence"] == 4
+    status, body = server.ask("PUT", "/v1/vectors/eve", first, **kind)
+    assert (status, body["error"]["code"]) == (403, "vector_stale")
+    assert server.ask("GET", "/v1/vectors/eve")[1]["vector"] == as_text(second)
+    assert server.ask("GET", "/v1/vectors/eve", Accept="application/octet-stream") == (200, second)
+    assert server.ask("GET", "/v1/models/smollm2@eve")[0] == 200
+    assert server.ask("DELETE", "/v1/vectors/eve")[1]["deleted"]
+    assert server.ask("DELETE", "/v1/vectors/eve")[0] == 404
+    assert server.ask("GET", "/v1/models/smollm2@eve")[0] == 404
+    assert server.ask("PUT", "/v1/vectors/eve", first, **kind)[0] == 403
+
+
+def test_sampling_as_openai_has_it(client: openai.OpenAI) -> None:
+    drawn = {"temperature": 1, "top_p": 0.9, "seed": 7, "n": 2, "max_completion_tokens": 6}
+    options = drawn | {"max_tokens": openai.NOT_GIVEN}
+    first, again = ([c.message.content for c in ask(client, **options).choices] for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 2
+    streamed: dict[int, str] = {0: "", 1: ""}
+    for chunk in ask(client, **options, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert list(streamed.values()) == first
+    whole = ask(client).choices[0].message.content
+    stopped = ask(client, stop=[whole[4:8]]).choices[0]
+    assert (stopped.message.content, stopped.finish_reason) == (whole[: whole.find(whole[4:8])], "stop")
+    (choice,) = ask(client, logprobs=True, top_logprobs=2, max_tokens=3).choices
+    assert len(choice.logprobs.content) == 3
+    for token in choice.logprobs.content:
+        assert token.top_logprobs[0].token == token.token
+        assert token.top_logprobs[0].logprob == pytest.approx(token.logprob)
+
+
+def test_an_answer_keeps_to_a_schema(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"fruit": {"enum": ["apple", "pear"]}, "count": {"enum": [1, 2, 3]}},
+        "required": ["fruit", "count"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "fruit", "schema": schema}}
+    answer = json.loads(ask(client, response_format=form, max_tokens=40).choices[0].message.content)
+    assert answer["fruit"] in ("apple", "pear")
+    assert answer["count"] in (1, 2, 3)
+
+
+def test_completions_go_past_the_chat_template(client: openai.OpenAI, alone: TinyLoraLlama) -> None:
+    alone.clear()
+    prompt = "The three primary colours are red, yellow and"
+    expected = alone.create_completion(prompt, max_tokens=5, temperature=0)["choices"][0]["text"]
+    answer = client.completions.create(
+        model="smollm2", prompt=prompt, max_tokens=5, temperature=0, logprobs=1
+    )
+    assert answer.choices[0].text == expected
+    assert len(answer.choices[0].logprobs.tokens) == 5
+    pieces = client.completions.create(
+        model="smollm2", prompt=prompt, max_tokens=5, temperature=0, stream=True
+    )
+    assert "".join(piece.choices[0].text for piece in pieces) == expected
+
+
+def test_curl(server: Serving) -> None:
+    command = ["curl", "-sSN", f"{server.url}/chat/completions", "-H", "Content-Type: application/json", "-d"]
+    body = {"model": "smollm2", "messages": QUESTION, "max_tokens": 4, "temperature": 0}
+    whole = subprocess.run([*command, json.dumps(body)], capture_output=True, text=True, check=True).stdout
+    text = json.loads(whole)["choices"][0]["message"]["content"]
+    streamed = subprocess.run(
+        [*command, json.dumps(body | {"stream": True})], capture_output=True, text=True, check=True
+    ).stdout
+    events = [line.removeprefix("data: ") for line in streamed.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    deltas = [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1]]
+    assert "".join(deltas) == text
+
+
+def test_a_client_that_leaves_frees_its_slot(server: Serving, client: openai.OpenAI) -> None:
+    long = {"max_tokens": 400, "messages": [{"role": "user", "content": "Tell me a very long story."}]}
+    for chunk in (stream := ask(client, **long, stream=True)):
+        if chunk.choices[0].delta.content:
+            break
+    stream.close()
+    connection = server.connect()
+    body = json.dumps({"model": "smollm2", "temperature": 0} | long)
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    waited = threading.Event()
+    while server.ask("GET", "/health")[1]["running"] == 0:
+        waited.wait(0.01)
+    connection.close()
+    while server.ask("GET", "/health")[1]["running"]:
+        waited.wait(0.01)
+    finished = [line["completion_tokens"] for line in server.lines() if "completion_tokens" in line]
+    assert 400 not in finished
+
+
+def test_the_log_has_neither_prompts_nor_answers(server: Serving, client: openai.OpenAI) -> None:
+    answer = ask(client, messages=[{"role": "user", "content": "xyzzy"}]).choices[0].message.content
+    log = server.log.read_text("utf-8")
+    assert "xyzzy" not in log
+    assert answer not in log
+    assert server.lines()[-1]["route"] == "/v1/chat/completions"
+    assert not [line for line in server.lines() if line["level"] != "info"]

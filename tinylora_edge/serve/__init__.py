@@ -1,0 +1,47 @@
+"""The server: an OpenAI-compatible interface in which every request has its user's vector.
+
+    from tinylora_edge import serve
+    application = serve.app("bundle", store="users.db")   # for any ASGI server: uvicorn, hypercorn, ...
+
+`tinylora-edge serve BUNDLE` runs one. Needs the extra `serve`; the stores in `store/` need nothing but the
+standard library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError
+from .limits import Limits
+
+if TYPE_CHECKING:
+    from .application import app
+    from .keys import ApiKeys
+
+__all__ = ["ApiKeys", "Limits", "app", "missing_web"]
+
+_HOMES = {
+    "ApiKeys": "keys",
+    "app": "application",
+}  # what brings the web along is imported when it is asked for
+_WEB = ("anyio", "prometheus_client", "sse_starlette", "starlette", "uvicorn")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise missing_web(error) from None
+
+
+def missing_web(error: ModuleNotFoundError) -> ImportError:
+    """Return the error that names the pip command where the extra is missing, or the error itself."""
+    package = (error.name or "").partition(".")[0]
+    if package in _WEB:
+        return MissingExtraError("the server", package.replace("_", "-"), "serve")
+    return error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,145 @@
+"""The app: routes over a service, for any ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from ..basis import Basis
+from ..errors import TinyLoraError
+from ..formats.bundle import Bundle
+from ..runtime.pool.pool import Pool
+from ..vector import MicroVector, Policy
+from ..wire.tags import Signer, Verifier
+from .feedback import Feedback
+from .keys import ApiKeys
+from .limits import Limits
+from .routes import completions, feedback, status, users
+from .routes.exchange import Exchanges, told, unknown_route
+from .service import Service
+from .store import PublishedStore, SqliteStore, Store
+
+_ROUTES = (
+    ("/v1/chat/completions", "POST", completions.chat),
+    ("/v1/completions", "POST", completions.complete),
+    ("/v1/models", "GET", status.models),
+    ("/v1/models/{model}", "GET", status.model),
+    ("/v1/feedback", "POST", feedback.tell),
+    ("/v1/vectors/{user}", "PUT", users.put),
+    ("/v1/vectors/{user}", "GET", users.get),
+    ("/v1/vectors/{user}", "DELETE", users.delete),
+    ("/health", "GET", status.health),
+    ("/metrics", "GET", status.metrics),
+)
+
+
+def app(
+    bundle: str | PathLike[str],
+    *,
+    store: str | PathLike[str] | None = None,
+    name: str | None = None,
+    keys: tuple[Verifier, ...] | list[Verifier] = (),
+    require: str | None = None,
+    max_norm: float = float("inf"),
+    state: str | PathLike[str] | None = None,
+    api_keys: Mapping[str, str | None] | ApiKeys | None = None,
+    limits: Limits | None = None,
+    states: str | PathLike[str] | None = None,
+    signer: Signer | None = None,
+    **pool_options: Any,
+) -> Starlette:
+    """Return a server of a bundle as an ASGI app, its model loaded.
+
+    Args:
+        bundle: as for `runtime.load`.
+        store: of users' vectors: an SQLite file, or a directory or address in the published layout. Without
+            one, clients bring their vectors along.
+        name: of the model, as clients ask for it; by default that of the bundle's folder.
+        keys, require, max_norm: of the policy that every vector is checked by, at every request (see
+            `Policy`).
+        state: a file that keeps the sequences where the store does not.
+        api_keys: that are taken: key -> its one user, or None for an app's key. None asks for no key.
+        limits: of every client.
+        states: a folder, made where it does not exist, for what clicks say of each user: with it the server
+            learns from `POST /v1/feedback`, and needs a store.
+        signer: of the vectors that it learns; None for a checksum.
+        pool_options: those of `runtime.Pool`.
+
+    Raises:
+        Those of `runtime.Pool`, `Policy` and the stores.
+    """
+    basis = Bundle.find(bundle).basis
+    opened = None if store is None else _open_store(store, basis)
+    try:
+        marks = state if state is not None or opened is None else opened.marks
+        policy = Policy(require, keys=keys, max_norm=max_norm, state=marks)
+        given = api_keys if api_keys is None or isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
+        limits = limits or Limits()
+        if states is not None:
+            _check_feedback(opened, policy, basis, signer)
+        pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
+    except BaseException:
+        if opened is not None:
+            opened.close()
+        raise
+    service = Service(
+        pool,
+        name=name or Path(bundle).resolve().name.removesuffix(".gguf"),
+        store=opened,
+        keys=given,
+        limits=limits,
+    )
+
+    if states is not None and opened is not None:
+        service.feedback = _feedback(pool, Path(states), opened, policy, signer)
+
+    @asynccontextmanager
+    async def lifespan(made: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    made = Starlette(
+        routes=[Route(path, told(handler), methods=[method]) for path, method, handler in _ROUTES],
+        middleware=[Middleware(Exchanges, service=service)],
+        exception_handlers={HTTPException: unknown_route},
+        lifespan=lifespan,
+    )
+    made.state.service = service
+    return made
+
+
+def _check_feedback(store: Store | None, policy: Policy, basis: Basis, signer: Signer | None) -> None:
+    """Refuse to learn vectors that nobody could use."""
+    if store is None:
+        raise TinyLoraError("a server that learns from clicks keeps vectors: name a store too")
+    policy.check(MicroVector.zeros(basis).to_bytes(basis, signer or "crc32"), basis)
+
+
+def _feedback(pool: Pool, states: Path, store: Store, policy: Policy, signer: Signer | None) -> Feedback:
+    from ..runtime.feedback.clicks import Clicks  # which brings the engine along
+
+    basis = pool.basis
+    return Feedback(
+        Clicks(pool.model, n_ctx_seq=pool.n_ctx),
+        states,
+        store=store,
+        policy=policy,
+        frame=lambda vector: vector.to_bytes(basis, signer or "crc32"),
+        basis_id=basis.id,
+    )
+
+
+def _open_store(where: str | PathLike[str], basis: Basis) -> Store:
+    """Open a store: a directory, or an address, has the published layout, and anything else is SQLite's."""
+    if isinstance(where, str) and "://" in where:
+        return PublishedStore(where, basis)
+    return PublishedStore(str(where), basis) if Path(where).is_dir() else SqliteStore(where, basis)

@@ -1,0 +1,124 @@
+"""A server as a process: its socket, its log, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ..errors import TinyLoraError
+from .routes.exchange import LOG
+from .service import Service
+
+_GRACE_S = 2.0  # that answers have to end by themselves
+_END_S = 4  # after which connections are cut
+_KEEP_ALIVE_S = 30
+_BACKLOG = 2048
+
+
+class _Line(logging.Formatter):
+    """A line of JSON a record: no prompts, no answers, no vectors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        said: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        said |= getattr(record, "about", {})
+        if record.exc_info:
+            said["trace"] = self.formatException(record.exc_info)
+        return json.dumps(said, ensure_ascii=False)
+
+
+class _Server(uvicorn.Server):
+    """A server whose answers end before its connections do."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._ready = service, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End: no new requests, a moment for those that are answered, an error event for the rest."""
+        draining = asyncio.create_task(self._service.drain(_GRACE_S))
+        await super().shutdown(sockets)
+        await draining
+
+
+def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Answer requests until the process is told to end.
+
+    Args:
+        app: that `app` made.
+        host: an address, or a name, of this machine.
+        port: 0 for any that is free.
+        ready: called with the address of the server, once it answers.
+
+    Raises:
+        OSError: there is no such address, or the port is taken.
+    """
+    service: Service = app.state.service
+    service.trust(host, "localhost", "127.0.0.1", "::1")
+    _allow_many_files()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    for name, level in ((LOG.name, logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_END_S,
+        limit_concurrency=service.limits.connections,
+        backlog=_BACKLOG,
+    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=_BACKLOG) as bound:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{bound.getsockname()[1]}"
+        _Server(config, service, lambda: ready(address)).run([bound])
+
+
+def check_exposure(host: str, *, has_keys: bool) -> None:
+    """Refuse to answer other machines without API keys.
+
+    Raises:
+        TinyLoraError: the host is not this machine's own.
+    """
+    loopback = host == "localhost"
+    with suppress(ValueError):
+        loopback = loopback or ipaddress.ip_address(host).is_loopback
+    if not loopback and not has_keys:
+        raise TinyLoraError(
+            f"{host} can be reached by others, and this server would answer all of them: pass --api-keys "
+            "FILE, or serve on 127.0.0.1"
+        )
+
+
+def _allow_many_files() -> None:
+    """Let the process have as many connections as the system lets it."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

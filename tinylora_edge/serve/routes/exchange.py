@@ -1,0 +1,192 @@
+"""One exchange over HTTP: its body within limits, its failure as JSON, and its line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from sse_starlette.sse import SendTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...documents import parse_json
+from ...errors import OverloadError, RequestError
+from ..failures import RefusedError, failure_of
+from ..service import Service, is_about_vector
+
+LOG = logging.getLogger("tinylora_edge.serve")
+
+Handler = Callable[[Request, Service], Awaitable[Response]]
+
+T = TypeVar("T")
+
+_ABOUT = "tinylora.about"  # in a scope: what the log says of the request
+_LEFT = 499  # as nginx has it: the client left before the answer
+
+
+def about(request: Request) -> dict[str, Any]:
+    """Return what the log will say of a request, to be added to: never its prompt, nor its answer."""
+    found: dict[str, Any] = request.scope.setdefault(_ABOUT, {})
+    return found
+
+
+def told(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Return a handler as an endpoint: whatever it raises becomes a response in OpenAI's shape."""
+
+    async def endpoint(request: Request) -> Response:
+        service: Service = request.app.state.service
+        try:
+            return await handler(request, service)
+        except ClientDisconnect:
+            return Response(status_code=_LEFT)
+        except Exception as error:
+            return refusal(request, error)
+
+    return endpoint
+
+
+def refusal(request: Request, error: Exception) -> JSONResponse:
+    """Return the response to a request that fails, and note why."""
+    failure = note_failure(request, error)
+    return JSONResponse(failure.body, failure.status, failure.headers)
+
+
+def note_failure(request: Request, error: BaseException) -> Any:
+    """Note in log and metrics why a request fails; return what the client is told."""
+    failure = failure_of(error)
+    about(request)["error"] = failure.code
+    if failure.status == 500:
+        LOG.error("internal error", exc_info=error)
+    if is_about_vector(error):
+        request.app.state.service.metrics.refused_vector(failure.code)
+    return failure
+
+
+async def unknown_route(request: Request, error: Exception) -> Response:
+    """Answer what has no route, or another method, in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path[:80]} is nothing that this server has"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    return refusal(request, RefusedError(error.status_code, message, code))
+
+
+async def read_json(request: Request, service: Service) -> Any:
+    """Return the JSON of a body. Errors: those of `read_bytes`, and RequestError where it is none."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a web page of somebody else's cannot send this unasked
+        message = f"the body's type is {kind[:80]!r}: send Content-Type: application/json"
+        raise RefusedError(415, message, "unsupported_media_type")
+    data = await read_bytes(request, service)
+    try:
+        return parse_json(data, limit=service.limits.body)
+    except ValueError as error:
+        raise RequestError(
+            f"the body is no JSON that this server reads: {error}", code="invalid_json"
+        ) from None
+
+
+async def read_bytes(request: Request, service: Service) -> bytes:
+    """Return a body.
+
+    Raises:
+        RefusedError: it is too large, or too slow.
+        ClientDisconnect: the client left.
+    """
+    most, data = service.limits.body, bytearray()
+    too_large = RefusedError(413, f"the body has more than {most:,} bytes", "body_too_large")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > most:
+        raise too_large
+    try:
+        async with asyncio.timeout(service.limits.upload):
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise too_large
+    except TimeoutError:
+        message = f"the body did not arrive within {service.limits.upload:g} s"
+        raise RefusedError(408, message, "body_too_slow") from None
+    return bytes(data)
+
+
+async def unless_it_leaves(request: Request, service: Service, work: Coroutine[Any, Any, T]) -> T:
+    """Return the outcome of some work, which is cancelled where the client leaves or time is over.
+
+    Raises:
+        ClientDisconnect: the client left.
+        TimeoutError: it took longer than a request may.
+        Those of the work.
+    """
+    task = asyncio.create_task(work)
+    left = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({task, left}, timeout=service.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect if left.done() else TimeoutError
+    finally:
+        for each in (task, left):
+            each.cancel()
+        await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Exchanges:
+    """What is around all routes: how many requests at once, and a line of log and metrics for each.
+
+    Args:
+        app: the routes.
+        service: behind them.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), _LEFT
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        scope[_ABOUT] = {}
+        counted = scope["path"].startswith("/v1/")
+        self._open += counted
+        try:
+            if counted and self._open > self._service.limits.requests:
+                await self._overloaded(scope)(scope, receive, sending)
+            else:
+                await self._app(scope, receive, sending)
+        except SendTimeoutError:  # a reader that takes nothing: uvicorn closes what is unfinished
+            scope[_ABOUT]["error"] = "reader_too_slow"
+        finally:
+            self._open -= counted
+            self._note(scope, status, time.perf_counter() - start)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self._service.metrics.request(route, status, seconds)
+        said = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1e3, 1)}
+        LOG.info("request", extra={"about": said | scope[_ABOUT]})
+
+    def _overloaded(self, scope: Scope) -> JSONResponse:
+        most = self._service.limits.requests
+        failure = failure_of(OverloadError(f"{most} requests are open, and no more may: ask again later"))
+        scope[_ABOUT]["error"] = failure.code
+        return JSONResponse(failure.body, failure.status, failure.headers)

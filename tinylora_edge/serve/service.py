@@ -1,0 +1,210 @@
+"""The service behind a server's routes: whose request it is, which vector answers it, and when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..errors import FrameError, RequestError, RollbackError, TinyLoraError, VectorError
+from ..runtime.feedback.given import Given
+from ..runtime.pool.desk import AnswerStream
+from ..runtime.pool.pool import Pool
+from ..wire import text
+from .failures import RefusedError
+from .feedback import Feedback
+from .keys import ApiKeys
+from .limits import Limits
+from .metrics import Metrics
+from .routes.bodies import Asked
+from .store import Store, check_user
+
+_POLL_S = 0.05
+_MOST_NAMED = 128  # characters of an end user's id that tell users apart
+
+
+class Service:
+    """A pool with its users' vectors, for the routes of an app.
+
+    Args:
+        pool: that answers.
+        name: of the model, as clients ask for it.
+        store: of users' vectors; None for a server whose clients bring theirs along.
+        keys: that are taken; None for a server that asks for none.
+        limits: of every client.
+    """
+
+    def __init__(
+        self, pool: Pool, *, name: str, store: Store | None, keys: ApiKeys | None, limits: Limits
+    ) -> None:
+        self.pool, self.name, self.store, self.limits = pool, name, store, limits
+        self.metrics = Metrics()
+        self._keys = keys
+        self._hosts: frozenset[str] | None = None
+        self.feedback: Feedback | None = None
+        self.draining = False
+
+    def trust(self, *hosts: str) -> None:
+        """Take requests to these hosts alone, where no key is asked for.
+
+        A web page whose name leads to 127.0.0.1 would otherwise be taken for this server's own.
+        """
+        self._hosts = frozenset(hosts)
+
+    def authorize(self, headers: Mapping[str, str]) -> str | None:
+        """Return the user that a request's key stands for; None for any.
+
+        Raises:
+            RefusedError: the key is none that this server takes, or there is none, and the request is to
+                another host.
+        """
+        if self._keys is not None:
+            return self._keys.user_of(headers.get("authorization", ""))
+        host = None
+        with suppress(ValueError):  # brackets that do not match
+            host = urlsplit(f"//{headers.get('host', '')}").hostname
+        if self._hosts is not None and host not in self._hosts:
+            message = f"this server is not {str(host)[:80]!r}: ask it as {', '.join(sorted(self._hosts))}"
+            raise RefusedError(403, message, "wrong_host", kind="permission_error")
+        return None
+
+    async def open(self, asked: Asked, *, key_user: str | None, header: str) -> list[AnswerStream]:
+        """Return the answers to a request, which have begun.
+
+        Args:
+            asked: what the body asks for.
+            key_user: that the request's key stands for.
+            header: a vector as text; empty for none.
+
+        Raises:
+            RefusedError: another user's vector, or one that the store has not, or another model.
+            VectorError: the vector was refused; the subclass says why.
+            RequestError, OverloadError, StoreError, TinyLoraError: see `Pool.chat`.
+        """
+        name, at, named = asked.model.partition("@")
+        if name != self.name:
+            raise RefusedError(
+                404,
+                f"there is no model {asked.model[:80]!r}: this server has {self.name!r}, and "
+                f"{self.name}@USER for the vector of a user",
+                "model_not_found",
+                "model",
+            )
+        if at and key_user not in (None, check_user(named)):
+            raise wrong_user(named)
+        given = self._given(asked.vector, header)
+        if given is None and not at:
+            return await self._begin(asked, key_user or asked.user[:_MOST_NAMED], None)
+        user = named or key_user or asked.user
+        if given is not None:
+            return await self._begin(asked, check_user(user) if user else "", given)
+        frame = await self._stored(named)
+        try:
+            return await self._begin(asked, named, frame)
+        except RollbackError:
+            newer = await self._stored(named)
+            if newer == frame:
+                raise
+            return await self._begin(asked, named, newer)  # it was replaced meanwhile
+
+    def remember(self, name: str, streams: Sequence[AnswerStream]) -> None:
+        """Remember the answers of a reply that have ended, where the server learns from clicks."""
+        if self.feedback is None:
+            return
+        for index, stream in enumerate(streams):
+            if stream.finish is not None and (asked := stream.request) is not None:
+                temperature = asked.sampling.temperature
+                given = Given(asked.prompt, stream.finish.tokens, asked.vector, temperature)
+                self.feedback.remember(f"{name}:{index}" if index else name, asked.user, given)
+
+    async def drain(self, grace: float) -> None:
+        """Take no more requests, let those that are answered end, and close what is left after some seconds.
+
+        What is left ends with an error that says so.
+        """
+        if self.draining:
+            return
+        self.draining = True
+        until = asyncio.get_running_loop().time() + grace
+        while asyncio.get_running_loop().time() < until:
+            load = self.pool.load()
+            if not load.running and not load.waiting:
+                break
+            await asyncio.sleep(_POLL_S)
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Close pool and store. Again is fine."""
+        self.draining = True
+        self.pool.close()
+        if self.store is not None:
+            self.store.close()
+
+    async def with_store(self, call: Callable[[Store], Any]) -> Any:
+        """Call the store in a thread.
+
+        Raises:
+            RefusedError: there is none.
+            Those of the call.
+        """
+        store = self.store
+        if store is None:
+            raise RefusedError(404, "this server has no store: start it with --store", "no_store")
+        return await asyncio.to_thread(call, store)
+
+    def _given(self, body: str, header: str) -> bytes | None:
+        """Return the vector that a request brings along."""
+        if body and header and body != header:
+            raise RequestError("body and header have different vectors: send one of them", param="vector")
+        if not body and not header:
+            return None
+        try:
+            return text.decode(body or header)
+        except FrameError as error:
+            raise RequestError(str(error), param="vector") from None
+
+    async def _stored(self, user: str) -> bytes:
+        found = None
+        if self.store is not None:
+            found = await asyncio.to_thread(self.store.get, user)
+        if found is None:
+            raise RefusedError(
+                404,
+                f"user {user!r} has no vector here: put one with PUT /v1/vectors/{user}, or ask for "
+                f"{self.name!r}, the base",
+                "model_not_found",
+                "model",
+            )
+        return found.frame
+
+    async def _begin(self, asked: Asked, user: str, vector: bytes | None) -> list[AnswerStream]:
+        if self.draining:
+            raise TinyLoraError("the server is going down: ask again in a moment")
+        streams = [
+            self.pool.stream(
+                asked.prompt, raw=not asked.chat, user=user, vector=vector, choice=choice, **asked.options
+            )
+            for choice in range(asked.choices)
+        ]
+        try:
+            for stream in streams:
+                await stream.start()
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        return streams
+
+
+def wrong_user(user: str) -> RefusedError:
+    """Return the error of a key that asks for another user than its own."""
+    return RefusedError(
+        403, f"this API key does not stand for user {user!r}", "wrong_user", kind="permission_error"
+    )
+
+
+def is_about_vector(error: BaseException) -> bool:
+    """Whether a request failed because its vector was refused."""
+    return isinstance(error, VectorError) and not isinstance(error, RequestError)

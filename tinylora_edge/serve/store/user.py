@@ -1,0 +1,95 @@
+"""Users of a store: their names, what is stored of each, and the interface that all stores have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from ...errors import RequestError, StoreError
+from ...vector import Policy
+from ...wire.marks import Marks
+
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")  # the streams of the published layout
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The vector of a user.
+
+    Attributes:
+        user: whose it is.
+        frame: its bytes; a policy decides at each request whether they are applied.
+        sequence: of the frame.
+        made: when the user's first vector came, in seconds since 1970; 0 where that is not known.
+        changed: when this one came; 0 likewise.
+    """
+
+    user: str
+    frame: bytes
+    sequence: int
+    made: float = 0.0
+    changed: float = 0.0
+
+
+class Store(Protocol):
+    """A store of users' vectors for one basis. Any thread may call it.
+
+    Attributes:
+        marks: where the sequences that were accepted are kept; None leaves it to the policy.
+    """
+
+    marks: Marks | None
+
+    def get(self, user: str) -> Stored | None:
+        """Return a user's vector; None where he has none.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+
+    def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
+        """Store a user's vector, once a policy accepts it; the one before is gone.
+
+        Raises:
+            VectorError: the policy refuses it; the subclass says why. The store stays as it was.
+            StoreError: the store cannot be written; it stays as it was.
+        """
+
+    def delete(self, user: str) -> bool:
+        """Remove a user's vector, and remember its sequence; say whether there was one.
+
+        Raises:
+            StoreError: the store cannot be written, or deletes nothing.
+        """
+
+    def users(self, after: str = "") -> Iterator[Stored]:
+        """Yield the vectors of all users whose names come after one, in the order of the names.
+
+        Raises:
+            StoreError: the store cannot be read, or cannot list.
+        """
+
+    def close(self) -> None:
+        """Close it. Again is fine."""
+
+
+def check_user(name: str) -> str:
+    """Return the name of a user if it is one.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if not _USER.match(name):
+        raise RequestError(
+            f"{name[:80]!r} is no name of a user: use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a "
+            "letter or digit",
+            param="user",
+        )
+    return name
+
+
+def unreadable(where: object, error: object) -> StoreError:
+    """Return the error of a store that fails."""
+    return StoreError(f"the store {where} cannot be used: {error}")
