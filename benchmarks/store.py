@@ -27,7 +27,9 @@ LEAST_PER_SECOND, MOST_MS = 50_000, 1.0
 def frames(basis: Basis, users: int) -> Iterator[Stored]:
     """Frames of so many users; a thousand vectors take turns."""
     made = [
-        MicroVector(np.array(MicroVector.random(basis, 1.0, seed=n).values), "bf16").to_bytes(basis, tag=KEY)
+        MicroVector(np.array(MicroVector.random(basis, 1.0, seed=n).values), "bf16").to_bytes(
+            basis, tag=KEY, version=1
+        )
         for n in range(1_000)
     ]
     yield from (Stored(f"user{n:07}", made[n % 1_000], 1) for n in range(users))

@@ -94,7 +94,7 @@ def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
 
 def framed(basis: Basis, seed: int, *, norm: float = 0.5, sequence: int = 1, key: Hmac = KEY) -> bytes:
     vector = MicroVector.random(basis, norm, seed=seed)
-    return MicroVector(np.array(vector.values), sequence=sequence).to_bytes(basis, tag=key)
+    return MicroVector(np.array(vector.values), sequence=sequence).to_bytes(basis, tag=key, version=1)
 
 
 def as_text(frame: bytes) -> str:

@@ -133,7 +133,7 @@ def _feedback(pool: Pool, states: Path, store: Store, policy: Policy, signer: Si
         states,
         store=store,
         policy=policy,
-        frame=lambda vector: vector.to_bytes(basis, signer or "crc32"),
+        frame=lambda vector, user: vector.to_bytes(basis, signer or "crc32", stream=user),
         basis_id=basis.id,
     )
 

@@ -120,7 +120,7 @@ class Feedback:
         sequence = 1 if before is None else before.sequence + 1
         if sequence >= 1 << 16:
             raise StoreError(f"user {user!r} has sequence 65535, and none is left above: begin a new key")
-        frame = self._frame(MicroVector(vector.values, sequence=sequence))
+        frame = self._frame(MicroVector(vector.values, sequence=sequence), user)
         stored = self._store.put(user, frame, self._policy)
         with self._lock:
             for name in names:
@@ -129,7 +129,7 @@ class Feedback:
 
 
 class Framer(Protocol):
-    """What makes the frame of a vector, signed where the server has a key."""
+    """What makes the frame of a user's vector, signed where the server has a key."""
 
-    def __call__(self, vector: MicroVector) -> bytes:
-        """Return the frame."""
+    def __call__(self, vector: MicroVector, user: str) -> bytes:
+        """Return the frame, which is bound to the user's stream."""

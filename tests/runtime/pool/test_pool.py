@@ -167,17 +167,22 @@ def test_bytes_are_checked_at_every_request(tiny_bundle: Path) -> None:
 
     with Pool(tiny_bundle, policy=Policy(keys=[key], max_norm=2), contexts=1, n_ctx=256, n_threads=1) as pool:
         basis, (vector,) = pool.basis, vectors(pool, 1)
-        numbered = [MicroVector(vector.values, sequence=n).to_bytes(basis, tag=key) for n in range(4)]
+        numbered = [
+            MicroVector(vector.values, sequence=n).to_bytes(basis, tag=key, version=1) for n in range(4)
+        ]
         assert asyncio.run(ask(pool, numbered[2])) == asyncio.run(ask(pool, numbered[3]))
         with pytest.raises(RollbackError, match="sequence 1, but 3 was already accepted from stream 'alice'"):
             asyncio.run(ask(pool, numbered[1]))
-        assert asyncio.run(ask(pool, numbered[1], user="bob"))
+        assert asyncio.run(ask(pool, numbered[1], user="bob"))  # version 1 is of any user
+        bound = vector.to_bytes(basis, tag=key, stream="alice")
+        with pytest.raises(SignatureError, match="another stream than 'bob'"):
+            asyncio.run(ask(pool, bound, user="bob"))
         with pytest.raises(SignatureError):
             asyncio.run(ask(pool, vector.to_bytes(basis, tag=forger)))
         with pytest.raises(SignatureError):
             asyncio.run(ask(pool, vector.to_bytes(basis)))
         with pytest.raises(VectorError, match="norm"):
-            asyncio.run(ask(pool, MicroVector.random(basis, 3.0).to_bytes(basis, tag=key)))
+            asyncio.run(ask(pool, MicroVector.random(basis, 3.0).to_bytes(basis, tag=key, stream="alice")))
         damaged = bytearray(vector.to_bytes(basis))
         damaged[9] ^= 1
         with pytest.raises(ChecksumError):

@@ -14,7 +14,10 @@ from tinylora_edge.shipping import publish
 
 def test_what_was_published_is_served(tmp_path: Path) -> None:
     basis, policy = support.random_basis(), Policy()
-    frames = [MicroVector.random(basis, 1.0, seed=n).to_bytes(basis) for n in range(3)]
+    users = ("bob", "alice", "bob")
+    frames = [
+        MicroVector.random(basis, 1.0, seed=n).to_bytes(basis, stream=user) for n, user in enumerate(users)
+    ]
     publish(frames[0], basis, str(tmp_path), stream="bob")
     store = PublishedStore(str(tmp_path), basis)
     assert store.get("alice") is None
@@ -30,9 +33,9 @@ def test_what_was_published_is_served(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a sequence is used once"):
         store.put("bob", frames[2], policy)
     newer = MicroVector.random(basis, 1.0, seed=9)
-    store.put("bob", MicroVector(newer.values, sequence=3).to_bytes(basis), policy)
+    store.put("bob", MicroVector(newer.values, sequence=3).to_bytes(basis, stream="bob"), policy)
     with pytest.raises(RollbackError):
-        store.put("bob", MicroVector(newer.values, sequence=2).to_bytes(basis), policy)
+        store.put("bob", MicroVector(newer.values, sequence=2).to_bytes(basis, stream="bob"), policy)
     with pytest.raises(StoreError, match="nothing is deleted"):
         store.delete("bob")
     for name in ("../alice", ""):

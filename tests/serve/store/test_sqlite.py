@@ -49,7 +49,7 @@ def store(path: Path, basis: Basis) -> SqliteStore:
 
 def framed(basis: Basis, sequence: int, *, value: float = 0.5, key: Hmac | None = KEY) -> bytes:
     vector = MicroVector(np.full((basis.groups, basis.u), value, np.float32), sequence=sequence)
-    return vector.to_bytes(basis, tag=key or "crc32")
+    return vector.to_bytes(basis, tag=key or "crc32", version=1)
 
 
 def policy(store: SqliteStore, *keys: Hmac) -> Policy:
@@ -185,7 +185,7 @@ policy = Policy(keys=[key], state=store.marks)
 for sequence in range(first, 200, 2):
     try:
         store.put("alice", MicroVector.zeros(basis).__class__(
-            [[float(sequence)] * basis.u] * basis.groups, sequence=sequence).to_bytes(basis, tag=key), policy)
+            [[float(sequence)] * basis.u] * basis.groups, sequence=sequence).to_bytes(basis, tag=key, stream="alice"), policy)
         put += 1
     except RollbackError:
         refused += 1

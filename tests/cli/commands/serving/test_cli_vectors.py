@@ -14,7 +14,9 @@ from tinylora_edge.wire import text
 
 def lines(basis: Basis, users: dict[str, int]) -> bytes:
     frames = {
-        user: MicroVector(MicroVector.random(basis, 1.0).values, sequence=sequence).to_bytes(basis)
+        user: MicroVector(MicroVector.random(basis, 1.0).values, sequence=sequence).to_bytes(
+            basis, stream=user
+        )
         for user, sequence in users.items()
     }
     entries = [{"user": user, "frame": text.encode(frame)} for user, frame in frames.items()]
