@@ -178,12 +178,12 @@ def test_bytes_are_checked_at_every_request(tiny_bundle: Path) -> None:
         with pytest.raises(SignatureError, match="another stream than 'bob'"):
             asyncio.run(ask(pool, bound, user="bob"))
         with pytest.raises(SignatureError):
-            asyncio.run(ask(pool, vector.to_bytes(basis, tag=forger)))
+            asyncio.run(ask(pool, vector.to_bytes(basis, tag=forger, stream="alice")))
         with pytest.raises(SignatureError):
-            asyncio.run(ask(pool, vector.to_bytes(basis)))
+            asyncio.run(ask(pool, vector.to_bytes(basis, stream="alice")))
         with pytest.raises(VectorError, match="norm"):
             asyncio.run(ask(pool, MicroVector.random(basis, 3.0).to_bytes(basis, tag=key, stream="alice")))
-        damaged = bytearray(vector.to_bytes(basis))
+        damaged = bytearray(vector.to_bytes(basis, stream="alice"))
         damaged[9] ^= 1
         with pytest.raises(ChecksumError):
             asyncio.run(ask(pool, bytes(damaged)))

@@ -184,8 +184,8 @@ store, key, highest, put, refused = SqliteStore(path, basis), Hmac(bytes(range(3
 policy = Policy(keys=[key], state=store.marks)
 for sequence in range(first, 200, 2):
     try:
-        store.put("alice", MicroVector.zeros(basis).__class__(
-            [[float(sequence)] * basis.u] * basis.groups, sequence=sequence).to_bytes(basis, tag=key, stream="alice"), policy)
+        vector = MicroVector([[float(sequence)] * basis.u] * basis.groups, sequence=sequence)
+        store.put("alice", vector.to_bytes(basis, tag=key, stream="alice"), policy)
         put += 1
     except RollbackError:
         refused += 1

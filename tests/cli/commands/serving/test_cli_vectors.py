@@ -46,7 +46,9 @@ def test_a_store_goes_round(cli: Cli, small: Path, small_basis: Basis, tmp_path:
 
 def test_a_published_layout_is_imported(cli: Cli, small: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "published").mkdir()
-    cli("publish", trained, small, "--to", tmp_path / "published", "--stream", "alice")
+    frame = tmp_path / "alice.bin"
+    cli("vector", "pack", trained, small, "-o", frame, "--stream", "alice").done()
+    cli("publish", frame, small, "--to", tmp_path / "published", "--stream", "alice").done()
     assert "alice  sequence 3" in cli("vectors", "list", tmp_path / "published", small).done()
     assert "1 new" in cli("vectors", "import", tmp_path / "published", tmp_path / "users.db", small).done()
 
