@@ -48,7 +48,8 @@ def test_a_published_layout_is_imported(cli: Cli, small: Path, trained: Path, tm
     (tmp_path / "published").mkdir()
     frame = tmp_path / "alice.bin"
     cli("vector", "pack", trained, small, "-o", frame, "--stream", "alice").done()
-    cli("publish", frame, small, "--to", tmp_path / "published", "--stream", "alice").done()
+    published = cli("publish", frame, small, "--to", tmp_path / "published", "--stream", "alice")
+    assert published.code == 0, published.stderr
     assert "alice  sequence 3" in cli("vectors", "list", tmp_path / "published", small).done()
     assert "1 new" in cli("vectors", "import", tmp_path / "published", tmp_path / "users.db", small).done()
 
