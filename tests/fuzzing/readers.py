@@ -6,6 +6,7 @@ import container_readers
 import document_readers
 import gguf_readers
 import picture_readers
+import trust_readers
 import wire_readers
 from harness import Harness
 
@@ -13,6 +14,7 @@ READERS: dict[str, Harness] = {
     harness.name: harness
     for harness in (
         *wire_readers.HARNESSES,
+        *trust_readers.HARNESSES,
         *picture_readers.HARNESSES,
         *gguf_readers.HARNESSES,
         *container_readers.HARNESSES,

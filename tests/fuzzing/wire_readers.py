@@ -191,5 +191,4 @@ HARNESSES = [
     Harness("text", _make_text, _read_text),
     Harness("pem", _make_pem, _read_pem),
     Harness("policy_state", _make_state, _read_state, _mend_state),
-    # The trust file belongs here, as `trust`: root signatures mended with a key of the harness's own.
 ]
