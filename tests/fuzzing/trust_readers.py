@@ -45,10 +45,16 @@ def _make_trust(random: Random) -> bytes:
     part = random.choice([tree["keys"], *tree["roots"]])
     if random.random() < 0.7:  # what is signed, in the one form that is taken
         payload = changed(json.loads(base64.b64decode(part["payload"])), random)
-        text = json.dumps(payload, sort_keys=True, separators=(",", ":")) if random.random() < 0.8 else "[]"
-        part["payload"] = base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
+        part["payload"] = base64.b64encode(_canonical(payload)).decode()
         return _mend_trust(as_json(tree))
     return _mend_trust(as_json(changed(tree, random)))
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    except (RecursionError, TypeError):
+        return as_json(value)
 
 
 def _mend_trust(data: bytes) -> bytes:
