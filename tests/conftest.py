@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import support
 from hypothesis import settings
@@ -34,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture
+def record_property(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """What pytest has under this name, for numbers of numpy too, which a worker could not send."""
+    return lambda name, value: record_property(name, value.item() if isinstance(value, np.generic) else value)
 
 
 @pytest.fixture(scope="session")

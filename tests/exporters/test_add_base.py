@@ -46,7 +46,7 @@ def test_other_forms_of_the_real_model(
         load(beside(bundle, other, tmp_path / "before"), data)
 
     basis, distance = add_base(bundle, other)
-    record_property("distance", float(distance))
+    record_property("distance", distance)
     print(f"{name}: {distance:.3g} from the factors of the F32 file")
     assert 0 < distance < farthest
     assert basis.digest == before.digest
