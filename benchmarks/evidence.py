@@ -59,13 +59,15 @@ def runs(arm: str, task: str) -> list[dict[str, Any]]:
 
 
 def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
-    """Return mean and standard error: between seeds, or over prompts where there is one seed."""
+    """Return mean and standard error: that over prompts, or that between seeds where it is larger.
+
+    All seeds are measured on the same prompts, so that more of them do not make the first smaller. And two
+    seeds may come out alike by chance.
+    """
     values = [float(row[key]) for row in rows]
-    if len(values) > 1:
-        return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
-    if key == "difference":
-        return values[0], float(rows[0]["standard_error"])
-    return values[0], math.sqrt(max(values[0] * (1 - values[0]), 0.0) / rows[0]["n"])
+    mean = statistics.mean(values)
+    between = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return mean, max(between, math.sqrt(mean * (1 - mean) / rows[0]["n"]))
 
 
 def prompts() -> dict[str, dict[str, Any]]:
