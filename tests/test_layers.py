@@ -52,7 +52,7 @@ MAY_IMPORT = {
 }
 KNOW_NO_MODEL = ("wire", "tasks")
 """Layers that take no more of the core than these."""
-NO_MODEL = {"tinylora_edge.documents", "tinylora_edge.errors", "tinylora_edge._system"}
+NO_MODEL = {f"tinylora_edge.{name}" for name in ("documents", "errors", "maxima", "_system")}
 
 MOST_FILES = 12
 """In a folder, beside its face `__init__.py`."""

@@ -13,6 +13,7 @@ import typer
 
 from ... import Policy, SignatureError
 from ..._system import atomic_write
+from ...maxima import PEM_BYTES
 from ...shipping import layout
 from ...wire import days, frame, pem, tags
 from . import console
@@ -177,7 +178,7 @@ def write(path: Path, text: str, *, secret: bool) -> None:
 
 def _read(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(pem.MAX_BYTES + 1)
+        return file.read(PEM_BYTES + 1)
 
 
 def _named(path: Path, make: Callable[[bytes], T], text: bytes) -> T:

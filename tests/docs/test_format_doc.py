@@ -365,7 +365,7 @@ def test_texts() -> None:
     (odd,) = re.findall(r"an odd number over (\d+)", words)
     assert int(odd) == _text._SURELY_HEX
     (power,) = re.findall(r"2\^(\d+) characters", words)
-    assert 1 << int(power) == _text.MAX_CHARACTERS
+    assert 1 << int(power) == maxima.TEXT_CHARACTERS
     for character in alphabet:
         allowed = re.fullmatch("[A-Za-z0-9_-]", character) is not None
         assert _text.is_text(b"Z" * 20 + character.encode() + b"Z") is (allowed or character in " \t\r\n")

@@ -29,7 +29,8 @@ from tinylora_edge import (
     SignatureError,
     VectorError,
 )
-from tinylora_edge.wire.marks import MAX_BYTES, Accepted, StateFile, decode, encode
+from tinylora_edge.maxima import STATE_BYTES
+from tinylora_edge.wire.marks import Accepted, StateFile, decode, encode
 
 BASIS = support.random_basis(groups=3)
 OTHER = support.random_basis(groups=3, seed=43)
@@ -194,7 +195,7 @@ class TestFile:
             file.truncate(1 << 30)
         with (
             support.memory_limit(1 << 28),
-            pytest.raises(VectorError, match=f"more than {MAX_BYTES:,} bytes"),
+            pytest.raises(VectorError, match=f"more than {STATE_BYTES:,} bytes"),
         ):
             policy(path)
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import FrameError, MicroVector
-from tinylora_edge.wire.text import MAX_CHARACTERS, decode, encode, is_text
+from tinylora_edge.maxima import TEXT_CHARACTERS
+from tinylora_edge.wire.text import decode, encode, is_text
 
 FRAMES = [
     bytes.fromhex(entry["frame_hex"])
@@ -84,7 +85,7 @@ def test_every_cut_is_refused_or_gives_fewer_bytes(form):
         ("ab+/cdefghijklmnop", r"has b'\+'"),
         ("naïve", "has b"),
         ("abcde", "cut on its way"),
-        ("A" * (MAX_CHARACTERS + 1), "more than"),
+        ("A" * (TEXT_CHARACTERS + 1), "more than"),
     ],
 )
 def test_what_is_no_text(text, said):

@@ -78,6 +78,33 @@ PICTURE_PIXELS = 1 << 24
 PICTURE_SIDE = 65_535
 """Pixels of a picture's width, and of its height: the QR code's reader counts them in 16 bits."""
 
+TEXT_CHARACTERS = 1 << 21
+"""Characters of a vector as text: those of the most values in hexadecimal, and white space."""
+
+PEM_BYTES = 1 << 12
+"""Bytes of a key in PEM. OpenSSL's of Ed25519 have 119 and 113."""
+
+STATE_BYTES = 1 << 24
+"""Bytes of a policy's state: a hundred thousand streams."""
+
+STREAM_CHARACTERS = 1 << 7
+"""Characters of a stream's name, which a state keeps. What is published has up to 64."""
+
+CHALLENGE_BYTES = 1 << 6
+"""Bytes of the challenge of a receipt. 16 random ones are plenty."""
+
+PUBLISHED_BYTES = 1 << 16
+"""Bytes of a published file: 16 thousand values are no micro-vector, and a trust file has no more."""
+
+EXCHANGE_BYTES = 1 << 16
+"""Bytes that an attempt to fetch reads besides the body: headers, redirects, chunk sizes, trailers."""
+
+TLS_BYTES = 1 << 16
+"""Bytes that TLS may take of a connection besides its content: a long chain of certificates has 20 kB."""
+
+REDIRECTS = 5
+"""Redirects that a fetch follows. Content networks send one or two."""
+
 TRUST_BYTES = 1 << 16
 """Bytes of a trust file. One root and ten keys have 3 kB, and every further root some 600 bytes."""
 

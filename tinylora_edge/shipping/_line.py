@@ -17,10 +17,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-T = TypeVar("T")
+from ..maxima import TLS_BYTES
 
-TLS_BYTES = 1 << 16
-"""What TLS may take of a connection besides its content: a long chain of certificates has 20 KB."""
+T = TypeVar("T")
 
 _RECORD_BYTES = 1 << 14
 

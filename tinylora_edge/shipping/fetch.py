@@ -20,7 +20,7 @@ from urllib.parse import quote, urldefrag, urljoin, urlsplit
 from .._system import __version__
 from ..basis import Basis
 from ..errors import TransferError
-from ..maxima import TRUST_BYTES
+from ..maxima import EXCHANGE_BYTES, REDIRECTS, TRUST_BYTES
 from ..wire import frame, statements
 from . import layout
 from ._addresses import Reach
@@ -31,10 +31,6 @@ from .layout import DEFAULT_STREAM
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _REDIRECTS = {301, 302, 303, 307, 308}
-_MAX_REDIRECTS = 5
-_AROUND_BYTES = (
-    1 << 16
-)  # of what an attempt reads besides the frame: headers, redirects, chunk sizes, trailers
 _BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 60.0
 
@@ -210,7 +206,7 @@ def download(
     attempts = max(attempts, 1)
     for attempt in range(1, attempts + 1):
         try:
-            allowance = Allowance(end, idle, wanted.limit + _AROUND_BYTES)
+            allowance = Allowance(end, idle, wanted.limit + EXCHANGE_BYTES)
             data, found = _ask(address, wanted, etag, headers or {}, allowance, allow_private)
             return Fetched(data, found, attempt)
         except _AgainError as error:
@@ -252,7 +248,7 @@ def _ask(
         own["If-None-Match"] = etag
     least, given, status = Reach.LOOPBACK, headers, 0
     try:
-        for _ in range(_MAX_REDIRECTS + 1):
+        for _ in range(REDIRECTS + 1):
             with exchange(address, _merged(own, given), allowance, least) as (answer, reached):
                 location = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or location is None:
@@ -273,7 +269,7 @@ def _ask(
         else:
             why = _shown(f"{type(error).__name__}: {error}")
         raise _AgainError(why) from None
-    raise TransferError(f"{address}: the server answered {status} more than {_MAX_REDIRECTS} times")
+    raise TransferError(f"{address}: the server answered {status} more than {REDIRECTS} times")
 
 
 def _merged(own: dict[str, str], given: dict[str, str]) -> dict[str, str]:

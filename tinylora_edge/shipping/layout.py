@@ -21,9 +21,6 @@ TRUST = "trust.json"
 STATEMENT = "latest.stmt"
 DEFAULT_STREAM = "default"
 
-MAX_FRAME_BYTES = 1 << 16
-"""No published frame is longer: 16 thousand values are no micro-vector."""
-
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _BASIS_ID = re.compile(r"[0-9a-f]{8}\Z")
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from .._system import atomic_write, check_path
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError, TrustError
+from ..maxima import PUBLISHED_BYTES
 from ..trust import Trust
 from ..wire import days, marks, statements, tags
 from ..wire import frame as wire
@@ -215,7 +216,7 @@ class Directory:
         """Return the content of a file, or None where there is none."""
         try:
             with open(self._root / path, "rb") as file:
-                return file.read(layout.MAX_FRAME_BYTES)
+                return file.read(PUBLISHED_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -243,7 +244,7 @@ class Remote:
         try:
             # A listing that was cached would hide what another host has published since.
             self._filesystem.invalidate_cache()
-            data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=layout.MAX_FRAME_BYTES)
+            data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=PUBLISHED_BYTES)
         except FileNotFoundError:
             return None
         except Exception as error:  # each filesystem has exceptions of its own

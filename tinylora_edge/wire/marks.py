@@ -28,14 +28,10 @@ from typing import Any, NamedTuple
 from .._system import atomic_write, check_path, locked, sweep
 from ..documents import parse_json
 from ..errors import RollbackError, VectorError
+from ..maxima import STATE_BYTES, STREAM_CHARACTERS
 
 Mark = tuple[str, str, str]
 """Digest of the basis, id of the key (empty: no key), stream."""
-
-MAX_BYTES = 1 << 24
-"""No state file is longer: that is a hundred thousand streams."""
-
-MAX_STREAM_CHARACTERS = 128
 
 _HEAD = "tinylora state 2 "
 _HEAD_1 = "tinylora state 1 "
@@ -48,9 +44,9 @@ def mark(digest: str, key: str, stream: str) -> Mark:
     Raises:
         VectorError: the stream's name is too long to be kept.
     """
-    if len(stream) > MAX_STREAM_CHARACTERS:
+    if len(stream) > STREAM_CHARACTERS:
         raise VectorError(
-            f"the stream's name has {len(stream)} characters, and at most {MAX_STREAM_CHARACTERS} are kept: "
+            f"the stream's name has {len(stream)} characters, and at most {STREAM_CHARACTERS} are kept: "
             f"{stream[:20]!r}..."
         )
     return digest, key, stream
@@ -209,7 +205,7 @@ class StateFile(Marks):
             raise VectorError(f"the state {self._path} is not a regular file: name another one")
         with open(self._path, "rb") as file:
             read = os.fstat(file.fileno())
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(STATE_BYTES + 1)
         try:
             fresh = decode(data)
         except ValueError as error:
@@ -233,10 +229,10 @@ def encode(marks: dict[Mark, Accepted]) -> bytes:
         tree.setdefault(digest, {}).setdefault(key, {})[stream] = f"{sequence}:{content}"
     body = json.dumps(tree, indent=1).encode() + b"\n"
     head = f"{_HEAD}{hashlib.sha256(body).hexdigest()}\n".encode()
-    if len(head) + len(body) > MAX_BYTES:
+    if len(head) + len(body) > STATE_BYTES:
         raise VectorError(
-            f"the state would have {len(head) + len(body):,} bytes, and at most {MAX_BYTES:,} are kept: use "
-            "fewer streams, or a state file for each part of them"
+            f"the state would have {len(head) + len(body):,} bytes, and at most {STATE_BYTES:,} are kept: "
+            "use fewer streams, or a state file for each part of them"
         )
     return head + body
 
@@ -247,15 +243,15 @@ def decode(data: bytes) -> dict[Mark, Accepted]:
     Raises:
         ValueError: it is not what `encode` writes.
     """
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    if len(data) > STATE_BYTES:
+        raise ValueError(f"it has more than {STATE_BYTES:,} bytes")
     head, _, body = data.partition(b"\n")
     if not head.startswith((_HEAD.encode(), _HEAD_1.encode())):
         raise ValueError(f"it does not begin with {_HEAD.strip()!r}")
     if head[len(_HEAD) :] != hashlib.sha256(body).hexdigest().encode():
         raise ValueError("its content does not match its SHA-256")
     try:
-        return dict(_marks(parse_json(body, limit=MAX_BYTES)))
+        return dict(_marks(parse_json(body, limit=STATE_BYTES)))
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its content has another structure ({error})") from None
 

@@ -10,9 +10,7 @@ import base64
 import re
 
 from ..errors import SignatureError
-
-MAX_BYTES = 4096
-"""No PEM of one Ed25519 key is longer; OpenSSL's have 119 and 113 bytes."""
+from ..maxima import PEM_BYTES
 
 PRIVATE, PUBLIC = "PRIVATE KEY", "PUBLIC KEY"
 """Labels of the two blocks."""
@@ -58,8 +56,8 @@ def _encode(label: str, der: bytes) -> str:
 
 
 def _decode(text: str | bytes, label: str, head: bytes) -> bytes:
-    if len(text) > MAX_BYTES:
-        raise SignatureError(f"the key has {len(text)} bytes, and one in PEM at most {MAX_BYTES}")
+    if len(text) > PEM_BYTES:
+        raise SignatureError(f"the key has {len(text)} bytes, and one in PEM at most {PEM_BYTES}")
     if isinstance(text, bytes):
         text = text.decode("ascii", "replace")
     blocks = _BLOCK.findall(text)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BasisMismatchError, FrameError
+from ..maxima import CHALLENGE_BYTES
 from . import tags
 from .frame import bound
 
@@ -23,8 +24,6 @@ RECEIPT, LATEST = 14, 15
 
 HASH_BYTES = 8
 """Bytes of a frame's SHA-256 that a receipt carries."""
-
-MAX_CHALLENGE_BYTES = 64
 
 _HEAD = struct.Struct("<B4sH")
 _DAYS = struct.Struct("<HH")
@@ -177,8 +176,8 @@ def _decode(
 
 
 def _message(what: int, stream: str, challenge: bytes, basis: bytes, body: bytes) -> bytes:
-    if len(challenge) > MAX_CHALLENGE_BYTES:
-        raise FrameError(f"a challenge has at most {MAX_CHALLENGE_BYTES} bytes, and this {len(challenge)}")
+    if len(challenge) > CHALLENGE_BYTES:
+        raise FrameError(f"a challenge has at most {CHALLENGE_BYTES} bytes, and this {len(challenge)}")
     return bound(_DOMAINS[what], stream) + basis + body + challenge
 
 

@@ -13,15 +13,13 @@ import base64
 import re
 
 from ..errors import FrameError
+from ..maxima import TEXT_CHARACTERS
 
 FORMS: tuple[str, ...] = ("base64url", "hex")
 """What `encode` writes."""
 
 SCHEME = "tinylora:"
 """May stand before the digits, so that a link or a QR code says what it is."""
-
-MAX_CHARACTERS = 1 << 21
-"""No text of a vector is longer."""
 
 _SURELY_HEX = 16  # so many hexadecimal digits in a row are no base64url
 _WHITE = b" \t\r\n"
@@ -52,7 +50,7 @@ def is_text(data: bytes) -> bool:
     digits would hold nothing but values under 0.0005 or above 2, by a chance of one in millions at the best;
     a shorter text needs the scheme before it.
     """
-    return len(data) <= MAX_CHARACTERS and bool(_TEXT.match(data.translate(None, _WHITE)))
+    return len(data) <= TEXT_CHARACTERS and bool(_TEXT.match(data.translate(None, _WHITE)))
 
 
 def decode(text: bytes | str) -> bytes:
@@ -62,8 +60,8 @@ def decode(text: bytes | str) -> bytes:
         FrameError: it is too long, cut, or has characters that belong to neither form.
     """
     data = text.encode("utf-8", "replace") if isinstance(text, str) else bytes(text)
-    if len(data) > MAX_CHARACTERS:
-        raise FrameError(f"the text has {len(data):,} characters, more than any vector's {MAX_CHARACTERS:,}")
+    if len(data) > TEXT_CHARACTERS:
+        raise FrameError(f"the text has {len(data):,} characters, more than any vector's {TEXT_CHARACTERS:,}")
     packed = data.translate(None, _WHITE)
     if packed[: len(SCHEME)].lower() == SCHEME.encode():
         packed = packed[len(SCHEME) :]
