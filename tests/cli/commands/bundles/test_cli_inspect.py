@@ -26,6 +26,7 @@ def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
     assert record["vector_bytes"] == {
         "fp32": {"raw": 52, "crc-32": 63, "hmac": 67, "ed25519": 123},
         "bf16": {"raw": 26, "crc-32": 37, "hmac": 41, "ed25519": 97},
+        "int8": {"crc-32": 27, "hmac": 31, "ed25519": 87},
     }
     expected = {
         "kind": "bundle",
