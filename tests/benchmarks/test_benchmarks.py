@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tinylora_edge import MicroVector, load_basis
+from tinylora_edge._system import cores
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -223,7 +224,8 @@ def test_export_7b_measures_and_cleans_up(tmp_path: Path) -> None:
     record = run("export_7b.py", *small)
     assert list(tmp_path.iterdir()) == []
     exports = {name: runs[0] for name, runs in record["runs"].items() if name.startswith("export")}
-    assert len(exports) >= 3
+    alone = cores() == 1  # then one worker and all cores are the same
+    assert len(exports) >= (2 if alone else 3)
     for name, found in exports.items():
         assert found["matrices"] == 14, name
         assert 3 * 14 <= found["passes"] <= 40 * 14
