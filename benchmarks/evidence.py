@@ -58,6 +58,13 @@ def runs(arm: str, task: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: int(row["seed"]))
 
 
+def both(task: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the runs of the paper's numbers and of the learned ones, of the seeds that both have."""
+    paper, learned = runs(PAPER, task), runs(LEARNED, task)
+    seeds = {row["seed"] for row in paper} & {row["seed"] for row in learned}
+    return [row for row in paper if row["seed"] in seeds], [row for row in learned if row["seed"] in seeds]
+
+
 def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
     """Return mean and standard error: that over prompts, or that between seeds where it is larger.
 
@@ -87,9 +94,8 @@ def scores() -> str:
     """Each task: the base, the best prompt, both bases."""
     rows, searched = [], prompts()
     for task, title in TASKS.items():
-        paper, learned = runs(PAPER, task), runs(LEARNED, task)
+        paper, learned = both(task)
         best = contestant(searched[task], "best prompt") if task in searched else None
-        seeds = sorted({int(row["seed"]) for row in paper} & {int(row["seed"]) for row in learned})
         rows.append(
             [
                 title,
@@ -97,7 +103,7 @@ def scores() -> str:
                 with_error(best["mean"], best["standard_error"]) if best else "not searched",
                 with_error(*over_seeds(paper, "vector")),
                 with_error(*over_seeds(learned, "vector")),
-                " ".join(map(str, seeds)),
+                " ".join(str(row["seed"]) for row in paper),
             ]
         )
     headers = ["task", "base", "best prompt", "13 numbers, the paper's", "13 numbers, learned", "seeds"]
@@ -109,8 +115,7 @@ def gains() -> str:
     rows, means = [], dict[str, list[float]]()
     for task, title in TASKS.items():
         cells = []
-        for arm in (PAPER, LEARNED):
-            found = runs(arm, task)
+        for arm, found in zip((PAPER, LEARNED), both(task), strict=True):
             means.setdefault(arm, []).append(statistics.mean(row["difference"] for row in found))
             cells.append(" ".join(f"{row['difference']:+.3f}" for row in found))
         rows.append([title, *cells])
@@ -188,7 +193,7 @@ def figure() -> str:
     """The figure: a group of bars a task, with standard errors."""
     groups, searched = dict[str, list[Bar]](), prompts()
     for task, title in TASKS.items():
-        paper, learned = runs(PAPER, task), runs(LEARNED, task)
+        paper, learned = both(task)
         best = contestant(searched[task], "best prompt") if task in searched else None
         groups[title] = [
             Bar("base", statistics.mean(row["base"] for row in paper + learned), 0.0),
