@@ -12,9 +12,9 @@ STUDIES = $(patsubst %,benchmarks/%.py,axes directions distillation drift eviden
 BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
 # A worker a core, each pinned to its own (tests/conftest.py); whole files, for their fixtures. `-n 0` is one.
-# A worker takes up to 4 GB.
+# A worker takes up to 4 GB. In the order of their names: few files that take long come last then.
 CHECKED = tests/core tests/wire tests/formats tests/test_layers.py tests/docs/test_evidence.py
-SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # llama-cpp-python has no wheels on PyPI: it is built here, once, unless pip has kept the one from before.
 CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llama_cpp") is None)' || { \

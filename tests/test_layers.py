@@ -266,6 +266,12 @@ def test_a_wrong_import_is_seen(module: str, source: str, expected: str) -> None
     assert [item.partition(": ")[2] for item in found] == [expected]
 
 
+def test_no_two_tests_share_a_name() -> None:
+    """pytest collects the second of two files with one name as an error, after all the others have run."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_no_two_files_import_each_other() -> None:
     edges = {
         module: {item.name for item in imports_of(module) if item.name in MODULES} - {module}
