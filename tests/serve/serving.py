@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class Serving:
     def lines(self) -> list[dict[str, Any]]:
         """Return what the log says."""
         return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
+
+    def wait_for_line(self, route: str) -> None:
+        """Wait until the last line of the log is of this route: it is written when the reply has gone."""
+        until = time.monotonic() + 60
+        while self.lines()[-1]["route"] != route and time.monotonic() < until:
+            time.sleep(0.01)
 
 
 def usual_signals() -> None:

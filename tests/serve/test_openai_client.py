@@ -245,6 +245,7 @@ def test_a_client_that_leaves_frees_its_slot(server: Serving, client: openai.Ope
 
 def test_the_log_has_neither_prompts_nor_answers(server: Serving, client: openai.OpenAI) -> None:
     answer = ask(client, messages=[{"role": "user", "content": "xyzzy"}]).choices[0].message.content
+    server.wait_for_line("/v1/chat/completions")
     log = server.log.read_text("utf-8")
     assert "xyzzy" not in log
     assert answer not in log
