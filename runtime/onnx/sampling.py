@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
+from ..stops import Stops
 
 
 @dataclass(frozen=True)
@@ -101,28 +102,17 @@ class Text:
 
     def __init__(self, decode: Callable[[int], str], stop: Sequence[str] = ()) -> None:
         self._decode = decode
-        self._stop = [text for text in stop if text]
-        self._held = ""
-        self.stopped = False
+        self._stops = Stops([text for text in stop if text])
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came."""
+        return self._stops.stopped
 
     def add(self, token: int) -> str:
         """Return the text that is certain now; what may begin a stop string is held back."""
-        self._held += self._decode(token)
-        found = [at for at in (self._held.find(text) for text in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            ready, self._held = self._held[: min(found)], ""
-            return ready
-        keep = max((self._overlap(text) for text in self._stop), default=0)
-        cut = len(self._held) - keep
-        ready, self._held = self._held[:cut], self._held[cut:]
-        return ready
+        return self._stops.add(self._decode(token))
 
     def rest(self) -> str:
         """Return what was held back, at the end."""
-        ready, self._held = self._held, ""
-        return ready
-
-    def _overlap(self, text: str) -> int:
-        longest = min(len(text) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(text[:n])), 0)
+        return self._stops.rest()
