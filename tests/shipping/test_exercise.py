@@ -15,9 +15,7 @@ import support
 from invocation import Cli
 
 from tinylora_edge import save_basis
-from tinylora_edge.cli.commands.trust import owner
 from tinylora_edge.shipping import layout
-from tinylora_edge.trust import file as trust_file
 from tinylora_edge.wire import days
 
 PAGE = (Path(__file__).parents[2] / "docs" / "SECURITY.md").read_text("utf-8")
@@ -50,8 +48,6 @@ def test_the_exercise_of_a_leaked_key(cli: Cli, tmp_path: Path, monkeypatch: pyt
         def now(cls, tz: tzinfo | None = None) -> Self:
             return cls(now[0].year, now[0].month, now[0].day, tzinfo=tz)
 
-    for module in (trust_file, owner):
-        monkeypatch.setattr(module, "system_day", lambda: now[0])
     monkeypatch.setattr(days, "datetime", Clock)
     answered = {"says": 0, "refused": 0}
     with servers.static(tmp_path / "mirror") as (url, _):

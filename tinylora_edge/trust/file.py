@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -13,14 +13,10 @@ from typing import Any
 from .._system import atomic_write, check_path, locked
 from ..errors import SignatureError, TrustError, VectorError
 from ..maxima import TRUST_BYTES
+from ..wire import days
 from ..wire.tags import Ed25519Verifier
 from .chain import Trust
 from .records import Check
-
-
-def system_day() -> date:
-    """Return today by the clock of this machine, in UTC."""
-    return datetime.now(UTC).date()
 
 
 class TrustFile:
@@ -130,7 +126,7 @@ class TrustFile:
     def _day(self, day: date | None) -> date | None:
         if self._today is not None:
             return self._today()
-        return system_day() if day is None else day
+        return days.utc_today() if day is None else day
 
     def _refresh(self) -> None:
         try:

@@ -13,7 +13,7 @@ from ...._system import atomic_write, check_path
 from ....maxima import TRUST_BYTES
 from ....trust import ListedKey, Root, Trust
 from ....trust.chain import signatures
-from ....trust.file import system_day
+from ....wire import days
 from ....wire.tags import Ed25519Signer
 from ...shared import console, keyfiles
 
@@ -96,17 +96,12 @@ def day(text: str | None, option: str) -> date | None:
     Raises:
         typer.BadParameter: it names none.
     """
-    if text is None:
-        return None
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no day: write 2026-11-26", param_hint=option) from None
+    return None if text is None else keyfiles.day(text, option)
 
 
 def today(text: str | None) -> date:
     """Return the day of issue: that of `--day`, or today."""
-    return day(text, "--day") or system_day()
+    return day(text, "--day") or days.utc_today()
 
 
 def facts(path: Path, trust: Trust) -> dict[str, Any]:
