@@ -192,7 +192,7 @@ def header(data: bytes) -> dict[str, Any]:
         "dtype": dtype,
         "tag": tags.NAMES[kind],
         "basis_id": data[1:5].hex(),
-        "sequence": int.from_bytes(data[5:7], "little"),
+        "sequence": frame.sequence_of(data),
         **({"until": days.named(int.from_bytes(data[7:9], "little")).isoformat()} if dated else {}),
         "count": found[-1],
         **({"count_or": found[0]} if unsure else {}),

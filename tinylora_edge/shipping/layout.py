@@ -33,12 +33,17 @@ def directory(basis_id: str, stream: str) -> str:
     """
     if not _BASIS_ID.match(basis_id):
         raise TransferError(f"{basis_id!r} is no basis id: expected 8 hexadecimal digits")
-    if not _STREAM.match(stream):
+    if not is_stream(stream):
         raise TransferError(
             f"stream {stream!r} is no name that is safe in a path: use 1 to 64 of A-Z a-z 0-9 . _ and -, "
             "beginning with a letter or digit"
         )
     return f"{basis_id}/{stream}"
+
+
+def is_stream(name: str) -> bool:
+    """Tell whether a name is that of a stream which can be published."""
+    return _STREAM.match(name) is not None
 
 
 def latest(basis_id: str, stream: str) -> str:

@@ -169,7 +169,7 @@ def publish_trust(data: bytes, to: str) -> bool:
 def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None:
     if len(newest) < wire.HEADER_BYTES[wire.PLAIN] or newest[1:5] != bytes.fromhex(basis.id):
         raise TransferError(f"{where} is no frame of basis {basis.id}: remove it, or publish elsewhere")
-    found = int.from_bytes(newest[5:7], "little")
+    found = wire.sequence_of(newest)
     if found > sequence:
         raise TransferError(
             f"{where} has sequence {found}, and this frame {sequence}: devices that applied the newer one "

@@ -231,7 +231,7 @@ def decode(data: bytes, size: int, digest: str, versions: Collection[int] = VERS
     body, tag = bytes(data[:end]), bytes(data[end:])
     if dtype == "int8" and any(body[end - _padding(size) :]):
         raise FrameError(f"the byte that fills the frame up is {body[-1]:#04x}, not 0: it was damaged")
-    sequence = int.from_bytes(data[5:7], "little")
+    sequence = sequence_of(data)
     until = int.from_bytes(data[7:9], "little") if version == DATED else None
     return Frame(decode_values(body[at:], dtype, size), dtype, sequence, kind, body, tag, version, until)
 
@@ -248,6 +248,11 @@ def form(data: bytes) -> tuple[int, str, int]:
     if kind not in tags.SIZES or (version == PLAIN and DTYPES[code] == "int8"):
         raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown dtype {code} or tag {kind}")
     return version, DTYPES[code], kind
+
+
+def sequence_of(data: bytes) -> int:
+    """Return the sequence that a header says. It is in the same place in every version, and in statements."""
+    return int.from_bytes(data[5:7], "little")
 
 
 def payload_bytes(size: int, dtype: str) -> int:

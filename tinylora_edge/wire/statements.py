@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ..errors import BasisMismatchError, FrameError
 from ..maxima import CHALLENGE_BYTES
 from . import tags
-from .frame import bound
+from .frame import bound, sequence_of
 
 RECEIPT, LATEST = 14, 15
 """High nibbles of the first byte."""
@@ -172,7 +172,7 @@ def _decode(
     message = _message(what, stream, challenge, basis, body)
     other = f", or is of another stream than {stream!r}"
     key = tags.check(kind, message, tag, keys, what=name, other=other)
-    return int.from_bytes(body[5:7], "little"), body[_HEAD.size :], key
+    return sequence_of(body), body[_HEAD.size :], key
 
 
 def _message(what: int, stream: str, challenge: bytes, basis: bytes, body: bytes) -> bytes:

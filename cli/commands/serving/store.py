@@ -16,18 +16,12 @@ from ....basis import Basis
 from ....serve.store import PublishedStore, SqliteStore, Store, read_lines, write_lines
 from ...shared import console
 from ...shared import vectors as files
-from ...shared.advice import AdvisedCommand
+from ...shared.advice import group
 from ...shared.options import BasisArgument, ForceOption, JsonOption, OutputOption
 
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="An SQLite file, or a published layout (DIR, URL).")
 ]
-
-vectors = typer.Typer(
-    help="Look into a server's store of users' vectors, fill it and empty it into a file.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 
 
 def list_users(
@@ -148,6 +142,7 @@ def _open(where: str, basis: Basis) -> Store:
     return SqliteStore(where, basis)
 
 
-vectors.command("list", cls=AdvisedCommand)(list_users)
-vectors.command("import", cls=AdvisedCommand)(import_users)
-vectors.command("export", cls=AdvisedCommand)(export_users)
+vectors = group(
+    "Look into a server's store of users' vectors, fill it and empty it into a file.",
+    {"list": list_users, "import": import_users, "export": export_users},
+)

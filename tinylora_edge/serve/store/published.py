@@ -11,6 +11,7 @@ from ...errors import RequestError, StoreError, TransferError
 from ...shipping import layout
 from ...shipping.publish import open_target, publish
 from ...vector import Policy
+from ...wire.frame import sequence_of
 from ...wire.marks import Marks
 from .user import Stored, check_user, unreadable
 
@@ -46,8 +47,7 @@ class PublishedStore:
             raise unreadable(self._to, error) from None
         if frame is None:
             return None
-        sequence = int.from_bytes(frame[5:7], "little")
-        return Stored(user, frame, sequence)
+        return Stored(user, frame, sequence_of(frame))
 
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
         """Publish a user's vector, once a policy accepts it; see `Store`."""

@@ -225,7 +225,7 @@ class SqliteStore:
         """Return the sequence of a frame that is whole."""
         # A million of them: what has a MAC or a signature is not taken apart, which requests do.
         if self._lengths.get(data[:1]) == len(data) and data[1:5] == self._digest[:4]:
-            return int.from_bytes(data[5:7], "little")
+            return wire.sequence_of(data)
         try:
             decoded = wire.decode(data, self._basis.size, self._basis.digest)
         except VectorError as error:

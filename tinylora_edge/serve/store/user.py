@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from ...errors import RequestError, StoreError
+from ...shipping import layout
 from ...vector import Policy
 from ...wire.marks import Marks
-
-_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")  # the streams of the published layout
 
 
 @dataclass(frozen=True)
@@ -76,12 +74,12 @@ class Store(Protocol):
 
 
 def check_user(name: str) -> str:
-    """Return the name of a user if it is one.
+    """Return the name of a user if it is one: a user is a stream of the published layout.
 
     Raises:
         RequestError: it is not.
     """
-    if not _USER.match(name):
+    if not layout.is_stream(name):
         raise RequestError(
             f"{name[:80]!r} is no name of a user: use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a "
             "letter or digit",
