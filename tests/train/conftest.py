@@ -7,6 +7,7 @@ from pathlib import Path
 import models
 import pytest
 import trl_world
+from short_runs import FAST
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
@@ -38,6 +39,21 @@ def short(tiny_weights: Path) -> Options:
         sequences=8,
         bf16_copy=False,
         evaluate=False,
+    )
+
+
+@pytest.fixture
+def options(tiny_weights: Path) -> Options:
+    """Of a short GRPO run."""
+    return Options(
+        settings=FAST,
+        samples=6,
+        weights=str(tiny_weights),
+        dtype="fp32",
+        workers=2,
+        sequences=8,
+        bf16_copy=False,
+        drift=0,
     )
 
 

@@ -12,28 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from short_runs import FAST
 
 from tinylora_edge import BaseMismatchError, Bundle, MicroVector, TrainError, runtime
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.train import Loss, Options, TrainSettings, train
+from tinylora_edge.train import Loss, Options, train
 from tinylora_edge.train.trainer import as_good, unusual
-
-FAST = TrainSettings(steps=6, prompts=4, validate_every=3, validation=16, checkpoint_every=2, lr=0.2, seed=1)
-
-
-@pytest.fixture
-def options(tiny_weights: Path) -> Options:
-    return Options(
-        settings=FAST,
-        samples=6,
-        weights=str(tiny_weights),
-        dtype="fp32",
-        workers=2,
-        sequences=8,
-        bf16_copy=False,
-        drift=0,
-    )
 
 
 def steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

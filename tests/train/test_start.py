@@ -12,23 +12,7 @@ import pytest
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks import Task
-from tinylora_edge.train import Options, TrainSettings, train
-
-FAST = TrainSettings(steps=6, prompts=4, validate_every=3, validation=16, checkpoint_every=2, lr=0.2, seed=1)
-
-
-@pytest.fixture
-def options(tiny_weights: Path) -> Options:
-    return Options(
-        settings=FAST,
-        samples=6,
-        weights=str(tiny_weights),
-        dtype="fp32",
-        workers=2,
-        sequences=8,
-        bf16_copy=False,
-        drift=0,
-    )
+from tinylora_edge.train import Options, train
 
 
 def rewards(rows: list[dict[str, Any]]) -> list[float]:
