@@ -63,8 +63,8 @@ class _Root(TyperGroup):
             _detach_stdout()
             raise typer.Exit(_BROKEN_PIPE) from None
         except (TinyLoraError, OSError) as error:
-            if _signals:  # what the signal broke is no error of its own
-                raise typer.Exit(128 + _signals[0]) from None
+            if _signals:  # what the signal broke is no error of its own: `run` ends with the signal
+                raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
             console.fail(error)

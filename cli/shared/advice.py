@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from ...errors import TinyLoraError, VectorError
@@ -96,3 +98,11 @@ class AdvisedCommand(TyperCommand):
         except TinyLoraError as error:
             advise(error, ctx)
             raise
+
+
+def group(purpose: str, commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
+    """Return a group of commands, by their names, with advice and with help that reads the same in a pipe."""
+    made = typer.Typer(help=purpose, no_args_is_help=True, rich_markup_mode=None)
+    for name, command in commands.items():
+        made.command(name, cls=AdvisedCommand)(command)
+    return made

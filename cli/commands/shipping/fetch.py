@@ -104,25 +104,20 @@ def fetch(
         )
     basis = vectors.find_basis(bundle)
     end = time.monotonic() + deadline
+    line: dict[str, Any] = {"attempts": attempts, "allow_private": allow_private}
     told: dict[str, Any] | None = None
     if trust is not None:
-        told = _fetch_trust(trust, url, deadline=deadline, attempts=attempts, allow_private=allow_private)
+        told = _fetch_trust(trust, url, deadline=deadline, **line)
         deadline = max(end - time.monotonic(), 0.0)
     present, etag = _remembered(output, basis, url, stream)
-    begin = time.monotonic()
-    got = fetch_frame(
-        url, basis, stream, etag=etag, deadline=deadline, attempts=attempts, allow_private=allow_private
-    )
+    got = fetch_frame(url, basis, stream, etag=etag, deadline=deadline, **line)
     data = present if got.data is None else got.data
     assert data is not None
     bound = keyfiles.stream_of(stream)
     vector = policy.check(data, basis, stream=bound)
 
     def statement() -> bytes | None:
-        left = max(deadline - (time.monotonic() - begin), 0.1)
-        return fetch_statement(
-            url, basis, stream, deadline=left, attempts=attempts, allow_private=allow_private
-        )
+        return fetch_statement(url, basis, stream, deadline=max(end - time.monotonic(), 0.1), **line)
 
     stale = ""
     if fresh is not Fresh.ignore and (vector.verified_by or fresh is Fresh.require):
