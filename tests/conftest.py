@@ -14,6 +14,11 @@ from hypothesis import settings
 
 from tinylora_edge import Basis
 
+# A worker of pytest-xdist has one core, where threads that spin while they wait would hang. Said before
+# another folder's conftest.py loads an engine.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # Examples are derived from the test, not from a clock or a database: a failure here fails everywhere.
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
@@ -34,7 +39,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture
