@@ -68,6 +68,14 @@ class Comparison:
     lost: int
     p: float
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the difference, and the prompts gained and lost."""
+        from ..report.changes import changes
+        from ..report.markup import drawing, paragraph
+
+        difference = f"{self.difference:+.3f} +- {self.standard_error:.3f}, paired, p = {self.p:.2g}"
+        return drawing(paragraph(difference) + changes(self.gained, self.lost))
+
 
 class Answerer(Protocol):
     """A way to answer many prompts under one vector: `Batch` in llama.cpp, `OnnxBatch` in ONNX Runtime."""

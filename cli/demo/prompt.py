@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..shared.training import prompt_text
-from .results import Prompted
+from ..report.records import Prompted
 
 if TYPE_CHECKING:
     from ...runtime.evaluation import Evaluation
@@ -32,14 +30,4 @@ def measure_prompt(
     found = search_quickly(llm, task, seed=seed, n_threads=threads)
     measured = found.held_out
     assert measured is not None
-    plain = next(trial for trial in found.trials if not trial.preamble)
-    return Prompted(
-        text=prompt_text(found.best.preamble),
-        tokens=found.best.prompt_tokens,
-        base_tokens=plain.prompt_tokens,
-        tried=len(found.trials),
-        answers=found.answers,
-        prompt=measured.mean,
-        prompt_standard_error=measured.standard_error,
-        **asdict(compare(measured, vector)),
-    )
+    return Prompted.of(found, compare(measured, vector))

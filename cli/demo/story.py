@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ...wire import tags
 from ...wire.frame import HEADER_BYTES
+from ..report.records import HeldOut, Prompted, Trained, duration
 from ..shared import console, training, vectors
 from .prompt import measure_prompt
 from .proof import logits, plain_logits, prove
@@ -24,12 +25,8 @@ from .results import (
     DemoResult,
     Exported,
     Framed,
-    HeldOut,
-    Prompted,
     ShownAnswers,
     Timings,
-    Trained,
-    duration,
     versions,
 )
 
@@ -133,6 +130,7 @@ class Story:
             residual=report.quality.residual,
             digest=basis.digest,
             basis=basis.id,
+            axes=list(basis.axes),
         )
         self._say(
             f"   {duration(found.seconds)} for {found.modules} modules, worst residual "

@@ -11,6 +11,8 @@ import typer
 
 from .... import Bundle, MicroVector, TinyLoraError
 from ....vector import FIRST_SEQUENCE
+from ...report.plots import check_plots
+from ...report.training import TrainingReport
 from ...shared import console, training, vectors
 from ...shared.options import (
     AnchorOption,
@@ -28,7 +30,7 @@ from .figures import DRIFT_PROMPTS, print_drift, print_figures
 from .standings import print_prompt
 
 if TYPE_CHECKING:
-    from ....runtime import PromptSearch
+    from ....runtime import Duel, PromptSearch
     from ....tasks import Task
     from ....train.options import Outcome
 
@@ -99,12 +101,16 @@ def train(
         Against,
         typer.Option(help="The prompt to measure beside it: of a quick search, of a thorough one, or none."),
     ] = Against.prompt,
+    png: Annotated[
+        bool, typer.Option("--png", help="Draw the report's figures into FILE.png, too: pip extra plot.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a vector for a task with GRPO, and write it as a frame.
 
-    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures. Ctrl-C saves the state. At the
-    end a prompt for the same task is measured beside the vector; eval can do that with more of them.
+    Beside FILE it leaves FILE.json (task, settings, curve, held-out figures) and FILE.html, a report of the
+    same to look at. Ctrl-C saves the state. At the end a prompt for the same task is measured beside the
+    vector; eval can do that with more of them.
 
     \b
     Examples:
@@ -114,6 +120,8 @@ def train(
     from ....tasks import load_task
     from ....train import Options, TrainSettings
 
+    if png:
+        check_plots()
     settings = TrainSettings(steps=steps, prompts=prompts, lr=lr, seed=seed, anchor=anchor)
     options = Options(
         method=method.value,
@@ -147,7 +155,13 @@ def train(
     prompt = None
     if evaluate and against is not Against.none:
         prompt = _prompt_beside(bundle, loaded, seed, workers, thorough=against is Against.best)
-    _report(outcome, prompt, as_json)
+    duel = _duel(outcome, prompt)
+    search = None if prompt is None or duel is None else (prompt, duel)
+    report = TrainingReport(outcome.path, Bundle.find(bundle).basis.axes, search)
+    report.write()
+    if png:
+        report.draw()
+    _report(outcome, report, search, as_json)
 
 
 def _values(bundle: Path, file: Path) -> tuple[float, ...]:
@@ -181,16 +195,22 @@ def _prompt_beside(
     return found
 
 
-def _report(outcome: Outcome, prompt: PromptSearch | None, as_json: bool) -> None:
-    comparison = outcome.comparison
-    duel = None
-    if prompt is not None and prompt.held_out is not None and outcome.personalized is not None:
-        from ....runtime import Duel
+def _duel(outcome: Outcome, prompt: PromptSearch | None) -> Duel | None:
+    """Return the prompt against the vector, where both were measured."""
+    from ....runtime import Duel
 
-        duel = Duel.between(("prompt", prompt.held_out), ("vector", outcome.personalized))
+    if prompt is None or prompt.held_out is None or outcome.personalized is None:
+        return None
+    return Duel.between(("prompt", prompt.held_out), ("vector", outcome.personalized))
+
+
+def _report(
+    outcome: Outcome, report: TrainingReport, search: tuple[PromptSearch, Duel] | None, as_json: bool
+) -> None:
+    comparison = outcome.comparison
     if as_json:
         result = {k: v for k, v in asdict(outcome.result).items() if k != "vector"}
-        record: dict[str, Any] = {"file": str(outcome.path), **result}
+        record: dict[str, Any] = {"file": str(outcome.path), "report_file": str(report.path), **result}
         record["values"] = outcome.result.vector.values.reshape(-1).tolist()
         if outcome.base is not None and outcome.personalized is not None and comparison is not None:
             record["held_out"] = {
@@ -201,8 +221,8 @@ def _report(outcome: Outcome, prompt: PromptSearch | None, as_json: bool) -> Non
             }
         if outcome.drift is not None:
             record["drift"] = outcome.drift.record()
-        if prompt is not None and duel is not None:
-            record["prompt"] = prompt.record() | {"duel": duel.record()}
+        if search is not None:
+            record["prompt"] = search[0].record() | {"duel": search[1].record()}
         console.print_json(record)
         return
     result_ = outcome.result
@@ -213,6 +233,7 @@ def _report(outcome: Outcome, prompt: PromptSearch | None, as_json: bool) -> Non
     )
     if outcome.base is not None:
         print_figures(outcome.base, outcome.personalized, comparison)
-        if prompt is not None and duel is not None:
-            print_prompt(prompt, duel)
+        if search is not None:
+            print_prompt(*search)
         print_drift(outcome.drift)
+    console.say(f"report: {report.path}")

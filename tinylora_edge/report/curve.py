@@ -7,7 +7,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 26, 52
 _TICKS = 5
 
 
@@ -22,12 +22,7 @@ def curve(rows: Sequence[dict[str, Any]], best_step: int, steps: int) -> str:
         best_step: whose vector was kept; 0 for the start.
         steps: where the axis ends, at least 1.
     """
-    sampled = [(row["step"], row["reward"]) for row in rows if "event" not in row and "reward" in row]
-    validation = [
-        (row.get("step", 0), row["validation"])
-        for row in rows
-        if "validation" in row and row.get("event") in (None, "start")
-    ]
+    sampled, validation = sampled_rewards(rows), validations(rows)
     plot = _Plot(max(steps, 1), [y for _, y in (*sampled, *validation)])
     parts = [plot.axes()]
     for row in rows:
@@ -38,10 +33,26 @@ def curve(rows: Sequence[dict[str, Any]], best_step: int, steps: int) -> str:
     for step, value in validation:
         name = "validation best" if step == best_step else "validation"
         parts.append(plot.dot(step, value, name, f"step {step}: {value:.3f} held back"))
+        if step == best_step:
+            parts.append(plot.note(step, value, f"kept: {value:.2f}"))
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
+        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
         "<title>Reward by training step</title>" + "".join(parts) + "</svg>"
     )
+
+
+def sampled_rewards(rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Return (step, mean reward of what it sampled) of a run's metrics."""
+    return [(row["step"], row["reward"]) for row in rows if "event" not in row and "reward" in row]
+
+
+def validations(rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Return (step, mean reward of the prompts held back) of a run's metrics; the start is step 0."""
+    return [
+        (row.get("step", 0), row["validation"])
+        for row in rows
+        if "validation" in row and row.get("event") in (None, "start")
+    ]
 
 
 class _Plot:
@@ -66,8 +77,9 @@ class _Plot:
             parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
             parts.append(_label(_LEFT - 8, y + 4, "end", f"{value:.1f}"))
         for step in _marks(self._steps):
-            parts.append(_label(self.x(step), _HEIGHT - _BOTTOM + 18, "middle", str(step)))
-        parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, "middle", "step"))
+            parts.append(_label(self.x(step), _HEIGHT - _BOTTOM + 20, "middle", str(step)))
+        parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "middle", "training step"))
+        parts.append(_label(_LEFT, 14, "start", "mean reward"))
         return "".join(parts)
 
     def line(self, points: Sequence[tuple[float, float]], name: str) -> str:
@@ -78,6 +90,17 @@ class _Plot:
         return (
             f'<circle class="{name}" cx="{self.x(step):.1f}" cy="{self.y(value):.1f}" r="4">'
             f"<title>{escape(text)}</title></circle>"
+        )
+
+    def note(self, step: float, value: float, text: str) -> str:
+        """Return words beside a dot: to its left in the right half, below it near the top."""
+        right = step > self._steps / 2
+        y = self.y(value)
+        return _label(
+            self.x(step) + (-10 if right else 10),
+            y - 10 if y > _TOP + 24 else y + 24,
+            "end" if right else "start",
+            text,
         )
 
     def upright(self, step: float) -> str:

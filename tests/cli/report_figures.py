@@ -1,0 +1,50 @@
+"""Figures of a run, made up, for tests of reports."""
+
+from __future__ import annotations
+
+from tinylora_edge.cli.report.records import HeldOut, Prompted, Trained
+
+HELD_OUT = HeldOut(
+    task="list-lookup",
+    n=100,
+    base=0.3,
+    base_standard_error=0.05,
+    vector=0.5,
+    vector_standard_error=0.05,
+    difference=0.2,
+    standard_error=0.06,
+    gained=30,
+    lost=10,
+    p=0.002,
+)
+PROMPTED = Prompted(
+    text="'Answer with one word.'",
+    tokens=45.0,
+    base_tokens=41.0,
+    tried=11,
+    answers=176,
+    prompt=0.4,
+    prompt_standard_error=0.05,
+    difference=0.1,
+    standard_error=0.05,
+    gained=20,
+    lost=10,
+    p=0.099,
+)
+CURVE = [
+    {"event": "start", "validation": 0.25},
+    {"step": 1, "reward": 0.2},
+    {"event": "back-off", "step": 2, "validation": 0.0, "best": 0.25, "lr": 0.1},
+    {"step": 2, "reward": 0.4, "validation": 0.0},
+    {"step": 3, "reward": 0.5, "validation": 0.75},
+]
+TRAINED = Trained(
+    seconds=61.0,
+    steps=3,
+    best_step=3,
+    start_score=0.25,
+    best_score=0.75,
+    stopped="done",
+    options={"samples": 8, "weights": None, "settings": {"prompts": 8, "validation": 12, "lr": None}},
+    curve=CURVE,
+)
