@@ -36,7 +36,7 @@ AUDIT = .venv-audit
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-quick demo-device test check lint llama-server bench sbom audit clean
+.PHONY: help setup demo demo-quick demo-device test check lint llama-server bench site sbom audit clean
 .PHONY: fuzz faults machine soak mutants
 
 help: ## list the targets
@@ -79,6 +79,10 @@ llama-server: $(BIN)/llama-server ## the stock server, which some tests ask: bui
 bench: $(VENV)/.bench ## run every benchmark, a table each; some take minutes
 	@for b in $(BENCHMARKS); do echo "make: $$b"; $(BIN)/python $$b || exit 1; done
 
+site: $(VENV)/.dev ## the docs as a site, into out/site
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs --quiet build --strict
+	@echo "make: the site begins at out/site/index.html"
+
 sbom: $(VENV)/.dev $(AUDIT)/.made ## a bill of materials (CycloneDX JSON) of each extra, into out/sbom
 	@mkdir -p out/sbom
 	@$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON --spec-version 1.6 \
@@ -115,7 +119,7 @@ setup: $(VENV)/.dev ## a .venv with everything that developing needs
 
 clean: ## remove build outputs and caches (the .venv stays)
 	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
-	@rm -rf out/demo out/demo-quick out/demo-device out/sbom
+	@rm -rf out/demo out/demo-quick out/demo-device out/sbom out/site
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 

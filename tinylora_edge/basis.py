@@ -35,7 +35,7 @@ class HasValues(Protocol):
 class Basis:
     """Factors, projection seed, tying, rank and u: what turns a micro-vector into a change of weights.
 
-    For the module m, W' = W + B[m] R[m] A[m] with R[m] = sum_i v[tying[m], i] P[m][i].
+    For the module m, `W' = W + B[m] R[m] A[m]` with `R[m] = sum_i v[tying[m], i] P[m][i]`.
 
     Attributes:
         architecture: the model's `general.architecture`, such as `llama`.

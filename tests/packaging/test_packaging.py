@@ -47,6 +47,7 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"torch", "llama-cpp-python", "openai"},
     ),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
+    "docs": ({"mkdocs-material", "mkdocstrings"}, {"torch", "llama-cpp-python", "typer"}),
     "plot": ({"matplotlib"}, {"torch", "llama-cpp-python"}),
     "private": ({"dp-accounting"}, {"torch", "llama-cpp-python", "typer"}),
     "ship": ({"fsspec", "pillow", "segno", "zxing-cpp"}, {"torch", "llama-cpp-python", "cryptography"}),
