@@ -52,7 +52,9 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, address: str, *, screen: str = "desktop", scheme: str = "light") -> Iterator[Page]:
+def opened(
+    browser: Browser, address: str, *, screen: str = "desktop", scheme: str = "light"
+) -> Iterator[Page]:
     """Open an address in a window of its own; at the end, see that its console had no errors."""
     width, height = WIDTHS[screen]
     context = browser.new_context(
@@ -64,7 +66,10 @@ def opened(browser: Browser, address: str, *, screen: str = "desktop", scheme: s
     complaints: list[str] = []
     try:
         page = context.new_page()
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None,
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address)
         yield page

@@ -74,11 +74,27 @@ def usual_signals() -> None:
 
 @contextmanager
 def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
+    command = [*COMMAND, *map(str, options), "--port", "0", "--contexts", "2", "--threads", "2"]
+    with _started(folder, command, r"at http://127\.0\.0\.1:(\d+)/v1$") as (server, _):
+        yield server
+
+
+@contextmanager
+def playing(folder: Path, *options: str | Path) -> Iterator[tuple[Serving, str]]:
+    """Start `play`; yield the server, and the address of its page."""
+    command = [*COMMAND[:-1], "play", *map(str, options), "--no-open", "--threads", "2"]
+    with _started(folder, command, r"at http://127\.0\.0\.1:(\d+)/#token=[\w-]{32}$") as (server, line):
+        yield server, line.split()[-1]
+
+
+@contextmanager
+def _started(folder: Path, command: list[str], announced: str) -> Iterator[tuple[Serving, str]]:
+    """Start a server; yield it, and the line with its address."""
     log = folder / "log"
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, options), "--port", "0", "--contexts", "2", "--threads", "2"],
+            command,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -88,9 +104,9 @@ def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.search(r"at http://127\.0\.0\.1:(\d+)/v1$", line)
+        found = re.search(announced, line)
         assert found, line + log.read_text("utf-8")
-        yield Serving(process, int(found[1]), log)
+        yield Serving(process, int(found[1]), log), line
     finally:
         process.terminate()
         try:

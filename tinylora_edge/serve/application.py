@@ -85,8 +85,8 @@ def app(
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
             learns from `POST /v1/feedback`, and needs a store.
         signer: of the vectors that it learns; None for a checksum.
-        visitor: for whom the app has a page, at `/`; his token is an API key, and without others the only one.
-            None for no page.
+        visitor: for whom the app has a page, at `/`; None for no page. His token is an API key, and without
+            others the only one.
         pool_options: those of `runtime.Pool`.
 
     Raises:

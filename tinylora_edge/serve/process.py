@@ -61,9 +61,7 @@ class _Server(uvicorn.Server):
         await draining
 
 
-def serve(
-    app: Starlette, *, host: str, port: int, ready: Callable[[str], None], quiet: bool = False
-) -> None:
+def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], quiet: bool = False) -> None:
     """Answer requests until the process is told to end.
 
     Args:

@@ -49,7 +49,7 @@ def play(
         int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: one a core]")
     ] = None,
 ) -> None:
-    """Open a page in the browser: base and personalized model answer side by side, and sliders are the vector.
+    """Open a page in the browser: base and personalized model side by side, and the vector as sliders.
 
     The page is served on this machine alone, and its address has a token. Ctrl-C ends it.
 

@@ -49,9 +49,9 @@ class Edited:
 class VectorEditor:
     """What a visitor does with his vector: he moves its values, opens a frame, and finds what clicks made.
 
-    A frame that he opens by hand may be older than what clicks have taught since: the order of sequences binds
-    those who deliver vectors, and not the one whose vector it is. So it is checked like any other, but for
-    its sequence, and framed anew.
+    A frame that he opens by hand may be older than what clicks have taught since. The order of sequences
+    binds those who deliver vectors, and not the one whose vector it is. So it is checked like any other, but
+    for its sequence, and framed anew.
 
     Args:
         basis: of the vectors.

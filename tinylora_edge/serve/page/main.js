@@ -211,7 +211,9 @@ function clicked(pane, click) {
 /** @param {boolean} on */
 function learn(on) {
   learning = on;
-  /** @type {HTMLFieldSetElement} */ (part("sliders")).disabled = on;
+  for (const id of ["sliders", "load", "paste-load", "reset"]) {
+    /** @type {HTMLFieldSetElement | HTMLButtonElement} */ (part(id)).disabled = on;
+  }
   part("vector").setAttribute("aria-busy", String(on));
   refresh();
 }

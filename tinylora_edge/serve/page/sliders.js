@@ -80,6 +80,7 @@ export class Sliders {
     input.max = String(this.reach);
     input.value = String(value);
     input.setAttribute("aria-valuetext", shown);
+    input.classList.toggle("zero", shown === "0.00");
     bar.style.setProperty("--share", String(value / this.reach));
     bar.classList.toggle("below", value < 0);
     output.value = shown;
