@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import browser
 import numpy as np
 import pytest
 import support
 from hypothesis import settings
 
 from tinylora_edge import Basis
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Examples are derived from the test, not from a clock or a database: a failure here fails everywhere.
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
@@ -74,3 +79,10 @@ def smollm2_bundle_u13(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFact
 def tiny_basis() -> Callable[..., Basis]:
     """Make a small random basis; the arguments are those of `support.random_basis`."""
     return support.random_basis
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser without a window, for what people look at (tests/browser.py)."""
+    with browser.chromium() as started:
+        yield started

@@ -197,6 +197,7 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp
         store.put("ann", frame, policy)
         present = editor.present()
         np.testing.assert_allclose(present.vector.values, learned.values, rtol=0.01)
+        assert present == editor.learned()
         assert present.vector.sequence == sequence
     again = editor.opened(first.to_bytes(basis, stream="ann"))  # sequence 1, by hand
     assert again.vector.sequence == 2

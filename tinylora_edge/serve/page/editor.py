@@ -27,8 +27,8 @@ class Edited:
     """A vector in the visitor's hands.
 
     Attributes:
-        vector: its values, rounded as its frame has them.
-        frame: its bytes, of the visitor's stream.
+        vector: its values, as they were set, learned or read.
+        frame: its bytes, of the visitor's stream; there they are rounded.
     """
 
     vector: MicroVector
@@ -98,10 +98,15 @@ class VectorEditor:
             VectorError: what the store has is refused.
             StoreError: the store cannot be read.
         """
+        return self.learned() if self._sequence() > self._before else self._framed(self._first)
+
+    def learned(self) -> Edited:
+        """Return what clicks made of the vector, in earlier sessions too; zeros where there were none.
+
+        Errors: those of `present`.
+        """
         stored = self._stored()
-        if stored is not None and stored.sequence > self._before:
-            return self._framed(self._read(stored.frame))
-        return self._framed(self._first)
+        return self._framed(MicroVector.zeros(self._basis) if stored is None else self._read(stored.frame))
 
     def made(self, values: Sequence[Any]) -> Edited:
         """Return a vector of these values.
@@ -151,10 +156,10 @@ class VectorEditor:
 
     def _framed(self, vector: MicroVector) -> Edited:
         user = self._visitor.user
-        sent = MicroVector(np.array(vector.values), _DTYPE, max(self._sequence(), FIRST_SEQUENCE))
-        frame = sent.to_bytes(self._basis, stream=user)
+        sequence = max(self._sequence(), FIRST_SEQUENCE)
+        frame = MicroVector(vector.values, _DTYPE, sequence).to_bytes(self._basis, stream=user)
         self._policy.check(frame, self._basis, stream=user)
-        return Edited(sent, frame)
+        return Edited(MicroVector(vector.values, sequence=sequence), frame)
 
     def _stored(self) -> Stored | None:
         return None if self._store is None else self._store.get(self._visitor.user)

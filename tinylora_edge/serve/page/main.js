@@ -25,7 +25,9 @@ let about;
 /** @type {Sliders} */
 let sliders;
 /** @type {Vector} */
-let vector;
+let vector; // that answers
+/** @type {Vector} */
+let learned; // what clicks made, whatever the sliders say
 let asked = ""; // the prompt that the answers are to
 let pause = 0;
 let said = 0;
@@ -148,6 +150,7 @@ function describe() {
   part("norm").textContent = sliders.norm.toFixed(2);
   part("bytes").textContent = `${vector.bytes} bytes`;
   const nothing = sliders.norm === 0;
+  part("recall").hidden = !about.feedback || learned.norm === 0;
   part("hint").textContent = nothing ? "All values are 0, so both models are the same. Move one." : "";
 }
 
@@ -202,16 +205,21 @@ function clicked(pane, click) {
     } finally {
       learn(false);
     }
-    const now = await server.about();
-    say("Learned. The bars show what your clicks say.");
-    await adopt(now.vector);
+    const before = learned;
+    learned = (await server.about()).learned;
+    // The bars move by what the click taught, from where the reader has put them.
+    const values = sliders.values.map((value, i) => value + learned.values[i] - before.values[i]);
+    const made = await server.make(values);
+    const most = await sliders.learn(made.values);
+    say(`Learned: ${most}.`);
+    await adopt(made);
   });
 }
 
 /** @param {boolean} on */
 function learn(on) {
   learning = on;
-  for (const id of ["sliders", "load", "paste-load", "reset"]) {
+  for (const id of ["sliders", "load", "paste-load", "reset", "recall"]) {
     /** @type {HTMLFieldSetElement | HTMLButtonElement} */ (part(id)).disabled = on;
   }
   part("vector").setAttribute("aria-busy", String(on));
@@ -262,6 +270,7 @@ function listen() {
     clearTimeout(pause);
     await adopt(await server.make(sliders.values.map(() => 0)));
   });
+  press("recall", () => adopt(learned));
   press("measure", async () => {
     await remake();
     const of = vector.vector;
@@ -314,11 +323,12 @@ async function begin() {
   part("command").textContent =
     `tinylora-edge run ${about.model} --vector ${about.user}.bin --stream ${about.user} "${prompt.value}"`;
   part("clicks-note").textContent = about.feedback
-    ? "Likes and dislikes move the bars: to what all of your clicks say, wherever you had set them."
+    ? "Likes and dislikes move the bars, each by a little: to where what you like is likelier."
     : "This server learns from no clicks: start it with --store and --feedback, or use tinylora-edge play.";
   const root = /** @type {HTMLFieldSetElement} */ (part("sliders"));
   sliders = new Sliders(root, about.axes, about.reach, moved);
   sliders.set(about.vector.values);
+  learned = about.learned;
   take(about.vector);
   listen();
   refresh();

@@ -14,9 +14,9 @@ export class ServerError extends Error {
 
 /**
  * @typedef {object} Vector a vector as the server describes it
- * @property {number[]} values as its frame has them.
+ * @property {number[]} values as they were set, learned or read.
  * @property {number} norm Euclidean.
- * @property {string} vector its frame, as base64url.
+ * @property {string} vector its frame, as base64url; there the values are rounded.
  * @property {number} bytes of the frame.
  *
  * @typedef {object} About what the page shows
@@ -27,7 +27,8 @@ export class ServerError extends Error {
  * @property {number} reach of the sliders.
  * @property {boolean} feedback whether the server learns from clicks.
  * @property {number} max_tokens of an answer.
- * @property {Vector} vector of now.
+ * @property {Vector} vector that the page begins with.
+ * @property {Vector} learned what clicks made.
  *
  * @typedef {object} Chunk a chunk of a chat completion
  * @property {string} id

@@ -1,7 +1,17 @@
 // Sliders: one for each value of the vector, with a bar from 0 to it. Values may glide to others.
 
 const GLIDE_MS = 700;
+const MARK_MS = 4_000;
 const SNAP = 0.012; // of the reach: so near to 0 it is 0
+
+/**
+ * Return a value as it is written here.
+ *
+ * @param {number} value
+ */
+export function written(value) {
+  return value.toFixed(3).replace(/^-0\.000$/, "0.000").replace("-", "−");
+}
 
 /** The sliders of a vector. */
 export class Sliders {
@@ -13,6 +23,7 @@ export class Sliders {
    */
   constructor(root, axes, reach, moved) {
     this.root = root;
+    this.axes = axes;
     this.reach = reach;
     this.values = axes.map(() => 0);
     const named = axes.some((name, number) => name !== `v${number + 1}`);
@@ -62,6 +73,25 @@ export class Sliders {
     });
   }
 
+  /**
+   * Let values glide by what was learned, mark for a moment those that moved, and say which moved most.
+   *
+   * @param {number[]} values that they glide to.
+   * @returns {Promise<string>}
+   */
+  async learn(values) {
+    const change = values.map((value, i) => value - this.values[i]);
+    const sizes = change.map(Math.abs);
+    const largest = Math.max(...sizes);
+    if (largest < 0.0005) return "no bar moved by as much as 0.001";
+    this.rows.forEach((row, i) => row.root.classList.toggle("moved", sizes[i] >= 0.0005));
+    clearTimeout(this.marked);
+    this.marked = setTimeout(() => this.rows.forEach((row) => row.root.classList.remove("moved")), MARK_MS);
+    await this.glide(values);
+    const most = sizes.indexOf(largest);
+    return `${this.axes[most]} moved most, by ${change[most] > 0 ? "+" : ""}${written(change[most])}`;
+  }
+
   /** @param {number[]} values */
   #show(values) {
     this.values = [...values];
@@ -75,12 +105,12 @@ export class Sliders {
    * @param {number} value
    */
   #draw({ input, bar, output }, value) {
-    const shown = (value || 0).toFixed(2).replace(/^-0\.00$/, "0.00").replace("-", "−");
+    const shown = written(value);
     input.min = String(-this.reach);
     input.max = String(this.reach);
     input.value = String(value);
     input.setAttribute("aria-valuetext", shown);
-    input.classList.toggle("zero", shown === "0.00");
+    input.classList.toggle("zero", Number(shown) === 0);
     bar.style.setProperty("--share", String(value / this.reach));
     bar.classList.toggle("below", value < 0);
     output.value = shown;

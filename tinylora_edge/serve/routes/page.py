@@ -31,9 +31,10 @@ async def file(request: Request, service: Service) -> Response:
 
 
 async def about(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/page`: what the page shows, and the visitor's vector of now."""
+    """Answer `GET /v1/page`: what the page shows, the visitor's vector, and what clicks made of it."""
     editor, user = _allowed(request, service)
     basis = service.pool.basis
+    present, learned = await asyncio.to_thread(lambda: (editor.present(), editor.learned()))
     return JSONResponse(
         {
             "object": "page",
@@ -44,7 +45,8 @@ async def about(request: Request, service: Service) -> Response:
             "reach": editor.reach(),
             "feedback": service.feedback is not None,
             "max_tokens": service.limits.tokens,
-            "vector": (await asyncio.to_thread(editor.present)).record(),
+            "vector": present.record(),
+            "learned": learned.record(),
         }
     )
 
