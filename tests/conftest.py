@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import browser
 import numpy as np
 import pytest
 import support
+from browsing import browser
 from hypothesis import settings
 
 from tinylora_edge import Basis
@@ -83,6 +83,6 @@ def tiny_basis() -> Callable[..., Basis]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser without a window, for what people look at (tests/browser.py)."""
+    """A browser without a window, for what people look at (tests/browsing)."""
     with browser.chromium() as started:
         yield started

@@ -122,7 +122,7 @@ def test_values_become_a_frame_of_the_visitor(page: tuple[Serving, dict[str, str
     assert (read.values.reshape(-1).tolist(), len(frame)) == (VALUES, made["bytes"])
     with pytest.raises(VectorError):
         Policy("checksum").check(frame, basis, stream="alice")
-    for values in (VALUES[1:], [*VALUES[1:], 1e300], [*VALUES[1:], 9.0], [*VALUES[1:], 1e39]):
+    for values in (VALUES[1:], [*VALUES, 0.0], [*VALUES[1:], 9.0], [*VALUES[1:], 1e30]):
         answer = server.ask("POST", "/v1/page/vector", {"values": values}, **token)
         assert refused(answer) == (403, "vector_refused"), values
     for body in (

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import browser
 import numpy as np
 import pytest
+from browsing import browser
 from serving import playing
 
 from tinylora_edge import Basis, Bundle, MicroVector, Policy

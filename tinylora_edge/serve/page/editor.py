@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from ...basis import Basis
 from ...errors import ChecksumError, RequestError, VectorError
@@ -19,6 +18,7 @@ from .visitor import Visitor
 
 _DTYPE = "bf16"  # 37 bytes for 13 values, and steps finer than those of a slider
 _REACH = 1.0  # of a slider, where no prior says how large values are
+_LARGEST = 1e30  # far beyond what any model bears, and within float32 and bf16
 _DEVIATIONS = 3.0  # of the prior, that a slider reaches
 
 
@@ -112,11 +112,11 @@ class VectorEditor:
         """Return a vector of these values.
 
         Raises:
-            RequestError: they are no numbers.
-            VectorError: they are too many or too few, not finite, or larger than the policy takes.
+            RequestError: they are no numbers, or absurd ones.
+            VectorError: they are too many or too few, or their norm is larger than the policy takes.
         """
-        if not all(type(value) in (int, float) and abs(value) < np.inf for value in values):
-            raise RequestError("values are numbers", param="values")
+        if not all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values):
+            raise RequestError(f"values are numbers from -{_LARGEST:g} to {_LARGEST:g}", param="values")
         return self._framed(MicroVector(self._basis.values(values)))
 
     def opened(self, data: bytes) -> Edited:
@@ -143,8 +143,8 @@ class VectorEditor:
         prior = self._basis.prior
         if prior is None:
             return _REACH
-        spread = np.abs(prior.mean) + _DEVIATIONS * np.sqrt(np.diag(prior.covariance))
-        return float(np.ceil(spread.max() * 10) / 10)
+        spread = abs(prior.mean) + _DEVIATIONS * prior.covariance.diagonal() ** 0.5
+        return math.ceil(float(spread.max()) * 10) / 10
 
     def _read(self, data: bytes) -> MicroVector:
         """Return a vector of the visitor's stream, or of the one without a name, as files mostly are."""
