@@ -324,7 +324,7 @@ async function begin() {
     `tinylora-edge run ${about.model} --vector ${about.user}.bin --stream ${about.user} "${prompt.value}"`;
   part("clicks-note").textContent = about.feedback
     ? "Likes and dislikes move the bars, each by a little: to where what you like is likelier."
-    : "This server learns from no clicks: start it with --store and --feedback, or use tinylora-edge play.";
+    : "This server learns from no clicks. That of tinylora-edge play does.";
   const root = /** @type {HTMLFieldSetElement} */ (part("sliders"));
   sliders = new Sliders(root, about.axes, about.reach, moved);
   sliders.set(about.vector.values);
