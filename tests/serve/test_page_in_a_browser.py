@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from tinylora_edge import Basis, Bundle, MicroVector, Policy
 from tinylora_edge.cli.shared import qr_image
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 FIRST = {1: 0.5, 2: -0.25}  # slider -> value that the page begins with
 
@@ -135,6 +136,11 @@ def test_a_click_moves_a_bar(page: Page) -> None:
     assert page.url.endswith("/")
 
 
+def late(route: Route) -> None:
+    time.sleep(0.5)
+    route.continue_()
+
+
 def test_a_frame_is_saved_and_loaded_again(page: Page, basis: Basis, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
@@ -145,6 +151,7 @@ def test_a_frame_is_saved_and_loaded_again(page: Page, basis: Basis, tmp_path: P
     saved = tmp_path / download.value.suggested_filename
     download.value.save_as(saved)
     assert saved.name == "me.bin"
+    page.unroute("**/v1/page/vector")
     vector = Policy("checksum").check(saved.read_bytes(), basis, stream="me")
     np.testing.assert_allclose(vector.values.reshape(-1), set_to, atol=0.006)
     page.click("#reset")

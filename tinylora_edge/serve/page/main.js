@@ -29,6 +29,7 @@ let vector; // that answers
 /** @type {Vector} */
 let learned; // what clicks made, whatever the sliders say
 let asked = ""; // the prompt that the answers are to
+let answered = ""; // the frame that the personalized answer is of
 let pause = 0;
 let said = 0;
 let edits = 0; // of the vector, so that what is late is not taken for the newest
@@ -100,8 +101,8 @@ async function ask() {
   clearTimeout(pause);
   asked = prompt.value;
   say("");
-  if (vector === undefined || sliders.values.some((value, i) => value !== vector.values[i])) await remake();
-  await Promise.all([answer(base, null), answer(personal, vector)]);
+  const own = sliders.values.some((value, i) => value !== vector.values[i]) ? await remake() : vector;
+  await Promise.all([answer(base, null), answer(personal, own)]);
 }
 
 /**
@@ -109,6 +110,7 @@ async function ask() {
  * @param {Vector | null} own
  */
 async function answer(pane, own) {
+  if (own) answered = own.vector;
   const done = pane.run(server, request(own));
   refresh();
   try {
@@ -133,11 +135,16 @@ function refresh() {
   }
 }
 
-/** Make a frame of what the sliders say. */
+/**
+ * Make a frame of what the sliders say. It answers from now on, unless they have said something newer meanwhile.
+ *
+ * @returns {Promise<Vector>}
+ */
 async function remake() {
   const own = ++edits;
   const made = await server.make(sliders.values);
   if (own === edits) take(made);
+  return made;
 }
 
 /** @param {Vector} made */
@@ -163,10 +170,9 @@ function moved() {
 }
 
 async function again() {
-  const before = vector.vector;
-  await remake();
+  const made = await remake();
   say("");
-  if (asked && vector.vector !== before) await answer(personal, vector);
+  if (asked && made === vector && made.vector !== answered) await answer(personal, made);
 }
 
 /**
@@ -272,8 +278,7 @@ function listen() {
   });
   press("recall", () => adopt(learned));
   press("measure", async () => {
-    await remake();
-    const of = vector.vector;
+    const of = (await remake()).vector;
     part("drift").textContent = "measuring …";
     try {
       const found = await server.drift(of);
@@ -285,13 +290,13 @@ function listen() {
     }
   });
   press("save", async () => {
-    await remake();
-    save(vector.vector, `${about.user}.bin`);
-    say(`Saved ${vector.bytes} bytes as ${about.user}.bin.`);
+    const made = await remake();
+    save(made.vector, `${about.user}.bin`);
+    say(`Saved ${made.bytes} bytes as ${about.user}.bin.`);
   });
   press("show", async () => {
-    await remake();
-    picture.show(await server.picture(vector.vector), vector.vector);
+    const made = await remake();
+    picture.show(await server.picture(made.vector), made.vector);
   });
   const file = /** @type {HTMLInputElement} */ (part("file"));
   part("load").addEventListener("click", () => file.click());
