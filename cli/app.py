@@ -22,6 +22,7 @@ from .commands.bundles.inspect import inspect
 from .commands.bundles.merge import merge
 from .commands.bundles.models import models
 from .commands.bundles.sign import sign
+from .commands.serving.play import play
 from .commands.serving.serve import serve
 from .commands.serving.store import vectors
 from .commands.shipping.fetch import fetch
@@ -116,6 +117,7 @@ app.command("eval", cls=AdvisedCommand)(evaluate)
 app.command(cls=AdvisedCommand)(convert)
 app.command(cls=AdvisedCommand)(tasks)
 app.command(cls=AdvisedCommand)(serve)
+app.command(cls=AdvisedCommand)(play)
 app.command(cls=AdvisedCommand)(keygen)
 app.command(cls=AdvisedCommand)(links)
 app.command(cls=AdvisedCommand)(publish)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import support
+from browsing import browser
 from hypothesis import settings
 
 from tinylora_edge import Basis
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # A worker of pytest-xdist has one core, where threads that spin while they wait would hang. Said before
 # another folder's conftest.py loads an engine.
@@ -78,3 +83,10 @@ def smollm2_bundle_u13(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFact
 def tiny_basis() -> Callable[..., Basis]:
     """Make a small random basis; the arguments are those of `support.random_basis`."""
     return support.random_basis
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser without a window, for what people look at (tests/browsing)."""
+    with browser.chromium() as started:
+        yield started

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tinylora_edge.cli.app import app
 from tinylora_edge.serve import Limits
-from tinylora_edge.serve.application import _ROUTES
+from tinylora_edge.serve.application import _PAGE_ROUTES, _ROUTES
 from tinylora_edge.serve.routes.bodies import _NOT_HERE
 
 ROOT = Path(__file__).parents[2]
@@ -18,13 +18,19 @@ SOURCES = "".join(path.read_text("utf-8") for path in (ROOT / "tinylora_edge" / 
 
 
 def test_options_are_those_of_the_command() -> None:
-    known = set(re.findall(r"--[a-z][a-z-]+", CliRunner().invoke(app, ["serve", "--help"]).output))
+    helps = [CliRunner().invoke(app, [command, "--help"]).output for command in ("serve", "play")]
+    known = set(re.findall(r"--[a-z][a-z-]+", "".join(helps)))
     assert set(re.findall(r"--[a-z][a-z-]+", TEXT)) <= known
 
 
 def test_routes_are_all_there() -> None:
     section = TEXT.partition("## Routes")[2].partition("A completion takes")[0]
     assert {path for path, _, _ in _ROUTES} == set(re.findall(r"(/(?:v1|health|metrics)[^ `,]*)", section))
+
+
+def test_routes_of_the_page_are_all_there() -> None:
+    section = TEXT.partition("## The page")[2].partition("## ")[0]
+    assert {path for path, _, _ in _PAGE_ROUTES} == set(re.findall(r"(?:GET|POST) (/[^ `]*)`", section))
 
 
 def test_codes_are_those_that_the_server_has() -> None:

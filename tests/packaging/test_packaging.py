@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 import tinylora_edge
 from tinylora_edge.cli.demo.command import NEEDS
 from tinylora_edge.exporters.learned import shipped
+from tinylora_edge.serve.page.files import read_files
 from tinylora_edge.tasks.behaviours import shipped_axes
 from tinylora_edge.tasks.candidates import shipped_candidates
 
@@ -144,6 +145,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         "tinylora_edge/py.typed",
         "tinylora_edge/exporters/hub/models.toml",
         *(f"tinylora_edge/exporters/learned/{one.name}.npz" for one in shipped()),
+        *(f"tinylora_edge/serve/page/{name}" for name in read_files()),
         "tinylora_edge/tasks/behaviours/behaviours.jsonl",
         "tinylora_edge/tasks/behaviours/questions.jsonl",
         "tinylora_edge/tasks/general/prompts.jsonl",

@@ -74,23 +74,42 @@ def usual_signals() -> None:
 
 @contextmanager
 def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
+    command = [*COMMAND, *map(str, options), "--port", "0", "--contexts", "2", "--threads", "2"]
+    with _started(folder, command, r"at http://127\.0\.0\.1:(\d+)/v1$") as (server, _):
+        yield server
+
+
+@contextmanager
+def playing(folder: Path, *options: str | Path, browser: str = "") -> Iterator[tuple[Serving, str]]:
+    """Start `play`; yield the server, and the address of its page, which a browser's command opens."""
+    command = [*COMMAND[:-1], "play", *map(str, options), "--threads", "2"]
+    command += [] if browser else ["--no-open"]
+    announced = r"at http://127\.0\.0\.1:(\d+)/#token=[\w-]{32}$"
+    with _started(folder, command, announced, BROWSER=browser) as (server, line):
+        yield server, line.split()[-1]
+
+
+@contextmanager
+def _started(
+    folder: Path, command: list[str], announced: str, **environment: str
+) -> Iterator[tuple[Serving, str]]:
+    """Start a server; yield it, and the line with its address."""
     log = folder / "log"
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, options), "--port", "0", "--contexts", "2", "--threads", "2"],
+            command,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=environment,
+            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | environment,
             preexec_fn=usual_signals,
         )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.search(r"at http://127\.0\.0\.1:(\d+)/v1$", line)
+        found = re.search(announced, line)
         assert found, line + log.read_text("utf-8")
-        yield Serving(process, int(found[1]), log)
+        yield Serving(process, int(found[1]), log), line
     finally:
         process.terminate()
         try:

@@ -17,13 +17,16 @@ from starlette.routing import Route
 from ..basis import Basis
 from ..errors import TinyLoraError
 from ..formats.bundle import Bundle
+from ..runtime.drift import Drift, measure_drift
 from ..runtime.pool.pool import Pool
 from ..vector import MicroVector, Policy
 from ..wire.tags import Signer, Verifier
 from .feedback import Feedback
 from .keys import ApiKeys
 from .limits import Limits
-from .routes import completions, feedback, status, users
+from .page.editor import VectorEditor
+from .page.visitor import Visitor
+from .routes import completions, feedback, page, status, users
 from .routes.exchange import Exchanges, told, unknown_route
 from .service import Service
 from .store import PublishedStore, SqliteStore, Store
@@ -40,6 +43,15 @@ _ROUTES = (
     ("/health", "GET", status.health),
     ("/metrics", "GET", status.metrics),
 )
+_PAGE_ROUTES = (
+    ("/", "GET", page.index),
+    ("/page/{file}", "GET", page.file),
+    ("/v1/page", "GET", page.about),
+    ("/v1/page/vector", "POST", page.vector),
+    ("/v1/page/qr", "POST", page.qr),
+    ("/v1/page/drift", "POST", page.drift),
+)
+_DRIFT_PROMPTS = 6  # that the page measures on: some seconds
 
 
 def app(
@@ -55,6 +67,7 @@ def app(
     limits: Limits | None = None,
     states: str | PathLike[str] | None = None,
     signer: Signer | None = None,
+    visitor: Visitor | None = None,
     **pool_options: Any,
 ) -> Starlette:
     """Return a server of a bundle as an ASGI app, its model loaded.
@@ -72,6 +85,8 @@ def app(
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
             learns from `POST /v1/feedback`, and needs a store.
         signer: of the vectors that it learns; None for a checksum.
+        visitor: for whom the app has a page, at `/`; None for no page. His token is an API key, and without
+            others the only one.
         pool_options: those of `runtime.Pool`.
 
     Raises:
@@ -86,11 +101,19 @@ def app(
         limits = limits or Limits()
         if states is not None:
             _check_feedback(opened, policy, basis, signer)
+        editor = None
+        if visitor is not None:
+            editor = VectorEditor(basis, policy, visitor, opened, lambda vector: measured(vector))
+            given = (given or ApiKeys({})).joined(visitor.token, visitor.user)
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
     except BaseException:
         if opened is not None:
             opened.close()
         raise
+
+    def measured(vector: MicroVector) -> Drift:
+        return measure_drift(pool.model, vector, count=_DRIFT_PROMPTS)
+
     service = Service(
         pool,
         name=name or Path(bundle).resolve().name.removesuffix(".gguf"),
@@ -101,14 +124,18 @@ def app(
 
     if states is not None and opened is not None:
         service.feedback = _feedback(pool, Path(states), opened, policy, signer)
+    if editor is not None:
+        service.editor = editor
+        service.trust("localhost", "127.0.0.1", "::1")
 
     @asynccontextmanager
     async def lifespan(made: Starlette) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close)
 
+    routes = _ROUTES if editor is None else _ROUTES + _PAGE_ROUTES
     made = Starlette(
-        routes=[Route(path, told(handler), methods=[method]) for path, method, handler in _ROUTES],
+        routes=[Route(path, told(handler), methods=[method]) for path, method, handler in routes],
         middleware=[Middleware(Exchanges, service=service)],
         exception_handlers={HTTPException: unknown_route},
         lifespan=lifespan,

@@ -66,6 +66,12 @@ class ApiKeys:
             raise TinyLoraError(f"{path} has no API key: put one on each line")
         return cls(keys)
 
+    def joined(self, key: str, user: str) -> ApiKeys:
+        """Return these keys and one more. Errors: those of the class."""
+        both = ApiKeys({key: user})
+        both._users |= self._users
+        return both
+
     def user_of(self, authorization: str) -> str | None:
         """Return the user that a request's key stands for; None for a key of an app.
 

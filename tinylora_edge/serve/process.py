@@ -61,7 +61,7 @@ class _Server(uvicorn.Server):
         await draining
 
 
-def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], quiet: bool = False) -> None:
     """Answer requests until the process is told to end.
 
     Args:
@@ -69,6 +69,7 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None])
         host: an address, or a name, of this machine.
         port: 0 for any that is free.
         ready: called with the address of the server, once it answers.
+        quiet: log what fails alone, and not each request.
 
     Raises:
         OSError: there is no such address, or the port is taken.
@@ -78,7 +79,7 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None])
     _allow_many_files()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
-    for name, level in ((LOG.name, logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in ((LOG.name, logging.WARNING if quiet else logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
@@ -99,8 +100,8 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None])
         _Server(config, service, lambda: ready(address)).run([bound])
 
 
-def check_exposure(host: str, *, has_keys: bool) -> None:
-    """Refuse to answer other machines without API keys.
+def check_exposure(host: str, *, has_keys: bool, has_page: bool = False) -> None:
+    """Refuse to answer other machines without API keys, or with a page.
 
     Raises:
         TinyLoraError: the host is not this machine's own.
@@ -108,6 +109,11 @@ def check_exposure(host: str, *, has_keys: bool) -> None:
     loopback = host == "localhost"
     with suppress(ValueError):
         loopback = loopback or ipaddress.ip_address(host).is_loopback
+    if not loopback and has_page:
+        raise TinyLoraError(
+            f"{host} can be reached by others, and a page is for who sits at this machine: leave out --page, "
+            "or serve on 127.0.0.1"
+        )
     if not loopback and not has_keys:
         raise TinyLoraError(
             f"{host} can be reached by others, and this server would answer all of them: pass --api-keys "

@@ -18,6 +18,7 @@ from .feedback import Feedback
 from .keys import ApiKeys
 from .limits import Limits
 from .metrics import Metrics
+from .page.editor import VectorEditor
 from .routes.bodies import Asked
 from .store import Store, check_user
 
@@ -44,10 +45,11 @@ class Service:
         self._keys = keys
         self._hosts: frozenset[str] | None = None
         self.feedback: Feedback | None = None
+        self.editor: VectorEditor | None = None  # of the page, where there is one
         self.draining = False
 
     def trust(self, *hosts: str) -> None:
-        """Take requests to these hosts alone, where no key is asked for.
+        """Take requests to these hosts alone, where no key is asked for or there is a page.
 
         A web page whose name leads to 127.0.0.1 would otherwise be taken for this server's own.
         """
@@ -58,17 +60,34 @@ class Service:
 
         Raises:
             RefusedError: the key is none that this server takes, or there is none, and the request is to
-                another host.
+                another host; or there is a page, and the request is from another one.
         """
+        if self.editor is not None:
+            self.check_origin(headers)
         if self._keys is not None:
             return self._keys.user_of(headers.get("authorization", ""))
+        self._check_host(headers)
+        return None
+
+    def check_origin(self, headers: Mapping[str, str]) -> None:
+        """Refuse what a browser sends for another site than the page's own.
+
+        Raises:
+            RefusedError: the request is to another host, or from a page of somebody else's.
+        """
+        self._check_host(headers)
+        origin, host = headers.get("origin"), headers.get("host", "")
+        if origin is not None and origin != f"http://{host}":
+            message = f"this server answers its own page alone, and no page of {origin[:80]!r}"
+            raise RefusedError(403, message, "wrong_origin", "origin", kind="permission_error")
+
+    def _check_host(self, headers: Mapping[str, str]) -> None:
         host = None
         with suppress(ValueError):  # brackets that do not match
             host = urlsplit(f"//{headers.get('host', '')}").hostname
         if self._hosts is not None and host not in self._hosts:
             message = f"this server is not {str(host)[:80]!r}: ask it as {', '.join(sorted(self._hosts))}"
             raise RefusedError(403, message, "wrong_host", kind="permission_error")
-        return None
 
     async def open(self, asked: Asked, *, key_user: str | None, header: str) -> list[AnswerStream]:
         """Return the answers to a request, which have begun.

@@ -48,6 +48,9 @@ def serve(
     sign: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with this private key.")
     ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Have a page at /, for who sits at this machine.")
+    ] = False,
     contexts: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="That compute side by side. [default: one a core]"),
@@ -89,11 +92,13 @@ def serve(
     try:
         from ....serve.application import app
         from ....serve.keys import ApiKeys
+        from ....serve.page.visitor import Visitor
         from ....serve.process import check_exposure
         from ....serve.process import serve as run
     except ModuleNotFoundError as error:
         raise missing_web(error) from None
-    check_exposure(host, has_keys=api_keys is not None)
+    check_exposure(host, has_keys=api_keys is not None, has_page=page)
+    visitor = Visitor() if page else None
     made = app(
         bundle,
         store=store,
@@ -106,10 +111,17 @@ def serve(
         limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens, seconds=max_seconds),
         states=feedback,
         signer=None if sign is None else keyfiles.signer(sign),
+        visitor=visitor,
         contexts=contexts,
         slots=slots,
         n_ctx=n_ctx,
         n_threads=threads,
     )
     model = made.state.service.name
-    run(made, host=host, port=port, ready=lambda url: console.say(f"serving {model} at {url}/v1"))
+
+    def ready(url: str) -> None:
+        console.say(f"serving {model} at {url}/v1")
+        if visitor is not None:
+            console.say(f"the page is at {visitor.address(url)}")
+
+    run(made, host=host, port=port, ready=ready)

@@ -1,0 +1,218 @@
+"""The page without a browser: its files, who may ask, and what it asks beside OpenAI's routes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from serving import KEY, Serving, serving
+
+from tinylora_edge import Basis, Bundle, MicroVector, MissingExtraError, Policy, VectorError
+from tinylora_edge.runtime.drift import Drift, Faults
+from tinylora_edge.serve.page.editor import VectorEditor
+from tinylora_edge.serve.page.files import read_files
+from tinylora_edge.serve.page.picture import draw_qr
+from tinylora_edge.serve.page.visitor import Visitor
+from tinylora_edge.serve.store import SqliteStore
+from tinylora_edge.wire import text
+
+VALUES = [0.5, -0.25, 0.0, 0.125, 1.0]  # which bf16 holds exactly
+
+
+@pytest.fixture(scope="module")
+def page(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, dict[str, str]]]:
+    """A server with a page, and the header with its token."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "keys").write_text("app-key-1\n")
+    options = ("--page", "--n-ctx", "256", "--max-norm", "3", "--api-keys", folder / "keys")
+    with serving(folder, tiny, *options) as server:
+        assert server.process.stdout is not None
+        said = server.process.stdout.readline()
+        found = re.fullmatch(rf"the page is at http://127.0.0.1:{server.port}/#token=([\w-]{{32}})\n", said)
+        assert found
+        yield server, {"Authorization": f"Bearer {found[1]}"}
+
+
+@pytest.fixture(scope="module")
+def basis(tiny: Path) -> Basis:
+    return Bundle.find(tiny).basis
+
+
+def refused(answer: tuple[int, Any]) -> tuple[int, str]:
+    status, body = answer
+    return status, body["error"]["code"]
+
+
+def test_files_need_no_token_and_may_do_little(page: tuple[Serving, dict[str, str]]) -> None:
+    server, _ = page
+    connection = server.connect()
+    kinds = {"/": "text/html", "/page/page.css": "text/css", "/page/main.js": "text/javascript"}
+    for path, kind in kinds.items():
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.read()
+        assert (response.status, response.getheader("Content-Type")) == (200, f"{kind}; charset=utf-8")
+        rules = response.getheader("Content-Security-Policy", "")
+        assert rules.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+        assert "unsafe" not in rules
+        assert response.getheader("X-Content-Type-Options") == "nosniff"
+    for path in ("/page/none.js", "/page/editor.py", "/page/..%2fkeys.py", "/page/__init__.py"):
+        assert refused(server.ask("GET", path)) == (404, "not_found"), path
+
+
+def test_files_bring_nothing_from_elsewhere_and_nothing_inline() -> None:
+    contents = {name: content.decode() for name, (content, _) in read_files().items()}
+    assert {"index.html", "main.js", "page.css", "icon.svg"} <= contents.keys()
+    for name, content in contents.items():
+        outside = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+", content)) - {"http://www.w3.org"}
+        assert not outside, name
+    html = contents["index.html"]
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=", html)
+    for used in re.findall(r'(?:src|href)="/page/([^"]+)"', html) + re.findall(
+        r'from "\./([^"]+)"', "".join(contents.values())
+    ):
+        assert used in contents, used
+
+
+def test_nobody_without_the_token_is_answered(page: tuple[Serving, dict[str, str]]) -> None:
+    server, token = page
+    answer = {"model": "tiny", "prompt": "a", "max_tokens": 1}
+    asked = {
+        "/v1/page/vector": {"values": VALUES},
+        "/v1/page/qr": {"vector": "x"},
+        "/v1/completions": answer,
+    }
+    assert refused(server.ask("GET", "/v1/page")) == (401, "invalid_api_key")
+    for path, body in asked.items():
+        assert refused(server.ask("POST", path, body)) == (401, "invalid_api_key"), path
+        wrong = server.ask("POST", path, body, Authorization="Bearer " + "x" * 32)
+        assert refused(wrong) == (401, "invalid_api_key"), path
+    assert refused(server.ask("GET", "/v1/page", Authorization="Bearer app-key-1")) == (403, "wrong_user")
+    assert refused(server.ask("GET", "/v1/vectors/alice", **token)) == (403, "wrong_user")
+    assert server.ask("POST", "/v1/completions", answer, **token)[0] == 200
+
+
+def test_no_page_of_somebody_elses_is_answered(page: tuple[Serving, dict[str, str]]) -> None:
+    server, token = page
+    own = f"http://127.0.0.1:{server.port}"
+    for origin in ("http://evil.test", "null", f"https://127.0.0.1:{server.port}", "http://127.0.0.1:1"):
+        for path in ("/", "/page/main.js", "/v1/page"):
+            answer = server.ask("GET", path, **token, Origin=origin)
+            assert refused(answer) == (403, "wrong_origin"), (origin, path)
+    for path in ("/", "/v1/page"):
+        assert refused(server.ask("GET", path, **token, Host="evil.test")) == (403, "wrong_host"), path
+        assert server.ask("GET", path, **token, Origin=own)[0] == 200
+
+
+def test_values_become_a_frame_of_the_visitor(page: tuple[Serving, dict[str, str]], basis: Basis) -> None:
+    server, token = page
+    status, about = server.ask("GET", "/v1/page", **token)
+    assert (status, about["model"], about["user"], about["feedback"]) == (200, "tiny", "me", False)
+    assert about["axes"] == ["v1", "v2", "v3", "v4", "v5"]
+    assert about["vector"]["values"] == [0.0] * 5
+    status, made = server.ask("POST", "/v1/page/vector", {"values": VALUES}, **token)
+    assert (status, made["values"], made["norm"]) == (200, VALUES, float(np.linalg.norm(VALUES)))
+    frame = text.decode(made["vector"])
+    read = Policy("checksum").check(frame, basis, stream="me")
+    assert (read.values.reshape(-1).tolist(), len(frame)) == (VALUES, made["bytes"])
+    with pytest.raises(VectorError):
+        Policy("checksum").check(frame, basis, stream="alice")
+    for values in (VALUES[1:], [*VALUES, 0.0], [*VALUES[1:], 9.0], [*VALUES[1:], 1e30]):
+        answer = server.ask("POST", "/v1/page/vector", {"values": values}, **token)
+        assert refused(answer) == (403, "vector_refused"), values
+    for body in (
+        {"values": [*VALUES[1:], None]},
+        {"values": [*VALUES[1:], True]},
+        {"values": 3},
+        {},
+        [],
+        "x",
+    ):
+        answer = server.ask("POST", "/v1/page/vector", body, **token)
+        assert refused(answer) == (400, "invalid_value"), body
+
+
+def test_a_file_becomes_values(page: tuple[Serving, dict[str, str]], basis: Basis) -> None:
+    server, token = page
+    vector = MicroVector(np.array(VALUES, np.float32).reshape(basis.groups, basis.u))
+    sent = token | {"Content_Type": "application/octet-stream"}
+    own, nameless = (vector.to_bytes(basis, stream=stream) for stream in ("me", ""))
+    for data in (own, nameless, text.encode(own, scheme=True).encode(), vector.to_bytes(basis, None)):
+        status, opened = server.ask("POST", "/v1/page/vector", data, **sent)
+        assert (status, opened["values"]) == (200, VALUES), data
+        assert Policy("checksum").check(text.decode(opened["vector"]), basis, stream="me") is not None
+    for data, code in (
+        (vector.to_bytes(basis, stream="alice"), "vector_damaged"),
+        (own[:-1] + bytes([own[-1] ^ 1]), "vector_damaged"),
+        (own[:1] + bytes(4) + own[5:], "vector_of_another_basis"),
+        (vector.to_bytes(basis, KEY), "vector_forged"),
+        (b"\x89PNG", "vector_refused"),
+        (b"", "vector_refused"),
+    ):
+        assert refused(server.ask("POST", "/v1/page/vector", data, **sent)) == (403, code), data
+
+
+def test_pictures_and_drift(page: tuple[Serving, dict[str, str]]) -> None:
+    server, token = page
+    _, made = server.ask("POST", "/v1/page/vector", {"values": VALUES}, **token)
+    status, drawn = server.ask("POST", "/v1/page/qr", {"vector": made["vector"]}, **token)
+    assert status == 200
+    assert drawn.startswith(b"<?xml")
+    status, found = server.ask("POST", "/v1/page/drift", {"vector": made["vector"]}, **token)
+    assert (status, found["object"], found["prompts"]) == (200, "page.drift", 6)
+    assert np.isfinite(found["kl"])
+    for path in ("/v1/page/qr", "/v1/page/drift"):
+        for body in ({}, {"vector": 1}, {"vector": "!"}, {"vector": made["vector"], "more": 1}):
+            assert refused(server.ask("POST", path, body, **token)) == (400, "invalid_value"), (path, body)
+    assert refused(server.ask("POST", "/v1/page/drift", {"vector": "AAAA"}, **token))[0] == 403
+    assert refused(server.ask("POST", "/v1/page/qr", {"vector": "A" * 8000}, **token)) == (
+        403,
+        "vector_refused",
+    )
+
+
+def test_the_package_that_draws_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "segno", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "tinylora-edge\[ship\]"'):
+        draw_qr(b"frame")
+
+
+def drift_of_nothing(vector: MicroVector) -> Drift:
+    return Drift(0.0, 0.0, 1, 1, Faults(1, 0, 0, 0), Faults(0, 0, 0, 0))
+
+
+def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp_path: Path) -> None:
+    first, learned = MicroVector.random(basis, 1, seed=1), MicroVector.random(basis, 1, seed=2)
+    store, policy = SqliteStore(tmp_path / "users.db", basis), Policy()
+    visitor = Visitor("ann", first.to_bytes(basis))
+    for sequence in (1, 2):  # the first is of an earlier session, which FILE comes before
+        editor = VectorEditor(basis, policy, visitor, store, drift_of_nothing)
+        np.testing.assert_allclose(editor.present().vector.values, first.values, rtol=0.01)
+        frame = MicroVector(learned.values, sequence=sequence).to_bytes(basis, stream="ann")
+        store.put("ann", frame, policy)
+        present = editor.present()
+        np.testing.assert_allclose(present.vector.values, learned.values, rtol=0.01)
+        assert present == editor.learned()
+        assert present.vector.sequence == sequence
+    again = editor.opened(first.to_bytes(basis, stream="ann"))  # sequence 1, by hand
+    assert again.vector.sequence == 2
+    store.close()
+
+
+def test_a_page_whose_frames_nobody_would_take(basis: Basis) -> None:
+    for policy in (
+        Policy(keys=[KEY]),
+        Policy("signature", keys=[KEY]) if False else Policy("mac", keys=[KEY]),
+    ):
+        with pytest.raises(VectorError, match="nobody has signed"):
+            VectorEditor(basis, policy, Visitor(), None, drift_of_nothing)
+    with pytest.raises(VectorError):
+        VectorEditor(basis, Policy(), Visitor(vector=b"no frame"), None, drift_of_nothing)
+    assert Visitor().token != Visitor().token
+    visitor = Visitor()
+    assert visitor.token not in repr(visitor)

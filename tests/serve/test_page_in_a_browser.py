@@ -1,0 +1,215 @@
+"""The page as a person uses it: headless Chromium, a server of its own, and the real model."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from browsing import browser
+from serving import playing
+
+from tinylora_edge import Basis, Bundle, MicroVector, Policy
+from tinylora_edge.cli.shared import qr_image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+FIRST = {1: 0.5, 2: -0.25}  # slider -> value that the page begins with
+
+
+@pytest.fixture(scope="module")
+def basis(smollm2_bundle: Path) -> Basis:
+    return Bundle.find(smollm2_bundle).basis
+
+
+@pytest.fixture(scope="module")
+def address(
+    chromium: Browser, smollm2_bundle: Path, basis: Basis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of a page that begins with a vector; nothing is served where there is no browser."""
+    folder = tmp_path_factory.mktemp("played")
+    values = np.zeros(basis.size, np.float32)
+    for slider, value in FIRST.items():
+        values[slider - 1] = value
+    vector = MicroVector(values.reshape(basis.groups, basis.u))
+    (folder / "first.bin").write_bytes(vector.to_bytes(basis))
+    with playing(folder, smollm2_bundle, "--vector", folder / "first.bin", "--n-ctx", "512") as (
+        server,
+        page,
+    ):
+        yield page
+        assert server.log.read_text("utf-8").splitlines() == ["Ctrl-C ends it"]
+
+
+@pytest.fixture
+def page(chromium: Browser, address: str) -> Iterator[Page]:
+    with browser.opened(chromium, address) as opened:
+        ready(opened)
+        yield opened
+
+
+def ready(page: Page) -> None:
+    page.locator("body[data-ready]").wait_for()
+    page.locator("summary", has_text="Settings").click()
+    page.fill("#length", "10")
+
+
+def wait_until_answered(page: Page) -> None:
+    from playwright.sync_api import expect
+
+    expect(page.locator("#send")).to_have_text("Ask", timeout=60_000)
+
+
+def ask(page: Page, prompt: str = "What is the moon?") -> tuple[str, str]:
+    page.fill("#prompt", prompt)
+    page.press("#prompt", "Enter")
+    wait_until_answered(page)
+    return answers(page)
+
+
+def answers(page: Page) -> tuple[str, str]:
+    """The text of the base's pane and of the personalized one's."""
+    return page.locator("#base .answer").inner_text(), page.locator("#personal .answer").inner_text()
+
+
+def values(page: Page) -> list[float]:
+    shown = page.locator("#sliders output").all_inner_texts()
+    return [float(value.replace("\N{MINUS SIGN}", "-")) for value in shown]
+
+
+def test_a_slider_moves_and_the_right_answer_changes(page: Page) -> None:
+    from playwright.sync_api import expect
+
+    base, personal = ask(page)
+    assert base
+    assert personal
+    for pane in ("#base", "#personal"):
+        expect(page.locator(f"{pane} .speed")).to_have_text(re.compile(r"^\d+ tokens, [\d.]+ tokens/s$"))
+    page.locator("#base .answer").evaluate("place => place.firstChild.untouched = true")
+    page.fill("#value-1", "1")  # as far as it goes
+    page.fill("#value-7", "-1")
+    expect(page.locator("#personal .answer")).not_to_have_text(personal, timeout=60_000)
+    wait_until_answered(page)
+    after = answers(page)
+    assert after[0] == base
+    assert page.locator("#base .answer").evaluate("place => place.firstChild.untouched")
+    assert after[1] not in ("", base, personal)
+    assert page.locator("#norm").inner_text() == f"{np.linalg.norm([1, -1, -0.25]):.2f}"
+    page.click("#reset")
+    expect(page.locator("#personal .answer")).to_have_text(base, timeout=60_000)  # at 0 it is the base
+    assert page.locator("#hint").inner_text().startswith("All values are 0")
+
+
+def test_a_slider_by_keys(page: Page) -> None:
+    page.focus("#value-3")
+    page.keyboard.press("ArrowRight")
+    assert values(page)[2] == 0.02
+    page.keyboard.press("End")
+    assert values(page)[2] == 1
+    assert page.locator("#value-3").get_attribute("aria-valuetext") == "1.000"
+    page.keyboard.press("0")
+    assert values(page)[2] == 0
+    assert page.get_by_label("v3", exact=True).count() == 1
+
+
+def test_a_click_moves_a_bar(page: Page) -> None:
+    from playwright.sync_api import expect
+
+    before = values(page)
+    ask(page, "Say yes.")
+    page.click("#personal [data-click=like]")
+    expect(page.locator("#status")).to_contain_text("Learned", timeout=120_000)
+    wait_until_answered(page)
+    after = values(page)
+    assert after != before
+    change = np.subtract(after, before)
+    moved = page.locator(".axis.moved label").all_inner_texts()
+    assert moved == [f"v{i + 1}" for i in np.flatnonzero(change)]
+    page.reload()  # the token is found again, and what was learned
+    ready(page)
+    np.testing.assert_allclose(values(page), change, atol=0.0015)
+    assert page.url.endswith("/")
+
+
+def late(route: Route) -> None:
+    time.sleep(0.5)
+    route.continue_()
+
+
+def test_a_frame_is_saved_and_loaded_again(page: Page, basis: Basis, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    page.fill("#value-5", "0.750")
+    set_to = values(page)
+    with page.expect_download() as download:
+        page.click("#save")
+    saved = tmp_path / download.value.suggested_filename
+    download.value.save_as(saved)
+    assert saved.name == "me.bin"
+    page.unroute("**/v1/page/vector")
+    vector = Policy("checksum").check(saved.read_bytes(), basis, stream="me")
+    np.testing.assert_allclose(vector.values.reshape(-1), set_to, atol=0.006)
+    page.click("#reset")
+    expect(page.locator("#norm")).to_have_text("0.00")
+    page.set_input_files("#file", saved)
+    expect(page.locator("#value-5")).to_have_attribute("aria-valuetext", "0.750")
+    assert values(page) == set_to
+
+
+def test_a_picture_is_the_frame(page: Page, basis: Basis) -> None:
+    page.fill("#value-2", "-0.5")
+    page.click("#show")
+    picture = page.locator("#qr[open] img")
+    picture.evaluate("image => image.decode()")
+    shown = qr_image.read(picture.screenshot())
+    read = Policy("checksum").check(shown, basis, stream="me")
+    np.testing.assert_allclose(read.values.reshape(-1), values(page), atol=0.006)
+    text = page.locator("#qr-text").inner_text()
+    page.keyboard.press("Escape")
+    page.click("#reset")
+    page.locator("summary", has_text="Load from text").click()
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    page.locator("#value-2[aria-valuetext='\N{MINUS SIGN}0.500']").wait_for()
+
+
+def test_a_damaged_file_changes_nothing(chromium: Browser, address: str, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    (tmp_path / "bad.bin").write_bytes(bytes([0x21]) * 37)
+    with browser.opened(chromium, address, expected="status of 403") as page:
+        ready(page)
+        before = values(page)
+        page.set_input_files("#file", tmp_path / "bad.bin")
+        expect(page.locator("#status.bad.shown")).to_contain_text("basis")
+        assert values(page) == before
+
+
+def test_without_a_token_nothing_is_shown(chromium: Browser, address: str) -> None:
+    from playwright.sync_api import expect
+
+    with browser.opened(chromium, address.partition("#")[0], expected="status of 401") as page:
+        expect(page.locator("#status.bad")).to_contain_text("open the address that the server printed")
+        assert page.locator("#send").is_disabled()
+
+
+@pytest.mark.parametrize("screen", browser.WIDTHS)
+@pytest.mark.parametrize("scheme", browser.SCHEMES)
+def test_it_fits_and_can_be_read(chromium: Browser, address: str, screen: str, scheme: str) -> None:
+    with browser.opened(chromium, address, screen=screen, scheme=scheme) as page:
+        ready(page)
+        ask(page)
+        assert browser.overflow(page) == 0
+        page.locator("summary", has_text="On the command line").click()
+        page.click("#show")
+        page.locator("#qr[open]").wait_for()
+        assert browser.overflow(page) == 0
+        page.keyboard.press("Escape")
+        assert browser.pale(page) == {}
+        brightness = browser.brightness(page.screenshot(full_page=True))
+        assert brightness < 80 if scheme == "dark" else brightness > 175
