@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import typer
-from typer.core import TyperCommand
 
 from ...errors import TinyLoraError, VectorError
 from . import console
@@ -86,23 +82,3 @@ def advise(error: TinyLoraError, context: Any) -> None:
     ]
     if said and not hasattr(error, console.ADVICE):
         setattr(error, console.ADVICE, f"on the command line: {', '.join(said)}")
-
-
-class AdvisedCommand(TyperCommand):
-    """A command that adds to its errors the options that help."""
-
-    def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
-        """Invoke the command."""
-        try:
-            return super().invoke(ctx)
-        except TinyLoraError as error:
-            advise(error, ctx)
-            raise
-
-
-def group(purpose: str, commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
-    """Return a group of commands, by their names, with advice and with help that reads the same in a pipe."""
-    made = typer.Typer(help=purpose, no_args_is_help=True, rich_markup_mode=None)
-    for name, command in commands.items():
-        made.command(name, cls=AdvisedCommand)(command)
-    return made

@@ -16,7 +16,7 @@ from ....basis import Basis
 from ....serve.store import PublishedStore, SqliteStore, Store, read_lines, write_lines
 from ...shared import console
 from ...shared import vectors as files
-from ...shared.advice import group
+from ...shared.commands import group
 from ...shared.options import BasisArgument, ForceOption, JsonOption, OutputOption
 
 StoreArgument = Annotated[
