@@ -11,29 +11,25 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
 from ...errors import TinyLoraError, TinyLoraWarning
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+    from rich.table import Table
+
 ADVICE = "command_line_advice"
 """Name of the attribute of an error that holds what `advice.advise` added to it."""
 
+_NARROW = 60  # columns below which labels may be broken
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -57,30 +53,51 @@ def say(text: str = "") -> None:
     stdout().print(Text(harmless(text)), soft_wrap=True)
 
 
+def prose(text: str) -> None:
+    """Print sentences on stdout: a line in a pipe, and broken between words on a terminal."""
+    indented(text, 0)
+
+
+def indented(text: str, columns: int, screen: Console | None = None) -> None:
+    """Print sentences, indented: a line in a pipe, and broken between words on a terminal.
+
+    Args:
+        text: the sentences.
+        columns: of the indent.
+        screen: where; None for stdout.
+    """
+    out = screen or stdout()
+    lines = [harmless(text)]
+    if out.is_terminal:
+        lines = textwrap.wrap(lines[0], max(out.width - columns, 10), break_on_hyphens=False)
+    for line in lines:
+        out.print(Text(" " * columns + line), soft_wrap=True)
+
+
 def note(text: str) -> None:
-    """Print a line on stderr, as it is."""
-    stderr().print(Text(_one_line(text)), soft_wrap=True)
+    """Print sentences on stderr: a line in a pipe, and broken between words on a terminal."""
+    _print_prose(stderr(), Text(_one_line(text)))
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    stderr().print(Text("warning: ", "yellow").append(_one_line(text), ""), soft_wrap=True)
+    _print_prose(stderr(), Text("warning: ", "yellow").append(_one_line(text), ""))
 
 
 def fail(error: BaseException) -> None:
-    """Print an error on stderr, in one line."""
-    stderr().print(
-        Text("error: ", "bold red").append(_one_line(describe(error)), "not bold default"), soft_wrap=True
-    )
+    """Print an error on stderr, in one line of a pipe."""
+    _print_prose(stderr(), Text("error: ", "bold red").append(_one_line(describe(error)), "not bold default"))
 
 
 def describe(error: BaseException) -> str:
     """Return what an error says, for a reader who did not write the program."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        return f"{where}{error.strerror}"
+        said = f"{where}{error.strerror}"
+    else:
+        said = str(error) or type(error).__name__
     advice = getattr(error, ADVICE, "")
-    return (str(error) or type(error).__name__) + (f"; {advice}" if advice else "")
+    return f"{said}; {advice}" if advice else said
 
 
 def print_json(value: Any) -> None:
@@ -90,10 +107,12 @@ def print_json(value: Any) -> None:
 
 def facts(rows: Sequence[tuple[str, str]], title: str = "") -> None:
     """Print labelled facts as a table on stdout."""
+    from rich.table import Table
+
     table = Table(
         title=title or None, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
     )
-    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style="dim", overflow="fold", no_wrap=width() >= _NARROW)
     table.add_column(overflow="fold")
     for label, value in rows:
         table.add_row(Text(harmless(label)), Text(harmless(value)))
@@ -107,6 +126,24 @@ def print_table(table: Table) -> None:
         console.print(table)
     for line in capture.get().splitlines():
         print(line.rstrip(), file=console.file)
+
+
+def width() -> int:
+    """Return the columns of stdout: those of the terminal, or those that a pipe is given."""
+    return stdout().width
+
+
+def fits(table: Table) -> bool:
+    """Tell whether a table fits stdout with no cell broken."""
+    from rich.measure import Measurement
+
+    screen = stdout()
+    return Measurement.get(screen, screen.options.update(width=10_000), table).maximum <= screen.width
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 prompt`, `1,024 prompts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def harmless(text: str) -> str:
@@ -124,6 +161,19 @@ def next_command(*words: object) -> None:
     say(f"next: {command(*words)}")
 
 
+def next_commands(steps: Sequence[tuple[Sequence[object], str]]) -> None:
+    """Print commands to choose the next from, each with what it does, side by side where there is room."""
+    typed = [command(*words) for words, _ in steps]
+    longest = max(map(len, typed))
+    say("next:")
+    for text, (_, purpose) in zip(typed, steps, strict=True):
+        if longest + len(purpose) + 6 <= width():
+            say(f"  {text:<{longest}}  # {purpose}")
+        else:
+            say(f"  # {purpose}")
+            say(f"  {text}")
+
+
 def megabytes(size: int) -> str:
     """Return a size for reading: `98.4 MB`, or `731 bytes`."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size:,} bytes"
@@ -131,8 +181,27 @@ def megabytes(size: int) -> str:
 
 def bars(*columns: ProgressColumn) -> Progress:
     """Return progress bars that go when they are done; in a pipe, nothing."""
+    from rich.progress import Progress
+
     screen = stderr()
     return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done, and for how long, where nothing says how much is left.
+
+    Gives what says the next thing; it may be called after the end, and does nothing then.
+    """
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with bars(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
+        task = bar.add_task(harmless(what), total=None)
+
+        def go_on(what: str) -> None:
+            bar.update(task, description=harmless(what))
+
+        yield go_on
 
 
 @contextmanager
@@ -147,6 +216,15 @@ def progress(modules: int, size: int) -> Iterator[Callable[[str, int], None]]:
     if not console.is_terminal:
         yield lambda module, size: None
         return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.fields[done]}/{task.fields[modules]} modules"),
@@ -235,6 +313,10 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console
+
+
+def _print_prose(console: Console, text: Text) -> None:
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _one_line(text: str) -> str:

@@ -32,6 +32,7 @@ from .generation import (
     SystemOption,
     TemperatureOption,
     ThreadsOption,
+    awaited,
     load,
     messages,
     write,
@@ -103,7 +104,7 @@ def run_prompt(
     else:
         chunks = llm.create_chat_completion(messages(system, prompt), stream=True, **options)
     answer = AnswerStream()
-    for piece in answer.stream(chunks):
+    for piece in awaited(answer.stream(chunks)):
         if not as_json:
             write(piece)
     seconds = time.perf_counter() - start

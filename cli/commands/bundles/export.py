@@ -321,7 +321,8 @@ def _add_base(bundle: Path, base: Path, sign: Path | None, as_json: bool) -> Non
 
     found = Bundle.find(bundle)
     before = found.basis.base_fingerprints
-    basis, worst = add_base(bundle, base)
+    with console.working(f"comparing the weights of {base} with the factors"):
+        basis, worst = add_base(bundle, base)
     signature = None if sign is None else signed(bundle, sign)
     if signature is None and basis.base_fingerprints != before and read_signature(found) is not None:
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")

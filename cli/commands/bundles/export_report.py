@@ -67,9 +67,15 @@ def print_report(
     rows = [
         ("digest", basis.digest),
         ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
-        ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
+        (
+            "vector",
+            f"{vectors.shape(basis.size, basis.groups, basis.u)}, tying {basis.scheme}",
+        ),
         ("projections", _DESCRIBED[_projections(basis)]),
-        ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
+        (
+            "on the wire",
+            f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed",
+        ),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
     ]
     rows += downloads.sources(provenance)
@@ -83,14 +89,33 @@ def print_report(
         precision = f"{onnx['precision']}, " if onnx["precision"] else ""
         rows += [
             ("onnx/model.onnx", f"{precision}{console.megabytes(onnx['bytes'])}, from {onnx['graph']}"),
-            ("side path", f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}"),
+            (
+                "side path",
+                f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}",
+            ),
             ("distance to graph", f"{onnx['agreement']:.2e} (worst module)"),
         ]
     if signature is not None:
-        rows.append(("signature", f"{signature['files']} files, under {signature['key']}"))
+        rows.append(("signature", f"{console.counted(signature['files'], 'file')}, under {signature['key']}"))
     console.say(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(rows)
-    console.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
+    _say_next(report, basis)
+
+
+def _say_next(report: ExportReport | OnnxReport, basis: Basis) -> None:
+    """Print the commands that find a vector, and that which learns directions where they are random."""
+    bundle = report.output
+    if report.base_placed is None:  # of ONNX alone, which is tuned in its own engine
+        steps = [(("tune", bundle, "--task", "brevity", "-o", "brief.bin"), "find a vector on this machine")]
+    else:
+        steps = [
+            (("tune", bundle, "--task", "brevity", "-o", "brief.bin"), "find a vector here, without PyTorch"),
+            (("train", bundle, "--task", "brevity", "-o", "brief.bin"), "find a better one, with PyTorch"),
+        ]
+        if _projections(basis) == "random":
+            learn = ("learn", bundle, "-o", bundle.with_name(f"{bundle.name}-learned"))
+            steps.insert(0, (learn, "first, and better: 13 learned directions, with PyTorch"))
+    console.next_commands(steps)
 
 
 def _projections(basis: Basis) -> str:

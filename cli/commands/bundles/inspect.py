@@ -135,7 +135,7 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("modules", f"{record['modules']} ({', '.join(record['kinds'])})"),
         ("factors", f"rank {record['rank']}, {record['factorization']}, {record['factor_dtype']}"),
         ("projection", f"{record['projection']}, {origin}"),
-        ("vector", f"{record['values']} values: {record['groups']} groups x u {record['u']}"),
+        ("vector", vectors.shape(record["values"], record["groups"], record["u"])),
         ("axes", ", ".join(record["axes"]) or "without names"),
         ("prior", "mean and covariance" if record["prior"] else "none"),
         ("tying", f"{record['tying']}, {spread} modules a group"),
@@ -148,7 +148,9 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         if (signature := record["signature"]) is not None:
             by = ", ".join(signature["keys"])
             state = (
-                f"{signature['files']} files verified" if signature["verified"] else "not checked: --key FILE"
+                f"{console.counted(signature['files'], 'file')} verified"
+                if signature["verified"]
+                else "not checked: --key FILE"
             )
             rows.append(("signature", f"by {by} ({state})"))
         exported = manifest.get("base")

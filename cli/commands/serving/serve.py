@@ -94,22 +94,23 @@ def serve(
     except ModuleNotFoundError as error:
         raise missing_web(error) from None
     check_exposure(host, has_keys=api_keys is not None)
-    made = app(
-        bundle,
-        store=store,
-        name=name,
-        keys=keyfiles.verifiers(keys, macs),
-        require=require and require.value,
-        max_norm=max_norm,
-        state=state,
-        api_keys=None if api_keys is None else ApiKeys.read(api_keys),
-        limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens, seconds=max_seconds),
-        states=feedback,
-        signer=None if sign is None else keyfiles.signer(sign),
-        contexts=contexts,
-        slots=slots,
-        n_ctx=n_ctx,
-        n_threads=threads,
-    )
+    with console.working("loading the model"):
+        made = app(
+            bundle,
+            store=store,
+            name=name,
+            keys=keyfiles.verifiers(keys, macs),
+            require=require and require.value,
+            max_norm=max_norm,
+            state=state,
+            api_keys=None if api_keys is None else ApiKeys.read(api_keys),
+            limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens, seconds=max_seconds),
+            states=feedback,
+            signer=None if sign is None else keyfiles.signer(sign),
+            contexts=contexts,
+            slots=slots,
+            n_ctx=n_ctx,
+            n_threads=threads,
+        )
     model = made.state.service.name
     run(made, host=host, port=port, ready=lambda url: console.say(f"serving {model} at {url}/v1"))

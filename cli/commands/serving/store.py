@@ -85,7 +85,8 @@ def import_users(
         console.print_json(asdict(done))
         return
     console.say(
-        f"imported {done.added + done.replaced} vectors ({done.added} new, {done.replaced} replaced); "
+        f"imported {console.counted(done.added + done.replaced, 'vector')} "
+        f"({done.added} new, {done.replaced} replaced); "
         f"{done.unchanged} were there already, and {done.refused} are older"
     )
 
@@ -116,7 +117,7 @@ def export_users(
                 count += 1
     finally:
         opened.close()
-    console.say(f"wrote {count} vectors to {output}")
+    console.say(f"wrote {console.counted(count, 'vector')} to {output}")
 
 
 def _frames(source: str, basis: Basis) -> Iterator[tuple[str, bytes]]:

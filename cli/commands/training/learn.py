@@ -124,7 +124,10 @@ def learn(
     mean = sum(divergence for _, divergence, _ in learned.behaviours) / max(len(learned.behaviours), 1)
     facts_shown = [
         ("bundle", f"{output}, basis {basis.id}"),
-        ("learned from", f"{len(learned.behaviours)} behaviours in {learned.seconds:.0f} s"),
+        (
+            "learned from",
+            f"{console.counted(len(learned.behaviours), 'behaviour')} in {learned.seconds:.0f} s",
+        ),
         ("prompts", f"move the model by {mean:.2f} nats a token, mean"),
         ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
     ]

@@ -144,9 +144,10 @@ def _costs(found: Contest) -> Table:
 def _table(title: str, heads: Sequence[str], padding: int = 2) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, padding, 0, 0))
     table.add_column("", overflow="fold", ratio=1)
+    narrow = console.width() < _WIDTH
     for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    table.width = _WIDTH
+        table.add_column(head, justify="right", overflow="fold", no_wrap=not narrow)
+    table.width = min(_WIDTH, console.width())
     return table
 
 

@@ -176,7 +176,7 @@ def convert(
         )
         return
     console.say(
-        f"wrote {output}: {len(written)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, "
+        f"wrote {output}: {len(written)} bytes, {vectors.summary(made)}, "
         f"{form_name} to {to.value} for basis {basis.id}"
     )
 

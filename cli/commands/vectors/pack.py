@@ -107,7 +107,7 @@ def pack(
         return
     under = f" under {record['key']}" if record["key"] else ""
     console.say(
-        f"wrote {output}: {len(data)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, "
+        f"wrote {output}: {len(data)} bytes, {vectors.summary(made)}, "
         f"sequence {made.sequence}, {f'until {last}, ' if last else ''}{tags.NAMES[signer.kind]}{under}"
     )
 
