@@ -14,8 +14,8 @@ import typer
 
 from ..errors import TinyLoraError
 from .shared import console
-from .shared.commands import Entry, LazyGroup, Section
-from .shared.version import print_version
+from .surface.commands import Entry, LazyGroup, Section
+from .surface.version import print_version
 
 COMMANDS = (
     Section(
@@ -75,7 +75,9 @@ COMMANDS = (
     Section(
         "Serve many users",
         (
-            Entry("serve", "commands.serving.serve:serve", "Answer OpenAI's clients, each with his vector."),
+            Entry(
+                "serve", "commands.serving.serve:serve", "Speak OpenAI's API, with a vector for each user."
+            ),
             Entry(
                 "vectors", "commands.serving.store:vectors", "Look into a server's store, fill or copy it."
             ),
@@ -123,7 +125,7 @@ app = typer.Typer(
     epilog="tinylora-edge COMMAND --help explains a command, with examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # shared/help.py writes the help; typer's boxes cut and cannot be piped
+    rich_markup_mode=None,  # surface/help.py writes the help; typer's boxes cut and cannot be piped
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -159,9 +161,13 @@ def run() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    except Exception:
+    except Exception as error:
         if _signals:
             sys.exit(128 + _signals[0])
+        if isinstance(error, OSError):  # before any command: the shell's own files cannot be written
+            setattr(error, console.ADVICE, "--show-completion prints the script, to be put where it can be")
+            console.fail(error)
+            sys.exit(1)
         raise
 
 

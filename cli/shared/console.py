@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shlex
 import sys
 import textwrap
 import warnings
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ...errors import TinyLoraError, TinyLoraWarning
+from . import shell
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -72,6 +72,11 @@ def indented(text: str, columns: int, screen: Console | None = None) -> None:
         lines = textwrap.wrap(lines[0], max(out.width - columns, 10), break_on_hyphens=False)
     for line in lines:
         out.print(Text(" " * columns + line), soft_wrap=True)
+
+
+def titled(title: str, text: str) -> None:
+    """Print a title, and a sentence behind it."""
+    _print_prose(stdout(), Text(harmless(title), "bold").append(f": {harmless(text)}", "not bold"))
 
 
 def note(text: str) -> None:
@@ -151,14 +156,18 @@ def harmless(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
-def command(*words: object) -> str:
-    """Return a command of ours as it is typed in a shell."""
-    return shlex.join(["tinylora-edge", *map(str, words)])
+command = shell.command
+"""Return a command of ours as it is typed in a shell."""
 
 
 def next_command(*words: object) -> None:
     """Print the command to type next."""
-    say(f"next: {command(*words)}")
+    text = f"next: {command(*words)}"
+    if len(text) <= width() or not stdout().is_terminal:
+        say(text)
+    else:
+        say("next:")
+        _say_command(command(*words))
 
 
 def next_commands(steps: Sequence[tuple[Sequence[object], str]]) -> None:
@@ -170,8 +179,13 @@ def next_commands(steps: Sequence[tuple[Sequence[object], str]]) -> None:
         if longest + len(purpose) + 6 <= width():
             say(f"  {text:<{longest}}  # {purpose}")
         else:
-            say(f"  # {purpose}")
-            say(f"  {text}")
+            indented(f"# {purpose}", 2)
+            _say_command(text)
+
+
+def _say_command(text: str) -> None:
+    for line in shell.broken(text, width() - 2 if stdout().is_terminal else None):
+        say(f"  {line}")
 
 
 def megabytes(size: int) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from . import completion
+
 
 class Dtype(StrEnum):
     """Types that values travel in."""
@@ -55,7 +57,12 @@ EngineOption = Annotated[
 ]
 TaskOption = Annotated[
     str,
-    typer.Option("--task", metavar="TASK", help="A built-in task (tinylora-edge tasks), or a JSONL file."),
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="A built-in task (tinylora-edge tasks), or a JSONL file.",
+        autocompletion=completion.tasks,
+    ),
 ]
 RewardOption = Annotated[
     str | None,

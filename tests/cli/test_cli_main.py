@@ -43,7 +43,7 @@ def test_version_says_the_engines_without_importing_them(cli: Cli, environment: 
     assert said["onnxruntime"] == metadata.version("onnxruntime")
     assert said["Python"].startswith(platform.python_version())
     code = (
-        "import sys; from tinylora_edge.cli.shared.version import print_version; print_version(); "
+        "import sys; from tinylora_edge.cli.surface.version import print_version; print_version(); "
         "print([m for m in ('llama_cpp', 'onnxruntime') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)

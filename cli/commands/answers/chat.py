@@ -56,7 +56,7 @@ _COMMANDS = {
     "/vector": ("FILE", "exchange the vector; the conversation stays. Without FILE, say which it is"),
     "/base": ("", "back to the base; the conversation stays"),
     "/like": ("", "the last answer is as you want it: the vector moves, in some seconds"),
-    "/dislike": ("", "it is not"),
+    "/dislike": ("", "it is not as you want it: the same"),
     "/save": ("FILE", "write the vector as it is now"),
     "/quit": ("", "leave, as /exit and the end of input do"),
 }

@@ -12,7 +12,7 @@ import typer
 from .... import Bundle
 from ....formats.onnx_graph import DEFAULT, REQUIRED
 from ....formats.signatures import read_signature
-from ...shared import console, downloads, keyfiles
+from ...shared import completion, console, downloads, keyfiles
 from ...shared.options import JsonOption
 from . import export_report
 from .sign import signed
@@ -88,6 +88,7 @@ def export(
             metavar="MODEL",
             help="A GGUF file, a Hugging Face directory, a name (tinylora-edge models), or org/name on the "
             "hub. With --add-base: the bundle.",
+            autocompletion=completion.models,
         ),
     ],
     output: Annotated[

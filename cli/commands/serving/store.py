@@ -16,8 +16,8 @@ from ....basis import Basis
 from ....serve.store import PublishedStore, SqliteStore, Store, read_lines, write_lines
 from ...shared import console
 from ...shared import vectors as files
-from ...shared.commands import group
 from ...shared.options import BasisArgument, ForceOption, JsonOption, OutputOption
+from ...surface.commands import group
 
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="An SQLite file, or a published layout (DIR, URL).")

@@ -25,7 +25,7 @@ def tasks(as_json: JsonOption = False) -> None:
         console.print_json(records)
         return
     for record in records:
-        console.prose(f"{record['name']}: {record['description']}")
+        console.titled(record["name"], record["description"])
         prompt = " ".join(record["prompt"].split())
         console.indented(f"Q: {prompt}", 2)
         if record["answer"] is not None:

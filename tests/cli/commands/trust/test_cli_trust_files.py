@@ -127,7 +127,7 @@ def test_what_is_refused_changes_nothing(
 def test_a_day_that_is_none(cli: Cli, ready: Path) -> None:
     add = ("trust", "add", "t.json", "spare.pub", "--root", "root")
     for option in ("--from", "--to", "--expires", "--day"):
-        cli(*add, option, "soon").misused(option, "write 2026-11-26")
+        cli(*add, option, "soon").misused(option, "write it as 2026-12-31")
 
 
 class TestFetch:

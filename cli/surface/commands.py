@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ...errors import TinyLoraError
+from ..shared.advice import advise
 from . import help as pages
-from .advice import advise
 
 
 class Command(TyperCommand):
@@ -114,7 +114,7 @@ class LazyGroup(Group):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command; while a shell only wants names, a stand-in with its purpose."""
         if self._listing:
-            return TyperCommand(cmd_name, help=self.commands.purpose(cmd_name))
+            return TyperCommand(cmd_name, short_help=self.commands.purpose(cmd_name))
         return self.commands.get(cmd_name)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
@@ -158,4 +158,4 @@ class _Loaded(MutableMapping[str, Any]):
         return len(self._entries)
 
 
-_CLI = __name__.rpartition(".shared.")[0]
+_CLI = __name__.rpartition(".surface.")[0]

@@ -6,7 +6,7 @@ import platform
 from importlib import metadata
 
 from ..._system import __version__
-from . import console
+from ..shared import console
 
 ENGINES = {"llama-cpp-python": "llama", "onnxruntime": "onnx", "onnxruntime-genai": "onnx"}
 """Distributions of engines, and the extra that installs each."""

@@ -13,7 +13,7 @@ import pytest
 from invocation import COMMAND, Cli
 
 from tinylora_edge.cli import app
-from tinylora_edge.cli.shared import help as pages
+from tinylora_edge.cli.shared import shell
 
 _CODE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -82,7 +82,7 @@ def test_usage_errors_in_a_pipe_are_plain(process: Callable[..., Any]) -> None:
 
 def test_a_command_that_was_broken_is_one_command() -> None:
     command = "tinylora-edge run b --system \"a b c\" --vector v.bin 'what is it?'"
-    lines = pages._broken(command, 30)
+    lines = shell.broken(command, 30)
     assert max(map(len, lines)) <= 30
     assert re.sub(r" \\\n +", " ", "\n".join(lines)) == command
-    assert pages._broken(command, None) == [command]
+    assert shell.broken(command, None) == [command]

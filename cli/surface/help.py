@@ -13,6 +13,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
+from ..shared import shell
+
 Rows: TypeAlias = Sequence[tuple[str, str]]
 """What is described, and how."""
 
@@ -49,7 +51,7 @@ def page(command: Any, context: Any, sections: Sections = ()) -> str:
         else:
             out.text(" ".join(line.strip() for line in paragraph))
     if examples:
-        out.examples(examples[0].strip(), _joined(examples[1:]))
+        out.examples(examples[0].strip(), shell.joined(examples[1:]))
     for title, rows in [*_parameters(command, context), *sections]:
         out.section(title, rows)
     if command.epilog:
@@ -111,7 +113,7 @@ class _Page:
         room = self._columns - 4 if sys.stdout.isatty() else None
         block = [f"  {self._style(_BOLD, title)}"]
         for command in commands:
-            block += [f"    {line}" for line in _broken(command, room)]
+            block += [f"    {line}" for line in shell.broken(command, room)]
         self._blocks.append(block)
 
     def section(self, title: str, rows: Rows) -> None:
@@ -149,26 +151,6 @@ class _Page:
 def _fill(text: str, columns: int) -> list[str]:
     """Break a text into lines; a word stays whole, and so does what is quoted as a command."""
     return textwrap.wrap(text, max(columns, 10), break_on_hyphens=False, break_long_words=False)
-
-
-def _joined(lines: Sequence[str]) -> list[str]:
-    """Return commands, those that go on after a backslash in one line."""
-    return re.sub(r"\s*\\\n\s*", " ", "\n".join(line.strip() for line in lines)).splitlines()
-
-
-def _broken(command: str, room: int | None) -> list[str]:
-    """Return a command on several lines, each but the last with a backslash at its end; quotes stay whole."""
-    words = re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", command)
-    if room is None or len(command) <= room or not words:
-        return [command]
-    lines = [words[0]]
-    for word in words[1:]:
-        if len(lines[-1]) + 1 + len(word) + 2 > room:
-            lines[-1] += " \\"
-            lines.append(f"  {word}")
-        else:
-            lines[-1] += f" {word}"
-    return lines
 
 
 def _paragraphs(text: str) -> Iterator[list[str]]:
