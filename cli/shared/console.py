@@ -23,13 +23,14 @@ from ...errors import TinyLoraError, TinyLoraWarning
 from . import shell
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
     from rich.table import Table
 
 ADVICE = "command_line_advice"
 """Name of the attribute of an error that holds what `advice.advise` added to it."""
 
 _NARROW = 60  # columns below which labels may be broken
+_SHORTEST, _LONGEST = 4, 40  # columns of a bar
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -201,19 +202,34 @@ def bars(*columns: ProgressColumn) -> Progress:
     return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
 
 
+def words(template: str) -> TextColumn:
+    """Return a column of progress bars with text, which a narrow terminal breaks between words."""
+    from rich.progress import TextColumn
+    from rich.table import Column
+
+    return TextColumn(template, markup=False, table_column=Column(no_wrap=False, overflow="fold"))
+
+
+def bar(beside: int) -> BarColumn:
+    """Return the bar of progress bars, as long as the terminal has room for beside the other columns."""
+    from rich.progress import BarColumn
+
+    return BarColumn(bar_width=max(_SHORTEST, min(_LONGEST, stderr().width - beside)))
+
+
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal what is being done, and for how long, where nothing says how much is left.
 
     Gives what says the next thing; it may be called after the end, and does nothing then.
     """
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import SpinnerColumn, TimeElapsedColumn
 
-    with bars(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
-        task = bar.add_task(harmless(what), total=None)
+    with bars(SpinnerColumn(), words("{task.description}"), TimeElapsedColumn()) as shown:
+        task = shown.add_task(harmless(what), total=None)
 
         def go_on(what: str) -> None:
-            bar.update(task, description=harmless(what))
+            shown.update(task, description=harmless(what))
 
         yield go_on
 
@@ -226,34 +242,23 @@ def progress(modules: int, size: int) -> Iterator[Callable[[str, int], None]]:
         modules: how many there are.
         size: bytes of their weights.
     """
-    console = stderr()
-    if not console.is_terminal:
-        yield lambda module, size: None
-        return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import DownloadColumn, SpinnerColumn, TimeRemainingColumn
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.fields[done]}/{task.fields[modules]} modules"),
-        BarColumn(),
+        words("{task.fields[done]}/{task.fields[modules]} modules"),
+        bar(beside=45),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=size, done=0, modules=modules)
+    with bars(*columns) as shown:
+        task = shown.add_task("", total=size, done=0, modules=modules)
         done = 0
 
         def step(module: str, size: int) -> None:
             nonlocal done
             done += 1
-            bar.update(task, advance=size, done=done)
+            shown.update(task, advance=size, done=done)
 
         yield step
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from . import console
 
@@ -77,9 +77,9 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show reward, validation, speed and time left on a terminal; events anywhere."""
     columns = (
         SpinnerColumn(),
-        TextColumn("step {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        console.words("step {task.completed}/{task.total}"),
+        console.bar(beside=66),
+        console.words("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     with console.bars(*columns) as bar:

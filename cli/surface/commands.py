@@ -104,7 +104,8 @@ class LazyGroup(Group):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = _Loaded(self.table)
+        self._loaded = _Loaded(self.table)
+        self.commands = self._loaded
         self._listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -114,7 +115,7 @@ class LazyGroup(Group):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command; while a shell only wants names, a stand-in with its purpose."""
         if self._listing:
-            return TyperCommand(cmd_name, short_help=self.commands.purpose(cmd_name))
+            return TyperCommand(cmd_name, short_help=self._loaded.purpose(cmd_name))
         return self.commands.get(cmd_name)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:

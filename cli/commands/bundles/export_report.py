@@ -105,13 +105,10 @@ def print_report(
 def _say_next(report: ExportReport | OnnxReport, basis: Basis) -> None:
     """Print the commands that find a vector, and that which learns directions where they are random."""
     bundle = report.output
-    if report.base_placed is None:  # of ONNX alone, which is tuned in its own engine
-        steps = [(("tune", bundle, "--task", "brevity", "-o", "brief.bin"), "find a vector on this machine")]
-    else:
-        steps = [
-            (("tune", bundle, "--task", "brevity", "-o", "brief.bin"), "find a vector here, without PyTorch"),
-            (("train", bundle, "--task", "brevity", "-o", "brief.bin"), "find a better one, with PyTorch"),
-        ]
+    find: tuple[object, ...] = (bundle, "--task", "brevity", "-o", "brief.bin")
+    steps: list[tuple[tuple[object, ...], str]] = [(("tune", *find), "find a vector here, without PyTorch")]
+    if report.base_placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
+        steps.append((("train", *find), "find a better one, with PyTorch"))
         if _projections(basis) == "random":
             learn = ("learn", bundle, "-o", bundle.with_name(f"{bundle.name}-learned"))
             steps.insert(0, (learn, "first, and better: 13 learned directions, with PyTorch"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from ...shared import console
 from ...shared.options import JsonOption
@@ -167,9 +167,9 @@ def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal which behaviour is done, and how far it moves the model."""
     columns = (
         SpinnerColumn(),
-        TextColumn("behaviour {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        console.words("behaviour {task.completed}/{task.total}"),
+        console.bar(beside=66),
+        console.words("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     with console.bars(*columns) as bar:

@@ -38,7 +38,8 @@ def _record(name: str) -> dict[str, Any]:
     from ....tasks import load_task
     from ....tasks.descriptions import DESCRIPTIONS, GSM8K_EXAMPLE
 
-    prompt, answer = GSM8K_EXAMPLE, "36"
+    prompt: str = GSM8K_EXAMPLE
+    answer: str | None = "36"
     if name != "gsm8k":
         (sample,) = load_task(name, train=1, held_out=1).held_out
         prompt, answer = sample.text, sample.answer

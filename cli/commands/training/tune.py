@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from .... import TrainError, __version__
 from ...._system import atomic_write
@@ -247,9 +247,9 @@ def _progress(budget: Budget) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal how much of the budget is spent, and what is known so far."""
     columns = (
         SpinnerColumn(),
-        TextColumn("step {task.fields[step]}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        console.words("step {task.fields[step]}"),
+        console.bar(beside=63),
+        console.words("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
