@@ -116,6 +116,12 @@ class _Root(LazyGroup):
                 traceback.print_exc()
             console.fail(error)
             raise typer.Exit(1) from None
+        except Exception as error:
+            if hasattr(
+                error, "format_message"
+            ):  # a click exception, which typer brings under a name of its own
+                console.wrap_usage_error(error)
+            raise
 
 
 app = typer.Typer(

@@ -70,7 +70,7 @@ def indented(text: str, columns: int, screen: Console | None = None) -> None:
     out = screen or stdout()
     lines = [harmless(text)]
     if out.is_terminal:
-        lines = textwrap.wrap(lines[0], max(out.width - columns, 10), break_on_hyphens=False)
+        lines = _wrapped(lines[0], out.width - columns)
     for line in lines:
         out.print(Text(" " * columns + line), soft_wrap=True)
 
@@ -93,6 +93,13 @@ def warn(text: str) -> None:
 def fail(error: BaseException) -> None:
     """Print an error on stderr, in one line of a pipe."""
     _print_prose(stderr(), Text("error: ", "bold red").append(_one_line(describe(error)), "not bold default"))
+
+
+def wrap_usage_error(error: Any) -> None:
+    """Let a usage error of click's be broken between words where it is shown on a terminal."""
+    if stderr().is_terminal:
+        lines = _wrapped(f"Error: {error.format_message()}", stderr().width)
+        error.format_message = lambda: "\n".join(lines).removeprefix("Error: ")
 
 
 def describe(error: BaseException) -> str:
@@ -332,6 +339,11 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Break a text between words; one that is longer than a line, a path say, is left to the terminal."""
+    return textwrap.wrap(text, max(columns, 10), break_on_hyphens=False, break_long_words=False) or [""]
 
 
 def _print_prose(console: Console, text: Text) -> None:

@@ -34,6 +34,10 @@ class Command(TyperCommand):
         """Return what the usage shows behind the command's name."""
         return pages.usage_pieces(self)
 
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Write the usage alone."""
+        formatter.write(pages.usage(self, ctx))
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page."""
         formatter.write(pages.page(self, ctx))
@@ -41,6 +45,10 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A group of commands, with help in which nothing is cut off."""
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Write the usage alone."""
+        formatter.write(pages.usage(self, ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page."""

@@ -66,6 +66,13 @@ def usage_pieces(command: Any, more: Sequence[str] = ()) -> list[str]:
     return [*options, *map(_argument, arguments), *more]
 
 
+def usage(command: Any, context: Any) -> str:
+    """Return the usage of a command alone, as a usage error shows it."""
+    out = _Page(width(), colour=False)
+    out.usage(context.command_path, command.collect_usage_pieces(context))
+    return out.written()
+
+
 def first_sentence(command: Any) -> str:
     """Return the first paragraph of a command's help, in one line."""
     found = next(_paragraphs(command.help or ""), [])

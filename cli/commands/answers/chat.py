@@ -53,10 +53,10 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "/help": ("", "list these"),
     "/clear": ("", "forget the conversation; the vector stays"),
-    "/vector": ("FILE", "exchange the vector; the conversation stays. Without FILE, say which it is"),
+    "/vector": ("FILE", "exchange the vector; alone, it says which one is active"),
     "/base": ("", "back to the base; the conversation stays"),
-    "/like": ("", "the last answer is as you want it: the vector moves, in some seconds"),
-    "/dislike": ("", "it is not as you want it: the same"),
+    "/like": ("", "the last answer is as wanted: the vector moves, in some seconds"),
+    "/dislike": ("", "the last answer is not as wanted"),
     "/save": ("FILE", "write the vector as it is now"),
     "/quit": ("", "leave, as /exit and the end of input do"),
 }

@@ -337,11 +337,11 @@ def _add_base(bundle: Path, base: Path, sign: Path | None, as_json: bool) -> Non
         }
         console.print_json(facts if signature is None else facts | {"signature": signature})
         return
-    console.say(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
+    console.prose(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
     console.facts(
         [("digest", f"{basis.digest} (unchanged)"), ("bases listed", str(len(basis.base_fingerprints)))]
     )
-    console.say(f"to load it, put the basis beside it: {base.with_name(f'{base.stem}.basis.gguf')}")
+    console.prose(f"to load it, put the basis beside it: {base.with_name(f'{base.stem}.basis.gguf')}")
 
 
 def _refuse_options(ctx: typer.Context, option: str, *, keep: tuple[str, ...]) -> None:

@@ -97,7 +97,7 @@ def print_report(
         ]
     if signature is not None:
         rows.append(("signature", f"{console.counted(signature['files'], 'file')}, under {signature['key']}"))
-    console.say(f"exported {base} to {report.output} in {seconds:.1f} s")
+    console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(rows)
     _say_next(report, basis)
 
@@ -163,7 +163,7 @@ def print_part(report: PartReport, output: Path, seconds: float, as_json: bool) 
             }
         )
         return
-    console.say(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
+    console.prose(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
     console.facts(
         [
             ("modules", f"{len(report.modules)}, from {report.modules[0]} to {report.modules[-1]}"),

@@ -69,6 +69,6 @@ def signed(bundle: Path, key: Path) -> dict[str, Any]:
 
 def say(facts: dict[str, Any]) -> None:
     """Say what was signed."""
-    console.say(
+    console.prose(
         f"signed {console.counted(facts['files'], 'file')} under {facts['key']}: {facts['signature']}"
     )

@@ -84,7 +84,7 @@ def import_users(
     if as_json:
         console.print_json(asdict(done))
         return
-    console.say(
+    console.prose(
         f"imported {console.counted(done.added + done.replaced, 'vector')} "
         f"({done.added} new, {done.replaced} replaced); "
         f"{done.unchanged} were there already, and {done.refused} are older"
@@ -117,7 +117,7 @@ def export_users(
                 count += 1
     finally:
         opened.close()
-    console.say(f"wrote {console.counted(count, 'vector')} to {output}")
+    console.prose(f"wrote {console.counted(count, 'vector')} to {output}")
 
 
 def _frames(source: str, basis: Basis) -> Iterator[tuple[str, bytes]]:

@@ -151,9 +151,9 @@ def fetch(
         console.print_json(facts)
         return
     if told is not None and told["changed"]:
-        console.say(f"took {trust}: root {told['root']}, list {told['list']}")
+        console.prose(f"took {trust}: root {told['root']}, list {told['list']}")
     under = f" under {vector.verified_by}" if vector.verified_by else ""
-    console.say(
+    console.prose(
         f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
         f"{facts.get('tag', 'no')} tag{under}"
     )

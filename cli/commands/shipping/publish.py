@@ -75,8 +75,8 @@ def publish(
         )
         return
     what = "published" if done.changed else "was there already:"
-    console.say(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")
+    console.prose(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")
     if done.fresh_until is not None:
-        console.say(
+        console.prose(
             f"it is said to be the newest until {done.fresh_until}: publish it again before that day is over"
         )

@@ -162,10 +162,10 @@ def evaluate(
     print_drift(away)
     for i in range(min(show, base.n)):
         console.say()
-        console.say(f"prompt: {samples[i].text}")
-        console.say(f"  base   ({base.scores[i]:g}): {base.answers[i].strip()}")
+        console.prose(f"prompt: {samples[i].text}")
+        console.indented(f"base   ({base.scores[i]:g}): {base.answers[i].strip()}", 2)
         if personalized is not None:
-            console.say(f"  vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}")
+            console.indented(f"vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}", 2)
 
 
 def _contest(
@@ -215,11 +215,11 @@ def _report_contest(
     width = max(map(len, names))
     for i in range(min(show, len(samples))):
         console.say()
-        console.say(f"prompt: {samples[i].text}")
+        console.prose(f"prompt: {samples[i].text}")
         for standing in found.standings:
             one = standing.evaluation
-            console.say(
-                f"  {standing.contestant.name:<{width}} ({one.scores[i]:g}): {one.answers[i].strip()}"
+            console.indented(
+                f"{standing.contestant.name:<{width}} ({one.scores[i]:g}): {one.answers[i].strip()}", 2
             )
 
 

@@ -206,7 +206,7 @@ def _report(outcome: Outcome, prompt: PromptSearch | None, as_json: bool) -> Non
         console.print_json(record)
         return
     result_ = outcome.result
-    console.say(
+    console.prose(
         f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes), the vector of step "
         f"{result_.best_step} of {result_.steps}: "
         f"validation {result_.start_score:.3f} -> {result_.best_score:.3f}"

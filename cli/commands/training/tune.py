@@ -231,7 +231,7 @@ def _report(
     if as_json:
         console.print_json({"file": str(output), **record})
         return
-    console.say(
+    console.prose(
         f"wrote {output} ({output.stat().st_size} bytes) after {console.counted(found.steps, 'step')}, "
         f"{found.tokens:,} tokens and {found.seconds:.0f} s: prompts held back "
         f"{found.start_score:.3f} -> {found.score:.3f}"

@@ -166,7 +166,7 @@ def average(
 
 
 def _say(record: dict[str, Any]) -> None:
-    console.say(
+    console.prose(
         f"wrote {record['vector']}: the mean of {console.counted(record['vectors'], 'vector')}, "
         f"{record['bytes']} bytes in "
         f"{record['dtype']}, norm {record['norm']:.4g}, sequence {record['sequence']}, CRC-32"

@@ -175,7 +175,7 @@ def convert(
             }
         )
         return
-    console.say(
+    console.prose(
         f"wrote {output}: {len(written)} bytes, {vectors.summary(made)}, "
         f"{form_name} to {to.value} for basis {basis.id}"
     )
@@ -219,7 +219,7 @@ def _report(
             }
         )
         return
-    console.say(
+    console.prose(
         f"wrote {done.output}: {basis.size} values, norm {vector.norm:.4g}, {source_form} to {to.value} "
         f"for basis {basis.id}"
     )

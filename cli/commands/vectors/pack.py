@@ -106,7 +106,7 @@ def pack(
         console.print_json(record)
         return
     under = f" under {record['key']}" if record["key"] else ""
-    console.say(
+    console.prose(
         f"wrote {output}: {len(data)} bytes, {vectors.summary(made)}, "
         f"sequence {made.sequence}, {f'until {last}, ' if last else ''}{tags.NAMES[signer.kind]}{under}"
     )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from invocation import COMMAND, Cli
+from invocation import Cli, on_a_terminal
 
 from tinylora_edge.cli import app
 from tinylora_edge.cli.shared import shell
@@ -36,28 +33,8 @@ def test_nothing_is_cut_off(cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: 
             assert len(line) <= min(columns, 100) or command or len(line.split()) == 1, (name, line)
 
 
-def _on_a_terminal(environment: dict[str, str], columns: int, *words: str) -> str:
-    main, other = pty.openpty()
-    child = subprocess.Popen(
-        [str(COMMAND), *words], env=environment | {"COLUMNS": str(columns)}, stdout=other, stderr=other
-    )
-    os.close(other)
-    shown = b""
-    while True:
-        try:
-            more = os.read(main, 65536)
-        except OSError:  # EIO: it has ended
-            break
-        if not more:
-            break
-        shown += more
-    child.wait()
-    os.close(main)
-    return shown.decode().replace("\r\n", "\n")
-
-
 def test_a_terminal_has_colours_and_commands_that_fit(environment: dict[str, str]) -> None:
-    text = _on_a_terminal(environment, 60, "run", "--help")
+    text = on_a_terminal(environment, 60, "run", "--help")
     assert "\x1b[1mUsage:\x1b[0m" in text
     plain = _CODE.sub("", text)
     assert all(len(line) <= 60 for line in plain.splitlines())
@@ -69,7 +46,7 @@ def test_a_terminal_has_colours_and_commands_that_fit(environment: dict[str, str
 
 @pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_colours_where_there_are_to_be_none(environment: dict[str, str], more: dict[str, str]) -> None:
-    assert "\x1b" not in _on_a_terminal(environment | more, 80, "--help")
+    assert "\x1b" not in on_a_terminal(environment | more, 80, "--help")
 
 
 def test_usage_errors_in_a_pipe_are_plain(process: Callable[..., Any]) -> None:
@@ -78,6 +55,14 @@ def test_usage_errors_in_a_pipe_are_plain(process: Callable[..., Any]) -> None:
         assert text.startswith("Usage: tinylora-edge")
         assert "\x1b" not in text
         assert not set(text) & set("│╭╰─")
+
+
+def test_usage_errors_on_a_narrow_terminal_are_broken_between_words(environment: dict[str, str]) -> None:
+    for words in (["evl"], ["vector", "new", "x", "-o", "y", "--zeros", "--random", "1"]):
+        lines = on_a_terminal(environment, 40, *words).splitlines()
+        assert lines[0].startswith("Usage: tinylora-edge")
+        assert any(line.startswith("Error: ") for line in lines)
+        assert all(len(line) <= 40 for line in lines if not line.startswith("Try "))
 
 
 def test_a_command_that_was_broken_is_one_command() -> None:
