@@ -80,9 +80,9 @@ def titled(title: str, text: str) -> None:
     _print_prose(stdout(), Text(harmless(title), "bold").append(f": {harmless(text)}", "not bold"))
 
 
-def note(text: str) -> None:
+def note(text: str, style: str = "") -> None:
     """Print sentences on stderr: a line in a pipe, and broken between words on a terminal."""
-    _print_prose(stderr(), Text(_one_line(text)))
+    _print_prose(stderr(), Text(_one_line(text), style))
 
 
 def warn(text: str) -> None:
@@ -206,7 +206,8 @@ def bars(*columns: ProgressColumn) -> Progress:
     from rich.progress import Progress
 
     screen = stderr()
-    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+    quiet = not screen.is_terminal or screen.is_dumb_terminal
+    return Progress(*columns, console=screen, transient=True, disable=quiet)
 
 
 def words(template: str) -> TextColumn:

@@ -22,8 +22,14 @@ def broken(command: str, room: int | None) -> list[str]:
     words = re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", command)
     if room is None or len(command) <= room or " ".join(words) != command:
         return [command]
-    lines = [words[0]]
+    units = [words[0]]
     for word in words[1:]:
+        if units[-1].startswith("-") and " " not in units[-1] and not word.startswith("-"):
+            units[-1] += f" {word}"  # an option, and its value
+        else:
+            units.append(word)
+    lines = [units[0]]
+    for word in units[1:]:
         if len(lines[-1]) + 1 + len(word) + 2 > room:
             lines[-1] += " \\"
             lines.append(f"  {word}")

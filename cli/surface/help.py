@@ -24,7 +24,7 @@ Sections: TypeAlias = Sequence[tuple[str, Rows]]
 _WIDEST = 100  # longer lines are hard to read
 _PIPE = 80
 _LEAST = 20
-_NAMES = 26  # the widest column of names
+_NAMES = 26  # the widest column of names; what is longer has a line of its own
 _BESIDE = 26  # columns that a description needs beside its name
 _EXAMPLES = ("Example:", "Examples:")
 _BOLD, _NAME, _DIM, _PLAIN = "\x1b[1m", "\x1b[36m", "\x1b[2m", "\x1b[0m"
@@ -52,7 +52,7 @@ def page(command: Any, context: Any, sections: Sections = ()) -> str:
             out.text(" ".join(line.strip() for line in paragraph))
     if examples:
         out.examples(examples[0].strip(), shell.joined(examples[1:]))
-    for title, rows in [*_parameters(command, context), *sections]:
+    for title, rows in [*sections, *_parameters(command, context)]:
         out.section(title, rows)
     if command.epilog:
         out.text(command.epilog)
@@ -125,7 +125,7 @@ class _Page:
 
     def section(self, title: str, rows: Rows) -> None:
         block = [self._style(_BOLD, f"{title}:")]
-        names = min(max(len(name) for name, _ in rows), _NAMES)
+        names = max((len(name) for name, _ in rows if len(name) <= _NAMES), default=_NAMES)
         beside = self._columns - names - 4
         stacked = beside < _BESIDE
         for name, text in rows:

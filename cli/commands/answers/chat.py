@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ from .generation import (
     write,
 )
 from .liking import Liking, Said
-from .wrapping import Wrapped
+from .wrapping import Wrapped, columns
 
 if TYPE_CHECKING:
     from ....runtime import TinyLoraLlama, TinyLoraOnnx
@@ -115,7 +114,7 @@ def chat(
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     if interactive:
-        console.note(f"{_state(llm.vector)}. /help lists the commands.")
+        _note(f"{_state(llm.vector)}. /help lists the commands.")
     conversation = Conversation(llm, system, options, stream, threads)
     with closing(conversation):
         for line in _lines(interactive):
@@ -173,14 +172,14 @@ class Conversation:
         if word == "/vector" and rest:
             self._exchange(rest)
         elif word == "/vector":
-            console.note(_state(self._llm.vector))
+            _note(_state(self._llm.vector))
         elif word == "/base":
             self._llm.clear()
             self._begin_anew()
-            console.note(_state(None))
+            _note(_state(None))
         elif word == "/clear":
             self.messages, self._last = list(self._start), None
-            console.note("the conversation is forgotten")
+            _note("the conversation is forgotten")
         elif word in ("/like", "/dislike"):
             self._click(1 if word == "/like" else -1, interactive)
         elif word == "/save":
@@ -197,7 +196,7 @@ class Conversation:
         self.typed = {"vector": file}
         self._llm.swap(vectors.read(file), stream=self._stream)
         self._begin_anew()
-        console.note(f"vector: {_state(self._llm.vector)}")
+        _note(f"vector: {_state(self._llm.vector)}")
 
     def _begin_anew(self) -> None:
         # What the vector before answered says which way to go from it, and not from this one.
@@ -217,12 +216,12 @@ class Conversation:
         except KeyboardInterrupt:
             if not interactive:
                 raise
-            console.note("stopped: nothing was learned")
+            _note("stopped: nothing was learned")
             return
         self._llm.swap(moved)
         self._last = None
         clicks = console.counted(self._liking.count, "click")
-        console.note(f"learned from {clicks}: {vectors.summary(moved)}. /save FILE keeps the vector")
+        _note(f"learned from {clicks}: {vectors.summary(moved)}. /save FILE keeps the vector")
 
     def _save(self, file: str) -> None:
         vector = self._llm.vector
@@ -237,12 +236,12 @@ class Conversation:
         vectors.check_target(file, force=False)
         data = vector.to_bytes(self._llm.basis)
         vectors.write(file, data)
-        console.note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
+        _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 
     def _turn(self, text: str, interactive: bool) -> None:
         asked = [*self.messages, {"role": "user", "content": text}]
         answer = AnswerStream()
-        wrap = Wrapped(write, _columns) if sys.stdout.isatty() else None
+        wrap = Wrapped(write, columns) if sys.stdout.isatty() else None
         with _interrupt_stops(interactive) as stopped:
             chunks = self._llm.create_chat_completion(asked, stream=True, **self._options)
             for piece in awaited(answer.stream(chunks)):
@@ -258,8 +257,8 @@ class Conversation:
         self._last = Said(asked, answer.text, ended, self._options["temperature"]) if answer.text else None
 
 
-def _columns() -> int:
-    return shutil.get_terminal_size().columns
+def _note(text: str) -> None:
+    console.note(text, "dim")  # what is not the model's
 
 
 def _print_help() -> None:

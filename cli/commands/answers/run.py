@@ -37,6 +37,7 @@ from .generation import (
     messages,
     write,
 )
+from .wrapping import Wrapped, columns
 
 
 def run_prompt(
@@ -104,9 +105,12 @@ def run_prompt(
     else:
         chunks = llm.create_chat_completion(messages(system, prompt), stream=True, **options)
     answer = AnswerStream()
+    wrap = Wrapped(write, columns) if sys.stdout.isatty() and not raw_prompt else None
     for piece in awaited(answer.stream(chunks)):
         if not as_json:
-            write(piece)
+            wrap.add(piece) if wrap else write(piece)
+    if wrap:
+        wrap.end()
     seconds = time.perf_counter() - start
     if not as_json:
         write("" if answer.text.endswith("\n") else "\n")

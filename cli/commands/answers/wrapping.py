@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 
 from rich.cells import cell_len
 
 _PARTS = re.compile(r"\n|[^\S\n]+|\S+")
+
+
+def columns() -> int:
+    """Return how wide the terminal is now."""
+    return shutil.get_terminal_size().columns
 
 
 class Wrapped:

@@ -69,5 +69,6 @@ def test_a_command_that_was_broken_is_one_command() -> None:
     command = "tinylora-edge run b --system \"a b c\" --vector v.bin 'what is it?'"
     lines = shell.broken(command, 30)
     assert max(map(len, lines)) <= 30
+    assert "  --vector v.bin \\" in lines  # an option stays with its value
     assert re.sub(r" \\\n +", " ", "\n".join(lines)) == command
     assert shell.broken(command, None) == [command]
