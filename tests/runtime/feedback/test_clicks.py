@@ -70,7 +70,7 @@ def test_clicks_move_the_vector_that_they_start_with(
         clicks.close()
     np.testing.assert_array_equal(moved["zero"], moved["base"])  # a basis without a prior
     assert not np.array_equal(moved["from"], start.values)
-    # Without the start, one click forgets the vector that drew the answer: what it says is a step from the base.
+    # Without the start one click forgets the vector that drew the answer: it is a step from the base.
     clicks = Clicks(llm, n_ctx_seq=64, n_threads=1)
     forgotten = clicks.tell(tmp_path / "forgotten.state", Given(prompt, tokens, start), 1).values
     clicks.close()
