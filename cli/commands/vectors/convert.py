@@ -146,7 +146,9 @@ def convert(
         if dtype is not None:
             raise typer.BadParameter(f"{to.value} carries fp32", param_hint="--dtype")
         basis, found, form_name = _read(source, asked, policy, stream)
-        _report(asked.write(basis, found), basis, found, form_name, to, as_json)
+        with console.working(f"writing {to.value}"):
+            done = asked.write(basis, found)
+        _report(done, basis, found, form_name, to, as_json)
         return
     target = _FORMS[to]
     if dtype is not None and dtype not in target.carries:
