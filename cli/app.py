@@ -11,36 +11,81 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from .. import __version__
 from ..errors import TinyLoraError
-from .commands.answers.chat import chat
-from .commands.answers.run import run_prompt
-from .commands.bundles.export import export
-from .commands.bundles.inspect import inspect
-from .commands.bundles.merge import merge
-from .commands.bundles.models import models
-from .commands.bundles.sign import sign
-from .commands.serving.play import play
-from .commands.serving.serve import serve
-from .commands.serving.store import vectors
-from .commands.shipping.fetch import fetch
-from .commands.shipping.keygen import keygen
-from .commands.shipping.links import links
-from .commands.shipping.publish import publish
-from .commands.training.distill import distill
-from .commands.training.eval import evaluate
-from .commands.training.learn import learn
-from .commands.training.tasks import tasks
-from .commands.training.train import train
-from .commands.training.tune import tune
-from .commands.trust.group import trust
-from .commands.vectors.convert import convert
-from .commands.vectors.group import vector
-from .demo.command import demo
 from .shared import console
-from .shared.advice import AdvisedCommand
+from .surface.commands import Entry, LazyGroup, Section
+from .surface.version import print_version
+
+COMMANDS = (
+    Section(
+        "Start here",
+        (Entry("demo", "demo.command:demo", "Teach a real model with 37 bytes, prove it, take it back."),),
+    ),
+    Section(
+        "Make a bundle, once per model",
+        (
+            Entry("export", "commands.bundles.export:export", "Bake a model's frozen part into a bundle."),
+            Entry("models", "commands.bundles.models:models", "List the models that have short names."),
+            Entry("learn", "commands.training.learn:learn", "Learn which 13 directions are worth a number."),
+            Entry("inspect", "commands.bundles.inspect:inspect", "Show and check a bundle, basis or vector."),
+            Entry("merge", "commands.bundles.merge:merge", "Join the parts of an export into a bundle."),
+            Entry("sign", "commands.bundles.sign:sign", "Sign a bundle, so that devices load no other."),
+        ),
+    ),
+    Section(
+        "Find a vector",
+        (
+            Entry("train", "commands.training.train:train", "Train for a task with GRPO, on a host."),
+            Entry("tune", "commands.training.tune:tune", "Tune for a task on this device, without PyTorch."),
+            Entry("distill", "commands.training.distill:distill", "Turn a prompt into a vector."),
+            Entry(
+                "eval", "commands.training.eval:evaluate", "Measure whether a vector helps, and by how much."
+            ),
+            Entry("tasks", "commands.training.tasks:tasks", "List the built-in tasks, each with an example."),
+        ),
+    ),
+    Section(
+        "Use it",
+        (
+            Entry("run", "commands.answers.run:run_prompt", "Ask once, with or without a vector."),
+            Entry("chat", "commands.answers.chat:chat", "Talk with the model, and change its vector."),
+            Entry("play", "commands.serving.play:play", "Open a page: sliders, two answers side by side."),
+        ),
+    ),
+    Section(
+        "Ship it",
+        (
+            Entry("vector", "commands.vectors.group:vector", "Make, look at, sign, carry, average vectors."),
+            Entry(
+                "convert", "commands.vectors.convert:convert", "Convert a vector to or from other formats."
+            ),
+            Entry(
+                "links", "commands.shipping.links:links", "Show which frame fits which radio, SMS or code."
+            ),
+            Entry(
+                "publish", "commands.shipping.publish:publish", "Put a vector where any web server serves it."
+            ),
+            Entry(
+                "fetch", "commands.shipping.fetch:fetch", "Fetch the newest vector, check it, replace a file."
+            ),
+            Entry("keygen", "commands.shipping.keygen:keygen", "Make a key pair, or a MAC key."),
+            Entry("trust", "commands.trust.group:trust", "Say over years which keys may sign vectors."),
+        ),
+    ),
+    Section(
+        "Serve many users",
+        (
+            Entry(
+                "serve", "commands.serving.serve:serve", "Speak OpenAI's API, with a vector for each user."
+            ),
+            Entry(
+                "vectors", "commands.serving.store:vectors", "Look into a server's store, fill or copy it."
+            ),
+        ),
+    ),
+)
+"""All commands, a line each, by what people want to do: name, where it is, and what it is for."""
 
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
@@ -48,8 +93,10 @@ _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
 _signals: list[int] = []  # that told this process to end
 
 
-class _Root(TyperGroup):
+class _Root(LazyGroup):
     """The root of all commands. It turns every error that a user can cause into one line and an exit code."""
+
+    table = COMMANDS
 
     def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
         """Invoke the command that was named."""
@@ -70,61 +117,43 @@ class _Root(TyperGroup):
                 traceback.print_exc()
             console.fail(error)
             raise typer.Exit(1) from None
+        except Exception as error:
+            if hasattr(
+                error, "format_message"
+            ):  # a click exception, which typer brings under a name of its own
+                console.wrap_usage_error(error)
+            raise
 
 
 app = typer.Typer(
     name="tinylora-edge",
     cls=_Root,
     help="Personalize a frozen language model on a device with a dozen numbers.",
-    epilog="Start with: tinylora-edge demo",
+    epilog="tinylora-edge COMMAND --help explains a command, with examples.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help and usage errors read the same in a pipe
+    rich_markup_mode=None,  # surface/help.py writes the help; typer's boxes cut and cannot be piped
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def _print_version(value: bool) -> None:
     if value:
-        console.say(f"tinylora-edge {__version__}")
+        print_version()
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and the engines'."
+        ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     pass
-
-
-app.command(cls=AdvisedCommand)(demo)
-app.command(cls=AdvisedCommand)(export)
-app.command(cls=AdvisedCommand)(merge)
-app.command(cls=AdvisedCommand)(models)
-app.command(cls=AdvisedCommand)(inspect)
-app.command(cls=AdvisedCommand)(sign)
-app.command("run", cls=AdvisedCommand)(run_prompt)
-app.command(cls=AdvisedCommand)(chat)
-app.command(cls=AdvisedCommand)(learn)
-app.command(cls=AdvisedCommand)(train)
-app.command(cls=AdvisedCommand)(distill)
-app.command(cls=AdvisedCommand)(tune)
-app.command("eval", cls=AdvisedCommand)(evaluate)
-app.command(cls=AdvisedCommand)(convert)
-app.command(cls=AdvisedCommand)(tasks)
-app.command(cls=AdvisedCommand)(serve)
-app.command(cls=AdvisedCommand)(play)
-app.command(cls=AdvisedCommand)(keygen)
-app.command(cls=AdvisedCommand)(links)
-app.command(cls=AdvisedCommand)(publish)
-app.command(cls=AdvisedCommand)(fetch)
-app.add_typer(vector, name="vector")
-app.add_typer(trust, name="trust")
-app.add_typer(vectors, name="vectors")
 
 
 def run() -> None:
@@ -139,9 +168,13 @@ def run() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    except Exception:
+    except Exception as error:
         if _signals:
             sys.exit(128 + _signals[0])
+        if isinstance(error, OSError):  # before any command: the shell's own files cannot be written
+            setattr(error, console.ADVICE, "--show-completion prints the script, to be put where it can be")
+            console.fail(error)
+            sys.exit(1)
         raise
 
 

@@ -1,17 +1,15 @@
-"""Options that do what an error asks for: the library says it in Python's words, this adds the options."""
+"""Advice beside an error: options that do what it asks for in Python's words, and names that were meant."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import typer
-from typer.core import TyperCommand
-
 from ...errors import TinyLoraError, VectorError
 from . import console
+from .nearest import guess
 
 
 @dataclass(frozen=True)
@@ -66,43 +64,29 @@ _ADVICE = (
 )
 
 
-def advise(error: TinyLoraError, context: Any) -> None:
-    """Add to an error the options that do what its message asks for; `console.describe` says them.
+def advise(error: TinyLoraError | OSError, context: Any, typed: Mapping[str, Any] | None = None) -> None:
+    """Add to an error what helps: options that do what it asks for, and the name that was probably meant.
 
-    They are those of the command that ran into the error. Where it lacks one, a command is named that has
-    it. Nothing is added twice.
+    The options are those of the command that ran into the error. Where it lacks one, a command is named that
+    has it. Nothing is added twice. `console.describe` says what was added.
 
     Args:
         error: what was raised. It is changed.
         context: the click context of the command, which is at hand only while the command runs.
+        typed: what was typed, by the parameters' names. None: the command's own parameters.
     """
+    if hasattr(error, console.ADVICE):
+        return
     has = {option for parameter in context.command.params for option in parameter.opts}
-    wanted = [each for each in _ADVICE if each.answers(error)]
+    wanted = [each for each in _ADVICE if isinstance(error, TinyLoraError) and each.answers(error)]
     said = [f"{each.option} {each.value}" for each in wanted if each.option in has]
     said += [
         console.command(*each.elsewhere, *filter(None, (each.option, each.value)))
         for each in wanted
         if each.option not in has and each.elsewhere
     ]
-    if said and not hasattr(error, console.ADVICE):
-        setattr(error, console.ADVICE, f"on the command line: {', '.join(said)}")
-
-
-class AdvisedCommand(TyperCommand):
-    """A command that adds to its errors the options that help."""
-
-    def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
-        """Invoke the command."""
-        try:
-            return super().invoke(ctx)
-        except TinyLoraError as error:
-            advise(error, ctx)
-            raise
-
-
-def group(purpose: str, commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
-    """Return a group of commands, by their names, with advice and with help that reads the same in a pipe."""
-    made = typer.Typer(help=purpose, no_args_is_help=True, rich_markup_mode=None)
-    for name, command in commands.items():
-        made.command(name, cls=AdvisedCommand)(command)
-    return made
+    advice = [f"on the command line: {', '.join(said)}"] if said else []
+    if meant := guess(error, context.params if typed is None else typed):
+        advice.append(f"did you mean {meant}?")
+    if advice:
+        setattr(error, console.ADVICE, "; ".join(advice))

@@ -9,31 +9,28 @@ import io
 import json
 import os
 import re
-import shlex
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
 from ...errors import TinyLoraError, TinyLoraWarning
+from . import shell
+
+if TYPE_CHECKING:
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.table import Table
 
 ADVICE = "command_line_advice"
 """Name of the attribute of an error that holds what `advice.advise` added to it."""
 
+_NARROW = 60  # columns below which labels may be broken
+_SHORTEST, _LONGEST = 4, 40  # columns of a bar
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -57,30 +54,63 @@ def say(text: str = "") -> None:
     stdout().print(Text(harmless(text)), soft_wrap=True)
 
 
-def note(text: str) -> None:
-    """Print a line on stderr, as it is."""
-    stderr().print(Text(_one_line(text)), soft_wrap=True)
+def prose(text: str) -> None:
+    """Print sentences on stdout: a line in a pipe, and broken between words on a terminal."""
+    indented(text, 0)
+
+
+def indented(text: str, columns: int, screen: Console | None = None) -> None:
+    """Print sentences, indented: a line in a pipe, and broken between words on a terminal.
+
+    Args:
+        text: the sentences.
+        columns: of the indent.
+        screen: where; None for stdout.
+    """
+    out = screen or stdout()
+    lines = [harmless(text)]
+    if out.is_terminal:
+        lines = _wrapped(lines[0], out.width - columns)
+    for line in lines:
+        out.print(Text(" " * columns + line), soft_wrap=True)
+
+
+def titled(title: str, text: str) -> None:
+    """Print a title, and a sentence behind it."""
+    _print_prose(stdout(), Text(harmless(title), "bold").append(f": {harmless(text)}", "not bold"))
+
+
+def note(text: str, style: str = "") -> None:
+    """Print sentences on stderr: a line in a pipe, and broken between words on a terminal."""
+    _print_prose(stderr(), Text(_one_line(text), style))
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    stderr().print(Text("warning: ", "yellow").append(_one_line(text), ""), soft_wrap=True)
+    _print_prose(stderr(), Text("warning: ", "yellow").append(_one_line(text), ""))
 
 
 def fail(error: BaseException) -> None:
-    """Print an error on stderr, in one line."""
-    stderr().print(
-        Text("error: ", "bold red").append(_one_line(describe(error)), "not bold default"), soft_wrap=True
-    )
+    """Print an error on stderr, in one line of a pipe."""
+    _print_prose(stderr(), Text("error: ", "bold red").append(_one_line(describe(error)), "not bold default"))
+
+
+def wrap_usage_error(error: Any) -> None:
+    """Let a usage error of click's be broken between words where it is shown on a terminal."""
+    if stderr().is_terminal:
+        lines = _wrapped(f"Error: {error.format_message()}", stderr().width)
+        error.format_message = lambda: "\n".join(lines).removeprefix("Error: ")
 
 
 def describe(error: BaseException) -> str:
     """Return what an error says, for a reader who did not write the program."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        return f"{where}{error.strerror}"
+        said = f"{where}{error.strerror}"
+    else:
+        said = str(error) or type(error).__name__
     advice = getattr(error, ADVICE, "")
-    return (str(error) or type(error).__name__) + (f"; {advice}" if advice else "")
+    return f"{said}; {advice}" if advice else said
 
 
 def print_json(value: Any) -> None:
@@ -90,10 +120,12 @@ def print_json(value: Any) -> None:
 
 def facts(rows: Sequence[tuple[str, str]], title: str = "") -> None:
     """Print labelled facts as a table on stdout."""
+    from rich.table import Table
+
     table = Table(
         title=title or None, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
     )
-    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style="dim", overflow="fold", no_wrap=width() >= _NARROW)
     table.add_column(overflow="fold")
     for label, value in rows:
         table.add_row(Text(harmless(label)), Text(harmless(value)))
@@ -109,19 +141,59 @@ def print_table(table: Table) -> None:
         print(line.rstrip(), file=console.file)
 
 
+def width() -> int:
+    """Return the columns of stdout: those of the terminal, or those that a pipe is given."""
+    return stdout().width
+
+
+def fits(table: Table) -> bool:
+    """Tell whether a table fits stdout with no cell broken."""
+    from rich.measure import Measurement
+
+    screen = stdout()
+    return Measurement.get(screen, screen.options.update(width=10_000), table).maximum <= screen.width
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 prompt`, `1,024 prompts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def harmless(text: str) -> str:
     """Return a text whose control characters are escaped: what files say must not command a terminal."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
-def command(*words: object) -> str:
-    """Return a command of ours as it is typed in a shell."""
-    return shlex.join(["tinylora-edge", *map(str, words)])
+command = shell.command
+"""Return a command of ours as it is typed in a shell."""
 
 
 def next_command(*words: object) -> None:
     """Print the command to type next."""
-    say(f"next: {command(*words)}")
+    text = f"next: {command(*words)}"
+    if len(text) <= width() or not stdout().is_terminal:
+        say(text)
+    else:
+        say("next:")
+        _say_command(command(*words))
+
+
+def next_commands(steps: Sequence[tuple[Sequence[object], str]]) -> None:
+    """Print commands to choose the next from, each with what it does, side by side where there is room."""
+    typed = [command(*words) for words, _ in steps]
+    longest = max(map(len, typed))
+    say("next:")
+    for text, (_, purpose) in zip(typed, steps, strict=True):
+        if longest + len(purpose) + 6 <= width():
+            say(f"  {text:<{longest}}  # {purpose}")
+        else:
+            indented(f"# {purpose}", 2)
+            _say_command(text)
+
+
+def _say_command(text: str) -> None:
+    for line in shell.broken(text, width() - 2 if stdout().is_terminal else None):
+        say(f"  {line}")
 
 
 def megabytes(size: int) -> str:
@@ -131,8 +203,43 @@ def megabytes(size: int) -> str:
 
 def bars(*columns: ProgressColumn) -> Progress:
     """Return progress bars that go when they are done; in a pipe, nothing."""
+    from rich.progress import Progress
+
     screen = stderr()
-    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+    quiet = not screen.is_terminal or screen.is_dumb_terminal
+    return Progress(*columns, console=screen, transient=True, disable=quiet)
+
+
+def words(template: str) -> TextColumn:
+    """Return a column of progress bars with text, which a narrow terminal breaks between words."""
+    from rich.progress import TextColumn
+    from rich.table import Column
+
+    return TextColumn(template, markup=False, table_column=Column(no_wrap=False, overflow="fold"))
+
+
+def bar(beside: int) -> BarColumn:
+    """Return the bar of progress bars, as long as the terminal has room for beside the other columns."""
+    from rich.progress import BarColumn
+
+    return BarColumn(bar_width=max(_SHORTEST, min(_LONGEST, stderr().width - beside)))
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done, and for how long, where nothing says how much is left.
+
+    Gives what says the next thing; it may be called after the end, and does nothing then.
+    """
+    from rich.progress import SpinnerColumn, TimeElapsedColumn
+
+    with bars(SpinnerColumn(), words("{task.description}"), TimeElapsedColumn()) as shown:
+        task = shown.add_task(harmless(what), total=None)
+
+        def go_on(what: str) -> None:
+            shown.update(task, description=harmless(what))
+
+        yield go_on
 
 
 @contextmanager
@@ -143,25 +250,23 @@ def progress(modules: int, size: int) -> Iterator[Callable[[str, int], None]]:
         modules: how many there are.
         size: bytes of their weights.
     """
-    console = stderr()
-    if not console.is_terminal:
-        yield lambda module, size: None
-        return
+    from rich.progress import DownloadColumn, SpinnerColumn, TimeRemainingColumn
+
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.fields[done]}/{task.fields[modules]} modules"),
-        BarColumn(),
+        words("{task.fields[done]}/{task.fields[modules]} modules"),
+        bar(beside=45),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=size, done=0, modules=modules)
+    with bars(*columns) as shown:
+        task = shown.add_task("", total=size, done=0, modules=modules)
         done = 0
 
         def step(module: str, size: int) -> None:
             nonlocal done
             done += 1
-            bar.update(task, advance=size, done=done)
+            shown.update(task, advance=size, done=done)
 
         yield step
 
@@ -235,6 +340,15 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Break a text between words; one that is longer than a line, a path say, is left to the terminal."""
+    return textwrap.wrap(text, max(columns, 10), break_on_hyphens=False, break_long_words=False) or [""]
+
+
+def _print_prose(console: Console, text: Text) -> None:
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _one_line(text: str) -> str:

@@ -7,14 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from . import console
 
@@ -66,18 +59,17 @@ def gigabytes(size: int) -> str:
 @contextmanager
 def _progress(size: int) -> Iterator[Callable[[str, int, int], None]]:
     """Show how far a download is. In a pipe, and where there is nothing to download, nothing."""
-    screen = console.stderr()
-    if not size or not screen.is_terminal:
+    if not size:
         yield lambda name, done, total: None
         return
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        console.words("{task.description}"),
+        console.bar(beside=80),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen, transient=True) as bar:
+    with console.bars(*columns) as bar:
         task = bar.add_task("downloading", total=size)
 
         def step(name: str, done: int, total: int) -> None:

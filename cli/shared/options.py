@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from . import completion
+
 
 class Dtype(StrEnum):
     """Types that values travel in."""
@@ -55,7 +57,12 @@ EngineOption = Annotated[
 ]
 TaskOption = Annotated[
     str,
-    typer.Option("--task", metavar="TASK", help="A built-in task (tinylora-edge tasks), or a JSONL file."),
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="A built-in task (tinylora-edge tasks), or a JSONL file.",
+        autocompletion=completion.tasks,
+    ),
 ]
 RewardOption = Annotated[
     str | None,
@@ -75,13 +82,23 @@ AnchorOption = Annotated[
     ),
 ]
 
+CHECKS = "Which vectors are accepted"
+"""Section of the help that the options about keys and policies stand in."""
+
 KeysOption = Annotated[
     list[Path] | None,
-    typer.Option("--key", metavar="FILE", help="A trusted Ed25519 public key, in PEM. May be repeated."),
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        help="A trusted Ed25519 public key, in PEM. May be repeated.",
+        rich_help_panel=CHECKS,
+    ),
 ]
 TrustOption = Annotated[
     Path | None,
-    typer.Option("--trust", metavar="FILE", help="A trust file, whose list of keys is trusted."),
+    typer.Option(
+        "--trust", metavar="FILE", help="A trust file, whose list of keys is trusted.", rich_help_panel=CHECKS
+    ),
 ]
 BundleKeysOption = Annotated[
     list[Path] | None,
@@ -89,25 +106,39 @@ BundleKeysOption = Annotated[
         "--bundle-key",
         metavar="FILE",
         help="An Ed25519 public key that has to have signed the bundle. May be repeated: any of them.",
+        rich_help_panel=CHECKS,
     ),
 ]
 MacsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--mac", metavar="KEY", help="A trusted MAC key: a file, or hexadecimal digits. May be repeated."
+        "--mac",
+        metavar="KEY",
+        help="A trusted MAC key: a file, or hexadecimal digits. May be repeated.",
+        rich_help_panel=CHECKS,
     ),
 ]
 MaxNormOption = Annotated[
-    float, typer.Option(metavar="NORM", min=0, help="Largest norm of the values that is accepted.")
+    float,
+    typer.Option(
+        metavar="NORM", min=0, help="Largest norm of the values that is accepted.", rich_help_panel=CHECKS
+    ),
 ]
 RequireOption = Annotated[
     Require | None,
-    typer.Option("--require", help="The least that the tag has to be. [default: what the keys imply]"),
+    typer.Option(
+        "--require",
+        help="The least that the tag has to be. [default: what the keys imply]",
+        rich_help_panel=CHECKS,
+    ),
 ]
 StateOption = Annotated[
     Path | None,
     typer.Option(
-        "--state", metavar="FILE", help="Keep the sequence here, and refuse a lower one ever after."
+        "--state",
+        metavar="FILE",
+        help="Keep the sequence here, and refuse a lower one ever after.",
+        rich_help_panel=CHECKS,
     ),
 ]
 MarkStreamOption = Annotated[
@@ -116,6 +147,7 @@ MarkStreamOption = Annotated[
         "--stream",
         metavar="NAME",
         help="Which stream of vectors it belongs to: in another one it is refused. [default: default]",
+        rich_help_panel=CHECKS,
     ),
 ]
 VersionsOption = Annotated[
@@ -124,6 +156,7 @@ VersionsOption = Annotated[
         "--versions",
         metavar="LIST",
         help="Versions of frames that are accepted: 2,3 are of one stream, 3 has a last day. [default: all]",
+        rich_help_panel=CHECKS,
     ),
 ]
 TodayOption = Annotated[
@@ -132,6 +165,7 @@ TodayOption = Annotated[
         "--today",
         metavar="DATE",
         help="The day in UTC, as 2026-12-31; none without a clock. [default: the system's clock]",
+        rich_help_panel=CHECKS,
     ),
 ]
 PublishedStreamOption = Annotated[

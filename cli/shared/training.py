@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from . import console
 
@@ -46,7 +46,10 @@ def compared(found: PairedFigures) -> list[tuple[str, str]]:
     """Return the figures of a paired comparison, labelled, for reading."""
     return [
         ("difference", f"{found.difference:+.3f} +- {found.standard_error:.3f}, paired"),
-        ("test", f"{found.gained} prompts gained, {found.lost} lost: McNemar p = {found.p:.2g}"),
+        (
+            "test",
+            f"{console.counted(found.gained, 'prompt')} gained, {found.lost} lost: McNemar p = {found.p:.2g}",
+        ),
     ]
 
 
@@ -74,18 +77,21 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show reward, validation, speed and time left on a terminal; events anywhere."""
     columns = (
         SpinnerColumn(),
-        TextColumn("step {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        console.words("step {task.completed}/{task.total}"),
+        console.bar(beside=66),
+        console.words("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     with console.bars(*columns) as bar:
-        task = bar.add_task("", total=steps, figures="loading")
-        validation = float("nan")
+        task = bar.add_task("", total=steps, figures="loading, and scoring the start")
+        known: dict[str, str] = {}
 
         def show(metrics: dict[str, Any]) -> None:
-            nonlocal validation
-            validation = metrics.get("validation", validation)
+            for key, name in (("reward", "reward"), ("validation", "held back")):
+                if key in metrics:
+                    known[key] = f"{name} {metrics[key]:.2f}"
+            if metrics.get("event") == "start":
+                bar.update(task, figures=f"{known.get('validation', '')}  drawing the first answers")
             if metrics.get("event") == "back-off":
                 console.warn(
                     f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
@@ -95,8 +101,10 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
                 warn_of_drift(metrics["why"])
             if "event" in metrics:
                 return
-            figures = f"reward {metrics.get('reward', float('nan')):.2f}  held back {validation:.2f}"
-            if "draw_s" in metrics and "tokens" in metrics:  # TRL reports no seconds
+            figures = "  ".join(known[key] for key in ("reward", "validation") if key in known)
+            if metrics["step"] >= steps:
+                figures += "  measuring on held-out prompts"
+            elif "draw_s" in metrics and "tokens" in metrics:  # TRL reports no seconds
                 seconds = metrics["draw_s"] + metrics.get("learn_s", 0.0)
                 figures += f"  {metrics['tokens'] / max(seconds, 1e-9):.0f} tokens/s"
             bar.update(task, completed=metrics["step"], figures=figures)

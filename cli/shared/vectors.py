@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ... import Basis, Bundle, FrameError, load_basis
+from ... import Basis, Bundle, FrameError, MicroVector, load_basis
 from ..._system import atomic_write, check_path
 from ...formats.gguf import GGUFFile, MalformedGGUFError
 from ...maxima import VECTOR_FILE_BYTES
@@ -197,6 +197,17 @@ def header(data: bytes) -> dict[str, Any]:
         "count": found[-1],
         **({"count_or": found[0]} if unsure else {}),
     }
+
+
+def summary(vector: MicroVector) -> str:
+    """Return what a vector is, in a few words: `13 fp32 values, norm 0.31`."""
+    values = console.counted(vector.values.size, f"{vector.dtype} value")
+    return f"{values}, norm {vector.norm:.4g}"
+
+
+def shape(values: int, groups: int, u: int) -> str:
+    """Return how many values a basis takes, and why: `13 values: 13 groups x u 1`."""
+    return f"{console.counted(values, 'value')}: {console.counted(groups, 'group')} x u {u}"
 
 
 def sizes(size: int) -> dict[str, dict[str, int]]:

@@ -27,13 +27,27 @@ class Clicks:
         llm: a loaded llama.cpp model, whose `close` closes this. Its own vector is left alone.
         n_ctx_seq: tokens of the longest prompt with its answer.
         n_threads: cores to use; by default all that this process may use.
+        start: a vector that all users begin with, trained say: clicks move it, and what they say is how far
+            from it. A state is of one start, which it does not name. None: they begin with the base, and
+            the basis's prior says what people want.
 
     Raises:
         TinyLoraError: llama.cpp cannot make the context.
     """
 
-    def __init__(self, llm: Weights, *, n_ctx_seq: int, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        llm: Weights,
+        *,
+        n_ctx_seq: int,
+        n_threads: int | None = None,
+        start: MicroVector | None = None,
+    ) -> None:
         self._basis = llm.basis
+        self._start = (
+            np.zeros(llm.basis.size) if start is None else start.values.astype(np.float64).reshape(-1)
+        )
+        self._prior = llm.basis.prior if start is None else None  # it is about vectors, not about steps
         self._lock = threading.Lock()
         self._batch = Batch(llm, n_ctx_seq=n_ctx_seq, sequences=2, n_threads=n_threads)
 
@@ -53,7 +67,8 @@ class Clicks:
             raise TrainError(f"a click is +1 or -1, not {reward!r}")
         with self._lock:
             state, (scores, ratios) = self._scored(path, [given])
-            state.posterior.like(scores[0], ratios[0], given.at(self._basis.size), int(reward))
+            at = given.at(self._basis.size) - self._start
+            state.posterior.like(scores[0], ratios[0], at, int(reward))
             return self._keep(path, state)
 
     def prefer(self, path: str | PathLike[str], better: Given, worse: Given) -> MicroVector:
@@ -71,7 +86,7 @@ class Clicks:
             raise TrainError("only two answers to one prompt under one vector can be compared")
         with self._lock:
             state, (scores, ratios) = self._scored(path, [better, worse])
-            at = better.at(self._basis.size)
+            at = better.at(self._basis.size) - self._start
             state.posterior.prefer(scores[0], scores[1], (ratios[0], ratios[1]), at)
             return self._keep(path, state)
 
@@ -83,17 +98,18 @@ class Clicks:
     def _scored(
         self, path: str | PathLike[str], given: list[Given]
     ) -> tuple[FeedbackState, tuple[NDArray[np.float64], list[float]]]:
-        size, prior = self._basis.size, self._basis.prior
+        size, prior = self._basis.size, self._prior
         if not all(each.tokens for each in given):
             raise TrainError("an answer without a token says nothing about a vector")
         state = read(path, self._basis.digest, size, prior) or FeedbackState(0, Posterior(size, prior=prior))
         tokens = [list(each.tokens) for each in given]
         at = given[0].at(size)
         temperature = given[0].temperature or 1.0  # a greedy answer is taken for a draw
-        return state, score(self._batch, state, list(given[0].prompt), tokens, at, temperature)
+        prompt = list(given[0].prompt)
+        return state, score(self._batch, state, prompt, tokens, at, temperature, self._start)
 
     def _keep(self, path: str | PathLike[str], state: FeedbackState) -> MicroVector:
         state.clicks += 1
         write(path, state, self._basis.digest)
-        values = state.posterior.vector().astype(np.float32).reshape(self._basis.groups, -1)
-        return MicroVector(values)
+        values = (self._start + state.posterior.vector()).astype(np.float32)
+        return MicroVector(values.reshape(self._basis.groups, -1))

@@ -26,6 +26,7 @@ def score(
     answers: Sequence[Sequence[int]],
     at: NDArray[np.float64],
     temperature: float,
+    origin: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], list[float]]:
     """Return answers' scores where they were drawn, float64 [answers, n], and their log-ratios.
 
@@ -38,6 +39,7 @@ def score(
         answers: token ids of each answer to it.
         at: float64 [n], the vector that they were drawn with.
         temperature: that they were drawn at, above 0.
+        origin: float64 [n], the vector that the log-ratios are over; None for the base.
 
     Raises:
         TrainError: the model's logits are not finite near the vector.
@@ -48,7 +50,8 @@ def score(
         (found,) = batch.score([prompt], [answers], temperature=temperature)
         return np.array([row.sum(dtype=np.float64) for row in found])
 
-    ratios = total(at) - total(np.zeros_like(at)) if at.any() else np.zeros(len(answers))
+    origin = np.zeros_like(at) if origin is None else origin
+    ratios = total(at) - total(origin) if (at != origin).any() else np.zeros(len(answers))
     steps = state.step * np.eye(len(at))
     changes = np.array([total(at + step) - total(at - step) for step in steps]).T / 2
     if not (np.isfinite(changes).all() and np.isfinite(ratios).all()):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +80,30 @@ def contents(directory: Path) -> dict[str, bytes]:
         else:
             found[name] = path.read_bytes()
     return found
+
+
+def on_a_terminal(environment: dict[str, str], columns: int, *words: object) -> str:
+    """Run the installed console script on a terminal of that width; return all that it shows."""
+    main, other = pty.openpty()
+    child = subprocess.Popen(
+        [str(COMMAND), *map(str, words)],
+        env=environment | {"COLUMNS": str(columns)},
+        stdout=other,
+        stderr=other,
+    )
+    os.close(other)
+    shown = b""
+    while True:
+        try:
+            more = os.read(main, 65536)
+        except OSError:  # EIO: it has ended
+            break
+        if not more:
+            break
+        shown += more
+    child.wait()
+    os.close(main)
+    return shown.decode().replace("\r\n", "\n")
 
 
 def in_process() -> Cli:

@@ -73,7 +73,7 @@ def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pa
     cli("inspect", path, "--basis", smollm2_bundle / "basis.gguf").refused(*parts)
     cli("run", smollm2_bundle, "Hello", "--vector", path).refused(*parts)
     cli("chat", smollm2_bundle, "--vector", path, stdin=b"Hello\n").refused(*parts)
-    cli("chat", smollm2_bundle, "--threads", 1, stdin=f"/swap {path}\nHello\n".encode()).refused(*parts)
+    cli("chat", smollm2_bundle, "--threads", 1, stdin=f"/vector {path}\nHello\n".encode()).refused(*parts)
 
 
 @pytest.mark.parametrize(

@@ -4,33 +4,74 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import shlex
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from invocation import Cli
 
 import tinylora_edge
+from tinylora_edge.cli import app
 from tinylora_edge.errors import MissingExtraError
 
-COMMANDS = [
-    *("demo", "export", "models", "inspect", "run", "chat", "convert", "keygen", "links", "publish", "fetch"),
-    *(f"vector {name}" for name in ("new", "inspect", "pack", "verify", "text", "qr")),
-]
+
+def _commands() -> list[str]:
+    """Every command of the table, those of groups with the group's name."""
+    found = []
+    for section in app.COMMANDS:
+        for entry in section.entries:
+            made = entry.load()
+            within = getattr(made, "commands", None)
+            found += [entry.name] if within is None else [f"{entry.name} {name}" for name in within]
+    return found
 
 
-def test_version(cli: Cli) -> None:
-    assert cli("--version").done() == f"tinylora-edge {tinylora_edge.__version__}\n"
+COMMANDS = _commands()
 
 
-def test_help_lists_the_commands(cli: Cli) -> None:
-    text = cli("--help").done()
-    for command in {command.split()[0] for command in COMMANDS}:
-        assert any(line.split()[:1] == [command] for line in text.splitlines())
+def test_version_says_the_engines_without_importing_them(cli: Cli, environment: dict[str, str]) -> None:
+    lines = cli("--version").done().splitlines()
+    assert lines[0] == f"tinylora-edge {tinylora_edge.__version__}"
+    said = dict(line.split(maxsplit=1) for line in lines[1:])
+    assert said["llama-cpp-python"] == metadata.version("llama-cpp-python")
+    assert said["onnxruntime"] == metadata.version("onnxruntime")
+    assert said["Python"].startswith(platform.python_version())
+    code = (
+        "import sys; from tinylora_edge.cli.surface.version import print_version; print_version(); "
+        "print([m for m in ('llama_cpp', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout.endswith(b"[]\n")
+
+
+def test_version_says_how_an_engine_is_installed(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    text = cli("--version").done()
+    assert 'llama-cpp-python   not installed: pip install "tinylora-edge[llama]"' in text
+    assert 'onnxruntime        not installed: pip install "tinylora-edge[onnx]"' in text
+
+
+def test_help_lists_the_commands_in_groups(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = cli("--help").done().splitlines()
+    for section in app.COMMANDS:
+        at = lines.index(f"{section.title}:")
+        for entry in section.entries:
+            at += 1
+            assert lines[at].split() == [entry.name, *entry.purpose.split()]  # a line each, at 80 columns
+
+
+def test_a_command_that_was_mistyped_is_named(cli: Cli) -> None:
+    cli("inspct", "x").misused("'inspect'")
+    cli("vector", "verfy").misused("'verify'")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -39,14 +80,18 @@ def test_every_help_has_an_example_that_parses(cli: Cli, command: str, tmp_path:
     (begin,) = [number for number, line in enumerate(lines) if line in ("  Example:", "  Examples:")]
     end = lines.index("", begin)
     assert end > begin + 1
+    own = 0
     for example in lines[begin + 1 : end]:
         program, *words = shlex.split(example, comments=True)
-        assert program == "tinylora-edge"
-        assert words[: len(command.split())] == command.split()
+        if program != "tinylora-edge":
+            continue  # what a client sends
+        if words[: len(command.split())] == command.split():
+            own += 1
         # --help at the end is eager only once everything before it has been parsed as far as it goes: an
         # unknown option, or one without its value, is an error.
         assert cli(*words, "--help").code == 0
         assert cli(*words, "--no-such-option").code == 2
+    assert own
 
 
 @pytest.mark.parametrize(

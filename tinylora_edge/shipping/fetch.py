@@ -217,9 +217,9 @@ def download(
         if attempt == attempts or time.monotonic() + wait >= end:
             break
         time.sleep(wait)
+    tried = f"{attempts} attempt{'' if attempts == 1 else 's'}"
     raise TransferError(
-        f"{address} could not be fetched within {deadline:g} s and {attempts} attempts; number {attempt}: "
-        f"{why}"
+        f"{address} could not be fetched within {deadline:g} s and {tried}; number {attempt}: {why}"
     )
 
 

@@ -65,8 +65,17 @@ class AnswerStream:
                 raise
             raise console.CommandError(
                 f"the prompt does not fit: {str(error)[:1].lower()}{str(error)[1:]}. "
-                "Shorten it (in a chat: /reset), or pass a larger --n-ctx"
+                "Shorten it (in a chat: /clear), or pass a larger --n-ctx"
             ) from error
+
+
+def awaited(pieces: Iterator[str]) -> Iterator[str]:
+    """Give the pieces of an answer; while the first is awaited, the terminal says why nothing comes."""
+    with console.working("reading the prompt"):
+        first = next(pieces, None)
+    if first is not None:
+        yield first
+        yield from pieces
 
 
 def load(
@@ -85,9 +94,22 @@ def load(
         TinyLoraError: those of `runtime.load`.
         OSError: a file cannot be read.
     """
+    data = vectors.read(vector) if vector is not None else None
+    with console.working("loading the model"):
+        return _load(bundle, data, n_ctx, threads, chosen, policy, stream)
+
+
+def _load(
+    bundle: Path,
+    data: bytes | None,
+    n_ctx: int,
+    threads: int | None,
+    chosen: EngineName | None,
+    policy: Policy,
+    stream: str,
+) -> TinyLoraLlama | TinyLoraOnnx:
     from .... import runtime
 
-    data = vectors.read(vector) if vector is not None else None
     engine = runtime.engine_of(bundle, chosen.value if chosen else None)
     options: dict[str, Any] = {"n_ctx": n_ctx, "policy": policy, "stream": stream}
     if threads is not None:

@@ -32,10 +32,12 @@ from .generation import (
     SystemOption,
     TemperatureOption,
     ThreadsOption,
+    awaited,
     load,
     messages,
     write,
 )
+from .wrapping import Wrapped, columns
 
 
 def run_prompt(
@@ -103,9 +105,12 @@ def run_prompt(
     else:
         chunks = llm.create_chat_completion(messages(system, prompt), stream=True, **options)
     answer = AnswerStream()
-    for piece in answer.stream(chunks):
+    wrap = Wrapped(write, columns) if sys.stdout.isatty() and not raw_prompt else None
+    for piece in awaited(answer.stream(chunks)):
         if not as_json:
-            write(piece)
+            wrap.add(piece) if wrap else write(piece)
+    if wrap:
+        wrap.end()
     seconds = time.perf_counter() - start
     if not as_json:
         write("" if answer.text.endswith("\n") else "\n")

@@ -12,7 +12,7 @@ import typer
 from .... import Bundle
 from ....formats.onnx_graph import DEFAULT, REQUIRED
 from ....formats.signatures import read_signature
-from ...shared import console, downloads, keyfiles
+from ...shared import completion, console, downloads, keyfiles
 from ...shared.options import JsonOption
 from . import export_report
 from .sign import signed
@@ -88,6 +88,7 @@ def export(
             metavar="MODEL",
             help="A GGUF file, a Hugging Face directory, a name (tinylora-edge models), or org/name on the "
             "hub. With --add-base: the bundle.",
+            autocompletion=completion.models,
         ),
     ],
     output: Annotated[
@@ -321,7 +322,8 @@ def _add_base(bundle: Path, base: Path, sign: Path | None, as_json: bool) -> Non
 
     found = Bundle.find(bundle)
     before = found.basis.base_fingerprints
-    basis, worst = add_base(bundle, base)
+    with console.working(f"comparing the weights of {base} with the factors"):
+        basis, worst = add_base(bundle, base)
     signature = None if sign is None else signed(bundle, sign)
     if signature is None and basis.base_fingerprints != before and read_signature(found) is not None:
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
@@ -335,11 +337,11 @@ def _add_base(bundle: Path, base: Path, sign: Path | None, as_json: bool) -> Non
         }
         console.print_json(facts if signature is None else facts | {"signature": signature})
         return
-    console.say(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
+    console.prose(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
     console.facts(
         [("digest", f"{basis.digest} (unchanged)"), ("bases listed", str(len(basis.base_fingerprints)))]
     )
-    console.say(f"to load it, put the basis beside it: {base.with_name(f'{base.stem}.basis.gguf')}")
+    console.prose(f"to load it, put the basis beside it: {base.with_name(f'{base.stem}.basis.gguf')}")
 
 
 def _refuse_options(ctx: typer.Context, option: str, *, keep: tuple[str, ...]) -> None:

@@ -67,9 +67,15 @@ def print_report(
     rows = [
         ("digest", basis.digest),
         ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
-        ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
+        (
+            "vector",
+            f"{vectors.shape(basis.size, basis.groups, basis.u)}, tying {basis.scheme}",
+        ),
         ("projections", _DESCRIBED[_projections(basis)]),
-        ("on the wire", f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed"),
+        (
+            "on the wire",
+            f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed",
+        ),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
     ]
     rows += downloads.sources(provenance)
@@ -83,14 +89,30 @@ def print_report(
         precision = f"{onnx['precision']}, " if onnx["precision"] else ""
         rows += [
             ("onnx/model.onnx", f"{precision}{console.megabytes(onnx['bytes'])}, from {onnx['graph']}"),
-            ("side path", f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}"),
+            (
+                "side path",
+                f"{onnx['nodes_added']} nodes beside {onnx['nodes']}, input {onnx['input']}",
+            ),
             ("distance to graph", f"{onnx['agreement']:.2e} (worst module)"),
         ]
     if signature is not None:
-        rows.append(("signature", f"{signature['files']} files, under {signature['key']}"))
-    console.say(f"exported {base} to {report.output} in {seconds:.1f} s")
+        rows.append(("signature", f"{console.counted(signature['files'], 'file')}, under {signature['key']}"))
+    console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(rows)
-    console.next_command("vector", "new", report.output, "-o", "vector.bin", "--random", "0.2")
+    _say_next(report, basis)
+
+
+def _say_next(report: ExportReport | OnnxReport, basis: Basis) -> None:
+    """Print the commands that find a vector, and that which learns directions where they are random."""
+    bundle = report.output
+    find: tuple[object, ...] = (bundle, "--task", "brevity", "-o", "brief.bin")
+    steps: list[tuple[tuple[object, ...], str]] = [(("tune", *find), "find a vector here, without PyTorch")]
+    if report.base_placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
+        steps.append((("train", *find), "find a better one, with PyTorch"))
+        if _projections(basis) == "random":
+            learn = ("learn", bundle, "-o", bundle.with_name(f"{bundle.name}-learned"))
+            steps.insert(0, (learn, "first, and better: 13 learned directions, with PyTorch"))
+    console.next_commands(steps)
 
 
 def _projections(basis: Basis) -> str:
@@ -141,7 +163,7 @@ def print_part(report: PartReport, output: Path, seconds: float, as_json: bool) 
             }
         )
         return
-    console.say(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
+    console.prose(f"exported part {index} of {count} to {report.output} in {seconds:.1f} s")
     console.facts(
         [
             ("modules", f"{len(report.modules)}, from {report.modules[0]} to {report.modules[-1]}"),

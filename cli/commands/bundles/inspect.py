@@ -54,28 +54,34 @@ def inspect(
 
 
 def _inspect_model(path: Path, keys: list[Ed25519Verifier], as_json: bool) -> None:
-    if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
-        if keys:
-            raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
-        basis = load_basis(path)
-        record = {"kind": "basis", "path": str(path)} | _basis_facts(basis, path)
-    else:
-        bundle = Bundle.find(path)
-        signature = _check_signature(bundle, keys)
-        basis = bundle.basis
-        record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
-        record["base"] = {
-            "path": str(bundle.base),
-            "bytes": _size(bundle.base),
-            "fingerprint": bundle.check_base(),
-        }
-        record["manifest"] = bundle.manifest
-        record["signature"] = signature
-        _check_manifest(bundle)
+    with console.working(f"checking {path}"):
+        record = _checked(path, keys)
     if as_json:
         console.print_json(record)
         return
     console.facts(_model_rows(record))
+
+
+def _checked(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
+    """Return what a basis or a bundle is, once it is known to be sound."""
+    if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
+        if keys:
+            raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
+        basis = load_basis(path)
+        return {"kind": "basis", "path": str(path)} | _basis_facts(basis, path)
+    bundle = Bundle.find(path)
+    signature = _check_signature(bundle, keys)
+    basis = bundle.basis
+    record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
+    record["base"] = {
+        "path": str(bundle.base),
+        "bytes": _size(bundle.base),
+        "fingerprint": bundle.check_base(),
+    }
+    record["manifest"] = bundle.manifest
+    record["signature"] = signature
+    _check_manifest(bundle)
+    return record
 
 
 def _check_signature(bundle: Bundle, keys: list[Ed25519Verifier]) -> dict[str, Any] | None:
@@ -135,7 +141,7 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("modules", f"{record['modules']} ({', '.join(record['kinds'])})"),
         ("factors", f"rank {record['rank']}, {record['factorization']}, {record['factor_dtype']}"),
         ("projection", f"{record['projection']}, {origin}"),
-        ("vector", f"{record['values']} values: {record['groups']} groups x u {record['u']}"),
+        ("vector", vectors.shape(record["values"], record["groups"], record["u"])),
         ("axes", ", ".join(record["axes"]) or "without names"),
         ("prior", "mean and covariance" if record["prior"] else "none"),
         ("tying", f"{record['tying']}, {spread} modules a group"),
@@ -148,7 +154,9 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         if (signature := record["signature"]) is not None:
             by = ", ".join(signature["keys"])
             state = (
-                f"{signature['files']} files verified" if signature["verified"] else "not checked: --key FILE"
+                f"{console.counted(signature['files'], 'file')} verified"
+                if signature["verified"]
+                else "not checked: --key FILE"
             )
             rows.append(("signature", f"by {by} ({state})"))
         exported = manifest.get("base")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ...shared import console
 from ...shared.options import JsonOption
 from .export_report import print_report
 
@@ -38,5 +39,12 @@ def merge(
     from ....exporters import merge as join
 
     start = time.perf_counter()
-    report = join(parts, output, base=base)
-    print_report(f"{len(parts)} parts", report, report.provenance, time.perf_counter() - start, as_json)
+    with console.working(f"joining {console.counted(len(parts), 'part')}"):
+        report = join(parts, output, base=base)
+    print_report(
+        console.counted(len(parts), "part"),
+        report,
+        report.provenance,
+        time.perf_counter() - start,
+        as_json,
+    )

@@ -18,7 +18,7 @@ from ...shared.options import JsonOption
 if TYPE_CHECKING:
     from ....exporters.hub import CatalogModel, Hub
 
-_WIDTH = 48  # of the quantizations: the table fits a terminal of 100 columns
+_WIDTH = 48  # of the quantizations in a table
 _GLUE = "\0"  # in the place of a space where no line is to be broken
 
 
@@ -41,12 +41,16 @@ def models(
     if as_json:
         console.print_json(records)
         return
+    rows = [_row(record) for record in records]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("name", "parameters", "--quant, the default first", "licence"):
-        table.add_column(title, overflow="fold", no_wrap=title != "licence")
-    for record in records:
-        table.add_row(*map(Text, _row(record)))
-    console.print_table(table)
+        table.add_column(title, no_wrap=True)
+    for name, parameters, sizes, licence in rows:
+        table.add_row(*map(Text, (name, parameters, _wrapped(sizes, _WIDTH), licence)))
+    if console.fits(table):
+        console.print_table(table)
+    else:
+        _say_by_model(rows)
     console.say()
     if any(record["cached"] for record in records):
         console.say("* in the cache")
@@ -54,8 +58,24 @@ def models(
         own = str(user_file())
     except ExportError as error:
         own = f"none, since {error}"
-    console.say(f"your own: {own}; any org/name on the hub, or local path, works as well")
+    console.prose(f"your own: {own}; any org/name on the hub, or local path, works as well")
     console.next_command("export", "qwen2.5-0.5b")
+
+
+def _say_by_model(rows: list[tuple[str, str, list[str], str]]) -> None:
+    """Print a model below the other, for a terminal that is too narrow for columns."""
+    console.prose("name, parameters, licence; below, --quant, the default first")
+    for name, parameters, sizes, licence in rows:
+        console.say()
+        console.prose(f"{name}  {parameters}  {licence}")
+        for line in _wrapped(sizes, console.width() - 2).splitlines():
+            console.say(f"  {line}")
+
+
+def _wrapped(sizes: list[str], columns: int) -> str:
+    """Return sizes in lines, each size whole."""
+    text = ", ".join(size.replace(" ", _GLUE) for size in sizes)
+    return textwrap.fill(text, columns, break_on_hyphens=False).replace(_GLUE, " ")
 
 
 def _hub() -> Hub | None:
@@ -84,18 +104,18 @@ def _record(model: CatalogModel, hub: Hub | None) -> dict[str, Any]:
     }
 
 
-def _row(record: dict[str, Any]) -> tuple[str, str, str, str]:
+def _row(record: dict[str, Any]) -> tuple[str, str, list[str], str]:
     quants, default, cached = record["quants"], record["default"], record["cached"] or []
     ordered = [default, *(quant for quant in (*quants, *cached) if quant != default)]
     sizes = []
     for quant in dict.fromkeys(ordered):
         size = f" {downloads.gigabytes(quants[quant])}" if quant in quants else ""
-        sizes.append(f"{quant}{size}{'*' if quant in cached else ''}".replace(" ", _GLUE))
+        sizes.append(f"{quant}{size}{'*' if quant in cached else ''}")
     gated = " (weights gated)" if record["gated"] else ""
     return (
         record["name"],
         _parameters(record["parameters"]),
-        textwrap.fill(", ".join(sizes), _WIDTH, break_on_hyphens=False).replace(_GLUE, " "),
+        sizes,
         f"{record['license'] or 'not stated'}{gated}",
     )
 

@@ -50,7 +50,8 @@ def signed(bundle: Path, key: Path) -> dict[str, Any]:
     """
     signer = keyfiles.signer(key)
     try:
-        path = sign_bundle(bundle, signer)
+        with console.working(f"hashing the files of {bundle}"):
+            path = sign_bundle(bundle, signer)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -68,4 +69,6 @@ def signed(bundle: Path, key: Path) -> dict[str, Any]:
 
 def say(facts: dict[str, Any]) -> None:
     """Say what was signed."""
-    console.say(f"signed {facts['files']} files under {facts['key']}: {facts['signature']}")
+    console.prose(
+        f"signed {console.counted(facts['files'], 'file')} under {facts['key']}: {facts['signature']}"
+    )

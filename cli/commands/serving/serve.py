@@ -99,24 +99,25 @@ def serve(
         raise missing_web(error) from None
     check_exposure(host, has_keys=api_keys is not None, has_page=page)
     visitor = Visitor() if page else None
-    made = app(
-        bundle,
-        store=store,
-        name=name,
-        keys=keyfiles.verifiers(keys, macs),
-        require=require and require.value,
-        max_norm=max_norm,
-        state=state,
-        api_keys=None if api_keys is None else ApiKeys.read(api_keys),
-        limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens, seconds=max_seconds),
-        states=feedback,
-        signer=None if sign is None else keyfiles.signer(sign),
-        visitor=visitor,
-        contexts=contexts,
-        slots=slots,
-        n_ctx=n_ctx,
-        n_threads=threads,
-    )
+    with console.working("loading the model"):
+        made = app(
+            bundle,
+            store=store,
+            name=name,
+            keys=keyfiles.verifiers(keys, macs),
+            require=require and require.value,
+            max_norm=max_norm,
+            state=state,
+            api_keys=None if api_keys is None else ApiKeys.read(api_keys),
+            limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens, seconds=max_seconds),
+            states=feedback,
+            signer=None if sign is None else keyfiles.signer(sign),
+            visitor=visitor,
+            contexts=contexts,
+            slots=slots,
+            n_ctx=n_ctx,
+            n_threads=threads,
+        )
     model = made.state.service.name
 
     def ready(url: str) -> None:

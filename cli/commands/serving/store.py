@@ -16,8 +16,8 @@ from ....basis import Basis
 from ....serve.store import PublishedStore, SqliteStore, Store, read_lines, write_lines
 from ...shared import console
 from ...shared import vectors as files
-from ...shared.advice import group
 from ...shared.options import BasisArgument, ForceOption, JsonOption, OutputOption
+from ...surface.commands import group
 
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="An SQLite file, or a published layout (DIR, URL).")
@@ -84,8 +84,9 @@ def import_users(
     if as_json:
         console.print_json(asdict(done))
         return
-    console.say(
-        f"imported {done.added + done.replaced} vectors ({done.added} new, {done.replaced} replaced); "
+    console.prose(
+        f"imported {console.counted(done.added + done.replaced, 'vector')} "
+        f"({done.added} new, {done.replaced} replaced); "
         f"{done.unchanged} were there already, and {done.refused} are older"
     )
 
@@ -116,7 +117,7 @@ def export_users(
                 count += 1
     finally:
         opened.close()
-    console.say(f"wrote {count} vectors to {output}")
+    console.prose(f"wrote {console.counted(count, 'vector')} to {output}")
 
 
 def _frames(source: str, basis: Basis) -> Iterator[tuple[str, bytes]]:

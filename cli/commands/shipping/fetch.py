@@ -106,11 +106,12 @@ def fetch(
     end = time.monotonic() + deadline
     line: dict[str, Any] = {"attempts": attempts, "allow_private": allow_private}
     told: dict[str, Any] | None = None
-    if trust is not None:
-        told = _fetch_trust(trust, url, deadline=deadline, **line)
-        deadline = max(end - time.monotonic(), 0.0)
-    present, etag = _remembered(output, basis, url, stream)
-    got = fetch_frame(url, basis, stream, etag=etag, deadline=deadline, **line)
+    with console.working(f"asking {url}"):
+        if trust is not None:
+            told = _fetch_trust(trust, url, deadline=deadline, **line)
+            deadline = max(end - time.monotonic(), 0.0)
+        present, etag = _remembered(output, basis, url, stream)
+        got = fetch_frame(url, basis, stream, etag=etag, deadline=deadline, **line)
     data = present if got.data is None else got.data
     assert data is not None
     bound = keyfiles.stream_of(stream)
@@ -150,9 +151,9 @@ def fetch(
         console.print_json(facts)
         return
     if told is not None and told["changed"]:
-        console.say(f"took {trust}: root {told['root']}, list {told['list']}")
+        console.prose(f"took {trust}: root {told['root']}, list {told['list']}")
     under = f" under {vector.verified_by}" if vector.verified_by else ""
-    console.say(
+    console.prose(
         f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
         f"{facts.get('tag', 'no')} tag{under}"
     )

@@ -52,8 +52,8 @@ def keygen(
             | ({} if mac else {"public_key": str(public)})
         )
         return
-    console.say(f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key_id}; keep it secret")
+    console.prose(f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key_id}; keep it secret")
     if not mac:
-        console.say(f"wrote {public}: its public key, for the devices")
+        console.prose(f"wrote {public}: its public key, for the devices")
     option = "--mac" if mac else "--sign"
     console.next_command("vector", "pack", "vector.bin", "BUNDLE", "-o", "signed.bin", option, output)

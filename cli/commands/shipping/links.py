@@ -13,6 +13,7 @@ from ...shared import console, vectors
 from ...shared.options import JsonOption
 
 _MAX_VALUES = 100_000
+_NO = "-"
 
 
 def links(
@@ -45,14 +46,53 @@ def links(
             }
         )
         return
+    everything = list(sizes.items())
+    whole = _table(values, everything)
+    dtypes = list(dict.fromkeys(dtype for dtype, _ in sizes))
+    parts = [[frame for frame in everything if frame[0][0] == dtype] for dtype in dtypes]
+    if console.fits(whole):
+        console.print_table(whole)
+    elif all(console.fits(_table(values, part)) for part in parts):
+        for number, part in enumerate(parts):
+            if number:
+                console.say()
+            console.print_table(_table(values, part))
+    else:
+        _say_by_carrier(values, sizes, dtypes)
+
+
+def _table(values: int, frames: list[tuple[tuple[str, int], int]]) -> Table:
+    """Return the table of some frames, a column each."""
     table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column(f"{values} values; times in ms", no_wrap=True)
+    table.add_column(f"{console.counted(values, 'value')}; times in ms", no_wrap=True)
     table.add_column("bytes", justify="right")
-    for (dtype, kind), size in sizes.items():
+    for (dtype, kind), size in frames:
         table.add_column(f"{dtype}\n{tags.NAMES[kind]}\n{size}", justify="right", no_wrap=True)
     for carrier in carriers.CARRIERS:
-        table.add_row(carrier.name, str(carrier.payload), *(_cell(carrier, size) for size in sizes.values()))
-    console.print_table(table)
+        cells = (_cell(carrier, size) for _, size in frames)
+        table.add_row(carrier.name, str(carrier.payload), *cells)
+    return table
+
+
+def _say_by_carrier(values: int, sizes: dict[tuple[str, int], int], dtypes: list[str]) -> None:
+    """Print what fits carrier by carrier, for a terminal that is too narrow for a table of them."""
+    kinds = list(dict.fromkeys(kind for _, kind in sizes))
+    console.prose(f"{console.counted(values, 'value')}; times in ms")
+    for carrier in carriers.CARRIERS:
+        console.say()
+        console.prose(f"{carrier.name}: {carrier.payload} bytes")
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column(min_width=6)
+        for kind in kinds:
+            table.add_column(tags.NAMES[kind], justify="right", min_width=7)
+        rows = [(dtype, [_cell(carrier, sizes[dtype, kind]) for kind in kinds]) for dtype in dtypes]
+        for dtype, cells in rows:
+            if set(cells) != {_NO}:
+                table.add_row(f"  {dtype}", *cells)
+        if table.row_count:
+            console.print_table(table)
+        else:
+            console.say("  too small for any frame")
 
 
 def _count(what: str) -> int:
@@ -65,7 +105,7 @@ def _count(what: str) -> int:
 
 def _cell(carrier: carriers.Carrier, size: int) -> str:
     if size > carrier.payload:
-        return "-"
+        return _NO
     milliseconds = carriers.carrier_airtime(carrier, size)
     return "fits" if milliseconds is None else f"{milliseconds:,.0f}"
 

@@ -52,7 +52,8 @@ def publish(
     signer = keyfiles.signer(sign) if sign is not None else keyfiles.mac(mac) if mac is not None else None
     basis = vectors.find_basis(bundle)
     data = vectors.read(source)
-    done = publish_frame(data, basis, to, stream=stream, signer=signer, fresh_days=fresh_days)
+    with console.working(f"publishing to {to}"):
+        done = publish_frame(data, basis, to, stream=stream, signer=signer, fresh_days=fresh_days)
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:
         console.warn(
@@ -74,8 +75,8 @@ def publish(
         )
         return
     what = "published" if done.changed else "was there already:"
-    console.say(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")
+    console.prose(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")
     if done.fresh_until is not None:
-        console.say(
+        console.prose(
             f"it is said to be the newest until {done.fresh_until}: publish it again before that day is over"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import SpinnerColumn
 
 from .... import MicroVector
 from ....documents import read_json
@@ -171,9 +171,9 @@ def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal how far a search or a contest is; in a pipe, nothing."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[at]}"),
+        console.words("{task.description}"),
+        console.bar(beside=50),
+        console.words("{task.fields[at]}"),
     )
     with console.bars(*columns) as bar:
         task = bar.add_task("", total=1, at="")

@@ -148,7 +148,9 @@ def _on_host(
     from ....train.learned.distillation import distill as distill_prompt
 
     settings = DistillSettings(**options)
-    found = distill_prompt(bundle, behaviour, *sides, settings=settings, weights=weights, workers=threads)
+    asked = console.counted(len(sides[0]), "question")
+    with console.working(f"asking the prompted model {asked}, then {settings.steps} steps"):
+        found = distill_prompt(bundle, behaviour, *sides, settings=settings, weights=weights, workers=threads)
     return found.vector, found.replacement, {"seconds": round(found.seconds, 1)}
 
 
@@ -237,7 +239,10 @@ def _drift(bundle: Path, vector: MicroVector, threads: int | None) -> Drift | No
     from .... import runtime
 
     options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
-    with closing(runtime.load(bundle, engine="llama", n_ctx=64, **options)) as llm:
+    with (
+        console.working("measuring the drift on general prompts"),
+        closing(runtime.load(bundle, engine="llama", n_ctx=64, **options)) as llm,
+    ):
         return drift_beside(llm, vector, **options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from ....runtime.drift import Drift
     from ....runtime.evaluation import Evaluation
     from ....tasks import Sample, Task
+
+_DRIFT = "measuring the drift on general prompts"
 
 
 def evaluate(
@@ -114,28 +116,38 @@ def evaluate(
     samples = loaded.held_out[:number]
     if wishes:
         options = {"temperature": temperature, "seed": seed}
-        with _loaded(bundle, engine) as llm:
+        with ExitStack() as stack:
+            with console.working("loading the model"):
+                llm = stack.enter_context(_loaded(bundle, engine))
             checked = None if data is None else policy.check(data, llm.basis, stream=stream)
             named = None
             if checked is not None and data is not None and vector is not None:
                 named = vector_contestant(checked, data, vector)
             found, searched = _contest(llm, loaded, samples, wishes, named, options)
-            away = measure_drift(llm, checked, seed=seed) if drift else None
+            away = None
+            if drift:
+                with console.working(_DRIFT):
+                    away = measure_drift(llm, checked, seed=seed)
         facts = {"task": loaded.name, "split": split, "temperature": temperature}
         _report_contest(facts, samples, found, searched, away, show=show, as_json=as_json)
         return
     with (
+        console.working("loading the model") as now,
         _loaded(bundle, engine) as llm,
         llm._population(samples, loaded.max_tokens, sequences=32, n_threads=None) as batch,
     ):
         checked = None if data is None else policy.check(data, llm.basis, stream=stream)
 
-        def run(chosen: Any) -> Evaluation:
+        def run(chosen: Any, who: str) -> Evaluation:
+            now(f"{who} answers {console.counted(len(samples), 'prompt')}")
             return measure(batch, loaded, chosen, samples=samples, temperature=temperature, seed=seed)
 
-        base = run(None)
-        personalized = None if checked is None else run(checked)
-        away = measure_drift(llm, checked, seed=seed) if drift else None
+        base = run(None, "the base")
+        personalized = None if checked is None else run(checked, "the vector")
+        away = None
+        if drift:
+            now(_DRIFT)
+            away = measure_drift(llm, checked, seed=seed)
     comparison = None if personalized is None else compare(base, personalized)
     if as_json:
         record: dict[str, Any] = {"task": loaded.name, "split": split, "temperature": temperature}
@@ -150,10 +162,10 @@ def evaluate(
     print_drift(away)
     for i in range(min(show, base.n)):
         console.say()
-        console.say(f"prompt: {samples[i].text}")
-        console.say(f"  base   ({base.scores[i]:g}): {base.answers[i].strip()}")
+        console.prose(f"prompt: {samples[i].text}")
+        console.indented(f"base   ({base.scores[i]:g}): {base.answers[i].strip()}", 2)
         if personalized is not None:
-            console.say(f"  vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}")
+            console.indented(f"vector ({personalized.scores[i]:g}): {personalized.answers[i].strip()}", 2)
 
 
 def _contest(
@@ -203,11 +215,11 @@ def _report_contest(
     width = max(map(len, names))
     for i in range(min(show, len(samples))):
         console.say()
-        console.say(f"prompt: {samples[i].text}")
+        console.prose(f"prompt: {samples[i].text}")
         for standing in found.standings:
             one = standing.evaluation
-            console.say(
-                f"  {standing.contestant.name:<{width}} ({one.scores[i]:g}): {one.answers[i].strip()}"
+            console.indented(
+                f"{standing.contestant.name:<{width}} ({one.scores[i]:g}): {one.answers[i].strip()}", 2
             )
 
 

@@ -33,7 +33,7 @@ def print_drift(drift: Drift | None) -> None:
     nats = f"{drift.kl:.3f} +- {drift.standard_error:.3f} nats a token"
     console.facts(
         [
-            ("drift", f"{nats} from the base on {drift.prompts} general prompts"),
+            ("drift", f"{nats} from the base on {console.counted(drift.prompts, 'general prompt')}"),
             ("repeating", f"{_new(drift.repeating)} repeat themselves, where the base's did not"),
             ("wrong", f"{_new(drift.wrong)} are wrong, where the base's were right"),
         ]
@@ -48,4 +48,4 @@ def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:
 
 
 def _new(faults: Faults) -> str:
-    return f"{faults.new} of {faults.judged - faults.base} answers"
+    return f"{faults.new} of {console.counted(faults.judged - faults.base, 'answer')}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from ...shared import console
 from ...shared.options import JsonOption
@@ -124,7 +124,10 @@ def learn(
     mean = sum(divergence for _, divergence, _ in learned.behaviours) / max(len(learned.behaviours), 1)
     facts_shown = [
         ("bundle", f"{output}, basis {basis.id}"),
-        ("learned from", f"{len(learned.behaviours)} behaviours in {learned.seconds:.0f} s"),
+        (
+            "learned from",
+            f"{console.counted(len(learned.behaviours), 'behaviour')} in {learned.seconds:.0f} s",
+        ),
         ("prompts", f"move the model by {mean:.2f} nats a token, mean"),
         ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
     ]
@@ -164,9 +167,9 @@ def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal which behaviour is done, and how far it moves the model."""
     columns = (
         SpinnerColumn(),
-        TextColumn("behaviour {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        console.words("behaviour {task.completed}/{task.total}"),
+        console.bar(beside=66),
+        console.words("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     with console.bars(*columns) as bar:

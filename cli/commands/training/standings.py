@@ -32,17 +32,19 @@ def print_standings(found: Contest, vector: str | None, searched: PromptSearch |
     console.say()
     console.print_table(_costs(found))
     if any(standing.cost.first_token_s is not None for standing in found.standings):
-        console.say("Times are this machine's, medians of single requests, by turns. again: right")
-        console.say("after another request, whose beginning the engine has not forgotten.")
+        console.prose(
+            "Times are this machine's, medians of single requests, by turns. again: right after another "
+            "request, whose beginning the engine has not forgotten."
+        )
     for standing in found.standings:
         each = standing.contestant
         found_here = searched is not None and each.preamble == searched.best.preamble
         alone = each.vector is None and each.lora is None and standing is not found.standings[0]
         if alone and (each.preamble or found_here):
             console.say()
-            console.say(f"{each.name}: {training.prompt_text(each.preamble)}")
+            console.prose(f"{each.name}: {training.prompt_text(each.preamble)}")
             if searched is not None and found_here:
-                console.say(describe(searched))
+                console.prose(describe(searched))
 
 
 def print_prompt(search: PromptSearch, duel: Duel) -> None:
@@ -144,9 +146,10 @@ def _costs(found: Contest) -> Table:
 def _table(title: str, heads: Sequence[str], padding: int = 2) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, padding, 0, 0))
     table.add_column("", overflow="fold", ratio=1)
+    narrow = console.width() < _WIDTH
     for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    table.width = _WIDTH
+        table.add_column(head, justify="right", overflow="fold", no_wrap=not narrow)
+    table.width = min(_WIDTH, console.width())
     return table
 
 

@@ -226,7 +226,7 @@ def _report(
         console.print_json(record)
         return
     result_ = outcome.result
-    console.say(
+    console.prose(
         f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes), the vector of step "
         f"{result_.best_step} of {result_.steps}: "
         f"validation {result_.start_score:.3f} -> {result_.best_score:.3f}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from .... import TrainError, __version__
 from ...._system import atomic_write
@@ -104,9 +104,10 @@ def tune(
     first = None if start is None else vectors.read(str(start))
     curve: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        llm = stack.enter_context(
-            closing(runtime.load(bundle, first, engine=chosen, policy=policy, **options))
-        )
+        with console.working("loading the model"):
+            llm = stack.enter_context(
+                closing(runtime.load(bundle, first, engine=chosen, policy=policy, **options))
+            )
         show = stack.enter_context(_progress(amount))
 
         def report(figures: dict[str, Any]) -> None:
@@ -133,9 +134,13 @@ def tune(
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)
         vector = replace(found.vector, dtype=dtype.value, sequence=sequence)
-        figures = _measure(llm, loaded, vector, sequences, threads) if evaluate else None
+        figures = None
+        if evaluate:
+            show({"doing": "measuring on held-out prompts"})
+            figures = _measure(llm, loaded, vector, sequences, threads)
         away = None
         if evaluate and drift:
+            show({"doing": "measuring the drift on general prompts"})
             away = drift_beside(llm, vector, sequences=sequences, n_threads=threads)
     record = _record(loaded, vector.values.reshape(-1).tolist(), found, figures)
     if away is not None:
@@ -221,16 +226,15 @@ def _report(
     from ....runtime.evaluation import compare
 
     if not found.improved:
-        console.warn(
-            f"nothing did better than the start on the {found.held_back} prompts held back: {output} is the "
-            "start"
-        )
+        on = console.counted(found.held_back, "prompt")
+        console.warn(f"nothing did better than the start on the {on} held back: {output} is the start")
     if as_json:
         console.print_json({"file": str(output), **record})
         return
-    console.say(
-        f"wrote {output} ({output.stat().st_size} bytes) after {found.steps} steps, {found.tokens:,} tokens "
-        f"and {found.seconds:.0f} s: prompts held back {found.start_score:.3f} -> {found.score:.3f}"
+    console.prose(
+        f"wrote {output} ({output.stat().st_size} bytes) after {console.counted(found.steps, 'step')}, "
+        f"{found.tokens:,} tokens and {found.seconds:.0f} s: prompts held back "
+        f"{found.start_score:.3f} -> {found.score:.3f}"
     )
     if figures is not None:
         base, tuned = figures
@@ -243,24 +247,27 @@ def _progress(budget: Budget) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal how much of the budget is spent, and what is known so far."""
     columns = (
         SpinnerColumn(),
-        TextColumn("step {task.fields[step]}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        console.words("step {task.fields[step]}"),
+        console.bar(beside=63),
+        console.words("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
     with console.bars(*columns) as bar:
-        task = bar.add_task("", total=1.0, step=0, figures="loading")
-        check = float("nan")
+        task = bar.add_task("", total=1.0, step=0, figures="scoring the start")
+        known: dict[str, str] = {}
 
         def show(figures: dict[str, Any]) -> None:
-            nonlocal check
-            if figures.get("event") in ("restart", "end"):
+            if "doing" in figures:
+                bar.update(task, completed=1.0, figures=figures["doing"])
+            if "doing" in figures or figures.get("event") in ("restart", "end"):
                 return
-            check = figures.get("check", check)
+            for key, name in (("reward", "reward"), ("check", "held back")):
+                if key in figures:
+                    known[key] = f"{name} {figures[key]:.2f}"
             spent = max(figures[key] / limit for key, limit in limits.items())
-            text = f"reward {figures.get('reward', float('nan')):.2f}  held back {check:.2f}  "
-            text += f"{figures['tokens'] / max(figures['seconds'], 1e-9):.0f} tokens/s"
+            speed = f"{figures['tokens'] / max(figures['seconds'], 1e-9):.0f} tokens/s"
+            text = "  ".join([*(known[key] for key in ("reward", "check") if key in known), speed])
             bar.update(task, completed=min(spent, 1.0), step=figures.get("step", 0), figures=text)
 
         yield show

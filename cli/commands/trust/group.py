@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...shared.advice import group
+from ...surface.commands import group
 from .keys import add, revoke
 from .roots import init, rotate, sign
 from .show import accept, publish, show

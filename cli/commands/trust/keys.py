@@ -52,7 +52,7 @@ def add(
     if as_json:
         console.print_json(owner.facts(path, made))
         return
-    console.say(f"wrote {path}: list {made.keys.version} has {listed.id}: {owner.described(listed)}")
+    console.prose(f"wrote {path}: list {made.keys.version} has {listed.id}: {owner.described(listed)}")
 
 
 def revoke(
@@ -79,4 +79,4 @@ def revoke(
     if as_json:
         console.print_json(owner.facts(path, made))
         return
-    console.say(f"wrote {path}: list {made.keys.version} has {name} revoked; publish it: trust publish")
+    console.prose(f"wrote {path}: list {made.keys.version} has {name} revoked; publish it: trust publish")

@@ -46,7 +46,7 @@ def init(
     if as_json:
         console.print_json(owner.facts(path, made))
         return
-    console.say(f"wrote {path}: root 1 of {len(made.root.keys)} keys, {threshold} of which sign")
+    console.prose(f"wrote {path}: root 1 of {len(made.root.keys)} keys, {threshold} of which sign")
     console.next_command("trust", "add", path, "fleet.key.pub", "--root", roots[0])
 
 
@@ -84,7 +84,7 @@ def rotate(
     if as_json:
         console.print_json(owner.facts(path, made))
         return
-    console.say(f"wrote {path}: root {made.root.version} of {len(keys)} keys, {threshold} of which sign")
+    console.prose(f"wrote {path}: root {made.root.version} of {len(keys)} keys, {threshold} of which sign")
 
 
 def sign(path: FileArgument, roots: RootsOption, as_json: JsonOption = False) -> None:
@@ -99,4 +99,4 @@ def sign(path: FileArgument, roots: RootsOption, as_json: JsonOption = False) ->
     if as_json:
         console.print_json(owner.facts(path, made))
         return
-    console.say(f"signed {path}: root {made.root.version}, list {made.keys.version}")
+    console.prose(f"signed {path}: root {made.root.version}, list {made.keys.version}")

@@ -62,7 +62,7 @@ def publish(
         )
         return
     what = "published" if changed else "was there already:"
-    console.say(
+    console.prose(
         f"{what} {to.rstrip('/')}/{layout.TRUST}, root {trust.root.version}, list {trust.keys.version}"
     )
 
@@ -89,4 +89,4 @@ def accept(
         console.print_json(owner.facts(path, file.trust) | {"changed": changed})
         return
     what = "took" if changed else "nothing new:"
-    console.say(f"{what} root {file.trust.root.version}, list {file.trust.keys.version}: {path}")
+    console.prose(f"{what} root {file.trust.root.version}, list {file.trust.keys.version}: {path}")

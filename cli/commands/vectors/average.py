@@ -166,8 +166,9 @@ def average(
 
 
 def _say(record: dict[str, Any]) -> None:
-    console.say(
-        f"wrote {record['vector']}: the mean of {record['vectors']} vectors, {record['bytes']} bytes in "
+    console.prose(
+        f"wrote {record['vector']}: the mean of {console.counted(record['vectors'], 'vector')}, "
+        f"{record['bytes']} bytes in "
         f"{record['dtype']}, norm {record['norm']:.4g}, sequence {record['sequence']}, CRC-32"
     )
     if record["noise"] is None:

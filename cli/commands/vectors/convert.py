@@ -146,7 +146,9 @@ def convert(
         if dtype is not None:
             raise typer.BadParameter(f"{to.value} carries fp32", param_hint="--dtype")
         basis, found, form_name = _read(source, asked, policy, stream)
-        _report(asked.write(basis, found), basis, found, form_name, to, as_json)
+        with console.working(f"writing {to.value}"):
+            done = asked.write(basis, found)
+        _report(done, basis, found, form_name, to, as_json)
         return
     target = _FORMS[to]
     if dtype is not None and dtype not in target.carries:
@@ -175,8 +177,8 @@ def convert(
             }
         )
         return
-    console.say(
-        f"wrote {output}: {len(written)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, "
+    console.prose(
+        f"wrote {output}: {len(written)} bytes, {vectors.summary(made)}, "
         f"{form_name} to {to.value} for basis {basis.id}"
     )
 
@@ -219,7 +221,7 @@ def _report(
             }
         )
         return
-    console.say(
+    console.prose(
         f"wrote {done.output}: {basis.size} values, norm {vector.norm:.4g}, {source_form} to {to.value} "
         f"for basis {basis.id}"
     )

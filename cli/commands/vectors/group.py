@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...shared.advice import group
+from ...surface.commands import group
 from .average import average
 from .inspect import inspect_vector
 from .new import new

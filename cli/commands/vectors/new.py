@@ -144,9 +144,7 @@ def _report(
         )
         return
     form = "raw payload" if raw else f"frame for basis {basis.id}, sequence {made.sequence}"
-    console.say(
-        f"wrote {output}: {len(data)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, {form}"
-    )
+    console.prose(f"wrote {output}: {len(data)} bytes, {vectors.summary(made)}, {form}")
     if vectors.is_runnable(bundle):
         console.next_command("run", bundle, "--vector", output, "Describe the moon in one sentence.")
     else:

@@ -106,8 +106,8 @@ def pack(
         console.print_json(record)
         return
     under = f" under {record['key']}" if record["key"] else ""
-    console.say(
-        f"wrote {output}: {len(data)} bytes, {basis.size} {made.dtype} values, norm {made.norm:.4g}, "
+    console.prose(
+        f"wrote {output}: {len(data)} bytes, {vectors.summary(made)}, "
         f"sequence {made.sequence}, {f'until {last}, ' if last else ''}{tags.NAMES[signer.kind]}{under}"
     )
 

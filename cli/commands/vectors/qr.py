@@ -72,4 +72,4 @@ def qr(
             }
         )
         return
-    console.say(f"wrote {output}: {len(data)} bytes, QR code {code.designator}, {side} x {side} modules")
+    console.prose(f"wrote {output}: {len(data)} bytes, QR code {code.designator}, {side} x {side} modules")

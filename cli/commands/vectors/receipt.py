@@ -86,7 +86,7 @@ def receipt(
     if as_json:
         console.print_json({"receipt": output, "bytes": len(made), **facts})
     else:
-        console.say(
+        console.prose(
             f"wrote {output}: {len(made)} bytes, the receipt of sequence {vector.sequence} under {key.id}"
         )
 

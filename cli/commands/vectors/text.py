@@ -40,4 +40,4 @@ def as_text(
         return
     vectors.check_target(output, force=force)
     vectors.write(output, f"{line}\n".encode())
-    console.say(f"wrote {output}: {len(data)} bytes in {len(line)} characters of {form.value}")
+    console.prose(f"wrote {output}: {len(data)} bytes in {len(line)} characters of {form.value}")

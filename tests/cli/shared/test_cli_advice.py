@@ -65,7 +65,7 @@ def test_an_error_in_a_chat_is_answered_too(cli: Cli, tiny_bundle: Path, tmp_pat
         "--sign",
         tmp_path / "key",
     )
-    result = cli("chat", tiny_bundle, "--threads", 1, stdin=f"/swap {tmp_path / 's.bin'}\n".encode())
+    result = cli("chat", tiny_bundle, "--threads", 1, stdin=f"/vector {tmp_path / 's.bin'}\n".encode())
     assert result.code == 1
     assert "; on the command line: --key FILE" in result.stderr
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinylora_edge import TrainError
+from tinylora_edge import MicroVector, TrainError
 from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
 from tinylora_edge.runtime.feedback.clicks import Clicks
 from tinylora_edge.runtime.feedback.given import Given
@@ -49,3 +49,29 @@ def test_a_user_learns_what_his_own_learner_would(
     assert alice.read_bytes() == before
     clicks.close()
     learner.close()
+
+
+def test_clicks_move_the_vector_that_they_start_with(
+    load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    llm = load(tiny_bundle, n_ctx=64)
+    shape = (llm.basis.groups, llm.basis.u)
+    start = MicroVector(np.linspace(-0.2, 0.2, llm.basis.size, dtype=np.float32).reshape(shape))
+    prompt, tokens = tuple(PROMPT.encode()), tuple(b"four five")
+    zero = MicroVector(np.zeros_like(start.values))
+    moved = {}
+    for name, begun, at in (
+        ("from", start, start),
+        ("base", None, None),
+        ("zero", zero, None),
+    ):
+        clicks = Clicks(llm, n_ctx_seq=64, n_threads=1, start=begun)
+        moved[name] = clicks.tell(tmp_path / f"{name}.state", Given(prompt, tokens, at), 1).values
+        clicks.close()
+    np.testing.assert_array_equal(moved["zero"], moved["base"])  # a basis without a prior
+    assert not np.array_equal(moved["from"], start.values)
+    # Without the start one click forgets the vector that drew the answer: it is a step from the base.
+    clicks = Clicks(llm, n_ctx_seq=64, n_threads=1)
+    forgotten = clicks.tell(tmp_path / "forgotten.state", Given(prompt, tokens, start), 1).values
+    clicks.close()
+    assert np.linalg.norm(moved["from"] - start.values) < np.linalg.norm(forgotten - start.values)

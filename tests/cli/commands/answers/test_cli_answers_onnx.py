@@ -59,12 +59,12 @@ def test_run_a_raw_prompt_and_a_system_message(cli: Cli, bundle: Path) -> None:
 
 def test_chat(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
     path, made = vector
-    lines = f"one\ntwo\n/swap {path}\n/reset\none\n/clear\n/reset\none\n/exit\n"
+    lines = f"one\ntwo\n/vector {path}\n/clear\none\n/base\n/clear\none\n/quit\n"
     outcome = cli("chat", bundle, *SHORT, stdin=lines.encode())
     assert outcome.code == 0
     said = [answer(bundle, *turn) for turn in ((None, "one"), (None, "one", "two"), (made, "one"))]
     assert outcome.stdout == "".join(f"{text}\n" for text in (*said, said[0]))
-    assert "swapped: 5 fp32 values" in outcome.stderr
+    assert "vector: 5 fp32 values" in outcome.stderr
 
 
 def test_inspect_counts_the_whole_graph(cli: Cli, bundle: Path) -> None:

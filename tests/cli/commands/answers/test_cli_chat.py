@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
+import struct
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from invocation import COMMAND, Cli, usual_signals
+
+from tinylora_edge import MicroVector, load_basis
 
 PROMPT = "Describe the moon in one sentence."
 SHORT = ("--threads", 1, "--max-tokens", 12)
@@ -27,15 +35,15 @@ def test_chat_in_a_pipe(process: Cli, smollm2_bundle: Path, answer: Callable[...
     b = answer(second, question, a, more)  # the conversation outlives a swap
     c = answer(None, question, a, more, b, question)
     d = answer(None, more)
-    lines = [question, f"/swap {two}", "", more, "/clear", question, "/reset", more, "/exit", "never read"]
+    lines = [question, f"/vector {two}", "", more, "/base", question, "/clear", more, "/quit", "never read"]
 
     result = process("chat", smollm2_bundle, "--vector", one, *SHORT, stdin="\n".join(lines).encode())
 
     assert result.code == 0
     assert result.stdout == "\n".join([a, b, c, d, ""])
     assert result.stderr.splitlines() == [
-        f"swapped: 13 bf16 values, norm {second.norm:.4g}, sequence 1",
-        "cleared: the base, without a vector",
+        f"vector: 13 bf16 values, norm {second.norm:.4g}, sequence 1",
+        "the base, without a vector",
         "the conversation is forgotten",
     ]
 
@@ -43,17 +51,22 @@ def test_chat_in_a_pipe(process: Cli, smollm2_bundle: Path, answer: Callable[...
 def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_bundle: Path) -> None:
     chat = ("chat", smollm2_bundle, *SHORT)
     assert cli(*chat, stdin=b"").done() == ""
-    cli(*chat, stdin=b"/nonsense\nHello\n").refused("'/nonsense'", "/swap FILE")
-    cli(*chat, stdin=b"/swap\nHello\n").refused("/swap FILE")
-    cli(*chat, stdin=b"/swap /no/such/file\nHello\n").refused("/no/such/file")
+    cli(*chat, stdin=b"/nonsense\nHello\n").refused("'/nonsense'", "/help")
+    cli(*chat, stdin=b"/vectr x\n").refused("'/vectr x'", "did you mean /vector?")
+    cli(*chat, stdin=b"/save\n").refused("/save FILE")
+    cli(*chat, stdin=b"/save x.bin\n").refused("no vector to save", "/like")
+    cli(*chat, stdin=b"/like\n").refused("no answer to like")
+    cli(*chat, stdin=b"/vector /no/such/file\nHello\n").refused("/no/such/file")
     cli(*chat, "--vector", "-").misused("--vector")
 
 
 class Terminal:
     """The command on a terminal of its own."""
 
-    def __init__(self, environment: dict[str, str], *args: object) -> None:
+    def __init__(self, environment: dict[str, str], *args: object, columns: int = 80) -> None:
         self._pid, self._fd = pty.fork()
+        if self._pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         if self._pid == 0:
             usual_signals()
             os.execve(COMMAND, [str(COMMAND), *map(str, args)], environment)
@@ -106,8 +119,8 @@ def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
     """Start a command on a terminal."""
     opened: list[Terminal] = []
 
-    def start(*args: object) -> Terminal:
-        opened.append(Terminal(environment, *args))
+    def start(*args: object, **options: Any) -> Terminal:
+        opened.append(Terminal(environment, *args, **options))
         return opened[-1]
 
     yield start
@@ -129,8 +142,8 @@ def test_chat_on_a_terminal(
 
     assert "/help" in chat.until("> ")
     chat.type("/help\n")
-    assert "/reset" in chat.until("> ")
-    chat.type(f"/swap {bad}\n")
+    assert "/save FILE" in chat.until("> ")
+    chat.type(f"/vector {bad}\n")
     assert "checksum" in chat.until("> ")  # and the conversation goes on, with the old vector
     chat.type(f"{PROMPT}\n")
     shown = chat.until("\n> ")
@@ -148,7 +161,71 @@ def test_an_interrupt_ends_the_answer_and_then_the_chat(
     chat.until(r"\w+ \w+")  # it speaks
     chat.type("\x03")
     chat.until("\n> ")
-    chat.type("/reset\n")
+    chat.type("/clear\n")
     chat.until("forgotten")
     chat.until("> ")
     assert chat.type_until_it_ends("\x03") == 130
+
+
+def test_a_vector_that_was_mistyped_is_named(cli: Cli, smollm2_bundle: Path, vectors: Any) -> None:
+    path, _ = vectors["one"]
+    typed = path.with_name(f"{path.stem}e{path.suffix}")
+    chat = ("chat", smollm2_bundle, *SHORT)
+    cli(*chat, "--vector", typed, stdin=b"").refused(f"did you mean {path}?")
+
+
+@pytest.fixture
+def tiny_chat_bundle(tiny_gguf: Path, tmp_path: Path) -> Path:
+    """A bundle of a small model that renders chat messages, so that answers can be scored."""
+    template = "{% for message in messages %}{{ message.content }}~{% endfor %}"
+    file = tmp_path / "chat.gguf"
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template]
+    subprocess.run([*command, tiny_gguf, file], check=True, capture_output=True)
+    from tinylora_edge.exporters.gguf import export_gguf
+
+    return export_gguf(file, tmp_path / "chat").output
+
+
+def test_a_like_moves_the_vector_and_it_can_be_saved(
+    cli: Cli, tiny_chat_bundle: Path, tmp_path: Path
+) -> None:
+    """From the vector that the chat began with; another vector begins anew."""
+    first, second, third = (tmp_path / f"{name}.bin" for name in ("first", "second", "third"))
+    new = ("vector", "new", tiny_chat_bundle, "-o", first, "--random", 0.3)
+    cli(*new).done()
+    chat = ("chat", tiny_chat_bundle, "--threads", 1, "--max-tokens", 8)
+    lines = (
+        f"hello\n/like\n/save {second}\nmore\n/dislike\n/vector {first}\n/base\nhello\n/like\n/save {third}\n"
+    )
+    result = cli(*chat, "--vector", first, stdin=lines.encode())
+    assert result.code == 0, result.stderr
+    told = [line for line in result.stderr.splitlines() if line.startswith("learned from ")]
+    assert [line.partition(":")[0] for line in told] == [
+        "learned from 1 click",
+        "learned from 2 clicks",
+        "learned from 1 click",
+    ]
+    basis = load_basis(tiny_chat_bundle / "basis.gguf")
+    start, moved, other = (
+        MicroVector.from_bytes(path.read_bytes(), basis).values for path in (first, second, third)
+    )
+    assert not np.array_equal(start, moved)
+    assert np.linalg.norm(moved - start) < np.linalg.norm(moved)  # it was moved, not forgotten
+    assert other.any()
+    again = cli(*chat, stdin=f"hello\n/like\n/save {second}\n".encode())
+    assert again.code == 1
+    assert again.stderr.endswith("exists already: choose another name\n")
+    assert MicroVector.from_bytes(second.read_bytes(), basis).values.tolist() == moved.tolist()
+
+
+def test_an_answer_is_wrapped_between_words_on_a_terminal(
+    terminal: Callable[..., Terminal], smollm2_bundle: Path
+) -> None:
+    chat = terminal("chat", smollm2_bundle, "--threads", 1, "--max-tokens", 60, columns=40)
+    chat.until("> ")
+    chat.type("Describe the sea in two sentences.\n")
+    shown = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", chat.until("\n> ")).replace("\r\n", "\n")
+    lines = shown.rpartition("sentences.\n")[2].removesuffix("\n> ").splitlines()
+    assert len(lines) > 3
+    assert all(len(line) < 40 for line in lines)
+    assert not any(line.startswith(" ") or line.endswith(" ") for line in lines)

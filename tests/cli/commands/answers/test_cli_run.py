@@ -90,7 +90,7 @@ def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
     run = ("run", smollm2_bundle, "word " * 300, "--n-ctx", 64, "--threads", 1)
     cli(*run).refused("256", "--n-ctx")
     cli(*run, "--raw-prompt").refused("256", "--n-ctx")
-    cli("chat", smollm2_bundle, "--n-ctx", 64, "--threads", 1, stdin=b"word " * 300).refused("256", "/reset")
+    cli("chat", smollm2_bundle, "--n-ctx", 64, "--threads", 1, stdin=b"word " * 300).refused("256", "/clear")
 
 
 def test_a_raw_vector_is_applied_with_a_warning(

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -34,9 +35,9 @@ def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Pa
     assert f"worst residual  {residual:.2e}" in text
     same = os.path.samefile(smollm2_gguf, out / "base.gguf")
     assert ("base.gguf       hard link" in text) is same
-    next_command = re.search(r"^next: tinylora-edge (.*)$", text, re.MULTILINE)
-    assert next_command is not None
-    assert next_command[1].startswith(f"vector new {out} ")
+    suggested = _suggested(text)
+    assert [words[0] for words in suggested] == ["learn", "tune", "train"]  # not a vector of noise
+    assert all(words[1] == str(out) for words in suggested)
 
 
 def test_the_real_model_gets_the_projections_that_are_shipped_for_it(
@@ -47,20 +48,29 @@ def test_the_real_model_gets_the_projections_that_are_shipped_for_it(
     assert (record["projection"], record["values"], record["u"]) == ("learned", 13, 13)
     assert written.prior_mean is not None
     assert written.base_fingerprints == basis.base_fingerprints
-    assert "--projection random" in cli("export", smollm2_gguf, "-o", tmp_path / "again").done()
+    text = cli("export", smollm2_gguf, "-o", tmp_path / "again").done()
+    assert "--projection random" in text
+    assert [words[0] for words in _suggested(text)] == ["tune", "train"]  # its directions are learned
+
+
+def _suggested(text: str) -> list[list[str]]:
+    """Return the words of the commands that an export suggests."""
+    lines = [line.strip() for line in text[text.index("\nnext:\n") :].splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("tinylora-edge ")]
 
 
 def test_the_next_commands_work_as_printed(process: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
     text = process("export", tiny_gguf, "-o", "a bundle", cwd=tmp_path).done()
+    for words in _suggested(text):
+        assert words[1] == "a bundle"
+        process(*words, "--help", cwd=tmp_path).done()
+    text = process("vector", "new", "a bundle", "-o", "v.bin", "--random", 0.2, cwd=tmp_path).done()
+    command = re.search(r"^next: (tinylora-edge .*)$", text, re.MULTILINE)
+    assert command is not None
     path = os.environ | {"PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"}
-    for _ in range(2):  # what export suggests, and what that suggests
-        command = re.search(r"^next: (tinylora-edge .*)$", text, re.MULTILINE)
-        assert command is not None
-        shell = ["bash", "-c", command[1]]
-        text = subprocess.run(
-            shell, cwd=tmp_path, env=path, capture_output=True, check=True, encoding="utf-8"
-        ).stdout
-    assert text.strip()
+    shell = ["bash", "-c", command[1]]
+    done = subprocess.run(shell, cwd=tmp_path, env=path, capture_output=True, check=True, encoding="utf-8")
+    assert done.stdout.strip()
 
 
 def test_json(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:

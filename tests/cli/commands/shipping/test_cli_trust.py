@@ -57,7 +57,7 @@ def test_run_checks_a_vector_as_a_device_does(cli: Cli, smollm2_bundle: Path, re
 def test_chat_checks_what_it_exchanges(cli: Cli, smollm2_bundle: Path, ready: Path) -> None:
     chat = ("chat", smollm2_bundle, "--vector", ready / "2.bin", "--threads", 1, "--state", ready / "state")
     trusted = (*chat, "--key", f"{ready / 'fleet'}.pub")
-    result = cli(*trusted, stdin=f"/swap {ready / '3.bin'}\n".encode())
+    result = cli(*trusted, stdin=f"/vector {ready / '3.bin'}\n".encode())
     assert result.code == 0, result.stderr
     assert "sequence 3" in result.stderr
     result = cli(*trusted, stdin=b"")

@@ -86,7 +86,22 @@ def test_eval_takes_a_limit_of_answers(cli, tiny):
 
 
 def test_tasks_are_listed(cli):
-    assert cli("tasks").done().split() == list(BUILTIN)
+    records = cli("tasks", "--json").record()
+    assert [record["name"] for record in records] == list(BUILTIN)
+    lines = cli("tasks").done().splitlines()
+    for record in records:
+        at = lines.index(f"{record['name']}: {record['description']}")
+        assert lines[at + 1] == f"  Q: {' '.join(record['prompt'].split())}"
+    assert lines[-1].startswith("next: tinylora-edge tune ")
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "tune"])
+def test_a_task_that_was_mistyped_is_named(cli, tiny, tmp_path, command):
+    output = () if command == "eval" else ("-o", tmp_path / "v.bin")
+    (tmp_path / "mine.jsonl").write_text("")
+    run = (command, tiny / "bundle", "--task")
+    cli(*run, "brevty", *output).refused("did you mean brevity?")
+    cli(*run, tmp_path / "mien.jsonl", *output).refused(f"did you mean {tmp_path / 'mine.jsonl'}?")
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])

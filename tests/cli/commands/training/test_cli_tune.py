@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invocation import Cli
+from invocation import Cli, on_a_terminal
 
 from tinylora_edge import MicroVector, load_basis
 
@@ -47,6 +48,25 @@ def test_tune_writes_a_frame_and_its_story(
     assert manifest["result"]["steps"] == len([row for row in manifest["curve"] if "reward" in row]) > 0
     assert ("warning: " in ran.stderr) == (not record["result"]["improved"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.bin", "v.bin.json"]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_terminal_shows_how_far_it_is(
+    environment: dict[str, str], tiny_bundle: Path, task: list[str], tmp_path: Path, columns: int
+) -> None:
+    options = (*OPTIONS, "--budget", "16ktokens", "--prompts", "2", "--max-tokens", "3", "--no-drift")
+    shown = on_a_terminal(
+        environment, columns, "tune", tiny_bundle, *task, "-o", tmp_path / "v.bin", *options
+    )
+    text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).split())
+    assert "nan" not in text
+    assert "…" not in text
+    assert "held back 0." in text or "held back 1." in text
+    for stage in ("loading the model", "scoring the start", "measuring on held-out prompts"):
+        assert stage.split()[0] in text
+    evaluated = on_a_terminal(environment, columns, "eval", tiny_bundle, *task, "-n", "4", "--show", "0")
+    plain = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", evaluated).split())
+    assert "the base answers 4 prompts" in plain
 
 
 def test_what_a_step_takes_can_be_made_less(
