@@ -30,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import TinyLoraError, TinyLoraWarning
+from . import program
 
 ADVICE = "command_line_advice"
 """Name of the attribute of an error that holds what `advice.advise` added to it."""
@@ -115,8 +116,8 @@ def harmless(text: str) -> str:
 
 
 def command(*words: object) -> str:
-    """Return a command of ours as it is typed in a shell."""
-    return shlex.join(["tinylora-edge", *map(str, words)])
+    """Return a command of ours as it is typed in a shell, from where the user stands."""
+    return shlex.join([program.typed(), *map(str, words)])
 
 
 def next_command(*words: object) -> None:
