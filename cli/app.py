@@ -38,6 +38,7 @@ from .commands.trust.group import trust
 from .commands.vectors.convert import convert
 from .commands.vectors.group import vector
 from .demo.command import demo
+from .doctor.command import doctor
 from .shared import console
 from .shared.advice import AdvisedCommand
 
@@ -101,6 +102,7 @@ def _options(
 
 
 app.command(cls=AdvisedCommand)(demo)
+app.command(cls=AdvisedCommand)(doctor)
 app.command(cls=AdvisedCommand)(export)
 app.command(cls=AdvisedCommand)(merge)
 app.command(cls=AdvisedCommand)(models)
