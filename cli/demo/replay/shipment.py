@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ...._system import atomic_write
 from ....errors import TrustError
-from ....exporters.bundle_writer import new_bundle, place_base
 from ....formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME
 from ....formats.hashes import hash_file
 from ....formats.signatures import check_hash, signed_hashes
@@ -92,6 +91,8 @@ class Shipment:
         Raises:
             ExportError: it exists, its parent is missing or not writable, or the disk is full.
         """
+        from ....exporters.bundle_writer import new_bundle, place_base
+
         with new_bundle(output) as partial:
             for name in (*_SIGNED, SIGNATURE_NAME, KEY):
                 shutil.copyfile(self.folder / name, partial / name)
