@@ -9,14 +9,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from invocation import COMMAND, Cli, contents
 
-from tinylora_edge import Ed25519Signer, MicroVector, TinyLoraError, load_basis
+from tinylora_edge import Ed25519Signer, MicroVector, TinyLoraError, load_basis, runtime
+from tinylora_edge.cli.demo.prompt import find_fixed
 from tinylora_edge.cli.demo.replay.recipe import Recipe
 from tinylora_edge.cli.demo.replay.shipment import FOLDER, Shipment
+from tinylora_edge.runtime.evaluation import Evaluation
 from tinylora_edge.tasks import Completion, load_task
 from tinylora_edge.wire import text as wire_text
 
@@ -148,6 +152,24 @@ def test_the_commands_run_as_printed(replayed: tuple[Path, str], process: Cli) -
     scores = [task.score(Completion(answer.strip(), True, 20), sample) for answer in said[:2]]
     assert scores == [0, 1]
     assert "3 files verified" in said[3]
+
+
+def test_the_demo_finds_a_prompt_that_stands_by_itself(replayed: tuple[Path, str]) -> None:
+    """What a batch seemed to raise, and does not when it is asked as `run` asks, is passed over."""
+    bundle = replayed[0] / "out" / "demo"
+    task = load_task("brevity")
+    prompts = [sample.text for sample in task.held_out]
+    fixed = Recipe.read(FOLDER / "recipe.json").prompts[0]
+    seemed = np.zeros(len(prompts))
+    seemed[[prompts.index("What is the purpose of a pig? Answer in a few words."), prompts.index(fixed)]] = 1
+    base, vector = (Evaluation(scores, [""] * len(prompts)) for scores in (seemed * 0, seemed))
+    llm = runtime.load(bundle, None, engine="llama", n_ctx=512, n_threads=1, n_threads_batch=1)
+    with closing(llm):
+        found = find_fixed(llm, task, base, vector, (bundle / "vector.bin").read_bytes())
+        nothing = find_fixed(llm, task, base, base, (bundle / "vector.bin").read_bytes())
+    assert found is not None
+    assert (found.prompt, found.base_reward, found.personalized_reward) == (fixed, 0, 1)
+    assert nothing is None
 
 
 def test_a_replay_as_json(cli: Cli, tmp_path: Path) -> None:
