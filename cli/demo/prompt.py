@@ -1,15 +1,19 @@
-"""The prompt that the demo measures beside its vector: what else could be done for the same task."""
+"""Prompts of the demo: one that does the same task without a vector, and one that the vector fixes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ..report.records import Prompted
+from .answers import compare as ask
+from .results import AnswerPair
 
 if TYPE_CHECKING:
     from ...runtime.evaluation import Evaluation
     from ...runtime.llama.model import TinyLoraLlama
     from ...tasks import Task
+
+_ASKED = 8  # candidates; of those that a batch raises, nearly all stand
 
 
 def measure_prompt(
@@ -31,3 +35,25 @@ def measure_prompt(
     measured = found.held_out
     assert measured is not None
     return Prompted.of(found, compare(measured, vector))
+
+
+def find_fixed(
+    llm: TinyLoraLlama, task: Task, base: Evaluation, vector: Evaluation, frame: bytes
+) -> AnswerPair | None:
+    """Return the answers to the first held-out prompt that the vector raises, or None where there is none.
+
+    Answers come in batches where they are measured, and a batch rounds otherwise. So candidates are asked
+    for again one at a time, as `run` does, and the first counts that the vector raises there too.
+
+    Args:
+        llm: the loaded model; it has the vector afterwards.
+        task: of the vector.
+        base, vector: the answers to the held-out prompts.
+        frame: of the vector.
+    """
+    raised = [i for i in range(base.n) if vector.scores[i] > base.scores[i]]
+    for i in raised[:_ASKED]:
+        (pair,) = ask(llm, task, [task.held_out[i]], frame)
+        if pair.personalized_reward > pair.base_reward:
+            return pair
+    return None

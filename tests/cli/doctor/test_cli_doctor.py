@@ -1,0 +1,335 @@
+"""`doctor`: faults that are planted are found, each with the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+from invocation import Cli
+
+from tinylora_edge.cli.doctor import engines, installation, machine, processor
+from tinylora_edge.cli.doctor.finding import FAULT, NOTE, OK
+from tinylora_edge.cli.doctor.tiny_model import onnx_product
+
+CHECKS = ("python", "extra", "engine", "processor", "threads", "machine", "hub", "keys", "bundle")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what Linux shows in its files")
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the tests run in sets some of what is looked at, and the hub is not to be asked."""
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fault(cli: Cli) -> Callable[..., tuple[str, str]]:
+    """Run one check, in which there has to be one fault; return what it says and what mends it."""
+
+    def run(check: str, *args: object) -> tuple[str, str]:
+        done = cli("doctor", *args, "--check", check, "--json")
+        assert done.code == 1, (done.stdout_bytes, done.stderr)
+        record = json.loads(done.stdout_bytes)
+        (found,) = [one for one in record["findings"] if one["level"] == FAULT]
+        assert record["faults"] == 1
+        assert found["check"] == check
+        return found["text"], found["mend"]
+
+    return run
+
+
+@pytest.fixture
+def bundle(smollm2_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of a bundle, the model linked, to be damaged."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in smollm2_bundle.iterdir():
+        if path.name == "base.gguf":
+            (copy / path.name).symlink_to(path)
+        else:
+            shutil.copy(path, copy)
+    return copy
+
+
+def test_nothing_is_wrong_here(process: Cli, environment: dict[str, str], bundle: Path) -> None:
+    calm = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    done = process("doctor", bundle, env=environment | calm, cwd=bundle)
+    text = done.done()
+    assert text.splitlines()[-1].startswith("0 faults, ")
+    assert "llama.cpp (llama-cpp-python " in text
+    assert "ONNX Runtime (onnxruntime " in text
+    assert text.count(" answers on a tiny model in ") == 2
+    assert "llama.cpp uses " in text
+    assert "how OpenMP's threads wait was set: OMP_WAIT_POLICY=PASSIVE" in text
+    assert "which the basis lists" in text
+    assert "\x1b" not in text
+
+
+# Ten faults, and more.
+
+
+def test_a_key_that_others_can_read(fault: Callable[..., tuple[str, str]], cli: Cli, tmp_path: Path) -> None:
+    cli("keygen", tmp_path / "fleet.key").done()
+    assert cli("doctor", "--check", "keys").code == 0
+    (tmp_path / "fleet.key").chmod(0o644)
+    text, mend = fault("keys")
+    assert "fleet.key is a secret key, and others on this machine can read it" in text
+    subprocess.run(shlex.split(mend), check=True)
+    assert cli("doctor", "--check", "keys").code == 0
+
+
+def test_a_mac_key_in_another_folder(fault: Callable[..., tuple[str, str]], cli: Cli, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    cli("keygen", other / "device.mac", "--mac").done()
+    (other / "device.mac").chmod(0o640)
+    text, mend = fault("keys", "--keys", other)
+    assert "device.mac is a secret key" in text
+    assert mend == f"chmod 600 {other / 'device.mac'}"
+
+
+def test_more_threads_than_cores(
+    fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "9999")
+    text, mend = fault("threads")
+    assert "OMP_NUM_THREADS is 9999, on " in text
+    assert mend.startswith("export OMP_NUM_THREADS=")
+
+
+def test_a_number_of_threads_that_is_none(
+    fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "all")
+    text, mend = fault("threads")
+    assert "'all', which is no number" in text
+    assert mend == "unset OMP_NUM_THREADS"
+
+
+def test_a_wait_policy_that_openmp_does_not_know(
+    fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "SLEEP")
+    text, mend = fault("threads")
+    assert "OMP_WAIT_POLICY is 'SLEEP'" in text
+    assert mend == "export OMP_WAIT_POLICY=PASSIVE"
+
+
+def test_an_endpoint_that_does_not_answer(
+    fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        text, mend = fault("hub")
+    assert "HF_ENDPOINT is http://127.0.0.1:" in text
+    assert "does not answer" in text
+    assert mend == "unset HF_ENDPOINT"
+
+
+def test_a_cache_that_is_no_folder(
+    fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+    text, mend = fault("machine")
+    assert f"{tmp_path / 'file'}, where models of the hub go, is no folder" in text
+    assert mend == "export HF_HOME=FOLDER"
+
+
+@LINUX
+def test_a_disk_without_room(fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", "/proc")  # which is not writable, or has no byte free
+    text, mend = fault("machine")
+    assert "/proc" in text
+    assert mend == "export HF_HOME=FOLDER"
+
+
+def test_a_package_that_is_too_old(
+    fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    planted = tmp_path / "site" / "typer-0.1.dist-info"
+    planted.mkdir(parents=True)
+    (planted / "METADATA").write_text("Metadata-Version: 2.1\nName: typer\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(planted.parent)
+    text, mend = fault("extra")
+    assert text == "typer is 0.1, and 0.16 or later is needed"
+    assert shlex.split(mend)[1:] == ["-m", "pip", "install", "--upgrade", "typer>=0.16"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "said"),
+    [
+        (
+            "import os, signal\nos.kill(os.getpid(), signal.SIGILL)",
+            "ends its process with SIGILL",
+            "processor",
+        ),
+        ("raise ImportError('libgomp.so.1: cannot open shared object file')", "fails", "libgomp.so.1"),
+        ("import sys\nsys.exit(3)", "fails on a tiny model", "exit code 3"),
+    ],
+)
+def test_an_engine_that_does_not_answer(
+    source: str,
+    words: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    planted = tmp_path / "planted" / "onnxruntime"
+    planted.mkdir(parents=True)
+    (planted / "__init__.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", f"{planted.parent}")
+    finding, _ = engines.probed("onnx")
+    assert finding.level == FAULT
+    assert words in finding.text
+    assert said in finding.text
+    assert shlex.split(finding.mend)[1:] == [
+        *("-m", "pip", "install", "--force-reinstall", "--no-cache-dir", "onnxruntime")
+    ]
+
+
+def test_a_damaged_basis(fault: Callable[..., tuple[str, str]], bundle: Path) -> None:
+    path = bundle / "basis.gguf"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    text, mend = fault("bundle", bundle)
+    assert str(path) in text
+    assert mend == "tinylora-edge export MODEL -o BUNDLE"
+
+
+def test_a_base_that_is_missing(fault: Callable[..., tuple[str, str]], bundle: Path) -> None:
+    (bundle / "base.gguf").unlink()
+    text, mend = fault("bundle", bundle)
+    assert text == f"{bundle / 'base.gguf'} does not exist"
+    assert mend == "tinylora-edge export MODEL -o BUNDLE"
+
+
+def test_a_base_of_something_else(fault: Callable[..., tuple[str, str]], bundle: Path) -> None:
+    (bundle / "base.gguf").unlink()
+    shutil.copy(bundle / "basis.gguf", bundle / "base.gguf")
+    text, mend = fault("bundle", bundle)
+    assert str(bundle / "base.gguf") in text
+    assert mend == f"tinylora-edge export {bundle} --add-base FILE"
+
+
+def test_a_manifest_of_another_export(fault: Callable[..., tuple[str, str]], bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    manifest["basis"]["digest"] = "0" * 64
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    text, mend = fault("bundle", bundle)
+    assert "states digest 0000000000000000..., but the basis has " in text
+    assert mend == "tinylora-edge export MODEL -o BUNDLE"
+
+
+# What is no fault, and the parts.
+
+
+def test_instruction_sets() -> None:
+    system = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 0 | FMA = 1 | OPENMP = 1 | REPACK = 1 | "
+    build = processor.used(system)
+    assert build == {"SSE3", "AVX", "AVX2", "FMA"}
+    same = {"pni", "avx", "avx2", "fma"}
+    assert processor.compare(build, same).level == OK
+    slower = processor.compare(build, same | {"avx512f", "avx512_vnni", "sse4_2"})
+    assert slower.level == NOTE
+    assert "the processor also has AVX512, AVX512_VNNI" in slower.text
+    assert slower.mend.startswith("CMAKE_ARGS=-DGGML_NATIVE=ON ")
+    crash = processor.compare(build, {"pni", "avx"})
+    assert crash.level == FAULT
+    assert "was built for AVX2, FMA, which this processor lacks" in crash.text
+
+
+@LINUX
+def test_what_this_processor_can_do() -> None:
+    assert processor.flags() & {"pni", "asimd"}
+
+
+def test_quotas_of_control_groups(tmp_path: Path) -> None:
+    assert machine.cpu_quota(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert machine.cpu_quota(tmp_path) is None
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
+    assert machine.cpu_quota(tmp_path) == 0.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert machine.cpu_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert machine.cpu_quota(tmp_path) == 1.5
+
+
+def test_what_extras_bring() -> None:
+    lines = [
+        "numpy>=1.26",
+        'llama-cpp-python>=0.3.36; extra == "llama"',
+        "typer>=0.16; extra == 'cli'",
+        "rich>=13; extra == 'cli'",
+        'tinylora-edge[cli,llama]; extra == "both"',
+    ]
+    always = {"numpy": "1.26"}
+    assert installation.needed(lines, "cli") == always | {"typer": "0.16", "rich": "13"}
+    both = {"typer": "0.16", "rich": "13", "llama-cpp-python": "0.3.36"}
+    assert installation.needed(lines, "both") == always | both
+    assert set(installation.needed(requires("tinylora-edge") or [], "export")) >= {"typer", "huggingface-hub"}
+
+
+def test_an_extra_that_is_not_installed(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A distribution that is found first, and needs what there is not."""
+    planted = tmp_path / "site" / "tinylora_edge-0.1.0.dist-info"
+    planted.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.1", "Name: tinylora-edge", "Version: 0.1.0", "Provides-Extra: gone"]
+    lines.append('Requires-Dist: no-such-package-here>=1; extra == "gone"')
+    (planted / "METADATA").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(planted.parent)
+    done = cli("doctor", "--check", "extra").done()
+    assert "note  extra      gone lacks no-such-package-here" in done
+    assert "pip install 'tinylora-edge[gone]'" in done
+
+
+def test_the_hub_is_not_asked_where_it_is_forbidden(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert "HF_HUB_OFFLINE is set" in cli("doctor", "--check", "hub").done()
+
+
+def test_threads_that_spin_are_a_note(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "note  threads    nothing says how" in cli("doctor", "--check", "threads").done()
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "spin while they wait (OMP_WAIT_POLICY=active)" in cli("doctor", "--check", "threads").done()
+
+
+def test_wrong_usage(cli: Cli, tmp_path: Path) -> None:
+    cli("doctor", "--check", "teeth").misused("'teeth' is none of " + ", ".join(CHECKS))
+    cli("doctor", "--check", "bundle").misused("name a BUNDLE")
+
+
+def test_the_graph_is_one_that_onnx_knows(tmp_path: Path) -> None:
+    import numpy as np
+    import onnx
+
+    model = onnx.load_from_string(onnx_product(np.ones((3, 300), np.float32)))
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["MatMul"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files")
+def test_links_and_large_files_are_no_keys(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"-----BEGIN PRIVATE KEY-----" + bytes(1 << 20))
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    assert "no secret key lies" in cli("doctor", "--check", "keys").done()
