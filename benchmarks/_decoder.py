@@ -68,7 +68,7 @@ def _decode(model: Path, threads: int) -> None:
     if model.is_dir():
         from tinylora_edge import MicroVector, load_basis, runtime
 
-        vector = MicroVector.random(load_basis(model), 0.05, seed=0)
+        vector = MicroVector.random(load_basis(model / "basis.gguf"), 0.05, seed=0)
         llm: Any = runtime.load(model, vector, **options)
     else:
         import llama_cpp

@@ -36,7 +36,7 @@ print(json.dumps(said))
 
 
 def imported(path: Path | None = None, **variables: str) -> Any:
-    """What a new process says of its libraries: source, folder, version of ggml and the variable; or an error."""
+    """What a new process says: source, folder, version of ggml and the variable; or an error."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | variables
     if path is not None:
         environment["PYTHONPATH"] = str(path)
