@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SPIN = 1000
-"""Rounds that libgomp spins before a thread sleeps, some ten microseconds; its own default is 300,000."""
+SPIN = 300
+"""Rounds that libgomp spins before a thread sleeps, some microseconds; its own default is 300,000."""
 
 SPIN_MICROSECONDS = 50
 """Time that a thread of ONNX Runtime spins before it sleeps; its own default is milliseconds."""
