@@ -5,8 +5,8 @@
 setuptools takes the times of a wheel from SOURCE_DATE_EPOCH, but those of an sdist from the files, with the
 owner and the modes that they have here. So the sdist is packed anew, and the wheel is built from it, as pip
 would. The time is that of the last commit, unless SOURCE_DATE_EPOCH says another. SOURCE is a checkout, by
-default this one; where it is none of git, it is taken whole. Needs git and setuptools. The same bytes take the
-same versions of setuptools and zlib.
+default this one; where it is none of git, it is taken whole. Needs git and setuptools. For the same bytes use
+the same versions of setuptools and zlib.
 """
 
 from __future__ import annotations

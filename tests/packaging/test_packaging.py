@@ -46,6 +46,7 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"prometheus-client", "sse-starlette", "starlette", "typer", "uvicorn"},
         {"torch", "llama-cpp-python", "openai"},
     ),
+    "ray": ({"ray", "starlette", "uvicorn"}, {"torch", "llama-cpp-python", "pytest"}),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
     "private": ({"dp-accounting"}, {"torch", "llama-cpp-python", "typer"}),
     "ship": ({"fsspec", "pillow", "segno", "zxing-cpp"}, {"torch", "llama-cpp-python", "cryptography"}),
