@@ -69,6 +69,8 @@ def test_two_replicas(tiny: Path, tmp_path: Path) -> None:
         "N_CTX": "128",
         "PYTHONPATH": os.pathsep.join((str(RECIPES), os.environ.get("PYTHONPATH", ""))),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # Ray kills what is not up in 5, on busy cores too
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     }
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen(
