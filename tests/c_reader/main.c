@@ -1,4 +1,5 @@
-/* A reader of tinylora-edge's formats, written from docs/FORMAT.md alone. Vectors come on stdin, a text a line.
+/* A program around the reader of tinylora-edge's formats, examples/native/reader, which is written from docs/FORMAT.md
+ * alone. Vectors come on stdin, a text a line.
  *
  *     reader project SEED MODULE U R                    the projection of a module
  *     reader sum SEED MODULE U R V                      R of a module for the values V

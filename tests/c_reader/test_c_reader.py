@@ -38,8 +38,9 @@ from tinylora_edge.projection import project
 from tinylora_edge.wire import days
 from tinylora_edge.wire import text as _text
 
-SOURCES = sorted(Path(__file__).parent.glob("*.c"))
-FLAGS = ("-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror")
+READER = Path(__file__).parents[2] / "examples" / "native" / "reader"
+SOURCES = (Path(__file__).with_name("main.c"), *sorted(READER.glob("*.c")))
+FLAGS = ("-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror", f"-I{READER}")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 KEY = bytes(range(32))
 BASES = {

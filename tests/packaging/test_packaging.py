@@ -49,6 +49,7 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"prometheus-client", "sse-starlette", "starlette", "typer", "uvicorn"},
         {"torch", "llama-cpp-python", "openai"},
     ),
+    "ray": ({"ray", "starlette", "uvicorn"}, {"torch", "llama-cpp-python", "pytest"}),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
     "docs": ({"mkdocs-material", "mkdocstrings"}, {"torch", "llama-cpp-python", "typer"}),
     "plot": ({"matplotlib"}, {"torch", "llama-cpp-python"}),

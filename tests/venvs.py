@@ -1,0 +1,57 @@
+"""Environments with some of the installed packages, and no others: what a user has, without a network."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import os
+import re
+import subprocess
+import venv
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def closure(requirement: str) -> dict[str, metadata.Distribution]:
+    """The installed distributions that a requirement asks for, and what these ask for, by name."""
+    found: dict[str, metadata.Distribution] = {}
+    todo, seen = [Requirement(requirement)], set()
+    while todo:
+        one = todo.pop()
+        if str(one) in seen:
+            continue
+        seen.add(str(one))
+        package = found[re.sub(r"[-_.]+", "-", one.name).lower()] = metadata.distribution(one.name)
+        for text in package.requires or ():
+            wanted = Requirement(text)
+            extras = one.extras or {""}
+            if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
+                todo.append(wanted)
+    return found
+
+
+def linked(folder: Path, requirement: str) -> Path:
+    """Make an environment with the packages of a requirement of this one; return its interpreter.
+
+    They are linked from here, as fast as that is. The package itself is left out.
+    """
+    venv.create(folder, symlinks=os.name != "nt")
+    (site,) = folder.glob("lib/python*/site-packages")
+    for name, package in closure(requirement).items():
+        if name == "tinylora-edge":
+            continue
+        for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+            source, target = Path(str(package.locate_file(top))), site / top
+            if source.exists() and not target.exists():
+                target.symlink_to(source)
+    return folder / "bin" / "python"
+
+
+def run(python: Path, *arguments: object) -> str:
+    """What a program prints there, without the settings of this environment."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    command = [str(python), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
