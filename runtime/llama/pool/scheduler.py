@@ -23,6 +23,9 @@ from .context import CHUNK, Context, Slot
 from .grammar import Grammar
 from .vectors import ContextVectors
 
+_SLOTS = 4
+"""Slots of a context unless told otherwise."""
+
 _SLICE = 16
 """Tokens that a slot generates before the next one of its context goes on: another vector costs llama.cpp
 about as much as a token of a small model."""
@@ -58,7 +61,7 @@ class LlamaScheduler:
     Args:
         llm: the model, whose `close` closes the scheduler. Its own context and vector are left alone.
         contexts: that compute side by side; by default one a core, and one alone on a GPU.
-        slots: of each context.
+        slots: of each context, 4 unless told otherwise.
         n_ctx: tokens of the longest sequence.
         waiting: requests that wait at most.
         n_threads: cores to use; by default all that this process may use.
@@ -72,7 +75,7 @@ class LlamaScheduler:
         llm: Weights,
         *,
         contexts: int | None = None,
-        slots: int = 4,
+        slots: int | None = None,
         n_ctx: int = 2048,
         waiting: int = 1024,
         n_threads: int | None = None,
@@ -95,7 +98,9 @@ class LlamaScheduler:
             self._vectors = ContextVectors(llm)
             try:
                 for number in range(count):
-                    each = Context(llm, slots=slots, n_ctx=n_ctx, n_threads=max(1, threads // count))
+                    each = Context(
+                        llm, slots=slots or _SLOTS, n_ctx=n_ctx, n_threads=max(1, threads // count)
+                    )
                     self._contexts.append(each)
                     self._vectors.add(number, each.context)
             except BaseException:
