@@ -17,6 +17,7 @@ from starlette.routing import Route
 from ..basis import Basis
 from ..errors import TinyLoraError
 from ..formats.bundle import Bundle
+from ..runtime.load import LLAMA, engine_of
 from ..runtime.pool.pool import Pool
 from ..vector import MicroVector, Policy
 from ..wire.tags import Signer, Verifier
@@ -86,6 +87,7 @@ def app(
         limits = limits or Limits()
         if states is not None:
             _check_feedback(opened, policy, basis, signer)
+            _check_engine(bundle, pool_options.get("engine"))
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
     except BaseException:
         if opened is not None:
@@ -122,6 +124,15 @@ def _check_feedback(store: Store | None, policy: Policy, basis: Basis, signer: S
     if store is None:
         raise TinyLoraError("a server that learns from clicks keeps vectors: name a store too")
     policy.check(MicroVector.zeros(basis).to_bytes(basis, signer or "crc32"), basis)
+
+
+def _check_engine(bundle: str | PathLike[str], engine: str | None) -> None:
+    """Refuse clicks on answers of an engine that cannot learn from them."""
+    if engine_of(bundle, engine) != LLAMA:
+        raise TinyLoraError(
+            "clicks are learned from in llama.cpp alone: serve a bundle with a GGUF (engine='llama'), or "
+            "without feedback"
+        )
 
 
 def _feedback(pool: Pool, states: Path, store: Store, policy: Policy, signer: Signer | None) -> Feedback:

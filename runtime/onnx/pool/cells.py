@@ -35,7 +35,7 @@ class Cells:
         self.tensors: list[NDArray[np.float32]] = []
         for heads, width in shapes:
             shape = (rows, heads, self.length, width)
-            memory = mmap.mmap(-1, int(np.prod(shape)) * 4)
+            memory = _memory(int(np.prod(shape)) * 4)
             if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a page of 2 MB would be that of many rows
                 with suppress(OSError):
                     memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -67,3 +67,9 @@ class Cells:
             if size % mmap.PAGESIZE == 0:
                 with suppress(OSError):
                     memory.madvise(mmap.MADV_DONTNEED, row * size, size)
+
+
+def _memory(size: int) -> mmap.mmap:
+    if hasattr(mmap, "MAP_PRIVATE"):  # what is shared, as by default, is given back by nobody
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)

@@ -39,11 +39,25 @@ _PLAIN = (
 class Described(Protocol):
     """What a bundle's configuration says of its graph: `GenaiModel`."""
 
-    bundle: OnnxBundle
-    options: Mapping[str, Any]
-    head_size: int | None
-    n_vocab: int
-    on_cpu: bool
+    @property
+    def bundle(self) -> OnnxBundle:
+        """Whose graph it is."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options of the session, as genai_config.json words them."""
+
+    @property
+    def head_size(self) -> int | None:
+        """Values of a key."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Entries of the logits."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on the CPU."""
 
 
 class RowEngine:

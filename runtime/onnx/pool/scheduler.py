@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -33,9 +33,17 @@ _WORTH = 16
 class Tokenizer(Described, Protocol):
     """A model's tokens, texts and chat template: `GenaiModel`."""
 
-    eos: frozenset[int]
-    longest: int
-    has_chat_template: bool
+    @property
+    def eos(self) -> Collection[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model was made for at most."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chat messages can be rendered."""
 
     def encode(self, prompt: Any) -> list[int]:
         """Return the token ids of a text."""
@@ -144,6 +152,7 @@ class OnnxScheduler:
             with self._llm._staying():
                 rendered = Sample.of(prompt, raw=raw).rendered_by(template=self._model.has_chat_template)
                 text = rendered if isinstance(rendered, str) else self._model.render(rendered)
+                text.encode()  # genai says of half a surrogate pair that it is no str
                 return tuple(self._model.encode(text)), ()
         except VectorError as error:  # a model without a template, or messages that it does not take
             raise RequestError(str(error), param="messages") from None
