@@ -73,12 +73,13 @@ def usual_signals() -> None:
 
 
 @contextmanager
-def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
+def serving(folder: Path, *options: str | Path, contexts: int | None = 2) -> Iterator[Serving]:
     log = folder / "log"
+    side_by_side = () if contexts is None else ("--contexts", str(contexts))
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, options), "--port", "0", "--contexts", "2", "--threads", "2"],
+            [*COMMAND, *map(str, options), "--port", "0", *side_by_side, "--threads", "2"],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
