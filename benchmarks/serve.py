@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
+import psutil
 from _subjects import NORM, SCALES, export, smollm2
 
 from tinylora_edge import Basis, Hmac, MicroVector, Policy, load_basis, runtime
@@ -54,14 +55,22 @@ Ask = Callable[[int, str], dict[str, Any]]
 class Server:
     """A server in a process of its own: its port, and how a user asks it."""
 
-    def __init__(self, port: int, path: str = "/v1/chat/completions") -> None:
-        self.port, self.path = port, path
+    def __init__(self, port: int, process: subprocess.Popen[Any]) -> None:
+        self.port, self._process = port, psutil.Process(process.pid)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Seconds of a core that it took so far: what other work on the machine disturbs least."""
+        times = self._process.cpu_times()
+        return times.user + times.system
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
 
     def post(self, connection: http.client.HTTPConnection, body: dict[str, Any]) -> http.client.HTTPResponse:
-        connection.request("POST", self.path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
         response = connection.getresponse()
         if response.status != 200:
             raise SystemExit(f"the server says {response.status}: {response.read()[:500]!r}")
@@ -81,7 +90,7 @@ def ours(bundle: Path, engine: str, rows: int, folder: Path) -> Iterator[Server]
             found = re.search(r":(\d+)/v1", process.stdout.readline())
             if found is None:
                 raise SystemExit(Path(log.name).read_text("utf-8"))
-            yield Server(int(found[1]))
+            yield Server(int(found[1]), process)
         finally:
             process.terminate()
             process.wait()
@@ -99,7 +108,7 @@ def stock(binary: str, bundle: Path, basis: Basis, slots: int, folder: Path) -> 
     with (folder / "stock.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            server = Server(port)
+            server = Server(port, process)
             while not _healthy(server):
                 if process.poll() is not None:
                     raise SystemExit(Path(log.name).read_text("utf-8")[-2000:])
@@ -140,11 +149,14 @@ def load(server: Server, ask: Ask, users: int, requests: int, seed: int) -> dict
         connection.close()
         return found
 
+    before = server.cpu_seconds
     with ThreadPoolExecutor(users) as threads, bench.stopwatch() as whole:
         answers = [each for found in threads.map(one, range(users)) for each in found]
+    taken = server.cpu_seconds - before
     tokens = sum(count for _, count in answers)
     return {
         "tokens_per_second": tokens / whole.seconds,
+        "cpu_ms_per_token": 1000 * taken / tokens,
         "tokens": tokens,
         "requests": len(answers),
         "latency": bench.summarize([seconds for seconds, _ in answers]),
@@ -292,11 +304,12 @@ def show(report: bench.Report, users: int, runs: dict[str, list[dict[str, Any]]]
                 f"{median([each['tokens_per_second'] for each in measured]):.1f}",
                 f"{median([each['median'] for each in latencies]):.2f}",
                 f"{median([each['p95'] for each in latencies]):.2f}",
+                f"{median([each['cpu_ms_per_token'] for each in measured]):.1f}",
                 str(sum(each["requests"] for each in measured)),
             ]
         )
     report.say(f"\n{users} users at once")
-    report.say(bench.table(["", "tokens/s", "p50 s", "p95 s", "requests"], rows))
+    report.say(bench.table(["", "tokens/s", "p50 s", "p95 s", "core ms/token", "requests"], rows))
 
 
 def compare(report: bench.Report, found: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
@@ -308,13 +321,17 @@ def compare(report: bench.Report, found: dict[str, dict[str, list[dict[str, Any]
                 if other not in runs:
                     continue
                 pairs = zip(own, runs[other], strict=True)
-                ratio = median([a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs])
+                both = list(pairs)
+                ratio = median([a["tokens_per_second"] / b["tokens_per_second"] for a, b in both])
+                cores_ratio = median([b["cpu_ms_per_token"] / a["cpu_ms_per_token"] for a, b in both])
                 what = f"{users} users, {engine}: a vector each / {other}, tokens/s"
                 report.record.setdefault("ratios", {})[what] = ratio
+                report.record.setdefault("core_ratios", {})[what] = cores_ratio
                 if engine == "onnx" and users == "16":
                     report.target(what, ratio, ">=", least)
                 else:
                     report.say(f"        {what}: {ratio:.3g}")
+                report.say(f"        the same by time on cores: {cores_ratio:.3g}")
 
 
 def median(values: list[float]) -> float:
