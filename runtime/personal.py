@@ -268,7 +268,7 @@ class Personal:
             VectorError: the vector was refused; the subclass says why.
             RequestError: the prompt does not fit, or an option is out of its range.
             OverloadError: too many requests wait.
-            TinyLoraError: the model is closed, or its engine has no pool.
+            TinyLoraError: the model is closed.
         """
         with self._lifetime:
             if self._desk is None:
@@ -277,15 +277,9 @@ class Personal:
             messages, user=user, vector=self.vector if vector is None else vector, **options
         )
 
+    @abstractmethod
     def _scheduler(self, **options: Any) -> Scheduler:
-        """Return what answers many users at once over this model's weights; the options are the engine's.
-
-        Raises:
-            TinyLoraError: the engine has none.
-        """
-        raise TinyLoraError(
-            f"{type(self).__name__} has no pool yet: many users at once need llama.cpp (engine='llama')"
-        )
+        """Return what answers many users at once over this model's weights; the options are the engine's."""
 
     # What runs the model holds the gate, from its first step to its last.
 

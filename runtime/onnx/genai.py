@@ -32,14 +32,19 @@ class GenaiModel:
     Args:
         bundle: checked.
         n_ctx: longest sequence in tokens; 0, or more than the model has: the model's own.
-        n_threads, session_options, provider: see `TinyLoraOnnx`.
+        n_threads, session_options, provider, start: see `TinyLoraOnnx`.
 
     Attributes:
+        bundle: whose graph it is.
+        options: of ONNX Runtime's session, as genai_config.json words them.
+        head_size: values of a key, in the configuration's words; None where it does not say.
+        longest: tokens that the model was made for at most.
         flavour: flavour of the graph's input, `default` or `required`.
         required: names of the graph's inputs that have no initializer.
         has_chat_template: whether a chat template belongs to the tokenizer.
         n_ctx: longest sequence in tokens.
         n_vocab: entries of the logits.
+        on_cpu: whether it computes on the CPU, by configuration and provider.
         eos: tokens that end a sequence.
         pad: the token that fills up shorter prompts of a batch.
 
@@ -56,40 +61,58 @@ class GenaiModel:
         n_threads: int | None,
         session_options: Mapping[str, Any] | None,
         provider: str | None,
+        *,
+        start: bool = True,
     ) -> None:
         described = _read_config(bundle)
+        self.bundle = bundle
+        self.options = _session_options(described, n_threads, session_options)
+        self.on_cpu = _on_cpu(self.options.pop("provider_options", []), provider)
+        self.head_size = described.get("decoder", {}).get("head_size")
         self.has_chat_template = _has_chat_template(bundle.folder)
         self.flavour = bundle.flavour
         self.required = [name for name in bundle.file.inputs if name not in bundle.file.initializers]
         self.eos = frozenset(map(int, as_list(described.get("eos_token_id"))))
         self.pad = int(described.get("pad_token_id", min(self.eos, default=0)))
-        longest = int(described["context_length"])
-        self.n_ctx = min(n_ctx, longest) if n_ctx > 0 else longest
+        self.longest = int(described["context_length"])
+        self.n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self.n_vocab = int(described["vocab_size"])
+        self._model: Any = None
         try:
-            self._model: Any = og.Model(_config(bundle, n_threads, session_options, provider))
-            self._tokenizer: Any = og.Tokenizer(self._model)
+            self._config: Any = _config(bundle, n_threads, session_options, provider)
+            self._tokenizer: Any = og.Tokenizer(self._config)
         except Exception as error:  # RuntimeError, and OgaError in some releases
             raise cannot_load(bundle, error) from error
+        if start:
+            self._start()
+
+    def _start(self) -> None:
+        try:
+            self._model = og.Model(self._config)
+        except Exception as error:  # RuntimeError, and OgaError in some releases
+            raise cannot_load(self.bundle, error) from error
 
     @property
     def engine(self) -> Any:
-        """The `onnxruntime_genai.Model`.
+        """The `onnxruntime_genai.Model`, which reads the weights now at the latest.
 
         Raises:
+            BaseMismatchError: the installed onnxruntime-genai cannot load the graph.
             TinyLoraError: it was closed.
         """
         self.check_open()
+        if self._model is None:
+            self._start()
         return self._model
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._model is None
+        return self._tokenizer is None
 
     def close(self) -> None:
         """Free model and tokenizer. A second call does nothing."""
-        self._model = self._tokenizer = None
+        self._model = self._tokenizer = self._config = None
 
     def check_open(self) -> None:
         """Check that the model can be used.
@@ -97,7 +120,7 @@ class GenaiModel:
         Raises:
             TinyLoraError: it was closed.
         """
-        if self._model is None:
+        if self.closed:
             raise TinyLoraError("the model is closed: load it again")
 
     def encode(self, prompt: str | Messages | Sequence[int]) -> list[int]:
@@ -216,3 +239,18 @@ def _config(
         options["intra_op_num_threads"] = n_threads
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     return config
+
+
+def _session_options(
+    described: Mapping[str, Any], n_threads: int | None, session_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the options of the decoder's session, the caller's over the configuration's."""
+    configured = described.get("decoder", {}).get("session_options", {})
+    own = {} if n_threads is None else {"intra_op_num_threads": n_threads}
+    return {**configured, **(session_options or {}), **own}
+
+
+def _on_cpu(configured: Sequence[Mapping[str, Any]], provider: str | None) -> bool:
+    if provider is not None:
+        return provider.lower() == "cpu"
+    return not any(name.lower() != "cpu" for each in configured for name in each)

@@ -24,6 +24,7 @@ from .decoder import Decoder
 from .genai import GenaiModel, Messages, as_list
 from .generate import Row, generate_batch, score_batch
 from .generator import Feed, PersonalGenerator
+from .pool.scheduler import OnnxScheduler
 from .rows import rows
 from .sampling import Sampler, Sampling, Text
 
@@ -43,6 +44,7 @@ class TinyLoraOnnx(Personal):
         n_threads: CPU threads; by default ONNX Runtime's.
         session_options: of ONNX Runtime, over those in `genai_config.json`, as it words them.
         provider: execution provider, such as `cuda`; by default those in `genai_config.json`.
+        start: False leaves the weights unread until they are needed: a pool has an engine of its own.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -60,12 +62,13 @@ class TinyLoraOnnx(Personal):
         n_threads: int | None = None,
         session_options: Mapping[str, Any] | None = None,
         provider: str | None = None,
+        start: bool = True,
     ) -> None:
         bundle = base if isinstance(base, OnnxBundle) else OnnxBundle.find(base)
         bundle.check()
         self._prepare(bundle.basis, policy)
         self.model_path = str(bundle.model)
-        self._model = GenaiModel(bundle, n_ctx, n_threads, session_options, provider)
+        self._model = GenaiModel(bundle, n_ctx, n_threads, session_options, provider, start=start)
         self._vector: MicroVector | None = None
         self._feed = Feed(self._model, None, self.basis)
         self._decoder = Decoder(self._model, self._feed)
@@ -142,10 +145,12 @@ class TinyLoraOnnx(Personal):
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
     ) -> OnnxBatch:
         batch = OnnxBatch(self, sequences=sequences)  # its threads are those that the model was loaded with
-        longest = max(len(batch.encode(sample)) for sample in samples)
-        if longest + max_tokens > self.n_ctx():
+        if (longest := max(len(batch.encode(s)) for s in samples)) + max_tokens > self.n_ctx():
             raise no_room(longest, max_tokens, self.n_ctx())
         return batch
+
+    def _scheduler(self, **options: Any) -> OnnxScheduler:
+        return OnnxScheduler(self, self._model, **options)
 
     # Text and tokens
 
@@ -216,8 +221,7 @@ class TinyLoraOnnx(Personal):
             prompt: text, or token ids.
             max_tokens: longest answer; None or 0 and less: until the context is full.
             temperature, top_p, min_p, top_k, repeat_penalty, seed: see `Sampling`.
-            stop: strings that end the answer.
-            stream: yield pieces as they come.
+            stop, stream: strings that end the answer; whether to yield pieces as they come.
 
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
@@ -249,8 +253,7 @@ class TinyLoraOnnx(Personal):
         Args:
             messages: each with `role` and `content`.
             tools: what the template is told of tools.
-            max_tokens: longest answer; None or 0 and less: until the context is full.
-            temperature, top_p, min_p, top_k, repeat_penalty, stop, seed, stream: as `create_completion`.
+            max_tokens, temperature, top_p, min_p, top_k, repeat_penalty, stop, seed, stream: as above.
 
         Raises:
             VectorError: the template does not render the messages.
@@ -302,11 +305,10 @@ class TinyLoraOnnx(Personal):
             sampling=Sampling(temperature, top_k, top_p, min_p, 1.0, seed),
             draws=draws,
         )
-        for number, row in enumerate(found):
-            if row.exploded:
-                raise TinyLoraError(
-                    f"the model's logits are not finite in row {number}: its vector is too large for it"
-                )
+        if (number := next((i for i, row in enumerate(found) if row.exploded), None)) is not None:
+            raise TinyLoraError(
+                f"the model's logits are not finite in row {number}: its vector is too large for it"
+            )
         return found
 
     def _answer_rows(
@@ -321,8 +323,7 @@ class TinyLoraOnnx(Personal):
     ) -> list[Row]:
         """Answer as `generate_batch`; a row whose vector is too large for the model says so."""
         self._model.check_open()
-        tokens = [self._model.encode(prompt) for prompt in prompts]
-        for row, each in enumerate(tokens):
+        for row, each in enumerate(tokens := [self._model.encode(prompt) for prompt in prompts]):
             self._model.room(each, max_tokens, f"prompt {row}")
         with self._gate.call():
             checked = rows(vectors, self.basis, self.policy, streams, len(tokens))
@@ -368,9 +369,8 @@ class TinyLoraOnnx(Personal):
         Args:
             search_options: as `onnxruntime_genai.GeneratorParams.set_search_options` takes them.
         """
-        search = {"max_length": self._model.n_ctx, **search_options}
         with self._gate.look():
-            return PersonalGenerator(self._model, self._feed, **search)
+            return PersonalGenerator(self._model, self._feed, **{"max_length": self.n_ctx()} | search_options)
 
     def _complete(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from ...basis import Basis
 from ...errors import OptionError, RequestError
 from ...vector import Policy
-from ..load import load
+from ..load import ONNX, engine_of, load
 from .desk import Desk
 from .scheduler import Scheduler
 
@@ -44,9 +44,11 @@ class Pool(Desk):
         base: as for `load`, or a model that `load` returned. Such a one stays the caller's, with its own
             context and vector; its `close` closes the pool.
         policy: what is demanded of vector bytes, at every request; that of a model that is given.
-        contexts: that compute side by side; by default one a core, and one alone on a GPU.
-        slots: users whose prefixes each context remembers, and who take turns in it.
-        n_ctx: tokens of the longest sequence, prompt and answer. Contexts * slots of them have memory.
+        contexts: of llama.cpp, that compute side by side; by default one a core, and one alone on a GPU.
+        slots: users whose prefixes are remembered. In llama.cpp they take turns in each context, 4 unless
+            told otherwise; in ONNX Runtime they are the rows of one batch, 16 unless told otherwise.
+        n_ctx: tokens of the longest sequence, prompt and answer. In llama.cpp contexts * slots of them have
+            memory from the start, in ONNX Runtime those that are used.
         waiting: requests that wait at most.
         n_threads: cores to use; by default all that this process may use.
         engine_options: as for `load`, of a base that is loaded.
@@ -55,8 +57,8 @@ class Pool(Desk):
         model: whose weights the contexts share.
 
     Raises:
-        TinyLoraError: the engine has no pool yet (ONNX Runtime), or cannot make the contexts.
-        OptionError: options for a model that is loaded already.
+        TinyLoraError: the engine cannot make the contexts.
+        OptionError: options for a model that is loaded already, or contexts for ONNX Runtime.
         Those of `load`.
     """
 
@@ -66,7 +68,7 @@ class Pool(Desk):
         *,
         policy: Policy | None = None,
         contexts: int | None = None,
-        slots: int = 4,
+        slots: int | None = None,
         n_ctx: int = 2048,
         waiting: int = 1024,
         n_threads: int | None = None,
@@ -77,6 +79,8 @@ class Pool(Desk):
                 raise RequestError(f"a pool with {name}={value} answers nobody: pass 1 or more", param=name)
         self._owned: Loaded | None = None
         if isinstance(base, str | PathLike):
+            if engine_of(base, engine_options.get("engine")) == ONNX:
+                engine_options.setdefault("start", False)  # the scheduler has an engine of its own
             self._owned = llm = load(base, policy=policy, n_ctx=_OWN_CONTEXT, **engine_options)
         elif policy is not None or engine_options:
             names = ", ".join([*(["policy"] if policy else []), *engine_options])

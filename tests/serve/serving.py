@@ -73,8 +73,9 @@ def usual_signals() -> None:
 
 
 @contextmanager
-def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
-    command = [*COMMAND, *map(str, options), "--port", "0", "--contexts", "2", "--threads", "2"]
+def serving(folder: Path, *options: str | Path, contexts: int | None = 2) -> Iterator[Serving]:
+    side_by_side = () if contexts is None else ("--contexts", str(contexts))
+    command = [*COMMAND, *map(str, options), "--port", "0", *side_by_side, "--threads", "2"]
     with _started(folder, command, r"at http://127\.0\.0\.1:(\d+)/v1$") as (server, _):
         yield server
 

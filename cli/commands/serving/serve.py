@@ -9,7 +9,7 @@ import typer
 
 from ....serve import Limits, missing_web
 from ...shared import console, keyfiles
-from ...shared.options import KeysOption, MacsOption, MaxNormOption, RequireOption, StateOption
+from ...shared.options import EngineOption, KeysOption, MacsOption, MaxNormOption, RequireOption, StateOption
 
 _LIMITS = Limits()
 
@@ -48,16 +48,23 @@ def serve(
     sign: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with this private key.")
     ] = None,
+    engine: EngineOption = None,
     page: Annotated[
         bool, typer.Option("--page", help="Have a page at /, for who sits at this machine.")
     ] = False,
     contexts: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="That compute side by side. [default: one a core]"),
+        typer.Option(metavar="N", min=1, help="Of llama.cpp, side by side. [default: one a core]"),
     ] = None,
     slots: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Users whose prefixes each context remembers.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Users whose prefixes each context remembers, and rows of ONNX Runtime's batch. "
+            "[default: 4, and 16]",
+        ),
+    ] = None,
     n_ctx: Annotated[
         int, typer.Option("--n-ctx", metavar="N", min=1, help="Context of a request in tokens.")
     ] = 2048,
@@ -113,6 +120,7 @@ def serve(
             states=feedback,
             signer=None if sign is None else keyfiles.signer(sign),
             visitor=visitor,
+            engine=engine and engine.value,
             contexts=contexts,
             slots=slots,
             n_ctx=n_ctx,

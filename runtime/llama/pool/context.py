@@ -10,8 +10,9 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ....errors import TinyLoraError, VectorError
+from ....errors import TinyLoraError
 from ....vector import MicroVector
+from ...pool.answering import too_large
 from ..log import signals_wait
 from ..protocols import Weights
 
@@ -138,8 +139,5 @@ class Context:
             llama_cpp.llama_memory_clear(self._memory, True)
             for each in self.slots:
                 each.tokens.clear()
-            raise VectorError(
-                "the vector is too large for the model: its logits are not finite. Use a smaller one; a "
-                "policy bounds them (max_norm)"
-            )
+            raise too_large()
         return logits

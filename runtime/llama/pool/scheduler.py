@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 import llama_cpp
-import numpy as np
-from numpy.typing import NDArray
 
 from ...._system import cores
 from ....errors import RequestError, TinyLoraError, VectorError
 from ....tasks import Prompt
 from ....vector import MicroVector
-from ...pool.request import Finish, Piece, Request, Token
-from ...pool.sampling import Sampler, logprobs
+from ...pool.answering import Answering, check_prompt
+from ...pool.request import Finish, Request
 from ...pool.scheduler import Load, Report
-from ...pool.text import Text
 from ...pool.waiting import Waiting
 from ...process import Process
 from ..prompts import encode_with_stops
@@ -24,6 +22,9 @@ from ..protocols import Weights
 from .context import CHUNK, Context, Slot
 from .grammar import Grammar
 from .vectors import ContextVectors
+
+_SLOTS = 4
+"""Slots of a context unless told otherwise."""
 
 _SLICE = 16
 """Tokens that a slot generates before the next one of its context goes on: another vector costs llama.cpp
@@ -33,46 +34,21 @@ _WORTH = 16
 """Tokens of a prompt that are worth a busier context, where their cells are."""
 
 
-class Answering:
-    """A request that waits or is being answered: the ticket of whoever submitted it."""
+class _Vocabulary:
+    """The tokens of a llama.cpp model, as answers need them."""
 
-    def __init__(
-        self, scheduler: LlamaScheduler, request: Request, report: Report, grammar: Grammar | None
-    ) -> None:
-        sampling = request.sampling
-        self.request, self.grammar, self.cancelled = request, grammar, False
-        self.tokens = list(request.prompt)  # and what is generated
-        self.cached = 0
-        self.begun = False
-        self.end: Finish | None = None
-        self.sampler = Sampler(sampling, request.choice)
-        self.text = Text(sampling.stop)
-        most = sampling.max_tokens or scheduler.n_ctx
-        self.most = min(len(self.tokens) + most, scheduler.n_ctx)
-        self._scheduler, self._report = scheduler, report
+    def __init__(self, llm: Weights) -> None:
+        self._llm = llm
+        self.vocab = llama_cpp.llama_model_get_vocab(llm.model)
 
-    def report(self, what: Piece | Finish | BaseException) -> None:
-        """Report a piece or the end, unless nobody wants it any more."""
-        if not self.cancelled and (not isinstance(what, Piece) or what.text or what.tokens):
-            self._report(what)
+    def ends(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
 
-    def finish(self, *, stopped: bool, by: int | None = None) -> None:
-        """Report what was held back; the end itself is reported once the slot is free.
+    def data(self, token: int) -> bytes:
+        return self._llm.detokenize([token])
 
-        Args:
-            stopped: it ended before its longest.
-            by: the token that ends answers, where one did.
-        """
-        self.report(self.text.rest())
-        prompt = len(self.request.prompt)
-        said = tuple(self.tokens[prompt:])
-        all_of_it = said if by is None else (*said, by)
-        self.end = Finish("stop" if stopped else "length", prompt, self.cached, len(said), all_of_it)
-
-    def cancel(self) -> None:
-        """Give the request up; see `Ticket`."""
-        self.cancelled = True
-        self._scheduler.withdraw(self)
+    def speaker(self) -> Callable[[int], bytes]:
+        return self.data
 
 
 class LlamaScheduler:
@@ -85,7 +61,7 @@ class LlamaScheduler:
     Args:
         llm: the model, whose `close` closes the scheduler. Its own context and vector are left alone.
         contexts: that compute side by side; by default one a core, and one alone on a GPU.
-        slots: of each context.
+        slots: of each context, 4 unless told otherwise.
         n_ctx: tokens of the longest sequence.
         waiting: requests that wait at most.
         n_threads: cores to use; by default all that this process may use.
@@ -99,7 +75,7 @@ class LlamaScheduler:
         llm: Weights,
         *,
         contexts: int | None = None,
-        slots: int = 4,
+        slots: int | None = None,
         n_ctx: int = 2048,
         waiting: int = 1024,
         n_threads: int | None = None,
@@ -108,7 +84,7 @@ class LlamaScheduler:
         on_gpu = llm.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload()
         count = contexts or (1 if on_gpu else threads)
         self._llm = llm
-        self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
+        self._vocabulary = _Vocabulary(llm)
         self._process = Process()
         self._changed = threading.Condition()
         self._closing = threading.Lock()
@@ -122,7 +98,9 @@ class LlamaScheduler:
             self._vectors = ContextVectors(llm)
             try:
                 for number in range(count):
-                    each = Context(llm, slots=slots, n_ctx=n_ctx, n_threads=max(1, threads // count))
+                    each = Context(
+                        llm, slots=slots or _SLOTS, n_ctx=n_ctx, n_threads=max(1, threads // count)
+                    )
                     self._contexts.append(each)
                     self._vectors.add(number, each.context)
             except BaseException:
@@ -160,29 +138,28 @@ class LlamaScheduler:
     def submit(self, request: Request, report: Report) -> Answering:
         """Let a request wait for its turn, and be answered; see `Scheduler`."""
         self._process.check()
-        if not request.prompt:
-            raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
-        if len(request.prompt) >= self.n_ctx:
-            raise RequestError(
-                f"the prompt has {len(request.prompt)} tokens, and the context {self.n_ctx} for prompt and "
-                "answer: shorten it, or serve with a larger n_ctx",
-                param="messages",
-                code="context_length_exceeded",
-            )
+        check_prompt(request, self.n_ctx)
         if request.vector is not None:
             self._llm.basis.values(request.vector)
         grammar, schema = None, request.sampling.schema
         if schema is not None:
             with self._llm._staying():  # the vocabulary is the model's
-                grammar = Grammar(self._vocab, schema)
-        answering = Answering(self, request, report, grammar)
+                grammar = Grammar(self._vocabulary.vocab, schema)
+        answering = Answering(
+            request,
+            report,
+            vocabulary=self._vocabulary,
+            n_ctx=self.n_ctx,
+            withdraw=self._withdraw,
+            constraint=grammar,
+        )
         with self._changed:
             self._check_open()
             self._waiting.add(request.user, answering)
             self._place()
         return answering
 
-    def withdraw(self, answering: Answering) -> None:
+    def _withdraw(self, answering: Answering) -> None:
         """Let a request wait no longer; one that is being answered is noticed by its context's thread."""
         with self._changed:
             self._waiting.remove(answering.request.user, answering)
@@ -307,23 +284,4 @@ class LlamaScheduler:
             logits = context.evaluate(slot, chunk, last=last)
         if logits is None:
             return
-        token = answering.sampler.draw(logits, answering.grammar)
-        if token is None or llama_cpp.llama_vocab_is_eog(self._vocab, token):
-            answering.finish(stopped=True, by=token)
-            return
-        if answering.grammar is not None:
-            answering.grammar.accept(token)
-        answering.tokens.append(token)
-        answering.report(answering.text.add(self._bytes(token), self._describe(logits, token, answering)))
-        if answering.text.stopped or len(answering.tokens) >= answering.most:
-            answering.finish(stopped=answering.text.stopped)
-
-    def _describe(self, logits: NDArray[np.float32], token: int, answering: Answering) -> Token | None:
-        count = answering.request.sampling.logprobs
-        if count is None:
-            return None
-        own, likeliest = logprobs(logits, token, count)
-        return Token(self._bytes(token), own, tuple((self._bytes(each), p) for each, p in likeliest))
-
-    def _bytes(self, token: int) -> bytes:
-        return self._llm.detokenize([token])
+        answering.go_on(logits)

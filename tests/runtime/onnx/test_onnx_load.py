@@ -350,7 +350,7 @@ def test_a_process_may_end_with_everything_in_use(bundle: Path) -> None:
 
 def test_the_options_are_in_the_signature() -> None:
     options = list(inspect.signature(TinyLoraOnnx).parameters)
-    assert options == ["base", "policy", "n_ctx", "n_threads", "session_options", "provider"]
+    assert options == ["base", "policy", "n_ctx", "n_threads", "session_options", "provider", "start"]
 
 
 def test_no_adapter_file_stays_behind(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
@@ -14,7 +16,7 @@ import smollm2
 
 from tinylora_edge import MicroVector, load_basis, runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.runtime import OnnxSession, TinyLoraLlama, TinyLoraOnnx
+from tinylora_edge.runtime import OnnxSession, Pool, TinyLoraLlama, TinyLoraOnnx
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1}
 TOKENS = 64
@@ -144,6 +146,27 @@ def test_a_batch_of_users_equals_their_single_runs(onnx: TinyLoraOnnx) -> None:
         onnx.swap(vector)
         alone = list(onnx.generate(onnx.tokenize(onnx.apply_chat_template(each)), max_tokens=24))
         assert row.tokens.tolist() == alone
+
+
+def test_a_pools_answers_are_those_of_single_runs(onnx: TinyLoraOnnx) -> None:
+    """Users come one after the other into a batch that runs, and leave at other times."""
+    users = [None, *(MicroVector.random(onnx.basis, 0.3, seed=seed) for seed in range(5))]
+
+    async def one(pool: Pool, number: int) -> str:
+        await asyncio.sleep(0.1 * number)
+        given: Any = {"vector": users[number], "max_tokens": 6 + 3 * number, "temperature": 0}
+        return (await pool.chat(QUESTIONS[number], user=str(number), **given)).text
+
+    async def all_of_them(pool: Pool) -> list[str]:
+        return await asyncio.gather(*(one(pool, number) for number in range(len(users))))
+
+    with Pool(onnx, slots=4, n_ctx=256, n_threads=1) as pool:
+        found = asyncio.run(all_of_them(pool))
+    for number, vector in enumerate(users):
+        onnx.clear() if vector is None else onnx.swap(vector)
+        messages = [{"role": "user", "content": QUESTIONS[number]}]
+        said = onnx.create_chat_completion(messages, max_tokens=6 + 3 * number, temperature=0)
+        assert found[number] == said["choices"][0]["message"]["content"], number
 
 
 def test_a_row_of_a_batch_is_its_single_run(onnx_bundle: Path) -> None:

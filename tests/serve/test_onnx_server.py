@@ -1,0 +1,109 @@
+"""The real client of OpenAI against a server of an ONNX bundle: everybody in one running batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import onnx_bundles
+import openai
+import pytest
+from serving import MAC, Serving, as_text, framed, serving
+
+from tinylora_edge import Basis, MicroVector, TinyLoraError, load_basis, runtime, serve
+
+QUESTION = [{"role": "user", "content": "Name three fruits."}]
+LIMIT = 12
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Path:
+    return onnx_bundles.tiny()
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("server")
+    options = ("--name", "tiny", "--store", folder / "users.db", "--mac", MAC, "--slots", "6")
+    with serving(folder, bundle, *options, "--n-ctx", "400", contexts=None) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def basis(bundle: Path) -> Basis:
+    return load_basis(bundle / "basis.gguf")
+
+
+@pytest.fixture(scope="module")
+def client(server: Serving) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120) as made:
+        yield made
+
+
+def ask(client: openai.OpenAI, model: str = "tiny", **options: Any) -> Any:
+    given: Any = {"messages": QUESTION, "max_tokens": LIMIT, "temperature": 0} | options
+    return client.chat.completions.create(model=model, **given)
+
+
+def test_every_user_gets_his_own_answer(
+    server: Serving, client: openai.OpenAI, bundle: Path, basis: Basis
+) -> None:
+    users = [f"user{seed}" for seed in range(12)]
+    frames = {user: framed(basis, seed) for seed, user in enumerate(users)}
+    for user in users[::2]:
+        assert server.ask("PUT", f"/v1/vectors/{user}", {"vector": as_text(frames[user])})[0] == 200
+
+    def asked(user: str) -> str:
+        if user in users[::2]:
+            return ask(client, f"tiny@{user}").choices[0].message.content
+        body = {"vector": as_text(frames[user])}
+        pieces = ask(client, user=user, extra_body=body, stream=True)
+        return "".join(piece.choices[0].delta.content or "" for piece in pieces)
+
+    with ThreadPoolExecutor(12) as threads:
+        found = list(threads.map(asked, users))
+    with runtime.load(bundle, engine="onnx", n_ctx=400, n_threads=1) as llm:
+        for seed, (user, text) in enumerate(zip(users, found, strict=True)):
+            llm.swap(MicroVector.random(basis, 0.5, seed=seed))
+            said = llm.create_chat_completion(QUESTION, max_tokens=LIMIT, temperature=0)
+            assert text == said["choices"][0]["message"]["content"], user
+    assert len(set(found)) > 4
+
+
+def test_sampling_usage_and_a_schema(client: openai.OpenAI) -> None:
+    drawn: Any = {"temperature": 1, "top_p": 0.9, "seed": 7, "n": 2, "logprobs": True, "top_logprobs": 2}
+    first, again = ([c.message.content for c in ask(client, **drawn).choices] for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 2
+    answer = ask(client)
+    assert answer.usage.completion_tokens <= LIMIT
+    assert ask(client).usage.prompt_tokens_details.cached_tokens == answer.usage.prompt_tokens - 2
+    with pytest.raises(openai.BadRequestError, match="ONNX Runtime, keeps no answer to a JSON schema"):
+        ask(client, response_format={"type": "json_object"})
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, messages=[{"role": "user", "content": "x" * 400}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_vector_that_is_too_large_and_a_client_that_leaves(
+    server: Serving, client: openai.OpenAI, basis: Basis
+) -> None:
+    huge = {"vector": as_text(framed(basis, 1, norm=1e30))}
+    with pytest.raises(openai.PermissionDeniedError, match="too large for the model"):
+        ask(client, user="mallory", extra_body=huge)
+    for chunk in (stream := ask(client, max_tokens=300, temperature=1, seed=1, stream=True)):
+        if chunk.choices[0].delta.content:
+            break
+    stream.close()
+    waited = threading.Event()
+    while server.ask("GET", "/health")[1]["running"]:
+        waited.wait(0.01)
+    assert ask(client).choices
+
+
+def test_clicks_are_for_llama_cpp(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(TinyLoraError, match=r"learned from in llama\.cpp alone"):
+        serve.app(bundle, store=tmp_path / "users.db", states=tmp_path / "states")
