@@ -51,10 +51,8 @@ def request(port: int, path: str, user: str, body: object = None) -> bytes:
 
 def test_two_replicas(tiny: Path, tmp_path: Path) -> None:
     basis = load_basis(tiny / "basis.gguf")
-    frames = {
-        user: MicroVector.random(basis, 2.0, seed=seed).to_bytes(basis, KEY, stream=user)
-        for seed, user in enumerate(USERS)
-    }
+    vectors = {user: MicroVector.random(basis, 2.0, seed=seed) for seed, user in enumerate(USERS)}
+    frames = {user: vector.to_bytes(basis, KEY, stream=user) for user, vector in vectors.items()}
     store = SqliteStore(tmp_path / "users.db", basis)
     store.import_frames(frames.items())
     store.close()
@@ -104,8 +102,8 @@ def test_two_replicas(tiny: Path, tmp_path: Path) -> None:
     if len(loads) == 2:  # each replica's count is twice the number of its users
         assert all(load == 2 * sum(count == load for count in served.values()) for load in loads), served
     llm = runtime.load(tiny, n_ctx=128)
-    for user, frame in frames.items():
-        with llm.using(MicroVector.from_bytes(frame, basis)):
+    for user, vector in vectors.items():
+        with llm.using(vector):
             own = llm.create_completion("hello", max_tokens=12, temperature=0)["choices"][0]["text"]
         assert answers[user] == own
     llm.close()
