@@ -1,8 +1,9 @@
 """How long llama.cpp takes beside other work, by how its threads wait for each other.
 
 Contestants are processes, which are asked in turn: plain llama_cpp with what its OpenMP does by itself, and
-`runtime.load` with our short spin, with other spins, asleep, and with one thread. They are asked on the cores
-as they are, beside a busy loop a core, and beside another llama_cpp that decodes and spins on all cores.
+`runtime.load` with our short spin, with libgomp's long one, with others, asleep, and with one thread. They
+are asked on the cores as they are, beside a busy loop a core, and beside another llama_cpp that decodes and
+spins on all cores.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from _subjects import SCALES, export, smollm2
 
 from tinylora_edge._system import cores
 
-PLAIN, OURS, ASLEEP, ONE = "plain, its default", "ours", "ours, asleep", "ours, 1 thread"
+PLAIN, OURS, LONG = "plain, its default", "ours", "ours, its default"
+ASLEEP, ONE = "ours, asleep", "ours, 1 thread"
+DEFAULT_SPIN = "300000"  # libgomp's, where there are no more threads than cores
 QUIET, LOOPS, SPINNING = "the cores as they are", "beside busy loops", "beside a spinning llama_cpp"
 
 
@@ -33,6 +36,7 @@ def main() -> None:
         subjects = {
             PLAIN: Decoder(smollm2(), cores()),
             OURS: Decoder(bundle, cores()),
+            LONG: Decoder(bundle, cores(), GOMP_SPINCOUNT=DEFAULT_SPIN),
             ASLEEP: Decoder(bundle, cores(), OMP_WAIT_POLICY="PASSIVE"),
             ONE: Decoder(bundle, 1),
         }
@@ -55,8 +59,9 @@ def main() -> None:
     report.say()
     quiet = results[QUIET]
     for what in ("batch", "token"):
-        ratio = quiet[OURS][what]["min"] / quiet[PLAIN][what]["min"]
-        report.target(f"{what}: ours / plain, minima", ratio, "<=", 1.05)
+        # The same work with the long spin: plain llama_cpp has no side path to compute.
+        ratio = quiet[OURS][what]["min"] / quiet[LONG][what]["min"]
+        report.target(f"{what}: ours / with libgomp's default, minima", ratio, "<=", 1.05)
         for place in (LOOPS, SPINNING):
             ratio = results[place][OURS][what]["median"] / quiet[OURS][what]["median"]
             report.target(f"{what}, {place}: ours / ours as they are, medians", ratio, "<=", 3)

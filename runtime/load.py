@@ -13,7 +13,6 @@ from ..formats.bundle import Bundle
 from ..formats.signatures import signed
 from ..vector import Policy
 from .admission import VectorSource, admitted
-from .libraries import import_llama_cpp
 from .onnx.bundle import OnnxBundle, find_bundle
 
 if TYPE_CHECKING:
@@ -158,6 +157,8 @@ def _choose(bundle: Bundle, engine: str | None) -> str:
 def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraLlama:
     bundle.check_base()
     try:
+        from .libraries import import_llama_cpp
+
         import_llama_cpp()
         from .llama.model import OPTIONS, TinyLoraLlama
     except ModuleNotFoundError as error:

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SPIN = 300
-"""Rounds that libgomp spins before a thread sleeps, some microseconds; its own default is 300,000."""
+SPIN = 10_000
+"""Rounds that libgomp spins before a thread sleeps, a tenth of a millisecond or so; its default is 300,000.
+
+Of 300 to 30,000 it was about as fast as the default on quiet cores, and faster beside other work
+(`benchmarks/busy.py`).
+"""
 
 SPIN_MICROSECONDS = 50
 """Time that a thread of ONNX Runtime spins before it sleeps; its own default is milliseconds."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from ..._system import cores
+from ...runtime.threads import SPIN, llama_waiting
 from .finding import FAULT, NOTE, OK, Finding
 
 CHECK = "threads"
@@ -29,12 +30,13 @@ def check(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
         text = f"OMP_WAIT_POLICY is {policy!r}, and OpenMP knows {' and '.join(_POLICIES)}: it is ignored"
         yield Finding(CHECK, FAULT, text, "export OMP_WAIT_POLICY=PASSIVE")
         return
+    waiting = llama_waiting()
     said = ", ".join(f"{name}={environment[name]}" for name in _WAITING if environment.get(name))
-    if not said:
-        text = "nothing says how OpenMP's threads wait: they spin, which is slow beside other work"
-        yield Finding(CHECK, NOTE, text, "export OMP_WAIT_POLICY=PASSIVE")
-    elif policy.strip().upper() == "ACTIVE":
+    if policy.strip().upper() == "ACTIVE":
         text = f"OpenMP's threads spin while they wait ({said}), which is slow beside other work"
-        yield Finding(CHECK, NOTE, text, "export OMP_WAIT_POLICY=PASSIVE")
-    else:
+        yield Finding(CHECK, NOTE, text, "unset OMP_WAIT_POLICY")
+    elif said:
         yield Finding(CHECK, OK, f"how OpenMP's threads wait was set: {said}")
+    else:
+        spin = f"{waiting.spin or SPIN:,}"
+        yield Finding(CHECK, OK, f"OpenMP's threads spin {spin} rounds while they wait, then sleep")

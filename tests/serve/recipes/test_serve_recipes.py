@@ -13,7 +13,7 @@ from typer.main import get_command
 from tinylora_edge.cli.app import app
 from tinylora_edge.serve.application import _ROUTES
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "serve"
+RECIPES = Path(__file__).parents[3] / "recipes" / "serve"
 
 
 def parsed(arguments: list[str]) -> dict[str, Any]:

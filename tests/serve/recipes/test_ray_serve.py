@@ -22,7 +22,7 @@ from tinylora_edge.serve.store import SqliteStore
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "serve"
+RECIPES = Path(__file__).parents[3] / "recipes" / "serve"
 USERS = [f"user-{number}" for number in range(8)]
 KEY = Hmac(bytes(range(32)))
 
