@@ -16,6 +16,8 @@ PAGES = {  # document in the repository -> page of the site
     "CHANGELOG.md": "CHANGELOG.md",
     "SECURITY.md": "security-policy.md",  # docs/SECURITY.md is another one
     "recipes/README.md": "recipes.md",
+    "recipes/serve/README.md": "recipes-serve.md",
+    "examples/native/README.md": "native.md",
     "benchmarks/README.md": "benchmarks.md",
 }
 _LINK = re.compile(r"(\]\()([^)\s#:]+)")
