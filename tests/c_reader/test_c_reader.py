@@ -64,12 +64,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
         pytest.skip("there is no C compiler: install one, or name it in CC")
     program = tmp_path_factory.mktemp("c_reader") / "reader"
     for flags in ((*FLAGS, *SANITIZERS), FLAGS):
-        made = subprocess.run(
-            [compiler, *flags, *map(str, SOURCES), "-o", str(program), "-lm"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [compiler, *flags, *map(str, SOURCES), "-o", str(program), "-lm"]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode == 0:
             break
     assert made.returncode == 0, made.stderr
