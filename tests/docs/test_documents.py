@@ -17,6 +17,7 @@ from tinylora_edge.wire import frame, tags
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 README = (ROOT / "README.md").read_text("utf-8")
+TOUR = (ROOT / "docs" / "TOUR.md").read_text("utf-8")
 CAPACITY = {"LoRaWAN EU868, DR0 to DR2": 51, "SMS (8-bit)": 140, "NFC tag NTAG213": 144}  # a few
 TAGS = {"CRC-32": tags.CRC32, "HMAC": tags.HMAC, "Ed25519": tags.ED25519}
 VALUES = 13
@@ -24,7 +25,7 @@ SHORTER = {"demo": ["--threads", "2"]}
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", README + TOUR, re.M | re.S)
 
 
 def tour() -> list[list[str]]:
@@ -80,14 +81,14 @@ def test_files_that_are_named_exist(document: str) -> None:
 
 
 def test_sizes_on_the_wire() -> None:
-    rows = dict(re.findall(r"^\| (fp32|bf16|int8) \| (\d+ \| \d+ \| \d+) \|$", README, re.M))
+    rows = dict(re.findall(r"^\| (fp32|bf16|int8) \| (\d+ \| \d+ \| \d+) \|$", TOUR, re.M))
     for dtype in ("fp32", "bf16", "int8"):
         sizes = [str(frame.frame_bytes(VALUES, dtype, kind)) for kind in TAGS.values()]
         assert rows[dtype] == " | ".join(sizes)
 
 
 def test_what_fits_where() -> None:
-    section = README.partition("What fits where")[2].partition("\n## ")[0]
+    section = TOUR.partition("What fits where")[2].partition("\n## ")[0]
     head, _, *links = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line
     ]
@@ -121,15 +122,16 @@ def test_the_tour_runs(toured: tuple[Path, list[subprocess.CompletedProcess[str]
 
 
 def test_the_python_runs(toured: tuple[Path, list[subprocess.CompletedProcess[str]]]) -> None:
-    four_lines, exchange = blocks("python")
-    done = run([sys.executable, "-c", four_lines + exchange], toured[0])
+    ten_lines, exchange = blocks("python")
+    done = run([sys.executable, "-c", ten_lines + exchange], toured[0])
     assert done.returncode == 0, done.stderr
-    assert len([line for line in four_lines.splitlines() if line]) == 4
-    answer, *_, continued, same = done.stdout.splitlines()
-    (prompt,) = re.findall(r'"content": "(.+?)"', four_lines)
+    assert len(ten_lines.splitlines()) <= 10
+    personalized, base, *_, continued, same = done.stdout.splitlines()
+    (prompt,) = re.findall(r'"content": "(.+?)"', ten_lines)
     task = load_task("brevity")
     (sample,) = [sample for sample in task.held_out if sample.text == prompt]
-    assert task.score(Completion(answer, True, 12), sample) == 1
-    assert f'"{answer}"' in " ".join(README.split())
+    assert task.score(Completion(personalized, True, 12), sample) == 1
+    assert task.score(Completion(base, False, 24), sample) == 0
+    assert f'"{personalized}"' in " ".join(README.split())
     assert continued
     assert same == "True"

@@ -16,8 +16,8 @@ from tinylora_edge.cli.app import app
 from tinylora_edge.exporters.hub import catalog, gguf_names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "MODELS.md").read_text("utf-8")
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-COMMANDS = re.findall(r"^    (tinylora-edge [^#\n]+)", PAGE + README.partition("## Your model")[2], re.M)
+TOUR = (Path(__file__).parents[2] / "docs" / "TOUR.md").read_text("utf-8")
+COMMANDS = re.findall(r"^    (tinylora-edge [^#\n]+)", PAGE + TOUR.partition("## Your model")[2], re.M)
 
 
 def test_the_example_is_a_catalog(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from tinylora_edge.serve.routes.bodies import _NOT_HERE
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "SERVING.md").read_text("utf-8")
-SOURCES = "".join(path.read_text("utf-8") for path in (ROOT / "tinylora_edge" / "serve").rglob("*.py"))
+FOLDERS = [ROOT / folder for folder in ("tinylora_edge/serve", "runtime/pool", "runtime/llama/pool")]
+FILES = [ROOT / "tinylora_edge/errors.py", *(path for folder in FOLDERS for path in folder.rglob("*.py"))]
+SOURCES = "".join(path.read_text("utf-8") for path in FILES)
 
 
 def test_options_are_those_of_the_command() -> None:
@@ -36,9 +38,7 @@ def test_routes_of_the_page_are_all_there() -> None:
 def test_codes_are_those_that_the_server_has() -> None:
     section = TEXT.partition("## Errors")[2].partition("## Log")[0]
     for code in re.findall(r"`([a-z_]+)`", section):
-        assert f'"{code}"' in SOURCES + (ROOT / "runtime/llama/pool/scheduler.py").read_text("utf-8") + (
-            ROOT / "tinylora_edge/errors.py"
-        ).read_text("utf-8"), code
+        assert f'"{code}"' in SOURCES, code
 
 
 def test_limits_are_those_that_hold() -> None:
