@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from tinylora_edge.cli.demo.results import (
+    AnswerPair,
+    DemoResult,
+    Exported,
+    Framed,
+    Proof,
+    ShownAnswers,
+    Timings,
+)
 from tinylora_edge.cli.report.records import HeldOut, Prompted, Trained
 
 HELD_OUT = HeldOut(
@@ -47,4 +56,26 @@ TRAINED = Trained(
     stopped="done",
     options={"samples": 8, "weights": None, "settings": {"prompts": 8, "validation": 12, "lr": None}},
     curve=CURVE,
+)
+FOUND = DemoResult(
+    model="model.gguf",
+    quick=False,
+    seed=0,
+    threads=2,
+    export=Exported(seconds=1.0, modules=14, residual=1e-3, digest="ab" * 32, basis="abababab", axes=[]),
+    training=TRAINED,
+    frame=Framed(hex="11ab", bytes=2, values=[0.5], parts=[("11", "version"), ("ab", "rest")]),
+    timing=Timings(load=0.1, plain_load=0.1, swap=1e-4, swaps=20),
+    held_out=HELD_OUT,
+    prompted=PROMPTED,
+    answers=ShownAnswers(
+        first=[AnswerPair(prompt="p", base="b", base_reward=0.0, personalized="q", personalized_reward=1.0)],
+        differing=[],
+        changed=1,
+    ),
+    proof=Proof(
+        logits=10, prompts=1, restored_bit_for_bit=True, restored_difference=0.0, vector_difference=1.5
+    ),
+    versions={"numpy": "2"},
+    seconds=70.0,
 )
