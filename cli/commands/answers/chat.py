@@ -94,7 +94,7 @@ def chat(
 
     \b
     Example:
-      tinylora-edge chat smollm2 --vector vector.bin
+      tinylora-edge chat out/demo --vector vector.bin
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")

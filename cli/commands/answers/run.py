@@ -77,8 +77,8 @@ def run_prompt(
 
     \b
     Examples:
-      tinylora-edge run smollm2 --vector vector.bin "Describe the moon in one sentence."
-      tinylora-edge run smollm2 --vector v1.bin --key fleet.key.pub --state v.state "Describe the moon."
+      tinylora-edge run out/demo --vector vector.bin "Describe the moon in one sentence."
+      tinylora-edge run out/demo --vector v1.bin --key fleet.key.pub --state v.state "Describe the moon."
     """
     if vector == prompt == vectors.STREAM:
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")

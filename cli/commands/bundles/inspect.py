@@ -40,7 +40,7 @@ def inspect(
 
     \b
     Example:
-      tinylora-edge inspect smollm2
+      tinylora-edge inspect out/demo
     """
     if str(path) != vectors.STREAM and not path.exists():
         raise FileNotFoundError(f"{path} does not exist: name a bundle, a basis, a model or a vector")

@@ -32,7 +32,7 @@ def sign(
 
     \b
     Example:
-      tinylora-edge sign smollm2 --sign fleet.key
+      tinylora-edge sign out/demo --sign fleet.key
     """
     facts = signed(bundle, key)
     if as_json:

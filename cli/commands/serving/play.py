@@ -55,8 +55,8 @@ def play(
 
     \b
     Examples:
-      tinylora-edge play smollm2
-      tinylora-edge play smollm2 --vector vector.bin --keep my-clicks
+      tinylora-edge play out/demo
+      tinylora-edge play out/demo --vector vector.bin --keep my-clicks
     """
     try:
         from ....serve.application import app

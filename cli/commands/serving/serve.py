@@ -91,10 +91,10 @@ def serve(
 
     \b
     Examples:
-      tinylora-edge serve smollm2 --store users.db --key fleet.key.pub
-      tinylora-edge serve smollm2 --store users.db --host 0.0.0.0 --api-keys keys.txt
+      tinylora-edge serve out/demo --store users.db --key fleet.key.pub
+      tinylora-edge serve out/demo --store users.db --host 0.0.0.0 --api-keys keys.txt
       curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-        -d '{"model": "smollm2@alice", "messages": [{"role": "user", "content": "Hello!"}]}'
+        -d '{"model": "demo@alice", "messages": [{"role": "user", "content": "Hello!"}]}'
     """
     try:
         from ....serve.application import app

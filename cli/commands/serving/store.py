@@ -35,7 +35,7 @@ def list_users(
 
     \b
     Examples:
-      tinylora-edge vectors list users.db smollm2
+      tinylora-edge vectors list users.db out/demo
     """
     opened = _open(store, files.find_basis(bundle))
     try:
@@ -73,7 +73,7 @@ def import_users(
 
     \b
     Examples:
-      tinylora-edge vectors import users.jsonl users.db smollm2
+      tinylora-edge vectors import users.jsonl users.db out/demo
     """
     basis = files.find_basis(bundle)
     opened = SqliteStore(store, basis)
@@ -98,7 +98,7 @@ def export_users(
 
     \b
     Examples:
-      tinylora-edge vectors export users.db smollm2 -o users.jsonl
+      tinylora-edge vectors export users.db out/demo -o users.jsonl
     """
     basis = files.find_basis(bundle)
     if output != files.STREAM:

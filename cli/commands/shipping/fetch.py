@@ -82,7 +82,7 @@ def fetch(
 
     \b
     Example:
-      tinylora-edge fetch https://example.org/vectors smollm2 -o v.bin --key fleet.key.pub --state v.state
+      tinylora-edge fetch https://example.org/vectors out/demo -o v.bin --key fleet.key.pub --state v.state
     """
     from ....shipping.fetch import fetch as fetch_frame
     from ....shipping.fetch import fetch_statement

@@ -30,7 +30,7 @@ def links(
     \b
     Examples:
       tinylora-edge links 13
-      tinylora-edge links smollm2
+      tinylora-edge links out/demo
     """
     values = _count(what)
     sizes = carriers.frame_sizes(values)

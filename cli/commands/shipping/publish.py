@@ -42,8 +42,8 @@ def publish(
 
     \b
     Examples:
-      tinylora-edge publish v1.bin smollm2 --to /srv/vectors --sign fleet.key
-      tinylora-edge publish v1.bin smollm2 --to s3://bucket/vectors --stream alice
+      tinylora-edge publish v1.bin out/demo --to /srv/vectors --sign fleet.key
+      tinylora-edge publish v1.bin out/demo --to s3://bucket/vectors --stream alice
     """
     from ....shipping.publish import publish as publish_frame
 

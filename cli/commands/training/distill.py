@@ -88,8 +88,8 @@ def distill(
 
     \b
     Examples:
-      tinylora-edge distill smollm2-learned --system "Answer in one short sentence." -o short.bin
-      tinylora-edge distill smollm2-learned --system "Talk like a pirate." -o p.bin --on-device --budget 5m
+      tinylora-edge distill out/demo --system "Answer in one short sentence." -o short.bin
+      tinylora-edge distill out/demo --system "Talk like a pirate." -o p.bin --on-device --budget 5m
     """
     from ....tasks.behaviours import Behaviour, load_examples
 

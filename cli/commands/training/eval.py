@@ -93,9 +93,9 @@ def evaluate(
 
     \b
     Examples:
-      tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup
-      tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup --system "One word." --examples 2
-      tinylora-edge eval smollm2 --vector lookup.bin --task list-lookup --against best-prompt
+      tinylora-edge eval out/demo --vector lookup.bin --task list-lookup
+      tinylora-edge eval out/demo --vector lookup.bin --task list-lookup --system "One word." --examples 2
+      tinylora-edge eval out/demo --vector lookup.bin --task list-lookup --against best-prompt
     """
     from ....runtime import measure_drift
     from ....runtime.evaluation import compare

@@ -16,7 +16,7 @@ def tasks(as_json: JsonOption = False) -> None:
     \b
     Examples:
       tinylora-edge tasks
-      tinylora-edge train smollm2 --task list-lookup -o lookup.bin
+      tinylora-edge train out/demo --task list-lookup -o lookup.bin
     """
     from ....tasks import BUILTIN
 

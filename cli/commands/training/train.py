@@ -114,8 +114,8 @@ def train(
 
     \b
     Examples:
-      tinylora-edge train smollm2 --task list-lookup -o lookup.bin
-      tinylora-edge train smollm2 --task brevity --start distilled.bin -o brief.bin
+      tinylora-edge train out/demo --task list-lookup -o lookup.bin
+      tinylora-edge train out/demo --task brevity --start distilled.bin -o brief.bin
     """
     from ....tasks import load_task
     from ....train import Options, TrainSettings

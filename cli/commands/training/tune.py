@@ -85,7 +85,7 @@ def tune(
 
     \b
     Example:
-      tinylora-edge tune smollm2 --task list-lookup --budget 5m -o lookup.bin
+      tinylora-edge tune out/demo --task list-lookup --budget 5m -o lookup.bin
     """
     from .... import runtime
     from ....tasks import load_task

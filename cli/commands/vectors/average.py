@@ -89,8 +89,8 @@ def average(
 
     \b
     Examples:
-      tinylora-edge vector average a.bin b.bin c.bin --bundle smollm2 -o mean.bin
-      tinylora-edge vector average *.bin --bundle smollm2 -o mean.bin --clip 0.3 --epsilon 4 --delta 1e-4
+      tinylora-edge vector average a.bin b.bin c.bin --bundle out/demo -o mean.bin
+      tinylora-edge vector average *.bin --bundle out/demo -o mean.bin --clip 0.3 --epsilon 4 --delta 1e-4
     """
     if noise is not None and epsilon is not None:
         raise typer.BadParameter("pass --noise-multiplier or --epsilon, not both", ctx=ctx)

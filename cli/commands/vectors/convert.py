@@ -133,9 +133,9 @@ def convert(
 
     \b
     Examples:
-      tinylora-edge convert vector.bin --bundle smollm2 --to onnx-adapter -o vector.onnx_adapter
-      tinylora-edge convert vector.onnx_adapter --bundle smollm2 --to frame --dtype bf16 -o vector.bin
-      tinylora-edge convert vector.bin --bundle smollm2 --to gguf-loras -o adapters
+      tinylora-edge convert vector.bin --bundle out/demo --to onnx-adapter -o vector.onnx_adapter
+      tinylora-edge convert vector.onnx_adapter --bundle out/demo --to frame --dtype bf16 -o vector.bin
+      tinylora-edge convert vector.bin --bundle out/demo --to gguf-lora -o vector.gguf
       tinylora-edge convert checkpoint --to bundle --model smollm2-hf --base smollm2.gguf -o imported
     """
     vectors.refuse_report(output, as_json)

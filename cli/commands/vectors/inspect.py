@@ -27,7 +27,7 @@ def inspect_vector(
 
     \b
     Example:
-      tinylora-edge vector inspect vector.bin smollm2
+      tinylora-edge vector inspect vector.bin out/demo
     """
     verify = ("vector", "inspect", source, "BUNDLE")
     print_vector(source, bundle, as_json, verify, keys, macs, stream)

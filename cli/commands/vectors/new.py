@@ -59,7 +59,7 @@ def new(
 
     \b
     Examples:
-      tinylora-edge vector new smollm2 -o vector.bin --random 0.2 --seed 9 --dtype bf16
+      tinylora-edge vector new out/demo -o vector.bin --random 0.2 --seed 9 --dtype bf16
       tinylora-edge vector new learned -o vector.bin --axis length=-1 --axis formality=0.5
     """
     if [values is not None, norm is not None, zeros, bool(axes)].count(True) != 1:

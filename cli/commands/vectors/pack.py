@@ -65,9 +65,9 @@ def pack(
 
     \b
     Examples:
-      tinylora-edge vector pack trained.bin smollm2 -o v1.bin --sign fleet.key --dtype bf16 --sequence 1
-      tinylora-edge vector pack trained.bin smollm2 -o v2.bin --sign fleet.key --stream al --until 2026-12-31
-      tinylora-edge vector pack trained.bin smollm2 -o v1.bin --mac device-17.mac
+      tinylora-edge vector pack trained.bin out/demo -o v1.bin --sign fleet.key --dtype bf16 --sequence 1
+      tinylora-edge vector pack trained.bin out/demo -o v2.bin --sign fleet.key --stream al --until 2026-12-31
+      tinylora-edge vector pack trained.bin out/demo -o v1.bin --mac device-17.mac
     """
     if sign is not None and mac is not None:
         raise typer.BadParameter("a frame has one tag: pass --sign or --mac", param_hint="--mac")

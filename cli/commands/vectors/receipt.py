@@ -51,8 +51,8 @@ def receipt(
 
     \b
     Examples:
-      tinylora-edge vector receipt v1.bin smollm2 --mac device-17.mac --key fleet.key.pub -o r.bin
-      tinylora-edge vector receipt v1.bin smollm2 --mac device-17.mac --key fleet.key.pub --check r.bin
+      tinylora-edge vector receipt v1.bin out/demo --mac device-17.mac --key fleet.key.pub -o r.bin
+      tinylora-edge vector receipt v1.bin out/demo --mac device-17.mac --key fleet.key.pub --check r.bin
     """
     if check == source == vectors.STREAM:
         raise typer.BadParameter("stdin carries the vector: name a file", param_hint="--check")

@@ -48,7 +48,7 @@ def verify(
 
     \b
     Example:
-      tinylora-edge vector verify v1.bin smollm2 --key fleet.key.pub --require signature
+      tinylora-edge vector verify v1.bin out/demo --key fleet.key.pub --require signature
     """
     if record and state is None:
         raise typer.BadParameter("only --state keeps a record", param_hint="--record")

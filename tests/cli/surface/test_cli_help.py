@@ -39,7 +39,7 @@ def test_a_terminal_has_colours_and_commands_that_fit(environment: dict[str, str
     plain = _CODE.sub("", text)
     assert all(len(line) <= 60 for line in plain.splitlines())
     broken = (
-        '    tinylora-edge run smollm2 --vector vector.bin \\\n      "Describe the moon in one sentence."'
+        '    tinylora-edge run out/demo --vector vector.bin \\\n      "Describe the moon in one sentence."'
     )
     assert broken in plain  # a shell takes it as it stands
 
