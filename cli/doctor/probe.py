@@ -24,18 +24,19 @@ def llama() -> dict[str, Any]:
     Raises:
         AssertionError: the vector changed nothing, or the base did not come back.
     """
+    from ... import MicroVector, runtime
+    from ...runtime.libraries import import_llama_cpp
+    from .tiny_model import write_basis, write_gguf
+
+    libraries = import_llama_cpp()  # before the bindings, which may have no libraries of their own
     import llama_cpp
 
-    from ... import MicroVector, runtime
-    from ...exporters import ExportSettings, export_gguf
-    from .tiny_model import write_gguf
-
     with tempfile.TemporaryDirectory(prefix="tinylora-doctor-") as folder:
-        model, bundle = Path(folder, "tiny.gguf"), Path(folder, "bundle")
+        model = Path(folder, "tiny.gguf")
         write_gguf(model)
-        basis = export_gguf(model, bundle, settings=ExportSettings(groups=1)).basis
+        basis = write_basis(model, Path(folder, "tiny.basis.gguf"))
         start = time.perf_counter()
-        llm = runtime.load(bundle, None, engine="llama", n_ctx=256, n_threads=1, n_threads_batch=1)
+        llm = runtime.load(model, None, engine="llama", n_ctx=256, n_threads=1, n_threads_batch=1)
         logits = []
         for vector in (None, MicroVector.random(basis, 1.0, seed=1), None):
             llm.clear() if vector is None else llm.swap(vector)
@@ -52,7 +53,7 @@ def llama() -> dict[str, Any]:
         "answered": answered["usage"]["completion_tokens"],
         "seconds": time.perf_counter() - start,
         "system": llama_cpp.llama_print_system_info().decode(),
-        "path": str(Path(llama_cpp.__file__).parent),
+        "path": str(libraries.folder),
     }
 
 

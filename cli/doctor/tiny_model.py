@@ -7,6 +7,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from ...basis import Basis
+from ...formats.gguf import GGUFFile
+from ...formats.side_tensors import fingerprint, save_basis
+
 _WIDTH, _INNER, _HEADS = 32, 64, 2
 _FLOAT, _BYTES = 1, 2  # ONNX's number of float32; protobuf's number of bytes with a length
 
@@ -50,6 +54,36 @@ def write_gguf(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_basis(model: Path, path: Path) -> Basis:
+    """Write a basis of a tiny model, of random factors: no exporter is needed for it.
+
+    Args:
+        model: that `write_gguf` wrote.
+        path: of the basis.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    rng = np.random.default_rng(1)
+    modules = tuple(f"blk.0.attn_{kind}.weight" for kind in ("q", "k", "v", "output"))
+    basis = Basis(
+        architecture="llama",
+        modules=modules,
+        rank=2,
+        u=1,
+        groups=1,
+        seed=0,
+        factorization="sqrt",
+        scheme="full",
+        tying=np.zeros(len(modules), np.int32),
+        a=tuple(rng.standard_normal((2, _WIDTH)).astype(np.float32) for _ in modules),
+        b=tuple(rng.standard_normal((_WIDTH, 2)).astype(np.float32) for _ in modules),
+        base_fingerprints=(fingerprint(GGUFFile(model), modules),),
+    )
+    save_basis(basis, path)
+    return basis
 
 
 def onnx_product(weight: np.ndarray) -> bytes:
