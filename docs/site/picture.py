@@ -38,7 +38,7 @@ def render(found: dict[str, Any]) -> str:
         _text(LEFT, 22, "the base: 98 MB, frozen", "head"),
         _text(MIDDLE, 22, f"with {frame['bytes']} bytes beside it", "head"),
         _text(LEFT, 42, "the same file on every device", "dim"),
-        _text(MIDDLE, 42, f"{len(frame['values'])} numbers, exchanged in under a millisecond", "dim"),
+        _text(MIDDLE, 42, f"{len(frame['values'])} numbers, exchanged in milliseconds", "dim"),
     ]
     y = 72
     for answer in found["answers"][:SHOWN]:
