@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import TinyLoraError
-from ....vector import MicroVector
+from ...pool import places
 from ...pool.answering import too_large
 from ..log import signals_wait
 from ..protocols import Weights
@@ -38,29 +38,14 @@ _AS_THE_MODEL = (  # as the model's own context has them, so that answers are th
 
 
 @dataclass(eq=False)
-class Slot:
+class Slot(places.Slot):
     """A sequence of a context, and whose it is.
 
     Attributes:
         number: of the sequence.
-        user: whose last request it has.
-        vector: that its cells were computed with.
-        tokens: whose cells it holds.
-        used: when it was used last, in requests.
     """
 
     number: int
-    user: str = ""
-    vector: MicroVector | None = None
-    tokens: list[int] = field(default_factory=list)
-    used: int = 0
-
-    def shared(self, user: str, vector: MicroVector | None, prompt: Sequence[int]) -> int:
-        """Return how many tokens of a prompt it has already: nobody finds what another user asked."""
-        if user != self.user or vector != self.vector:
-            return 0
-        limit = min(len(prompt) - 1, len(self.tokens))
-        return next((i for i in range(limit) if prompt[i] != self.tokens[i]), limit)
 
 
 class Context:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 
 import llama_cpp
@@ -13,9 +12,9 @@ from ....errors import RequestError, TinyLoraError, VectorError
 from ....tasks import Prompt
 from ....vector import MicroVector
 from ...pool.answering import Answering, check_prompt
+from ...pool.places import Places
 from ...pool.request import Finish, Request
 from ...pool.scheduler import Load, Report
-from ...pool.waiting import Waiting
 from ...process import Process
 from ..prompts import encode_with_stops
 from ..protocols import Weights
@@ -29,9 +28,6 @@ _SLOTS = 4
 _SLICE = 16
 """Tokens that a slot generates before the next one of its context goes on: another vector costs llama.cpp
 about as much as a token of a small model."""
-
-_WORTH = 16
-"""Tokens of a prompt that are worth a busier context, where their cells are."""
 
 
 class _Vocabulary:
@@ -86,13 +82,7 @@ class LlamaScheduler:
         self._llm = llm
         self._vocabulary = _Vocabulary(llm)
         self._process = Process()
-        self._changed = threading.Condition()
         self._closing = threading.Lock()
-        self._waiting: Waiting[Answering] = Waiting(waiting)
-        self._running: dict[Slot, Answering] = {}
-        self._users: Counter[str] = Counter()
-        self._begun = 0
-        self._closed = False
         self._contexts: list[Context] = []
         with llm._staying():
             self._vectors = ContextVectors(llm)
@@ -107,6 +97,8 @@ class LlamaScheduler:
                 self._free()
                 raise
             self.n_ctx = self._contexts[0].n_ctx
+            self._context_of = {slot: context for context in self._contexts for slot in context.slots}
+            self._places = Places(self._context_of, waiting, self._rank)
             llm._dependents.add(self)
         self._threads = [
             threading.Thread(target=self._work, args=(number,), name=f"tinylora-pool-{number}", daemon=True)
@@ -150,38 +142,25 @@ class LlamaScheduler:
             report,
             vocabulary=self._vocabulary,
             n_ctx=self.n_ctx,
-            withdraw=self._withdraw,
+            withdraw=self._places.withdraw,
             constraint=grammar,
         )
-        with self._changed:
-            self._check_open()
-            self._waiting.add(request.user, answering)
-            self._place()
+        self._places.add(answering)
         return answering
-
-    def _withdraw(self, answering: Answering) -> None:
-        """Let a request wait no longer; one that is being answered is noticed by its context's thread."""
-        with self._changed:
-            self._waiting.remove(answering.request.user, answering)
 
     def load(self) -> Load:
         """Return how busy it is."""
-        with self._changed:
-            return Load(len(self._running), len(self._waiting))
+        return self._places.load()
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything but the model."""
         if self._process.forked:  # nothing of the engine may be touched there
             return
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._places.close()
         with self._closing:  # whoever comes second waits: the model may be freed afterwards
             for thread in self._threads:
                 thread.join()
-            for answering in [*self._running.values(), *self._waiting.drain()]:
-                answering.report(TinyLoraError("the pool is closed: the answer ends here"))
-            self._running.clear()
+            self._places.end()
             self._free()
 
     def _free(self) -> None:
@@ -189,38 +168,10 @@ class LlamaScheduler:
             self._contexts.pop().free()
         self._vectors.free()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise TinyLoraError("the pool is closed: it was, or its model was. Make another one")
-
-    def _place(self) -> None:
-        """Give free slots to requests that wait. The lock is held."""
-        while len(self._waiting) and (free := self._free_slots()):
-            answering = self._waiting.take(self._users)
-            request = answering.request
-            slot = self._best(request, free)
-            if request.user != slot.user or request.vector != slot.vector:
-                slot.tokens.clear()  # its cells are cut before it is used
-                slot.user, slot.vector = request.user, request.vector
-            self._begun += 1
-            slot.used = self._begun
-            self._running[slot] = answering
-            self._users[request.user] += 1
-            self._changed.notify_all()
-
-    def _free_slots(self) -> list[tuple[Context, Slot]]:
-        return [(c, slot) for c in self._contexts for slot in c.slots if slot not in self._running]
-
-    def _best(self, request: Request, free: list[tuple[Context, Slot]]) -> Slot:
-        """Return the slot that has most of the prompt, else the idlest context's that is unused longest."""
-
-        def rank(place: tuple[Context, Slot]) -> tuple[int, int, int]:
-            context, slot = place
-            has = slot.shared(request.user, request.vector, request.prompt)
-            busy = sum(each in self._running for each in context.slots)
-            return (-has if has >= _WORTH else 0), busy, slot.used
-
-        return min(free, key=rank)[1]
+    def _rank(self, slot: Slot) -> tuple[int, ...]:
+        """Return what is least for the slot of the idlest context that is unused longest."""
+        busy = sum(each in self._places.running for each in self._context_of[slot].slots)
+        return busy, slot.used
 
     def _work(self, number: int) -> None:
         """Answer in one context until the scheduler is closed."""
@@ -236,23 +187,17 @@ class LlamaScheduler:
                 end = error
             if end is None and not answering.cancelled:
                 continue
-            with self._changed:  # before the end is reported, so that his next request finds the slot free
-                del self._running[slot]
-                self._users -= Counter({answering.request.user: 1})  # which drops who has none
-                if not self._closed:
-                    self._place()
-            if end is not None:
-                answering.report(end)
+            self._places.leave(slot, answering, end)
 
     def _next(self, context: Context, before: int) -> tuple[Slot, Answering] | None:
         """Return the slot whose turn it is, after the one before; None once the scheduler is closed."""
-        with self._changed:
-            while not self._closed:
+        with self._places.changed:
+            while not self._places.closed:
                 count = len(context.slots)
                 order = [context.slots[(before + 1 + i) % count] for i in range(count)]
-                if (slot := next((s for s in order if s in self._running), None)) is not None:
-                    return slot, self._running[slot]
-                self._changed.wait()
+                if (slot := next((s for s in order if s in self._places.running), None)) is not None:
+                    return slot, self._places.running[slot]
+                self._places.changed.wait()
             return None
 
     def _go_on(self, number: int, context: Context, slot: Slot, answering: Answering) -> None:
@@ -264,7 +209,7 @@ class LlamaScheduler:
             answering.cached, answering.begun = context.cut(slot, shared), True
         self._vectors.apply(number, slot.vector, self._needed)
         for _ in range(_SLICE):
-            if self._closed or answering.cancelled:  # of the first, `close` says so
+            if self._places.closed or answering.cancelled:  # of the first, `close` says so
                 return
             many = len(answering.tokens) - len(slot.tokens) > 1
             self._step(context, slot, answering)
@@ -272,8 +217,8 @@ class LlamaScheduler:
                 return
 
     def _needed(self) -> set[MicroVector]:
-        with self._changed:
-            return {slot.vector for slot in self._running if slot.vector is not None}
+        with self._places.changed:
+            return {slot.vector for slot in self._places.running if slot.vector is not None}
 
     def _step(self, context: Context, slot: Slot, answering: Answering) -> None:
         """Evaluate what is not evaluated yet, a chunk at most, and draw the next token."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -16,18 +15,15 @@ from ....basis import Basis
 from ....errors import OptionError, RequestError, TinyLoraError, VectorError
 from ....tasks import Prompt, Sample
 from ...pool.answering import Answering, check_prompt, too_large
+from ...pool.places import Places
 from ...pool.request import Request
 from ...pool.scheduler import Load, Report
-from ...pool.waiting import Waiting
 from ...process import Process
 from .engine import CHUNK, FEWEST, Described, RowEngine
 from .slots import Slot, Slots
 
 _SLOTS = 16
 """Rows unless told otherwise: more of them take longer for each token of everybody's."""
-
-_WORTH = 16
-"""Tokens of a prompt that are worth a slot's other merits, where their cells are."""
 
 
 class Tokenizer(Described, Protocol):
@@ -127,13 +123,7 @@ class OnnxScheduler:
         self._llm, self._model = llm, model
         self._vocabulary = _Vocabulary(model)
         self._process = Process()
-        self._changed = threading.Condition()
         self._closing = threading.Lock()
-        self._waiting: Waiting[Answering] = Waiting(waiting)
-        self._running: dict[Slot, Answering] = {}
-        self._users: Counter[str] = Counter()
-        self._begun = 0
-        self._closed = False
         self.n_ctx = min(n_ctx, model.longest)
         count = slots or _SLOTS
         with llm._staying():
@@ -141,6 +131,7 @@ class OnnxScheduler:
                 model, size=llm.basis.size, rows=count, n_ctx=self.n_ctx, n_threads=n_threads or cores()
             )
             self._slots: Slots | None = Slots(engine, count)
+            self._places = Places(self._slots.all, waiting, lambda slot: (slot.used, slot.row))
             llm._dependents.add(self)
         self._thread = threading.Thread(target=self._work, name="tinylora-pool", daemon=True)
         self._thread.start()
@@ -178,59 +169,24 @@ class OnnxScheduler:
                 report,
                 vocabulary=self._vocabulary,
                 n_ctx=self.n_ctx,
-                withdraw=self._withdraw,
+                withdraw=self._places.withdraw,
             )
-        with self._changed:
-            if self._closed:
-                raise TinyLoraError("the pool is closed: it was, or its model was. Make another one")
-            self._waiting.add(request.user, answering)
-            self._place()
+        self._places.add(answering)
         return answering
 
     def load(self) -> Load:
         """Return how busy it is."""
-        with self._changed:
-            return Load(len(self._running), len(self._waiting))
+        return self._places.load()
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything but the model."""
         if self._process.forked:  # nothing of the engine may be touched there
             return
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._places.close()
         with self._closing:  # whoever comes second waits: the model may be freed afterwards
             self._thread.join()
-            for answering in [*self._running.values(), *self._waiting.drain()]:
-                answering.report(TinyLoraError("the pool is closed: the answer ends here"))
-            self._running.clear()
+            self._places.end()
             self._slots = None
-
-    def _withdraw(self, answering: Answering) -> None:
-        """Let a request wait no longer; one that is being answered is noticed before the next token."""
-        with self._changed:
-            self._waiting.remove(answering.request.user, answering)
-
-    def _place(self) -> None:
-        """Give free slots to requests that wait. The lock is held."""
-        assert self._slots is not None
-        while len(self._waiting) and (free := [s for s in self._slots.all if s not in self._running]):
-            answering = self._waiting.take(self._users)
-            request = answering.request
-            slot = min(free, key=lambda slot: self._rank(request, slot))
-            if request.user != slot.user or request.vector != slot.vector:
-                slot.cut(0)
-                slot.user, slot.vector = request.user, request.vector
-            self._begun += 1
-            slot.used = self._begun
-            self._running[slot] = answering
-            self._users[request.user] += 1
-            self._changed.notify_all()
-
-    def _rank(self, request: Request, slot: Slot) -> tuple[int, int, int]:
-        """Return what is least for the slot that has most of the prompt, else that is unused longest."""
-        has = slot.shared(request.user, request.vector, request.prompt)
-        return (-has if has >= _WORTH else 0), slot.used, slot.row
 
     def _work(self) -> None:
         """Compute until the scheduler is closed."""
@@ -240,25 +196,25 @@ class OnnxScheduler:
             try:
                 self._round(slots, running)
             except BaseException as error:  # of the engine: nobody's cells are known any more
-                with self._changed:
+                with self._places.changed:
                     for slot in slots.all:
                         slot.cut(0)
                 for slot, answering in running.items():
-                    self._leave(slot, answering, _of_the_engine(error))
+                    self._places.leave(slot, answering, _of_the_engine(error))
 
     def _next(self) -> dict[Slot, Answering] | None:
         """Return what is being answered, once there is something; None once the scheduler is closed."""
-        with self._changed:
-            while not self._closed and not self._running:
-                self._changed.wait()
-            return None if self._closed else dict(self._running)
+        with self._places.changed:
+            while not self._places.closed and not self._places.running:
+                self._places.changed.wait()
+            return None if self._places.closed else dict(self._places.running)
 
     def _round(self, slots: Slots, running: dict[Slot, Answering]) -> None:
         """Evaluate a part of the prompts that came in, and a token of every answer."""
         for slot, answering in list(running.items()):
             if answering.cancelled:
                 del running[slot]
-                self._leave(slot, answering, None)
+                self._places.leave(slot, answering, None)
             elif not answering.begun:
                 self._begin(slots.engine, slot, answering)
         self._prefill(slots.engine, running)
@@ -315,24 +271,12 @@ class OnnxScheduler:
                 raise too_large()
             answering.go_on(logits)
         except BaseException as error:
-            self._leave(slot, answering, error)
+            self._places.leave(slot, answering, error)
             return True
         if answering.end is None:
             return False
-        self._leave(slot, answering, answering.end)
+        self._places.leave(slot, answering, answering.end)
         return True
-
-    def _leave(self, slot: Slot, answering: Answering, end: Any) -> None:
-        """Free a slot, and then report the end: the user's next request finds the slot free."""
-        with self._changed:
-            if self._running.get(slot) is not answering:
-                return
-            del self._running[slot]
-            self._users -= Counter({answering.request.user: 1})  # which drops who has none
-            if not self._closed:
-                self._place()
-        if end is not None:
-            answering.report(end)
 
 
 def _part(missing: int, tail: int) -> tuple[int, bool]:

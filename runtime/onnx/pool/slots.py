@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 
-from ....vector import MicroVector
+from ...pool import places
 from .engine import FEWEST, RowEngine
 
 
 @dataclass(eq=False)
-class Slot:
-    """A sequence, and whose it is.
+class Slot(places.Slot):
+    """A sequence of a batch, and whose it is.
 
     Attributes:
         row: of the engine where it lies at the moment.
-        user: whose last request it has.
-        vector: that its cells were computed with.
-        tokens: whose cells it holds.
-        prompt: how many of them came as a prompt. The cells of what was generated since are those of one
-            token at a time, which differ in their last bits: no later prompt takes them.
-        used: when it was used last, in requests.
+        prompt: how many of its tokens came as a prompt. The cells of what was generated since are those of
+            one token at a time, which differ in their last bits: no later prompt takes them.
     """
 
     row: int
-    user: str = ""
-    vector: MicroVector | None = None
-    tokens: list[int] = field(default_factory=list)
     prompt: int = 0
-    used: int = 0
-
-    def shared(self, user: str, vector: MicroVector | None, prompt: Sequence[int]) -> int:
-        """Return how many tokens of a prompt it has already: nobody finds what another user asked."""
-        if user != self.user or vector != self.vector:
-            return 0
-        limit = max(0, min(len(prompt) - FEWEST, self.prompt, len(self.tokens)))
-        return next((i for i in range(limit) if prompt[i] != self.tokens[i]), limit)
 
     def cut(self, length: int) -> None:
         """Keep the first cells alone."""
-        del self.tokens[length:]
+        super().cut(length)
         self.prompt = min(self.prompt, length)
+
+    def _most(self, prompt: int) -> int:
+        return max(0, min(prompt - FEWEST, self.prompt, len(self.tokens)))
 
 
 class Slots:
