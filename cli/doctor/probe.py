@@ -85,7 +85,7 @@ def main(engine: str) -> None:
     """Probe an engine, and print what was found as the last line of stdout."""
     try:
         found = {"llama": llama, "onnx": onnx}[engine]()
-    except Exception as error:
+    except Exception as error:  # whatever an engine raises is what the doctor is to say
         found = {"error": f"{type(error).__name__}: {error}"}
     sys.stdout.flush()
     print(json.dumps(found))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import models
+import openai
 import pytest
+from serving import Serving
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
@@ -16,3 +19,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     gguf = models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
     return export_gguf(gguf, folder / "tiny", settings=ExportSettings(groups=5)).output
+
+
+@pytest.fixture(scope="module")
+def client(server: Serving) -> Iterator[openai.OpenAI]:
+    """The real client, of the server that its module starts."""
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120) as made:
+        yield made

@@ -37,12 +37,6 @@ def basis(bundle: Path) -> Basis:
     return load_basis(bundle / "basis.gguf")
 
 
-@pytest.fixture(scope="module")
-def client(server: Serving) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120) as made:
-        yield made
-
-
 def ask(client: openai.OpenAI, model: str = "tiny", **options: Any) -> Any:
     given: Any = {"messages": QUESTION, "max_tokens": LIMIT, "temperature": 0} | options
     return client.chat.completions.create(model=model, **given)

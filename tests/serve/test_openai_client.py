@@ -36,12 +36,6 @@ def basis(smollm2_bundle: Path) -> Basis:
 
 
 @pytest.fixture(scope="module")
-def client(server: Serving) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def alone(smollm2_bundle: Path) -> Iterator[TinyLoraLlama]:
     with runtime.load(
         smollm2_bundle, policy=Policy(keys=[KEY]), engine="llama", n_ctx=512, n_threads=1, n_threads_batch=1
