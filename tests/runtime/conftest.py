@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import smollm2
 from tinylora_edge import runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.runtime.pool.answering import Answering
 
 STRATEGIES = ("scales", "fold")
 SETTINGS = {"scales": ExportSettings(groups=5), "fold": ExportSettings(groups=2, u=3, tying="tiled")}
@@ -86,3 +90,46 @@ def load() -> Callable[..., TinyLoraLlama]:
 def load_plain() -> Callable[..., llama_cpp.Llama]:
     """A plain `llama_cpp.Llama` of a bundle's base with the same options."""
     return lambda bundle, **options: llama_cpp.Llama(str(bundle / "base.gguf"), **{**OPTIONS, **options})
+
+
+class Held:
+    """A scheduler that waits before it draws a token for one user: whoever looks finds him in his place."""
+
+    def __init__(self) -> None:
+        self._reached, self._free = threading.Event(), threading.Event()
+
+    async def reached(self) -> None:
+        """Return once it waits."""
+        assert await asyncio.to_thread(self._reached.wait, 60)
+
+    def wait(self) -> None:
+        """Wait, as the scheduler's thread does, until the test goes on."""
+        self._reached.set()
+        assert self._free.wait(60)
+
+    def let_go(self) -> None:
+        """Let it draw, now and from now on."""
+        self._free.set()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """What makes the scheduler of any engine wait before a user's first token, or one after it."""
+
+    @contextmanager
+    def hold(user: str, after: int = 0) -> Iterator[Held]:
+        at, real = Held(), Answering.go_on
+
+        def go_on(self: Answering, logits: Any) -> None:
+            if self.request.user == user and len(self.tokens) - len(self.request.prompt) >= after:
+                at.wait()
+            real(self, logits)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Answering, "go_on", go_on)
+            try:
+                yield at
+            finally:
+                at.let_go()
+
+    return hold

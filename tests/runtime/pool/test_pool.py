@@ -122,18 +122,21 @@ def test_a_users_next_request_finds_his_prefix(pool: Pool, alone: Callable[..., 
     assert texts[4] == alone(longer, other)
 
 
-def test_whoever_leaves_frees_his_place(pool: Pool) -> None:
+def test_whoever_leaves_frees_his_place(pool: Pool, held: Callable[..., Any]) -> None:
     async def leave() -> None:
-        async for _ in pool.stream(PROMPTS[0], raw=True, max_tokens=200):
-            break
-        gc.collect()
+        with held("drops") as at:
+            stream = pool.stream(PROMPTS[0], raw=True, user="drops", max_tokens=200)
+            await stream.start()
+            await at.reached()
+            del stream
+            gc.collect()
         await idle(pool)
-        task = asyncio.create_task(pool.complete(PROMPTS[0], max_tokens=200))
-        while not pool.load().running:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        with held("cancels") as at:
+            task = asyncio.create_task(pool.complete(PROMPTS[0], user="cancels", max_tokens=200))
+            await at.reached()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
         await idle(pool)
         stream = pool.stream(PROMPTS[0], raw=True, max_tokens=200)
         await stream.start()

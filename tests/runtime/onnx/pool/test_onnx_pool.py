@@ -6,7 +6,7 @@ import asyncio
 import gc
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,23 +162,25 @@ def test_a_users_next_request_finds_his_prompt(pool: Pool) -> None:
     assert bits(answers[2]) == bits(answers[3]) == bits(answers[5]) != bits(answers[4])
 
 
-def test_whoever_leaves_frees_his_row(pool: Pool) -> None:
+def test_whoever_leaves_frees_his_row(pool: Pool, held: Callable[..., Any]) -> None:
     vector = vectors(pool, 1)[0]
     given: Any = {"user": "stays", "vector": vector, "max_tokens": 60, "temperature": 0, "logprobs": 0}
 
     async def leave() -> None:
         expected = bits(await pool.complete(PROMPTS[2], **given))
         staying = asyncio.create_task(pool.complete(PROMPTS[2], **given))
-        async for _ in pool.stream(PROMPTS[0], raw=True, max_tokens=300, temperature=1, seed=1):
-            break
-        gc.collect()
-        while pool.load().running > 1:
-            await asyncio.sleep(0.001)
-        task = asyncio.create_task(pool.complete(PROMPTS[1], max_tokens=300))
-        await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        with held("drops") as at:
+            stream = pool.stream(PROMPTS[0], raw=True, user="drops", max_tokens=300)
+            await stream.start()
+            await at.reached()
+            del stream
+            gc.collect()
+        with held("cancels") as at:
+            task = asyncio.create_task(pool.complete(PROMPTS[1], user="cancels", max_tokens=300))
+            await at.reached()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
         streams = [pool.stream("z" * 380, raw=True, user=str(i), max_tokens=9) for i in range(9)]
         for stream in streams:  # some of them wait
             await stream.start()
@@ -191,7 +193,9 @@ def test_whoever_leaves_frees_his_row(pool: Pool) -> None:
     asyncio.run(leave())
 
 
-def test_a_row_is_free_within_one_token(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_free_within_one_token(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, held: Callable[..., Any]
+) -> None:
     engine: Any = pool._scheduler._slots.engine  # type: ignore[attr-defined]
     steps: list[int] = []
     real = engine.step
@@ -203,15 +207,16 @@ def test_a_row_is_free_within_one_token(pool: Pool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(engine, "step", counted)
 
     async def left() -> int:
-        stream = pool.stream(PROMPTS[1], raw=True, max_tokens=350, temperature=1, seed=3)
-        async for _ in stream:
-            break
-        before = len(steps)
-        stream.close()
+        with held("leaves", after=2) as at:
+            stream = pool.stream(PROMPTS[1], raw=True, user="leaves", max_tokens=350, temperature=1, seed=3)
+            await stream.start()
+            await at.reached()
+            before = len(steps)
+            stream.close()
         await idle(pool)
         return len(steps) - before
 
-    assert asyncio.run(left()) <= 2  # the one that ran, and one that had begun
+    assert asyncio.run(left()) <= 1
 
 
 def test_more_than_may_wait_are_refused(tiny: Path) -> None:
