@@ -1,16 +1,18 @@
-"""What the benchmarks run on: SmolLM2, bundles exported from it, and a stock LoRA of the same shapes."""
+"""What the benchmarks run on: SmolLM2, bundles exported from it, a stock LoRA of the same shapes, prompts."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+import _common as bench
 import gguf
 import numpy as np
 
 from tinylora_edge import Basis, MicroVector
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime.llama.requantize import requantize
+from tinylora_edge.tasks import Preamble
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
 
@@ -38,6 +40,14 @@ def export(folder: Path, settings: ExportSettings, weights: str = "Q4_1") -> tup
         requantize(smollm2(), base, weights)
     report = export_gguf(base, folder / f"{weights}-u{settings.u}", settings=settings)
     return report.output, report.basis
+
+
+def best_prompt(task: str) -> Preamble:
+    """Return the best prompt that a thorough search found for a task (`prompts.py`)."""
+    for row in bench.read_study(Path(__file__).parent / "results" / "prompts.jsonl"):
+        if (row["task"], row["search"]["kind"]) == (task, "thorough"):
+            return Preamble.of({key: row["best"][key] for key in ("system", "examples")})
+    raise SystemExit(f"results/prompts.jsonl has no prompt for {task}: run prompts.py")
 
 
 def frames(basis: Basis, count: int) -> list[bytes]:

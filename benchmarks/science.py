@@ -26,7 +26,7 @@ from typing import Any
 import _common as bench  # first: it sets what libraries read when loaded
 import evidence
 import numpy as np
-from _subjects import export
+from _subjects import best_prompt, export
 
 from tinylora_edge import save_basis
 from tinylora_edge.exporters import ExportSettings as Shape
@@ -44,6 +44,7 @@ class Arm:
         wire: dtype of the frame.
         all_entries: train every entry of R (`Basis.with_all_entries`).
         lora: train a plain LoRA of this rank on the basis's modules.
+        behind: train behind the best prompt that a search found for the task (`prompts.py`).
         trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
             the gradient's own direction leads farther than those.
     """
@@ -53,6 +54,7 @@ class Arm:
     wire: str = "fp32"
     all_entries: bool = False
     lora: int | None = None
+    behind: bool = False
     trials: tuple[float, ...] = ()
 
     @property
@@ -64,6 +66,8 @@ class Arm:
 ARMS: dict[str, Arm] = {
     "learned: n = 13, dense": Arm(Shape(projection="learned")),
     "default: r = 2, u = 1, G = 13, tiled": Arm(),
+    "learned, behind the best prompt": Arm(Shape(projection="learned"), behind=True),
+    "the paper's, behind the best prompt": Arm(behind=True),
     "SFT on the answers": Arm(method="sft"),
     "SFT on the answers, learned": Arm(Shape(projection="learned"), method="sft"),
     "r = 1": Arm(Shape(rank=1)),
@@ -83,6 +87,8 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """Train and measure one arm with one seed, in this process."""
     arm, rows = ARMS[name], list[dict[str, Any]]()
     task = load_task(options.task, seed=seed, held_out=options.held_out)
+    if arm.behind:
+        task = best_prompt(options.task).before_task(task)
     settings = TrainSettings(steps=options.steps, seed=seed, trials=arm.trials)
     chosen = Options(
         method=arm.method,
@@ -119,6 +125,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         **asdict(comparison),
         "validation": [row["validation"] for row in rows if "validation" in row],
         "best_step": outcome.result.best_step,
+        **({} if task.preamble is None else {"preamble": task.preamble}),
         "frame": None if arm.is_bound else base64.urlsafe_b64encode(data).decode(),
         "basis": basis.digest,
         "commit": bench.commit(),

@@ -22,7 +22,7 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
-from _subjects import LEARNED, SCALES, export
+from _subjects import LEARNED, SCALES, best_prompt, export
 
 from tinylora_edge import runtime
 from tinylora_edge.runtime import Budget, RewardLearner, TuneSettings
@@ -41,8 +41,9 @@ ARMS: dict[str, TuneSettings] = {
     ),
     "SPSA": TuneSettings(method="spsa"),
     "CMA-ES, learned": TuneSettings(),
+    "CMA-ES, learned, behind the best prompt": TuneSettings(),
 }
-SHAPES = {"CMA-ES, learned": LEARNED}
+SHAPES = {arm: LEARNED for arm in ARMS if "learned" in arm}
 TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}
 """Task -> gain that is asked for. Plain brevity is to reach 0.6 from at most 0.1."""
 
@@ -50,6 +51,8 @@ TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}
 def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Tune and measure with one seed, in this process."""
     task, rows = load_task(name, seed=seed, held_out=options.held_out), list[dict[str, Any]]()
+    if "behind" in arm:
+        task = best_prompt(name).before_task(task)
     with tempfile.TemporaryDirectory() as folder:
         bundle, basis = export(Path(folder), SHAPES.get(arm, SCALES), options.weights)
         with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
@@ -69,7 +72,8 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
             processor = time.process_time() - began
             batch = llm._population(task.held_out, task.max_tokens, sequences=32, n_threads=options.threads)
             with batch:
-                base = known_base(name, options) or evaluate(batch, task, None)
+                base = None if task.preamble else known_base(name, options)
+                base = base or evaluate(batch, task, None)
                 tuned = evaluate(batch, task, found.vector)
     return {
         "arm": arm,
@@ -102,7 +106,8 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
 def known_base(task: str, options: argparse.Namespace) -> Evaluation | None:
     """The base's scores on the held-out prompts, which are the same for every seed, if a run has them."""
     for run in bench.read_study(options.study):
-        if (run["task"], run["n"], run["weights"]) == (task, options.held_out, options.weights):
+        same = (run["task"], run["n"], run["weights"]) == (task, options.held_out, options.weights)
+        if same and "behind" not in run["arm"]:
             return Evaluation(np.array(run["base_scores"]), [])
     return None
 

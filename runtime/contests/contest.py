@@ -277,7 +277,7 @@ def _record(standing: Standing) -> dict[str, Any]:
     return {
         "name": each.name,
         "vector": each.vector is not None,
-        **preamble_record(each.preamble),
+        **each.preamble.record(),
         "lora": None if each.lora is None else str(each.lora),
         "n": found.n,
         "mean": found.mean,
@@ -286,9 +286,3 @@ def _record(standing: Standing) -> dict[str, Any]:
         "scores": found.scores.tolist(),
         "answers": found.answers,
     }
-
-
-def preamble_record(preamble: Preamble) -> dict[str, Any]:
-    """Return a preamble as JSON takes it."""
-    examples = [{"question": example.text, "answer": example.answer} for example in preamble.examples]
-    return {"system": preamble.system, "examples": examples}

@@ -26,7 +26,7 @@ from ...tasks.candidates import (
 )
 from ..evaluation import Evaluation, evaluate
 from ..personal import Personal
-from .contest import Report, fitting, preamble_record
+from .contest import Report, fitting
 
 EXAMPLES: tuple[int, ...] = (0, 1, 2, 4, 8)
 """Numbers of worked examples that a search tries."""
@@ -61,7 +61,7 @@ class Trial:
     def record(self) -> dict[str, Any]:
         """Return the figures as JSON takes them."""
         return {
-            **preamble_record(self.preamble),
+            **self.preamble.record(),
             "draw": self.draw,
             "prompt_tokens": self.prompt_tokens,
             "n": self.evaluation.n,

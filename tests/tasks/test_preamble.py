@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tinylora_edge import TrainError
-from tinylora_edge.tasks import Preamble, Sample
+from tinylora_edge.tasks import Completion, Preamble, Sample, Task
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -59,3 +61,71 @@ def test_what_is_refused() -> None:
         Preamble(None, (Sample("p", "a", raw=True),))
     with pytest.raises(TrainError, match="'2 ' is raw: it goes past the chat template"):
         Preamble("Be brief.").before(Sample("2 ", raw=True))
+
+
+def echoes(completion: Completion, sample: Sample) -> float:
+    """1 for an answer that repeats the prompt that it sees."""
+    return float(completion.text in sample.text)
+
+
+def task(**options: object) -> Task:
+    train, held_out = [EXAMPLE, Sample("3 + 3?", "6")], [ASKED]
+    return Task("sums", train, held_out, echoes, shifted=[Sample("two and two?", "4")], **options)  # type: ignore[arg-type]
+
+
+def test_a_task_behind_a_preamble_is_judged_as_without() -> None:
+    preamble = Preamble("Be brief.", (EXAMPLE,))
+    behind = preamble.before_task(task())
+    assert [sample.bare for sample in behind.train] == [Sample("3 + 3?", "6")], "what is shown is not asked"
+    assert behind.held_out == [preamble.before(ASKED)]
+    assert behind.shifted[0].bare == Sample("two and two?", "4")
+    assert Preamble.of(behind.preamble) == preamble
+    for answer, score in (("2 + 2", 1.0), ("Be brief.", 0.0)):
+        assert behind.score(Completion(answer, ended=True, tokens=1), behind.held_out[0]) == score
+    assert Preamble().before_task(behind) is behind
+    failing = task(preamble=None)
+    with pytest.raises(TrainError, match=r"held_out sample 0 \(prompt '2 \+ 2\?'"):
+        preamble.before_task(Task("sums", failing.train, failing.held_out, lambda c, s: float("nan"))).score(
+            Completion("", ended=True, tokens=0), preamble.before(ASKED)
+        )
+
+
+def test_what_stands_before_no_task() -> None:
+    with pytest.raises(TrainError, match="'2 \\+ 2\\?' is a held-out prompt of task sums"):
+        Preamble(None, (ASKED,)).before_task(task())
+    with pytest.raises(TrainError, match="'two and two\\?' is a shifted prompt"):
+        Preamble(None, (Sample("two and two?", "4"),)).before_task(task())
+    behind = Preamble("Be brief.").before_task(task())
+    with pytest.raises(TrainError, match="has a preamble already"):
+        Preamble("Be kind.").before_task(behind)
+
+
+def test_a_file_of_it(tmp_path: Path) -> None:
+    chat = Sample((message("system", "Tools: x."), message("user", "a")), "b")
+    for preamble in (Preamble("Bé brief."), Preamble(None, (EXAMPLE, chat)), Preamble("x", (EXAMPLE,))):
+        preamble.write(tmp_path / "p.json")
+        assert Preamble.read(tmp_path / "p.json") == preamble
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected {"),
+        ("{}", "expected {"),
+        ('{"sistem": "x"}', "expected {"),
+        ('{"system": 1}', '"system" is to be text'),
+        ('{"examples": {}}', "a list"),
+        ('{"examples": [1]}', "example 1: expected"),
+        ('{"examples": [{"question": [], "answer": "a"}]}', "neither text nor chat messages"),
+        ('{"examples": [{"question": [{"role": 1, "content": ""}], "answer": "a"}]}', "neither text nor"),
+        ('{"examples": [{"question": "q", "answer": null}]}', "its answer is no text"),
+        ('{"examples": [{"question": "q", "answer": " "}]}', "has no answer"),
+        ('{"system": " "}', "the system prompt is blank"),
+        ("{", "is no preamble"),
+    ],
+)
+def test_what_is_no_file_of_it(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(TrainError, match="is no preamble") as caught:
+        Preamble.read(tmp_path / "p.json")
+    assert message in str(caught.value)

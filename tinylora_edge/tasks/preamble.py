@@ -1,12 +1,22 @@
-"""A preamble: the system prompt and the worked examples that an app puts before every request."""
+"""A preamble: the system prompt and the worked examples that an app puts before every request.
+
+A search finds one (`runtime.search_prompts`), and a vector may be trained behind it: prompt and vector then
+learn to work together, where a vector that was trained without the prompt may spoil what the prompt does.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
+from .._system import atomic_write
+from ..documents import read_json
 from ..errors import TrainError
-from .task import Sample
+from .task import Sample, Task
 
 _Message = dict[str, str]
 
@@ -46,6 +56,85 @@ class Preamble:
         shown = [message["content"] for example in self.examples for message in _turns(example, None)]
         return sum(len(text.encode()) for text in (*shown, *([] if self.system is None else [self.system])))
 
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> Preamble:
+        """Read a file: `{"system": TEXT or null, "examples": [{"question": TEXT, "answer": TEXT}, ...]}`.
+
+        A question may also be chat messages, `[{"role": "...", "content": "..."}, ...]`.
+
+        Raises:
+            TrainError: it is no such file; the message says where.
+            OSError: it cannot be read.
+        """
+        try:
+            return cls.of(read_json(Path(path)))
+        except (TrainError, ValueError) as error:
+            raise TrainError(f"{path} is no preamble: {error}") from None
+
+    @classmethod
+    def of(cls, record: Any) -> Preamble:
+        """Return what `record` returned.
+
+        Raises:
+            TrainError: it is something else; the message says what was expected.
+        """
+        if not isinstance(record, dict) or not record or set(record) - {"system", "examples"}:
+            raise TrainError('expected {"system": ..., "examples": [...]}, either or both')
+        system, examples = record.get("system"), record.get("examples", [])
+        if not (system is None or isinstance(system, str)) or not isinstance(examples, list):
+            raise TrainError('"system" is to be text or null, and "examples" a list')
+        return cls(system, tuple(_example(number, each) for number, each in enumerate(examples, 1)))
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON takes it: what `of` takes."""
+        examples = [
+            {
+                "question": example.prompt if isinstance(example.prompt, str) else list(example.prompt),
+                "answer": example.answer,
+            }
+            for example in self.examples
+        ]
+        return {"system": self.system, "examples": examples}
+
+    def write(self, path: str | PathLike[str]) -> None:
+        """Write a file that `read` reads, atomically.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with atomic_write(Path(path)) as file:
+            file.write((json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n").encode())
+
+    def before_task(self, task: Task) -> Task:
+        """Return a task all of whose prompts begin with the preamble; its reward is the same.
+
+        A vector that is trained on it belongs behind this preamble, and its gain is that over the preamble
+        alone. Training prompts that are shown as examples are left out.
+
+        Raises:
+            TrainError: a held-out or shifted prompt is shown as an example, the task has a preamble already,
+                or a prompt is raw.
+        """
+        if not self:
+            return task
+        if task.preamble is not None:
+            raise TrainError(f"task {task.name} has a preamble already: give all of it at once")
+        shown = {example.text for example in self.examples}
+        for split, samples in (("held-out", task.held_out), ("shifted", task.shifted)):
+            for sample in samples:
+                if sample.text in shown:
+                    raise TrainError(
+                        f"the worked example {sample.text[:60]!r} is a {split} prompt of task {task.name}: "
+                        "what is measured on must not be shown. Take another example"
+                    )
+        return replace(
+            task,
+            train=[self.before(sample) for sample in task.train if sample.text not in shown],
+            held_out=[self.before(sample) for sample in task.held_out],
+            shifted=[self.before(sample) for sample in task.shifted],
+            preamble=self.record(),
+        )
+
     def before(self, sample: Sample) -> Sample:
         """Return a sample whose prompt has the preamble before it; everything else of it stays.
 
@@ -66,7 +155,28 @@ class Preamble:
         system = "\n\n".join(text for text in (self.system, own) if text is not None)
         first = [_message("system", system)] if system else []
         shown = [message for example in self.examples for message in _turns(example, own)]
-        return replace(sample, prompt=(*first, *shown, *turns))
+        return replace(sample, prompt=(*first, *shown, *turns), bare=sample.bare or sample)
+
+
+def _example(number: int, given: Any) -> Sample:
+    if not isinstance(given, dict) or set(given) != {"question", "answer"}:
+        raise TrainError(f'example {number}: expected {{"question": ..., "answer": ...}}')
+    question, answer = given["question"], given["answer"]
+    if isinstance(question, list) and all(_is_message(each) for each in question) and question:
+        question = tuple(question)
+    elif not isinstance(question, str):
+        raise TrainError(f"example {number}: its question is neither text nor chat messages")
+    if not isinstance(answer, str):
+        raise TrainError(f"example {number}: its answer is no text")
+    return Sample(question, answer)
+
+
+def _is_message(given: Any) -> bool:
+    return (
+        isinstance(given, dict)
+        and set(given) == {"role", "content"}
+        and all(isinstance(text, str) for text in given.values())
+    )
 
 
 def _turns(example: Sample, given: str | None) -> list[_Message]:

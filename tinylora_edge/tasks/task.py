@@ -27,12 +27,15 @@ class Sample:
         answer: the reference answer where there is one: rewards compare with it, SFT learns it.
         data: whatever else a reward needs. Treat it as read-only.
         raw: the text goes past the chat template, and the model continues it as it stands.
+        bare: the sample without the preamble that its prompt begins with; None where it has none. Rewards
+            judge an answer beside it, so that nothing of a preamble counts as the question, or as its echo.
     """
 
     prompt: str | tuple[dict[str, str], ...]
     answer: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     raw: bool = False
+    bare: Sample | None = None
 
     def __post_init__(self) -> None:
         if self.raw and not isinstance(self.prompt, str):
@@ -110,6 +113,8 @@ class Task:
         shifted: more samples to measure on, of another kind than those of `held_out`: rarer words, other
             phrasings of the request, longer inputs. None of their prompts is in `train` or `held_out`. Empty
             where a task has none.
+        preamble: what all its prompts begin with, as `Preamble.record` has it; None where that is nothing.
+            `Preamble.before_task` makes such a task.
     """
 
     name: str
@@ -120,6 +125,7 @@ class Task:
     temperature: float = 0.7
     shaped: Reward | None = None
     shifted: Sequence[Sample] = ()
+    preamble: Mapping[str, Any] | None = None
 
     def score(self, completion: Completion, sample: Sample) -> float:
         """Return the reward of one completion, as a finite float.
@@ -130,7 +136,7 @@ class Task:
                 message names the task, the sample and the completion.
         """
         try:
-            value = self.reward(completion, sample)
+            value = self.reward(completion, sample.bare or sample)
         except Exception as error:
             raise TrainError(
                 f"{self._where(completion, sample)}: the reward raised {type(error).__name__}: {error}"
@@ -172,7 +178,7 @@ class Task:
 
     def _where(self, completion: Completion, sample: Sample) -> str:
         return (
-            f"task {self.name}, {self._position(sample)} (prompt {_short(sample.text)!r}, "
+            f"task {self.name}, {self._position(sample)} (prompt {_short((sample.bare or sample).text)!r}, "
             f"completion {_short(completion.text)!r})"
         )
 

@@ -153,6 +153,7 @@ def write_output(
     manifest: dict[str, Any] = {
         "tool": f"tinylora-edge {__version__}",
         "task": task.name,
+        **({} if task.preamble is None else {"preamble": task.preamble}),
         **about,
         "options": asdict(options),
         **more,

@@ -68,6 +68,7 @@ class Trainer:
         self._checkpoint = checkpoint
         self._identity = {
             "task": task.name,
+            "preamble": task.preamble,
             "basis": basis.digest,
             "prior": None if basis.prior is None else basis.prior.digest,
             "settings": asdict(self.settings),

@@ -54,6 +54,22 @@ LorasOption = Annotated[
     list[Path] | None,
     typer.Option("--lora", metavar="FILE", help="Against a LoRA: GGUF, or PEFT's folder. May be repeated."),
 ]
+PreamblesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--preamble",
+        metavar="FILE",
+        help="Against the prompt of a file, as --save-preamble writes it. May be repeated.",
+    ),
+]
+SavePreambleOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-preamble",
+        metavar="FILE",
+        help="Write the prompt that --against found there: train and tune take it as --preamble.",
+    ),
+]
 CandidatesOption = Annotated[
     Path | None,
     typer.Option(
@@ -70,19 +86,21 @@ class Wishes:
     """The contestants that a vector is to be measured against.
 
     Attributes:
-        systems, examples, loras: contestants, in this order.
+        systems, examples, preambles, loras: contestants, in this order.
         against: the search for another one.
         candidates: a file for it; None for what is shipped.
     """
 
     systems: Sequence[str] = ()
     examples: Sequence[int] = ()
+    preambles: Sequence[Path] = ()
     loras: Sequence[Path] = ()
     against: Against = Against.none
     candidates: Path | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.systems or self.examples or self.loras) or self.against is not Against.none
+        given = self.systems or self.examples or self.preambles or self.loras
+        return bool(given) or self.against is not Against.none
 
     @contextmanager
     def contestants(
@@ -110,6 +128,9 @@ class Wishes:
             shown = Preamble(None, draw_examples(task, count, seed=seed, written=written))
             name = f"{count} example{'s' if count > 1 else ''}"
             found.append(Contestant(name=name, preamble=shown, wire=0))
+        for i, path in enumerate(self.preambles, 1):
+            name = _numbered("preamble", i, self.preambles)
+            found.append(Contestant(name=name, preamble=Preamble.read(path), wire=0))
         for each in found:
             fitting(llm, [each.preamble.before(s) for s in samples], task.max_tokens, each.preamble)
         with ExitStack() as stack:

@@ -28,6 +28,8 @@ from .against import (
     CandidatesOption,
     ExamplesOption,
     LorasOption,
+    PreamblesOption,
+    SavePreambleOption,
     SystemsOption,
     Wishes,
     progress,
@@ -67,9 +69,11 @@ def evaluate(
     stream: MarkStreamOption = "",
     systems: SystemsOption = None,
     examples: ExamplesOption = None,
+    preambles: PreamblesOption = None,
     loras: LorasOption = None,
     against: AgainstOption = Against.none,
     candidates: CandidatesOption = None,
+    save_preamble: SavePreambleOption = None,
     shifted: Annotated[
         bool,
         typer.Option(
@@ -96,14 +100,16 @@ def evaluate(
       tinylora-edge eval out/demo --vector lookup.bin --task list-lookup
       tinylora-edge eval out/demo --vector lookup.bin --task list-lookup --system "One word." --examples 2
       tinylora-edge eval out/demo --vector lookup.bin --task list-lookup --against best-prompt
+      tinylora-edge eval out/demo --task list-lookup --against best-prompt --save-preamble prompt.json
     """
     from ....runtime import measure_drift
     from ....runtime.evaluation import compare
     from ....runtime.evaluation import evaluate as measure
     from ....tasks import load_task
 
-    wishes = Wishes(systems or (), examples or (), loras or (), against, candidates)
-
+    wishes = Wishes(systems or (), examples or (), preambles or (), loras or (), against, candidates)
+    if save_preamble is not None and against is Against.none:
+        raise typer.BadParameter("only a search finds a prompt: add --against", param_hint="--save-preamble")
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, stream = keyfiles.policy(keys, macs), keyfiles.stream_of(stream)
@@ -124,6 +130,8 @@ def evaluate(
             if checked is not None and data is not None and vector is not None:
                 named = vector_contestant(checked, data, vector)
             found, searched = _contest(llm, loaded, samples, wishes, named, options)
+            if searched is not None and save_preamble is not None:
+                searched.best.preamble.write(save_preamble)
             away = None
             if drift:
                 with console.working(_DRIFT):

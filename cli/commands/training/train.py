@@ -27,6 +27,7 @@ from ...shared.options import (
 )
 from .against import Against, progress
 from .figures import DRIFT_PROMPTS, print_drift, print_figures
+from .preambles import PreambleOption, ShownOption, SystemOption, behind, say_behind
 from .standings import print_prompt
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ def train(
             metavar="FILE", help="A vector to begin with, such as a distilled prompt. [default: the base]"
         ),
     ] = None,
+    system: SystemOption = None,
+    examples: ShownOption = None,
+    preamble: PreambleOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     rollouts: Annotated[RolloutEngine, typer.Option(help="Engine that draws.")] = RolloutEngine.llama,
     bf16_copy: Annotated[
@@ -98,9 +102,13 @@ def train(
     evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,
     drift: DriftOption = True,
     against: Annotated[
-        Against,
-        typer.Option(help="The prompt to measure beside it: of a quick search, of a thorough one, or none."),
-    ] = Against.prompt,
+        Against | None,
+        typer.Option(
+            help="The prompt to measure beside it: of a quick search, of a thorough one, or none. "
+            "[default: prompt; none behind a prompt of its own]",
+            show_default=False,
+        ),
+    ] = None,
     png: Annotated[
         bool, typer.Option("--png", help="Draw the report's figures into FILE.png, too: pip extra plot.")
     ] = False,
@@ -112,10 +120,14 @@ def train(
     same to look at. Ctrl-C saves the state. At the end a prompt for the same task is measured beside the
     vector; eval can do that with more of them.
 
+    With --system, --examples or --preamble the vector is trained behind a prompt, and belongs to it: its gain
+    is what it adds to that prompt.
+
     \b
     Examples:
       tinylora-edge train out/demo --task list-lookup -o lookup.bin
       tinylora-edge train out/demo --task brevity --start distilled.bin -o brief.bin
+      tinylora-edge train out/demo --task formats --system "Answer in JSON alone." --examples 2 -o json.bin
     """
     from ....tasks import load_task
     from ....train import Options, TrainSettings
@@ -137,7 +149,8 @@ def train(
         drift=DRIFT_PROMPTS if drift else 0,
         start=None if start is None else _values(bundle, start),
     )
-    loaded = load_task(task, reward=reward, seed=seed)
+    bare = load_task(task, reward=reward, seed=seed)
+    loaded = behind(bare, system, examples, preamble, seed)
     with training.progress(steps) as show:
         if engine is TrainingEngine.trl:
             from ....train.trl.training import train_trl
@@ -152,9 +165,11 @@ def train(
             f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
         )
         raise typer.Exit(130)
+    if against is None:
+        against = Against.prompt if loaded.preamble is None else Against.none
     prompt = None
     if evaluate and against is not Against.none:
-        prompt = _prompt_beside(bundle, loaded, seed, workers, thorough=against is Against.best)
+        prompt = _prompt_beside(bundle, bare, seed, workers, thorough=against is Against.best)
     duel = _duel(outcome, prompt)
     search = None if prompt is None or duel is None else (prompt, duel)
     report = TrainingReport(outcome.path, Bundle.find(bundle).basis.axes, search)
@@ -162,6 +177,8 @@ def train(
     if png:
         report.draw()
     _report(outcome, report, search, as_json)
+    if not as_json:
+        say_behind(loaded)
 
 
 def _values(bundle: Path, file: Path) -> tuple[float, ...]:

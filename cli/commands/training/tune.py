@@ -33,6 +33,7 @@ from ...shared.options import (
     TaskOption,
 )
 from .figures import drift_beside, print_drift, print_figures
+from .preambles import PreambleOption, ShownOption, SystemOption, behind, say_behind
 
 if TYPE_CHECKING:
     from ....runtime import Budget, RewardLearner, Tuned
@@ -54,6 +55,9 @@ def tune(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    system: SystemOption = None,
+    examples: ShownOption = None,
+    preamble: PreambleOption = None,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     max_tokens: Annotated[
         int | None,
@@ -83,6 +87,8 @@ def tune(
     on them, the start is. Beside FILE it leaves FILE.json: settings, curve, held-out figures. Ctrl-C
     saves the state; it holds numbers alone, no prompt and no answer.
 
+    With --system, --examples or --preamble the vector is found behind a prompt, and belongs to it.
+
     \b
     Example:
       tinylora-edge tune out/demo --task list-lookup --budget 5m -o lookup.bin
@@ -97,6 +103,7 @@ def tune(
     state = output.with_name(f"{output.name}.state")
     _check_files(output, state, resume)
     loaded = load_task(task, reward=reward, seed=seed, max_tokens=max_tokens)
+    loaded = behind(loaded, system, examples, preamble, seed)
     options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
     chosen = runtime.engine_of(bundle, engine.value if engine else None)
     if chosen == "llama":
@@ -162,6 +169,8 @@ def tune(
         file.write(vector.to_bytes(llm.basis))
     state.unlink(missing_ok=True)
     _report(output, record, found, figures, away, as_json=as_json)
+    if not as_json:
+        say_behind(loaded)
 
 
 def _check_files(output: Path, state: Path, resume: bool) -> None:
@@ -201,6 +210,8 @@ def _record(
 
     result = {key: value for key, value in vars(found).items() if key != "vector"}
     record: dict[str, Any] = {"task": task.name, "values": values, "result": result}
+    if task.preamble is not None:
+        record["preamble"] = task.preamble
     if figures is not None:
         base, tuned = figures
         record["held_out"] = {
