@@ -47,6 +47,22 @@ def measured(held: HeldOut, prompted: Prompted | None) -> Iterator[str]:
     )
 
 
+def behind(preamble: dict[str, Any]) -> Iterator[str]:
+    """Yield the prompt that base and vector stand behind, as `Preamble.record` has it."""
+    yield paragraph(
+        "Base and vector stand behind a prompt, which belongs to the vector: put it before every request."
+    )
+    turns: list[tuple[Content, Content]] = [("system", preamble["system"])] if preamble["system"] else []
+    for example in preamble["examples"]:
+        turns += [("question", asked(example["question"])), ("answer", example["answer"])]
+    yield folded("The prompt", table(["what", "text"], turns, ("", "")))
+
+
+def asked(question: str | list[dict[str, str]]) -> str:
+    """Return the words of a question, which may be chat messages."""
+    return question if isinstance(question, str) else "\n".join(turn["content"] for turn in question)
+
+
 def trained(training: Trained, samples: int | None) -> Iterator[str]:
     """Yield how the training went: its curve, explained, and which step was kept.
 
@@ -76,7 +92,7 @@ def numbers(given: Sequence[float], names: Sequence[str]) -> Iterator[str]:
     yield heading(f"The {len(given)} values")
     yield values(given, names)
     if not names:
-        yield paragraph("The axes of this basis have no names: learn --axes gives them some.", "dim")
+        yield paragraph("The axes of this basis have no names: learn --axis gives them some.", "dim")
 
 
 def settings(rows: Sequence[tuple[str, str]]) -> str:

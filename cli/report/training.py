@@ -76,6 +76,8 @@ class TrainingReport:
             yield paragraph("The vector was not measured on held-out prompts: eval does that.")
         else:
             yield from sections.measured(self.held_out, self.prompted)
+        if "preamble" in manifest:
+            yield from sections.behind(manifest["preamble"])
         if "drift" in manifest:
             drift = manifest["drift"]
             yield paragraph(

@@ -73,7 +73,7 @@ def test_a_run_that_was_not_measured_says_so(tmp_path: Path, manifest: dict[str,
     assert "not measured on held-out prompts: eval does that" in text
     assert "samples each" not in text
     assert "general prompts" not in text
-    assert "have no names: learn --axes" in text
+    assert "have no names: learn --axis" in text
 
 
 @pytest.mark.parametrize("measured", [True, False])

@@ -49,6 +49,9 @@ def test_what_a_search_found_is_what_a_vector_is_trained_behind(cli, tiny, task,
     assert "which belong to the vector: put them before every request" in " ".join(done.split())
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert manifest["preamble"] == saved
+    report = (tmp_path / "v.bin.html").read_text()
+    for text in (saved["system"], *(example["answer"] for example in saved["examples"])):
+        assert text is None or text in report
     options = ("-n", 32, "--vector", out, "--preamble", found, "--json")
     measured = cli("eval", tiny / "bundle", *task, *options).record()["against"]["contestants"]
     means = {each["name"]: each["mean"] for each in measured}
