@@ -31,6 +31,7 @@ TASKS = {
     "formats": "formats",
 }
 PAPER, LEARNED = "default: r = 2, u = 1, G = 13, tiled", "learned: n = 13, dense"
+BEHIND = "learned, behind the best prompt"
 STEPS, HELD_OUT = 40, 128
 
 
@@ -110,6 +111,28 @@ def scores() -> str:
     return markdown(headers, rows)
 
 
+def behind() -> str:
+    """The best prompt alone, with a vector that was trained without it, and with one trained behind it."""
+    rows, searched = [], prompts()
+    for task, title in TASKS.items():
+        found = runs(BEHIND, task)
+        if not found:
+            continue
+        apart = contestant(searched[task], "vector + best prompt")
+        rows.append(
+            [
+                title,
+                number(statistics.mean(row["base"] for row in found)),
+                with_error(apart["mean"], apart["standard_error"]) if apart else "",
+                with_error(*over_seeds(found, "vector")),
+                " ".join(f"{row['difference']:+.2f} ± {row['standard_error']:.2f}" for row in found),
+                " ".join(f"{row['p']:.1g}" for row in found),
+            ]
+        )
+    headers = ["task", "best prompt", "+ a vector trained without it", "+ one trained behind it"]
+    return markdown([*headers, "gain of each seed, paired", "McNemar's p"], rows)
+
+
 def gains() -> str:
     """Each run's gain over the base, paired, and the mean over tasks."""
     rows, means = [], dict[str, list[float]]()
@@ -182,6 +205,7 @@ def shifted() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "scores": scores,
+    "behind": behind,
     "gains": gains,
     "costs": costs,
     "distilled": distilled,
