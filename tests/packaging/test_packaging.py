@@ -50,6 +50,7 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"torch", "llama-cpp-python", "openai"},
     ),
     "ray": ({"ray", "starlette", "uvicorn"}, {"torch", "llama-cpp-python", "pytest"}),
+    "schema": ({"llguidance"}, {"torch", "onnxruntime", "llama-cpp-python"}),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
     "docs": ({"mkdocs-material", "mkdocstrings"}, {"torch", "llama-cpp-python", "typer"}),
     "plot": ({"matplotlib"}, {"torch", "llama-cpp-python"}),

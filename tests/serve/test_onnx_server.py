@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,8 +76,16 @@ def test_sampling_usage_and_a_schema(client: openai.OpenAI) -> None:
     answer = ask(client)
     assert answer.usage.completion_tokens <= LIMIT
     assert ask(client).usage.prompt_tokens_details.cached_tokens == answer.usage.prompt_tokens - 2
-    with pytest.raises(openai.BadRequestError, match="ONNX Runtime, keeps no answer to a JSON schema"):
-        ask(client, response_format={"type": "json_object"})
+    schema = {"type": "object", "properties": {"fruit": {"enum": ["apple", "pear"]}}, "required": ["fruit"]}
+    for strict in ({"additionalProperties": False}, {"type": "no such type"}):
+        form = {"type": "json_schema", "json_schema": {"name": "fruit", "schema": schema | strict}}
+        if "type" not in strict:
+            said = ask(client, response_format=form, max_tokens=60).choices[0].message.content
+            assert json.loads(said)["fruit"] in ("apple", "pear")
+            continue
+        with pytest.raises(openai.BadRequestError, match="no grammar of this JSON schema") as caught:
+            ask(client, response_format=form)
+        assert caught.value.param == "response_format"
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, messages=[{"role": "user", "content": "x" * 400}])
     assert caught.value.code == "context_length_exceeded"

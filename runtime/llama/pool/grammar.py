@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +13,11 @@ from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
 from numpy.typing import NDArray
 
 from ....errors import RequestError
-from ....maxima import SCHEMA_BYTES, SCHEMA_PROPERTIES, SCHEMA_REPEATS
+from ...pool.schema import no_grammar, schema_text
 
 _ROOT = b"root"
-_COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
-_REPEATED = re.compile(r"\{\d*,?(\d+)\}")
+# In a string the converter lets control characters stand as they are, which JSON does not.
+_ANY, _PRINTED = r'char ::= [^"\\] |', r'char ::= [^"\\\x7F\x00-\x1F] |'
 _DATA = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
 
 
@@ -72,39 +70,8 @@ class Grammar:
 def _grammar_of(schema: Mapping[str, Any]) -> bytes:
     if not schema:
         return str(JSON_GBNF).encode()
-    text = json.dumps(schema)
-    if len(text) > SCHEMA_BYTES:
-        raise RequestError(
-            f"the JSON schema has {len(text):,} bytes, and at most {SCHEMA_BYTES:,} become a grammar",
-            param="response_format",
-        )
-    _check_size(schema)
+    text = schema_text(schema)
     try:
-        return str(json_schema_to_gbnf(text)).encode()
+        return str(json_schema_to_gbnf(text)).replace(_ANY, _PRINTED).encode()
     except Exception as error:  # the converter raises whatever it stumbles over
-        raise RequestError(
-            f"llama.cpp makes no grammar of this JSON schema: {type(error).__name__}: {str(error)[:200]}",
-            param="response_format",
-        ) from None
-
-
-def _check_size(node: Any) -> None:
-    if isinstance(node, Mapping):
-        properties = node.get("properties")
-        if isinstance(properties, Mapping) and len(properties) > SCHEMA_PROPERTIES:
-            raise RequestError(
-                f"an object of the JSON schema has {len(properties):,} properties, and at most "
-                f"{SCHEMA_PROPERTIES} become a grammar",
-                param="response_format",
-            )
-        counts = [count for name in _COUNTS if isinstance(count := node.get(name), int)]
-        if isinstance(pattern := node.get("pattern"), str):
-            counts.append(math.prod(int(count[-9:]) or 1 for count in _REPEATED.findall(pattern)))
-        if max(counts, default=0) > SCHEMA_REPEATS:
-            raise RequestError(
-                f"the JSON schema repeats a part {max(counts):,} times, and at most {SCHEMA_REPEATS:,} times "
-                "become a grammar",
-                param="response_format",
-            )
-    for inner in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
-        _check_size(inner)
+        raise no_grammar("llama.cpp", f"{type(error).__name__}: {str(error)[:200]}") from None

@@ -20,6 +20,7 @@ from ...pool.request import Request
 from ...pool.scheduler import Load, Report
 from ...process import Process
 from .engine import CHUNK, FEWEST, Described, RowEngine
+from .grammar import Grammars
 from .slots import Slot, Slots
 
 _SLOTS = 16
@@ -122,6 +123,7 @@ class OnnxScheduler:
             )
         self._llm, self._model = llm, model
         self._vocabulary = _Vocabulary(model)
+        self._grammars = Grammars(model.bundle.folder, n_vocab=model.n_vocab, eos=model.eos)
         self._process = Process()
         self._closing = threading.Lock()
         self.n_ctx = min(n_ctx, model.longest)
@@ -156,13 +158,8 @@ class OnnxScheduler:
         check_prompt(request, self.n_ctx)
         if request.vector is not None:
             self._llm.basis.values(request.vector)
-        if request.sampling.schema is not None:
-            raise RequestError(
-                "this server's engine, ONNX Runtime, keeps no answer to a JSON schema: ask without one, or "
-                "serve the bundle's GGUF (engine='llama')",
-                param="response_format",
-                code="unsupported_parameter",
-            )
+        schema = request.sampling.schema
+        grammar = None if schema is None else self._grammars.of(schema)
         with self._llm._staying():
             answering = Answering(
                 request,
@@ -170,6 +167,7 @@ class OnnxScheduler:
                 vocabulary=self._vocabulary,
                 n_ctx=self.n_ctx,
                 withdraw=self._places.withdraw,
+                constraint=grammar,
             )
         self._places.add(answering)
         return answering

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,36 +232,6 @@ def test_log_probabilities_come_with_the_tokens(pool: Pool) -> None:
     for token in answer.tokens:
         assert token.likeliest[0] == (token.data, pytest.approx(token.logprob))
         assert len(token.likeliest) == 3
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_an_answer_keeps_to_a_schema(pool: Pool, temperature: float) -> None:
-    one_of = {"enum": ["yes", "no", "perhaps"]}
-    options: Any = {"temperature": temperature, "seed": 1, "vector": vectors(pool, 1)[0]}
-
-    async def answers() -> list[Any]:
-        return await asyncio.gather(*(pool.complete("x", schema=one_of, **options) for _ in range(2)))
-
-    for answer in asyncio.run(answers()):
-        assert json.loads(answer.text) in one_of["enum"]
-        assert answer.finish.reason == "stop"
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"$ref": "https://example.org/schema.json"},
-        {"type": "string", "maxLength": 10**9},
-        {"type": "string", "pattern": "^(a{1,999}){1,999}$"},
-        {"type": "no such type"},
-        {"enum": ["x" * (1 << 16)]},
-        {"properties": {f"p{i}": {} for i in range(513)}},
-    ],
-)
-def test_a_schema_that_becomes_no_grammar(pool: Pool, schema: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="schema") as caught:
-        asyncio.run(pool.complete("x", schema=schema, max_tokens=2))
-    assert caught.value.param == "response_format"
 
 
 @pytest.mark.parametrize(

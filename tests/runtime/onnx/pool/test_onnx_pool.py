@@ -274,7 +274,6 @@ def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool, tiny: P
         ("x" * 400, {}, RequestError, "400 tokens, and the context 400"),
         ("", {}, RequestError, "the prompt is empty"),
         ("\ud800", {}, RequestError, "the text is none"),
-        ("x", {"schema": {"enum": [1]}}, RequestError, "keeps no answer to a JSON schema"),
         ("x", {"vector": b"?"}, VectorError, "no frame"),
         ("x", {"vector": MicroVector([[1.0]])}, TinyLoraError, "values"),
     ],

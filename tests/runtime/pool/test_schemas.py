@@ -1,0 +1,171 @@
+"""Answers that keep to JSON schemas, in both engines, beside answers that keep to none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import onnx_bundles
+import pytest
+
+from tinylora_edge import MicroVector, RequestError, TinyLoraError
+from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime.pool.request import Answer
+
+NAMED = {"type": "string", "pattern": "^[A-Z][a-z]{1,8}$"}
+GOOD: dict[str, dict[str, Any]] = {
+    "one of": {"enum": ["yes", "no", 3, None]},
+    "an object": {
+        "type": "object",
+        "properties": {"name": NAMED, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    },
+    "a list": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 5},
+    "a choice": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 6}]},
+    "parts by name": {
+        "$defs": {"point": {"type": "array", "items": {"enum": [0, 1, 2]}, "minItems": 2, "maxItems": 2}},
+        "type": "object",
+        "properties": {"from": {"$ref": "#/$defs/point"}, "to": {"$ref": "#/$defs/point"}},
+        "required": ["from", "to"],
+        "additionalProperties": False,
+    },
+}
+BAD = [
+    {"$ref": "https://example.org/schema.json"},
+    {"type": "string", "maxLength": 10**9},
+    {"type": "string", "pattern": "^(a{1,999}){1,999}$"},
+    {"type": "no such type"},
+    {"enum": ["x" * (1 << 16)]},
+    {"properties": {f"p{i}": {} for i in range(513)}},
+    {"enum": [object()]},
+]
+
+
+@pytest.fixture(scope="module")
+def onnx() -> Path:
+    return onnx_bundles.tiny()
+
+
+@pytest.fixture(scope="module")
+def onnx_pool(onnx: Path) -> Iterator[Pool]:
+    with Pool(onnx, slots=6, n_ctx=400, n_threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["llama", "onnx"])
+def pool(request: pytest.FixtureRequest, tiny_bundles: dict[str, Path], onnx_pool: Pool) -> Iterator[Pool]:
+    if request.param == "onnx":
+        yield onnx_pool
+        return
+    with Pool(tiny_bundles["scales"], contexts=1, slots=3, n_ctx=400, n_threads=1) as opened:
+        yield opened
+
+
+def vectors(pool: Pool, count: int) -> list[MicroVector]:
+    return [MicroVector.random(pool.basis, 1.0, seed=seed) for seed in range(count)]
+
+
+def bits(answer: Answer) -> list[float]:
+    return [token.logprob for token in answer.tokens]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_keeps_to_its_schema(pool: Pool, temperature: float) -> None:
+    users = vectors(pool, 2)
+
+    async def answers() -> list[Answer]:
+        return await asyncio.gather(
+            *(
+                pool.complete("x", schema=schema, vector=users[n % 2], seed=n, temperature=temperature)
+                for n, schema in enumerate(GOOD.values())
+            )
+        )
+
+    for schema, answer in zip(GOOD.values(), asyncio.run(answers()), strict=True):
+        jsonschema.validate(json.loads(answer.text), schema)
+        assert answer.finish.reason == "stop"
+
+
+@pytest.mark.parametrize("schema", BAD, ids=lambda schema: json.dumps(schema, default=str)[:30])
+def test_a_schema_that_becomes_no_grammar(pool: Pool, schema: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="schema") as caught:
+        asyncio.run(pool.complete("x", schema=schema, max_tokens=2))
+    assert (caught.value.param, caught.value.code) == ("response_format", "invalid_value")
+    assert pool.load().running == 0
+
+
+def test_whoever_has_no_schema_gets_the_same_bits_beside_those_who_have_one(onnx_pool: Pool) -> None:
+    """And who has one gets what he gets alone, greedy or drawn."""
+    pool, users = onnx_pool, vectors(onnx_pool, 5)
+    kinds = [None, *GOOD.values()]
+    asked: list[dict[str, Any]] = [
+        {
+            "user": f"{n}",
+            "vector": users[n % 5],
+            "schema": kinds[n % len(kinds)],
+            "seed": n,
+            "temperature": n % 2,
+            "max_tokens": 20,
+            "logprobs": 0,
+        }
+        for n in range(2 * len(kinds))
+    ]
+
+    async def ask(number: int, prefix: str) -> Answer:
+        given = asked[number]
+        return await pool.complete("a prompt", **given | {"user": prefix + given["user"]})
+
+    async def together() -> list[Answer]:
+        return await asyncio.gather(*(ask(number, "b") for number in range(len(asked))))
+
+    alone = [asyncio.run(ask(number, "a")) for number in range(len(asked))]
+    beside = asyncio.run(together())
+    assert [bits(answer) for answer in beside] == [bits(answer) for answer in alone]
+    assert [answer.text for answer in beside] == [answer.text for answer in alone]
+    free = [a.text for a, given in zip(alone, asked, strict=True) if given["schema"] is None]
+    assert len(set(free)) == len(free), "they are not held to anything"
+
+
+def test_numbers_stay_within_their_bounds(onnx_pool: Pool) -> None:
+    schema = {"type": "array", "items": {"type": "integer", "minimum": -3, "maximum": 12}, "maxItems": 6}
+    for seed in range(3):
+        answer = asyncio.run(onnx_pool.complete("x", schema=schema, temperature=1, seed=seed))
+        jsonschema.validate(json.loads(answer.text), schema)
+
+
+def test_any_object_begins_and_ends_as_one(onnx_pool: Pool) -> None:
+    for seed in range(4):
+        answer = asyncio.run(onnx_pool.complete("x", schema={}, temperature=1, seed=seed, max_tokens=350))
+        assert answer.text.startswith("{")
+        if answer.finish.reason == "stop":
+            assert isinstance(json.loads(answer.text), dict)
+
+
+def test_a_missing_library_is_named_with_the_command(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # as if it were not installed
+    with Pool(onnx, slots=2, n_ctx=64, n_threads=1) as pool:
+        with pytest.raises(RequestError, match=r'pip install "tinylora-edge\[schema\]"') as caught:
+            asyncio.run(pool.complete("x", schema={"enum": [1]}))
+        assert (caught.value.param, caught.value.code) == ("response_format", "unsupported_parameter")
+        assert asyncio.run(pool.complete("x", max_tokens=2)).finish.completion_tokens <= 2
+
+
+def test_a_tokenizer_that_cannot_be_read_fails_schemas_alone(
+    onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.read_text
+    with Pool(onnx, slots=2, n_ctx=64, n_threads=1) as pool:
+        monkeypatch.setattr(
+            Path,
+            "read_text",
+            lambda path, *a, **k: "{}" if path.name == "tokenizer.json" else real(path, *a, **k),
+        )
+        with pytest.raises(TinyLoraError, match=r"does not read .*tokenizer\.json"):
+            asyncio.run(pool.complete("x", schema={"enum": [1]}))
+        assert asyncio.run(pool.complete("x", max_tokens=2)).finish.completion_tokens <= 2
