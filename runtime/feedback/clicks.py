@@ -8,10 +8,10 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
+from ...basis import Basis
 from ...errors import TrainError
 from ...vector import MicroVector
-from ..llama.batch import Batch
-from ..llama.protocols import Weights
+from ..pool.scheduler import Scorer
 from .given import Given
 from .posterior import Posterior
 from .scoring import score
@@ -24,32 +24,18 @@ class Clicks:
     A click takes 2 n evaluations of its prompt and answer. Calls from several threads take turns.
 
     Args:
-        llm: a loaded llama.cpp model, whose `close` closes this. Its own vector is left alone.
-        n_ctx_seq: tokens of the longest prompt with its answer.
-        n_threads: cores to use; by default all that this process may use.
+        basis: of the vectors.
+        scorer: that evaluates answers: `Pool.scorer`, or a `Batch` of llama.cpp. It is closed with this.
         start: a vector that all users begin with, trained say: clicks move it, and what they say is how far
             from it. A state is of one start, which it does not name. None: they begin with the base, and
             the basis's prior says what people want.
-
-    Raises:
-        TinyLoraError: llama.cpp cannot make the context.
     """
 
-    def __init__(
-        self,
-        llm: Weights,
-        *,
-        n_ctx_seq: int,
-        n_threads: int | None = None,
-        start: MicroVector | None = None,
-    ) -> None:
-        self._basis = llm.basis
-        self._start = (
-            np.zeros(llm.basis.size) if start is None else start.values.astype(np.float64).reshape(-1)
-        )
-        self._prior = llm.basis.prior if start is None else None  # it is about vectors, not about steps
+    def __init__(self, basis: Basis, scorer: Scorer, *, start: MicroVector | None = None) -> None:
+        self._basis, self._scorer = basis, scorer
+        self._start = np.zeros(basis.size) if start is None else start.values.astype(np.float64).reshape(-1)
+        self._prior = basis.prior if start is None else None  # it is about vectors, not about steps
         self._lock = threading.Lock()
-        self._batch = Batch(llm, n_ctx_seq=n_ctx_seq, sequences=2, n_threads=n_threads)
 
     def tell(self, path: str | PathLike[str], given: Given, reward: int) -> MicroVector:
         """Learn that a user liked an answer (+1), or did not (-1); return what his vector should be now.
@@ -91,9 +77,9 @@ class Clicks:
             return self._keep(path, state)
 
     def close(self) -> None:
-        """Free the contexts; the model and the states stay."""
+        """Free what evaluates; the model and the states stay."""
         with self._lock:
-            self._batch.close()
+            self._scorer.close()
 
     def _scored(
         self, path: str | PathLike[str], given: list[Given]
@@ -106,7 +92,8 @@ class Clicks:
         at = given[0].at(size)
         temperature = given[0].temperature or 1.0  # a greedy answer is taken for a draw
         prompt = list(given[0].prompt)
-        return state, score(self._batch, state, prompt, tokens, at, temperature, self._start)
+        start = self._start
+        return state, score(self._scorer, self._basis, state, prompt, tokens, at, temperature, start)
 
     def _keep(self, path: str | PathLike[str], state: FeedbackState) -> MicroVector:
         state.clicks += 1

@@ -263,6 +263,7 @@ class FeedbackLearner:
         """Return answers' scores where they were drawn, float64 [answers, n], and their log-ratios."""
         return score(
             self._batch,
+            self._llm.basis,
             state,
             shown[0].prompt,
             [each.tokens for each in shown],

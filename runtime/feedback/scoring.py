@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ...basis import Basis
 from ...errors import TrainError
 from ...vector import MicroVector
-from ..llama.batch import Batch
+from ..pool.scheduler import Scorer
 from .state import FeedbackState
 
 _CHANGE = 0.6
@@ -20,7 +21,8 @@ Quantized activations move it by about 0.3 whatever the step, so that a smaller 
 
 
 def score(
-    batch: Batch,
+    scorer: Scorer,
+    basis: Basis,
     state: FeedbackState,
     prompt: Sequence[int],
     answers: Sequence[Sequence[int]],
@@ -33,7 +35,8 @@ def score(
     Central differences; the step of the state is adapted for the next time.
 
     Args:
-        batch: that evaluates; it is left with another vector.
+        scorer: that evaluates; it is left with another vector.
+        basis: of the vectors.
         state: whose step is taken.
         prompt: token ids.
         answers: token ids of each answer to it.
@@ -46,8 +49,8 @@ def score(
     """
 
     def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        batch.swap(MicroVector(values.astype(np.float32).reshape(batch.llm.basis.groups, -1)))
-        (found,) = batch.score([prompt], [answers], temperature=temperature)
+        scorer.swap(MicroVector(values.astype(np.float32).reshape(basis.groups, -1)))
+        (found,) = scorer.score([prompt], [answers], temperature=temperature)
         return np.array([row.sum(dtype=np.float64) for row in found])
 
     origin = np.zeros_like(at) if origin is None else origin

@@ -11,7 +11,7 @@ from ...errors import OptionError, RequestError
 from ...vector import Policy
 from ..load import ONNX, engine_of, load
 from .desk import Desk
-from .scheduler import Scheduler
+from .scheduler import Scheduler, Scorer
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
 
@@ -97,6 +97,14 @@ class Pool(Desk):
             raise
         super().__init__(scheduler, llm.basis, llm.policy)
         self.model = llm
+
+    def scorer(self) -> Scorer:
+        """Return what tells how likely answers are under any vector, over the same weights: see `Clicks`.
+
+        Raises:
+            TinyLoraError: the engine cannot make it, or the pool is closed.
+        """
+        return self._scheduler.scorer()
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything. Again is fine.

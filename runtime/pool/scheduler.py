@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...tasks import Prompt
+from ...vector import MicroVector
 from .request import Finish, Piece, Request
 
 Report: TypeAlias = Callable[[Piece | Finish | BaseException], None]
@@ -41,6 +45,43 @@ class Ticket(Protocol):
         """
 
 
+class Scorer(Protocol):
+    """What tells how likely given answers are under vectors of one's choice. One thread uses it at a time."""
+
+    def swap(self, vector: MicroVector | None) -> None:
+        """Score under another vector from now on; None for the base.
+
+        Raises:
+            VectorError: it does not fit the basis.
+        """
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return the log-probabilities of given completions.
+
+        Args:
+            prompts: token ids.
+            completions: for each prompt the token ids of its completions, with the token that ends one.
+            temperature: above 0; of the distribution softmax(logits / temperature).
+
+        Returns:
+            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token. NaN
+            where the model's logits are not finite: the vector is too large.
+
+        Raises:
+            VectorError: a prompt or a completion is empty, or the temperature is not above 0.
+            TinyLoraError: it is closed, or its model is.
+        """
+
+    def close(self) -> None:
+        """Free what it holds; the model stays."""
+
+
 class Scheduler(Protocol):
     """The engine's side of a pool. Any thread may call it."""
 
@@ -68,6 +109,13 @@ class Scheduler(Protocol):
 
     def load(self) -> Load:
         """Return how busy it is."""
+
+    def scorer(self) -> Scorer:
+        """Return what scores answers beside those that are being given, over the same weights.
+
+        Raises:
+            TinyLoraError: the engine cannot make it, or the scheduler is closed.
+        """
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything but the model."""

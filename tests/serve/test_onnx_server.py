@@ -14,7 +14,8 @@ import openai
 import pytest
 from serving import MAC, Serving, as_text, framed, serving
 
-from tinylora_edge import Basis, MicroVector, TinyLoraError, load_basis, runtime, serve
+from tinylora_edge import Basis, Ed25519Signer, MicroVector, load_basis, runtime
+from tinylora_edge.wire import pem
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
 LIMIT = 12
@@ -29,7 +30,12 @@ def bundle() -> Path:
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("server")
     options = ("--name", "tiny", "--store", folder / "users.db", "--mac", MAC, "--slots", "6")
-    with serving(folder, bundle, *options, "--n-ctx", "400", contexts=None) as running:
+    signer = Ed25519Signer(bytes(range(32)))
+    (folder / "key").write_text(pem.encode_private(bytes(range(32))))
+    (folder / "key").chmod(0o600)
+    (folder / "key.pub").write_text(pem.encode_public(signer.public_key))
+    learning = ("--feedback", folder / "states", "--sign", folder / "key", "--key", folder / "key.pub")
+    with serving(folder, bundle, *options, *learning, "--n-ctx", "400", contexts=None) as running:
         yield running
 
 
@@ -107,6 +113,21 @@ def test_a_vector_that_is_too_large_and_a_client_that_leaves(
     assert ask(client).choices
 
 
-def test_clicks_are_for_llama_cpp(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(TinyLoraError, match=r"learned from in llama\.cpp alone"):
-        serve.app(bundle, store=tmp_path / "users.db", states=tmp_path / "states")
+def test_clicks_move_a_users_vector(server: Serving, client: openai.OpenAI) -> None:
+    def told(**body: Any) -> tuple[int, Any]:
+        return server.ask("POST", "/v1/feedback", body)
+
+    def clicked(reward: int) -> tuple[int, Any]:
+        answer = ask(client, user="clara", temperature=1, seed=3)
+        return told(id=answer.id, reward=reward)
+
+    assert server.ask("GET", "/v1/vectors/clara")[0] == 404
+    status, body = clicked(1)
+    assert (status, body["sequence"]) == (200, 1), body
+    first = server.ask("GET", "/v1/vectors/clara")[1]["vector"]
+    assert clicked(-1)[1]["sequence"] == 2
+    assert server.ask("GET", "/v1/vectors/clara")[1]["vector"] != first
+    pair = ask(client, "tiny@clara", temperature=1, seed=5, n=2).id
+    assert told(better=f"{pair}:1", worse=pair)[1]["sequence"] == 3
+    assert ask(client, "tiny@clara").choices
+    assert server.ask("GET", "/v1/vectors/nobody")[0] == 404

@@ -18,7 +18,7 @@ from ..basis import Basis
 from ..errors import TinyLoraError
 from ..formats.bundle import Bundle
 from ..runtime.drift import Drift, measure_drift
-from ..runtime.load import LLAMA, engine_of
+from ..runtime.feedback.clicks import Clicks
 from ..runtime.pool.pool import Pool
 from ..vector import MicroVector, Policy
 from ..wire.tags import Signer, Verifier
@@ -102,7 +102,6 @@ def app(
         limits = limits or Limits()
         if states is not None:
             _check_feedback(opened, policy, basis, signer)
-            _check_engine(bundle, pool_options.get("engine"))
         editor = None
         if visitor is not None:
             editor = VectorEditor(basis, policy, visitor, opened, lambda vector: measured(vector))
@@ -153,21 +152,10 @@ def _check_feedback(store: Store | None, policy: Policy, basis: Basis, signer: S
     policy.check(MicroVector.zeros(basis).to_bytes(basis, signer or "crc32"), basis)
 
 
-def _check_engine(bundle: str | PathLike[str], engine: str | None) -> None:
-    """Refuse clicks on answers of an engine that cannot learn from them."""
-    if engine_of(bundle, engine) != LLAMA:
-        raise TinyLoraError(
-            "clicks are learned from in llama.cpp alone: serve a bundle with a GGUF (engine='llama'), or "
-            "without feedback"
-        )
-
-
 def _feedback(pool: Pool, states: Path, store: Store, policy: Policy, signer: Signer | None) -> Feedback:
-    from ..runtime.feedback.clicks import Clicks  # which brings the engine along
-
     basis = pool.basis
     return Feedback(
-        Clicks(pool.model, n_ctx_seq=pool.n_ctx),
+        Clicks(basis, pool.scorer()),
         states,
         store=store,
         policy=policy,

@@ -99,6 +99,7 @@ class Liking:
     def _ready(self, room: int) -> tuple[Clicks, Path]:
         """Return what learns, with room for so many tokens, and the file of its state."""
         from ....runtime.feedback.clicks import Clicks
+        from ....runtime.llama.batch import Batch
 
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="tinylora-chat-")
@@ -106,5 +107,6 @@ class Liking:
             if self._clicks is not None:
                 self._clicks.close()
             self._room = -(-room // _STEP) * _STEP
-            self._clicks = Clicks(self._llm, n_ctx_seq=self._room, n_threads=self._threads, start=self._start)
+            batch = Batch(self._llm, n_ctx_seq=self._room, sequences=2, n_threads=self._threads)
+            self._clicks = Clicks(self._llm.basis, batch, start=self._start)
         return self._clicks, Path(self._folder.name) / "clicks.state"

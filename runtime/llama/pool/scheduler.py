@@ -16,6 +16,7 @@ from ...pool.places import Places
 from ...pool.request import Finish, Request
 from ...pool.scheduler import Load, Report
 from ...process import Process
+from ..batch import Batch
 from ..prompts import encode_with_stops
 from ..protocols import Weights
 from .context import CHUNK, Context, Slot
@@ -151,6 +152,10 @@ class LlamaScheduler:
     def load(self) -> Load:
         """Return how busy it is."""
         return self._places.load()
+
+    def scorer(self) -> Batch:
+        """Return what scores answers, in a context of its own; see `Scheduler`."""
+        return Batch(self._llm, n_ctx_seq=self.n_ctx, sequences=2)
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything but the model."""

@@ -72,6 +72,7 @@ class RowEngine:
         rows: sequences; at least `FEWEST` are made.
         n_ctx: tokens of the longest.
         n_threads: of ONNX Runtime.
+        beside: an engine whose session it shares, which may run in another thread at the same time.
 
     Attributes:
         values: float32 [rows, size], the vector of each row; zeros are the base.
@@ -82,18 +83,17 @@ class RowEngine:
         TinyLoraError: the model computes elsewhere than on the CPU.
     """
 
-    def __init__(self, model: Described, *, size: int, rows: int, n_ctx: int, n_threads: int) -> None:
-        if not model.on_cpu:
-            raise TinyLoraError(
-                "a pool over an ONNX bundle computes on the CPU alone: load it with provider='cpu'"
-            )
-        options = _session_options({**model.options, "intra_op_num_threads": n_threads})
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(model.bundle.model), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its exceptions are of a dozen types, all of them direct children
-            raise cannot_load(model.bundle, error) from error
+    def __init__(
+        self,
+        model: Described,
+        *,
+        size: int,
+        rows: int,
+        n_ctx: int,
+        n_threads: int,
+        beside: RowEngine | None = None,
+    ) -> None:
+        self._session: Any = _session_of(model, n_threads) if beside is None else beside._session
         self._past, shapes = self._keys_of(model)
         self._present = [name.replace(_PAST, _PRESENT) for name in self._past]
         rows = max(rows, FEWEST)
@@ -124,15 +124,29 @@ class RowEngine:
         Returns:
             float32 [vocabulary], until the next call.
         """
-        count = len(tokens)
-        mask = np.ones((1, begin + count), np.int64)
-        binding = self._binding(row, row + 1, np.array([tokens], np.int64), mask)
-        logits = None
         if last:
-            logits = self._last[: count * self._n_vocab].reshape(1, count, self._n_vocab)
-            _bind_output(binding, _LOGITS, logits)
-        self._session.run_with_iobinding(binding, None if last else self._without_logits)
-        return None if logits is None else logits[0, -1]
+            logits: NDArray[np.float32] = self.evaluate(row, begin, tokens)[-1]
+            return logits
+        self._session.run_with_iobinding(self._appending(row, begin, tokens), self._without_logits)
+        return None
+
+    def evaluate(self, row: int, begin: int, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append tokens to a row; return the logits after each of them.
+
+        Args:
+            row: whose they are.
+            begin: how many tokens the row has already.
+            tokens: at most `tail` of them.
+
+        Returns:
+            float32 [tokens, vocabulary], until the next call.
+        """
+        count = len(tokens)
+        binding = self._appending(row, begin, tokens)
+        logits: NDArray[np.float32] = self._last[: count * self._n_vocab].reshape(count, self._n_vocab)
+        _bind_output(binding, _LOGITS, logits[None])
+        self._session.run_with_iobinding(binding)
+        return logits
 
     def step(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """Append a token to each of the first rows; return their logits.
@@ -182,6 +196,10 @@ class RowEngine:
             shapes.append((heads, int(width)))
         return past, shapes
 
+    def _appending(self, row: int, begin: int, tokens: Sequence[int]) -> Any:
+        mask = np.ones((1, begin + len(tokens)), np.int64)
+        return self._binding(row, row + 1, np.array([tokens], np.int64), mask)
+
     def _binding(self, begin: int, end: int, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
         """Return a binding of some rows, which writes their cells where they are."""
         binding = self._session.io_binding()
@@ -207,6 +225,20 @@ class RowEngine:
 
 def _bind_output(binding: Any, name: str, array: NDArray[np.float32]) -> None:
     binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+
+def _session_of(model: Described, n_threads: int) -> Any:
+    if not model.on_cpu:
+        raise TinyLoraError(
+            "a pool over an ONNX bundle computes on the CPU alone: load it with provider='cpu'"
+        )
+    options = _session_options({**model.options, "intra_op_num_threads": n_threads})
+    try:
+        return onnxruntime.InferenceSession(
+            str(model.bundle.model), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # its exceptions are of a dozen types, all of them direct children
+        raise cannot_load(model.bundle, error) from error
 
 
 def _session_options(given: Mapping[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from ...pool.scheduler import Load, Report
 from ...process import Process
 from .engine import CHUNK, FEWEST, Described, RowEngine
 from .grammar import Grammars
+from .scoring import RowScorer
 from .slots import Slot, Slots
 
 _SLOTS = 16
@@ -175,6 +176,22 @@ class OnnxScheduler:
     def load(self) -> Load:
         """Return how busy it is."""
         return self._places.load()
+
+    def scorer(self) -> RowScorer:
+        """Return what scores answers, with cells of its own; see `Scheduler`."""
+        self._check_open()
+        slots, size = self._slots, self._llm.basis.size
+        assert slots is not None
+        with self._llm._staying():
+            engine = RowEngine(
+                self._model, size=size, rows=1, n_ctx=self.n_ctx, n_threads=1, beside=slots.engine
+            )
+        return RowScorer(engine, self._llm.basis, self._check_open)
+
+    def _check_open(self) -> None:
+        self._process.check()
+        if self._places.closed:
+            raise TinyLoraError("the pool is closed: it was, or its model was. Make another one")
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything but the model."""

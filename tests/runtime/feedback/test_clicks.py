@@ -12,8 +12,13 @@ from tinylora_edge import MicroVector, TrainError
 from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
 from tinylora_edge.runtime.feedback.clicks import Clicks
 from tinylora_edge.runtime.feedback.given import Given
+from tinylora_edge.runtime.llama.batch import Batch
 
 PROMPT = "one two three"
+
+
+def clicks_of(llm: TinyLoraLlama, start: MicroVector | None = None) -> Clicks:
+    return Clicks(llm.basis, Batch(llm, n_ctx_seq=64, sequences=2, n_threads=1), start=start)
 
 
 def test_a_user_learns_what_his_own_learner_would(
@@ -21,7 +26,7 @@ def test_a_user_learns_what_his_own_learner_would(
 ) -> None:
     llm = load(tiny_bundle, n_ctx=64)
     learner = FeedbackLearner(llm, max_tokens=8, n_ctx_seq=64, n_threads=1)
-    clicks = Clicks(llm, n_ctx_seq=64, n_threads=1)
+    clicks = clicks_of(llm)
     first = learner.ask(PROMPT, raw=True)
     better, worse = learner.ask_pair(PROMPT, raw=True)
     given = [
@@ -65,13 +70,13 @@ def test_clicks_move_the_vector_that_they_start_with(
         ("base", None, None),
         ("zero", zero, None),
     ):
-        clicks = Clicks(llm, n_ctx_seq=64, n_threads=1, start=begun)
+        clicks = clicks_of(llm, begun)
         moved[name] = clicks.tell(tmp_path / f"{name}.state", Given(prompt, tokens, at), 1).values
         clicks.close()
     np.testing.assert_array_equal(moved["zero"], moved["base"])  # a basis without a prior
     assert not np.array_equal(moved["from"], start.values)
     # Without the start one click forgets the vector that drew the answer: it is a step from the base.
-    clicks = Clicks(llm, n_ctx_seq=64, n_threads=1)
+    clicks = clicks_of(llm)
     forgotten = clicks.tell(tmp_path / "forgotten.state", Given(prompt, tokens, start), 1).values
     clicks.close()
     assert np.linalg.norm(moved["from"] - start.values) < np.linalg.norm(forgotten - start.values)
