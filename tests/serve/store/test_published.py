@@ -8,7 +8,7 @@ import pytest
 import support
 
 from tinylora_edge import MicroVector, Policy, RequestError, RollbackError, StoreError
-from tinylora_edge.serve.store import PublishedStore
+from tinylora_edge.serve.store import PublishedStore, SqliteStore
 from tinylora_edge.shipping import publish
 
 
@@ -42,6 +42,26 @@ def test_what_was_published_is_served(tmp_path: Path) -> None:
         with pytest.raises(RequestError):
             store.get(name)
     store.close()
+
+
+def test_the_stream_without_a_name_is_no_users(tmp_path: Path) -> None:
+    """What a fleet shares, which the layout calls `default`, is nobody's vector, in either store."""
+    basis, policy = support.random_basis(), Policy()
+    shared = MicroVector.random(basis, 1.0).to_bytes(basis)
+    of_default = MicroVector.random(basis, 1.0).to_bytes(basis, stream="default")
+    publish(shared, basis, str(tmp_path / "layout"))
+    assert (tmp_path / "layout" / basis.id / "default" / "latest").read_bytes() == shared
+    stores = PublishedStore(str(tmp_path / "layout"), basis), SqliteStore(tmp_path / "users.db", basis)
+    for store in stores:
+        for call in (
+            lambda store=store: store.get("default"),
+            lambda store=store: store.put("default", shared, policy),
+            lambda store=store: store.put("default", of_default, policy),
+        ):
+            with pytest.raises(RequestError, match="the stream without a name"):
+                call()
+        assert list(store.users()) == []
+        store.close()
 
 
 def test_targets_that_are_none(tmp_path: Path) -> None:

@@ -76,9 +76,18 @@ class Store(Protocol):
 def check_user(name: str) -> str:
     """Return the name of a user if it is one: a user is a stream of the published layout.
 
+    The layout calls the stream without a name `default`. It is nobody's in particular, so it is no user's:
+    one store would hold his frames to the one stream, and another to the other.
+
     Raises:
         RequestError: it is not.
     """
+    if name == layout.DEFAULT_STREAM:
+        raise RequestError(
+            f"{name!r} is no name of a user: it stands for the stream without a name, which is nobody's. Use "
+            "another name",
+            param="user",
+        )
     if not layout.is_stream(name):
         raise RequestError(
             f"{name[:80]!r} is no name of a user: use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a "
