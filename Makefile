@@ -36,7 +36,7 @@ RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup try demo demo-quick demo-device test check lint llama-server bench site sbom audit dist clean
-.PHONY: fuzz faults machine soak mutants
+.PHONY: fuzz faults machine soak soak-serve mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -119,6 +119,9 @@ machine: $(VENV)/.dev ## EXAMPLES=1000 random programs of swaps, streams, blocks
 
 soak: $(VENV)/.dev ## 8 threads, 100 users, 10,000 swaps and 10,000 steps of streams, on both engines
 	@$(RUN) $(BIN)/python tests/soak/soak.py
+
+soak-serve: $(VENV)/.dev ## 64 users with 64 vectors, 2,000 requests of a server of SmolLM2 in float32, on both engines
+	@$(RUN) $(BIN)/python tests/soak/users.py
 
 mutants: $(VENV)/.dev ## SAMPLE=120 changes to wire, vector, policy and basis, each of which a test has to notice
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/mutants.py --sample $(SAMPLE)
