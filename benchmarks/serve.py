@@ -3,7 +3,8 @@
 * tokens a second and latencies of 1, 4, 16 and 64 users, on both engines and in stock llama-server, which
   takes a LoRA's scales with each request;
 * time to the first token of an idle server against the model in process;
-* what the vector costs a request: its look-up in the store, and the policy's check.
+* what the vector costs a request: its look-up in the store, and the policy's check;
+* how soon a slot is free when its client leaves, and how a server under load ends at SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
+import _leaving as leaving
 import psutil
 from _subjects import NORM, SCALES, export, smollm2
 
@@ -44,6 +46,7 @@ ENGINES = ("llama", "onnx")
 STOCK = "llama-server, a LoRA a request"
 LEAST_OF_SHARED, LEAST_OF_STOCK = 0.95, 4.0
 MOST_FIRST_MS, MOST_VECTOR_MS = 10.0, 1.0
+MOST_TOKENS_TO_FREE, MOST_EXIT_S = 1.0, 5.0
 
 NOUNS = ("rain", "bread", "moon", "river", "cat", "bridge", "clock", "garden", "winter", "train", "apple")
 SERVE = [sys.executable, "-c", "from tinylora_edge.cli import main; main()", "serve"]
@@ -56,12 +59,12 @@ class Server:
     """A server in a process of its own: its port, and how a user asks it."""
 
     def __init__(self, port: int, process: subprocess.Popen[Any]) -> None:
-        self.port, self._process = port, psutil.Process(process.pid)
+        self.port, self.process = port, psutil.Process(process.pid)
 
     @property
     def cpu_seconds(self) -> float:
         """Seconds of a core that it took so far: what other work on the machine disturbs least."""
-        times = self._process.cpu_times()
+        times = self.process.cpu_times()
         return times.user + times.system
 
     def connect(self) -> http.client.HTTPConnection:
@@ -289,9 +292,30 @@ def measure(report: bench.Report, options: Any, folder: Path) -> None:
                 "<=",
                 MOST_FIRST_MS,
             )
+            left(report, engine, servers[engine], each, options)
     cost = bench.summarize(vector_cost(basis, folder))
     report.record["vector_seconds"] = cost
     report.target("look-up and check of a vector, p95 in ms", 1000 * cost["p95"], "<=", MOST_VECTOR_MS)
+
+
+def left(report: bench.Report, engine: str, server: Server, ask: Ask, options: Any) -> None:
+    """Clients that leave, and then the server: it is gone afterwards."""
+    asked = questions(11)
+    freed = leaving.freed(server, lambda: ask(0, next(asked)), options.first)
+    report.record.setdefault("client_leaves", {})[engine] = freed
+    milliseconds = {name: 1000 * freed[name]["median"] for name in ("token", "free")}
+    report.say(f"\n{engine}, ms of a token, and until the slot of a client who left is free: {milliseconds}")
+    report.target(
+        f"{engine}: tokens until the slot is free, median of pairs",
+        median(freed["ratio"]),
+        "<=",
+        MOST_TOKENS_TO_FREE,
+    )
+    stopped = leaving.stopped(server, lambda user: ask(user, next(asked)), max(options.users))
+    report.record.setdefault("sigterm", {})[engine] = stopped
+    report.target(f"{engine}: seconds from SIGTERM to the exit", stopped["seconds"], "<=", MOST_EXIT_S)
+    cut = stopped["streams"] - stopped["ended"] - stopped["told why"]
+    report.target(f"{engine}: streams that were cut without saying why", cut, "<=", 0)
 
 
 def show(report: bench.Report, users: int, runs: dict[str, list[dict[str, Any]]]) -> None:

@@ -1,0 +1,105 @@
+"""What happens when clients leave, and when the server does: how soon a slot is free, and how streams end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import _common as bench
+import psutil
+
+TOKENS = 400  # more than anybody waits for
+BEFORE = 8  # tokens that are timed before a client leaves
+
+
+class Served(Protocol):
+    """A server in a process of its own."""
+
+    process: psutil.Process
+
+    def connect(self) -> http.client.HTTPConnection: ...
+
+    def post(
+        self, connection: http.client.HTTPConnection, body: dict[str, Any]
+    ) -> http.client.HTTPResponse: ...
+
+
+Body = Callable[[], dict[str, Any]]
+"""What makes the body of another request."""
+
+
+def freed(server: Served, body: Body, rounds: int) -> dict[str, Any]:
+    """Seconds from when a client leaves until his slot is free, and those of a token before, in pairs."""
+    tokens, free, ratios = [], [], []
+    for _ in range(rounds):
+        connection = server.connect()
+        response = server.post(connection, body() | {"stream": True, "max_tokens": TOKENS})
+        times = []
+        for _ in _texts(response):
+            times.append(time.perf_counter())
+            if len(times) > BEFORE:
+                break
+        if len(times) <= BEFORE:
+            raise SystemExit("a stream ended before its client could leave: ask for a longer answer")
+        asking = server.connect()
+        with bench.stopwatch() as watch:
+            response.close()
+            connection.close()
+            while _load(asking)[0]:
+                pass
+        asking.close()
+        tokens.append((times[-1] - times[0]) / BEFORE)
+        free.append(watch.seconds)
+        ratios.append(watch.seconds / tokens[-1])
+    return {"token": bench.summarize(tokens), "free": bench.summarize(free), "ratio": sorted(ratios)}
+
+
+def stopped(server: Served, body: Callable[[int], dict[str, Any]], users: int) -> dict[str, Any]:
+    """Let so many users stream, stop the server, and return seconds to its exit and how the streams ended."""
+    ends: list[str] = []
+
+    def one(user: int) -> None:
+        response = server.post(server.connect(), body(user) | {"stream": True, "max_tokens": TOKENS})
+        ends.append(deque(_events(response), 1).pop())
+
+    threads = [threading.Thread(target=one, args=(user,)) for user in range(users)]
+    for thread in threads:
+        thread.start()
+    asking = server.connect()
+    while sum(_load(asking)) < users:  # all of them are answered, or wait for it
+        time.sleep(0.01)
+    asking.close()
+    with bench.stopwatch() as watch:
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait()
+    for thread in threads:
+        thread.join()
+    said = sum('"error"' in end for end in ends)
+    return {"seconds": watch.seconds, "ended": ends.count("[DONE]"), "told why": said, "streams": users}
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[str]:
+    while line := response.readline():
+        if line.startswith(b"data: "):
+            yield line.decode().removeprefix("data: ").strip()
+
+
+def _texts(response: http.client.HTTPResponse) -> Iterator[str]:
+    for event in _events(response):
+        if event != "[DONE]" and (choices := json.loads(event).get("choices")):
+            text = choices[0]["delta"].get("content")
+            if text:
+                yield text
+
+
+def _load(connection: http.client.HTTPConnection) -> tuple[int, int]:
+    """Return how many answers run, and how many requests wait."""
+    connection.request("GET", "/health")
+    found = json.loads(connection.getresponse().read())
+    return found["running"], found["waiting"]
