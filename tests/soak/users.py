@@ -148,13 +148,10 @@ def soak(
     opened.close()
     options = ("--name", "soak", "--store", store, "--mac", MAC, "--n-ctx", str(N_CTX), "--engine", engine)
     contexts = 2 if engine == "llama" else None
-    chance, lock, local = random.Random(0), threading.Lock(), threading.local()
+    chance, lock = random.Random(0), threading.Lock()
 
     def ask(server: Serving, user: int, prompt: int) -> None:
-        if getattr(local, "server", None) is not server:
-            local.server = server  # where so many wait on slow cores, a reply may take minutes
-            local.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=3600)
-        status, answer = _posted(local.connection, people.body(user, prompt))
+        status, answer = _posted(server, people.body(user, prompt))
         what = people.names[user], PROMPTS[prompt]
         with lock:
             found.requests += 1
@@ -181,11 +178,15 @@ def soak(
     return found
 
 
-def _posted(connection: http.client.HTTPConnection, body: dict[str, Any]) -> tuple[int, Any]:
+def _posted(server: Serving, body: dict[str, Any]) -> tuple[int, Any]:
+    # Where so many wait on slow cores a reply takes minutes, and a connection that idles is closed.
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=3600)
     content = json.dumps(body).encode()
     connection.request("POST", "/v1/completions", content, {"Content-Type": "application/json"})
     response = connection.getresponse()
-    return response.status, json.loads(response.read())
+    found = response.status, json.loads(response.read())
+    connection.close()
+    return found
 
 
 def _progress(found: Found) -> None:

@@ -179,9 +179,9 @@ class OnnxScheduler:
 
     def scorer(self) -> RowScorer:
         """Return what scores answers, with cells of its own; see `Scheduler`."""
-        self._check_open()
         slots, size = self._slots, self._llm.basis.size
-        assert slots is not None
+        self._check_open()
+        assert slots is not None  # they go after the pool was closed
         with self._llm._staying():
             engine = RowEngine(
                 self._model, size=size, rows=1, n_ctx=self.n_ctx, n_threads=1, beside=slots.engine
