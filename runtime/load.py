@@ -97,7 +97,8 @@ def load(
         FileNotFoundError: a part of the bundle is missing.
         CorruptBasisError: the side tensors are damaged.
         BaseMismatchError: the base is not one that the basis was exported for.
-        TrustError: the policy has `bundle_keys`, and the bundle is not as one of them signed it.
+        TrustError: the policy has keys of bundles, and the bundle is not as one of them signed it, or an
+            older one than was loaded before.
         VectorError: the vector was refused; the subclass says why.
         MissingExtraError: the engine is not installed.
         OptionError: the engine has no such option; the message names the nearest one.
@@ -111,7 +112,7 @@ def load(
     policy = policy or Policy()
     with ExitStack() as undo:
         with ExitStack() as admission:  # which records the vector at its end
-            with signed(bundle, policy.bundle_keys, engine=engine, state=policy.state):
+            with signed(bundle, policy.bundles, engine=engine):
                 vector = None
                 if vector_bytes is not None:
                     checked = admitted(vector_bytes, bundle.basis, policy, stream=stream)

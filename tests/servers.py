@@ -33,8 +33,8 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_header("ETag", etag)
         if not unchanged:
             self.send_header("Content-Length", str(len(data)))
+        self.log_message()  # whoever has the whole answer finds its request in the list
         self.end_headers()
-        self.log_message()
         if not unchanged:
             self.wfile.write(data)
 

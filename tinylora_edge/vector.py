@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from .basis import Basis
 from .errors import ChecksumError, SignatureError, UnauthenticatedVectorWarning, VectorError
 from .trust import TrustFile
-from .trust.file import opened, public_keys
+from .trust.bundles import Bundles, public_keys
+from .trust.file import opened
 from .trust.keyring import Keyring
 from .wire import days, frame, marks, tags
 from .wire.freshness import Freshness
@@ -236,9 +237,9 @@ class Policy:
             nothing without keys.
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
         trust: a trust file (docs/FORMAT.md, "Trust files"): the keys on its list are trusted too, each for
-            its streams and days. It is read again where it changes, and never falls back.
-        bundle_keys: verifiers (`Ed25519Verifier`) of which one has to have signed a bundle, for `load` and
-            `OnnxSession`; without any, signatures of bundles are not looked at.
+            its streams and days, or for bundles. It is read again where it changes, and never falls back.
+        bundle_keys: verifiers (`Ed25519Verifier`) of which one, or one that `trust` lists for bundles, has to
+            have signed a bundle, for `load` and `OnnxSession`; without any, signatures are not looked at.
         max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
         state: a file that keeps the sequences, and the highest day seen, through restarts. Its directory
             must exist. Processes may share it. Whoever can write to it can undo rules 4 and 7. Or marks that
@@ -271,7 +272,9 @@ class Policy:
         self.state = None if isinstance(state, marks.Marks) else state
         self._marks = state if isinstance(state, marks.Marks) else marks.StateFile(state)
         self._clock = days.Clock(today, self._marks)
-        self._keyring, self.bundle_keys = Keyring(keys, opened(trust), self._clock), public_keys(bundle_keys)
+        listed = opened(trust)
+        self._keyring, given = Keyring(keys, listed, self._clock), public_keys(bundle_keys)
+        self.bundles = Bundles(given, listed, self._clock, self._marks, self.state)
         kinds = self._keyring.kinds
         if require is None:
             require = LEVELS[min((_LEVEL_OF_KIND[kind] for kind in kinds), default=0)]

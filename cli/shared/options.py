@@ -97,7 +97,10 @@ KeysOption = Annotated[
 TrustOption = Annotated[
     Path | None,
     typer.Option(
-        "--trust", metavar="FILE", help="A trust file, whose list of keys is trusted.", rich_help_panel=CHECKS
+        "--trust",
+        metavar="FILE",
+        help="A trust file: the keys on its list are trusted, for vectors and for bundles.",
+        rich_help_panel=CHECKS,
     ),
 ]
 BundleKeysOption = Annotated[

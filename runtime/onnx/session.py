@@ -73,7 +73,8 @@ class OnnxSession:
         CorruptBasisError: the side tensors are damaged.
         BaseMismatchError: the graph was not baked with this basis, its weights are not there, or the
             installed ONNX Runtime cannot load it.
-        TrustError: the policy has `bundle_keys`, and the bundle is not as one of them signed it.
+        TrustError: the policy has keys of bundles, and the bundle is not as one of them signed it, or an
+            older one than was loaded before.
 
     In a process that was forked from the one that made it, a run raises a `TinyLoraError`.
     """
@@ -81,7 +82,7 @@ class OnnxSession:
     def __init__(self, base: str | PathLike[str], *, policy: Policy | None = None, **options: Any) -> None:
         bundle = OnnxBundle.find(base)
         self.policy = policy or Policy()
-        with signed(bundle.bundle, self.policy.bundle_keys, engine="onnx", state=self.policy.state):
+        with signed(bundle.bundle, self.policy.bundles, engine="onnx"):
             self._start(bundle, options)
 
     def _start(self, bundle: OnnxBundle, options: dict[str, Any]) -> None:

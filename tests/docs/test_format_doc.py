@@ -84,20 +84,26 @@ def test_trust_file() -> None:
     """The file is put together from the page alone, and from the seeds that it names."""
     values = {part: value for part, value in rows("Trust files", 2) if part != "its signature"}
     signatures = [bytes.fromhex(value) for part, value in rows("Trust files", 2) if part == "its signature"]
-    (listed,) = re.findall(r"seed\n`([0-9a-f]{64})`", section("Trust files"))
-    root, fleet = tags.Ed25519Signer(bytes(range(32))), tags.Ed25519Signer(bytes.fromhex(listed))
+    seeds = map(bytes.fromhex, re.findall(r"seed(?: is)?\n`([0-9a-f]{64})`", section("Trust files")))
+    root, fleet, release = map(tags.Ed25519Signer, (bytes(range(32)), *seeds))
     envelopes = []
-    for part, kind, signature in zip(("root 1", "list 2"), ("root", "keys"), signatures, strict=True):
+    parts = (("root 1", "root"), ("list 2", "keys"), ("list 3", "keys"))
+    for (part, kind), signature in zip(parts, signatures, strict=True):
         kind = f"application/vnd.tinylora.{kind}+json"
         envelope = {"keyid": root.id, "sig": base64.b64encode(signature).decode()}
         payload = base64.b64encode(values[part].encode()).decode()
         envelopes.append({"payload": payload, "payloadType": kind, "signatures": [envelope]})
         signed = f"DSSEv1 {len(kind)} {kind} {len(values[part])} {values[part]}".encode()
         assert root.sign(signed) == signature
-    assert signed.startswith(values["what is signed begins with"].encode())
+        if part == "list 2":
+            assert signed.startswith(values["what is signed begins with"].encode())
     trust = Trust.read(json.dumps({"trust": 1, "roots": envelopes[:1], "keys": envelopes[1]}).encode())
     assert hashlib.sha256(trust.to_bytes()).hexdigest() == values["SHA-256 of the file"]
     assert [key.id for key in trust.accepted("eu-7", date(2026, 6, 1))] == [fleet.id]
+    assert trust.bundle_keys(date(2026, 6, 1)) == ([], [])
+    later = trust.updated(json.dumps({"trust": 1, "roots": envelopes[:1], "keys": envelopes[2]}).encode())
+    assert hashlib.sha256(later.to_bytes()).hexdigest() == values["SHA-256 of the file with list 3"]
+    assert [key.id for key in later.bundle_keys(date(2026, 6, 1))[0]] == [release.id]
 
 
 def test_limits_of_trust_files() -> None:

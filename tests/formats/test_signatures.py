@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinylora_edge import Bundle, Ed25519Signer, Ed25519Verifier, TrustError, maxima
+from tinylora_edge import Bundle, Ed25519Signer, Ed25519Verifier, Policy, TrustError, maxima
 from tinylora_edge.formats import hashes
 from tinylora_edge.formats.hashes import Hashes, hash_file
 from tinylora_edge.formats.signatures import check_bundle, read_signature, sign_bundle, signature_path, signed
@@ -23,9 +23,11 @@ from tinylora_edge.trust.envelope import Envelope, canonical
 
 SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)
 KEYS = [Ed25519Verifier(SIGNER.public_key)]
+RULES = Policy(bundle_keys=KEYS).bundles
 WORDS = """
     payload payloadType signatures keyid sig _type subject name digest sha256 predicateType predicate
     resources algorithm trust roots keys key version threshold root issued expires streams from to revoked
+    bundles tinylora sequence
 """
 NAMES = st.sampled_from(WORDS.split())
 FILES = {
@@ -129,6 +131,13 @@ class TestStatement:
             (lambda value: value["predicate"]["resources"][0].update(digest="é" * 64), "no SHA-256"),
             (lambda value: value["predicate"]["resources"][0].update(name=7), "of type"),
             (lambda value: value["predicate"].update(resources=None), "another structure"),
+            (lambda value: value["predicate"].update(tinylora={"sequence": 65536}), "sequence 65536, which"),
+            (
+                lambda value: value["predicate"].update(tinylora={"sequence": -1}),
+                "sequence -1, which is none",
+            ),
+            (lambda value: value["predicate"].update(tinylora={"sequence": True}), "sequence True, which"),
+            (lambda value: value["predicate"].update(tinylora={}), "another structure"),
         ],
     )
     def test_statements_that_are_none(self, folder, change, why):
@@ -136,6 +145,17 @@ class TestStatement:
         change(value)
         with pytest.raises(TrustError, match=why):
             Statement.from_bytes(canonical(value))
+
+    def test_a_sequence_and_a_name_are_signed_too(self, folder):
+        assert (statement_of(folder).name, statement_of(folder).sequence) == ("bundle", 0)
+        sign_bundle(folder, SIGNER, sequence=65535, name="phone")
+        assert (statement_of(folder).name, statement_of(folder).sequence) == ("phone", 65535)
+        value = json.loads(statement_of(folder).to_bytes())
+        assert value["predicate"]["tinylora"] == {"sequence": 65535}
+        before = (folder / "signature.json").read_bytes()
+        with pytest.raises(TrustError, match="sequence 65536, which is none"):
+            sign_bundle(folder, SIGNER, sequence=65536)
+        assert (folder / "signature.json").read_bytes() == before
 
     def test_too_many_files(self):
         many = Statement("x", {f"{n}": "0" * 64 for n in range(maxima.BUNDLE_FILES + 1)})
@@ -181,7 +201,7 @@ def test_any_json_is_refused_as_what_it_is(value):
 class TestCheck:
     def test_a_bundle_as_it_was_signed(self, folder):
         found = check(folder)
-        assert found.key == SIGNER.id
+        assert found.said.key == SIGNER.id
         assert {path.relative_to(folder).as_posix() for path in found.files} == set(FILES)
 
     def test_one_that_is_not_signed(self, folder):
@@ -228,13 +248,13 @@ class TestCheck:
         for name in ("base-00001-of-00002.gguf", "base-00002-of-00002.gguf"):
             (folder / name).unlink()
         (folder / "onnx" / "model.onnx").write_bytes(FILES["onnx/model.onnx"])
-        assert check(folder, engine="onnx").key == SIGNER.id
+        assert check(folder, engine="onnx").said.key == SIGNER.id
 
     def test_a_model_with_its_basis_beside_it(self, folder, tmp_path):
         (tmp_path / "m.gguf").write_bytes(b"base")
         (tmp_path / "m.basis.gguf").write_bytes(b"basis")
         assert sign_bundle(tmp_path / "m.gguf", SIGNER) == tmp_path / "m.signature.json"
-        assert check(tmp_path / "m.gguf").key == SIGNER.id
+        assert check(tmp_path / "m.gguf").said.key == SIGNER.id
         (tmp_path / "m.gguf").write_bytes(b"else")
         with pytest.raises(TrustError, match=r"m\.gguf has SHA-256"):
             check(tmp_path / "m.gguf")
@@ -243,7 +263,7 @@ class TestCheck:
         (tmp_path / "elsewhere").write_bytes(b"graph")
         (folder / "onnx" / "model.onnx").unlink()
         (folder / "onnx" / "model.onnx").symlink_to(tmp_path / "elsewhere")
-        assert check(folder).key == SIGNER.id
+        assert check(folder).said.key == SIGNER.id
         (folder / "onnx" / "more").symlink_to(tmp_path)
         with pytest.raises(TrustError, match="is a link to a folder"):
             check(folder)
@@ -256,10 +276,10 @@ class TestCheck:
 
     def test_it_is_found_from_a_relative_path(self, folder, monkeypatch):
         monkeypatch.chdir(folder.parent)
-        assert check(Path("bundle")).key == SIGNER.id
+        assert check(Path("bundle")).said.key == SIGNER.id
         monkeypatch.chdir(folder)
-        assert check(Path(".")).key == SIGNER.id
-        assert check(Path("onnx")).key == SIGNER.id
+        assert check(Path(".")).said.key == SIGNER.id
+        assert check(Path("onnx")).said.key == SIGNER.id
         assert signature_path(Bundle.find("onnx")).resolve() == folder / "signature.json"
 
 
@@ -276,12 +296,12 @@ class TestUnchanged:
     def test_what_changes_between_check_and_use_is_noticed(self, folder, change):
         """Also where the signed file is put back in time: its inode was touched."""
         time.sleep(0.02)  # the times of a file have the clock's tick, 4 ms or 10
-        with pytest.raises((TrustError, FileNotFoundError)), signed(Bundle.find(folder), KEYS):
+        with pytest.raises((TrustError, FileNotFoundError)), signed(Bundle.find(folder), RULES):
             change(folder / "basis.gguf")
 
     def test_without_keys_nothing_is_checked(self, folder, hashed):
         (folder / "signature.json").unlink()
-        with signed(Bundle.find(folder), ()):
+        with signed(Bundle.find(folder), Policy().bundles):
             (folder / "basis.gguf").write_bytes(b"other")
         assert hashed == []
 
@@ -318,11 +338,11 @@ class TestHashes:
     )
     def test_what_is_damaged_is_forgotten(self, folder, tmp_path, settled, data):
         (tmp_path / "state.bundles").write_bytes(data)
-        assert check(folder, state=tmp_path / "state").key == SIGNER.id
+        assert check(folder, state=tmp_path / "state").said.key == SIGNER.id
         assert (tmp_path / "state.bundles").read_bytes() != data
 
     def test_where_it_cannot_be_kept_it_is_computed(self, folder, tmp_path, settled):
-        assert check(folder, state=tmp_path / "no folder" / "state").key == SIGNER.id
+        assert check(folder, state=tmp_path / "no folder" / "state").said.key == SIGNER.id
 
     def test_files_that_are_gone_are_dropped(self, tmp_path, settled):
         for name in ("a", "b"):

@@ -19,6 +19,7 @@ from tinylora_edge import TinyLoraError, save_basis
 from tinylora_edge.errors import BaseMismatchError
 from tinylora_edge.exporters.weights.safetensors import read_safetensors
 from tinylora_edge.formats import onnx_adapter
+from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.formats.onnx_graph import MetadataKey, read_metadata, read_onnx
 from tinylora_edge.runtime.onnx.bundle import OnnxBundle
 from tinylora_edge.runtime.onnx.fingerprint import weights_fingerprint
@@ -127,18 +128,25 @@ def _make_onnx(random: Random) -> bytes:
     return protobuf(parts)
 
 
-def _read_graph(data: bytes) -> None:
+@cache
+def _bundle() -> Bundle:
+    """A bundle around the graph. Its basis, which stays what it is, is read once."""
     home = folder() / "graph"
-    if not home.exists():
-        home.mkdir()
-        (home / "data.bin").write_bytes(bytes(32))
-        save_basis(replace(bases()[0], base_fingerprints=(_weights(),)), home / "basis.gguf")
-    (home / "model.onnx").write_bytes(data)
+    home.mkdir()
+    (home / "data.bin").write_bytes(bytes(32))
+    (home / "model.onnx").touch()
+    save_basis(replace(bases()[0], base_fingerprints=(_weights(),)), home / "basis.gguf")
+    return OnnxBundle.find(home).bundle
+
+
+def _read_graph(data: bytes) -> None:
+    graph = OnnxBundle(_bundle())
+    graph.model.write_bytes(data)
     errors: list[BaseMismatchError] = []
     for read in (
-        lambda: read_onnx(home / "model.onnx").check_data(),
-        lambda: read_metadata(home / "model.onnx"),
-        lambda: OnnxBundle.find(home).check(),
+        lambda: read_onnx(graph.model).check_data(),
+        lambda: read_metadata(graph.model),
+        graph.check,
     ):
         try:
             read()

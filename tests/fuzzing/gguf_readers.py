@@ -221,16 +221,22 @@ def _make_base(random: Random) -> bytes:
     return _altered(*_parts(_base().read_bytes()), random)
 
 
+@cache
+def _bundle() -> Bundle:
+    """A bundle around the base. Its basis, which stays what it is, is read once."""
+    home = folder() / "bundle"
+    home.mkdir()
+    (home / "base.gguf").touch()
+    basis = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
+    found = side_tensors.fingerprint(GGUFFile(_base()), basis.modules)
+    save_basis(replace(basis, base_fingerprints=(found,)), home / "basis.gguf")
+    return Bundle.find(home)
+
+
 def _read_base(data: bytes) -> None:
     """A base that was replaced by something else."""
-    home = folder() / "bundle"
-    if not home.exists():
-        home.mkdir()
-        basis = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
-        found = side_tensors.fingerprint(GGUFFile(_base()), basis.modules)
-        save_basis(replace(basis, base_fingerprints=(found,)), home / "basis.gguf")
-    (home / "base.gguf").write_bytes(data)
-    Bundle.find(home).check_base()
+    _bundle().base.write_bytes(data)
+    _bundle().check_base()
 
 
 HARNESSES = [

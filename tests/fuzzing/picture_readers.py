@@ -40,6 +40,11 @@ def _codes() -> list[bytes]:
     return out
 
 
+@cache
+def _bomb(size: int) -> bytes:
+    return zlib.compress(bytes(size), 1)
+
+
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     at, out = len(_PNG), []
     while at + 8 <= len(data):
@@ -80,7 +85,7 @@ def _make(random: Random) -> bytes:
                 head[8 + random.randrange(5)] = random.choice((0, 1, 2, 3, 4, 6, 8, 16, 255))
             chunks[at] = (kind, bytes(head))
         elif action == 4:
-            text = zlib.compress(bytes(random.choice((10, 1 << 20, 1 << 24))), 1)
+            text = _bomb(random.choice((10, 1 << 20, 1 << 24)))
             chunks.insert(1, (random.choice((b"zTXt", b"iCCP", b"tEXt", b"eXIf", b"fcTL")), b"a\0\0" + text))
         else:
             chunks[at] = (kind, damaged(content, random, 1 << 16))

@@ -2,193 +2,325 @@
 
     python tests/mutation/mutants.py --sample 150
 
-A mutant is a module with one operator, constant, condition, return or raise changed. Each runs in a fork of
-this process, which has imported what is not ours, under the tests of its module, and where those pass under
-all of them. Known to be no faults: what only makes messages, annotations and `__repr__`.
+A mutant is a module with one operator, constant, condition, return or raise changed. It runs in a fork of
+this process under the tests that run the changed statement, the fastest first, until one of them fails. A
+first run without a mutant finds which these are; it has to pass. Left alone is what only makes messages,
+annotations, decorators and `__repr__`. `equivalent.txt` lists changes that change nothing.
+
+What was found is kept in `out/mutants`, so that a run that was stopped goes on where it was: what was noticed
+counts until its module changes, and what was not is tried again when any test does.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import copy
+import gc
+import hashlib
 import importlib.abc
 import importlib.util
+import inspect
+import json
 import os
 import random
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
+from sites import Site, mutant, sites
+
 ROOT = Path(__file__).parent.parent.parent
-TESTS = {
-    "wire.frame": ["wire/test_frame_fuzz.py", "core/test_vector.py"],
-    "wire.tags": ["wire/test_tags.py", "wire/test_keys.py"],
-    "wire.text": ["wire/test_text.py"],
-    "wire.pem": ["wire/test_keys.py"],
-    "wire.marks": ["wire/test_marks.py"],
-    "wire.carriers": ["wire/test_carriers.py"],
-    "vector": ["core/test_vector.py", "core/test_policy.py", "core/test_policy_memory.py"],
-    "basis": ["core/test_basis.py", "core/test_explicit_basis.py", "core/maxima/test_maxima.py"],
-}
+KEPT = ROOT / "out" / "mutants"
+MODULES = [
+    *("wire.frame", "wire.tags", "wire.text", "wire.pem", "wire.marks", "wire.carriers"),
+    *("wire.days", "wire.freshness", "wire.quantization", "wire.statements", "vector", "basis"),
+]
+TESTS = [
+    *("wire", "core/test_vector.py", "core/policy", "core/trust/test_policy_trust.py"),
+    *("core/test_basis.py", "core/test_explicit_basis.py", "core/maxima"),
+]
 SLOW = "not kill and not processes_that_share and not real_model and not every_damage"
 SECONDS = 300  # a mutant that takes longer is noticed
+HEAVY = (
+    *("pytest", "numpy", "gguf", "hypothesis", "hypothesis.extra.numpy", "psutil"),
+    "cryptography.hazmat.primitives.asymmetric.ed25519",
+)
+FAILED, PASSED = 1, 0  # as pytest ends
 
-_SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.FloorDiv,
-    ast.FloorDiv: ast.Mult,
-    ast.LShift: ast.RShift,
-    ast.RShift: ast.LShift,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
+Reached = dict[str, tuple[float, dict[str, list[int]]]]
+"""Test -> its seconds, and the lines that it runs of each module."""
 
 
-def sites(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
-    """Yield what may be changed, and how, in an order that stays."""
-    skipped: set[int] = set()
-    for node in ast.walk(tree):
-        inside: list[ast.AST | None] = []
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            inside = [*node.exc.args, *node.exc.keywords]  # a message
-        elif isinstance(node, ast.JoinedStr | ast.Assert) or getattr(node, "name", "") in (
-            "__repr__",
-            "_shown",
-        ):
-            inside = list(ast.iter_child_nodes(node))
-        elif isinstance(node, ast.FunctionDef):
-            inside = [node.returns, *(each.annotation for each in node.args.args + node.args.kwonlyargs)]
-        elif isinstance(node, ast.AnnAssign):
-            inside = [node.annotation]
-        skipped |= {id(each) for part in inside if part is not None for each in ast.walk(part)}
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Compare) and type(node.ops[0]) in _SWAPS:
-            yield node, "comparison"
-        elif isinstance(node, ast.BoolOp | ast.BinOp) and type(node.op) in _SWAPS:
-            yield node, "operator"
-        elif isinstance(node, ast.Constant) and type(node.value) in (int, bool):
-            yield node, "constant"
-        elif isinstance(node, ast.If | ast.IfExp):
-            yield node, "condition"
-        elif isinstance(node, ast.Raise) and node.exc is not None:
-            yield node, "raise"
-        elif isinstance(node, ast.Return) and not isinstance(node.value, ast.Constant | None):
-            yield node, "return"
+class Selection:
+    """A plugin of pytest: some tests alone, in this order."""
+
+    def __init__(self, wanted: Collection[str]) -> None:
+        self._wanted = {name: place for place, name in enumerate(wanted)}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if item.nodeid in self._wanted]
+        items.sort(key=lambda item: self._wanted[item.nodeid])
 
 
-def mutant(tree: ast.Module, number: int) -> tuple[ast.Module, str]:
-    """Return a copy with the change of one site, and where it is."""
-    changed = copy.deepcopy(tree)
-    node, kind = list(sites(changed))[number]
-    where = f"line {getattr(node, 'lineno', 0)}, {kind}: {ast.unparse(node).splitlines()[0][:70]}"
-    target: Any = node
-    if kind == "comparison":
-        target.ops[0] = _SWAPS[type(target.ops[0])]()
-    elif kind == "operator":
-        target.op = _SWAPS[type(target.op)]()
-    elif kind == "constant":
-        target.value = not target.value if isinstance(target.value, bool) else target.value + 1
-    elif kind == "condition":
-        target.test = ast.UnaryOp(ast.Not(), target.test)
-    elif kind == "return":
-        target.value = ast.Constant(None)
-    else:
-        target.exc, target.cause = ast.Call(ast.Name("RuntimeError", ast.Load()), [], []), None
-    return ast.fix_missing_locations(changed), where
+class Loop:
+    """A plugin of pytest: tests are collected once, and mutants run in their place, each in a fork.
+
+    A function's code is exchanged where the function lives, so that nothing is imported anew.
+
+    Args:
+        work: is called when the tests are collected.
+    """
+
+    def __init__(self, work: Callable[[Loop], None]) -> None:
+        self._work = work
+        self._items: dict[str, Any] = {}
+        self._functions: dict[tuple[str, str], list[FunctionType]] = {}
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        self._items = {item.nodeid: item for item in session.items}
+        files = {str(path(name)): name for name in MODULES}
+        for each in gc.get_objects():
+            if type(each) is FunctionType and each.__code__.co_filename in files:
+                place = files[each.__code__.co_filename], each.__code__.co_qualname
+                self._functions.setdefault(place, []).append(each)
+        self._work(self)
+        return True
+
+    def notices(self, name: str, before: ast.Module, after: ast.Module, tests: list[str]) -> bool:
+        """Tell whether one of these tests fails with a mutant that no import runs."""
+        codes = [_codes(compile(tree, str(path(name)), "exec")) for tree in (before, after)]
+        changed = {place: code for place, code in codes[1].items() if code != codes[0][place]}
+
+        def work() -> int:
+            from _pytest.runner import runtestprotocol
+
+            for place, code in changed.items():
+                for function in self._functions[name, place]:
+                    function.__code__ = code
+            for test, later in zip(tests, [*tests[1:], None], strict=True):
+                following = None if later is None else self._items[later]
+                if any(one.failed for one in runtestprotocol(self._items[test], False, following)):
+                    return FAILED
+            return PASSED
+
+        return bool(tests) and forked(work) != PASSED
+
+
+def _codes(module: CodeType) -> dict[str, CodeType]:
+    """Return the code of each function that a module makes when it is imported, by its qualified name."""
+    found, left = {}, [module]
+    while left:
+        for code in left.pop().co_consts:
+            if not isinstance(code, CodeType):
+                continue
+            if code.co_flags & inspect.CO_OPTIMIZED:
+                found[code.co_qualname] = code
+            else:  # the body of a class
+                left.append(code)
+    return found
+
+
+class Tracer:
+    """A plugin of pytest: which lines of our modules each test runs, and how long it takes."""
+
+    def __init__(self) -> None:
+        self._names = {str(path(name)): name for name in MODULES}
+        self.reached: Reached = {}
+        self._lines: dict[str, set[int]] = {}
+
+    def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> bool:
+        from _pytest.runner import runtestprotocol
+
+        self._lines, began = {}, time.process_time()
+        threading.settrace(self._enter)
+        sys.settrace(self._enter)
+        try:
+            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+            runtestprotocol(item, nextitem=nextitem)
+            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+        lines = {name: sorted(found) for name, found in self._lines.items()}
+        self.reached[item.nodeid] = time.process_time() - began, lines
+        return True
+
+    def _enter(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
+        name = self._names.get(frame.f_code.co_filename)
+        if name is None:
+            return None
+        lines = self._lines.setdefault(name, set())
+
+        def step(frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
+            lines.add(frame.f_lineno)
+            return step
+
+        return step
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finder of one module, whose code is the mutant's."""
 
-    def __init__(self, name: str, path: Path, tree: ast.Module) -> None:
-        self._name, self._path, self._code = name, path, compile(tree, str(path), "exec")
+    def __init__(self, name: str, tree: ast.Module) -> None:
+        self._name, self._path = f"tinylora_edge.{name}", path(name)
+        self._code = compile(tree, str(self._path), "exec")
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        return (
-            importlib.util.spec_from_file_location(name, self._path, loader=self)
-            if name == self._name
-            else None
-        )
+        if name != self._name:
+            return None
+        return importlib.util.spec_from_file_location(name, self._path, loader=self)
 
     def exec_module(self, module: ModuleType) -> None:
         exec(self._code, vars(module))
 
 
-def noticed(name: str, tree: ast.Module, tests: Sequence[str]) -> bool:
-    """Run tests in a fork with a mutant, and tell whether one failed."""
+def path(name: str) -> Path:
+    return ROOT / "tinylora_edge" / f"{name.replace('.', '/')}.py"
+
+
+def forked(work: Callable[[], int]) -> int:
+    """Do work in a silent fork of this process, and return the status that it ends with."""
     child = os.fork()
     if child == 0:
-        status = 1
+        status = 99
         try:
             signal.alarm(SECONDS)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            path = ROOT / "tinylora_edge" / f"{name.replace('.', '/')}.py"
-            sys.meta_path.insert(0, _Finder(f"tinylora_edge.{name}", path, tree))
-            import pytest
-
-            paths = [str(ROOT / "tests" / test) for test in tests]
-            status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", SLOW, *paths]))
+            status = work()
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def tested(plugin: Any, files: Collection[str]) -> int:
+    import pytest
+
+    arguments = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", SLOW, *files]
+    return int(pytest.main(arguments, plugins=[plugin]))
+
+
+def reached(tests: str) -> Reached:
+    """Return what each test runs, found anew where a module or a test has changed.
+
+    Raises:
+        SystemExit: a test fails without a mutant.
+    """
+    key = digest(tests, *(path(name).read_text("utf-8") for name in MODULES))
+    kept = KEPT / "reached.json"
+    with suppress(OSError, ValueError):
+        known = json.loads(kept.read_text("utf-8"))
+        if known["key"] == key:
+            return known["reached"]  # type: ignore[no-any-return]
+
+    def work() -> int:
+        tracer = Tracer()
+        status = tested(tracer, [str(ROOT / "tests" / test) for test in TESTS])
+        kept.write_text(json.dumps({"key": key, "reached": tracer.reached}), "utf-8")
+        return status
+
+    if (status := forked(work)) != PASSED:
+        kept.unlink(missing_ok=True)
+        sys.exit(f"the tests do not pass without a mutant: pytest ends with {status}")
+    return reached(tests)
+
+
+def noticed_at_import(name: str, before: ast.Module, after: ast.Module, tests: list[str]) -> bool:
+    """Tell whether one of these tests fails where a mutant is imported."""
+
+    def work() -> int:
+        sys.meta_path.insert(0, _Finder(name, after))
+        files = dict.fromkeys(str(ROOT / test.partition("::")[0]) for test in tests)
+        return tested(Selection(tests), list(files))
+
+    # It may fail already where it is imported: then pytest ends with another status than `FAILED`.
+    return bool(tests) and forked(work) != PASSED
+
+
+def told(name: str, site: Site, found: Reached) -> list[str]:
+    """Return the tests that run a site, the fastest first; its module's, where an import runs it."""
+    wanted = set(site.lines)
+    tests = [
+        (seconds, test)
+        for test, (seconds, lines) in found.items()
+        if name in lines and (not wanted or wanted.intersection(lines[name]))
+    ]
+    return [test for _, test in sorted(tests)]
+
+
+def digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def equivalent() -> set[str]:
+    """Return the names of changes that change nothing. Each stands in the file under its reason."""
+    lines = Path(__file__).with_name("equivalent.txt").read_text("utf-8").splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def known(key: str) -> Iterator[str]:
+    """Yield the keys of what was found before."""
+    with suppress(FileNotFoundError):
+        yield from (KEPT / key).read_text("utf-8").splitlines()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sample", type=int, help="so many mutants by chance; all of them by default")
-    parser.add_argument("--module", action="append", choices=[*TESTS])
+    parser.add_argument("--module", action="append", choices=MODULES)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.chdir(ROOT)
-    for heavy in (
-        "pytest",
-        "numpy",
-        "gguf",
-        "hypothesis",
-        "psutil",
-        "cryptography.hazmat.primitives.asymmetric.ed25519",
-    ):
+    KEPT.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(ROOT / "tests"))
+    for heavy in HEAVY:
         importlib.import_module(heavy)
-    trees = {
-        name: ast.parse((ROOT / "tinylora_edge" / f"{name.replace('.', '/')}.py").read_text("utf-8"))
-        for name in options.module or TESTS
-    }
-    every = [(name, number) for name, tree in trees.items() for number in range(len(list(sites(tree))))]
-    drawn = random.Random(options.seed).sample(every, min(options.sample or len(every), len(every)))
-    print(f"{len(every)} mutants, {len(drawn)} of them run", flush=True)
-    killed, all_tests = dict.fromkeys(trees, 0), [test for tests in TESTS.values() for test in tests]
-    total = dict.fromkeys(trees, 0)
-    for name, number in drawn:
-        tree, where = mutant(trees[name], number)
-        found = noticed(name, tree, TESTS[name]) or noticed(name, tree, all_tests)
-        killed[name] += found
+    files = [file for test in TESTS for file in sorted((ROOT / "tests" / test).rglob("*.py"))]
+    files += [ROOT / "tests" / test for test in TESTS if test.endswith(".py")]
+    tests = digest(*(file.read_text("utf-8") for file in files))
+    found, trees, out = reached(tests), {}, sys.stdout
+    for name in options.module or MODULES:
+        trees[name] = ast.parse(path(name).read_text("utf-8"))
+    every = [(name, number, site) for name in trees for number, site in enumerate(sites(trees[name]))]
+    nothing = equivalent()
+    counted = [each for each in every if f"{each[0]} {each[2].name}" not in nothing]
+    drawn = random.Random(options.seed).sample(counted, min(options.sample or len(counted), len(counted)))
+    print(f"{len(every)} mutants, {len(every) - len(counted)} equivalent, {len(drawn)} run", flush=True)
+    before, total = {*known("noticed"), *known("lives")}, dict.fromkeys(trees, 0)
+    killed = dict.fromkeys(trees, 0)
+
+    def judge(each: tuple[str, int, Site], notices: Callable[..., bool]) -> None:
+        name, number, site = each
+        key = digest(name, site.name, str(number), path(name).read_text("utf-8"))
+        noticed = key in before
+        if not noticed and f"{key} {tests}" not in before:
+            noticed = notices(name, trees[name], mutant(trees[name], number), told(name, site, found))
+            with open(KEPT / ("noticed" if noticed else "lives"), "a", encoding="utf-8") as file:
+                file.write(f"{key}\n" if noticed else f"{key} {tests}\n")
         total[name] += 1
-        if not found:
-            print(f"lives: {name}, {where}", flush=True)
-        done = sum(total.values())
-        if done % 25 == 0:
-            print(f"{sum(killed.values())} of {done} noticed", flush=True)
+        killed[name] += noticed
+        if not noticed:
+            print(f"lives: line {site.line}: {name} {site.name}", file=out, flush=True)
+        if (done := sum(total.values())) % 25 == 0:
+            print(f"{sum(killed.values())} of {done} noticed", file=out, flush=True)
+
+    def the_rest(loop: Loop) -> None:
+        for each in drawn:
+            if each[2].lines:
+                judge(each, loop.notices)
+
+    for each in drawn:
+        if not each[2].lines:
+            judge(each, noticed_at_import)
+    with open(os.devnull, "w") as null, redirect_stdout(null):
+        tested(Loop(the_rest), [str(ROOT / "tests" / test) for test in TESTS])
     for name in trees:
         print(f"{name}: {killed[name]} of {total[name]}")
     print(f"noticed {sum(killed.values())} of {len(drawn)}: {sum(killed.values()) / len(drawn):.1%}")

@@ -2,7 +2,8 @@
 
 The rules of a check, in their order; the first that fails raises:
 
-1. `signature.json` beside the basis is an envelope that one of the trusted keys has signed (TrustError).
+1. `signature.json` beside the basis is an envelope that one of the trusted keys has signed, and no bundle of
+   the same name and key with a higher sequence was loaded before (TrustError).
 2. Every file that will be loaded is on its list: the basis, all files of the base, and for ONNX Runtime every
    file in the graph's folder, since its tokenizer and its generator take files there by name (TrustError).
 3. Each has the hash that is listed (TrustError). Files are read as a stream, or not at all where `Hashes`
@@ -16,7 +17,7 @@ What is listed and not there is no error: a device may do without the other engi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -25,6 +26,7 @@ from pathlib import Path
 from .._system import atomic_write
 from ..errors import TrustError
 from ..maxima import BUNDLE_FILES, STATEMENT_BYTES
+from ..trust.bundles import Bundles, Refused, Signed
 from ..trust.envelope import Envelope, canonical
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
 from .bundle import BASIS_NAME, Bundle
@@ -34,21 +36,22 @@ from .statement import SIGNATURE_NAME, Statement, opened
 
 
 @contextmanager
-def signed(
-    bundle: Bundle,
-    keys: Sequence[Ed25519Verifier],
-    *,
-    engine: str | None = None,
-    state: str | PathLike[str] | None = None,
-) -> Iterator[None]:
+def signed(bundle: Bundle, rules: Bundles, *, engine: str | None = None) -> Iterator[None]:
     """Load a bundle in a block, as one that is signed: it is checked before, and not changed until the end.
 
-    Without keys nothing is checked. Arguments and errors: see `check_bundle` and `SignedBundle`.
+    Where the rules have no keys nothing is checked. At the end the bundle's sequence is recorded. Errors:
+    those of `check_bundle`, `SignedBundle` and `Bundles`.
     """
-    checked = check_bundle(bundle, keys, engine=engine, state=state) if keys else None
+    keys, refused = rules.signers()
+    if not keys:
+        yield
+        return
+    checked = check_bundle(
+        bundle, keys, refused=refused, engine=engine, state=rules.state, before=rules.check
+    )
     yield
-    if checked is not None:
-        checked.check_unchanged()
+    checked.check_unchanged()
+    rules.record(checked.said)
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ class SignedBundle:
     """A bundle whose signature was checked.
 
     Attributes:
-        key: id of the key that signed it.
+        said: what its signature says of it.
         files: what was hashed, and the stamp of each at that moment.
     """
 
-    key: str
+    said: Signed
     files: dict[Path, Stamp]
 
     def check_unchanged(self) -> None:
@@ -78,22 +81,28 @@ class SignedBundle:
                 )
 
 
-def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
+def sign_bundle(
+    path: str | PathLike[str], signer: Ed25519Signer, *, sequence: int = 0, name: str | None = None
+) -> Path:
     """Sign all files of a bundle, and return where the signature is.
 
     Args:
         path: of the bundle, as `Bundle.find` takes it.
         signer: the private key.
+        sequence: from 1 to 65535, higher than that of every bundle before it with this name. A device that
+            loaded one with a sequence loads none with a lower one, or with none, after it. 0 is none.
+        name: of the bundle; by default that of its folder.
 
     Raises:
         FileNotFoundError: there is no bundle.
-        TrustError: it holds what is no regular file, or too many.
+        TrustError: it holds what is no regular file, or too many; or a sequence that is none.
         OSError: a file cannot be read, or the signature not be written; what was there stays.
     """
     bundle = Bundle.find(path)
     root, target = bundle.basis_path.absolute().parent, signature_path(bundle)
     files = {_name(file, root): Hashes().of(file)[0] for file in files_of(bundle)}
-    statement = Statement(root.name, files, (target.name,))
+    statement = Statement(name or root.name, files, (target.name,), sequence)
+    Statement.from_bytes(statement.to_bytes())  # what is written can be read
     with atomic_write(target) as file:
         file.write(canonical(statement.enveloped().signed([signer]).to_json()) + b"\n")
     return target
@@ -120,23 +129,29 @@ def check_bundle(
     bundle: Bundle,
     keys: Sequence[Ed25519Verifier],
     *,
+    refused: Refused = (),
     engine: str | None = None,
     state: str | PathLike[str] | None = None,
+    before: Callable[[Signed], None] | None = None,
 ) -> SignedBundle:
     """Check the signature of a bundle, and its files against it (rules 1 to 3).
 
     Args:
         bundle: where its parts lie. Nothing of it has to have been read.
         keys: that are trusted; any one of them may have signed.
+        refused: keys that are known and do not count, and why.
         engine: `llama` or `onnx`: the files that it loads; None for all that the bundle has.
         state: of the policy; `<state>.bundles` remembers hashes then, and without it every file is hashed.
+        before: is called with what the signature says, before any file is hashed.
 
     Raises:
         TrustError: a rule is broken, or there is no signature.
         OSError: a file cannot be read.
     """
     path = signature_path(bundle)
-    key, listed = signed_hashes(path, keys)
+    said, listed = signed_hashes(path, keys, refused)
+    if before is not None:
+        before(said)
     root = bundle.basis_path.absolute().parent
     hashes, checked = Hashes(None if state is None else Path(f"{os.fspath(state)}.bundles")), {}
     for file in files_of(bundle, engine):
@@ -146,15 +161,18 @@ def check_bundle(
         digest, checked[file] = hashes.of(file)
         check_hash(file, digest, listed[name])
     hashes.keep()
-    return SignedBundle(key, checked)
+    return SignedBundle(said, checked)
 
 
-def signed_hashes(path: Path, keys: Sequence[Ed25519Verifier]) -> tuple[str, dict[str, str]]:
-    """Return which key signed a list of files, and the SHA-256 of each by its name (rule 1).
+def signed_hashes(
+    path: Path, keys: Sequence[Ed25519Verifier], refused: Refused = ()
+) -> tuple[Signed, dict[str, str]]:
+    """Return what the signature of a list of files says, and the SHA-256 of each by its name (rule 1).
 
     Args:
         path: of the signature.
         keys: that are trusted; any one of them may have signed.
+        refused: keys that are known and do not count, and why.
 
     Raises:
         TrustError: there is no signature, it is damaged, or none of the keys made it.
@@ -168,13 +186,16 @@ def signed_hashes(path: Path, keys: Sequence[Ed25519Verifier]) -> tuple[str, dic
         )
     found = envelope.signers(keys)
     if not found:
+        for known, why in refused:
+            if envelope.signers([known]):
+                raise TrustError(f"the bundle was signed by {known.id}, which does not count: {why}")
         by = ", ".join(key for key, _ in envelope.signatures) or "nobody"
         raise TrustError(f"the signature {path} is by {by}, and does not verify under {trusted}")
     try:
-        listed = Statement.from_bytes(envelope.payload).files
+        statement = Statement.from_bytes(envelope.payload)
     except TrustError as error:
         raise TrustError(f"the signature {path} is of no use: {error}") from None
-    return min(found), listed
+    return Signed(min(found), statement.name, statement.sequence, statement.digest), statement.files
 
 
 def check_hash(file: Path, found: str, listed: str) -> None:

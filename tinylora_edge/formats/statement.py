@@ -26,6 +26,7 @@ SIGNATURE_NAME = "signature.json"
 
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://model_signing/signature/v1.0"
+_OURS = "tinylora"  # in the predicate, where readers ignore what they do not know
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -37,11 +38,13 @@ class Statement:
         name: of the bundle, for people.
         files: SHA-256 in hexadecimal by path: relative to the basis's folder, with `/` between its parts.
         ignored: paths that are not covered; the signature itself.
+        sequence: rises with every bundle of this name, from 1 to 65535; 0 where it has none.
     """
 
     name: str
     files: dict[str, str]
     ignored: tuple[str, ...] = field(default=(SIGNATURE_NAME,))
+    sequence: int = 0
 
     @property
     def digest(self) -> str:
@@ -61,12 +64,15 @@ class Statement:
             "allow_symlinks": True,
             "ignore_paths": list(self.ignored),
         }
+        predicate: dict[str, Any] = {"serialization": serialization, "resources": resources}
+        if self.sequence:
+            predicate[_OURS] = {"sequence": self.sequence}
         return canonical(
             {
                 "_type": _STATEMENT,
                 "subject": [{"name": self.name, "digest": {"sha256": self.digest}}],
                 "predicateType": _PREDICATE,
-                "predicate": {"serialization": serialization, "resources": resources},
+                "predicate": predicate,
             }
         )
 
@@ -87,6 +93,7 @@ class Statement:
                 (one["name"], one["algorithm"], one["digest"]) for one in value["predicate"]["resources"]
             ]
             texts = [name, stated, *(part for resource in resources for part in resource)]
+            sequence = value["predicate"][_OURS]["sequence"] if _OURS in value["predicate"] else 0
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TrustError(f"its statement has another structure ({error!r:.80})") from None
         if kinds != (_STATEMENT, _PREDICATE) or not all(isinstance(text, str) for text in texts):
@@ -98,7 +105,9 @@ class Statement:
         files = {path: digest for path, algorithm, digest in resources if algorithm == "sha256"}
         if len(files) < len(resources) or not all(map(_SHA256.match, files.values())):
             raise TrustError("its statement has a file twice, or a hash that is no SHA-256")
-        found = cls(name, files)
+        if type(sequence) is not int or not 0 <= sequence < 1 << 16:
+            raise TrustError(f"its statement has sequence {sequence!r:.40}, which is none from 1 to 65535")
+        found = cls(name, files, sequence=sequence)
         if found.digest != stated:
             raise TrustError(
                 f"its statement's hashes give {found.digest[:16]}..., but it says {stated[:16]}..."

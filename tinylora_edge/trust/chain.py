@@ -28,6 +28,11 @@ Which key may sign a vector:
 10. Today is not before its first day, and not after its last one.
 11. Today is not after the list's last day, if it has one.
 
+Which key may sign a bundle: one that is listed for bundles, by rules 8, 10 and 11. And
+
+12. where any key is listed for bundles, one of them has to have signed whatever bundle is loaded. It does not
+    matter whether that key still counts: a revocation must not open the door.
+
 Today is what the device says, and never before the day on which the list was issued; a device that has no
 clock goes by that day alone.
 """
@@ -151,11 +156,39 @@ class Trust:
 
     def why_not(self, key: ListedKey, stream: str, day: date | None) -> str | None:
         """Return which of rules 8 to 10 keeps a key from signing vectors of a stream today, or None."""
+        if key.revoked is None and not key.is_for(stream):
+            signs = f"for {', '.join(key.streams)[:60]}" if key.streams else "bundles alone"
+            return f"it signs {signs}, and not for stream {stream or 'default'!r}"
+        return self._why_not_today(key, day)
+
+    def bundle_keys(
+        self, day: date | None
+    ) -> tuple[list[Ed25519Verifier], list[tuple[Ed25519Verifier, str]]]:
+        """Return what checks signatures of bundles today, and the other keys, each with why it does not.
+
+        Both are empty where the list has no key of bundles: then it asks for no signature (rule 12).
+
+        Raises:
+            TrustError: the list is past its day (rule 11), and has such a key.
+        """
+        listed = [(key, made) for key, made in self._verifiers if key.bundles]
+        if not listed:
+            return [], []
+        self.check_age(day)
+        reasons = [
+            (made, self._why_not_today(key, day) if key.bundles else "it signs no bundles")
+            for key, made in self._verifiers
+        ]
+        return (
+            [made for made, why in reasons if why is None],
+            [(made, why) for made, why in reasons if why is not None],
+        )
+
+    def _why_not_today(self, key: ListedKey, day: date | None) -> str | None:
+        """Return which of rules 8 and 10 a key breaks, or None."""
         today = self.today(day)
         if key.revoked is not None:
             return f"it was revoked on {key.revoked}"
-        if not key.is_for(stream):
-            return f"it signs for {', '.join(key.streams)[:60]}, and not for stream {stream or 'default'!r}"
         if key.first is not None and today < key.first:
             return f"it counts from {key.first} on, and today is {today}"
         if key.last is not None and today > key.last:

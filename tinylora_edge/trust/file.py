@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date
 from os import PathLike
 from pathlib import Path
@@ -11,7 +11,7 @@ from threading import RLock
 from typing import Any
 
 from .._system import atomic_write, check_path, locked
-from ..errors import SignatureError, TrustError, VectorError
+from ..errors import SignatureError, TrustError
 from ..maxima import TRUST_BYTES
 from ..wire import days
 from ..wire.tags import Ed25519Verifier
@@ -113,6 +113,19 @@ class TrustFile:
         except TrustError as error:
             raise SignatureError(f"no vector is accepted: {error}") from None
 
+    def bundle_keys(
+        self, day: date | None = None
+    ) -> tuple[list[Ed25519Verifier], list[tuple[Ed25519Verifier, str]]]:
+        """Return what `Trust.bundle_keys` does, for today.
+
+        Args:
+            day: as for `verifiers`.
+
+        Raises:
+            OSError, TrustError: as for `trust`, or the list of keys is past its day.
+        """
+        return self.trust.bundle_keys(self._day(day))
+
     def explain(self, stream: str, message: bytes, tag: bytes, day: date | None = None) -> None:
         """Say why a signature that no trusted key made does not count, where a listed one made it.
 
@@ -154,21 +167,6 @@ class TrustFile:
 def opened(trust: TrustFile | str | PathLike[str] | None) -> TrustFile | None:
     """Return the trust file that an argument names, or is. Errors: those of `TrustFile`."""
     return trust if trust is None or isinstance(trust, TrustFile) else TrustFile(trust)
-
-
-def public_keys(keys: Sequence[Ed25519Verifier]) -> tuple[Ed25519Verifier, ...]:
-    """Return the keys that may have signed a bundle.
-
-    Raises:
-        VectorError: they are something else than public keys.
-    """
-    for key in [keys] if isinstance(keys, str | bytes) else keys:
-        if not isinstance(key, Ed25519Verifier):
-            raise VectorError(
-                f"bundle_keys=[...] takes public keys, not {type(key).__name__}: make them with "
-                "Ed25519Verifier.from_pem(text)"
-            )
-    return tuple(keys)
 
 
 def _remade(path: str, today: Callable[[], date | None] | None, check: Check | None) -> TrustFile:

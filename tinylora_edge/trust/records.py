@@ -1,4 +1,4 @@
-"""Records that roots sign: a root, and the list of the keys that may sign vectors.
+"""Records that roots sign: a root, and the list of the keys that may sign vectors and bundles.
 
 Both are JSON in one form (`envelope.canonical`); days are `2026-11-26`, keys 64 hexadecimal digits.
 """
@@ -87,14 +87,15 @@ class Root:
 
 @dataclass(frozen=True)
 class ListedKey:
-    """A key that may sign vectors, where and when.
+    """A key that may sign vectors, where and when, or bundles.
 
     Attributes:
         key: the public key, 32 bytes.
-        streams: names of streams; a final `*` stands for anything.
-        first: day from which its vectors are accepted, or None.
-        last: day after which they are not any more, or None.
+        streams: names of streams; a final `*` stands for anything. None for a key of bundles alone.
+        first: day from which what it signed is accepted, or None.
+        last: day after which that is not any more, or None.
         revoked: day on which it was revoked, or None. Whatever the day is, nothing of it is accepted.
+        bundles: whether it signs bundles.
     """
 
     key: bytes
@@ -102,11 +103,13 @@ class ListedKey:
     first: date | None = None
     last: date | None = None
     revoked: date | None = None
+    bundles: bool = False
 
     def __post_init__(self) -> None:
-        if not self.streams or len(self.streams) > STREAM_PATTERNS:
+        if not (self.streams or self.bundles) or len(self.streams) > STREAM_PATTERNS:
             raise TrustError(
-                f"a key is for 1 to {STREAM_PATTERNS} patterns of streams, not {len(self.streams)}"
+                f"a key is for 1 to {STREAM_PATTERNS} patterns of streams, or for bundles, not for "
+                f"{len(self.streams)}"
             )
         for pattern in self.streams:
             if not pattern or not _PATTERN.match(pattern):
@@ -128,29 +131,33 @@ class ListedKey:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the key as values of JSON; days that are None are left out."""
+        """Return the key as values of JSON; days that are None, and what it does not sign, are left out."""
         days = {"from": self.first, "to": self.last, "revoked": self.revoked}
-        return {"key": self.key.hex(), "streams": list(self.streams)} | {
-            name: day.isoformat() for name, day in days.items() if day is not None
-        }
+        value: dict[str, Any] = {"key": self.key.hex(), "streams": list(self.streams)}
+        value |= {name: day.isoformat() for name, day in days.items() if day is not None}
+        return value | ({"bundles": True} if self.bundles else {})
 
     @classmethod
     def from_json(cls, value: Any) -> ListedKey:
         """Return the key of values that were JSON. Raises TrustError where they are none."""
-        fields(value, "a key", {"key", "streams"}, {"from", "to", "revoked"})
-        patterns = listed(value["streams"], "patterns of streams", STREAM_PATTERNS, 1)
+        fields(value, "a key", {"key", "streams"}, {"from", "to", "revoked", "bundles"})
+        bundles = value.get("bundles", False)
+        if "bundles" in value and bundles is not True:  # one form for one meaning
+            raise TrustError(f"bundles of a key is true or missing, not {bundles!r:.40}")
+        patterns = listed(value["streams"], "patterns of streams", STREAM_PATTERNS, 0 if bundles else 1)
         return cls(
             bytes.fromhex(text(value["key"], "a public key", _KEY)),
             tuple(text(pattern, "a pattern of streams", _PATTERN) for pattern in patterns),
             _day(value.get("from")),
             _day(value.get("to")),
             _day(value.get("revoked")),
+            bundles,
         )
 
 
 @dataclass(frozen=True)
 class KeyList:
-    """The keys that may sign vectors.
+    """The keys that may sign vectors and bundles.
 
     Attributes:
         version: rises with every list under the same root.

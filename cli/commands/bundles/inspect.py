@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .... import Basis, BasisError, Bundle, load_basis
+from .... import Basis, BasisError, Bundle, Policy, load_basis
 from ....formats.signatures import check_bundle, read_signature
 from ....projection import EXPLICIT
-from ....wire.tags import Ed25519Verifier
+from ....trust import Bundles
 from ...shared import console, downloads, keyfiles, vectors
-from ...shared.options import JsonOption, KeysOption, MacsOption, MarkStreamOption
+from ...shared.options import JsonOption, KeysOption, MacsOption, MarkStreamOption, TrustOption
 from ..vectors.inspect import print_vector
 
 
@@ -29,14 +29,15 @@ def inspect(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     stream: MarkStreamOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
 
     Of a bundle: that the basis gives the digest that it states, and that the base is one that it was
-    exported for; with --key, that its files are those that were signed. Of a vector, with --basis: its tag,
-    its basis, and its values.
+    exported for; with --key or --trust, that its files are those that were signed. Of a vector, with
+    --basis: its tag, its basis, and its values.
 
     \b
     Example:
@@ -47,30 +48,31 @@ def inspect(
     if path.is_dir() or _is_gguf(path):
         if basis is not None:
             raise typer.BadParameter("only a vector is verified against a basis", param_hint="--basis")
-        _inspect_model(path, keyfiles.public_keys(keys), as_json)
+        rules = Policy(bundle_keys=keyfiles.public_keys(keys), trust=trust).bundles
+        _inspect_model(path, rules, as_json)
     else:
         verify = ("inspect", path, "--basis", "BUNDLE")
-        print_vector(str(path), basis, as_json, verify, keys, macs, stream)
+        print_vector(str(path), basis, as_json, verify, keys, macs, trust, stream)
 
 
-def _inspect_model(path: Path, keys: list[Ed25519Verifier], as_json: bool) -> None:
+def _inspect_model(path: Path, rules: Bundles, as_json: bool) -> None:
     with console.working(f"checking {path}"):
-        record = _checked(path, keys)
+        record = _checked(path, rules)
     if as_json:
         console.print_json(record)
         return
     console.facts(_model_rows(record))
 
 
-def _checked(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
+def _checked(path: Path, rules: Bundles) -> dict[str, Any]:
     """Return what a basis or a bundle is, once it is known to be sound."""
     if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
-        if keys:
+        if rules.keys:
             raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
         basis = load_basis(path)
         return {"kind": "basis", "path": str(path)} | _basis_facts(basis, path)
     bundle = Bundle.find(path)
-    signature = _check_signature(bundle, keys)
+    signature = _check_signature(bundle, rules)
     basis = bundle.basis
     record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
     record["base"] = {
@@ -84,19 +86,25 @@ def _checked(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     return record
 
 
-def _check_signature(bundle: Bundle, keys: list[Ed25519Verifier]) -> dict[str, Any] | None:
+def _check_signature(bundle: Bundle, rules: Bundles) -> dict[str, Any] | None:
     """Return what is known of a bundle's signature, or None where there is none and no key asks for one.
 
     Raises:
         TrustError: it does not verify under the keys, or a file is not as it was signed.
     """
+    keys, refused = rules.signers()
     if keys:
-        checked = check_bundle(bundle, keys)
-        return {"keys": [checked.key], "verified": True, "files": len(checked.files)}
+        checked = check_bundle(bundle, keys, refused=refused)
+        about = {"name": checked.said.name, "sequence": checked.said.sequence}
+        return {"keys": [checked.said.key], "verified": True, "files": len(checked.files)} | about
     envelope = read_signature(bundle)
     if envelope is None:
         return None
     return {"keys": [key for key, _ in envelope.signatures], "verified": False}
+
+
+def _sequence(signature: dict[str, Any]) -> str:
+    return f", {signature['name']} {signature['sequence']}" if signature["sequence"] else ""
 
 
 def _size(base: Path) -> int:
@@ -154,7 +162,7 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         if (signature := record["signature"]) is not None:
             by = ", ".join(signature["keys"])
             state = (
-                f"{console.counted(signature['files'], 'file')} verified"
+                f"{console.counted(signature['files'], 'file')} verified{_sequence(signature)}"
                 if signature["verified"]
                 else "not checked: --key FILE"
             )

@@ -23,25 +23,39 @@ def sign(
         Path, typer.Argument(metavar="BUNDLE", help="The bundle, or a model with its basis beside it.")
     ],
     key: SignOption,
+    sequence: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=65535,
+            help="Higher than of every bundle of this name before: no device goes back. [default: none]",
+        ),
+    ] = 0,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the bundle. [default: that of its folder]")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Sign a bundle that is there: what learn, merge or convert made, or what export --add-base changed.
 
-    signature.json beside the basis lists the SHA-256 of every file. A device checks it with --bundle-key, or
-    in Python with Policy(bundle_keys=[...]).
+    signature.json beside the basis lists the SHA-256 of every file. A device checks it with --bundle-key or
+    --trust, in Python with Policy(bundle_keys=[...]) or Policy(trust=...). A device that keeps --state loads
+    no bundle of the same name and key with a lower --sequence after one with a higher.
 
     \b
-    Example:
+    Examples:
       tinylora-edge sign out/demo --sign fleet.key
+      tinylora-edge sign out/demo --sign fleet.key --name phone --sequence 2
     """
-    facts = signed(bundle, key)
+    facts = signed(bundle, key, sequence, name)
     if as_json:
         console.print_json(facts)
         return
     say(facts)
 
 
-def signed(bundle: Path, key: Path) -> dict[str, Any]:
+def signed(bundle: Path, key: Path, sequence: int = 0, name: str | None = None) -> dict[str, Any]:
     """Sign a bundle, and return what a report says of it.
 
     Raises:
@@ -51,7 +65,7 @@ def signed(bundle: Path, key: Path) -> dict[str, Any]:
     signer = keyfiles.signer(key)
     try:
         with console.working(f"hashing the files of {bundle}"):
-            path = sign_bundle(bundle, signer)
+            path = sign_bundle(bundle, signer, sequence=sequence, name=name)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -62,6 +76,8 @@ def signed(bundle: Path, key: Path) -> dict[str, Any]:
     return {
         "signature": str(path),
         "key": signer.id,
+        "name": statement.name,
+        "sequence": statement.sequence,
         "files": len(statement.files),
         "digest": statement.digest,
     }
@@ -69,6 +85,7 @@ def signed(bundle: Path, key: Path) -> dict[str, Any]:
 
 def say(facts: dict[str, Any]) -> None:
     """Say what was signed."""
+    of = f" of {facts['name']} {facts['sequence']}" if facts["sequence"] else ""
     console.prose(
-        f"signed {console.counted(facts['files'], 'file')} under {facts['key']}: {facts['signature']}"
+        f"signed {console.counted(facts['files'], 'file')}{of} under {facts['key']}: {facts['signature']}"
     )

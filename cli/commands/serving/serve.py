@@ -9,7 +9,15 @@ import typer
 
 from ....serve import Limits, missing_web
 from ...shared import console, keyfiles
-from ...shared.options import EngineOption, KeysOption, MacsOption, MaxNormOption, RequireOption, StateOption
+from ...shared.options import (
+    EngineOption,
+    KeysOption,
+    MacsOption,
+    MaxNormOption,
+    RequireOption,
+    StateOption,
+    TrustOption,
+)
 
 _LIMITS = Limits()
 
@@ -38,6 +46,7 @@ def serve(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     require: RequireOption = None,
     max_norm: MaxNormOption = float("inf"),
     state: StateOption = None,
@@ -112,6 +121,7 @@ def serve(
             store=store,
             name=name,
             keys=keyfiles.verifiers(keys, macs),
+            trust=trust,
             require=require and require.value,
             max_norm=max_norm,
             state=state,

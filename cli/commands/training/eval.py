@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .... import TrainError
+from .... import Policy, TrainError
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     EngineName,
@@ -21,6 +21,7 @@ from ...shared.options import (
     MarkStreamOption,
     RewardOption,
     TaskOption,
+    TrustOption,
 )
 from .against import (
     Against,
@@ -66,6 +67,7 @@ def evaluate(
     engine: EngineOption = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     stream: MarkStreamOption = "",
     systems: SystemsOption = None,
     examples: ExamplesOption = None,
@@ -112,7 +114,7 @@ def evaluate(
         raise typer.BadParameter("only a search finds a prompt: add --against", param_hint="--save-preamble")
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
-    policy, stream = keyfiles.policy(keys, macs), keyfiles.stream_of(stream)
+    policy, stream = keyfiles.policy(keys, macs, trust=trust), keyfiles.stream_of(stream)
     loaded = load_task(task, reward=reward, seed=seed, held_out=number, max_tokens=max_tokens)
     split = "shifted" if shifted else "held_out"
     if shifted:
@@ -124,7 +126,7 @@ def evaluate(
         options = {"temperature": temperature, "seed": seed}
         with ExitStack() as stack:
             with console.working("loading the model"):
-                llm = stack.enter_context(_loaded(bundle, engine))
+                llm = stack.enter_context(_loaded(bundle, engine, policy))
             checked = None if data is None else policy.check(data, llm.basis, stream=stream)
             named = None
             if checked is not None and data is not None and vector is not None:
@@ -141,7 +143,7 @@ def evaluate(
         return
     with (
         console.working("loading the model") as now,
-        _loaded(bundle, engine) as llm,
+        _loaded(bundle, engine, policy) as llm,
         llm._population(samples, loaded.max_tokens, sequences=32, n_threads=None) as batch,
     ):
         checked = None if data is None else policy.check(data, llm.basis, stream=stream)
@@ -259,15 +261,17 @@ def _check_number(ctx: typer.Context, task: Task, number: int, split: str) -> No
 
 
 @contextmanager
-def _loaded(bundle: Path, chosen: EngineName | None) -> Iterator[TinyLoraLlama | TinyLoraOnnx]:
+def _loaded(
+    bundle: Path, chosen: EngineName | None, policy: Policy
+) -> Iterator[TinyLoraLlama | TinyLoraOnnx]:
     """The deployed model; answers are generated in contexts of their own."""
     from .... import runtime
 
     if runtime.engine_of(bundle, chosen.value if chosen else None) == EngineName.onnx:
-        with runtime.load(bundle, engine="onnx") as onnx:
+        with runtime.load(bundle, engine="onnx", policy=policy) as onnx:
             yield onnx
         return
-    with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llama:
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, policy=policy)) as llama:
         yield llama
 
 

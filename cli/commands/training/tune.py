@@ -31,6 +31,7 @@ from ...shared.options import (
     RewardOption,
     SequenceOption,
     TaskOption,
+    TrustOption,
 )
 from .figures import drift_beside, print_drift, print_figures
 from .preambles import PreambleOption, ShownOption, SystemOption, behind, say_behind
@@ -55,6 +56,7 @@ def tune(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     system: SystemOption = None,
     examples: ShownOption = None,
     preamble: PreambleOption = None,
@@ -98,7 +100,7 @@ def tune(
 
     if start is None and (keys or macs):
         raise typer.BadParameter("only a vector to begin with is checked under a key", param_hint="--start")
-    policy = keyfiles.policy(keys, macs)
+    policy = keyfiles.policy(keys, macs, trust=trust)
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")
     _check_files(output, state, resume)

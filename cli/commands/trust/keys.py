@@ -24,27 +24,36 @@ def add(
         typer.Option(
             "--stream",
             metavar="PATTERN",
-            help="Streams that it signs for: a name, or its beginning and *. Repeatable. [default: *]",
+            help="Streams that it signs for: a name, or its beginning and *. Repeatable. "
+            "[default: *; none with --bundles]",
         ),
     ] = None,
+    bundles: Annotated[
+        bool, typer.Option("--bundles", help="It signs bundles; vectors only where --stream is given too.")
+    ] = False,
     first: Annotated[
-        str | None, typer.Option("--from", metavar="DAY", help="First day on which its vectors count.")
+        str | None, typer.Option("--from", metavar="DAY", help="First day on which what it signed counts.")
     ] = None,
     last: Annotated[
-        str | None, typer.Option("--to", metavar="DAY", help="Last day on which its vectors count.")
+        str | None, typer.Option("--to", metavar="DAY", help="Last day on which what it signed counts.")
     ] = None,
     expires: ExpiresOption = None,
     day: DayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List a key that may sign vectors, or give one that is listed other streams and days.
+    """List a key that may sign vectors or bundles, or give one that is listed other streams and days.
+
+    From the first key with --bundles on, devices with this list load no bundle that none of these signed.
 
     \b
-    Example:
+    Examples:
       tinylora-edge trust add trust.json fleet.key.pub --root root.key --to 2027-12-31
+      tinylora-edge trust add trust.json release.key.pub --root root.key --bundles
     """
     public, _ = keyfiles.public_key(key)
-    listed = ListedKey(public, tuple(streams or ["*"]), owner.day(first, "--from"), owner.day(last, "--to"))
+    patterns = tuple(streams or ([] if bundles else ["*"]))
+    days = owner.day(first, "--from"), owner.day(last, "--to")
+    listed = ListedKey(public, patterns, *days, bundles=bundles)
     made = editor.add(
         owner.read(path), listed, owner.signers(roots), owner.today(day), owner.day(expires, "--expires")
     )

@@ -127,7 +127,7 @@ def facts(path: Path, trust: Trust) -> dict[str, Any]:
 def described(key: ListedKey) -> str:
     """Return what a line says of a listed key."""
     days = f"{key.first or '...'} to {key.last or '...'}" if key.first or key.last else "any day"
-    words = [", ".join(key.streams), days]
+    words = [", ".join([*(["bundles"] if key.bundles else []), *key.streams]), days]
     if key.revoked is not None:
         words.append(f"revoked on {key.revoked}")
     return "; ".join(words)

@@ -14,7 +14,16 @@ from ...._system import check_path
 from ....average import average as mean_of
 from ....average import kept, sensitivity
 from ...shared import console, keyfiles, vectors
-from ...shared.options import Dtype, ForceOption, JsonOption, KeysOption, MacsOption, OutputOption, Require
+from ...shared.options import (
+    Dtype,
+    ForceOption,
+    JsonOption,
+    KeysOption,
+    MacsOption,
+    OutputOption,
+    Require,
+    TrustOption,
+)
 
 
 class Adjacency(StrEnum):
@@ -63,6 +72,7 @@ def average(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     streams: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,7 +116,7 @@ def average(
         z = privacy.noise_multiplier(epsilon, delta, rounds=rounds)
     elif z and delta is not None:
         epsilon = privacy.epsilon(z, delta, rounds=rounds)
-    policy = Policy(require.value, keys=keyfiles.verifiers(keys, macs))
+    policy = Policy(require.value, keys=keyfiles.verifiers(keys, macs), trust=trust)
     basis = vectors.find_basis(bundle)
     if prior and basis.prior is None:
         raise console.CommandError(

@@ -21,6 +21,7 @@ from ...shared.options import (
     MacsOption,
     MarkStreamOption,
     OutputOption,
+    TrustOption,
 )
 from . import interop
 
@@ -119,6 +120,7 @@ def convert(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     stream: MarkStreamOption = "",
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -141,7 +143,7 @@ def convert(
     vectors.refuse_report(output, as_json)
     asked = interop.Request(to.value, Path(output), bundle, model, base, untie, force)
     asked.check()
-    policy, stream = keyfiles.policy(keys, macs), keyfiles.stream_of(stream)
+    policy, stream = keyfiles.policy(keys, macs, trust=trust), keyfiles.stream_of(stream)
     if to not in _FORMS:
         if dtype is not None:
             raise typer.BadParameter(f"{to.value} carries fp32", param_hint="--dtype")

@@ -10,7 +10,7 @@ import typer
 
 from .... import Policy
 from ...shared import console, keyfiles, vectors
-from ...shared.options import JsonOption, KeysOption, MacsOption, MarkStreamOption
+from ...shared.options import JsonOption, KeysOption, MacsOption, MarkStreamOption, TrustOption
 
 
 def inspect_vector(
@@ -20,6 +20,7 @@ def inspect_vector(
     ] = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
+    trust: TrustOption = None,
     stream: MarkStreamOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -30,7 +31,7 @@ def inspect_vector(
       tinylora-edge vector inspect vector.bin out/demo
     """
     verify = ("vector", "inspect", source, "BUNDLE")
-    print_vector(source, bundle, as_json, verify, keys, macs, stream)
+    print_vector(source, bundle, as_json, verify, keys, macs, trust, stream)
 
 
 def print_vector(
@@ -40,6 +41,7 @@ def print_vector(
     verify: Sequence[object],
     keys: Sequence[Path] | None = None,
     macs: Sequence[str] | None = None,
+    trust: Path | None = None,
     stream: str = "",
 ) -> None:
     """Print what a vector is; with a basis, after verifying it under the keys.
@@ -51,6 +53,7 @@ def print_vector(
         verify: words of the command that verifies the vector, for who named no basis.
         keys: files of trusted public keys.
         macs: trusted MAC keys.
+        trust: a trust file, or None.
         stream: which stream of vectors it belongs to.
 
     Raises:
@@ -62,7 +65,7 @@ def print_vector(
     trusted = keyfiles.verifiers(keys, macs)
     vector = None
     if basis is not None:  # without a clock: also what is no longer accepted can be looked at
-        policy = Policy("none", keys=trusted, today=None)
+        policy = Policy("none", keys=trusted, trust=trust, today=None)
         vector = policy.check(data, basis, stream=keyfiles.stream_of(stream))
     record = {"kind": "vector", "verified": vector is not None, **vectors.header(data)}
     if vector is not None and basis is not None:

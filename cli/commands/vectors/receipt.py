@@ -18,6 +18,7 @@ from ...shared.options import (
     JsonOption,
     KeysOption,
     MarkStreamOption,
+    TrustOption,
     VectorArgument,
 )
 
@@ -31,6 +32,7 @@ def receipt(
         str, typer.Option("--mac", metavar="KEY", help="The device's MAC key: a file, or hexadecimal digits.")
     ],
     keys: KeysOption = None,
+    trust: TrustOption = None,
     stream: MarkStreamOption = "",
     challenge: Annotated[
         str, typer.Option(metavar="HEX", help="Bytes of the host's, so that the receipt is a new one.")
@@ -64,7 +66,7 @@ def receipt(
     basis = vectors.find_basis(bundle)
     data = vectors.read(source)
     bound = keyfiles.stream_of(stream)
-    policy = Policy("none", keys=[key, *keyfiles.verifiers(keys, None)], today=None)
+    policy = Policy("none", keys=[key, *keyfiles.verifiers(keys, None)], trust=trust, today=None)
     vector = policy.check(data, basis, stream=bound)
     facts = {"vector": source, "sequence": vector.sequence, "sha256": vector.sha256, "key": key.id}
     if check is not None:

@@ -60,7 +60,7 @@ class Shipment:
         """
         keys = keyfiles.public_keys([self.folder / KEY])
         path = self.folder / SIGNATURE_NAME
-        key, listed = signed_hashes(path, keys)
+        said, listed = signed_hashes(path, keys)
         sources = dict(self._sources())
         if set(listed) != set(sources):
             raise TrustError(
@@ -69,7 +69,7 @@ class Shipment:
             )
         for name, source in sources.items():
             check_hash(source, hash_file(source)[0], listed[name])
-        return Checked(key, tuple(listed))
+        return Checked(said.key, tuple(listed))
 
     def sign(self, signer: Ed25519Signer) -> None:
         """Sign all files, as `sign_bundle` does: whoever makes a shipment calls it, and ships the key.
