@@ -354,6 +354,21 @@ class TestHashes:
                 (tmp_path / "a").unlink()
         assert list(json.loads((tmp_path / "kept").read_bytes())) == [str(tmp_path / "b")]
 
+    def test_a_file_that_is_linked_while_it_is_read(self, tmp_path, monkeypatch):
+        """As an export does that takes a base without copying it: the content is the same."""
+        path, real = tmp_path / "linked", hashlib.file_digest
+        path.write_bytes(b"x")
+
+        def linking(file, name):
+            done = real(file, name)
+            if not (tmp_path / "link").exists():
+                os.utime(path, (1, 1))
+                os.link(path, tmp_path / "link")
+            return done
+
+        monkeypatch.setattr(hashlib, "file_digest", linking)
+        assert hash_file(path) == (hashlib.sha256(b"x").hexdigest(), hashes.stamp(path))
+
     def test_a_file_that_grows_while_it_is_read(self, tmp_path, monkeypatch):
         path = tmp_path / "growing"
         path.write_bytes(b"x")

@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
@@ -53,6 +53,8 @@ HEAVY = (
 )
 FAILED, PASSED = 1, 0  # as pytest ends
 
+Drawn = tuple[str, int, Site]
+"""Module, number of the site in it, and the site."""
 Reached = dict[str, tuple[float, dict[str, list[int]]]]
 """Test -> its seconds, and the lines that it runs of each module."""
 
@@ -180,6 +182,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self._code, vars(module))
 
 
+def paths() -> list[str]:
+    return [str(ROOT / "tests" / test) for test in TESTS]
+
+
 def path(name: str) -> Path:
     return ROOT / "tinylora_edge" / f"{name.replace('.', '/')}.py"
 
@@ -222,7 +228,7 @@ def reached(tests: str) -> Reached:
 
     def work() -> int:
         tracer = Tracer()
-        status = tested(tracer, [str(ROOT / "tests" / test) for test in TESTS])
+        status = tested(tracer, paths())
         kept.write_text(json.dumps({"key": key, "reached": tracer.reached}), "utf-8")
         return status
 
@@ -265,10 +271,11 @@ def equivalent() -> set[str]:
     return {line for line in lines if line and not line.startswith("#")}
 
 
-def known(key: str) -> Iterator[str]:
-    """Yield the keys of what was found before."""
+def known(kind: str) -> set[str]:
+    """Return the keys of what was `noticed` before, or `lives`."""
     with suppress(FileNotFoundError):
-        yield from (KEPT / key).read_text("utf-8").splitlines()
+        return set((KEPT / kind).read_text("utf-8").splitlines())
+    return set()
 
 
 def main() -> None:
@@ -293,37 +300,47 @@ def main() -> None:
     counted = [each for each in every if f"{each[0]} {each[2].name}" not in nothing]
     drawn = random.Random(options.seed).sample(counted, min(options.sample or len(counted), len(counted)))
     print(f"{len(every)} mutants, {len(every) - len(counted)} equivalent, {len(drawn)} run", flush=True)
-    before, total = {*known("noticed"), *known("lives")}, dict.fromkeys(trees, 0)
-    killed = dict.fromkeys(trees, 0)
+    keys = {
+        each: digest(each[0], each[2].name, str(each[1]), path(each[0]).read_text("utf-8")) for each in drawn
+    }
 
-    def judge(each: tuple[str, int, Site], notices: Callable[..., bool]) -> None:
-        name, number, site = each
-        key = digest(name, site.name, str(number), path(name).read_text("utf-8"))
-        noticed = key in before
-        if not noticed and f"{key} {tests}" not in before:
-            noticed = notices(name, trees[name], mutant(trees[name], number), told(name, site, found))
-            with open(KEPT / ("noticed" if noticed else "lives"), "a", encoding="utf-8") as file:
-                file.write(f"{key}\n" if noticed else f"{key} {tests}\n")
-        total[name] += 1
-        killed[name] += noticed
-        if not noticed:
-            print(f"lives: line {site.line}: {name} {site.name}", file=out, flush=True)
-        if (done := sum(total.values())) % 25 == 0:
-            print(f"{sum(killed.values())} of {done} noticed", file=out, flush=True)
+    def lives(each: Drawn) -> bool | None:
+        """Whether no test noticed it; None where that is not known yet."""
+        if keys[each] in known("noticed"):
+            return False
+        return True if f"{keys[each]} {tests}" in known("lives") else None
 
-    def the_rest(loop: Loop) -> None:
-        for each in drawn:
-            if each[2].lines:
-                judge(each, loop.notices)
+    def settle(those: list[Drawn], notices: Callable[..., bool]) -> None:
+        for place, each in enumerate(those):
+            name, number, site = each
+            if place % 25 == 24:
+                print(f"{place + 1} of {len(those)}", file=out, flush=True)
+            if lives(each) is not None:
+                continue
+            if notices(name, trees[name], mutant(trees[name], number), told(name, site, found)):
+                kept, line = "noticed", keys[each]
+            else:
+                kept, line = "lives", f"{keys[each]} {tests}"
+                print(f"lives: {name} line {site.line}: {site.name}", file=out, flush=True)
+            with open(KEPT / kept, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
 
-    for each in drawn:
-        if not each[2].lines:
-            judge(each, noticed_at_import)
-    with open(os.devnull, "w") as null, redirect_stdout(null):
-        tested(Loop(the_rest), [str(ROOT / "tests" / test) for test in TESTS])
+    inside = [each for each in drawn if each[2].lines]
+    if (child := os.fork()) == 0:  # this process stays one that has imported nothing of ours
+        with open(os.devnull, "w") as null, redirect_stdout(null):
+            status = tested(Loop(lambda loop: settle(inside, loop.notices)), paths())
+        os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        sys.exit("the mutants could not be run")
+    settle([each for each in drawn if not each[2].lines], noticed_at_import)
+    alive = [each for each in drawn if lives(each)]
+    for each in alive:
+        print(f"lives: {each[0]} line {each[2].line}: {each[2].name}")
     for name in trees:
-        print(f"{name}: {killed[name]} of {total[name]}")
-    print(f"noticed {sum(killed.values())} of {len(drawn)}: {sum(killed.values()) / len(drawn):.1%}")
+        total = sum(each[0] == name for each in drawn)
+        print(f"{name}: {total - sum(each[0] == name for each in alive)} of {total}")
+    found_out = len(drawn) - len(alive)
+    print(f"noticed {found_out} of {len(drawn)}: {found_out / len(drawn):.1%}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import pytest
 import segno
@@ -10,6 +11,51 @@ import segno
 from tinylora_edge.wire import frame, tags
 from tinylora_edge.wire.carriers import CARRIERS, TEXT, airtime, carrier_airtime, frame_sizes
 
+PAYLOADS = {  # by their sources: RP002-1.0.4, Bluetooth 5.4, TS 23.040, NXP's and the others' data sheets
+    "LoRaWAN EU868 down, DR0 (SF12, 125 kHz)": 51,
+    "LoRaWAN EU868 down, DR1 (SF11, 125 kHz)": 51,
+    "LoRaWAN EU868 down, DR2 (SF10, 125 kHz)": 51,
+    "LoRaWAN EU868 down, DR3 (SF9, 125 kHz)": 115,
+    "LoRaWAN EU868 down, DR4 (SF8, 125 kHz)": 222,
+    "LoRaWAN EU868 down, DR5 (SF7, 125 kHz)": 222,
+    "LoRaWAN EU868 down, DR6 (SF7, 250 kHz)": 222,
+    "LoRaWAN US915 up, DR0 (SF10, 125 kHz)": 11,
+    "LoRaWAN US915 up, DR1 (SF9, 125 kHz)": 53,
+    "LoRaWAN US915 up, DR2 (SF8, 125 kHz)": 125,
+    "LoRaWAN US915 up, DR3 (SF7, 125 kHz)": 222,
+    "LoRaWAN US915 up, DR4 (SF8, 500 kHz)": 222,
+    "LoRaWAN US915 down, DR8 (SF12, 500 kHz)": 33,
+    "LoRaWAN US915 down, DR9 (SF11, 500 kHz)": 109,
+    "LoRaWAN US915 down, DR10 (SF10, 500 kHz)": 222,
+    "LoRaWAN US915 down, DR11 (SF9, 500 kHz)": 222,
+    "LoRaWAN US915 down, DR12 (SF8, 500 kHz)": 222,
+    "LoRaWAN US915 down, DR13 (SF7, 500 kHz)": 222,
+    "LoRaWAN US915 down, no repeater, DR8 (SF12)": 53,
+    "LoRaWAN US915 down, no repeater, DR9 (SF11)": 129,
+    "BLE legacy advertisement": 27,
+    "BLE extended advertisement": 241,
+    "SMS, 8-bit": 140,
+    "SMS, text": 120,
+    "NFC NTAG213": 138,
+    "NFC NTAG215": 493,
+    "NFC NTAG216": 877,
+    "QR code 2-L, 25 x 25, bytes": 32,
+    "QR code 3-L, 29 x 29, bytes": 53,
+    "QR code 4-L, 33 x 33, bytes": 78,
+    "QR code 5-L, 37 x 37, bytes": 106,
+    "QR code 6-L, 41 x 41, bytes": 134,
+    "QR code 4-L, 33 x 33, text": 51,
+    "QR code 5-L, 37 x 37, text": 72,
+    "QR code 7-L, 45 x 45, text": 108,
+    "QR code 8-L, 49 x 49, text": 137,
+    "Sigfox up": 12,
+    "Sigfox down": 8,
+    "Iridium SBD to the device": 270,
+    "Iridium SBD from the device": 340,
+    "Meshtastic packet": 233,
+    "APRS message": 50,
+    "DNS TXT string": 191,
+}
 BY_NAME = {carrier.name: carrier for carrier in CARRIERS}
 
 
@@ -117,3 +163,18 @@ def test_capacities_that_the_documents_name():
 
 def test_names_are_distinct():
     assert len(BY_NAME) == len(CARRIERS)
+
+
+def test_every_carrier_takes_what_its_source_says():
+    assert {carrier.name: carrier.payload for carrier in CARRIERS} == PAYLOADS
+    assert len(CARRIERS) == len(PAYLOADS)
+
+
+def test_airtime_is_of_the_modulation_that_the_name_says():
+    for carrier in CARRIERS:
+        found = re.search(r"SF(\d+)(?:, (\d+) kHz)?", carrier.name)
+        assert (found is not None) == (carrier.lora is not None)
+        if found is not None and carrier.lora is not None:
+            bandwidth = int(found[2] or 500)  # US915 has no other downlink
+            modulation = carrier.lora.spreading, carrier.lora.bandwidth, carrier.lora.uplink
+            assert modulation == (int(found[1]), bandwidth, " up, " in carrier.name)

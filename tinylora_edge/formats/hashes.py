@@ -19,6 +19,7 @@ from ..maxima import BUNDLE_FILES, DOCUMENT_BYTES
 Stamp: TypeAlias = tuple[int, int, int, int, int]
 """Device, inode, size, and the times of the last change of content and of anything, in nanoseconds."""
 
+_READINGS = 3
 _SETTLED_NS = 2_000_000_000
 """A file that changed later than this before it was hashed may change again in the same tick of the clock."""
 
@@ -36,19 +37,20 @@ def stamp(path: Path) -> Stamp:
 def hash_file(path: Path) -> tuple[str, Stamp]:
     """Return the SHA-256 of a file in hexadecimal, and the stamp that it belongs to.
 
+    A file that another process links meanwhile has another stamp and the same content: it is read again.
+
     Raises:
-        TrustError: it is no regular file, or changed while it was read.
+        TrustError: it is no regular file, or changed whenever it was read.
         OSError: it cannot be read.
     """
     stamp(path)  # a pipe would wait for ever to be opened
-    with open(path, "rb") as file:
-        before = _stamp(os.fstat(file.fileno()), path)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if _stamp(os.fstat(file.fileno()), path) != before:
-            raise TrustError(
-                f"{path} changed while its signature was checked: load it again once it is whole"
-            )
-    return digest, before
+    for _ in range(_READINGS):
+        with open(path, "rb") as file:
+            before = _stamp(os.fstat(file.fileno()), path)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if _stamp(os.fstat(file.fileno()), path) == before:
+                return digest, before
+    raise TrustError(f"{path} changed while its signature was checked: load it again once it is whole")
 
 
 class Hashes:
