@@ -71,6 +71,36 @@ def test_what_is_generated_ahead_is_kept_for_the_consumer(llm, vector):
         next(chunks)
 
 
+def test_who_is_interrupted_while_he_generates_it_ahead_ends_it(llm):
+    """The interruption is his thread's. The consumer is told, and the model is free."""
+    expected, armed = complete(llm), []
+
+    def interrupted(ids, logits):
+        if armed:
+            armed.clear()
+            raise KeyboardInterrupt
+        return False
+
+    chunks = open_stream(llm, stopping_criteria=StoppingCriteriaList([interrupted]))
+    next(chunks)
+    armed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        start(complete, llm, "xyz").result(PATIENCE)
+    with pytest.raises(TinyLoraError, match="this stream was interrupted: generate again"):
+        next(chunks)
+    assert complete(llm) == expected
+
+
+def test_an_error_that_is_thrown_into_it_ends_it(llm, vector):
+    chunks = open_stream(llm)
+    next(chunks)
+    with pytest.raises(ValueError, match="enough"):
+        chunks.throw(ValueError("enough"))
+    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
+    with pytest.raises(StopIteration):
+        next(chunks)
+
+
 def test_a_stream_that_was_generated_ahead_may_be_closed(llm):
     chunks = open_stream(llm)
     next(chunks)
