@@ -251,14 +251,17 @@ def noticed_at_import(name: str, before: ast.Module, after: ast.Module, tests: l
 
 
 def told(name: str, site: Site, found: Reached) -> list[str]:
-    """Return the tests that run a site, the fastest first; its module's, where an import runs it."""
+    """Return the tests that may notice a site, the fastest first: that run it, or where an import does, all
+    tests of the files in which one runs its module.
+    """
     wanted = set(site.lines)
-    tests = [
-        (seconds, test)
-        for test, (seconds, lines) in found.items()
-        if name in lines and (not wanted or wanted.intersection(lines[name]))
-    ]
-    return [test for _, test in sorted(tests)]
+    tests = {test for test, (_, lines) in found.items() if name in lines}
+    if wanted:
+        tests = {test for test in tests if wanted.intersection(found[test][1][name])}
+    else:
+        files = {test.partition("::")[0] for test in tests}
+        tests = {test for test in found if test.partition("::")[0] in files}
+    return sorted(tests, key=lambda test: (found[test][0], test))
 
 
 def digest(*texts: str) -> str:
@@ -297,9 +300,9 @@ def main() -> None:
         trees[name] = ast.parse(path(name).read_text("utf-8"))
     every = [(name, number, site) for name in trees for number, site in enumerate(sites(trees[name]))]
     nothing = equivalent()
-    counted = [each for each in every if f"{each[0]} {each[2].name}" not in nothing]
-    drawn = random.Random(options.seed).sample(counted, min(options.sample or len(counted), len(counted)))
-    print(f"{len(every)} mutants, {len(every) - len(counted)} equivalent, {len(drawn)} run", flush=True)
+    drawn = random.Random(options.seed).sample(every, min(options.sample or len(every), len(every)))
+    drawn = [each for each in drawn if f"{each[0]} {each[2].name}" not in nothing]
+    print(f"{len(every)} mutants, of which {len(drawn)} are run", flush=True)
     keys = {
         each: digest(each[0], each[2].name, str(each[1]), path(each[0]).read_text("utf-8")) for each in drawn
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ def sites(tree: ast.Module) -> list[Site]:
         for one in each.body
         for statement in ast.walk(one)
     }
-    found = []
+    found, times = [], Counter[str]()
     for node, kind in _changeable(tree):
         statement = owners[id(node)]
         function = functions.get(id(statement), "")
@@ -73,7 +74,10 @@ def sites(tree: ast.Module) -> list[Site]:
         last = max((getattr(inner, "end_lineno", 0) for inner in _own(statement)), default=first)
         changed = f"{kind} {ast.unparse(node).splitlines()[0][:50]}"
         lines = range(first, last + 1) if function else range(0)
-        found.append(Site(kind, node.lineno, f"{function or 'import'}: {text[:90]} [{changed}]", lines))
+        name = f"{function or 'import'}: {text[:90]} [{changed}]"
+        times[name] += 1
+        name += f" #{times[name]}" if times[name] > 1 else ""
+        found.append(Site(kind, node.lineno, name, lines))
     return found
 
 

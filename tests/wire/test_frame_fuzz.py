@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from datetime import date
 
@@ -13,12 +14,15 @@ from tinylora_edge import (
     ChecksumError,
     Ed25519Signer,
     Ed25519Verifier,
+    FrameError,
     Hmac,
     MicroVector,
     Policy,
     UnauthenticatedVectorWarning,
     VectorError,
 )
+from tinylora_edge.wire import frame
+from tinylora_edge.wire.tags import Crc32
 
 BASIS = support.random_basis(blocks=5, groups=13)
 RAW_LENGTHS = (13 * 4, 13 * 2)
@@ -154,3 +158,28 @@ def test_a_refusal_leaves_the_policy_as_it_was():
     assert refused(exact, policy) is None
     with pytest.warns(UnauthenticatedVectorWarning):
         policy.check(VECTOR["fp32"].to_bytes(BASIS, None), BASIS)
+
+
+@pytest.mark.parametrize("dtype", frame.DTYPES)
+def test_counts_are_all_numbers_of_values_that_take_so_many_bytes(dtype):
+    for payload in range(300):
+        fitting = [n for n in range(1, 300) if frame.payload_bytes(n, dtype) == payload]
+        assert frame.counts(payload, dtype) == fitting
+
+
+def test_what_stands_for_values_in_a_state_stays_what_it_is():
+    """A state outlives an update: int8 is kept by its values, since one vector has many forms in it."""
+    values = np.array([[0.5, -1.25, 0.0078125]], np.float32)
+    upper = values.view("<u2").reshape(-1, 2)[:, 1].tobytes()
+    packed = {"fp32": values.tobytes(), "bf16": upper, "fp16": values.astype("<f2").tobytes()}
+    packed["int8"] = packed["fp32"]
+    for dtype in frame.DTYPES:
+        whole = hashlib.sha256(dtype.encode() + b"\n" + packed[dtype]).hexdigest()
+        assert frame.content("key", values, dtype) == whole[:32]
+        assert frame.content("", values, dtype) == ""
+
+
+@pytest.mark.parametrize("sequence", [-1, 65536])
+def test_a_sequence_that_no_frame_has(sequence):
+    with pytest.raises(FrameError, match=f"sequence {sequence} does not fit a frame"):
+        frame.encode(VECTOR["fp32"].values.reshape(-1), "fp32", sequence, BASIS.digest, Crc32())

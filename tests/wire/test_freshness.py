@@ -66,6 +66,12 @@ class TestProblems:
         fresh.believe(statement(5, TODAY, TODAY + 99))
         assert fresh.problem(6), "an older statement takes nothing back"
 
+    def test_the_first_of_a_stream_is_one_too(self):
+        fresh = freshness(policy())
+        fresh.believe(statement(1, TODAY, TODAY + 30))
+        assert not fresh.due()
+        assert fresh.problem(1) == ""
+
     def test_streams_are_apart(self):
         both = policy()
         freshness(both).believe(statement(7, TODAY, TODAY + 30))

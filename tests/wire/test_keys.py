@@ -114,3 +114,11 @@ def test_a_verifier_without_an_id_is_named_by_its_kind():
             return False
 
     assert key_id(Own()) == "ed25519:unnamed"
+
+
+def test_a_body_with_other_characters_is_refused():
+    """And not read without them, as a lenient decoder does."""
+    text = encode_public(bytes(range(32)))
+    head, body, rest = text.split("\n", 2)
+    with pytest.raises(SignatureError):
+        decode_public(f"{head}\n{body[:8]}!{body[8:]}\n{rest}")

@@ -123,3 +123,8 @@ def test_short_text_needs_the_scheme():
 def test_random_bytes_are_not_text():
     rng = random.Random(0)
     assert not any(is_text(rng.randbytes(rng.randrange(16, 130))) for _ in range(5000))
+
+
+def test_the_longest_text_is_one():
+    assert is_text(b"A" * TEXT_CHARACTERS)
+    assert not is_text(b"A" * (TEXT_CHARACTERS + 1))
