@@ -183,3 +183,14 @@ def test_what_stands_for_values_in_a_state_stays_what_it_is():
 def test_a_sequence_that_no_frame_has(sequence):
     with pytest.raises(FrameError, match=f"sequence {sequence} does not fit a frame"):
         frame.encode(VECTOR["fp32"].values.reshape(-1), "fp32", sequence, BASIS.digest, Crc32())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "version"), [("fp32", 1), *((dtype, version) for dtype in VECTOR for version in (2, 3))]
+)
+def test_a_frame_cut_to_the_length_of_a_raw_payload_is_known_by_its_head(dtype, version):
+    until = date(2027, 1, 1) if version == 3 else None
+    data = VECTOR[dtype].to_bytes(BASIS, SIGNER, version=version, until=until)
+    for length in RAW_LENGTHS:
+        with pytest.raises(FrameError, match="a frame of this basis that was cut or padded on its way"):
+            MicroVector.from_bytes(data[:length], BASIS)
