@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import textwrap
 from pathlib import Path
 
-import models
-import pytest
 from invocation import Cli
 
-from tinylora_edge import Ed25519Signer, MicroVector, load_basis
 from tinylora_edge.cli.commands.vectors.convert import VectorForm
-from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.wire import carriers as _links
-from tinylora_edge.wire import pem, tags
+from tinylora_edge.wire import tags
 
 ROOT = Path(__file__).parents[2]
 SHIPPING = (ROOT / "docs" / "SHIPPING.md").read_text("utf-8")
@@ -46,22 +41,6 @@ def test_times_on_air() -> None:
     assert slow is not None
     assert fast is not None
     assert f"takes {slow / 1000:.1f} s at DR0 and {fast / 1000:.2f} s at DR5" in SHIPPING.replace("\n", " ")
-
-
-def test_the_python_of_a_device_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"^    from pathlib import Path\n(?:    .*\n|\n)+", SHIPPING, re.M)
-    base = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf")
-    bundle = export_gguf(base, tmp_path / "bundle", settings=ExportSettings(groups=5)).output
-    basis, signer = load_basis(bundle / "basis.gguf"), Ed25519Signer(bytes(32))
-    frame = MicroVector(MicroVector.random(basis, 0.3).values, sequence=1).to_bytes(basis, signer)
-    monkeypatch.chdir(tmp_path)
-    Path("fleet.key.pub").write_text(pem.encode_public(signer.public_key))
-    names = {"bundle": bundle, "received": frame}
-    exec(textwrap.dedent(code), names)
-    llm = names["llm"]
-    assert llm.vector.verified_by == signer.id
-    assert Path("v.state").exists()
-    llm.close()
 
 
 def test_formats_of_convert() -> None:
