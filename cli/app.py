@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._system import set_waiting
 from ..errors import TinyLoraError
 from .shared import console
 from .surface.commands import Entry, LazyGroup, Section
@@ -160,7 +161,8 @@ def _options(
 
 
 def run() -> None:
-    """Run the application as the process: signals, encodings, exit code."""
+    """Run the application as the process: waiting threads, signals, encodings, exit code."""
+    set_waiting()  # before any library that has threads: PyTorch brings an OpenMP of its own
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP

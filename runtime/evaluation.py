@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,6 +78,39 @@ class Comparison:
         return drawing(paragraph(difference) + changes(self.gained, self.lost))
 
 
+Answered = Callable[[int], None]
+"""Called, from any thread, with how many more prompts are answered."""
+
+
+Report = Callable[[dict[str, Any]], None]
+"""Called, from any thread, with `what` is at work, and how much of it is `done` of how much in `all`."""
+
+
+class Tally:
+    """A count of answered prompts, which the threads of a batch add to, and which is reported as it grows.
+
+    Args:
+        report: is told; one call at a time.
+        prompts: how many there are, of all evaluations together.
+    """
+
+    def __init__(self, report: Report, prompts: int) -> None:
+        self._report, self._all = report, prompts
+        self._what, self._done = "", 0
+        self._turn = threading.Lock()
+
+    def begin(self, what: str) -> None:
+        """Say whose answers come next."""
+        self._what = what
+        self(0)
+
+    def __call__(self, count: int) -> None:
+        """Add answered prompts."""
+        with self._turn:
+            self._done += count
+            self._report({"what": self._what, "done": self._done, "all": self._all})
+
+
 class Answerer(Protocol):
     """A way to answer many prompts under one vector: `Batch` in llama.cpp, `OnnxBatch` in ONNX Runtime."""
 
@@ -84,7 +118,13 @@ class Answerer(Protocol):
         """Use another vector from now on; None for the base alone."""
 
     def answer(
-        self, samples: Sequence[Sample], *, max_tokens: int, temperature: float, seed: int
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        answered: Answered = ...,
     ) -> list[Completion]:
         """Answer the prompt of every sample once."""
 
@@ -155,6 +195,7 @@ def evaluate(
     preamble: Preamble | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    answered: Answered = lambda count: None,
 ) -> Evaluation:
     """Score the answers of a vector to a task's held-out prompts.
 
@@ -166,6 +207,7 @@ def evaluate(
         preamble: what stands before every prompt. The reward sees the prompt without it.
         temperature: 0 for greedy answers.
         seed: of sampling; the same for every vector pairs the random numbers too.
+        answered: told of progress: how many more prompts are answered.
 
     Raises:
         VectorError: the vector does not fit, or a prompt does not fit the batch's context.
@@ -174,7 +216,9 @@ def evaluate(
     chosen = list(task.held_out if samples is None else samples)
     asked = chosen if preamble is None else [preamble.before(sample) for sample in chosen]
     batch.swap(vector)
-    answers = batch.answer(asked, max_tokens=task.max_tokens, temperature=temperature, seed=seed)
+    answers = batch.answer(
+        asked, max_tokens=task.max_tokens, temperature=temperature, seed=seed, answered=answered
+    )
     return Evaluation(
         np.array(task.scores(answers, chosen), np.float64),
         [answer.text for answer in answers],

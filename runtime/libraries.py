@@ -18,8 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .._system import set_waiting
 from ..errors import TinyLoraError
-from .threads import set_waiting
 
 VARIABLE = "LLAMA_CPP_LIB_PATH"
 """The environment variable by which llama-cpp-python is told of a folder with other libraries."""

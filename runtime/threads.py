@@ -5,7 +5,8 @@ for milliseconds before it sleeps. Where other work wants the cores too, the thr
 often not running, and the one that spins takes its time away: each of those meetings then lasts milliseconds.
 A short spin finds the other thread where cores are free, and lets go where they are not.
 
-libgomp reads its variables when it is loaded, so `set_waiting` comes before. What the user has set stays.
+libgomp reads its variables when it is loaded, so `_system.set_waiting` comes before: the command line calls
+it first of all, and the folder of llama.cpp when it is imported. What the user has set stays.
 """
 
 from __future__ import annotations
@@ -13,15 +14,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-SPIN = 10_000
-"""Rounds that libgomp spins before a thread sleeps, a tenth of a millisecond or so; its default is 300,000.
-
-Of 300 to 30,000 it was about as fast as the default on quiet cores, and faster beside other work
-(`benchmarks/busy.py`).
-"""
+from .._system import SPIN, loaded_openmp, openmp_was_late
 
 SPIN_MICROSECONDS = 50
 """Time that a thread of ONNX Runtime spins before it sleeps; its own default is milliseconds."""
@@ -29,12 +24,7 @@ SPIN_MICROSECONDS = 50
 _BRIEFLY = 30_000  # rounds: half a millisecond
 _ALLOW, _LIMIT = "session.intra_op.allow_spinning", "session.intra_op.spin_duration_us"
 
-_VARIABLES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"
-"""What decides how OpenMP's threads wait, the strongest first."""
-
 _OURS, _LATE = "tinylora-edge", "the library, which was loaded before tinylora-edge"
-
-_state = {"late": False}  # whether libgomp had read its variables before anybody could set them
 
 
 @dataclass(frozen=True)
@@ -57,25 +47,12 @@ class Waiting:
     set_by: str
 
 
-def set_waiting() -> None:
-    """Let OpenMP's threads spin briefly, in libraries that are loaded from now on.
-
-    Nothing is done where the user has decided, or where it is too late.
-    """
-    if any(name in os.environ for name in _VARIABLES):
-        return
-    if _loaded() in ("libgomp", "libomp", "libiomp5"):
-        _state["late"] = True
-    else:
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN)
-
-
 def llama_waiting() -> Waiting:
     """Return how llama.cpp's threads wait in this process."""
-    library = _loaded()
+    library = loaded_openmp() or "ggml"
     if library == "ggml":
         return Waiting(library, "spin", None, "the library")
-    if _state["late"]:
+    if openmp_was_late():
         return Waiting(library, "spin", None, _LATE)
     rounds = os.environ.get("GOMP_SPINCOUNT", "")
     if library == "libgomp" and rounds:
@@ -103,16 +80,3 @@ def onnx_waiting(session_options: Mapping[str, Any] | None = None) -> Waiting:
 def onnx_options() -> dict[str, str]:
     """Return the options of a session that let ONNX Runtime's threads spin briefly."""
     return {_LIMIT: str(SPIN_MICROSECONDS)}
-
-
-def _loaded() -> str:
-    """Return which OpenMP this process has loaded; `ggml` for none, or where the system does not tell."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            names = {Path(line.split(maxsplit=5)[-1].strip()).name for line in maps if ".so" in line}
-    except OSError:
-        return "ggml"
-    for library in ("libgomp", "libomp", "libiomp5"):
-        if any(name.startswith((f"{library}.", f"{library}-")) for name in names):
-            return library
-    return "ggml"

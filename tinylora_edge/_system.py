@@ -1,4 +1,4 @@
-"""The machine under this package, and the version that runs on it: whole writes, and cores."""
+"""The machine under this package, and the version that runs on it: whole writes, cores, waiting threads."""
 
 from __future__ import annotations
 
@@ -112,6 +112,47 @@ def locked(path: Path) -> Iterator[None]:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+SPIN = 10_000
+"""Rounds that libgomp spins before a thread sleeps, a tenth of a millisecond or so; its default is 300,000.
+
+Of 300 to 30,000 it was about as fast as the default on quiet cores, and faster beside other work
+(`benchmarks/busy.py`).
+"""
+
+OPENMP_VARIABLES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"
+"""Variables that decide how OpenMP's threads wait, the strongest first."""
+
+_late: set[str] = set()  # libraries that had read their variables before anybody could set them
+
+
+def set_waiting() -> None:
+    """Let OpenMP's threads spin briefly, in libraries that are loaded from now on (`runtime/threads.py`).
+
+    Nothing is done where the user has decided, or where it is too late.
+    """
+    if any(name in os.environ for name in OPENMP_VARIABLES):
+        return
+    if library := loaded_openmp():
+        _late.add(library)
+    else:
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN)
+
+
+def openmp_was_late() -> bool:
+    """Tell whether OpenMP was loaded before `set_waiting`, so that what its threads do is its own choice."""
+    return bool(_late)
+
+
+def loaded_openmp() -> str:
+    """Return which OpenMP this process has loaded; empty for none, or where the system does not tell."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            found = set(re.findall(r"/(libgomp|libomp|libiomp5)[.-][^/\n]*$", maps.read(), re.M))
+    except OSError:
+        return ""
+    return next((library for library in ("libgomp", "libomp", "libiomp5") if library in found), "")
 
 
 def sync_directory(path: Path) -> None:

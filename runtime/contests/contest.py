@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +12,10 @@ import numpy as np
 
 from ...errors import TinyLoraError, TrainError
 from ...tasks import Preamble, Sample, Task
-from ..evaluation import Comparison, Evaluation, bootstrap_interval, compare, evaluate
+from ..evaluation import Comparison, Evaluation, Report, Tally, bootstrap_interval, compare, evaluate
 from ..personal import Personal
 from .contestant import BASE, Contestant
 from .cost import TIMED_TOKENS, Clock, Cost
-
-Report = Callable[[dict[str, Any]], None]
-"""Called with `what`, the name of a contestant, and how many evaluations are `done` of how many in `all`."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ def contest(
         seed: of sampling and of the bootstrap.
         sequences: answers that are generated at the same time.
         n_threads: cores to use; by default all that the engine would take.
-        report: called after every contestant.
+        report: called as prompts are answered, `what` being the name of a contestant, or `times`.
 
     Raises:
         TrainError: two contestants have one name, a preamble does not fit the context or cannot stand before
@@ -179,17 +176,18 @@ def contest(
         models = _Models(llm, stack, max(map(max, lengths)) + most)
         for each in field:
             models.check(each.lora)
-        for number, (each, asked) in enumerate(zip(field, prompts, strict=True)):
-            report({"what": each.name, "done": number, "all": len(field)})
+        tally = Tally(report, len(field) * len(chosen))
+        for each, asked in zip(field, prompts, strict=True):
+            tally.begin(each.name)
             with models.answering(each.lora)._population(
                 asked, task.max_tokens, sequences=sequences, n_threads=n_threads
             ) as batch:
-                options: dict[str, Any] = {"temperature": temperature, "seed": seed}
+                options: dict[str, Any] = {"temperature": temperature, "seed": seed, "answered": tally}
                 found.append(
                     evaluate(batch, task, each.vector, samples=chosen, preamble=each.preamble, **options)
                 )
         if requests:
-            report({"what": "times", "done": len(field), "all": len(field)})
+            tally.begin("times")
             clocks = [
                 Clock(models.timed(each.lora), each, asked, most)
                 for each, asked in zip(field, prompts, strict=True)

@@ -24,9 +24,9 @@ from ...tasks.candidates import (
     load_candidates,
     validation_prompts,
 )
-from ..evaluation import Evaluation, evaluate
+from ..evaluation import Evaluation, Report, evaluate
 from ..personal import Personal
-from .contest import Report, fitting
+from .contest import fitting
 
 EXAMPLES: tuple[int, ...] = (0, 1, 2, 4, 8)
 """Numbers of worked examples that a search tries."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -33,19 +33,27 @@ class Batch(TokenBatch):
         max_tokens: int,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
+        answered: Callable[[int], None] = lambda count: None,
     ) -> list[Completion]:
         """Answer the prompt of every sample once, as texts.
 
         Args:
             samples: whose prompts are answered.
             max_tokens, temperature, seed: as for `generate`.
+            answered: called with how many more prompts are answered, in a thread of the batch.
 
         Raises:
             VectorError: as for `generate` and `encode`.
         """
         with self._computing():
             tokens = self._prompts(samples)
-            found = self.generate(tokens, max_tokens=max_tokens, temperature=temperature, seed=seed)
+            found = self.generate(
+                tokens,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                ended=lambda: answered(1),
+            )
             return [self._completion(generation) for generation in found]
 
     def answer_each(

@@ -71,6 +71,7 @@ class Job:
         max_tokens: of each sample.
         temperature: of sampling; 0 takes the most likely token.
         uniform: float64 [prompts of the call, samples, max_tokens], in [0, 1): what decides each draw.
+        ended: called whenever a sequence has ended, in the lane's thread.
     """
 
     prompts: Sequence[tuple[int, Sequence[int]]]
@@ -78,6 +79,7 @@ class Job:
     max_tokens: int
     temperature: float
     uniform: NDArray[np.float64]
+    ended: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ class Lane:
             done[run.prompt, run.sample] = Generation(run.prompt, tokens, logprobs, ended, run.exploded)
             llama_cpp.llama_memory_seq_rm(self._memory, _FIRST + slot, -1, -1)
             cells.give(place[run.prompt])
+            job.ended()
             return None
 
         while True:

@@ -132,6 +132,7 @@ class TokenBatch:
         max_tokens: int,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
+        ended: Callable[[], None] = lambda: None,
     ) -> list[Generation]:
         """Continue every prompt `samples` times.
 
@@ -142,6 +143,7 @@ class TokenBatch:
             temperature: of sampling from the full distribution; 0 takes the most likely token.
             seed: of the random numbers. Every sequence has its own, whatever runs beside it: the result
                 is deterministic on one machine and build, and two vectors draw with the same numbers.
+            ended: called whenever a sequence has ended, in a thread of the batch.
 
         Returns:
             len(prompts) * samples generations, those of one prompt together, in order. Where the vector is so
@@ -152,7 +154,9 @@ class TokenBatch:
             TinyLoraError: the batch is closed, or is closed while it generates.
         """
         with self._computing():
-            return self._generate(prompts, samples, max_tokens, temperature, seed) if prompts else []
+            if not prompts:
+                return []
+            return self._generate(prompts, samples, max_tokens, temperature, seed, ended)
 
     def _generate(
         self,
@@ -161,6 +165,7 @@ class TokenBatch:
         max_tokens: int,
         temperature: float,
         seed: int | Sequence[int],
+        ended: Callable[[], None],
     ) -> list[Generation]:
         self._check(prompts, max_tokens)
         shape = len(prompts), samples, max_tokens
@@ -173,7 +178,7 @@ class TokenBatch:
             ]
         else:
             parts = [(numbered, part) for part in split(samples, lanes) if part]
-        jobs = [Job(chosen, part, max_tokens, temperature, uniform) for chosen, part in parts]
+        jobs = [Job(chosen, part, max_tokens, temperature, uniform, ended) for chosen, part in parts]
         done: dict[tuple[int, int], Generation] = {}
         for found in self._run(Lane.run, jobs):
             done |= found

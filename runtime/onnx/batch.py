@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,7 +92,13 @@ class OnnxBatch:
         self._vector = vector
 
     def answer(
-        self, samples: Sequence[Sample], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        answered: Callable[[int], None] = lambda count: None,
     ) -> list[Completion]:
         """Answer the prompt of every sample once.
 
@@ -101,15 +107,14 @@ class OnnxBatch:
             max_tokens: longest answer, in tokens.
             temperature: of sampling from the full distribution; 0 takes the most likely token.
             seed: of the random numbers; two vectors draw with the same ones.
+            answered: called with how many more prompts are answered, whenever some that ran together are.
 
         Raises:
             VectorError: the chat template does not render the messages.
             TinyLoraError: a prompt is empty, or leaves no room in the context; the batch or the model is
                 closed.
         """
-        (answers,) = self.answer_each(
-            [self._vector], samples, max_tokens=max_tokens, temperature=temperature, seed=seed
-        )
+        (answers,) = self._answer_each([self._vector], samples, max_tokens, temperature, seed, answered)
         return answers
 
     def answer_each(
@@ -139,6 +144,17 @@ class OnnxBatch:
             TinyLoraError: a prompt is empty, or leaves no room in the context; the batch or the model is
                 closed.
         """
+        return self._answer_each(vectors, samples, max_tokens, temperature, seed, lambda rows: None)
+
+    def _answer_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        max_tokens: int,
+        temperature: float,
+        seed: int | Sequence[int],
+        answered: Callable[[int], None],
+    ) -> list[list[Completion]]:
         self._check_open()
         tokens = [self.encode(sample) for sample in samples]
         # Little to pad, and the rows of one prompt side by side.
@@ -158,6 +174,7 @@ class OnnxBatch:
                 ended = row.finish_reason == "stop"
                 found[vector, i] = Completion(row.text, ended, len(row.tokens) + ended, row.exploded)
                 self._evaluated += len(tokens[i]) + len(row.tokens)
+            answered(len(part))
         return [[found[vector, i] for i in range(len(samples))] for vector in range(len(vectors))]
 
     def draw(

@@ -105,7 +105,7 @@ def evaluate(
       tinylora-edge eval out/demo --task list-lookup --against best-prompt --save-preamble prompt.json
     """
     from ....runtime import measure_drift
-    from ....runtime.evaluation import compare
+    from ....runtime.evaluation import Tally, compare
     from ....runtime.evaluation import evaluate as measure
     from ....tasks import load_task
 
@@ -141,23 +141,27 @@ def evaluate(
         facts = {"task": loaded.name, "split": split, "temperature": temperature}
         _report_contest(facts, samples, found, searched, away, show=show, as_json=as_json)
         return
-    with (
-        console.working("loading the model") as now,
-        _loaded(bundle, engine, policy) as llm,
-        llm._population(samples, loaded.max_tokens, sequences=32, n_threads=None) as batch,
-    ):
+    with ExitStack() as stack:
+        with console.working("loading the model"):
+            llm = stack.enter_context(_loaded(bundle, engine, policy))
+            batch: Any = stack.enter_context(
+                llm._population(samples, loaded.max_tokens, sequences=32, n_threads=None)
+            )
         checked = None if data is None else policy.check(data, llm.basis, stream=stream)
+        with progress() as report:
+            tally = Tally(report, len(samples) * (1 if checked is None else 2))
 
-        def run(chosen: Any, who: str) -> Evaluation:
-            now(f"{who} answers {console.counted(len(samples), 'prompt')}")
-            return measure(batch, loaded, chosen, samples=samples, temperature=temperature, seed=seed)
+            def run(chosen: Any, who: str) -> Evaluation:
+                tally.begin(f"{who} answers")
+                options: dict[str, Any] = {"temperature": temperature, "seed": seed, "answered": tally}
+                return measure(batch, loaded, chosen, samples=samples, **options)
 
-        base = run(None, "the base")
-        personalized = None if checked is None else run(checked, "the vector")
+            base = run(None, "the base")
+            personalized = None if checked is None else run(checked, "the vector")
         away = None
         if drift:
-            now(_DRIFT)
-            away = measure_drift(llm, checked, seed=seed)
+            with console.working(_DRIFT):
+                away = measure_drift(llm, checked, seed=seed)
     comparison = None if personalized is None else compare(base, personalized)
     if as_json:
         record: dict[str, Any] = {"task": loaded.name, "split": split, "temperature": temperature}

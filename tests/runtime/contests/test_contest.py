@@ -38,7 +38,14 @@ def test_answers_are_those_of_single_requests(
     with llm.using(before):
         found = contest(llm, task, field, requests=1, report=events.append, **ONE)
         assert llm.vector == before
-    assert [event["what"] for event in events] == ["base", *(each.name for each in field), "times"]
+    assert list(dict.fromkeys(event["what"] for event in events)) == [
+        "base",
+        *(each.name for each in field),
+        "times",
+    ]
+    total = len(task.held_out) * (1 + len(field))
+    counts = [(event["done"], event["all"]) for event in events]
+    assert list(dict.fromkeys(counts)) == [(done, total) for done in range(total + 1)], "a prompt at a time"
     for standing in found.standings:
         each = standing.contestant
         options = {"lora_path": None if each.lora is None else str(each.lora)}

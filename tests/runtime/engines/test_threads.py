@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tinylora_edge import _system
 from tinylora_edge.runtime import threads
 
 LOADED = """
@@ -25,21 +26,24 @@ print(json.dumps(dataclasses.asdict(threads.llama_waiting())))
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which libraries are loaded")
 
 
-def waiting(before: str = "", **variables: str) -> dict[str, Any]:
+def waiting(before: str = "", script: str = LOADED, **variables: str) -> dict[str, Any]:
     """What a new process says of its threads, once llama.cpp is loaded."""
-    kept = {name: value for name, value in os.environ.items() if name not in threads._VARIABLES}
-    script = LOADED.format(before=before)
+    kept = {name: value for name, value in os.environ.items() if name not in _system.OPENMP_VARIABLES}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=kept | variables, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script.format(before=before)],
+        env=kept | variables,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    result: dict[str, Any] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if result["library"] != "libgomp":
         pytest.skip(f"llama.cpp was built with {result['library']}")
     return result
 
 
 def test_threads_spin_briefly_by_default() -> None:
-    expected = {"policy": "spin briefly", "spin": threads.SPIN, "set_by": "tinylora-edge"}
+    expected = {"policy": "spin briefly", "spin": _system.SPIN, "set_by": "tinylora-edge"}
     assert waiting() == {"library": "libgomp", **expected}
 
 
@@ -58,6 +62,40 @@ def test_a_library_that_was_loaded_before_is_said_to_spin() -> None:
     said = waiting("import ctypes, ctypes.util; ctypes.CDLL('libgomp.so.1')")
     assert (said["policy"], said["spin"]) == ("spin", None)
     assert "loaded before" in said["set_by"]
+
+
+FIRST = """
+import sys
+from tinylora_edge.cli import main
+sys.argv = ["tinylora-edge", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+print("tinylora_edge.runtime" in sys.modules)
+{before}
+import dataclasses, json
+from tinylora_edge.runtime import threads
+print(json.dumps(dataclasses.asdict(threads.llama_waiting())))
+"""
+
+
+def test_the_command_line_comes_before_any_openmp() -> None:
+    """What `train` and `learn` load first is PyTorch's libgomp, before the runtime could say anything."""
+    said = waiting("import torch", script=FIRST)
+    assert (said["policy"], said["set_by"]) == ("spin briefly", "tinylora-edge")
+    said = waiting("import llama_cpp", script=FIRST, GOMP_SPINCOUNT="300000")
+    assert (said["policy"], said["spin"], said["set_by"]) == ("spin", 300000, "GOMP_SPINCOUNT")
+
+
+def test_help_does_not_wait_for_the_runtime() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST.format(before="raise SystemExit")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_onnx_runtime_spins_briefly_unless_told_otherwise() -> None:

@@ -50,7 +50,9 @@ def test_answers_are_those_of_single_runs(llm: TinyLoraOnnx, samples: list[Sampl
     vector = None if user is None else onnx_bundles.vectors(onnx_bundles.tiny(), 2)[user]
     batch = OnnxBatch(llm, sequences=3)
     batch.swap(vector)
-    found = batch.answer(samples, max_tokens=LIMIT)
+    counts: list[int] = []
+    found = batch.answer(samples, max_tokens=LIMIT, answered=counts.append)
+    assert counts == [3, 3, 3]
     with llm.using(vector or MicroVector.zeros(llm.basis)):
         for sample, answer in zip(samples, found, strict=True):
             text = sample.text

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from ...runtime.evaluation import Answered
 from ...runtime.llama.batch import Batch, Generation
 from ...runtime.llama.lora import LoraImage, free
 from ...tasks import Completion, Sample
@@ -59,10 +60,18 @@ class LoraBatch:
         )
 
     def answer(
-        self, samples: Sequence[Sample], *, max_tokens: int, temperature: float, seed: int
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        answered: Answered = lambda count: None,
     ) -> list[Completion]:
         """Answer the prompt of every sample once, as `Batch.answer` does."""
-        return self._batch.answer(samples, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return self._batch.answer(
+            samples, max_tokens=max_tokens, temperature=temperature, seed=seed, answered=answered
+        )
 
     def close(self) -> None:
         """Free the adapter; the batch stays, with the base alone."""

@@ -6,6 +6,7 @@ import json
 
 import models
 import pytest
+from invocation import on_a_terminal
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.tasks import BUILTIN
@@ -25,6 +26,13 @@ def tiny(tmp_path_factory):
     rows = [{"prompt": f"prompt {i}", "answer": f"answer {i}"} for i in range(160)]
     (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def test_eval_shows_how_many_prompts_are_answered(tiny, environment):
+    task = ("--task", tiny / "task.jsonl", "--reward", "regex('[a-z]')")
+    shown = on_a_terminal(environment, 80, "eval", tiny / "bundle", *task, "-n", "16", "--show", "0")
+    assert "the base answers" in shown
+    assert "16/16" in shown
 
 
 def test_train_then_eval(cli, tiny, tmp_path):
