@@ -26,13 +26,22 @@ class Decoder:
         model: a GGUF file for plain llama_cpp, or a bundle for `runtime.load`.
         threads: of llama.cpp.
         python: that runs it; the one of this process by default.
+        script: what it runs, with the model and the number of threads as arguments.
         variables: of its environment. Those that decide how threads wait are unset unless given.
     """
 
-    def __init__(self, model: Path, threads: int, *, python: str = sys.executable, **variables: str) -> None:
+    def __init__(
+        self,
+        model: Path,
+        threads: int,
+        *,
+        python: str = sys.executable,
+        script: str = __file__,
+        **variables: str,
+    ) -> None:
         kept = {name: value for name, value in os.environ.items() if name not in _VARIABLES}
         self._process = subprocess.Popen(
-            [python, __file__, str(model), str(threads)],
+            [python, script, str(model), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -40,11 +49,11 @@ class Decoder:
             text=True,
         )
 
-    def ask(self) -> dict[str, Any]:
-        """Return the seconds of one batch and of each of some single tokens."""
+    def ask(self, what: str = "") -> dict[str, Any]:
+        """Return the seconds of one batch and of each of some single tokens, or what the script measures."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
