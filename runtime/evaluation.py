@@ -166,6 +166,49 @@ class Population(Answerer, Protocol):
         """Return of each vector the log-probabilities of the answers' tokens: float32 [tokens of all]."""
 
 
+class Drawn(Protocol):
+    """A sequence that was generated."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """The token ids, with the end-of-sequence token where there was one: int32 [n]."""
+
+
+class Scorer(Population, Protocol):
+    """A population that also takes token ids, under the vector that it was swapped to: every engine's."""
+
+    @property
+    def lanes(self) -> int:
+        """Parts that each evaluate once what all prompts share; 0 where every sequence evaluates its own."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> Sequence[Drawn]:
+        """Continue every prompt once."""
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return the log-probabilities of given completions, or of k other tokens in the place of each."""
+
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
+    ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
+        """Return the likeliest tokens wherever one of a completion stands, and their log-probabilities."""
+
+    def close(self) -> None:
+        """Free what it has of its own; the model stays."""
+
+
 def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
     """Return the ratio of two sums, and its standard error as one over independent pairs of terms.
 

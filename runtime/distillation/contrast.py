@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...vector import MicroVector
-from ..llama.batch import Batch
+from ..evaluation import Scorer
 from .lesson import Lesson
 
 Array = NDArray[np.float64]
@@ -28,7 +28,7 @@ class Contrast:
     """The prompted model's distributions on its own answers, with which the bare model's are compared.
 
     Args:
-        batch: over the deployed model; it keeps the vector that was compared last.
+        batch: of the deployed model; it keeps the vector that was compared last.
         lesson: questions and answers.
 
     Attributes:
@@ -37,7 +37,7 @@ class Contrast:
             model without any vector, n being the length of the answer.
     """
 
-    def __init__(self, batch: Batch, lesson: Lesson) -> None:
+    def __init__(self, batch: Scorer, lesson: Lesson) -> None:
         self.lesson, self._batch = lesson, batch
         batch.swap(None)
         found = batch.likeliest(lists(lesson.told), [lists([a]) for a in lesson.answers], OUTCOMES)

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from ...errors import NotImprovedWarning, TrainError
+from ...tasks import Sample
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
-from ..llama.batch import Batch, cores
-from ..llama.lane import common_prefix
-from ..llama.model import TinyLoraLlama
-from ..llama.prompts import encode
-from ..personal import no_room
+from ..evaluation import Scorer
+from ..personal import Personal, no_room
 from ..tuning.state import Budget
 from .contrast import Contrast, lists
 from .fitting import Fit
@@ -67,7 +65,7 @@ class Distilled:
 
 
 def distill(
-    llm: TinyLoraLlama,
+    llm: Personal,
     messages: Messages,
     questions: Sequence[str],
     *,
@@ -89,7 +87,7 @@ def distill(
     found.
 
     Args:
-        llm: what `runtime.load` returned, running on llama.cpp.
+        llm: what `runtime.load` returned, on either engine.
         messages: the prompt: the text of a system message, chat messages (a system message, worked examples
             as turns) that the question follows, or a `tasks.behaviours.Behaviour`.
         questions: of the user's kind, at least 6 different ones, better 40.
@@ -103,21 +101,17 @@ def distill(
         temperature: of the answers.
         report: called with figures: of the plan, of every step, and of the end.
         sequences: that run at the same time.
-        n_threads: cores to use; by default all that this process may use.
+        n_threads: cores to use in llama.cpp; by default all that this process may use. ONNX Runtime's are
+            those that the model was loaded with.
 
     Raises:
-        TrainError: the model runs on another engine; the prompt is empty, ends with the user's turn, has no
-            room in the model's context, or changes nothing; too few questions, or some on both sides; the
-            budget is too small for one step (the message says what one takes).
+        TrainError: the prompt is empty, ends with the user's turn, has no room in the model's context, or
+            changes nothing; too few questions, or some on both sides; the budget is too small for one step
+            (the message says what one takes).
         VectorError: the model has no chat template.
         TinyLoraError: the engine has no memory for so many sequences.
     """
     began = time.monotonic()
-    if not isinstance(llm, TinyLoraLlama):
-        raise TrainError(
-            "distilling needs a llama.cpp model, which scores answers, and this is a "
-            f'{type(llm).__name__}: load it with engine="llama"'
-        )
     limit = Budget.of(budget)
     if max_tokens < 1 or not temperature > 0:
         raise TrainError(
@@ -127,14 +121,16 @@ def distill(
     prompted = _prompted(messages)
     asked, held = _sides(questions, held_out, seed)
     everything = [*asked, *(held or [])]
-    told = {q: encode(llm, prompted.messages(q)) for q in everything}
-    bare = {q: encode(llm, prompted.bare(q)) for q in everything}
-    longest, context = max(map(len, [*told.values(), *bare.values()])), llm._model.n_ctx_train()
+    samples = [[Sample(tuple(view(q))) for q in everything] for view in (prompted.messages, prompted.bare)]
+    told, bare = (
+        {q: np.array(llm._encode(s), np.int32) for q, s in zip(everything, view, strict=True)}
+        for view in samples
+    )
+    longest, context = max(map(len, [*told.values(), *bare.values()])), llm._room
     if longest + max_tokens > context:
         raise no_room(longest, max_tokens, context)
-    room = min(longest + max(max_tokens, SHOWN_TOKENS), context)
-    threads = n_threads or cores()
-    with Batch(llm, n_ctx_seq=room, sequences=sequences, n_threads=threads) as batch:
+    room = min(max(max_tokens, SHOWN_TOKENS), context - longest)
+    with llm._population([*samples[0], *samples[1]], room, sequences=sequences, n_threads=n_threads) as batch:
 
         def learn(chosen: Sequence[str], number: int) -> Contrast:
             """Have questions answered, and look at what the prompted model says on the way."""
@@ -170,7 +166,7 @@ def distill(
         fit = Fit(llm.basis, learn(deciding, 1), lambda figures: report({**figures, **meter.spent()}))
         contrasts = _fit(fit, pool, plan, costs, learn, lambda: meter.left() - end)
         vector = fit.vector()
-        replacement = measure(batch, prompted, held, check, before, vector, n_threads=threads)
+        replacement = measure(llm, batch, prompted, held, check, before, vector, n_threads=n_threads)
         timed = sum(map(len, [*check.lesson.told[:TIMED], *check.lesson.bare[:TIMED]]))
         found = Distilled(
             vector,
@@ -226,7 +222,7 @@ def _fit(
 class _Meter:
     """A count of what was spent, and of what is left, in tokens."""
 
-    def __init__(self, batch: Batch, budget: Budget, began: float) -> None:
+    def __init__(self, batch: Scorer, budget: Budget, began: float) -> None:
         self._batch, self._budget, self._began = batch, budget, began
         self._from = time.monotonic()  # what came before evaluated nothing
 
@@ -303,12 +299,19 @@ def _sides(
 
 
 def _costs(n: int, told: list[list[int]], bare: list[list[int]], *, lanes: int, answer: int) -> Costs:
-    shared = common_prefix(told), common_prefix(bare)
+    shared = [_common(rows) if lanes else 0 for rows in (told, bare)]
     tails = [
         float(np.mean([len(each) for each in rows])) - common
         for rows, common in zip((told, bare), shared, strict=True)
     ]
     return Costs(n, tails[0], tails[1], lanes * shared[0], lanes * shared[1], answer)
+
+
+def _common(rows: list[list[int]]) -> int:
+    """Return how many tokens all rows begin with, at least one short of the shortest."""
+    shortest = min(map(len, rows))
+    differs = (i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1)
+    return min(next(differs, shortest), shortest - 1) if len(rows) > 1 else 0
 
 
 def _too_small(limit: Budget, meter: _Meter, step: float, whole: float) -> TrainError:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from ...errors import TrainError
 from ...tasks import Sample
 from ...vector import MicroVector
-from ..evaluation import ratio
-from ..llama.batch import Batch
-from ..llama.protocols import Weights
-from .contrast import Contrast, lists
+from ..evaluation import Scorer, ratio
+from ..personal import Personal
+from .contrast import Contrast
 
 NOISE = 0.01
 """Nats a token: a prompt that changes less than this changes nothing. Quantized activations alone move the
@@ -114,6 +113,12 @@ class Replacement:
         )
 
 
+def samples_of(prompted: Prompted, questions: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
+    """Return what a model sees of each question, with the prompt and without."""
+    told = [Sample(tuple(prompted.messages(question))) for question in questions]
+    return told, [Sample(tuple(prompted.bare(question))) for question in questions]
+
+
 def divergence_before(contrast: Contrast) -> NDArray[np.float64]:
     """Return the divergences without any vector, of each question, in nats.
 
@@ -133,7 +138,8 @@ def divergence_before(contrast: Contrast) -> NDArray[np.float64]:
 
 
 def measure(
-    batch: Batch,
+    llm: Personal,
+    batch: Scorer,
     prompted: Prompted,
     questions: Sequence[str],
     contrast: Contrast,
@@ -145,7 +151,8 @@ def measure(
     """Measure what a vector holds of a prompt.
 
     Args:
-        batch: over the deployed model, with room for every prompt and `SHOWN_TOKENS` more.
+        llm: the deployed model.
+        batch: of it, with room for every prompt and `SHOWN_TOKENS` more.
         prompted: the prompt.
         questions: held-out ones.
         contrast: of the lesson that has these questions, in this order.
@@ -164,8 +171,7 @@ def measure(
             "there is nothing to measure"
         )
     shown = _side_by_side(batch, prompted, list(questions)[:SHOWN], vector)
-    told, bare = lists(lesson.told[:TIMED]), lists(lesson.bare[:TIMED])
-    told_s, bare_s = _first_tokens(batch.llm, told, bare, vector, n_threads)
+    told_s, bare_s = _first_tokens(llm, prompted, list(questions)[:TIMED], vector, n_threads)
     return Replacement(
         before,
         after,
@@ -179,21 +185,21 @@ def measure(
 
 
 def _side_by_side(
-    batch: Batch, prompted: Prompted, questions: Sequence[str], vector: MicroVector
+    batch: Scorer, prompted: Prompted, questions: Sequence[str], vector: MicroVector
 ) -> tuple[Shown, ...]:
-    bare = [Sample(tuple(prompted.bare(question))) for question in questions]
-    told = [Sample(tuple(prompted.messages(question))) for question in questions]
+    told, bare = samples_of(prompted, questions)
     rows = []
     for samples, active in ((bare, None), (told, None), (bare, vector)):
         batch.swap(active)
-        rows.append([answer.text for answer in batch.answer(samples, max_tokens=SHOWN_TOKENS)])
+        answers = batch.answer(samples, max_tokens=SHOWN_TOKENS, temperature=0.0, seed=0)
+        rows.append([answer.text for answer in answers])
     return tuple(Shown(*each) for each in zip(questions, *rows, strict=True))
 
 
 def _first_tokens(
-    llm: Weights,
-    told: Sequence[Sequence[int]],
-    bare: Sequence[Sequence[int]],
+    llm: Personal,
+    prompted: Prompted,
+    questions: Sequence[str],
     vector: MicroVector,
     n_threads: int | None,
 ) -> tuple[float, float]:
@@ -202,15 +208,17 @@ def _first_tokens(
     Nothing of a prompt is in the cache. The two take turns: whatever else the machine does meets both.
     """
     taken: list[tuple[float, float]] = []
-    with Batch(llm, n_ctx_seq=max(map(len, [*told, *bare])) + 1, sequences=1, n_threads=n_threads) as alone:
+    told, bare = samples_of(prompted, questions)
+    with llm._population([*told, *bare], 1, sequences=1, n_threads=n_threads) as alone:
         start = time.perf_counter()
-        alone.generate([bare[0]], max_tokens=1)  # the first use of a context takes longer
+        alone.generate([llm._encode(bare[0])], max_tokens=1)  # the first use of a context takes longer
         for pair in zip(told, bare, strict=True):
             times = []
             for prompt, active in zip(pair, (None, vector), strict=True):
                 alone.swap(active)
+                tokens = llm._encode(prompt)
                 began = time.perf_counter()
-                alone.generate([prompt], max_tokens=1)
+                alone.generate([tokens], max_tokens=1)
                 times.append(time.perf_counter() - began)
             taken.append((times[0], times[1]))
             if time.perf_counter() - start > _PATIENCE:

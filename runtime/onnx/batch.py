@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...basis import Basis
-from ...errors import TinyLoraError
+from ...errors import TinyLoraError, VectorError
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
-from .generate import Row
-from .sampling import Sampling
+from .generate import Read, Row
+from .sampling import Sampling, likeliest, logprobs
 
 
 class BatchModel(Protocol):
@@ -34,21 +35,37 @@ class BatchModel(Protocol):
     def _answer_rows(
         self,
         prompts: Sequence[Sequence[int]],
-        vectors: Sequence[MicroVector | None],
+        vectors: MicroVector | Sequence[MicroVector | None] | None,
         *,
         max_tokens: int,
         sampling: Sampling,
         draws: Sequence[int],
     ) -> list[Row]:
-        """Answer several prompts at once, each with its own vector; a row says whether it exploded."""
+        """Answer several prompts at once, each with its own vector or all with one."""
 
-    def score_batch(
+    def _read_rows(
         self,
         prompts: Sequence[Sequence[int]],
-        vectors: Sequence[MicroVector | None],
+        vectors: MicroVector | Sequence[MicroVector | None] | None,
         completions: Sequence[Sequence[int]],
-    ) -> list[NDArray[np.float32]]:
-        """Return the log-probabilities of given completions, each with its own vector."""
+        read: Read,
+    ) -> list[list[Any]]:
+        """Return for each prompt what is read wherever a token of its completion stands."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sequence that was generated.
+
+    Attributes:
+        tokens: int32 [n], with the end-of-sequence token where there was one.
+        ended: it ended by itself, within the limit.
+        exploded: it ended where the logits were no longer finite, because the vector is too large.
+    """
+
+    tokens: NDArray[np.int32]
+    ended: bool
+    exploded: bool
 
 
 class OnnxBatch:
@@ -57,7 +74,12 @@ class OnnxBatch:
     Args:
         llm: a loaded model. Its own vector is left alone.
         sequences: how many run at the same time, each padded to the longest of them.
+
+    Attributes:
+        lanes: 0, for nothing that prompts share is evaluated once for several of them.
     """
+
+    lanes = 0
 
     def __init__(self, llm: BatchModel, *, sequences: int = 16) -> None:
         self.llm = llm
@@ -191,19 +213,7 @@ class OnnxBatch:
         """
         self._check_open()
         tokens = [self.encode(sample) for sample in samples]
-        found: list[NDArray[np.int32]] = []
-        for start in range(0, len(tokens), self._sequences):
-            part = tokens[start : start + self._sequences]
-            answers = self.llm._answer_rows(
-                part,
-                [vector] * len(part),
-                max_tokens=max_tokens,
-                sampling=_sampling(1.0, seed),
-                draws=range(start, start + len(part)),
-            )
-            found += [row.tokens for row in answers]
-        self._evaluated += sum(map(len, tokens)) + sum(map(len, found))
-        return found
+        return [row.tokens for row in self._continue(tokens, vector, max_tokens, _sampling(1.0, seed))]
 
     def score_each(
         self,
@@ -221,18 +231,148 @@ class OnnxBatch:
         """
         self._check_open()
         tokens = [self.encode(sample) for sample in samples]
-        given = [answer.tolist() for answer in answers]
-        rows = [(vector, i) for vector in range(len(vectors)) for i in range(len(tokens))]
-        found: list[list[NDArray[np.float32]]] = [[] for _ in vectors]
-        for start in range(0, len(rows), self._sequences):
-            part = rows[start : start + self._sequences]
-            scored = self.llm.score_batch(
-                [tokens[i] for _, i in part], [vectors[v] for v, _ in part], [given[i] for _, i in part]
+        count = len(tokens)
+        read = self._read(
+            tokens * len(vectors),
+            [vector for vector in vectors for _ in range(count)],
+            [answer.tolist() for answer in answers] * len(vectors),
+            lambda i, at, logits: logprobs(logits, answers[i % count][at]),
+        )
+        rows = [_whole(found, answers[i % count]) for i, found in enumerate(read)]
+        return [np.concatenate(rows[v * count : (v + 1) * count]) for v in range(len(vectors))]
+
+    # Token sequences under the batch's own vector
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Drawn]:
+        """Continue every prompt once.
+
+        Args:
+            prompts: token ids.
+            max_tokens, temperature, seed: as for `answer`, as are the errors.
+        """
+        self._check_open()
+        rows = self._continue(prompts, self._vector, max_tokens, _sampling(temperature, seed))
+        ends = [[] if row.end is None else [row.end] for row in rows]
+        return [
+            Drawn(np.append(row.tokens, end).astype(np.int32), bool(end), row.exploded)
+            for row, end in zip(rows, ends, strict=True)
+        ]
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return the log-probabilities of given completions, or of other tokens in their places.
+
+        Args:
+            prompts: token ids.
+            completions: for each prompt the token ids of its completions.
+            among: for each prompt, for each of its completions int32 [n, k]: score these tokens in the place
+                of the completion's own, k of them wherever one of its tokens stands.
+
+        Returns:
+            For each prompt, for each of its completions: float32 [n], natural logarithms; with `among`
+            float32 [n, k]. NaN from where the logits are not finite: the vector is too large.
+
+        Raises:
+            VectorError: a completion is empty; as many lists of completions as prompts are needed, and of
+                `among` as many rows as tokens.
+            TinyLoraError: as for `answer`.
+        """
+        own = [[np.array(tokens, np.int32) for tokens in each] for each in completions]
+        wanted = own if among is None else among
+        if [list(map(len, each)) for each in wanted] != [list(map(len, each)) for each in own]:
+            raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
+        flat = [tokens for each in wanted for tokens in each]
+        found = self._read_all(prompts, completions, lambda i, at, logits: logprobs(logits, flat[i][at]))
+        rows = map(_whole, found, flat)
+        return [[next(rows) for _ in each] for each in completions]
+
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
+    ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
+        """Return which tokens are the likeliest wherever a token of a given completion stands.
+
+        Args:
+            prompts, completions: as for `score`.
+            count: tokens a place, at most those of the vocabulary.
+
+        Returns:
+            For each prompt, for each of its completions: the tokens, int32 [n, count], and their
+            log-probabilities, float32 [n, count]. NaN from where the logits are not finite.
+
+        Raises:
+            VectorError, TinyLoraError: as for `score`.
+        """
+
+        def read(_: int, __: int, logits: NDArray[np.float32]) -> Any:
+            tokens = likeliest(logits, count).astype(np.int32)
+            return tokens, logprobs(logits, tokens)
+
+        found = iter(self._read_all(prompts, completions, read))
+        return [[_pairs(next(found), len(tokens), count) for tokens in each] for each in completions]
+
+    def _continue(
+        self, prompts: Sequence[Sequence[int]], vector: MicroVector | None, max_tokens: int, how: Sampling
+    ) -> list[Row]:
+        found: list[Row] = []
+        for start in range(0, len(prompts), self._sequences):
+            part = prompts[start : start + self._sequences]
+            found += self.llm._answer_rows(
+                part,
+                vector,
+                max_tokens=max_tokens,
+                sampling=how,
+                draws=range(start, start + len(part)),
             )
-            for (vector, i), row in zip(part, scored, strict=True):
-                found[vector].append(row)
-                self._evaluated += len(tokens[i]) + len(row)
-        return [np.concatenate(each) for each in found]
+        self._evaluated += sum(map(len, prompts)) + sum(len(row.tokens) for row in found)
+        return found
+
+    def _read_all(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], read: Read
+    ) -> list[list[Any]]:
+        if len(completions) != len(prompts):
+            raise VectorError(
+                f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
+            )
+        pairs = [(p, tokens) for p, each in enumerate(completions) for tokens in each]
+        for p, tokens in pairs:
+            if not len(tokens):
+                raise VectorError(f"a completion of prompt {p} is empty")
+        return self._read([prompts[p] for p, _ in pairs], self._vector, [tokens for _, tokens in pairs], read)
+
+    def _read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        vectors: MicroVector | Sequence[MicroVector | None] | None,
+        completions: Sequence[Sequence[int]],
+        read: Read,
+    ) -> list[list[Any]]:
+        """Evaluate completions, some at a time, those of alike prompts together: little to pad."""
+        self._check_open()
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        found: dict[int, list[Any]] = {}
+        for start in range(0, len(order), self._sequences):
+            part = order[start : start + self._sequences]
+            rows = self.llm._read_rows(
+                [prompts[i] for i in part],
+                [vectors[i] for i in part] if isinstance(vectors, Sequence) else vectors,
+                [completions[i] for i in part],
+                lambda row, at, logits, part=part: read(part[row], at, logits),  # type: ignore[misc]
+            )
+            found.update(zip(part, rows, strict=True))
+            self._evaluated += sum(len(prompts[i]) + len(completions[i]) for i in part)
+        return [found[i] for i in range(len(prompts))]
 
     @property
     def evaluated(self) -> int:
@@ -252,6 +392,22 @@ class OnnxBatch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _whole(found: Sequence[Any], tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Return what was read at each token, NaN where nothing was: float32, shaped as the tokens."""
+    result = np.full(tokens.shape, np.nan, np.float32)
+    if found:
+        result[: len(found)] = np.array(found, np.float32)
+    return result
+
+
+def _pairs(found: Sequence[Any], length: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    width = len(found[0][0]) if found else count
+    tokens = np.zeros((length, width), np.int32)
+    if found:
+        tokens[: len(found)] = np.array([each for each, _ in found])
+    return tokens, _whole([values for _, values in found], tokens)
 
 
 def _sampling(temperature: float, seed: int | Sequence[int]) -> Sampling:

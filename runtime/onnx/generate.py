@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,10 @@ from .genai import GenaiModel
 from .generator import Feed, append_prompt, new_generator
 from .rows import Rows
 from .sampling import Sampler, Sampling
+
+Read = Callable[[int, int, NDArray[np.float32]], Any]
+"""Numbers of a prompt and of a token of its completion, and the logits that decide that token, float32
+[vocabulary] -> what is to be known of them."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Row:
         vector: the one that it was generated with; None for the base.
         exploded: it ended where the logits of its row were no longer finite, because its vector is too large
             for the model.
+        end: the end-of-sequence token that ended it; None where none did.
     """
 
     text: str
@@ -34,6 +41,7 @@ class Row:
     finish_reason: str
     vector: MicroVector | None
     exploded: bool = False
+    end: int | None = None
 
 
 def generate_batch(
@@ -61,32 +69,36 @@ def generate_batch(
     found = _run(model, basis, prompts, rows, samplers, max_tokens)
     vectors = rows.vectors * len(prompts) if len(rows) == 1 else rows.vectors
     return [
-        Row(model.decode(end.tokens), np.array(end.tokens, np.int32), end.reason, vector, end.exploded)
-        for vector, end in zip(vectors, (found[i] for i in range(len(prompts))), strict=True)
+        Row(
+            model.decode(each.tokens),
+            np.array(each.tokens, np.int32),
+            each.reason,
+            vector,
+            each.exploded,
+            each.end,
+        )
+        for vector, each in zip(vectors, (found[i] for i in range(len(prompts))), strict=True)
     ]
 
 
-def score_batch(
+def read_batch(
     model: GenaiModel,
     basis: Basis,
     prompts: Sequence[Sequence[int]],
     rows: Rows,
     completions: Sequence[Sequence[int]],
-) -> list[NDArray[np.float32]]:
-    """Return the log-probabilities of given completions: for each prompt float32 [tokens of its own].
+    read: Read,
+) -> list[list[Any]]:
+    """Return what is read wherever a token of a given completion stands: for each prompt a list, in order.
 
-    Arguments are those of `generate_batch`; completions may be empty. NaN from where a row's logits are not
-    finite: its vector is too large for the model.
+    Arguments are those of `generate_batch`; completions may be empty. A list is shorter than its completion
+    where the logits of the row are not finite from there on: its vector is too large for the model.
     """
     longest = max(map(len, completions), default=0)
-    if not longest:
-        return [np.zeros(0, np.float32) for _ in completions]
-    followers = {i: _Follower(completion) for i, completion in enumerate(completions)}
-    _run(model, basis, prompts, rows, followers, longest)
-    scored = [np.full(len(completion), np.nan, np.float32) for completion in completions]
-    for i, row in enumerate(scored):
-        row[: len(followers[i].logprobs)] = followers[i].logprobs
-    return scored
+    followers = {i: _Follower(tokens, partial(read, i)) for i, tokens in enumerate(completions)}
+    if longest:
+        _run(model, basis, prompts, rows, followers, longest)
+    return [follower.found for follower in followers.values()]
 
 
 @dataclass
@@ -94,8 +106,13 @@ class _Sequence:
     """A sequence that is generated: its tokens so far, and how it ended."""
 
     tokens: list[int] = field(default_factory=list)
-    ended: bool = False
+    end: int | None = None
     exploded: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self.end is not None
 
     @property
     def over(self) -> bool:
@@ -109,19 +126,17 @@ class _Sequence:
 
 
 class _Follower:
-    """A sampler that draws nothing: it takes given tokens, and notes how likely each was."""
+    """A sampler that draws nothing: it takes given tokens, and notes what is read at each."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self._tokens = tokens
-        self.logprobs: list[float] = []
+    def __init__(self, tokens: Sequence[int], read: Callable[[int, NDArray[np.float32]], Any]) -> None:
+        self._tokens, self._read = tokens, read
+        self.found: list[Any] = []
 
     def __call__(self, logits: NDArray[np.float32], before: Sequence[int]) -> int:
         """Return the next token, and once they are used up any."""
-        if (at := len(self.logprobs)) == len(self._tokens):
+        if (at := len(self.found)) == len(self._tokens):
             return 0
-        exact = logits.astype(np.float64)
-        top = exact.max()
-        self.logprobs.append(float(exact[self._tokens[at]] - top - np.log(np.exp(exact - top).sum())))
+        self.found.append(self._read(at, logits))
         return int(self._tokens[at])
 
 
@@ -212,7 +227,7 @@ class _RowGroup:
                 if row.over:
                     continue
                 if token in self._eos:
-                    row.ended = True
+                    row.end = token
                 else:
                     row.tokens.append(token)
         return found

@@ -8,9 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
-from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
 from ...tasks import Sample
@@ -22,7 +20,7 @@ from .bundle import OnnxBundle
 from .completion import CompletionWriter, chunks_of, steps_of
 from .decoder import Decoder
 from .genai import GenaiModel, Messages, as_list
-from .generate import Row, generate_batch, score_batch
+from .generate import Read, Row, generate_batch, read_batch
 from .generator import Feed, PersonalGenerator
 from .pool.scheduler import OnnxScheduler
 from .rows import rows
@@ -333,24 +331,16 @@ class TinyLoraOnnx(Personal):
                 self._model, self.basis, tokens, checked, sampling, max_tokens, draws or range(len(tokens))
             )
 
-    def score_batch(
+    def _read_rows(
         self,
         prompts: Sequence[Sequence[int]],
-        vectors: Sequence[MicroVector | None],
+        vectors: MicroVector | Sequence[MicroVector | None] | None,
         completions: Sequence[Sequence[int]],
-    ) -> list[NDArray[np.float32]]:
-        """Return the log-probabilities of given completions, each with the vector of its own user.
+        read: Read,
+    ) -> list[list[Any]]:
+        """Return for each prompt what is read wherever a token of its completion stands: `read_batch`.
 
-        The model's active vector neither counts nor changes.
-
-        Args:
-            prompts: token ids.
-            vectors: one for each prompt; None for the base.
-            completions: token ids, for each prompt those that follow it.
-
-        Returns:
-            For each prompt float32 [n], natural logarithms, one a token of its completion. NaN from where the
-            logits of its row are not finite: its vector is too large for the model.
+        Each has its own vector, or all have one; the model's active vector neither counts nor changes.
 
         Raises:
             VectorError: a vector does not fit the basis.
@@ -359,7 +349,7 @@ class TinyLoraOnnx(Personal):
         self._model.check_open()
         with self._gate.call():
             checked = rows(vectors, self.basis, self.policy, batch=len(prompts))
-            return score_batch(self._model, self.basis, prompts, checked, completions)
+            return read_batch(self._model, self.basis, prompts, checked, completions, read)
 
     def generator(self, **search_options: Any) -> PersonalGenerator:
         """Return an `onnxruntime_genai.Generator` with the active vector, for a loop of your own.

@@ -70,7 +70,7 @@ class Sampler:
             logits[recent] = np.where(seen > 0, seen / o.repeat_penalty, seen * o.repeat_penalty)
         if o.temperature <= 0:
             return int(logits.argmax())
-        order = _likeliest(logits, o.top_k)
+        order = likeliest(logits, o.top_k)
         chances = _softmax(logits[order].astype(np.float64))
         kept = int(np.searchsorted(chances.cumsum(), o.top_p)) + 1 if o.top_p < 1 else len(order)
         kept = min(kept, max(1, int((chances >= o.min_p * chances[0]).sum())))
@@ -78,7 +78,20 @@ class Sampler:
         return int(order[self._rng.choice(min(kept, len(order)), p=chances)])
 
 
-def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+def logprobs(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Return the log-probabilities of tokens under softmax(logits).
+
+    Args:
+        logits: float32 [vocabulary], finite.
+        tokens: int32, of any shape; that of the result.
+    """
+    exact = logits.astype(np.float64)
+    exact -= exact.max()
+    found: NDArray[np.float32] = (exact[tokens] - np.log(np.exp(exact).sum())).astype(np.float32)
+    return found
+
+
+def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Return the `count` likeliest tokens, or all where it is 0, in order."""
     if not 0 < count < logits.size:
         return np.argsort(-logits, kind="stable")

@@ -150,11 +150,11 @@ def test_there_is_no_drift_of_what_explodes(either: Personal) -> None:
     assert measure_drift(either, None, SAMPLES, n_threads=1, sequences=4).kl == 0
 
 
-def test_there_is_no_replacement_by_what_explodes(llm: TinyLoraLlama) -> None:
+def test_there_is_no_replacement_by_what_explodes(either: Personal) -> None:
     arrays = [np.array(tokens, np.int32) for tokens in TOKENS]
-    with Batch(llm, n_ctx_seq=64, sequences=8, n_threads=1) as batch:
+    with either._population([Sample("x" * 20, raw=True)], 40, sequences=8, n_threads=1) as batch:
         contrast = Contrast(batch, Lesson("prompt", arrays, arrays[::-1], [array[:2] for array in arrays]))
         before = contrast.divergences(None)
         with pytest.raises(TrainError, match="too large for the model"):
-            measure(batch, Behaviour("x", system="y"), ["q"] * 4, contrast, before, huge(llm), n_threads=1)
+            measure(either, batch, Behaviour("x", system="y"), ["q"] * 4, contrast, before, huge(either))
         assert np.array_equal(contrast.divergences(None), before)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
@@ -142,17 +141,6 @@ def test_what_cannot_be_distilled(
 def test_a_model_without_a_template(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> None:
     with load(tiny_bundle) as llm, pytest.raises(VectorError, match="no chat template"):
         runtime.distill(llm, SHOUT, QUESTIONS, budget="9ktokens", **QUICK)
-
-
-def test_onnx_is_refused() -> None:
-    bundle = onnx_bundles.without_template()
-    with (
-        runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as onnx,
-        pytest.raises(
-            TrainError, match=r'needs a llama.cpp model.* TinyLoraOnnx: load it with engine="llama"'
-        ),
-    ):
-        runtime.distill(onnx, SHOUT, QUESTIONS, budget="9ktokens")  # type: ignore[arg-type]
 
 
 ASKED = [

@@ -138,7 +138,7 @@ def distill(
         student = pool.submit(Student, model, found.basis).result()
         stack.callback(student.close)
         vector = MicroVector(pool.submit(_fit, student, found.basis, lesson, settings).result())
-        replacement = measure(batch, behaviour, held_out, contrast, before, vector, n_threads=workers)
+        replacement = measure(llm, batch, behaviour, held_out, contrast, before, vector, n_threads=workers)
     return Distilled(vector, replacement, time.monotonic() - began)
 
 
