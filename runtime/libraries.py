@@ -118,6 +118,18 @@ def import_llama_cpp() -> LlamaLibraries:
     return check_libraries(llama_cpp, found)
 
 
+def built_for_a_gpu() -> bool:
+    """Return whether llama.cpp computes layers on a GPU; where it does not, it ignores a wish for some.
+
+    Raises:
+        ModuleNotFoundError, TinyLoraError: as for `import_llama_cpp`.
+    """
+    import_llama_cpp()
+    import llama_cpp
+
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
 def check_libraries(llama_cpp: Any, found: LlamaLibraries | None) -> LlamaLibraries:
     """Compare the libraries that `llama_cpp` has loaded with its bindings; return them with their versions.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from . import completion
+from . import completion, console
 
 
 class Dtype(StrEnum):
@@ -54,6 +54,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 EngineOption = Annotated[
     EngineName | None, typer.Option(help="What runs it. [default: what BUNDLE has; llama where it has both]")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: the engine's]")
+]
+CoresOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Cores to use. [default: all]")]
+GpuLayersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers",
+        metavar="N",
+        min=-1,
+        help="Layers that llama.cpp computes on a GPU; -1 for all. [default: none]",
+    ),
 ]
 TaskOption = Annotated[
     str,
@@ -174,3 +187,39 @@ TodayOption = Annotated[
 PublishedStreamOption = Annotated[
     str, typer.Option("--stream", metavar="NAME", help="Which stream of vectors: one a user, or one for all.")
 ]
+
+
+def engine_options(engine: str, threads: int | None, gpu_layers: int | None) -> dict[str, Any]:
+    """Return what `runtime.load` takes for the options of an engine; nothing for what nobody asked for.
+
+    Args:
+        engine: that runs the model, `llama` or `onnx`.
+        threads: of the CPU.
+        gpu_layers: that llama.cpp computes on a GPU.
+
+    Raises:
+        CommandError: another engine has no such layers, or llama.cpp was built for no GPU and would ignore
+            the wish without a word.
+    """
+    options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
+    if engine == EngineName.llama and threads is not None:
+        options["n_threads_batch"] = threads
+    if gpu_layers is not None:
+        _check_gpu(engine, gpu_layers)
+        options["n_gpu_layers"] = gpu_layers
+    return options
+
+
+def _check_gpu(engine: str, layers: int) -> None:
+    if engine != EngineName.llama:
+        raise console.CommandError(
+            f"--gpu-layers {layers} is an option of llama.cpp, and {engine} runs this bundle: leave it out, "
+            "or choose --engine llama"
+        )
+    from ...runtime.libraries import built_for_a_gpu
+
+    if layers and not built_for_a_gpu():
+        raise console.CommandError(
+            f"--gpu-layers {layers}: the llama.cpp that is installed was built for no GPU. Leave it out, or "
+            "install a llama-cpp-python that was built for this one"
+        )

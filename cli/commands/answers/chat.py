@@ -19,12 +19,14 @@ from ...shared.nearest import nearest
 from ...shared.options import (
     BundleKeysOption,
     EngineOption,
+    GpuLayersOption,
     KeysOption,
     MacsOption,
     MarkStreamOption,
     MaxNormOption,
     RequireOption,
     StateOption,
+    ThreadsOption,
     TodayOption,
     TrustOption,
     VersionsOption,
@@ -37,7 +39,6 @@ from .generation import (
     SeedOption,
     SystemOption,
     TemperatureOption,
-    ThreadsOption,
     awaited,
     load,
     messages,
@@ -73,6 +74,7 @@ def chat(
     seed: SeedOption = 0,
     n_ctx: ContextOption = 2048,
     threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
     engine: EngineOption = None,
     system: SystemOption = None,
     keys: KeysOption = None,
@@ -110,7 +112,7 @@ def chat(
         today=today,
     )
     stream = keyfiles.stream_of(stream)
-    llm = load(bundle, vector, n_ctx, threads, engine, policy, stream)
+    llm = load(bundle, vector, n_ctx, threads, engine, policy, stream, gpu_layers)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     if interactive:

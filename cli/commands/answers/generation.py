@@ -11,7 +11,7 @@ import typer
 
 from .... import Policy, TinyLoraError
 from ...shared import console, vectors
-from ...shared.options import EngineName
+from ...shared.options import EngineName, engine_options
 
 if TYPE_CHECKING:
     from ....runtime import TinyLoraLlama, TinyLoraOnnx
@@ -28,9 +28,6 @@ TemperatureOption = Annotated[
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of the sampling.")]
 ContextOption = Annotated[
     int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: the engine's]")
 ]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message that comes first.")]
 
@@ -86,6 +83,7 @@ def load(
     chosen: EngineName | None,
     policy: Policy,
     stream: str,
+    gpu_layers: int | None = None,
 ) -> TinyLoraLlama | TinyLoraOnnx:
     """Return the model of a bundle, with a vector where one is named.
 
@@ -96,7 +94,7 @@ def load(
     """
     data = vectors.read(vector) if vector is not None else None
     with console.working("loading the model"):
-        return _load(bundle, data, n_ctx, threads, chosen, policy, stream)
+        return _load(bundle, data, n_ctx, threads, chosen, policy, stream, gpu_layers)
 
 
 def _load(
@@ -107,20 +105,18 @@ def _load(
     chosen: EngineName | None,
     policy: Policy,
     stream: str,
+    gpu_layers: int | None,
 ) -> TinyLoraLlama | TinyLoraOnnx:
     from .... import runtime
 
     engine = runtime.engine_of(bundle, chosen.value if chosen else None)
     options: dict[str, Any] = {"n_ctx": n_ctx, "policy": policy, "stream": stream}
-    if threads is not None:
-        options["n_threads"] = threads
+    options |= engine_options(engine, threads, gpu_layers)
     if engine == "onnx":
         onnx: TinyLoraOnnx = runtime.load(bundle, data, engine="onnx", **options)
         return onnx
     # llama.cpp rounds a context up to this, and llama-cpp-python then overruns its own buffers.
     n_ctx = options["n_ctx"] = -(-n_ctx // _CONTEXT_STEP) * _CONTEXT_STEP
-    if threads is not None:
-        options["n_threads_batch"] = threads
     try:
         llama: TinyLoraLlama = runtime.load(bundle, data, engine="llama", **options)
     except ValueError as error:

@@ -13,12 +13,14 @@ from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     BundleKeysOption,
     EngineOption,
+    GpuLayersOption,
     KeysOption,
     MacsOption,
     MarkStreamOption,
     MaxNormOption,
     RequireOption,
     StateOption,
+    ThreadsOption,
     TodayOption,
     TrustOption,
     VersionsOption,
@@ -31,7 +33,6 @@ from .generation import (
     SeedOption,
     SystemOption,
     TemperatureOption,
-    ThreadsOption,
     awaited,
     load,
     messages,
@@ -52,6 +53,7 @@ def run_prompt(
     seed: SeedOption = 0,
     n_ctx: ContextOption = 2048,
     threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
     engine: EngineOption = None,
     system: SystemOption = None,
     keys: KeysOption = None,
@@ -95,7 +97,7 @@ def run_prompt(
         versions=versions,
         today=today,
     )
-    llm = load(bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream))
+    llm = load(bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream), gpu_layers)
     if prompt == vectors.STREAM:
         prompt = sys.stdin.read()
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}

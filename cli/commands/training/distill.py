@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,23 @@ import typer
 
 from ....vector import FIRST_SEQUENCE
 from ...shared import console, vectors
-from ...shared.options import DriftOption, Dtype, DtypeOption, FrameOption, JsonOption, SequenceOption
+from ...shared.options import (
+    CoresOption,
+    DriftOption,
+    Dtype,
+    DtypeOption,
+    EngineName,
+    EngineOption,
+    FrameOption,
+    GpuLayersOption,
+    JsonOption,
+    SequenceOption,
+    engine_options,
+)
 from .figures import drift_beside, print_drift
 
 if TYPE_CHECKING:
-    from ....runtime import Replacement
+    from ....runtime import Replacement, TinyLoraLlama, TinyLoraOnnx
     from ....runtime.drift import Drift
     from ....tasks.behaviours import Behaviour
     from ....vector import MicroVector
@@ -72,9 +85,9 @@ def distill(
         Path | None,
         typer.Option(metavar="DIR", help="Hugging Face weights. [default: the bundle's, dequantized]"),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Cores to use. [default: all]")
-    ] = None,
+    engine: EngineOption = None,
+    threads: CoresOption = None,
+    gpu_layers: GpuLayersOption = None,
     dtype: DtypeOption = Dtype.fp32,
     sequence: SequenceOption = FIRST_SEQUENCE,
     drift: DriftOption = True,
@@ -102,18 +115,25 @@ def distill(
             raise typer.BadParameter(
                 "--on-device takes no gradients: its --budget decides how much it does", param_hint=name
             )
+    for name, wish in (("--engine", engine), ("--gpu-layers", gpu_layers)):
+        if wish is not None and not on_device:
+            raise typer.BadParameter(
+                "on a host PyTorch learns and llama.cpp answers: only --on-device has a choice",
+                param_hint=name,
+            )
     vectors.check_target(str(output), force=False)
+    load = partial(_loaded, bundle, engine, threads, gpu_layers)
     behaviour = Behaviour("own", system=system, examples=() if examples is None else load_examples(examples))
     own = None if questions is None else _read(questions)
     if on_device:
-        vector, replacement, figures = _on_device(bundle, behaviour, own, budget or _BUDGET, seed, threads)
+        vector, replacement, figures = _on_device(load, behaviour, own, budget or _BUDGET, seed, threads)
     else:
         options = {"steps": steps or _STEPS, "seed": seed}
         sides = _sides(questions, own, count or _COUNT)
         vector, replacement, figures = _on_host(bundle, behaviour, sides, options, weights, threads)
     data = replace(vector, dtype=dtype.value, sequence=sequence).to_bytes(vectors.find_basis(bundle))
     vectors.write(str(output), data)
-    away = _drift(bundle, vector, threads) if drift else None
+    away = _drift(load, vector, threads) if drift else None
     record: dict[str, Any] = {
         "file": str(output),
         "bytes": len(data),
@@ -155,7 +175,7 @@ def _on_host(
 
 
 def _on_device(
-    bundle: Path,
+    load: Callable[[], AbstractContextManager[TinyLoraLlama | TinyLoraOnnx]],
     behaviour: Behaviour,
     questions: list[str] | None,
     budget: str,
@@ -168,9 +188,7 @@ def _on_device(
     amount = runtime.Budget.of(budget)
     asked: list[str] = list(load_questions(split="learn")) if questions is None else questions
     held_out = list(load_questions(split="held_out"))[:_HELD_OUT] if questions is None else None
-    options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
-    # The answers are generated in contexts of their own.
-    with closing(runtime.load(bundle, engine="llama", n_ctx=64, **options)) as llm, _progress() as report:
+    with load() as llm, _progress() as report:
         found = runtime.distill(
             llm,
             behaviour,
@@ -235,15 +253,28 @@ def _report(record: dict[str, Any], replacement: Replacement, away: Drift | None
         )
 
 
-def _drift(bundle: Path, vector: MicroVector, threads: int | None) -> Drift | None:
+@contextmanager
+def _loaded(
+    bundle: Path, chosen: EngineName | None, threads: int | None, gpu_layers: int | None
+) -> Iterator[TinyLoraLlama | TinyLoraOnnx]:
+    """The deployed model; in llama.cpp the answers are generated in contexts of their own."""
     from .... import runtime
 
-    options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
-    with (
-        console.working("measuring the drift on general prompts"),
-        closing(runtime.load(bundle, engine="llama", n_ctx=64, **options)) as llm,
-    ):
-        return drift_beside(llm, vector, **options)
+    engine = runtime.engine_of(bundle, chosen.value if chosen else None)
+    options = engine_options(engine, threads, gpu_layers)
+    if engine == EngineName.llama:
+        options["n_ctx"] = 64
+    with closing(runtime.load(bundle, engine=engine, **options)) as llm:
+        yield llm
+
+
+def _drift(
+    load: Callable[[], AbstractContextManager[TinyLoraLlama | TinyLoraOnnx]],
+    vector: MicroVector,
+    threads: int | None,
+) -> Drift | None:
+    with console.working("measuring the drift on general prompts"), load() as llm:
+        return drift_beside(llm, vector, n_threads=threads)
 
 
 def _read(path: Path) -> list[str]:

@@ -15,13 +15,16 @@ from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     EngineName,
     EngineOption,
+    GpuLayersOption,
     JsonOption,
     KeysOption,
     MacsOption,
     MarkStreamOption,
     RewardOption,
     TaskOption,
+    ThreadsOption,
     TrustOption,
+    engine_options,
 )
 from .against import (
     Against,
@@ -65,6 +68,8 @@ def evaluate(
     temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of task and sampling.")] = 0,
     engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
     keys: KeysOption = None,
     macs: MacsOption = None,
     trust: TrustOption = None,
@@ -123,10 +128,10 @@ def evaluate(
     data = None if vector is None else vectors.read(str(vector))
     samples = loaded.held_out[:number]
     if wishes:
-        options = {"temperature": temperature, "seed": seed}
+        options = {"temperature": temperature, "seed": seed, "n_threads": threads}
         with ExitStack() as stack:
             with console.working("loading the model"):
-                llm = stack.enter_context(_loaded(bundle, engine, policy))
+                llm = stack.enter_context(_loaded(bundle, engine, policy, threads, gpu_layers))
             checked = None if data is None else policy.check(data, llm.basis, stream=stream)
             named = None
             if checked is not None and data is not None and vector is not None:
@@ -137,15 +142,15 @@ def evaluate(
             away = None
             if drift:
                 with console.working(_DRIFT):
-                    away = measure_drift(llm, checked, seed=seed)
+                    away = measure_drift(llm, checked, seed=seed, n_threads=threads)
         facts = {"task": loaded.name, "split": split, "temperature": temperature}
         _report_contest(facts, samples, found, searched, away, show=show, as_json=as_json)
         return
     with ExitStack() as stack:
         with console.working("loading the model"):
-            llm = stack.enter_context(_loaded(bundle, engine, policy))
+            llm = stack.enter_context(_loaded(bundle, engine, policy, threads, gpu_layers))
             batch: Any = stack.enter_context(
-                llm._population(samples, loaded.max_tokens, sequences=32, n_threads=None)
+                llm._population(samples, loaded.max_tokens, sequences=32, n_threads=threads)
             )
         checked = None if data is None else policy.check(data, llm.basis, stream=stream)
         with progress() as report:
@@ -161,7 +166,7 @@ def evaluate(
         away = None
         if drift:
             with console.working(_DRIFT):
-                away = measure_drift(llm, checked, seed=seed)
+                away = measure_drift(llm, checked, seed=seed, n_threads=threads)
     comparison = None if personalized is None else compare(base, personalized)
     if as_json:
         record: dict[str, Any] = {"task": loaded.name, "split": split, "temperature": temperature}
@@ -266,16 +271,18 @@ def _check_number(ctx: typer.Context, task: Task, number: int, split: str) -> No
 
 @contextmanager
 def _loaded(
-    bundle: Path, chosen: EngineName | None, policy: Policy
+    bundle: Path, chosen: EngineName | None, policy: Policy, threads: int | None, gpu_layers: int | None
 ) -> Iterator[TinyLoraLlama | TinyLoraOnnx]:
     """The deployed model; answers are generated in contexts of their own."""
     from .... import runtime
 
-    if runtime.engine_of(bundle, chosen.value if chosen else None) == EngineName.onnx:
-        with runtime.load(bundle, engine="onnx", policy=policy) as onnx:
+    engine = runtime.engine_of(bundle, chosen.value if chosen else None)
+    options = engine_options(engine, threads, gpu_layers)
+    if engine == EngineName.onnx:
+        with runtime.load(bundle, engine="onnx", policy=policy, **options) as onnx:
             yield onnx
         return
-    with closing(runtime.load(bundle, engine="llama", n_ctx=64, policy=policy)) as llama:
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, policy=policy, **options)) as llama:
         yield llama
 
 

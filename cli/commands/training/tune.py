@@ -20,11 +20,13 @@ from ....vector import FIRST_SEQUENCE
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     AnchorOption,
+    CoresOption,
     DriftOption,
     Dtype,
     DtypeOption,
     EngineOption,
     FrameOption,
+    GpuLayersOption,
     JsonOption,
     KeysOption,
     MacsOption,
@@ -32,6 +34,7 @@ from ...shared.options import (
     SequenceOption,
     TaskOption,
     TrustOption,
+    engine_options,
 )
 from .figures import drift_beside, print_drift, print_figures
 from .preambles import PreambleOption, ShownOption, SystemOption, behind, say_behind
@@ -70,9 +73,8 @@ def tune(
     sequences: Annotated[
         int, typer.Option(metavar="N", min=1, help="Answers that are generated at the same time.")
     ] = 32,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Cores to use. [default: all]")
-    ] = None,
+    threads: CoresOption = None,
+    gpu_layers: GpuLayersOption = None,
     dtype: DtypeOption = Dtype.fp32,
     sequence: SequenceOption = FIRST_SEQUENCE,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -106,8 +108,8 @@ def tune(
     _check_files(output, state, resume)
     loaded = load_task(task, reward=reward, seed=seed, max_tokens=max_tokens)
     loaded = behind(loaded, system, examples, preamble, seed)
-    options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
     chosen = runtime.engine_of(bundle, engine.value if engine else None)
+    options = engine_options(chosen, threads, gpu_layers)
     if chosen == "llama":
         options |= {"n_ctx": 64}  # the answers are generated in contexts of their own
     first = None if start is None else vectors.read(str(start))
