@@ -6,9 +6,10 @@
 """
 
 from .contrasts import Axis
-from .learning import FORMS, Learned, LearnSettings, learn, questions_of
+from .learning import Learned, learn, questions_of, take_slopes
 from .lessons import Lesson, prepare_lessons
 from .metric import Metric
+from .settings import FORMS, LearnSettings
 from .student import Fit, Slopes, Student
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "learn",
     "prepare_lessons",
     "questions_of",
+    "take_slopes",
 ]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,58 +31,15 @@ from ...runtime.llama.requantize import bf16_is_faster, bfloat16_copy
 from ...tasks.behaviours import Behaviour, Contrast, load_behaviours, load_questions
 from ...tying import tie
 from ..model import load_model
-from .contrasts import FEWEST, Axis, named_axes, question_slopes
+from .contrasts import Axis, named_axes, question_slopes
 from .device import find_device
 from .directions import Matrix, learned_directions, prior_of, tiled_directions
 from .lessons import Lesson, prepare_lessons
 from .metric import Metric
+from .settings import LearnSettings
 from .student import Slopes, Student
 
-FORMS: tuple[str, ...] = ("dense", "tiled")
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnSettings:
-    """The settings of learning a basis.
-
-    Attributes:
-        directions: n, how many numbers a vector has.
-        form: `dense` (each direction spans all modules, u = n), or `tiled` (one direction a tile of modules,
-            u = 1: a swap is n scales).
-        questions: asked of each behaviour.
-        max_tokens: of an answer.
-        axis_questions: asked of each behaviour of a named axis: an axis is one contrast, and no mean of many.
-        axis_tokens: of an answer to those.
-        temperature: of the answers.
-        seed: of questions, answers, and tokens that are drawn.
-    """
-
-    directions: int = 13
-    form: str = "dense"
-    questions: int = 8
-    max_tokens: int = 14
-    axis_questions: int = 16
-    axis_tokens: int = 32
-    temperature: float = 0.8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise TrainError(f"unknown form {self.form!r}: choose one of {', '.join(FORMS)}")
-        counts = (self.directions, self.questions, self.max_tokens)
-        if min(counts) < 1:
-            raise TrainError(f"directions, questions and max_tokens are at least 1, not {counts}")
-        if self.axis_questions < FEWEST or self.axis_tokens < 1:
-            raise TrainError(
-                f"an axis takes at least {FEWEST} questions, which show its noise, and 1 token, not "
-                f"{self.axis_questions} and {self.axis_tokens}"
-            )
-
-    @property
-    def of_axes(self) -> LearnSettings:
-        """The settings for the behaviours of named axes."""
-        return replace(self, questions=self.axis_questions, max_tokens=self.axis_tokens)
 
 
 @dataclass(frozen=True, repr=False)
@@ -160,13 +117,45 @@ def learn(
         OSError: the folder cannot be written.
     """
     settings = settings or LearnSettings()
-    found, folder = Bundle.find(bundle), Path(folder)
+    found = Bundle.find(bundle)
     chosen = list(load_behaviours(split="learn") if behaviours is None else behaviours)
     _check(found.basis, chosen, axes, settings)
-    place = find_device(device)
+    paths = take_slopes(
+        found,
+        folder,
+        chosen,
+        axes=axes,
+        settings=settings,
+        weights=weights,
+        dtype=dtype,
+        workers=workers,
+        device=device,
+        report=report,
+    )
+    return _assemble(found.basis, [each.name for each in chosen], axes, paths, settings)
+
+
+def take_slopes(
+    found: Bundle,
+    folder: str | PathLike[str],
+    behaviours: Sequence[Behaviour],
+    *,
+    axes: Sequence[Contrast] = (),
+    settings: LearnSettings,
+    weights: str | PathLike[str] | None = None,
+    dtype: str | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    report: Report = lambda figures: None,
+) -> list[Path]:
+    """Take the slopes of behaviours and of the sides of axes; return the file of each, in order.
+
+    Arguments and errors are those of `learn`. A file has the attributes of `Slopes` and is not taken again.
+    """
+    folder, place = Path(folder), find_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     general = load_questions(split="learn")
-    asked = [_Asked(each, questions_of(each, general, settings), settings, False) for each in chosen]
+    asked = [_Asked(each, questions_of(each, general, settings), settings, False) for each in behaviours]
     for axis in axes:
         # The sides are asked the same, so that they do not differ in their questions.
         asked += [
@@ -187,7 +176,7 @@ def learn(
                 {**figures, "of": len(paths), "done": len(paths) - len(missing) + figures["done"]}
             ),
         )
-    return _assemble(found.basis, [each.name for each in chosen], axes, paths, settings)
+    return paths
 
 
 def questions_of(
