@@ -4,7 +4,10 @@ Every choice of modules has 13 dense directions, which is the form of a learned 
 llama.cpp, one input of the graph in ONNX Runtime. What they cost does not depend on what the projections are,
 so they are random here. All contestants evaluate the same token ids with one thread, one at a time and by
 turns, and what counts is the time on a core (process time): other work on the machine makes a round longer,
-and not dearer. Shares are those of `directions.py`, of what 13 learned directions of all modules close.
+and not dearer. Where in memory a model's weights came to lie makes it up to a tenth faster or slower. So in
+llama.cpp every choice is compared with the same loaded model without its vector, and in ONNX Runtime, where
+the base is another graph, all are loaded several times. Shares are those of `directions.py`, of what 13
+learned directions of all modules close.
 """
 
 from __future__ import annotations
@@ -18,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
-import llama_cpp
 import numpy as np
 from _subjects import FOLDED, NORM, smollm2
 from onnx_decode import Model
 
 from tinylora_edge import Basis, MicroVector, runtime
-from tinylora_edge.exporters import export_onnx
+from tinylora_edge.exporters import export_gguf, export_onnx
 from tinylora_edge.exporters.onnx.builder import build
 from tinylora_edge.formats.onnx_adapter import basis_version, encode
 
 BASE, ALL = "base", "all"
+LLAMA, ONNX = "llama.cpp", "ONNX Runtime, int4"
 CHOICES: dict[str, tuple[str, ...]] = {
     ALL: (),
     "ffn_gate, ffn_up, ffn_down": ("ffn_*",),
@@ -40,7 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Names as in `directions.json`, and the modules of each, as `--targets` takes them."""
 KEPT = 0.9
-BOUNDS = {"llama.cpp": 0.03, "ONNX Runtime, int4": 0.06}
+BOUNDS = {LLAMA: 0.03, ONNX: 0.06}
 """Share of the gain that a choice would have to keep, and overhead that it might have, to be a preset."""
 
 Contestant = Callable[[], float]
@@ -64,8 +67,14 @@ def core_seconds(prompt: Callable[[], None], steps: Callable[[int], None], token
     return (time.process_time_ns() - start) / 1e9 / len(tokens)
 
 
-def in_llama(llm: llama_cpp.Llama, tokens: np.ndarray, prompt: int) -> Contestant:
+def in_llama(
+    llm: runtime.TinyLoraLlama, vector: MicroVector | None, tokens: np.ndarray, prompt: int
+) -> Contestant:
     def begin() -> None:
+        if vector is None:
+            llm.clear()
+        else:
+            llm.swap(vector)
         llm.reset()
         llm.eval(tokens[:prompt].tolist())
 
@@ -84,58 +93,74 @@ def in_onnx(model: Model, adapter: str | None, tokens: np.ndarray, prompt: int) 
     return run
 
 
-def export(folder: Path, names: list[str]) -> tuple[Path, dict[str, Basis]]:
-    """Write a bundle for both engines for each choice; return the base graph, and the bases."""
+def export(folder: Path, names: list[str], engines: list[str]) -> tuple[Path | None, dict[str, Basis]]:
+    """Write a bundle for each choice; return the base graph where one is needed, and the bases."""
+    if ONNX not in engines:
+        settings = {name: replace(FOLDED, targets=CHOICES[name]) for name in names}
+        made = [
+            export_gguf(smollm2(), folder / str(number), settings=settings[name])
+            for number, name in enumerate(names)
+        ]
+        return None, {name: each.basis for name, each in zip(names, made, strict=True)}
     work = folder / "work"
     work.mkdir()
     graph = build(smollm2(), work, "int4").folder
     bases = {}
     for number, name in enumerate(names):
-        settings = replace(FOLDED, targets=CHOICES[name])
-        made = export_onnx(smollm2(), folder / str(number), graph=graph, with_gguf=True, settings=settings)
-        bases[name] = made.basis
+        chosen = replace(FOLDED, targets=CHOICES[name])
+        report = export_onnx(smollm2(), folder / str(number), graph=graph, with_gguf=True, settings=chosen)
+        bases[name] = report.basis
     return graph, bases
 
 
-def llama_contestants(
+def in_llamas(
     folder: Path, bases: dict[str, Basis], tokens: np.ndarray, prompt: int
-) -> dict[str, Contestant]:
-    options: dict[str, Any] = {"n_threads": 1, "n_threads_batch": 1, "use_mmap": False, "verbose": False}
-    options["n_ctx"] = 256
-    made = {BASE: in_llama(llama_cpp.Llama(str(smollm2()), **options), tokens, prompt)}
+) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """Return contestants, and for each choice the name of what it is compared with."""
+    options: dict[str, Any] = {"n_threads": 1, "n_threads_batch": 1, "use_mmap": False, "n_ctx": 256}
+    made: dict[str, Contestant] = {}
     for number, (name, basis) in enumerate(bases.items()):
-        vector = MicroVector.random(basis, NORM)
-        llm = runtime.load(folder / str(number), vector, engine="llama", **options)
-        made[name] = in_llama(llm, tokens, prompt)
-    return made
+        llm = runtime.load(folder / str(number), engine="llama", **options)
+        for key, vector in ((name, MicroVector.random(basis, NORM)), (f"{name}, without", None)):
+            made[key] = in_llama(llm, vector, tokens, prompt)
+    return made, {name: f"{name}, without" for name in bases}
 
 
-def onnx_contestants(
-    folder: Path, graph: Path, bases: dict[str, Basis], tokens: np.ndarray, prompt: int
-) -> dict[str, Contestant]:
-    made = {BASE: in_onnx(Model(graph, 1), None, tokens, prompt)}
-    for number, (name, basis) in enumerate(bases.items()):
+def in_graphs(
+    folder: Path, graph: Path, bases: dict[str, Basis], tokens: np.ndarray, prompt: int, turn: int
+) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """Return contestants, loaded in another order each turn, and what they are compared with."""
+    made: dict[str, Contestant] = {}
+    names = [BASE, *bases]
+    for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        if name == BASE:
+            made[name] = in_onnx(Model(graph, 1), None, tokens, prompt)
+            continue
+        number = list(bases).index(name)
         path = folder / f"{number}.onnx_adapter"
-        values = MicroVector.random(basis, NORM).values.reshape(1, -1)
-        path.write_bytes(encode(values, 0, basis_version(basis)))
+        values = MicroVector.random(bases[name], NORM).values.reshape(1, -1)
+        path.write_bytes(encode(values, 0, basis_version(bases[name])))
         model = Model(folder / str(number) / "onnx", 1)
         model.load("v", path)
         made[name] = in_onnx(model, "v", tokens, prompt)
-    return made
+    return made, dict.fromkeys(bases, BASE)
 
 
-def overheads(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Return of each choice its overhead: the median of its ratios to the base in the same round, less 1."""
+def overheads(loads: list[dict[str, list[float]]], against: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Return of each choice its overhead: the median of its ratios in a round, less 1, and over loads again.
+
+    Args:
+        loads: of each loading of the models, the times of all contestants: seconds a token, one a round.
+        against: what each choice is compared with.
+    """
     found = {}
-    for name, own in times.items():
-        ratios = np.array(own) / np.array(times[BASE])
-        quartiles = np.percentile(ratios, [25, 75])
+    for name, other in against.items():
+        each = [float(np.median(np.array(times[name]) / np.array(times[other]))) - 1 for times in loads]
         found[name] = {
-            "core_milliseconds": 1000 * float(np.median(own)),
-            "overhead": float(np.median(ratios)) - 1,
-            "least_over_least": min(own) / min(times[BASE]) - 1,
-            "interquartile": float(quartiles[1] - quartiles[0]),
-            "rounds": len(own),
+            "overhead": float(np.median(each)),
+            "of_each_load": each,
+            "core_milliseconds": 1000 * float(np.median([np.median(times[name]) for times in loads])),
+            "rounds": len(loads[0][name]),
         }
     return found
 
@@ -145,6 +170,10 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, default=16, help="decoded a round (%(default)s)")
     arguments.add_argument("--prompt", type=int, default=16, help="tokens before them (%(default)s)")
     arguments.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME")
+    arguments.add_argument("--engines", nargs="+", choices=BOUNDS, default=list(BOUNDS), metavar="NAME")
+    arguments.add_argument(
+        "--loads", type=int, default=5, metavar="N", help="times ONNX's graphs are loaded (%(default)s)"
+    )
     options = arguments.parse_args()
     report = bench.Report("frontier", options.json)
     random = np.random.default_rng(0)
@@ -152,28 +181,34 @@ def main() -> None:
     kept = shares()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        graph, bases = export(folder, options.choices)
-        found = {}
-        for engine in BOUNDS:
-            if engine == "llama.cpp":
-                contestants = llama_contestants(folder, bases, tokens, options.prompt)
-            else:
-                contestants = onnx_contestants(folder, graph, bases, tokens, options.prompt)
-            found[engine] = overheads(bench.interleave(contestants, options.rounds, 2))
-            del contestants
+        graph, bases = export(folder, options.choices, options.engines)
+        found: dict[str, Any] = {}
+        for engine in options.engines:
+            loads = []
+            for turn in range(options.loads if engine == ONNX else 1):
+                if engine == ONNX:
+                    assert graph is not None
+                    contestants, against = in_graphs(folder, graph, bases, tokens, options.prompt, turn)
+                else:
+                    contestants, against = in_llamas(folder, bases, tokens, options.prompt)
+                rounds = -(-options.rounds // options.loads) if engine == ONNX else options.rounds
+                loads.append(bench.interleave(contestants, rounds, 1))
+                contestants.clear()
+            found[engine] = overheads(loads, against)
     rows = []
     for name, basis in bases.items():
-        costs = [found[engine][name] for engine in BOUNDS]
+        costs = [found[engine][name] for engine in options.engines]
         cells = [f"{100 * cost['overhead']:+.1f} %" for cost in costs]
         share = f"{kept[name]:.2f}" if name in kept else "?"
         rows.append([name, str(len(basis.modules)), share, *cells])
-    report.say(bench.table(["modules", "number", "of the gain", *BOUNDS], rows))
+    report.say(bench.table(["modules", "number", "of the gain", *options.engines], rows))
     for name in bases:
         if kept.get(name, 0.0) < KEPT:
             report.say(f"{name}: keeps less than {KEPT:.0%}, so it is no preset, whatever it costs")
             continue
-        for engine, bound in BOUNDS.items():
-            report.target(f"{engine}: overhead of {name}", found[engine][name]["overhead"], "<=", bound)
+        for engine in options.engines:
+            cost = found[engine][name]["overhead"]
+            report.target(f"{engine}: overhead of {name}", cost, "<=", BOUNDS[engine])
     report.record |= {
         "prompt": options.prompt,
         "tokens": options.tokens,

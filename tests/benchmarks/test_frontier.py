@@ -35,11 +35,11 @@ def test_choices_are_those_whose_shares_were_measured(frontier: ModuleType, smol
     assert all(0 < share < frontier.KEPT for share in shares.values())
 
 
-def test_an_overhead_is_of_a_round(frontier: ModuleType) -> None:
-    """A round in which everything takes twice as long changes nothing."""
-    times = {"base": [1.0, 2.0, 1.0, 1.0], "all": [1.1, 2.2, 1.1, 1.3]}
-    found = frontier.overheads(times)
-    assert found["base"]["overhead"] == 0
-    assert found["all"]["overhead"] == pytest.approx(0.1)
-    assert found["all"]["least_over_least"] == pytest.approx(0.1)
-    assert found["all"]["rounds"] == 4
+def test_an_overhead_is_of_a_round_and_of_all_loads(frontier: ModuleType) -> None:
+    """A round in which everything takes twice as long changes nothing, nor does one lucky load."""
+    usual = {"base": [1.0, 2.0, 1.0, 1.0], "all": [1.1, 2.2, 1.1, 1.3]}
+    lucky = {"base": [1.0] * 4, "all": [0.9] * 4}
+    found = frontier.overheads([usual, lucky, usual], {"all": "base"})["all"]
+    assert found["overhead"] == pytest.approx(0.1)
+    assert found["of_each_load"] == pytest.approx([0.1, -0.1, 0.1])
+    assert found["rounds"] == 4
