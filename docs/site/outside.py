@@ -17,6 +17,7 @@ PAGES = {  # document in the repository -> page of the site
     "SECURITY.md": "security-policy.md",  # docs/SECURITY.md is another one
     "recipes/README.md": "recipes.md",
     "recipes/serve/README.md": "recipes-serve.md",
+    "examples/browser/README.md": "browser.md",
     "examples/native/README.md": "native.md",
     "benchmarks/README.md": "benchmarks.md",
 }

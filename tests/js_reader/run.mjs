@@ -1,7 +1,7 @@
 // Reads a list of jobs in JSON on stdin, and writes what the reader says of each on stdout.
 
 import { readFileSync } from "node:fs";
-import { VectorError, readFrame, readStatement } from "./vector.mjs";
+import { VectorError, readFrame, readStatement } from "../../examples/browser/vector.mjs";
 
 const bytes = (hex) => Uint8Array.from(Buffer.from(hex ?? "", "hex"));
 const hex = (data) => Buffer.from(data.buffer, data.byteOffset, data.byteLength).toString("hex");

@@ -1,7 +1,7 @@
 """A baked graph in onnxruntime-web, as a browser runs it, against ONNX Runtime in Python.
 
-Node runs the same WebAssembly that a browser would. The package comes from npm, once, into the virtual
-environment; without Node, or without a way to the package, these tests are skipped and say so.
+Node runs the same WebAssembly that a browser would. The package is that of `examples/browser`; without Node,
+or without a way to the package, these tests are skipped and say so.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_models
 import pytest
+from browsing.packages import node_modules
 from onnx_bundles import tiny, vectors
 
 from tinylora_edge.runtime import OnnxSession
@@ -27,23 +27,8 @@ TOKENS = [72, 101, 108, 108, 111]
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the script and onnxruntime-web."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed")
-    wanted = (HERE / "package.json").read_text("utf-8")
-    home = Path(sys.prefix) / "onnx-web"
-    stamp = home / "installed"
-    if not stamp.exists() or stamp.read_text("utf-8") != wanted:
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir()
-        shutil.copy(HERE / "package.json", home)
-        command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
-        try:
-            done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False, timeout=300)
-        except subprocess.TimeoutExpired:
-            pytest.skip("npm did not bring onnxruntime-web within 5 minutes")
-        if done.returncode:
-            pytest.skip(f"npm cannot bring onnxruntime-web: {done.stderr.strip()[-300:]}")
-        stamp.write_text(wanted, "utf-8")
+    home = tmp_path_factory.mktemp("onnx-web")
+    (home / "node_modules").symlink_to(node_modules())
     shutil.copy(HERE / "run.mjs", home)
     return home
 
