@@ -7,13 +7,17 @@ import os
 import re
 import subprocess
 import venv
+import zipfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 
-def closure(requirement: str) -> dict[str, metadata.Distribution]:
-    """The installed distributions that a requirement asks for, and what these ask for, by name."""
+def closure(requirement: str, wheel: Path | None = None) -> dict[str, metadata.Distribution]:
+    """The installed distributions that a requirement asks for, and what these ask for, by name.
+
+    What the package itself asks for is read from the wheel, where one is given.
+    """
     found: dict[str, metadata.Distribution] = {}
     todo, seen = [Requirement(requirement)], set()
     while todo:
@@ -21,7 +25,9 @@ def closure(requirement: str) -> dict[str, metadata.Distribution]:
         if str(one) in seen:
             continue
         seen.add(str(one))
-        package = found[re.sub(r"[-_.]+", "-", one.name).lower()] = metadata.distribution(one.name)
+        name = re.sub(r"[-_.]+", "-", one.name).lower()
+        own = wheel if name == "tinylora-edge" else None
+        package = found[name] = _described(own) if own else metadata.distribution(one.name)
         for text in package.requires or ():
             wanted = Requirement(text)
             extras = one.extras or {""}
@@ -30,14 +36,20 @@ def closure(requirement: str) -> dict[str, metadata.Distribution]:
     return found
 
 
-def linked(folder: Path, requirement: str) -> Path:
+def _described(wheel: Path) -> metadata.Distribution:
+    """A wheel's distribution, unpacked nowhere."""
+    name = "-".join(wheel.name.split("-")[:2])
+    return metadata.PathDistribution(zipfile.Path(wheel, f"{name}.dist-info/"))  # type: ignore[arg-type]
+
+
+def linked(folder: Path, requirement: str, wheel: Path | None = None) -> Path:
     """Make an environment with the packages of a requirement of this one; return its interpreter.
 
     They are linked from here, as fast as that is. The package itself is left out.
     """
     venv.create(folder, symlinks=os.name != "nt")
     (site,) = folder.glob("lib/python*/site-packages")
-    for name, package in closure(requirement).items():
+    for name, package in closure(requirement, wheel).items():
         if name == "tinylora-edge":
             continue
         for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:

@@ -36,6 +36,17 @@ print(*sorted({"torch", "transformers", "onnx", "typer", "llama_cpp", "onnxrunti
 """
 
 
+IMPORT_ALL = """
+import importlib, pkgutil, tinylora_edge
+names = [found.name for found in pkgutil.walk_packages(tinylora_edge.__path__, "tinylora_edge.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(tinylora_edge.__file__)
+print(len(names))
+"""
+
+
 def build(folder: Path, number: int) -> dict[str, bytes]:
     """Both files, built from a copy whose times and modes are its own."""
     source = folder / f"source-{number}"
@@ -98,8 +109,8 @@ def test_the_wheel_alone(
     engine: str, module: str, built: Path, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     """In an environment with an engine's packages and nothing else, a model answers."""
-    python = venvs.linked(tmp_path / "venv", f"tinylora-edge[{engine}]")
     (wheel,) = built.glob("*.whl")
+    python = venvs.linked(tmp_path / "venv", f"tinylora-edge[{engine}]", wheel)
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
     installed = subprocess.run(
         [*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)],
@@ -117,9 +128,23 @@ def test_the_wheel_alone(
     assert command.stderr.endswith('pip install "tinylora-edge[cli]"\n')
 
 
-def test_the_command_of_the_wheel(built: Path, tmp_path: Path) -> None:
-    python = venvs.linked(tmp_path / "venv", "tinylora-edge[cli,llama]")
+def test_everything_of_the_wheel(built: Path, tmp_path: Path) -> None:
+    """With what its `all` asks for and nothing else, pip misses nothing, and every module loads."""
     (wheel,) = built.glob("*.whl")
+    python = venvs.linked(tmp_path / "venv", "tinylora-edge[all]", wheel)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    # Without an index the resolver finds what is in the environment, or says what it misses.
+    for command in (["install", "-q", "--no-index", f"tinylora-edge[all] @ {wheel.as_uri()}"], ["check"]):
+        done = subprocess.run([*pip, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    where, number = venvs.run(python, "-P", "-c", IMPORT_ALL).splitlines()[-2:]
+    assert Path(where).is_relative_to(tmp_path)
+    assert int(number) > 250
+
+
+def test_the_command_of_the_wheel(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    python = venvs.linked(tmp_path / "venv", "tinylora-edge[cli,llama]", wheel)
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
     command = subprocess.run(
