@@ -3,6 +3,7 @@
 llama-cpp-python is built from source, or is installed without llama.cpp and takes ready-made libraries from
 the folder that LLAMA_CPP_LIB_PATH names. Its ctypes structures then have to be those of the libraries: a
 structure that is a field longer there is written past its end here. So both are compared before any use.
+Ready-made libraries use instructions that not every processor has, which is asked before they are loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.util
 import os
 import platform
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +22,7 @@ from typing import Any
 
 from .._system import set_waiting
 from ..errors import TinyLoraError
+from .processor import flags
 
 VARIABLE = "LLAMA_CPP_LIB_PATH"
 """The environment variable by which llama-cpp-python is told of a folder with other libraries."""
@@ -30,6 +33,15 @@ BINDINGS, WHEEL = "llama-cpp-python", "llama-cpp-py-sync"
 FITTING = {"0.3.36": ("0.25.3", "0.5.0")}
 """Version of llama-cpp-python -> versions of ggml and llama.cpp that its bindings were written for."""
 
+USED = {  # as llama.cpp says them -> as Linux does
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "F16C": "f16c",
+    "FMA": "fma",
+    "BMI2": "bmi2",
+}
+"""Instruction sets that the wheel's libraries for x86-64 use: as `llama_print_system_info` says them."""
+
 _NAMES = ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
 _RETURNED = {  # function -> the structure that it returns, through memory that the caller provides
     "llama_model_default_params": "llama_model_params",
@@ -37,6 +49,8 @@ _RETURNED = {  # function -> the structure that it returns, through memory that 
     "llama_model_quantize_default_params": "llama_model_quantize_params",
     "llama_batch_init": "llama_batch",
 }
+_BUILD = f"pip install --force-reinstall --no-cache-dir --no-deps {BINDINGS}"
+_ONNX = 'pip install "tinylora-edge[onnx]"'
 _ALIGNED = 8  # bytes: the end of a structure may be padded by fewer
 _BEYOND = 256  # bytes behind a structure that are watched
 _MARKS = 0xA5, 0x5A
@@ -69,13 +83,35 @@ def find_libraries() -> LlamaLibraries | None:
     named = os.environ.get(VARIABLE)
     if named is not None and named not in _pointed:
         return LlamaLibraries(Path(named), VARIABLE)
-    for module, below, source in (("llama_cpp", "lib", BINDINGS), ("llama_cpp_py_sync", "", WHEEL)):
-        spec = importlib.util.find_spec(module)
-        if spec is not None and spec.origin is not None:
-            folder = Path(spec.origin).parent / below
-            if any((folder / name).exists() for name in _NAMES):
-                return LlamaLibraries(folder, source)
+    for folder, source in ((_folder("llama_cpp", "lib"), BINDINGS), (_folder("llama_cpp_py_sync"), WHEEL)):
+        if folder is not None and any((folder / name).exists() for name in _NAMES):
+            return LlamaLibraries(folder, source)
     return None
+
+
+def _folder(module: str, below: str = "") -> Path | None:
+    """Return a folder of a module that is installed, unimported."""
+    spec = importlib.util.find_spec(module)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / below
+
+
+def lacking(found: LlamaLibraries | None, processor: Set[str]) -> list[str]:
+    """Return what ready-made libraries use and a processor lacks, by llama.cpp's names; nothing of others.
+
+    What was built from source says only when it is loaded what it was built for.
+
+    Args:
+        found: the libraries, unopened; None where there are none.
+        processor: its flags, by Linux's names (`processor.flags`); empty where they are not known.
+    """
+    ready = found is not None and found.folder == _folder("llama_cpp_py_sync")
+    if not ready or not processor or not _is_x86():
+        return []
+    return [name for name, flag in USED.items() if flag not in processor]
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def point_to_libraries() -> None:
@@ -94,11 +130,14 @@ def import_llama_cpp() -> LlamaLibraries:
 
     Raises:
         ModuleNotFoundError: llama-cpp-python is not installed.
-        TinyLoraError: there are no libraries, or they are of another llama.cpp than the bindings.
+        TinyLoraError: there are no libraries, they are of another llama.cpp than the bindings, or of another
+            processor than this one.
     """
     set_waiting()  # OpenMP reads it when llama.cpp loads it
-    point_to_libraries()
     found = find_libraries()
+    if missing := lacking(found, flags()):
+        raise _wrong_processor(found, missing)
+    point_to_libraries()
     try:
         import llama_cpp
     except AttributeError as error:  # a function that ctypes was to find
@@ -168,7 +207,7 @@ def _written(native: Any, function: str, size: int) -> int | None:
     Where structures are returned through a hidden first argument, memory with a mark in every byte can be
     passed for it. The numbers behind it make a batch of one token, whose bytes nobody frees: once a process.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64") or ctypes.sizeof(ctypes.c_void_p) != 8:
+    if not _is_x86() or ctypes.sizeof(ctypes.c_void_p) != 8:
         return None
     call = native[function]  # a function object of our own: the bindings' has their prototype
     call.restype = ctypes.c_void_p
@@ -199,6 +238,15 @@ def _mismatch(found: LlamaLibraries | None, how: str) -> TinyLoraError:
     )
 
 
+def _wrong_processor(found: LlamaLibraries | None, missing: list[str]) -> TinyLoraError:
+    where = f" in {found.folder}" if found else ""
+    return TinyLoraError(
+        f"the ready-made llama.cpp libraries{where} use {', '.join(USED)}, and this "
+        f"processor lacks {', '.join(missing)}: they would end the process. Build llama.cpp here, with a C++ "
+        f"compiler: {_BUILD}. ONNX bundles need neither: {_ONNX}"
+    )
+
+
 def _none(found: LlamaLibraries | None) -> TinyLoraError:
     if found is not None and found.source == VARIABLE:
         return TinyLoraError(
@@ -216,8 +264,7 @@ def _advice(found: LlamaLibraries | None) -> str:
         return f"Unset {VARIABLE}, or name a folder with libraries of its llama.cpp"
     return (
         'Install the pair that fits: pip install "tinylora-edge[llama-wheel]". Or build it, with a C++ '
-        f"compiler: pip install --force-reinstall --no-cache-dir --no-deps {BINDINGS}. ONNX bundles need "
-        'neither: pip install "tinylora-edge[onnx]"'
+        f"compiler: {_BUILD}. ONNX bundles need neither: {_ONNX}"
     )
 
 

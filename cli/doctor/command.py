@@ -101,8 +101,7 @@ class _Checks:
         elif name == processor.CHECK:
             if self._system is None:
                 list(self._engines())
-            if self._system:
-                yield from processor.check(self._system)
+            yield from processor.check(self._system or "")
         elif name == threads.CHECK:
             yield from threads.check()
         elif name == machine.CHECK:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Set
-from contextlib import suppress
-from pathlib import Path
 
+from ...runtime.libraries import find_libraries, lacking
+from ...runtime.processor import flags
 from .finding import FAULT, NOTE, OK, Finding, install
 
 CHECK = "processor"
 
-_NAMES = {  # as llama.cpp says them -> as Linux does; on macOS the features of sysctl are given these names
+_NAMES = {  # as llama.cpp says them -> as Linux does
     "SSE3": "pni",
     "SSSE3": "ssse3",
     "AVX": "avx",
@@ -34,15 +32,6 @@ _NAMES = {  # as llama.cpp says them -> as Linux does; on macOS the features of 
     "SVE": "sve",
     "SME": "sme",
 }
-_MACOS = {
-    "hw.optional.neon": "asimd",
-    "hw.optional.arm.FEAT_FP16": "asimdhp",
-    "hw.optional.arm.FEAT_DotProd": "asimddp",
-    "hw.optional.arm.FEAT_I8MM": "i8mm",
-    "hw.optional.arm.FEAT_SME": "sme",
-    "hw.optional.avx2_0": "avx2",
-    "hw.optional.avx512f": "avx512f",
-}
 _REBUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON "
 _OPTIONS = "--force-reinstall --no-cache-dir --no-binary llama-cpp-python"
 
@@ -51,9 +40,15 @@ def check(system: str) -> Iterator[Finding]:
     """Yield what the build lacks, or has too much of.
 
     Args:
-        system: what `llama_print_system_info` says.
+        system: what `llama_print_system_info` says; empty where llama.cpp does not load.
     """
     has = flags()
+    if missing := lacking(find_libraries(), has):
+        text = f"the ready-made llama.cpp libraries need {', '.join(missing)}, which this processor lacks"
+        yield Finding(CHECK, FAULT, text, install("llama-cpp-python", options=_OPTIONS))
+        return
+    if not system:
+        return
     if not has:
         yield Finding(CHECK, NOTE, "what the processor can do is not known on this system")
         return
@@ -83,27 +78,3 @@ def compare(build: Set[str], processor: Set[str]) -> Finding:
         text = f"llama.cpp uses {said}; the processor also has {', '.join(unused)}: a build here is faster"
         return Finding(CHECK, NOTE, text, rebuild)
     return Finding(CHECK, OK, f"llama.cpp uses all that it can of this processor: {said}")
-
-
-def flags() -> set[str]:
-    """Return what the processor can do, by Linux's names; nothing where the system does not say."""
-    if sys.platform == "darwin":
-        return _sysctl()
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
-        found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-        return set(found[1].split()) if found else set()
-    return set()
-
-
-def _sysctl() -> set[str]:
-    with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["sysctl", "-a"], capture_output=True, text=True, timeout=10, check=True)
-        pairs = (line.partition(": ") for line in done.stdout.splitlines())
-        values = {name: value for name, _, value in pairs}
-        found = {flag for name, flag in _MACOS.items() if values.get(name) == "1"}
-        features = values.get("machdep.cpu.features", "") + " " + values.get("machdep.cpu.leaf7_features", "")
-        intel = {"SSE3": "pni", "SSSE3": "ssse3", "AVX1.0": "avx", "AVX2": "avx2", "FMA": "fma"}
-        intel |= {"F16C": "f16c", "BMI2": "bmi2", "AVX512F": "avx512f"}
-        return found | {intel[word] for word in features.split() if word in intel}
-    return set()

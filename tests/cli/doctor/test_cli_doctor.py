@@ -19,6 +19,7 @@ from invocation import Cli
 from tinylora_edge.cli.doctor import engines, installation, machine, processor
 from tinylora_edge.cli.doctor.finding import FAULT, NOTE, OK
 from tinylora_edge.cli.doctor.tiny_model import onnx_product
+from tinylora_edge.runtime import libraries
 
 CHECKS = ("python", "extra", "engine", "processor", "threads", "machine", "hub", "keys", "bundle")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what Linux shows in its files")
@@ -259,6 +260,23 @@ def test_instruction_sets() -> None:
 @LINUX
 def test_what_this_processor_can_do() -> None:
     assert processor.flags() & {"pni", "asimd"}
+
+
+def test_ready_made_libraries_on_another_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is said before they are loaded, with the command that builds them here."""
+    folder = tmp_path / "site" / "llama_cpp_py_sync"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(folder.parent)
+    monkeypatch.setenv(libraries.VARIABLE, str(folder))
+    monkeypatch.setattr(libraries.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(processor, "flags", lambda: {"pni", "avx", "avx2"})
+    (found,) = processor.check("")
+    assert found.level == FAULT
+    assert "need F16C, FMA, BMI2, which this processor lacks" in found.text
+    assert "--no-binary llama-cpp-python" in found.mend
+    monkeypatch.delenv(libraries.VARIABLE)
+    assert list(processor.check("")) == []
 
 
 def test_quotas_of_control_groups(tmp_path: Path) -> None:

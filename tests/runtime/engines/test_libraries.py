@@ -22,25 +22,33 @@ from tinylora_edge.runtime.libraries import BINDINGS, VARIABLE, WHEEL, LlamaLibr
 BUILT = Path(llama_cpp.llama_cpp._lib._name).parent
 
 IMPORT = """
-import json, os
+import json, os, sys
 from tinylora_edge import TinyLoraError
+from tinylora_edge.runtime import libraries, processor
 from tinylora_edge.runtime.libraries import import_llama_cpp
+if sys.argv[1:]:
+    libraries.flags = lambda: processor.flags(processor.Path(sys.argv[1]))
 try:
     found = import_llama_cpp()
     import llama_cpp
     said = [found.source, str(found.folder), found.ggml, os.environ.get("LLAMA_CPP_LIB_PATH")]
 except TinyLoraError as error:
     said = str(error)
+said = [said, "llama_cpp" in sys.modules] if sys.argv[1:] else said
 print(json.dumps(said))
 """
 
 
-def imported(path: Path | None = None, **variables: str) -> Any:
-    """What a new process says: source, folder, version of ggml and the variable; or an error."""
+def imported(path: Path | None = None, cpuinfo: Path | None = None, **variables: str) -> Any:
+    """What a new process says: source, folder, version of ggml and the variable; or an error.
+
+    With another processor's description, it says too whether the bindings were imported.
+    """
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | variables
     if path is not None:
         environment["PYTHONPATH"] = str(path)
-    done = subprocess.run([sys.executable, "-c", IMPORT], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", IMPORT, *([] if cpuinfo is None else [str(cpuinfo)])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout)
 
@@ -92,6 +100,37 @@ def test_the_wheels_libraries_are_found_where_there_are_no_own(bare: Path, copie
     assert (source, folder) == (WHEEL, str(wheel))
     assert ggml
     assert variable is None  # programs that are started from here have libraries of their own
+
+
+@pytest.mark.skipif(not libraries._is_x86() or sys.platform != "linux", reason="a processor as Linux says it")
+def test_another_processor_is_refused_before_anything_is_loaded(
+    bare: Path, copied: Path, tmp_path: Path
+) -> None:
+    """Ready-made libraries on a processor of 2011, on one of 2013, and on one that says nothing."""
+    wheel = bare / "llama_cpp_py_sync"
+    copied.rename(wheel)
+    (wheel / "__init__.py").touch()
+    cpuinfo = tmp_path / "cpuinfo"
+    sandy_bridge = "processor\t: 0\nflags\t\t: fpu sse sse2 pni ssse3 sse4_1 sse4_2 popcnt aes avx hypervisor"
+    cpuinfo.write_text(f"{sandy_bridge}\nbugs\t\t: spectre_v1\n\n" * 2)
+    for variables in ({}, {VARIABLE: str(wheel)}):
+        said, loaded = imported(bare, cpuinfo, **variables)
+        assert f"in {wheel} use AVX, AVX2, F16C, FMA, BMI2" in said
+        assert "this processor lacks AVX2, F16C, FMA, BMI2" in said
+        assert "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python" in said
+        assert 'pip install "tinylora-edge[onnx]"' in said
+        assert not loaded
+    cpuinfo.write_text(f"{sandy_bridge} f16c fma bmi1 bmi2 avx2\n")
+    assert imported(bare, cpuinfo)[0][0] == WHEEL
+    for unknown in ("", "model name : unnamed\n"):
+        cpuinfo.write_text(unknown)
+        assert imported(bare, cpuinfo)[0][0] == WHEEL
+
+
+def test_what_was_built_here_is_not_asked_for_its_instructions(copied: Path) -> None:
+    assert libraries.lacking(LlamaLibraries(BUILT, BINDINGS), {"fpu"}) == []
+    assert libraries.lacking(LlamaLibraries(copied, VARIABLE), {"fpu"}) == []
+    assert libraries.lacking(None, {"fpu"}) == []
 
 
 def test_a_folder_that_the_user_names_stays(copied: Path) -> None:
