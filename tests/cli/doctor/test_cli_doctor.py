@@ -169,8 +169,8 @@ def test_a_package_that_is_too_old(
     (planted / "METADATA").write_text("Metadata-Version: 2.1\nName: typer\nVersion: 0.1\n")
     monkeypatch.syspath_prepend(planted.parent)
     text, mend = fault("extra")
-    assert text == "typer is 0.1, and 0.16 or later is needed"
-    assert shlex.split(mend)[1:] == ["-m", "pip", "install", "--upgrade", "typer>=0.16"]
+    assert text == "typer is 0.1, and 0.18 or later is needed"
+    assert shlex.split(mend)[1:] == ["-m", "pip", "install", "--upgrade", "typer>=0.18"]
 
 
 @pytest.mark.parametrize(
