@@ -72,6 +72,9 @@ NOT_RUN = {
     ("", "ollama "): "needs Ollama: tests/exporters/interop/test_llama_lora.py has llama.cpp take the file",
     ("recipes/serve/README.md", "python -m sglang"): "needs SGLang and a GPU",
     ("recipes/serve/README.md", "curl "): "asks vLLM or SGLang, which need a GPU",
+    ("examples/browser/README.md", "(npm ci|python serve.py)"): (
+        "needs Node.js and a browser: tests/examples/test_browser_page.py has both"
+    ),
     ("examples/native/README.md", "SITE="): "compiles: tests/examples/test_native.py does it",
     ("examples/native/README.md", "cc "): "compiles: tests/examples/test_native.py does it",
     ("examples/native/README.md", "./personalize"): "was compiled: tests/examples/test_native.py runs it",
