@@ -66,7 +66,8 @@ def test_a_terminal_shows_how_far_it_is(
         assert stage.split()[0] in text
     evaluated = on_a_terminal(environment, columns, "eval", tiny_bundle, *task, "-n", "4", "--show", "0")
     plain = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", evaluated).split())
-    assert "the base answers 4 prompts" in plain
+    assert "the base answers" in plain
+    assert "4/4" in plain
 
 
 def test_what_a_step_takes_can_be_made_less(
