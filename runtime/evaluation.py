@@ -174,7 +174,7 @@ class Drawn(Protocol):
         """The token ids, with the end-of-sequence token where there was one: int32 [n]."""
 
 
-class Scorer(Population, Protocol):
+class TokenPopulation(Population, Protocol):
     """A population that also takes token ids, under the vector that it was swapped to: every engine's."""
 
     @property

@@ -19,7 +19,7 @@ from ..vector import CheckedVector, MicroVector, Policy
 from ..wire import statements
 from ..wire.tags import Hmac
 from .admission import VectorSource, admitted
-from .evaluation import Scorer
+from .evaluation import TokenPopulation
 from .gate import Gate
 from .pool.desk import Desk
 from .pool.request import Answer, SamplingOptions
@@ -239,7 +239,7 @@ class Personal:
     @abstractmethod
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
-    ) -> AbstractContextManager[Scorer]:
+    ) -> AbstractContextManager[TokenPopulation]:
         """Return what answers the samples' prompts under many vectors at once, beside this model's own.
 
         Raises:

@@ -14,7 +14,7 @@ from ...errors import NotImprovedWarning, TrainError
 from ...tasks import Sample
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
-from ..evaluation import Scorer
+from ..evaluation import TokenPopulation
 from ..personal import Personal, no_room
 from ..tuning.state import Budget
 from .contrast import Contrast, lists
@@ -222,7 +222,7 @@ def _fit(
 class _Meter:
     """A count of what was spent, and of what is left, in tokens."""
 
-    def __init__(self, batch: Scorer, budget: Budget, began: float) -> None:
+    def __init__(self, batch: TokenPopulation, budget: Budget, began: float) -> None:
         self._batch, self._budget, self._began = batch, budget, began
         self._from = time.monotonic()  # what came before evaluated nothing
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...errors import TrainError
 from ...tasks import Sample
 from ...vector import MicroVector
-from ..evaluation import Scorer, ratio
+from ..evaluation import TokenPopulation, ratio
 from ..personal import Personal
 from .contrast import Contrast
 
@@ -139,7 +139,7 @@ def divergence_before(contrast: Contrast) -> NDArray[np.float64]:
 
 def measure(
     llm: Personal,
-    batch: Scorer,
+    batch: TokenPopulation,
     prompted: Prompted,
     questions: Sequence[str],
     contrast: Contrast,
@@ -185,7 +185,7 @@ def measure(
 
 
 def _side_by_side(
-    batch: Scorer, prompted: Prompted, questions: Sequence[str], vector: MicroVector
+    batch: TokenPopulation, prompted: Prompted, questions: Sequence[str], vector: MicroVector
 ) -> tuple[Shown, ...]:
     told, bare = samples_of(prompted, questions)
     rows = []

@@ -14,7 +14,7 @@ from ...errors import TinyLoraError, VectorError
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
 from .generate import Read, Row
-from .sampling import Sampling, likeliest, logprobs
+from .sampling import Sampling, likeliest, logprobs, pairs, whole
 
 
 class BatchModel(Protocol):
@@ -189,7 +189,7 @@ class OnnxBatch:
                 [tokens[i] for _, i in part],
                 [vectors[vector] for vector, _ in part],
                 max_tokens=max_tokens,
-                sampling=_sampling(temperature, seed),
+                sampling=Sampling.full(temperature, seed),
                 draws=[i for _, i in part],
             )
             for (vector, i), row in zip(part, answers, strict=True):
@@ -213,7 +213,7 @@ class OnnxBatch:
         """
         self._check_open()
         tokens = [self.encode(sample) for sample in samples]
-        return [row.tokens for row in self._continue(tokens, vector, max_tokens, _sampling(1.0, seed))]
+        return [row.tokens for row in self._continue(tokens, vector, max_tokens, Sampling.full(1.0, seed))]
 
     def score_each(
         self,
@@ -238,7 +238,7 @@ class OnnxBatch:
             [answer.tolist() for answer in answers] * len(vectors),
             lambda i, at, logits: logprobs(logits, answers[i % count][at]),
         )
-        rows = [_whole(found, answers[i % count]) for i, found in enumerate(read)]
+        rows = [whole(found, answers[i % count]) for i, found in enumerate(read)]
         return [np.concatenate(rows[v * count : (v + 1) * count]) for v in range(len(vectors))]
 
     # Token sequences under the batch's own vector
@@ -258,7 +258,7 @@ class OnnxBatch:
             max_tokens, temperature, seed: as for `answer`, as are the errors.
         """
         self._check_open()
-        rows = self._continue(prompts, self._vector, max_tokens, _sampling(temperature, seed))
+        rows = self._continue(prompts, self._vector, max_tokens, Sampling.full(temperature, seed))
         ends = [[] if row.end is None else [row.end] for row in rows]
         return [
             Drawn(np.append(row.tokens, end).astype(np.int32), bool(end), row.exploded)
@@ -295,7 +295,7 @@ class OnnxBatch:
             raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
         flat = [tokens for each in wanted for tokens in each]
         found = self._read_all(prompts, completions, lambda i, at, logits: logprobs(logits, flat[i][at]))
-        rows = map(_whole, found, flat)
+        rows = map(whole, found, flat)
         return [[next(rows) for _ in each] for each in completions]
 
     def likeliest(
@@ -320,7 +320,7 @@ class OnnxBatch:
             return tokens, logprobs(logits, tokens)
 
         found = iter(self._read_all(prompts, completions, read))
-        return [[_pairs(next(found), len(tokens), count) for tokens in each] for each in completions]
+        return [[pairs(next(found), len(tokens), count) for tokens in each] for each in completions]
 
     def _continue(
         self, prompts: Sequence[Sequence[int]], vector: MicroVector | None, max_tokens: int, how: Sampling
@@ -392,25 +392,3 @@ class OnnxBatch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _whole(found: Sequence[Any], tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Return what was read at each token, NaN where nothing was: float32, shaped as the tokens."""
-    result = np.full(tokens.shape, np.nan, np.float32)
-    if found:
-        result[: len(found)] = np.array(found, np.float32)
-    return result
-
-
-def _pairs(found: Sequence[Any], length: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    width = len(found[0][0]) if found else count
-    tokens = np.zeros((length, width), np.int32)
-    if found:
-        tokens[: len(found)] = np.array([each for each, _ in found])
-    return tokens, _whole([values for _, values in found], tokens)
-
-
-def _sampling(temperature: float, seed: int | Sequence[int]) -> Sampling:
-    """Return how to draw from the full distribution, with the one number for a seed that a sampler takes."""
-    number = seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return Sampling(temperature, top_k=0, top_p=1.0, min_p=0.0, seed=number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,12 @@ class Sampling:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     seed: int | None = None
+
+    @classmethod
+    def full(cls, temperature: float, seed: int | Sequence[int]) -> Sampling:
+        """Return how to draw from the whole distribution; several numbers of a seed become one."""
+        number = seed if isinstance(seed, int) else int(np.random.SeedSequence(seed).generate_state(1)[0])
+        return cls(temperature, top_k=0, top_p=1.0, min_p=0.0, seed=number)
 
 
 _PENALIZED = 64
@@ -89,6 +96,26 @@ def logprobs(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> NDArray[
     exact -= exact.max()
     found: NDArray[np.float32] = (exact[tokens] - np.log(np.exp(exact).sum())).astype(np.float32)
     return found
+
+
+def whole(found: Sequence[Any], tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Return what was read at each token, NaN where nothing was: float32, shaped as the tokens."""
+    result = np.full(tokens.shape, np.nan, np.float32)
+    if found:
+        result[: len(found)] = np.array(found, np.float32)
+    return result
+
+
+def pairs(found: Sequence[Any], length: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the tokens and values that were read at each place: int32 and float32 [length, count].
+
+    Values are NaN where nothing was read.
+    """
+    width = len(found[0][0]) if found else count
+    tokens = np.zeros((length, width), np.int32)
+    if found:
+        tokens[: len(found)] = np.array([each for each, _ in found])
+    return tokens, whole([values for _, values in found], tokens)
 
 
 def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
