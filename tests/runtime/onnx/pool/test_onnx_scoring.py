@@ -15,6 +15,7 @@ from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.feedback.clicks import Clicks
 from tinylora_edge.runtime.feedback.given import Given
+from tinylora_edge.runtime.onnx.batch import OnnxBatch
 from tinylora_edge.runtime.onnx.pool.engine import CHUNK
 
 PROMPTS = [b"a", b"one two three", b"x" * (CHUNK + 1), b"y" * (2 * CHUNK + 3)]
@@ -44,9 +45,10 @@ def test_scores_are_those_of_the_model_that_serves_nobody_else(pool: Pool, bundl
         scorer.swap(vector)
         ((row,),) = scorer.score([prompt], [[answer]])
         found.append(row)
-    with runtime.load(bundle, engine="onnx", n_ctx=450, n_threads=1) as llm:
+    with runtime.load(bundle, engine="onnx", n_ctx=450, n_threads=1) as llm, OnnxBatch(llm) as batch:
         for (prompt, answer, vector), row in zip(asked, found, strict=True):
-            (expected,) = llm.score_batch([prompt], [vector], [answer])
+            batch.swap(vector)
+            ((expected,),) = batch.score([prompt], [[answer]])
             np.testing.assert_allclose(row, expected, atol=2e-4)
     assert np.abs(found[3] - found[4]).max() > 1e-2, "the vectors differ"
 
