@@ -19,8 +19,8 @@ from ...errors import TrainError
 from ...tasks import Preamble, Sample, Task
 from ...tasks.candidates import (
     Candidates,
+    any_candidates,
     draw_examples,
-    has_candidates,
     load_candidates,
     validation_prompts,
 )
@@ -192,7 +192,7 @@ def search_quickly(
         TrainError, VectorError: as for `search_prompts`.
     """
     if candidates is None:
-        candidates = load_candidates(task) if has_candidates(task) else Candidates()
+        candidates = any_candidates(task)
     few = replace(candidates, systems=candidates.systems[:_FEW])
     return search_prompts(llm, task, few, examples=(0, 2), draws=1, validation=16, **options)
 

@@ -20,7 +20,6 @@ from ...shared import console
 if TYPE_CHECKING:
     from ....runtime import Contestant, PromptSearch, TinyLoraLlama, TinyLoraOnnx
     from ....tasks import Sample, Task
-    from ....tasks.candidates import Candidates
 
 
 class Against(StrEnum):
@@ -117,13 +116,13 @@ class Wishes:
         from ....runtime.contests.contest import fitting
         from ....runtime.contests.cost import size_of
         from ....tasks import Preamble
-        from ....tasks.candidates import draw_examples
+        from ....tasks.candidates import any_candidates, draw_examples
 
         found = [
             Contestant(name=_numbered("system prompt", i, self.systems), preamble=Preamble(text), wire=0)
             for i, text in enumerate(self.systems, 1)
         ]
-        written = () if not self.examples else self._given(task).examples
+        written = () if not self.examples else any_candidates(task, self.candidates).examples
         for count in dict.fromkeys(self.examples):
             shown = Preamble(None, draw_examples(task, count, seed=seed, written=written))
             name = f"{count} example{'s' if count > 1 else ''}"
@@ -163,14 +162,6 @@ class Wishes:
         name = "prompt" if self.against is Against.prompt else "best prompt"
         best = Contestant(name=name, preamble=found.best.preamble, wire=0, making_s=found.seconds)
         return found, best
-
-    def _given(self, task: Task) -> Candidates:
-        """Return candidates for their examples; a task may have none."""
-        from ....tasks.candidates import Candidates, has_candidates, load_candidates
-
-        if self.candidates is None and not has_candidates(task):
-            return Candidates()
-        return load_candidates(task, self.candidates)
 
 
 def vector_contestant(vector: MicroVector, data: bytes, file: Path) -> Contestant:

@@ -41,7 +41,7 @@ def behind(task: Task, system: str | None, examples: int | None, file: Path | No
         typer.BadParameter: a file and other options.
     """
     from ....tasks import Preamble
-    from ....tasks.candidates import Candidates, draw_examples, has_candidates, load_candidates
+    from ....tasks.candidates import any_candidates, draw_examples
 
     if file is not None:
         if system is not None or examples is not None:
@@ -52,8 +52,7 @@ def behind(task: Task, system: str | None, examples: int | None, file: Path | No
         return Preamble.read(file).before_task(task)
     shown: tuple[Sample, ...] = ()
     if examples is not None:
-        given = load_candidates(task) if has_candidates(task) else Candidates()
-        shown = draw_examples(task, examples, seed=seed, written=given.examples)
+        shown = draw_examples(task, examples, seed=seed, written=any_candidates(task).examples)
     return Preamble(system, shown).before_task(task)
 
 

@@ -5,10 +5,11 @@ someone would who knows the task's reward and may not train: what a vector is co
 """
 
 from ._examples import draw_examples, validation_prompts
-from ._files import Candidates, has_candidates, load_candidates, shipped_candidates
+from ._files import Candidates, any_candidates, has_candidates, load_candidates, shipped_candidates
 
 __all__ = [
     "Candidates",
+    "any_candidates",
     "draw_examples",
     "has_candidates",
     "load_candidates",

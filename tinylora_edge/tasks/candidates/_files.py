@@ -80,6 +80,18 @@ def load_candidates(task: Task, path: str | os.PathLike[str] | None = None) -> C
     return Candidates(tuple(systems), tuple(examples))
 
 
+def any_candidates(task: Task, path: str | os.PathLike[str] | None = None) -> Candidates:
+    """Return the candidates of a task, and none where none are shipped for it.
+
+    Args:
+        task, path: as for `load_candidates`.
+
+    Raises:
+        TrainError: a file cannot be read, or is malformed.
+    """
+    return Candidates() if path is None and not has_candidates(task) else load_candidates(task, path)
+
+
 def _name(task: Task) -> str:
     return task.name.partition(":")[0]
 
