@@ -8,12 +8,14 @@ without the `cryptography` package may bring.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -318,3 +320,13 @@ def rebased(bundle: Path, basis: Basis, folder: Path) -> Path:
     (folder / "base.gguf").symlink_to((bundle / "base.gguf").resolve())
     save_basis(basis, folder / "basis.gguf")
     return folder
+
+
+def script(path: Path) -> ModuleType:
+    """A program of the project that is no part of the package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

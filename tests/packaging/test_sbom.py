@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tomllib
 from importlib.metadata import distributions
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import support
 from packaging.requirements import Requirement
 
 from tinylora_edge import __version__
@@ -21,12 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 @pytest.fixture(scope="module")
 def sbom() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sbom", ROOT / ".ci" / "sbom.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return support.script(ROOT / ".ci" / "sbom.py")
 
 
 @pytest.fixture(scope="module")
