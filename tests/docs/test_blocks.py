@@ -121,7 +121,7 @@ def test_the_code_of_a_document_runs(
             begun = time.monotonic()
             try:
                 reader.follow(unit)
-            except Exception as error:
+            except Exception as error:  # all blocks that fail are named, not the first alone
                 failed.append(f"{unit}\n    {error!r}")
             print(f"{time.monotonic() - begun:5.2f} s {unit}")
     assert failed == [], "\n".join(failed)
