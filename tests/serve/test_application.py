@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tinylora_edge import OptionError, TinyLoraError, VectorError, serve
+from tinylora_edge.serve import process
 
 
 async def asked(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -83,3 +85,13 @@ def test_an_app_that_cannot_be_made(tiny: Path, tmp_path: Path) -> None:
             serve.app(tiny, **options)
     with pytest.raises(OptionError, match="a limit of tokens=0 lets nobody in"):
         serve.Limits(tokens=0)
+
+
+def test_nothing_that_is_sent_waits_for_an_acknowledgement() -> None:
+    """A body would else arrive 40 ms after its headers, and a token as long after the one before it."""
+    with (
+        process._listening("127.0.0.1", 0) as bound,
+        socket.create_connection(bound.getsockname()),
+        bound.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
