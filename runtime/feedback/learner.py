@@ -23,6 +23,7 @@ from .state import FeedbackState, read, write
 
 _REMEMBERED = 256  # answers that may still be told about
 _DRAWN = 4  # answers drawn for a pair, of which two that differ are shown
+_SIDE_BY_SIDE = 2  # vectors that an answer is scored under: threads of their own do not wait for each other
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ class FeedbackLearner:
         self._shown: OrderedDict[int, _Shown] = OrderedDict()
         self._count = 0
         self._lock = threading.Lock()
-        self._batch = Batch(llm, n_ctx_seq=n_ctx_seq, sequences=_DRAWN, n_threads=n_threads)
+        self._batch = Batch(
+            llm, n_ctx_seq=n_ctx_seq, sequences=_DRAWN, n_threads=n_threads, lanes=_SIDE_BY_SIDE
+        )
 
     @property
     def vector(self) -> MicroVector:

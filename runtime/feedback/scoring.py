@@ -35,7 +35,7 @@ def score(
     Central differences; the step of the state is adapted for the next time.
 
     Args:
-        scorer: that evaluates; it is left with another vector.
+        scorer: that evaluates.
         basis: of the vectors.
         state: whose step is taken.
         prompt: token ids.
@@ -48,15 +48,15 @@ def score(
         TrainError: the model's logits are not finite near the vector.
     """
 
-    def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        scorer.swap(MicroVector(values.astype(np.float32).reshape(basis.groups, -1)))
-        (found,) = scorer.score([prompt], [answers], temperature=temperature)
-        return np.array([row.sum(dtype=np.float64) for row in found])
-
     origin = np.zeros_like(at) if origin is None else origin
-    ratios = total(at) - total(origin) if (at != origin).any() else np.zeros(len(answers))
     steps = state.step * np.eye(len(at))
-    changes = np.array([total(at + step) - total(at - step) for step in steps]).T / 2
+    moved = [values for step in steps for values in (at + step, at - step)]
+    ends = [at, origin] if (at != origin).any() else []
+    vectors = [MicroVector(v.astype(np.float32).reshape(basis.groups, -1)) for v in (*moved, *ends)]
+    found = scorer.score_under(vectors, prompt, answers, temperature=temperature)
+    totals = np.array([[row.sum(dtype=np.float64) for row in rows] for rows in found])  # [vectors, answers]
+    ratios = totals[-2] - totals[-1] if ends else np.zeros(len(answers))
+    changes = (totals[: len(moved) : 2] - totals[1 : len(moved) : 2]).T / 2
     if not (np.isfinite(changes).all() and np.isfinite(ratios).all()):
         raise infinite()
     size = float(np.sqrt((changes**2).mean()))

@@ -12,7 +12,7 @@ from ..._system import cores
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
 from .adapters import Personalizer
-from .lane import Generation, Job, Lane
+from .lane import Generation, Given, Job, Lane, reader_of
 from .prompts import decode, encode
 from .protocols import Weights
 from .token_batch import TokenBatch, check_type, split
@@ -155,6 +155,48 @@ class Batch(TokenBatch):
                 with self._under(vector):
                     rows = self.score(prompts, [[answer.tolist()] for answer in answers])
                 found.append(np.concatenate([row for (row,) in rows]))
+        return found
+
+    def score_under(
+        self,
+        vectors: Sequence[MicroVector | None],
+        prompt: Sequence[int],
+        answers: Sequence[Sequence[int]],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return the log-probabilities of answers to a prompt under every vector, a vector a lane.
+
+        The batch's own vector neither counts nor changes.
+
+        Args:
+            vectors: None for the base alone.
+            prompt: token ids.
+            answers: token ids of each, none of them empty.
+            temperature: above 0; of the distribution softmax(logits / temperature).
+
+        Returns:
+            Of each vector, for each answer: float32 [n], natural logarithms, one a token. NaN where the
+            model's logits are not finite: the vector is too large.
+
+        Raises:
+            VectorError: as for `score`, or a vector does not fit the basis.
+        """
+        for vector in vectors:
+            check_type(vector)
+        found: list[list[NDArray[np.float32]]] = []
+        given = Given([(0, prompt)], [answers], reader_of([answers], temperature))
+        with self._computing() as personalizer:
+            self._check_given([prompt], [answers])
+            contexts = [lane.context for lane in self._lanes]
+            try:
+                for start in range(0, len(vectors), len(contexts)):
+                    wave = vectors[start : start + len(contexts)]
+                    personalizer.spread(contexts[: len(wave)], wave, self._own)
+                    for rows in self._run(Lane.score, [given] * len(wave)):
+                        found.append([np.array(rows[0, n], np.float32) for n in range(len(answers))])
+            finally:
+                personalizer.apply(contexts, self.vector, self._own)
         return found
 
     def _prompts(self, samples: Sequence[Sample]) -> list[list[int]]:

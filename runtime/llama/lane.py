@@ -15,10 +15,10 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import TinyLoraError
+from ...errors import TinyLoraError, VectorError
 from .log import signals_wait
 from .protocols import Weights
-from .sampling import sample
+from .sampling import logprobs, sample
 
 _PREFIX, _PROMPT, _FIRST = 0, 1, 2
 """Sequences: what all prompts begin with, the prompt at hand, and the first of the samples."""
@@ -38,6 +38,22 @@ Read = Callable[[NDArray[np.float32], Sequence[tuple[Key, int]]], Iterable[Any]]
 
 It returns what to keep of each row. The logits are gone afterwards.
 """
+
+
+def reader_of(wanted: Sequence[Sequence[Sequence[Any] | NDArray[Any]]], temperature: float) -> Read:
+    """Return what reads the log-probabilities of tokens: for each prompt, of each completion, at each place.
+
+    Raises:
+        VectorError: the temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
+
+    def read(logits: NDArray[np.float32], places: Sequence[tuple[Key, int]]) -> NDArray[np.float32]:
+        tokens = [wanted[p][c][position] for (p, c), position in places]
+        return logprobs(logits, temperature, np.array(tokens, np.int32))
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -165,6 +181,10 @@ class Lane:
         self._n_vocab = llm.n_vocab()
         self._size = params.n_batch
         self._buffer = llama_cpp.llama_batch_init(self._size, 0, 1)
+
+    def use(self, n_threads: int) -> None:
+        """Compute with so many threads from now on."""
+        llama_cpp.llama_set_n_threads(self.context, n_threads, n_threads)
 
     def free(self) -> None:
         """Free the context."""

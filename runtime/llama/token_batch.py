@@ -23,7 +23,7 @@ from ...errors import TinyLoraError, VectorError
 from ...vector import MicroVector
 from ..process import Process
 from .adapters import Personalizer
-from .lane import Generation, Given, Job, Key, Lane, Read, Stopped
+from .lane import Generation, Given, Job, Key, Lane, Read, Stopped, reader_of
 from .lora import Adapter
 from .protocols import Weights
 from .sampling import likeliest, logprobs
@@ -50,6 +50,8 @@ class TokenBatch:
         shared: tokens that all prompts begin with, at most: they take room once, not in every sequence.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
+        lanes: how many at most, where it is not the sequences that say so. A call that keeps fewer of them
+            busy gives those all cores.
 
     Raises:
         TinyLoraError: llama.cpp cannot make the context, or the model is closed.
@@ -63,13 +65,15 @@ class TokenBatch:
         shared: int = 0,
         sequences: int = 32,
         n_threads: int | None = None,
+        lanes: int | None = None,
     ) -> None:
         self.llm = llm
         threads = n_threads or cores()
-        count = max(1, min(threads, sequences // _FEWEST))
+        count = max(1, min(threads, lanes or sequences // _FEWEST))
         if llm.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload():
             count = 1  # lanes would wait for the same device
         self.lanes = count  # that compute side by side; each evaluates for itself what its prompts share
+        self._shared_cores = threads if lanes else 0
         self._process = Process()
         self._turn = threading.RLock()
         self._depth = 0  # calls of the thread that has the turn, within each other
@@ -214,16 +218,9 @@ class TokenBatch:
                 of completions as prompts are needed, and of `among` as many rows as tokens; the temperature
                 is not above 0.
         """
-        if not temperature > 0:
-            raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
         if among is not None and _lengths(among) != _lengths(completions):
             raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
-
-        def read(logits: NDArray[np.float32], places: Sequence[tuple[Key, int]]) -> NDArray[np.float32]:
-            tokens = [wanted[p][c][position] for (p, c), position in places]
-            return logprobs(logits, temperature, np.array(tokens, np.int32))
-
-        wanted = completions if among is None else among
+        read = reader_of(completions if among is None else among, temperature)
         found = self._read(prompts, completions, read)
         return [[np.array(rows, np.float32) for rows in each] for each in found]
 
@@ -261,15 +258,7 @@ class TokenBatch:
     def _read_in_turn(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], read: Read
     ) -> list[list[list[Any]]]:
-        if len(completions) != len(prompts):
-            raise VectorError(
-                f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
-            )
-        for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
-            for number, completion in enumerate(found):
-                if not len(completion):
-                    raise VectorError(f"completion {number} of prompt {index} is empty")
-            self._check([prompt], max(map(len, found), default=0), index)
+        self._check_given(prompts, completions)
         numbered = [(index, prompt) for index, prompt in enumerate(prompts) if completions[index]]
         parts = [numbered[part.start : part.stop] for part in split(len(numbered), len(self._lanes))]
         done: dict[Key, list[Any]] = {}
@@ -305,6 +294,9 @@ class TokenBatch:
     def _run(self, work: Callable[[Lane, Any], T], jobs: Sequence[Any]) -> list[T]:
         """Do one job a lane; whatever goes wrong, no lane computes afterwards."""
         self._check_open()
+        if self._shared_cores:
+            for lane in self._lanes[: len(jobs)]:
+                lane.use(self._shared_cores // min(len(jobs), len(self._lanes)))
         running = [self._pool.submit(work, lane, job) for lane, job in zip(self._lanes, jobs, strict=False)]
         try:
             return [future.result() for future in running]
@@ -353,6 +345,19 @@ class TokenBatch:
         if self._personalizer is not None:
             self._personalizer.free()
         self._lanes, self._personalizer = [], None
+
+    def _check_given(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
+    ) -> None:
+        if len(completions) != len(prompts):
+            raise VectorError(
+                f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
+            )
+        for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
+            for number, completion in enumerate(found):
+                if not len(completion):
+                    raise VectorError(f"completion {number} of prompt {index} is empty")
+            self._check([prompt], max(map(len, found), default=0), index)
 
     def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int, first: int = 0) -> None:
         cells = min(lane.n_ctx for lane in self._lanes)

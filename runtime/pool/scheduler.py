@@ -48,33 +48,29 @@ class Ticket(Protocol):
 class Scorer(Protocol):
     """What tells how likely given answers are under vectors of one's choice. One thread uses it at a time."""
 
-    def swap(self, vector: MicroVector | None) -> None:
-        """Score under another vector from now on; None for the base.
-
-        Raises:
-            VectorError: it does not fit the basis.
-        """
-
-    def score(
+    def score_under(
         self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[Sequence[int]]],
+        vectors: Sequence[MicroVector | None],
+        prompt: Sequence[int],
+        answers: Sequence[Sequence[int]],
         *,
         temperature: float = 1.0,
     ) -> list[list[NDArray[np.float32]]]:
-        """Return the log-probabilities of given completions.
+        """Return the log-probabilities of answers to a prompt under every vector.
 
         Args:
-            prompts: token ids.
-            completions: for each prompt the token ids of its completions, with the token that ends one.
+            vectors: None for the base alone.
+            prompt: token ids.
+            answers: token ids of each, with the token that ends it.
             temperature: above 0; of the distribution softmax(logits / temperature).
 
         Returns:
-            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token. NaN
-            where the model's logits are not finite: the vector is too large.
+            Of each vector, for each answer: float32 [n], natural logarithms, one a token. NaN where the
+            model's logits are not finite: the vector is too large.
 
         Raises:
-            VectorError: a prompt or a completion is empty, or the temperature is not above 0.
+            VectorError: the prompt or an answer is empty, the temperature is not above 0, or a vector does
+                not fit the basis.
             TinyLoraError: it is closed, or its model is.
         """
 

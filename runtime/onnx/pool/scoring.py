@@ -28,35 +28,28 @@ class RowScorer:
     def __init__(self, engine: RowEngine, basis: Basis, check: Callable[[], None]) -> None:
         self._engine: RowEngine | None = engine
         self._basis, self._check = basis, check
-        self._values = np.zeros(basis.size, np.float32)
 
-    def swap(self, vector: MicroVector | None) -> None:
-        """Score under another vector from now on; None for the base.
-
-        Raises:
-            VectorError: it does not fit the basis.
-        """
-        self._values[:] = 0 if vector is None else self._basis.values(vector).reshape(-1)
-
-    def score(
+    def score_under(
         self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[Sequence[int]]],
+        vectors: Sequence[MicroVector | None],
+        prompt: Sequence[int],
+        answers: Sequence[Sequence[int]],
         *,
         temperature: float = 1.0,
     ) -> list[list[NDArray[np.float32]]]:
-        """Return the log-probabilities of given completions; see `Scorer`."""
+        """Return the log-probabilities of answers to a prompt under every vector; see `Scorer`."""
         engine = self._engine
         self._check()
         if engine is None:
             raise TinyLoraError("the scorer is closed: make another one")
         if not temperature > 0:
             raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
-        engine.values[0] = self._values
-        return [
-            [self._score(engine, prompt, answer, temperature) for answer in answers]
-            for prompt, answers in zip(prompts, completions, strict=True)
-        ]
+        values = [0.0 if vector is None else self._basis.values(vector).reshape(-1) for vector in vectors]
+        found = []
+        for row in values:
+            engine.values[0] = row
+            found.append([self._score(engine, prompt, answer, temperature) for answer in answers])
+        return found
 
     def close(self) -> None:
         """Free the cells; the session is the pool's. Again is fine."""

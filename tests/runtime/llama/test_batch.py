@@ -348,6 +348,45 @@ def test_each_lane_has_a_vector_of_its_own(llm: TinyLoraLlama) -> None:
         assert batch.answer(samples, max_tokens=LIMIT) == before
 
 
+def test_each_lane_scores_under_a_vector_of_its_own(llm: TinyLoraLlama) -> None:
+    """Whatever number of vectors: each scores as if it were alone, and the batch's own one stays."""
+    vectors = [MicroVector.random(llm.basis, 0.5, seed=1), None, MicroVector.random(llm.basis, 0.5, seed=2)]
+    own = MicroVector.random(llm.basis, 0.5, seed=3)
+    prompt, answers = PROMPTS[0], COMPLETIONS[0]
+    with Batch(llm, n_ctx_seq=130, sequences=4, n_threads=2, lanes=2) as batch:
+        batch.swap(own)
+        (before,) = batch.score([prompt], [answers])
+        found = batch.score_under(vectors, prompt, answers, temperature=0.7)
+        assert len({rows[0].tobytes() for rows in found}) == 3
+        for vector, rows in zip(vectors, found, strict=True):
+            batch.swap(vector)
+            (alone,) = batch.score([prompt], [answers], temperature=0.7)
+            for row, wanted in zip(rows, alone, strict=True):
+                np.testing.assert_allclose(row, wanted, atol=5e-4)
+        batch.swap(own)
+        unfit = MicroVector(np.zeros((99, 1), np.float32))
+        for bad in (([unfit], prompt, answers), ([own, None, unfit], prompt, answers), ([None], [], answers)):
+            with pytest.raises(VectorError):
+                batch.score_under(*bad)
+        assert batch.score_under([], prompt, answers) == []
+        assert batch.vector == own
+        for row, wanted in zip(batch.score([prompt], [answers])[0], before, strict=True):
+            np.testing.assert_array_equal(row, wanted)
+
+
+def test_few_lanes_share_the_cores(llm: TinyLoraLlama) -> None:
+    def threads() -> list[int]:
+        return [llama_cpp.llama_n_threads(lane.context) for lane in batch._lanes]
+
+    with Batch(llm, n_ctx_seq=40, sequences=4, n_threads=5, lanes=2) as batch:
+        batch.generate([[65]], samples=1, max_tokens=2)
+        assert threads()[0] == 5
+        batch.generate([[65]], samples=2, max_tokens=2)
+        assert threads() == [2, 2]
+        batch.score_under([None], [65], [[66]])
+        assert threads()[0] == 5
+
+
 def test_tokens_are_counted(llm: TinyLoraLlama) -> None:
     """What two vectors evaluate: the prompts, what these share once a vector, and the answers."""
     samples = [Sample("one two three"), Sample("one two four")]

@@ -40,11 +40,9 @@ def vectors(pool: Pool, count: int) -> list[MicroVector]:
 def test_scores_are_those_of_the_model_that_serves_nobody_else(pool: Pool, bundle: Path) -> None:
     users = [None, *vectors(pool, 2)]
     asked = [(list(p), list(a), v) for p in PROMPTS for a in ANSWERS for v in users]
-    scorer, found = pool.scorer(), []
-    for prompt, answer, vector in asked:
-        scorer.swap(vector)
-        ((row,),) = scorer.score([prompt], [[answer]])
-        found.append(row)
+    scorer, answers = pool.scorer(), [list(a) for a in ANSWERS]
+    scored = [scorer.score_under(users, list(p), answers) for p in PROMPTS]  # [prompts][users][answers]
+    found = [scored[p][u][a] for p in range(len(PROMPTS)) for a in range(len(ANSWERS)) for u in range(3)]
     with runtime.load(bundle, engine="onnx", n_ctx=450, n_threads=1) as llm, OnnxBatch(llm) as batch:
         for (prompt, answer, vector), row in zip(asked, found, strict=True):
             batch.swap(vector)
@@ -56,9 +54,9 @@ def test_scores_are_those_of_the_model_that_serves_nobody_else(pool: Pool, bundl
 def test_a_temperature_is_that_of_the_distribution(pool: Pool) -> None:
     """Over all tokens the probabilities are 1, and their logarithms are further apart where it is low."""
     scorer = pool.scorer()
-    (rows,) = scorer.score([[1, 2]], [[[token] for token in range(260)]], temperature=0.5)
+    (rows,) = scorer.score_under([None], [1, 2], [[token] for token in range(260)], temperature=0.5)
     cold = np.concatenate(rows).astype(np.float64)
-    (rows,) = scorer.score([[1, 2]], [[[token] for token in range(260)]])
+    (rows,) = scorer.score_under([None], [1, 2], [[token] for token in range(260)])
     warm = np.concatenate(rows).astype(np.float64)
     assert np.exp(cold).sum() == pytest.approx(1, abs=1e-4)
     np.testing.assert_allclose(cold - cold.max(), 2 * (warm - warm.max()), atol=1e-4)
@@ -66,25 +64,24 @@ def test_a_temperature_is_that_of_the_distribution(pool: Pool) -> None:
 
 def test_a_vector_that_is_too_large_spoils_no_later_score(pool: Pool) -> None:
     scorer = pool.scorer()
-    (before,) = scorer.score([[1, 2, 3]], [[[4, 5]]])
-    scorer.swap(MicroVector.random(pool.basis, 1e30))
-    assert np.isnan(scorer.score([[1, 2, 3]], [[[4, 5]]])[0][0]).any()
-    scorer.swap(None)
-    np.testing.assert_array_equal(scorer.score([[1, 2, 3]], [[[4, 5]]])[0][0], before[0])
+    huge = MicroVector.random(pool.basis, 1e30)
+    (before,), (exploded,), (after,) = scorer.score_under([None, huge, None], [1, 2, 3], [[4, 5]])
+    assert np.isnan(exploded).any()
+    np.testing.assert_array_equal(after, before)
 
 
 def test_a_scorer_that_is_closed_or_asked_for_nothing(pool: Pool) -> None:
     scorer = pool.scorer()
     for prompt, answer, temperature in (([], [1], 1.0), ([1], [], 1.0), ([1], [1], 0.0)):
         with pytest.raises(VectorError):
-            scorer.score([prompt], [[answer]], temperature=temperature)
+            scorer.score_under([None], prompt, [answer], temperature=temperature)
     scorer.close()
     with pytest.raises(TinyLoraError, match="the scorer is closed"):
-        scorer.score([[1]], [[[1]]])
+        scorer.score_under([None], [1], [[1]])
     other = pool.scorer()
     pool.close()
     with pytest.raises(TinyLoraError, match="the pool is closed"):
-        other.score([[1]], [[[1]]])
+        other.score_under([None], [1], [[1]])
     with pytest.raises(TinyLoraError, match="the pool is closed"):
         pool.scorer()
 
@@ -106,8 +103,6 @@ def test_a_click_makes_its_answer_likelier_beside_answers_that_go_on(pool: Pool,
     alone = [token.logprob for token in asyncio.run(pool.complete("somebody else", **options)).tokens]
     bits, moved = asyncio.run(beside())
     assert bits == alone
-    likely = {}
-    for name, vector in {"base": None, 1: moved[1], -1: moved[-1]}.items():
-        scorer.swap(vector)
-        likely[name] = scorer.score([prompt], [[answer]])[0][0].sum(dtype=np.float64)
-    assert likely[1] > likely["base"] > likely[-1]
+    scored = scorer.score_under([moved[1], None, moved[-1]], prompt, [answer])
+    liked, base, disliked = (row.sum(dtype=np.float64) for (row,) in scored)
+    assert liked > base > disliked
