@@ -154,7 +154,7 @@ define install
 endef
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(call install,demo,what the demo needs,lean)
+	$(call install,demo,what the demo needs,ready)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg

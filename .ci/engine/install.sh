@@ -5,6 +5,7 @@
 #     .ci/engine/install.sh PYTHON full    built from source, with the libraries that a llama-server links with
 #     .ci/engine/install.sh PYTHON wheel   with ready-made libraries, which `lean` and `full` take too where no C++
 #                                          compiler is found
+#     .ci/engine/install.sh PYTHON ready   as `wheel` where there are such libraries, else as `lean`
 #
 # CMAKE_ARGS, where it is set, decides alone how it is built. pip keeps what it built under the name of the
 # package, however it was built: what is built in a way of our own is kept in caches apart from pip's.
@@ -31,10 +32,19 @@ compiler() {
   return 1
 }
 
+ready_made() {
+  SKBUILD_WHEEL_CMAKE=false pip "$(cache wheel)" install --quiet --progress-bar off --no-deps --require-hashes \
+    -r "$here/wheel.txt"
+}
+
 again=
 if has llama_cpp; then
   if [ "$kind" != full ] || common || ! compiler; then exit 0; fi
   again=--force-reinstall
+fi
+if [ "$kind" = ready ]; then
+  if [ -z "${CMAKE_ARGS:-}" ] && ready_made 2>/dev/null; then exit 0; fi
+  kind=lean
 fi
 if [ "$kind" != wheel ] && ! compiler; then
   say "no C++ compiler found: taking ready-made llama.cpp libraries instead (they know AVX2, and nothing newer)"
@@ -43,8 +53,7 @@ fi
 
 case $kind in
 wheel)
-  SKBUILD_WHEEL_CMAKE=false pip "$(cache wheel)" install --quiet --progress-bar off --no-deps --require-hashes \
-    -r "$here/wheel.txt" || {
+  ready_made || {
     say "no ready-made llama.cpp libraries could be had for this platform. Either install a C++ compiler" \
       "(Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install), or use the ONNX engine," \
       "which needs none: pip install -e '.[onnx,cli]'"
@@ -66,7 +75,7 @@ full)
   pip install --quiet --progress-bar off $again 'llama-cpp-python>=0.3.36'
   ;;
 *)
-  echo "install.sh: lean, full or wheel, not $kind" >&2
+  echo "install.sh: lean, full, wheel or ready, not $kind" >&2
   exit 2
   ;;
 esac
