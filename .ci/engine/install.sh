@@ -32,9 +32,9 @@ compiler() {
   return 1
 }
 
-ready_made() {
+ready_made() { # cffi is what llama-cpp-py-sync names; llama-cpp-python's own comes with the extra
   SKBUILD_WHEEL_CMAKE=false pip "$(cache wheel)" install --quiet --progress-bar off --no-deps --require-hashes \
-    -r "$here/wheel.txt"
+    -r "$here/wheel.txt" && pip install --quiet --progress-bar off 'cffi>=1.15'
 }
 
 again=
