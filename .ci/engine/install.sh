@@ -54,9 +54,10 @@ fi
 case $kind in
 wheel)
   ready_made || {
-    say "no ready-made llama.cpp libraries could be had for this platform. Either install a C++ compiler" \
-      "(Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install), or use the ONNX engine," \
-      "which needs none: pip install -e '.[onnx,cli]'"
+    say "pip could not get ready-made llama.cpp libraries: what it says is above. Without a network nothing can be" \
+      "installed. Where there are none for this platform, either install a C++ compiler (Debian, Ubuntu: apt" \
+      "install build-essential; macOS: xcode-select --install), or use the ONNX engine, which needs none:" \
+      "pip install -e '.[onnx,cli]'"
     exit 1
   }
   ;;
