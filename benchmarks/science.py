@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Arm:
         all_entries: train every entry of R (`Basis.with_all_entries`).
         lora: train a plain LoRA of this rank on the basis's modules.
         behind: train behind the best prompt that a search found for the task (`prompts.py`).
+        prior: search in the coordinates in which the basis's prior is round, where it has one.
         trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
             the gradient's own direction leads farther than those.
     """
@@ -55,6 +56,7 @@ class Arm:
     all_entries: bool = False
     lora: int | None = None
     behind: bool = False
+    prior: bool = True
     trials: tuple[float, ...] = ()
 
     @property
@@ -68,6 +70,7 @@ ARMS: dict[str, Arm] = {
     "default: r = 2, u = 1, G = 13, tiled": Arm(),
     "learned, behind the best prompt": Arm(Shape(projection="learned"), behind=True),
     "the paper's, behind the best prompt": Arm(behind=True),
+    "learned, without its prior": Arm(Shape(projection="learned"), prior=False),
     "SFT on the answers": Arm(method="sft"),
     "SFT on the answers, learned": Arm(Shape(projection="learned"), method="sft"),
     "r = 1": Arm(Shape(rank=1)),
@@ -103,7 +106,9 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         bundle, basis = export(Path(folder), arm.shape)
         if arm.all_entries:
             basis = basis.with_all_entries()
-            save_basis(basis, bundle / "basis.gguf")
+        elif not arm.prior:
+            basis = replace(basis, prior_mean=None, prior_covariance=None)
+        save_basis(basis, bundle / "basis.gguf")
         outcome = train(bundle, task, Path(folder) / "v.bin", options=chosen, report=rows.append)
         data = outcome.path.read_bytes()
     trials = [row for row in rows if row.get("event") == "trial"]
