@@ -28,7 +28,7 @@ import evidence
 import numpy as np
 from _subjects import best_prompt, export
 
-from tinylora_edge import save_basis
+from tinylora_edge import Basis, save_basis
 from tinylora_edge.exporters import ExportSettings as Shape
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, TrainSettings, train
@@ -46,6 +46,7 @@ class Arm:
         lora: train a plain LoRA of this rank on the basis's modules.
         behind: train behind the best prompt that a search found for the task (`prompts.py`).
         prior: search in the coordinates in which the basis's prior is round, where it has one.
+        tiles: so many random tiles in the place of the last learned directions, and no prior.
         trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
             the gradient's own direction leads farther than those.
     """
@@ -57,6 +58,7 @@ class Arm:
     lora: int | None = None
     behind: bool = False
     prior: bool = True
+    tiles: int = 0
     trials: tuple[float, ...] = ()
 
     @property
@@ -71,6 +73,7 @@ ARMS: dict[str, Arm] = {
     "learned, behind the best prompt": Arm(Shape(projection="learned"), behind=True),
     "the paper's, behind the best prompt": Arm(behind=True),
     "learned, without its prior": Arm(Shape(projection="learned"), prior=False),
+    "6 learned, 7 random tiles": Arm(Shape(projection="learned"), tiles=7),
     "SFT on the answers": Arm(method="sft"),
     "SFT on the answers, learned": Arm(Shape(projection="learned"), method="sft"),
     "r = 1": Arm(Shape(rank=1)),
@@ -106,6 +109,8 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         bundle, basis = export(Path(folder), arm.shape)
         if arm.all_entries:
             basis = basis.with_all_entries()
+        elif arm.tiles:
+            basis = mixed(basis, export(Path(folder), Shape(groups=arm.tiles))[1])
         elif not arm.prior:
             basis = replace(basis, prior_mean=None, prior_covariance=None)
         save_basis(basis, bundle / "basis.gguf")
@@ -140,6 +145,20 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         "trials": trials,
         "seconds": time.monotonic() - start,
     }
+
+
+def mixed(learned: Basis, tiled: Basis) -> Basis:
+    """Return the first learned directions and all random tiles, as many numbers as the learned basis has.
+
+    A tile is scaled to the modules that it would have if there were as many tiles as numbers, so that a unit
+    of each value moves the model about as far.
+    """
+    p = learned.projections.swapaxes(0, 1).copy()  # [n, M, r, r]
+    tiles = p[learned.size - tiled.groups :]
+    tiles[:] = 0
+    modules = np.arange(len(tiled.modules))
+    tiles[tiled.tying, modules] = tiled.projections[:, 0] * math.sqrt(tiled.groups / learned.size)
+    return learned.with_projections(p)
 
 
 def missing(options: argparse.Namespace) -> list[tuple[str, int]]:
