@@ -1,8 +1,8 @@
-"""The tables and the figure of docs/EVIDENCE.md, made of the records alone, in a second.
+"""The tables and the figure of docs/EVIDENCE.md and docs/LEARNED_BASIS.md, made of the records alone.
 
-Every block of the document between `<!-- evidence: NAME -->` and `<!-- end -->` is one of `BLOCKS`. Without
-options the document and its figure are written again. With `--check` nothing is written, and a difference
-is an error. `science.py --summary` is the same.
+Every block of a document between `<!-- evidence: NAME -->` and `<!-- end -->` is one of `BLOCKS`. Without
+options documents and figure are written again, in a second. With `--check` nothing is written, and a
+difference is an error. `science.py --summary` is the same.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from _bars import Bar, bars
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-DOCUMENT = HERE.parent / "docs" / "EVIDENCE.md"
-FIGURE = HERE.parent / "docs" / "figures" / "evidence.svg"
+DOCS = HERE.parent / "docs"
+DOCUMENTS = [DOCS / "EVIDENCE.md", DOCS / "LEARNED_BASIS.md"]
+FIGURE = DOCS / "figures" / "evidence.svg"
 
 TASKS = {
     "brevity": "guarded brevity",
@@ -32,7 +33,8 @@ TASKS = {
 }
 PAPER, LEARNED = "default: r = 2, u = 1, G = 13, tiled", "learned: n = 13, dense"
 BEHIND = "learned, behind the best prompt"
-STEPS, HELD_OUT = 40, 128
+MIXED = "6 learned, 7 random tiles"
+STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between validations
 
 
 def number(value: float) -> str:
@@ -134,17 +136,64 @@ def behind() -> str:
 
 
 def gains() -> str:
-    """Each run's gain over the base, paired, and the mean over tasks."""
+    """Each run's gain over the base, paired, how far learned is ahead, and the mean over tasks."""
     rows, means = [], dict[str, list[float]]()
     for task, title in TASKS.items():
-        cells = []
-        for arm, found in zip((PAPER, LEARNED), both(task), strict=True):
-            means.setdefault(arm, []).append(statistics.mean(row["difference"] for row in found))
-            cells.append(" ".join(f"{row['difference']:+.3f}" for row in found))
-        rows.append([title, *cells])
+        cells, found = [], both(task)
+        for arm, mine in zip((PAPER, LEARNED), found, strict=True):
+            means.setdefault(arm, []).append(statistics.mean(row["difference"] for row in mine))
+            cells.append(" ".join(f"{row['difference']:+.3f}" for row in mine))
+        ahead = [b["difference"] - a["difference"] for a, b in zip(*found, strict=True)]
+        error = statistics.stdev(ahead) / math.sqrt(len(ahead)) if len(ahead) > 1 else math.nan
+        rows.append([title, *cells, f"{statistics.mean(ahead):+.3f} ± {error:.3f}"])
     paper, learned = (statistics.mean(means[arm]) for arm in (PAPER, LEARNED))
-    rows.append(["mean of the four", f"{paper:+.3f}", f"{learned:+.3f} ({learned / paper:.1f} times)"])
-    return markdown(["gain of each seed", "13 numbers, the paper's", "13 numbers, learned"], rows)
+    times = f"{learned / paper:.1f} times"
+    rows.append(["mean of the four", f"{paper:+.3f}", f"{learned:+.3f}", times])
+    return markdown(
+        ["gain of each seed", "13 numbers, the paper's", "13 numbers, learned", "learned is ahead by"], rows
+    )
+
+
+def steps() -> str:
+    """The step at which learned directions validate as the paper's do after all steps, a seed each."""
+    rows = []
+    for task, title in TASKS.items():
+        first = []
+        for paper, learned in zip(*both(task), strict=True):
+            aim, curve = paper["validation"][-1], learned["validation"]
+            if len(curve) != 1 + STEPS // VALIDATED:  # a step that looked odd was validated, too
+                first.append("not known")
+                continue
+            reached = (number * VALIDATED for number, value in enumerate(curve) if value >= aim)
+            first.append(str(next(reached, "never")))
+        rows.append([title, " ".join(first)])
+    return markdown(["task", "step, of each seed"], rows)
+
+
+def curves() -> str:
+    """The validation of every run, before it and after every few steps."""
+    rows = []
+    for task, title in TASKS.items():
+        for name, found in zip(("the paper's", "learned"), both(task), strict=True):
+            for row in found:
+                values = " ".join(number(value) for value in row["validation"])
+                rows.append([title, name, str(row["seed"]), values])
+    return markdown(["task", "directions", "seed", f"validation, every {VALIDATED} steps"], rows)
+
+
+def mixed() -> str:
+    """Learned directions and random tiles together, beside either alone, of the seeds that all three have."""
+    rows = []
+    for task, title in TASKS.items():
+        found = {row["seed"]: row["difference"] for row in runs(MIXED, task)}
+        paper, learned = ({r["seed"]: r["difference"] for r in mine} for mine in both(task))
+        seeds = sorted(found.keys() & paper.keys())
+        if seeds:
+            cells = [" ".join(f"{of[seed]:+.3f}" for seed in seeds) for of in (paper, learned, found)]
+            rows.append([title, " ".join(map(str, seeds)), *cells])
+    return markdown(
+        ["gain of each seed", "seeds", "13 random tiles", "13 learned", "6 learned, 7 tiles"], rows
+    )
 
 
 def costs() -> str:
@@ -207,6 +256,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scores": scores,
     "behind": behind,
     "gains": gains,
+    "steps": steps,
+    "curves": curves,
+    "mixed": mixed,
     "costs": costs,
     "distilled": distilled,
     "shifted": shifted,
@@ -248,17 +300,16 @@ def rebuilt(text: str) -> str:
 
 def stale() -> list[Path]:
     """Return the files that differ from what the records say."""
-    found = []
-    if rebuilt(text := DOCUMENT.read_text("utf-8")) != text:
-        found.append(DOCUMENT)
+    found = [page for page in DOCUMENTS if rebuilt(text := page.read_text("utf-8")) != text]
     if not FIGURE.exists() or FIGURE.read_text("utf-8") != figure():
         found.append(FIGURE)
     return found
 
 
 def write() -> None:
-    """Write the document and the figure again, and print the blocks."""
-    DOCUMENT.write_text(rebuilt(DOCUMENT.read_text("utf-8")), "utf-8")
+    """Write the documents and the figure again, and print the blocks."""
+    for page in DOCUMENTS:
+        page.write_text(rebuilt(page.read_text("utf-8")), "utf-8")
     FIGURE.parent.mkdir(exist_ok=True)
     FIGURE.write_text(figure(), "utf-8")
     for name, block in BLOCKS.items():
