@@ -110,7 +110,8 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         if arm.all_entries:
             basis = basis.with_all_entries()
         elif arm.tiles:
-            basis = mixed(basis, export(Path(folder), Shape(groups=arm.tiles))[1])
+            (tiles := Path(folder) / "tiles").mkdir()
+            basis = mixed(basis, export(tiles, Shape(groups=arm.tiles))[1])
         elif not arm.prior:
             basis = replace(basis, prior_mean=None, prior_covariance=None)
         save_basis(basis, bundle / "basis.gguf")
