@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from .... import Basis, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
@@ -28,6 +30,13 @@ def pack(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Type that the values travel in. [default: as they came]")
     ] = None,
+    scale: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            help="Multiply the values: below 1 it does less, and leaves more as it was. [default: 1]",
+        ),
+    ] = 1.0,
     sequence: Annotated[
         int | None,
         typer.Option(
@@ -68,9 +77,12 @@ def pack(
       tinylora-edge vector pack trained.bin out/demo -o v1.bin --sign fleet.key --dtype bf16 --sequence 1
       tinylora-edge vector pack trained.bin out/demo -o v2.bin --sign fleet.key --stream al --until 2026-12-31
       tinylora-edge vector pack trained.bin out/demo -o v1.bin --mac device-17.mac
+      tinylora-edge vector pack trained.bin out/demo -o gentle.bin --scale 0.6
     """
     if sign is not None and mac is not None:
         raise typer.BadParameter("a frame has one tag: pass --sign or --mac", param_hint="--mac")
+    if not 0 < scale < math.inf:
+        raise typer.BadParameter(f"a scale is a number above 0, not {scale:g}", param_hint="--scale")
     vectors.refuse_report(output, as_json)
     vectors.check_target(output, force=force)
     signer: tags.Signer = tags.Crc32()
@@ -85,8 +97,9 @@ def pack(
     stream = keyfiles.stream_of(stream)
     last = None if until is None else keyfiles.day(until, "--until")
     found = _check(vectors.read(source), basis, trusted, stream)
+    wanted = found.values * np.float32(scale)
     made = MicroVector(
-        found.values,
+        wanted,
         found.dtype if dtype is None else dtype.value,
         found.sequence if sequence is None else sequence,
     )
@@ -100,7 +113,7 @@ def pack(
         "key": "" if isinstance(signer, tags.Crc32) else tags.key_id(trusted[0]),
         "basis_digest": basis.digest,
         "norm": made.norm,
-        "exact": bool((made.values == found.values).all()),
+        "exact": bool((made.values == wanted).all()),
     }
     if as_json:
         console.print_json(record)

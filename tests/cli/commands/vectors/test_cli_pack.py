@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 from invocation import Cli
 
 from tinylora_edge import Basis, Ed25519Verifier, Hmac, MicroVector, Policy
@@ -38,6 +40,14 @@ class TestPack:
     def test_as_it_came(self, cli: Cli, small: Path, trained: Path) -> None:
         result = cli("vector", "pack", trained, small, "-o", "-")
         assert result.stdout_bytes == trained.read_bytes()
+
+    def test_scaled(self, cli: Cli, small: Path, small_basis: Basis, trained: Path) -> None:
+        out = trained.with_name("gentle.bin")
+        record = cli("vector", "pack", trained, small, "-o", out, "--scale", 0.6, "--json").record()
+        plain = Policy().check(trained.read_bytes(), small_basis)
+        vector = Policy().check(out.read_bytes(), small_basis)
+        assert vector == MicroVector(plain.values * np.float32(0.6), plain.dtype, plain.sequence)
+        assert record["norm"] == pytest.approx(0.6 * plain.norm, rel=1e-5)
 
     def test_a_raw_payload(self, cli: Cli, small: Path, tmp_path: Path) -> None:
         raw = cli("vector", "new", small, "-o", "-", "--random", 1, "--raw").stdout_bytes
@@ -81,6 +91,8 @@ class TestPack:
         pack = ("vector", "pack", trained, small, "-o", tmp_path / "v")
         cli(*pack, "--sign", key, "--mac", "ab" * 32).misused("one tag")
         cli(*pack, "--sequence", 65536).misused("--sequence")
+        for scale in ("0", "-1", "nan", "inf"):
+            cli(*pack, "--scale", scale).misused("--scale", "above 0")
         cli(*pack, "--mac", "ab" * 8).refused("8 bytes", "at least 16")
         cli(*pack, "--mac", "no-such-file").refused("no-such-file", "does not exist")
         cli(*pack, "--sign", tmp_path / "none").refused("No such file")
