@@ -32,6 +32,7 @@ TASKS = {
     "formats": "formats",
 }
 PAPER, LEARNED = "default: r = 2, u = 1, G = 13, tiled", "learned: n = 13, dense"
+TITLES = {PAPER: "the paper's", LEARNED: "learned"}
 BEHIND = "learned, behind the best prompt"
 MIXED = "6 learned, 7 random tiles"
 STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between validations
@@ -68,6 +69,11 @@ def both(task: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [row for row in paper if row["seed"] in seeds], [row for row in learned if row["seed"] in seeds]
 
 
+def between(values: list[float]) -> float:
+    """Return the standard error of the mean of two values or more, by how far they are from each other."""
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
 def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
     """Return mean and standard error: that over prompts, or that between seeds where it is larger.
 
@@ -76,8 +82,8 @@ def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
     """
     values = [float(row[key]) for row in rows]
     mean = statistics.mean(values)
-    between = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return mean, max(between, math.sqrt(mean * (1 - mean) / rows[0]["n"]))
+    error = between(values) if len(values) > 1 else 0.0
+    return mean, max(error, math.sqrt(mean * (1 - mean) / rows[0]["n"]))
 
 
 def prompts() -> dict[str, dict[str, Any]]:
@@ -144,7 +150,7 @@ def gains() -> str:
             means.setdefault(arm, []).append(statistics.mean(row["difference"] for row in mine))
             cells.append(" ".join(f"{row['difference']:+.3f}" for row in mine))
         ahead = [b["difference"] - a["difference"] for a, b in zip(*found, strict=True)]
-        error = statistics.stdev(ahead) / math.sqrt(len(ahead)) if len(ahead) > 1 else math.nan
+        error = between(ahead) if len(ahead) > 1 else math.nan
         rows.append([title, *cells, f"{statistics.mean(ahead):+.3f} ± {error:.3f}"])
     paper, learned = (statistics.mean(means[arm]) for arm in (PAPER, LEARNED))
     times = f"{learned / paper:.1f} times"
@@ -174,7 +180,7 @@ def curves() -> str:
     """The validation of every run, before it and after every few steps."""
     rows = []
     for task, title in TASKS.items():
-        for name, found in zip(("the paper's", "learned"), both(task), strict=True):
+        for name, found in zip(TITLES.values(), both(task), strict=True):
             for row in found:
                 values = " ".join(number(value) for value in row["validation"])
                 rows.append([title, name, str(row["seed"]), values])
@@ -225,7 +231,7 @@ def distilled() -> str:
     rows = []
     for name in found[0]["closed"]:
         shares = [row["closed"][name] for row in found]
-        error = statistics.stdev(shares) / math.sqrt(len(shares))
+        error = between(shares)
         step = ", ".join(sorted({f"{row['step_sizes_used'][name]:g}" for row in found}))
         rows.append(
             [name, with_error(statistics.mean(shares), error), number(statistics.median(shares)), step]
@@ -237,13 +243,13 @@ def distilled() -> str:
 
 def shifted() -> str:
     """Gains on the usual held-out prompts beside those on shifted ones."""
-    titles, rows = {PAPER: "the paper's", LEARNED: "learned"}, []
+    rows = []
     for row in bench.read_study(RESULTS / "shifted.jsonl"):
         usual = [run for run in runs(row["arm"], row["task"]) if run.get("frame") == row["frame"]]
         rows.append(
             [
                 TASKS[row["task"]],
-                titles[row["arm"]],
+                TITLES[row["arm"]],
                 str(row["seed"]),
                 f"{usual[0]['base']:.2f} {usual[0]['difference']:+.2f}" if usual else "",
                 f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}",

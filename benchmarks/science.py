@@ -106,15 +106,10 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     )
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        bundle, basis = export(Path(folder), arm.shape)
-        if arm.all_entries:
-            basis = basis.with_all_entries()
-        elif arm.tiles:
-            (tiles := Path(folder) / "tiles").mkdir()
-            basis = mixed(basis, export(tiles, Shape(groups=arm.tiles))[1])
-        elif not arm.prior:
-            basis = replace(basis, prior_mean=None, prior_covariance=None)
-        save_basis(basis, bundle / "basis.gguf")
+        bundle, exported = export(Path(folder), arm.shape)
+        basis = changed(exported, arm, Path(folder))
+        if basis is not exported:
+            save_basis(basis, bundle / "basis.gguf")
         outcome = train(bundle, task, Path(folder) / "v.bin", options=chosen, report=rows.append)
         data = outcome.path.read_bytes()
     trials = [row for row in rows if row.get("event") == "trial"]
@@ -146,6 +141,16 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         "trials": trials,
         "seconds": time.monotonic() - start,
     }
+
+
+def changed(basis: Basis, arm: Arm, folder: Path) -> Basis:
+    """Return what an arm trains in the place of the basis that was exported, or that basis itself."""
+    if arm.all_entries:
+        return basis.with_all_entries()
+    if arm.tiles:
+        (tiles := folder / "tiles").mkdir()
+        return mixed(basis, export(tiles, Shape(groups=arm.tiles))[1])
+    return basis if arm.prior else replace(basis, prior_mean=None, prior_covariance=None)
 
 
 def mixed(learned: Basis, tiled: Basis) -> Basis:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from .lane import Generation, Given, Job, Lane, reader_of
 from .prompts import decode, encode
 from .protocols import Weights
 from .token_batch import TokenBatch, check_type, split
+
+J = TypeVar("J")
+T = TypeVar("T")
 
 __all__ = ["Batch", "Generation", "batch_for", "cores"]
 
@@ -103,19 +107,47 @@ class Batch(TokenBatch):
         shape = len(prompts), 1, max_tokens
         uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
         numbered = list(enumerate(prompts))
+
+        def share(lanes: int) -> list[Job]:
+            parts = [
+                numbered[part.start : part.stop] for part in split(len(prompts), min(lanes, len(prompts)))
+            ]
+            return [Job(part, range(1), max_tokens, temperature, uniform) for part in parts]
+
+        found = []
+        for done in self._run_each(personalizer, vectors, Lane.run, share):
+            answers = {key: generation for part in done for key, generation in part.items()}
+            found.append([self._completion(answers[index, 0]) for index in range(len(prompts))])
+        return found
+
+    def _run_each(
+        self,
+        personalizer: Personalizer,
+        vectors: Sequence[MicroVector | None],
+        work: Callable[[Lane, J], T],
+        share: Callable[[int], list[J]],
+    ) -> list[list[T]]:
+        """Do the same under every vector, as many of them side by side as there are lanes.
+
+        Args:
+            personalizer: of the batch, whose own vector is in force again afterwards.
+            vectors: None for the base alone.
+            work: what a lane does with a job.
+            share: makes the jobs of one vector, at most so many: the last vectors may have more lanes each.
+
+        Returns:
+            Of each vector, what came of each of its jobs.
+        """
         contexts = [lane.context for lane in self._lanes]
-        found: list[list[Completion]] = []
+        found: list[list[T]] = []
         try:
             for start in range(0, len(vectors), len(contexts)):
                 wave = vectors[start : start + len(contexts)]
-                lanes = min(len(contexts) // len(wave), len(prompts))  # of each vector: more in the last wave
-                parts = [numbered[part.start : part.stop] for part in split(len(prompts), lanes)]
-                jobs = [Job(part, range(1), max_tokens, temperature, uniform) for part in parts] * len(wave)
-                personalizer.spread(contexts[: len(jobs)], [v for v in wave for _ in parts], self._own)
-                done = self._run(Lane.run, jobs)
-                for first in range(0, len(jobs), lanes):
-                    answers = {key: g for part in done[first : first + lanes] for key, g in part.items()}
-                    found.append([self._completion(answers[index, 0]) for index in range(len(prompts))])
+                jobs = share(len(contexts) // len(wave))
+                each = len(jobs)
+                personalizer.spread(contexts[: each * len(wave)], [v for v in wave for _ in jobs], self._own)
+                done = self._run(work, jobs * len(wave))
+                found += [done[first : first + each] for first in range(0, len(done), each)]
         finally:
             personalizer.apply(contexts, self.vector, self._own)
         return found
@@ -184,20 +216,11 @@ class Batch(TokenBatch):
         """
         for vector in vectors:
             check_type(vector)
-        found: list[list[NDArray[np.float32]]] = []
         given = Given([(0, prompt)], [answers], reader_of([answers], temperature))
         with self._computing() as personalizer:
             self._check_given([prompt], [answers])
-            contexts = [lane.context for lane in self._lanes]
-            try:
-                for start in range(0, len(vectors), len(contexts)):
-                    wave = vectors[start : start + len(contexts)]
-                    personalizer.spread(contexts[: len(wave)], wave, self._own)
-                    for rows in self._run(Lane.score, [given] * len(wave)):
-                        found.append([np.array(rows[0, n], np.float32) for n in range(len(answers))])
-            finally:
-                personalizer.apply(contexts, self.vector, self._own)
-        return found
+            done = self._run_each(personalizer, vectors, Lane.score, lambda _: [given])
+        return [[np.array(rows[0, n], np.float32) for n in range(len(answers))] for (rows,) in done]
 
     def _prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
         return [encode(self.llm, sample).tolist() for sample in samples]

@@ -295,8 +295,8 @@ class TokenBatch:
         """Do one job a lane; whatever goes wrong, no lane computes afterwards."""
         self._check_open()
         if self._shared_cores:
-            for lane in self._lanes[: len(jobs)]:
-                lane.use(self._shared_cores // min(len(jobs), len(self._lanes)))
+            for lane, _ in zip(self._lanes, jobs, strict=False):
+                lane.use(self._shared_cores // len(jobs))
         running = [self._pool.submit(work, lane, job) for lane, job in zip(self._lanes, jobs, strict=False)]
         try:
             return [future.result() for future in running]
