@@ -46,7 +46,8 @@ class Arm:
         lora: train a plain LoRA of this rank on the basis's modules.
         behind: train behind the best prompt that a search found for the task (`prompts.py`).
         prior: search in the coordinates in which the basis's prior is round, where it has one.
-        tiles: so many random tiles in the place of the last learned directions, and no prior.
+        tiles: so many random tiles beside the first `kept` learned directions, and no prior.
+        kept: see `tiles`.
         trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
             the gradient's own direction leads farther than those.
     """
@@ -59,6 +60,7 @@ class Arm:
     behind: bool = False
     prior: bool = True
     tiles: int = 0
+    kept: int = 0
     trials: tuple[float, ...] = ()
 
     @property
@@ -73,7 +75,8 @@ ARMS: dict[str, Arm] = {
     "learned, behind the best prompt": Arm(Shape(projection="learned"), behind=True),
     "the paper's, behind the best prompt": Arm(behind=True),
     "learned, without its prior": Arm(Shape(projection="learned"), prior=False),
-    "6 learned, 7 random tiles": Arm(Shape(projection="learned"), tiles=7),
+    "6 learned, 7 random tiles": Arm(Shape(projection="learned"), kept=6, tiles=7),
+    "13 learned, 13 random tiles": Arm(Shape(projection="learned"), kept=13, tiles=13),
     "SFT on the answers": Arm(method="sft"),
     "SFT on the answers, learned": Arm(Shape(projection="learned"), method="sft"),
     "r = 1": Arm(Shape(rank=1)),
@@ -149,22 +152,21 @@ def changed(basis: Basis, arm: Arm, folder: Path) -> Basis:
         return basis.with_all_entries()
     if arm.tiles:
         (tiles := folder / "tiles").mkdir()
-        return mixed(basis, export(tiles, Shape(groups=arm.tiles))[1])
+        return mixed(basis, arm.kept, export(tiles, Shape(groups=arm.tiles))[1])
     return basis if arm.prior else replace(basis, prior_mean=None, prior_covariance=None)
 
 
-def mixed(learned: Basis, tiled: Basis) -> Basis:
-    """Return the first learned directions and all random tiles, as many numbers as the learned basis has.
+def mixed(learned: Basis, kept: int, tiled: Basis) -> Basis:
+    """Return a basis of the first learned directions and of random tiles, each one a number.
 
-    A tile is scaled to the modules that it would have if there were as many tiles as numbers, so that a unit
-    of each value moves the model about as far.
+    A tile is scaled to the modules that it would have if there were as many tiles as learned directions, so
+    that a unit of each value moves the model about as far.
     """
-    p = learned.projections.swapaxes(0, 1).copy()  # [n, M, r, r]
-    tiles = p[learned.size - tiled.groups :]
-    tiles[:] = 0
+    scale = math.sqrt(tiled.groups / learned.size)
     modules = np.arange(len(tiled.modules))
-    tiles[tiled.tying, modules] = tiled.projections[:, 0] * math.sqrt(tiled.groups / learned.size)
-    return learned.with_projections(p)
+    tiles = np.zeros((tiled.groups, *tiled.projections.shape[:1], *tiled.projections.shape[2:]), np.float32)
+    tiles[tiled.tying, modules] = tiled.projections[:, 0] * scale
+    return learned.with_projections(np.concatenate([learned.projections.swapaxes(0, 1)[:kept], tiles]))
 
 
 def missing(options: argparse.Namespace) -> list[tuple[str, int]]:
