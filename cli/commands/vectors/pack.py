@@ -34,7 +34,7 @@ def pack(
         float,
         typer.Option(
             metavar="X",
-            help="Multiply the values: below 1 it does less, and leaves more as it was. [default: 1]",
+            help="Multiply the values: below 1 it does less, and leaves more as it was.",
         ),
     ] = 1.0,
     sequence: Annotated[

@@ -52,6 +52,17 @@ class TestStreams:
                 with pytest.raises(error, match=r"of another stream|of a stream with a name"):
                     policy.check(data, BASIS, stream=other)
 
+    @pytest.mark.parametrize("tag", TAGS)
+    def test_one_of_the_default_stream_says_how_to_mend_it(self, tag):
+        """What train, tune and distill leave is of that one, and is not damaged."""
+        signer, error = TAGS[tag]
+        policy, data = Policy("none", keys=KEYS), vector().to_bytes(BASIS, signer)
+        with pytest.raises(error, match=r"'alice': of the default one; .*vector pack --stream 'alice'"):
+            policy.check(data, BASIS, stream="alice")
+        damaged = bytes([*data[:-1], data[-1] ^ 1])
+        with pytest.raises(error, match=r"damaged on its way|was altered"):
+            policy.check(damaged, BASIS, stream="alice")
+
     def test_it_costs_no_byte(self):
         for signer, _ in TAGS.values():
             sizes = [
