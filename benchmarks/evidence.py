@@ -30,11 +30,18 @@ TASKS = {
     "list-lookup": "list lookup",
     "word-sums": "word sums",
     "formats": "formats",
+    "tool-calls": "tool calls",
+    "house-style": "house style",
 }
+FOUR = 4  # of them, the first, are what learned directions were to be ahead on, in the mean
 PAPER, LEARNED = "default: r = 2, u = 1, G = 13, tiled", "learned: n = 13, dense"
 TITLES = {PAPER: "the paper's", LEARNED: "learned"}
 BEHIND = "learned, behind the best prompt"
-MIXED = "6 learned, 7 random tiles"
+VARIANTS = {
+    "learned, without its prior": "without their prior",
+    "6 learned, 7 random tiles": "6 learned, 7 tiles",
+    "13 learned, 13 random tiles": "13 learned, 13 tiles",
+}
 STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between validations
 
 
@@ -86,12 +93,16 @@ def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
     return mean, max(error, math.sqrt(mean * (1 - mean) / rows[0]["n"]))
 
 
+def trained() -> dict[str, str]:
+    """Return the tasks that there are runs of, and their titles."""
+    return {task: title for task, title in TASKS.items() if all(both(task))}
+
+
 def prompts() -> dict[str, dict[str, Any]]:
-    """Return what a thorough search found, by task."""
+    """Return what a search found, by task: the thorough one, where there was one."""
+    rows = bench.read_study(RESULTS / "prompts.jsonl")
     return {
-        row["task"]: row
-        for row in bench.read_study(RESULTS / "prompts.jsonl")
-        if row["search"]["kind"] == "thorough"
+        row["task"]: row for kind in ("quick", "thorough") for row in rows if row["search"]["kind"] == kind
     }
 
 
@@ -99,17 +110,28 @@ def contestant(row: dict[str, Any], name: str) -> dict[str, Any] | None:
     return next((each for each in row["contestants"] if each["name"] == name), None)
 
 
+def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
+    """Return what the best prompt of a task scored, and how many it is the best of where these are few."""
+    row = prompts().get(task)
+    if row is None:
+        return None, ""
+    quick = row["search"]["kind"] == "quick"
+    return contestant(row, "prompt" if quick else "best prompt"), (
+        f" (of {row['search']['tried']})" if quick else ""
+    )
+
+
 def scores() -> str:
     """Each task: the base, the best prompt, both bases."""
-    rows, searched = [], prompts()
-    for task, title in TASKS.items():
+    rows = []
+    for task, title in trained().items():
         paper, learned = both(task)
-        best = contestant(searched[task], "best prompt") if task in searched else None
+        best, few = best_prompt(task)
         rows.append(
             [
                 title,
                 number(statistics.mean(row["base"] for row in paper + learned)),
-                with_error(best["mean"], best["standard_error"]) if best else "not searched",
+                with_error(best["mean"], best["standard_error"]) + few if best else "not searched",
                 with_error(*over_seeds(paper, "vector")),
                 with_error(*over_seeds(learned, "vector")),
                 " ".join(str(row["seed"]) for row in paper),
@@ -143,18 +165,20 @@ def behind() -> str:
 
 def gains() -> str:
     """Each run's gain over the base, paired, how far learned is ahead, and the mean over tasks."""
-    rows, means = [], dict[str, list[float]]()
-    for task, title in TASKS.items():
-        cells, found = [], both(task)
-        for arm, mine in zip((PAPER, LEARNED), found, strict=True):
-            means.setdefault(arm, []).append(statistics.mean(row["difference"] for row in mine))
-            cells.append(" ".join(f"{row['difference']:+.3f}" for row in mine))
-        ahead = [b["difference"] - a["difference"] for a, b in zip(*found, strict=True)]
-        error = between(ahead) if len(ahead) > 1 else math.nan
-        rows.append([title, *cells, f"{statistics.mean(ahead):+.3f} ± {error:.3f}"])
-    paper, learned = (statistics.mean(means[arm]) for arm in (PAPER, LEARNED))
-    times = f"{learned / paper:.1f} times"
-    rows.append(["mean of the four", f"{paper:+.3f}", f"{learned:+.3f}", times])
+    rows, means = [], list[tuple[float, float]]()
+    for task, title in trained().items():
+        found = both(task)
+        cells = [" ".join(f"{row['difference']:+.3f}" for row in mine) for mine in found]
+        paper, learned = ([float(row["difference"]) for row in mine] for mine in found)
+        ahead = [b - a for a, b in zip(paper, learned, strict=True)]
+        error = f" ± {between(ahead):.3f}" if len(ahead) > 1 else ""
+        rows.append([title, *cells, f"{statistics.mean(ahead):+.3f}{error}"])
+        means.append((statistics.mean(paper), statistics.mean(learned)))
+    for name, chosen in (("mean of the first four", means[:FOUR]), ("mean of all", means)):
+        if name == "mean of all" and len(means) == FOUR:
+            continue
+        first, second = (statistics.mean(values) for values in zip(*chosen, strict=True))
+        rows.append([name, f"{first:+.3f}", f"{second:+.3f}", f"{second / first:.1f} times"])
     return markdown(
         ["gain of each seed", "13 numbers, the paper's", "13 numbers, learned", "learned is ahead by"], rows
     )
@@ -163,7 +187,7 @@ def gains() -> str:
 def steps() -> str:
     """The step at which learned directions validate as the paper's do after all steps, a seed each."""
     rows = []
-    for task, title in TASKS.items():
+    for task, title in trained().items():
         first = []
         for paper, learned in zip(*both(task), strict=True):
             aim, curve = paper["validation"][-1], learned["validation"]
@@ -179,7 +203,7 @@ def steps() -> str:
 def curves() -> str:
     """The validation of every run, before it and after every few steps."""
     rows = []
-    for task, title in TASKS.items():
+    for task, title in trained().items():
         for name, found in zip(TITLES.values(), both(task), strict=True):
             for row in found:
                 values = " ".join(number(value) for value in row["validation"])
@@ -187,23 +211,20 @@ def curves() -> str:
     return markdown(["task", "directions", "seed", f"validation, every {VALIDATED} steps"], rows)
 
 
-def mixed() -> str:
-    """Learned directions and random tiles together, beside either alone, of the seeds that all three have."""
+def variants() -> str:
+    """Gains of other uses of the same learned directions, beside both bases, of the seeds that were run."""
+    arms = {PAPER: "13 random tiles", LEARNED: "13 learned", **VARIANTS}
     rows = []
     for task, title in TASKS.items():
-        found = {row["seed"]: row["difference"] for row in runs(MIXED, task)}
-        paper, learned = ({r["seed"]: r["difference"] for r in mine} for mine in both(task))
-        seeds = sorted(found.keys() & paper.keys())
-        if seeds:
-            cells = [" ".join(f"{of[seed]:+.3f}" for seed in seeds) for of in (paper, learned, found)]
-            rows.append([title, " ".join(map(str, seeds)), *cells])
-    return markdown(
-        ["gain of each seed", "seeds", "13 random tiles", "13 learned", "6 learned, 7 tiles"], rows
-    )
+        found = {arm: {row["seed"]: row["difference"] for row in runs(arm, task)} for arm in arms}
+        for seed in sorted({seed for arm in VARIANTS for seed in found[arm]}):
+            gained = [f"{mine[seed]:+.3f}" if seed in mine else "" for mine in found.values()]
+            rows.append([title, str(seed), *gained])
+    return markdown(["task", "seed", *arms.values()], rows)
 
 
 def costs() -> str:
-    """What a request pays for each way, where a search was thorough."""
+    """What a request pays for each way, where a search was made."""
     rows = []
     for task, row in prompts().items():
         for each in row["contestants"]:
@@ -264,7 +285,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gains": gains,
     "steps": steps,
     "curves": curves,
-    "mixed": mixed,
+    "variants": variants,
     "costs": costs,
     "distilled": distilled,
     "shifted": shifted,
@@ -273,10 +294,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 def figure() -> str:
     """The figure: a group of bars a task, with standard errors."""
-    groups, searched = dict[str, list[Bar]](), prompts()
-    for task, title in TASKS.items():
+    groups = dict[str, list[Bar]]()
+    for task, title in trained().items():
         paper, learned = both(task)
-        best = contestant(searched[task], "best prompt") if task in searched else None
+        best, _ = best_prompt(task)
         groups[title] = [
             Bar("base", statistics.mean(row["base"] for row in paper + learned), 0.0),
             Bar("best prompt", best["mean"], best["standard_error"])

@@ -31,7 +31,9 @@ from _subjects import best_prompt, export
 from tinylora_edge import Basis, save_basis
 from tinylora_edge.exporters import ExportSettings as Shape
 from tinylora_edge.tasks import load_task
+from tinylora_edge.tasks.behaviours import load_behaviours
 from tinylora_edge.train import Options, TrainSettings, train
+from tinylora_edge.train.learned import learn
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Arm:
         prior: search in the coordinates in which the basis's prior is round, where it has one.
         tiles: so many random tiles beside the first `kept` learned directions, and no prior.
         kept: see `tiles`.
+        near: learn directions from the behaviours that are near tasks as well (lists, sums, data formats, short
+            answers), which the shipped directions were not.
         trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
             the gradient's own direction leads farther than those.
     """
@@ -61,6 +65,7 @@ class Arm:
     prior: bool = True
     tiles: int = 0
     kept: int = 0
+    near: bool = False
     trials: tuple[float, ...] = ()
 
     @property
@@ -77,6 +82,7 @@ ARMS: dict[str, Arm] = {
     "learned, without its prior": Arm(Shape(projection="learned"), prior=False),
     "6 learned, 7 random tiles": Arm(Shape(projection="learned"), kept=6, tiles=7),
     "13 learned, 13 random tiles": Arm(Shape(projection="learned"), kept=13, tiles=13),
+    "learned, from behaviours near tasks, too": Arm(near=True),
     "SFT on the answers": Arm(method="sft"),
     "SFT on the answers, learned": Arm(Shape(projection="learned"), method="sft"),
     "r = 1": Arm(Shape(rank=1)),
@@ -110,7 +116,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         bundle, exported = export(Path(folder), arm.shape)
-        basis = changed(exported, arm, Path(folder))
+        basis = changed(exported, arm, bundle, options)
         if basis is not exported:
             save_basis(basis, bundle / "basis.gguf")
         outcome = train(bundle, task, Path(folder) / "v.bin", options=chosen, report=rows.append)
@@ -146,12 +152,16 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def changed(basis: Basis, arm: Arm, folder: Path) -> Basis:
+def changed(basis: Basis, arm: Arm, bundle: Path, options: argparse.Namespace) -> Basis:
     """Return what an arm trains in the place of the basis that was exported, or that basis itself."""
     if arm.all_entries:
         return basis.with_all_entries()
+    if arm.near:
+        behaviours = [each for each in load_behaviours() if each.split == "learn" or each.near]
+        slopes = options.slopes or bundle / "slopes"
+        return learn(bundle, slopes, behaviours=behaviours, workers=options.workers).basis
     if arm.tiles:
-        (tiles := folder / "tiles").mkdir()
+        (tiles := bundle / "tiles").mkdir()
         return mixed(basis, arm.kept, export(tiles, Shape(groups=arm.tiles))[1])
     return basis if arm.prior else replace(basis, prior_mean=None, prior_covariance=None)
 
@@ -188,6 +198,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
         command = [sys.executable, __file__, "--only", name, "--seeds", str(seed), "--task", options.task]
         command += ["--steps", str(options.steps), "--held-out", str(options.held_out)]
         command += ["--workers", str(options.workers)] if options.workers else []
+        command += ["--slopes", str(options.slopes)] if options.slopes else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             report.say(f"FAILED  {name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
@@ -234,6 +245,9 @@ def main() -> None:
     arguments.add_argument("--held-out", type=int, default=128, help="prompts measured on (%(default)s)")
     arguments.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     arguments.add_argument("--workers", type=int, help="threads a run; all cores unless given")
+    arguments.add_argument(
+        "--slopes", type=Path, metavar="FOLDER", help="keeps what `learn` takes of behaviours"
+    )
     arguments.add_argument("--only", help=argparse.SUPPRESS)
     arguments.add_argument(
         "--summary", action="store_true", help="run nothing: make docs/EVIDENCE.md of the records again"
