@@ -50,8 +50,8 @@ class Arm:
         prior: search in the coordinates in which the basis's prior is round, where it has one.
         tiles: so many random tiles beside the first `kept` learned directions, and no prior.
         kept: see `tiles`.
-        near: learn directions from the behaviours that are near tasks as well (lists, sums, data formats, short
-            answers), which the shipped directions were not.
+        near: learn directions from the behaviours that are near tasks as well (lists, sums, data formats,
+            short answers), which the shipped directions were not.
         trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
             the gradient's own direction leads farther than those.
     """
