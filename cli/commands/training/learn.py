@@ -102,7 +102,7 @@ def learn(
         "seconds": round(learned.seconds, 1),
     }
     basis, placed = write_bundle(output, learned.basis, {"basis": {"learned": facts}}, base=found.base)
-    for path in folder.glob("*.npz"):
+    for path in (*folder.glob("*.npz"), *folder.glob("*.answers")):
         path.unlink()
     folder.rmdir()
     if as_json:
@@ -164,7 +164,7 @@ def _contrasts(axes: Sequence[str]) -> list[Contrast]:
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show on a terminal which behaviour is done, and how far it moves the model."""
+    """Show on a terminal which behaviour has its answers, and then how far it moves the model."""
     columns = (
         SpinnerColumn(),
         console.words("behaviour {task.completed}/{task.total}"),
@@ -176,7 +176,10 @@ def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         task = bar.add_task("", total=count, figures="asking the model")
 
         def show(figures: dict[str, Any]) -> None:
-            text = f"{figures['name']}: {figures['before']:.2f} nats a token"
+            text = str(figures["name"])
+            text += (
+                ": answers" if figures["event"] == "answers" else f": {figures['before']:.2f} nats a token"
+            )
             bar.update(task, completed=figures["done"], figures=text)
 
         yield show

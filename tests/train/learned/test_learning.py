@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import Basis, BasisError, TrainError, load_basis, runtime, save_basis
+from tinylora_edge.runtime.llama.batch import Batch
 from tinylora_edge.tasks.behaviours import Behaviour, Contrast
 from tinylora_edge.train.learned import Learned, LearnSettings, Metric, learn, questions_of
 from tinylora_edge.train.learned.distillation import DistillSettings, directions_of, distill
@@ -77,7 +78,9 @@ def test_each_behaviour_is_reported(learned):
     assert (before > 0.05).all()
     assert (held > 0.2).all(), "2 directions hold most of what 3 behaviours ask for"
     assert 0.5 < made.energy.sum() <= 1.0001
-    assert [(f["done"], f["of"]) for f in figures] == [(1, 3), (2, 3), (3, 3)]
+    assert [(f["event"], f["done"], f["of"]) for f in figures] == [
+        (event, done, 3) for event in ("answers", "behaviour") for done in (1, 2, 3)
+    ]
     assert len(repr(made)) < 400
 
 
@@ -89,17 +92,29 @@ def test_what_is_done_is_not_done_again(smollm2_bundle, learned):
     assert same.basis.digest == made.basis.digest
 
 
-def test_an_interrupted_run_goes_on_to_the_same_basis(smollm2_bundle, learned, tmp_path):
+@pytest.mark.parametrize(("event", "slopes", "answers"), [("answers", 0, 2), ("behaviour", 1, 2)])
+def test_an_interrupted_run_goes_on_to_the_same_basis(
+    smollm2_bundle, learned, tmp_path, monkeypatch, event, slopes, answers
+):
+    """Neither an answer nor a slope is made twice, and what is kept is gone at the end."""
+
     def stop(figures: dict[str, Any]) -> None:
-        raise KeyboardInterrupt
+        if figures["event"] == event and figures["done"] >= answers - slopes:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(smollm2_bundle, tmp_path, report=stop)
-    assert len(list(tmp_path.glob("*.npz"))) == 1
+    assert len(list(tmp_path.glob("*.npz"))) == slopes
+    assert len(list(tmp_path.glob("*.answers"))) == answers
+    drawn: list[Any] = []
+    generate = Batch.generate
+    monkeypatch.setattr(Batch, "generate", lambda *a, **k: drawn.append(1) or generate(*a, **k))
     rest: list[Any] = []
     resumed = run(smollm2_bundle, tmp_path, report=rest.append)
-    assert [f["done"] for f in rest] == [2, 3]
+    assert len(drawn) == 3 - slopes - answers
+    assert [f["done"] for f in rest if f["event"] == "behaviour"] == list(range(slopes + 1, 4))
     assert resumed.basis.digest == learned[0].basis.digest
+    assert not list(tmp_path.glob("*.answers"))
 
 
 def test_the_tiled_form_keeps_scales(smollm2_bundle, learned):
@@ -115,7 +130,8 @@ def test_a_named_axis_is_the_first_value(smollm2_bundle, learned, tmp_path):
     done: list[Any] = []
     found = run(smollm2_bundle, state, axes=[TONGUE], settings=NAMING, report=done.append)
     assert found.basis.axes == ("tongue", "learned-1")
-    assert [(f["name"], f["done"], f["of"]) for f in done] == [("tongue +1", 4, 5), ("tongue -1", 5, 5)]
+    taken = [f for f in done if f["event"] == "behaviour"]
+    assert [(f["name"], f["done"], f["of"]) for f in taken] == [("tongue +1", 4, 5), ("tongue -1", 5, 5)]
     assert len(list(state.glob("*.npz"))) == before + 2, "the behaviours are not done again"
     (axis,) = found.axes
     assert (axis.name, axis.own) == ("tongue", 1)
@@ -129,7 +145,7 @@ def test_a_named_axis_is_the_first_value(smollm2_bundle, learned, tmp_path):
     ]
     assert min(along) < 0, "more of the axis is nearer to French"
     again = run(smollm2_bundle, state, axes=[TONGUE], settings=NAMING, report=done.append)
-    assert len(done) == 2
+    assert len(done) == 4, "two answers and two slopes, from before"
     assert again.basis.digest == found.basis.digest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import time
@@ -105,7 +106,8 @@ def learn(
             after the other.
         device: of torch that slopes are taken on, such as `cpu` or `cuda:1`; None takes a CUDA GPU where
             torch finds one. On a GPU llama.cpp answers with all layers there, if it was built for one.
-        report: called after each behaviour with its figures.
+        report: called with each behaviour that has its answers (`event` is "answers"), and with the figures
+            of each whose slope is taken ("behaviour").
 
     Raises:
         TrainError: fewer behaviours than directions, projections that are explicit already, a device that
@@ -267,18 +269,20 @@ def _solve(
     machine: tuple[str | PathLike[str] | None, str | None, int, torch.device],
     report: Report,
 ) -> None:
-    """Take the slopes of each behaviour, and keep them in its file."""
+    """Take the slopes of each behaviour, and keep them in its file; until then, its answers beside it."""
     weights, dtype, workers, device = machine
+    files = [path.with_suffix(".answers") for path in paths]
     on_cpu = device.type == "cpu"
     passes = workers if on_cpu else 1  # at the same time
     began = time.monotonic()
     with ExitStack() as stack:
         with _teachers(found, paths[0].parent, workers, on_cpu=on_cpu) as llm:
-            lessons = [
-                lesson
-                for of_axis in (False, True)  # as they are in order: behaviours, then axes
-                for lesson in _lessons(llm, [each for each in asked if each.of_axis == of_axis], workers)
-            ]
+            lessons = list[Lesson]()
+            for of_axis in (False, True):  # as they are in order: behaviours, then axes
+                mine = [
+                    (each, file) for each, file in zip(asked, files, strict=True) if each.of_axis == of_axis
+                ]
+                lessons += _lessons(llm, mine, workers, len(lessons), report)
         sampled = (time.monotonic() - began) / len(lessons)
         # torch in threads of its own: oneDNN's bfloat16 releases the AMX tiles of llama.cpp's threads.
         pool = stack.enter_context(
@@ -295,9 +299,8 @@ def _solve(
             slopes = student.slopes(lesson, seed=(asked[0].settings.seed, *lesson.name.encode()))
             return slopes, (time.monotonic() - start) / passes + sampled
 
-        for number, (each, lesson, path, (slopes, seconds)) in enumerate(
-            zip(asked, lessons, paths, pool.map(work, lessons), strict=True), 1
-        ):
+        taken = zip(asked, lessons, paths, files, pool.map(work, lessons), strict=True)
+        for number, (each, lesson, path, answers, (slopes, seconds)) in enumerate(taken, 1):
             # A side of an axis may be as the bare model is: what counts is how the sides differ.
             if slopes.before < NOISE and not each.of_axis:
                 raise TrainError(
@@ -307,21 +310,27 @@ def _solve(
                 )
             with atomic_write(path) as file:
                 np.savez(file, **vars(slopes), seconds=seconds)
+            answers.unlink(missing_ok=True)
             report({"event": "behaviour", "name": lesson.name, "done": number, "before": slopes.before})
 
 
-def _lessons(llm: TinyLoraLlama, asked: Sequence[_Asked], workers: int) -> list[Lesson]:
-    """Return the lessons of behaviours that are asked with the same settings."""
+def _lessons(
+    llm: TinyLoraLlama, asked: Sequence[tuple[_Asked, Path]], workers: int, before: int, report: Report
+) -> list[Lesson]:
+    """Return the lessons of behaviours that are asked with the same settings, after so many others."""
     if not asked:
         return []
-    settings = asked[0].settings
+    settings = asked[0][0].settings
+    done = itertools.count(before + 1)
     return prepare_lessons(
         llm,
-        [(each.behaviour, each.questions) for each in asked],
+        [(each.behaviour, each.questions) for each, _ in asked],
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
         seed=settings.seed,
         n_threads=workers,
+        files=[file for _, file in asked],
+        report=lambda name: report({"event": "answers", "name": name, "done": next(done)}),
     )
 
 
