@@ -50,8 +50,8 @@ class Arm:
         prior: search in the coordinates in which the basis's prior is round, where it has one.
         tiles: so many random tiles beside the first `kept` learned directions, and no prior.
         kept: see `tiles`.
-        near: learn directions from the behaviours that are near tasks as well (lists, sums, data formats,
-            short answers), which the shipped directions were not.
+        far: learn directions from the behaviours alone that are near no task (`Behaviour.near`), and not from
+            all, as those are that are shipped.
         trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
             the gradient's own direction leads farther than those.
     """
@@ -65,7 +65,7 @@ class Arm:
     prior: bool = True
     tiles: int = 0
     kept: int = 0
-    near: bool = False
+    far: bool = False
     trials: tuple[float, ...] = ()
 
     @property
@@ -75,14 +75,14 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "learned: n = 13, dense": Arm(Shape(projection="learned")),
+    "learned, as shipped": Arm(Shape(projection="learned")),
+    "learned: n = 13, dense": Arm(far=True),
     "default: r = 2, u = 1, G = 13, tiled": Arm(),
-    "learned, behind the best prompt": Arm(Shape(projection="learned"), behind=True),
+    "learned, behind the best prompt": Arm(far=True, behind=True),
     "the paper's, behind the best prompt": Arm(behind=True),
-    "learned, without its prior": Arm(Shape(projection="learned"), prior=False),
-    "6 learned, 7 random tiles": Arm(Shape(projection="learned"), kept=6, tiles=7),
-    "13 learned, 13 random tiles": Arm(Shape(projection="learned"), kept=13, tiles=13),
-    "learned, from behaviours near tasks, too": Arm(near=True),
+    "learned, without its prior": Arm(far=True, prior=False),
+    "6 learned, 7 random tiles": Arm(far=True, kept=6, tiles=7),
+    "13 learned, 13 random tiles": Arm(far=True, kept=13, tiles=13),
     "SFT on the answers": Arm(method="sft"),
     "SFT on the answers, learned": Arm(Shape(projection="learned"), method="sft"),
     "r = 1": Arm(Shape(rank=1)),
@@ -156,10 +156,10 @@ def changed(basis: Basis, arm: Arm, bundle: Path, options: argparse.Namespace) -
     """Return what an arm trains in the place of the basis that was exported, or that basis itself."""
     if arm.all_entries:
         return basis.with_all_entries()
-    if arm.near:
-        behaviours = [each for each in load_behaviours() if each.split == "learn" or each.near]
+    if arm.far:
+        chosen = [each for each in load_behaviours(split="learn") if not each.near]
         slopes = options.slopes or bundle / "slopes"
-        return learn(bundle, slopes, behaviours=behaviours, workers=options.workers).basis
+        basis = learn(bundle, slopes, behaviours=chosen, workers=options.workers).basis
     if arm.tiles:
         (tiles := bundle / "tiles").mkdir()
         return mixed(basis, arm.kept, export(tiles, Shape(groups=arm.tiles))[1])
