@@ -17,7 +17,7 @@ from pathlib import Path
 
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
-from _subjects import export
+from _subjects import LEARNED, export
 from numpy.typing import NDArray
 
 from tinylora_edge import Basis
@@ -73,7 +73,7 @@ def show(figures: dict[str, object]) -> None:
 
 
 def arms(
-    basis: Basis, known: Side, metric: Metric
+    basis: Basis, shipped: Matrix, known: Side, metric: Metric
 ) -> Iterator[tuple[str, int, Callable[[], NDArray[np.float64]]]]:
     """Give sets of directions: name, modules, and a function that returns them, [n, D]."""
     entries, size = basis.rank**2, len(basis.modules) * basis.rank**2
@@ -97,6 +97,7 @@ def arms(
         lambda: directions_of(basis).reshape(-1, size).astype(np.float64),
     )
     yield "random, dense, 13", count, lambda: np.random.default_rng(0).standard_normal((13, size))
+    yield "as shipped, learned from what is near a task, too, 13", count, lambda: shipped
     for n in (1, 6, 13, 26, 52):
         yield f"learned, dense, {n}", count, lambda n=n: dense(n)  # type: ignore[misc]
     for n in (13, 26, 52):
@@ -126,6 +127,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = options.folder or Path(folder)
         bundle, basis = export(Path(folder), ExportSettings())
+        (other := Path(folder) / "shipped").mkdir()
+        shipped = directions_of(export(other, LEARNED)[1]).reshape(13, -1).astype(np.float64)
         near_none = [one for one in load_behaviours(split="learn") if not one.near]
         held_out = [one for one in load_behaviours(split="held_out") if not one.near]
         known, scores, tokens = slopes(bundle, place / "learn", near_none)
@@ -134,7 +137,7 @@ def main() -> None:
         judge = Metric.of(np.concatenate([scores, more]), tokens + others).information
         whole = [side.closed(np.eye(len(judge)), judge) for side in (known, new)]
         rows, record = [], []
-        for name, modules, make in arms(basis, known, metric):
+        for name, modules, make in arms(basis, shipped, known, metric):
             directions = make()
             found = [
                 float(side.closed(directions, judge).sum() / all_of_it.sum())

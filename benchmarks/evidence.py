@@ -34,8 +34,10 @@ TASKS = {
     "house-style": "house style",
 }
 FOUR = 4  # of them, the first, are what learned directions were to be ahead on, in the mean
-PAPER, LEARNED = "default: r = 2, u = 1, G = 13, tiled", "learned: n = 13, dense"
-TITLES = {PAPER: "the paper's", LEARNED: "learned"}
+PAPER = "default: r = 2, u = 1, G = 13, tiled"
+LEARNED = "learned, as shipped"
+FAR = "learned: n = 13, dense"
+TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
 BEHIND = "learned, behind the best prompt"
 VARIANTS = {
     "learned, without its prior": "without their prior",
@@ -69,11 +71,15 @@ def runs(arm: str, task: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: int(row["seed"]))
 
 
-def both(task: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the runs of the paper's numbers and of the learned ones, of the seeds that both have."""
-    paper, learned = runs(PAPER, task), runs(LEARNED, task)
-    seeds = {row["seed"] for row in paper} & {row["seed"] for row in learned}
-    return [row for row in paper if row["seed"] in seeds], [row for row in learned if row["seed"] in seeds]
+def ways(task: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs of a task in each basis."""
+    return {arm: runs(arm, task) for arm in TITLES}
+
+
+def ahead(of: list[dict[str, Any]], paper: list[dict[str, Any]]) -> list[float]:
+    """Return how far runs are ahead of the paper's basis, of each seed that both have."""
+    gained = {row["seed"]: float(row["difference"]) for row in paper}
+    return [float(row["difference"]) - gained[row["seed"]] for row in of if row["seed"] in gained]
 
 
 def between(values: list[float]) -> float:
@@ -95,7 +101,7 @@ def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
 
 def trained() -> dict[str, str]:
     """Return the tasks that there are runs of, and their titles."""
-    return {task: title for task, title in TASKS.items() if all(both(task))}
+    return {task: title for task, title in TASKS.items() if runs(PAPER, task) and runs(LEARNED, task)}
 
 
 def prompts() -> dict[str, dict[str, Any]]:
@@ -122,23 +128,22 @@ def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
 
 
 def scores() -> str:
-    """Each task: the base, the best prompt, both bases."""
+    """Each task: the base, the best prompt, and 13 numbers in each basis."""
     rows = []
     for task, title in trained().items():
-        paper, learned = both(task)
+        found = ways(task)
         best, few = best_prompt(task)
         rows.append(
             [
                 title,
-                number(statistics.mean(row["base"] for row in paper + learned)),
+                number(statistics.mean(row["base"] for mine in found.values() for row in mine)),
                 with_error(best["mean"], best["standard_error"]) + few if best else "not searched",
-                with_error(*over_seeds(paper, "vector")),
-                with_error(*over_seeds(learned, "vector")),
-                " ".join(str(row["seed"]) for row in paper),
+                *(with_error(*over_seeds(mine, "vector")) if mine else "" for mine in found.values()),
+                ", ".join(str(len(mine)) for mine in found.values()),
             ]
         )
-    headers = ["task", "base", "best prompt", "13 numbers, the paper's", "13 numbers, learned", "seeds"]
-    return markdown(headers, rows)
+    headers = ["task", "base", "best prompt", *(f"13 numbers, {title}" for title in TITLES.values())]
+    return markdown([*headers, "seeds"], rows)
 
 
 def behind() -> str:
@@ -165,55 +170,70 @@ def behind() -> str:
 
 def gains() -> str:
     """Each run's gain over the base, paired, how far learned is ahead, and the mean over tasks."""
-    rows, means = [], list[tuple[float, float]]()
+    rows, means = [], dict[str, list[float]]()
     for task, title in trained().items():
-        found = both(task)
-        cells = [" ".join(f"{row['difference']:+.3f}" for row in mine) for mine in found]
-        paper, learned = ([float(row["difference"]) for row in mine] for mine in found)
-        ahead = [b - a for a, b in zip(paper, learned, strict=True)]
-        error = f" ± {between(ahead):.3f}" if len(ahead) > 1 else ""
-        rows.append([title, *cells, f"{statistics.mean(ahead):+.3f}{error}"])
-        means.append((statistics.mean(paper), statistics.mean(learned)))
-    for name, chosen in (("mean of the first four", means[:FOUR]), ("mean of all", means)):
-        if name == "mean of all" and len(means) == FOUR:
+        found, cells = ways(task), []
+        for arm, mine in found.items():
+            cells.append(" ".join(f"{row['difference']:+.3f}" for row in mine))
+            means.setdefault(arm, []).append(
+                statistics.mean(row["difference"] for row in mine) if mine else math.nan
+            )
+            if arm != PAPER:
+                by = ahead(mine, found[PAPER])
+                error = f" ± {between(by):.3f}" if len(by) > 1 else ""
+                cells.append(f"{statistics.mean(by):+.3f}{error}" if by else "")
+        rows.append([title, *cells])
+    for name, count in (("mean of the first four", FOUR), ("mean of all", len(means[PAPER]))):
+        if name == "mean of all" and count == FOUR:
             continue
-        first, second = (statistics.mean(values) for values in zip(*chosen, strict=True))
-        rows.append([name, f"{first:+.3f}", f"{second:+.3f}", f"{second / first:.1f} times"])
-    return markdown(
-        ["gain of each seed", "13 numbers, the paper's", "13 numbers, learned", "learned is ahead by"], rows
-    )
+        paper = statistics.mean(means[PAPER][:count])
+        cells = [f"{paper:+.3f}"]
+        for arm in list(TITLES)[1:]:
+            mean = statistics.mean(means[arm][:count])
+            cells += ["", ""] if math.isnan(mean) else [f"{mean:+.3f}", f"{mean / paper:.1f} times"]
+        rows.append([name, *cells])
+    headers = ["gain of each seed", TITLES[PAPER]]
+    for arm in list(TITLES)[1:]:
+        headers += [TITLES[arm], "is ahead by"]
+    return markdown(headers, rows)
 
 
 def steps() -> str:
     """The step at which learned directions validate as the paper's do after all steps, a seed each."""
     rows = []
     for task, title in trained().items():
-        first = []
-        for paper, learned in zip(*both(task), strict=True):
-            aim, curve = paper["validation"][-1], learned["validation"]
-            if len(curve) != 1 + STEPS // VALIDATED:  # a step that looked odd was validated, too
-                first.append("not known")
-                continue
-            reached = (number * VALIDATED for number, value in enumerate(curve) if value >= aim)
-            first.append(str(next(reached, "never")))
-        rows.append([title, " ".join(first)])
-    return markdown(["task", "step, of each seed"], rows)
+        found = ways(task)
+        aims = {row["seed"]: row["validation"][-1] for row in found[PAPER]}
+        cells = []
+        for arm in list(TITLES)[1:]:
+            mine = [(row["validation"], aims[row["seed"]]) for row in found[arm] if row["seed"] in aims]
+            cells.append(" ".join(first(curve, aim) for curve, aim in mine))
+        rows.append([title, *cells])
+    return markdown(["step, of each seed", *list(TITLES.values())[1:]], rows)
+
+
+def first(curve: list[float], aim: float) -> str:
+    """Return the step at which a run's validation is as high as an aim."""
+    if len(curve) != 1 + STEPS // VALIDATED:  # a step that looked odd was validated, too
+        return "not known"
+    reached = (number * VALIDATED for number, value in enumerate(curve) if value >= aim)
+    return str(next(reached, "never"))
 
 
 def curves() -> str:
     """The validation of every run, before it and after every few steps."""
     rows = []
     for task, title in trained().items():
-        for name, found in zip(TITLES.values(), both(task), strict=True):
+        for arm, found in ways(task).items():
             for row in found:
                 values = " ".join(number(value) for value in row["validation"])
-                rows.append([title, name, str(row["seed"]), values])
+                rows.append([title, TITLES[arm], str(row["seed"]), values])
     return markdown(["task", "directions", "seed", f"validation, every {VALIDATED} steps"], rows)
 
 
 def variants() -> str:
-    """Gains of other uses of the same learned directions, beside both bases, of the seeds that were run."""
-    arms = {PAPER: "13 random tiles", LEARNED: "13 learned", **VARIANTS}
+    """Gains of other uses of directions that are far from all tasks, beside both bases, a row a seed."""
+    arms = {PAPER: "13 random tiles", FAR: "13 learned", **VARIANTS}
     rows = []
     for task, title in TASKS.items():
         found = {arm: {row["seed"]: row["difference"] for row in runs(arm, task)} for arm in arms}
@@ -296,15 +316,14 @@ def figure() -> str:
     """The figure: a group of bars a task, with standard errors."""
     groups = dict[str, list[Bar]]()
     for task, title in trained().items():
-        paper, learned = both(task)
+        found = ways(task)
         best, _ = best_prompt(task)
+        prompt = (best["mean"], best["standard_error"]) if best else (None, 0.0)
         groups[title] = [
-            Bar("base", statistics.mean(row["base"] for row in paper + learned), 0.0),
-            Bar("best prompt", best["mean"], best["standard_error"])
-            if best
-            else Bar("best prompt", None, 0.0),
-            Bar("13 numbers, the paper's", *over_seeds(paper, "vector")),
-            Bar("13 numbers, learned", *over_seeds(learned, "vector")),
+            Bar("base", statistics.mean(row["base"] for mine in found.values() for row in mine), 0.0),
+            Bar("best prompt", *prompt),
+            Bar("13 numbers, the paper's", *over_seeds(found[PAPER], "vector")),
+            Bar("13 numbers, learned", *over_seeds(found[LEARNED], "vector")),
         ]
     return bars(groups, "Share of 128 held-out prompts answered as wanted, SmolLM2-135M")
 
