@@ -73,6 +73,11 @@ class Arm:
         """Whether it is there to be compared with, and has no vector to ship."""
         return self.all_entries or self.lora is not None
 
+    @property
+    def is_exported(self) -> bool:
+        """Whether an export of its shape is all of its basis, and its vectors need nothing besides."""
+        return not (self.is_bound or self.far or self.tiles or self.behind) and self.prior
+
 
 ARMS: dict[str, Arm] = {
     "learned, as shipped": Arm(Shape(projection="learned")),

@@ -1,7 +1,7 @@
 """What is left of a gain on shifted prompts: rarer words, other phrasings of the request, longer inputs.
 
-The vectors are those of a study of `science.py`, which keeps the frame of each run. Measurements are kept in
-a JSON-lines file as they end: a second call goes on.
+The vectors are those of a study of `science.py`, which keeps the frame of each run, of the arms whose basis an
+export gives. Measurements are kept in a JSON-lines file as they end: a second call goes on.
 """
 
 from __future__ import annotations
@@ -66,9 +66,16 @@ def main() -> None:
         "--measured", type=Path, metavar="FILE", help="measurements, kept and gone on with"
     )
     arguments.add_argument("-n", type=int, default=128, help="shifted prompts (%(default)s)")
+    arguments.add_argument("--arms", nargs="+", metavar="ARM", help="of the study; all that are exported")
+    arguments.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of the study; all unless given")
     options = arguments.parse_args()
     report = bench.Report("shifted", options.json)
-    runs = [run for run in bench.read_study(options.study) if run.get("frame")]
+    arms = options.arms or [name for name, arm in ARMS.items() if arm.is_exported]
+    runs = [
+        run
+        for run in bench.read_study(options.study)
+        if run.get("frame") and run["arm"] in arms and run["seed"] in (options.seeds or [run["seed"]])
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         kept = options.measured or Path(folder) / "measured.jsonl"
