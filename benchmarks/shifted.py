@@ -1,7 +1,7 @@
 """What is left of a gain on shifted prompts: rarer words, other phrasings of the request, longer inputs.
 
-The vectors are those of a study of `science.py`, which keeps the frame of each run, of the arms whose basis an
-export gives. Measurements are kept in a JSON-lines file as they end: a second call goes on.
+The vectors are those of a study of `science.py`, which keeps the frame of each run: of the arms whose basis is
+what an export gives. Measurements are kept in a JSON-lines file as they end: a second call goes on.
 """
 
 from __future__ import annotations
