@@ -1,6 +1,6 @@
 """What is left of a gain on shifted prompts: rarer words, other phrasings of the request, longer inputs.
 
-The vectors are those of a study of `science.py`, which keeps the frame of each run: of the arms whose basis is
+The vectors are those of a study of `science.py`, which keeps the frame of each run: of arms whose basis is
 what an export gives. Measurements are kept in a JSON-lines file as they end: a second call goes on.
 """
 
