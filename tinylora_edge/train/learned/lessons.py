@@ -60,7 +60,7 @@ def prepare_lessons(
             )
         prompts.append((told, [encode(llm, behaviour.bare(question)) for question in questions]))
     longest = max(len(prompt) for told, _ in prompts for prompt in told)
-    places = files or [None] * len(prompts)
+    places: Sequence[Path | None] = files or [None] * len(prompts)
     lessons = []
     with Batch(llm, n_ctx_seq=longest + max_tokens, sequences=16, n_threads=n_threads) as batch:
         for (behaviour, _), (told, bare), place in zip(chosen, prompts, places, strict=True):
