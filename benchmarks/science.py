@@ -177,11 +177,11 @@ def mixed(learned: Basis, kept: int, tiled: Basis) -> Basis:
     A tile is scaled to the modules that it would have if there were as many tiles as learned directions, so
     that a unit of each value moves the model about as far.
     """
+    p = learned.projections.swapaxes(0, 1)  # [n, M, r, r]
+    tiles = np.zeros((tiled.groups, *p.shape[1:]), np.float32)
     scale = math.sqrt(tiled.groups / learned.size)
-    modules = np.arange(len(tiled.modules))
-    tiles = np.zeros((tiled.groups, *tiled.projections.shape[:1], *tiled.projections.shape[2:]), np.float32)
-    tiles[tiled.tying, modules] = tiled.projections[:, 0] * scale
-    return learned.with_projections(np.concatenate([learned.projections.swapaxes(0, 1)[:kept], tiles]))
+    tiles[tiled.tying, np.arange(len(tiled.modules))] = tiled.projections[:, 0] * scale
+    return learned.with_projections(np.concatenate([p[:kept], tiles]))
 
 
 def missing(options: argparse.Namespace) -> list[tuple[str, int]]:

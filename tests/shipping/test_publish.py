@@ -126,6 +126,13 @@ def test_what_is_no_frame_of_the_basis(tmp_path, data, error, said):
     assert not (tmp_path / "root").exists()
 
 
+def test_what_training_leaves_is_of_no_user(tmp_path):
+    """It says so, and how to make it his, and publishes nothing."""
+    with pytest.raises(ChecksumError, match=r"of the default one; .*vector pack --stream 'alice'"):
+        publish(frame(1, signer="crc32"), BASIS, str(tmp_path), stream="alice")
+    assert tree(tmp_path) == {}
+
+
 def test_latest_that_is_something_else_is_not_replaced(target):
     to, content = target
     publish(frame(3), BASIS, to)

@@ -98,9 +98,8 @@ def publish(
     bound = layout.bound_name(stream)
     said = None if signer is None else _said(decoded.sequence, fresh_days, today)
     if decoded.kind == tags.CRC32 or signer is not None:
-        message = wire.message(decoded.version, bound, bytes.fromhex(basis.digest), decoded.body)
         keys = () if signer is None else (verifier_of(signer),)
-        tags.check(decoded.kind, message, decoded.tag, keys, other=f", or is not of the stream {stream!r}")
+        wire.check_tag(decoded, bound, bytes.fromhex(basis.digest), keys)
     target = open_target(to)
     latest = layout.latest(basis.id, stream)
     numbered = layout.numbered(basis.id, stream, decoded.sequence)

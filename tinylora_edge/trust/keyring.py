@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-from ..errors import ChecksumError, SignatureError
+from ..errors import SignatureError
 from ..wire import days, frame, tags
 from .file import TrustFile
 
@@ -75,41 +75,14 @@ class Keyring:
         """
         if received.kind is None:
             return ""
-        message = frame.message(received.version, stream, digest, received.body)
-        other = f", or is of another stream than {stream!r}" if stream else ", or is of a stream with a name"
         keys = self.verifiers(received.kind, stream)
         try:
-            return tags.check(received.kind, message, received.tag, keys, other=other)
-        except (ChecksumError, SignatureError) as error:
-            self._check_default(received, digest, stream, keys, type(error))
+            return frame.check_tag(received, stream, digest, keys)
+        except SignatureError:
             if self._trust is not None and received.kind == tags.ED25519:
+                message = frame.message(received.version, stream, digest, received.body)
                 self._trust.explain(stream, message, received.tag, self._day())
             raise
-
-    @staticmethod
-    def _check_default(
-        received: frame.Frame,
-        digest: bytes,
-        stream: str,
-        keys: Sequence[tags.Verifier],
-        error: type[ChecksumError | SignatureError],
-    ) -> None:
-        """Raise an error that says so if a refused frame is whole, and of the default stream.
-
-        What makes vectors makes them of that one. Who sends one to a user as it came is told how to mend it,
-        and not that it was damaged.
-        """
-        if not stream or received.kind is None:
-            return
-        message = frame.message(received.version, "", digest, received.body)
-        try:
-            tags.check(received.kind, message, received.tag, keys)
-        except (ChecksumError, SignatureError):
-            return
-        raise error(
-            f"the frame is of another stream than {stream!r}: of the default one; make it for {stream!r} "
-            f"(tinylora-edge vector pack --stream {stream!r})"
-        )
 
     def _day(self) -> date:
         return days.named(self._clock.today())

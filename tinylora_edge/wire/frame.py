@@ -11,13 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BasisMismatchError, FrameError, NonFiniteError, VectorError
+from ..errors import (
+    BasisMismatchError,
+    ChecksumError,
+    FrameError,
+    NonFiniteError,
+    SignatureError,
+    VectorError,
+)
 from . import tags
 from .quantization import SCALE_BYTES, dequantize, quantize
 
@@ -124,6 +131,41 @@ def message(version: int | None, stream: str, digest: bytes, body: bytes) -> byt
         FrameError: the name is no text that UTF-8 can write.
     """
     return (b"" if version == PLAIN else bound(b"tinylora stream 2\n", stream)) + digest + body
+
+
+def check_tag(received: Frame, stream: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
+    """Return the id of the key under which a frame's tag verifies; empty for a checksum or no tag.
+
+    What makes vectors makes them of the default stream. Who sends one to a user as it came is told how to
+    mend it, and not that it was damaged.
+
+    Args:
+        received: the frame, or a raw payload.
+        stream: that it is taken for; "" is the default one.
+        digest: of the basis, 32 bytes.
+        keys: of which one has to verify it.
+
+    Raises:
+        ChecksumError: the checksum is another one.
+        SignatureError: no key made the tag.
+    """
+    if received.kind is None:
+        return ""
+    kind, tag, body = received.kind, received.tag, received.body
+    other = f", or is of another stream than {stream!r}" if stream else ", or is of a stream with a name"
+    try:
+        return tags.check(kind, message(received.version, stream, digest, body), tag, keys, other=other)
+    except (ChecksumError, SignatureError) as error:
+        if not stream:
+            raise
+        try:
+            tags.check(kind, message(received.version, "", digest, body), tag, keys)
+        except (ChecksumError, SignatureError):
+            raise error from None
+        raise type(error)(
+            f"the frame is of another stream than {stream!r}: of the default one; make it for {stream!r} "
+            f"(tinylora-edge vector pack --stream {stream!r})"
+        ) from None
 
 
 def bound(domain: bytes, stream: str) -> bytes:

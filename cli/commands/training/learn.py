@@ -176,10 +176,9 @@ def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         task = bar.add_task("", total=count, figures="asking the model")
 
         def show(figures: dict[str, Any]) -> None:
-            text = str(figures["name"])
-            text += (
-                ": answers" if figures["event"] == "answers" else f": {figures['before']:.2f} nats a token"
-            )
+            asked = figures["event"] == "answers"
+            said = "answers" if asked else f"{figures['before']:.2f} nats a token"
+            text = f"{figures['name']}: {said}"
             bar.update(task, completed=figures["done"], figures=text)
 
         yield show
