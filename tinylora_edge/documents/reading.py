@@ -13,10 +13,14 @@ import tomllib
 from os import PathLike
 from typing import Any
 
+import numpy as np
+
 from ..maxima import DEPTH, DIGITS, DOCUMENT_BYTES, TOML_BYTES, TOML_DOTS
 
 # Possessive: else every character of a text costs a hundred bytes, to come back to.
-_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.S)
+_TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.S)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_OPENING = np.frombuffer(b"[{", np.uint8)
 _ASIDE = re.compile(r"""\"(?:[^"\\\n]++|\\.)*+\"?|'[^'\n]*+'?|#.*+""")
 _LONG = re.compile(rf"[0-9_]{{{DIGITS + 1},}}")
 
@@ -33,17 +37,19 @@ def parse_json(data: bytes | bytearray | memoryview | str, *, limit: int = DOCUM
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else bytes(data)
     _check_size(raw, limit)
-    depth = 0
-    if raw.count(b"[") + raw.count(b"{") > DEPTH:
-        for found in _MARKS.finditer(raw):
-            mark = found.group()
-            depth += (mark in b"[{") - (mark in b"]}")
-            if depth > DEPTH:
-                raise ValueError(f"it is nested more than {DEPTH} levels deep")
+    if raw.count(b"[") + raw.count(b"{") > DEPTH and _depth(raw) > DEPTH:
+        raise ValueError(f"it is nested more than {DEPTH} levels deep")
     try:
         return json.loads(_text(raw), parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _depth(raw: bytes) -> int:
+    """Return how deep a JSON text nests, or what is as deep at least where it is none."""
+    brackets = np.frombuffer(_TEXTS.sub(b"", raw).translate(None, _NO_BRACKETS), np.uint8)
+    steps = np.where(np.isin(brackets, _OPENING), np.int8(1), np.int8(-1))
+    return int(steps.cumsum(dtype=np.int32).max(initial=0))
 
 
 def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES) -> Any:
