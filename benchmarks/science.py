@@ -30,10 +30,11 @@ from _subjects import best_prompt, export
 
 from tinylora_edge import Basis, save_basis
 from tinylora_edge.exporters import ExportSettings as Shape
-from tinylora_edge.tasks import load_task
-from tinylora_edge.tasks.behaviours import load_behaviours
+from tinylora_edge.tasks import Task, load_task
+from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours
 from tinylora_edge.train import Options, TrainSettings, train
 from tinylora_edge.train.learned import learn
+from tinylora_edge.train.learned.distillation import Distilled, distill
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Arm:
         all_entries: train every entry of R (`Basis.with_all_entries`).
         lora: train a plain LoRA of this rank on the basis's modules.
         behind: train behind the best prompt that a search found for the task (`prompts.py`).
+        after: begin with that prompt distilled into a vector, and not with the base.
         prior: search in the coordinates in which the basis's prior is round, where it has one.
         tiles: so many random tiles beside the first `kept` learned directions, and no prior.
         kept: see `tiles`.
@@ -62,6 +64,7 @@ class Arm:
     all_entries: bool = False
     lora: int | None = None
     behind: bool = False
+    after: bool = False
     prior: bool = True
     tiles: int = 0
     kept: int = 0
@@ -76,7 +79,7 @@ class Arm:
     @property
     def is_exported(self) -> bool:
         """Whether an export of its shape is all of its basis, and its vectors need nothing besides."""
-        return not (self.is_bound or self.far or self.tiles or self.behind) and self.prior
+        return not (self.is_bound or self.far or self.tiles or self.behind or self.after) and self.prior
 
 
 ARMS: dict[str, Arm] = {
@@ -85,6 +88,7 @@ ARMS: dict[str, Arm] = {
     "default: r = 2, u = 1, G = 13, tiled": Arm(),
     "learned, behind the best prompt": Arm(far=True, behind=True),
     "the paper's, behind the best prompt": Arm(behind=True),
+    "learned, after the best prompt": Arm(Shape(projection="learned"), after=True),
     "learned, without its prior": Arm(far=True, prior=False),
     "6 learned, 7 random tiles": Arm(far=True, kept=6, tiles=7),
     "13 learned, 13 random tiles": Arm(far=True, kept=13, tiles=13),
@@ -124,6 +128,9 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         basis = changed(exported, arm, bundle, options)
         if basis is not exported:
             save_basis(basis, bundle / "basis.gguf")
+        began = distilled(bundle, task, options) if arm.after else None
+        if began is not None:
+            chosen = replace(chosen, start=tuple(map(float, began.vector.values.ravel())))
         outcome = train(bundle, task, Path(folder) / "v.bin", options=chosen, report=rows.append)
         data = outcome.path.read_bytes()
     trials = [row for row in rows if row.get("event") == "trial"]
@@ -146,6 +153,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         "validation": [row["validation"] for row in rows if "validation" in row],
         "best_step": outcome.result.best_step,
         **({} if task.preamble is None else {"preamble": task.preamble}),
+        **({} if began is None else {"distilled": began.share}),
         "frame": None if arm.is_bound else base64.urlsafe_b64encode(data).decode(),
         "basis": basis.digest,
         "commit": bench.commit(),
@@ -155,6 +163,17 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         "trials": trials,
         "seconds": time.monotonic() - start,
     }
+
+
+def distilled(bundle: Path, task: Task, options: argparse.Namespace) -> Distilled:
+    """Return the task's best prompt as a vector, by its answers to 24 training prompts."""
+    prompt = best_prompt(options.task)
+    examples = tuple((each.text, str(each.answer)) for each in prompt.examples)
+    teacher = Behaviour("the best prompt", system=prompt.system, examples=examples)
+    shown = {asked for asked, _ in examples}
+    trained = task.train[TrainSettings().validation :]
+    asked = [text for each in trained if (text := each.text) not in shown][:36]
+    return distill(bundle, teacher, asked[:24], asked[24:], workers=options.workers)
 
 
 def changed(basis: Basis, arm: Arm, bundle: Path, options: argparse.Namespace) -> Basis:
