@@ -89,7 +89,9 @@ OPTIONAL = {  # the same, but in functions only: who does not need them does not
     "tinylora_edge.shipping.publish": {"fsspec"},
     "tinylora_edge.exporters.interop.peft": {"torch"},  # draws projections that were not saved
     "tinylora_edge.exporters.onnx.worker": {"torch", "transformers"},  # a process of its own
-    "tinylora_edge.runtime.onnx.pool.grammar": {"llguidance"},
+    "tinylora_edge.runtime.llama.pool.scheduler": {"llguidance"},
+    "tinylora_edge.runtime.onnx.pool.scheduler": {"llguidance"},
+    "tinylora_edge.runtime.pool.grammar": {"llguidance"},
     "tinylora_edge.serve.page.picture": {"segno"},
     "tinylora_edge.tasks._gsm8k": {"huggingface_hub", "pyarrow"},
     "tinylora_edge.tasks.rewards.schema": {"jsonschema", "referencing"},

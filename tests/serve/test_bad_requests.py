@@ -99,6 +99,10 @@ def test_bodies_that_are_no_json(server: Serving, path: str, case: str) -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
             "response_format",
         ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": -(1 << 63)}}}},
+            "response_format",
+        ),
     ],
 )
 def test_parts_that_are_wrong(server: Serving, change: dict[str, Any], param: str) -> None:

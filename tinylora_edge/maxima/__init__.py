@@ -147,8 +147,13 @@ SCHEMA_BYTES = 1 << 16
 SCHEMA_PROPERTIES = 1 << 9
 """Properties of an object in a schema: what may be left out takes the cube of its number in time."""
 
-SCHEMA_REPEATS = 1 << 10
-"""Repetitions that a schema may ask for of one part: a grammar has a rule for each."""
+SCHEMA_NUMBER = 1 << 53
+"""Size of a number in a schema: what JSON promises to keep (RFC 8259, section 6). At -2^63 llguidance 1.9
+overflows its stack."""
+
+SCHEMA_MULTIPLES = 10_000
+"""Least common multiple of all that numbers in a schema are to be multiples of, without decimal points: an
+automaton has a state for each remainder, and two rules for one number have one for each pair."""
 
 BODY_BYTES = 1 << 20
 """Bytes of the body of an HTTP request, unless a server is told otherwise. Long chats have some 100 kB."""

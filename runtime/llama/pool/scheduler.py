@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import llama_cpp
 
@@ -12,6 +13,7 @@ from ....errors import RequestError, TinyLoraError, VectorError
 from ....tasks import Prompt
 from ....vector import MicroVector
 from ...pool.answering import Answering, check_prompt
+from ...pool.grammar import Grammars
 from ...pool.places import Places
 from ...pool.request import Finish, Request
 from ...pool.scheduler import Load, Report
@@ -20,8 +22,10 @@ from ..batch import Batch
 from ..prompts import encode_with_stops
 from ..protocols import Weights
 from .context import CHUNK, Context, Slot
-from .grammar import Grammar
 from .vectors import ContextVectors
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 _SLOTS = 4
 """Slots of a context unless told otherwise."""
@@ -46,6 +50,28 @@ class _Vocabulary:
 
     def speaker(self) -> Callable[[int], bytes]:
         return self.data
+
+    def ending(self) -> list[int]:
+        return [token for token in range(self._llm.n_vocab()) if self.ends(token)]
+
+    def for_grammars(self) -> LLTokenizer:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        return LLTokenizer(TokenizerWrapper(_Tokens(self._llm, self.ending())), eos_token=self.ending())
+
+
+class _Tokens:
+    """The tokens of a llama.cpp model, as llguidance takes them: bytes, which special ones have none of."""
+
+    bos_token_id = None
+
+    def __init__(self, llm: Weights, ending: Sequence[int]) -> None:
+        self._llm = llm
+        self.tokens = [llm.detokenize([token]) for token in range(llm.n_vocab())]
+        self.eos_token_id, self.special_token_ids = ending[0], list(ending)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._llm.tokenize(text, add_bos=False, special=False)
 
 
 class LlamaScheduler:
@@ -82,6 +108,7 @@ class LlamaScheduler:
         count = contexts or (1 if on_gpu else threads)
         self._llm = llm
         self._vocabulary = _Vocabulary(llm)
+        self._grammars = Grammars(self._vocabulary.for_grammars, self._vocabulary.ending())
         self._process = Process()
         self._closing = threading.Lock()
         self._contexts: list[Context] = []
@@ -137,7 +164,7 @@ class LlamaScheduler:
         grammar, schema = None, request.sampling.schema
         if schema is not None:
             with self._llm._staying():  # the vocabulary is the model's
-                grammar = Grammar(self._vocabulary.vocab, schema)
+                grammar = self._grammars.of(schema)
         answering = Answering(
             request,
             report,

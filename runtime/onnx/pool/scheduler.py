@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,19 @@ from ....basis import Basis
 from ....errors import OptionError, RequestError, TinyLoraError, VectorError
 from ....tasks import Prompt, Sample
 from ...pool.answering import Answering, check_prompt, too_large
+from ...pool.grammar import Grammars
 from ...pool.places import Places
 from ...pool.request import Request
 from ...pool.scheduler import Load, Report
 from ...process import Process
 from .engine import CHUNK, FEWEST, Described, RowEngine
-from .grammar import Grammars
 from .scoring import RowScorer
 from .slots import Slot, Slots
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+_TOKENIZER_NAME = "tokenizer.json"
 
 _SLOTS = 16
 """Rows unless told otherwise: more of them take longer for each token of everybody's."""
@@ -82,6 +87,20 @@ class _Vocabulary:
         text = self._model.stream()
         return lambda token: text(token).encode()
 
+    def for_grammars(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        path = self._model.bundle.folder / _TOKENIZER_NAME
+        try:
+            return LLTokenizer(
+                path.read_text("utf-8"), n_vocab=self._model.n_vocab, eos_token=sorted(self._model.eos)
+            )
+        except Exception as error:  # of the tokenizer's own library, any of them
+            raise TinyLoraError(
+                f"llguidance does not read {path}, so that no answer can keep to a schema: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+
 
 class OnnxScheduler:
     """A batch in which requests of many users are answered: each row is another user's, under his vector.
@@ -124,7 +143,7 @@ class OnnxScheduler:
             )
         self._llm, self._model = llm, model
         self._vocabulary = _Vocabulary(model)
-        self._grammars = Grammars(model.bundle.folder, n_vocab=model.n_vocab, eos=model.eos)
+        self._grammars = Grammars(self._vocabulary.for_grammars, model.eos)
         self._process = Process()
         self._closing = threading.Lock()
         self.n_ctx = min(n_ctx, model.longest)

@@ -1,50 +1,49 @@
-"""Answers that keep to a JSON schema, by llguidance's parser over the tokens of a bundle."""
+"""Answers that keep to a JSON schema, by llguidance's parser over the tokens of a model, in both engines.
+
+llama.cpp has grammars of its own, which a short pattern keeps busy for ever (docs/TRAPS.md).
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ....errors import MissingExtraError, RequestError, TinyLoraError
-from ...pool.schema import no_grammar, schema_text
+from ...errors import MissingExtraError, RequestError
+from .schema import no_grammar, schema_text
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_TOKENIZER_NAME = "tokenizer.json"
 _BETWEEN = r" |\n[ \t]{0,20}"
-"""White space that an answer may have between two parts: what llama.cpp's grammars allow. Without a bound a
-model may write nothing else."""
+"""White space that an answer may have between two parts. Without a bound a model may write nothing else."""
 
 _LEXER_STATES = 1 << 16
 """States of the parser's automaton, of some kB each: what a schema of a stranger may take."""
 
 
 class Grammars:
-    """The tokens of a model as a grammar needs them; they are read when the first schema comes.
+    """What makes grammars over the tokens of a model; they are read when the first schema comes.
 
     Args:
-        folder: that has the model's tokenizer.json.
-        n_vocab: entries of the logits.
+        read: returns the tokens, as llguidance takes them. It is called while `of` is.
         eos: tokens that end an answer.
     """
 
-    def __init__(self, folder: Path, *, n_vocab: int, eos: Collection[int]) -> None:
-        self._folder, self._n_vocab, self._eos = folder, n_vocab, frozenset(eos)
+    def __init__(self, read: Callable[[], LLTokenizer], eos: Collection[int]) -> None:
+        self._read, self._eos = read, frozenset(eos)
         self._lock = threading.Lock()
-        self._read: LLTokenizer | None = None
+        self._tokens: LLTokenizer | None = None
 
     def of(self, schema: Mapping[str, Any]) -> Grammar:
         """Return what a schema allows; an empty one is any JSON object. Any thread may call it.
 
         Raises:
             RequestError: llguidance makes no grammar of it, it is too large, or llguidance is not installed.
-            TinyLoraError: llguidance does not read the model's tokenizer.
+            TinyLoraError: llguidance does not read the model's tokens.
         """
         text = schema_text(schema or {"type": "object"})
         try:
@@ -52,7 +51,7 @@ class Grammars:
         except ModuleNotFoundError as error:
             if error.name != "llguidance":
                 raise
-            missing = MissingExtraError("a JSON schema on ONNX Runtime", "llguidance", "schema")
+            missing = MissingExtraError("a JSON schema", "llguidance", "schema")
             raise RequestError(
                 str(missing), param="response_format", code="unsupported_parameter"
             ) from missing
@@ -60,25 +59,10 @@ class Grammars:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BETWEEN})
         except ValueError as error:
             raise _refused(str(error)) from None
-        limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
-        return Grammar(LLMatcher(self._tokenizer(), grammar, log_level=0, limits=limits), self._eos)
-
-    def _tokenizer(self) -> LLTokenizer:
-        from llguidance import LLTokenizer
-
         with self._lock:
-            if self._read is None:
-                path = self._folder / _TOKENIZER_NAME
-                try:
-                    self._read = LLTokenizer(
-                        path.read_text("utf-8"), n_vocab=self._n_vocab, eos_token=sorted(self._eos)
-                    )
-                except Exception as error:  # of the tokenizer's own library, any of them
-                    raise TinyLoraError(
-                        f"llguidance does not read {path}, so that no answer can keep to a schema: "
-                        f"{_short(str(error))}"
-                    ) from error
-            return self._read
+            self._tokens = self._tokens or self._read()
+        limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
+        return Grammar(LLMatcher(self._tokens, grammar, log_level=0, limits=limits), self._eos)
 
 
 class Grammar:
@@ -124,8 +108,4 @@ class Grammar:
 
 
 def _refused(why: str) -> RequestError:
-    return no_grammar("llguidance", _short(why))
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:200]
+    return no_grammar(" ".join(why.split())[:200])
