@@ -9,10 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RequestError, VectorError
+from ...tasks import Prompt
 from .request import Finish, Piece, Request, Token
 from .sampling import Constraint, Sampler, logprobs
 from .scheduler import Report
 from .text import Text
+
+_USUAL = 4
+"""Bytes of a token, about. A prompt of no more than that for each token of the context is not looked at."""
 
 
 class Vocabulary(Protocol):
@@ -23,6 +27,10 @@ class Vocabulary(Protocol):
 
     def data(self, token: int) -> bytes:
         """Return the bytes of a token in UTF-8; none of a special one."""
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest token."""
 
     def speaker(self) -> Callable[[int], bytes]:
         """Return what gives the bytes that each further token of a sequence adds to its text."""
@@ -119,6 +127,23 @@ class Answering:
         return Token(data(token), own, tuple((data(each), p) for each, p in likeliest))
 
 
+def check_length(prompt: Prompt, n_ctx: int, vocabulary: Vocabulary) -> None:
+    """Check that a prompt may fit before its tokens are counted, which may take half a minute for a megabyte.
+
+    Args:
+        prompt: text, or chat messages.
+        n_ctx: tokens of the context.
+        vocabulary: of the model. Its longest token is asked for where a prompt is long.
+
+    Raises:
+        RequestError: it has more bytes than so many tokens.
+    """
+    texts = [prompt] if isinstance(prompt, str) else [str(each.get("content") or "") for each in prompt]
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    if size > _USUAL * n_ctx and size > (most := n_ctx * vocabulary.longest):
+        raise _too_long(f"{size:,} bytes", f"{n_ctx} tokens, of {most:,} bytes at most,")
+
+
 def check_prompt(request: Request, n_ctx: int) -> None:
     """Check that a prompt can be answered.
 
@@ -128,12 +153,16 @@ def check_prompt(request: Request, n_ctx: int) -> None:
     if not request.prompt:
         raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
     if len(request.prompt) >= n_ctx:
-        raise RequestError(
-            f"the prompt has {len(request.prompt)} tokens, and the context {n_ctx} for prompt and "
-            "answer: shorten it, or serve with a larger n_ctx",
-            param="messages",
-            code="context_length_exceeded",
-        )
+        raise _too_long(f"{len(request.prompt)} tokens", str(n_ctx))
+
+
+def _too_long(size: str, room: str) -> RequestError:
+    return RequestError(
+        f"the prompt has {size}, and the context {room} for prompt and answer: shorten it, or serve with a "
+        "larger n_ctx",
+        param="messages",
+        code="context_length_exceeded",
+    )
 
 
 def too_large() -> VectorError:

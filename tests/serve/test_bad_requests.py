@@ -124,6 +124,12 @@ def test_messages_that_are_none(server: Serving, messages: Any) -> None:
     assert "messages" in str(refused(server.ask("POST", CHAT, body, **APP), 400, "invalid_value"))
 
 
+def test_prompts_longer_than_any_that_fits_are_not_read(server: Serving) -> None:
+    """A megabyte of one special token takes llama.cpp half a minute to tell apart."""
+    answer = server.ask("POST", PLAIN, GOOD | {"prompt": "<|im_start|>" * 1500}, **APP)
+    assert "18,000 bytes, and the context 256 tokens" in refused(answer, 400, "context_length_exceeded")
+
+
 def test_prompts_longer_than_the_context(server: Serving) -> None:
     answer = server.ask("POST", PLAIN, GOOD | {"prompt": "x" * 256}, **APP)
     assert "256 tokens, and the context 256" in refused(answer, 400, "context_length_exceeded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import llama_cpp
@@ -12,7 +13,7 @@ from ...._system import cores
 from ....errors import RequestError, TinyLoraError, VectorError
 from ....tasks import Prompt
 from ....vector import MicroVector
-from ...pool.answering import Answering, check_prompt
+from ...pool.answering import Answering, check_length, check_prompt
 from ...pool.grammar import Grammars
 from ...pool.places import Places
 from ...pool.request import Finish, Request
@@ -50,6 +51,10 @@ class _Vocabulary:
 
     def speaker(self) -> Callable[[int], bytes]:
         return self.data
+
+    @cached_property
+    def longest(self) -> int:
+        return max(len(self.data(token)) for token in range(self._llm.n_vocab()))
 
     def ending(self) -> list[int]:
         return [token for token in range(self._llm.n_vocab()) if self.ends(token)]
@@ -140,6 +145,7 @@ class LlamaScheduler:
         self._process.check()
         try:
             with self._llm._staying():
+                check_length(prompt, self.n_ctx, self._vocabulary)
                 tokens, stops = encode_with_stops(self._llm, prompt, raw=raw)
         except VectorError as error:  # a model without a template
             raise RequestError(str(error), param="messages") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...._system import cores
 from ....basis import Basis
 from ....errors import OptionError, RequestError, TinyLoraError, VectorError
 from ....tasks import Prompt, Sample
-from ...pool.answering import Answering, check_prompt, too_large
+from ...pool.answering import Answering, check_length, check_prompt, too_large
 from ...pool.grammar import Grammars
 from ...pool.places import Places
 from ...pool.request import Request
@@ -86,6 +87,10 @@ class _Vocabulary:
     def speaker(self) -> Callable[[int], bytes]:
         text = self._model.stream()
         return lambda token: text(token).encode()
+
+    @cached_property
+    def longest(self) -> int:
+        return max(len(self.data(token)) for token in range(self._model.n_vocab))
 
     def for_grammars(self) -> LLTokenizer:
         from llguidance import LLTokenizer
@@ -163,6 +168,7 @@ class OnnxScheduler:
         self._process.check()
         try:
             with self._llm._staying():
+                check_length(prompt, self.n_ctx, self._vocabulary)
                 rendered = Sample.of(prompt, raw=raw).rendered_by(template=self._model.has_chat_template)
                 text = rendered if isinstance(rendered, str) else self._model.render(rendered)
                 text.encode()  # genai says of half a surrogate pair that it is no str
