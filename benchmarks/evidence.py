@@ -100,8 +100,8 @@ def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
 
 
 def trained() -> dict[str, str]:
-    """Return the tasks that there are runs of, and their titles."""
-    return {task: title for task, title in TASKS.items() if runs(PAPER, task) and runs(LEARNED, task)}
+    """Return the tasks that there are runs of in the directions that are shipped, and their titles."""
+    return {task: title for task, title in TASKS.items() if runs(LEARNED, task)}
 
 
 def prompts() -> dict[str, dict[str, Any]]:
@@ -184,8 +184,8 @@ def gains() -> str:
                 cells.append(f"{statistics.mean(by):+.3f}{error}" if by else "")
         rows.append([title, *cells])
     for name, count in (("mean of the first four", FOUR), ("mean of all", len(means[PAPER]))):
-        if name == "mean of all" and count == FOUR:
-            continue
+        if name == "mean of all" and (count == FOUR or any(map(math.isnan, means[PAPER]))):
+            continue  # nothing more, or not the same tasks
         paper = statistics.mean(means[PAPER][:count])
         cells = [f"{paper:+.3f}"]
         for arm in list(TITLES)[1:]:
@@ -322,8 +322,10 @@ def figure() -> str:
         groups[title] = [
             Bar("base", statistics.mean(row["base"] for mine in found.values() for row in mine), 0.0),
             Bar("best prompt", *prompt),
-            Bar("13 numbers, the paper's", *over_seeds(found[PAPER], "vector")),
-            Bar("13 numbers, learned", *over_seeds(found[LEARNED], "vector")),
+            *(
+                Bar(name, *(over_seeds(found[arm], "vector") if found[arm] else (None, 0.0)))
+                for name, arm in (("13 numbers, the paper's", PAPER), ("13 numbers, learned", LEARNED))
+            ),
         ]
     return bars(groups, "Share of 128 held-out prompts answered as wanted, SmolLM2-135M")
 
