@@ -1,6 +1,6 @@
 """Answers that keep to a JSON schema, by llguidance's parser over the tokens of a model, in both engines.
 
-llama.cpp has grammars of its own, which a short pattern keeps busy for ever (docs/TRAPS.md).
+llama.cpp has grammars of its own, which a short pattern keeps busy for minutes (docs/TRAPS.md).
 """
 
 from __future__ import annotations

@@ -69,6 +69,14 @@ def test_frames_of_every_form_are_checked() -> None:
     assert bounds == {"raw payload": 0.1, "CRC-32": 0.1, "Ed25519": 1.0}
 
 
+def test_grammars_of_both_kinds_allow_the_same_answers() -> None:
+    record = run("grammars.py", "--rounds", "1", "--parts", "10")
+    assert record["tokens"].keys() == record["ratios"].keys()
+    assert record["tokens"].keys() > {"an object", "10 parts"}
+    (target,) = record["targets"]
+    assert target["value"] == max(ratio for name, ratio in record["ratios"].items() if name != "10 parts")
+
+
 def test_a_store_is_filled_and_looked_into() -> None:
     record = run("store.py", "--users", "1500")
     assert record["users"] == 1500
