@@ -28,7 +28,7 @@ TONGUE = Contrast(
     (Behaviour("tongue +1", system="Speak French in every answer."),),
     (Behaviour("tongue -1", system="Answer as you always do."),),
 )
-NAMING = LearnSettings(directions=2, questions=2, max_tokens=6, axis_questions=8, axis_tokens=6)
+NAMING = LearnSettings(directions=2, questions=2, max_tokens=6, axis_questions=16, axis_tokens=6)
 QUESTIONS = [
     "What is a river?",
     "Describe a guitar.",
@@ -141,7 +141,7 @@ def test_a_named_axis_is_the_first_value(smollm2_bundle, learned, tmp_path):
     files = [np.load(path) for path in state.glob("*.npz")]
     flat = directions_of(found.basis).reshape(2, -1)
     along = [
-        float(flat[0] @ each["divergence"].sum(0).reshape(-1)) for each in files if len(each["tokens"]) == 8
+        float(flat[0] @ each["divergence"].sum(0).reshape(-1)) for each in files if len(each["tokens"]) == 16
     ]
     assert min(along) < 0, "more of the axis is nearer to French"
     again = run(smollm2_bundle, state, axes=[TONGUE], settings=NAMING, report=done.append)
