@@ -204,6 +204,8 @@ def steps() -> str:
     for task, title in trained().items():
         found = ways(task)
         aims = {row["seed"]: row["validation"][-1] for row in found[PAPER]}
+        if not aims:
+            continue
         cells = []
         for arm in list(TITLES)[1:]:
             mine = [(row["validation"], aims[row["seed"]]) for row in found[arm] if row["seed"] in aims]
@@ -245,9 +247,9 @@ def variants() -> str:
 
 def costs() -> str:
     """What a request pays for each way, where a search was made."""
-    rows = []
-    for task, row in prompts().items():
-        for each in row["contestants"]:
+    rows, searched = [], prompts()
+    for task in filter(searched.get, TASKS):
+        for each in searched[task]["contestants"]:
             cost = each["cost"]
             rows.append(
                 [

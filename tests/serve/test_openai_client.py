@@ -157,8 +157,8 @@ def test_a_users_vector_is_put_got_and_deleted(server: Serving, basis: Basis) ->
 
 
 def test_sampling_as_openai_has_it(client: openai.OpenAI) -> None:
-    # The second time the prompt is in the cache, and the last bits of the logits are others on processors on
-    # which llama.cpp computes one row by another kernel than many. This seed draws nothing so near to a bound.
+    # The second time the prompt is in the cache, and where llama.cpp computes one row by another kernel than
+    # many, the last bits of the logits are others. This seed draws nothing so near to a bound.
     drawn = {"temperature": 1, "top_p": 0.9, "seed": 8, "n": 2, "max_completion_tokens": 6}
     options = drawn | {"max_tokens": openai.NOT_GIVEN}
     first, again = ([c.message.content for c in ask(client, **options).choices] for _ in range(2))
