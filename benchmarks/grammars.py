@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import llama_cpp
 import numpy as np
 from _subjects import SCALES, export
 from llama_cpp.llama_grammar import json_schema_to_gbnf
+from numpy.typing import NDArray
 
 from tinylora_edge.runtime import Pool
 
@@ -49,10 +51,10 @@ class Stock:
         assert self._sampler
         self._entries = np.zeros(size, ENTRY)
 
-    def mask(self) -> None:
-        self._entries["id"], self._entries["logit"] = np.arange(len(self._entries)), 0
+    def masked(self, logits: NDArray[np.float32]) -> None:
+        self._entries["id"], self._entries["logit"] = np.arange(len(logits)), logits
         data = self._entries.ctypes.data_as(llama_cpp.llama_token_data_p)
-        array = llama_cpp.llama_token_data_array(data, len(self._entries), -1, False)
+        array = llama_cpp.llama_token_data_array(data, len(logits), -1, False)
         llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(array))
 
     def allows(self, token: int) -> bool:
@@ -61,33 +63,17 @@ class Stock:
     def accept(self, token: int) -> None:
         llama_cpp.llama_sampler_accept(self._sampler, token)
 
-    def free(self) -> None:
+    def __del__(self) -> None:
         llama_cpp.llama_sampler_free(self._sampler)
 
 
-def stock(vocab: Any, schema: dict[str, Any], tokens: Sequence[int], size: int) -> Callable[[], float]:
-    """Seconds of a grammar and of all masks of an answer."""
-
-    def run() -> float:
-        with bench.stopwatch() as watch:
-            grammar = Stock(vocab, schema, size)
-            for token in tokens:
-                grammar.mask()
-                assert grammar.allows(token)
-                grammar.accept(token)
-        grammar.free()
-        return watch.seconds
-
-    return run
-
-
-def ours(grammars: Any, schema: dict[str, Any], tokens: Sequence[int], size: int) -> Callable[[], float]:
-    """The same."""
+def answered(make: Callable[[], Any], tokens: Sequence[int], size: int) -> Callable[[], float]:
+    """Seconds of a grammar and of all masks of an answer; it is freed afterwards."""
     logits = np.zeros(size, np.float32)
 
     def run() -> float:
         with bench.stopwatch() as watch:
-            grammar = grammars.of(schema)
+            grammar = make()
             for token in tokens:
                 grammar.masked(logits)
                 assert grammar.allows(token)
@@ -119,8 +105,8 @@ def main() -> int:
             for kind, (schema, answer) in cases.items():
                 tokens = llm.tokenize(answer.encode(), add_bos=False, special=False)
                 counts[kind] = len(tokens)
-                racing[f"{kind}, llguidance"] = ours(grammars, schema, tokens, size)
-                racing[f"{kind}, llama.cpp"] = stock(vocab, schema, tokens, size)
+                racing[f"{kind}, llguidance"] = answered(partial(grammars.of, schema), tokens, size)
+                racing[f"{kind}, llama.cpp"] = answered(partial(Stock, vocab, schema, size), tokens, size)
             times = bench.interleave(racing, options.rounds, warmup=1)
     figures = {name: bench.summarize(values) for name, values in times.items()}
     rows, ratios = [], {}

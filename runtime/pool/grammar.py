@@ -6,7 +6,7 @@ llama.cpp has grammars of its own, which a short pattern keeps busy for minutes 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +30,11 @@ class Grammars:
 
     Args:
         read: returns the tokens, as llguidance takes them. It is called while `of` is.
-        eos: tokens that end an answer.
+        ends: whether a token ends an answer.
     """
 
-    def __init__(self, read: Callable[[], LLTokenizer], eos: Collection[int]) -> None:
-        self._read, self._eos = read, frozenset(eos)
+    def __init__(self, read: Callable[[], LLTokenizer], ends: Callable[[int], bool]) -> None:
+        self._read, self._ends = read, ends
         self._lock = threading.Lock()
         self._tokens: LLTokenizer | None = None
 
@@ -58,11 +58,11 @@ class Grammars:
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BETWEEN})
         except ValueError as error:
-            raise _refused(str(error)) from None
+            raise no_grammar(str(error)) from None
         with self._lock:
             self._tokens = self._tokens or self._read()
         limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
-        return Grammar(LLMatcher(self._tokens, grammar, log_level=0, limits=limits), self._eos)
+        return Grammar(LLMatcher(self._tokens, grammar, log_level=0, limits=limits), self._ends)
 
 
 class Grammar:
@@ -70,19 +70,19 @@ class Grammar:
 
     Args:
         matcher: at its start.
-        eos: tokens that end an answer.
+        ends: whether a token ends an answer.
 
     Raises:
         RequestError: the matcher is of no schema.
     """
 
-    def __init__(self, matcher: LLMatcher, eos: frozenset[int]) -> None:
-        self._matcher, self._eos = matcher, eos
+    def __init__(self, matcher: LLMatcher, ends: Callable[[int], bool]) -> None:
+        self._matcher, self._ends = matcher, ends
         self._check()
 
     def allows(self, token: int) -> bool:
         """Whether a token may come next."""
-        if token in self._eos:
+        if self._ends(token):
             return bool(self._matcher.is_accepting())
         return bool(self._matcher.validate_tokens([token]) == 1)
 
@@ -104,8 +104,4 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise _refused(self._matcher.get_error())
-
-
-def _refused(why: str) -> RequestError:
-    return no_grammar(" ".join(why.split())[:200])
+            raise no_grammar(self._matcher.get_error())

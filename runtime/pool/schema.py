@@ -52,7 +52,7 @@ def schema_text(schema: Mapping[str, Any]) -> str:
 
 def no_grammar(why: str) -> RequestError:
     """Return the error of a schema that no grammar is made of."""
-    return _refused(f"llguidance makes no grammar of this JSON schema: {why}")
+    return _refused(f"llguidance makes no grammar of this JSON schema: {' '.join(why.split())[:200]}")
 
 
 def _refused(why: str) -> RequestError:

@@ -110,7 +110,7 @@ class _Bytes:
 
 @cache
 def _grammars() -> Grammars:
-    return Grammars(lambda: LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END]), [_END])
+    return Grammars(lambda: LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END]), _END.__eq__)
 
 
 def _make_schema(random: Random) -> bytes:

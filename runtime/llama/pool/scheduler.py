@@ -56,16 +56,13 @@ class _Vocabulary:
     def longest(self) -> int:
         return max(len(self.data(token)) for token in range(self._llm.n_vocab()))
 
-    @cached_property
-    def ending(self) -> list[int]:
-        return [token for token in range(self._llm.n_vocab()) if self.ends(token)]
-
     def for_grammars(self) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        if not self.ending:
+        ending = [token for token in range(self._llm.n_vocab()) if self.ends(token)]
+        if not ending:
             raise TinyLoraError("the model has no token that ends an answer, so none can keep to a schema")
-        return LLTokenizer(TokenizerWrapper(_Tokens(self._llm, self.ending)), eos_token=self.ending)
+        return LLTokenizer(TokenizerWrapper(_Tokens(self._llm, ending)), eos_token=ending)
 
 
 class _Tokens:
@@ -116,7 +113,7 @@ class LlamaScheduler:
         count = contexts or (1 if on_gpu else threads)
         self._llm = llm
         self._vocabulary = _Vocabulary(llm)
-        self._grammars = Grammars(self._vocabulary.for_grammars, self._vocabulary.ending)
+        self._grammars = Grammars(self._vocabulary.for_grammars, self._vocabulary.ends)
         self._process = Process()
         self._closing = threading.Lock()
         self._contexts: list[Context] = []

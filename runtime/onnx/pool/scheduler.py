@@ -148,7 +148,7 @@ class OnnxScheduler:
             )
         self._llm, self._model = llm, model
         self._vocabulary = _Vocabulary(model)
-        self._grammars = Grammars(self._vocabulary.for_grammars, model.eos)
+        self._grammars = Grammars(self._vocabulary.for_grammars, self._vocabulary.ends)
         self._process = Process()
         self._closing = threading.Lock()
         self.n_ctx = min(n_ctx, model.longest)
