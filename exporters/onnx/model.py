@@ -104,7 +104,14 @@ class OnnxModel:
                 f"{self.folder}, which alone can be copied into a bundle"
             )
         path = self.folder / plain
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except OSError as error:  # such as a name that is longer than the file system's
+            raise ExportError(
+                f"{self.path} keeps weights in {location[:80]!r}, which is no name of a file: "
+                f"{error.strerror}"
+            ) from None
+        if not found:
             raise ExportError(
                 f"{path} is missing: {self.path.name} keeps its weights there ({name}, for one). Put it "
                 "beside the model, or download the model again"

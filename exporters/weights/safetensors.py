@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,9 @@ def shards(directory: Path) -> list[Path]:
 
 
 def _is_name(name: str) -> bool:
-    return len(name) <= 255 and name not in ("", "..") and Path(name).name == name and "\0" not in name
+    """Whether it names a file of a folder on any system: those that count do so in bytes, and take 255."""
+    bare = name not in ("", "..") and Path(name).name == name and "\0" not in name
+    return bare and len(os.fsencode(name)) <= 255
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:

@@ -316,8 +316,18 @@ def test_truncated_data(tmp_path):
     refused(ExportError, rf"truncated.* has {size - 1:,}", source, basis_of(WEIGHTS), tmp_path)
 
 
-@pytest.mark.parametrize("location", ["../model.onnx.data", "/etc/hostname", "", "none.bin"])
-def test_data_outside_the_folder(location, tmp_path):
+@pytest.mark.parametrize(
+    ("location", "why"),
+    [
+        ("../model.onnx.data", "refers to external data"),
+        ("/etc/hostname", "refers to external data"),
+        ("", "refers to external data"),
+        ("none.bin", "missing"),
+        ("é" * 200, "no name of a file"),
+        ("a\0b", "missing|no name of a file"),  # pathlib says no file to a null byte
+    ],
+)
+def test_data_outside_the_folder(location, why, tmp_path):
     source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source")
     model = onnx.load(source / "model.onnx", load_external_data=False)
     for tensor in model.graph.initializer:
@@ -325,13 +335,7 @@ def test_data_outside_the_folder(location, tmp_path):
             if entry.key == "location":
                 entry.value = location
     (source / "model.onnx").write_bytes(model.SerializeToString())
-    refused(
-        ExportError,
-        "missing" if location == "none.bin" else "refers to external data",
-        source,
-        basis_of(WEIGHTS),
-        tmp_path,
-    )
+    refused(ExportError, why, source, basis_of(WEIGHTS), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def test_headers_of_wrong_types(tmp_path: Path, entry: object) -> None:
         read_safetensors(safetensors(tmp_path / "model.safetensors", header, bytes(4)))
 
 
-@pytest.mark.parametrize("shard", ["a\0b", "", "x" * 256, "..", "../x", "/x", 7, None, ["x"], {}])
+@pytest.mark.parametrize(
+    "shard", ["a\0b", "", "x" * 256, "é" * 128, "\ud800", "..", "../x", "/x", 7, None, ["x"], {}]
+)
 def test_names_of_shards(tmp_path: Path, shard: object) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises(ExportError, match=r"index|lacks"):
