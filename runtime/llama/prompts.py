@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import VectorError
 from ...tasks import Prompt, Sample
+from ..pool.marks import Marks
 from .protocols import Tokens
 
 
@@ -32,11 +33,14 @@ def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArra
 
 
 def encode_with_stops(
-    llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False
+    llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False, marks: Marks | None = None
 ) -> tuple[NDArray[np.int32], list[str]]:
     """Return the token ids of a prompt, and the texts at which the model's chat format ends an answer.
 
-    Arguments and errors: see `encode`.
+    Other arguments and errors: see `encode`.
+
+    Args:
+        marks: of the model: in chat messages they are text. None reads them as llama-cpp-python does.
     """
     template = has_template(llm)
     rendered = Sample.of(prompt, raw=raw).rendered_by(template=template)
@@ -53,7 +57,8 @@ def encode_with_stops(
         or llama_chat_format.get_chat_completion_handler(llm.chat_format)
     )
     try:
-        handler(llama=_Recorder(llm), messages=[dict(message) for message in rendered])
+        marks = marks or Marks(())
+        handler(llama=_Recorder(llm, marks), messages=marks.cut(rendered))
     except _Recorded as recorded:
         return np.array(recorded.tokens, np.int32), recorded.stop
     raise VectorError(f"chat format {llm.chat_format!r} does not render prompts as text")
@@ -81,15 +86,22 @@ class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error
 class _Recorder:
     """A stand-in for the model while a chat handler renders; it stops the handler where it would generate."""
 
-    def __init__(self, llm: Tokens) -> None:
-        self._llm = llm
+    def __init__(self, llm: Tokens, marks: Marks) -> None:
+        self._llm, self._marks = llm, marks
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
 
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        first, *rest = self._marks.parts(text.decode())
+        tokens = self._llm.tokenize(first.encode(), add_bos, special)
+        for part in rest:
+            tokens += self._llm.tokenize(part.encode(), False, special)
+        return tokens
+
     def create_completion(
         self, prompt: list[int] | str, stop: str | list[str] | None = None, **_: Any
     ) -> None:
-        tokens = self._llm.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
+        tokens = self.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
         stops = [stop] if isinstance(stop, str) else stop or []
         raise _Recorded(tokens, [each for each in stops if each])

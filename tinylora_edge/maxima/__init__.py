@@ -57,6 +57,9 @@ CONFIG_BYTES = 1 << 22
 DOCUMENT_BYTES = 1 << 24
 """Bytes of any other JSON, where its reader names no other limit."""
 
+TOKENIZER_BYTES = 1 << 26
+"""Bytes of a `tokenizer.json`. That of Gemma 3, with 262,144 tokens, has 33 MB."""
+
 TOML_BYTES = 1 << 16
 """Bytes of a TOML file. A recipe has 1 kB, and the shipped catalog 8."""
 

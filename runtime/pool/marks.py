@@ -1,0 +1,62 @@
+"""The marks of a chat, such as `<|im_end|>`, which its template writes and which in a message are text."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+
+class Marks:
+    """The texts of a model's special tokens, and how messages that spell them are kept from writing them.
+
+    Engines read a prompt after its template was rendered, where nothing tells what the template wrote from
+    what somebody sent: whoever writes `<|im_end|>` into his message ends his turn and begins another's, such
+    as the system's. Here every mark in a message is cut in two before the template sees it, and the parts of
+    the prompt are tokenized one after the other: none has a whole mark that the template did not write. A
+    message without marks is left as it is, and has the tokens that it always had.
+
+    Args:
+        texts: of the special tokens.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        # A mark of one character cannot be cut: it stays what it is.
+        spelled = {text for text in texts if len(text) > 1}
+        # Ahead of a place, so that marks that overlap are found as well.
+        self._begins = re.compile(f"(?={_pattern(spelled)})") if spelled else None
+        self._seam = secrets.token_hex(16)  # nobody can send it; letters, which templates leave alone
+
+    def cut(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return messages with a seam in every mark that they spell; see `parts`."""
+        return [self._cut(dict(message)) for message in messages]
+
+    def parts(self, rendered: str) -> list[str]:
+        """Return the parts of a rendered prompt, each to be tokenized alone: one where nothing was cut."""
+        return rendered.split(self._seam)
+
+    def _cut(self, value: Any) -> Any:
+        if isinstance(value, str) and self._begins is not None:
+            places = [0, *(found.start() + 1 for found in self._begins.finditer(value)), len(value)]
+            return self._seam.join(value[a:b] for a, b in pairwise(places))
+        if isinstance(value, Mapping):
+            return {key: self._cut(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._cut(each) for each in value]
+        return value
+
+
+def _pattern(texts: Iterable[str]) -> str:
+    """Return a pattern of texts, which looks at no character twice, however many of them there are.
+
+    Where one text begins with another, that one is enough.
+    """
+    rests: dict[str, list[str]] = {}
+    for text in texts:
+        if not text:
+            return ""
+        rests.setdefault(text[0], []).append(text[1:])
+    branches = [re.escape(first) + _pattern(rest) for first, rest in sorted(rests.items())]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
