@@ -30,6 +30,7 @@ from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.runtime.llama.requantize import bf16_is_faster, requantize
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, TrainSettings, train
+from tinylora_edge.train.model import default_dtype
 
 TASK, LR = "brevity", 5e-3
 OURS, TRL = "ours", "TRL, stock"
@@ -129,7 +130,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=4, help="counted a process (%(default)s)")
     arguments.add_argument("--prompts", type=int, default=8, help="a step (%(default)s)")
     arguments.add_argument("--samples", type=int, default=8, help="a prompt (%(default)s)")
-    arguments.add_argument("--dtype", default="bf16", help="of the weights that learn (%(default)s)")
+    arguments.add_argument("--dtype", help="of the weights that learn; what is fast here unless given")
     arguments.add_argument("--only", choices=(*ENGINES, *WAYS), help=argparse.SUPPRESS)
     arguments.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
     options = arguments.parse_args()
@@ -137,6 +138,7 @@ def main() -> None:
         measure = one_engine if options.only in ENGINES else one_way
         print(json.dumps(measure(options.only, options.bundle, options)))
         return
+    options.dtype = options.dtype or default_dtype()
     report = bench.Report("grpo", options.json)
     with tempfile.TemporaryDirectory() as name:
         bundle, _ = export(Path(name), SCALES)

@@ -23,7 +23,7 @@ from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.train import Loss, train
 from tinylora_edge.train.adapter import Adapter
 from tinylora_edge.train.batches import Sampled
-from tinylora_edge.train.model import load_model
+from tinylora_edge.train.model import default_dtype, load_model
 from tinylora_edge.train.rollouts import HFRollouts
 
 Score = Callable[[MicroVector | None], float]
@@ -60,8 +60,9 @@ def main() -> None:
     arguments.add_argument("--vectors", type=Path, nargs="+", default=[], metavar="FILE", help="frames")
     arguments.add_argument("--task", default="list-lookup", help="(%(default)s)")
     arguments.add_argument("--held-out", type=int, default=128, metavar="N", help="prompts (%(default)s)")
-    arguments.add_argument("--dtype", default="bf16", help="of the weights in torch (%(default)s)")
+    arguments.add_argument("--dtype", help="of the weights in torch; what is fast here unless given")
     options = arguments.parse_args()
+    options.dtype = options.dtype or default_dtype()
     report = bench.Report("retention", options.json)
     task = load_task(options.task, held_out=options.held_out)
     with tempfile.TemporaryDirectory() as folder:

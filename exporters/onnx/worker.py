@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...formats.gguf import GGUFFile
+from ...formats.gguf_transformers import read_once
 from ...formats.onnx_graph import MODEL_NAME
 
 
@@ -24,9 +25,12 @@ def unpack(source: Path, target: Path) -> None:
     import transformers
 
     location: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        **location, dtype=torch.float32, quantization_config=transformers.GgufConfig(dequantize=True)
-    )
+    dequantized = transformers.GgufConfig(dequantize=True)
+    with read_once():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            **location, dtype=torch.float32, quantization_config=dequantized
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
     # Dequantized already: a directory that says otherwise would be quantized again on the next load.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, name):
@@ -34,7 +38,6 @@ def unpack(source: Path, target: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
     file = GGUFFile(source)
     template = file.get("tokenizer.chat_template")
     if isinstance(template, str) and not tokenizer.chat_template:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import MissingExtraError, TrainError
+from ..formats.gguf_transformers import read_once
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -68,7 +69,7 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
             "quantization_config": transformers.GgufConfig(dequantize=True),
         }
     try:
-        with _quiet(transformers.utils.logging):
+        with _quiet(transformers.utils.logging), read_once():
             model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=DTYPES[kind])
     except (OSError, ValueError, KeyError) as error:
         raise TrainError(

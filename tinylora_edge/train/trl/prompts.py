@@ -13,6 +13,7 @@ import transformers
 
 from ... import runtime
 from ...errors import TrainError
+from ...formats.gguf_transformers import read_once
 from ...runtime.llama.prompts import encode
 from ...tasks import Completion, Sample, Task
 
@@ -51,7 +52,8 @@ def load_tokenizer(source: Path) -> Any:
     if source.is_file():
         location = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     try:
-        return transformers.AutoTokenizer.from_pretrained(**location)
+        with read_once():
+            return transformers.AutoTokenizer.from_pretrained(**location)
     # its readers let through whatever their formats' libraries raise
     except Exception as error:
         raise TrainError(
