@@ -28,7 +28,6 @@ _CLIP_WINDOW = 10
 _WATCHED = 5
 _SMALLEST_PROBE, _LARGEST_PROBE = 1e-3, 16.0
 _VISIBLE = 0.25  # nats, root mean square
-_PROBED = 256  # tokens of completions that are looked at for the step size, at least
 
 
 class Trainer:
@@ -232,20 +231,16 @@ class Trainer:
         The probe grows until what it moves stands above rounding: bfloat16 alone moves them by up to .1, and
         how far a unit of v goes is the basis's own affair.
         """
-        count, probed = 0, list[Group]()
-        for group in groups:  # a step has several times as many as a step size needs
-            if count < _PROBED:
-                probed.append(group)
-                count += sum(map(len, group.completions))
-        v, here = self.state.v, self.learner.measure(probed)
+        v, here = self.state.v, self.learner.measure(groups)
         rng = np.random.default_rng((self.settings.seed, 2))
         signs = [self._by_v(each) for each in rng.choice([-1.0, 1.0], (2, *v.shape)).astype(np.float32)]
+        count = sum(len(completion) for group in groups for completion in group.completions)
         probe = _SMALLEST_PROBE
         while True:
             squares = 0.0
             for each in signs:
                 self.learner.adapter.set(v + probe * each)
-                there = self.learner.measure(probed)
+                there = self.learner.measure(groups)
                 squares += sum(float(((a - b) ** 2).sum()) for a, b in zip(here, there, strict=True))
             moved = math.sqrt(squares / len(signs) / count)
             if not moved < _VISIBLE or probe > _LARGEST_PROBE:
