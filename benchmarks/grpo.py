@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tinylora_edge.runtime.llama.batch import batch_for, cores
 from tinylora_edge.runtime.llama.model import TinyLoraLlama
 from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.runtime.llama.requantize import bf16_is_faster, requantize
-from tinylora_edge.tasks import load_task
+from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.train import Options, TrainSettings, train
 from tinylora_edge.train.model import default_dtype
 
@@ -60,9 +61,9 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
         if name == TRL:
             from tinylora_edge.train.trl.training import train_trl
 
-            train_trl(bundle, load_task(TASK), output, options=chosen, report=note)
+            train_trl(bundle, the_task(options), output, options=chosen, report=note)
         else:
-            train(bundle, load_task(TASK), output, options=chosen, report=note)
+            train(bundle, the_task(options), output, options=chosen, report=note)
     return np.diff(ends[:-1]).tolist()  # type: ignore[no-any-return]
 
 
@@ -75,7 +76,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     from tinylora_edge.train.rollouts import HFRollouts, LlamaRollouts, Rollouts
 
     torch.set_num_threads(cores())  # generate may have them all, as llama.cpp has
-    task = load_task(TASK)
+    task = the_task(options)
     samples = task.train[: options.prompts]
     with ExitStack() as stack:
         llm = stack.enter_context(closing(runtime.load(bundle, n_ctx=64)))
@@ -109,10 +110,16 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     return found[1:]
 
 
+def the_task(options: argparse.Namespace) -> Task:
+    return replace(load_task(TASK), max_tokens=options.tokens)
+
+
 def by_turns(names: Sequence[str], bundle: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Run each contestant in processes of its own, as often as there are rounds."""
     times: dict[str, list[float]] = {name: [] for name in names}
-    size = [f"--{name}={getattr(options, name)}" for name in ("steps", "prompts", "samples", "dtype")]
+    size = [
+        f"--{name}={getattr(options, name)}" for name in ("steps", "prompts", "samples", "tokens", "dtype")
+    ]
     # One at a time, with all the cores: OpenMP as its user would have it.
     environment = os.environ | {"OMP_WAIT_POLICY": bench.DEFAULT}
     for number in range(options.rounds):
@@ -130,6 +137,8 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=4, help="counted a process (%(default)s)")
     arguments.add_argument("--prompts", type=int, default=8, help="a step (%(default)s)")
     arguments.add_argument("--samples", type=int, default=8, help="a prompt (%(default)s)")
+    longest = load_task(TASK).max_tokens
+    arguments.add_argument("--tokens", type=int, default=longest, help="a sample, at most (%(default)s)")
     arguments.add_argument("--dtype", help="of the weights that learn; what is fast here unless given")
     arguments.add_argument("--only", choices=(*ENGINES, *WAYS), help=argparse.SUPPRESS)
     arguments.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
@@ -150,7 +159,10 @@ def main() -> None:
         [n, f"{1 / r['min']:.0f}", f"{1 / r['median']:.0f}", f"{stock / r['median']:.2f}"]
         for n, r in speeds.items()
     ]
-    report.say(f"\n{options.prompts} prompts x {options.samples} samples of {smollm2().name}, task {TASK}")
+    report.say(
+        f"\n{options.prompts} prompts x {options.samples} samples of {smollm2().name}, task {TASK}, at "
+        f"most {options.tokens} tokens"
+    )
     report.say(bench.table(headers, rows))
     rows = [[n, f"{r['min']:.2f}", f"{r['median']:.2f}", f"{r['rounds']}"] for n, r in steps.items()]
     report.say()
@@ -159,7 +171,13 @@ def main() -> None:
     report.say(f"\nours draws here by default with {drawn}")
     report.target(f"rollouts: {drawn} / generate", stock / speeds[drawn]["median"], ">=", 2)
     report.target("step: TRL / ours", steps[TRL]["median"] / steps[OURS]["median"], ">=", 4)
-    report.record |= {"rollouts": speeds, "steps": steps, "drawn_with": drawn, "dtype": options.dtype}
+    report.record |= {
+        "tokens": options.tokens,
+        "rollouts": speeds,
+        "steps": steps,
+        "drawn_with": drawn,
+        "dtype": options.dtype,
+    }
     report.finish()
 
 

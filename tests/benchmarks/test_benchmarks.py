@@ -96,7 +96,8 @@ def test_onnx_decode_compares_all_with_the_base() -> None:
 
 
 def test_grpo_times_both_engines_and_all_rollouts() -> None:
-    record = run("grpo.py", "--rounds", "1", "--steps", "1", "--prompts", "2", "--samples", "2")
+    small = ("--steps", "1", "--prompts", "2", "--samples", "2", "--tokens", "16")
+    record = run("grpo.py", "--rounds", "1", *small)
     assert {name: r["rounds"] for name, r in record["steps"].items()} == {"ours": 1, "TRL, stock": 1}
     assert len(record["rollouts"]) == 3
     values = [target["value"] for target in record["targets"]]

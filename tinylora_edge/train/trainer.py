@@ -26,7 +26,7 @@ from .options import Result, TrainSettings
 _BETAS = 0.9, 0.99
 _CLIP_WINDOW = 10
 _WATCHED = 5
-_SMALLEST_PROBE, _LARGEST_PROBE = 1e-3, 16.0
+_SMALLEST_PROBE, _LARGEST_PROBE, _GROWTH = 1e-3, 16.0, 8.0
 _VISIBLE = 0.25  # nats, root mean square
 
 
@@ -235,17 +235,23 @@ class Trainer:
         rng = np.random.default_rng((self.settings.seed, 2))
         signs = [self._by_v(each) for each in rng.choice([-1.0, 1.0], (2, *v.shape)).astype(np.float32)]
         count = sum(len(completion) for group in groups for completion in group.completions)
-        probe = _SMALLEST_PROBE
-        while True:
+
+        def move(probe: float) -> float:
             squares = 0.0
             for each in signs:
                 self.learner.adapter.set(v + probe * each)
                 there = self.learner.measure(groups)
                 squares += sum(float(((a - b) ** 2).sum()) for a, b in zip(here, there, strict=True))
-            moved = math.sqrt(squares / len(signs) / count)
-            if not moved < _VISIBLE or probe > _LARGEST_PROBE:
-                break
-            probe *= min(max(_VISIBLE / max(moved, 1e-9), 2.0), 8.0)
+            return math.sqrt(squares / len(signs) / count)
+
+        # What is measured last decides, so that to begin one step later changes nothing and saves two passes.
+        probe = _GROWTH * _SMALLEST_PROBE
+        if not (moved := move(probe)) < _VISIBLE:
+            probe = _SMALLEST_PROBE
+            moved = move(probe)
+        while moved < _VISIBLE and probe <= _LARGEST_PROBE:
+            probe *= min(max(_VISIBLE / max(moved, 1e-9), 2.0), _GROWTH)
+            moved = move(probe)
         self.learner.adapter.set(v)
         return self.settings.nudge * probe / max(moved, 1e-9)
 
