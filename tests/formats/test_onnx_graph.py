@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import BaseMismatchError
 from tinylora_edge.formats.onnx_graph import inline_spans, read_metadata, read_onnx
+from tinylora_edge.maxima import ONNX_FIELDS
 
 
 def model(size: int = 10, **metadata: str) -> onnx.ModelProto:
@@ -63,6 +64,13 @@ def test_an_entry_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         file.truncate((1 << 31) + 100)
     with pytest.raises(BaseMismatchError, match="2,147,483,648 bytes"):
         read_metadata(path)
+
+
+def test_a_megabyte_of_fields_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x08\x01" * (ONNX_FIELDS + 1))
+    with pytest.raises(BaseMismatchError, match="more than 262,144 fields"):
+        read_onnx(path)
 
 
 def test_where_the_weights_inside_the_file_lie(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
-from ..maxima import KEY_BYTES
+from ..maxima import KEY_BYTES, ONNX_FIELDS
 
 Span = tuple[int, int]
 """Place of a field's content in the file: bytes [start, end)."""
@@ -47,10 +47,13 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, Value]]:
     """Yield number and value of the fields of the message in [start, end).
 
     Raises:
-        MalformedProtobufError: there is no such message.
+        MalformedProtobufError: there is no such message, or it has too many fields.
     """
-    position = start
+    position, left = start, ONNX_FIELDS
     while position < end:
+        if not left:
+            raise MalformedProtobufError(f"a message has more than {ONNX_FIELDS:,} fields")
+        left -= 1
         tag, position = _varint(data, position, end)
         number, wire = tag >> 3, tag & 7
         if not number:
@@ -97,6 +100,8 @@ def text(data: Buffer, value: Value, most: int = KEY_BYTES) -> str:
 
 
 def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
+    if position < end and (byte := data[position]) < 0x80:  # as most have
+        return byte, position + 1
     value = 0
     for shift in range(0, 70, 7):
         if position >= end:

@@ -39,6 +39,9 @@ STRING_BYTES = 1 << 24
 STRINGS = 1 << 22
 """Texts of one metadata list. The largest vocabularies have 256,000, and their merges 500,000."""
 
+ONNX_FIELDS = 1 << 18
+"""Fields of a message of an ONNX file. A graph has one for each node and initializer: some thousands."""
+
 TENSORS = 1 << 18
 """Tensors of a file. The largest checkpoints have 100,000, an expert a tensor."""
 
@@ -158,6 +161,10 @@ overflows its stack."""
 SCHEMA_MULTIPLES = 10_000
 """Least common multiple of all that numbers in a schema are to be multiples of, without decimal points: an
 automaton has a state for each remainder, and two rules for one number have one for each pair."""
+
+SCHEMA_REPEATS = 4096
+"""Characters that the patterns of a schema repeat, counted repetitions written out, and its lengths where a
+pattern has to hold as well. With 65,536 of them a schema of 200 bytes takes llguidance 21 seconds."""
 
 BODY_BYTES = 1 << 20
 """Bytes of the body of an HTTP request, unless a server is told otherwise. Long chats have some 100 kB."""

@@ -16,8 +16,10 @@ import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, RequestError, TinyLoraError
+from tinylora_edge.maxima import SCHEMA_REPEATS
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.pool.request import Answer
+from tinylora_edge.runtime.pool.schema import repeated
 
 NAMED = {"type": "string", "pattern": "^[A-Z][a-z]{1,8}$"}
 GOOD: dict[str, dict[str, Any]] = {
@@ -38,6 +40,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "additionalProperties": False,
     },
 }
+SLOW = r"((.{0,65536}é\w)+){0,3}\\"
 BAD = [
     {"$ref": "https://example.org/schema.json"},
     {"type": "string", "pattern": "^(?=a)a$"},
@@ -50,6 +53,15 @@ BAD = [
     {"enum": ["x" * (1 << 16)]},
     {"properties": {f"p{i}": {} for i in range(401)}},
     {"enum": [object()]},
+    # Each of these kept llguidance busy for seconds, the second one for 21.
+    {"pattern": SLOW, "maxLength": 65_536},
+    {"allOf": [{"pattern": SLOW}, {"pattern": "^.*x.*y.*$"}]},
+    {"allOf": [{"pattern": SLOW}, {"maxLength": 65_536}]},
+    {
+        "$defs": {"a": {"properties": {"p": {"pattern": SLOW}}}},
+        "$ref": "#/$defs/a",
+        "properties": {"p": {"pattern": "^.*x.*y.*$"}},
+    },
 ]
 
 LONG = [  # some kept an engine busy for minutes, others were refused without need
@@ -57,6 +69,8 @@ LONG = [  # some kept an engine busy for minutes, others were refused without ne
     {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}b$"},
     {"type": "string", "pattern": "^(a{1,999}){1,999}$"},
     {"type": "string", "maxLength": 10**9},
+    {"type": "string", "pattern": "^[a-z0-9]{1,64}@[a-z]{1,253}\\.com$", "maxLength": 320},
+    {"properties": {"a": {"anyOf": [{"type": "string", "maxLength": 10_000}, {"type": "null"}]}, "b": NAMED}},
     {"type": "number", "multipleOf": 0.01},
     {"type": "integer", "multipleOf": 9_973},
     {"type": "object", "properties": {f"p{i}": {} for i in range(400)}},
@@ -122,6 +136,28 @@ def test_a_schema_of_many_ways_takes_no_time(pool: Pool, schema: dict[str, Any])
     answer = asyncio.run(pool.complete("x", schema=schema, max_tokens=8, temperature=1, seed=0))
     assert answer.finish.completion_tokens
     assert time.process_time() - began < 5, "and it takes some milliseconds"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "more"),
+    [
+        ("abc", 0),
+        ("a{5}", 4),
+        ("((ab){3}c){2}", 11),
+        ("a*{3}", 2),
+        ("(a|b{4}){2}", 9),
+        ("[()]{5}", 4),
+        ("[[a)]b]{7}", 6),
+        ("[^]x]{4}(b){2}", 4),
+        (r"\{5}\(", 0),
+        ("a{2,}b{0,0}", 1),
+        (")a{50}", 49 * 6),  # none that is understood
+        ("(?x)#[\na{50}", 49 * 12),
+    ],
+)
+def test_repetitions_are_written_out(pattern: str, more: int) -> None:
+    assert repeated(pattern) == more
+    assert repeated(f"({pattern}){{99999999999}}") > SCHEMA_REPEATS
 
 
 def test_whoever_has_no_schema_gets_the_same_bits_beside_those_who_have_one(onnx_pool: Pool) -> None:
