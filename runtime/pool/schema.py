@@ -108,7 +108,7 @@ def _repeats(node: Mapping[str, Any], *, merged: bool) -> int:
     """
     named, own = node.get("patternProperties"), node.get("pattern")
     lengths = [_bounded(length) for name in _LENGTHS if isinstance(length := node.get(name), int | float)]
-    longest = int(max(lengths, default=0)) // 4 if merged or own is not None else 0
+    longest = max(lengths, default=0) // 4 if merged or own is not None else 0
     patterns = [*named] if isinstance(named, Mapping) else []
     if isinstance(own, str) and (merged or lengths or "format" in node):
         patterns.append(own)
@@ -182,8 +182,8 @@ def _product(pattern: str) -> int:
     return (times - 1) * len(pattern)
 
 
-def _bounded(length: float) -> float:
-    return min(max(length, 0), _BEYOND)
+def _bounded(length: float) -> int:
+    return int(min(length, _BEYOND)) if length >= 0 else 0
 
 
 def _is_number(value: Any) -> bool:

@@ -49,6 +49,8 @@ BAD = [
     {"not": {"type": "string"}},
     {"const": -(1 << 63)},
     {"enum": [math.nan]},
+    {"pattern": "a", "maxLength": math.nan},
+    {"pattern": "a", "maxLength": -math.inf},
     {"type": "no such type"},
     {"enum": ["x" * (1 << 16)]},
     {"properties": {f"p{i}": {} for i in range(401)}},
