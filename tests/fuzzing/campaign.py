@@ -4,8 +4,9 @@
     python tests/fuzzing/campaign.py --replay finding.bin --harness basis
 
 Each harness runs in a process of its own, with the code of `tinylora_edge` instrumented. It fails for an
-error that is not in the package's tree, for an input of less than 1 MB that takes over a second of this
-process's time, and for one that makes it grow by over 64 MB. What it found lies in the folder `--findings`.
+error that is not in the package's tree, for an input of less than 1 MB that makes it grow by over 64 MB, and
+for one that takes over a second of a process's time where nothing is instrumented, which takes up to ten
+times as long. What it found lies in the folder `--findings`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def main() -> None:
     if unknown := [name for name in names if name not in READERS]:
         parser.error(f"there is no harness {unknown[0]}: choose from {', '.join(READERS)}")
     if options.replay:
-        print("accepted" if READERS[names[0]].accepts(options.replay.read_bytes()) else "refused")
+        data, began = options.replay.read_bytes(), time.process_time()
+        word = "accepted" if READERS[names[0]].accepts(data) else "refused"
+        print(f"{word} in {time.process_time() - began:.3f} s")
         return
     print(f"{'harness':16} {'executions':>11} {'CPU s':>7} {'features':>9}  outcome", flush=True)
     failed = [name for name in names if not _campaign(name, options)]
@@ -98,6 +101,17 @@ def _keep(name: str, found: Path) -> None:
     (HERE / "corpus" / f"{name}.txt").write_text("\n".join(lines[:400]) + "\n")
 
 
+def _plain_seconds(name: str, data: bytes) -> float:
+    """Read bytes in a process of its own, as users do: what is instrumented takes up to ten times as long."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        command = [sys.executable, __file__, "--harness", name, "--replay", file.name]
+        done = subprocess.run(command, capture_output=True, text=True)
+    found = re.search(r"in ([\d.]+) s$", done.stdout.strip())
+    return float(found[1]) if found else float("inf")
+
+
 def _work(name: str, options: argparse.Namespace) -> None:
     """Be the process of one harness: libFuzzer ends it."""
     import atheris
@@ -114,7 +128,7 @@ def _work(name: str, options: argparse.Namespace) -> None:
         reader.accepts(data)
         spent = time.process_time() - began
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size) << 10
-        if spent > limits.SECONDS:
+        if spent > limits.SECONDS and (spent := _plain_seconds(name, data)) > limits.SECONDS:
             raise AssertionError(f"{len(data)} bytes took {spent:.2f} s")
         if grown > limits.MEMORY:
             raise AssertionError(f"{len(data)} bytes took {grown >> 20} MB")
