@@ -78,6 +78,7 @@ EXTERNAL = {  # None: anything but an engine
 }
 BORDERS = {  # the only modules that may import more than their layer
     "tinylora_edge.formats.gguf": {"gguf"},
+    "tinylora_edge.formats.gguf_transformers": {"gguf"},
     "tinylora_edge.cli.demo.proof": {"llama_cpp"},  # the demo compares with the plain engine
     "tinylora_edge.cli.doctor.probe": {"llama_cpp", "onnxruntime"},  # a process of its own
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import models
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
 from tinylora_edge.train.layers import factors_for, hf_names
 from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head
+from tinylora_edge.train.model import load_model
 from tinylora_edge.tying import tie
 
 TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
@@ -322,3 +324,18 @@ def test_experts_are_refused_by_name(tmp_path: Path) -> None:
         Adapter(model, basis)
     settings = ExportSettings(groups=2, targets=("!*_exps",))
     Adapter(model, export_gguf(base, tmp_path / "some", settings=settings).basis).detach()
+
+
+def test_transformers_asks_these_names(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the block would change nothing, silently: then transformers reads otherwise, and it can go."""
+    made: list[str] = []
+    reader = gguf.GGUFReader
+
+    class Counted(reader):  # type: ignore[valid-type, misc]
+        def __init__(self, path: str) -> None:
+            made.append(Path(path).name)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    load_model(smollm2_gguf, "fp32")
+    assert made == [smollm2_gguf.name]

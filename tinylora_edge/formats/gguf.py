@@ -1,4 +1,4 @@
-"""The GGUF container: the one module that imports gguf.
+"""The GGUF container, read and written.
 
 Writing is the gguf package's `GGUFWriter`. Reading is ours, for two reasons measured on SmolLM2's 98 MB
 file: `GGUFReader` takes 1.6 s, because it turns every entry of the vocabulary into numpy arrays, where
