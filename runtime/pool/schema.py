@@ -48,9 +48,10 @@ def schema_text(schema: Mapping[str, Any]) -> str:
             f"the JSON schema has {len(text):,} bytes, and at most {SCHEMA_BYTES:,} become a grammar"
         )
     multiples, repeats = 1, 0
-    patterns = any(isinstance(node, Mapping) and _PATTERNS & node.keys() for node in _values(schema))
-    merged = patterns and any(map(_merges, _values(schema)))
-    for node in _values(schema):
+    nodes = [*_values(schema)]
+    rules = [node for node in nodes if isinstance(node, Mapping)]
+    merged = any(_PATTERNS & rule.keys() for rule in rules) and any(map(_merges, rules))
+    for node in nodes:
         if _is_number(node) and not abs(node) <= SCHEMA_NUMBER:
             raise _refused(
                 f"the JSON schema has the number {str(node)[:40]}, and JSON keeps those up to 2^53 alone"
@@ -115,10 +116,8 @@ def _repeats(node: Mapping[str, Any], *, merged: bool) -> int:
     return sum(map(repeated, patterns)) + longest
 
 
-def _merges(node: Any) -> bool:
+def _merges(node: Mapping[str, Any]) -> bool:
     """Whether a schema has to hold together with another one."""
-    if not isinstance(node, Mapping):
-        return False
     together, several = _MERGED & node.keys(), node.get("allOf")
     if isinstance(several, list) and len(several) > 1:
         return True

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...._system import cores
 from ....basis import Basis
-from ....documents.reading import read_json
+from ....documents import read_json
 from ....errors import OptionError, RequestError, TinyLoraError, VectorError
 from ....maxima import TOKENIZER_BYTES
 from ....tasks import Prompt, Sample
