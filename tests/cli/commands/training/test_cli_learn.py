@@ -41,7 +41,7 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     assert not list(tmp_path.glob("*.learn")), "what was kept for going on is gone"
 
     distill = ("distill", out, "--system", BEHAVIOURS[0]["system"], "-n", 4, "--steps", 2, "--no-drift")
-    told = cli(*distill, "-o", frame, "--dtype", "fp32", "--json").record()
+    told = cli(*distill, "-o", frame, "--dtype", "bf16", "--json").record()
     assert told["bytes"] == frame.stat().st_size == 7 + 2 * 2 + 4
     assert told["share"] == pytest.approx(1 - told["after"] / told["before"])
     assert len(told["answers"]) == 2
