@@ -26,16 +26,15 @@ from _subjects import SCALES, export, smollm2
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime.llama.batch import batch_for, cores
-from tinylora_edge.runtime.llama.model import TinyLoraLlama
 from tinylora_edge.runtime.llama.prompts import encode
-from tinylora_edge.runtime.llama.requantize import bf16_is_faster, requantize
+from tinylora_edge.runtime.llama.requantize import half_copy, half_type
 from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.train import Options, TrainSettings, train
 from tinylora_edge.train.model import default_dtype
 
 TASK, LR = "brevity", 5e-3
 OURS, TRL = "ours", "TRL, stock"
-DEPLOYED, COPY, GENERATE = "llama.cpp, Q4_1", "llama.cpp, BF16 copy", "generate"
+DEPLOYED, COPY, GENERATE = "llama.cpp, Q4_1", "llama.cpp, 16-bit copy", "generate"
 ENGINES, WAYS = (OURS, TRL), (DEPLOYED, COPY, GENERATE)
 
 
@@ -89,10 +88,9 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
         else:
             drawing = llm
             if name == COPY:
-                copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "bf16.gguf"
-                requantize(bundle / "base.gguf", copy)
-                engine = TinyLoraLlama(str(copy), basis=llm.basis, n_ctx=64, verbose=False)
-                drawing = stack.enter_context(closing(engine))
+                copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "copy"
+                copied = half_copy(bundle / "base.gguf", copy, llm.basis, cores())
+                drawing = stack.enter_context(copied)
             ways = LlamaRollouts(stack.enter_context(batch_for(drawing, samples, task.max_tokens)))
         vector = MicroVector.random(llm.basis, 0.2, seed=1)
         found = []
@@ -167,7 +165,7 @@ def main() -> None:
     rows = [[n, f"{r['min']:.2f}", f"{r['median']:.2f}", f"{r['rounds']}"] for n, r in steps.items()]
     report.say()
     report.say(bench.table([f"step, {options.dtype}", "best s", "median s", "steps"], rows))
-    drawn = COPY if bf16_is_faster() else DEPLOYED
+    drawn = DEPLOYED if half_type() is None else COPY
     report.say(f"\nours draws here by default with {drawn}")
     report.target(f"rollouts: {drawn} / generate", stock / speeds[drawn]["median"], ">=", 2)
     report.target("step: TRL / ours", steps[TRL]["median"] / steps[OURS]["median"], ">=", 4)
@@ -176,6 +174,7 @@ def main() -> None:
         "rollouts": speeds,
         "steps": steps,
         "drawn_with": drawn,
+        "copied_as": half_type() or "BF16",
         "dtype": options.dtype,
     }
     report.finish()

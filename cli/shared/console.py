@@ -113,9 +113,14 @@ def describe(error: BaseException) -> str:
     return f"{said}; {advice}" if advice else said
 
 
+def as_json(value: Any) -> str:
+    """Return a value as the JSON that commands report with."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(as_json(value))
 
 
 def facts(rows: Sequence[tuple[str, str]], title: str = "") -> None:

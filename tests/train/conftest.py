@@ -37,7 +37,7 @@ def short(tiny_weights: Path) -> Options:
         dtype="fp32",
         workers=1,
         sequences=8,
-        bf16_copy=False,
+        half_copy=False,
         evaluate=False,
     )
 
@@ -52,7 +52,7 @@ def options(tiny_weights: Path) -> Options:
         dtype="fp32",
         workers=2,
         sequences=8,
-        bf16_copy=False,
+        half_copy=False,
         drift=0,
     )
 

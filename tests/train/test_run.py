@@ -110,7 +110,7 @@ def test_sigint_saves_and_leaves(
         {"loss": Loss(kind="grpo", clip=0.2, kl=0.05), "settings": replace(FAST, epochs=2)},
         {"method": "sft"},
         {"rollouts": "hf"},
-        {"bf16_copy": True},
+        {"half_copy": True},
         {"settings": replace(FAST, lr=None)},
         {"settings": replace(FAST, anchor=0.5), "rollouts": "hf"},
     ],
@@ -204,10 +204,10 @@ def test_one_prompt_does_not_validate(
     ("task", "chosen", "more"),
     [
         ({"train": [Sample("x" * 600)] * 64}, {}, {}),  # passes the context
-        ({"train": [Sample("too few")]}, {"bf16_copy": True}, {}),  # refused after the copy was made
+        ({"train": [Sample("too few")]}, {"half_copy": True}, {}),  # refused after the copy was made
         ({}, {"weights": "no/such/folder"}, {}),
         ({}, {}, {"resume": True}),  # from no checkpoint
-        ({"reward": lambda completion, sample: math.nan}, {"bf16_copy": False}, {}),
+        ({"reward": lambda completion, sample: math.nan}, {"half_copy": False}, {}),
     ],
     ids=["long prompt", "few prompts", "no weights", "no checkpoint", "bad reward"],
 )

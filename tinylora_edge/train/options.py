@@ -94,8 +94,8 @@ class Options:
         loss: of GRPO.
         samples: completions a prompt (GRPO).
         rollouts: `llama` (the deployed engine) or `hf` (`generate` of the model that learns).
-        bf16_copy: draw with a bfloat16 copy of the deployed GGUF, which is closer to what learns; None
-            does where that is faster (`bf16_is_faster`). The evaluation always uses the deployed file.
+        half_copy: draw with a 16-bit copy of the deployed GGUF, which is closer to what learns; None does
+            where that is faster (`half_type`). The evaluation always uses the deployed file.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
         workers: threads, a core each; None takes every core.
@@ -116,7 +116,7 @@ class Options:
     loss: Loss = field(default_factory=Loss)
     samples: int = 8
     rollouts: str = "llama"
-    bf16_copy: bool | None = None
+    half_copy: bool | None = None
     weights: str | None = None
     dtype: str | None = None
     workers: int | None = None

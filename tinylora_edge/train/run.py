@@ -23,7 +23,7 @@ from ..runtime.evaluation import evaluate
 from ..runtime.llama.batch import Batch, cores
 from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.prompts import decode, encode
-from ..runtime.llama.requantize import bf16_is_faster, bfloat16_copy
+from ..runtime.llama.requantize import half_copy, half_type
 from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
 from ..tasks.general import load_general
@@ -117,8 +117,8 @@ class _Engines:
     def __init__(
         self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack
     ) -> None:
-        if options.bf16_copy is None:
-            options = replace(options, bf16_copy=bf16_is_faster())
+        if options.half_copy is None:
+            options = replace(options, half_copy=half_type() is not None)
         self.task, self.options = task, options
         self.threads = options.workers or cores()
         torch.set_num_threads(1)
@@ -158,7 +158,7 @@ class _Engines:
         batches: Batches = judge
         if options.method == "sft":
             batches = GivenAnswers(self.task, encode=self._encode, encode_answer=self._encode_answer)
-        fields = ("method", "loss", "samples", "rollouts", "bf16_copy", "dtype", "sequences", "start", "lora")
+        fields = ("method", "loss", "samples", "rollouts", "half_copy", "dtype", "sequences", "start", "lora")
         identity = {k: v for k, v in asdict(options).items() if k in fields} | {"workers": self.threads}
         return Trainer(
             self.task,
@@ -249,9 +249,9 @@ class _Engines:
         if self.options.rollouts == "hf":
             end = [self.deployed.token_eos()]
             return HFRollouts(self.model, self.adapter, end, sequences=self.options.sequences)
-        if not self.options.bf16_copy:
+        if not self.options.half_copy:
             return LlamaRollouts(self.deployed_batch)
-        copy = bfloat16_copy(base, folder / "rollout-bf16.gguf", self.basis, self.threads)
+        copy = half_copy(base, folder / "rollout", self.basis, self.threads)
         return LlamaRollouts(self._batch(stack.enter_context(copy), stack))
 
 

@@ -83,10 +83,10 @@ def train(
     preamble: PreambleOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     rollouts: Annotated[RolloutEngine, typer.Option(help="Engine that draws.")] = RolloutEngine.llama,
-    bf16_copy: Annotated[
+    half_copy: Annotated[
         bool | None,
         typer.Option(
-            "--bf16-copy/--no-bf16-copy", help="Draw with a bfloat16 copy of the base. [default: if faster]"
+            "--half-copy/--no-half-copy", help="Draw with a 16-bit copy of the base. [default: if faster]"
         ),
     ] = None,
     weights: Annotated[
@@ -140,7 +140,7 @@ def train(
         settings=settings,
         samples=samples,
         rollouts=rollouts.value,
-        bf16_copy=bf16_copy,
+        half_copy=half_copy,
         weights=None if weights is None else str(weights),
         workers=workers,
         wire=dtype.value,

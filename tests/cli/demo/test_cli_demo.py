@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import llama_cpp
 import numpy as np
 import pytest
-from invocation import Cli, contents
+from invocation import COMMAND, Cli, contents
 
 from tinylora_edge import MicroVector, load_basis, runtime
 from tinylora_edge.cli.demo.proof import DemoError, logits, prove
@@ -24,7 +24,8 @@ from tinylora_edge.cli.demo.story import TASK
 from tinylora_edge.tasks import load_task
 
 SHORT = ("--quick", "--steps", 1, "--held-out", 8, "--threads", 2)
-MADE = {"base.gguf", "basis.gguf", "manifest.json", "report.html", "vector.bin", "vector.bin.json"}
+MADE = {"base.gguf", "basis.gguf", "manifest.json", "report.html", "report.json"}
+MADE |= {"vector.bin", "vector.bin.json"}
 
 
 class Page(HTMLParser):
@@ -59,37 +60,46 @@ def check_report(path: Path, frame: bytes) -> str:
     return "".join(root.itertext())
 
 
-def test_the_demo_in_a_pipe(process: Cli, tmp_path: Path) -> None:
-    text = process("demo", *SHORT, cwd=tmp_path).done()
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> tuple[Path, str]:
+    """The folder that a demo was run in, in a pipe, and what it said."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [str(each) for each in (COMMAND, "demo", *SHORT, "--seed", 3)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, done.stdout
 
+
+def test_the_demo_in_a_pipe(told: tuple[Path, str], process: Cli) -> None:
+    folder, text = told
     assert "\x1b" not in text
     assert "\r" not in text
-    told, commands = re.split(r"^.*Type next.*:\n", text, flags=re.M)
-    assert max(len(line) for line in told.splitlines()) <= 120
-    assert [int(n) for n in re.findall(r"^(\d)\. ", told, re.M)] == list(range(1, 10))
-    assert re.search(r"worst residual \d\.\de-0[34]", told)
-    assert "bit for bit" in " ".join(told.split())
-    out = tmp_path / "out" / "demo"
+    said, commands = re.split(r"^.*Type next.*:\n", text, flags=re.M)
+    assert max(len(line) for line in said.splitlines()) <= 120
+    assert [int(n) for n in re.findall(r"^(\d)\. ", said, re.M)] == list(range(1, 10))
+    assert re.search(r"worst residual \d\.\de-0[34]", said)
+    assert "bit for bit" in " ".join(said.split())
+    out = folder / "out" / "demo"
     frame = (out / "vector.bin").read_bytes()
-    assert re.search(rf"^ *{frame.hex()}$", told, re.M)
-    assert f"wire: {len(frame)} bytes" in told
+    assert re.search(rf"^ *{frame.hex()}$", said, re.M)
+    assert f"wire: {len(frame)} bytes" in said
     assert len(frame) == 37
     assert frame[0] == 0x21  # version 2, bf16, CRC-32
     prompts = [sample.text for sample in load_task(TASK, held_out=8).held_out]
-    cells = " ".join(re.sub(r"[│┃]", " ", told).split())
+    cells = " ".join(re.sub(r"[│┃]", " ", said).split())
     assert all(prompt.split()[1] in cells for prompt in prompts[:4])
     assert "tinylora-edge chat out/demo --vector out/demo/vector.bin" in commands
 
     report = check_report(out / "report.html", frame)
     verdict = re.search(r"(The difference is within two|The vector (?:raises|lowers)).*?\.", report, re.S)
     assert verdict is not None
-    assert verdict[0] in " ".join(told.split())
-    process("demo", *SHORT, cwd=tmp_path).refused("out/demo", "exists already", "remove it")
+    assert verdict[0] in " ".join(said.split())
+    process("demo", *SHORT, cwd=folder).refused("out/demo", "exists already", "remove it")
 
 
-def test_the_demo_as_json(cli: Cli, tmp_path: Path) -> None:
-    out = tmp_path / "kept"
-    record = cli("demo", *SHORT, "--seed", 3, "-o", out, "--json").record()
+def test_the_figures_of_the_demo(told: tuple[Path, str], cli: Cli) -> None:
+    out = told[0] / "out" / "demo"
+    record = json.loads((out / "report.json").read_text("utf-8"))
 
     assert {path.name for path in out.iterdir()} == MADE | {"vector.bin.run"}
     assert sorted((out / "vector.bin.run").glob("*.gguf")) == []
@@ -125,7 +135,7 @@ def test_the_demo_as_json(cli: Cli, tmp_path: Path) -> None:
     assert record["proof"]["restored_bit_for_bit"] is True
     assert record["proof"]["restored_difference"] == 0
     assert (record["proof"]["vector_difference"] > 0) == vector.values.any()
-    assert record["report_file"] == str(out / "report.html")
+    assert record["report_file"] == str(Path("out", "demo", "report.html"))
     text = check_report(out / "report.html", frame)
     svg = ElementTree.fromstring((out / "report.html").read_text("utf-8")).find(".//svg[@class='curve']")
     assert svg is not None

@@ -90,7 +90,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert len([row for row in whole if row.get("event") == "trial"]) == 2
 
 
-@pytest.mark.parametrize("change", [{"rollouts": "hf"}, {"bf16_copy": True}, {"method": "sft"}])
+@pytest.mark.parametrize("change", [{"rollouts": "hf"}, {"half_copy": True}, {"method": "sft"}])
 def test_other_ways_to_draw_and_to_learn(
     change: dict[str, Any], tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:

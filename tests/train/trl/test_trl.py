@@ -50,7 +50,7 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     assert manifest["held_out"]["n"] == len(task.held_out)
     assert not (tmp_path / "v.bin.run" / "trl").exists()
 
-    own = replace(longer, settings=replace(settings, steps=1, validate_every=1), bf16_copy=False)
+    own = replace(longer, settings=replace(settings, steps=1, validate_every=1), half_copy=False)
     train(tiny / "bundle", task, tmp_path / "own.bin", options=own)
     expected = json.loads((tmp_path / "own.bin.json").read_text())
     assert manifest.keys() == expected.keys() | {"engine"}

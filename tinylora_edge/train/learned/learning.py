@@ -28,7 +28,7 @@ from ...formats.bundle import Bundle
 from ...projection import EXPLICIT
 from ...runtime.distillation.replacement import NOISE
 from ...runtime.llama.model import TinyLoraLlama
-from ...runtime.llama.requantize import bf16_is_faster, bfloat16_copy
+from ...runtime.llama.requantize import half_copy, half_type
 from ...tasks.behaviours import Behaviour, Contrast, load_behaviours, load_questions
 from ...tying import tie
 from ..model import load_model
@@ -336,9 +336,9 @@ def _lessons(
 
 @contextmanager
 def _teachers(found: Bundle, folder: Path, workers: int, *, on_cpu: bool) -> Iterator[TinyLoraLlama]:
-    """Open the deployed model, or where that is faster a copy of it in bfloat16, which is not kept."""
-    if on_cpu and bf16_is_faster():
-        with bfloat16_copy(found.base, folder / "teachers-bf16.gguf", found.basis, workers) as llm:
+    """Open the deployed model, or where that is faster a copy of it in 16 bits, which is not kept."""
+    if on_cpu and half_type() is not None:
+        with half_copy(found.base, folder / "teachers", found.basis, workers) as llm:
             yield llm
     else:
         room: dict[str, Any] = {"n_ctx": 64, "n_threads": workers, "n_gpu_layers": 0 if on_cpu else -1}

@@ -74,7 +74,7 @@ def train_trl(
         task: prompts and reward.
         output: the frame file; it must not exist.
         options: of the run. `settings.lr` is needed; `settings.anneal`, `settings.clip_norm`,
-            `settings.tolerance`, `rollouts`, `bf16_copy` and `sequences` (but for the evaluation)
+            `settings.tolerance`, `rollouts`, `half_copy` and `sequences` (but for the evaluation)
             have no meaning here.
         grpo: fields of `trl.GRPOConfig` that go before what follows from `options`, such as
             `per_device_train_batch_size`, `use_vllm`, or `num_train_epochs` instead of `settings.steps`.

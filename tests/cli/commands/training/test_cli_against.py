@@ -123,7 +123,7 @@ def test_bad_input(measure, tiny, tmp_path):
 
 def test_train_measures_a_prompt_beside_the_vector(cli, tiny, tmp_path):
     models.write_hf(models.tiny_model("llama"), tmp_path / "weights")
-    options = ["--steps", 1, "--prompts", 2, "--samples", 2, "--lr", 0.1, "--no-bf16-copy", "--workers", 1]
+    options = ["--steps", 1, "--prompts", 2, "--samples", 2, "--lr", 0.1, "--no-half-copy", "--workers", 1]
     options += ["--dtype", "bf16", "--weights", tmp_path / "weights", "--no-drift", "--json"]
     small = tmp_path / "task.jsonl"
     rows = [{"prompt": f"p{i}", "answer": f"a{i}"} for i in range(160)]

@@ -10,7 +10,7 @@ import pytest
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
-TRAIN = ["--steps", 1, "--prompts", 2, "--samples", 2, "--lr", 0.1, "--no-bf16-copy", "--workers", 1]
+TRAIN = ["--steps", 1, "--prompts", 2, "--samples", 2, "--lr", 0.1, "--no-half-copy", "--workers", 1]
 TUNE = ["--budget", "16ktokens", "--prompts", 2, "--max-tokens", 3, "--threads", 1]
 
 

@@ -11,7 +11,7 @@ from invocation import on_a_terminal
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.tasks import BUILTIN
 
-OPTIONS = ["--steps", "2", "--prompts", "4", "--samples", "4", "--lr", "0.1", "--no-bf16-copy"]
+OPTIONS = ["--steps", "2", "--prompts", "4", "--samples", "4", "--lr", "0.1", "--no-half-copy"]
 OPTIONS += ["--workers", "1", "--dtype", "bf16", "--json"]
 
 
