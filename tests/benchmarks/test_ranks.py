@@ -22,7 +22,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_constructions_find_the_directions_that_behaviours_share(ranks: ModuleType) -> None:
     rng = np.random.default_rng(0)
-    count, size = ranks.COUNT, 300
+    count, size = ranks.COUNT, 100
     shared = np.linalg.qr(rng.normal(size=(size, count)))[0].T
     steps = rng.normal(size=(60, count)) @ shared
     one, other = (steps + 0.03 * rng.normal(size=steps.shape) for _ in range(2))
