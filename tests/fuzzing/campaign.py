@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60, help="for each harness")
     parser.add_argument("--runs", type=int, default=-1, help="executions for each harness, at most")
     parser.add_argument("--seed", type=int, default=1, help="of the fuzzer: another one, other executions")
+    parser.add_argument(
+        "--longest", type=int, help="bytes of an input; without it as many as limits hold for"
+    )
     parser.add_argument("--findings", type=Path, default=Path("out/fuzzing"))
     parser.add_argument("--keep", action="store_true", help="check in what gave new coverage, in a few kB")
     parser.add_argument("--replay", type=Path, help="read this file instead, once")
@@ -77,7 +80,7 @@ def _campaign(name: str, options: argparse.Namespace) -> bool:
             (Path(corpus) / f"seed{number}").write_bytes(seed)
         command = [sys.executable, __file__, "--worker", name, "--corpus", corpus]
         command += ["--seconds", str(options.seconds), "--runs", str(options.runs)]
-        command += ["--seed", str(options.seed)]
+        command += ["--seed", str(options.seed), "--longest", str(options.longest or 0)]
         began = _processor_time()
         done = subprocess.run([*command, "--findings", str(options.findings)], capture_output=True, text=True)
         spent = _processor_time() - began  # other work may keep the cores busy
@@ -171,7 +174,10 @@ def _work(name: str, options: argparse.Namespace) -> None:
         return reader.mend(out)[:most] if random.random() < 0.7 else out
 
     arguments = ["fuzz", options.corpus, f"-max_total_time={options.seconds}", f"-runs={options.runs}"]
-    arguments += [f"-artifact_prefix={options.findings}/{name}-", f"-max_len={limits.LARGEST}"]
+    arguments += [
+        f"-artifact_prefix={options.findings}/{name}-",
+        f"-max_len={options.longest or limits.LARGEST}",
+    ]
     arguments += [
         "-print_final_stats=1",
         f"-timeout={PATIENCE}",
