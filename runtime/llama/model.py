@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ...formats.gguf_lora import check_lora
 from ...tasks import Sample
 from ...vector import MicroVector, Policy
 from ..personal import Personal, no_room
+from ..pool.marks import Marks
 from .adapters import Personalizer
 from .batch import Batch
 from .lane import common_prefix
@@ -31,6 +33,9 @@ OPTIONS: tuple[str, ...] = tuple(
     if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "model_path"
 )
 """Names of the options of `llama_cpp.Llama`. It takes any other name too, and ignores it."""
+
+_SPECIAL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+"""What llama.cpp reads in the text of a prompt, and not where it is told that the text is plain."""
 
 
 class _Closed:
@@ -169,6 +174,29 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
             self._close_engine()
             gone = self._gone
             self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
+
+    # Messages are text: only the chat template writes special tokens.
+
+    @cached_property
+    def marks(self) -> Marks:
+        """The texts of the model's special tokens."""
+        vocab, tokens = llama_cpp.llama_model_get_vocab(self._model.model), range(self._n_vocab)
+        special = [each for each in tokens if llama_cpp.llama_vocab_get_attr(vocab, each) & _SPECIAL]
+        texts = [llama_cpp.llama_vocab_get_text(vocab, each) for each in special]
+        return Marks(text.decode("utf-8", "replace") for text in texts)
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As `llama_cpp.Llama.tokenize`; parts that `marks` cut are tokenized one after the other."""
+        marks: Marks | None = self.__dict__.get("marks")  # None before the first chat: nothing was cut
+        first, *rest = [text] if marks is None else marks.parts(text)
+        tokens: list[int] = super().tokenize(first, add_bos, special)
+        for part in rest:
+            tokens += super().tokenize(part, False, special)
+        return tokens
+
+    def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.create_chat_completion`; special tokens that messages spell are text."""
+        return super().create_chat_completion(self.marks.cut(messages), *args, **kwargs)
 
     # What runs the model holds the gate, from its first step to its last.
 

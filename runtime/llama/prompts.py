@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ...errors import VectorError
 from ...tasks import Prompt, Sample
-from ..pool.marks import Marks
 from .protocols import Tokens
 
 
@@ -19,6 +18,7 @@ def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArra
 
     Chat is the default: text is one message of the user where the model has a chat template. Messages go
     through the model's own chat handler, so that what is trained and measured is what the device will run.
+    Special tokens that they spell are text in them.
 
     Args:
         llm: the model.
@@ -33,14 +33,11 @@ def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArra
 
 
 def encode_with_stops(
-    llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False, marks: Marks | None = None
+    llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False
 ) -> tuple[NDArray[np.int32], list[str]]:
     """Return the token ids of a prompt, and the texts at which the model's chat format ends an answer.
 
-    Other arguments and errors: see `encode`.
-
-    Args:
-        marks: of the model: in chat messages they are text. None reads them as llama-cpp-python does.
+    Arguments and errors: see `encode`.
     """
     template = has_template(llm)
     rendered = Sample.of(prompt, raw=raw).rendered_by(template=template)
@@ -57,8 +54,7 @@ def encode_with_stops(
         or llama_chat_format.get_chat_completion_handler(llm.chat_format)
     )
     try:
-        marks = marks or Marks(())
-        handler(llama=_Recorder(llm, marks), messages=marks.cut(rendered))
+        handler(llama=_Recorder(llm), messages=llm.marks.cut(rendered))
     except _Recorded as recorded:
         return np.array(recorded.tokens, np.int32), recorded.stop
     raise VectorError(f"chat format {llm.chat_format!r} does not render prompts as text")
@@ -86,22 +82,15 @@ class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error
 class _Recorder:
     """A stand-in for the model while a chat handler renders; it stops the handler where it would generate."""
 
-    def __init__(self, llm: Tokens, marks: Marks) -> None:
-        self._llm, self._marks = llm, marks
+    def __init__(self, llm: Tokens) -> None:
+        self._llm = llm
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
 
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        first, *rest = self._marks.parts(text.decode())
-        tokens = self._llm.tokenize(first.encode(), add_bos, special)
-        for part in rest:
-            tokens += self._llm.tokenize(part.encode(), False, special)
-        return tokens
-
     def create_completion(
         self, prompt: list[int] | str, stop: str | list[str] | None = None, **_: Any
     ) -> None:
-        tokens = self.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
+        tokens = self._llm.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
         stops = [stop] if isinstance(stop, str) else stop or []
         raise _Recorded(tokens, [each for each in stops if each])

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ...basis import Basis
+from ..pool.marks import Marks
 from .turns import Turns
 
 
@@ -18,8 +19,12 @@ class Tokens(Protocol):
     metadata: Mapping[str, str]
     _chat_handlers: Mapping[str, Any]
 
+    @property
+    def marks(self) -> Marks:
+        """The texts of its special tokens, which are text in chat messages."""
+
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Return the token ids of a text in UTF-8."""
+        """Return the token ids of a text in UTF-8, of which each part that `marks` cut is read alone."""
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """Return the text of tokens in UTF-8, special ones left out."""

@@ -26,11 +26,8 @@ class BatchModel(Protocol):
     def has_chat_template(self) -> bool:
         """Whether chat messages can be rendered."""
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a text."""
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return the prompt that chat messages make."""
+    def tokenize(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the token ids of a text or of chat messages."""
 
     def _answer_rows(
         self,
@@ -99,7 +96,7 @@ class OnnxBatch:
         """
         self._check_open()
         prompt = sample.rendered_by(template=self.llm.has_chat_template)
-        return self.llm.tokenize(prompt if isinstance(prompt, str) else self.llm.apply_chat_template(prompt))
+        return self.llm.tokenize(prompt)
 
     def swap(self, vector: MicroVector | None) -> None:
         """Use another vector from now on; None for the base alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import onnxruntime_genai as og
 from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
+from ...maxima import TOKENIZER_BYTES
+from ..pool.marks import Marks
 from ..threads import onnx_options
 from .bundle import OnnxBundle
 from .session import cannot_load
 
 _TEMPLATE_NAME, _TOKENIZER_NAME = "chat_template.jinja", "tokenizer_config.json"
+_TOKENS_NAME = "tokenizer.json"
 
 Messages = Sequence[Mapping[str, Any]]
 """Chat messages, each with `role` and `content`."""
@@ -128,15 +132,42 @@ class GenaiModel:
 
         Raises:
             VectorError: the chat template does not render the messages.
+            UnicodeEncodeError: the text has half of a surrogate pair.
         """
         self.check_open()
         if isinstance(prompt, bytes):
             prompt = prompt.decode()
         if isinstance(prompt, str):
+            prompt.encode()  # genai says of half a surrogate pair that it is no str
             return [int(token) for token in self._tokenizer.encode(prompt)]
         if len(prompt) and isinstance(prompt[0], Mapping):
-            return self.encode(self.render(prompt))  # type: ignore[arg-type]
+            return self.encode_chat(prompt)  # type: ignore[arg-type]
         return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+    def encode_chat(self, messages: Messages, tools: Any = None) -> list[int]:
+        """Return the token ids of chat messages; special tokens that a message spells are text in it.
+
+        Raises:
+            VectorError: the chat template does not render the messages.
+        """
+        parts = self.marks.parts(self.render(self.marks.cut(messages), tools))
+        return [token for part in parts for token in self.encode(part)]
+
+    @cached_property
+    def marks(self) -> Marks:
+        """The texts of the tokenizer's special tokens.
+
+        Raises:
+            TinyLoraError: its file is damaged.
+        """
+        path = self.bundle.folder / _TOKENS_NAME
+        try:
+            tokens = read_json(path, limit=TOKENIZER_BYTES)["added_tokens"]
+            return Marks(each["content"] for each in tokens if each["special"])
+        except FileNotFoundError:  # a tokenizer of another kind, which tells no special tokens
+            return Marks(())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TinyLoraError(f"{path} tells no special tokens: {error!r}") from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""

@@ -160,9 +160,13 @@ class TinyLoraOnnx(Personal):
         """Number of entries of the logits: the size of the vocabulary."""
         return self._model.n_vocab
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a text, special tokens recognized."""
-        return self._model.encode(text)
+    def tokenize(self, prompt: str | Messages) -> list[int]:
+        """Return the token ids of a text, special tokens recognized, or of chat messages, which spell none.
+
+        Raises:
+            VectorError: the chat template does not render the messages.
+        """
+        return self._model.encode(prompt)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
@@ -170,6 +174,8 @@ class TinyLoraOnnx(Personal):
 
     def apply_chat_template(self, messages: Messages, tools: Any = None) -> str:
         """Return the prompt that the tokenizer's chat template makes of messages.
+
+        Special tokens that a message spells are special in it: nothing tells them from the template's own.
 
         Raises:
             VectorError: there is no template, or it refuses the messages.
@@ -248,6 +254,8 @@ class TinyLoraOnnx(Personal):
     ) -> Any:
         """As `llama_cpp.Llama.create_chat_completion`, with the template of the model's tokenizer.
 
+        Special tokens that a message spells are text in it.
+
         Args:
             messages: each with `role` and `content`.
             tools: what the template is told of tools.
@@ -257,7 +265,7 @@ class TinyLoraOnnx(Personal):
             VectorError: the template does not render the messages.
             TinyLoraError: the prompt leaves no room in the context.
         """
-        prompt = self.apply_chat_template(messages, tools)
+        prompt = self._model.encode_chat(messages, tools)
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         return self._complete(prompt, sampling, max_tokens, stop, stream, chat=True)
 

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, AnyStr
 
 
 class Marks:
@@ -33,9 +33,9 @@ class Marks:
         """Return messages with a seam in every mark that they spell; see `parts`."""
         return [self._cut(dict(message)) for message in messages]
 
-    def parts(self, rendered: str) -> list[str]:
+    def parts(self, rendered: AnyStr) -> list[AnyStr]:
         """Return the parts of a rendered prompt, each to be tokenized alone: one where nothing was cut."""
-        return rendered.split(self._seam)
+        return rendered.split(self._seam if isinstance(rendered, str) else self._seam.encode())
 
     def _cut(self, value: Any) -> Any:
         if isinstance(value, str) and self._begins is not None:

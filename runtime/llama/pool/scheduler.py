@@ -15,7 +15,6 @@ from ....tasks import Prompt
 from ....vector import MicroVector
 from ...pool.answering import Answering, check_length, check_prompt
 from ...pool.grammar import Grammars
-from ...pool.marks import Marks
 from ...pool.places import Places
 from ...pool.request import Finish, Request
 from ...pool.scheduler import Load, Report
@@ -35,9 +34,6 @@ _SLOTS = 4
 _SLICE = 16
 """Tokens that a slot generates before the next one of its context goes on: another vector costs llama.cpp
 about as much as a token of a small model."""
-
-_SPECIAL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-"""What llama.cpp reads in the text of a prompt, and not where it is told that the text is plain."""
 
 
 class _Vocabulary:
@@ -59,13 +55,6 @@ class _Vocabulary:
     @cached_property
     def longest(self) -> int:
         return max(len(self.data(token)) for token in range(self._llm.n_vocab()))
-
-    @cached_property
-    def marks(self) -> Marks:
-        special, tokens = _SPECIAL, range(self._llm.n_vocab())
-        found = [token for token in tokens if llama_cpp.llama_vocab_get_attr(self.vocab, token) & special]
-        texts = [llama_cpp.llama_vocab_get_text(self.vocab, token) for token in found]
-        return Marks(text.decode("utf-8", "replace") for text in texts)
 
     def for_grammars(self) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper
@@ -157,7 +146,7 @@ class LlamaScheduler:
         try:
             with self._llm._staying():
                 check_length(prompt, self.n_ctx, self._vocabulary)
-                tokens, stops = encode_with_stops(self._llm, prompt, raw=raw, marks=self._vocabulary.marks)
+                tokens, stops = encode_with_stops(self._llm, prompt, raw=raw)
         except VectorError as error:  # a model without a template
             raise RequestError(str(error), param="messages") from None
         except TinyLoraError:

@@ -13,13 +13,10 @@ from numpy.typing import NDArray
 
 from ...._system import cores
 from ....basis import Basis
-from ....documents import read_json
 from ....errors import OptionError, RequestError, TinyLoraError, VectorError
-from ....maxima import TOKENIZER_BYTES
 from ....tasks import Prompt, Sample
 from ...pool.answering import Answering, check_length, check_prompt, too_large
 from ...pool.grammar import Grammars
-from ...pool.marks import Marks
 from ...pool.places import Places
 from ...pool.request import Request
 from ...pool.scheduler import Load, Report
@@ -53,10 +50,7 @@ class Tokenizer(Described, Protocol):
         """Whether chat messages can be rendered."""
 
     def encode(self, prompt: Any) -> list[int]:
-        """Return the token ids of a text."""
-
-    def render(self, messages: Any) -> str:
-        """Return the prompt that chat messages make."""
+        """Return the token ids of a text or of chat messages, in which special tokens are text."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
@@ -94,17 +88,6 @@ class _Vocabulary:
     @cached_property
     def longest(self) -> int:
         return max(len(self.data(token)) for token in range(self._model.n_vocab))
-
-    @cached_property
-    def marks(self) -> Marks:
-        path = self._model.bundle.folder / _TOKENIZER_NAME
-        try:
-            tokens = read_json(path, limit=TOKENIZER_BYTES)["added_tokens"]
-            return Marks(each["content"] for each in tokens if each["special"])
-        except FileNotFoundError:  # a tokenizer of another kind, which tells no special tokens
-            return Marks(())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TinyLoraError(f"{path} tells no special tokens: {error!r}") from None
 
     def for_grammars(self) -> LLTokenizer:
         from llguidance import LLTokenizer
@@ -184,21 +167,11 @@ class OnnxScheduler:
             with self._llm._staying():
                 check_length(prompt, self.n_ctx, self._vocabulary)
                 rendered = Sample.of(prompt, raw=raw).rendered_by(template=self._model.has_chat_template)
-                return tuple(self._encode(rendered)), ()
+                return tuple(self._model.encode(rendered)), ()
         except VectorError as error:  # a model without a template, or messages that it does not take
             raise RequestError(str(error), param="messages") from None
         except UnicodeEncodeError as error:
             raise RequestError(f"the text is none: {error}", param="prompt" if raw else "messages") from None
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            parts = [prompt]
-        else:
-            marks = self._vocabulary.marks
-            parts = marks.parts(self._model.render(marks.cut(prompt)))
-        for part in parts:
-            part.encode()  # genai says of half a surrogate pair that it is no str
-        return [token for part in parts for token in self._model.encode(part)]
 
     def submit(self, request: Request, report: Report) -> Answering:
         """Let a request wait for its turn, and be answered; see `Scheduler`."""

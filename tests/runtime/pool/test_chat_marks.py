@@ -56,19 +56,42 @@ def special(pool: Pool, tokens: Any) -> list[int]:
     return [token for token in tokens if llama_cpp.llama_vocab_is_control(vocab, token)]
 
 
-def test_a_message_begins_no_turn(pool: Pool) -> None:
+class Stock(llama_cpp.Llama):
+    """llama-cpp-python's own model, which reads whatever marks there are."""
+
+    marks = Marks(())
+
+
+@pytest.fixture(scope="module")
+def stock(smollm2_bundle: Path) -> Stock:
+    return Stock(str(smollm2_bundle / "base.gguf"), vocab_only=True, verbose=False)
+
+
+def test_a_message_begins_no_turn(pool: Pool, stock: Stock) -> None:
     usual, _ = pool._scheduler.encode("Hi", raw=False)
     hostile, _ = pool._scheduler.encode(HOSTILE, raw=False)
     assert len(special(pool, usual)) == 5, "two turns, and the beginning of the answer"
     assert special(pool, hostile) == special(pool, usual)
     assert HOSTILE in pool.model.detokenize(list(hostile)).decode()
     # What this is about: the model's own handler takes them for turns.
-    assert len(special(pool, encode(pool.model, HOSTILE))) > len(special(pool, usual))
+    assert len(special(pool, encode(stock, HOSTILE))) > len(special(pool, usual))
 
 
-def test_other_messages_have_the_tokens_that_they_always_had(pool: Pool) -> None:
+def test_the_loaded_model_reads_the_same_tokens(pool: Pool) -> None:
+    model = pool.model
+    for text in (HOSTILE, "Hi"):
+        read = encode(model, text).tolist()
+        assert read == list(pool._scheduler.encode(text, raw=False)[0])
+        (message,) = messages = [{"role": "user", "content": text}]
+        answer = model.create_chat_completion(messages, max_tokens=1, temperature=0)
+        assert answer["usage"]["prompt_tokens"] == len(read)
+        assert model._input_ids[: len(read)].tolist() == read
+        assert message["content"] == text, "what the caller has stays as it was"
+
+
+def test_other_messages_have_the_tokens_that_they_always_had(pool: Pool, stock: Stock) -> None:
     for text in ("Hi", "a < b | c >\n\n<| im_end |> <im_start> é", "", " \n x"):
-        assert pool._scheduler.encode(text, raw=False)[0] == tuple(encode(pool.model, text).tolist())
+        assert pool._scheduler.encode(text, raw=False)[0] == tuple(encode(stock, text).tolist())
 
 
 def test_raw_text_has_marks(pool: Pool) -> None:

@@ -29,6 +29,10 @@ def test_a_message_has_no_special_tokens(pool: Pool) -> None:
     tokens, _ = scheduler.encode(HOSTILE, raw=False)
     assert not [token for token in tokens if token in SPECIAL]
     assert HOSTILE in scheduler._model.decode(tokens)
+    message = {"role": "user", "content": HOSTILE}
+    assert pool.model.tokenize([message]) == list(tokens)
+    answer = pool.model.create_chat_completion([message], max_tokens=1)
+    assert answer["usage"]["prompt_tokens"] == len(tokens)
     raw, _ = scheduler.encode(HOSTILE, raw=True)
     assert [token for token in raw if token in SPECIAL] == [257, 256]
 
