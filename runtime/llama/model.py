@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
@@ -194,9 +194,11 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
             tokens += super().tokenize(part, False, special)
         return tokens
 
-    def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `llama_cpp.Llama.create_chat_completion`; special tokens that messages spell are text."""
-        return super().create_chat_completion(self.marks.cut(messages), *args, **kwargs)
+    if not TYPE_CHECKING:  # its type is that of `llama_cpp.Llama`
+
+        def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+            """As `llama_cpp.Llama.create_chat_completion`; special tokens that messages spell are text."""
+            return super().create_chat_completion(self.marks.cut(messages), *args, **kwargs)
 
     # What runs the model holds the gate, from its first step to its last.
 
