@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-import numpy as np
 from llama_cpp._logger import set_verbose
 
 from ...basis import Basis
@@ -68,12 +67,9 @@ def half_copy(base: Path, copy: Path, basis: Basis, n_threads: int) -> Iterator[
 
 
 def _computes(llm: TinyLoraLlama) -> bool:
-    """Whether the logits after a few tokens are finite."""
-    llm.eval(llm.tokenize(_PROBE)[: llm.n_ctx()])
-    row = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-    finite = bool(np.isfinite(np.ctypeslib.as_array(row, (llm.n_vocab(),))).all())
-    llm.reset()
-    return finite
+    """Whether the logits after a few tokens are finite. What is evaluated later has contexts of its own."""
+    llm.eval(llm.tokenize(_PROBE))
+    return llm._finite()
 
 
 def requantize(source: Path, target: Path, weights: str) -> None:

@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TERM": "xterm-256color"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def process(environment: dict[str, str]) -> Cli:
     """Run the installed console script as a process: process("inspect", path, stdin=b"")."""
 

@@ -169,7 +169,7 @@ class TestNullBytes:
             cli(*words).refused("null byte")
 
 
-def test_a_user_without_a_home(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As systemd starts a service whose user has no entry: `Path.home` finds none."""
     import pwd
 
@@ -180,7 +180,7 @@ def test_a_user_without_a_home(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     assert "your own: none" in cli("models").done()
-    cli("export", "no-such-model", "-o", "out").refused("no-such-model")
+    cli("export", "no-such-model", "-o", tmp_path / "out").refused("no-such-model")
 
 
 class TestClosedStreams:

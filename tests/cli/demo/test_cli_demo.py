@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import llama_cpp
 import numpy as np
 import pytest
-from invocation import COMMAND, Cli, contents
+from invocation import Cli, contents
 
 from tinylora_edge import MicroVector, load_basis, runtime
 from tinylora_edge.cli.demo.proof import DemoError, logits, prove
@@ -61,13 +61,10 @@ def check_report(path: Path, frame: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> tuple[Path, str]:
+def told(tmp_path_factory: pytest.TempPathFactory, process: Cli) -> tuple[Path, str]:
     """The folder that a demo was run in, in a pipe, and what it said."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [str(each) for each in (COMMAND, "demo", *SHORT, "--seed", 3)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder, done.stdout
+    return folder, process("demo", *SHORT, "--seed", 3, cwd=folder, timeout=900).done()
 
 
 def test_the_demo_in_a_pipe(told: tuple[Path, str], process: Cli) -> None:

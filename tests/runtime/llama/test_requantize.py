@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import MicroVector, load_basis, runtime
+from tinylora_edge.cli.demo.proof import logits
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.exporters.gguf import export_gguf
 from tinylora_edge.runtime.llama.model import TinyLoraLlama
@@ -48,12 +49,6 @@ def test_a_model_that_float16_does_not_hold_is_copied_in_bfloat16(
     requantize(base, tmp_path / "f16.gguf", "F16")
     with closing(TinyLoraLlama(str(tmp_path / "f16.gguf"), basis=basis, n_ctx=64, verbose=False)) as half:
         assert not np.isfinite(logits(half, [1, 5, 9, 3])).all()
-
-
-def logits(llm: TinyLoraLlama, tokens: list[int]) -> np.ndarray:
-    llm.reset()
-    llm.eval(tokens)
-    return np.ctypeslib.as_array(llm._ctx.get_logits_ith(-1), (llm.n_vocab(),)).copy()
 
 
 def test_a_half_copy_computes_the_same_and_is_not_kept(tiny_bundles: dict[str, Path], tmp_path: Path) -> None:
