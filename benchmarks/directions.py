@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import _common as bench  # first: it sets what libraries read when loaded
@@ -31,40 +32,68 @@ from tinylora_edge.tying import tie
 Matrix = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Side:
-    """Slopes of some behaviours, float64 [K, D]: of each half of their questions."""
+DRAWS = 5
+"""Of few behaviours from all of them: a share is the mean over draws."""
 
-    one: Matrix
-    other: Matrix
+
+@dataclass(frozen=True)
+class Slopes:
+    """Slopes of a behaviour, a row a question.
+
+    Attributes:
+        divergence: of the KL to the prompted model, summed over tokens: float64 [Q, D].
+        score: of the log-probability of tokens that the model drew, summed over tokens: float64 [Q, D].
+        tokens: int64 [Q].
+    """
+
+    divergence: Matrix
+    score: Matrix
+    tokens: NDArray[np.int64]
+
+    @classmethod
+    def read(cls, path: Path) -> Slopes:
+        with np.load(path) as file:
+            rows = len(file["tokens"])
+            divergence, score = (file[key].reshape(rows, -1) for key in ("divergence", "score"))
+            return cls(divergence.astype(np.float64), score.astype(np.float64), file["tokens"])
+
+    def of(self, chosen: Sequence[int] | slice) -> Slopes:
+        """Those of some questions."""
+        return Slopes(self.divergence[chosen], self.score[chosen], self.tokens[chosen])
 
     @property
-    def whole(self) -> NDArray[np.float32]:
-        return ((self.one + self.other) / 2).astype(np.float32)
+    def halves(self) -> tuple[Slopes, Slopes]:
+        middle = len(self.tokens) // 2
+        return self.of(slice(None, middle)), self.of(slice(middle, None))
 
-    def closed(self, directions: Matrix, information: Matrix) -> Matrix:
-        """Return what directions close of each behaviour, in nats a token: [K]."""
-        gram = directions @ information @ directions.T
-        best = np.linalg.solve(gram, directions)
-        found: Matrix = 0.5 * ((self.one @ directions.T) * (self.other @ best.T)).sum(1)
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = self.divergence.sum(0) / self.tokens.sum()
         return found
 
 
-def slopes(bundle: Path, folder: Path, chosen: Sequence[Behaviour]) -> tuple[Side, Matrix, int]:
-    """Take the slopes of behaviours, or read what is there; also the scores of each question, and tokens."""
+def metric_of(known: Sequence[Slopes]) -> Metric:
+    scores = np.concatenate([each.score for each in known])
+    return Metric.of(scores, int(sum(each.tokens.sum() for each in known)))
+
+
+def whole(known: Sequence[Slopes]) -> NDArray[np.float32]:
+    """What directions are learned from, [K, D]: each half of the questions counts alike."""
+    rows = [(one.mean + other.mean) / 2 for one, other in (each.halves for each in known)]
+    return np.stack(rows).astype(np.float32)
+
+
+def closed(known: Sequence[Slopes], directions: Matrix, information: Matrix) -> float:
+    """What directions close of all behaviours together, in nats a token."""
+    one, other = (np.stack([each.halves[i].mean for each in known]) for i in (0, 1))
+    best = np.linalg.solve(directions @ information @ directions.T, directions)
+    return float(0.5 * ((one @ directions.T) * (other @ best.T)).sum())
+
+
+def slopes(bundle: Path, folder: Path, chosen: Sequence[Behaviour]) -> list[Slopes]:
+    """Take the slopes of behaviours, or read what is there."""
     learn(bundle, folder, behaviours=chosen, settings=LearnSettings(directions=1), report=show)
-    halves: tuple[list[Matrix], list[Matrix]] = ([], [])
-    scores, tokens = [], 0
-    for path in sorted(folder.glob("*.npz")):
-        with np.load(path) as file:
-            rows, counts = file["divergence"], file["tokens"]
-            flat = rows.reshape(len(rows), -1).astype(np.float64)
-            middle = len(rows) // 2
-            for half, part in zip(halves, (slice(None, middle), slice(middle, None)), strict=True):
-                half.append(flat[part].sum(0) / counts[part].sum())
-            scores.append(file["score"].reshape(len(rows), -1).astype(np.float64))
-            tokens += int(counts.sum())
-    return Side(np.stack(halves[0]), np.stack(halves[1])), np.concatenate(scores), tokens
+    return [Slopes.read(path) for path in sorted(folder.glob("*.npz"))]
 
 
 def show(figures: dict[str, object]) -> None:
@@ -73,7 +102,7 @@ def show(figures: dict[str, object]) -> None:
 
 
 def arms(
-    basis: Basis, shipped: Matrix, known: Side, metric: Metric
+    basis: Basis, shipped: Matrix, known: Sequence[Slopes], metric: Metric
 ) -> Iterator[tuple[str, int, Callable[[], NDArray[np.float64]]]]:
     """Give sets of directions: name, modules, and a function that returns them, [n, D]."""
     entries, size = basis.rank**2, len(basis.modules) * basis.rank**2
@@ -83,12 +112,12 @@ def arms(
         places = np.arange(size) if inside is None else np.flatnonzero(np.repeat(inside, entries))
         found = np.zeros((n, size))
         own = by if inside is None else by.within(places)
-        found[:, places] = learned_directions(known.whole[:, places], own, n).directions
+        found[:, places] = learned_directions(whole(known)[:, places], own, n).directions
         return found
 
     def tiled(scheme: str, n: int) -> NDArray[np.float64]:
         tying = np.repeat(tie(basis.modules, scheme, n), entries)
-        return tiled_directions(known.whole, metric, tying).directions.astype(np.float64)
+        return tiled_directions(whole(known), metric, tying).directions.astype(np.float64)
 
     count = len(modules)
     yield (
@@ -118,6 +147,21 @@ def arms(
         yield f"learned, dense, 13: {name}", int(inside.sum()), lambda i=inside: dense(13, i)  # type: ignore[misc]
 
 
+def sizes(known: Sequence[Slopes]) -> Iterator[tuple[str, list[Callable[[], Matrix]]]]:
+    """Give 13 directions of fewer behaviours, and of fewer questions: a name, and a function a draw."""
+
+    def learned(chosen: Sequence[Slopes]) -> Matrix:
+        return learned_directions(whole(chosen), metric_of(chosen), 13).directions.astype(np.float64)
+
+    for few in (20, 40, 80):
+        dice = np.random.default_rng(few)
+        draws = [[known[i] for i in dice.permutation(len(known))[:few]] for _ in range(DRAWS)]
+        yield f"learned from {few} behaviours", [partial(learned, draw) for draw in draws]
+    for half in (1, 2):
+        some = [each.of([*range(half), *(len(each.tokens) // 2 + i for i in range(half))]) for each in known]
+        yield f"learned from {2 * half} questions a behaviour", [partial(learned, some)]
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
@@ -131,22 +175,27 @@ def main() -> None:
         shipped = directions_of(export(other, LEARNED)[1]).reshape(13, -1).astype(np.float64)
         near_none = [one for one in load_behaviours(split="learn") if not one.near]
         held_out = [one for one in load_behaviours(split="held_out") if not one.near]
-        known, scores, tokens = slopes(bundle, place / "learn", near_none)
-        new, more, others = slopes(bundle, place / "held_out", held_out)
-        metric = Metric.of(scores, tokens)  # what a learner of the basis has
-        judge = Metric.of(np.concatenate([scores, more]), tokens + others).information
-        whole = [side.closed(np.eye(len(judge)), judge) for side in (known, new)]
+        known = slopes(bundle, place / "learn", near_none)
+        new = slopes(bundle, place / "held_out", held_out)
+        metric = metric_of(known)  # what a learner of the basis has
+        # What a direction costs: by all questions, or by those alone that nothing was learned from.
+        every, alone = metric_of([*known, *new]).information, metric_of(new).information
+        judges = (known, every), (new, every), (new, alone)
+        all_of_it = [closed(side, np.eye(len(cost)), cost) for side, cost in judges]
+        chosen = [(name, modules, [make]) for name, modules, make in arms(basis, shipped, known, metric)]
+        chosen += [(name, len(basis.modules), makes) for name, makes in sizes(known)]
         rows, record = [], []
-        for name, modules, make in arms(basis, shipped, known, metric):
-            directions = make()
-            found = [
-                float(side.closed(directions, judge).sum() / all_of_it.sum())
-                for side, all_of_it in zip((known, new), whole, strict=True)
+        for name, modules, makes in chosen:
+            draws = [
+                [closed(side, made, cost) for side, cost in judges] for made in (make() for make in makes)
             ]
-            record.append({"arm": name, "modules": modules, "learned_from": found[0], "held_out": found[1]})
-            rows.append([name, str(modules), f"{found[1]:.3f}", f"{found[0]:.3f}"])
+            found = (np.mean(draws, axis=0) / all_of_it).tolist()
+            shares = dict(zip(("learned_from", "held_out", "held_out_alone"), found, strict=True))
+            record.append({"arm": name, "modules": modules, "draws": len(draws)} | shares)
+            rows.append([name, str(modules), *(f"{found[i]:.3f}" for i in (1, 2, 0))])
     report.say(f"{len(near_none)} behaviours to learn from, {len(held_out)} held out by family; of all of R:")
-    report.say(bench.table(["directions", "modules", "held out", "learned from"], rows))
+    headers = ["directions", "modules", "held out", "held out, judged by themselves", "learned from"]
+    report.say(bench.table(headers, rows))
     report.record |= {"behaviours": len(near_none), "held_out": len(held_out), "arms": record}
     report.finish()
 
