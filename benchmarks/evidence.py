@@ -45,6 +45,7 @@ VARIANTS = {
     "13 learned, 13 random tiles": "13 learned, 13 tiles",
 }
 STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between validations
+SHIFTED = 64  # shifted prompts
 
 
 def number(value: float) -> str:
@@ -63,11 +64,9 @@ def markdown(headers: list[str], rows: list[list[str]]) -> str:
 
 def runs(arm: str, task: str) -> list[dict[str, Any]]:
     """Return the runs of an arm with the usual settings, by seed."""
-    found = [
-        row
-        for row in bench.read_study(RESULTS / "learned_basis.jsonl")
-        if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == (arm, task, STEPS, HELD_OUT)
-    ]
+    asked = (arm, task, STEPS, HELD_OUT)
+    rows = bench.read_study(RESULTS / "learned_basis.jsonl")
+    found = [row for row in rows if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == asked]
     return sorted(found, key=lambda row: int(row["seed"]))
 
 
@@ -83,8 +82,8 @@ def ahead(of: list[dict[str, Any]], paper: list[dict[str, Any]]) -> list[float]:
 
 
 def between(values: list[float]) -> float:
-    """Return the standard error of the mean of two values or more, by how far they are from each other."""
-    return statistics.stdev(values) / math.sqrt(len(values))
+    """Return the standard error of a mean, by how far values are from each other; 0 of one value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
@@ -95,8 +94,14 @@ def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
     """
     values = [float(row[key]) for row in rows]
     mean = statistics.mean(values)
-    error = between(values) if len(values) > 1 else 0.0
-    return mean, max(error, math.sqrt(mean * (1 - mean) / rows[0]["n"]))
+    return mean, max(between(values), math.sqrt(mean * (1 - mean) / rows[0]["n"]))
+
+
+def paired(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the mean gain and its standard error: that over prompts, or that between seeds, as above."""
+    values = [float(row["difference"]) for row in rows]
+    over_prompts = statistics.mean(float(row["standard_error"]) for row in rows)
+    return statistics.mean(values), max(between(values), over_prompts)
 
 
 def trained() -> dict[str, str]:
@@ -251,17 +256,10 @@ def costs() -> str:
     for task in filter(searched.get, TASKS):
         for each in searched[task]["contestants"]:
             cost = each["cost"]
-            rows.append(
-                [
-                    TASKS[task],
-                    each["name"],
-                    with_error(each["mean"], each["standard_error"]),
-                    f"{cost['prompt_tokens']:.0f}",
-                    f"{cost['first_token_s'] * 1e3:.0f} ms",
-                    f"{cost['next_first_token_s'] * 1e3:.0f} ms",
-                    f"{cost['sent'] or ''}",
-                ]
-            )
+            times = [f"{cost[key] * 1e3:.0f} ms" for key in ("first_token_s", "next_first_token_s")]
+            score = with_error(each["mean"], each["standard_error"])
+            tokens, sent = f"{cost['prompt_tokens']:.0f}", f"{cost['sent'] or ''}"
+            rows.append([TASKS[task], each["name"], score, tokens, *times, sent])
     headers = ["task", "asked by", "score", "prompt tokens", "first token, cold", "again", "bytes a user"]
     return markdown(headers, rows)
 
@@ -284,20 +282,34 @@ def distilled() -> str:
     return markdown(headers, rows)
 
 
+def measured_again(prompts: str, n: int) -> list[dict[str, Any]]:
+    """Return what `held_out.py` measured on the usual or the shifted prompts."""
+    rows = bench.read_study(RESULTS / "held_out.jsonl")
+    return [row for row in rows if (row["prompts"], row["n"]) == (prompts, n)]
+
+
+def more() -> str:
+    """Gains on twice as many held-out prompts, of those arms and tasks that were measured."""
+    rows, found = [], measured_again("usual", 2 * HELD_OUT)
+    for task, title in TASKS.items():
+        for arm, name in TITLES.items():
+            mine = [row for row in found if (row["task"], row["arm"]) == (task, arm)]
+            if mine:
+                each = " ".join(f"{row['difference']:+.3f}" for row in mine)
+                mean, error = paired(mine)
+                rows.append([title, name, number(mine[0]["base"]), each, f"{mean:+.3f} ± {error:.3f}"])
+    return markdown(["task", "13 numbers", "base", "gain of each seed", "mean"], rows)
+
+
 def shifted() -> str:
     """Gains on the usual held-out prompts beside those on shifted ones."""
     rows = []
-    for row in bench.read_study(RESULTS / "shifted.jsonl"):
+    for row in measured_again("shifted", SHIFTED):
         usual = [run for run in runs(row["arm"], row["task"]) if run.get("frame") == row["frame"]]
-        rows.append(
-            [
-                TASKS[row["task"]],
-                TITLES[row["arm"]],
-                str(row["seed"]),
-                f"{usual[0]['base']:.2f} {usual[0]['difference']:+.2f}" if usual else "",
-                f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}",
-            ]
-        )
+        names = [TASKS[row["task"]], TITLES[row["arm"]], str(row["seed"])]
+        known = f"{usual[0]['base']:.2f} {usual[0]['difference']:+.2f}" if usual else ""
+        gained = f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}"
+        rows.append([*names, known, gained])
     return markdown(["task", "13 numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
 
 
@@ -310,6 +322,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "variants": variants,
     "costs": costs,
     "distilled": distilled,
+    "more": more,
     "shifted": shifted,
 }
 
@@ -375,9 +388,8 @@ def main() -> None:
         write()
         return
     if old := stale():
-        sys.exit(
-            "older than the records: " + ", ".join(path.name for path in old) + "; run this without --check"
-        )
+        names = ", ".join(path.name for path in old)
+        sys.exit(f"older than the records: {names}; run this without --check")
 
 
 if __name__ == "__main__":

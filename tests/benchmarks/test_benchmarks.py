@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import shutil
@@ -269,3 +270,21 @@ def test_drift_is_measured_once_and_gone_on_with(tmp_path: Path, smollm2_bundle:
     assert far["drift"]["prompts"] == 2
     assert run("drift.py", *asked)["runs"] == [near, far]
     assert len((tmp_path / "study.jsonl").read_text().splitlines()) == 2
+
+
+def test_vectors_of_runs_are_measured_on_other_prompts(tmp_path: Path, smollm2_bundle: Path) -> None:
+    basis = load_basis(smollm2_bundle / "basis.gguf")
+    study, kept = tmp_path / "study.jsonl", tmp_path / "kept.jsonl"
+    arm = "default: r = 2, u = 1, G = 13, tiled"
+    run_of = {"arm": arm, "task": "list-lookup", "base": 0.0, "difference": 0.0, "standard_error": 0.0}
+    rows = []
+    for seed, digest in enumerate((basis.digest, "00" * 32)):  # here, and where factors have other roundings
+        frame = MicroVector.random(basis, 0.3, seed=1).to_bytes(basis)
+        text = base64.urlsafe_b64encode(frame[:1] + bytes.fromhex(digest[:8]) + frame[5:]).decode()
+        rows.append(run_of | {"seed": seed, "basis": digest, "frame": text})
+    study.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = (str(study), "--measured", str(kept), "-n", "4", "--prompts", "usual", "--other-machines")
+    run("held_out.py", *asked, "--workers", "1")
+    one, other = (json.loads(line) for line in kept.read_text().splitlines())
+    assert (one["n"], one["prompts"], one["measured_with"]) == (4, "usual", basis.digest)
+    assert [one["base"], one["vector"]] == [other["base"], other["vector"]]
