@@ -213,17 +213,16 @@ def steps() -> str:
             continue
         cells = []
         for arm in list(TITLES)[1:]:
-            mine = [(row["validation"], aims[row["seed"]]) for row in found[arm] if row["seed"] in aims]
-            cells.append(" ".join(first(curve, aim) for curve, aim in mine))
+            cells.append(" ".join(first(row, aims[row["seed"]]) for row in found[arm] if row["seed"] in aims))
         rows.append([title, *cells])
     return markdown(["step, of each seed", *list(TITLES.values())[1:]], rows)
 
 
-def first(curve: list[float], aim: float) -> str:
+def first(run: dict[str, Any], aim: float) -> str:
     """Return the step at which a run's validation is as high as an aim."""
-    if len(curve) != 1 + STEPS // VALIDATED:  # a step that looked odd was validated, too
-        return "not known"
-    reached = (number * VALIDATED for number, value in enumerate(curve) if value >= aim)
+    curve, usual = run["validation"], list(range(0, STEPS + 1, VALIDATED))
+    steps = run.get("validated_at") or (usual if len(curve) == len(usual) else ["not known"] * len(curve))
+    reached = (step for step, value in zip(steps, curve, strict=True) if value >= aim)
     return str(next(reached, "never"))
 
 

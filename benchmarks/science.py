@@ -134,7 +134,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         outcome = train(bundle, task, Path(folder) / "v.bin", options=chosen, report=rows.append)
         data = outcome.path.read_bytes()
     trials = [row for row in rows if row.get("event") == "trial"]
-    rows = [row for row in rows if row not in trials]
+    validated = [row for row in rows if "validation" in row and row.get("event") in (None, "start")]
     comparison = outcome.comparison
     assert comparison is not None
     assert outcome.base is not None
@@ -150,7 +150,8 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         "base": outcome.base.mean,
         "vector": outcome.personalized.mean,
         **asdict(comparison),
-        "validation": [row["validation"] for row in rows if "validation" in row],
+        "validation": [row["validation"] for row in validated],
+        "validated_at": [row.get("step", 0) for row in validated],
         "best_step": outcome.result.best_step,
         **({} if task.preamble is None else {"preamble": task.preamble}),
         **({} if began is None else {"distilled": began.share}),
@@ -159,7 +160,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         "commit": bench.commit(),
         "versions": bench.environment()["versions"],
         "norm": float(np.linalg.norm(outcome.result.vector.values)),
-        "lr": max((row.get("lr", 0.0) for row in rows), default=0.0),
+        "lr": max((row.get("lr", 0.0) for row in rows if row not in trials), default=0.0),
         "trials": trials,
         "seconds": time.monotonic() - start,
     }
