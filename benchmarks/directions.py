@@ -4,6 +4,9 @@ The slopes of `learn` are taken for the behaviours that are near no task, and fo
 no direction is learned from. A set of directions D closes at most 1/2 g' D (D' F D)^-1 D' g nats a token of a
 behaviour (second order, at R = 0). Two halves of its questions give g twice, and the product of one with the
 other is free of the noise of few questions, which their squares are not. A share is of what all of R closes.
+
+Directions are learned from one half of each behaviour's questions. What they cost, F, is judged by the other
+half and by the held-out families: a learner and a judge that share questions share what these call free.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ import numpy as np
 from _subjects import LEARNED, export
 from numpy.typing import NDArray
 
-from tinylora_edge import Basis
+from tinylora_edge import Basis, Bundle
 from tinylora_edge.exporters import ExportSettings
+from tinylora_edge.modules import LIGHT, select
 from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours
-from tinylora_edge.train.learned import LearnSettings, Metric, learn
+from tinylora_edge.train.learned import LearnSettings, Metric
 from tinylora_edge.train.learned.directions import learned_directions, tiled_directions
 from tinylora_edge.train.learned.distillation import directions_of
+from tinylora_edge.train.learned.learning import take_slopes
 from tinylora_edge.tying import tie
 
 Matrix = NDArray[np.float64]
@@ -34,6 +39,7 @@ Matrix = NDArray[np.float64]
 
 DRAWS = 5
 """Of few behaviours from all of them: a share is the mean over draws."""
+USUAL = "learned, dense, 13"
 
 
 @dataclass(frozen=True)
@@ -83,17 +89,18 @@ def whole(known: Sequence[Slopes]) -> NDArray[np.float32]:
     return np.stack(rows).astype(np.float32)
 
 
-def closed(known: Sequence[Slopes], directions: Matrix, information: Matrix) -> float:
-    """What directions close of all behaviours together, in nats a token."""
+def closed(known: Sequence[Slopes], directions: Matrix, information: Matrix) -> NDArray[np.float64]:
+    """What directions close of each behaviour, in nats a token: [K]."""
     one, other = (np.stack([each.halves[i].mean for each in known]) for i in (0, 1))
     best = np.linalg.solve(directions @ information @ directions.T, directions)
-    return float(0.5 * ((one @ directions.T) * (other @ best.T)).sum())
+    found: NDArray[np.float64] = 0.5 * ((one @ directions.T) * (other @ best.T)).sum(1)
+    return found
 
 
 def slopes(bundle: Path, folder: Path, chosen: Sequence[Behaviour]) -> list[Slopes]:
     """Take the slopes of behaviours, or read what is there."""
-    learn(bundle, folder, behaviours=chosen, settings=LearnSettings(directions=1), report=show)
-    return [Slopes.read(path) for path in sorted(folder.glob("*.npz"))]
+    paths = take_slopes(Bundle.find(bundle), folder, chosen, settings=LearnSettings(), report=show)
+    return [Slopes.read(path) for path in paths]
 
 
 def show(figures: dict[str, object]) -> None:
@@ -102,16 +109,16 @@ def show(figures: dict[str, object]) -> None:
 
 
 def arms(
-    basis: Basis, shipped: Matrix, known: Sequence[Slopes], metric: Metric
+    basis: Basis, shipped: Matrix, known: Sequence[Slopes]
 ) -> Iterator[tuple[str, int, Callable[[], NDArray[np.float64]]]]:
     """Give sets of directions: name, modules, and a function that returns them, [n, D]."""
     entries, size = basis.rank**2, len(basis.modules) * basis.rank**2
-    modules = np.array(basis.modules)
+    modules, metric = np.array(basis.modules), metric_of(known)
 
-    def dense(n: int, inside: NDArray[np.bool_] | None = None, by: Metric = metric) -> NDArray[np.float64]:
+    def dense(n: int, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         places = np.arange(size) if inside is None else np.flatnonzero(np.repeat(inside, entries))
         found = np.zeros((n, size))
-        own = by if inside is None else by.within(places)
+        own = metric if inside is None else metric.within(places)
         found[:, places] = learned_directions(whole(known)[:, places], own, n).directions
         return found
 
@@ -138,6 +145,9 @@ def arms(
     subsets |= {
         "ffn_gate, ffn_up, ffn_down": np.char.find(modules, ".ffn_") >= 0,
         "attention": np.char.find(modules, ".attn_") >= 0,
+        "attention and ffn_down": (np.char.find(modules, ".ffn_gate.") < 0)
+        & (np.char.find(modules, ".ffn_up.") < 0),
+        LIGHT: np.isin(modules, select(basis.modules, [LIGHT])),
         "every second block": block % 2 == 0,
         "every third block": block % 3 == 0,
         "the first half": block < (block.max() + 1) / 2,
@@ -157,9 +167,8 @@ def sizes(known: Sequence[Slopes]) -> Iterator[tuple[str, list[Callable[[], Matr
         dice = np.random.default_rng(few)
         draws = [[known[i] for i in dice.permutation(len(known))[:few]] for _ in range(DRAWS)]
         yield f"learned from {few} behaviours", [partial(learned, draw) for draw in draws]
-    for half in (1, 2):
-        some = [each.of([*range(half), *(len(each.tokens) // 2 + i for i in range(half))]) for each in known]
-        yield f"learned from {2 * half} questions a behaviour", [partial(learned, some)]
+    some = [each.of([0, len(each.tokens) // 2]) for each in known]
+    yield "learned from 2 questions a behaviour", [partial(learned, some)]
 
 
 def main() -> None:
@@ -177,24 +186,32 @@ def main() -> None:
         held_out = [one for one in load_behaviours(split="held_out") if not one.near]
         known = slopes(bundle, place / "learn", near_none)
         new = slopes(bundle, place / "held_out", held_out)
-        metric = metric_of(known)  # what a learner of the basis has
-        # What a direction costs: by all questions, or by those alone that nothing was learned from.
-        every, alone = metric_of([*known, *new]).information, metric_of(new).information
-        judges = (known, every), (new, every), (new, alone)
-        all_of_it = [closed(side, np.eye(len(cost)), cost) for side, cost in judges]
-        chosen = [(name, modules, [make]) for name, modules, make in arms(basis, shipped, known, metric)]
-        chosen += [(name, len(basis.modules), makes) for name, makes in sizes(known)]
+        first, rest = ([each.halves[i] for each in known] for i in (0, 1))
+        cost = metric_of([*rest, *new]).information
+        sides = (new, rest)
+        all_of_it = [closed(side, np.eye(len(cost)), cost).sum() for side in sides]
+        chosen = [(name, modules, [make]) for name, modules, make in arms(basis, shipped, first)]
+        chosen += [(name, len(basis.modules), makes) for name, makes in sizes(first)]
+        found = {
+            name: [np.mean([closed(side, made, cost) for made in draws], axis=0) for side in sides]
+            for name, draws in ((name, [make() for make in makes]) for name, _, makes in chosen)
+        }
+        usual = found[USUAL][0]
         rows, record = [], []
         for name, modules, makes in chosen:
-            draws = [
-                [closed(side, made, cost) for side, cost in judges] for made in (make() for make in makes)
-            ]
-            found = (np.mean(draws, axis=0) / all_of_it).tolist()
-            shares = dict(zip(("learned_from", "held_out", "held_out_alone"), found, strict=True))
-            record.append({"arm": name, "modules": modules, "draws": len(draws)} | shares)
-            rows.append([name, str(modules), *(f"{found[i]:.3f}" for i in (1, 2, 0))])
+            mine, other_questions = found[name]
+            error = float(np.std(mine - usual, ddof=1) * len(usual) ** 0.5 / usual.sum())
+            row = {
+                "held_out": float(mine.sum() / all_of_it[0]),
+                "other_questions": float(other_questions.sum() / all_of_it[1]),
+                "kept": float(mine.sum() / usual.sum()),
+                "standard_error": error,
+            }
+            record.append({"arm": name, "modules": modules, "draws": len(makes)} | row)
+            kept = f"{row['kept']:.2f} +- {error:.2f}"
+            rows.append([name, str(modules), f"{row['held_out']:.3f}", kept, f"{row['other_questions']:.3f}"])
     report.say(f"{len(near_none)} behaviours to learn from, {len(held_out)} held out by family; of all of R:")
-    headers = ["directions", "modules", "held out", "held out, judged by themselves", "learned from"]
+    headers = ["directions", "modules", "unknown families", "of 13 learned", "known, other questions"]
     report.say(bench.table(headers, rows))
     report.record |= {"behaviours": len(near_none), "held_out": len(held_out), "arms": record}
     report.finish()

@@ -29,6 +29,7 @@ from tinylora_edge import Basis, MicroVector, runtime
 from tinylora_edge.exporters import export_gguf, export_onnx
 from tinylora_edge.exporters.onnx.builder import build
 from tinylora_edge.formats.onnx_adapter import basis_version, encode
+from tinylora_edge.modules import LIGHT
 
 BASE, ALL = "base", "all"
 LLAMA, ONNX = "llama.cpp", "ONNX Runtime, int4"
@@ -36,6 +37,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ALL: (),
     "ffn_gate, ffn_up, ffn_down": ("ffn_*",),
     "attention": ("attn_*",),
+    "attention and ffn_down": ("attn_*", "ffn_down"),
+    LIGHT: (LIGHT,),
     "every second block": ("blk.*[02468].*",),
     "every third block": tuple(f"blk.{block}.*" for block in range(0, 30, 3)),
     "ffn_down": ("ffn_down",),

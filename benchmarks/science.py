@@ -30,6 +30,7 @@ from _subjects import best_prompt, export
 
 from tinylora_edge import Basis, save_basis
 from tinylora_edge.exporters import ExportSettings as Shape
+from tinylora_edge.modules import LIGHT
 from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours
 from tinylora_edge.train import Options, TrainSettings, train
@@ -84,6 +85,7 @@ class Arm:
 
 ARMS: dict[str, Arm] = {
     "learned, as shipped": Arm(Shape(projection="learned")),
+    "learned, light": Arm(Shape(projection="learned", targets=(LIGHT,))),
     "learned: n = 13, dense": Arm(far=True),
     "default: r = 2, u = 1, G = 13, tiled": Arm(),
     "learned, behind the best prompt": Arm(far=True, behind=True),

@@ -29,6 +29,9 @@ KINDS: tuple[str, ...] = (
 BEYOND: tuple[str, ...] = ("ffn_down_shexp", "ffn_gate_shexp", "ffn_gate_up_exps", "ffn_up_shexp")
 """Adaptable kinds that follow those: the expert that all tokens share; gate and up of experts in one."""
 
+LIGHT = "light"
+"""The target that stands for the attention of the first two thirds of the blocks (docs/LEARNED_BASIS.md)."""
+
 _ORDER = {kind: position for position, kind in enumerate(KINDS)}
 _NAME = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.weight")
 
@@ -71,8 +74,9 @@ def select(available: Sequence[str], targets: Sequence[str] | None = None) -> li
     Args:
         available: names of the model's adaptable modules.
         targets: kinds (`attn_q`), module names, or shell patterns over either (`attn_*`,
-            `blk.1?.ffn_down.weight`); None or empty takes every module. One that begins with `!`
-            leaves out what it matches, from the others or, alone, from every module (`!*_exps`).
+            `blk.1?.ffn_down.weight`), or `light`, the attention of the first two thirds of the blocks;
+            None or empty takes every module. One that begins with `!` leaves out what it matches, from
+            the others or, alone, from every module (`!*_exps`).
 
     Raises:
         BasisError: a target matches no module, or nothing is left; the message lists the kinds that
@@ -85,7 +89,7 @@ def select(available: Sequence[str], targets: Sequence[str] | None = None) -> li
     for target in targets:
         out = target.startswith("!")
         pattern = target[1:] if out else target
-        matched = {m for m in available if fnmatchcase(m, pattern) or fnmatchcase(parse(m)[1], pattern)}
+        matched = _matched(available, pattern)
         if not matched:
             kinds = sorted({parse(m)[1] for m in available}, key=lambda kind: (_ORDER.get(kind, 99), kind))
             raise BasisError(
@@ -99,3 +103,11 @@ def select(available: Sequence[str], targets: Sequence[str] | None = None) -> li
     if not chosen - left_out:
         raise BasisError(f"the targets {', '.join(targets)} leave no module to adapt")
     return canonical_order(chosen - left_out)
+
+
+def _matched(available: Sequence[str], target: str) -> set[str]:
+    if target == LIGHT:
+        places = [(module, *parse(module)) for module in available]
+        blocks = 1 + max((block for _, block, _ in places), default=0)
+        return {m for m, block, kind in places if kind.startswith("attn_") and 3 * block < 2 * blocks}
+    return {m for m in available if fnmatchcase(m, target) or fnmatchcase(parse(m)[1], target)}

@@ -83,6 +83,9 @@ def test_parse_and_is_adaptable():
         (["blk.1?.attn_k.weight"], names([10, 11], ["attn_k"])),
         (["attn_qk*", "attn_k", "attn_k"], names(range(12), ["attn_qkv", "attn_k"])),
         (["blk.2.*"], names([2], ORDER[:3])),
+        (["light"], names(range(8), ORDER[:3])),
+        (["light", "blk.9.attn_q.weight"], [*names(range(8), ORDER[:3]), "blk.9.attn_q.weight"]),
+        (["!light"], names(range(8, 12), ORDER[:3])),
     ],
 )
 def test_select(targets, expected):
@@ -93,6 +96,17 @@ def test_select(targets, expected):
 def test_a_target_without_a_module_names_the_kinds_that_there_are():
     with pytest.raises(BasisError, match=r"'attn_v'.*attn_q, attn_k, ffn_down"):
         select(names(range(2), ["ffn_down", "attn_k", "attn_q"]), ["attn_q", "attn_v"])
+
+
+@pytest.mark.parametrize(("blocks", "count"), [(1, 1), (2, 2), (3, 2), (30, 20), (32, 22)])
+def test_light_is_the_attention_of_two_thirds_of_the_blocks(blocks, count):
+    available = names(range(blocks), ["attn_q", "attn_output", "ffn_down"])
+    assert select(available, ["light"]) == names(range(count), ["attn_q", "attn_output"])
+
+
+def test_a_model_without_attention_has_no_light_target():
+    with pytest.raises(BasisError, match="unknown target 'light'"):
+        select(names(range(3), ["ffn_down"]), ["light"])
 
 
 class TestLeavingOut:

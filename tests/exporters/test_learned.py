@@ -21,10 +21,10 @@ def plain(smollm2_bundle: Path) -> Basis:
     return load_basis(smollm2_bundle / "basis.gguf")
 
 
-def test_the_shipped_file_is_small_and_says_how_it_was_learned() -> None:
-    (one,) = shipped()
-    assert one.name == "smollm2-135m"
-    assert one.p.shape == (13, 210, 2, 2)
+@pytest.mark.parametrize(("name", "modules"), [("smollm2-135m", 210), ("smollm2-135m-light", 80)])
+def test_a_shipped_file_is_small_and_says_how_it_was_learned(name: str, modules: int) -> None:
+    (one,) = (each for each in shipped() if each.name == name)
+    assert one.p.shape == (13, modules, 2, 2)
     assert one.p.dtype == np.float32
     assert np.isfinite(one.p).all()
     assert (np.linalg.eigvalsh(one.prior[1].astype(np.float64)) > 0).all()
@@ -33,9 +33,12 @@ def test_the_shipped_file_is_small_and_says_how_it_was_learned() -> None:
     assert len(repr(one)) < 120
 
 
-def test_an_export_of_the_real_model_takes_them(smollm2_gguf: Path, plain: Basis, tmp_path: Path) -> None:
-    (one,) = shipped()
-    settings = ExportSettings(projection="learned")
+@pytest.mark.parametrize(("number", "targets"), [(0, ()), (1, ("light",))])
+def test_an_export_of_the_real_model_takes_them(
+    smollm2_gguf: Path, plain: Basis, tmp_path: Path, number: int, targets: tuple[str, ...]
+) -> None:
+    one = list(shipped())[number]
+    settings = ExportSettings(projection="learned", targets=targets)
     basis = export_gguf(smollm2_gguf, tmp_path / "bundle", settings=settings).basis
     assert (basis.projection, basis.u, basis.groups) == ("explicit", 13, 1)
     assert np.array_equal(basis.projections.swapaxes(0, 1), one.p)
@@ -79,7 +82,7 @@ def test_what_has_none_gets_a_clear_no(llama_gguf: Path, tmp_path: Path) -> None
 def test_auto_takes_them_where_nothing_is_asked_of_random_ones(
     smollm2_gguf: Path, plain: Basis, llama_gguf: Path, tmp_path: Path
 ) -> None:
-    (one,) = shipped()
+    one, _ = shipped()
     taken = export_gguf(smollm2_gguf, tmp_path / "a", settings=ExportSettings(projection="auto")).basis
     assert np.array_equal(taken.projections.swapaxes(0, 1), one.p)
     seeded = ExportSettings(projection="auto", seed=7)
