@@ -12,7 +12,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ FOUR = 4  # of them, the first, are what learned directions were to be ahead on,
 PAPER = "default: r = 2, u = 1, G = 13, tiled"
 LEARNED = "learned, as shipped"
 FAR = "learned: n = 13, dense"
+LIGHT = "learned, light"
 TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
 BEHIND = "learned, behind the best prompt"
 VARIANTS = {
@@ -237,16 +238,25 @@ def curves() -> str:
     return markdown(["task", "directions", "seed", f"validation, every {VALIDATED} steps"], rows)
 
 
-def variants() -> str:
-    """Gains of other uses of directions that are far from all tasks, beside both bases, a row a seed."""
-    arms = {PAPER: "13 random tiles", FAR: "13 learned", **VARIANTS}
+def beside(arms: dict[str, str], chosen: Collection[str]) -> str:
+    """Gains of some arms beside others, a row a task and seed that one of them was run with."""
     rows = []
     for task, title in TASKS.items():
         found = {arm: {row["seed"]: row["difference"] for row in runs(arm, task)} for arm in arms}
-        for seed in sorted({seed for arm in VARIANTS for seed in found[arm]}):
+        for seed in sorted({seed for arm in chosen for seed in found[arm]}):
             gained = [f"{mine[seed]:+.3f}" if seed in mine else "" for mine in found.values()]
             rows.append([title, str(seed), *gained])
     return markdown(["task", "seed", *arms.values()], rows)
+
+
+def variants() -> str:
+    """Other uses of directions that are far from all tasks, beside both bases."""
+    return beside({PAPER: "13 random tiles", FAR: "13 learned", **VARIANTS}, VARIANTS)
+
+
+def light() -> str:
+    """The shipped directions of few modules, beside those of all."""
+    return beside({PAPER: "the paper's, 210 modules", LEARNED: "learned, 210", LIGHT: "light, 80"}, [LIGHT])
 
 
 def costs() -> str:
@@ -312,18 +322,8 @@ def shifted() -> str:
     return markdown(["task", "13 numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "scores": scores,
-    "behind": behind,
-    "gains": gains,
-    "steps": steps,
-    "curves": curves,
-    "variants": variants,
-    "costs": costs,
-    "distilled": distilled,
-    "more": more,
-    "shifted": shifted,
-}
+MADE = (scores, behind, gains, steps, curves, variants, light, costs, distilled, more, shifted)
+BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in MADE}
 
 
 def figure() -> str:

@@ -31,7 +31,8 @@ class ExportSettings:
         groups: G, rows of v; None means 13, or 1 for tying `full`.
         tying: `tiled`, `structured` or `full`.
         seed: projection seed.
-        targets: kinds, names or patterns of modules; empty for every linear layer.
+        targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
+            layer.
         factor_dtype: `f32` or `f16`.
         factorization: `left` or `sqrt`.
         projection: `random`, the paper's, or `learned`: shipped for few models (`exporters.learned`).

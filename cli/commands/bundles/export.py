@@ -168,8 +168,8 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="KINDS",
-            help="Modules to adapt: kinds, names or patterns (attn_q,ffn_*); !PATTERN leaves out. "
-            "Repeatable. [default: all]",
+            help="Modules to adapt: kinds, names or patterns (attn_q,ffn_*), or light, the attention of the "
+            "first two thirds of the blocks; !PATTERN leaves out. Repeatable. [default: all]",
         ),
     ] = None,
     factor_dtype: Annotated[
