@@ -37,7 +37,7 @@ FOUR = 4  # of them, the first, are what learned directions were to be ahead on,
 PAPER = "default: r = 2, u = 1, G = 13, tiled"
 LEARNED = "learned, as shipped"
 FAR = "learned: n = 13, dense"
-LIGHT = "learned, light"
+LIGHT, ATTENTION = "learned, light", "learned, attention"
 TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
 BEHIND = "learned, behind the best prompt"
 VARIANTS = {
@@ -256,7 +256,8 @@ def variants() -> str:
 
 def light() -> str:
     """The shipped directions of few modules, beside those of all."""
-    return beside({PAPER: "the paper's, 210 modules", LEARNED: "learned, 210", LIGHT: "light, 80"}, [LIGHT])
+    learned = {LEARNED: "learned, 210", ATTENTION: "attention, 120", LIGHT: "light, 80"}
+    return beside({PAPER: "the paper's, 210 modules", **learned}, [LIGHT])
 
 
 def costs() -> str:
