@@ -50,7 +50,7 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
         steps=options.steps + 2,
         prompts=options.prompts,
         lr=LR,
-        validation=options.prompts,
+        validation=8,
         validate_every=1000,
         checkpoint_every=1000,
     )
