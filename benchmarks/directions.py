@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import _common as bench  # first: it sets what libraries read when loaded
@@ -108,10 +107,8 @@ def show(figures: dict[str, object]) -> None:
         print(f"\r{figures['done']}/{figures['of']} {figures['name']!s:30.30}", end="", file=sys.stderr)
 
 
-def arms(
-    basis: Basis, shipped: Matrix, known: Sequence[Slopes]
-) -> Iterator[tuple[str, int, Callable[[], NDArray[np.float64]]]]:
-    """Give sets of directions: name, modules, and a function that returns them, [n, D]."""
+def arms(basis: Basis, shipped: Matrix, known: Sequence[Slopes]) -> Iterator[tuple[str, int, list[Matrix]]]:
+    """Give sets of directions: name, modules, and the directions of each draw, [n, D]."""
     entries, size = basis.rank**2, len(basis.modules) * basis.rank**2
     modules, metric = np.array(basis.modules), metric_of(known)
 
@@ -127,18 +124,14 @@ def arms(
         return tiled_directions(whole(known), metric, tying).directions.astype(np.float64)
 
     count = len(modules)
-    yield (
-        "the paper's: tiled, random, 13",
-        count,
-        lambda: directions_of(basis).reshape(-1, size).astype(np.float64),
-    )
-    yield "random, dense, 13", count, lambda: np.random.default_rng(0).standard_normal((13, size))
-    yield "as shipped, learned from what is near a task, too, 13", count, lambda: shipped
+    yield "the paper's: tiled, random, 13", count, [directions_of(basis).reshape(-1, size).astype(np.float64)]
+    yield "random, dense, 13", count, [np.random.default_rng(0).standard_normal((13, size))]
+    yield "as shipped, learned from what is near a task, too, 13", count, [shipped]
     for n in (1, 6, 13, 26, 52):
-        yield f"learned, dense, {n}", count, lambda n=n: dense(n)  # type: ignore[misc]
+        yield f"learned, dense, {n}", count, [dense(n)]
     for n in (13, 26, 52):
-        yield f"learned, one a tile, {n}", count, lambda n=n: tiled("tiled", n)  # type: ignore[misc]
-    yield "learned, one a kind and depth, 13", count, lambda: tiled("structured", 13)
+        yield f"learned, one a tile, {n}", count, [tiled("tiled", n)]
+    yield "learned, one a kind and depth, 13", count, [tiled("structured", 13)]
     block = np.array([int(name.split(".")[1]) for name in modules])
     kinds = {name.split(".")[2] for name in modules}
     subsets = {kind: np.char.find(modules, f".{kind}.") >= 0 for kind in sorted(kinds)}
@@ -154,11 +147,11 @@ def arms(
         "the last half": block >= (block.max() + 1) / 2,
     }
     for name, inside in subsets.items():
-        yield f"learned, dense, 13: {name}", int(inside.sum()), lambda i=inside: dense(13, i)  # type: ignore[misc]
+        yield f"learned, dense, 13: {name}", int(inside.sum()), [dense(13, inside)]
 
 
-def sizes(known: Sequence[Slopes]) -> Iterator[tuple[str, list[Callable[[], Matrix]]]]:
-    """Give 13 directions of fewer behaviours, and of fewer questions: a name, and a function a draw."""
+def sizes(known: Sequence[Slopes]) -> Iterator[tuple[str, list[Matrix]]]:
+    """Give 13 directions of fewer behaviours, and of fewer questions: a name, and those of each draw."""
 
     def learned(chosen: Sequence[Slopes]) -> Matrix:
         return learned_directions(whole(chosen), metric_of(chosen), 13).directions.astype(np.float64)
@@ -166,9 +159,9 @@ def sizes(known: Sequence[Slopes]) -> Iterator[tuple[str, list[Callable[[], Matr
     for few in (20, 40, 80):
         dice = np.random.default_rng(few)
         draws = [[known[i] for i in dice.permutation(len(known))[:few]] for _ in range(DRAWS)]
-        yield f"learned from {few} behaviours", [partial(learned, draw) for draw in draws]
+        yield f"learned from {few} behaviours", [learned(draw) for draw in draws]
     some = [each.of([0, len(each.tokens) // 2]) for each in known]
-    yield "learned from 2 questions a behaviour", [partial(learned, some)]
+    yield "learned from 2 questions a behaviour", [learned(some)]
 
 
 def main() -> None:
@@ -190,15 +183,15 @@ def main() -> None:
         cost = metric_of([*rest, *new]).information
         sides = (new, rest)
         all_of_it = [closed(side, np.eye(len(cost)), cost).sum() for side in sides]
-        chosen = [(name, modules, [make]) for name, modules, make in arms(basis, shipped, first)]
-        chosen += [(name, len(basis.modules), makes) for name, makes in sizes(first)]
+        chosen = list(arms(basis, shipped, first))
+        chosen += [(name, len(basis.modules), draws) for name, draws in sizes(first)]
         found = {
-            name: [np.mean([closed(side, made, cost) for made in draws], axis=0) for side in sides]
-            for name, draws in ((name, [make() for make in makes]) for name, _, makes in chosen)
+            name: [np.mean([closed(side, each, cost) for each in draws], axis=0) for side in sides]
+            for name, _, draws in chosen
         }
         usual = found[USUAL][0]
         rows, record = [], []
-        for name, modules, makes in chosen:
+        for name, modules, draws in chosen:
             mine, other_questions = found[name]
             error = float(np.std(mine - usual, ddof=1) * len(usual) ** 0.5 / usual.sum())
             row = {
@@ -207,7 +200,7 @@ def main() -> None:
                 "kept": float(mine.sum() / usual.sum()),
                 "standard_error": error,
             }
-            record.append({"arm": name, "modules": modules, "draws": len(makes)} | row)
+            record.append({"arm": name, "modules": modules, "draws": len(draws)} | row)
             kept = f"{row['kept']:.2f} +- {error:.2f}"
             rows.append([name, str(modules), f"{row['held_out']:.3f}", kept, f"{row['other_questions']:.3f}"])
     report.say(f"{len(near_none)} behaviours to learn from, {len(held_out)} held out by family; of all of R:")
