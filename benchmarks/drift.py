@@ -33,11 +33,15 @@ def same(row: dict[str, Any], name: dict[str, Any]) -> bool:
     return row.get("scale") == name.get("scale") and all(row.get(key) == name[key] for key in name)
 
 
+def threads_of(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.workers is None else {"n_threads": options.workers}
+
+
 def measure(
     bundle: Path, data: bytes, task: str | None, scale: float, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the drift of a frame's vector, times the scale, and its gain on a task's held-out prompts."""
-    threads = {} if options.workers is None else {"n_threads": options.workers}
+    threads = threads_of(options)
     found: dict[str, Any] = {}
     with closing(runtime.load(bundle, engine="llama", n_ctx=64, **threads)) as llm:
         whole = MicroVector.from_bytes(data, llm.basis)
@@ -89,7 +93,7 @@ def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> 
 def tuned(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> tuple[bytes, list[float]]:
     """Tune a vector with llama.cpp; return its frame and values."""
     task, settings = load_task(name["task"], seed=name["seed"]), TuneSettings(anchor=name["anchor"])
-    threads = {} if options.workers is None else {"n_threads": options.workers}
+    threads = threads_of(options)
     with closing(runtime.load(bundle, engine="llama", n_ctx=64, **threads)) as llm:
         vector = runtime.tune(
             llm,

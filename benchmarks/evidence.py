@@ -98,13 +98,6 @@ def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
     return mean, max(between(values), math.sqrt(mean * (1 - mean) / rows[0]["n"]))
 
 
-def paired(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return the mean gain and its standard error: that over prompts, or that between seeds, as above."""
-    values = [float(row["difference"]) for row in rows]
-    over_prompts = statistics.mean(float(row["standard_error"]) for row in rows)
-    return statistics.mean(values), max(between(values), over_prompts)
-
-
 def trained() -> dict[str, str]:
     """Return the tasks that there are runs of in the directions that are shipped, and their titles."""
     return {task: title for task, title in TASKS.items() if runs(LEARNED, task)}
@@ -292,29 +285,11 @@ def distilled() -> str:
     return markdown(headers, rows)
 
 
-def measured_again(prompts: str, n: int) -> list[dict[str, Any]]:
-    """Return what `held_out.py` measured on the usual or the shifted prompts."""
-    rows = bench.read_study(RESULTS / "held_out.jsonl")
-    return [row for row in rows if (row["prompts"], row["n"]) == (prompts, n)]
-
-
-def more() -> str:
-    """Gains on twice as many held-out prompts, of those arms and tasks that were measured."""
-    rows, found = [], measured_again("usual", 2 * HELD_OUT)
-    for task, title in TASKS.items():
-        for arm, name in TITLES.items():
-            mine = [row for row in found if (row["task"], row["arm"]) == (task, arm)]
-            if mine:
-                each = " ".join(f"{row['difference']:+.3f}" for row in mine)
-                mean, error = paired(mine)
-                rows.append([title, name, number(mine[0]["base"]), each, f"{mean:+.3f} ± {error:.3f}"])
-    return markdown(["task", "13 numbers", "base", "gain of each seed", "mean"], rows)
-
-
 def shifted() -> str:
     """Gains on the usual held-out prompts beside those on shifted ones."""
     rows = []
-    for row in measured_again("shifted", SHIFTED):
+    measured = bench.read_study(RESULTS / "held_out.jsonl")
+    for row in (row for row in measured if (row["prompts"], row["n"]) == ("shifted", SHIFTED)):
         usual = [run for run in runs(row["arm"], row["task"]) if run.get("frame") == row["frame"]]
         names = [TASKS[row["task"]], TITLES[row["arm"]], str(row["seed"])]
         known = f"{usual[0]['base']:.2f} {usual[0]['difference']:+.2f}" if usual else ""
@@ -323,7 +298,7 @@ def shifted() -> str:
     return markdown(["task", "13 numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
 
 
-MADE = (scores, behind, gains, steps, curves, variants, light, costs, distilled, more, shifted)
+MADE = (scores, behind, gains, steps, curves, variants, light, costs, distilled, shifted)
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in MADE}
 
 
