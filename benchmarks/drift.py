@@ -33,7 +33,7 @@ def same(row: dict[str, Any], name: dict[str, Any]) -> bool:
     return row.get("scale") == name.get("scale") and all(row.get(key) == name[key] for key in name)
 
 
-def threads_of(options: argparse.Namespace) -> dict[str, int]:
+def threads_of(options: argparse.Namespace) -> dict[str, Any]:
     return {} if options.workers is None else {"n_threads": options.workers}
 
 
