@@ -31,9 +31,9 @@ from tinylora_edge.train.model import load_model
 QUESTIONS, CHECKS, TOKENS, STEPS = 10, 10, 14, 6
 
 GRID = {
-    "the paper's": (0.05, 0.1, 0.2),
-    "learned": (0.04, 0.08, 0.16),
-    "all of R": (0.01, 0.02),
+    "the paper's": (0.025, 0.05, 0.1),
+    "learned": (0.02, 0.04, 0.08),
+    "all of R": (0.0025, 0.005, 0.01),
 }
 """Step sizes of each arm. The one is taken that closes most of behaviours which are learned from."""
 SEARCHED_ON = 2
