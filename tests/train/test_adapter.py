@@ -24,7 +24,7 @@ from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
 from tinylora_edge.train.layers import factors_for, hf_names
-from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head
+from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, common_prefix, plain_head
 from tinylora_edge.train.model import load_model
 from tinylora_edge.tying import tie
 
@@ -172,14 +172,15 @@ def group(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Group:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("common", [0, 40])
 @pytest.mark.parametrize("lengths", [(12, 12), (7, 12), (1, 30)])
 @pytest.mark.parametrize(
     ("architecture", "plain"), [("qwen2", True), ("phi3", True), ("granite", False)]
 )  # Granite divides its logits
 def test_one_pass_equals_whole_sequences(
-    architecture: str, plain: bool, lengths: tuple[int, int], attention: str
+    architecture: str, plain: bool, lengths: tuple[int, int], common: int, attention: str
 ) -> None:
-    """Groups are computed together, their prompts padded, each prompt once, equal completions once."""
+    """Groups are computed together, their prompts padded, what they begin with and equal completions once."""
     model = models.tiny_model(architecture)
     model.set_attn_implementation(attention)
     assert (plain_head(model) is not None) == plain
@@ -188,7 +189,7 @@ def test_one_pass_equals_whole_sequences(
     adapter.set(MicroVector.random(basis, 0.5, seed=1))
     learner = Learner(model, adapter, temperature=0.6, workers=2)
     groups = [
-        group(range(40, 40 + length), completions)
+        group([*range(common), *range(60, 60 + length)], completions)
         for length, completions in (
             (12, [[1, 2, 3, 257], [9, 257], [7, 7, 7, 7], [9, 257]]),
             (lengths[0], [[5, 5, 257]]),
@@ -205,6 +206,42 @@ def test_one_pass_equals_whole_sequences(
             np.testing.assert_allclose(row[: len(completion)], expected, atol=1e-4)
             assert not row[len(completion) :].any()
     learner.close()
+
+
+def test_what_prompts_begin_with_counts_for_each() -> None:
+    """It is computed once; the gradient is that of the groups one by one."""
+    model = models.tiny_model("llama")
+    basis = basis_of(model, "tiled", 5, 1, "llama")
+    with Adapter(model, basis) as adapter:
+        adapter.set(MicroVector.random(basis, 0.5, seed=1))
+        learner = Learner(model, adapter, temperature=1.0)
+        groups = [group([*range(40), *end], [[5, 6], [9]]) for end in ([50], [60, 61, 62], [70, 71])]
+        together = learner.gradient(groups, Loss(importance_cap=0))
+        apart = [learner.gradient([each], Loss(importance_cap=0)) for each in groups]
+        learner.close()
+    grad = sum(each.grad.numpy() for each in apart)
+    np.testing.assert_allclose(together.grad.numpy(), grad, rtol=1e-4, atol=1e-6 * np.abs(grad).max())
+    assert together.loss == pytest.approx(sum(each.loss for each in apart), rel=1e-5)
+
+
+def ids(*rows: Sequence[int]) -> list[np.ndarray]:
+    return [np.array(row, np.int32) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "common"),
+    [
+        (ids(range(90), [*range(80), 1, 2]), 80),
+        (ids(range(90), range(80), range(90)), 79),  # each has a token left
+        (ids(range(20), range(20)), 0),  # not worth a pass
+        (ids(range(20), range(20), range(20)), 19),
+        (ids(range(90)), 0),  # there is nobody to share it with
+        (ids([1, *range(80)], [2, *range(80)]), 0),
+        (ids([7], range(80)), 0),
+    ],
+)
+def test_what_prompts_begin_with(rows: list[np.ndarray], common: int) -> None:
+    assert common_prefix(rows) == common
 
 
 def test_equal_completions_count_each() -> None:

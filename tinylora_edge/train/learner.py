@@ -1,8 +1,9 @@
 """The learner: log-probabilities of completions in torch, and what their loss says about v.
 
-The prompt of a group runs once; its keys and values serve all completions of the group. Groups are computed
-some at a time, since a matrix product of few rows costs little less than one of many, on a pool of threads
-with one core each: an OpenMP team that spans busy cores waits more than it works.
+The prompt of a group runs once; its keys and values serve all completions of the group. What all prompts
+begin with, such as the chat template's own words or a prompt to train behind, runs once for all groups of a
+pass. Groups are computed some at a time, since a matrix product of few rows costs little less than one of
+many, on a pool of threads with one core each: an OpenMP team that spans busy cores waits more than it works.
 
 Log-probabilities of chosen tokens come straight from hidden states, and no logits are kept. For logits
 z = h W^T / temperature, the gradient of log softmax(z)[t] with respect to h is (W[t] - softmax(z) W) /
@@ -32,6 +33,9 @@ T = TypeVar("T")
 _TOKENS = 768
 """Of all passes at the same time: each keeps about a megabyte (SmolLM2) until its gradient is done."""
 
+_WORTH = 32
+"""Tokens that a pass over a common prefix has to save: it runs all layers once more."""
+
 _CHUNK = 1 << 24
 """Logits at the same time: 64 MiB in float32."""
 
@@ -58,7 +62,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """Tokens to compute."""
+        """Tokens to compute, if no other group has some of them."""
         longest = max(len(completion) for completion in self.completions)
         return len(self.prompt) + len(self.completions) * longest
 
@@ -119,29 +123,30 @@ class Learner:
                     rows.append(completion)
             counts.append(len(known))
             places.append([known[completion.tobytes()] for completion in group.completions])
-        prompts, prompts_mask = pad([group.prompt for group in groups], left=True)
         tokens, mask = pad(rows)
-        scores = self._logprobs(prompts, prompts_mask, torch.tensor(counts), tokens, mask)
+        scores = self._logprobs([group.prompt for group in groups], torch.tensor(counts), tokens, mask)
         return [
             scores[place, : max(len(completion) for completion in group.completions)]
             for group, place in zip(groups, places, strict=True)
         ]
 
     def _logprobs(
-        self, prompts: Tensor, prompts_mask: Tensor, counts: Tensor, tokens: Tensor, mask: Tensor
+        self, prompts: Sequence[NDArray[np.int32]], counts: Tensor, tokens: Tensor, mask: Tensor
     ) -> Tensor:
         """Log-probability of tokens [rows, longest]; the first counts[0] rows follow prompt 0, and so on."""
-        from transformers import DynamicCache
-
-        cache, run = DynamicCache(), self.model if self._head is None else self.model.base_model
+        run = self.model if self._head is None else self.model.base_model
+        shared = common_prefix(prompts)
+        cache = prefix_cache(run, prompts, shared)
+        ids, prompts_mask = pad([prompt[shared:] for prompt in prompts], left=True)
         options: dict[str, Any] = {"cache": cache, "use_cache": True}
-        seen = prompts_mask.long()
-        padded = not bool(prompts_mask.all())
+        seen = torch.cat([torch.ones(len(prompts), shared, dtype=torch.long), prompts_mask.long()], 1)
+        padded = not bool(seen.all())
         if padded:
-            options |= {"attention_mask": seen, "position_ids": (seen.cumsum(-1) - 1).clamp(min=0)}
+            places = (seen.cumsum(-1) - 1).clamp(min=0)
+            options |= {"attention_mask": seen, "position_ids": places[:, shared:]}
         # logits [.., vocabulary], or hidden states [.., hidden] where those are enough
         last_alone: dict[str, Any] = {"logits_to_keep": 1} if self._head is None else {}
-        outputs = run(prompts, **options, **last_alone)[0][:, -1:].repeat_interleave(counts, 0)
+        outputs = run(ids, **options, **last_alone)[0][:, -1:].repeat_interleave(counts, 0)
         if (more := tokens.shape[1] - 1) > 0:
             cache.batch_repeat_interleave(counts)
             if padded:
@@ -231,7 +236,8 @@ class Learner:
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
-        size = sum(group.size for group in groups)
+        shared = common_prefix([group.prompt for group in groups])
+        size = shared + sum(group.size - shared for group in groups)
         rounds = max(1, -(-size // _TOKENS))
         count = rounds * self._workers
         count = min(count, len(groups))
@@ -291,6 +297,36 @@ def plain_head(model: Any) -> Tensor | None:
         hidden = model.base_model(tokens, use_cache=False)[0]
         same = torch.equal(hidden @ head.weight.T, model(tokens, use_cache=False).logits)
     return head.weight if same else None
+
+
+def common_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
+    """Return how many tokens to compute once for all rows: what all begin with, or 0 where it saves little.
+
+    Of each row at least one token is left.
+    """
+    common = min(len(row) for row in rows) - 1
+    for row in rows[1:]:
+        other = np.flatnonzero(row[:common] != rows[0][:common])
+        common = int(other[0]) if len(other) else common
+    return common if common * (len(rows) - 1) >= _WORTH else 0
+
+
+def prefix_cache(run: Any, rows: Sequence[NDArray[np.int32]], shared: int) -> Any:
+    """Return the keys and values of the first `shared` tokens, computed once and repeated for each row.
+
+    Args:
+        run: a `transformers` model, or its body; gradients go through what it computes.
+        rows: that begin with the same `shared` tokens.
+        shared: how many; an empty cache comes back for none.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    if shared:
+        device = run.get_input_embeddings().weight.device
+        run(torch.from_numpy(rows[0][None, :shared].astype(np.int64)).to(device), cache=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(rows))
+    return cache
 
 
 def pad(rows: Sequence[NDArray[Any]], *, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...basis import Basis
 from ..adapter import Adapter
-from ..learner import ChosenLogprobs, pad, plain_head
+from ..learner import ChosenLogprobs, common_prefix, pad, plain_head, prefix_cache
 from .divergence import ForwardKL
 from .lessons import Lesson, Tokens
 
@@ -132,7 +132,7 @@ class Student:
         r = self._zeros.unsqueeze(1).repeat(1, len(lesson.bare), 1, 1).requires_grad_(True)
         teacher = self._teacher(lesson)
         self._adapter.give(r)  # a row of the batch has an R of its own
-        outputs = self._outputs(lesson.bare, lesson.answers)
+        outputs = self._outputs(lesson.bare, lesson.answers, shared=0)
         found = self._divergences(outputs, teacher)
         dice = torch.Generator(self._device).manual_seed(
             int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -184,15 +184,28 @@ class Student:
             return found
         return torch.log_softmax(outputs.float(), -1).gather(-1, tokens[:, None])[:, 0]
 
-    def _outputs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
-        """Return what decides each token of the answers: hidden states, or logits where those do not."""
+    def _outputs(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], shared: int | None = None
+    ) -> Tensor:
+        """Return what decides each token of the answers: hidden states, or logits where those do not.
+
+        The first `shared` tokens of all prompts run once, with one R for all rows; None finds how many.
+        """
+        shared = common_prefix(prompts) if shared is None else shared
         rows = [
-            np.concatenate([prompt, answer[:-1]]) for prompt, answer in zip(prompts, answers, strict=True)
+            np.concatenate([prompt[shared:], answer[:-1]])
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
         tokens, mask = (each.to(self._device) for each in pad(rows))
         run = self._model if self._head is None else self._model.base_model
-        outputs: Tensor = run(tokens, attention_mask=mask.long(), use_cache=False)[0]
-        deciding = [range(len(prompt) - 1, len(row)) for prompt, row in zip(prompts, rows, strict=True)]
+        options: dict[str, Any] = {"use_cache": False}
+        if shared:
+            options = {"use_cache": True, "cache": prefix_cache(run, prompts, shared)}
+        seen = torch.cat([mask.new_ones(len(rows), shared), mask], 1).long()
+        outputs: Tensor = run(tokens, attention_mask=seen, **options)[0]
+        deciding = [
+            range(len(prompt) - shared - 1, len(row)) for prompt, row in zip(prompts, rows, strict=True)
+        ]
         pairs = [(row, place) for row, places in enumerate(deciding) for place in places]
         row, place = torch.tensor(pairs, device=self._device).T
         return outputs[row, place]
