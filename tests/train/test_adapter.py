@@ -24,7 +24,7 @@ from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
 from tinylora_edge.train.layers import factors_for, hf_names
-from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, common_prefix, plain_head
+from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, shared_prefix, plain_head
 from tinylora_edge.train.model import load_model
 from tinylora_edge.tying import tie
 
@@ -241,7 +241,7 @@ def ids(*rows: Sequence[int]) -> list[np.ndarray]:
     ],
 )
 def test_what_prompts_begin_with(rows: list[np.ndarray], common: int) -> None:
-    assert common_prefix(rows) == common
+    assert shared_prefix(rows) == common
 
 
 def test_equal_completions_count_each() -> None:

@@ -135,7 +135,7 @@ class Learner:
     ) -> Tensor:
         """Log-probability of tokens [rows, longest]; the first counts[0] rows follow prompt 0, and so on."""
         run = self.model if self._head is None else self.model.base_model
-        shared = common_prefix(prompts)
+        shared = shared_prefix(prompts)
         cache = prefix_cache(run, prompts, shared)
         ids, prompts_mask = pad([prompt[shared:] for prompt in prompts], left=True)
         options: dict[str, Any] = {"cache": cache, "use_cache": True}
@@ -236,7 +236,7 @@ class Learner:
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
-        shared = common_prefix([group.prompt for group in groups])
+        shared = shared_prefix([group.prompt for group in groups])
         size = shared + sum(group.size - shared for group in groups)
         rounds = max(1, -(-size // _TOKENS))
         count = rounds * self._workers
@@ -299,7 +299,7 @@ def plain_head(model: Any) -> Tensor | None:
     return head.weight if same else None
 
 
-def common_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
+def shared_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
     """Return how many tokens to compute once for all rows: what all begin with, or 0 where it saves little.
 
     Of each row at least one token is left.

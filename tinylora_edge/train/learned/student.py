@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...basis import Basis
 from ..adapter import Adapter
-from ..learner import ChosenLogprobs, common_prefix, pad, plain_head, prefix_cache
+from ..learner import ChosenLogprobs, shared_prefix, pad, plain_head, prefix_cache
 from .divergence import ForwardKL
 from .lessons import Lesson, Tokens
 
@@ -191,7 +191,7 @@ class Student:
 
         The first `shared` tokens of all prompts run once, with one R for all rows; None finds how many.
         """
-        shared = common_prefix(prompts) if shared is None else shared
+        shared = shared_prefix(prompts) if shared is None else shared
         rows = [
             np.concatenate([prompt[shared:], answer[:-1]])
             for prompt, answer in zip(prompts, answers, strict=True)
