@@ -24,7 +24,7 @@ from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
 from tinylora_edge.train.layers import factors_for, hf_names
-from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, shared_prefix, plain_head
+from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head, shared_prefix
 from tinylora_edge.train.model import load_model
 from tinylora_edge.tying import tie
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...basis import Basis
 from ..adapter import Adapter
-from ..learner import ChosenLogprobs, shared_prefix, pad, plain_head, prefix_cache
+from ..learner import ChosenLogprobs, pad, plain_head, prefix_cache, shared_prefix
 from .divergence import ForwardKL
 from .lessons import Lesson, Tokens
 
