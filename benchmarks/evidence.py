@@ -1,8 +1,8 @@
-"""The tables and the figure of docs/EVIDENCE.md and docs/LEARNED_BASIS.md, made of the records alone.
+"""The tables and figures of docs/EVIDENCE.md, and tables of two other documents, made of the records.
 
 Every block of a document between `<!-- evidence: NAME -->` and `<!-- end -->` is one of `BLOCKS`. Without
-options documents and figure are written again, in a second. With `--check` nothing is written, and a
-difference is an error. `science.py --summary` is the same.
+options documents and figures are written again, in seconds. With `--check` nothing is written, and a
+difference is an error; that needs no matplotlib. `science.py --summary` is the same.
 """
 
 from __future__ import annotations
@@ -12,41 +12,46 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import _common as bench  # first: it sets what libraries read when loaded
-from _bars import Bar, bars
+from _figures import EVIDENCE
+from _records import (
+    ATTENTION,
+    BEHIND,
+    FAR,
+    FOUR,
+    HELD_OUT,
+    LEARNED,
+    LIGHT,
+    PAPER,
+    STEPS,
+    TASKS,
+    TITLES,
+    VALIDATED,
+    VARIANTS,
+    ahead,
+    best_prompt,
+    between,
+    contestant,
+    distillations,
+    drifts,
+    on_shifted,
+    over_seeds,
+    prompts,
+    runs,
+    seed_of,
+    trained,
+    validated,
+    ways,
+)
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-DOCS = HERE.parent / "docs"
-DOCUMENTS = [DOCS / "EVIDENCE.md", DOCS / "LEARNED_BASIS.md"]
-FIGURE = DOCS / "figures" / "evidence.svg"
-
-TASKS = {
-    "brevity": "guarded brevity",
-    "list-lookup": "list lookup",
-    "word-sums": "word sums",
-    "formats": "formats",
-    "tool-calls": "tool calls",
-    "house-style": "house style",
-}
-FOUR = 4  # of them, the first, are what learned directions were to be ahead on, in the mean
-PAPER = "default: r = 2, u = 1, G = 13, tiled"
-LEARNED = "learned, as shipped"
-FAR = "learned: n = 13, dense"
-LIGHT, ATTENTION = "learned, light", "learned, attention"
-TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
-BEHIND = "learned, behind the best prompt"
-VARIANTS = {
-    "learned, without its prior": "without their prior",
-    "6 learned, 7 random tiles": "6 learned, 7 tiles",
-    "13 learned, 13 random tiles": "13 learned, 13 tiles",
-}
-STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between validations
-SHIFTED = 64  # shifted prompts
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENTS = [DOCS / "EVIDENCE.md", DOCS / "LEARNED_BASIS.md", DOCS / "TRAINING.md"]
+FIGURES = DOCS / "figures"
+EQUAL = {"tiled": "the paper's basis", "learned": "learned"}
+"""Bundles of the vectors whose drift is compared at equal gain."""
 
 
 def number(value: float) -> str:
@@ -61,69 +66,6 @@ def with_error(value: float, error: float) -> str:
 def markdown(headers: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows)]
     return "\n".join(lines)
-
-
-def runs(arm: str, task: str) -> list[dict[str, Any]]:
-    """Return the runs of an arm with the usual settings, by seed."""
-    asked = (arm, task, STEPS, HELD_OUT)
-    rows = bench.read_study(RESULTS / "learned_basis.jsonl")
-    found = [row for row in rows if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == asked]
-    return sorted(found, key=lambda row: int(row["seed"]))
-
-
-def ways(task: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of a task in each basis."""
-    return {arm: runs(arm, task) for arm in TITLES}
-
-
-def ahead(of: list[dict[str, Any]], paper: list[dict[str, Any]]) -> list[float]:
-    """Return how far runs are ahead of the paper's basis, of each seed that both have."""
-    gained = {row["seed"]: float(row["difference"]) for row in paper}
-    return [float(row["difference"]) - gained[row["seed"]] for row in of if row["seed"] in gained]
-
-
-def between(values: list[float]) -> float:
-    """Return the standard error of a mean, by how far values are from each other; 0 of one value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
-def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
-    """Return mean and standard error: that over prompts, or that between seeds where it is larger.
-
-    All seeds are measured on the same prompts, so that more of them do not make the first smaller. And two
-    seeds may come out alike by chance.
-    """
-    values = [float(row[key]) for row in rows]
-    mean = statistics.mean(values)
-    return mean, max(between(values), math.sqrt(mean * (1 - mean) / rows[0]["n"]))
-
-
-def trained() -> dict[str, str]:
-    """Return the tasks that there are runs of in the directions that are shipped, and their titles."""
-    return {task: title for task, title in TASKS.items() if runs(LEARNED, task)}
-
-
-def prompts() -> dict[str, dict[str, Any]]:
-    """Return what a search found, by task: the thorough one, where there was one."""
-    rows = bench.read_study(RESULTS / "prompts.jsonl")
-    return {
-        row["task"]: row for kind in ("quick", "thorough") for row in rows if row["search"]["kind"] == kind
-    }
-
-
-def contestant(row: dict[str, Any], name: str) -> dict[str, Any] | None:
-    return next((each for each in row["contestants"] if each["name"] == name), None)
-
-
-def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
-    """Return what the best prompt of a task scored, and how many it is the best of where these are few."""
-    row = prompts().get(task)
-    if row is None:
-        return None, ""
-    quick = row["search"]["kind"] == "quick"
-    return contestant(row, "prompt" if quick else "best prompt"), (
-        f" (of {row['search']['tried']})" if quick else ""
-    )
 
 
 def scores() -> str:
@@ -214,9 +156,9 @@ def steps() -> str:
 
 def first(run: dict[str, Any], aim: float) -> str:
     """Return the step at which a run's validation is as high as an aim."""
-    curve, usual = run["validation"], list(range(0, STEPS + 1, VALIDATED))
-    steps = run.get("validated_at") or (usual if len(curve) == len(usual) else ["not known"] * len(curve))
-    reached = (step for step, value in zip(steps, curve, strict=True) if value >= aim)
+    curve = run["validation"]
+    known: Sequence[object] = validated(run) or ["not known"] * len(curve)
+    reached = (step for step, value in zip(known, curve, strict=True) if value >= aim)
     return str(next(reached, "never"))
 
 
@@ -269,10 +211,7 @@ def costs() -> str:
 
 def distilled() -> str:
     """The share of the KL that real fits close, over held-out behaviours and seeds."""
-    found = [row for row in bench.read_study(RESULTS / "distillation.jsonl") if "closed" in row]
-    if not found:
-        return "Not measured yet."
-    rows = []
+    found, rows = distillations(), []
     for name in found[0]["closed"]:
         shares = [row["closed"][name] for row in found]
         error = between(shares)
@@ -288,36 +227,58 @@ def distilled() -> str:
 def shifted() -> str:
     """Gains on the usual held-out prompts beside those on shifted ones."""
     rows = []
-    measured = bench.read_study(RESULTS / "held_out.jsonl")
-    for row in (row for row in measured if (row["prompts"], row["n"]) == ("shifted", SHIFTED)):
-        usual = [run for run in runs(row["arm"], row["task"]) if run.get("frame") == row["frame"]]
+    for row, usual in on_shifted():
         names = [TASKS[row["task"]], TITLES[row["arm"]], str(row["seed"])]
-        known = f"{usual[0]['base']:.2f} {usual[0]['difference']:+.2f}" if usual else ""
+        known = f"{usual['base']:.2f} {usual['difference']:+.2f}" if usual else ""
         gained = f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}"
         rows.append([*names, known, gained])
     return markdown(["task", "13 numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
 
 
-MADE = (scores, behind, gains, steps, curves, variants, light, costs, distilled, shifted)
+def drifted(rows: list[dict[str, Any]], what: list[str], names: Callable[[dict[str, Any]], list[str]]) -> str:
+    """Gain and drift of vectors, a row each."""
+    cells = []
+    for row in rows:
+        found, wrong, repeating = row["drift"], row["drift"]["wrong"], row["drift"]["repeating"]
+        cells.append(
+            [
+                *names(row),
+                f"{row['difference']:+.3f} ± {row['standard_error']:.3f}".replace("0.", ".", 2),
+                f"{found['kl']:.3f} ± {found['standard_error']:.3f}".replace("0.", ".", 2),
+                f"{wrong['new']} of {wrong['judged'] - wrong['base']}",
+                f"{repeating['new']} of {repeating['judged'] - repeating['base']}",
+            ]
+        )
+    answers = ["right answers that become wrong", "answers that begin to repeat themselves"]
+    return markdown([*what, f"gain, {HELD_OUT} held-out prompts", "KL, nats a token", *answers], cells)
+
+
+def anchors() -> str:
+    """What holding a vector near the base costs and saves, in the directions that are shipped."""
+    rows = [row for row in drifts() if row["bundle"] not in EQUAL]
+
+    def order(row: dict[str, Any]) -> tuple[Any, ...]:
+        return "budget" in row, list(TASKS).index(row["task"]), seed_of(row), row.get("anchor", 0)
+
+    def names(row: dict[str, Any]) -> list[str]:
+        way = f"tune, {row['budget']}" if "budget" in row else f"train, {STEPS} steps"
+        return [way, f"{TASKS[row['task']]}, {seed_of(row)}", f"{row.get('anchor', 0):g}"]
+
+    return drifted(sorted(rows, key=order), ["found by", "task, seed", "`--anchor`"], names)
+
+
+def equal() -> str:
+    """Drift at equal gain: a vector of the paper's basis, and one of learned directions, shortened."""
+    rows = [row for row in drifts() if row["bundle"] in EQUAL]
+
+    def names(row: dict[str, Any]) -> list[str]:
+        return [EQUAL[row["bundle"]] + (f", times {row['scale']:g}" if "scale" in row else "")]
+
+    return drifted(rows, ["vector"], names)
+
+
+MADE = (scores, behind, gains, steps, curves, variants, light, costs, distilled, shifted, anchors, equal)
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in MADE}
-
-
-def figure() -> str:
-    """The figure: a group of bars a task, with standard errors."""
-    groups = dict[str, list[Bar]]()
-    for task, title in trained().items():
-        found = ways(task)
-        best, _ = best_prompt(task)
-        prompt = (best["mean"], best["standard_error"]) if best else (None, 0.0)
-        groups[title] = [
-            Bar("base", statistics.mean(row["base"] for mine in found.values() for row in mine), 0.0),
-            Bar("best prompt", *prompt),
-            *(
-                Bar(name, *(over_seeds(found[arm], "vector") if found[arm] else (None, 0.0)))
-                for name, arm in (("13 numbers, the paper's", PAPER), ("13 numbers, learned", LEARNED))
-            ),
-        ]
-    return bars(groups, "Share of 128 held-out prompts answered as wanted, SmolLM2-135M")
 
 
 def rebuilt(text: str) -> str:
@@ -339,17 +300,19 @@ def rebuilt(text: str) -> str:
 def stale() -> list[Path]:
     """Return the files that differ from what the records say."""
     found = [page for page in DOCUMENTS if rebuilt(text := page.read_text("utf-8")) != text]
-    if not FIGURE.exists() or FIGURE.read_text("utf-8") != figure():
-        found.append(FIGURE)
-    return found
+    return found + [
+        FIGURES / f"{name}.svg"
+        for name, figure in EVIDENCE.items()
+        if not (file := FIGURES / f"{name}.svg").exists() or not figure.is_in(file.read_text("utf-8"))
+    ]
 
 
 def write() -> None:
-    """Write the documents and the figure again, and print the blocks."""
+    """Write the documents and the figures again, and print the blocks."""
     for page in DOCUMENTS:
         page.write_text(rebuilt(page.read_text("utf-8")), "utf-8")
-    FIGURE.parent.mkdir(exist_ok=True)
-    FIGURE.write_text(figure(), "utf-8")
+    for name, figure in EVIDENCE.items():
+        (FIGURES / f"{name}.svg").write_text(figure.svg(), "utf-8")
     for name, block in BLOCKS.items():
         print(f"\n{name}\n\n{block()}")
 

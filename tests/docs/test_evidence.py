@@ -1,37 +1,65 @@
-"""The evidence in the documents: tables and figure are what the records say."""
+"""The evidence in the documents: tables and figures are what the records say."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-CHECK = [sys.executable, "benchmarks/evidence.py", "--check"]
+FIGURES = ("evidence", "costs", "curves", "shifted", "distilled", "drift")
 
 
-def test_tables_and_figure_are_those_of_the_records() -> None:
-    done = subprocess.run(CHECK, cwd=ROOT, capture_output=True, text=True, check=False)
+def evidence(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "benchmarks/evidence.py", *options]
+    return subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The documents, and what makes them."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/results").symlink_to(ROOT / "benchmarks/results")
+    for name in ("evidence", "_common", "_figures", "_records"):
+        shutil.copy(ROOT / f"benchmarks/{name}.py", tmp_path / "benchmarks")
+    shutil.copytree(ROOT / "docs/figures", tmp_path / "docs/figures")
+    for page in ("EVIDENCE.md", "LEARNED_BASIS.md", "TRAINING.md"):
+        shutil.copy(ROOT / "docs" / page, tmp_path / "docs")
+    return tmp_path
+
+
+def test_tables_and_figures_are_those_of_the_records() -> None:
+    done = evidence(ROOT, "--check")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_document_that_is_older_than_the_records_is_noticed(tmp_path: Path) -> None:
-    for folder in ("benchmarks", "docs"):
-        (tmp_path / folder).mkdir()
-    for path in ("benchmarks/results", "docs/figures"):
-        (tmp_path / path).symlink_to(ROOT / path)
-    for name in ("evidence", "_common", "_bars"):
-        (tmp_path / f"benchmarks/{name}.py").write_bytes((ROOT / f"benchmarks/{name}.py").read_bytes())
-    text = (ROOT / "docs/EVIDENCE.md").read_text("utf-8")
-    (tmp_path / "docs/LEARNED_BASIS.md").symlink_to(ROOT / "docs/LEARNED_BASIS.md")
-    page = tmp_path / "docs/EVIDENCE.md"
+def test_what_is_older_than_the_records_is_noticed_and_made_again(copy: Path) -> None:
+    page, figure, gone = (
+        copy / "docs/EVIDENCE.md",
+        copy / "docs/figures/drift.svg",
+        copy / "docs/figures/costs.svg",
+    )
+    text, drawn = page.read_text("utf-8"), figure.read_text("utf-8")
     page.write_text(text.replace("| guarded brevity |", "| guarded  brevity |", 1), "utf-8")
-    done = subprocess.run(CHECK, cwd=tmp_path, capture_output=True, text=True, check=False)
+    figure.write_text(drawn.replace("SHA-256 ", "SHA-256 0", 1), "utf-8")
+    gone.unlink()
+    done = evidence(copy, "--check")
     assert done.returncode == 1
-    assert "EVIDENCE.md" in done.stderr
-    assert "evidence.svg" not in done.stderr
-    assert "LEARNED_BASIS.md" not in done.stderr
+    assert done.stderr.startswith("older than the records: EVIDENCE.md, costs.svg, drift.svg;")
+    assert evidence(copy).returncode == 0
+    assert evidence(copy, "--check").returncode == 0
+    assert page.read_text("utf-8") == text
+
+
+def test_each_figure_stands_in_the_evidence_in_light_and_in_dark() -> None:
+    text = (ROOT / "docs/EVIDENCE.md").read_text("utf-8")
+    for name in FIGURES:
+        assert f"](figures/{name}.svg)" in text
+        assert "prefers-color-scheme: dark" in (ROOT / f"docs/figures/{name}.svg").read_text("utf-8")
 
 
 def test_records_keep_what_they_were_made_with() -> None:

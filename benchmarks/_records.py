@@ -1,0 +1,135 @@
+"""The records that the evidence is made of, in benchmarks/results: their names, and how they are read."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+
+RESULTS = Path(__file__).parent / "results"
+
+TASKS = {
+    "brevity": "guarded brevity",
+    "list-lookup": "list lookup",
+    "word-sums": "word sums",
+    "formats": "formats",
+    "tool-calls": "tool calls",
+    "house-style": "house style",
+}
+FOUR = 4  # of them, the first, are what learned directions were to be ahead on, in the mean
+PAPER = "default: r = 2, u = 1, G = 13, tiled"
+LEARNED = "learned, as shipped"
+FAR = "learned: n = 13, dense"
+LIGHT, ATTENTION = "learned, light", "learned, attention"
+TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
+BEHIND = "learned, behind the best prompt"
+VARIANTS = {
+    "learned, without its prior": "without their prior",
+    "6 learned, 7 random tiles": "6 learned, 7 tiles",
+    "13 learned, 13 random tiles": "13 learned, 13 tiles",
+}
+STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between validations
+SHIFTED = 64  # shifted prompts
+
+
+def runs(arm: str, task: str) -> list[dict[str, Any]]:
+    """Return the runs of an arm with the usual settings, by seed."""
+    asked = (arm, task, STEPS, HELD_OUT)
+    rows = bench.read_study(RESULTS / "learned_basis.jsonl")
+    found = [row for row in rows if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == asked]
+    return sorted(found, key=lambda row: int(row["seed"]))
+
+
+def ways(task: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs of a task in each basis."""
+    return {arm: runs(arm, task) for arm in TITLES}
+
+
+def ahead(of: list[dict[str, Any]], paper: list[dict[str, Any]]) -> list[float]:
+    """Return how far runs are ahead of the paper's basis, of each seed that both have."""
+    gained = {row["seed"]: float(row["difference"]) for row in paper}
+    return [float(row["difference"]) - gained[row["seed"]] for row in of if row["seed"] in gained]
+
+
+def between(values: list[float]) -> float:
+    """Return the standard error of a mean, by how far values are from each other; 0 of one value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
+    """Return mean and standard error: that over prompts, or that between seeds where it is larger.
+
+    All seeds are measured on the same prompts, so that more of them do not make the first smaller. And two
+    seeds may come out alike by chance.
+    """
+    values = [float(row[key]) for row in rows]
+    mean = statistics.mean(values)
+    return mean, max(between(values), math.sqrt(mean * (1 - mean) / rows[0]["n"]))
+
+
+def trained() -> dict[str, str]:
+    """Return the tasks that there are runs of in the directions that are shipped, and their titles."""
+    return {task: title for task, title in TASKS.items() if runs(LEARNED, task)}
+
+
+def prompts() -> dict[str, dict[str, Any]]:
+    """Return what a search found, by task: the thorough one, where there was one."""
+    rows = bench.read_study(RESULTS / "prompts.jsonl")
+    return {
+        row["task"]: row for kind in ("quick", "thorough") for row in rows if row["search"]["kind"] == kind
+    }
+
+
+def contestant(row: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((each for each in row["contestants"] if each["name"] == name), None)
+
+
+def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
+    """Return what the best prompt of a task scored, and how many it is the best of where these are few."""
+    row = prompts().get(task)
+    if row is None:
+        return None, ""
+    quick = row["search"]["kind"] == "quick"
+    return contestant(row, "prompt" if quick else "best prompt"), (
+        f" (of {row['search']['tried']})" if quick else ""
+    )
+
+
+def validated(run: dict[str, Any]) -> list[int] | None:
+    """Return the steps at which a run validated; None where its record has more of them than it says when."""
+    usual = list(range(0, STEPS + 1, VALIDATED))
+    known: list[int] | None = run.get("validated_at")
+    return known or (usual if len(run["validation"]) == len(usual) else None)
+
+
+def distillations() -> list[dict[str, Any]]:
+    """Return the fits of held-out behaviours."""
+    return [row for row in bench.read_study(RESULTS / "distillation.jsonl") if "closed" in row]
+
+
+def on_shifted() -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Return what was measured on shifted prompts, each with the run of the vector, where that is known."""
+    measured = bench.read_study(RESULTS / "held_out.jsonl")
+    rows = [row for row in measured if (row["prompts"], row["n"]) == ("shifted", SHIFTED)]
+    known = {
+        (arm, task, run.get("frame")): run
+        for task in TASKS
+        for arm, found in ways(task).items()
+        for run in found
+    }
+    return [(row, known.get((row["arm"], row["task"], row["frame"]))) for row in rows]
+
+
+def drifts() -> list[dict[str, Any]]:
+    """Return the vectors whose drift was measured on all general prompts."""
+    rows = bench.read_study(RESULTS / "drift.jsonl")
+    return [row for row in rows if "drift" in row and row["prompts"] is None]
+
+
+def seed_of(row: dict[str, Any]) -> int:
+    """Return the seed of a vector, by its record or its file's name."""
+    return int(row.get("seed", (re.findall(r"\d", row.get("file", "")) or [0])[0]))
