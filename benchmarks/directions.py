@@ -96,9 +96,12 @@ def closed(known: Sequence[Slopes], directions: Matrix, information: Matrix) -> 
     return found
 
 
-def slopes(bundle: Path, folder: Path, chosen: Sequence[Behaviour]) -> list[Slopes]:
+def slopes(
+    bundle: Path, folder: Path, chosen: Sequence[Behaviour], max_tokens: int = LearnSettings().max_tokens
+) -> list[Slopes]:
     """Take the slopes of behaviours, or read what is there."""
-    paths = take_slopes(Bundle.find(bundle), folder, chosen, settings=LearnSettings(), report=show)
+    settings = LearnSettings(max_tokens=max_tokens)
+    paths = take_slopes(Bundle.find(bundle), folder, chosen, settings=settings, report=show)
     return [Slopes.read(path) for path in paths]
 
 
@@ -150,12 +153,13 @@ def arms(basis: Basis, shipped: Matrix, known: Sequence[Slopes]) -> Iterator[tup
         yield f"learned, dense, 13: {name}", int(inside.sum()), [dense(13, inside)]
 
 
+def learned(chosen: Sequence[Slopes]) -> Matrix:
+    """Return 13 directions that are learned from slopes."""
+    return learned_directions(whole(chosen), metric_of(chosen), 13).directions.astype(np.float64)
+
+
 def sizes(known: Sequence[Slopes]) -> Iterator[tuple[str, list[Matrix]]]:
     """Give 13 directions of fewer behaviours, and of fewer questions: a name, and those of each draw."""
-
-    def learned(chosen: Sequence[Slopes]) -> Matrix:
-        return learned_directions(whole(chosen), metric_of(chosen), 13).directions.astype(np.float64)
-
     for few in (20, 40, 80):
         dice = np.random.default_rng(few)
         draws = [[known[i] for i in dice.permutation(len(known))[:few]] for _ in range(DRAWS)]
@@ -168,6 +172,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
     arguments.add_argument("--folder", type=Path, metavar="DIR", help="slopes, kept and gone on with")
+    arguments.add_argument(
+        "--tokens", type=int, nargs="*", default=[7, 28], metavar="N", help="an answer, beside the usual 14"
+    )
     options = arguments.parse_args()
     report = bench.Report("directions", options.json)
     with tempfile.TemporaryDirectory() as folder:
@@ -185,6 +192,9 @@ def main() -> None:
         all_of_it = [closed(side, np.eye(len(cost)), cost).sum() for side in sides]
         chosen = list(arms(basis, shipped, first))
         chosen += [(name, len(basis.modules), draws) for name, draws in sizes(first)]
+        for count in options.tokens:
+            some = [each.halves[0] for each in slopes(bundle, place / f"learn-{count}", near_none, count)]
+            chosen.append((f"learned from answers of {count} tokens", len(basis.modules), [learned(some)]))
         found = {
             name: [np.mean([closed(side, each, cost) for each in draws], axis=0) for side in sides]
             for name, _, draws in chosen
