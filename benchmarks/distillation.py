@@ -1,8 +1,8 @@
 """What prompts become as numbers: the share of the KL that real fits close, on prompts of unknown families.
 
-Each held-out behaviour (its family was learned from by nobody) is fitted by Adam on the exact KL, in a few
-bases and in all of R, and measured on questions that it was not fitted to. Fits are kept in a JSON-lines file
-as they end: a second call goes on.
+Each held-out behaviour (its family was learned from by nobody) is fitted as `distill` fits it, in a few bases
+and in all of R, and measured on questions that it was not fitted to. Fits are kept in a JSON-lines file as
+they end: a second call goes on.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import argparse
 import random
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import _common as bench  # first: it sets what libraries read when loaded
@@ -24,27 +25,58 @@ from numpy.typing import NDArray
 
 from tinylora_edge import Basis, runtime
 from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_questions
-from tinylora_edge.train.learned import Student, prepare_lessons
-from tinylora_edge.train.learned.distillation import directions_of, unit_directions
+from tinylora_edge.train.learned import Lesson, Student, prepare_lessons
+from tinylora_edge.train.learned.distillation import directions_of, spread_by_effect
 from tinylora_edge.train.model import load_model
 
 QUESTIONS, CHECKS, TOKENS, STEPS = 10, 10, 14, 6
 
 GRID = {
-    "the paper's": (0.025, 0.05, 0.1),
-    "learned": (0.02, 0.04, 0.08),
-    "all of R": (0.0025, 0.005, 0.01),
+    "the paper's": (0.5, 1.0, 2.0),
+    "learned": (0.5, 1.0, 2.0),
+    "all of R": (0.15, 0.3, 0.6),
 }
-"""Step sizes of each arm. The one is taken that closes most of behaviours which are learned from."""
+"""How far a prior lets each arm go, in multiples of what `distill` takes (for all of R: per number of it).
+
+The one is taken that closes most of behaviours which are learned from.
+"""
 SEARCHED_ON = 2
 
 
-def arms(tiled: Basis, learned: Basis) -> dict[str, NDArray[np.float32] | None]:
-    """Return the directions of each arm: float32 [n, M, r, r], None for all numbers of R."""
+@dataclass(frozen=True)
+class Directions:
+    """Where an arm fits.
+
+    Attributes:
+        of_r: float32 [n, M, r, r]; None for all numbers of R.
+        spread: float64 [n, n], of the basis's prior; None where the effect on a lesson decides.
+    """
+
+    of_r: NDArray[np.float32] | None
+    spread: NDArray[np.float64] | None = None
+
+    def spread_on(
+        self, score: NDArray[np.float32], lesson: Lesson, times: float
+    ) -> NDArray[np.float64] | float:
+        """Return how far vectors are from 0, for a lesson with the slopes `score`, [questions, M, r, r]."""
+        if self.spread is not None:
+            return times * self.spread
+        mine = score.reshape(len(score), -1) if self.of_r is None else np.tensordot(score, self.of_r, axes=3)
+        size = times * spread_by_effect(mine, lesson)
+        return size if self.of_r is None else size * np.eye(len(self.of_r))
+
+
+def arms(tiled: Basis, learned: Basis) -> dict[str, Directions]:
+    """Return where each arm fits."""
+    prior = learned.prior
+    if prior is None:
+        raise SystemExit("the learned basis has no prior")
     return {
-        "the paper's": unit_directions(directions_of(tiled))[0],
-        "learned": directions_of(learned),
-        "all of R": None,
+        "the paper's": Directions(directions_of(tiled)),
+        "learned": Directions(
+            directions_of(learned), np.asarray(np.linalg.cholesky(prior.second_moment), np.float64)
+        ),
+        "all of R": Directions(None),
     }
 
 
@@ -67,9 +99,9 @@ class Fits:
         self._student = self._pool.submit(Student, model, bases[0]).result()
 
     def run(
-        self, chosen: list[Behaviour], rates: dict[str, tuple[float, ...]]
+        self, chosen: list[Behaviour], grid: Mapping[str, tuple[float, ...]]
     ) -> Iterator[tuple[Behaviour, float, dict[tuple[str, float], float]]]:
-        """Yield of each behaviour the KL before, and the share that each arm closes with each step size."""
+        """Yield of each behaviour the KL before, and the share that each arm closes with each spread."""
         learn, held_out = load_questions(split="learn"), load_questions(split="held_out")
         asked = []
         for each in chosen:
@@ -84,31 +116,31 @@ class Fits:
             lesson, check = lessons[2 * number], lessons[2 * number + 1]
             before = self._student.divergence(check)
             closed = {}
-            for name, directions in self._arms.items():
-                steps = STEPS if directions is not None else STEPS - 2  # all of R overfits few questions soon
-                for rate in rates[name]:
-                    fit = self._student.fit(lesson, steps=steps, lr=rate, directions=directions)
-                    r = fit.values if directions is None else np.tensordot(fit.values, directions, 1)
-                    left = self._student.divergence(check, r.astype(np.float32))
-                    closed[name, rate] = 1 - left / before
+            score = self._student.slopes(lesson, seed=(self._seed, number)).score
+            for name, arm in self._arms.items():
+                for times in grid[name]:
+                    spread = arm.spread_on(score, lesson, times)
+                    fit = self._student.fit(lesson, steps=STEPS, spread=spread, directions=arm.of_r)
+                    r = fit.values if arm.of_r is None else np.tensordot(fit.values, arm.of_r, 1)
+                    closed[name, times] = 1 - self._student.divergence(check, r.astype(np.float32)) / before
             return chosen[number], before, closed
 
         yield from self._pool.map(work, range(len(chosen)))
 
 
-def step_sizes(fits: Fits, study: Path, report: bench.Report) -> dict[str, tuple[float, ...]]:
-    """Return the step size of each arm, searched once on behaviours that were learned from."""
-    known = [row for row in bench.read_study(study) if "step_sizes" in row]
+def spreads(fits: Fits, study: Path, report: bench.Report) -> dict[str, tuple[float, ...]]:
+    """Return the spread of each arm, searched once on behaviours that were learned from."""
+    known = [row for row in bench.read_study(study) if "spreads" in row]
     if not known:
         some = [b for b in load_behaviours(split="learn") if b.system and not b.examples]
         found = [closed for _, _, closed in fits.run(random.Random(1).sample(some, SEARCHED_ON), GRID)]
         means = {key: statistics.mean(each[key] for each in found) for key in found[0]}
-        best = {name: max(rates, key=lambda rate: means[name, rate]) for name, rates in GRID.items()}
-        tried = [[name, rate, share] for (name, rate), share in means.items()]
-        bench.keep(study, {"step_sizes": best, "tried": tried, "commit": bench.commit()})
-        known = [{"step_sizes": best}]
-        report.say(f"step sizes, on {SEARCHED_ON} behaviours that were learned from: {best}; {tried}")
-    return {name: (rate,) for name, rate in known[-1]["step_sizes"].items()}
+        best = {name: max(grid, key=lambda times: means[name, times]) for name, grid in GRID.items()}
+        tried = [[name, times, share] for (name, times), share in means.items()]
+        bench.keep(study, {"spreads": best, "tried": tried, "commit": bench.commit()})
+        known = [{"spreads": best}]
+        report.say(f"spreads, on {SEARCHED_ON} behaviours that were learned from: {best}; {tried}")
+    return {name: (times,) for name, times in known[-1]["spreads"].items()}
 
 
 def main() -> None:
@@ -139,15 +171,14 @@ def main() -> None:
             if not missing:
                 continue
             fits = Fits(bundle, (tiled, learned), seed, options.workers)
-            rates = step_sizes(fits, study, report)
-            for behaviour, before, closed in fits.run(missing, rates):
+            for behaviour, before, closed in fits.run(missing, spreads(fits, study, report)):
                 row = {
                     "behaviour": behaviour.name,
                     "family": behaviour.family,
                     "seed": seed,
                     "before": before,
                     "closed": {name: share for (name, _), share in closed.items()},
-                    "step_sizes_used": dict(list(closed)),
+                    "spreads_used": dict(list(closed)),
                     "learned_basis": learned.digest,
                     "commit": bench.commit(),
                 }

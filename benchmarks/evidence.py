@@ -215,12 +215,17 @@ def distilled() -> str:
     for name in found[0]["closed"]:
         shares = [row["closed"][name] for row in found]
         error = between(shares)
-        step = ", ".join(sorted({f"{row['step_sizes_used'][name]:g}" for row in found}))
+        times = ", ".join(sorted({f"{row['spreads_used'][name]:g}" for row in found}))
         rows.append(
-            [name, with_error(statistics.mean(shares), error), number(statistics.median(shares)), step]
+            [name, with_error(statistics.mean(shares), error), number(statistics.median(shares)), times]
         )
     behaviours, seeds = len({row["behaviour"] for row in found}), len({row["seed"] for row in found})
-    headers = [f"directions ({behaviours} behaviours, seeds: {seeds})", "share closed", "median", "step size"]
+    headers = [
+        f"directions ({behaviours} behaviours, seeds: {seeds})",
+        "share closed",
+        "median",
+        "times the prior",
+    ]
     return markdown(headers, rows)
 
 

@@ -91,7 +91,7 @@ def main() -> None:
         axes = directions_of(export(Path(folder) / "learned", LEARNED)[1])
         measure(
             "a fit of 10 questions, 3 steps",
-            lambda: student.fit(lesson, steps=3, lr=0.01, directions=axes).values,
+            lambda: student.fit(lesson, steps=3, spread=0.1, directions=axes).values,
         )
         student.close()
     rows = [

@@ -33,6 +33,11 @@ class Prior:
         return np.asarray(np.linalg.inv(self.covariance), np.float64)
 
     @property
+    def second_moment(self) -> NDArray[np.float64]:
+        """The mean of v v', float64 [n, n]: how far vectors are from 0, whatever their signs."""
+        return self.covariance + np.outer(self.mean, self.mean)
+
+    @property
     def digest(self) -> str:
         """SHA-256 in hexadecimal of the numbers, for states of runs: a digest covers no prior."""
         return hashlib.sha256(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _LITTLE = 0.2
 """Share of the distance below which the vector is no replacement of the prompt."""
 
-_BUDGET, _STEPS, _COUNT = "5m", 16, 32
+_BUDGET, _STEPS, _COUNT = "5m", 8, 32
 _HELD_OUT = 16
 """Shipped questions that a device measures on at most."""
 
@@ -78,7 +78,7 @@ def distill(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Steps of Adam. [default: 16]")
+        int | None, typer.Option(metavar="N", min=1, help="Steps of L-BFGS. [default: 8]")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the answers.")] = 0,
     weights: Annotated[

@@ -42,7 +42,7 @@ def test_what_prompts_begin_with_runs_once(
 
     def results() -> tuple[float, tuple[float, ...], np.ndarray, int]:
         tokens.clear()
-        fit = student.fit(lesson(), steps=3, lr=0.1, directions=directions)
+        fit = student.fit(lesson(), steps=3, spread=0.1, directions=directions)
         return student.divergence(lesson(), directions[0]), fit.losses, fit.values, sum(tokens)
 
     once = results()

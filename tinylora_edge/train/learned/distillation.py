@@ -28,6 +28,9 @@ from ..model import load_model
 from .lessons import prepare_lessons
 from .student import Student
 
+_EFFECT = 0.24
+"""Nats, root mean square, that a direction moves a token by in most vectors: of a basis without a prior."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings:
@@ -36,15 +39,13 @@ class DistillSettings:
     Attributes:
         max_tokens: of an answer.
         temperature: of the answers.
-        steps: of Adam.
-        lr: of the coordinates, in the norm of R.
+        steps: of L-BFGS.
         seed: of the answers.
     """
 
     max_tokens: int = 24
     temperature: float = 0.8
-    steps: int = 16
-    lr: float = 0.2
+    steps: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,7 +90,8 @@ def distill(
     """Find the vector that does without a prompt what the model does with it (context distillation).
 
     The prompted model answers questions in the deployed engine; v is fitted to its next-token distributions
-    without the prompt, by Adam on the exact forward KL.
+    without the prompt, by the exact forward KL, as far as the answers outweigh the basis's prior (about 0: a
+    prompt may want the opposite of what most do).
 
     Args:
         bundle: with a GGUF base. Its basis may be learned or not.
@@ -151,14 +153,33 @@ def directions_of(basis: Basis) -> NDArray[np.float32]:
     return found
 
 
-def unit_directions(directions: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return directions of R at length 1, float32 [n, M, r, r], and the lengths they had, float32 [n]."""
-    norms = np.linalg.norm(directions.reshape(len(directions), -1), axis=1)
-    return directions / norms[:, None, None, None], norms
+def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDArray[np.float64]:
+    """Return how far vectors are from 0 before anything is known of them: float64 [n, n], v = spread z.
+
+    Args:
+        basis: whose prior says it. Without one, every direction may move a token as much.
+        student: measures how much that is.
+        lesson: on whose answers.
+        seed: of the tokens that are drawn for that.
+    """
+    if basis.prior is not None:
+        return np.asarray(np.linalg.cholesky(basis.prior.second_moment), np.float64)
+    score = student.slopes(lesson, seed=(seed, 6)).score
+    return spread_by_effect(np.tensordot(score, directions_of(basis), axes=3), lesson) * np.eye(basis.size)
+
+
+def spread_by_effect(score: NDArray[np.float32], lesson: Lesson) -> float:
+    """Return the values that move a token by `_EFFECT`, in the mean of all directions.
+
+    Args:
+        score: [questions, n], slopes of the log-probabilities of a lesson's answers, drawn anew.
+        lesson: of those questions.
+    """
+    information = float((score.astype(np.float64) ** 2).sum(0).mean()) / sum(map(len, lesson.answers))
+    return float(_EFFECT / information**0.5)
 
 
 def _fit(student: Student, basis: Basis, lesson: Lesson, settings: DistillSettings) -> NDArray[np.float32]:
-    units, norms = unit_directions(directions_of(basis))
-    fit = student.fit(lesson, steps=settings.steps, lr=settings.lr, directions=units)
-    values: NDArray[np.float32] = (fit.values / norms).astype(np.float32)
-    return values.reshape(basis.groups, basis.u)
+    spread = spread_of(basis, student, lesson, settings.seed)
+    fit = student.fit(lesson, steps=settings.steps, spread=spread, directions=directions_of(basis))
+    return fit.values.reshape(basis.groups, basis.u)

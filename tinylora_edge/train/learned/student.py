@@ -18,6 +18,13 @@ from ..learner import ChosenLogprobs, pad, plain_head, prefix_cache, shared_pref
 from .divergence import ForwardKL
 from .lessons import Lesson, Tokens
 
+ALIKE = 3.0
+"""Tokens of an answer say something that is much alike: T of them say as much as T / 3 of many answers.
+
+With the slopes of 23 prompts of unknown families (SmolLM2) a prior of this weight is the best, from two
+questions, from four and from six.
+"""
+
 _ROWS = 64  # of logits at the same time
 
 
@@ -50,7 +57,7 @@ class Fit:
     Attributes:
         values: float32, what was fitted: coordinates [n], or R itself [M, r, r].
         before: KL to the prompted model without any change, in nats a token.
-        losses: the same before each step.
+        losses: the same in each pass.
     """
 
     values: NDArray[np.float32]
@@ -99,28 +106,49 @@ class Student:
         self._adapter.detach()
 
     def fit(
-        self, lesson: Lesson, *, steps: int, lr: float, directions: NDArray[np.float32] | None = None
+        self,
+        lesson: Lesson,
+        *,
+        steps: int,
+        spread: NDArray[np.float64] | float,
+        directions: NDArray[np.float32] | None = None,
     ) -> Fit:
-        """Fit R to a lesson with Adam, from zero.
+        """Fit R to a lesson, as far as its answers outweigh a prior: the likeliest values, by L-BFGS from 0.
+
+        What is minimized is the KL a token and ALIKE / T of |z|^2 / 2, for T tokens of answers.
 
         Args:
             lesson: what to learn.
-            steps: of Adam (betas .8 and .95: a step that was right in a few is right).
-            lr: of R's entries; of coordinates where directions are given.
-            directions: float32 [n, M, r, r]; None fits all M r^2 numbers of R.
+            steps: of L-BFGS; each takes a pass, seldom two.
+            spread: float64 [n, n] or a number: the values are spread z, and z is standard normal before
+                anything is seen.
+            directions: float32 [n, M, r, r]; None fits all M r^2 numbers of R, for which spread is a number.
         """
         teacher = self._teacher(lesson)
         axes = None if directions is None else self._here(directions)
-        values = torch.zeros_like(self._zeros) if axes is None else axes.new_zeros(len(axes))
-        values.requires_grad_(True)
-        adam, losses = torch.optim.Adam([values], lr=lr, betas=(0.8, 0.95)), []
-        for _ in range(steps):
-            loss = self._loss(lesson, teacher, values if axes is None else torch.tensordot(values, axes, 1))
+        factor = None if isinstance(spread, float) else self._here(spread.astype(np.float32))
+        z = torch.zeros(self._zeros.numel() if axes is None else len(axes), device=self._device)
+        z.requires_grad_(True)
+        weight, losses = ALIKE / sum(map(len, lesson.answers)), list[float]()
+
+        def values() -> Tensor:
+            return z * spread if factor is None else factor @ z
+
+        def objective() -> Tensor:
+            search.zero_grad()
+            found = values()
+            r = found.view_as(self._zeros) if axes is None else torch.tensordot(found, axes, 1)
+            loss = self._loss(lesson, teacher, r)
             losses.append(float(loss.detach()))
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-        return Fit(values.detach().cpu().numpy().copy(), losses[0], tuple(losses))
+            total = loss + weight * (z @ z) / 2
+            total.backward()
+            return total
+
+        search = torch.optim.LBFGS([z], max_iter=steps, line_search_fn="strong_wolfe")
+        search.step(objective)
+        found = values().detach()
+        found = found.view_as(self._zeros) if axes is None else found
+        return Fit(found.cpu().numpy().copy(), losses[0], tuple(losses))
 
     def slopes(self, lesson: Lesson, *, seed: Sequence[int]) -> Slopes:
         """Return what a lesson asks of R, and how much any change of R would matter there.
