@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tinylora_edge import Basis, runtime
 from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_questions
-from tinylora_edge.train.learned import Lesson, Student, prepare_lessons
+from tinylora_edge.train.learned import Slopes, Student, prepare_lessons
 from tinylora_edge.train.learned.distillation import directions_of, spread_by_effect
 from tinylora_edge.train.model import load_model
 
@@ -55,14 +55,11 @@ class Directions:
     of_r: NDArray[np.float32] | None
     spread: NDArray[np.float64] | None = None
 
-    def spread_on(
-        self, score: NDArray[np.float32], lesson: Lesson, times: float
-    ) -> NDArray[np.float64] | float:
-        """Return how far vectors are from 0, for a lesson with the slopes `score`, [questions, M, r, r]."""
+    def spread_on(self, slopes: Slopes, times: float) -> NDArray[np.float64] | float:
+        """Return how far vectors are from 0, for a lesson with these slopes."""
         if self.spread is not None:
             return times * self.spread
-        mine = score.reshape(len(score), -1) if self.of_r is None else np.tensordot(score, self.of_r, axes=3)
-        size = times * spread_by_effect(mine, lesson)
+        size = times * spread_by_effect(slopes, self.of_r)
         return size if self.of_r is None else size * np.eye(len(self.of_r))
 
 
@@ -116,10 +113,10 @@ class Fits:
             lesson, check = lessons[2 * number], lessons[2 * number + 1]
             before = self._student.divergence(check)
             closed = {}
-            score = self._student.slopes(lesson, seed=(self._seed, number)).score
+            slopes = self._student.slopes(lesson, seed=(self._seed, number))
             for name, arm in self._arms.items():
                 for times in grid[name]:
-                    spread = arm.spread_on(score, lesson, times)
+                    spread = arm.spread_on(slopes, times)
                     fit = self._student.fit(lesson, steps=STEPS, spread=spread, directions=arm.of_r)
                     r = fit.values if arm.of_r is None else np.tensordot(fit.values, arm.of_r, 1)
                     closed[name, times] = 1 - self._student.divergence(check, r.astype(np.float32)) / before

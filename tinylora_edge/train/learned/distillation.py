@@ -26,7 +26,7 @@ from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
 from ..model import load_model
 from .lessons import prepare_lessons
-from .student import Student
+from .student import Slopes, Student
 
 _EFFECT = 0.24
 """Nats, root mean square, that a direction moves a token by in most vectors: of a basis without a prior."""
@@ -164,18 +164,21 @@ def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDAr
     """
     if basis.prior is not None:
         return np.asarray(np.linalg.cholesky(basis.prior.second_moment), np.float64)
-    score = student.slopes(lesson, seed=(seed, 6)).score
-    return spread_by_effect(np.tensordot(score, directions_of(basis), axes=3), lesson) * np.eye(basis.size)
+    slopes = student.slopes(lesson, seed=(seed, 6))
+    return spread_by_effect(slopes, directions_of(basis)) * np.eye(basis.size)
 
 
-def spread_by_effect(score: NDArray[np.float32], lesson: Lesson) -> float:
-    """Return the values that move a token by `_EFFECT`, in the mean of all directions.
+def spread_by_effect(slopes: Slopes, directions: NDArray[np.float32] | None = None) -> float:
+    """Return the value that moves a token by `_EFFECT`, in the mean of all directions.
 
     Args:
-        score: [questions, n], slopes of the log-probabilities of a lesson's answers, drawn anew.
-        lesson: of those questions.
+        slopes: of a lesson.
+        directions: float32 [n, M, r, r]; None for the numbers of R one by one.
     """
-    information = float((score.astype(np.float64) ** 2).sum(0).mean()) / sum(map(len, lesson.answers))
+    score = slopes.score.reshape(len(slopes.tokens), -1).astype(np.float64)
+    if directions is not None:
+        score = score @ directions.reshape(len(directions), -1).T
+    information = float((score**2).sum(0).mean()) / int(slopes.tokens.sum())
     return float(_EFFECT / information**0.5)
 
 
