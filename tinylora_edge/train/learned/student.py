@@ -22,7 +22,8 @@ ALIKE = 3.0
 """Tokens of an answer say something that is much alike: T of them say as much as T / 3 of many answers.
 
 With the slopes of 23 prompts of unknown families (SmolLM2) a prior of this weight is the best, from two
-questions, from four and from six.
+questions, from four and from six. For 95 prompts that directions were learned from 1 to 1.5 is the best, and
+this one leaves nine tenths of that.
 """
 
 _ROWS = 64  # of logits at the same time
