@@ -89,35 +89,36 @@ class EvidenceFigure:
         import matplotlib
         from matplotlib.figure import Figure
 
-        file = io.StringIO()
+        data, file = self.data(), io.StringIO()
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
             figure.suptitle(self.title, x=0.01, ha="left")
-            self.draw(figure, self.data())
+            self.draw(figure, data)
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = re.sub(
             r"font: ([\d.]+px|bold [\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", file.getvalue()
         )
-        light, dark = ([], [])
+        light, dark = list[str](), list[str]()
         for number, (colour, other) in enumerate(IN_THE_DARK.items()):
             text = text.replace(colour, f"var(--c{number})")
             light.append(f"--c{number}: {colour}")
             dark.append(f"--c{number}: {other}")
         head = (
-            f"<!-- made of records with SHA-256 {self.digest()} -->\n<style>svg {{ {'; '.join(light)} }} "
+            f"<!-- made of records with SHA-256 {digest(data)} -->\n<style>svg {{ {'; '.join(light)} }} "
             f"@media (prefers-color-scheme: dark) {{ svg {{ {'; '.join(dark)} }} }}</style>"
         )
         text = re.sub(r"<svg [^>]*>", lambda found: f"{found[0]}\n{head}", text, count=1)
         return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the present data, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.data(), sort_keys=True).encode()).hexdigest()
-
     def is_in(self, text: str) -> bool:
         """Whether a document was made of the present data."""
         found = STAMP.search(text)
-        return found is not None and found[1] == self.digest()
+        return found is not None and found[1] == digest(self.data())
+
+
+def digest(data: Any) -> str:
+    """Return the SHA-256 of a figure's data, in hexadecimal."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def scored() -> Any:
@@ -195,7 +196,7 @@ def soon() -> Any:
         {
             TASKS[task]: {
                 TITLES[arm]: [
-                    list(map(list, zip(steps, row["validation"], strict=True)))
+                    list(zip(steps, row["validation"], strict=True))
                     for row in ways(task)[arm]
                     if (steps := validated(row))
                 ]
@@ -216,9 +217,9 @@ def draw_soon(figure: Any, data: Any) -> None:
             if not runs:
                 continue
             shared = sorted(set.intersection(*({step for step, _ in curve} for curve in runs)))
-            mean = [statistics.mean(dict(map(tuple, curve))[step] for curve in runs) for step in shared]
+            mean = [statistics.mean(dict(curve)[step] for curve in runs) for step in shared]
             axes.plot(shared, mean, color=tone, linewidth=2.2, label=f"{name}, {len(runs)}")
-        axes.set_title(f"{task}", loc="left")
+        axes.set_title(task)
         axes.set_ylim(0, 1)
         axes.grid()
         axes.legend(loc="best", fontsize=7.5, title="seeds of", title_fontsize=7.5)

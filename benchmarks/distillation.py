@@ -70,9 +70,7 @@ def arms(tiled: Basis, learned: Basis) -> dict[str, Directions]:
         raise SystemExit("the learned basis has no prior")
     return {
         "the paper's": Directions(directions_of(tiled)),
-        "learned": Directions(
-            directions_of(learned), np.asarray(np.linalg.cholesky(prior.second_moment), np.float64)
-        ),
+        "learned": Directions(directions_of(learned), prior.spread),
         "all of R": Directions(None),
     }
 

@@ -33,9 +33,9 @@ class Prior:
         return np.asarray(np.linalg.inv(self.covariance), np.float64)
 
     @property
-    def second_moment(self) -> NDArray[np.float64]:
-        """The mean of v v', float64 [n, n]: how far vectors are from 0, whatever their signs."""
-        return self.covariance + np.outer(self.mean, self.mean)
+    def spread(self) -> NDArray[np.float64]:
+        """How far vectors are from 0, whatever their signs: S with S S' the mean of v v', float64 [n, n]."""
+        return np.asarray(np.linalg.cholesky(self.covariance + np.outer(self.mean, self.mean)), np.float64)
 
     @property
     def digest(self) -> str:

@@ -57,11 +57,11 @@ def test_what_prompts_begin_with_runs_once(
     assert not torch.equal(torch.tensor(once[2]), torch.zeros(3))
 
 
-def many(dice: np.random.Generator, **told: list[np.ndarray]) -> Lesson:
+def many(dice: np.random.Generator, told: list[np.ndarray] | None = None) -> Lesson:
     """Sixteen questions of four tokens; the teacher is the model itself unless it is told more."""
     bare = [dice.integers(0, 256, 4).astype(np.int32) for _ in range(16)]
     answers = [dice.integers(0, 256, 12).astype(np.int32) for _ in range(16)]
-    return Lesson("x", told.get("told", bare), bare, answers)
+    return Lesson("x", told or bare, bare, answers)
 
 
 def test_without_a_prior_directions_move_tokens_by_an_effect(tiny_bundle: Path) -> None:

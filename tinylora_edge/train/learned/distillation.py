@@ -163,7 +163,7 @@ def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDAr
         seed: of the tokens that are drawn for that.
     """
     if basis.prior is not None:
-        return np.asarray(np.linalg.cholesky(basis.prior.second_moment), np.float64)
+        return basis.prior.spread
     slopes = student.slopes(lesson, seed=(seed, 6))
     return spread_by_effect(slopes, directions_of(basis)) * np.eye(basis.size)
 
