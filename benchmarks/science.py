@@ -88,6 +88,7 @@ ARMS: dict[str, Arm] = {
     "learned, light": Arm(Shape(projection="learned", targets=(LIGHT,))),
     "learned: n = 13, dense": Arm(far=True),
     "default: r = 2, u = 1, G = 13, tiled": Arm(),
+    "as shipped, behind the best prompt": Arm(Shape(projection="learned"), behind=True),
     "learned, behind the best prompt": Arm(far=True, behind=True),
     "the paper's, behind the best prompt": Arm(behind=True),
     "learned, after the best prompt": Arm(Shape(projection="learned"), after=True),
