@@ -25,7 +25,16 @@ if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == DEFAULT:
     del os.environ["OMP_WAIT_POLICY"]  # a benchmark whose contestants run one after the other, in processes
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-PACKAGES = ("tinylora-edge", "numpy", "gguf", "llama-cpp-python", "torch", "transformers", "peft", "scipy")
+PACKAGES: tuple[str, ...] = (
+    "tinylora-edge",
+    "numpy",
+    "gguf",
+    "llama-cpp-python",
+    "torch",
+    "transformers",
+    "peft",
+    "scipy",
+)
 PACKAGES += ("onnx", "onnxruntime", "onnxruntime-genai")
 
 
@@ -131,10 +140,40 @@ def environment() -> dict[str, Any]:
 
 
 def read_study(study: Path | None) -> list[dict[str, Any]]:
-    """Return the rows of a study, a JSON object a line; none where it is not there yet."""
+    """Return the rows of a study, a JSON object a line; none where it is not there yet.
+
+    Raises:
+        SystemExit: a line is not one.
+    """
     if study is None or not study.exists():
         return []
-    return [json.loads(line) for line in study.read_text("utf-8").splitlines()]
+    rows = []
+    for number, line in enumerate(study.read_text("utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise SystemExit(
+                f"{study}, line {number} is no record (was it cut off?): {line[:40]!r}; take the line out"
+            )
+        rows.append(row)
+    return rows
+
+
+def refuse_other_commits(study: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to go on with runs that another commit made: what differs between arms may be the code then.
+
+    Raises:
+        SystemExit: one was.
+    """
+    here = commit()
+    others = sorted({str(row.get("commit")) for row in rows} - {str(here)})
+    if others:
+        raise SystemExit(
+            f"{study} has runs of commit {', '.join(others)}, and this is {here}: check that one out, name "
+            "another --study, or let them stand side by side with --other-commits"
+        )
 
 
 def keep(study: Path, row: Mapping[str, Any]) -> None:

@@ -132,6 +132,12 @@ def main() -> None:
         and run["task"] in (options.tasks or [run["task"]])
         and run["seed"] in (options.seeds or [run["seed"]])
     ]
+    if not runs:
+        known = sorted({(run["task"], run["arm"]) for run in bench.read_study(options.study)})
+        raise SystemExit(
+            f"{options.study} has no vector of these tasks, arms and seeds; it has "
+            + ("; ".join(f"{task}: {arm}" for task, arm in known) or "no runs")
+        )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         kept = options.measured or Path(folder) / "measured.jsonl"

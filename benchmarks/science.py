@@ -276,6 +276,9 @@ def main() -> None:
     arguments.add_argument(
         "--slopes", type=Path, metavar="FOLDER", help="keeps what `learn` takes of behaviours"
     )
+    arguments.add_argument(
+        "--other-commits", action="store_true", help="go on with a study that other commits began"
+    )
     arguments.add_argument("--only", help=argparse.SUPPRESS)
     arguments.add_argument(
         "--summary", action="store_true", help="run nothing: make docs/EVIDENCE.md of the records again"
@@ -290,6 +293,9 @@ def main() -> None:
     report = bench.Report("science", options.json)
     with tempfile.TemporaryDirectory() as folder:
         options.study = options.study or Path(folder) / "study.jsonl"
+        known = [run for run in bench.read_study(options.study) if matches(run, options)]
+        if not options.other_commits:
+            bench.refuse_other_commits(options.study, [run for run in known if run["arm"] in options.arms])
         run_missing(options, report)
         runs = [run for run in bench.read_study(options.study) if matches(run, options)]
     found = [summary(arm, mine) for arm in options.arms if (mine := [r for r in runs if r["arm"] == arm])]

@@ -20,9 +20,19 @@ from tinylora_edge._system import cores
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-def run(script: str, *arguments: str) -> dict[str, Any]:
+def started(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / script), "--json", "-", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def refused(script: str, *arguments: str) -> str:
+    done = started(script, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
+
+
+def run(script: str, *arguments: str) -> dict[str, Any]:
+    done = started(script, *arguments)
     assert done.returncode == 0, done.stderr
     assert "load average" in done.stderr, "the table belongs on stderr when the record takes stdout"
     record: dict[str, Any] = json.loads(done.stdout)
@@ -119,6 +129,14 @@ def test_science_goes_on_where_it_stopped(tmp_path: Path) -> None:
     (found,) = run("science.py", *arguments, "--seeds", "0", "1")["summary"]  # nothing is run again
     assert found["gain"] == pytest.approx(first["difference"] + 0.05)
     assert found["standard_error"] == pytest.approx(0.05)
+
+    other = first | {"commit": "0123456789ab", "seed": 1}
+    study.write_text("".join(json.dumps(r) + "\n" for r in (first, other)))
+    error = refused("science.py", *arguments, "--seeds", "0", "1")
+    assert f"study.jsonl has runs of commit 0123456789ab, and this is {first['commit']}: " in error
+    assert run("science.py", *arguments, "--seeds", "0", "1", "--other-commits")["summary"][0]["seeds"] == 2
+    study.write_text(json.dumps(first) + "\n" + json.dumps(other)[:99])
+    assert "study.jsonl, line 2 is no record" in refused("science.py", *arguments)
 
 
 def test_tune_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -288,3 +306,5 @@ def test_vectors_of_runs_are_measured_on_other_prompts(tmp_path: Path, smollm2_b
     one, other = (json.loads(line) for line in kept.read_text().splitlines())
     assert (one["n"], one["prompts"], one["measured_with"]) == (4, "usual", basis.digest)
     assert [one["base"], one["vector"]] == [other["base"], other["vector"]]
+    error = refused("held_out.py", *asked, "--tasks", "brevity")
+    assert f"no vector of these tasks, arms and seeds; it has list-lookup: {arm}" in error
