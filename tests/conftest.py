@@ -8,6 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# A worker of pytest-xdist has one core, from before anything counts cores. OpenBLAS starts a thread a core as
+# soon as numpy is loaded; one from before runs on the other worker's core, too, and both wait for each other
+# by spinning. The singular value decompositions of a toy model took a second for that, and take a hundredth.
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if hasattr(os, "sched_setaffinity"):
+        _cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+
 import numpy as np
 import pytest
 import support
@@ -19,11 +28,6 @@ from tinylora_edge import Basis
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# A worker of pytest-xdist has one core, where threads that spin while they wait would hang. Said before
-# another folder's conftest.py loads an engine.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 # Examples are derived from the test, not from a clock or a database: a failure here fails everywhere.
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
@@ -34,16 +38,9 @@ settings.register_profile(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each worker of pytest-xdist a core of its own: engines that wait for each other's threads spin.
-
-    A worker also inherits the size of a terminal, which readline puts into the environment, and has none.
-    """
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    for name in ("COLUMNS", "LINES") if worker else ():
+    """Take the size of a terminal from a worker: readline puts it into the environment, and it has none."""
+    for name in ("COLUMNS", "LINES") if "PYTEST_XDIST_WORKER" in os.environ else ():
         os.environ.pop(name, None)
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture
