@@ -92,6 +92,9 @@ def progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
                     known[key] = f"{name} {metrics[key]:.2f}"
             if metrics.get("event") == "start":
                 bar.update(task, figures=f"{known.get('validation', '')}  drawing the first answers")
+            if metrics.get("event") == "trial":
+                tried = f"{metrics['multiple']:g} times the step size: {known['validation']}"
+                bar.update(task, figures=f"trying step sizes, {tried}")
             if metrics.get("event") == "back-off":
                 console.warn(
                     f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "

@@ -72,6 +72,14 @@ def train(
     lr: Annotated[
         float | None, typer.Option(metavar="X", help="Step size of Adam on v. [default: measured]")
     ] = None,
+    trial: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X",
+            help="Multiple of the step size to try for 5 steps; give several, and the best is taken. "
+            "For many more numbers than 13.",
+        ),
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(
@@ -134,7 +142,9 @@ def train(
 
     if png:
         check_plots()
-    settings = TrainSettings(steps=steps, prompts=prompts, lr=lr, seed=seed, anchor=anchor)
+    settings = TrainSettings(
+        steps=steps, prompts=prompts, lr=lr, trials=tuple(trial or ()), seed=seed, anchor=anchor
+    )
     options = Options(
         method=method.value,
         settings=settings,

@@ -66,6 +66,19 @@ def test_train_then_eval(cli, tiny, tmp_path):
     assert record["comparison"]["gained"] >= 0
 
 
+def test_train_tries_step_sizes(cli, tiny, tmp_path):
+    task = ("--task", tiny / "task.jsonl", "--reward", "regex('[a-z]')")
+    run = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin", "--weights", tiny / "weights", *OPTIONS)
+    ran = cli(*run, "--trial", "0.5", "--trial", "2", "--no-evaluate")
+    assert ran.code == 0, ran.stderr
+    manifest = json.loads((tmp_path / "v.bin.json").read_text())
+    tried = [row for row in manifest["curve"] if row.get("event") == "trial"]
+    assert [row["lr"] for row in tried] == [0.05, 0.2]  # of --lr 0.1
+    best = max(tried, key=lambda row: (row["validation"], -row["lr"]))
+    assert {row["lr"] for row in manifest["curve"] if row.get("step") == 1} == {best["lr"]}
+    cli(*run, "--trial", "0", "--resume").refused("multiples above 0, not at 0.0")
+
+
 def test_eval_says_that_a_file_has_fewer_prompts_than_it_is_asked_for(cli, tiny, tmp_path):
     short = tmp_path / "short.jsonl"
     rows = [{"prompt": f"prompt {i}", "split": "held_out" if i < 2 else "train"} for i in range(12)]
