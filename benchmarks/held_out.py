@@ -1,8 +1,9 @@
 """What is left of gains on more held-out prompts than a run measured, and on shifted ones.
 
-Shifted are rarer words, other phrasings of the request, longer inputs. The vectors are those of a study of
-`science.py`, which keeps the frame of each run: of arms whose basis is what an export gives. Measurements are
-kept in a JSON-lines file as they end: a second call goes on.
+Shifted are rarer words, other phrasings of the request, longer inputs. What was trained behind a prompt is
+measured behind it, against that prompt alone. The vectors are those of a study of `science.py`, which keeps the
+frame of each run: of arms whose basis is what an export gives. Measurements are kept in a JSON-lines file as
+they end: a second call goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
-from _subjects import export
+from _subjects import best_prompt, export
 from science import ARMS
 
 from tinylora_edge import MicroVector, runtime
@@ -41,7 +42,7 @@ class Measure:
         self._threads = {} if options.workers is None else {"n_threads": options.workers}
         self._llm = runtime.load(bundle, engine="llama", n_ctx=64, **self._threads)
         self._options = options
-        self._bases: dict[tuple[str, str], Evaluation] = {}
+        self._bases: dict[tuple[str, str, bool], Evaluation] = {}
 
     def close(self) -> None:
         self._llm.close()
@@ -67,10 +68,12 @@ class Measure:
     def __call__(self, run: Row, prompts: str) -> Row:
         """Return the figures of a run's vector and of the base on usual or shifted prompts."""
         task = load_task(run["task"], held_out=self._options.n)
+        if behind := ARMS[run["arm"]].behind:
+            task = best_prompt(run["task"]).before_task(task)
         samples = task.shifted if prompts == SHIFTED else task.held_out
         with batch_for(self._llm, samples, task.max_tokens, **self._threads) as batch:
             own = evaluate(batch, task, self.vector(run), samples=samples)
-            key = (task.name, prompts)
+            key = (task.name, prompts, behind)
             if key not in self._bases:
                 self._bases[key] = evaluate(batch, task, None, samples=samples)
             base = self._bases[key]

@@ -79,8 +79,8 @@ class Arm:
 
     @property
     def is_exported(self) -> bool:
-        """Whether an export of its shape is all of its basis, and its vectors need nothing besides."""
-        return not (self.is_bound or self.far or self.tiles or self.behind or self.after) and self.prior
+        """Whether an export of its shape is all of its basis."""
+        return not (self.is_bound or self.far or self.tiles or self.after) and self.prior
 
 
 ARMS: dict[str, Arm] = {
