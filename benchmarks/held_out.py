@@ -1,9 +1,9 @@
 """What is left of gains on more held-out prompts than a run measured, and on shifted ones.
 
 Shifted are rarer words, other phrasings of the request, longer inputs. What was trained behind a prompt is
-measured behind it, against that prompt alone. The vectors are those of a study of `science.py`, which keeps the
-frame of each run: of arms whose basis is what an export gives. Measurements are kept in a JSON-lines file as
-they end: a second call goes on.
+measured behind it, against that prompt alone. The vectors are those of a study of `science.py`, which keeps
+the frame of each run: of arms whose basis is what an export gives. Measurements are kept in a JSON-lines file
+as they end: a second call goes on.
 """
 
 from __future__ import annotations
