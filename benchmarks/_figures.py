@@ -18,6 +18,7 @@ from typing import Any
 from _records import (
     FOUR,
     LEARNED,
+    MORE,
     PAPER,
     TASKS,
     TITLES,
@@ -28,6 +29,7 @@ from _records import (
     on_shifted,
     over_seeds,
     prompts,
+    runs,
     seed_of,
     trained,
     validated,
@@ -190,6 +192,43 @@ def draw_paid(figure: Any, data: Any) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(tones))
 
 
+def more() -> Any:
+    """Each task that more numbers were trained for: [how many, their name, mean gain, its error, seeds]."""
+    groups: dict[str, Any] = {}
+    for task, title in TASKS.items():
+        found = {arm: mine for arm in (LEARNED, *MORE) if (mine := runs(arm, task))}
+        if set(found) & set(MORE):
+            groups[title] = [
+                [
+                    rows[0]["values"],
+                    MORE.get(arm, "13 numbers"),
+                    statistics.mean(row["difference"] for row in rows),
+                    max(between([row["difference"] for row in rows]), rows[0]["standard_error"]),
+                    len(rows),
+                ]
+                for arm, rows in found.items()
+            ]
+    return rounded(groups)
+
+
+def draw_more(figure: Any, data: Any) -> None:
+    axes = figure.subplots()
+    for (task, rows), tone, mark in zip(data.items(), (SHIPPED, PROMPT, BOTH), "osD", strict=False):
+        counts, names, gains, errors, seeds = zip(*rows, strict=True)
+        axes.errorbar(counts, gains, errors, marker=mark, color=tone, label=task, linewidth=1)
+        for count, name, gain, number in zip(counts, names, gains, seeds, strict=True):
+            axes.annotate(
+                f"{name} ({number})", (count, gain), (5, 5), textcoords="offset points", fontsize=7.5
+            )
+    axes.set_xscale("log")
+    axes.set_xlim(8, 3e7)
+    axes.set_ylim(0)
+    axes.set_xlabel("how many are trained (beside a point: what they are, and in brackets the seeds)")
+    axes.set_ylabel("gain")
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=3)
+
+
 def soon() -> Any:
     """Each of the first four tasks, each basis: a curve of [step, validation] a seed."""
     return rounded(
@@ -211,14 +250,14 @@ def draw_soon(figure: Any, data: Any) -> None:
     for axes, (task, arms) in zip(
         figure.subplots(2, 2, sharex=True, sharey=True).flat, data.items(), strict=True
     ):
-        for tone, (name, runs) in zip((PAPERS, SHIPPED), arms.items(), strict=True):
-            for curve in runs:
+        for tone, (name, found) in zip((PAPERS, SHIPPED), arms.items(), strict=True):
+            for curve in found:
                 axes.plot(*zip(*curve, strict=True), color=tone, linewidth=0.7, alpha=0.6)
-            if not runs:
+            if not found:
                 continue
-            shared = sorted(set.intersection(*({step for step, _ in curve} for curve in runs)))
-            mean = [statistics.mean(dict(curve)[step] for curve in runs) for step in shared]
-            axes.plot(shared, mean, color=tone, linewidth=2.2, label=f"{name}, {len(runs)}")
+            shared = sorted(set.intersection(*({step for step, _ in curve} for curve in found)))
+            mean = [statistics.mean(dict(curve)[step] for curve in found) for step in shared]
+            axes.plot(shared, mean, color=tone, linewidth=2.2, label=f"{name}, {len(found)}")
         axes.set_title(task)
         axes.set_ylim(0, 1)
         axes.grid()
@@ -350,6 +389,7 @@ EVIDENCE = {
     "costs": EvidenceFigure(
         "The score, and the prompt tokens that a request pays for it", 4.2, paid, draw_paid
     ),
+    "more": EvidenceFigure("The gain, by how many numbers are trained", 3.2, more, draw_more),
     "curves": EvidenceFigure("The score on 48 validation prompts during training", 4.6, soon, draw_soon),
     "shifted": EvidenceFigure("What is left of a gain on shifted prompts", 2.9, elsewhere, draw_elsewhere),
     "distilled": EvidenceFigure(

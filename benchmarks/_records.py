@@ -26,7 +26,18 @@ LEARNED = "learned, as shipped"
 FAR = "learned: n = 13, dense"
 LIGHT, ATTENTION = "learned, light", "learned, attention"
 TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
-BEHIND = "learned, behind the best prompt"
+BEHIND = {
+    "as shipped, behind the best prompt": TITLES[LEARNED],
+    "learned, behind the best prompt": TITLES[FAR],
+}
+MORE = {
+    "G = 52": "52 tiles",
+    "G = 210": "210 tiles",
+    "u = 4, G = 210, int8 (855 bytes)": "840 numbers in int8",
+    "R, all 840 numbers": "R, 840 numbers",
+    "LoRA r = 1": "LoRA of rank 1",
+    "LoRA r = 8": "LoRA of rank 8",
+}
 VARIANTS = {
     "learned, without its prior": "without their prior",
     "6 learned, 7 random tiles": "6 learned, 7 tiles",
@@ -49,9 +60,9 @@ def ways(task: str) -> dict[str, list[dict[str, Any]]]:
     return {arm: runs(arm, task) for arm in TITLES}
 
 
-def ahead(of: list[dict[str, Any]], paper: list[dict[str, Any]]) -> list[float]:
-    """Return how far runs are ahead of the paper's basis, of each seed that both have."""
-    gained = {row["seed"]: float(row["difference"]) for row in paper}
+def ahead(of: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
+    """Return how far runs are ahead of others, of each seed that both have."""
+    gained = {row["seed"]: float(row["difference"]) for row in others}
     return [float(row["difference"]) - gained[row["seed"]] for row in of if row["seed"] in gained]
 
 
@@ -111,6 +122,12 @@ def distillations() -> list[dict[str, Any]]:
     return [row for row in bench.read_study(RESULTS / "distillation.jsonl") if "closed" in row]
 
 
+def widest(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's vector gains on the most usual prompts that it was measured on."""
+    rows = [row for row in bench.read_study(RESULTS / "held_out.jsonl") if row["frame"] == run["frame"]]
+    return max([run, *(row for row in rows if row["prompts"] == "usual")], key=lambda row: int(row["n"]))
+
+
 def on_shifted() -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Return what was measured on shifted prompts, each with the run of the vector, where that is known."""
     measured = bench.read_study(RESULTS / "held_out.jsonl")
@@ -118,8 +135,8 @@ def on_shifted() -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
     known = {
         (arm, task, run.get("frame")): run
         for task in TASKS
-        for arm, found in ways(task).items()
-        for run in found
+        for arm in (*TITLES, *MORE)
+        for run in runs(arm, task)
     }
     return [(row, known.get((row["arm"], row["task"], row["frame"]))) for row in rows]
 

@@ -25,6 +25,7 @@ from _records import (
     HELD_OUT,
     LEARNED,
     LIGHT,
+    MORE,
     PAPER,
     STEPS,
     TASKS,
@@ -34,7 +35,6 @@ from _records import (
     ahead,
     best_prompt,
     between,
-    contestant,
     distillations,
     drifts,
     on_shifted,
@@ -45,6 +45,7 @@ from _records import (
     trained,
     validated,
     ways,
+    widest,
 )
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -87,26 +88,30 @@ def scores() -> str:
     return markdown([*headers, "seeds"], rows)
 
 
-def behind() -> str:
-    """The best prompt alone, with a vector that was trained without it, and with one trained behind it."""
+def together() -> str:
+    """What a vector adds to the best prompt, paired: trained without it, or behind it, each seed."""
     rows, searched = [], prompts()
     for task, title in TASKS.items():
-        found = runs(BEHIND, task)
-        if not found:
+        best, few = best_prompt(task)
+        if best is None:
             continue
-        apart = contestant(searched[task], "vector + best prompt")
-        rows.append(
-            [
-                title,
-                number(statistics.mean(row["base"] for row in found)),
-                with_error(apart["mean"], apart["standard_error"]) if apart else "",
-                with_error(*over_seeds(found, "vector")),
-                " ".join(f"{row['difference']:+.2f} ± {row['standard_error']:.2f}" for row in found),
-                " ".join(f"{row['p']:.1g}" for row in found),
-            ]
-        )
-    headers = ["task", "best prompt", "+ a vector trained without it", "+ one trained behind it"]
-    return markdown([*headers, "gain of each seed, paired", "McNemar's p"], rows)
+        pair = best["name"], f"vector + {best['name']}"
+        apart = [duel for duel in searched[task]["duels"] if (duel["first"], duel["second"]) == pair]
+        behind = {arm: "; ".join(added(widest(run)) for run in runs(arm, task)) for arm in BEHIND}
+        cells = [f"{BEHIND[arm]}: {text}" for arm, text in behind.items() if text]
+        score = with_error(best["mean"], best["standard_error"]) + few
+        rows.append([title, score, "; ".join(map(added, apart)), "; ".join(cells)])
+    return markdown(
+        ["task", "best prompt", "a vector trained without it adds", "one trained behind it adds"], rows
+    )
+
+
+def added(row: dict[str, Any]) -> str:
+    """Return a paired difference with its standard error, and McNemar's p where scores are 0 or 1."""
+    p = f"p = {row['p']:.1g}".replace("e-0", "e-") if "p" in row else ""
+    n = f"n = {row['n']}" if row.get("n", HELD_OUT) != HELD_OUT else ""
+    more = f" ({', '.join(filter(None, (n, p)))})" if n or p else ""
+    return f"{row['difference']:+.2f} ± {row['standard_error']:.2f}{more}"
 
 
 def gains() -> str:
@@ -189,6 +194,25 @@ def variants() -> str:
     return beside({PAPER: "13 random tiles", FAR: "13 learned", **VARIANTS}, VARIANTS)
 
 
+def more() -> str:
+    """Gains of more numbers, trained by the same loop, and what share of the largest gain 13 keep."""
+    asked = [arm for arm in MORE if any(runs(arm, task) for task in TASKS)]
+    rows = []
+    for task, title in TASKS.items():
+        gained = {
+            arm: {row["seed"]: row["difference"] for row in runs(arm, task)} for arm in (LEARNED, *asked)
+        }
+        for seed in sorted({seed for arm in asked for seed in gained[arm]}):
+            found = [gained[arm].get(seed) for arm in gained]
+            own, largest = found[0], max(gain for gain in found if gain is not None)
+            share = number(own / largest) if own is not None else ""
+            rows.append(
+                [title, str(seed), *(f"{gain:+.3f}" if gain is not None else "" for gain in found), share]
+            )
+    headers = ["task", "seed", "13 numbers", *(MORE[arm] for arm in asked), "share that 13 keep"]
+    return markdown(headers, rows)
+
+
 def light() -> str:
     """The shipped directions of few modules, beside those of all."""
     learned = {LEARNED: "learned, 210", ATTENTION: "attention, 120", LIGHT: "light, 80"}
@@ -233,11 +257,11 @@ def shifted() -> str:
     """Gains on the usual held-out prompts beside those on shifted ones."""
     rows = []
     for row, usual in on_shifted():
-        names = [TASKS[row["task"]], TITLES[row["arm"]], str(row["seed"])]
+        names = [TASKS[row["task"]], (TITLES | MORE)[row["arm"]], str(row["seed"])]
         known = f"{usual['base']:.2f} {usual['difference']:+.2f}" if usual else ""
         gained = f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}"
         rows.append([*names, known, gained])
-    return markdown(["task", "13 numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
+    return markdown(["task", "numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
 
 
 def drifted(rows: list[dict[str, Any]], what: list[str], names: Callable[[dict[str, Any]], list[str]]) -> str:
@@ -282,7 +306,21 @@ def equal() -> str:
     return drifted(rows, ["vector"], names)
 
 
-MADE = (scores, behind, gains, steps, curves, variants, light, costs, distilled, shifted, anchors, equal)
+MADE = (
+    scores,
+    together,
+    more,
+    gains,
+    steps,
+    curves,
+    variants,
+    light,
+    costs,
+    distilled,
+    shifted,
+    anchors,
+    equal,
+)
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in MADE}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FIGURES = ("evidence", "costs", "curves", "shifted", "distilled", "drift")
+FIGURES = ("evidence", "costs", "more", "curves", "shifted", "distilled", "drift")
 
 
 def evidence(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
