@@ -216,10 +216,9 @@ def draw_more(figure: Any, data: Any) -> None:
     for (task, rows), tone, mark in zip(data.items(), (SHIPPED, PROMPT, BOTH), "osD", strict=False):
         counts, names, gains, errors, seeds = zip(*rows, strict=True)
         axes.errorbar(counts, gains, errors, marker=mark, color=tone, label=task, linewidth=1)
-        for count, name, gain, number in zip(counts, names, gains, seeds, strict=True):
-            axes.annotate(
-                f"{name} ({number})", (count, gain), (5, 5), textcoords="offset points", fontsize=7.5
-            )
+        for i, (name, number) in enumerate(zip(names, seeds, strict=True)):
+            at, away = (counts[i], gains[i]), (5, -12 if i % 2 else 5)
+            axes.annotate(f"{name} ({number})", at, away, textcoords="offset points", fontsize=7.5)
     axes.set_xscale("log")
     axes.set_xlim(8, 3e7)
     axes.set_ylim(0)
