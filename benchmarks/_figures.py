@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from _records import (
+    ALL,
     FOUR,
     LEARNED,
     MORE,
@@ -124,33 +125,33 @@ def digest(data: Any) -> str:
 
 
 def scored() -> Any:
-    """Each task: what base, best prompt and both bases scored, with standard errors; None where not run."""
+    """Each task: what base, best prompt and numbers scored, with standard errors; None where not run."""
     groups = {}
     for task, title in trained().items():
         found, (best, _) = ways(task), best_prompt(task)
         base = statistics.mean(row["base"] for mine in found.values() for row in mine)
-        groups[title] = [
-            ["base", base, 0.0],
-            ["best prompt", *((best["mean"], best["standard_error"]) if best else (None, 0.0))],
-            *(
-                [name, *(over_seeds(found[arm], "vector") if found[arm] else (None, 0.0))]
-                for name, arm in (("13 numbers, the paper's", PAPER), ("13 numbers, learned", LEARNED))
-            ),
-        ]
+        prompt = (best["mean"], best["standard_error"]) if best else (None, 0.0)
+        groups[title] = [["base", base, 0.0], ["best prompt", *prompt]]
+        for name, mine in (
+            ("13 numbers, the paper's", found[PAPER]),
+            ("13 numbers, learned", found[LEARNED]),
+            ("840 numbers", runs(ALL, task)),
+        ):
+            groups[title].append([name, *(over_seeds(mine, "vector") if mine else (None, 0.0))])
     return rounded(groups)
 
 
 def draw_scored(figure: Any, data: Any) -> None:
     axes = figure.subplots()
     names = [name for name, *_ in next(iter(data.values()))]
-    for place, (name, tone) in enumerate(zip(names, (BASE, PROMPT, PAPERS, SHIPPED), strict=True)):
+    for place, (name, tone) in enumerate(zip(names, (BASE, PROMPT, PAPERS, SHIPPED, BOTH), strict=True)):
         for group, rows in enumerate(data.values()):
             _, value, error = rows[place]
-            at = group + (place - 1.5) * 0.21
+            at = group + (place - 2) * 0.18
             if value is None:
                 axes.text(at, 0.01, "?", ha="center")
                 continue
-            axes.bar(at, value, 0.19, color=tone, label=name if group == 0 else None)
+            axes.bar(at, value, 0.16, color=tone, label=name if group == 0 else None)
             if error:
                 axes.errorbar(at, value, error, color=INK, linewidth=1)
             axes.text(at, value + error + 0.015, f"{value:.2f}".lstrip("0"), ha="center", fontsize=7)

@@ -30,10 +30,11 @@ BEHIND = {
     "as shipped, behind the best prompt": TITLES[LEARNED],
     "learned, behind the best prompt": TITLES[FAR],
 }
+ALL = "u = 4, G = 210, int8 (855 bytes)"
 MORE = {
     "G = 52": "52 tiles",
     "G = 210": "210 tiles",
-    "u = 4, G = 210, int8 (855 bytes)": "840 numbers in int8",
+    ALL: "840 numbers in int8",
     "R, all 840 numbers": "R, 840 numbers",
     "LoRA r = 1": "LoRA of rank 1",
     "LoRA r = 8": "LoRA of rank 8",
