@@ -214,7 +214,8 @@ def more() -> Any:
 
 def draw_more(figure: Any, data: Any) -> None:
     axes = figure.subplots()
-    for (task, rows), tone, mark in zip(data.items(), (SHIPPED, PROMPT, BOTH), "osD", strict=False):
+    tones = SHIPPED, PROMPT, BOTH, PAPERS, BASE, INK  # as many as there are tasks
+    for (task, rows), tone, mark in zip(data.items(), tones, "osD^vP", strict=False):
         counts, names, gains, errors, seeds = zip(*rows, strict=True)
         axes.errorbar(counts, gains, errors, marker=mark, color=tone, label=task, linewidth=1)
         for i, (name, number) in enumerate(zip(names, seeds, strict=True)):

@@ -124,7 +124,7 @@ def distillations() -> list[dict[str, Any]]:
 
 
 def widest(run: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run's vector gains on the most usual prompts that it was measured on."""
+    """Return what a run's vector gains on usual prompts: measured by the run, or later on more of them."""
     rows = [row for row in bench.read_study(RESULTS / "held_out.jsonl") if row["frame"] == run["frame"]]
     return max([run, *(row for row in rows if row["prompts"] == "usual")], key=lambda row: int(row["n"]))
 

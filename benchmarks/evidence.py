@@ -112,8 +112,8 @@ def added(row: dict[str, Any]) -> str:
     """Return a paired difference with its standard error, and McNemar's p where scores are 0 or 1."""
     p = f"p = {row['p']:.1g}".replace("e-0", "e-") if "p" in row else ""
     n = f"n = {row['n']}" if row.get("n", HELD_OUT) != HELD_OUT else ""
-    more = f" ({', '.join(filter(None, (n, p)))})" if n or p else ""
-    return f"{row['difference']:+.2f} ± {row['standard_error']:.2f}{more}"
+    both = f" ({', '.join(filter(None, (n, p)))})" if n or p else ""
+    return f"{row['difference']:+.2f} ± {row['standard_error']:.2f}{both}"
 
 
 def gains() -> str:
@@ -180,15 +180,22 @@ def curves() -> str:
     return markdown(["task", "directions", "seed", f"validation, every {VALIDATED} steps"], rows)
 
 
-def beside(arms: dict[str, str], chosen: Collection[str]) -> str:
-    """Gains of some arms beside others, a row a task and seed that one of them was run with."""
+def beside(arms: dict[str, str], chosen: Collection[str], share: str | None = None) -> str:
+    """Gains of some arms beside others, a row a task and seed that one of the chosen was run with.
+
+    A title for `share` adds a column: what part of a row's largest gain its first arm has.
+    """
     rows = []
     for task, title in TASKS.items():
         found = {arm: {row["seed"]: row["difference"] for row in runs(arm, task)} for arm in arms}
         for seed in sorted({seed for arm in chosen for seed in found[arm]}):
-            gained = [f"{mine[seed]:+.3f}" if seed in mine else "" for mine in found.values()]
-            rows.append([title, str(seed), *gained])
-    return markdown(["task", "seed", *arms.values()], rows)
+            gained = [mine.get(seed) for mine in found.values()]
+            cells = [f"{gain:+.3f}" if gain is not None else "" for gain in gained]
+            if share is not None:
+                largest = max(gain for gain in gained if gain is not None)
+                cells.append(number(gained[0] / largest) if gained[0] is not None else "")
+            rows.append([title, str(seed), *cells])
+    return markdown(["task", "seed", *arms.values(), *([share] if share else [])], rows)
 
 
 def variants() -> str:
@@ -198,21 +205,8 @@ def variants() -> str:
 
 def more() -> str:
     """Gains of more numbers, trained by the same loop, and what share of the largest gain 13 keep."""
-    asked = [arm for arm in MORE if any(runs(arm, task) for task in TASKS)]
-    rows = []
-    for task, title in TASKS.items():
-        gained = {
-            arm: {row["seed"]: row["difference"] for row in runs(arm, task)} for arm in (LEARNED, *asked)
-        }
-        for seed in sorted({seed for arm in asked for seed in gained[arm]}):
-            found = [gained[arm].get(seed) for arm in gained]
-            own, largest = found[0], max(gain for gain in found if gain is not None)
-            share = number(own / largest) if own is not None else ""
-            rows.append(
-                [title, str(seed), *(f"{gain:+.3f}" if gain is not None else "" for gain in found), share]
-            )
-    headers = ["task", "seed", "13 numbers", *(MORE[arm] for arm in asked), "share that 13 keep"]
-    return markdown(headers, rows)
+    asked = {arm: title for arm, title in MORE.items() if any(runs(arm, task) for task in TASKS)}
+    return beside({LEARNED: "13 numbers", **asked}, asked, share="share that 13 keep")
 
 
 def light() -> str:

@@ -298,8 +298,8 @@ def main() -> None:
     report = bench.Report("science", options.json)
     with tempfile.TemporaryDirectory() as folder:
         options.study = options.study or Path(folder) / "study.jsonl"
-        known = [run for run in bench.read_study(options.study) if matches(run, options)]
         if not options.other_commits:
+            known = (run for run in bench.read_study(options.study) if matches(run, options))
             bench.refuse_other_commits(options.study, [run for run in known if run["arm"] in options.arms])
         run_missing(options, report)
         runs = [run for run in bench.read_study(options.study) if matches(run, options)]
