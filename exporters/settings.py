@@ -28,8 +28,8 @@ class ExportSettings:
     Attributes:
         rank: r of the factors.
         u: entries of v that one module reads.
-        groups: G, rows of v; None means 13, or 1 for tying `full`.
-        tying: `tiled`, `structured` or `full`.
+        groups: G, rows of v; None means 13, 1 for tying `full`, or a group a module for `none`.
+        tying: `tiled`, `structured`, `full` or `none`. With `none` and u = r^2 a vector holds all of R.
         seed: projection seed.
         targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
             layer.
@@ -86,5 +86,5 @@ def plan(deployed_modules: list[str], settings: ExportSettings) -> tuple[list[st
     project(settings.seed, modules[0], settings.u, settings.rank)  # refuses what makes no projection
     groups = settings.groups
     if groups is None:
-        groups = 1 if settings.tying == "full" else 13
+        groups = {"full": 1, "none": len(modules)}.get(settings.tying, 13)
     return modules, tie(modules, settings.tying, groups)

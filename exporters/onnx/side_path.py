@@ -123,25 +123,12 @@ class _SidePathWriter:
         return self._cast(pieces, chosen, inputs)
 
     def matrices(self, inputs: list[SharedInput]) -> list[str]:
-        """Compute R of each shared input, transposed and block-diagonal, and return their names.
-
-        All inputs of one width come from one product with v: [rows, n] x [n, inputs * width * width].
-        """
-        basis, rank = self._basis, self._basis.rank
-        widths = [rank * len(shared.modules) for shared in inputs]
+        """Compute R of each shared input, transposed and block-diagonal, and return their names."""
+        widths = [self._basis.rank * len(shared.modules) for shared in inputs]
         names = [""] * len(inputs)
         for width in sorted(set(widths)):
             members = [i for i, w in enumerate(widths) if w == width]
-            table = np.zeros((basis.groups, basis.u, len(members), width, width), np.float32)
-            for place, member in enumerate(members):
-                for order, module in enumerate(inputs[member].modules):
-                    block = slice(order * rank, (order + 1) * rank)
-                    p = basis.projections[module].swapaxes(1, 2)
-                    table[basis.tying[module], :, place, block, block] = p
-            flat = table.reshape(basis.size, -1)
-            product = self._node(
-                "MatMul", [INPUT_NAME, self._floats(f"projections_{width}", flat)], f"r_{width}"
-            )
+            product = self._projected(width, [inputs[i] for i in members])
             shape = self._ints(f"shape_{width}", [0, len(members) * width, width])
             stacked = self._node("Reshape", [product, shape], f"matrices_{width}")
             pieces = self._split(stacked, [width] * len(members), axis=1, name=f"matrices_{width}/split")
@@ -149,6 +136,34 @@ class _SidePathWriter:
             for member, name in zip(members, names_of, strict=True):
                 names[member] = name
         return names
+
+    def _projected(self, width: int, inputs: list[SharedInput]) -> str:
+        """Compute R of the inputs of one width in one product, and return its name.
+
+        With one group it is [rows, u] x [u, inputs * width * width]. Else each input has the k groups that it
+        reads: [rows, inputs, 1, k * u] x [inputs, k * u, width * width]. As a product with the whole of v, a
+        vector of all of R would need more projections than there are factors.
+        """
+        basis, rank = self._basis, self._basis.rank
+        reads = [sorted({int(basis.tying[module]) for module in shared.modules}) for shared in inputs]
+        most = max(map(len, reads))
+        entries = np.zeros((len(inputs), 1, most, basis.u), np.int64)
+        table = np.zeros((len(inputs), most, basis.u, width, width), np.float32)
+        for place, (shared, groups) in enumerate(zip(inputs, reads, strict=True)):
+            entries[place, 0, : len(groups)] = np.array(groups)[:, None] * basis.u + np.arange(basis.u)
+            for order, module in enumerate(shared.modules):
+                block = slice(order * rank, (order + 1) * rank)
+                p = basis.projections[module].swapaxes(1, 2)
+                table[place, groups.index(int(basis.tying[module])), :, block, block] = p
+        if basis.groups == 1:
+            read, shape = INPUT_NAME, [basis.u, -1]
+            table = table.transpose(2, 1, 0, 3, 4)
+        else:
+            chosen = self._ints(f"entries_{width}", entries.reshape(len(inputs), 1, -1))
+            read = self._node("Gather", [INPUT_NAME, chosen], f"entries_of_v_{width}", axis=1)
+            shape = [len(inputs), most * basis.u, -1]
+        projections = self._floats(f"projections_{width}", table.reshape(shape))
+        return self._node("MatMul", [read, projections], f"r_{width}")
 
     def _split(self, value: str, sizes: list[int], axis: int, name: str) -> list[str]:
         if len(sizes) == 1:
@@ -279,7 +294,7 @@ class _SidePathWriter:
         self._model.graph.initializer.append(tensor)
         return f"{PREFIX}{name}"
 
-    def _ints(self, name: str, values: list[int]) -> str:
+    def _ints(self, name: str, values: list[int] | NDArray[np.int64]) -> str:
         array = np.asarray(values, np.int64)
         self._model.graph.initializer.append(self._onnx.numpy_helper.from_array(array, f"{PREFIX}{name}"))
         return f"{PREFIX}{name}"

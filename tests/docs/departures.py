@@ -57,9 +57,6 @@ NOT_RUN = {
     ),
     ("docs/EXPORTING.md", r".*\$SLURM"): "needs a cluster: tests/exporters/test_parts.py exports parts",
     ("docs/EVIDENCE.md", "python benchmarks/"): "a study of hours",
-    ("docs/EVIDENCE.md", "tinylora-edge export MODEL -o all"): (
-        "of 210 modules, and the model of the tests has 14: benchmarks/science.py has the arm"
-    ),
     ("benchmarks/README.md", ".venv/bin/python"): "benchmarks of minutes to hours",
     ("recipes/README.md", "sh gsm8k.sh"): "needs GPUs",
     (

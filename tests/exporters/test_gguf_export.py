@@ -65,6 +65,7 @@ OTHER_SETTINGS = {
     "rank 1": ExportSettings(groups=5, rank=1, u=2),
     "structured": ExportSettings(groups=7, tying="structured", seed=2**64 - 1),
     "full": ExportSettings(u=13, tying="full"),
+    "all of R": ExportSettings(u=4, tying="none"),
     "some targets": ExportSettings(groups=2, targets=("attn_q", "blk.1.ffn_*")),
 }
 

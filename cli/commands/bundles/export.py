@@ -56,6 +56,7 @@ class Tying(StrEnum):
     tiled = "tiled"
     structured = "structured"
     full = "full"
+    none = "none"
 
 
 class FactorDtype(StrEnum):
@@ -157,10 +158,13 @@ def export(
         typer.Option(
             metavar="N",
             min=1,
-            help="Groups G of modules that share a row. [default: 13; 1 with --tying full]",
+            help="Groups G of modules that share a row. [default: 13; 1 with --tying full; with none, one a "
+            "module]",
         ),
     ] = None,
-    tying: Annotated[Tying, typer.Option(help="How modules are grouped.")] = Tying.tiled,
+    tying: Annotated[
+        Tying, typer.Option(help="How modules are grouped. none: each module has numbers of its own.")
+    ] = Tying.tiled,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, max=(1 << 64) - 1, help="Seed of the projections.")
     ] = 42,

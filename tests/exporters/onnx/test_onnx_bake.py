@@ -23,6 +23,7 @@ SETTINGS = {
     "one group": ExportSettings(tying="full"),
     "u = 3": ExportSettings(groups=2, u=3),
     "u = 13": ExportSettings(u=13, tying="full"),
+    "all of R": ExportSettings(u=4, tying="none"),
     "rank 3, sqrt, f16": ExportSettings(groups=4, rank=3, factorization="sqrt", factor_dtype="f16"),
     "some kinds": ExportSettings(groups=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
     "one kind": ExportSettings(groups=2, targets=("attn_v", "attn_output")),
@@ -94,7 +95,18 @@ def test_a_vector_is_the_merged_weights(baked, architecture, settings, record_pr
     assert onnx_models.greedy(ours, TOKENS, 16, vector.values.reshape(-1)) == text
 
 
-@pytest.mark.parametrize("settings", ["13 groups", "u = 3"])
+def test_projections_of_all_of_r_are_no_more_than_what_an_input_reads(baked):
+    """Each of 4 inputs a block has u * r^2 numbers for each two of its up to 3 modules, whatever M is."""
+    report = baked("llama", settings="all of R")
+    graph = onnx.load(next(folder(report).glob("*.onnx")), load_external_data=False).graph
+    sizes = [np.prod(t.dims) for t in graph.initializer if t.name.startswith("tinylora/projections")]
+    blocks = len(report.basis.modules) // 7
+    by_width = {2: 2, 4: 1, 6: 1}  # inputs a block of 1, 2 and 3 modules, whose r sum to the width
+    expected = [blocks * count * (width // 2 * 4) * width**2 for width, count in by_width.items()]
+    assert sorted(sizes) == sorted(expected)
+
+
+@pytest.mark.parametrize("settings", ["13 groups", "u = 3", "all of R"])
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_every_row_of_a_batch_has_its_own_vector(baked, precision, settings):
     report = baked("llama", precision, settings)

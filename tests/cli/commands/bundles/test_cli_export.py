@@ -108,6 +108,14 @@ def test_tying_full_needs_no_groups(cli: Cli, tiny_gguf: Path, tmp_path: Path) -
     assert (record["groups"], record["u"], record["values"]) == (1, 13, 13)
 
 
+def test_tying_none_gives_each_module_numbers_of_its_own(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
+    record = cli("export", tiny_gguf, "-o", tmp_path / "out", "--tying", "none", "--u", 4, "--json").record()
+    assert (record["groups"], record["u"], record["values"]) == (14, 4, 56)
+    shape = ["--groups", 14, "--u", 4]
+    same = cli("export", tiny_gguf, "-o", tmp_path / "tiled", *shape, "--json").record()
+    assert same["digest"] == record["digest"], "a vector for one is a vector for the other"
+
+
 def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Path) -> None:
     model = models.tiny_model("llama")
     source = models.write_hf(model, tmp_path / "hf")
