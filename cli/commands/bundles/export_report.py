@@ -109,7 +109,7 @@ def _say_next(report: ExportReport | OnnxReport, basis: Basis) -> None:
     steps: list[tuple[tuple[object, ...], str]] = [(("tune", *find), "find a vector here, without PyTorch")]
     if report.base_placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         steps.append((("train", *find), "find a better one, with PyTorch"))
-        if _projections(basis) == "random":
+        if _projections(basis) == "random" and basis.size <= 13:  # more random numbers hold more
             learn = ("learn", bundle, "-o", bundle.with_name(f"{bundle.name}-learned"))
             steps.insert(0, (learn, "first, and better: 13 learned directions, with PyTorch"))
     console.next_commands(steps)

@@ -112,8 +112,10 @@ def test_tying_none_gives_each_module_numbers_of_its_own(cli: Cli, tiny_gguf: Pa
     record = cli("export", tiny_gguf, "-o", tmp_path / "out", "--tying", "none", "--u", 4, "--json").record()
     assert (record["groups"], record["u"], record["values"]) == (14, 4, 56)
     shape = ["--groups", 14, "--u", 4]
-    same = cli("export", tiny_gguf, "-o", tmp_path / "tiled", *shape, "--json").record()
-    assert same["digest"] == record["digest"], "a vector for one is a vector for the other"
+    text = cli("export", tiny_gguf, "-o", tmp_path / "tiled", *shape).done()
+    assert record["digest"] in text, "a vector for one is a vector for the other"
+    assert "tinylora-edge train" in text
+    assert "13 learned directions" not in text, "more random numbers hold more than those"
 
 
 def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Path) -> None:
