@@ -20,6 +20,8 @@ SCALES = ExportSettings(rank=2, u=1, groups=13)
 """13 adapter scales: the default of an export."""
 LEARNED = ExportSettings(projection="learned")
 """The learned projections that are shipped: 13 dense directions, one adapter that is folded."""
+ALL_OF_R = ExportSettings(u=4, tying="none")
+"""A number for each entry of every R: 840 for SmolLM2, one adapter that is folded."""
 FOLDED = ExportSettings(rank=2, u=13, tying="full")
 """The other reading of "13 parameters": one adapter, folded anew for every vector."""
 

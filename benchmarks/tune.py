@@ -22,7 +22,7 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
-from _subjects import LEARNED, SCALES, best_prompt, export
+from _subjects import ALL_OF_R, LEARNED, SCALES, best_prompt, export
 
 from tinylora_edge import runtime
 from tinylora_edge.runtime import Budget, RewardLearner, TuneSettings
@@ -42,8 +42,12 @@ ARMS: dict[str, TuneSettings] = {
     "SPSA": TuneSettings(method="spsa"),
     "CMA-ES, learned": TuneSettings(),
     "CMA-ES, learned, behind the best prompt": TuneSettings(),
+    "CMA-ES, all of R": TuneSettings(),
+    "separable CMA-ES, all of R": TuneSettings(options={"separable": True}),
 }
-SHAPES = {arm: LEARNED for arm in ARMS if "learned" in arm}
+SHAPES = {arm: LEARNED for arm in ARMS if "learned" in arm} | {
+    arm: ALL_OF_R for arm in ARMS if "all of R" in arm
+}
 TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}
 """Task -> gain that is asked for. Plain brevity is to reach 0.6 from at most 0.1."""
 
