@@ -27,6 +27,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 import evidence
 import numpy as np
 from _subjects import best_prompt, export
+from _varied import varied
 
 from tinylora_edge import Basis, save_basis
 from tinylora_edge.exporters import ExportSettings as Shape
@@ -55,6 +56,7 @@ class Arm:
         kept: see `tiles`.
         far: learn directions from the behaviours alone that are near no task (`Behaviour.near`), and not from
             all, as those are that are shipped.
+        varied: train on prompts of many phrasings, of which the task's usual prompts have one (`_varied.py`).
         trials: step sizes to choose from, as multiples of what random directions ask for: with many numbers
             the gradient's own direction leads farther than those.
     """
@@ -70,6 +72,7 @@ class Arm:
     tiles: int = 0
     kept: int = 0
     far: bool = False
+    varied: bool = False
     trials: tuple[float, ...] = ()
 
     @property
@@ -108,6 +111,8 @@ ARMS: dict[str, Arm] = {
     "G = 52": Arm(Shape(groups=52)),
     "G = 210": Arm(Shape(groups=210)),
     "u = 4, G = 210, int8 (855 bytes)": Arm(Shape(u=4, groups=210), wire="int8"),
+    "u = 4, G = 210, int8 (855 bytes), varied prompts": Arm(Shape(u=4, groups=210), wire="int8", varied=True),
+    "learned, as shipped, varied prompts": Arm(Shape(projection="learned"), varied=True),
     "R, all 840 numbers": Arm(all_entries=True, trials=(0.03, 0.1, 0.3, 1.0)),
     "LoRA r = 1": Arm(lora=1, trials=(0.01, 0.03, 0.1, 0.3)),
     "LoRA r = 8": Arm(lora=8, trials=(0.01, 0.03, 0.1, 0.3)),
@@ -118,6 +123,8 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """Train and measure one arm with one seed, in this process."""
     arm, rows = ARMS[name], list[dict[str, Any]]()
     task = load_task(options.task, seed=seed, held_out=options.held_out)
+    if arm.varied:
+        task = varied(task, seed)
     if arm.behind:
         task = best_prompt(options.task).before_task(task)
     settings = TrainSettings(steps=options.steps, seed=seed, trials=arm.trials)
