@@ -114,6 +114,9 @@ ARMS: dict[str, Arm] = {
     "u = 4, G = 210, int8 (855 bytes), longer steps": Arm(
         Shape(u=4, groups=210), wire="int8", trials=(1.0, 2.0, 4.0)
     ),
+    "u = 4, G = 210, int8 (855 bytes), behind the best prompt": Arm(
+        Shape(u=4, groups=210), wire="int8", behind=True
+    ),
     "u = 4, G = 210, int8 (855 bytes), varied prompts": Arm(Shape(u=4, groups=210), wire="int8", varied=True),
     "learned, as shipped, varied prompts": Arm(Shape(projection="learned"), varied=True),
     "R, all 840 numbers": Arm(all_entries=True, trials=(0.03, 0.1, 0.3, 1.0)),
