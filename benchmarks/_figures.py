@@ -194,7 +194,7 @@ def draw_paid(figure: Any, data: Any) -> None:
 
 
 def more() -> Any:
-    """Each task that more numbers were trained for: [how many, their name, mean gain, its error, seeds]."""
+    """Each task that more numbers were trained for: [how many, their name, mean gain, its error]."""
     groups: dict[str, Any] = {}
     for task, title in TASKS.items():
         found = {arm: mine for arm in (LEARNED, *MORE) if (mine := runs(arm, task))}
@@ -205,7 +205,6 @@ def more() -> Any:
                     MORE.get(arm, "13 numbers"),
                     statistics.mean(row["difference"] for row in rows),
                     max(between([row["difference"] for row in rows]), rows[0]["standard_error"]),
-                    len(rows),
                 ]
                 for arm, rows in found.items()
             ]
@@ -216,15 +215,14 @@ def draw_more(figure: Any, data: Any) -> None:
     axes = figure.subplots()
     tones = SHIPPED, PROMPT, BOTH, PAPERS, BASE, INK  # as many as there are tasks
     for (task, rows), tone, mark in zip(data.items(), tones, "osD^vP", strict=False):
-        counts, names, gains, errors, seeds = zip(*rows, strict=True)
+        counts, _, gains, errors = zip(*rows, strict=True)
         axes.errorbar(counts, gains, errors, marker=mark, color=tone, label=task, linewidth=1)
-        for i, (name, number) in enumerate(zip(names, seeds, strict=True)):
-            at, away = (counts[i], gains[i]), (5, -12 if i % 2 else 5)
-            axes.annotate(f"{name} ({number})", at, away, textcoords="offset points", fontsize=7.5)
+    names = {count: name for rows in data.values() for count, name, *_ in rows}
     axes.set_xscale("log")
-    axes.set_xlim(8, 3e7)
+    axes.set_xticks(list(names), list(names.values()))
+    axes.minorticks_off()
+    axes.set_xlabel("what is trained")
     axes.set_ylim(0)
-    axes.set_xlabel("how many are trained (beside a point: what they are, and in brackets the seeds)")
     axes.set_ylabel("gain")
     axes.grid()
     figure.legend(loc="outside lower center", ncols=3)

@@ -26,11 +26,16 @@ LEARNED = "learned, as shipped"
 FAR = "learned: n = 13, dense"
 LIGHT, ATTENTION = "learned, light", "learned, attention"
 TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
+ALL = "u = 4, G = 210, int8 (855 bytes)"
 BEHIND = {
     "as shipped, behind the best prompt": TITLES[LEARNED],
     "learned, behind the best prompt": TITLES[FAR],
+    f"{ALL}, behind the best prompt": "840 numbers",
 }
-ALL = "u = 4, G = 210, int8 (855 bytes)"
+VARIED = {
+    f"{ALL}, varied prompts": "840 numbers in int8, trained on varied prompts",
+    f"{LEARNED}, varied prompts": f"{TITLES[LEARNED]}, trained on varied prompts",
+}
 MORE = {
     "G = 52": "52 tiles",
     "G = 210": "210 tiles",
@@ -136,7 +141,7 @@ def on_shifted() -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
     known = {
         (arm, task, run.get("frame")): run
         for task in TASKS
-        for arm in (*TITLES, *MORE)
+        for arm in (*TITLES, *MORE, *VARIED)
         for run in runs(arm, task)
     }
     return [(row, known.get((row["arm"], row["task"], row["frame"]))) for row in rows]

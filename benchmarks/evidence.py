@@ -33,6 +33,7 @@ from _records import (
     TITLES,
     VALIDATED,
     VARIANTS,
+    VARIED,
     ahead,
     best_prompt,
     between,
@@ -54,6 +55,7 @@ DOCUMENTS = [DOCS / "EVIDENCE.md", DOCS / "LEARNED_BASIS.md", DOCS / "TRAINING.m
 FIGURES = DOCS / "figures"
 EQUAL = {"tiled": "the paper's basis", "learned": "learned"}
 """Bundles of the vectors whose drift is compared at equal gain."""
+ALL_BUNDLE = "out/all"  # of the 840 numbers
 
 
 def number(value: float) -> str:
@@ -253,7 +255,7 @@ def shifted() -> str:
     """Gains on the usual held-out prompts beside those on shifted ones."""
     rows = []
     for row, usual in on_shifted():
-        names = [TASKS[row["task"]], (TITLES | MORE)[row["arm"]], str(row["seed"])]
+        names = [TASKS[row["task"]], (TITLES | MORE | VARIED)[row["arm"]], str(row["seed"])]
         known = f"{usual['base']:.2f} {usual['difference']:+.2f}" if usual else ""
         gained = f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}"
         rows.append([*names, known, gained])
@@ -280,7 +282,7 @@ def drifted(rows: list[dict[str, Any]], what: list[str], names: Callable[[dict[s
 
 def anchors() -> str:
     """What holding a vector near the base costs and saves, in the directions that are shipped."""
-    rows = [row for row in drifts() if row["bundle"] not in EQUAL]
+    rows = [row for row in drifts() if row["bundle"] not in {*EQUAL, ALL_BUNDLE}]
 
     def order(row: dict[str, Any]) -> tuple[Any, ...]:
         return "budget" in row, list(TASKS).index(row["task"]), seed_of(row), row.get("anchor", 0)
@@ -302,6 +304,19 @@ def equal() -> str:
     return drifted(rows, ["vector"], names)
 
 
+def moved() -> str:
+    """Drift of 840 numbers, beside that of 13 for the same task."""
+    free = [row for row in drifts() if row["bundle"] not in EQUAL and not {"anchor", "budget"} & set(row)]
+    tasks = {row["task"] for row in free if row["bundle"] == ALL_BUNDLE}
+
+    def names(row: dict[str, Any]) -> list[str]:
+        numbers = "840 numbers" if row["bundle"] == ALL_BUNDLE else "13 numbers, learned"
+        return [f"{TASKS[row['task']]}, {seed_of(row)}", numbers]
+
+    rows = sorted((row for row in free if row["task"] in tasks), key=names)
+    return drifted(rows, ["task, seed", "numbers"], names)
+
+
 MADE = (
     scores,
     together,
@@ -316,6 +331,7 @@ MADE = (
     shifted,
     anchors,
     equal,
+    moved,
 )
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in MADE}
 
