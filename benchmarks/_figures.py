@@ -23,6 +23,7 @@ from _records import (
     PAPER,
     TASKS,
     TITLES,
+    WAYS,
     best_prompt,
     between,
     distillations,
@@ -132,12 +133,9 @@ def scored() -> Any:
         base = statistics.mean(row["base"] for mine in found.values() for row in mine)
         prompt = (best["mean"], best["standard_error"]) if best else (None, 0.0)
         groups[title] = [["base", base, 0.0], ["best prompt", *prompt]]
-        for name, mine in (
-            ("13 numbers, the paper's", found[PAPER]),
-            ("13 numbers, learned", found[LEARNED]),
-            ("840 numbers", runs(ALL, task)),
-        ):
-            groups[title].append([name, *(over_seeds(mine, "vector") if mine else (None, 0.0))])
+        for arm in (PAPER, LEARNED, ALL):
+            mine = runs(arm, task)
+            groups[title].append([WAYS[arm], *(over_seeds(mine, "vector") if mine else (None, 0.0))])
     return rounded(groups)
 
 
@@ -265,12 +263,12 @@ def draw_soon(figure: Any, data: Any) -> None:
 
 
 def elsewhere() -> Any:
-    """Each task, both bases: [mean gain on usual prompts, on shifted ones, vectors]; None: not measured."""
+    """Each task, each way: [mean gain on usual prompts, on shifted ones, how many]; None: not measured."""
     measured = on_shifted()
     groups: dict[str, Any] = {}
     for task, title in TASKS.items():
         cells = []
-        for arm in (PAPER, LEARNED):
+        for arm in WAYS:
             pairs = [
                 (usual["difference"], row["difference"])
                 for row, usual in measured
@@ -284,24 +282,24 @@ def elsewhere() -> Any:
 
 
 def draw_elsewhere(figure: Any, data: Any) -> None:
-    axes = figure.subplots()
+    axes, tones = figure.subplots(), (PROMPT, PAPERS, SHIPPED, BOTH)
     for group, cells in enumerate(data.values()):
-        for place, (cell, tone) in enumerate(zip(cells, (PAPERS, SHIPPED), strict=True)):
-            at = group + (place - 0.5) * 0.4
+        for place, (cell, tone) in enumerate(zip(cells, tones, strict=True)):
+            at = group + (place - 1.5) * 0.22
             if cell is None:
                 axes.text(at, 0.01, "?", ha="center")
                 continue
             usual, shifted, _ = cell
-            axes.bar(at, usual, 0.36, facecolor="none", edgecolor=tone, linewidth=1.2)
-            axes.bar(at, shifted, 0.36, color=tone)
+            axes.bar(at, usual, 0.19, facecolor="none", edgecolor=tone, linewidth=1.2)
+            axes.bar(at, shifted, 0.19, color=tone)
     axes.set_xticks(range(len(data)), list(data))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_ylabel("gain")
     axes.grid(axis="y")
-    for name, tone in (("the paper's", PAPERS), ("learned, as shipped", SHIPPED)):
-        axes.bar(0, 0, facecolor="none", edgecolor=tone, label=f"{name}: usual prompts")
-        axes.bar(0, 0, color=tone, label="shifted")
-    figure.legend(loc="outside lower center", ncols=4)
+    for name, tone in zip(WAYS.values(), tones, strict=True):
+        axes.bar(0, 0, color=tone, label=name)
+    axes.bar(0, 0, facecolor="none", edgecolor=INK, label="usual prompts")
+    figure.legend(loc="outside lower center", ncols=len(WAYS) + 1)
 
 
 def closed() -> Any:

@@ -32,6 +32,7 @@ BEHIND = {
     "learned, behind the best prompt": TITLES[FAR],
     f"{ALL}, behind the best prompt": "840 numbers",
 }
+PROMPTED = "the best prompt, no vector"
 VARIED = {
     f"{ALL}, varied prompts": "840 numbers in int8, trained on varied prompts",
     f"{LEARNED}, varied prompts": f"{TITLES[LEARNED]}, trained on varied prompts",
@@ -49,6 +50,13 @@ VARIANTS = {
     "6 learned, 7 random tiles": "6 learned, 7 tiles",
     "13 learned, 13 random tiles": "13 learned, 13 tiles",
 }
+WAYS = {
+    PROMPTED: "best prompt",
+    PAPER: "13 numbers, the paper's",
+    LEARNED: "13 numbers, learned",
+    ALL: "840 numbers",
+}
+"""What figures compare."""
 STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between validations
 SHIFTED = 64  # shifted prompts
 
@@ -105,6 +113,19 @@ def contestant(row: dict[str, Any], name: str) -> dict[str, Any] | None:
     return next((each for each in row["contestants"] if each["name"] == name), None)
 
 
+def prompted() -> list[dict[str, Any]]:
+    """Return the best prompt of each task that was searched for thoroughly, as a run without a vector."""
+    found = []
+    for task, row in prompts().items():
+        pair = ("base", "best prompt")
+        duel = next((each for each in row["duels"] if (each["first"], each["second"]) == pair), None)
+        if duel is not None:
+            base = contestant(row, "base") or {}
+            own = {"arm": PROMPTED, "task": task, "seed": 0, "frame": None, "base": base["mean"]}
+            found.append(own | {key: duel[key] for key in ("difference", "standard_error")})
+    return found
+
+
 def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
     """Return what the best prompt of a task scored, and how many it is the best of where these are few."""
     row = prompts().get(task)
@@ -143,7 +164,7 @@ def on_shifted() -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
         for task in TASKS
         for arm in (*TITLES, *MORE, *VARIED)
         for run in runs(arm, task)
-    }
+    } | {(PROMPTED, run["task"], None): run for run in prompted()}
     return [(row, known.get((row["arm"], row["task"], row["frame"]))) for row in rows]
 
 

@@ -28,6 +28,7 @@ from _records import (
     LIGHT,
     MORE,
     PAPER,
+    PROMPTED,
     STEPS,
     TASKS,
     TITLES,
@@ -255,7 +256,8 @@ def shifted() -> str:
     """Gains on the usual held-out prompts beside those on shifted ones."""
     rows = []
     for row, usual in on_shifted():
-        names = [TASKS[row["task"]], (TITLES | MORE | VARIED)[row["arm"]], str(row["seed"])]
+        title = {PROMPTED: PROMPTED, **TITLES, **MORE, **VARIED}[row["arm"]]
+        names = [TASKS[row["task"]], title, str(row["seed"]) if row["frame"] else ""]
         known = f"{usual['base']:.2f} {usual['difference']:+.2f}" if usual else ""
         gained = f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}"
         rows.append([*names, known, gained])

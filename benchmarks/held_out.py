@@ -2,8 +2,9 @@
 
 Shifted are rarer words, other phrasings of the request, longer inputs. What was trained behind a prompt is
 measured behind it, against that prompt alone. The vectors are those of a study of `science.py`, which keeps
-the frame of each run: of arms whose basis is what an export gives. Measurements are kept in a JSON-lines file
-as they end: a second call goes on.
+the frame of each run: of arms whose basis is what an export gives. With `--best-prompt` the best prompt of
+each task is measured, too, without a vector. Measurements are kept in a JSON-lines file as they end: a second
+call goes on.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
-from _subjects import best_prompt, export
+from _records import PROMPTED, prompted
+from _subjects import SCALES, best_prompt, export
 from science import ARMS
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime.evaluation import Evaluation, compare, evaluate
 from tinylora_edge.runtime.llama.batch import batch_for
-from tinylora_edge.tasks import load_task
+from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.wire import frame
 
 USUAL, SHIFTED = "usual", "shifted"
@@ -66,17 +68,26 @@ class Measure:
         return MicroVector(values.reshape(basis.groups, basis.u))
 
     def __call__(self, run: Row, prompts: str) -> Row:
-        """Return the figures of a run's vector and of the base on usual or shifted prompts."""
-        task = load_task(run["task"], held_out=self._options.n)
-        if behind := ARMS[run["arm"]].behind:
-            task = best_prompt(run["task"]).before_task(task)
-        samples = task.shifted if prompts == SHIFTED else task.held_out
-        with batch_for(self._llm, samples, task.max_tokens, **self._threads) as batch:
-            own = evaluate(batch, task, self.vector(run), samples=samples)
-            key = (task.name, prompts, behind)
-            if key not in self._bases:
-                self._bases[key] = evaluate(batch, task, None, samples=samples)
-            base = self._bases[key]
+        """Return the figures of a run's vector and of the base on usual or shifted prompts.
+
+        A run without a frame is the best prompt alone, against the base without it.
+        """
+        bare = load_task(run["task"], held_out=self._options.n)
+        alone = run["frame"] is None
+        behind = not alone and ARMS[run["arm"]].behind
+        task = best_prompt(run["task"]).before_task(bare) if alone or behind else bare
+        against = bare if alone else task
+
+        def scores(task: Task, vector: MicroVector | None) -> Evaluation:
+            samples = task.shifted if prompts == SHIFTED else task.held_out
+            with batch_for(self._llm, samples, task.max_tokens, **self._threads) as batch:
+                return evaluate(batch, task, vector, samples=samples)
+
+        own = scores(task, None if alone else self.vector(run))
+        key = (task.name, prompts, behind)
+        if key not in self._bases:
+            self._bases[key] = scores(against, None)
+        base = self._bases[key]
         measured = {"n": base.n, "base": base.mean, "vector": own.mean, **asdict(compare(base, own))}
         return measured | {"measured_with": self._llm.basis.digest, "commit": bench.commit()}
 
@@ -95,7 +106,8 @@ def measured(runs: list[Row], kept: Path, options: argparse.Namespace) -> Iterat
                         if found is None:
                             if measure is None:
                                 (room := Path(folder) / str(place)).mkdir()
-                                measure = Measure(export(room, ARMS[arm].shape)[0], options)
+                                shape = SCALES if arm == PROMPTED else ARMS[arm].shape
+                                measure = Measure(export(room, shape)[0], options)
                             found = {**name, **measure(run, prompts)}
                             bench.keep(kept, found)
                         yield run, found
@@ -123,6 +135,7 @@ def main() -> None:
         action="store_true",
         help="also vectors from machines whose factors have other roundings, and the basis so another digest",
     )
+    arguments.add_argument("--best-prompt", action="store_true", help="measure that of each task, too")
     arguments.add_argument("--workers", type=int, help="cores; all unless given")
     options = arguments.parse_args()
     report = bench.Report("held_out", options.json)
@@ -135,6 +148,8 @@ def main() -> None:
         and run["task"] in (options.tasks or [run["task"]])
         and run["seed"] in (options.seeds or [run["seed"]])
     ]
+    if options.best_prompt:
+        runs += [run for run in prompted() if run["task"] in (options.tasks or [run["task"]])]
     if not runs:
         known = sorted({(run["task"], run["arm"]) for run in bench.read_study(options.study)})
         raise SystemExit(

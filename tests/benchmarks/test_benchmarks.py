@@ -306,5 +306,13 @@ def test_vectors_of_runs_are_measured_on_other_prompts(tmp_path: Path, smollm2_b
     one, other = (json.loads(line) for line in kept.read_text().splitlines())
     assert (one["n"], one["prompts"], one["measured_with"]) == (4, "usual", basis.digest)
     assert [one["base"], one["vector"]] == [other["base"], other["vector"]]
+    run("held_out.py", *asked, "--tasks", "brevity", "--best-prompt", "--workers", "1")
+    prompted = json.loads(kept.read_text().splitlines()[-1])
+    assert (prompted["arm"], prompted["task"], prompted["frame"]) == (
+        "the best prompt, no vector",
+        "brevity",
+        None,
+    )
+    assert prompted["vector"] - prompted["base"] == prompted["difference"]
     error = refused("held_out.py", *asked, "--tasks", "brevity")
     assert f"no vector of these tasks, arms and seeds; it has list-lookup: {arm}" in error
