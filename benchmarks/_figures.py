@@ -299,7 +299,7 @@ def draw_elsewhere(figure: Any, data: Any) -> None:
     for name, tone in zip(WAYS.values(), tones, strict=True):
         axes.bar(0, 0, color=tone, label=name)
     axes.bar(0, 0, facecolor="none", edgecolor=INK, label="usual prompts")
-    figure.legend(loc="outside lower center", ncols=len(WAYS) + 1)
+    figure.legend(loc="outside lower center", ncols=3)
 
 
 def closed() -> Any:
@@ -388,7 +388,7 @@ EVIDENCE = {
     ),
     "more": EvidenceFigure("The gain, by how many numbers are trained", 3.2, more, draw_more),
     "curves": EvidenceFigure("The score on 48 validation prompts during training", 4.6, soon, draw_soon),
-    "shifted": EvidenceFigure("What is left of a gain on shifted prompts", 2.9, elsewhere, draw_elsewhere),
+    "shifted": EvidenceFigure("What is left of a gain on shifted prompts", 3.1, elsewhere, draw_elsewhere),
     "distilled": EvidenceFigure(
         "What 13 numbers hold of prompts of unknown families", 2.6, closed, draw_closed
     ),

@@ -255,7 +255,7 @@ def distilled() -> str:
 def shifted() -> str:
     """Gains on the usual held-out prompts beside those on shifted ones."""
     rows = []
-    for row, usual in on_shifted():
+    for row, usual in sorted(on_shifted(), key=lambda pair: list(TASKS).index(pair[0]["task"])):
         title = {PROMPTED: PROMPTED, **TITLES, **MORE, **VARIED}[row["arm"]]
         names = [TASKS[row["task"]], title, str(row["seed"]) if row["frame"] else ""]
         known = f"{usual['base']:.2f} {usual['difference']:+.2f}" if usual else ""
