@@ -217,7 +217,7 @@ def draw_more(figure: Any, data: Any) -> None:
         axes.errorbar(counts, gains, errors, marker=mark, color=tone, label=task, linewidth=1)
     names = {count: name for rows in data.values() for count, name, *_ in rows}
     axes.set_xscale("log")
-    axes.set_xticks(list(names), list(names.values()))
+    axes.set_xticks(list(names), [name.replace(" ", "\n", 1) for name in names.values()])
     axes.minorticks_off()
     axes.set_xlabel("what is trained")
     axes.set_ylim(0)

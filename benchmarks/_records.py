@@ -34,13 +34,13 @@ BEHIND = {
 }
 PROMPTED = "the best prompt, no vector"
 VARIED = {
-    f"{ALL}, varied prompts": "840 numbers in int8, trained on varied prompts",
+    f"{ALL}, varied prompts": "840 numbers, trained on varied prompts",
     f"{LEARNED}, varied prompts": f"{TITLES[LEARNED]}, trained on varied prompts",
 }
 MORE = {
-    "G = 52": "52 tiles",
-    "G = 210": "210 tiles",
-    ALL: "840 numbers in int8",
+    "G = 52": "52 numbers",
+    "G = 210": "210 numbers",
+    ALL: "840 numbers",
     "R, all 840 numbers": "R, 840 numbers",
     "LoRA r = 1": "LoRA of rank 1",
     "LoRA r = 8": "LoRA of rank 8",
