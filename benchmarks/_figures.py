@@ -17,6 +17,7 @@ from typing import Any
 
 from _records import (
     ALL,
+    ALL_BUNDLE,
     FOUR,
     LEARNED,
     MORE,
@@ -340,6 +341,7 @@ def moved() -> Any:
         series = f"{TASKS[row['task']]}, seed {seed_of(row)}: " + {
             "tiled": "the paper's",
             "learned": "learned far from all tasks, shortened",
+            ALL_BUNDLE: "840 numbers",
         }.get(row["bundle"], f"tune, {row['budget']}" if "budget" in row else "learned, as shipped")
         label = f"x {row['scale']:g}" if "scale" in row else f"{row.get('anchor') or 0:g}"
         drift = row["drift"]
@@ -355,7 +357,8 @@ def draw_moved(figure: Any, data: Any) -> None:
     marks = iter("osD^vP*X<>")
     for name in names:
         points = [row for row in data if row[0] == name]
-        tone = PAPERS if "paper" in name else PROMPT if "far" in name else BOTH if "tune" in name else SHIPPED
+        words = {"paper": PAPERS, "far": PROMPT, "tune": BASE, "840": BOTH}
+        tone = next((tone for word, tone in words.items() if word in name), SHIPPED)
         _, labels, gains, errors, kls, kl_errors = zip(*points, strict=True)
         axes.errorbar(kls, gains, errors, kl_errors, marker=next(marks), color=tone, label=name, linewidth=1)
         for label, x, y in zip(labels, kls, gains, strict=True):

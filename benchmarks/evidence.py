@@ -19,6 +19,7 @@ from typing import Any
 from _figures import EVIDENCE
 from _records import (
     ALL,
+    ALL_BUNDLE,
     ATTENTION,
     BEHIND,
     FAR,
@@ -56,7 +57,6 @@ DOCUMENTS = [DOCS / "EVIDENCE.md", DOCS / "LEARNED_BASIS.md", DOCS / "TRAINING.m
 FIGURES = DOCS / "figures"
 EQUAL = {"tiled": "the paper's basis", "learned": "learned"}
 """Bundles of the vectors whose drift is compared at equal gain."""
-ALL_BUNDLE = "out/all"  # of the 840 numbers
 
 
 def number(value: float) -> str:
