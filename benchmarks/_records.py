@@ -26,10 +26,8 @@ LEARNED = "learned, as shipped"
 FAR = "learned: n = 13, dense"
 LIGHT, ATTENTION = "learned, light", "learned, attention"
 TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
-ALL, ALL_BUNDLE = (
-    "u = 4, G = 210, int8 (855 bytes)",
-    "out/all",
-)  # an arm of `science.py`, a bundle of `drift.py`
+ALL = "u = 4, G = 210, int8 (855 bytes)"
+ALL_BUNDLE = "out/all"  # of the same basis, in the records of `drift.py`
 BEHIND = {
     "as shipped, behind the best prompt": TITLES[LEARNED],
     "learned, behind the best prompt": TITLES[FAR],
