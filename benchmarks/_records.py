@@ -34,6 +34,12 @@ BEHIND = {
     f"{ALL}, behind the best prompt": "840 numbers",
 }
 PROMPTED = "the best prompt, no vector"
+SFT = {
+    PAPER: "GRPO, the paper's",
+    "SFT on the answers": "SFT, the paper's",
+    LEARNED: "GRPO, learned",
+    "SFT on the answers, learned": "SFT, learned",
+}
 VARIED = {
     f"{ALL}, varied prompts": "840 numbers, trained on varied prompts",
     f"{LEARNED}, varied prompts": f"{TITLES[LEARNED]}, trained on varied prompts",

@@ -30,6 +30,7 @@ from _records import (
     MORE,
     PAPER,
     PROMPTED,
+    SFT,
     STEPS,
     TASKS,
     TITLES,
@@ -218,6 +219,11 @@ def light() -> str:
     return beside({PAPER: "the paper's, 210 modules", **learned}, [LIGHT])
 
 
+def sft() -> str:
+    """GRPO and cross-entropy on the answers, in both bases."""
+    return beside(SFT, [arm for arm, title in SFT.items() if "SFT" in title])
+
+
 def costs() -> str:
     """What a request pays for each way, where a search was made."""
     rows, searched = [], prompts()
@@ -323,6 +329,7 @@ MADE = (
     scores,
     together,
     more,
+    sft,
     gains,
     steps,
     curves,
