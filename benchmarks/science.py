@@ -26,7 +26,8 @@ from typing import Any
 import _common as bench  # first: it sets what libraries read when loaded
 import evidence
 import numpy as np
-from _subjects import best_prompt, export
+from _records import ALL
+from _subjects import ALL_OF_R, best_prompt, export
 from _varied import varied
 
 from tinylora_edge import Basis, save_basis
@@ -110,14 +111,10 @@ ARMS: dict[str, Arm] = {
     # Where all of R had four step sizes to choose from, it took the one that `train` takes, as these do.
     "G = 52": Arm(Shape(groups=52)),
     "G = 210": Arm(Shape(groups=210)),
-    "u = 4, G = 210, int8 (855 bytes)": Arm(Shape(u=4, groups=210), wire="int8"),
-    "u = 4, G = 210, int8 (855 bytes), longer steps": Arm(
-        Shape(u=4, groups=210), wire="int8", trials=(1.0, 2.0, 4.0)
-    ),
-    "u = 4, G = 210, int8 (855 bytes), behind the best prompt": Arm(
-        Shape(u=4, groups=210), wire="int8", behind=True
-    ),
-    "u = 4, G = 210, int8 (855 bytes), varied prompts": Arm(Shape(u=4, groups=210), wire="int8", varied=True),
+    ALL: Arm(ALL_OF_R, wire="int8"),
+    f"{ALL}, longer steps": Arm(ALL_OF_R, wire="int8", trials=(1.0, 2.0, 4.0)),
+    f"{ALL}, behind the best prompt": Arm(ALL_OF_R, wire="int8", behind=True),
+    f"{ALL}, varied prompts": Arm(ALL_OF_R, wire="int8", varied=True),
     "learned, as shipped, varied prompts": Arm(Shape(projection="learned"), varied=True),
     "R, all 840 numbers": Arm(all_entries=True, trials=(0.03, 0.1, 0.3, 1.0)),
     "LoRA r = 1": Arm(lora=1, trials=(0.01, 0.03, 0.1, 0.3)),

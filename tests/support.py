@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -324,9 +325,13 @@ def rebased(bundle: Path, basis: Basis, folder: Path) -> Path:
 
 def script(path: Path) -> ModuleType:
     """A program of the project that is no part of the package, as a module."""
+    import pytest  # here alone: the fuzz harnesses, which read this file, run without it
+
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)  # where a dataclass looks for its annotations
+        spec.loader.exec_module(module)
     return module

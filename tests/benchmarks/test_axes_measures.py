@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import support
 
 from tinylora_edge.tasks.behaviours import load_contrast, shipped_axes
 
@@ -23,12 +23,7 @@ def axes() -> Iterator[ModuleType]:
         for name in ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS"):  # importing sets them; this takes them back
             patch.setenv(name, "1")
         patch.syspath_prepend(FOLDER)
-        spec = importlib.util.spec_from_file_location("axes_benchmark", FOLDER / "axes.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+        yield support.script(FOLDER / "axes.py")
         for name in ("_common", "_subjects"):
             sys.modules.pop(name, None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import support
 
 from tinylora_edge import MicroVector, load_basis
 from tinylora_edge._system import cores
@@ -196,12 +196,7 @@ def test_retention_compares_the_two_engines(smollm2_bundle: Path, tmp_path: Path
 def common(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name in ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS"):  # importing sets them; this takes them back
         monkeypatch.setenv(name, "1")
-    spec = importlib.util.spec_from_file_location("_common", FOLDER / "_common.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return support.script(FOLDER / "_common.py")
 
 
 def test_every_contestant_takes_every_place_in_a_round(common: ModuleType) -> None:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import support
 
 from tinylora_edge.train.learned import Metric
 from tinylora_edge.train.learned.directions import learned_directions
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def sampled() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_sampled", FOLDER / "_sampled.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass looks for its annotations
-    spec.loader.exec_module(module)
-    return module
+    return support.script(Path(__file__).parents[2] / "benchmarks/_sampled.py")
 
 
 @pytest.mark.parametrize("questions", [7, 60])

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import support
 
 from tinylora_edge.tasks import Completion, load_task
 from tinylora_edge.tasks.generated import _word_tasks
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_varied", FOLDER / "_varied.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return support.script(Path(__file__).parents[2] / "benchmarks/_varied.py")
 
 
 @pytest.mark.parametrize("name", ["list-lookup", "word-sums"])
