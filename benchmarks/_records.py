@@ -57,6 +57,29 @@ VARIANTS = {
     "6 learned, 7 random tiles": "6 learned, 7 tiles",
     "13 learned, 13 random tiles": "13 learned, 13 tiles",
 }
+SHAPES = {
+    PAPER: "r = 2, u = 1, G = 13, tiled, float32: the default",
+    "SFT on the answers": "the same, by SFT on the answers",
+    "r = 1": "r = 1",
+    "r = 4": "r = 4",
+    "r = 8": "r = 8",
+    "structured": "r = 2, tied by module kind (`structured`)",
+    "full: u = 13, G = 1": "u = 13, G = 1: one row for all (`full`)",
+    "bf16, G = 13 (26 bytes)": "the default in bfloat16: 26 bytes of numbers",
+    "bf16, G = 26 (52 bytes)": "G = 26, bfloat16: 52 bytes of numbers, as the default",
+}
+"""Shapes of random directions, in `science.jsonl`, which are runs of another machine."""
+DEVICE = {
+    ("CMA-ES", "100ktokens"): "tune, 100,000 tokens, the paper's",
+    ("CMA-ES, learned from 163 behaviours", "35ktokens"): "tune, 35,000, learned far from all tasks",
+    ("CMA-ES, learned", "35ktokens"): "tune, 35,000, learned, as shipped",
+    ("pairs", "random"): "20 pairs, the paper's",
+    ("pairs", "learned"): "20 pairs, learned, as shipped",
+}
+"""What a device finds by itself, by search and budget in `tune.jsonl` or method and directions in `feedback.jsonl`."""
+LIKED = {"brevity": "brief", "list-lookup": "correct"}
+"""What simulated users like, by the task that asks for it."""
+PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on
 WAYS = {
     PROMPTED: "best prompt",
     PAPER: "13 numbers, the paper's",
@@ -68,10 +91,10 @@ STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between val
 SHIFTED = 64  # shifted prompts
 
 
-def runs(arm: str, task: str) -> list[dict[str, Any]]:
+def runs(arm: str, task: str, study: str = "learned_basis") -> list[dict[str, Any]]:
     """Return the runs of an arm with the usual settings, by seed."""
     asked = (arm, task, STEPS, HELD_OUT)
-    rows = bench.read_study(RESULTS / "learned_basis.jsonl")
+    rows = bench.read_study(RESULTS / f"{study}.jsonl")
     found = [row for row in rows if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == asked]
     return sorted(found, key=lambda row: int(row["seed"]))
 
@@ -179,6 +202,28 @@ def drifts() -> list[dict[str, Any]]:
     """Return the vectors whose drift was measured on all general prompts."""
     rows = bench.read_study(RESULTS / "drift.jsonl")
     return [row for row in rows if "drift" in row and row["prompts"] is None]
+
+
+def found_on_device(task: str, way: tuple[str, str]) -> list[float]:
+    """Return the gains of a task's vectors that a device found, a seed or a user each, by `DEVICE`."""
+    how, what = way
+    if how != "pairs":
+        rows = bench.read_study(RESULTS / "tune.jsonl")
+        asked = (how, task, what, "Q4_1", HELD_OUT)
+        keys = ("arm", "task", "budget", "weights", "n")
+        return [row["difference"] for row in rows if tuple(row[key] for key in keys) == asked]
+    rows = [
+        row
+        for row in bench.read_study(RESULTS / "feedback.jsonl")
+        if row["preference"] == LIKED.get(task) and row.get("prior", True) and row["n"] == USERS_HELD_OUT
+    ]
+    base = next((row["liked"] for row in rows if row["method"] == "base"), 0.0)
+    asked = (how, what, PAIRS)
+    return [
+        row["liked"] - base
+        for row in rows
+        if (row["method"], row.get("projection", "random"), row["clicks"]) == asked
+    ]
 
 
 def seed_of(row: dict[str, Any]) -> int:

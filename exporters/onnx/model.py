@@ -6,11 +6,13 @@ loaded: what is looked at is mapped, and what is kept is copied by the file syst
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 
 from ..._system import atomic_write
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
-from ...formats.onnx_graph import MODEL_NAME
+from ...formats.onnx_graph import GENAI_NAME, MODEL_NAME
+from ...maxima import TOKENIZER_BYTES
 from ..bundle_writer import copy_file
 
 if TYPE_CHECKING:
@@ -30,6 +33,14 @@ MIN_OPSET = 13
 MIN_IR = 4
 """Since then an initializer may be there without an input, so that one with an input is a default."""
 MAX_INLINE_BYTES = 1_900_000_000  # protocol buffers end at 2 GiB
+_BESIDE = (
+    *(GENAI_NAME, "config.json", "generation_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    *("preprocessor_config.json", "processor_config.json"),
+    *("LICENSE*", "NOTICE*"),
+)
+"""Names of the files that engines and readers of a bundle need beside a graph (docs/ONNX.md)."""
 
 
 class OnnxModel:
@@ -242,9 +253,13 @@ def nbytes(tensor: TensorProto) -> int:
 
 
 def copy_folder(source: Path, target: Path, *, without: set[Path]) -> None:
-    """Copy the small files beside a model (tokenizer, configuration), following links, not folders."""
+    """Copy the small files beside a model by name: tokenizer, configuration, licence. Links are followed.
+
+    A bundle is published: whatever else lies in the folder, keys for one, stays there.
+    """
     for path in sorted(source.iterdir()):
-        if path.is_file() and path not in without and not path.name.endswith((".onnx", ".onnx_adapter")):
+        known = path not in without and any(fnmatchcase(path.name, pattern) for pattern in _BESIDE)
+        if known and path.is_file() and path.stat().st_size <= TOKENIZER_BYTES:
             shutil.copyfile(path, target / path.name)
 
 

@@ -44,7 +44,8 @@ class RewardLearner:
         shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
             faster than right or wrong. `reward` alone decides what is kept.
         seed: of everything.
-        start: vector to begin with; None for the model's own, or where it has none the base.
+        start: vector to begin with; None for the model's own, or where it has none the base. A state knows its
+            own.
         max_tokens: of an answer.
         raw: texts go past the chat template; by default each is one message of the user, as in the app.
         settings: of the loop and the search.
@@ -120,6 +121,9 @@ class RewardLearner:
         if self._path is not None and self._path.exists():
             self.state = load_state(self._path, self._identity())
             try:
+                # Not what this process was given: an app may have swapped in what was found.
+                began = np.array(self.state.start, np.float32).reshape(start.values.shape)
+                self._plan = replace(self._plan, start=MicroVector(began, start.dtype, start.sequence))
                 self._search = restore_search(self.state.search, size=search.size)
             except ValueError as error:
                 raise TrainError(f"{self._path} is not a usable state of tuning: {error}") from None
@@ -172,8 +176,8 @@ class RewardLearner:
             "basis": self._llm.basis.digest,
             "prior": None if (prior := self._llm.basis.prior) is None else prior.digest,
             "seed": self._plan.seed,
-            "prompts": len(task.train),
-            "held_back": len(task.held_out),
+            "number of prompts": len(task.train),
+            "number held back": len(task.held_out),
             "max_tokens": task.max_tokens,
             **asdict(self.settings),
         }

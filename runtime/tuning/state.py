@@ -133,8 +133,8 @@ def load_state(path: str | PathLike[str], identity: dict[str, Any]) -> TuningSta
     except (ValueError, KeyError, TypeError) as error:
         raise TrainError(f"{path} is not a usable state of tuning: {error}") from None
     for key, value in identity.items():
-        if found.get(key) != value:
+        if found.get(key, value) != value:  # states of before have fewer keys
             raise TrainError(
-                f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {value!r}"
+                f"{path} belongs to another run: its {key} is {found[key]!r}, this run's is {value!r}"
             )
     return state

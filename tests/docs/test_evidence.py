@@ -24,7 +24,7 @@ def copy(tmp_path: Path) -> Path:
     """The documents, and what makes them."""
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks/results").symlink_to(ROOT / "benchmarks/results")
-    for name in ("evidence", "_common", "_figures", "_records"):
+    for name in ("evidence", "_common", "_figures", "_records", "_tables"):
         shutil.copy(ROOT / f"benchmarks/{name}.py", tmp_path / "benchmarks")
     shutil.copytree(ROOT / "docs/figures", tmp_path / "docs/figures")
     for page in ("EVIDENCE.md", "LEARNED_BASIS.md", "TRAINING.md"):

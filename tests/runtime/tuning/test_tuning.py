@@ -210,6 +210,7 @@ class TestSittings:
         "change",
         [
             lambda state: state.update(start="abc"),
+            lambda state: state.update(start=[0.0]),
             lambda state: state.update(tokens=None),
             lambda state: state.update(best=[None]),
             lambda state: state.update(search={}),
@@ -233,6 +234,24 @@ class TestSittings:
         RewardLearner(llm, PROMPTS, favoured, seed=1, path=tmp_path / "state", **QUICK).run("2ktokens")
         with pytest.raises(TrainError, match="its seed is 1, this run's is 2"):
             RewardLearner(llm, PROMPTS, favoured, seed=2, path=tmp_path / "state", **QUICK)
+
+
+    def test_a_state_of_other_prompts(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        RewardLearner(llm, PROMPTS[:-6], favoured, path=tmp_path / "state", **QUICK).run("2ktokens")
+        with pytest.raises(TrainError, match="its number of prompts is"):
+            RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+
+    def test_a_state_knows_what_the_run_began_with(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        own = MicroVector.random(llm.basis, 0.1, seed=5)
+
+        def indifferent(completion: Completion, sample: Sample) -> float:
+            return 0.5
+
+        first = RewardLearner(llm, PROMPTS, indifferent, start=own, path=tmp_path / "state", **QUICK)
+        first.run("2ktokens", last_check=False)
+        found = RewardLearner(llm, PROMPTS, indifferent, path=tmp_path / "state", **QUICK).run("2ktokens")
+        assert not found.improved
+        assert found.vector == own
 
 
 def strings(value: Any) -> Iterator[str]:

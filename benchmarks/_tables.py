@@ -1,0 +1,368 @@
+"""The tables of the documents' blocks, each a function that makes Markdown of the records."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from _records import (
+    ALL,
+    ALL_BUNDLE,
+    ATTENTION,
+    BEHIND,
+    DEVICE,
+    FAR,
+    FOUR,
+    HELD_OUT,
+    LEARNED,
+    LIGHT,
+    MORE,
+    PAPER,
+    PROMPTED,
+    SFT,
+    SHAPES,
+    STEPS,
+    TASKS,
+    TITLES,
+    VALIDATED,
+    VARIANTS,
+    VARIED,
+    ahead,
+    best_prompt,
+    between,
+    distillations,
+    drifts,
+    found_on_device,
+    on_shifted,
+    over_seeds,
+    prompts,
+    runs,
+    seed_of,
+    trained,
+    validated,
+    ways,
+    widest,
+)
+
+EQUAL = {"tiled": "the paper's basis", "learned": "learned"}
+"""Bundles of the vectors whose drift is compared at equal gain."""
+
+
+def number(value: float) -> str:
+    """Return a share as docs write it: two digits, without the zero before the point."""
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+
+
+def with_error(value: float, error: float) -> str:
+    return f"{number(value)} ± {number(error)}"
+
+
+def markdown(headers: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows)]
+    return "\n".join(lines)
+
+
+def scores() -> str:
+    """Each task: the base, the best prompt, and 13 numbers in each basis."""
+    rows = []
+    for task, title in trained().items():
+        found = ways(task)
+        base = statistics.mean(row["base"] for mine in found.values() for row in mine)
+        found[ALL], (best, few) = runs(ALL, task), best_prompt(task)
+        rows.append(
+            [
+                title,
+                number(base),
+                with_error(best["mean"], best["standard_error"]) + few if best else "not searched",
+                *(with_error(*over_seeds(mine, "vector")) if mine else "" for mine in found.values()),
+                ", ".join(str(len(mine)) for mine in found.values()),
+            ]
+        )
+    headers = ["task", "base", "best prompt", *(f"13 numbers, {title}" for title in TITLES.values())]
+    return markdown([*headers, "840 numbers", "seeds"], rows)
+
+
+def together() -> str:
+    """What a vector adds to the best prompt, paired: trained without it, or behind it, each seed."""
+    rows, searched = [], prompts()
+    for task, title in TASKS.items():
+        best, few = best_prompt(task)
+        if best is None:
+            continue
+        pair = best["name"], f"vector + {best['name']}"
+        apart = [duel for duel in searched[task]["duels"] if (duel["first"], duel["second"]) == pair]
+        behind = {arm: "; ".join(added(widest(run)) for run in runs(arm, task)) for arm in BEHIND}
+        cells = [f"{BEHIND[arm]}: {text}" for arm, text in behind.items() if text]
+        score = with_error(best["mean"], best["standard_error"]) + few
+        rows.append([title, score, "; ".join(map(added, apart)), "; ".join(cells)])
+    return markdown(
+        ["task", "best prompt", "a vector trained without it adds", "one trained behind it adds"], rows
+    )
+
+
+def added(row: dict[str, Any]) -> str:
+    """Return a paired difference with its standard error, and McNemar's p where scores are 0 or 1."""
+    p = f"p = {row['p']:.1g}".replace("e-0", "e-") if "p" in row else ""
+    n = f"n = {row['n']}" if row.get("n", HELD_OUT) != HELD_OUT else ""
+    both = f" ({', '.join(filter(None, (n, p)))})" if n or p else ""
+    return f"{row['difference']:+.2f} ± {row['standard_error']:.2f}{both}"
+
+
+def gains() -> str:
+    """Each run's gain over the base, paired, how far learned is ahead, and the mean over tasks."""
+    rows, means = [], dict[str, list[float]]()
+    for task, title in trained().items():
+        found, cells = ways(task), []
+        for arm, mine in found.items():
+            cells.append(" ".join(f"{row['difference']:+.3f}" for row in mine))
+            means.setdefault(arm, []).append(
+                statistics.mean(row["difference"] for row in mine) if mine else math.nan
+            )
+            if arm != PAPER:
+                by = ahead(mine, found[PAPER])
+                error = f" ± {between(by):.3f}" if len(by) > 1 else ""
+                cells.append(f"{statistics.mean(by):+.3f}{error}" if by else "")
+        rows.append([title, *cells])
+    for name, count in (("mean of the first four", FOUR), ("mean of all", len(means[PAPER]))):
+        if name == "mean of all" and (count == FOUR or any(map(math.isnan, means[PAPER]))):
+            continue  # nothing more, or not the same tasks
+        paper = statistics.mean(means[PAPER][:count])
+        cells = [f"{paper:+.3f}"]
+        for arm in list(TITLES)[1:]:
+            mean = statistics.mean(means[arm][:count])
+            cells += ["", ""] if math.isnan(mean) else [f"{mean:+.3f}", f"{mean / paper:.1f} times"]
+        rows.append([name, *cells])
+    headers = ["gain of each seed", TITLES[PAPER]]
+    for arm in list(TITLES)[1:]:
+        headers += [TITLES[arm], "is ahead by"]
+    return markdown(headers, rows)
+
+
+def steps() -> str:
+    """The step at which learned directions validate as the paper's do after all steps, a seed each."""
+    rows = []
+    for task, title in trained().items():
+        found = ways(task)
+        aims = {row["seed"]: row["validation"][-1] for row in found[PAPER]}
+        if not aims:
+            continue
+        cells = []
+        for arm in list(TITLES)[1:]:
+            cells.append(" ".join(first(row, aims[row["seed"]]) for row in found[arm] if row["seed"] in aims))
+        rows.append([title, *cells])
+    return markdown(["step, of each seed", *list(TITLES.values())[1:]], rows)
+
+
+def first(run: dict[str, Any], aim: float) -> str:
+    """Return the step at which a run's validation is as high as an aim."""
+    curve = run["validation"]
+    known: Sequence[object] = validated(run) or ["not known"] * len(curve)
+    reached = (step for step, value in zip(known, curve, strict=True) if value >= aim)
+    return str(next(reached, "never"))
+
+
+def curves() -> str:
+    """The validation of every run, before it and after every few steps."""
+    rows = []
+    for task, title in trained().items():
+        for arm, found in ways(task).items():
+            for row in found:
+                values = " ".join(number(value) for value in row["validation"])
+                rows.append([title, TITLES[arm], str(row["seed"]), values])
+    return markdown(["task", "directions", "seed", f"validation, every {VALIDATED} steps"], rows)
+
+
+def beside(arms: dict[str, str], chosen: Collection[str], share: str | None = None) -> str:
+    """Gains of some arms beside others, a row a task and seed that one of the chosen was run with.
+
+    A title for `share` adds a column: what part of a row's largest gain its first arm has.
+    """
+    rows = []
+    for task, title in TASKS.items():
+        found = {arm: {row["seed"]: row["difference"] for row in runs(arm, task)} for arm in arms}
+        for seed in sorted({seed for arm in chosen for seed in found[arm]}):
+            gained = [mine.get(seed) for mine in found.values()]
+            cells = [f"{gain:+.3f}" if gain is not None else "" for gain in gained]
+            if share is not None:
+                largest = max(gain for gain in gained if gain is not None)
+                cells.append(number(gained[0] / largest) if gained[0] is not None else "")
+            rows.append([title, str(seed), *cells])
+    return markdown(["task", "seed", *arms.values(), *([share] if share else [])], rows)
+
+
+def variants() -> str:
+    """Other uses of directions that are far from all tasks, beside both bases."""
+    return beside({PAPER: "13 random tiles", FAR: "13 learned", **VARIANTS}, VARIANTS)
+
+
+def more() -> str:
+    """Gains of more numbers, trained by the same loop, and what share of the largest gain 13 keep."""
+    asked = {arm: title for arm, title in MORE.items() if any(runs(arm, task) for task in TASKS)}
+    return beside({LEARNED: "13 numbers", **asked}, asked, share="share that 13 keep")
+
+
+def light() -> str:
+    """The shipped directions of few modules, beside those of all."""
+    learned = {LEARNED: "learned, 210", ATTENTION: "attention, 120", LIGHT: "light, 80"}
+    return beside({PAPER: "the paper's, 210 modules", **learned}, [LIGHT])
+
+
+def shapes() -> str:
+    """Ranks, tyings and dtypes of random directions on list lookup, a gain a seed."""
+    rows = []
+    for arm, title in SHAPES.items():
+        found = runs(arm, "list-lookup", "science")
+        size, sent = found[0]["values"], found[0]["frame_bytes"]
+        gained = " ".join(f"{row['difference']:+.3f}" for row in found)
+        rows.append(
+            [title, str(size), str(sent), gained, f"{max(row['standard_error'] for row in found):.3f}"]
+        )
+    return markdown(["shape", "values", "frame bytes", "gain of each seed", "standard error of one"], rows)
+
+
+def sft() -> str:
+    """GRPO and cross-entropy on the answers, in both bases."""
+    return beside(SFT, [arm for arm, title in SFT.items() if "SFT" in title])
+
+
+def device() -> str:
+    """What a device finds without gradients, beside what training finds in the shipped directions."""
+    rows = []
+    for task, title in trained().items():
+        cells = [found_on_device(task, way) for way in DEVICE]
+        if any(cells):
+            host = [row["difference"] for row in runs(LEARNED, task)]
+            rows.append([title, *map(over_runs, (host, *cells))])
+    return markdown(["gain (seeds or users)", "GRPO on a host, learned, as shipped", *DEVICE.values()], rows)
+
+
+def over_runs(gained: list[float]) -> str:
+    """Return the mean of gains, its standard error by how far they are from each other, and how many they are."""
+    if not gained:
+        return ""
+    return f"{statistics.mean(gained):+.3f} ± {between(gained):.3f} ({len(gained)})"
+
+
+def costs() -> str:
+    """What a request pays for each way, where a search was made."""
+    rows, searched = [], prompts()
+    for task in filter(searched.get, TASKS):
+        for each in searched[task]["contestants"]:
+            cost = each["cost"]
+            times = [f"{cost[key] * 1e3:.0f} ms" for key in ("first_token_s", "next_first_token_s")]
+            score = with_error(each["mean"], each["standard_error"])
+            tokens, sent = f"{cost['prompt_tokens']:.0f}", f"{cost['sent'] or ''}"
+            rows.append([TASKS[task], each["name"], score, tokens, *times, sent])
+    headers = ["task", "asked by", "score", "prompt tokens", "first token, cold", "again", "bytes a user"]
+    return markdown(headers, rows)
+
+
+def distilled() -> str:
+    """The share of the KL that real fits close, over held-out behaviours and seeds."""
+    found, rows = distillations(), []
+    for name in found[0]["closed"]:
+        shares = [row["closed"][name] for row in found]
+        error = between(shares)
+        times = ", ".join(sorted({f"{row['spreads_used'][name]:g}" for row in found}))
+        rows.append(
+            [name, with_error(statistics.mean(shares), error), number(statistics.median(shares)), times]
+        )
+    behaviours, seeds = len({row["behaviour"] for row in found}), len({row["seed"] for row in found})
+    headers = [
+        f"directions ({behaviours} behaviours, seeds: {seeds})",
+        "share closed",
+        "median",
+        "times the prior",
+    ]
+    return markdown(headers, rows)
+
+
+def shifted() -> str:
+    """Gains on the usual held-out prompts beside those on shifted ones."""
+    rows = []
+    for row, usual in sorted(on_shifted(), key=lambda pair: list(TASKS).index(pair[0]["task"])):
+        title = {PROMPTED: PROMPTED, **TITLES, **MORE, **VARIED}[row["arm"]]
+        names = [TASKS[row["task"]], title, str(row["seed"]) if row["frame"] else ""]
+        known = f"{usual['base']:.2f} {usual['difference']:+.2f}" if usual else ""
+        gained = f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}"
+        rows.append([*names, known, gained])
+    return markdown(["task", "numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
+
+
+def drifted(rows: list[dict[str, Any]], what: list[str], names: Callable[[dict[str, Any]], list[str]]) -> str:
+    """Gain and drift of vectors, a row each."""
+    cells = []
+    for row in rows:
+        found, wrong, repeating = row["drift"], row["drift"]["wrong"], row["drift"]["repeating"]
+        cells.append(
+            [
+                *names(row),
+                f"{row['difference']:+.3f} ± {row['standard_error']:.3f}".replace("0.", ".", 2),
+                f"{found['kl']:.3f} ± {found['standard_error']:.3f}".replace("0.", ".", 2),
+                f"{wrong['new']} of {wrong['judged'] - wrong['base']}",
+                f"{repeating['new']} of {repeating['judged'] - repeating['base']}",
+            ]
+        )
+    answers = ["right answers that become wrong", "answers that begin to repeat themselves"]
+    return markdown([*what, f"gain, {HELD_OUT} held-out prompts", "KL, nats a token", *answers], cells)
+
+
+def anchors() -> str:
+    """What holding a vector near the base costs and saves, in the directions that are shipped."""
+    rows = [row for row in drifts() if row["bundle"] not in {*EQUAL, ALL_BUNDLE}]
+
+    def order(row: dict[str, Any]) -> tuple[Any, ...]:
+        return "budget" in row, list(TASKS).index(row["task"]), seed_of(row), row.get("anchor", 0)
+
+    def names(row: dict[str, Any]) -> list[str]:
+        way = f"tune, {row['budget']}" if "budget" in row else f"train, {STEPS} steps"
+        return [way, f"{TASKS[row['task']]}, {seed_of(row)}", f"{row.get('anchor', 0):g}"]
+
+    return drifted(sorted(rows, key=order), ["found by", "task, seed", "`--anchor`"], names)
+
+
+def equal() -> str:
+    """Drift at equal gain: a vector of the paper's basis, and one of learned directions, shortened."""
+    rows = [row for row in drifts() if row["bundle"] in EQUAL]
+
+    def names(row: dict[str, Any]) -> list[str]:
+        return [EQUAL[row["bundle"]] + (f", times {row['scale']:g}" if "scale" in row else "")]
+
+    return drifted(rows, ["vector"], names)
+
+
+def moved() -> str:
+    """Drift of 840 numbers, beside that of 13 for the same task."""
+    free = [row for row in drifts() if row["bundle"] not in EQUAL and not {"anchor", "budget"} & set(row)]
+    tasks = {row["task"] for row in free if row["bundle"] == ALL_BUNDLE}
+
+    def names(row: dict[str, Any]) -> list[str]:
+        numbers = "840 numbers" if row["bundle"] == ALL_BUNDLE else "13 numbers, learned"
+        return [f"{TASKS[row['task']]}, {seed_of(row)}", numbers]
+
+    rows = sorted((row for row in free if row["task"] in tasks), key=names)
+    return drifted(rows, ["task, seed", "numbers"], names)
+
+
+MADE = (
+    scores,
+    together,
+    more,
+    shapes,
+    sft,
+    device,
+    gains,
+    steps,
+    curves,
+    variants,
+    light,
+    costs,
+    distilled,
+    shifted,
+    anchors,
+    equal,
+    moved,
+)
+BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in MADE}
