@@ -366,6 +366,10 @@ class Policy:
         content = frame.content(key, vector.values, vector.dtype)
         self._marks.record(marks.mark(basis.digest, key, stream), vector.sequence, content)
 
+    def highest(self, basis: Basis, *, key: str = "", stream: str = "") -> int:
+        """Return the highest sequence accepted of a stream under a key; 0 for none. It raises as `record`."""
+        return self._marks.highest(marks.mark(basis.digest, key, stream))
+
     def freshness(self, basis: Basis, *, stream: str = "") -> Freshness:
         """Return what is known of the newest vector of a stream, for whoever fetches it from a server.
 

@@ -14,7 +14,7 @@ from ...vector import MicroVector
 from ..pool.scheduler import Scorer
 from .given import Given
 from .posterior import Posterior
-from .scoring import score
+from .scoring import check_different, score
 from .state import FeedbackState, read, write
 
 
@@ -65,11 +65,12 @@ class Clicks:
             better, worse: the answers, of one prompt under one vector.
 
         Raises:
-            TrainError: they are not, or as for `tell`. Nothing was learned.
+            TrainError: they are not, or are the same, or as for `tell`. Nothing was learned.
             OSError: as for `tell`.
         """
         if better.prompt != worse.prompt or better.vector != worse.vector:
             raise TrainError("only two answers to one prompt under one vector can be compared")
+        check_different(better.tokens, worse.tokens)
         with self._lock:
             state, (scores, ratios) = self._scored(path, [better, worse])
             at = better.at(self._basis.size) - self._start

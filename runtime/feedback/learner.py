@@ -18,7 +18,7 @@ from ..llama.batch import Batch, Generation
 from ..llama.model import TinyLoraLlama
 from ..llama.prompts import decode, encode
 from .posterior import Posterior
-from .scoring import infinite, score
+from .scoring import check_different, infinite, score
 from .state import FeedbackState, read, write
 
 _REMEMBERED = 256  # answers that may still be told about
@@ -68,9 +68,10 @@ class FeedbackLearner:
     `posterior.py`. So `tell` takes seconds: call it in another thread than the one that draws the
     buttons. Calls from several threads take turns.
 
-    With the same seed, questions and clicks the vectors are the same, on one machine and build, whether
-    or not the app was started anew in between. Answers are remembered while the tuner lives, the state for
-    ever: it is numbers of a fixed layout (`runtime/feedback/state.py`), and no text is in it.
+    With the same seed, questions and clicks the vectors are the same, on one machine and build. Where the app
+    is started anew, what was asked since the last click counts as not asked. The last 256 answers are
+    remembered while the tuner lives, the state for ever: it is numbers of a fixed layout
+    (`runtime/feedback/state.py`), and no text is in it.
 
     Args:
         llm: a loaded llama.cpp model; it must outlive the tuner, and its own vector is left alone.
@@ -180,7 +181,8 @@ class FeedbackLearner:
         """Learn which of the two answers of one `ask_pair` the user preferred; return the vector of now.
 
         Raises:
-            TrainError: they are not the two of one pair; else as for `tell`. Nothing was learned.
+            TrainError: they are not the two of one pair, or are the same; else as for `tell`. Nothing was
+                learned.
             OSError: as for `tell`.
         """
         with self._lock:
@@ -190,6 +192,7 @@ class FeedbackLearner:
                     f"answers {better.number} and {worse.number} are not the two of one pair: only those of "
                     "one ask_pair can be compared"
                 )
+            check_different(pair[0].tokens, pair[1].tokens)
             state = copy.deepcopy(self._state)
             scores, ratios = self._score(state, pair)
             state.posterior.prefer(scores[0], scores[1], (ratios[0], ratios[1]), pair[0].at)
@@ -248,7 +251,7 @@ class FeedbackLearner:
         if shown is None or shown.answer != answer:
             raise TrainError(
                 f"answer {answer.number} was not asked of this tuner since it was made, or was told about "
-                "already: tell about each answer of ask or ask_pair once"
+                f"already, or {_REMEMBERED} came after it: tell about each answer once, and soon"
             )
         return shown
 

@@ -128,6 +128,8 @@ class Posterior:
         mean, covariance = self.solved()
         centre = float(direction @ mean) + offset
         variance = float(direction @ covariance @ direction)
+        if not variance:
+            return  # nothing that v changes
         z = _mode(centre, variance, sign)
         p = 1 / (1 + np.exp(-sign * z))
         weight, slope = p * (1 - p), sign * (1 - p)

@@ -66,6 +66,21 @@ def score(
     return scores, ratios.tolist()
 
 
+def check_different(better: Sequence[int], worse: Sequence[int]) -> None:
+    """Check that there is something to prefer.
+
+    Args:
+        better, worse: token ids of two answers.
+
+    Raises:
+        TrainError: they are the same.
+    """
+    if list(better) == list(worse):
+        raise TrainError(
+            "the two answers are the same, so to prefer one says nothing: ask again, at a higher temperature"
+        )
+
+
 def infinite() -> TrainError:
     """Return the error of a vector that is too large to learn at."""
     return TrainError("the model's logits are not finite near the vector of now: delete the state")

@@ -44,8 +44,8 @@ class RewardLearner:
         shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
             faster than right or wrong. `reward` alone decides what is kept.
         seed: of everything.
-        start: vector to begin with; None for the model's own, or where it has none the base. A state knows its
-            own.
+        start: vector to begin with; None for the model's own, or where it has none the base. A state that
+            exists knows its own.
         max_tokens: of an answer.
         raw: texts go past the chat template; by default each is one message of the user, as in the app.
         settings: of the loop and the search.

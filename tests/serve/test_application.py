@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tinylora_edge import OptionError, TinyLoraError, VectorError, serve
 from tinylora_edge.serve import process
+from tinylora_edge.serve.keys import ApiKeys
 
 
 async def asked(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -72,6 +74,44 @@ def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
         assert (status, answer["error"]["code"]) == (503, "unavailable")
 
     asyncio.run(used())
+
+
+def test_what_takes_seconds_holds_nobody_up(tiny: Path, tmp_path: Path) -> None:
+    app = serve.app(tiny, store=tmp_path / "users.db", n_ctx=256, contexts=1, n_threads=1)
+    service, release = app.state.service, threading.Event()
+
+    async def used() -> list[Any]:
+        slow = [asyncio.create_task(service.in_turn(release.wait, 60)) for _ in range(40)]
+        body = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
+        assert (await asked(app, "POST", "/v1/completions", body))[0] == 200
+        assert (await asked(app, "GET", "/v1/vectors/ann"))[0] == 404
+        assert not any(task.done() for task in slow)
+        await asyncio.to_thread(service.close)
+        release.set()
+        return await asyncio.gather(*slow, return_exceptions=True)
+
+    first, *others = asyncio.run(used())
+    assert first is True
+    assert {(type(error), "going down" in str(error)) for error in others} == {(TinyLoraError, True)}
+
+
+def test_names_of_models(tiny: Path) -> None:
+    with pytest.raises(OptionError, match="'team@v1' has an @"):
+        serve.app(tiny, name="team@v1")
+    app = serve.app(tiny, name="org/tiny", n_ctx=256, contexts=1, n_threads=1)
+    status, found = asyncio.run(asked(app, "GET", "/v1/models/org/tiny"))
+    assert (status, found["id"]) == (200, "org/tiny")
+    app.state.service.close()
+
+
+def test_a_key_stands_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice-key alice\nalice-key alice\n")
+    assert ApiKeys.read(path).user_of("Bearer alice-key") == "alice"
+    for other, said in (("", "an app that an earlier line gave to alice"), (" bob", "bob that an earlier")):
+        path.write_text(f"alice-key alice\nalice-key{other}\n")
+        with pytest.raises(TinyLoraError, match=f"line 2: it gives a key to {said}"):
+            ApiKeys.read(path)
 
 
 def test_an_app_that_cannot_be_made(tiny: Path, tmp_path: Path) -> None:

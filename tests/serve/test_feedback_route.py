@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from serving import MAC, Serving, serving
 
-from tinylora_edge import SignatureError, TinyLoraError, serve
+from tinylora_edge import Bundle, MicroVector, SignatureError, TinyLoraError, serve
+from tinylora_edge.wire import text
 
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 1, "seed": 3}
 APP, ALICE = {"Authorization": "Bearer app-key-1"}, {"Authorization": "Bearer alice-key"}
@@ -64,6 +66,38 @@ def test_a_users_vector_moves_with_his_clicks(tiny: Path, tmp_path: Path) -> Non
         assert states == {"alice.state", "bob.state"}
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:  # a restart remembers
         assert told(server, id=answered(server, model="tiny@alice"), reward=1) == (200, 4)
+
+
+def test_clicks_come_after_whatever_was_accepted(tiny: Path, tmp_path: Path) -> None:
+    options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
+    (tmp_path / "keys").write_text("app-key-1\n")
+    with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
+        assert told(server, id=answered(server, user="alice"), reward=1) == (200, 1)
+        (state,) = (tmp_path / "states").rglob("alice.state")
+        assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
+        assert not state.exists()
+        last = answered(server, user="alice")
+        assert told(server, id=last, reward=1) == (200, 2)
+        basis = Bundle.find(tiny).basis
+        given = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, stream="alice")
+        brought = answered(server, user="alice", vector=text.encode(given))
+        assert told(server, id=brought, reward=1) == (200, 8)
+        first = answered(server, user="alice")
+        assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
+        assert told(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with him
+
+
+def test_an_answer_teaches_once(tiny: Path, tmp_path: Path) -> None:
+    options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
+    (tmp_path / "keys").write_text("app-key-1\n")
+    with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
+        name = answered(server, user="bob")
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: told(server, id=name, reward=1), range(4)))
+        assert sorted(found) == [(200, 1), *[(404, "answer_not_found")] * 3]
+        alike = answered(server, user="bob", n=2, temperature=0)
+        assert told(server, better=alike, worse=f"{alike}:1") == (400, "nothing_learned")
+        assert told(server, id=alike, reward=1) == (200, 2)  # nothing came of it, so it can be told again
 
 
 def test_a_server_that_learns_from_no_clicks(tiny: Path, tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from ..basis import Basis
-from ..errors import TinyLoraError
+from ..errors import OptionError, TinyLoraError
 from ..formats.bundle import Bundle
 from ..runtime.drift import Drift, measure_drift
 from ..runtime.feedback.clicks import Clicks
 from ..runtime.pool.pool import Pool
 from ..vector import MicroVector, Policy
 from ..wire.tags import Signer, Verifier
-from .feedback import Feedback
+from .feedback import Feedback, check_feedback
 from .keys import ApiKeys
 from .limits import Limits
 from .page.editor import VectorEditor
@@ -36,7 +36,7 @@ _ROUTES = (
     ("/v1/chat/completions", "POST", completions.chat),
     ("/v1/completions", "POST", completions.complete),
     ("/v1/models", "GET", status.models),
-    ("/v1/models/{model}", "GET", status.model),
+    ("/v1/models/{model:path}", "GET", status.model),
     ("/v1/feedback", "POST", feedback.tell),
     ("/v1/vectors/{user}", "PUT", users.put),
     ("/v1/vectors/{user}", "GET", users.get),
@@ -92,8 +92,14 @@ def app(
         pool_options: those of `runtime.Pool`.
 
     Raises:
+        OptionError: the name has an @.
         Those of `runtime.Pool`, `Policy` and the stores.
     """
+    name = name or Path(bundle).resolve().name.removesuffix(".gguf")
+    if "@" in name:
+        raise OptionError(
+            f"the model's name {name!r} has an @, behind which clients name a user: pass another (--name)"
+        )
     basis = Bundle.find(bundle).basis
     opened = None if store is None else _open_store(store, basis)
     try:
@@ -102,7 +108,9 @@ def app(
         given = api_keys if api_keys is None or isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
         limits = limits or Limits()
         if states is not None:
-            _check_feedback(opened, policy, basis, signer)
+            if opened is None:
+                raise TinyLoraError("a server that learns from clicks keeps vectors: name a store too")
+            check_feedback(policy, basis, signer)
         editor = None
         if visitor is not None:
             editor = VectorEditor(basis, policy, visitor, opened, lambda vector: measured(vector))
@@ -118,14 +126,17 @@ def app(
 
     service = Service(
         pool,
-        name=name or Path(bundle).resolve().name.removesuffix(".gguf"),
+        name=name,
         store=opened,
         keys=given,
         limits=limits,
     )
 
     if states is not None and opened is not None:
-        service.feedback = _feedback(pool, Path(states), opened, policy, signer)
+        clicks = Clicks(basis, pool.scorer())
+        service.feedback = Feedback(
+            clicks, Path(states), store=opened, policy=policy, basis=basis, signer=signer
+        )
     if editor is not None:
         service.editor = editor
         service.trust("localhost", "127.0.0.1", "::1")
@@ -144,25 +155,6 @@ def app(
     )
     made.state.service = service
     return made
-
-
-def _check_feedback(store: Store | None, policy: Policy, basis: Basis, signer: Signer | None) -> None:
-    """Refuse to learn vectors that nobody could use."""
-    if store is None:
-        raise TinyLoraError("a server that learns from clicks keeps vectors: name a store too")
-    policy.check(MicroVector.zeros(basis).to_bytes(basis, signer or "crc32"), basis)
-
-
-def _feedback(pool: Pool, states: Path, store: Store, policy: Policy, signer: Signer | None) -> Feedback:
-    basis = pool.basis
-    return Feedback(
-        Clicks(basis, pool.scorer()),
-        states,
-        store=store,
-        policy=policy,
-        frame=lambda vector, user: vector.to_bytes(basis, signer or "crc32", stream=user),
-        basis_id=basis.id,
-    )
 
 
 def _open_store(where: str | PathLike[str], basis: Basis) -> Store:

@@ -58,10 +58,16 @@ class ApiKeys:
             try:
                 if len(words) > 2:
                     raise TinyLoraError(f"it has {len(words)} words: a key, or a key and a user")
-                cls({words[0]: words[1] if len(words) > 1 else None})
+                key, user = words[0], words[1] if len(words) > 1 else None
+                cls({key: user})
+                if keys.get(key, user) != user:
+                    raise TinyLoraError(
+                        f"it gives a key to {user or 'an app'} that an earlier line gave to "
+                        f"{keys[key] or 'an app'}: a key stands for one"
+                    )
             except (TinyLoraError, RequestError) as error:
                 raise TinyLoraError(f"{path}, line {number}: {error}") from None
-            keys[words[0]] = words[1] if len(words) > 1 else None
+            keys[key] = user
         if not keys:
             raise TinyLoraError(f"{path} has no API key: put one on each line")
         return cls(keys)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import FrameError, RequestError, RollbackError, TinyLoraError, VectorError
@@ -21,6 +22,8 @@ from .metrics import Metrics
 from .page.editor import VectorEditor
 from .routes.bodies import Asked
 from .store import Store, check_user
+
+T = TypeVar("T")
 
 _POLL_S = 0.05
 _MOST_NAMED = 128  # characters of an end user's id that tell users apart
@@ -43,6 +46,8 @@ class Service:
         self.pool, self.name, self.store, self.limits = pool, name, store, limits
         self.metrics = Metrics()
         self._keys = keys
+        # What takes seconds would otherwise hold the threads that look-ups and answers need.
+        self._slow = ThreadPoolExecutor(1, thread_name_prefix="slow")
         self._hosts: frozenset[str] | None = None
         self.feedback: Feedback | None = None
         self.editor: VectorEditor | None = None  # of the page, where there is one
@@ -155,11 +160,30 @@ class Service:
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Close pool and store. Again is fine."""
+        """Close pool and store. What waits for its turn ends with an error. Again is fine."""
         self.draining = True
+        self._slow.shutdown(wait=False, cancel_futures=True)
         self.pool.close()
         if self.store is not None:
             self.store.close()
+
+    async def in_turn(self, call: Callable[..., T], *args: Any) -> T:
+        """Call what computes for seconds, after all that were called so before.
+
+        Raises:
+            TinyLoraError: the server is going down.
+            Those of the call.
+        """
+        if self.draining:
+            raise _going_down()
+        future = self._slow.submit(call, *args)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise _going_down() from None  # `close` took it out of the queue
 
     async def with_store(self, call: Callable[[Store], Any]) -> Any:
         """Call the store in a thread.
@@ -200,7 +224,7 @@ class Service:
 
     async def _begin(self, asked: Asked, user: str, vector: bytes | None) -> list[AnswerStream]:
         if self.draining:
-            raise TinyLoraError("the server is going down: ask again in a moment")
+            raise _going_down()
         streams = [
             self.pool.stream(
                 asked.prompt, raw=not asked.chat, user=user, vector=vector, choice=choice, **asked.options
@@ -215,6 +239,10 @@ class Service:
                 stream.close()
             raise
         return streams
+
+
+def _going_down() -> TinyLoraError:
+    return TinyLoraError("the server is going down: ask again in a moment")
 
 
 def wrong_user(user: str) -> RefusedError:

@@ -48,6 +48,7 @@ def test_a_user_learns_what_his_own_learner_would(
         lambda: clicks.tell(alice, given[0], 0),
         lambda: clicks.tell(alice, Given((1, 2), (), None), 1),
         lambda: clicks.prefer(alice, given[0], Given((1, 2), (3,), None)),
+        lambda: clicks.prefer(alice, given[0], given[0]),
     ):
         with pytest.raises(TrainError):
             call()

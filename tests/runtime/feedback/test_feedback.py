@@ -268,6 +268,17 @@ def test_what_was_not_asked_for_is_refused(
     assert tuner.clicks == 2
 
 
+def test_to_prefer_one_of_two_that_are_the_same_is_refused(llm: TinyLoraLlama) -> None:
+    with FeedbackLearner(llm, **OPTIONS | {"temperature": 1e-3}) as cold:
+        for prompt in PROMPTS:
+            first, second = cold.ask_pair(prompt)
+            if first.text == second.text:
+                break
+        with pytest.raises(TrainError, match="the two answers are the same"):
+            cold.prefer(first, second)
+        assert cold.clicks == 0
+
+
 def test_arguments_out_of_their_range_are_refused(llm: TinyLoraLlama, tmp_path: Path) -> None:
     for options, message in (
         ({"seed": -1}, "seed -1"),

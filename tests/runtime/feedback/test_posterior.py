@@ -112,6 +112,12 @@ def test_the_vector_stays_near_the_base_whatever_is_clicked() -> None:
     assert v @ score > 0
 
 
+def test_two_answers_that_v_does_not_part_say_nothing() -> None:
+    posterior, score = Posterior(N), np.full(N, 5.0)
+    posterior.prefer(score, score, (0.0, 0.0), np.zeros(N))
+    assert not posterior.vector().any()
+
+
 def test_the_units_of_the_basis_do_not_matter() -> None:
     """A basis whose factors are ten times as large needs a tenth of the vector, and gets it."""
     found = []

@@ -235,7 +235,6 @@ class TestSittings:
         with pytest.raises(TrainError, match="its seed is 1, this run's is 2"):
             RewardLearner(llm, PROMPTS, favoured, seed=2, path=tmp_path / "state", **QUICK)
 
-
     def test_a_state_of_other_prompts(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         RewardLearner(llm, PROMPTS[:-6], favoured, path=tmp_path / "state", **QUICK).run("2ktokens")
         with pytest.raises(TrainError, match="its number of prompts is"):

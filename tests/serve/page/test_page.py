@@ -201,6 +201,8 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp
         assert present.vector.sequence == sequence
     again = editor.opened(first.to_bytes(basis, stream="ann"))  # sequence 1, by hand
     assert again.vector.sequence == 2
+    store.delete("ann")
+    policy.check(editor.made([0.5] * basis.size).frame, basis, stream="ann")  # which remembers the 2
     store.close()
 
 

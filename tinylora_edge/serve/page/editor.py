@@ -156,7 +156,8 @@ class VectorEditor:
 
     def _framed(self, vector: MicroVector) -> Edited:
         user = self._visitor.user
-        sequence = max(self._sequence(), FIRST_SEQUENCE)
+        accepted = self._policy.highest(self._basis, stream=user)
+        sequence = max(self._sequence(), accepted, FIRST_SEQUENCE)
         frame = MicroVector(vector.values, _DTYPE, sequence).to_bytes(self._basis, stream=user)
         self._policy.check(frame, self._basis, stream=user)
         return Edited(MicroVector(vector.values, sequence=sequence), frame)
@@ -165,5 +166,5 @@ class VectorEditor:
         return None if self._store is None else self._store.get(self._visitor.user)
 
     def _sequence(self) -> int:
-        stored = self._stored()
-        return 0 if stored is None else stored.sequence
+        """Return the highest sequence that was stored for the visitor: also of what was deleted."""
+        return 0 if self._store is None else self._store.last(self._visitor.user)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -29,10 +27,10 @@ async def tell(request: Request, service: Service) -> Response:
             if type(reward) is not int or reward not in (1, -1):
                 raise RequestError("reward is neither 1 nor -1", param="reward")
             name = _name(body, "id")
-            stored = await asyncio.to_thread(feedback.tell, name, reward, key_user)
+            stored = await service.in_turn(feedback.tell, name, reward, key_user)
         elif body.keys() == {"better", "worse"}:
             names = _name(body, "better"), _name(body, "worse")
-            stored = await asyncio.to_thread(feedback.prefer, *names, key_user)
+            stored = await service.in_turn(feedback.prefer, *names, key_user)
         else:
             raise RequestError('the body has neither "id" and "reward" alone, nor "better" and "worse"')
     except TrainError as error:

@@ -76,7 +76,7 @@ async def drift(request: Request, service: Service) -> Response:
     """Answer `POST /v1/page/drift`: how far `{"vector": "<base64url>"}` moves the model from its base."""
     editor, _ = _allowed(request, service)
     frame = await _frame(request, service)
-    found = await asyncio.to_thread(editor.drift, frame)
+    found = await service.in_turn(editor.drift, frame)
     return JSONResponse({"object": "page.drift", **found.record()})
 
 

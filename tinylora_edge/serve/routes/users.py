@@ -46,8 +46,10 @@ async def get(request: Request, service: Service) -> Response:
 
 
 async def delete(request: Request, service: Service) -> Response:
-    """Answer `DELETE /v1/vectors/{user}`."""
+    """Answer `DELETE /v1/vectors/{user}`: his clicks go too, from which the vector would come again."""
     user = _user(request, service)
+    if service.feedback is not None:
+        await service.in_turn(service.feedback.forget, user)
     if not await service.with_store(lambda store: store.delete(user)):
         raise _nothing(user)
     return JSONResponse({"object": "vector.deleted", "user": user, "deleted": True})

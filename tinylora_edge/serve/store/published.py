@@ -49,6 +49,11 @@ class PublishedStore:
             return None
         return Stored(user, frame, sequence_of(frame))
 
+    def last(self, user: str) -> int:
+        """Return the sequence of a user's vector; see `Store`."""
+        found = self.get(user)
+        return 0 if found is None else found.sequence
+
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
         """Publish a user's vector, once a policy accepts it; see `Store`."""
         with policy.admit(frame, self._basis, stream=check_user(user)) as vector:

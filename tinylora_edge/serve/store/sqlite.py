@@ -112,6 +112,13 @@ class SqliteStore:
         )
         return Stored(user, *rows[0]) if rows and rows[0][0] is not None else None
 
+    def last(self, user: str) -> int:
+        """Return the sequence of a user's vector, or of one that was deleted; see `Store`."""
+        rows = self._read(
+            "SELECT sequence FROM vectors WHERE basis = ? AND user = ?", (self._basis_id, check_user(user))
+        )
+        return int(rows[0][0]) if rows else 0
+
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
         """Store a user's vector, once a policy accepts it; see `Store`.
 
@@ -126,7 +133,8 @@ class SqliteStore:
         with self._transaction() as writer:
             before = self.get(user)
             if before is None:
-                self._check_deleted(user, decoded.sequence)
+                deleted = Accepted(self.last(user))
+                deleted.check(Accepted(decoded.sequence), (self._basis.digest, "", user))
             elif before.frame != frame:
                 self._accept(before, policy)
             with policy.admit(frame, self._basis, stream=user):
@@ -246,11 +254,6 @@ class SqliteStore:
                 pass
         except VectorError:
             return
-
-    def _check_deleted(self, user: str, sequence: int) -> None:
-        statement = "SELECT sequence FROM vectors WHERE basis = ? AND user = ?"
-        for (deleted,) in self._read(statement, (self._basis_id, user)):
-            Accepted(deleted).check(Accepted(sequence), (self._basis.digest, "", user))
 
     # Connections
 

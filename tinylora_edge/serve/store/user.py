@@ -47,6 +47,13 @@ class Store(Protocol):
             StoreError: the store cannot be read.
         """
 
+    def last(self, user: str) -> int:
+        """Return the sequence of a user's vector, or of one that was deleted; 0 where he never had any.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
         """Store a user's vector, once a policy accepts it; the one before is gone.
 
