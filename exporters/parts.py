@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from os import PathLike
 from pathlib import Path
@@ -31,6 +31,11 @@ from .settings import ExportSettings
 from .source import Source
 
 _FORMAT = 1
+_KEYS = {
+    *("format", "part", "mine", "architecture", "from", "settings", "modules", "tying"),
+    *("fingerprints", "base", "source", "tool"),
+}
+"""Of a plan in that format."""
 
 
 @dataclass(frozen=True)
@@ -213,11 +218,9 @@ def _join(paths: list[Path]) -> tuple[dict[str, Any], dict[str, Factors]]:
     count = 0
     for path in paths:
         plan, factors = read_part(path)
-        try:
-            number, of = plan.pop("part")
-            mine, where = plan.pop("mine"), plan.pop("base")
-        except (KeyError, TypeError, ValueError):
-            raise ExportError(f"{path} has another format of plan than this release reads") from None
+        _check_format(plan, path)
+        number, of = plan.pop("part")
+        mine, where = plan.pop("mine"), plan.pop("base")
         if not seen:
             common, count = plan | {"base": where}, of
         for key, value in plan.items():
@@ -242,14 +245,26 @@ def _join(paths: list[Path]) -> tuple[dict[str, Any], dict[str, Factors]]:
     return common, found
 
 
+def _check_format(plan: dict[str, Any], path: Path) -> None:
+    part, settings, known = plan.get("part"), plan.get("settings"), {f.name for f in fields(ExportSettings)}
+    same = plan.get("format") == _FORMAT and plan.keys() == _KEYS
+    numbers = isinstance(part, list) and [type(number) for number in part] == [int, int]
+    if not (same and numbers and isinstance(settings, dict) and settings.keys() == known):
+        raise ExportError(
+            f"{path} has a plan of format {plan.get('format')} by {plan.get('tool')}, which tinylora-edge "
+            f"{__version__} does not read (its own is {_FORMAT}): make and merge all parts with one release"
+        )
+
+
 def _difference(common: dict[str, Any], plan: dict[str, Any], count: int, of: int) -> str:
     if of != count:
         return f"one of {of} parts, not of {count}"
     key = next(key for key in plan if common.get(key) != plan[key])
     ours, theirs = common.get(key), plan[key]
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        key = next(name for name in theirs if ours.get(name) != theirs[name])
-        ours, theirs = ours.get(key), theirs[key]
+        nothing = object()  # None is a value, too
+        key = next(name for name in ours | theirs if ours.get(name, nothing) != theirs.get(name, nothing))
+        ours, theirs = ours.get(key), theirs.get(key)
     return f"its {key} is {str(theirs)[:60]}, not {str(ours)[:60]}"
 
 

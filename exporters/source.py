@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..agreement import AGREEMENT, distance
 from ..errors import BaseMismatchError, BasisError, ExportError
 from ..formats.side_tensors import fingerprint
+from ..maxima import BLOCKS
 from ..modules import parse
 from ..row_orders import UNGROUPED, Heads, listed_order, row_orders
 from .factors.factorize import factorize_module, mark, module_key
@@ -73,6 +74,11 @@ class Source:
         self._weights = self._deployed
         if model.is_dir():
             blocks = 1 + max(parse(module)[0] for module in self.modules)
+            if blocks > BLOCKS:
+                raise ExportError(
+                    f"{self.base} has tensors of block {blocks - 1:,}: at most {BLOCKS:,} blocks are read. "
+                    "Download or convert it again"
+                )
             self._weights = HFWeights(model, self.architecture, blocks)
         elif model.resolve() != self.base.resolve():
             self._weights = GGUFWeights(model)

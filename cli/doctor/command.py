@@ -110,7 +110,7 @@ class _Checks:
             yield from hub.check()
         elif name == keys.CHECK:
             beside = [] if self._bundle is None else [self._bundle, self._bundle.absolute().parent]
-            yield from keys.check([Path(), *beside, *self._folders])
+            yield from keys.check([Path(), *beside], self._folders)
         elif self._bundle is not None:
             yield from bundles.check(self._bundle)
 

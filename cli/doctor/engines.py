@@ -56,7 +56,8 @@ def probed(name: str) -> tuple[Finding, dict[str, Any]]:
     mend = install(engine.package, options="--force-reinstall --no-cache-dir")
     try:
         done = subprocess.run(
-            [sys.executable, "-m", f"{__package__}.probe", name],
+            # -P: nothing that lies in the present folder is run
+            [sys.executable, "-P", "-m", f"{__package__}.probe", name],
             capture_output=True,
             timeout=_SECONDS,
             check=False,

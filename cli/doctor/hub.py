@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -46,3 +47,5 @@ def _refusal(endpoint: str) -> str:
         return "" if error.code < 500 and error.code not in (404, 407) else f"HTTP {error.code}"
     except (OSError, ValueError) as error:  # no such host, a closed port, a proxy, no URL
         return str(getattr(error, "reason", error))[:120]
+    except http.client.HTTPException as error:  # what answers is no web server, or the URL has no port
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]

@@ -6,11 +6,13 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ...maxima import PEM_BYTES
-from .finding import FAULT, OK, Finding
+from ..shared import console
+from .finding import FAULT, NOTE, OK, Finding
 
 CHECK = "keys"
 
@@ -18,11 +20,25 @@ _MAC = re.compile(rb"\s*[0-9a-fA-F]{64}\s*\Z")
 _MOST = 10_000  # entries of a folder
 
 
-def check(folders: Iterable[Path]) -> Iterator[Finding]:
-    """Yield the secret keys in folders, and in them alone, that others can read."""
+def check(folders: Iterable[Path], named: Sequence[Path] = ()) -> Iterator[Finding]:
+    """Yield the secret keys in folders, and in them alone, that others can read.
+
+    Args:
+        folders: those that can be read are looked at.
+        named: folders and files that somebody asked for: one that cannot be read is a fault.
+    """
     found, seen = 0, set()
-    for folder in folders:
-        for path in _files(folder):
+    for folder in (*folders, *named):
+        try:
+            files, whole = _files(folder)
+        except OSError as error:
+            if folder in named:
+                yield Finding(CHECK, FAULT, f"{console.describe(error)}: no key was looked for there")
+            continue
+        if not whole:
+            text = f"{folder} has more than {_MOST:,} entries, of which the others were not looked at"
+            yield Finding(CHECK, NOTE, text, console.command("doctor", "--check", CHECK, "--keys", "FILE"))
+        for path in files:
             if (name := path.resolve()) in seen or not _is_secret(path):
                 continue
             seen.add(name)
@@ -36,19 +52,24 @@ def check(folders: Iterable[Path]) -> Iterator[Finding]:
         yield Finding(CHECK, OK, "no secret key lies where was looked")
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> tuple[list[Path], bool]:
+    """Return the files of a folder that may be keys, and whether all entries were looked at; a file alone.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
     if folder.is_file():
-        yield folder
-        return
-    try:
-        with os.scandir(folder) as entries:
-            for number, entry in enumerate(entries):
-                if number >= _MOST:
-                    return
+        with open(folder, "rb"):
+            return [folder], True
+    files: list[Path] = []
+    with os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if number >= _MOST:
+                return files, False
+            with suppress(OSError):  # a link that leads to itself
                 if entry.is_file() and entry.stat().st_size <= PEM_BYTES:
-                    yield Path(folder, entry.name)
-    except OSError:
-        return
+                    files.append(Path(folder, entry.name))
+    return files, True
 
 
 def _is_secret(path: Path) -> bool:

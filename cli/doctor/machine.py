@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ..._system import cores
+from ..shared import console
 from .finding import FAULT, NOTE, OK, Finding
 
 CHECK = "machine"
@@ -25,14 +26,32 @@ def check(bundle: Path | None = None) -> Iterator[Finding]:
         bundle: whose folder is looked at besides the present one.
     """
     yield from _processors()
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    for name, path, mend in (
-        ("bundles", Path.cwd() if bundle is None else bundle.absolute().parent, "cd FOLDER"),
-        ("models of the hub", cache, "export HF_HOME=FOLDER"),
-        ("temporary files", Path(tempfile.gettempdir()), "export TMPDIR=FOLDER"),
-    ):
-        yield _disk(name, path, mend)
+    looked_at: tuple[tuple[str, Callable[[], Path], str], ...] = (
+        ("bundles", lambda: Path.cwd() if bundle is None else bundle.absolute().parent, "cd FOLDER"),
+        ("models of the hub", _hub_cache, "export HF_HOME=FOLDER"),
+        ("temporary files", lambda: Path(tempfile.gettempdir()), "export TMPDIR=FOLDER"),
+    )
+    for name, find, mend in looked_at:
+        try:
+            yield _disk(name, find(), mend)
+        except OSError as error:
+            text = f"where {name} go cannot be looked at: {console.describe(error)}"
+            yield Finding(CHECK, FAULT, text, mend)
+
+
+def _hub_cache() -> Path:
+    """Return where huggingface_hub keeps its files, by its own rule: it may not be installed.
+
+    Raises:
+        FileNotFoundError: it would be in the home folder, and there is none.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", os.path.join(base, "huggingface"))
+    old = os.environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
+    cache = os.path.expandvars(os.path.expanduser(os.environ.get("HF_HUB_CACHE", old)))
+    if cache.startswith("~"):
+        raise FileNotFoundError(f"{cache} is in the home folder, and this user has none")
+    return Path(cache).absolute()
 
 
 def _processors() -> Iterator[Finding]:
@@ -40,8 +59,10 @@ def _processors() -> Iterator[Finding]:
     quota = cpu_quota()
     text = f"{usable} of {all_cores} cores may be used"
     if quota is not None and quota < usable:
-        text += f", and a quota grants {quota:g} of them: engines start {usable} threads, and wait"
-        yield Finding(CHECK, NOTE, text, f"export OMP_NUM_THREADS={max(1, int(quota))}")
+        few = max(1, int(quota))
+        text += f", and a quota grants {quota:g} of them: engines start more threads, which wait. Commands "
+        text += f"take --threads {few} or --workers {few}, runtime.load n_threads={few}"
+        yield Finding(CHECK, NOTE, text, console.command("run", "BUNDLE", "PROMPT", "--threads", few))
     else:
         yield Finding(CHECK, OK, text)
     with suppress(OSError, AttributeError):  # Windows has none
@@ -72,7 +93,7 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 
 def _disk(name: str, path: Path, mend: str) -> Finding:
     there = path
-    while not there.exists() and there != there.parent:
+    while not _is_there(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
         return Finding(CHECK, FAULT, f"{there}, where {name} go, is no folder", mend)
@@ -83,3 +104,12 @@ def _disk(name: str, path: Path, mend: str) -> Finding:
     if free < _LEAST:
         return Finding(CHECK, FAULT, text, mend)
     return Finding(CHECK, OK if free >= _COMFORTABLE else NOTE, text, "" if free >= _COMFORTABLE else mend)
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether a path is there; an OSError, for want of rights say, where that cannot be told."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

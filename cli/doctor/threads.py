@@ -16,15 +16,19 @@ _POLICIES = ("ACTIVE", "PASSIVE")
 
 
 def check(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Yield what is set for OpenMP, whose threads llama.cpp computes with."""
+    """Yield what is set for OpenMP, whose threads llama.cpp and PyTorch compute with.
+
+    The number is for PyTorch alone: llama.cpp says how many threads it wants each time.
+    """
     number = environment.get("OMP_NUM_THREADS", "")
     first = number.partition(",")[0].strip()
-    if number and not (first.isdigit() and int(first)):
+    if number and not (first.isdecimal() and int(first)):
         text = f"OMP_NUM_THREADS is {number!r}, which is no number of threads"
         yield Finding(CHECK, FAULT, text, "unset OMP_NUM_THREADS")
     elif number and int(first) > cores():
-        text = f"OMP_NUM_THREADS is {number}, on {cores()} cores: threads wait for each other"
-        yield Finding(CHECK, FAULT, text, f"export OMP_NUM_THREADS={cores()}")
+        text = f"OMP_NUM_THREADS is {number}, on {cores()} cores: PyTorch's threads may wait for each other. "
+        text += "Engines do not read it: their number is --threads N, in Python n_threads=N"
+        yield Finding(CHECK, NOTE, text, f"export OMP_NUM_THREADS={cores()}")
     policy = environment.get("OMP_WAIT_POLICY", "")
     if policy and policy.strip().upper() not in _POLICIES:
         text = f"OMP_WAIT_POLICY is {policy!r}, and OpenMP knows {' and '.join(_POLICIES)}: it is ignored"

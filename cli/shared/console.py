@@ -113,14 +113,16 @@ def describe(error: BaseException) -> str:
     return f"{said}; {advice}" if advice else said
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Any, *, ensure_ascii: bool = False) -> str:
     """Return a value as the JSON that commands report with."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return json.dumps(value, indent=2, ensure_ascii=ensure_ascii)
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    print(as_json(value))
+    encoding = (sys.stdout.encoding or "").lower()
+    # What another encoding lacks would be escaped as Python does it (`survive_any_text`), which is no JSON.
+    print(as_json(value, ensure_ascii=encoding not in ("utf-8", "utf8")))
 
 
 def facts(rows: Sequence[tuple[str, str]], title: str = "") -> None:

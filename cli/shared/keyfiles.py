@@ -43,7 +43,7 @@ def mac(key: str) -> tags.Hmac:
         SignatureError: it is neither, or too short.
     """
     path = Path(key)
-    if len(key) <= 1024 and path.is_file():
+    if os.path.isfile(path):  # no error, which would show a secret of more digits than a name may have
         made = _named(path, tags.Hmac.from_hex, _read(path))
         _warn_if_readable_by_others(path)
         return made
@@ -53,7 +53,7 @@ def mac(key: str) -> tags.Hmac:
         if set(key.strip().lower()) <= set("0123456789abcdef"):
             raise
         raise FileNotFoundError(
-            f"{key[:60]} does not exist, and is no MAC key in hexadecimal digits: make one with "
+            f"{key[:60]} is no file that can be found, and no MAC key in hexadecimal digits: make one with "
             "tinylora-edge keygen --mac"
         ) from None
 
@@ -149,16 +149,17 @@ def check_target(path: Path, *, force: bool) -> None:
     """Check that a key may be written there.
 
     Raises:
+        CommandError: it is a directory.
         FileExistsError: something is there, and `force` is not set.
         FileNotFoundError: its directory is missing.
     """
+    if path.is_dir():
+        raise console.CommandError(f"{path} is a directory: name a file")
     if (path.exists() or path.is_symlink()) and not force:
         raise FileExistsError(
             f"{path} exists already: choose another output. --force replaces it, and what it alone verifies "
             "is lost"
         )
-    if path.is_dir():
-        raise console.CommandError(f"{path} is a directory: name a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
 

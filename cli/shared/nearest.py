@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for each in value if isinstance(value, list | tuple) else [value]:
             if (
                 isinstance(each, str | Path)
+                and not isinstance(each, Enum)
                 and (text := os.fspath(each)) not in ("", "-")
                 and "\0" not in text
             ):

@@ -143,7 +143,7 @@ def find_basis(path: Path) -> Basis:
 def is_basis(path: Path) -> bool:
     """Tell whether a file is one of side tensors, as far as its header can be read."""
     with suppress(MalformedGGUFError):
-        return bool(GGUFFile(path).get("adapter.type") == "tinylora")
+        return GGUFFile(path).value("adapter.type", str, "") == "tinylora"
     return False
 
 

@@ -141,12 +141,12 @@ def from_folded(basis: Basis, path: str | PathLike[str]) -> MicroVector:
     """
     try:
         file = GGUFFile(path)
-        if file.get("adapter.type") != "lora":
-            raise VectorError(f"{path} is no GGUF LoRA: its adapter.type is {file.get('adapter.type')!r}")
+        kind, alpha = file.value("adapter.type", str, ""), file.value("adapter.lora.alpha", float, 0.0)
+        if kind != "lora":
+            raise VectorError(f"{path} is no GGUF LoRA: its adapter.type is {kind!r}")
         found = {name: file.array(entry).astype(np.float32) for name, entry in file.tensors.items()}
     except MalformedGGUFError as error:
         raise VectorError(f"{path} is no usable GGUF LoRA: {error}") from None
-    alpha = file.get("adapter.lora.alpha", 0.0)
     factor = alpha / basis.rank if alpha else 1.0
     expected = {f"{module}.lora_{side}" for module in basis.modules for side in "ab"}
     if set(found) != expected:
@@ -207,7 +207,7 @@ def _need_one(basis: Basis) -> None:
     if basis.u != 1:
         raise ExportError(
             f"basis {basis.id} has u = {basis.u}: its vectors are no scales of fixed adapters. Write a "
-            "folded LoRA for each vector, or export a basis with u = 1"
+            "folded LoRA for each vector, or export a basis with u = 1 (export --u 1)"
         )
 
 

@@ -21,6 +21,7 @@ from ..._system import atomic_write
 from ...errors import BaseMismatchError, ExportError, UnsupportedModelError
 from ...formats.gguf import FLOAT32, STRING, GGUFFile, MalformedGGUFError, write
 from ...formats.gguf_split import open_gguf
+from ...maxima import BLOCKS
 from ...modules import is_adaptable, parse
 from ...row_orders import Heads, listed_order
 from ..weights.safetensors import read_safetensors
@@ -100,6 +101,11 @@ class _Model:
                 f"{base} has the architecture {self.architecture!r}, which the gguf package does not know"
             )
         blocks = int(self._value("block_count") or 0)
+        if blocks > BLOCKS:
+            raise ExportError(
+                f"{base} has {blocks:,} blocks, by its metadata: at most {BLOCKS:,} are read. Download or "
+                "convert it again"
+            )
         self._names = gguf.get_tensor_name_map(known[self.architecture], blocks)
         queries = self._value("attention.head_count")
         self._heads = Heads(queries, self._value("attention.head_count_kv") or queries)
@@ -124,7 +130,7 @@ class _Model:
 
     def _value(self, key: str) -> int | None:
         value = self._file.get(f"{self.architecture}.{key}")
-        return int(value) if np.ndim(value) == 0 and value is not None else None
+        return value if isinstance(value, int) else None
 
 
 def _scale(config: dict[str, Any], layer: str, rank: int, directory: Path) -> float:

@@ -107,7 +107,7 @@ def _run(command: list[str], failure: str) -> None:
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     done = subprocess.run(
-        [sys.executable, "-m", *command],
+        [sys.executable, "-P", "-m", *command],  # -P: nothing that lies in the present folder is run
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

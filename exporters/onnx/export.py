@@ -104,17 +104,13 @@ class OnnxExport:
         for value, known, what in ((flavour, FLAVOURS, "flavour"), (precision, PRECISIONS, "precision")):
             if value not in known:
                 raise ExportError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
-        import_onnx()
+        self._graph = Path(graph) if graph is not None else None
+        check_graph(self._graph)
         self.settings, self._workers = settings or ExportSettings(), workers
         self._provenance = provenance
         self.output = Path(output)
         refuse_existing(self.output)
         self._flavour, self._precision, self._with_gguf = flavour, precision, with_gguf
-        self._graph = Path(graph) if graph is not None else None
-        if self._graph is None:
-            builder.check_packages()
-        else:
-            find_model(self._graph)
         deployed = Path(base) if base is not None else None
         self._source = Source(Path(model), deployed, self.settings, needs_gguf=with_gguf)
         self.base = self._source.base or self._source.model
@@ -191,6 +187,23 @@ def export_onnx(
     Arguments and errors: see `OnnxExport`.
     """
     return OnnxExport(model, output, **options).run(progress, stage)
+
+
+def check_graph(graph: Path | None) -> None:
+    """Check what a graph needs to be built and baked, or that the one to bake is there; no model is needed.
+
+    Args:
+        graph: an ONNX model, or None for one that is built.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+        ExportError: the graph is not there.
+    """
+    import_onnx()
+    if graph is None:
+        builder.check_packages()
+    else:
+        find_model(graph)
 
 
 def _section(baked: BakeReport, made_by: str, precision: str | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..._system import atomic_write
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...formats.onnx_graph import GENAI_NAME, MODEL_NAME
-from ...maxima import TOKENIZER_BYTES
+from ...maxima import DIMENSIONS, TOKENIZER_BYTES
 from ..bundle_writer import copy_file
 
 if TYPE_CHECKING:
@@ -33,6 +33,16 @@ MIN_OPSET = 13
 MIN_IR = 4
 """Since then an initializer may be there without an input, so that one with an input is a default."""
 MAX_INLINE_BYTES = 1_900_000_000  # protocol buffers end at 2 GiB
+_PACKED_BITS = {
+    "INT2": 2,
+    "UINT2": 2,
+    "INT4": 4,
+    "UINT4": 4,
+    "FLOAT4E2M1": 4,
+    "FLOAT6E2M3": 6,
+    "FLOAT6E3M2": 6,
+}
+"""Bits of a value, by the element types that share bytes."""
 _BESIDE = (
     *(GENAI_NAME, "config.json", "generation_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
@@ -69,7 +79,7 @@ class OnnxModel:
             raise ExportError(f"{path} is not an ONNX model: it has no nodes")
         self._check_versions(onnx)
         self.initializers: dict[str, TensorProto] = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.data_files = self._check_external_data()
+        self.data_files = self._check_data()
 
     def _check_versions(self, onnx: Any) -> None:
         found = {item.domain: item.version for item in self.proto.opset_import}
@@ -86,18 +96,24 @@ class OnnxModel:
                 f"with the installed onnx {onnx.__version__}"
             )
 
-    def _check_external_data(self) -> dict[str, Path]:
-        """Return location -> file of the external data, each file's size being enough."""
+    def _check_data(self) -> dict[str, Path]:
+        """Return location -> file of the external data, every tensor having the bytes of its shape."""
         files: dict[str, Path] = {}
         ends: dict[str, tuple[int, str]] = {}
         for tensor in _all_tensors(self.graph):
-            if tensor.data_location != tensor.EXTERNAL:
-                continue
-            location, offset, length = external_range(tensor)
-            if location not in files:
-                files[location] = self._resolve(location, tensor.name)
-            end = offset + (nbytes(tensor) if length is None else length)
-            ends[location] = max(ends.get(location, (0, "")), (end, tensor.name))
+            length, expected = None, nbytes(tensor)
+            if tensor.data_location == tensor.EXTERNAL:
+                location, offset, length = external_range(tensor)
+                if location not in files:
+                    files[location] = self._resolve(location, tensor.name)
+                ends[location] = max(ends.get(location, (0, "")), (offset + expected, tensor.name))
+            elif tensor.HasField("raw_data"):
+                length = len(tensor.raw_data)
+            if length not in (None, expected):
+                raise ExportError(
+                    f"{self.path} is damaged: {tensor.name} has {length:,} bytes, but its type and its shape "
+                    f"{list(tensor.dims)} ask for {expected:,}. Download or export the model again"
+                )
         for location, (end, name) in ends.items():
             size = files[location].stat().st_size
             if size < end:
@@ -139,8 +155,8 @@ class OnnxModel:
         if tensor.data_location != tensor.EXTERNAL:
             yield _inline_bytes(tensor)
             return
-        location, offset, length = external_range(tensor)
-        size = nbytes(tensor) if length is None else length
+        location, offset, _ = external_range(tensor)
+        size = nbytes(tensor)
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
         if size == 0:
             yield np.empty(0, np.uint8)
@@ -238,18 +254,27 @@ def external_range(tensor: TensorProto) -> tuple[str, int, int | None]:
 
 
 def nbytes(tensor: TensorProto) -> int:
-    """Bytes of a tensor's values as ONNX stores them raw; types under a byte are packed."""
+    """Bytes of a tensor's values as ONNX stores them raw; types under a byte are packed.
+
+    Raises:
+        ExportError: its type is unknown, or its shape is none.
+    """
     onnx = import_onnx()
-    count = int(np.prod(tensor.dims, dtype=np.int64)) if tensor.dims else 1
-    bits = {
-        onnx.TensorProto.UINT4: 4,
-        onnx.TensorProto.INT4: 4,
-        getattr(onnx.TensorProto, "UINT2", -1): 2,
-        getattr(onnx.TensorProto, "INT2", -1): 2,
-    }.get(tensor.data_type)
-    if bits is None:
-        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return (count * bits + 7) // 8
+    if len(tensor.dims) > DIMENSIONS or any(dim < 0 for dim in tensor.dims):
+        raise ExportError(
+            f"{tensor.name} has the shape {list(tensor.dims)[: DIMENSIONS + 1]}: expected at most "
+            f"{DIMENSIONS} dimensions, none below 0. Download or export the model again"
+        )
+    try:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        unpacked = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except (KeyError, ValueError):
+        raise ExportError(
+            f"{tensor.name} has element type {tensor.data_type}, which the installed onnx {onnx.__version__} "
+            "does not know. Download or export the model again, or install a later onnx"
+        ) from None
+    bits: int = _PACKED_BITS.get(kind, unpacked)
+    return (int(math.prod(tensor.dims)) * bits + 7) // 8
 
 
 def copy_folder(source: Path, target: Path, *, without: set[Path]) -> None:
@@ -286,5 +311,8 @@ def _all_tensors(graph: Any) -> Iterator[TensorProto]:
 def _inline_bytes(tensor: TensorProto) -> NDArray[np.uint8]:
     if tensor.HasField("raw_data"):
         return np.frombuffer(tensor.raw_data, np.uint8)
-    array = import_onnx().numpy_helper.to_array(tensor)
+    try:
+        array = import_onnx().numpy_helper.to_array(tensor)
+    except ValueError as error:  # more values, or fewer, than the shape has
+        raise ExportError(f"{tensor.name} is damaged: {error}. Download or export the model again") from None
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

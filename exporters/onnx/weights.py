@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...basis import packed_text
-from ...errors import UnsupportedModelError
+from ...errors import ExportError, UnsupportedModelError
 from ...formats.onnx_graph import EDGE_BYTES, FINGERPRINT_MARK
 from ..weights.dequantize import RowDecoder, float_decoder
-from .model import OnnxModel, attribute, import_onnx
+from .model import OnnxModel, attribute, import_onnx, nbytes
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -106,6 +107,7 @@ def block_weight(model: OnnxModel, node: NodeProto) -> BlockWeight:
     """Return the weight of a MatMulNBits node.
 
     Raises:
+        ExportError: a tensor has another size than the node says.
         UnsupportedModelError: it is of a layout that is not read here.
     """
     n_in, n_out = (int(attribute(node, key, 0)) for key in ("K", "N"))
@@ -123,6 +125,20 @@ def block_weight(model: OnnxModel, node: NodeProto) -> BlockWeight:
             f"{node.name} holds weights packed for one kind of GPU, which cannot be checked against the "
             "factors: build the model without prepacked weights"
         )
+    count = -(-n_in // block)
+    sizes = [
+        (blocks, nbytes(blocks), n_out * count * block * bits // 8),
+        (scales, math.prod(scales.dims), n_out * count),
+    ]
+    if zeros is not None:
+        packed = zeros.data_type == import_onnx().TensorProto.UINT8
+        sizes.append((zeros, math.prod(zeros.dims), n_out * (-(-count * bits // 8) if packed else count)))
+    for tensor, found, expected in sizes:
+        if found != expected:
+            raise ExportError(
+                f"{model.path} is damaged: {node.name} has K = {n_in}, N = {n_out} and blocks of {block}: "
+                f"{tensor.name} has {found:,} entries, not {expected:,}. Download or build the model again"
+            )
     return BlockWeight(blocks, scales, zeros, bits, block, (n_out, n_in))
 
 

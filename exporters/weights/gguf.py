@@ -42,11 +42,11 @@ class GGUFWeights:
     def __init__(self, path: Path) -> None:
         try:
             self.file = open_gguf(path)
+            kind = self.file.value("general.type", str, "model")
         except MalformedGGUFError as error:
             raise ExportError(f"{path} is not a usable GGUF model: {error}") from None
         except OSError as error:
             raise ExportError(f"{path} cannot be read: {error.strerror or error}") from None
-        kind = self.file.get("general.type", "model")
         if kind != "model":
             raise ExportError(f"{path} holds a {kind!r}, not a model: pass the base model")
         if self.file.architecture not in gguf.MODEL_ARCH_NAMES.values():

@@ -10,7 +10,7 @@ import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, ExportError, load_basis
 from tinylora_edge.exporters import ExportSettings, export_gguf, export_part, merge
-from tinylora_edge.exporters.factors.journal import Journal
+from tinylora_edge.exporters.factors.journal import Journal, read_part
 from tinylora_edge.exporters.parts import share
 
 SETTINGS = ExportSettings(groups=3, seed=9)
@@ -150,6 +150,43 @@ def test_a_part_of_another_export(parts, llama_gguf, tmp_path):
     refuse([parts[0], other, parts[2]], tmp_path, r"part of another export.*its seed is 10, not 9")
     fewer = export_part(llama_gguf, tmp_path / "y", (2, 2), settings=SETTINGS).output
     refuse([parts[0], fewer], tmp_path, "one of 2 parts, not of 3")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "key"),
+    [
+        ({"hub": "h", "name": "a"}, {"hub": "h"}, "name"),
+        ({"hub": "h"}, {"hub": "h", "name": "a"}, "name"),
+        ({"hub": "h", "licence": None}, {"hub": "h"}, "licence"),
+        ({"hub": "h"}, None, "source"),
+    ],
+)
+def test_a_part_from_elsewhere(llama_gguf, tmp_path, ours, theirs, key):
+    files = [
+        export_part(llama_gguf, tmp_path / "b", (number, 2), settings=SETTINGS, provenance=source).output
+        for number, source in ((1, ours), (2, theirs))
+    ]
+    refuse(files, tmp_path, rf"part-2-of-2 is part of another export.*its {key} is")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: plan.update(format=2),
+        lambda plan: plan.pop("format"),
+        lambda plan: plan.pop("settings"),
+        lambda plan: plan.pop("tying"),
+        lambda plan: plan.update(part=2),
+        lambda plan: plan["settings"].update(alpha=1),
+        lambda plan: plan["settings"].pop("targets"),
+    ],
+)
+def test_a_part_of_another_release(parts, tmp_path, change):
+    for path in parts:
+        plan, _ = read_part(path)
+        change(plan)
+        Journal(path, plan).close()
+    refuse(parts, tmp_path, r"part-1-of-3 has a plan of format .* by tinylora-edge .* does not read")
 
 
 def test_a_part_of_another_model(parts, tmp_path):

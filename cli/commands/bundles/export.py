@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .... import Bundle
+from ....formats.gguf_split import whole_stem
 from ....formats.onnx_graph import DEFAULT, REQUIRED
 from ....formats.signatures import read_signature
 from ...shared import completion, console, downloads, keyfiles
@@ -19,6 +20,7 @@ from .sign import signed
 
 if TYPE_CHECKING:
     from ....exporters import ExportReport, OnnxReport
+    from ....wire.tags import Ed25519Signer
 
 
 class ExportFormat(StrEnum):
@@ -221,7 +223,7 @@ def export(
     """
     if add_base is not None:
         _refuse_options(ctx, "--add-base", keep=("model", "add_base", "sign", "as_json"))
-        _add_base(Path(model), add_base, sign, as_json)
+        _add_base(Path(model), add_base, None if sign is None else keyfiles.signer(sign), as_json)
         return
     if target_format is ExportFormat.gguf:
         _refuse_given(ctx, ("onnx", "onnx_input", "onnx_precision"), "goes with --format onnx or both")
@@ -230,15 +232,17 @@ def export(
         if target_format is not ExportFormat.gguf:
             raise typer.BadParameter("--part goes with --format gguf", ctx=ctx)
         _refuse_given(ctx, ("sign",), "signs a bundle: sign what merge makes of the parts")
-    if sign is not None:
-        keyfiles.signer(sign)  # a key that is none is told before the work
+    signer = None if sign is None else keyfiles.signer(sign)  # a key that is none is told before the work
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
     from ....exporters import Export, ExportSettings, OnnxExport, PartExport, find, refuse_existing
+    from ....exporters.onnx.export import check_graph
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
+    if target_format is not ExportFormat.gguf:
+        check_graph(onnx)
     found = find(
         model,
         base=base,
@@ -254,6 +258,8 @@ def export(
             raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
         output = Path(found.name)
         refuse_existing(output)
+    if projection is Projection.auto and _given(ctx, "u", "groups", "tying", "seed"):
+        projection = Projection.random  # also where what was given is what it would be
     settings = ExportSettings(
         rank=rank,
         u=u,
@@ -298,7 +304,7 @@ def export(
         with console.progress(len(plan.modules), plan.bytes) as step:
             report = plan.run(step, _stage)
         name = plan.base.name
-    signature = None if sign is None else signed(report.output, sign)
+    signature = None if signer is None else signed(report.output, signer)
     seconds = time.perf_counter() - start
     export_report.print_report(name, report, files.provenance, seconds, as_json, signature)
 
@@ -321,14 +327,14 @@ def split_targets(given: list[str]) -> tuple[str, ...]:
     return tuple(target for item in given for part in item.split(",") if (target := part.strip()))
 
 
-def _add_base(bundle: Path, base: Path, sign: Path | None, as_json: bool) -> None:
+def _add_base(bundle: Path, base: Path, signer: Ed25519Signer | None, as_json: bool) -> None:
     from ....exporters import add_base
 
     found = Bundle.find(bundle)
     before = found.basis.base_fingerprints
     with console.working(f"comparing the weights of {base} with the factors"):
         basis, worst = add_base(bundle, base)
-    signature = None if sign is None else signed(bundle, sign)
+    signature = None if signer is None else signed(bundle, signer)
     if signature is None and basis.base_fingerprints != before and read_signature(found) is not None:
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
     if as_json:
@@ -345,7 +351,7 @@ def _add_base(bundle: Path, base: Path, sign: Path | None, as_json: bool) -> Non
     console.facts(
         [("digest", f"{basis.digest} (unchanged)"), ("bases listed", str(len(basis.base_fingerprints)))]
     )
-    console.prose(f"to load it, put the basis beside it: {base.with_name(f'{base.stem}.basis.gguf')}")
+    console.prose(f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}")
 
 
 def _refuse_options(ctx: typer.Context, option: str, *, keep: tuple[str, ...]) -> None:
@@ -354,7 +360,17 @@ def _refuse_options(ctx: typer.Context, option: str, *, keep: tuple[str, ...]) -
 
 
 def _refuse_given(ctx: typer.Context, names: tuple[str, ...], why: str) -> None:
-    for parameter in ctx.command.params:
-        source = ctx.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"{parameter.opts[0]} {why}", ctx=ctx)
+    for option in _given(ctx, *names):
+        raise typer.BadParameter(f"{option} {why}", ctx=ctx)
+
+
+def _given(ctx: typer.Context, *names: str) -> list[str]:
+    """Return the options of these parameters that the command line has."""
+    sources = {
+        each.opts[0]: ctx.get_parameter_source(each.name or "")
+        for each in ctx.command.params
+        if each.name in names
+    }
+    return [
+        option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"
+    ]

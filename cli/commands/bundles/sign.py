@@ -10,6 +10,7 @@ import typer
 from .... import Bundle
 from ....formats.signatures import read_signature, sign_bundle
 from ....formats.statement import Statement
+from ....wire.tags import Ed25519Signer
 from ...shared import console, keyfiles
 from ...shared.options import JsonOption
 
@@ -48,21 +49,20 @@ def sign(
       tinylora-edge sign out/demo --sign fleet.key
       tinylora-edge sign out/demo --sign fleet.key --name phone --sequence 2
     """
-    facts = signed(bundle, key, sequence, name)
+    facts = signed(bundle, keyfiles.signer(key), sequence, name)
     if as_json:
         console.print_json(facts)
         return
     say(facts)
 
 
-def signed(bundle: Path, key: Path, sequence: int = 0, name: str | None = None) -> dict[str, Any]:
+def signed(bundle: Path, signer: Ed25519Signer, sequence: int = 0, name: str | None = None) -> dict[str, Any]:
     """Sign a bundle, and return what a report says of it.
 
     Raises:
         CommandError: the signature cannot be written; what was there stays.
-        FileNotFoundError, TrustError, SignatureError: as for `sign_bundle` and `keyfiles.signer`.
+        FileNotFoundError, TrustError: as for `sign_bundle`.
     """
-    signer = keyfiles.signer(key)
     try:
         with console.working(f"hashing the files of {bundle}"):
             path = sign_bundle(bundle, signer, sequence=sequence, name=name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 
 import pytest
@@ -22,6 +24,18 @@ def test_next_commands_are_copied_as_they_stand(capsys: pytest.CaptureFixture[st
         "  tinylora-edge tune 'a bundle'  # find a vector",
         "  tinylora-edge learn b          # first",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_json_is_json_in_every_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, "backslashreplace"))
+    value = {"name": "Zoë 😀", "path": "not in UTF-8: \udcff"}
+    console.print_json(value)
+    sys.stdout.flush()
+    text = written.getvalue().decode(encoding)
+    assert json.loads(text) == value
+    assert ("Zoë 😀" in text) is (encoding == "utf-8")
 
 
 def test_what_is_being_done_is_not_said_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tinylora_edge.cli.commands.bundles.export import ExportFormat
 from tinylora_edge.cli.shared.nearest import guess, nearest
 
 
@@ -47,6 +48,13 @@ def test_a_relative_name_and_a_list_of_names(folder: Path, monkeypatch: pytest.M
     monkeypatch.chdir(folder)
     error = FileNotFoundError(2, "No such file or directory", "demo_ut")
     assert guess(error, {"keys": [Path("demo_out"), Path("demo_ut")]}) == "demo_out"
+
+
+def test_a_choice_is_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("m.gguf").touch()
+    values = {"model": "another-model-altogether.gguf", "target_format": ExportFormat.gguf}
+    assert guess(FileNotFoundError("another-model-altogether.gguf does not exist"), values) is None
 
 
 def test_a_task_before_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

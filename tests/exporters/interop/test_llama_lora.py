@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import models
@@ -15,7 +16,7 @@ import support
 from tinylora_edge import BasisMismatchError, ExportError, MicroVector, VectorError, load_basis, runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.interop import llama_lora
-from tinylora_edge.formats.gguf import GGUFFile
+from tinylora_edge.formats.gguf import FLOAT32, STRING, UINT32, GGUFFile, write
 
 OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False}
 # Rounded to float16, keys and values that are 1e-7 apart are 1e-3 apart now and then.
@@ -126,6 +127,19 @@ def test_what_was_folded_into_another_basis_is_refused(bundles: dict[str, Path],
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(VectorError, match="no usable GGUF LoRA"):
         llama_lora.from_folded(basis, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [("adapter.type", [1, 2], UINT32), ("adapter.lora.alpha", [1.0, 2.0], FLOAT32)],
+    ids=lambda key: key[0],
+)
+def test_a_key_that_is_an_array(tmp_path: Path, key: tuple[str, Any, Any]) -> None:
+    keys = {"adapter.type": ("adapter.type", "lora", STRING)} | {key[0]: key}
+    with (tmp_path / "x.gguf").open("wb") as file:
+        write(file, "llama", list(keys.values()), {})
+    with pytest.raises(VectorError, match=rf"no usable GGUF LoRA: its key {key[0]} is array"):
+        llama_lora.from_folded(support.random_basis(), tmp_path / "x.gguf")
 
 
 def test_scales_round_trip_and_what_is_none() -> None:

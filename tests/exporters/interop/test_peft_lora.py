@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError, runtime
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.exporters.interop.peft_lora import lora_to_gguf
+from tinylora_edge.maxima import BLOCKS
 
 TOKENS = [1, 5, 9, 33, 7, 21]
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "logits_all": True, "type_k": 0, "type_v": 0}
@@ -84,6 +85,14 @@ def test_what_a_gguf_lora_cannot_say(tiny: tuple[Any, Path], save: Save, tmp_pat
     with pytest.raises(ExportError, match=r"lacks adapter_config\.json"):
         lora_to_gguf(tmp_path, base, output)
     assert not output.exists()
+
+
+def test_a_base_of_more_blocks_than_are_read(tiny: tuple[Any, Path], save: Save, tmp_path: Path) -> None:
+    metadata: dict[str, str | int] = {"llama.block_count": BLOCKS + 1}
+    base = models.write_gguf(tiny[0], tmp_path / "deep.gguf", metadata=metadata)
+    directory, _ = save()
+    with pytest.raises(ExportError, match=r"deep\.gguf has 4,097 blocks, .* at most 4,096"):
+        lora_to_gguf(directory, base, tmp_path / "lora.gguf")
 
 
 def test_a_lora_of_another_model(tiny: tuple[Any, Path], save: Save, tmp_path: Path) -> None:

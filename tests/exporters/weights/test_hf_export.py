@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tinylora_edge import BaseMismatchError, ExportError, MicroVector, UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.maxima import BLOCKS
 from tinylora_edge.modules import is_adaptable
 
 SAME = 1e-3  # relative difference of dW where the second and third singular value are 1 % apart
@@ -261,6 +262,17 @@ def test_a_gguf_of_another_model_than_the_base(llama_gguf, tmp_path, other):
     model = models.write_gguf(models.tiny_model(architecture, **options), tmp_path / "other.gguf")
     error = refuse((BaseMismatchError, ExportError), tmp_path, model, llama_gguf)
     assert isinstance(error, ExportError if other == "fewer blocks" else BaseMismatchError)
+
+
+def test_a_base_of_more_blocks_than_are_read(hf, tiny_models, tmp_path):
+    """A table of names is made for every block: a small file must not take gigabytes."""
+
+    def rename(name):
+        return name.replace("blk.1.", f"blk.{BLOCKS}.")
+
+    metadata = {"llama.block_count": BLOCKS + 1}
+    base = models.write_gguf(tiny_models["llama"], tmp_path / "deep.gguf", rename=rename, metadata=metadata)
+    refuse(ExportError, tmp_path, hf, base, r"deep\.gguf has tensors of block 4,096: at most 4,096 blocks")
 
 
 def test_a_base_with_a_weight_that_is_not_finite(hf, tiny_models, tmp_path):

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -38,6 +39,13 @@ def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Pa
     suggested = _suggested(text)
     assert [words[0] for words in suggested] == ["learn", "tune", "train"]  # not a vector of noise
     assert all(words[1] == str(out) for words in suggested)
+
+
+def test_who_asks_for_a_shape_gets_it_also_where_it_is_the_usual_one(
+    cli: Cli, smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    record = cli("export", smollm2_gguf, "-o", tmp_path / "b", "--u", 1, "--json").record()
+    assert (record["projection"], record["values"], record["u"]) == ("random", 13, 1)
 
 
 def test_the_real_model_gets_the_projections_that_are_shipped_for_it(
@@ -192,6 +200,17 @@ def test_another_quantization_is_added(
     beside.write_bytes((bundle / "basis.gguf").read_bytes())
     cli("inspect", q8).done()
     cli("run", q8, "Hello", "--max-tokens", 2, "--threads", 1).done()
+
+
+def test_the_basis_of_a_split_model_lies_beside_it_under_the_name_of_the_whole(
+    cli: Cli, tiny_gguf: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    first, *_ = models.split_gguf(tiny_gguf, tmp_path, 9)
+    beside = tmp_path / "model.basis.gguf"
+    assert cli("export", bundle, "--add-base", first).done().endswith(f"beside it: {beside}\n")
+    shutil.copy(bundle / "basis.gguf", beside)
+    cli("inspect", first).done()
 
 
 def test_another_model_is_not_added(cli: Cli, smollm2_bundle: Path, tiny_gguf: Path, tmp_path: Path) -> None:

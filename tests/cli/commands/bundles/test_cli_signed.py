@@ -62,6 +62,10 @@ def test_a_key_that_is_none_is_told_before_the_work(cli: Cli, ready: Path) -> No
     cli(*export, "--sign", f"{ready / 'key'}.pub").refused("holds a PUBLIC KEY")
     cli(*export, "--sign", ready / "key", "--part", "1/2").misused("--sign", "sign what merge makes")
     cli("sign", ready / "tiny.gguf", "--sign", ready / "key").refused("does not exist")
+    q8 = models.quantize_file(ready / "tiny.gguf", ready / "q8.gguf", 7)
+    add = ("export", ready / "bundle", "--add-base", q8)
+    cli(*add, "--sign", f"{ready / 'key'}.pub").refused("holds a PUBLIC KEY")
+    q8.unlink()
     assert contents(ready) == before
 
 
