@@ -12,7 +12,7 @@ from tinylora_edge import MicroVector, runtime
 from tinylora_edge.tasks import load_task, rewards
 
 bundle, budget = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "155s"
-kept, unfinished = bundle / "mine.bin", bundle / "mine.state"
+kept, fresh, unfinished = (bundle / f"mine.{end}" for end in ("bin", "new", "state"))
 task = load_task("brevity", held_out=6)  # questions about nouns; yours may be any texts or chat messages
 questions = [sample.prompt for sample in task.held_out]
 brief = rewards.max_words(14)  # guarded: an answer that says nothing, or its prompt again, gets 0
@@ -49,8 +49,9 @@ vector: MicroVector = runtime.tune(
     wait=lambda: False,  # true while the phone is hot, or the user wants the processor
     report=progress,
 )
+fresh.write_bytes(vector.to_bytes(llm.basis))
+fresh.replace(kept)  # whole or not at all; then the state is not needed any more
 unfinished.unlink()
-kept.write_bytes(vector.to_bytes(llm.basis))
 for question, old, new in zip(questions, before, answers(), strict=True):
     print(f"\n{question[0]['content']}\n  before: {old}\n  after:  {new}")
 print(f"\n{kept}: {kept.stat().st_size} bytes. Delete it, and the base is back.")

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import platform
 import re
+import sys
 from collections.abc import Set
 from dataclasses import dataclass
 from functools import cache
@@ -117,9 +118,11 @@ def _is_x86() -> bool:
 def point_to_libraries() -> None:
     """Name the wheel's folder to llama-cpp-python, where it has no libraries of its own.
 
-    Call it before `llama_cpp` is imported. What the user has set stays.
+    Nothing is done once `llama_cpp` is imported. What the user has set stays.
     """
-    if VARIABLE not in os.environ and (found := find_libraries()) is not None and found.source == WHEEL:
+    if VARIABLE in os.environ or "llama_cpp" in sys.modules:
+        return
+    if (found := find_libraries()) is not None and found.source == WHEEL:
         os.environ[VARIABLE] = str(found.folder)
         _pointed.append(str(found.folder))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import TinyLoraError, TrainError
+from ...errors import TrainError
 from ...tasks import Preamble, Sample, Task
 from ..evaluation import Comparison, Evaluation, Report, Tally, bootstrap_interval, compare, evaluate
 from ..personal import Personal
@@ -215,12 +215,7 @@ def fitting(llm: Personal, prompts: Sequence[Sample], answer: int, preamble: Pre
             could go.
         VectorError: the model has no chat template, or it does not take these messages.
     """
-    try:
-        lengths = [len(llm._encode(sample)) for sample in prompts]
-    except ValueError as error:  # what a template raises of its own, such as that it has no system prompt
-        if isinstance(error, TinyLoraError):
-            raise
-        raise TrainError(f"the model's chat template does not take these messages: {error}") from None
+    lengths = [len(llm._encode(sample)) for sample in prompts]
     if max(lengths) + answer > llm._room:
         parts = [f"{len(preamble.examples)} worked examples"] if preamble.examples else []
         parts += ["the system prompt"] if preamble.system is not None else []

@@ -24,7 +24,7 @@ from .batch import Batch
 from .lane import common_prefix
 from .log import signals_wait
 from .pool.scheduler import LlamaScheduler
-from .prompts import encode
+from .prompts import encode, encode_messages, has_template
 from .turns import Turns
 
 OPTIONS: tuple[str, ...] = tuple(
@@ -197,14 +197,32 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     if not TYPE_CHECKING:  # its type is that of `llama_cpp.Llama`
 
         def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-            """As `llama_cpp.Llama.create_chat_completion`; special tokens that messages spell are text."""
-            return super().create_chat_completion(self.marks.cut(messages), *args, **kwargs)
+            """As `llama_cpp.Llama.create_chat_completion`; special tokens that messages spell are text.
+
+            Raises:
+                VectorError: the model's chat template does not render the messages.
+            """
+            try:
+                return super().create_chat_completion(self.marks.cut(messages), *args, **kwargs)
+            except (TinyLoraError, UnicodeEncodeError):
+                raise
+            except Exception:
+                if has_template(self):
+                    encode_messages(self, messages)  # says so where the template is what fails
+                raise
 
     # What runs the model holds the gate, from its first step to its last.
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `llama_cpp.Llama.generate`."""
-        return self._stream(super().generate(*args, **kwargs), whole=False)
+    def generate(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.generate`.
+
+        Raises:
+            TinyLoraError: the prompt is empty.
+        """
+        tokens = list(tokens)
+        if not tokens and kwargs.get("reset", True):
+            raise TinyLoraError("the prompt has no tokens: pass some text")
+        return self._stream(super().generate(tokens, *args, **kwargs), whole=False)
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import llama_cpp
 import numpy as np
 from llama_cpp import llama_chat_format
 from numpy.typing import NDArray
 
-from ...errors import VectorError
+from ...errors import TinyLoraError, VectorError
 from ...tasks import Prompt, Sample
-from .protocols import Tokens
+from .protocols import Tokens, Weights
 
 
 def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArray[np.int32]:
@@ -26,8 +28,10 @@ def encode(llm: Tokens, prompt: Prompt | Sample, *, raw: bool = False) -> NDArra
         raw: the text goes past the chat template.
 
     Raises:
-        VectorError: chat messages for a model without a chat template or `chat_format`.
+        VectorError: chat messages for a model without a chat template or `chat_format`, or messages that it
+            does not render.
         TrainError: chat messages that are to be raw.
+        UnicodeEncodeError: the text has half of a surrogate pair.
     """
     return encode_with_stops(llm, prompt, raw=raw)[0]
 
@@ -48,15 +52,38 @@ def encode_with_stops(
             "the model has no chat template, so chat messages cannot be rendered: use text prompts, or load "
             "it with chat_format=..."
         )
+    return encode_messages(llm, rendered)
+
+
+def encode_messages(
+    llm: Tokens, messages: Sequence[Mapping[str, Any]]
+) -> tuple[NDArray[np.int32], list[str]]:
+    """Return the token ids of chat messages, and the texts at which the model's chat format ends an answer.
+
+    Args:
+        llm: the model, which has a template.
+        messages: each with `role` and `content`.
+
+    Raises:
+        VectorError: the template does not render the messages.
+        UnicodeEncodeError: a text has half of a surrogate pair.
+    """
     handler = (
         llm.chat_handler
         or llm._chat_handlers.get(llm.chat_format)
         or llama_chat_format.get_chat_completion_handler(llm.chat_format)
     )
     try:
-        handler(llama=_Recorder(llm), messages=llm.marks.cut(rendered))
+        handler(llama=_Recorder(llm), messages=llm.marks.cut(messages))
     except _Recorded as recorded:
         return np.array(recorded.tokens, np.int32), recorded.stop
+    except (TinyLoraError, UnicodeEncodeError):
+        raise
+    except Exception as error:  # a template is a program of the model's, and raises what it likes
+        raise VectorError(
+            f"the model's chat template does not render these messages: {type(error).__name__}: "
+            f"{str(error)[:200]}. Leave out what it refuses: some know no system message"
+        ) from error
     raise VectorError(f"chat format {llm.chat_format!r} does not render prompts as text")
 
 
@@ -71,6 +98,27 @@ def decode(llm: Tokens, tokens: NDArray[np.int32]) -> str:
     """Return the text of generated tokens, special ones left out."""
     data: bytes = llm.detokenize(tokens.tolist())
     return data.decode("utf-8", errors="replace")
+
+
+def end_ids(llm: Weights) -> list[int]:
+    """Return the ids of all tokens that end an answer: of a text, of a turn, and of a message."""
+    vocab = llama_cpp.llama_model_get_vocab(llm.model)
+    return [token for token in range(llm.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, token)]
+
+
+def turn_end(llm: Weights) -> int:
+    """Return the id of the token that ends an answer in a chat: what the template writes behind an answer.
+
+    A text ends with another one in some models. What llama.cpp calls the end of a turn is a guess where the
+    file does not say it: `<|endoftext|>` in SmolLM2, whose answers end with `<|im_end|>`.
+
+    Raises:
+        VectorError: the model has no chat template.
+    """
+    vocab = llama_cpp.llama_model_get_vocab(llm.model)
+    tokens = encode(llm, [{"role": role, "content": "x"} for role in ("user", "assistant")]).tolist()
+    ends = [token for token in tokens if llama_cpp.llama_vocab_is_eog(vocab, token)]
+    return int(ends[-1] if ends else llama_cpp.llama_vocab_eos(vocab))
 
 
 class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error

@@ -36,15 +36,17 @@ class Turns:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Be alone: whoever computes ends first, and nobody begins meanwhile."""
-        with self._changed:
-            while self._alone:
-                self._changed.wait()
-            self._alone = True
-            while self._computing:
-                self._changed.wait()
+        mine = False
         try:
-            yield
-        finally:
             with self._changed:
-                self._alone = False
-                self._changed.notify_all()
+                while self._alone:
+                    self._changed.wait()
+                self._alone = mine = True
+                while self._computing:
+                    self._changed.wait()
+            yield
+        finally:  # an interrupt may end the wait, and nobody would begin any more
+            if mine:
+                with self._changed:
+                    self._alone = False
+                    self._changed.notify_all()

@@ -265,9 +265,7 @@ def _config(
         config.clear_providers()
         if provider.lower() != "cpu":
             config.append_provider(provider)
-    options = {**onnx_options(), **(session_options or {})}
-    if n_threads is not None:
-        options["intra_op_num_threads"] = n_threads
+    options = _own_options(n_threads, session_options)
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     return config
 
@@ -275,10 +273,14 @@ def _config(
 def _session_options(
     described: Mapping[str, Any], n_threads: int | None, session_options: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the options of the decoder's session, the caller's over the configuration's."""
+    """Return the session's options: the caller's over ours, and ours over the configuration's."""
     configured = described.get("decoder", {}).get("session_options", {})
-    own = {} if n_threads is None else {"intra_op_num_threads": n_threads}
-    return {**configured, **(session_options or {}), **own}
+    return {**configured, **_own_options(n_threads, session_options)}
+
+
+def _own_options(n_threads: int | None, session_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    threads = {} if n_threads is None else {"intra_op_num_threads": n_threads}
+    return {**onnx_options(), **(session_options or {}), **threads}
 
 
 def _on_cpu(configured: Sequence[Mapping[str, Any]], provider: str | None) -> bool:

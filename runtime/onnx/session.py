@@ -140,7 +140,7 @@ class OnnxSession:
 
         Args:
             output_names: what to compute; None for everything.
-            feeds: name -> array, without the vector.
+            feeds: name -> array or `OrtValue`, without the vector.
             rows: from `rows`; None for the base, or for the adapter in `run_options`.
             run_options: `RunOptions` of this module.
 
@@ -217,7 +217,10 @@ class OnnxSession:
     def _feed(self, rows: Rows | None, feeds: Mapping[str, Any]) -> Any:
         checked = self._checked(rows)
         for name in self._batch & feeds.keys():
-            checked.check_batch(int(np.shape(feeds[name])[0]))
+            given = feeds[name]
+            shape = given.shape() if isinstance(given, onnxruntime.OrtValue) else np.shape(given)
+            if shape:  # ONNX Runtime itself refuses a number
+                checked.check_batch(int(shape[0]))
         return checked.values
 
     def _checked(self, rows: Rows | None) -> Rows:

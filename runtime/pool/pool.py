@@ -58,7 +58,8 @@ class Pool(Desk):
 
     Raises:
         TinyLoraError: the engine cannot make the contexts.
-        OptionError: options for a model that is loaded already, or contexts for ONNX Runtime.
+        RequestError: a number is below 1.
+        OptionError: a vector, options for a model that is loaded already, or contexts for ONNX Runtime.
         Those of `load`.
     """
 
@@ -74,9 +75,15 @@ class Pool(Desk):
         n_threads: int | None = None,
         **engine_options: Any,
     ) -> None:
-        for name, value in {"contexts": contexts, "slots": slots, "n_ctx": n_ctx, "waiting": waiting}.items():
+        numbers = {"contexts": contexts, "slots": slots, "n_ctx": n_ctx, "waiting": waiting}
+        for name, value in {**numbers, "n_threads": n_threads}.items():
             if value is not None and value < 1:
                 raise RequestError(f"a pool with {name}={value} answers nobody: pass 1 or more", param=name)
+        if "vector_bytes" in engine_options:
+            raise OptionError(
+                "a pool takes no vector_bytes, as every request has a vector of its own: pass vector=... to "
+                "chat, complete or stream"
+            )
         self._owned: Loaded | None = None
         if isinstance(base, str | PathLike):
             if engine_of(base, engine_options.get("engine")) == ONNX:

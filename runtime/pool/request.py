@@ -30,7 +30,7 @@ class Sampling:
         schema: a JSON schema that the answer keeps to; an empty one is any JSON object.
 
     Raises:
-        RequestError: a number is out of its range, or there are too many stop texts, or too long ones.
+        RequestError: a number is out of its range, or a stop text is too long.
     """
 
     max_tokens: int | None = None
@@ -49,7 +49,6 @@ class Sampling:
         _check(self.seed is None or 0 <= self.seed < 1 << 64, "seed", self.seed, "from 0 to 2**64 - 1")
         few = self.logprobs is None or 0 <= self.logprobs <= LOGPROBS
         _check(few, "logprobs", self.logprobs, f"from 0 to {LOGPROBS}")
-        _check(len(self.stop) <= STOPS, "stop", f"{len(self.stop)} texts", f"at most {STOPS}")
         for text in self.stop:
             if not 0 < len(text) <= STOP_CHARACTERS:
                 raise RequestError(
@@ -74,11 +73,11 @@ def sampling_of(options: SamplingOptions, stops: Sequence[str] = ()) -> Sampling
 
     Args:
         options: of the call.
-        stops: texts at which the model's chat format ends an answer.
+        stops: texts at which the model's chat format ends an answer; they do not count.
 
     Raises:
         OptionError: there is no such option.
-        RequestError: as for `Sampling`.
+        RequestError: as for `Sampling`, or there are too many stop texts.
     """
     known = SamplingOptions.__annotations__
     for name in options:
@@ -88,6 +87,7 @@ def sampling_of(options: SamplingOptions, stops: Sequence[str] = ()) -> Sampling
     given: dict[str, Any] = dict(options)
     own = given.pop("stop", None) or ()
     own = (own,) if isinstance(own, str) else tuple(own)
+    _check(len(own) <= STOPS, "stop", f"{len(own)} texts", f"at most {STOPS}")
     return Sampling(**given, stop=(*own, *(each for each in stops if each not in own)))
 
 

@@ -50,5 +50,9 @@ def test_a_model_learns_without_torch(device: Path, smollm2_bundle: Path, tmp_pa
 
 
 def test_the_example_is_short() -> None:
+    """And keeps the state until the vector is there as a whole."""
     lines = (ROOT / "examples" / "tune_on_device.py").read_text("utf-8").splitlines()
     assert len([line for line in lines if line.strip()]) <= 45
+    (kept,) = (number for number, line in enumerate(lines) if line.startswith("fresh.replace(kept)"))
+    assert lines[kept - 1].startswith("fresh.write_bytes(")
+    assert lines[kept + 1] == "unfinished.unlink()"

@@ -42,6 +42,7 @@ from .generation import (
     awaited,
     load,
     messages,
+    take_any_bytes,
     write,
 )
 from .liking import Liking, Said
@@ -115,6 +116,7 @@ def chat(
     llm = load(bundle, vector, n_ctx, threads, engine, policy, stream, gpu_layers)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
+    take_any_bytes()
     if interactive:
         _note(f"{_state(llm.vector)}. /help lists the commands.")
     conversation = Conversation(llm, system, options, stream, threads)
@@ -195,6 +197,8 @@ class Conversation:
         return True
 
     def _exchange(self, file: str) -> None:
+        if file == vectors.STREAM:
+            raise console.CommandError("stdin carries the conversation: name a file, /vector FILE")
         self.typed = {"vector": file}
         self._llm.swap(vectors.read(file), stream=self._stream)
         self._begin_anew()
@@ -229,6 +233,8 @@ class Conversation:
         vector = self._llm.vector
         if not file:
             raise console.CommandError("say where: /save FILE")
+        if file == vectors.STREAM:
+            raise console.CommandError("stdout carries the answers: name a file, /save FILE")
         if vector is None:
             raise console.CommandError(
                 "there is no vector to save, the base answers: /like or /dislike an answer first"
@@ -241,7 +247,7 @@ class Conversation:
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 
     def _turn(self, text: str, interactive: bool) -> None:
-        asked = [*self.messages, {"role": "user", "content": text}]
+        asked = [*self.messages, *messages(None, text)]
         answer = AnswerStream()
         wrap = Wrapped(write, columns) if sys.stdout.isatty() else None
         with _interrupt_stops(interactive) as stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,9 +130,39 @@ def _load(
 
 
 def messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:
-    """Return a system message and a user's, as far as they are given."""
-    texts = {"system": system, "user": prompt}
-    return [{"role": role, "content": text} for role, text in texts.items() if text is not None]
+    """Return a system message and a user's, as far as they are given.
+
+    Raises:
+        CommandError: one of them is not UTF-8.
+    """
+    texts = {"system": (system, "the system message"), "user": (prompt, "the prompt")}
+    return [
+        {"role": role, "content": utf8(text, what)}
+        for role, (text, what) in texts.items()
+        if text is not None
+    ]
+
+
+def utf8(text: str, what: str) -> str:
+    """Return a text that was typed, once it is checked: bytes that are not UTF-8 come in as surrogates.
+
+    Raises:
+        CommandError: it has some; `what` names it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise console.CommandError(
+            f"{what} is not UTF-8: its character {error.start + 1} is {text[error.start]!r}. "
+            "Pass it in UTF-8: iconv converts files"
+        ) from None
+    return text
+
+
+def take_any_bytes() -> None:
+    """Let stdin give bytes that are not UTF-8 as surrogates, as arguments have them, for `utf8` to name."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def write(text: str) -> None:

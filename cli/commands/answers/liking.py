@@ -75,12 +75,12 @@ class Liking:
             TrainError: the answer is empty, or the model's logits are not finite. Nothing was learned.
         """
         from ....runtime.feedback.given import Given
-        from ....runtime.llama.prompts import encode
+        from ....runtime.llama.prompts import encode, turn_end
 
         prompt = encode(self._llm, list(said.messages)).tolist()
         tokens = self._llm.tokenize(said.text.encode(), add_bos=False, special=False)
         if said.ended:
-            tokens = [*tokens, self._llm.token_eos()]
+            tokens = [*tokens, turn_end(self._llm)]
         clicks, state = self._ready(len(prompt) + len(tokens) + _MORE)
         given = Given(tuple(prompt), tuple(tokens), self._llm.vector, said.temperature)
         moved = clicks.tell(state, given, reward)

@@ -36,6 +36,8 @@ from .generation import (
     awaited,
     load,
     messages,
+    take_any_bytes,
+    utf8,
     write,
 )
 from .wrapping import Wrapped, columns
@@ -99,11 +101,12 @@ def run_prompt(
     )
     llm = load(bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream), gpu_layers)
     if prompt == vectors.STREAM:
+        take_any_bytes()
         prompt = sys.stdin.read()
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     start = time.perf_counter()
     if raw_prompt:
-        chunks = llm.create_completion(prompt, stream=True, **options)
+        chunks = llm.create_completion(utf8(prompt, "the prompt"), stream=True, **options)
     else:
         chunks = llm.create_chat_completion(messages(system, prompt), stream=True, **options)
     answer = AnswerStream()

@@ -35,7 +35,7 @@ typedef struct {
 
 /* All return NULL, or what was wrong, and then nothing of their output counts. */
 
-/* Text to bytes; `out` has room for half as many bytes as `text` has characters, and one more. */
+/* Text to bytes; `out` has room for 3 bytes for every 4 characters of `text`, rounded up: (3 * size + 3) / 4. */
 const char *text_decode(const char *text, size_t size, uint8_t *out, size_t *out_size);
 
 /* Check a frame or raw payload of n values for the basis with this digest; `values` has room for n. */

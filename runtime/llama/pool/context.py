@@ -101,7 +101,7 @@ class Context:
 
         Raises:
             VectorError: the logits are not finite, since the slot's vector is too large for the model. All
-                slots are empty then: no mask hides what is in the cells.
+                cells are empty then, as no mask hides what was in them: the caller cuts all slots.
             TinyLoraError: llama.cpp fails; the slot is empty then.
         """
         buffer, count, begin = self._buffer, len(tokens), len(slot.tokens)
@@ -111,18 +111,14 @@ class Context:
             buffer.pos[i] = begin + i
             buffer.n_seq_id[i] = 1
             buffer.seq_id[i][0] = slot.number
-            buffer.logits[i] = last and i == count - 1
+            buffer.logits[i] = i == count - 1  # of each part: who leaves after one leaves no NaN behind
         code = llama_cpp.llama_decode(self.context, buffer)
         if code:
             self.cut(slot, 0)
             raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens (code {code})")
         slot.tokens.extend(tokens)
-        if not last:
-            return None
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (self._n_vocab,))
         if not np.isfinite(logits.max()):
             llama_cpp.llama_memory_clear(self._memory, True)
-            for each in self.slots:
-                each.tokens.clear()
             raise too_large()
-        return logits
+        return logits if last else None

@@ -147,18 +147,10 @@ class LlamaScheduler:
             with self._llm._staying():
                 check_length(prompt, self.n_ctx, self._vocabulary)
                 tokens, stops = encode_with_stops(self._llm, prompt, raw=raw)
-        except VectorError as error:  # a model without a template
+        except VectorError as error:  # a model without a template, or messages that it does not render
             raise RequestError(str(error), param="messages") from None
-        except TinyLoraError:
-            raise
         except UnicodeEncodeError as error:
             raise RequestError(f"the text is none: {error}", param="prompt" if raw else "messages") from None
-        except Exception as error:  # a template is a program of the model's, and raises what it likes
-            raise RequestError(
-                f"the model's chat template does not render these messages: {type(error).__name__}: "
-                f"{str(error)[:200]}",
-                param="messages",
-            ) from None
         return tuple(tokens.tolist()), tuple(stops)
 
     def submit(self, request: Request, report: Report) -> Answering:
@@ -263,8 +255,14 @@ class LlamaScheduler:
         begin = len(slot.tokens)
         chunk = answering.tokens[begin : begin + CHUNK]
         last = begin + len(chunk) == len(answering.tokens)
-        with self._llm.turns.computing():
-            logits = context.evaluate(slot, chunk, last=last)
+        try:
+            with self._llm.turns.computing():
+                logits = context.evaluate(slot, chunk, last=last)
+        except VectorError:  # nobody's cells are there any more
+            with self._places.changed:
+                for each in context.slots:
+                    each.cut(0)
+            raise
         if logits is None:
             return
         answering.go_on(logits)

@@ -62,8 +62,9 @@ class ContextVectors:
                 self._set(number, vector)
                 return
         with self._turns.alone(), self._exchange:
-            self._retire(needed())
-            self._staged[vector] = self._strategy.stage(self._basis.values(vector))
+            if vector not in self._staged:  # another context may have staged it meanwhile
+                self._retire(needed())
+                self._staged[vector] = self._strategy.stage(self._basis.values(vector))
             self._set(number, vector)
             self._strategy.settle([each for active in self._staged.values() for each in active])
 

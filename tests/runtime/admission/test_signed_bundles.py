@@ -66,6 +66,19 @@ def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, at_
     assert started == []
 
 
+def test_a_base_that_was_changed_and_named_as_a_part_of_none_is_refused(bundle, at_start):
+    """llama.cpp opens it as the whole model that it is."""
+    started = []
+    at_start.append(lambda: started.append(True))
+    data = bytearray((bundle / "base.gguf").read_bytes())
+    data[-1] ^= 1
+    (bundle / "base.gguf").unlink()
+    (bundle / "base-00001-of-00000.gguf").write_bytes(data)
+    with pytest.raises(TrustError, match=r"base-00001-of-00000\.gguf is not in the signature"):
+        runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)
+    assert started == []
+
+
 def test_a_basis_that_fits_and_was_not_signed(bundle, tiny_bundles, tmp_path):
     """It has a valid digest, and names the base's fingerprint: the signature alone tells."""
     (bundle / "basis.gguf").write_bytes((tiny_bundles["fold"] / "basis.gguf").read_bytes())

@@ -31,6 +31,7 @@ if sys.argv[1:]:
 try:
     found = import_llama_cpp()
     import llama_cpp
+    import tinylora_edge.runtime.llama  # as `load` does, once the libraries are there
     said = [found.source, str(found.folder), found.ggml, os.environ.get("LLAMA_CPP_LIB_PATH")]
 except TinyLoraError as error:
     said = str(error)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from tinylora_edge import TrainError
-from tinylora_edge.runtime import RewardLearner, tune
+import models
+import pytest
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from tinylora_edge import TrainError, VectorError
+from tinylora_edge.exporters import export_gguf
+from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, tune
 from tinylora_edge.runtime.feedback.learner import FeedbackLearner
 from tinylora_edge.runtime.llama.batch import Batch
-from tinylora_edge.runtime.llama.prompts import encode, has_template
+from tinylora_edge.runtime.llama.prompts import encode, has_template, turn_end
 from tinylora_edge.tasks import Completion, Sample
 
 QUESTION = "Name a colour."
@@ -47,6 +54,51 @@ def test_a_model_without_a_template_continues_text(tiny_bundle, load):
 def test_messages_cannot_be_raw(smollm2):
     with pytest.raises(TrainError, match="a raw prompt is text"):
         encode(smollm2, MESSAGES, raw=True)
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{{ m.content }}\n{% endfor %}"
+)
+
+
+def test_messages_that_the_template_refuses(
+    tiny_bundles: dict[str, Path], load: Callable[..., TinyLoraLlama]
+) -> None:
+    handler = Jinja2ChatFormatter(REFUSING, eos_token="", bos_token="").to_chat_handler()
+    refused: list[tuple[Any, str]] = [
+        ([{"role": "system", "content": "x"}, *MESSAGES], "ValueError: System role not supported"),
+        ([{"role": "user", "content": 3}, {"role": "system"}], "ValueError: System role"),
+        ([7], "TypeError"),
+    ]
+    with load(tiny_bundles["scales"], chat_handler=handler) as llm:
+        for messages, why in refused[:2]:
+            with pytest.raises(VectorError, match=f"does not render these messages: {why}"):
+                encode(llm, messages)
+        for messages, why in refused:
+            for stream in (False, True):
+                with pytest.raises(VectorError, match=f"does not render these messages: {why}"):
+                    llm.create_chat_completion(messages, max_tokens=1, stream=stream)
+        long: Any = [{"role": "user", "content": "x" * 300}]
+        with pytest.raises(ValueError, match="exceed context window"):  # is no template's fault
+            llm.create_chat_completion(long, max_tokens=1)
+        with pytest.raises(UnicodeEncodeError):
+            encode(llm, [{"role": "user", "content": "\udcff"}])
+
+
+def test_an_answer_ends_as_the_template_says(
+    tmp_path: Path, load: Callable[..., TinyLoraLlama], smollm2: TinyLoraLlama
+) -> None:
+    """`<pad>`, 258, ends turns here and `<eos>`, 257, texts; llama.cpp guesses where no file says it."""
+    metadata: dict[str, str | int] = {"tokenizer.ggml.eot_token_id": 258}
+    gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata=metadata)
+    bundle = export_gguf(gguf, tmp_path / "bundle").output
+    for end, expected in (("<pad>", 258), ("<eos>", 257), ("<bos>", 257), ("", 257)):
+        template = "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}a:"
+        handler = Jinja2ChatFormatter(template, eos_token="", bos_token="").to_chat_handler()
+        with load(bundle, chat_handler=handler) as llm:
+            assert turn_end(llm) == expected
+    assert turn_end(smollm2) == smollm2.tokenize(b"<|im_end|>", special=True)[0]
 
 
 def test_batch_tuning_and_feedback_ask_as_the_app_does(smollm2):

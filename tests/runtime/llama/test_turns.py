@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 
-from turns import blocked, start
+import pytest
+from turns import MOMENT, PATIENCE, blocked, start
 
 from tinylora_edge.runtime.llama.turns import Turns
 
@@ -35,3 +38,29 @@ def test_who_is_alone_waits_for_all_and_lets_nobody_begin() -> None:
     assert sorted(said[:2]) == ["first", "second"]
     assert "alone" in said[2:4]
     assert sorted(said[2:]) == ["alone", "other", "third"]
+
+
+def test_an_interrupt_while_it_waits_to_be_alone_lets_the_others_go_on() -> None:
+    turns, computes, go_on = Turns(), threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with turns.computing():
+            computes.set()
+            assert go_on.wait(PATIENCE)
+
+    def interrupt(thread: int) -> None:
+        while not turns._alone:  # it waits in the block that expects the interrupt
+            time.sleep(MOMENT)
+        signal.pthread_kill(thread, signal.SIGINT)
+
+    first = start(compute)
+    assert computes.wait(PATIENCE)
+    waiting = start(interrupt, threading.get_ident())
+    with pytest.raises(KeyboardInterrupt), turns.alone():
+        pytest.fail("somebody computes")
+    waiting.result(PATIENCE)
+    go_on.set()
+    first.result(PATIENCE)
+    start(compute).result(PATIENCE)  # nobody is alone any more
+    with turns.alone():
+        pass

@@ -107,6 +107,18 @@ def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) ->
         session.rows([])
 
 
+def test_feeds_of_other_types_are_those_of_onnx_runtime(session: OnnxSession) -> None:
+    rows, plain = session.rows(MicroVector.random(session.basis, 1.0)), feeds(session)
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in plain.items()}
+    expected = session.run(["logits"], plain, rows)[0]
+    assert np.array_equal(session.run(["logits"], values, rows)[0], expected)
+    two = session.rows([None, None])
+    with pytest.raises(VectorError, match=r"2 rows.*1 sequences"):
+        session.run(["logits"], values, two)
+    with pytest.raises(Exception, match="Invalid rank for input: input_ids"):
+        session.run(["logits"], {**plain, "input_ids": np.array(1)}, rows)
+
+
 def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bundle: Path) -> None:
     basis = session.basis
     old, new = (MicroVector(onnx_bundles.vectors(bundle, 1)[0].values, sequence=s) for s in (3, 8))

@@ -303,10 +303,16 @@ def test_a_pool_over_a_model_that_is_there(load: Callable[..., TinyLoraLlama], t
         asyncio.run(pool.complete("abc"))
 
 
-@pytest.mark.parametrize("name", ["contexts", "slots", "n_ctx", "waiting"])
+@pytest.mark.parametrize("name", ["contexts", "slots", "n_ctx", "waiting", "n_threads"])
 def test_a_pool_of_nothing(tiny_bundle: Path, name: str) -> None:
-    with pytest.raises(RequestError, match=f"a pool with {name}=0 answers nobody"):
-        Pool(tiny_bundle, **{name: 0})
+    for number in (0, -1):
+        with pytest.raises(RequestError, match=f"a pool with {name}={number} answers nobody"):
+            Pool(tiny_bundle, **{name: number})
+
+
+def test_a_pool_has_no_vector_of_its_own(tiny_bundle: Path) -> None:
+    with pytest.raises(OptionError, match=r"takes no vector_bytes.* pass vector="):
+        Pool(tiny_bundle, vector_bytes=b"")
 
 
 def test_a_model_answers_beside_itself(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> None:

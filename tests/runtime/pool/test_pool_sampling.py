@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tinylora_edge import OptionError, RequestError
+from tinylora_edge.maxima import STOPS
 from tinylora_edge.runtime.pool.request import Sampling, sampling_of
 from tinylora_edge.runtime.pool.sampling import Sampler, logprobs
 
@@ -109,3 +110,5 @@ def test_an_option_that_there_is_not() -> None:
 def test_stop_texts_of_a_call_and_of_the_chat_format() -> None:
     assert sampling_of({"stop": "a"}, ["</s>", "a"]).stop == ("a", "</s>")
     assert sampling_of({}, ["</s>"]).stop == ("</s>",)
+    most = [str(number) for number in range(STOPS)]
+    assert sampling_of({"stop": most}, ["</s>"]).stop == (*most, "</s>"), "the format's own are not counted"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,21 @@ def answer(llm: runtime.TinyLoraLlama) -> Callable[..., str]:
         return text
 
     return ask
+
+
+@pytest.fixture(scope="module")
+def tiny_chat_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a small model that renders chat messages, but none of a system: answers can be scored."""
+    template = (
+        "{% for message in messages %}{% if message.role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}{{ message.content }}~{% endfor %}"
+    )
+    folder = tmp_path_factory.mktemp("chat")
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template]
+    subprocess.run([*command, tiny_gguf, folder / "chat.gguf"], check=True, capture_output=True)
+    from tinylora_edge.exporters.gguf import export_gguf
+
+    return export_gguf(folder / "chat.gguf", folder / "bundle").output
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ import re
 import select
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +55,21 @@ def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_
     cli(*chat, stdin=b"/save x.bin\n").refused("no vector to save", "/like")
     cli(*chat, stdin=b"/like\n").refused("no answer to like")
     cli(*chat, stdin=b"/vector /no/such/file\nHello\n").refused("/no/such/file")
+    cli(*chat, stdin=b"/vector -\n").refused("stdin carries the conversation")
+    cli(*chat, stdin=b"/save -\n").refused("stdout carries the answers")
     cli(*chat, "--vector", "-").misused("--vector")
+
+
+def test_what_is_not_utf8_is_said(cli: Cli, tiny_chat_bundle: Path) -> None:
+    chat = ("chat", tiny_chat_bundle, *SHORT)
+    cli(*chat, stdin=b"caf\xe9\nHello\n").refused("the prompt is not UTF-8: its character 4 is '\\udce9'")
+    cli(*chat, "--system", "\udce9", stdin=b"Hello\n").refused("the system message is not UTF-8")
+
+
+def test_a_template_that_refuses_a_system_message(cli: Cli, tiny_chat_bundle: Path) -> None:
+    refused = ("chat template does not render these messages", "System role not supported")
+    cli("chat", tiny_chat_bundle, "--system", "x", *SHORT, stdin=b"Hello\n").refused(*refused)
+    cli("run", tiny_chat_bundle, "Hello", "--system", "x", *SHORT).refused(*refused)
 
 
 class Terminal:
@@ -74,7 +86,7 @@ class Terminal:
         self.ended = False
 
     def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
+        os.write(self._fd, text.encode(errors="surrogateescape"))
 
     def until(self, pattern: str) -> str:
         """Return what is shown up to and with a pattern, and forget it."""
@@ -151,6 +163,19 @@ def test_chat_on_a_terminal(
     assert chat.type_until_it_ends("\x04") == 0  # end of input
 
 
+def test_a_conversation_outlives_what_is_not_utf8(
+    terminal: Callable[..., Terminal], tiny_chat_bundle: Path
+) -> None:
+    chat = terminal("chat", tiny_chat_bundle, *SHORT)
+    chat.until("> ")
+    chat.type("caf\udce9\n")
+    assert "is not UTF-8" in chat.until("\n> ")
+    chat.type("/clear\n")
+    chat.until("forgotten")
+    chat.until("> ")
+    assert chat.type_until_it_ends("\x04") == 0
+
+
 def test_an_interrupt_ends_the_answer_and_then_the_chat(
     terminal: Callable[..., Terminal], smollm2_bundle: Path
 ) -> None:
@@ -172,18 +197,6 @@ def test_a_vector_that_was_mistyped_is_named(cli: Cli, smollm2_bundle: Path, vec
     typed = path.with_name(f"{path.stem}e{path.suffix}")
     chat = ("chat", smollm2_bundle, *SHORT)
     cli(*chat, "--vector", typed, stdin=b"").refused(f"did you mean {path}?")
-
-
-@pytest.fixture
-def tiny_chat_bundle(tiny_gguf: Path, tmp_path: Path) -> Path:
-    """A bundle of a small model that renders chat messages, so that answers can be scored."""
-    template = "{% for message in messages %}{{ message.content }}~{% endfor %}"
-    file = tmp_path / "chat.gguf"
-    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template]
-    subprocess.run([*command, tiny_gguf, file], check=True, capture_output=True)
-    from tinylora_edge.exporters.gguf import export_gguf
-
-    return export_gguf(file, tmp_path / "chat").output
 
 
 def test_a_like_moves_the_vector_and_it_can_be_saved(

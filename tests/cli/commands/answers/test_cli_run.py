@@ -93,6 +93,14 @@ def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
     cli("chat", smollm2_bundle, "--n-ctx", 64, "--threads", 1, stdin=b"word " * 300).refused("256", "/clear")
 
 
+def test_a_prompt_that_is_none(cli: Cli, tiny_bundle: Path) -> None:
+    run = ("run", tiny_bundle)
+    cli(*run, "caf\udce9", *SHORT).refused("the prompt is not UTF-8: its character 4 is '\\udce9'", "iconv")
+    cli(*run, "-", "--raw-prompt", *SHORT, stdin=b"\xff").refused("the prompt is not UTF-8: its character 1")
+    cli(*run, "Hello", "--system", "\udcff", *SHORT).refused("the system message is not UTF-8")
+    cli(*run, "", "--raw-prompt", *SHORT).refused("the prompt has no tokens")
+
+
 def test_a_raw_vector_is_applied_with_a_warning(
     cli: Cli, smollm2_bundle: Path, answer: Callable[..., str]
 ) -> None:
