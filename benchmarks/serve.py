@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
@@ -217,9 +218,9 @@ def first_token(server: Server, ask: Ask, bundle: Path, engine: str, rounds: int
             return watch.seconds
 
         times = bench.interleave({"server": over_http, "in process": in_process}, rounds, 2)
-    differences = sorted(a - b for a, b in zip(times["server"], times["in process"], strict=True))
+    differences = [a - b for a, b in zip(times["server"], times["in process"], strict=True)]
     found: dict[str, Any] = {name: bench.summarize(values) for name, values in times.items()}
-    return found | {"paired_difference": differences[len(differences) // 2]}
+    return found | {"paired_difference": median(differences)}
 
 
 def vector_cost(basis: Basis, folder: Path) -> list[float]:
@@ -356,10 +357,6 @@ def compare(report: bench.Report, found: dict[str, dict[str, list[dict[str, Any]
                 else:
                     report.say(f"        {what}: {ratio:.3g}")
                 report.say(f"        the same by time on cores: {cores_ratio:.3g}")
-
-
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def main() -> int:

@@ -70,7 +70,7 @@ def demo(
     in a few words that say something new), trains a vector with GRPO, ships it through a frame, measures
     again on prompts never trained on, beside the best prompt of a quick search, shows answers side by side,
     and proves by the logits that the base can be restored. DIR then has the bundle, the vector and a report
-    with the curve, as a page and as JSON. On two quiet cores it takes 5 minutes, 3 with --quick.
+    with the curve, as a page and as JSON. On two quiet cores it takes 6 minutes, 3 with --quick.
 
     --replay shows the same with a vector that was trained beforehand and that the project signed. It needs
     the extra `try` and llama-cpp-python, and neither PyTorch nor a compiler.

@@ -28,9 +28,12 @@ MODELS = {
     "README.md": "real",
     "docs/TOUR.md": "empty",
     "docs/ONNX.md": "graph",
+    "docs/how_to/engines/llama_server.md": "real",
     "docs/how_to/engines/onnx_runtime.md": "graph",
+    "docs/how_to/engines/phone.md": "real",
 }
-"""Document -> what its folder has: the real model where it says what is answered, else a small random one."""
+"""Document -> what its folder has: the real model where a page says what it answers, or what an
+export makes of it, else a small random one."""
 
 PATHS = [path for path in DOCUMENTS if any(units(path))]
 

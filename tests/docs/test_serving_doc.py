@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -27,7 +29,8 @@ def test_options_are_those_of_the_command() -> None:
 
 def test_routes_are_all_there() -> None:
     section = TEXT.partition("## Routes")[2].partition("A completion takes")[0]
-    assert {path for path, _, _ in _ROUTES} == set(re.findall(r"(/(?:v1|health|metrics)[^ `,]*)", section))
+    routes = {path.replace(":path", "") for path, _, _ in _ROUTES}  # a name may have slashes
+    assert routes == set(re.findall(r"(/(?:v1|health|metrics)[^ `,]*)", section))
 
 
 def test_routes_of_the_page_are_all_there() -> None:
@@ -50,6 +53,24 @@ def test_limits_are_those_that_hold() -> None:
         "--max-tokens": f"{limits.tokens:,}",
         "--max-seconds": f"{limits.seconds:g}",
     }
+
+
+def test_how_fast_it_is_says_the_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "serve.json").read_text("utf-8"))
+    columns = (
+        "onnx, a vector each",
+        "onnx, one shared",
+        "llama, a vector each",
+        "llama-server, a LoRA a request",
+    )
+    for users, runs in record["load"].items():
+        rates = [statistics.median(each["tokens_per_second"] for each in runs[name]) for name in columns]
+        assert f"| {users} | {' | '.join(f'{rate:.0f}' for rate in rates)} |" in TEXT
+    llama, onnx = (
+        statistics.median(record["client_leaves"][engine]["ratio"]) for engine in ("llama", "onnx")
+    )
+    freed = f"within {llama:.2f} tokens in llama.cpp, and {onnx:.2f} in ONNX Runtime"
+    assert freed.replace(" 0.", " .") in TEXT
 
 
 def test_what_is_not_supported_is_named() -> None:
