@@ -23,6 +23,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _LANE = np.uint64(0xFFFF)
 _MEAN = 393210  # of the sum of twelve uniforms on 0..65535
+_CHUNK = 1 << 16  # entries at once: their integers take two dozen times the memory of the result
 
 
 def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
@@ -44,14 +45,17 @@ def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
     if u < 1 or rank < 1:
         raise BasisError(f"rank {rank} and u {u}: both must be at least 1")
     count = u * rank * rank
-    with np.errstate(over="ignore"):  # wrapping is the definition
-        key = _mix(np.array([seed ^ _fnv1a64(module.encode())], dtype=np.uint64))
-        steps = np.arange(1, 3 * count + 1, dtype=np.uint64)
-        words = _mix(key + steps * _GOLDEN)
-    lanes = sum((words >> np.uint64(shift)) & _LANE for shift in (0, 16, 32, 48))
-    sums = np.asarray(lanes, dtype=np.int64).reshape(count, 3).sum(axis=1)
+    key = np.array([seed ^ _fnv1a64(module.encode())], dtype=np.uint64)
     scale = np.float32(1) / np.sqrt(np.float32(rank))
-    entries: NDArray[np.float32] = ((sums - _MEAN) / 65536).astype(np.float32) * scale
+    entries = np.empty(count, np.float32)
+    for start in range(0, count, _CHUNK):
+        end = min(start + _CHUNK, count)
+        with np.errstate(over="ignore"):  # wrapping is the definition
+            steps = np.arange(3 * start + 1, 3 * end + 1, dtype=np.uint64)
+            words = _mix(_mix(key) + steps * _GOLDEN)
+        lanes = sum((words >> np.uint64(shift)) & _LANE for shift in (0, 16, 32, 48))
+        sums = np.asarray(lanes, dtype=np.int64).reshape(-1, 3).sum(axis=1)
+        entries[start:end] = ((sums - _MEAN) / 65536).astype(np.float32) * scale
     return entries.reshape(u, rank, rank)
 
 

@@ -17,6 +17,7 @@ import support
 from invocation import Cli, contents
 
 from tinylora_edge import Basis, MicroVector, load_basis
+from tinylora_edge.formats.gguf import UINT32, write
 
 # ---- Vectors
 
@@ -176,6 +177,13 @@ def test_a_corrupt_basis(cli: Cli, bundle: Path, change: Callable[[bytes], bytes
     cli("vector", "inspect", "-", bundle, stdin=bytes(52)).refused("basis.gguf", *parts)
     cli("inspect", bundle / "basis.gguf").refused("basis.gguf", *parts)
     assert not out.exists()
+
+
+def test_a_file_whose_type_is_an_array(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    with path.open("wb") as file:
+        write(file, "llama", [("adapter.type", [1, 2], UINT32)], {})
+    cli("inspect", path).refused("odd.basis.gguf does not exist")
 
 
 def test_a_basis_of_a_later_version(cli: Cli, bundle: Path) -> None:

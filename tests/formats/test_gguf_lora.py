@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import BaseMismatchError
+from tinylora_edge.formats.gguf import UINT32, write
 from tinylora_edge.formats.gguf_lora import check_lora
 
 Q = "blk.0.attn_q.weight"
@@ -53,6 +54,11 @@ def test_a_lora_of_another_model(base: Path, tmp_path: Path, options: dict[str, 
 def test_no_lora_at_all(base: Path, tmp_path: Path) -> None:
     with pytest.raises(BaseMismatchError, match=r"tiny.gguf is no LoRA: its general.type is .* adapter"):
         check_lora(base, base)
+    array = tmp_path / "array.gguf"
+    with array.open("wb") as file:
+        write(file, "llama", [("general.type", [1, 2], UINT32), ("adapter.type", [1, 2], UINT32)], {})
+    with pytest.raises(BaseMismatchError, match=r"no usable GGUF LoRA: its key general.type is array"):
+        check_lora(array, base)
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(b"GGUF of another kind")
     with pytest.raises(BaseMismatchError, match="is no usable GGUF LoRA"):

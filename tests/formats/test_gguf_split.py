@@ -8,7 +8,8 @@ import models
 import numpy as np
 import pytest
 
-from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
+from tinylora_edge.formats import gguf
+from tinylora_edge.formats.gguf import STRING, UINT32, GGUFFile, MalformedGGUFError
 from tinylora_edge.formats.gguf_split import gguf_paths, open_gguf, whole_stem
 from tinylora_edge.formats.side_tensors import fingerprint
 
@@ -93,6 +94,26 @@ def test_the_first_two_files_swapped(own):
 def test_a_file_without_its_name(own):
     renamed = own[0].rename(own[0].with_name("first.gguf"))
     check(renamed, r"file 1 of a model split into 4, but is not named like model-00001-of-00004\.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind", "match"),
+    [
+        ("split.no", "x", STRING, "split.no is 'x', expected a int"),
+        ("split.no", [0, 1], UINT32, r"split.no is array\(.*, expected a int"),
+        ("split.tensors.count", [1, 2], UINT32, r"split.tensors.count is array\(.*, expected a int"),
+    ],
+)
+def test_keys_of_another_kind(tmp_path, key, value, kind, match):
+    for number in (0, 1):
+        stated = {"split.no": (number, UINT32), "split.count": (2, UINT32)}
+        stated |= {} if number else {key: (value, kind)}
+        with open(tmp_path / f"m-0000{number + 1}-of-00002.gguf", "wb") as file:
+            pairs = [(name, *pair) for name, pair in stated.items()]
+            gguf.write(file, "llama", pairs, {f"blk.{number}.attn_q.weight": np.zeros((8, 8), np.float32)})
+    check(tmp_path / "m-00001-of-00002.gguf", match)
+    if key == "split.no":
+        check((tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "odd.gguf"), match)
 
 
 def test_a_file_of_another_model(own, parts, smollm2_gguf, tmp_path):

@@ -228,7 +228,7 @@ class TestDamage:
         assert self.load(path, data) is None
 
     def test_a_model(self, smollm2_gguf):
-        with pytest.raises(CorruptBasisError, match=r"\('model', None\), not \('adapter', 'tinylora'\)"):
+        with pytest.raises(CorruptBasisError, match=r"\('model', ''\), not \('adapter', 'tinylora'\)"):
             load_basis(smollm2_gguf)
 
     def test_a_missing_file(self, path):
@@ -275,6 +275,13 @@ REQUIRED = [
 ]
 FORGED = {
     "another version": ({"version": (2, KINDS.UINT32)}, "version 2.*reads version 1"),
+    "versions": ({"version": ([1, 1], KINDS.UINT32)}, "tinylora.version is array.*expected a int"),
+    "types": ({"general.type": ([1, 2], KINDS.UINT32)}, "general.type is array.*expected a str"),
+    "adapters": (
+        {"adapter.type": (["tinylora"], KINDS.STRING)},
+        "adapter.type is .'tinylora'.*expected a str",
+    ),
+    "digests": ({"digest": (["0" * 64, "1"], KINDS.STRING)}, "tinylora.digest is .*expected a str"),
     "another digest": ({"digest": ("0" * 64, KINDS.STRING)}, "digest 0000000000000000.*gives"),
     "a rank that is a string": ({"rank": ("2", KINDS.STRING)}, "tinylora.rank is '2', expected a int"),
     "a rank that is a float": ({"rank": (2.0, KINDS.FLOAT32)}, "tinylora.rank"),
@@ -319,7 +326,8 @@ def test_forged_keys(tiny_basis, path, changes, said):
     data = path.read_bytes()
     with_keys(data, {}, path)
     load_basis(path)  # the copy itself is fine
-    with_keys(data, {f"tinylora.{key}": change for key, change in changes.items()}, path)
+    names = {key: key if key.endswith(".type") else f"tinylora.{key}" for key in changes}
+    with_keys(data, {names[key]: change for key, change in changes.items()}, path)
     with support.memory_limit(MEMORY), pytest.raises(CorruptBasisError, match=said) as caught:
         load_basis(path)
     assert str(path) in str(caught.value)

@@ -157,6 +157,12 @@ class TestStatement:
             sign_bundle(folder, SIGNER, sequence=65536)
         assert (folder / "signature.json").read_bytes() == before
 
+    def test_a_name_that_no_device_keeps(self, folder):
+        before = (folder / "signature.json").read_bytes()
+        with pytest.raises(TrustError, match=r"has 129 characters, and devices keep at most 128: .*--name"):
+            sign_bundle(folder, SIGNER, name="n" * 129)
+        assert (folder / "signature.json").read_bytes() == before
+
     def test_too_many_files(self):
         many = Statement("x", {f"{n}": "0" * 64 for n in range(maxima.BUNDLE_FILES + 1)})
         with pytest.raises(TrustError, match="lists 4097 files, and at most 4096"):

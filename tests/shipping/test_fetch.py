@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from urllib.parse import unquote
 
 import pytest
 import servers
@@ -96,11 +97,38 @@ class TestHonest:
         assert [sent(request)["x-api-key"] for request in asked] == ["t", "t"]
 
     @pytest.mark.parametrize(
-        "url", ["ftp://host/v", "file:///etc", "host/v", "http://", "https://h/v?x=1", "//h", "http://[::1/v"]
+        "url",
+        [
+            "ftp://host/v",
+            "file:///etc",
+            "host/v",
+            "http://",
+            "https://h/v?x=1",
+            "//h",
+            "http://[::1/v",
+            "http://h/\udcff",
+        ],
     )
     def test_addresses_that_are_none(self, url):
         with pytest.raises(TransferError, match=re.escape(repr(url))):
             fetch(url, BASIS)
+
+    @pytest.mark.parametrize("folder", ["Vektören 1", "Vekt%C3%B6ren%201", "~ann/a+b@c;d='e'(f)!"])
+    def test_folders_of_any_name(self, tmp_path, folder):
+        (tmp_path / unquote(folder)).mkdir(parents=True)
+        with servers.static(tmp_path) as (url, seen):
+            publish(frame(1), BASIS, str(tmp_path / unquote(folder)))
+            got = fetch(f"{url}/{folder}/", BASIS)
+        assert (got.data, got.attempts) == (frame(1), 1)
+        assert unquote(seen[0][0]) == f"/{unquote(folder)}/{BASIS.id}/default/latest"
+        assert seen[0][0].isascii()
+
+    def test_redirects_to_folders_of_any_name(self):
+        """Their bytes are kept, whatever characters they stand for."""
+        moved = answer(b"", "Location: /Vektören 1/x", status="302 Found")
+        with servers.answering(moved, answer(frame(1))) as (url, asked):
+            assert fetch(url, BASIS).data == frame(1)
+        assert asked[1].startswith(b"GET /Vekt%C3%B6ren%201/x HTTP/1.1\r\n")
 
     @pytest.mark.parametrize("stream", ["", "..", "a/b", ".x", "a b", "x" * 65, "é", "a\n"])
     def test_streams_that_are_not_safe_in_a_path(self, stream):
@@ -147,7 +175,21 @@ class TestBadLine:
 
 
 class TestBusy:
-    @pytest.mark.parametrize("status", ["500 Oops", "503 Busy", "429 Slow Down", "408 Late"])
+    @pytest.mark.parametrize(
+        "status",
+        [
+            "500 Oops",
+            "503 Busy",
+            "429 Slow Down",
+            "408 Late",
+            "425 Early",
+            "501 Not Yet",
+            "507 Full",
+            "520 Unknown",
+            "522 Slow",
+            "599 Lost",
+        ],
+    )
     def test_is_asked_again(self, status):
         with servers.answering(answer(b"", status=status), answer(frame(1))) as (url, requests):
             assert fetch(url, BASIS) == Fetched(frame(1), None, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import date
 
 import fsspec
 import pytest
@@ -87,6 +88,32 @@ def test_a_sequence_is_used_once(target):
     with pytest.raises(TransferError, match=r"00003.bin is another frame with sequence 3.*sequence=4"):
         publish(frame(3, seed=1), BASIS, to)
     assert content() == before
+
+
+def test_a_sequence_is_used_once_also_where_the_numbered_file_is_gone(tmp_path):
+    publish(frame(3), BASIS, str(tmp_path))
+    numbered = tmp_path / HOME / "00003.bin"
+    numbered.unlink()
+    before = tree(tmp_path)
+    with pytest.raises(TransferError, match=r"latest is another frame with sequence 3.*sequence=4"):
+        publish(frame(3, seed=1), BASIS, str(tmp_path))
+    assert tree(tmp_path) == before
+    assert publish(frame(3), BASIS, str(tmp_path)).changed
+    (tmp_path / HOME / "latest").write_bytes(frame(3)[:-9])  # a server that replaces in more than one step
+    assert publish(frame(3), BASIS, str(tmp_path)).changed
+    assert tree(tmp_path) == {f"{HOME}/00003.bin": frame(3), f"{HOME}/latest": frame(3)}
+
+
+def test_a_frame_of_many_values_is_published_again(target):
+    """Its statement is renewed so."""
+    to, content = target
+    large = support.random_basis(blocks=1, u=20_000, groups=1)
+    data = MicroVector.zeros(large).to_bytes(large, SIGNER)
+    assert len(data) > 1 << 16
+    assert publish(data, large, to, signer=SIGNER, today=date(2026, 3, 1)).changed
+    again = publish(data, large, to, signer=SIGNER, today=date(2026, 3, 2))
+    assert (again.changed, again.fresh_until) == (False, date(2026, 3, 31))
+    assert content()[f"{large.id}/default/latest"] == data
 
 
 def test_what_was_interrupted_is_completed(target, monkeypatch):

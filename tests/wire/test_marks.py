@@ -160,8 +160,9 @@ class TestFile:
             policy(tmp_path)
 
     def test_a_long_stream_is_refused_before_it_is_kept(self, tmp_path):
+        data = MicroVector(np.zeros((3, 1), np.float32)).to_bytes(BASIS, OLD, version=1)  # of any stream
         with pytest.raises(VectorError, match="129 characters"):
-            policy(tmp_path / "state").check(frame(1, stream="s" * 129), BASIS, stream="s" * 129)
+            policy(tmp_path / "state").check(data, BASIS, stream="s" * 129)
 
     def test_every_damage_of_one_byte_is_refused(self, tmp_path):
         path = tmp_path / "state"

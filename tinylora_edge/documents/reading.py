@@ -21,7 +21,12 @@ from ..maxima import DEPTH, DIGITS, DOCUMENT_BYTES, TOML_BYTES, TOML_DOTS
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.S)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _OPENING = np.frombuffer(b"[{", np.uint8)
-_ASIDE = re.compile(r"""\"(?:[^"\\\n]++|\\.)*+\"?|'[^'\n]*+'?|#.*+""")
+# The strings and comments of TOML. A string of several lines ends with its quotes and up to two of its own.
+_ASIDE = re.compile(
+    r'''"""(?:[^"\\]++|\\[\s\S]|"{1,2}(?!"))*+(?:"{3,5}|\Z)'''
+    r"""|'''(?:[^']++|'{1,2}(?!'))*+(?:'{3,5}|\Z)"""
+    r"""|"(?:[^"\\\n]++|\\.)*+"?|'[^'\n]*+'?|#.*+"""
+)
 _LONG = re.compile(rf"[0-9_]{{{DIGITS + 1},}}")
 
 
@@ -71,9 +76,10 @@ def parse_toml(data: bytes | str, *, limit: int = TOML_BYTES) -> dict[str, Any]:
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     _check_size(raw, limit)
     text = _text(raw)
-    if _LONG.search(text):
+    bare = _ASIDE.sub("", text)
+    if _LONG.search(bare):
         raise ValueError(f"it has a number of more than {DIGITS} digits")
-    if any(line.count(".") > TOML_DOTS for line in _ASIDE.sub("", text).split("\n")):
+    if any(line.count(".") > TOML_DOTS for line in bare.split("\n")):
         raise ValueError(f"it has a key of more than {TOML_DOTS} parts")
     try:
         tables = tomllib.loads(text)

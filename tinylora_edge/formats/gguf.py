@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import gguf
 import numpy as np
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from .. import maxima
 from .._system import check_path
+
+T = TypeVar("T")
 
 _SCALARS = {
     0: "<B",
@@ -119,6 +121,22 @@ class GGUFFile:
         """Return a metadata value: a scalar, a str, a numpy array, or a list of str."""
         value = self._values.get(key, default)
         return self._read_strings(value) if isinstance(value, _Strings) else value
+
+    def value(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """Return a metadata value of one kind: str, int, float, list of str, or a numpy array.
+
+        Args:
+            key: of the value.
+            kind: that it has to have.
+            default: where the file lacks the key; without one it must not.
+
+        Raises:
+            MalformedGGUFError: it is of another kind, or missing.
+        """
+        found = self.get(key, default)
+        if not isinstance(found, kind) or isinstance(found, bool):
+            raise MalformedGGUFError(f"its key {key} is {found!r:.60}, expected a {kind.__name__}")
+        return found
 
     @property
     def architecture(self) -> str:

@@ -31,13 +31,12 @@ def check_lora(path: str | PathLike[str], base: str | PathLike[str]) -> None:
     """
     try:
         lora, model = GGUFFile(path), open_gguf(base)
+        general, kind = lora.value("general.type", str, "no type"), lora.value("adapter.type", str, "no type")
     except MalformedGGUFError as error:
         raise BaseMismatchError(f"{path} is no usable GGUF LoRA: {error}") from None
-    kind = lora.get("adapter.type")
-    if lora.get("general.type") != "adapter" or kind != "lora":
-        found = lora.get("general.type", "no type")
+    if (general, kind) != ("adapter", "lora"):
         raise BaseMismatchError(
-            f"{path} is no LoRA: its general.type is {found!r} and its adapter.type {kind!r}, expected "
+            f"{path} is no LoRA: its general.type is {general!r} and its adapter.type {kind!r}, expected "
             "'adapter' and 'lora'"
         )
     if lora.architecture != model.architecture:

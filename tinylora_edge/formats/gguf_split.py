@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .gguf import GGUFFile, MalformedGGUFError, Tensor
 
-_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 
 def split_name(stem: str, number: int, count: int) -> str:
@@ -29,10 +29,22 @@ def whole_stem(path: str | PathLike[str]) -> str:
     return match["stem"] if match else path.stem
 
 
+def named_paths(path: Path) -> list[Path]:
+    """Return the files of the split model that a file's name makes it one of, in order, or the file alone.
+
+    The file itself is always among them: who checks these has checked what an engine opens.
+    """
+    match = _NAME.fullmatch(path.name)
+    if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
+        return [path]
+    count = int(match["count"])
+    return [path.with_name(split_name(match["stem"], number, count)) for number in range(1, count + 1)]
+
+
 def gguf_paths(path: str | PathLike[str]) -> list[Path]:
     """Return the files of a model that `open_gguf` opened: the one, or all of a split one, in order."""
     path = Path(path)
-    paths = _named_like(path)
+    paths = named_paths(path)
     return paths if all(each.exists() for each in paths) else [path]
 
 
@@ -67,15 +79,16 @@ class _SplitGGUF(GGUFFile):
 
     def __init__(self, path: Path, first: GGUFFile, count: int) -> None:
         match = _NAME.fullmatch(path.name)
-        number = first.get("split.no", 0)
         if match is None:
+            number = first.value("split.no", int, 0) + 1
             raise MalformedGGUFError(
-                f"it is file {number + 1} of a model split into {count}, but is not named like "
-                f"{split_name('model', number + 1, count)}: give the files their names back"
+                f"it is file {number} of a model split into {count}, but is not named like "
+                f"{split_name('model', number, count)}: give the files their names back"
             )
-        paths = _named_like(path)
         if match["number"] != "00001":
-            raise MalformedGGUFError(f"it is not the first of its {count} files: name {paths[0].name}")
+            name = split_name(match["stem"], 1, count)
+            raise MalformedGGUFError(f"it is not the first of its {count} files: name {name}")
+        paths = named_paths(path)
         missing = [each.name for each in paths if not each.exists()]
         if missing:
             raise MalformedGGUFError(
@@ -85,7 +98,7 @@ class _SplitGGUF(GGUFFile):
             )
         files = [first, *map(GGUFFile, paths[1:])]
         for position, (each, file) in enumerate(zip(paths, files, strict=True)):
-            told = file.get("split.no", 0), file.get("split.count", 1)
+            told = file.value("split.no", int, 0), file.value("split.count", int, 1)
             if told != (position, len(paths)):
                 raise MalformedGGUFError(
                     f"{each.name} says that it is file {told[0] + 1} of {told[1]}: the files are out of "
@@ -100,7 +113,7 @@ class _SplitGGUF(GGUFFile):
                 raise MalformedGGUFError(f"{each.name} holds {min(twice)}, as a file before it does")
             self.tensors |= file.tensors
             self._homes |= dict.fromkeys(file.tensors, file)
-        stated = first.get("split.tensors.count", len(self.tensors))
+        stated = first.value("split.tensors.count", int, len(self.tensors))
         if stated != len(self.tensors):
             raise MalformedGGUFError(
                 f"its files hold {len(self.tensors)} tensors, but the first says {stated}: files of two "
@@ -110,11 +123,3 @@ class _SplitGGUF(GGUFFile):
     def data(self, tensor: Tensor) -> NDArray[np.uint8]:
         """Return the raw bytes of a tensor: uint8 [nbytes], read-only, not copied."""
         return self._homes[tensor.name].data(tensor)
-
-
-def _named_like(path: Path) -> list[Path]:
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        return [path]
-    count = int(match["count"])
-    return [path.with_name(split_name(match["stem"], number, count)) for number in range(1, count + 1)]

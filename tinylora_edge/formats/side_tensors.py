@@ -79,15 +79,14 @@ def load_basis(path: str | PathLike[str]) -> Basis:
     """
     try:
         file = GGUFFile(path)
-        basis = _read(file)
+        basis, stated = _read(file), file.value("tinylora.digest", str)
     except (MalformedGGUFError, BasisError) as error:
         raise CorruptBasisError(
             f"{path} is not a usable basis: {error}. Export or download it again"
         ) from None
-    stated = file.get("tinylora.digest")
     if basis.digest != stated:
         raise CorruptBasisError(
-            f"{path} is damaged: it states digest {str(stated)[:16]}..., but its content gives "
+            f"{path} is damaged: it states digest {stated[:16]}..., but its content gives "
             f"{basis.digest[:16]}.... Export or download it again"
         )
     return basis
@@ -140,30 +139,30 @@ def check_shapes(base: GGUFFile, basis: Basis) -> None:
 
 
 def _read(file: GGUFFile) -> Basis:
-    kind = (file.get("general.type"), file.get("adapter.type"))
+    kind = (file.value("general.type", str, ""), file.value("adapter.type", str, ""))
     if kind != ("adapter", "tinylora"):
         raise MalformedGGUFError(f"its general.type and adapter.type are {kind}, not ('adapter', 'tinylora')")
-    version = file.get("tinylora.version")
+    version = file.value("tinylora.version", int)
     if version != VERSION:
         raise MalformedGGUFError(f"it has version {version}, but this release reads version {VERSION}")
-    modules: list[str] = _key(file, "tinylora.modules", list)
-    explicit = _key(file, "tinylora.projection", str) == EXPLICIT
-    u, groups = _key(file, "tinylora.u", int), _key(file, "tinylora.groups", int)
+    modules: list[str] = file.value("tinylora.modules", list)
+    explicit = file.value("tinylora.projection", str) == EXPLICIT
+    u, groups = file.value("tinylora.u", int), file.value("tinylora.groups", int)
     return Basis(
         architecture=file.architecture,
         modules=tuple(modules),
-        rank=_key(file, "tinylora.rank", int),
+        rank=file.value("tinylora.rank", int),
         u=u,
         groups=groups,
-        seed=_key(file, "tinylora.seed", int),
-        factorization=_key(file, "tinylora.factorization", str),
-        projection=_key(file, "tinylora.projection", str),
-        scheme=_key(file, "tinylora.tying.scheme", str),
+        seed=file.value("tinylora.seed", int),
+        factorization=file.value("tinylora.factorization", str),
+        projection=file.value("tinylora.projection", str),
+        scheme=file.value("tinylora.tying.scheme", str),
         tying=_groups(file),
         a=tuple(_tensor(file, f"{m}.tinylora_a") for m in modules),
         b=tuple(_tensor(file, f"{m}.tinylora_b") for m in modules),
         p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if explicit else (),
-        base_fingerprints=tuple(_key(file, "tinylora.base.fingerprints", list, default=[])),
+        base_fingerprints=tuple(file.value("tinylora.base.fingerprints", list, [])),
         axes=_axes(file),
         prior_mean=_floats(file, "tinylora.prior.mean", (groups * u,)),
         prior_covariance=_floats(file, "tinylora.prior.covariance", (groups * u, groups * u)),
@@ -171,7 +170,7 @@ def _read(file: GGUFFile) -> Basis:
 
 
 def _axes(file: GGUFFile) -> tuple[str, ...]:
-    names: list[str] = _key(file, "tinylora.axes", list, default=[])
+    names: list[str] = file.value("tinylora.axes", list, [])
     if "tinylora.axes" in file and not names:
         raise MalformedGGUFError("its tinylora.axes has no names")
     return tuple(names)
@@ -181,7 +180,7 @@ def _floats(file: GGUFFile, key: str, shape: tuple[int, ...]) -> NDArray[np.floa
     """Return an array of f32 in its shape, a copy, or None where the file lacks the key."""
     if key not in file:
         return None
-    values: NDArray[Any] = _key(file, key, np.ndarray)
+    values: NDArray[Any] = file.value(key, np.ndarray)
     if values.dtype != np.float32:
         raise MalformedGGUFError(f"its {key} are {values.dtype}, expected float32")
     if values.size != math.prod(shape):
@@ -190,17 +189,10 @@ def _floats(file: GGUFFile, key: str, shape: tuple[int, ...]) -> NDArray[np.floa
 
 
 def _groups(file: GGUFFile) -> NDArray[np.int32]:
-    groups: NDArray[Any] = _key(file, "tinylora.tying.groups", np.ndarray)
+    groups: NDArray[Any] = file.value("tinylora.tying.groups", np.ndarray)
     if groups.dtype.kind not in "iu":
         raise MalformedGGUFError(f"its tinylora.tying.groups are {groups.dtype}, expected integers")
     return groups.astype(np.int32)
-
-
-def _key(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
-    value = file.get(key, default)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise MalformedGGUFError(f"its key {key} is {value!r:.60}, expected a {kind.__name__}")
-    return value
 
 
 def _tensor(file: GGUFFile, name: str) -> NDArray[Any]:

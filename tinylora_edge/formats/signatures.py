@@ -7,7 +7,8 @@ The rules of a check, in their order; the first that fails raises:
 2. Every file that will be loaded is on its list: the basis, all files of the base, and for ONNX Runtime every
    file in the graph's folder, since its tokenizer and its generator take files there by name (TrustError).
 3. Each has the hash that is listed (TrustError). Files are read as a stream, or not at all where `Hashes`
-   remembers them.
+   remembers them. Of a base in several files every listed one is there, since one that came a moment later
+   would be loaded and never hashed (TrustError).
 4. Once the engine has loaded them, they are the same files as when they were hashed, by inode and by the
    times that the system keeps (TrustError); the model is closed otherwise.
 
@@ -25,12 +26,12 @@ from pathlib import Path
 
 from .._system import atomic_write
 from ..errors import TrustError
-from ..maxima import BUNDLE_FILES, STATEMENT_BYTES
+from ..maxima import BUNDLE_FILES, STATEMENT_BYTES, STREAM_CHARACTERS
 from ..trust.bundles import Bundles, Refused, Signed
 from ..trust.envelope import Envelope, canonical
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
 from .bundle import BASIS_NAME, Bundle
-from .gguf_split import gguf_paths, whole_stem
+from .gguf_split import gguf_paths, named_paths, whole_stem
 from .hashes import Hashes, Stamp, stamp
 from .statement import SIGNATURE_NAME, Statement, opened
 
@@ -95,13 +96,20 @@ def sign_bundle(
 
     Raises:
         FileNotFoundError: there is no bundle.
-        TrustError: it holds what is no regular file, or too many; or a sequence that is none.
+        TrustError: it holds what is no regular file, or too many; or a sequence that is none, or a name that
+            is too long.
         OSError: a file cannot be read, or the signature not be written; what was there stays.
     """
     bundle = Bundle.find(path)
     root, target = bundle.basis_path.absolute().parent, signature_path(bundle)
+    name = name or root.name
+    if len(name) > STREAM_CHARACTERS:
+        raise TrustError(
+            f"the bundle's name {name[:40]!r}... has {len(name)} characters, and devices keep at most "
+            f"{STREAM_CHARACTERS}: sign it with a shorter one (tinylora-edge sign --name)"
+        )
     files = {_name(file, root): Hashes().of(file)[0] for file in files_of(bundle)}
-    statement = Statement(name or root.name, files, (target.name,), sequence)
+    statement = Statement(name, files, (target.name,), sequence)
     Statement.from_bytes(statement.to_bytes())  # what is written can be read
     with atomic_write(target) as file:
         file.write(canonical(statement.enveloped().signed([signer]).to_json()) + b"\n")
@@ -160,6 +168,11 @@ def check_bundle(
             raise TrustError(f"{file} is not in the signature {path}: it came from elsewhere. Remove it")
         digest, checked[file] = hashes.of(file)
         check_hash(file, digest, listed[name])
+    for part in named_paths(bundle.base) if engine != "onnx" else ():
+        if part not in checked and _name(part, root) in listed:
+            raise TrustError(
+                f"{part} is not there, but was signed as one of the base's files: install the bundle again"
+            )
     hashes.keep()
     return SignedBundle(said, checked)
 

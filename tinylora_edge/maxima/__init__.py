@@ -99,9 +99,6 @@ STREAM_CHARACTERS = 1 << 7
 CHALLENGE_BYTES = 1 << 6
 """Bytes of the challenge of a receipt. 16 random ones are plenty."""
 
-PUBLISHED_BYTES = 1 << 16
-"""Bytes of a published file: 16 thousand values are no micro-vector, and a trust file has no more."""
-
 EXCHANGE_BYTES = 1 << 16
 """Bytes that an attempt to fetch reads besides the body: headers, redirects, chunk sizes, trailers."""
 

@@ -29,7 +29,7 @@ from ._line import Allowance, RefusedError
 from .layout import DEFAULT_STREAM
 
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}
+_RETRIED = {408, 425, 429, *range(500, 600)}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 60.0
@@ -227,11 +227,12 @@ def _address(url: str, path: str) -> str:
     try:
         parts = urlsplit(url)
         server_of(parts)
+        folder = quote(parts.path.rstrip("/"), safe=string.punctuation)
     except ValueError as error:
         raise TransferError(f"{url!r} is no http or https address of a folder of vectors: {error}") from None
     if parts.query or parts.fragment:
         raise TransferError(f"{url!r} has a query or a fragment: pass the address of a folder")
-    return f"{url.rstrip('/')}/{path}"
+    return parts._replace(path=f"{folder}/{path}").geturl()
 
 
 def _ask(
@@ -282,8 +283,10 @@ def _redirected(address: str, location: str) -> str:
     """Return the address that a server redirects to, if it is one to follow."""
     allowed = ("https",) if address.startswith("https:") else ("http", "https")
     try:
-        # As browsers do, what is not ASCII is quoted; what is after # is the reader's own affair.
-        there = urldefrag(urljoin(address, quote(location.strip(), safe=string.punctuation))).url
+        # As browsers do, what is not ASCII is quoted; what is after # is the reader's own affair. http.client
+        # makes a character of each byte, in ISO-8859-1.
+        quoted = quote(location.strip(), safe=string.punctuation, encoding="iso-8859-1")
+        there = urldefrag(urljoin(address, quoted)).url
         parts = urlsplit(there)
         server_of(parts)
         followed = parts.scheme in allowed

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from .._system import atomic_write, check_path
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError, TrustError
-from ..maxima import PUBLISHED_BYTES
+from ..maxima import VECTOR_FILE_BYTES
 from ..trust import Trust
 from ..wire import days, marks, statements, tags
 from ..wire import frame as wire
@@ -103,16 +103,15 @@ def publish(
     target = open_target(to)
     latest = layout.latest(basis.id, stream)
     numbered = layout.numbered(basis.id, stream, decoded.sequence)
-    newest = target.read(latest)
+    newest, there = target.read(latest), target.read(numbered)
     if newest is not None:
         _check_order(newest, decoded.sequence, basis, f"{to}/{latest}")
-    there = target.read(numbered)
     if there is not None and there != frame:
-        raise TransferError(
-            f"{to}/{numbered} is another frame with sequence {decoded.sequence}: a sequence is used once. "
-            f"Frame this vector with sequence={decoded.sequence + 1} or higher"
-        )
+        raise _used(decoded.sequence, f"{to}/{numbered}")
     if there is None:
+        # Somebody may have removed the numbered one.
+        if newest is not None and newest != frame and wire.sequence_of(newest) == decoded.sequence:
+            raise _used(decoded.sequence, f"{to}/{latest}")
         target.write(numbered, frame)
     if newest != frame:
         target.write(latest, frame)
@@ -176,6 +175,13 @@ def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None
         )
 
 
+def _used(sequence: int, where: str) -> TransferError:
+    return TransferError(
+        f"{where} is another frame with sequence {sequence}: a sequence is used once. Frame this vector with "
+        f"sequence={sequence + 1} or higher"
+    )
+
+
 def open_target(to: str) -> Target:
     """Return the target that a directory or an address names.
 
@@ -215,7 +221,7 @@ class Directory:
         """Return the content of a file, or None where there is none."""
         try:
             with open(self._root / path, "rb") as file:
-                return file.read(PUBLISHED_BYTES)
+                return file.read(VECTOR_FILE_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -243,7 +249,7 @@ class Remote:
         try:
             # A listing that was cached would hide what another host has published since.
             self._filesystem.invalidate_cache()
-            data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=PUBLISHED_BYTES)
+            data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=VECTOR_FILE_BYTES + 1)
         except FileNotFoundError:
             return None
         except Exception as error:  # each filesystem has exceptions of its own

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TypeAlias
 
 from ..errors import RollbackError, TrustError, VectorError
+from ..maxima import STREAM_CHARACTERS
 from ..wire import days, marks
 from ..wire.tags import Ed25519Verifier
 from .file import TrustFile
@@ -82,7 +83,7 @@ class Bundles:
         """Check that a bundle may be loaded after the last one of its name.
 
         Raises:
-            TrustError: it is older, or another one with the same sequence.
+            TrustError: it is older, another one with the same sequence, or has a name too long to be kept.
             VectorError, OSError: the state file cannot be read.
         """
         try:
@@ -120,6 +121,11 @@ class Bundles:
         )
 
     def _mark(self, signed: Signed) -> marks.Mark:
+        if len(signed.name) > STREAM_CHARACTERS:
+            raise TrustError(
+                f"the bundle's name {signed.name[:40]!r}... has {len(signed.name)} characters, and at most "
+                f"{STREAM_CHARACTERS} are kept: its owner signs it with a shorter one (sign --name)"
+            )
         # A digest has 64 digits: this is no mark of a vector.
         return marks.mark("bundle", signed.key, signed.name)
 

@@ -38,7 +38,7 @@ def begin(keys: Iterable[bytes], threshold: int, signers: Sequence[Ed25519Signer
 def add(
     trust: Trust, key: ListedKey, signers: Sequence[Ed25519Signer], today: date, expires: date | None = None
 ) -> Trust:
-    """Return the file with a key added, or with other streams and days for one that is there.
+    """Return the file with a key added, or in the place of one that is there: with all that it says.
 
     Args:
         trust: the file.
@@ -84,7 +84,7 @@ def revoke(
 def rotate(
     trust: Trust,
     keys: Iterable[bytes],
-    threshold: int,
+    threshold: int | None,
     signers: Sequence[Ed25519Signer],
     today: date,
     expires: date | None = None,
@@ -94,7 +94,7 @@ def rotate(
     Args:
         trust: the file.
         keys: public keys of the new root.
-        threshold: how many of them have to sign.
+        threshold: how many of them have to sign; None: as many as of the root so far.
         signers: of the root so far, and of the new one: both have to sign it.
         today: the day that the new list is issued on.
         expires: last day of the list; None leaves the one that it has.
@@ -102,6 +102,7 @@ def rotate(
     Raises:
         TrustError: a threshold that cannot be reached, or a signer of neither root.
     """
+    threshold = trust.root.threshold if threshold is None else threshold
     root = Root(trust.root.version + 1, threshold, tuple(sorted(set(keys))))
     _check_signers(signers, trust.root, root)
     envelope = _enveloped(root, signers)

@@ -52,7 +52,7 @@ class Root:
         if not 1 <= self.threshold <= len(self.keys):
             raise TrustError(
                 f"root {self.version} asks for {self.threshold} signatures of {len(self.keys)} keys: ask for "
-                f"1 to {len(self.keys)}"
+                f"1 to {len(self.keys)} (--threshold), or name more keys"
             )
 
     def verifiers(self, check: Check | None = None) -> list[Ed25519Verifier]:

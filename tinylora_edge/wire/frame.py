@@ -25,6 +25,7 @@ from ..errors import (
     SignatureError,
     VectorError,
 )
+from ..maxima import STREAM_CHARACTERS
 from . import tags
 from .quantization import SCALE_BYTES, dequantize, quantize
 
@@ -128,7 +129,7 @@ def message(version: int | None, stream: str, digest: bytes, body: bytes) -> byt
         body: all bytes of the frame before the tag.
 
     Raises:
-        FrameError: the name is no text that UTF-8 can write.
+        FrameError: the name is no text that UTF-8 can write, or longer than a policy keeps.
     """
     return (b"" if version == PLAIN else bound(b"tinylora stream 2\n", stream)) + digest + body
 
@@ -172,8 +173,13 @@ def bound(domain: bytes, stream: str) -> bytes:
     """Return the 32 bytes that bind a message to a stream: SHA-256 of what kind it is of, and of the name.
 
     Raises:
-        FrameError: the name is no text that UTF-8 can write.
+        FrameError: the name is no text that UTF-8 can write, or longer than a policy keeps.
     """
+    if len(stream) > STREAM_CHARACTERS:
+        raise FrameError(
+            f"the stream {stream[:40]!r}... has {len(stream)} characters, and a name has at most "
+            f"{STREAM_CHARACTERS}: no device would accept a frame of it. Choose a shorter one"
+        )
     try:
         return hashlib.sha256(domain + stream.encode()).digest()
     except UnicodeEncodeError:
@@ -204,7 +210,8 @@ def encode(
         version: by default 3 where there is a last day, and 2 otherwise.
 
     Raises:
-        FrameError: the sequence does not fit 16 bits, or the version has no place for what it shall hold.
+        FrameError: the sequence does not fit 16 bits, the version has no place for what it shall hold, or
+            the stream's name is none that a policy keeps.
     """
     if not 0 <= sequence < 1 << 16:
         raise FrameError(f"sequence {sequence} does not fit a frame: it must be from 0 to 65535")

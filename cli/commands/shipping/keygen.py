@@ -34,9 +34,10 @@ def keygen(
       tinylora-edge keygen fleet.key                # and fleet.key.pub
       tinylora-edge keygen device-17.mac --mac
     """
+    keyfiles.check_target(output, force=force)
     public = output.with_name(f"{output.name}.pub")
-    for path in (output,) if mac else (output, public):
-        keyfiles.check_target(path, force=force)
+    if not mac:
+        keyfiles.check_target(public, force=force)
     secret = secrets.token_bytes(_MAC_BYTES)
     if mac:
         key_id = tags.Hmac(secret).id

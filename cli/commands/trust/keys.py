@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,12 +26,17 @@ def add(
             "--stream",
             metavar="PATTERN",
             help="Streams that it signs for: a name, or its beginning and *. Repeatable. "
-            "[default: *; none with --bundles]",
+            "[default: those of a key that is listed; for a new one *, or none with --bundles]",
         ),
     ] = None,
     bundles: Annotated[
-        bool, typer.Option("--bundles", help="It signs bundles; vectors only where --stream is given too.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--bundles/--no-bundles",
+            help="It signs bundles; a new key signs vectors only where --stream is given too. [default: as a "
+            "key that is listed does]",
+        ),
+    ] = None,
     first: Annotated[
         str | None, typer.Option("--from", metavar="DAY", help="First day on which what it signed counts.")
     ] = None,
@@ -43,7 +49,8 @@ def add(
 ) -> None:
     """List a key that may sign vectors or bundles, or give one that is listed other streams and days.
 
-    From the first key with --bundles on, devices with this list load no bundle that none of these signed.
+    Of a key that is listed, what no option names stays as it was. From the first key with --bundles on,
+    devices with this list load no bundle that none of these signed.
 
     \b
     Examples:
@@ -51,12 +58,18 @@ def add(
       tinylora-edge trust add trust.json release.key.pub --root root.key --bundles
     """
     public, _ = keyfiles.public_key(key)
-    patterns = tuple(streams or ([] if bundles else ["*"]))
-    days = owner.day(first, "--from"), owner.day(last, "--to")
-    listed = ListedKey(public, patterns, *days, bundles=bundles)
-    made = editor.add(
-        owner.read(path), listed, owner.signers(roots), owner.today(day), owner.day(expires, "--expires")
-    )
+    trust = owner.read(path)
+    named: dict[str, Any] = {
+        "streams": tuple(streams) if streams else None,
+        "first": owner.day(first, "--from"),
+        "last": owner.day(last, "--to"),
+        "bundles": bundles,
+    }
+    so_far = next((item for item in trust.keys.keys if item.key == public), None)
+    if so_far is None:
+        so_far = ListedKey(public, () if bundles else ("*",), bundles=bool(bundles))
+    listed = replace(so_far, **{name: value for name, value in named.items() if value is not None})
+    made = editor.add(trust, listed, owner.signers(roots), owner.today(day), owner.day(expires, "--expires"))
     owner.write(path, made)
     if as_json:
         console.print_json(owner.facts(path, made))

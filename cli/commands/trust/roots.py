@@ -47,7 +47,9 @@ def init(
         console.print_json(owner.facts(path, made))
         return
     console.prose(f"wrote {path}: root 1 of {len(made.root.keys)} keys, {threshold} of which sign")
-    console.next_command("trust", "add", path, "fleet.key.pub", "--root", roots[0])
+    private = [root for root, (_, signer) in zip(roots, keys, strict=True) if signer is not None]
+    if private:
+        console.next_command("trust", "add", path, "fleet.key.pub", "--root", private[0])
 
 
 def rotate(
@@ -61,7 +63,15 @@ def rotate(
             help="A key of the next root, in PEM: a private one signs at once. May be repeated.",
         ),
     ],
-    threshold: ThresholdOption = 1,
+    threshold: Annotated[
+        int | None,
+        typer.Option(
+            "--threshold",
+            metavar="N",
+            min=1,
+            help="How many of the next root's keys have to sign. [default: as many as of the root so far]",
+        ),
+    ] = None,
     expires: ExpiresOption = None,
     day: DayOption = None,
     as_json: JsonOption = False,
@@ -84,7 +94,9 @@ def rotate(
     if as_json:
         console.print_json(owner.facts(path, made))
         return
-    console.prose(f"wrote {path}: root {made.root.version} of {len(keys)} keys, {threshold} of which sign")
+    console.prose(
+        f"wrote {path}: root {made.root.version} of {len(keys)} keys, {made.root.threshold} of which sign"
+    )
 
 
 def sign(path: FileArgument, roots: RootsOption, as_json: JsonOption = False) -> None:

@@ -81,6 +81,34 @@ def test_what_is_within_the_limits(tmp_path):
         read_json(tmp_path / "x", limit=1)
 
 
+ASIDE = "." * 300 + "_" * 60 + "0" * 60
+"""What is no key and no number where it is in a comment or a string."""
+
+
+@pytest.mark.parametrize("quotes", ['"""', "'''"])
+@pytest.mark.parametrize("text", ["", f"\n{ASIDE}\n", f"{ASIDE}\n''x{ASIDE}", f'{ASIDE}\n""#{ASIDE}'])
+@pytest.mark.parametrize("end", [0, 1, 2])
+def test_comments_and_strings_of_toml_are_no_keys_and_no_numbers(quotes, text, end):
+    """A string of several lines may end in up to two of its quotes."""
+    text = f"{text}x{quotes[:end]}"
+    said = f"# {ASIDE}\na = {quotes}{text}{quotes} # {ASIDE} {quotes}\nb = '{ASIDE}'\nc = \"{ASIDE}\""
+    assert parse_toml(said) == {"a": text.removeprefix("\n"), "b": ASIDE, "c": ASIDE}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *('""', "''", '"\\""', '"""x"""', '"""x""""', '"""x"""""', '"""x\\""""', '"""\\\\"""', '"""""x"""'),
+        *("'''x'''", "'''x''''", "'''x'''''", "'''\\'''", '"""\\\n"""', "'#'", '"#"', '"""#"""', "1 #'\n"),
+    ],
+)
+def test_what_comes_after_a_string_of_toml_is_within_the_limits(before):
+    with pytest.raises(ValueError, match="a number of more than 40 digits"):
+        parse_toml(f"a = [{before}, {'1' * 41}]")
+    with pytest.raises(ValueError, match="a key of more than 256 parts"):
+        parse_toml(f"a = [{before}, {{b{'.b' * 300} = 1}}]")
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False) | st.text(),

@@ -89,6 +89,11 @@ class TestStreams:
         with pytest.raises(FrameError, match="parts of characters"):
             Policy().check(vector().to_bytes(BASIS), BASIS, stream="\ud800")
 
+    def test_a_name_that_no_policy_keeps(self):
+        """Else every device would refuse what was signed."""
+        with pytest.raises(FrameError, match=r"'a{40}'\.\.\. has 129 characters, .* at most 128"):
+            vector().to_bytes(BASIS, MAC, stream="a" * 129)
+
 
 class TestVersions:
     def test_a_policy_says_which_it_takes(self):

@@ -149,6 +149,13 @@ class TestSequence:
         rules.check(self.signed(0, "b"))
         assert not (tmp_path / "state").exists()
 
+    @pytest.mark.parametrize("sequence", [0, 1])
+    def test_a_name_that_is_too_long_to_be_kept(self, sequence):
+        with pytest.raises(
+            TrustError, match=r"the bundle's name 'n{40}'\.\.\. has 129 characters, and at most 128"
+        ):
+            Policy().bundles.check(self.signed(sequence, name="n" * 129))
+
     def test_another_process_was_faster(self, tmp_path):
         one, two = (Policy(state=tmp_path / "state").bundles for _ in range(2))
         one.check(self.signed(2))

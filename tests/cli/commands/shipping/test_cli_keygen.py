@@ -50,6 +50,15 @@ class TestKeygen:
         cli("keygen", tmp_path / "a.key", "--force").done()
         Ed25519Signer.from_pem((tmp_path / "a.key").read_bytes())
 
+    @pytest.mark.parametrize("options", [(), ("--mac",), ("--force",)])
+    def test_a_directory(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in (".", "..", "/", tmp_path):
+            cli("keygen", name, *options).refused(f"{name} is a directory: name a file")
+        assert contents(tmp_path) == {}
+
     def test_a_missing_directory(self, cli: Cli, tmp_path: Path) -> None:
         cli("keygen", tmp_path / "no" / "a.key").refused(str(tmp_path / "no"))
 

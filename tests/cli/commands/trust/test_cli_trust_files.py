@@ -96,9 +96,38 @@ def test_two_owners(cli: Cli, ready: Path) -> None:
     cli("trust", "sign", "two.json", "--root", "bob").done()
     cli("vector", "verify", "fleet.bin", "b.basis.gguf", "--trust", "two.json").done()
     rotate = ("trust", "rotate", "two.json", "--root", "bob", "--new", "next", *DAY)
+    cli(*rotate).refused("root 2 asks for 2 signatures of 1 keys", "--threshold", "name more keys")
+    rotate = (*rotate, "--new", "spare")
     assert "root 2 has 1 of 2 signatures of root 1" in cli(*rotate).stderr
     cli("trust", "sign", "two.json", "--root", "root").done()
-    assert Trust.read((ready / "two.json").read_bytes()).root.version == 2
+    root = Trust.read((ready / "two.json").read_bytes()).root
+    assert (root.version, root.threshold, len(root.keys)) == (2, 2, 2)
+    last = ("trust", "rotate", "two.json", "--root", "next", "--root", "spare", "--new", "root", *DAY)
+    assert "1 of which sign" in cli(*last, "--threshold", 1).done()
+
+
+def test_what_is_not_named_stays_for_a_key_that_is_listed(cli: Cli, ready: Path) -> None:
+    add = ("trust", "add", "t.json", "spare.pub", "--root", "root", *DAY, "--json")
+    days = {"from": "2026-03-02", "to": "2099-12-31"}
+
+    def said(*options: str) -> dict[str, object]:
+        return {
+            name: value for name, value in cli(*add, *options).record()["keys"][1].items() if name in kept
+        }
+
+    kept = {"streams", "bundles", "from", "to"}
+    first = said("--stream", "eu-*", "--bundles", "--from", "2026-03-02", "--to", "2027-12-31")
+    assert first == {"streams": ["eu-*"], "bundles": True, "from": "2026-03-02", "to": "2027-12-31"}
+    assert said("--to", "2099-12-31") == {"streams": ["eu-*"], "bundles": True, **days}
+    assert said("--stream", "us-*", "--stream", "a") == {"streams": ["us-*", "a"], "bundles": True, **days}
+    assert said("--no-bundles") == said() == {"streams": ["us-*", "a"], **days}
+    assert said("--bundles") == {"streams": ["us-*", "a"], "bundles": True, **days}
+
+
+def test_the_next_command_is_signed_with_a_private_key(cli: Cli, ready: Path) -> None:
+    init = ("trust", "init", "--root", "bob.pub", "--root", "root", *DAY)
+    assert "next: tinylora-edge trust add n.json fleet.key.pub --root root\n" in cli(*init, "n.json").done()
+    assert "next:" not in cli("trust", "init", "o.json", "--root", "bob.pub", *DAY).stdout
 
 
 @pytest.mark.parametrize(

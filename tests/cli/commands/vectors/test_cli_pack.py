@@ -87,6 +87,18 @@ class TestPack:
         assert result.code == 0
         assert result.stderr == f"warning: {key} can be read by others on this machine: chmod 600 {key}\n"
 
+    @pytest.mark.parametrize("digits", [256, 1024])
+    def test_a_mac_key_longer_than_a_name(
+        self, cli: Cli, small: Path, trained: Path, tmp_path: Path, digits: int
+    ) -> None:
+        """No system call that fails for its length says it to everybody."""
+        pack = ("vector", "pack", trained, small, "-o", tmp_path / "v")
+        cli(*pack, "--mac", secret := "5a" * (digits // 2)).done()
+        cli("vector", "verify", tmp_path / "v", small, "--mac", secret).done()
+        refused = cli(*pack, "--force", "--mac", secret[1:])
+        refused.refused("even number of hexadecimal digits")
+        assert "5a5a5a" not in refused.stderr
+
     def test_wrong_usage(self, cli: Cli, small: Path, trained: Path, key: Path, tmp_path: Path) -> None:
         pack = ("vector", "pack", trained, small, "-o", tmp_path / "v")
         cli(*pack, "--sign", key, "--mac", "ab" * 32).misused("one tag")
@@ -94,6 +106,6 @@ class TestPack:
         for scale in ("0", "-1", "nan", "inf"):
             cli(*pack, "--scale", scale).misused("--scale", "above 0")
         cli(*pack, "--mac", "ab" * 8).refused("8 bytes", "at least 16")
-        cli(*pack, "--mac", "no-such-file").refused("no-such-file", "does not exist")
+        cli(*pack, "--mac", "no-such-file").refused("no-such-file is no file that can be found")
         cli(*pack, "--sign", tmp_path / "none").refused("No such file")
         cli(*pack[:-1], "-", "--json").misused("--json")
