@@ -45,7 +45,11 @@ class Trained:
         by = f"by the reward on {self.validation} prompts held back from training"
         end = "" if self.stopped == "done" else f" It ended early: {self.stopped}."
         if self.best_step == 0:
-            return f"No step was better than the base {by} ({self.start_score:.3f}): the vector is zero.{end}"
+            given = self.options.get("start") is not None
+            start, kept = ("the start", "the one that training began with") if given else ("the base", "zero")
+            return (
+                f"No step was better than {start} {by} ({self.start_score:.3f}): the vector is {kept}.{end}"
+            )
         scores = f"{self.start_score:.3f} -> {self.best_score:.3f}"
         return f"The vector of step {self.best_step} is kept {by}: {scores}.{end}"
 

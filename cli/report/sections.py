@@ -76,7 +76,7 @@ def trained(training: Trained, samples: int | None) -> Iterator[str]:
     yield curve(training.curve, training.best_step, max(training.steps, 1))
     yield (
         '<figcaption><span class="sampled">Dashed: the mean reward of the answers that each step '
-        "sampled</span>, at temperature 1, from which it learns. "
+        "sampled</span>, at the task's temperature, from which it learns. "
         f'<span class="validation">Solid: greedy answers to {training.validation} prompts held back</span>, '
         "which decide what is kept: the step with the ring. Higher is better.</figcaption></figure>"
     )

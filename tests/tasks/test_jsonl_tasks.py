@@ -99,6 +99,23 @@ def test_every_text_survives(write: Write) -> None:
     assert load_task(path, reward="ends_itself").train[0].prompt == text
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        ("1e-05", "0.00001"),
+        ("-2.5E-7", "-0.00000025"),
+        ("1e22", "1" + 22 * "0"),
+        ("0.1", "0.1"),
+        ("6.0", "6.0"),
+    ],
+)
+def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, text: str) -> None:
+    line = f'{{"prompt": "How much?", "answer": {number}, "split": "train"}}'
+    task = load_task(write(line, {**SPLIT[1], "answer": 2}), reward="exact_number")
+    assert task.train[0].answer == text
+    assert task.score(said(f"It is {text}."), task.train[0]) == 1.0
+
+
 # Malformed lines
 
 
@@ -144,6 +161,8 @@ def test_every_text_survives(write: Write) -> None:
         ({"prompt": "a", "split": "test"}, '"split" is \'test\', expected "train", "held_out" or "shifted"'),
         ({"prompt": "a", "split": ["train"]}, '"split" is'),
         ({"prompt": "a"}, 'no "split", but other lines have one'),
+        ({"prompt": "a \ud800"}, r"\\ud800 is half of a pair of surrogates, and no character: expected both"),
+        ({"prompt": "a", "facts": [{"b\udfff": 1}]}, r"\\udfff is half of a pair of surrogates"),
     ],
 )
 def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> None:
@@ -152,8 +171,15 @@ def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> Non
         load_task(path, reward="ends_itself")
 
 
-def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(write: Write) -> None:
-    path = write(SPLIT[0], SPLIT[1], {"prompt": " ONE", "split": "held_out"})
+@pytest.mark.parametrize(
+    "again",
+    [{"prompt": " ONE"}, {"messages": [{"role": "user", "content": "one"}]}],
+    ids=["text", "messages"],
+)
+def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(
+    write: Write, again: dict[str, Any]
+) -> None:
+    path = write(SPLIT[0], SPLIT[1], {**again, "split": "held_out"})
     with pytest.raises(
         TrainError, match=r"task\.jsonl:3: held out, but the same prompt is trained on at .*task\.jsonl:1"
     ):
@@ -350,7 +376,9 @@ def test_duplicates_never_straddle(texts: list[str], random: Any) -> None:
     assert all(rank(sample) < HELD_OUT_SHARE for sample in held_out)
 
 
-def test_text_and_messages_differ_in_rank_but_case_and_spaces_do_not() -> None:
+def test_prompts_that_render_alike_have_one_rank() -> None:
     message = Sample(({"role": "user", "content": "Hi  there"},))
     assert rank(message) == rank(Sample(({"role": "user", "content": "hi there "},)))
+    assert rank(message) == rank(Sample("hi there"))
     assert rank(message) != rank(Sample(({"role": "system", "content": "hi there"},)))
+    assert rank(message) != rank(Sample(({"role": "system", "content": "Hi"}, *message.prompt)))

@@ -18,7 +18,8 @@ def curve(rows: Sequence[dict[str, Any]], best_step: int, steps: int) -> str:
 
     Args:
         rows: the metrics that training reports: of steps, with `step`, `reward` and sometimes
-            `validation`; and of events, of which `start` has a `validation`, and `back-off` a `step`.
+            `validation`; and of events, of which `start` and `validation` have a `validation`, and
+            `back-off` a `step`.
         best_step: whose vector was kept; 0 for the start.
         steps: where the axis ends, at least 1.
     """
@@ -51,7 +52,7 @@ def validations(rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     return [
         (row.get("step", 0), row["validation"])
         for row in rows
-        if "validation" in row and row.get("event") in (None, "start")
+        if "validation" in row and row.get("event") in (None, "start", "validation")
     ]
 
 

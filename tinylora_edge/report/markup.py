@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -28,7 +29,12 @@ def text(content: Content) -> str:
     """Return markup of content; what no page may hold, such as control codes, becomes U+FFFD."""
     if isinstance(content, Markup):
         return content.html
-    return escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in content))
+    return escape("".join(c if _shows(c) else "\ufffd" for c in content))
+
+
+def _shows(character: str) -> bool:
+    # Of spaces Python prints one alone, and a joiner, which makes one emoji of several, not at all.
+    return character.isprintable() or character in "\n\t\u200d" or unicodedata.category(character) == "Zs"
 
 
 def element(tag: str, content: Content, name: str = "") -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +146,14 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
         raise TrainError(f"{place}: not JSON that can be read: {error}") from None
     if not isinstance(row, dict):
         raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise TrainError(
+            f"{place}: {half} is half of a pair of surrogates, and no character: expected both halves, or "
+            "the character itself"
+        ) from None
     return row
 
 
@@ -153,7 +162,9 @@ def _sample(place: str, row: Mapping[str, Any]) -> Sample:
         found = "both" if "prompt" in row else f"only {', '.join(map(repr, row))}" if row else "neither"
         raise TrainError(f'{place}: found {found}, expected either "prompt" or "messages"')
     answer = row.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
+    if isinstance(answer, float):
+        answer = f"{Decimal(repr(answer)):f}"  # no exponent, which rewards read as another number
+    elif isinstance(answer, int) and not isinstance(answer, bool):
         answer = str(answer)
     if answer is not None and not isinstance(answer, str):
         raise TrainError(f'{place}: "answer" is {kind_of(answer)}, expected a string or a number')

@@ -18,13 +18,14 @@ _T = TypeVar("_T")
 def rank(sample: Sample) -> float:
     """Return a number in [0, 1) that depends on the prompt alone: not on a seed, a file or its order.
 
-    Prompts that differ only in upper and lower case or in spaces have the same one.
+    Prompts that differ only in upper and lower case or in spaces have the same one, and so do a text and
+    the one message of the user that a template makes of it.
     """
-    text = "\x00".join(
-        [sample.prompt]
-        if isinstance(sample.prompt, str)
-        else [f"{message['role']}\x01{message['content']}" for message in sample.prompt]
-    )
+    prompt = sample.prompt
+    if isinstance(prompt, str) or [message["role"] for message in prompt] == ["user"]:
+        text = sample.text
+    else:
+        text = "\x00".join(f"{message['role']}\x01{message['content']}" for message in prompt)
     canonical = " ".join(text.casefold().split())
     return (
         int.from_bytes(hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48

@@ -97,6 +97,11 @@ Reward: TypeAlias = Callable[[Completion, Sample], float]
 """Judges one completion. Higher is better; the built-in ones stay within 0 and 1."""
 
 
+def name_of(reward: Reward) -> str:
+    """Return the name of a reward: the text of a built-in one, the name of a function, or that of a type."""
+    return str(getattr(reward, "__name__", type(reward).__name__))
+
+
 @dataclass(frozen=True)
 class Task:
     """Prompts to train on, prompts never trained on, and the reward for all of them.

@@ -47,6 +47,9 @@ class Sampled:
         decode: of completions.
         each: completions a prompt.
         loss: what the loss is made of.
+
+    Attributes:
+        lowest: reward so far, 0 where none was below it: what exploded gets it.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Sampled:
     ) -> None:
         self.task, self.loss = task, loss
         self._rollouts, self._encode, self._decode, self._each = rollouts, encode, decode, each
-        self._lowest = 0.0  # reward so far: what exploded gets it
+        self.lowest = 0.0
 
     def collect(
         self, v: NDArray[np.float32], samples: Sequence[Sample], seed: tuple[int, ...]
@@ -108,9 +111,9 @@ class Sampled:
                 for r in group
             ],
             [sample for sample, group in zip(samples, drawn, strict=True) for _ in group],
-            lowest=self._lowest,
+            lowest=self.lowest,
         )
-        self._lowest = min([self._lowest, *flat])
+        self.lowest = min([self.lowest, *flat])
         rewards = iter(flat)
         return drawn, [[next(rewards) for _ in group] for group in drawn]
 

@@ -39,6 +39,7 @@ class TrainState:
         norms: gradient norms of the last updates, for the clip.
         recent: sampled reward and length of the last steps, for the watch on collapses.
         back_offs: how often training went back to the best.
+        lowest: reward so far, 0 where none was below it: what explodes gets it.
     """
 
     v: NDArray[np.float32]
@@ -56,6 +57,7 @@ class TrainState:
     norms: list[float] = field(default_factory=list)
     recent: list[list[float]] = field(default_factory=list)
     back_offs: int = 0
+    lowest: float = 0.0
 
     @classmethod
     def start(cls, v: NDArray[np.float32]) -> TrainState:
@@ -110,7 +112,8 @@ def load(path: Path, identity: dict[str, Any]) -> TrainState:
     if differ:
         key = differ[0]
         raise TrainError(
-            f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {identity[key]!r}"
+            f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is "
+            f"{identity[key]!r}. Go on with what it began with, or choose another output"
         )
     return state
 

@@ -23,8 +23,9 @@ _libc = ctypes.CDLL(None) if os.name != "nt" else None
 
 def default_dtype() -> str:
     """bf16 where this processor computes in it, else fp32."""
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if torch.cuda.is_available() or supported else "fp32"
+    # Builds without oneDNN, as those for Apple Silicon, do not have the operator at all.
+    here = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if torch.cuda.is_available() or here else "fp32"
 
 
 @contextmanager

@@ -135,6 +135,17 @@ class Options:
         ):
             if value not in known:
                 raise TrainError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+        settings = self.settings
+        for name, count in (
+            ("samples", self.samples),
+            ("settings.steps", settings.steps),
+            ("settings.prompts", settings.prompts),
+            ("settings.epochs", settings.epochs),
+            ("settings.validate_every", settings.validate_every),
+            ("settings.checkpoint_every", settings.checkpoint_every),
+        ):
+            if count < 1:
+                raise TrainError(f"{name} is {count}, expected at least 1")
         if self.drift < 0:
             raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
         if not 0 <= self.settings.anchor < math.inf:

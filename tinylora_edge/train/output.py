@@ -75,7 +75,7 @@ def _open(folder: Path, done: int) -> Iterator[Callable[[dict[str, Any]], None]]
     with suppress(ImportError):
         from torch.utils.tensorboard import SummaryWriter
 
-        board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+        board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     with open(path, "a", encoding="utf-8") as out:
 
         def write(metrics: dict[str, Any]) -> None:

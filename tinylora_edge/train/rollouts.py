@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,7 +169,7 @@ class HFRollouts:
         self, prompts: Sequence[NDArray[np.int32]], samples: int, max_tokens: int, temperature: float
     ) -> list[list[Rollout]]:
         ids, mask = pad(prompts, left=True)
-        with torch.no_grad():
+        with torch.no_grad(), self._undirected():
             out = self._model.generate(
                 ids,
                 attention_mask=mask.long(),
@@ -180,22 +181,54 @@ class HFRollouts:
                 max_new_tokens=max_tokens,
                 eos_token_id=self._end,
                 pad_token_id=self._end[0],
+                logits_processor=[self._end_exploded],
                 return_dict_in_generate=True,
                 output_logits=True,
             )
         tokens = out.sequences[:, ids.shape[1] :]
-        logprobs = torch.empty(tokens.shape)
+        logprobs, exploded = torch.empty(tokens.shape), torch.empty(tokens.shape, dtype=torch.bool)
         for place, raw in enumerate(out.logits):
             logits = raw.float() / (temperature or 1.0)
             logprobs[:, place] = logits.gather(-1, tokens[:, place, None])[:, 0] - logits.logsumexp(-1)
-        cut = [self._cut(t, p) for t, p in zip(tokens, logprobs, strict=True)]
+            exploded[:, place] = _exploded(raw)
+        cut = [self._cut(*row) for row in zip(tokens, logprobs, exploded, strict=True)]
         return [cut[i : i + samples] for i in range(0, len(cut), samples)]
 
-    def _cut(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> Rollout:
-        ends = torch.isin(tokens, torch.tensor(self._end)).nonzero()
-        length = int(ends[0]) + 1 if len(ends) else len(tokens)
+    @contextmanager
+    def _undirected(self) -> Iterator[None]:
+        """Leave out what the weights' own `generation_config.json` asks for: learners know no penalties.
+
+        `generate` takes from it whatever its caller leaves open, so it has to be another one meanwhile.
+        """
+        own = self._model.generation_config
+        self._model.generation_config = type(own)()
+        try:
+            yield
+        finally:
+            self._model.generation_config = own
+
+    def _end_exploded(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """End sequences whose logits are not finite: nothing can be drawn from them."""
+        rows = _exploded(logits)
+        if rows.any():
+            logits = logits.clone()  # `generate` keeps what it was given as the raw ones
+            logits[rows] = -torch.inf
+            logits[rows, self._end[0]] = 0
+        return logits
+
+    def _cut(self, tokens: torch.Tensor, logprobs: torch.Tensor, exploded: torch.Tensor) -> Rollout:
+        ends = (exploded | torch.isin(tokens, torch.tensor(self._end))).nonzero()
+        last = int(ends[0]) if len(ends) else len(tokens) - 1
+        whole = not bool(exploded[last])
+        length = last + whole
         return Rollout(
             tokens[:length].numpy().astype(np.int32),
             logprobs[:length].numpy().astype(np.float32),
-            bool(len(ends)),
+            ended=bool(len(ends)) and whole,
+            exploded=not whole,
         )
+
+
+def _exploded(logits: torch.Tensor) -> torch.Tensor:
+    """Return which rows have no highest logit that is finite, bool [rows]."""
+    return ~logits.amax(-1).isfinite()

@@ -22,7 +22,7 @@ from ..runtime.drift import Drift, drift_beside
 from ..runtime.evaluation import evaluate
 from ..runtime.llama.batch import Batch, cores
 from ..runtime.llama.model import TinyLoraLlama
-from ..runtime.llama.prompts import decode, encode
+from ..runtime.llama.prompts import decode, encode, end_ids, has_template, turn_end
 from ..runtime.llama.requantize import half_copy, half_type
 from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
@@ -158,8 +158,9 @@ class _Engines:
         batches: Batches = judge
         if options.method == "sft":
             batches = GivenAnswers(self.task, encode=self._encode, encode_answer=self._encode_answer)
-        fields = ("method", "loss", "samples", "rollouts", "half_copy", "dtype", "sequences", "start", "lora")
-        identity = {k: v for k, v in asdict(options).items() if k in fields} | {"workers": self.threads}
+        drawing = ("method", "loss", "samples", "rollouts", "half_copy", "sequences")
+        shared = (*drawing, "weights", "dtype", "start", "lora")
+        identity = {k: v for k, v in asdict(options).items() if k in shared} | {"workers": self.threads}
         return Trainer(
             self.task,
             self.basis,
@@ -228,7 +229,8 @@ class _Engines:
 
     def _encode_answer(self, sample: Sample) -> NDArray[np.int32]:
         text = self.deployed.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
-        return np.array([*text, self.deployed.token_eos()], np.int32)
+        chat = has_template(self.deployed) and not sample.raw
+        return np.array([*text, turn_end(self.deployed) if chat else self.deployed.token_eos()], np.int32)
 
     def _check_context(self, longest: int) -> None:
         limit = self.deployed._model.n_ctx_train()
@@ -247,8 +249,9 @@ class _Engines:
 
     def _rollouts(self, base: Path, folder: Path, stack: ExitStack) -> Rollouts:
         if self.options.rollouts == "hf":
-            end = [self.deployed.token_eos()]
-            return HFRollouts(self.model, self.adapter, end, sequences=self.options.sequences)
+            return HFRollouts(
+                self.model, self.adapter, end_ids(self.deployed), sequences=self.options.sequences
+            )
         if not self.options.half_copy:
             return LlamaRollouts(self.deployed_batch)
         copy = half_copy(base, folder / "rollout", self.basis, self.threads)

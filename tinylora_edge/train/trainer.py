@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
+from ..tasks.task import name_of
 from ..vector import MicroVector
 from .batches import Anchor, Batches, Sampled
 from .checkpoint import TrainState, load, save
@@ -69,6 +72,10 @@ class Trainer:
         self._identity = {
             "task": task.name,
             "preamble": task.preamble,
+            "reward": name_of(task.reward),
+            "max_tokens": task.max_tokens,
+            "temperature": task.temperature,
+            "prompts_sha256": _digest(task.train),
             "basis": basis.digest,
             "prior": None if basis.prior is None else basis.prior.digest,
             "settings": asdict(self.settings),
@@ -133,7 +140,8 @@ class Trainer:
         self._save()
         if self._stop and stopped == "done":  # in the last step too: what follows takes its time as well
             stopped = "interrupted"
-        if stopped == "silence" and not state.lr:  # it is set at the first step that had signal
+        silent = state.silent and not state.lr  # which is set at the first step that had signal
+        if silent and stopped != "interrupted":
             raise TrainError(
                 f"task {self.task.name} gives no signal: in {state.silent} steps all samples of every prompt "
                 "got the same reward. Make the task easier or harder, raise the temperature, or draw more "
@@ -144,15 +152,19 @@ class Trainer:
 
     def validate(self, v: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the rewards of greedy answers to the validation prompts: float64 [prompts]."""
+        self._judged.lowest = self.state.lowest
         _, rewards = self._judged.draw(
             v, self._validation, each=1, temperature=0.0, seed=(self.settings.seed, 0)
         )
+        self.state.lowest = self._judged.lowest
         return np.array(rewards, np.float64)[:, 0]
 
     def _step(self) -> dict[str, Any]:
         state, settings = self.state, self.settings
         seed = (settings.seed, 1, state.step)
+        self._judged.lowest = state.lowest  # it draws the batches, too, where they are sampled
         groups, found = self._batches.collect(state.v, self._pick(state.step), seed)
+        state.lowest = self._judged.lowest
         metrics: dict[str, Any] = {"step": state.step + 1, **found}
         began = time.monotonic()
         if groups:
@@ -323,6 +335,14 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoint is not None:
             save(self._checkpoint, self.state, self._identity)
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    """Return the SHA-256 of prompts and answers in their order, with whatever else a reward is given."""
+    rows = [[each.prompt, each.answer, each.raw, dict(each.data)] for each in samples]
+    # Of objects of a program's own the type has to do: their texts may differ from process to process.
+    text = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def unusual(now: Sequence[float], recent: Sequence[Sequence[float]]) -> bool:

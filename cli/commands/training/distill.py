@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ....errors import TrainError
 from ....vector import FIRST_SEQUENCE
 from ...shared import console, vectors
 from ...shared.options import (
@@ -121,6 +122,7 @@ def distill(
                 "on a host PyTorch learns and llama.cpp answers: only --on-device has a choice",
                 param_hint=name,
             )
+    vectors.refuse_report(str(output), as_json)
     vectors.check_target(str(output), force=False)
     load = partial(_loaded, bundle, engine, threads, gpu_layers)
     behaviour = Behaviour("own", system=system, examples=() if examples is None else load_examples(examples))
@@ -133,6 +135,9 @@ def distill(
         vector, replacement, figures = _on_host(bundle, behaviour, sides, options, weights, threads)
     data = replace(vector, dtype=dtype.value, sequence=sequence).to_bytes(vectors.find_basis(bundle))
     vectors.write(str(output), data)
+    if str(output) == vectors.STREAM:
+        _warn_of_little(replacement)
+        return
     away = _drift(load, vector, threads) if drift else None
     record: dict[str, Any] = {
         "file": str(output),
@@ -246,6 +251,11 @@ def _report(record: dict[str, Any], replacement: Replacement, away: Drift | None
             [("bare", each.bare), ("prompted", each.prompted), ("vector", each.personalized)],
             title=each.question,
         )
+    _warn_of_little(replacement)
+
+
+def _warn_of_little(replacement: Replacement) -> None:
+    """Say on stderr where the vector is no replacement of the prompt."""
     if replacement.share < _LITTLE:
         console.warn(
             f"the vector closes {replacement.share:.0%} of the distance: it does not replace this prompt. A "
@@ -279,13 +289,17 @@ def _drift(
 
 def _read(path: Path) -> list[str]:
     """Return the different questions of a file, a line each."""
-    lines = (line.strip() for line in path.read_text("utf-8").splitlines())
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TrainError(f"{path}: not UTF-8 text (byte {error.start + 1}): save it as UTF-8") from None
+    # Not at what else `splitlines` takes for an end, such as U+2028, which stands inside of questions.
+    lines = (line.strip() for line in text.split("\n"))
     return list(dict.fromkeys(line for line in lines if line))
 
 
 def _sides(path: Path | None, lines: list[str] | None, count: int) -> tuple[list[str], list[str]]:
     """Return questions to learn on, and others to measure on."""
-    from ....errors import TrainError
     from ....tasks.behaviours import load_questions
 
     if lines is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +104,8 @@ def learn(
     basis, placed = write_bundle(output, learned.basis, {"basis": {"learned": facts}}, base=found.base)
     for path in (*folder.glob("*.npz"), *folder.glob("*.answers")):
         path.unlink()
-    folder.rmdir()
+    with suppress(OSError):  # it holds something of others
+        folder.rmdir()
     if as_json:
         console.print_json(
             {

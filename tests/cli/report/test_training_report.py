@@ -61,6 +61,7 @@ def test_the_page_has_the_figures(tmp_path: Path, manifest: dict[str, Any]) -> N
         "11ab",
         "settings.validation",
         "3 steps of 8 prompts with 8 samples each",
+        "sampled, at the task's temperature",
     ):
         assert part in text
     assert "have no names" not in text

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tinylora_edge.report.curve import curve
+from tinylora_edge.report.curve import curve, validations
 
 CURVE = [
     {"event": "start", "validation": 0.25},
@@ -32,6 +32,17 @@ def test_the_curve_has_every_point() -> None:
     assert y3 < y0 < y2  # 0.75 is drawn above 0.25, and that above 0
     assert [c.get("class") for c in svg.findall("circle")] == ["validation", "validation", "validation best"]
     assert len(svg.findall("path[@class='event']")) == 1
+
+
+def test_validations_that_are_events_are_drawn_too() -> None:
+    """TRL's engine reports them apart from the steps, which have no validation of their own."""
+    rows = [
+        {"event": "start", "step": 0, "validation": 0.25},
+        {"step": 1, "reward": 0.2},
+        {"event": "validation", "step": 1, "validation": 0.5},
+    ]
+    assert validations(rows) == [(0, 0.25), (1, 0.5)]
+    assert "kept: 0.50" in curve(rows, 1, 1)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 14, 15, 40, 60, 999])

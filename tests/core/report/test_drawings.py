@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tinylora_edge.report.changes import changes
+from tinylora_edge.report.markup import text
 from tinylora_edge.report.scores import Score, scores
 from tinylora_edge.report.values import values
 
@@ -23,6 +24,15 @@ def number(element: ElementTree.Element | None, name: str) -> float:
 
 def cells(row: ElementTree.Element) -> list[str]:
     return ["".join(cell.itertext()) for cell in row.findall("td")]
+
+
+class TestText:
+    def test_spaces_and_joiners_of_other_scripts_stay(self) -> None:
+        written = "10\u00a0% \u3000\u65e5\u672c a\u202fb \U0001f468\u200d\U0001f469\n\tc"
+        assert text(written) == written
+
+    def test_what_no_page_may_hold_is_replaced(self) -> None:
+        assert text("a\x00b\x1b[0m\u202ec\ud800\ufeff\u2028") == "a\ufffdb\ufffd[0m\ufffdc" + 3 * "\ufffd"
 
 
 class TestScores:

@@ -83,7 +83,21 @@ def test_json_schema_reads_a_file(tmp_path: object) -> None:
     assert reward(said("[1]"), WHO) == 0.0
 
 
-@pytest.mark.parametrize("schema", [{"type": "nonsense"}, "no/such/file.json", [], 5, {"minimum": "x"}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        "no/such/file.json",
+        [],
+        5,
+        {"minimum": "x"},
+        {"$schema": {}},
+        {"$schema": 5},
+        {"$schema": "http://[bad"},
+        {"pattern": "a{99999999999999}"},
+        {"pattern": "(" * 3000 + ")" * 3000},
+    ],
+)
 def test_json_schema_needs_a_valid_schema(schema: object) -> None:
     with pytest.raises(TrainError, match="json_schema"):
         rewards.json_schema(schema)  # type: ignore[arg-type]

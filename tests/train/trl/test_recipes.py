@@ -108,6 +108,27 @@ def test_the_reward_for_math(answer: str, reference: str, score: float) -> None:
         (["options=1"], "options is 1, expected a table"),
         (["task.name=x"], "task is no table"),
         (["options.method=other"], "unknown method 'other'"),
+        (["task=5"], "task is 5, expected text"),
+        (["reward=5"], "reward is 5, expected text"),
+        (["problems=many"], "problems is 'many', expected a whole number"),
+        (["max_tokens=abc"], "max_tokens is 'abc', expected a whole number"),
+        (["temperature=warm"], "temperature is 'warm', expected a number"),
+        (["step_sizes=1e-3"], "step_sizes is 0.001, expected a list of numbers"),
+        (["learned_step_sizes=['1e-3']"], "learned_step_sizes is .'1e-3'., expected a list of numbers"),
+        (["options.drift=x"], "options.drift is 'x', expected a whole number"),
+        (["options.evaluate=1"], "options.evaluate is 1, expected true or false"),
+        (["options.settings.prompts=abc"], "options.settings.prompts is 'abc', expected a whole number"),
+        (["options.settings.prompts=true"], "options.settings.prompts is True, expected a whole number"),
+        (["options.settings.lr=fast"], "options.settings.lr is 'fast', expected a number"),
+        (["options.settings.trials=3"], "options.settings.trials is 3, expected a list of numbers"),
+        (["options.settings.validate_every=0"], "settings.validate_every is 0, expected at least 1"),
+        (["options.settings.prompts=0"], "settings.prompts is 0, expected at least 1"),
+        (["options.samples=0"], "samples is 0, expected at least 1"),
+        (["options.loss.kl=none"], "options.loss.kl is 'none', expected a number"),
+        (["grpo.num_train_epochs=x"], "grpo.num_train_epochs is 'x', expected a number"),
+        (["grpo.num_train_epochs=inf"], "grpo.num_train_epochs is inf, expected a number above 0"),
+        (["vllm.max_completion_length=x"], "vllm.max_completion_length is 'x', expected a whole number"),
+        (["grpo.per_device_train_batch_size=0"], "size is 0, expected a number above 0"),
     ],
 )
 def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> None:
@@ -117,7 +138,10 @@ def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> N
 
 def test_changes_go_before_the_recipe() -> None:
     changes = ["options.settings.prompts=16", "grpo.beta=0.5", "task=gsm8k:x.jsonl", "reward=ends_itself"]
+    changes += ["options.settings.trials=[1, 0.5]", "options.settings.lr=1", "options.half_copy=false"]
     recipe = read_recipe(RECIPES[1], changes)
     assert recipe.options.settings.prompts == 16
+    assert (recipe.options.settings.trials, recipe.options.settings.lr) == ((1, 0.5), 1)
+    assert recipe.options.half_copy is False
     assert recipe.grpo["beta"] == 0.5
     assert (recipe.task, recipe.arguments["reward"]) == ("gsm8k:x.jsonl", "ends_itself")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import TrainError
+from ...maxima import DIGITS
 from ..task import Reward
 
 _SPACE = re.compile(r"\s*")
@@ -158,6 +159,8 @@ class _Parser:
 
     def _argument(self) -> Any:
         if whole := self._match(_WHOLE):
+            if len(whole[0].lstrip("-")) > DIGITS:
+                self._fail(f"expected a whole number of at most {DIGITS} digits", at=whole.start())
             return int(whole[0])
         if string := self._match(_STRING):
             return string["body"].replace("\\" + string["quote"], string["quote"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import TrainError
-from ..task import Completion, Reward, Sample
+from ..task import Completion, Reward, Sample, name_of
 from ._grammar import parse
 from ._languages import STOP_WORDS, guess
 from .guards import copies, count_words, own_words, repeats, says_nothing, words
@@ -77,7 +77,8 @@ def regex(pattern: str) -> Reward:
     """
     try:
         compiled = re.compile(pattern)
-    except (re.error, TypeError) as error:
+    # The last three are for counts of too many digits, counts that do not fit, and groups nested too deeply.
+    except (re.error, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise TrainError(f"regex: {pattern!r} is not a regular expression: {error}") from None
 
     def reward(completion: Completion, sample: Sample) -> float:
@@ -112,7 +113,7 @@ def json_schema(schema: Mapping[str, Any] | bool | str) -> Reward:
         ) in _without_spaces(sample.text)
         return float(not said_back and _has_content(value) and fits(value))
 
-    return _named(reward, "json_schema")
+    return _named(reward, f"json_schema({schema!r})")
 
 
 def starts_with(s: str) -> Reward:
@@ -166,7 +167,7 @@ def language(code: str) -> Reward:
     Raises:
         TrainError: an unknown code.
     """
-    if code not in STOP_WORDS:
+    if not isinstance(code, str) or code not in STOP_WORDS:
         raise TrainError(f"language: {code!r} is not known: choose one of {', '.join(sorted(STOP_WORDS))}")
 
     def reward(completion: Completion, sample: Sample) -> float:
@@ -207,7 +208,7 @@ def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
     def reward(completion: Completion, sample: Sample) -> float:
         return sum(weight * term(completion, sample) for weight, term in terms)
 
-    return _named(reward, "weighted_sum")
+    return _named(reward, f"({' + '.join(f'{weight!r}*{name_of(term)}' for weight, term in terms)})")
 
 
 def product(factors: Sequence[Reward]) -> Reward:
@@ -224,7 +225,7 @@ def product(factors: Sequence[Reward]) -> Reward:
             result *= factor(completion, sample)
         return result
 
-    return _named(reward, "product")
+    return _named(reward, f"({' * '.join(map(name_of, factors))})")
 
 
 REWARDS: dict[str, Reward] = {
@@ -283,5 +284,5 @@ def _contains(sequence: list[str], target: list[str]) -> bool:
 
 
 def _named(reward: Reward, name: str) -> Reward:
-    reward.__name__ = name  # trainers list rewards by their names
+    reward.__name__ = name  # by which trainers list rewards, and know a run again
     return reward

@@ -64,11 +64,19 @@ def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
         if error.name not in ("jsonschema", "referencing"):
             raise
         raise MissingExtraError("the json_schema reward", "jsonschema", "train") from None
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    dialect = schema.get("$schema", "") if isinstance(schema, Mapping) else ""
+    if not isinstance(dialect, str):
+        raise TrainError(f'json_schema: "$schema" is {dialect!r}, expected the address of a dialect, as text')
+    try:
+        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    except ValueError as error:
+        raise TrainError(f'json_schema: "$schema" is {dialect!r}, which is no address: {error}') from None
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise TrainError(f"json_schema: not a valid JSON Schema: {error.message}") from None
+    except (OverflowError, RecursionError) as error:  # of a pattern's counts, or of what is nested
+        raise TrainError(f"json_schema: not a JSON Schema that can be checked: {error}") from None
     check = kind(schema, registry=referencing.Registry())
     return lambda value: bool(check.is_valid(value))
 

@@ -15,13 +15,15 @@ file `models.toml` beside it, with the same parts, which go before the recipe's.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from ...documents import parse_toml, read_toml
 from ...errors import TrainError, did_you_mean
@@ -29,8 +31,18 @@ from ...tasks import Completion, Sample, Task, load_task
 from ..grpo import Loss
 from ..options import Options, TrainSettings
 
-_TASK = ("reward", "max_tokens", "temperature", "held_out")
-_KEYS = ("task", *_TASK, "step_sizes", "learned_step_sizes", "problems", "options", "grpo", "vllm")
+_TASK = {"reward": str, "max_tokens": int, "temperature": float, "held_out": int}
+_SIZES = tuple[float, ...]
+_KINDS = {"task": str, **_TASK, "step_sizes": _SIZES, "learned_step_sizes": _SIZES, "problems": int}
+_COUNTED = {"num_train_epochs": float, "max_completion_length": int, "per_device_train_batch_size": int}
+"""Fields of `GRPOConfig` that this package computes with, before TRL looks at them."""
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    _SIZES: "a list of numbers",
+}
 MODELS = "models.toml"
 """Of layers for models, beside a recipe."""
 
@@ -88,7 +100,8 @@ def read_recipe(
         model: whose layer to take from `models.toml` beside the recipe.
 
     Raises:
-        TrainError: a file cannot be read, has no such model, or names something unknown.
+        TrainError: a file cannot be read, has no such model, names something unknown, or has a value of
+            another type than its setting's.
     """
     table: dict[str, Any] = {} if path is None else _read(Path(path))
     if model is not None:
@@ -98,12 +111,17 @@ def read_recipe(
     for change in changes:
         _change(table, change)
     where = str(path or "--set")
-    _check_keys(where, "", table, _KEYS)
+    _check_keys(where, "", table, (*_KINDS, "options", "grpo", "vllm"))
+    table = {k: _checked(where, k, v, _KINDS[k]) if k in _KINDS else v for k, v in table.items()}
     if not isinstance(table.get("task"), str):
         raise TrainError(f"{where}: no task: name one with --task, or as task = ... in a recipe")
     for key in ("options", "grpo", "vllm"):
         if not isinstance(table.get(key, {}), dict):
             raise TrainError(f"{where}: {key} is {table[key]!r}, expected a table")
+        for name in _COUNTED.keys() & table.get(key, {}).keys():
+            value = _checked(where, f"{key}.{name}", table[key][name], _COUNTED[name])
+            if not 0 < value < math.inf:
+                raise TrainError(f"{where}: {key}.{name} is {value}, expected a number above 0")
     options = dict(table.get("options", {}))
     parts: dict[str, Any] = {}
     for name, kind in (("settings", TrainSettings), ("loss", Loss)):
@@ -111,8 +129,8 @@ def read_recipe(
     return Recipe(
         task=table["task"],
         arguments={key: table[key] for key in _TASK if key in table},
-        step_sizes=tuple(table.get("step_sizes", ())),
-        learned_step_sizes=tuple(table.get("learned_step_sizes", ())),
+        step_sizes=table.get("step_sizes", ()),
+        learned_step_sizes=table.get("learned_step_sizes", ()),
         problems=table.get("problems"),
         options=replace(_make(where, "options", Options, options), **parts),
         grpo=table.get("grpo", {}),
@@ -192,7 +210,28 @@ def _change(table: dict[str, Any], change: str) -> None:
 
 def _make(where: str, name: str, kind: Any, values: Any) -> Any:
     _check_keys(where, name, values, [each.name for each in fields(kind)])
-    return kind(**values)
+    hints = get_type_hints(kind)
+    return kind(**{key: _checked(where, f"{name}.{key}", each, hints[key]) for key, each in values.items()})
+
+
+def _checked(where: str, name: str, value: Any, hint: Any) -> Any:
+    """Return a value that is of a type, a list as a tuple.
+
+    Args:
+        where, name: of the value.
+        value: as TOML has it.
+        hint: the type. None, which it may allow, cannot be written in TOML.
+    """
+    kind = hint
+    if isinstance(hint, UnionType):
+        (kind,) = (each for each in get_args(hint) if each is not NoneType)
+    if kind == _SIZES:
+        fits = isinstance(value, list) and all(type(each) in (int, float) for each in value)
+    else:
+        fits = type(value) is kind or (kind is float and type(value) is int)
+    if not fits:
+        raise TrainError(f"{where}: {name} is {value!r}, expected {_EXPECTED[kind]}")
+    return tuple(value) if kind == _SIZES else value
 
 
 def _check_keys(where: str, name: str, table: Any, known: Sequence[str]) -> None:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import models
 import pytest
 from invocation import Cli, contents
 
 from tinylora_edge import MicroVector, load_basis
+from tinylora_edge.exporters import ExportSettings, export_gguf
 
 BEHAVIOURS = [
     {"name": "pirate", "system": "Talk like a pirate."},
@@ -30,7 +32,9 @@ def behaviours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path
 ) -> None:
-    out, frame = tmp_path / "learned", tmp_path / "pirate.bin"
+    out, frame, others = tmp_path / "learned", tmp_path / "pirate.bin", tmp_path / "learned.learn"
+    others.mkdir()
+    (others / ".DS_Store").write_bytes(b"x")  # as a file browser leaves it
     record = cli("learn", smollm2_bundle, "-o", out, "--behaviours", behaviours, *QUICK, "--json").record()
     basis = load_basis(out / "basis.gguf")
     assert record["digest"] == basis.digest
@@ -38,7 +42,7 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     assert [each["name"] for each in record["behaviours"]] == ["pirate", "french"]
     assert contents(out).keys() == {"base.gguf", "basis.gguf", "manifest.json"}
     assert json.loads((out / "manifest.json").read_text())["basis"]["learned"]["behaviours"] == 2
-    assert not list(tmp_path.glob("*.learn")), "what was kept for going on is gone"
+    assert contents(others) == {".DS_Store": b"x"}, "what was kept for going on is gone"
 
     distill = ("distill", out, "--system", BEHAVIOURS[0]["system"], "-n", 4, "--steps", 2, "--no-drift")
     told = cli(*distill, "-o", frame, "--dtype", "bf16", "--json").record()
@@ -63,6 +67,19 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     cli(*device, "--budget", "200tokens", "-o", frame.with_name("third.bin")).refused("one step takes about")
 
 
+def test_a_distilled_vector_goes_to_stdout_alone(cli: Cli, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
+    model, questions = models.tiny_model("llama"), tmp_path / "questions.txt"
+    gguf = models.write_gguf(model, tmp_path / "tiny.gguf", metadata={"tokenizer.chat_template": template})
+    bundle = export_gguf(gguf, tmp_path / "bundle", settings=ExportSettings()).output
+    questions.write_text("".join(f"{thing}?\n" for thing in THINGS))
+    told = ("distill", bundle, "--system", "Arr!", "--on-device", "--threads", 1)
+    done = cli(*told, "--questions", questions, "--budget", "5ktokens", "-o", "-")
+    assert done.code == 0, done.stderr
+    assert MicroVector.from_bytes(done.stdout_bytes, load_basis(bundle / "basis.gguf"))
+    assert "it does not replace this prompt" in done.stderr
+
+
 def test_a_named_axis_is_learned_and_set(
     cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +90,7 @@ def test_a_named_axis_is_learned_and_set(
     record = cli("learn", smollm2_bundle, "-o", out, *quick, "--json").record()
     assert [each["name"] for each in record["axes"]] == ["accent"]
     assert record["axes"][0]["length"] > 0
+    assert not list(tmp_path.glob("*.learn")), "what was kept for going on is gone, and its folder"
     basis = load_basis(out / "basis.gguf")
     assert basis.axes == ("accent", "learned-1")
     cli("vector", "new", out, "-o", frame, "--axis", "accent=0.5").done()
@@ -110,6 +128,14 @@ def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, 
     asked = ("distill", smollm2_bundle, "-o", out, "--system", "Be brief.", "--questions", questions)
     cli(*asked).refused("1 questions, and at least 3")
     cli(*asked, "--on-device").refused("1 different questions, expected at least 6")
+    same = "What is a\u2028river,\x85and a lake?"
+    questions.write_bytes(f"\ufeff{same}\r\n\r\n {same}\n".encode())
+    cli(*asked).refused("1 questions, and at least 3")
+    questions.write_bytes("Wie heißt der Fluss?\n".encode("latin-1"))
+    cli(*asked).refused(f"{questions}: not UTF-8 text (byte 8): save it as UTF-8")
+    cli("distill", smollm2_bundle, "-o", "-", "--system", "Be brief.", "--json").misused(
+        "--json", "stdout carries the vector"
+    )
     assert contents(tmp_path).keys() == {"questions.txt"}
 
 
