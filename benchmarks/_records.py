@@ -76,7 +76,7 @@ DEVICE = {
     ("pairs", "random"): "20 pairs, the paper's",
     ("pairs", "learned"): "20 pairs, learned, as shipped",
 }
-"""What a device finds by itself, by search and budget in `tune.jsonl` or method and directions in `feedback.jsonl`."""
+"""What a device finds: search and budget in `tune.jsonl`, or method and directions in `feedback.jsonl`."""
 LIKED = {"brevity": "brief", "list-lookup": "correct"}
 """What simulated users like, by the task that asks for it."""
 PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on

@@ -239,7 +239,7 @@ def device() -> str:
 
 
 def over_runs(gained: list[float]) -> str:
-    """Return the mean of gains, its standard error by how far they are from each other, and how many they are."""
+    """Return the mean of gains, its standard error between them, and how many they are."""
     if not gained:
         return ""
     return f"{statistics.mean(gained):+.3f} ± {between(gained):.3f} ({len(gained)})"

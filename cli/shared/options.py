@@ -46,7 +46,23 @@ VectorArgument = Annotated[
 OutputOption = Annotated[
     str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
 ]
-FrameOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write.")]
+FrameOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write; - is stdout.")
+]
+
+
+def _a_file(output: Path) -> Path:
+    if str(output) == "-":
+        raise typer.BadParameter(
+            "a run writes files beside its frame, which stdout has no place for: name a file"
+        )
+    return output
+
+
+RunFrameOption = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=_a_file),
+]
 DtypeOption = Annotated[Dtype, typer.Option(help="dtype of the frame.")]
 SequenceOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the frame.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")]

@@ -372,7 +372,7 @@ def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
 
 
 def test_its_reading_of_texts_is_ours(reader: Reader) -> None:
-    """The program gives each text the room that vector.h asks for, no byte more: a sanitizer watches the end."""
+    """The program gives each text the room that vector.h asks for, no byte more: a sanitizer watches."""
     basis = support.random_basis(blocks=5, groups=13)
     rng = random.Random(2)
     texts = []

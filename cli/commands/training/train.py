@@ -19,9 +19,9 @@ from ...shared.options import (
     DriftOption,
     Dtype,
     DtypeOption,
-    FrameOption,
     JsonOption,
     RewardOption,
+    RunFrameOption,
     SequenceOption,
     TaskOption,
 )
@@ -60,7 +60,7 @@ class RolloutEngine(StrEnum):
 def train(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to train for.")],
     task: TaskOption,
-    output: FrameOption,
+    output: RunFrameOption,
     reward: RewardOption = None,
     method: Annotated[Method, typer.Option(help="grpo, or cross-entropy on given answers.")] = Method.grpo,
     engine: Annotated[

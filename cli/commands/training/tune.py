@@ -25,12 +25,12 @@ from ...shared.options import (
     Dtype,
     DtypeOption,
     EngineOption,
-    FrameOption,
     GpuLayersOption,
     JsonOption,
     KeysOption,
     MacsOption,
     RewardOption,
+    RunFrameOption,
     SequenceOption,
     TaskOption,
     TrustOption,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 def tune(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to tune for.")],
     task: TaskOption,
-    output: FrameOption,
+    output: RunFrameOption,
     budget: Annotated[
         str, typer.Option(metavar="AMOUNT", help="What it may take: 90s, 5m, 1h, or 80ktokens.")
     ] = "5m",

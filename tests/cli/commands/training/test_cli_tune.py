@@ -138,6 +138,8 @@ def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tm
     cli(*command, "--key", tmp_path / "fleet.pub").misused("--start")
     cli(*command, "--resume").refused("no state", "v.bin.state")
     cli("tune", tiny_bundle, "--task", "lst-lookup", "-o", tmp_path / "v.bin").refused("lst-lookup")
+    for run in ("tune", "train"):
+        cli(run, tiny_bundle, "--task", "brevity", "-o", "-").misused("a run writes files beside its frame")
     cli("tune", tiny_bundle, *task, "-o", tmp_path / "none" / "v.bin").refused("none")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "v.bin").write_bytes(b"mine")
