@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,16 @@ STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between val
 SHIFTED = 64  # shifted prompts
 
 
+@cache
+def records(study: str) -> list[dict[str, Any]]:
+    """Return the rows of a study, which many tables and figures ask for: it is read once."""
+    return bench.read_study(RESULTS / f"{study}.jsonl")
+
+
 def runs(arm: str, task: str, study: str = "learned_basis") -> list[dict[str, Any]]:
     """Return the runs of an arm with the usual settings, by seed."""
     asked = (arm, task, STEPS, HELD_OUT)
-    rows = bench.read_study(RESULTS / f"{study}.jsonl")
+    rows = records(study)
     found = [row for row in rows if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == asked]
     return sorted(found, key=lambda row: int(row["seed"]))
 
@@ -133,7 +140,7 @@ def trained() -> dict[str, str]:
 
 def prompts() -> dict[str, dict[str, Any]]:
     """Return what a search found, by task: the thorough one, where there was one."""
-    rows = bench.read_study(RESULTS / "prompts.jsonl")
+    rows = records("prompts")
     return {
         row["task"]: row for kind in ("quick", "thorough") for row in rows if row["search"]["kind"] == kind
     }
@@ -176,18 +183,18 @@ def validated(run: dict[str, Any]) -> list[int] | None:
 
 def distillations() -> list[dict[str, Any]]:
     """Return the fits of held-out behaviours."""
-    return [row for row in bench.read_study(RESULTS / "distillation.jsonl") if "closed" in row]
+    return [row for row in records("distillation") if "closed" in row]
 
 
 def widest(run: dict[str, Any]) -> dict[str, Any]:
     """Return what a run's vector gains on usual prompts: measured by the run, or later on more of them."""
-    rows = [row for row in bench.read_study(RESULTS / "held_out.jsonl") if row["frame"] == run["frame"]]
+    rows = [row for row in records("held_out") if row["frame"] == run["frame"]]
     return max([run, *(row for row in rows if row["prompts"] == "usual")], key=lambda row: int(row["n"]))
 
 
 def on_shifted() -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Return what was measured on shifted prompts, each with the run of the vector, where that is known."""
-    measured = bench.read_study(RESULTS / "held_out.jsonl")
+    measured = records("held_out")
     rows = [row for row in measured if (row["prompts"], row["n"]) == ("shifted", SHIFTED)]
     known = {
         (arm, task, run.get("frame")): run
@@ -200,7 +207,7 @@ def on_shifted() -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
 
 def drifts() -> list[dict[str, Any]]:
     """Return the vectors whose drift was measured on all general prompts."""
-    rows = bench.read_study(RESULTS / "drift.jsonl")
+    rows = records("drift")
     return [row for row in rows if "drift" in row and row["prompts"] is None]
 
 
@@ -208,21 +215,21 @@ def found_on_device(task: str, way: tuple[str, str]) -> list[float]:
     """Return the gains of a task's vectors that a device found, a seed or a user each, by `DEVICE`."""
     how, what = way
     if how != "pairs":
-        rows = bench.read_study(RESULTS / "tune.jsonl")
+        rows = records("tune")
         asked = (how, task, what, "Q4_1", HELD_OUT)
         keys = ("arm", "task", "budget", "weights", "n")
         return [row["difference"] for row in rows if tuple(row[key] for key in keys) == asked]
     rows = [
         row
-        for row in bench.read_study(RESULTS / "feedback.jsonl")
+        for row in records("feedback")
         if row["preference"] == LIKED.get(task) and row.get("prior", True) and row["n"] == USERS_HELD_OUT
     ]
     base = next((row["liked"] for row in rows if row["method"] == "base"), 0.0)
-    asked = (how, what, PAIRS)
+    clicked = (how, what, PAIRS)
     return [
         row["liked"] - base
         for row in rows
-        if (row["method"], row.get("projection", "random"), row["clicks"]) == asked
+        if (row["method"], row.get("projection", "random"), row["clicks"]) == clicked
     ]
 
 

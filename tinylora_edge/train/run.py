@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -229,8 +230,12 @@ class _Engines:
 
     def _encode_answer(self, sample: Sample) -> NDArray[np.int32]:
         text = self.deployed.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
-        chat = has_template(self.deployed) and not sample.raw
-        return np.array([*text, turn_end(self.deployed) if chat else self.deployed.token_eos()], np.int32)
+        return np.array([*text, self.deployed.token_eos() if sample.raw else self._answer_end], np.int32)
+
+    @cached_property
+    def _answer_end(self) -> int:
+        """The token that ends an answer that is no raw text: the chat's, where the model has a template."""
+        return turn_end(self.deployed) if has_template(self.deployed) else self.deployed.token_eos()
 
     def _check_context(self, longest: int) -> None:
         limit = self.deployed._model.n_ctx_train()
