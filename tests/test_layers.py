@@ -54,10 +54,6 @@ KNOW_NO_MODEL = ("wire", "tasks")
 """Layers that take no more of the core than these."""
 NO_MODEL = {f"tinylora_edge.{name}" for name in ("documents", "errors", "maxima", "_system")}
 
-MOST_FILES = 12
-"""In a folder, beside its face `__init__.py`."""
-MOST_LINES = 400
-
 ENGINES = {  # package -> engine: onnxruntime-genai is a layer on onnxruntime
     "llama_cpp": "llama.cpp",
     "onnxruntime": "ONNX Runtime",
@@ -289,15 +285,6 @@ def test_no_two_files_import_each_other() -> None:
 def test_a_circle_is_seen() -> None:
     edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"f"}, "f": {"g"}, "g": {"e"}}
     assert circles(edges) == [["b", "c"], ["e", "f", "g"]]
-
-
-@pytest.mark.parametrize("folder", [*FOLDERS, "tests"])
-def test_no_folder_and_no_file_is_too_large(folder: str) -> None:
-    files = [path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts]
-    count = Counter(path.parent for path in files if path.name != "__init__.py")
-    assert {str(path.relative_to(ROOT)): n for path, n in count.items() if n > MOST_FILES} == {}
-    lines = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in files}
-    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
 
 
 def test_every_layer_was_read() -> None:
