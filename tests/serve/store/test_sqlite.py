@@ -208,6 +208,53 @@ print(put, refused)
     assert stored.sequence == 199
 
 
+@pytest.mark.parametrize("end", ["kill", "close"])
+def test_what_was_acknowledged_outlives_a_process_that_leaves(
+    path: Path, basis: Basis, tmp_path: Path, end: str
+) -> None:
+    """One process puts; another opens the store and leaves; the first goes on, and is killed or closes."""
+    save_basis(basis, tmp_path / "basis.gguf")
+    code = """
+import sys
+from tinylora_edge import *
+from tinylora_edge.serve.store import SqliteStore
+basis, key = load_basis(sys.argv[2]), Hmac(bytes(range(32)))
+store = SqliteStore(sys.argv[1], basis)
+policy = Policy(keys=[key], state=store.marks)
+for line in sys.stdin:
+    sequence = int(line)
+    for user in ("alice", f"user{sequence}"):
+        vector = MicroVector([[1.0] * basis.u] * basis.groups, sequence=sequence)
+        store.put(user, vector.to_bytes(basis, tag=key, stream=user), policy)
+    print(store.get("alice").sequence, flush=True)
+store.close()
+"""
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "basis.gguf")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+
+        def put(sequences: range) -> None:
+            for sequence in sequences:
+                print(sequence, file=first.stdin, flush=True)
+                assert first.stdout.readline() == f"{sequence}\n"
+
+        put(range(1, 6))
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=60)
+        put(range(6, 14))
+        if end == "kill":
+            first.kill()
+        first.stdin.close()
+        first.wait(60)
+    store = SqliteStore(path, basis)
+    found = store.get("alice")
+    assert found is not None
+    assert found.sequence == 13
+    assert len(list(store.users())) == 14
+    with pytest.raises(RollbackError):
+        store.put("alice", framed(basis, 5), policy(store))
+
+
 def test_threads_share_a_store(store: SqliteStore, basis: Basis) -> None:
     def put(number: int) -> int:
         store.put(

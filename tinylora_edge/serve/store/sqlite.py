@@ -28,6 +28,7 @@ _VERSION = 1
 _BUSY_S = 10.0
 _BATCH = 10_000  # rows of a transaction of an import
 _CRC32 = tags.Crc32()
+_CREATING = threading.Lock()  # a new file's descriptor is closed before any thread of ours opens it
 _PAGE = 1_000  # rows that are read at once where all are listed
 
 _SCHEMA = f"""
@@ -258,8 +259,10 @@ class SqliteStore:
     # Connections
 
     def _connect(self) -> sqlite3.Connection:
-        with suppress(OSError):  # SQLite says what is wrong with the file
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # vectors are personal
+        # A file that SQLite has open is never opened here: to close its descriptor would drop all POSIX locks
+        # of this process on it, and the next process to leave the store would unlink the log in use.
+        with _CREATING, suppress(OSError):  # SQLite says what is wrong with the file
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # vectors are personal
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
