@@ -24,7 +24,7 @@ import _worker
 from _decoder import Decoder
 from _subjects import SCALES, export, smollm2
 
-from tinylora_edge._system import cores
+from tinylora_edge.system import cores
 
 PLAIN, OURS, LONG = "plain, its default", "ours", "ours, its default"
 ASLEEP, ONE = "ours, asleep", "ours, 1 thread"

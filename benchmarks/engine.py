@@ -15,7 +15,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 from _decoder import BATCH, Decoder
 from _subjects import smollm2
 
-from tinylora_edge._system import cores
+from tinylora_edge.system import cores
 
 BUILT, WHEEL = "built here", "ready-made"
 

@@ -29,8 +29,8 @@ import scipy.sparse.linalg
 import torch
 from threadpoolctl import threadpool_limits
 
-from tinylora_edge._system import cores
 from tinylora_edge.factorization import truncated_svd
+from tinylora_edge.system import cores
 
 RANK, TOLERANCE = 2, 1e-3
 MAX_BYTES, MAX_PASSES, MIN_SPEEDUP = 1.5e9, 6, 40

@@ -33,11 +33,11 @@ import psutil
 from _subjects import NORM, SCALES, export, smollm2
 
 from tinylora_edge import Basis, Hmac, MicroVector, Policy, load_basis, runtime
-from tinylora_edge._system import cores
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.exporters.interop import llama_lora
 from tinylora_edge.runtime.admission import admitted
 from tinylora_edge.serve.store import SqliteStore
+from tinylora_edge.system import cores
 from tinylora_edge.wire import text
 
 MAC = bytes(range(32))

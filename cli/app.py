@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .._system import set_waiting
 from ..errors import TinyLoraError
+from ..system import set_waiting
 from .shared import console
 from .surface.commands import Entry, LazyGroup, Section
 from .surface.version import print_version

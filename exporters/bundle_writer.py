@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .._system import atomic_write, sync_directory
 from ..basis import Basis
 from ..errors import ExportError
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf_split import gguf_paths, split_name
 from ..formats.side_tensors import load_basis, save_basis
+from ..system import atomic_write, sync_directory
 from .manifest import describe, describe_gguf
 
 _FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs, XFS, bcachefs)

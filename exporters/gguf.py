@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..agreement import AGREEMENT, distance
 from ..basis import Basis
 from ..errors import BaseMismatchError
+from ..factorization import AGREEMENT, distance
 from ..formats.bundle import Bundle
 from ..formats.side_tensors import check_shapes, fingerprint, save_basis
 from .bundle_writer import refuse_existing, write_bundle

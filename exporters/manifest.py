@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._system import __version__
 from ..basis import Basis
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME
 from ..formats.gguf_split import gguf_paths, split_name
+from ..system import __version__
 from .factors.basis import Quality
 from .settings import ExportSettings
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .._system import __version__, sync_directory
 from ..errors import BaseMismatchError, ExportError
 from ..formats.gguf import MalformedGGUFError
 from ..formats.gguf_split import open_gguf
 from ..formats.side_tensors import fingerprint
+from ..system import __version__, sync_directory
 from .bundle_writer import refuse_existing, write_bundle
 from .factors.basis import Quality, basis_of, gather
 from .factors.factorize import Progress, factorized

@@ -10,10 +10,10 @@ from threading import Event
 import numpy as np
 from numpy.typing import NDArray
 
-from ..agreement import AGREEMENT, distance
 from ..errors import BaseMismatchError, BasisError, ExportError
+from ..factorization import AGREEMENT, distance
 from ..formats.side_tensors import fingerprint
-from ..maxima import BLOCKS
+from ..limits import BLOCKS
 from ..modules import parse
 from ..row_orders import UNGROUPED, Heads, listed_order, row_orders
 from .factors.factorize import factorize_module, mark, module_key

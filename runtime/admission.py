@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from .._system import check_path
 from ..basis import Basis
 from ..errors import VectorError
-from ..maxima import VECTOR_FILE_BYTES
+from ..limits import VECTOR_FILE_BYTES
+from ..system import check_path
 from ..vector import MicroVector, Policy
 
 VectorSource: TypeAlias = bytes | Path | MicroVector

@@ -21,8 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .._system import set_waiting
 from ..errors import TinyLoraError
+from ..system import set_waiting
 from .processor import flags
 
 VARIABLE = "LLAMA_CPP_LIB_PATH"

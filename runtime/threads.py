@@ -5,7 +5,7 @@ for milliseconds before it sleeps. Where other work wants the cores too, the thr
 often not running, and the one that spins takes its time away: each of those meetings then lasts milliseconds.
 A short spin finds the other thread where cores are free, and lets go where they are not.
 
-libgomp reads its variables when it is loaded, so `_system.set_waiting` comes before: the command line calls
+libgomp reads its variables when it is loaded, so `system.set_waiting` comes before: the command line calls
 it first of all, and the folder of llama.cpp when it is imported. What the user has set stays.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._system import SPIN, loaded_openmp, openmp_was_late
+from ..system import SPIN, loaded_openmp, openmp_was_late
 
 SPIN_MICROSECONDS = 50
 """Time that a thread of ONNX Runtime spins before it sleeps; its own default is milliseconds."""

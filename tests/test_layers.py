@@ -52,7 +52,7 @@ MAY_IMPORT = {
 }
 KNOW_NO_MODEL = ("wire", "tasks")
 """Layers that take no more of the core than these."""
-NO_MODEL = {f"tinylora_edge.{name}" for name in ("documents", "errors", "maxima", "_system")}
+NO_MODEL = {f"tinylora_edge.{name}" for name in ("documents", "errors", "limits", "system")}
 
 ENGINES = {  # package -> engine: onnxruntime-genai is a layer on onnxruntime
     "llama_cpp": "llama.cpp",

@@ -17,7 +17,6 @@ The parts that others build on: `tinylora_edge.projection.project`, `tinylora_ed
 `tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
 """
 
-from ._system import __version__
 from .average import average
 from .basis import Basis
 from .errors import (
@@ -55,6 +54,7 @@ from .errors import (
 )
 from .formats.bundle import Bundle
 from .formats.side_tensors import load_basis, save_basis
+from .system import __version__
 from .vector import CheckedVector, MicroVector, Policy
 from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 

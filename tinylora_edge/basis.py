@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import maxima
+from . import limits
 from .axes import Prior, Whitening, check_names, check_prior, position_of
 from .errors import BasisError, NonFiniteError, VectorError
 from .factorization import LEFT, SQRT
@@ -110,7 +110,7 @@ class Basis:
         check_prior(self.prior_mean, self.prior_covariance, self.size)
 
     def _check_sizes(self) -> None:
-        """Refuse what no basis needs, before anything is made of it (`maxima`)."""
+        """Refuse what no basis needs, before anything is made of it (`limits`)."""
         if min(self.rank, self.u, self.groups) < 1 or not 0 <= self.seed < 1 << 64:
             raise BasisError(
                 f"rank {self.rank}, u {self.u}, groups {self.groups}, seed {self.seed}: rank, u and groups "
@@ -118,12 +118,12 @@ class Basis:
             )
         entries = len(self.modules) * self.u * self.rank**2
         for what, found, most in (
-            ("modules", len(self.modules), maxima.MODULES),
-            ("as its rank", self.rank, maxima.RANK),
-            (f"values ({self.groups} groups x u {self.u})", self.groups * self.u, maxima.VALUES),
-            ("entries of its projections", entries, maxima.PROJECTION_ENTRIES),
-            ("bytes in a module's name", max(map(len, self.modules), default=0), maxima.NAME_BYTES),
-            ("values with a prior", self.groups * self.u * self.has_prior, maxima.PRIOR_VALUES),
+            ("modules", len(self.modules), limits.MODULES),
+            ("as its rank", self.rank, limits.RANK),
+            (f"values ({self.groups} groups x u {self.u})", self.groups * self.u, limits.VALUES),
+            ("entries of its projections", entries, limits.PROJECTION_ENTRIES),
+            ("bytes in a module's name", max(map(len, self.modules), default=0), limits.NAME_BYTES),
+            ("values with a prior", self.groups * self.u * self.has_prior, limits.PRIOR_VALUES),
         ):
             if found > most:
                 raise BasisError(f"a basis has at most {most:,} {what}, not {found}")

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from ..._system import atomic_write, cores
 from ...errors import MissingExtraError
+from ...system import atomic_write, cores
 from ..report.plots import check_plots
 from ..shared import console
 from .replay.shipment import KEY, Shipment

@@ -88,7 +88,7 @@ class _Checks:
 
     def __init__(self, bundle: Path | None, folders: list[Path]) -> None:
         self._bundle, self._folders = bundle, folders
-        self._system: str | None = None
+        self.system: str | None = None
 
     def run(self, name: str) -> Iterator[Finding]:
         """Make a check, and yield what it finds."""
@@ -99,9 +99,9 @@ class _Checks:
         elif name == engines.CHECK:
             yield from self._engines()
         elif name == processor.CHECK:
-            if self._system is None:
+            if self.system is None:
                 list(self._engines())
-            yield from processor.check(self._system or "")
+            yield from processor.check(self.system or "")
         elif name == threads.CHECK:
             yield from threads.check()
         elif name == machine.CHECK:
@@ -115,9 +115,9 @@ class _Checks:
             yield from bundles.check(self._bundle)
 
     def _engines(self) -> Iterator[Finding]:
-        self._system = ""
+        self.system = ""
         for finding, said in engines.check():
-            self._system = self._system or str(said.get("system", ""))
+            self.system = self.system or str(said.get("system", ""))
             yield finding
 
 

@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..._system import __version__
+from ...system import __version__
 from ..shared import program
 from .finding import FAULT, NOTE, OK, Finding, install
 

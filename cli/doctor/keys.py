@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ...maxima import PEM_BYTES
+from ...limits import PEM_BYTES
 from ..shared import console
 from .finding import FAULT, NOTE, OK, Finding
 

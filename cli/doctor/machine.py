@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..._system import cores
+from ...system import cores
 from ..shared import console
 from .finding import FAULT, NOTE, OK, Finding
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from ..._system import SPIN, cores
 from ...runtime.threads import llama_waiting
+from ...system import SPIN, cores
 from .finding import FAULT, NOTE, OK, Finding
 
 CHECK = "threads"

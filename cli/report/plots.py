@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..._system import atomic_write
 from ...errors import MissingExtraError
 from ...report.curve import sampled_rewards, validations
+from ...system import atomic_write
 from .records import HeldOut, Prompted, Trained
 
 _COLORS = {"base": "#818b98", "prompt": "#8250df", "vector": "#0969da"}

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..._system import atomic_write
 from ...documents import read_json
 from ...report.markup import heading, paragraph, text
 from ...report.page import page
+from ...system import atomic_write
 from . import sections
 from .plots import write_plots
 from .records import HeldOut, Prompted, Trained

@@ -12,9 +12,9 @@ from typing import TypeVar
 import typer
 
 from ... import Policy, SignatureError
-from ..._system import atomic_write
-from ...maxima import PEM_BYTES
+from ...limits import PEM_BYTES
 from ...shipping import layout
+from ...system import atomic_write
 from ...wire import days, frame, pem, tags
 from . import console
 from .options import Require

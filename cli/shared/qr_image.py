@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from ...errors import FrameError, MissingExtraError
-from ...maxima import PICTURE_PIXELS, PICTURE_SIDE
+from ...limits import PICTURE_PIXELS, PICTURE_SIDE
 from ...wire import text
 from . import console
 

@@ -11,9 +11,9 @@ from typing import Any
 import typer
 
 from ... import Basis, Bundle, FrameError, MicroVector, load_basis
-from ..._system import atomic_write, check_path
 from ...formats.gguf import GGUFFile, MalformedGGUFError
-from ...maxima import VECTOR_FILE_BYTES
+from ...limits import VECTOR_FILE_BYTES
+from ...system import atomic_write, check_path
 from ...vector import FIRST_SEQUENCE
 from ...wire import days, frame, tags, text
 from . import console, qr_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-from ..._system import __version__
+from ...system import __version__
 from ..shared import console
 
 ENGINES = {"llama-cpp-python": "llama", "onnxruntime": "onnx", "onnxruntime-genai": "onnx"}

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import cores
 from ...errors import BasisError, ExportError, MissingExtraError
 from ...factorization import RowSource, TruncatedSVD, factors, truncated_svd
 from ...modules import parse
+from ...system import cores
 from ..bundle_writer import explain, refuse_existing
 from ..settings import ExportSettings
 from .journal import Factors, Journal, journal_path

@@ -29,9 +29,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import check_path
 from ...documents import parse_json
 from ...errors import ExportError
+from ...system import check_path
 
 MAGIC = b"tinylora factors 1\n"
 PLAN = "plan"

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..._system import __version__, atomic_write, sync_directory
 from ...errors import HubError
+from ...system import __version__, atomic_write, sync_directory
 from .client import Counted, explain, import_client, silent, status_of, unreachable
 
 Download = Callable[[str, int, int], None]

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import atomic_write
 from ...basis import Basis
 from ...documents import parse_json
 from ...errors import BasisMismatchError, ExportError, VectorError
 from ...formats.gguf import FLOAT32, STRING, GGUFFile, MalformedGGUFError, write
+from ...system import atomic_write
 from ...vector import MicroVector
 
 _TOLERANCE = 1e-4  # of a folded B, relative: float32 products of other libraries differ by 1e-6

@@ -23,17 +23,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import atomic_write
-from ...agreement import AGREEMENT, distance
 from ...basis import Basis
 from ...errors import BaseMismatchError, ExportError, MissingExtraError, UnsupportedModelError
-from ...factorization import SQRT
+from ...factorization import AGREEMENT, SQRT, distance
 from ...formats.gguf import MalformedGGUFError
 from ...formats.gguf_split import open_gguf
 from ...formats.side_tensors import check_shapes, fingerprint
-from ...maxima import MODULES, PROJECTION_ENTRIES, RANK, VALUES
+from ...limits import MODULES, PROJECTION_ENTRIES, RANK, VALUES
 from ...modules import canonical_order
 from ...projection import EXPLICIT
+from ...system import atomic_write
 from ...vector import MicroVector
 from .. import bundle_writer
 from ..weights.gguf import GGUFWeights

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import atomic_write
 from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
-from ...maxima import CONFIG_BYTES
+from ...limits import CONFIG_BYTES
+from ...system import atomic_write
 from ..weights.safetensors import write_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

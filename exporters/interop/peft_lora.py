@@ -17,13 +17,13 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import atomic_write
 from ...errors import BaseMismatchError, ExportError, UnsupportedModelError
 from ...formats.gguf import FLOAT32, STRING, GGUFFile, MalformedGGUFError, write
 from ...formats.gguf_split import open_gguf
-from ...maxima import BLOCKS
+from ...limits import BLOCKS
 from ...modules import is_adaptable, parse
 from ...row_orders import Heads, listed_order
+from ...system import atomic_write
 from ..weights.safetensors import read_safetensors
 from .layers import layer_of
 from .peft_files import WEIGHTS, existing, read_config

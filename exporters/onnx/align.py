@@ -12,9 +12,9 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from ...agreement import AGREEMENT, directions, gap
 from ...basis import Basis
 from ...errors import BaseMismatchError
+from ...factorization import AGREEMENT, directions, gap
 from ...modules import parse
 from ...row_orders import Heads, inverse, row_orders
 from .match import LinearNode, ModuleSlice, Site

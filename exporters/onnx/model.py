@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import atomic_write
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...formats.onnx_graph import GENAI_NAME, MODEL_NAME
-from ...maxima import DIMENSIONS, TOKENIZER_BYTES
+from ...limits import DIMENSIONS, TOKENIZER_BYTES
+from ...system import atomic_write
 from ..bundle_writer import copy_file
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import gguf
 
 from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
-from ...maxima import BLOCKS
+from ...limits import BLOCKS
 from ...row_orders import find_architecture, read_heads
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import atomic_write
 from ...documents import parse_json, read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
-from ...maxima import DIMENSIONS, ENTRIES, HEADER_BYTES, TENSORS, overlap
+from ...limits import DIMENSIONS, ENTRIES, HEADER_BYTES, TENSORS, overlap
+from ...system import atomic_write
 from .dequantize import FLOAT_BYTES, PackedRows, RowDecoder, float_decoder
 
 

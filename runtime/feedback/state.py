@@ -31,9 +31,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..._system import atomic_write, check_path
 from ...axes import Prior
 from ...errors import BasisMismatchError, TrainError
+from ...system import atomic_write, check_path
 from .posterior import Posterior
 
 _MAGIC = b"TLFEED1\n"

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import cores
+from ...system import cores
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
 from .adapters import Personalizer

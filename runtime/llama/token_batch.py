@@ -18,8 +18,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._system import cores
 from ...errors import TinyLoraError, VectorError
+from ...system import cores
 from ...vector import MicroVector
 from ..process import Process
 from .adapters import Personalizer

@@ -14,7 +14,7 @@ import onnxruntime_genai as og
 from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
-from ...maxima import TOKENIZER_BYTES
+from ...limits import TOKENIZER_BYTES
 from ..pool.marks import Marks
 from ..threads import onnx_options
 from .bundle import OnnxBundle

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from ...errors import OptionError, RequestError, did_you_mean
-from ...maxima import LOGPROBS, STOP_CHARACTERS, STOPS
+from ...limits import LOGPROBS, STOP_CHARACTERS, STOPS
 from ...vector import MicroVector
 
 FinishReason: TypeAlias = Literal["stop", "length"]

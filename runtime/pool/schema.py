@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from ...errors import RequestError
-from ...maxima import SCHEMA_BYTES, SCHEMA_MULTIPLES, SCHEMA_NUMBER, SCHEMA_PROPERTIES, SCHEMA_REPEATS
+from ...limits import SCHEMA_BYTES, SCHEMA_MULTIPLES, SCHEMA_NUMBER, SCHEMA_PROPERTIES, SCHEMA_REPEATS
 
 _PATTERNS = {"pattern", "patternProperties"}
 _LENGTHS = {"minLength", "maxLength"}

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
-from ..._system import atomic_write
 from ...documents import read_json, restored
 from ...errors import TrainError
+from ...system import atomic_write
 
 _FORMAT = 2
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}

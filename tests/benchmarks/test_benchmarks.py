@@ -15,7 +15,7 @@ import pytest
 import support
 
 from tinylora_edge import MicroVector, load_basis
-from tinylora_edge._system import cores
+from tinylora_edge.system import cores
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

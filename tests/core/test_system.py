@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from tinylora_edge._system import atomic_write
+from tinylora_edge.system import atomic_write
 from tinylora_edge.wire.marks import StateFile
 
 
@@ -75,7 +75,7 @@ def test_what_is_open_keeps_the_old_content(tmp_path):
 WRITER = textwrap.dedent(
     """
     import sys
-    from tinylora_edge._system import atomic_write
+    from tinylora_edge.system import atomic_write
     with atomic_write(sys.argv[1]) as file:
         file.write(b"half of the new conte")
         file.flush()

@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, BasisError, MicroVector, Policy, maxima
+from tinylora_edge import Basis, BasisError, MicroVector, Policy, limits
 from tinylora_edge.errors import TransferError
 from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats import side_tensors
@@ -109,13 +109,13 @@ def test_trust_file() -> None:
 def test_limits_of_trust_files() -> None:
     text = section("Trust files").replace("\n", " ")
     for words in (
-        f"at most {maxima.TRUST_BYTES:,} bytes",
-        f"at most {maxima.SIGNATURES} in an envelope",
-        f"from 1 to {maxima.TRUST_VERSION}",
-        f"1 to {maxima.ROOT_KEYS} different keys",
-        f"up to {maxima.TRUST_KEYS} objects",
-        f"1 to {maxima.STREAM_PATTERNS} patterns",
-        f"at most {maxima.ROOTS} roots",
+        f"at most {limits.TRUST_BYTES:,} bytes",
+        f"at most {limits.SIGNATURES} in an envelope",
+        f"from 1 to {limits.TRUST_VERSION}",
+        f"1 to {limits.ROOT_KEYS} different keys",
+        f"up to {limits.TRUST_KEYS} objects",
+        f"1 to {limits.STREAM_PATTERNS} patterns",
+        f"at most {limits.ROOTS} roots",
     ):
         assert words in text
     types = set(re.findall(r"`(application/[^`]+)`", section("Trust files")))
@@ -371,7 +371,7 @@ def test_texts() -> None:
     (odd,) = re.findall(r"an odd number over (\d+)", words)
     assert int(odd) == _text._SURELY_HEX
     (power,) = re.findall(r"2\^(\d+) characters", words)
-    assert 1 << int(power) == maxima.TEXT_CHARACTERS
+    assert 1 << int(power) == limits.TEXT_CHARACTERS
     for character in alphabet:
         allowed = re.fullmatch("[A-Za-z0-9_-]", character) is not None
         assert _text.is_text(b"Z" * 20 + character.encode() + b"Z") is (allowed or character in " \t\r\n")

@@ -25,7 +25,6 @@ from tinylora_edge import (
     TransferError,
     load_basis,
 )
-from tinylora_edge._system import atomic_write
 from tinylora_edge.exporters import bundle_writer
 from tinylora_edge.exporters.factors.journal import Factors, Journal
 from tinylora_edge.exporters.interop.peft_files import write_checkpoint
@@ -37,6 +36,7 @@ from tinylora_edge.runtime.feedback.posterior import Posterior
 from tinylora_edge.runtime.tuning import state as tuning
 from tinylora_edge.shipping import layout
 from tinylora_edge.shipping.publish import publish
+from tinylora_edge.system import atomic_write
 from tinylora_edge.train import checkpoint, output
 
 BASIS = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)

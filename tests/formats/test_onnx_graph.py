@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import BaseMismatchError
 from tinylora_edge.formats.onnx_graph import inline_spans, read_metadata, read_onnx
-from tinylora_edge.maxima import ONNX_FIELDS
+from tinylora_edge.limits import ONNX_FIELDS
 
 
 def model(size: int = 10, **metadata: str) -> onnx.ModelProto:

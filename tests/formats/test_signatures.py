@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinylora_edge import Bundle, Ed25519Signer, Ed25519Verifier, Policy, TrustError, maxima
+from tinylora_edge import Bundle, Ed25519Signer, Ed25519Verifier, Policy, TrustError, limits
 from tinylora_edge.formats import hashes
 from tinylora_edge.formats.hashes import Hashes, hash_file
 from tinylora_edge.formats.signatures import check_bundle, read_signature, sign_bundle, signature_path, signed
@@ -164,7 +164,7 @@ class TestStatement:
         assert (folder / "signature.json").read_bytes() == before
 
     def test_too_many_files(self):
-        many = Statement("x", {f"{n}": "0" * 64 for n in range(maxima.BUNDLE_FILES + 1)})
+        many = Statement("x", {f"{n}": "0" * 64 for n in range(limits.BUNDLE_FILES + 1)})
         with pytest.raises(TrustError, match="lists 4097 files, and at most 4096"):
             Statement.from_bytes(many.to_bytes())
 

@@ -14,7 +14,7 @@ from mutations import as_json, changed
 
 from tinylora_edge import RequestError
 from tinylora_edge.documents import parse_json
-from tinylora_edge.maxima import BODY_BYTES
+from tinylora_edge.limits import BODY_BYTES
 from tinylora_edge.runtime.pool.grammar import Grammars
 from tinylora_edge.serve.limits import Limits
 from tinylora_edge.serve.routes.bodies import read_body

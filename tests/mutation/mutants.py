@@ -43,7 +43,7 @@ MODULES = [
 ]
 TESTS = [
     *("wire", "core/test_vector.py", "core/policy", "core/trust/test_policy_trust.py"),
-    *("core/test_basis.py", "core/test_explicit_basis.py", "core/maxima"),
+    *("core/test_basis.py", "core/test_explicit_basis.py", "core/test_limits.py"),
 ]
 SLOW = "not kill and not processes_that_share and not real_model and not every_damage"
 SECONDS = 300  # a mutant that takes longer is noticed

@@ -29,7 +29,7 @@ from tinylora_edge import (
     SignatureError,
     VectorError,
 )
-from tinylora_edge.maxima import STATE_BYTES
+from tinylora_edge.limits import STATE_BYTES
 from tinylora_edge.wire.marks import Accepted, StateFile, decode, encode
 
 BASIS = support.random_basis(groups=3)
@@ -284,7 +284,7 @@ FORKS = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    import tinylora_edge.wire.marks as state, tinylora_edge._system as files
+    import tinylora_edge.wire.marks as state, tinylora_edge.system as files
 
     path, mark = Path(sys.argv[1]), ("d" * 64, "ed25519:k", "")
     OURS = {state.__file__, files.__file__}

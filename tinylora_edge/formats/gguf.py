@@ -23,8 +23,8 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-from .. import maxima
-from .._system import check_path
+from .. import limits
+from ..system import check_path
 
 T = TypeVar("T")
 
@@ -170,12 +170,12 @@ class GGUFFile:
             raise MalformedGGUFError(
                 f"it declares {pairs} keys and {tensors} tensors, which do not fit its {self._size} bytes"
             )
-        for what, count, most in (("keys", pairs, maxima.KEYS), ("tensors", tensors, maxima.TENSORS)):
+        for what, count, most in (("keys", pairs, limits.KEYS), ("tensors", tensors, limits.TENSORS)):
             if count > most:
                 raise MalformedGGUFError(f"it declares {count} {what}, and a file has at most {most}")
         position = 24
         for _ in range(pairs):
-            key, position = self._string(position, maxima.KEY_BYTES)
+            key, position = self._string(position, limits.KEY_BYTES)
             (kind,) = struct.unpack_from("<I", self._buffer, position)
             self._values[key], position = self._value(kind, position + 4)
         entries, position = self._entries(tensors, position)
@@ -199,7 +199,7 @@ class GGUFFile:
         self._check_end(end, f"an array of {count} values")
         return np.frombuffer(self._buffer, np.dtype(_SCALARS[item]), count, position), end
 
-    def _string(self, position: int, most: int = maxima.STRING_BYTES) -> tuple[str, int]:
+    def _string(self, position: int, most: int = limits.STRING_BYTES) -> tuple[str, int]:
         (length,) = struct.unpack_from("<Q", self._buffer, position)
         end = position + 8 + length
         self._check_end(end, f"a string of {length} bytes")
@@ -212,8 +212,8 @@ class GGUFFile:
 
     def _skip_strings(self, count: int, position: int) -> tuple[_Strings, int]:
         self._check_end(position + 8 * count, f"{count} strings")
-        if count > maxima.STRINGS:
-            raise MalformedGGUFError(f"it holds a list of {count} texts: at most {maxima.STRINGS} are read")
+        if count > limits.STRINGS:
+            raise MalformedGGUFError(f"it holds a list of {count} texts: at most {limits.STRINGS} are read")
         result = _Strings(position, count)
         unpack, buffer = struct.Struct("<Q").unpack_from, self._buffer
         for _ in range(count):  # a vocabulary has 10^5 of them: this loop is what a parse costs
@@ -231,7 +231,7 @@ class GGUFFile:
     def _entries(self, count: int, position: int) -> tuple[list[Tensor], int]:
         entries = []
         for _ in range(count):
-            name, position = self._string(position, maxima.NAME_BYTES)
+            name, position = self._string(position, limits.NAME_BYTES)
             (dims,) = struct.unpack_from("<I", self._buffer, position)
             if not 1 <= dims <= _MAX_DIMS:
                 raise MalformedGGUFError(f"tensor {name} has {dims} dimensions, expected 1 to {_MAX_DIMS}")
@@ -261,7 +261,7 @@ class GGUFFile:
             tensors[entry.name] = Tensor(entry.name, entry.shape, entry.type, offset, entry.nbytes)
         if len(tensors) != len(entries):
             raise MalformedGGUFError("it names a tensor twice")
-        both = maxima.overlap([(t.offset, t.offset + t.nbytes, t.name) for t in tensors.values()])
+        both = limits.overlap([(t.offset, t.offset + t.nbytes, t.name) for t in tensors.values()])
         if both:
             raise MalformedGGUFError(f"its tensors {both[0]} and {both[1]} lie over the same bytes")
         return tensors

@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from .._system import atomic_write, locked
 from ..documents import parse_json
 from ..errors import TrustError
-from ..maxima import BUNDLE_FILES, DOCUMENT_BYTES
+from ..limits import BUNDLE_FILES, DOCUMENT_BYTES
+from ..system import atomic_write, locked
 
 Stamp: TypeAlias = tuple[int, int, int, int, int]
 """Device, inode, size, and the times of the last change of content and of anything, in nanoseconds."""

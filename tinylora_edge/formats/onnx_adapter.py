@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BasisMismatchError, FrameError, VectorError
-from ..maxima import DIMENSIONS
+from ..limits import DIMENSIONS
 from ..vector import MicroVector
 from .onnx_graph import INPUT_NAME
 

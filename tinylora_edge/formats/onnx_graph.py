@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import BaseMismatchError
-from ..maxima import KEY_BYTES, KEYS, STRING_BYTES, TENSORS
+from ..limits import KEY_BYTES, KEYS, STRING_BYTES, TENSORS
 from . import protobuf
 from .protobuf import Buffer, Span, Value, fields, integer, span, text
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
-from ..maxima import KEY_BYTES, ONNX_FIELDS
+from ..limits import KEY_BYTES, ONNX_FIELDS
 
 Span = tuple[int, int]
 """Place of a field's content in the file: bytes [start, end)."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._system import atomic_write
 from ..basis import Basis, packed_text
 from ..errors import BaseMismatchError, BasisError, CorruptBasisError
 from ..projection import EXPLICIT
+from ..system import atomic_write
 from . import gguf
 from .gguf import FLOAT32, STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
 

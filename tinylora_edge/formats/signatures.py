@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from .._system import atomic_write
 from ..errors import TrustError
-from ..maxima import BUNDLE_FILES, STATEMENT_BYTES, STREAM_CHARACTERS
+from ..limits import BUNDLE_FILES, STATEMENT_BYTES, STREAM_CHARACTERS
+from ..system import atomic_write
 from ..trust.bundles import Bundles, Refused, Signed
 from ..trust.envelope import Envelope, canonical
 from ..wire.tags import Ed25519Signer, Ed25519Verifier

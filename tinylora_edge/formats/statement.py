@@ -16,7 +16,7 @@ from typing import Any
 
 from ..documents import parse_json
 from ..errors import TrustError
-from ..maxima import BUNDLE_FILES, STATEMENT_BYTES
+from ..limits import BUNDLE_FILES, STATEMENT_BYTES
 from ..trust.envelope import Envelope, canonical
 
 TYPE = "application/vnd.in-toto+json"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from os import PathLike
 
 from ..errors import RequestError, TinyLoraError
-from ..maxima import API_KEYS_BYTES
+from ..limits import API_KEYS_BYTES
 from .failures import RefusedError
 from .store import check_user
 

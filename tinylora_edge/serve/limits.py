@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from ..errors import OptionError
-from ..maxima import BODY_BYTES
+from ..limits import BODY_BYTES
 
 
 @dataclass(frozen=True)

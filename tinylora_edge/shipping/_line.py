@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from ..maxima import TLS_BYTES
+from ..limits import TLS_BYTES
 
 T = TypeVar("T")
 

@@ -17,10 +17,10 @@ from email.message import Message
 from typing import Any
 from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
-from .._system import __version__
 from ..basis import Basis
 from ..errors import TransferError
-from ..maxima import EXCHANGE_BYTES, REDIRECTS, TRUST_BYTES
+from ..limits import EXCHANGE_BYTES, REDIRECTS, TRUST_BYTES
+from ..system import __version__
 from ..wire import frame, statements
 from . import layout
 from ._addresses import Reach

@@ -8,10 +8,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
-from .._system import atomic_write, check_path
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError, TrustError
-from ..maxima import VECTOR_FILE_BYTES
+from ..limits import VECTOR_FILE_BYTES
+from ..system import atomic_write, check_path
 from ..trust import Trust
 from ..wire import days, marks, statements, tags
 from ..wire import frame as wire

@@ -18,9 +18,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._system import check_path
 from ..documents import parse_json
 from ..errors import TrainError
+from ..system import check_path
 from ._split import rank, split_by_prompt
 from .rewards import parse_reward
 from .task import Completion, Reward, Sample

@@ -13,9 +13,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .._system import atomic_write
 from ..documents import read_json
 from ..errors import TrainError
+from ..system import atomic_write
 from .task import Sample, Task
 
 _Message = dict[str, str]

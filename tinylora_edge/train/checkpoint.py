@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._system import atomic_write
 from ..documents import parse_json, restored
 from ..errors import TrainError
+from ..system import atomic_write
 
 _FORMAT = 2
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..agreement import AGREEMENT, directions, gap
 from ..basis import Basis
 from ..errors import TrainError
+from ..factorization import AGREEMENT, directions, gap
 from ..modules import parse
 from ..row_orders import Heads, find_architecture, inverse, listed_order, read_heads, row_orders
 

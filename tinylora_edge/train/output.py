@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .._system import __version__, atomic_write
 from ..basis import Basis
 from ..documents import parse_json
 from ..errors import TrainError
 from ..runtime.tuning.settings import Report
+from ..system import __version__, atomic_write
 from ..tasks import Task
 from ..vector import MicroVector
 from .options import Options, Outcome

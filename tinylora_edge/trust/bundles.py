@@ -8,7 +8,7 @@ from os import PathLike
 from typing import TypeAlias
 
 from ..errors import RollbackError, TrustError, VectorError
-from ..maxima import STREAM_CHARACTERS
+from ..limits import STREAM_CHARACTERS
 from ..wire import days, marks
 from ..wire.tags import Ed25519Verifier
 from .file import TrustFile

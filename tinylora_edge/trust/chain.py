@@ -7,7 +7,7 @@ A trust file is JSON:
 The rules, in the order in which they are checked; the first that fails raises `TrustError`, and nothing
 changes:
 
-1. The file has at most `maxima.TRUST_BYTES` bytes and the fields above, and every payload is written in its
+1. The file has at most `limits.TRUST_BYTES` bytes and the fields above, and every payload is written in its
    one form.
 2. The roots have the versions 1, 2, 3, ...
 3. Root 1 is signed by its own threshold of its own keys. It is what a device trusts from the start.
@@ -46,7 +46,7 @@ from typing import Any
 
 from ..documents import parse_json
 from ..errors import TrustError
-from ..maxima import ROOTS, TRUST_BYTES
+from ..limits import ROOTS, TRUST_BYTES
 from ..wire.tags import Ed25519Verifier
 from .envelope import Envelope, canonical, fields, listed
 from .records import LIST_TYPE, ROOT_TYPE, Check, KeyList, ListedKey, Root, verifier

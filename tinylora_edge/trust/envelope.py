@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import TrustError
-from ..maxima import SIGNATURES
+from ..limits import SIGNATURES
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
 
 _TYPE = re.compile(r"[a-zA-Z0-9.+/-]{1,100}\Z")

@@ -10,9 +10,9 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from .._system import atomic_write, check_path, locked
 from ..errors import SignatureError, TrustError
-from ..maxima import TRUST_BYTES
+from ..limits import TRUST_BYTES
+from ..system import atomic_write, check_path, locked
 from ..wire import days
 from ..wire.tags import Ed25519Verifier
 from .chain import Trust

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..documents import parse_json
 from ..errors import SignatureError, TrustError
-from ..maxima import ROOT_KEYS, STREAM_PATTERNS, TRUST_BYTES, TRUST_KEYS, TRUST_VERSION
+from ..limits import ROOT_KEYS, STREAM_PATTERNS, TRUST_BYTES, TRUST_KEYS, TRUST_VERSION
 from ..wire.tags import Ed25519Verifier
 from .envelope import canonical, fields, listed, text
 

@@ -25,7 +25,7 @@ from ..errors import (
     SignatureError,
     VectorError,
 )
-from ..maxima import STREAM_CHARACTERS
+from ..limits import STREAM_CHARACTERS
 from . import tags
 from .quantization import SCALE_BYTES, dequantize, quantize
 

@@ -25,10 +25,10 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 
-from .._system import atomic_write, check_path, locked, sweep
 from ..documents import parse_json
 from ..errors import RollbackError, VectorError
-from ..maxima import STATE_BYTES, STREAM_CHARACTERS
+from ..limits import STATE_BYTES, STREAM_CHARACTERS
+from ..system import atomic_write, check_path, locked, sweep
 
 Mark = tuple[str, str, str]
 """Digest of the basis, id of the key (empty: no key), stream."""

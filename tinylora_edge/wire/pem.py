@@ -10,7 +10,7 @@ import base64
 import re
 
 from ..errors import SignatureError
-from ..maxima import PEM_BYTES
+from ..limits import PEM_BYTES
 
 PRIVATE, PUBLIC = "PRIVATE KEY", "PUBLIC KEY"
 """Labels of the two blocks."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BasisMismatchError, FrameError
-from ..maxima import CHALLENGE_BYTES
+from ..limits import CHALLENGE_BYTES
 from . import tags
 from .frame import bound, sequence_of
 

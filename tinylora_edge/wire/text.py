@@ -13,7 +13,7 @@ import base64
 import re
 
 from ..errors import FrameError
-from ..maxima import TEXT_CHARACTERS
+from ..limits import TEXT_CHARACTERS
 
 FORMS: tuple[str, ...] = ("base64url", "hex")
 """What `encode` writes."""

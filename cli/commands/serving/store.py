@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from ...._system import atomic_write
 from ....basis import Basis
 from ....serve.store import PublishedStore, SqliteStore, Store, read_lines, write_lines
+from ....system import atomic_write
 from ...shared import console
 from ...shared import vectors as files
 from ...shared.options import BasisArgument, ForceOption, JsonOption, OutputOption

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from .... import Basis, StaleError, TransferError
-from ...._system import atomic_write
 from ....documents import parse_json
 from ....shipping import layout
+from ....system import atomic_write
 from ....trust import TrustFile
 from ....wire import frame
 from ....wire.freshness import Freshness, believed

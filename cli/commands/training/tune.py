@@ -15,7 +15,7 @@ import typer
 from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from .... import TrainError, __version__
-from ...._system import atomic_write
+from ....system import atomic_write
 from ....vector import FIRST_SEQUENCE
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from .... import TrustError
-from ...._system import atomic_write, check_path
-from ....maxima import TRUST_BYTES
+from ....limits import TRUST_BYTES
+from ....system import atomic_write, check_path
 from ....trust import ListedKey, Root, Trust
 from ....trust.chain import signatures
 from ....wire import days

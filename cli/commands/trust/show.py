@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ....maxima import TRUST_BYTES
+from ....limits import TRUST_BYTES
 from ....shipping import layout
 from ....trust import TrustFile
 from ...shared import console

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from .... import Basis, MicroVector, Policy, VectorError, privacy
-from ...._system import check_path
 from ....average import average as mean_of
 from ....average import kept, sensitivity
+from ....system import check_path
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (
     Dtype,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .... import FrameError, Policy
-from ...._system import check_path
+from ....system import check_path
 from ....wire import statements, text
 from ...shared import console, keyfiles, vectors
 from ...shared.options import (

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...._system import atomic_write
 from ....errors import TrustError
 from ....formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME
 from ....formats.hashes import hash_file
 from ....formats.signatures import check_hash, signed_hashes
 from ....formats.statement import SIGNATURE_NAME, Statement
+from ....system import atomic_write
 from ....trust.envelope import canonical
 from ....wire.tags import Ed25519Signer
 from ...shared import keyfiles

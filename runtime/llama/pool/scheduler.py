@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import llama_cpp
 
-from ...._system import cores
 from ....errors import RequestError, TinyLoraError, VectorError
+from ....system import cores
 from ....tasks import Prompt
 from ....vector import MicroVector
 from ...pool.answering import Answering, check_length, check_prompt

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...._system import cores
 from ....basis import Basis
 from ....errors import OptionError, RequestError, TinyLoraError, VectorError
+from ....system import cores
 from ....tasks import Prompt, Sample
 from ...pool.answering import Answering, check_length, check_prompt, too_large
 from ...pool.grammar import Grammars

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge.documents import parse_json, parse_toml, read_json, read_toml
-from tinylora_edge.maxima import DEPTH, DIGITS
+from tinylora_edge.limits import DEPTH, DIGITS
 
 BAD_JSON = {
     "nothing": b"",

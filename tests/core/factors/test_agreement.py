@@ -7,8 +7,16 @@ from math import inf
 import numpy as np
 import pytest
 
-from tinylora_edge.agreement import AGREEMENT, directions, distance, gap
-from tinylora_edge.factorization import LEFT, SQRT, factors, truncated_svd
+from tinylora_edge.factorization import (
+    AGREEMENT,
+    LEFT,
+    SQRT,
+    directions,
+    distance,
+    factors,
+    gap,
+    truncated_svd,
+)
 
 
 class Rows:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from owners import ALICE, BOB, CAROL, DAY, FLEET, SPARE, STRANGER, begun, listing, rotated
 
-from tinylora_edge import TrustError, maxima
+from tinylora_edge import TrustError, limits
 from tinylora_edge.trust import Envelope, KeyList, ListedKey, Root, Trust, editor
 from tinylora_edge.trust.envelope import canonical
 from tinylora_edge.trust.records import LIST_TYPE, ROOT_TYPE
@@ -57,7 +57,7 @@ class TestForm:
             (b'{"trust":1,"roots":[],"keys":{}}', "list of 1 to 128"),
             (b'{"trust":1,"roots":[1],"keys":{}}', "an envelope is an object"),
             (b"[" * 60_000, "nested more than"),
-            (b" " * (maxima.TRUST_BYTES + 1), "more than 65,536 bytes"),
+            (b" " * (limits.TRUST_BYTES + 1), "more than 65,536 bytes"),
         ],
     )
     def test_no_trust_file(self, data, why):
@@ -163,7 +163,7 @@ class TestRoots:
         envelope = Envelope(ROOT_TYPE, weak.to_bytes())
         assert "anybody could sign" in refusal(replace(WHOLE, roots=(envelope,)).to_bytes())
 
-    @pytest.mark.parametrize(("threshold", "keys"), [(0, 1), (2, 1), (1, 0), (1, maxima.ROOT_KEYS + 1)])
+    @pytest.mark.parametrize(("threshold", "keys"), [(0, 1), (2, 1), (1, 0), (1, limits.ROOT_KEYS + 1)])
     def test_roots_that_are_none(self, threshold, keys):
         with pytest.raises(TrustError):
             Root(1, threshold, tuple(bytes([n]) * 32 for n in range(keys)))
@@ -247,7 +247,7 @@ class TestUpdates:
 
     def test_a_list_of_a_higher_root_counts_whatever_its_version(self):
         """Whoever signed the highest version with a stolen root locks nobody out for good."""
-        far = with_list(WHOLE, replace(WHOLE.keys, version=maxima.TRUST_VERSION), ALICE)
+        far = with_list(WHOLE, replace(WHOLE.keys, version=limits.TRUST_VERSION), ALICE)
         stuck = WHOLE.updated(far)
         next_root = rotated(WHOLE, BOB)
         assert stuck.updated(next_root.to_bytes()).keys.version == 3
@@ -336,12 +336,12 @@ class TestEditing:
         trust = begun()
         keys = tuple(
             ListedKey(support.hashlib.sha256(bytes([n])).digest(), ("user-0001",), DAY, DAY, DAY)
-            for n in range(maxima.TRUST_KEYS)
+            for n in range(limits.TRUST_KEYS)
         )
         keys = tuple(key for key in keys if key.id)
         data = with_list(trust, replace(trust.keys, version=2, keys=keys), ALICE)
-        assert len(Trust.read(data).keys.keys) == maxima.TRUST_KEYS
-        assert len(data) < maxima.TRUST_BYTES
+        assert len(Trust.read(data).keys.keys) == limits.TRUST_KEYS
+        assert len(data) < limits.TRUST_BYTES
 
 
 def test_the_device_s_own_ed25519_is_enough(monkeypatch):

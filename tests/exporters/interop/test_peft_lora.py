@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError, runtime
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.exporters.interop.peft_lora import lora_to_gguf
-from tinylora_edge.maxima import BLOCKS
+from tinylora_edge.limits import BLOCKS
 
 TOKENS = [1, 5, 9, 33, 7, 21]
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "logits_all": True, "type_k": 0, "type_v": 0}

@@ -9,7 +9,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from tinylora_edge import ExportError
 from tinylora_edge.exporters.onnx.bake import bake
-from tinylora_edge.maxima import TOKENIZER_BYTES
+from tinylora_edge.limits import TOKENIZER_BYTES
 
 WEIGHTS = random_weights()
 

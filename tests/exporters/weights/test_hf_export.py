@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tinylora_edge import BaseMismatchError, ExportError, MicroVector, UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.maxima import BLOCKS
+from tinylora_edge.limits import BLOCKS
 from tinylora_edge.modules import is_adaptable
 
 SAME = 1e-3  # relative difference of dW where the second and third singular value are 1 % apart

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tinylora_edge import _system
+from tinylora_edge import system
 from tinylora_edge.runtime import threads
 
 LOADED = """
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux whic
 
 def waiting(before: str = "", script: str = LOADED, **variables: str) -> dict[str, Any]:
     """What a new process says of its threads, once llama.cpp is loaded."""
-    kept = {name: value for name, value in os.environ.items() if name not in _system.OPENMP_VARIABLES}
+    kept = {name: value for name, value in os.environ.items() if name not in system.OPENMP_VARIABLES}
     done = subprocess.run(
         [sys.executable, "-c", script.format(before=before)],
         env=kept | variables,
@@ -43,7 +43,7 @@ def waiting(before: str = "", script: str = LOADED, **variables: str) -> dict[st
 
 
 def test_threads_spin_briefly_by_default() -> None:
-    expected = {"policy": "spin briefly", "spin": _system.SPIN, "set_by": "tinylora-edge"}
+    expected = {"policy": "spin briefly", "spin": system.SPIN, "set_by": "tinylora-edge"}
     assert waiting() == {"library": "libgomp", **expected}
 
 

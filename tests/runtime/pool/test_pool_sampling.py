@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tinylora_edge import OptionError, RequestError
-from tinylora_edge.maxima import STOPS
+from tinylora_edge.limits import STOPS
 from tinylora_edge.runtime.pool.request import Sampling, sampling_of
 from tinylora_edge.runtime.pool.sampling import Sampler, logprobs
 

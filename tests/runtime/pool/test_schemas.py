@@ -16,7 +16,7 @@ import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, RequestError, TinyLoraError
-from tinylora_edge.maxima import SCHEMA_REPEATS
+from tinylora_edge.limits import SCHEMA_REPEATS
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.pool.request import Answer
 from tinylora_edge.runtime.pool.schema import repeated

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ...documents import parse_json
 from ...errors import FrameError, RequestError, StoreError
-from ...maxima import IMPORT_LINE_BYTES
+from ...limits import IMPORT_LINE_BYTES
 from ...wire import text
 from .user import Stored, check_user
 

@@ -14,9 +14,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from ..._system import check_path
 from ...basis import Basis
 from ...errors import ChecksumError, FrameError, StoreError, VectorError
+from ...system import check_path
 from ...vector import Policy
 from ...wire import frame as wire
 from ...wire import tags

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import TrainError
-from ...maxima import DIGITS
+from ...limits import DIGITS
 from ..task import Reward
 
 _SPACE = re.compile(r"\s*")

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from ... import runtime
-from ..._system import cores
 from ...basis import Basis
 from ...errors import TrainError
 from ...formats.bundle import Bundle
@@ -22,6 +21,7 @@ from ...runtime.distillation.contrast import Contrast
 from ...runtime.distillation.lesson import Lesson
 from ...runtime.distillation.replacement import SHOWN_TOKENS, Replacement, divergence_before, measure
 from ...runtime.llama.batch import Batch
+from ...system import cores
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
 from ..model import load_model

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from ... import runtime
-from ..._system import atomic_write, cores
 from ...axes import check_names
 from ...basis import Basis
 from ...errors import TrainError
@@ -29,6 +28,7 @@ from ...projection import EXPLICIT
 from ...runtime.distillation.replacement import NOISE
 from ...runtime.llama.model import TinyLoraLlama
 from ...runtime.llama.requantize import half_copy, half_type
+from ...system import atomic_write, cores
 from ...tasks.behaviours import Behaviour, Contrast, load_behaviours, load_questions
 from ...tying import tie
 from ..model import load_model

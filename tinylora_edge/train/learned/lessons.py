@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..._system import atomic_write
 from ...errors import TrainError
 from ...runtime.distillation.lesson import Lesson, Tokens
 from ...runtime.llama.batch import Batch
 from ...runtime.llama.model import TinyLoraLlama
 from ...runtime.llama.prompts import encode
+from ...system import atomic_write
 from ...tasks.behaviours import Behaviour
 
 __all__ = ["Lesson", "Tokens", "prepare_lessons"]

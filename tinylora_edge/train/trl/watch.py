@@ -12,10 +12,10 @@ import numpy as np
 import transformers
 from numpy.typing import NDArray
 
-from ..._system import atomic_write
 from ...documents import read_json
 from ...errors import TrainError
 from ...runtime.tuning.settings import Report
+from ...system import atomic_write
 from ...tasks import Task
 from ...vector import MicroVector
 from ..options import Result, TrainSettings

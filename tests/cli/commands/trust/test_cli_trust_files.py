@@ -15,7 +15,7 @@ import support
 from invocation import Cli, contents, in_process
 
 from tinylora_edge import save_basis
-from tinylora_edge.maxima import TRUST_BYTES
+from tinylora_edge.limits import TRUST_BYTES
 from tinylora_edge.trust import Trust
 
 DAY = ("--day", "2026-03-01")

@@ -2,7 +2,7 @@
 
 The parsers of Python's library go on until memory or the stack is over, and raise errors of several kinds.
 Here everything that is wrong with a document is a ValueError, which the caller turns into its own, with the
-name of the file.
+name of the file. `restored` makes a program's own state again from what it wrote.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from ..maxima import DEPTH, DIGITS, DOCUMENT_BYTES, TOML_BYTES, TOML_DOTS
+from .limits import DEPTH, DIGITS, DOCUMENT_BYTES, TOML_BYTES, TOML_DOTS
+
+Record = TypeVar("Record")
 
 # Possessive: else every character of a text costs a hundred bytes, to come back to.
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.S)
@@ -125,3 +129,43 @@ def _integer(digits: str) -> int:
     if len(digits.lstrip("-")) > DIGITS:
         raise ValueError(f"it has a number of more than {DIGITS} digits")
     return int(digits)
+
+
+def restored(kind: type[Record], values: Any, given: Mapping[str, Any] | None = None) -> Record:
+    """Return a dataclass of the values that a document has for its fields, each of its field's type.
+
+    Args:
+        kind: of the dataclass; its fields are numbers, texts, and lists and objects of these.
+        values: the object in the document. Fields that it lacks keep their defaults.
+        given: values of fields that are not in the document, whatever their types.
+
+    Raises:
+        ValueError: it is no object, lacks a field, has another one, or one of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"its state is {type(values).__name__}, expected an object")
+    given, hints = given or {}, get_type_hints(kind)
+    known = {field.name for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"its state has {str(name)[:40]!r}, which no state has")
+        if not _is(value, hints[name]):
+            raise ValueError(f"{name} in its state is {value!r:.60}, expected {hints[name]}")
+    try:
+        return kind(**given, **values)
+    except TypeError as error:  # a field is missing
+        raise ValueError(str(error)) from None
+
+
+def _is(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    if hint is float:
+        return type(value) in (int, float)
+    if get_origin(hint) is list:
+        (inner,) = get_args(hint)
+        return isinstance(value, list) and all(_is(each, inner) for each in value)
+    if get_origin(hint) is dict:
+        _, inner = get_args(hint)
+        return isinstance(value, dict) and all(_is(each, inner) for each in value.values())
+    return type(value) is hint

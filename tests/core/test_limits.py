@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import BaseMismatchError, BasisError, FrameError, maxima
+from tinylora_edge import BaseMismatchError, BasisError, FrameError, limits
 from tinylora_edge.errors import ExportError
 from tinylora_edge.exporters.interop.peft import read_tinylora
 from tinylora_edge.exporters.weights.hf_config import HFConfig
@@ -74,11 +74,11 @@ def test_gguf(data: Callable[[], bytes], said: str) -> None:
 
 
 def test_overlaps() -> None:
-    assert maxima.overlap([]) is None
-    assert maxima.overlap([(4, 8, "b"), (0, 4, "a"), (8, 9, "c")]) is None
-    assert maxima.overlap([(4, 8, "b"), (0, 5, "a")]) == ("a", "b")
-    assert maxima.overlap([(0, 9, "a"), (2, 3, "b"), (8, 10, "c")]) == ("a", "b")
-    assert maxima.overlap([(3, 3, "empty"), (0, 5, "a"), (5, 5, "empty")]) is None
+    assert limits.overlap([]) is None
+    assert limits.overlap([(4, 8, "b"), (0, 4, "a"), (8, 9, "c")]) is None
+    assert limits.overlap([(4, 8, "b"), (0, 5, "a")]) == ("a", "b")
+    assert limits.overlap([(0, 9, "a"), (2, 3, "b"), (8, 10, "c")]) == ("a", "b")
+    assert limits.overlap([(3, 3, "empty"), (0, 5, "a"), (5, 5, "empty")]) is None
 
 
 @pytest.mark.parametrize(
