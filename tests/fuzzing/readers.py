@@ -5,9 +5,7 @@ from __future__ import annotations
 import container_readers
 import document_readers
 import gguf_readers
-import picture_readers
 import request_readers
-import trust_readers
 import wire_readers
 from harness import Harness
 
@@ -15,8 +13,6 @@ READERS: dict[str, Harness] = {
     harness.name: harness
     for harness in (
         *wire_readers.HARNESSES,
-        *trust_readers.HARNESSES,
-        *picture_readers.HARNESSES,
         *gguf_readers.HARNESSES,
         *container_readers.HARNESSES,
         *document_readers.HARNESSES,
