@@ -21,11 +21,9 @@ TASKS = {
     "tool-calls": "tool calls",
     "house-style": "house style",
 }
-FOUR = 4  # of them, the first, are what learned directions were to be ahead on, in the mean
 PAPER = "default: r = 2, u = 1, G = 13, tiled"
 LEARNED = "learned, as shipped"
 FAR = "learned: n = 13, dense"
-LIGHT, ATTENTION = "learned, light", "learned, attention"
 TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
 ALL = "u = 4, G = 210, int8 (855 bytes)"
 ALL_BUNDLE = "out/all"  # of the same basis, in the records of `drift.py`
@@ -35,12 +33,6 @@ BEHIND = {
     f"{ALL}, behind the best prompt": "840 numbers",
 }
 PROMPTED = "the best prompt, no vector"
-SFT = {
-    PAPER: "GRPO, the paper's",
-    "SFT on the answers": "SFT, the paper's",
-    LEARNED: "GRPO, learned",
-    "SFT on the answers, learned": "SFT, learned",
-}
 VARIED = {
     f"{ALL}, varied prompts": "840 numbers, trained on varied prompts",
     f"{LEARNED}, varied prompts": f"{TITLES[LEARNED]}, trained on varied prompts",
@@ -53,23 +45,6 @@ MORE = {
     "LoRA r = 1": "LoRA of rank 1",
     "LoRA r = 8": "LoRA of rank 8",
 }
-VARIANTS = {
-    "learned, without its prior": "without their prior",
-    "6 learned, 7 random tiles": "6 learned, 7 tiles",
-    "13 learned, 13 random tiles": "13 learned, 13 tiles",
-}
-SHAPES = {
-    PAPER: "r = 2, u = 1, G = 13, tiled, float32: the default",
-    "SFT on the answers": "the same, by SFT on the answers",
-    "r = 1": "r = 1",
-    "r = 4": "r = 4",
-    "r = 8": "r = 8",
-    "structured": "r = 2, tied by module kind (`structured`)",
-    "full: u = 13, G = 1": "u = 13, G = 1: one row for all (`full`)",
-    "bf16, G = 13 (26 bytes)": "the default in bfloat16: 26 bytes of numbers",
-    "bf16, G = 26 (52 bytes)": "G = 26, bfloat16: 52 bytes of numbers, as the default",
-}
-"""Shapes of random directions, in `science.jsonl`, which are runs of another machine."""
 DEVICE = {
     ("CMA-ES", "100ktokens"): "tune, 100,000 tokens, the paper's",
     ("CMA-ES, learned from 163 behaviours", "35ktokens"): "tune, 35,000, learned far from all tasks",
@@ -109,12 +84,6 @@ def runs(arm: str, task: str, study: str = "learned_basis") -> list[dict[str, An
 def ways(task: str) -> dict[str, list[dict[str, Any]]]:
     """Return the runs of a task in each basis."""
     return {arm: runs(arm, task) for arm in TITLES}
-
-
-def ahead(of: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
-    """Return how far runs are ahead of others, of each seed that both have."""
-    gained = {row["seed"]: float(row["difference"]) for row in others}
-    return [float(row["difference"]) - gained[row["seed"]] for row in of if row["seed"] in gained]
 
 
 def between(values: list[float]) -> float:

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 from _records import (
     ALL,
     ALL_BUNDLE,
-    ATTENTION,
     BEHIND,
     DEVICE,
-    FAR,
-    FOUR,
     HELD_OUT,
     LEARNED,
-    LIGHT,
     MORE,
-    PAPER,
-    PROMPTED,
-    SFT,
-    SHAPES,
-    STEPS,
     TASKS,
     TITLES,
-    VALIDATED,
-    VARIANTS,
-    VARIED,
-    ahead,
     best_prompt,
     between,
     distillations,
     drifts,
     found_on_device,
-    on_shifted,
     over_seeds,
     prompts,
     runs,
     seed_of,
     trained,
-    validated,
     ways,
     widest,
 )
@@ -110,70 +94,6 @@ def added(row: dict[str, Any]) -> str:
     return f"{row['difference']:+.2f} ± {row['standard_error']:.2f}{both}"
 
 
-def gains() -> str:
-    """Each run's gain over the base, paired, how far learned is ahead, and the mean over tasks."""
-    rows, means = [], dict[str, list[float]]()
-    for task, title in trained().items():
-        found, cells = ways(task), []
-        for arm, mine in found.items():
-            cells.append(" ".join(f"{row['difference']:+.3f}" for row in mine))
-            means.setdefault(arm, []).append(
-                statistics.mean(row["difference"] for row in mine) if mine else math.nan
-            )
-            if arm != PAPER:
-                by = ahead(mine, found[PAPER])
-                error = f" ± {between(by):.3f}" if len(by) > 1 else ""
-                cells.append(f"{statistics.mean(by):+.3f}{error}" if by else "")
-        rows.append([title, *cells])
-    for name, count in (("mean of the first four", FOUR), ("mean of all", len(means[PAPER]))):
-        if name == "mean of all" and (count == FOUR or any(map(math.isnan, means[PAPER]))):
-            continue  # nothing more, or not the same tasks
-        paper = statistics.mean(means[PAPER][:count])
-        cells = [f"{paper:+.3f}"]
-        for arm in list(TITLES)[1:]:
-            mean = statistics.mean(means[arm][:count])
-            cells += ["", ""] if math.isnan(mean) else [f"{mean:+.3f}", f"{mean / paper:.1f} times"]
-        rows.append([name, *cells])
-    headers = ["gain of each seed", TITLES[PAPER]]
-    for arm in list(TITLES)[1:]:
-        headers += [TITLES[arm], "is ahead by"]
-    return markdown(headers, rows)
-
-
-def steps() -> str:
-    """The step at which learned directions validate as the paper's do after all steps, a seed each."""
-    rows = []
-    for task, title in trained().items():
-        found = ways(task)
-        aims = {row["seed"]: row["validation"][-1] for row in found[PAPER]}
-        if not aims:
-            continue
-        cells = []
-        for arm in list(TITLES)[1:]:
-            cells.append(" ".join(first(row, aims[row["seed"]]) for row in found[arm] if row["seed"] in aims))
-        rows.append([title, *cells])
-    return markdown(["step, of each seed", *list(TITLES.values())[1:]], rows)
-
-
-def first(run: dict[str, Any], aim: float) -> str:
-    """Return the step at which a run's validation is as high as an aim."""
-    curve = run["validation"]
-    known: Sequence[object] = validated(run) or ["not known"] * len(curve)
-    reached = (step for step, value in zip(known, curve, strict=True) if value >= aim)
-    return str(next(reached, "never"))
-
-
-def curves() -> str:
-    """The validation of every run, before it and after every few steps."""
-    rows = []
-    for task, title in trained().items():
-        for arm, found in ways(task).items():
-            for row in found:
-                values = " ".join(number(value) for value in row["validation"])
-                rows.append([title, TITLES[arm], str(row["seed"]), values])
-    return markdown(["task", "directions", "seed", f"validation, every {VALIDATED} steps"], rows)
-
-
 def beside(arms: dict[str, str], chosen: Collection[str], share: str | None = None) -> str:
     """Gains of some arms beside others, a row a task and seed that one of the chosen was run with.
 
@@ -192,39 +112,10 @@ def beside(arms: dict[str, str], chosen: Collection[str], share: str | None = No
     return markdown(["task", "seed", *arms.values(), *([share] if share else [])], rows)
 
 
-def variants() -> str:
-    """Other uses of directions that are far from all tasks, beside both bases."""
-    return beside({PAPER: "13 random tiles", FAR: "13 learned", **VARIANTS}, VARIANTS)
-
-
 def more() -> str:
     """Gains of more numbers, trained by the same loop, and what share of the largest gain 13 keep."""
     asked = {arm: title for arm, title in MORE.items() if any(runs(arm, task) for task in TASKS)}
     return beside({LEARNED: "13 numbers", **asked}, asked, share="share that 13 keep")
-
-
-def light() -> str:
-    """The shipped directions of few modules, beside those of all."""
-    learned = {LEARNED: "learned, 210", ATTENTION: "attention, 120", LIGHT: "light, 80"}
-    return beside({PAPER: "the paper's, 210 modules", **learned}, [LIGHT])
-
-
-def shapes() -> str:
-    """Ranks, tyings and dtypes of random directions on list lookup, a gain a seed."""
-    rows = []
-    for arm, title in SHAPES.items():
-        found = runs(arm, "list-lookup", "science")
-        size, sent = found[0]["values"], found[0]["frame_bytes"]
-        gained = " ".join(f"{row['difference']:+.3f}" for row in found)
-        rows.append(
-            [title, str(size), str(sent), gained, f"{max(row['standard_error'] for row in found):.3f}"]
-        )
-    return markdown(["shape", "values", "frame bytes", "gain of each seed", "standard error of one"], rows)
-
-
-def sft() -> str:
-    """GRPO and cross-entropy on the answers, in both bases."""
-    return beside(SFT, [arm for arm, title in SFT.items() if "SFT" in title])
 
 
 def device() -> str:
@@ -243,20 +134,6 @@ def over_runs(gained: list[float]) -> str:
     if not gained:
         return ""
     return f"{statistics.mean(gained):+.3f} ± {between(gained):.3f} ({len(gained)})"
-
-
-def costs() -> str:
-    """What a request pays for each way, where a search was made."""
-    rows, searched = [], prompts()
-    for task in filter(searched.get, TASKS):
-        for each in searched[task]["contestants"]:
-            cost = each["cost"]
-            times = [f"{cost[key] * 1e3:.0f} ms" for key in ("first_token_s", "next_first_token_s")]
-            score = with_error(each["mean"], each["standard_error"])
-            tokens, sent = f"{cost['prompt_tokens']:.0f}", f"{cost['sent'] or ''}"
-            rows.append([TASKS[task], each["name"], score, tokens, *times, sent])
-    headers = ["task", "asked by", "score", "prompt tokens", "first token, cold", "again", "bytes a user"]
-    return markdown(headers, rows)
 
 
 def distilled() -> str:
@@ -279,18 +156,6 @@ def distilled() -> str:
     return markdown(headers, rows)
 
 
-def shifted() -> str:
-    """Gains on the usual held-out prompts beside those on shifted ones."""
-    rows = []
-    for row, usual in sorted(on_shifted(), key=lambda pair: list(TASKS).index(pair[0]["task"])):
-        title = {PROMPTED: PROMPTED, **TITLES, **MORE, **VARIED}[row["arm"]]
-        names = [TASKS[row["task"]], title, str(row["seed"]) if row["frame"] else ""]
-        known = f"{usual['base']:.2f} {usual['difference']:+.2f}" if usual else ""
-        gained = f"{row['base']:.2f} {row['difference']:+.2f} ± {row['standard_error']:.2f}"
-        rows.append([*names, known, gained])
-    return markdown(["task", "numbers", "seed", "usual: base, gain", "shifted: base, gain"], rows)
-
-
 def drifted(rows: list[dict[str, Any]], what: list[str], names: Callable[[dict[str, Any]], list[str]]) -> str:
     """Gain and drift of vectors, a row each."""
     cells = []
@@ -309,30 +174,6 @@ def drifted(rows: list[dict[str, Any]], what: list[str], names: Callable[[dict[s
     return markdown([*what, f"gain, {HELD_OUT} held-out prompts", "KL, nats a token", *answers], cells)
 
 
-def anchors() -> str:
-    """What holding a vector near the base costs and saves, in the directions that are shipped."""
-    rows = [row for row in drifts() if row["bundle"] not in {*EQUAL, ALL_BUNDLE}]
-
-    def order(row: dict[str, Any]) -> tuple[Any, ...]:
-        return "budget" in row, list(TASKS).index(row["task"]), seed_of(row), row.get("anchor", 0)
-
-    def names(row: dict[str, Any]) -> list[str]:
-        way = f"tune, {row['budget']}" if "budget" in row else f"train, {STEPS} steps"
-        return [way, f"{TASKS[row['task']]}, {seed_of(row)}", f"{row.get('anchor', 0):g}"]
-
-    return drifted(sorted(rows, key=order), ["found by", "task, seed", "`--anchor`"], names)
-
-
-def equal() -> str:
-    """Drift at equal gain: a vector of the paper's basis, and one of learned directions, shortened."""
-    rows = [row for row in drifts() if row["bundle"] in EQUAL]
-
-    def names(row: dict[str, Any]) -> list[str]:
-        return [EQUAL[row["bundle"]] + (f", times {row['scale']:g}" if "scale" in row else "")]
-
-    return drifted(rows, ["vector"], names)
-
-
 def moved() -> str:
     """Drift of 840 numbers, beside that of 13 for the same task."""
     free = [row for row in drifts() if row["bundle"] not in EQUAL and not {"anchor", "budget"} & set(row)]
@@ -346,23 +187,6 @@ def moved() -> str:
     return drifted(rows, ["task, seed", "numbers"], names)
 
 
-MADE = (
-    scores,
-    together,
-    more,
-    shapes,
-    sft,
-    device,
-    gains,
-    steps,
-    curves,
-    variants,
-    light,
-    costs,
-    distilled,
-    shifted,
-    anchors,
-    equal,
-    moved,
-)
-BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in MADE}
+BLOCKS: dict[str, Callable[[], str]] = {
+    block.__name__: block for block in (scores, together, more, device, distilled, moved)
+}

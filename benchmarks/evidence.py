@@ -1,8 +1,8 @@
-"""The tables and figures of docs/EVIDENCE.md, and tables of two other documents, made of the records.
+"""The tables and figures of docs/EVIDENCE.md, made of the records.
 
 Every block of a document between `<!-- evidence: NAME -->` and `<!-- end -->` is one of `BLOCKS`. Without
 options documents and figures are written again, in seconds. With `--check` nothing is written, and a
-difference is an error; that needs no matplotlib. `science.py --summary` is the same.
+difference is an error; that needs no matplotlib.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from _figures import EVIDENCE
 from _tables import BLOCKS
 
 DOCS = Path(__file__).parents[1] / "docs"
-DOCUMENTS = [DOCS / "EVIDENCE.md", DOCS / "LEARNED_BASIS.md", DOCS / "TRAINING.md"]
+DOCUMENTS = [DOCS / "EVIDENCE.md"]
 FIGURES = DOCS / "figures"
 
 

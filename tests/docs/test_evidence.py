@@ -27,8 +27,7 @@ def copy(tmp_path: Path) -> Path:
     for name in ("evidence", "_common", "_figures", "_records", "_tables"):
         shutil.copy(ROOT / f"benchmarks/{name}.py", tmp_path / "benchmarks")
     shutil.copytree(ROOT / "docs/figures", tmp_path / "docs/figures")
-    for page in ("EVIDENCE.md", "LEARNED_BASIS.md", "TRAINING.md"):
-        shutil.copy(ROOT / "docs" / page, tmp_path / "docs")
+    shutil.copy(ROOT / "docs/EVIDENCE.md", tmp_path / "docs")
     return tmp_path
 
 
