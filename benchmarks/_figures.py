@@ -18,7 +18,6 @@ from typing import Any
 from _records import (
     ALL,
     ALL_BUNDLE,
-    FOUR,
     LEARNED,
     MORE,
     PAPER,
@@ -239,7 +238,7 @@ def soon() -> Any:
                 ]
                 for arm in (PAPER, LEARNED)
             }
-            for task in list(TASKS)[:FOUR]
+            for task in list(TASKS)[:4]
         }
     )
 
