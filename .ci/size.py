@@ -26,6 +26,7 @@ def tracked(pattern: str, *folders: str) -> list[Path]:
 
 
 def lines(paths: list[Path]) -> int:
+    """Return how many lines files have together."""
     return sum(len(path.read_text("utf-8").splitlines()) for path in paths)
 
 
@@ -43,6 +44,7 @@ def commands() -> list[str]:
 
 
 def main() -> int:
+    """Print the counts."""
     product = tracked(".py", *PRODUCT)
     documents = tracked(".md")
     same = twice(product)
