@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from ...basis import Basis
+from ...documents import parse_json
 from ...errors import BaseMismatchError
 from ...formats.bundle import Bundle
 from ...formats.onnx_graph import (
     DEFAULT,
+    GENAI_NAME,
     INPUT_NAME,
     MODEL_NAME,
     REQUIRED,
@@ -21,6 +25,9 @@ from ...formats.onnx_graph import (
     read_onnx,
 )
 from .fingerprint import weights_fingerprint
+
+NATIVE = frozenset({"custom_ops_library", "library_path", "backend_path", "trt_extra_plugin_lib_paths"})
+"""Keys of genai_config.json that name a library of native code, which the engine would load and run."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +102,7 @@ class OnnxBundle:
         Raises:
             BaseMismatchError: it does not, or they are not.
         """
+        self.check_config()
         listed = self.bundle.check_onnx()
         if INPUT_NAME not in self.file.inputs:
             raise BaseMismatchError(
@@ -111,6 +119,33 @@ class OnnxBundle:
             )
         self.file.check_data()
         self._check_weights(listed, metadata.get(MetadataKey.WEIGHTS))
+
+    def check_config(self) -> None:
+        """Check that genai_config.json, if there is one, makes no engine load native code.
+
+        Raises:
+            BaseMismatchError: it names a library, wherever in it, or it is damaged.
+        """
+        path = self.folder / GENAI_NAME
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return
+
+        def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # also at a key that a later one hides
+            found = next(((key, value) for key, value in pairs if key.strip().lower() in NATIVE), None)
+            if found is not None:
+                raise BaseMismatchError(
+                    f"{path} has the key {found[0]!r}, which has the engine run native code "
+                    f"({str(found[1])[:200]!r}): no bundle may. Remove the key, or export the bundle again"
+                )
+            return dict(pairs)
+
+        try:
+            parse_json(text)  # within limits
+            json.loads(text, object_pairs_hook=look)
+        except ValueError as error:
+            raise BaseMismatchError(f"{path} is damaged: {error}. Export the bundle again") from None
 
     def _check_weights(self, listed: str, weights: str | None) -> None:
         """Compare the weights with the fingerprint that graph and basis agree on."""

@@ -361,3 +361,36 @@ def test_no_adapter_file_stays_behind(bundle: Path, tmp_path: Path, monkeypatch:
         llm("x", max_tokens=1)
     llm.generate_batch(["x", "y"], onnx_bundles.vectors(bundle, 2), max_tokens=1)
     assert list(tmp_path.iterdir()) == []
+
+
+# Native code
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"model": {"decoder": {"session_options": {"custom_ops_library": "evil.so"}}}}',
+        '{"model": {"decoder": {"session_options": {"custom_ops_library": "/tmp/evil.so"}}}}',
+        '{"model": {"decoder": {"session_options": {"custom_ops_libr\\u0061ry": "a"}, "session_options": {}}}}',
+        '{"model": {"encoder": {"session_options": {"custom_ops_library": "evil.so"}}}}',
+        '{"model": {"decoder": {"pipeline": [{"a": {"session_options": {"custom_ops_library": "a.so"}}}]}}}',
+        '{"model": {"decoder": {"session_options": {"provider_options": [{"qnn": {"backend_path": "a"}}]}}}}',
+    ],
+)
+def test_a_configuration_that_names_native_code(
+    copy: Path, config: str, engine_starts: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused by name before any engine reads it, also where a later key hides it."""
+    path = copy / "onnx" / "genai_config.json"
+    whole = json.loads(path.read_text())
+    whole["hidden"] = "HERE"
+    path.write_text(json.dumps(whole).replace('"HERE"', config))
+    touched: list[Any] = []
+    monkeypatch.setattr(og, "Config", lambda *each: touched.append(each))
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *each, **options: touched.append(each))
+    for start in (runtime.load, OnnxSession, TinyLoraOnnx, runtime.Pool):
+        with pytest.raises(
+            BaseMismatchError, match=r"genai_config.json has the key '(custom_ops_library|back)"
+        ):
+            start(copy)
+    assert touched == engine_starts == []
