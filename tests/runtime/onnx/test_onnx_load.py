@@ -371,7 +371,7 @@ def test_no_adapter_file_stays_behind(bundle: Path, tmp_path: Path, monkeypatch:
     [
         '{"model": {"decoder": {"session_options": {"custom_ops_library": "evil.so"}}}}',
         '{"model": {"decoder": {"session_options": {"custom_ops_library": "/tmp/evil.so"}}}}',
-        '{"model": {"decoder": {"session_options": {"custom_ops_libr\\u0061ry": "a"}, "session_options": {}}}}',
+        '{"decoder": {"session_options": {"custom_ops_libr\\u0061ry": "a"}, "session_options": {}}}',
         '{"model": {"encoder": {"session_options": {"custom_ops_library": "evil.so"}}}}',
         '{"model": {"decoder": {"pipeline": [{"a": {"session_options": {"custom_ops_library": "a.so"}}}]}}}',
         '{"model": {"decoder": {"session_options": {"provider_options": [{"qnn": {"backend_path": "a"}}]}}}}',
