@@ -1,7 +1,8 @@
-"""The application: global options, the commands, and what becomes of errors and signals."""
+"""The application: the table of commands, global options, and what becomes of errors and signals."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -11,96 +12,84 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import TinyLoraError
 from ..system import set_waiting
-from .shared import console
-from .surface.commands import Entry, LazyGroup, Section
-from .surface.version import print_version
+from . import console
+from .version import print_version
 
-COMMANDS = (
-    Section(
-        "Start here",
-        (
-            Entry("demo", "demo.command:demo", "Teach a real model with 37 bytes, prove it, take it back."),
-            Entry("doctor", "doctor.command:doctor", "Say what is missing or wrong here, and what mends it."),
-        ),
-    ),
-    Section(
-        "Make a bundle, once per model",
-        (
-            Entry("export", "commands.bundles.export:export", "Bake a model's frozen part into a bundle."),
-            Entry("models", "commands.bundles.models:models", "List the models that have short names."),
-            Entry("learn", "commands.training.learn:learn", "Learn which 13 directions are worth a number."),
-            Entry("inspect", "commands.bundles.inspect:inspect", "Show and check a bundle, basis or vector."),
-            Entry("merge", "commands.bundles.merge:merge", "Join the parts of an export into a bundle."),
-            Entry("sign", "commands.bundles.sign:sign", "Sign a bundle, so that devices load no other."),
-        ),
-    ),
-    Section(
-        "Find a vector",
-        (
-            Entry("train", "commands.training.train:train", "Train for a task with GRPO, on a host."),
-            Entry("tune", "commands.training.tune:tune", "Tune for a task on this device, without PyTorch."),
-            Entry("distill", "commands.training.distill:distill", "Turn a prompt into a vector."),
-            Entry(
-                "eval", "commands.training.eval:evaluate", "Measure whether a vector helps, and by how much."
-            ),
-            Entry("tasks", "commands.training.tasks:tasks", "List the built-in tasks, each with an example."),
-        ),
-    ),
-    Section(
-        "Use it",
-        (
-            Entry("run", "commands.answers.run:run_prompt", "Ask once, with or without a vector."),
-            Entry("chat", "commands.answers.chat:chat", "Talk with the model, and change its vector."),
-            Entry("play", "commands.serving.play:play", "Open a page: sliders, two answers side by side."),
-        ),
-    ),
-    Section(
-        "Ship it",
-        (
-            Entry("vector", "commands.vectors.group:vector", "Make, look at, sign, carry, average vectors."),
-            Entry(
-                "convert", "commands.vectors.convert:convert", "Convert a vector to or from other formats."
-            ),
-            Entry(
-                "links", "commands.shipping.links:links", "Show which frame fits which radio, SMS or code."
-            ),
-            Entry(
-                "publish", "commands.shipping.publish:publish", "Put a vector where any web server serves it."
-            ),
-            Entry(
-                "fetch", "commands.shipping.fetch:fetch", "Fetch the newest vector, check it, replace a file."
-            ),
-            Entry("keygen", "commands.shipping.keygen:keygen", "Make a key pair, or a MAC key."),
-            Entry("trust", "commands.trust.group:trust", "Say over years which keys may sign vectors."),
-        ),
-    ),
-    Section(
-        "Serve many users",
-        (
-            Entry(
-                "serve", "commands.serving.serve:serve", "Speak OpenAI's API, with a vector for each user."
-            ),
-            Entry(
-                "vectors", "commands.serving.store:vectors", "Look into a server's store, fill or copy it."
-            ),
-        ),
-    ),
-)
-"""All commands, a line each, by what people want to do: name, where it is, and what it is for."""
+COMMANDS = {
+    "Start here": {
+        "demo": "demo.command:demo",
+        "doctor": "doctor.command:doctor",
+    },
+    "Make a bundle, once per model": {
+        "export": "export:export",
+        "models": "models:models",
+        "learn": "learn:learn",
+        "inspect": "inspect:inspect",
+        "sign": "sign:sign",
+    },
+    "Find a vector": {
+        "train": "train:train",
+        "tune": "tune:tune",
+        "distill": "distill:distill",
+        "eval": "eval:evaluate",
+    },
+    "Use it": {
+        "run": "run:run_prompt",
+        "chat": "chat:chat",
+        "play": "play:play",
+    },
+    "Ship it": {
+        "pack": "pack:pack",
+        "convert": "convert:convert",
+        "links": "links:links",
+        "publish": "publish:publish",
+        "fetch": "fetch:fetch",
+        "keygen": "keygen:keygen",
+    },
+    "Serve many users": {
+        "serve": "serve:serve",
+    },
+}
+"""All commands by what people want to do: name -> module below `tinylora_edge.cli`, and function."""
 
+_PLACES = {name: place for section in COMMANDS.values() for name, place in section.items()}
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
 
 _signals: list[int] = []  # that told this process to end
 
 
-class _Root(LazyGroup):
-    """The root of all commands. It turns every error that a user can cause into one line and an exit code."""
+class _Root(TyperGroup):
+    """The root of all commands, each imported when it is asked for.
 
-    table = COMMANDS
+    It turns every error that a user can cause into one line and an exit code.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands."""
+        return list(_PLACES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, as click has it; None for a name that is none."""
+        if cmd_name not in self.commands and cmd_name in _PLACES:
+            module, _, function = _PLACES[cmd_name].partition(":")
+            single = typer.Typer(add_completion=False, rich_markup_mode=None)
+            target = importlib.import_module(f"{__package__}.{module}")
+            single.command(cmd_name, context_settings=_SETTINGS)(getattr(target, function))
+            self.commands[cmd_name] = typer.main.get_command(single)
+            self.commands[cmd_name].name = cmd_name
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands by sections, each with the first sentence of its help."""
+        for title, section in COMMANDS.items():
+            with formatter.section(title):
+                rows = [(name, self.get_command(ctx, name).get_short_help_str(100)) for name in section]
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
         """Invoke the command that was named."""
@@ -121,13 +110,9 @@ class _Root(LazyGroup):
                 traceback.print_exc()
             console.fail(error)
             raise typer.Exit(1) from None
-        except Exception as error:
-            if hasattr(
-                error, "format_message"
-            ):  # a click exception, which typer brings under a name of its own
-                console.wrap_usage_error(error)
-            raise
 
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="tinylora-edge",
@@ -136,8 +121,8 @@ app = typer.Typer(
     epilog="tinylora-edge COMMAND --help explains a command, with examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # surface/help.py writes the help; typer's boxes cut and cannot be piped
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain text: typer's boxes cut what is long, and cannot be piped
+    context_settings=_SETTINGS,
 )
 
 
@@ -177,7 +162,6 @@ def run() -> None:
         if _signals:
             sys.exit(128 + _signals[0])
         if isinstance(error, OSError):  # before any command: the shell's own files cannot be written
-            setattr(error, console.ADVICE, "--show-completion prints the script, to be put where it can be")
             console.fail(error)
             sys.exit(1)
         raise

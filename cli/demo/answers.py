@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from ..shared import console
+from .. import console
 from .results import AnswerPair, ShownAnswers
 
 if TYPE_CHECKING:

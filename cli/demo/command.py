@@ -15,8 +15,8 @@ import typer
 
 from ...errors import MissingExtraError
 from ...system import atomic_write, cores
+from .. import console
 from ..report.plots import check_plots
-from ..shared import console
 from .replay.shipment import KEY, Shipment
 from .replay.story import Replay
 from .report import draw, render

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...wire import tags
 from ...wire.frame import HEADER_BYTES
-from ..shared import vectors
+from .. import vectors
 from .results import Framed
 
 if TYPE_CHECKING:

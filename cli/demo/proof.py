@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..shared import console
+from .. import console
 from .results import Proof
 
 if TYPE_CHECKING:

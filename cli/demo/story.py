@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import console, training
 from ..report.records import HeldOut, Prompted, Trained, duration
-from ..shared import console, training
 from .answers import SHOWN, choose, show
 from .dissection import dissect, lines
 from .prompt import find_fixed, measure_prompt

@@ -8,7 +8,7 @@ from pathlib import Path
 from ... import Bundle
 from ...errors import BaseMismatchError, CorruptBasisError, TinyLoraError, TrustError
 from ...formats.signatures import read_signature
-from ..shared import console
+from .. import console
 from .finding import FAULT, NOTE, OK, Finding
 
 CHECK = "bundle"

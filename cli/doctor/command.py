@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..shared import console
-from ..shared.options import JsonOption
+from .. import console
+from ..options import JsonOption
 from . import bundle as bundles
 from . import engines, hub, installation, keys, machine, processor, threads
 from .finding import FAULT, NOTE, OK, Finding

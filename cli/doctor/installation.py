@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...system import __version__
-from ..shared import program
+from .. import program
 from .finding import FAULT, NOTE, OK, Finding, install
 
 PYTHON, EXTRA = "python", "extra"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...limits import PEM_BYTES
-from ..shared import console
+from .. import console
 from .finding import FAULT, NOTE, OK, Finding
 
 CHECK = "keys"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...system import cores
-from ..shared import console
+from .. import console
 from .finding import FAULT, NOTE, OK, Finding
 
 CHECK = "machine"

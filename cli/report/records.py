@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..shared.training import compared, prompt_text
+from ..training import compared, prompt_text
 
 if TYPE_CHECKING:
     from ...runtime import PromptSearch

@@ -15,6 +15,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
+from tinylora_edge import Basis, MicroVector, load_basis
+
 COMMAND = Path(sys.executable).with_name("tinylora-edge")
 """The installed console script."""
 
@@ -66,6 +68,16 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+
+
+def write_vector(
+    path: Path, basis: Basis | Path, norm: float = 0.3, seed: int = 0, dtype: str = "fp32", sequence: int = 1
+) -> Path:
+    """Write a frame with a checksum, as `train` leaves it."""
+    found = basis if isinstance(basis, Basis) else load_basis(basis)
+    drawn = MicroVector.random(found, norm, seed=seed)
+    path.write_bytes(MicroVector(drawn.values, dtype, sequence).to_bytes(found))
+    return path
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -45,14 +45,14 @@ def test_a_key_that_is_not_ascii(
 ) -> None:
     text = pem.encode_public(bytes(range(32))).encode()
     (tmp_path / "k.pub").write_bytes(text[:where] + damage + text[where + 1 :])
-    cli("vector", "verify", vector, small, "--key", tmp_path / "k.pub").refused("k.pub: ")
+    cli("inspect", vector, small, "--key", tmp_path / "k.pub").refused("k.pub: ")
     text = pem.encode_private(bytes(range(32))).encode()
     (tmp_path / "k").write_bytes(text[:where] + damage + text[where + 1 :])
-    pack = ("vector", "pack", vector, small, "-o", tmp_path / "w.bin")
-    cli(*pack, "--sign", tmp_path / "k").refused(f"{tmp_path / 'k'}: ")
+    pack = ("pack", vector, small, "-o", tmp_path / "w.bin")
+    cli(*pack, "--key", tmp_path / "k").refused(f"{tmp_path / 'k'}: ")
     (tmp_path / "m").write_bytes(b"ab" * 16 + damage)
     if damage != b"\0":
-        cli(*pack, "--mac", tmp_path / "m").refused(f"{tmp_path / 'm'}: ")
+        cli(*pack, "--key", tmp_path / "m").refused(f"{tmp_path / 'm'}: ")
     assert not (tmp_path / "w.bin").exists()
 
 
@@ -81,7 +81,7 @@ def test_a_state_of_wrong_types(cli: Cli, small: Path, vector: Path, tmp_path: P
     ):
         data = body.encode()
         state.write_bytes(b"tinylora state 2 " + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        cli("vector", "verify", vector, small, "--state", state).refused(str(state), "is damaged")
+        cli("inspect", vector, small, "--state", state).refused(str(state), "is damaged")
 
 
 @pytest.mark.parametrize("name", BAD_DOCUMENTS)
@@ -160,7 +160,7 @@ class TestNullBytes:
 
     def test_on_the_command_line(self, cli: Cli, small: Path, vector: Path, tmp_path: Path) -> None:
         for words in (
-            ("vector", "inspect", self.NAME),
+            ("inspect", self.NAME),
             ("vector", "text", self.NAME),
             ("vector", "average", self.NAME, "--bundle", small, "-o", tmp_path / "w.bin"),
             ("vector", "new", small, "--zeros", "-o", self.NAME),
@@ -185,7 +185,7 @@ def test_a_user_without_a_home(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mon
 
 class TestClosedStreams:
     def test_stdin(self, process: Cli, small: Path) -> None:
-        process("vector", "inspect", "-", small, preexec_fn=lambda: os.close(0)).refused("stdin is closed")
+        process("inspect", "-", small, preexec_fn=lambda: os.close(0)).refused("stdin is closed")
 
     def test_stdout(self, process: Cli, small: Path, tmp_path: Path) -> None:
         before = contents(tmp_path)

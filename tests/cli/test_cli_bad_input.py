@@ -69,8 +69,8 @@ def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pa
     path = tmp_path / "v.bin"
     path.write_bytes(data)
 
-    cli("vector", "inspect", path, smollm2_bundle).refused(*parts)
-    cli("vector", "inspect", "-", smollm2_bundle, "--json", stdin=data).refused(*parts)
+    cli("inspect", path, smollm2_bundle).refused(*parts)
+    cli("inspect", "-", smollm2_bundle, "--json", stdin=data).refused(*parts)
     cli("inspect", path, "--basis", smollm2_bundle / "basis.gguf").refused(*parts)
     cli("run", smollm2_bundle, "Hello", "--vector", path).refused(*parts)
     cli("chat", smollm2_bundle, "--vector", path, stdin=b"Hello\n").refused(*parts)
@@ -94,7 +94,7 @@ def test_a_bad_vector_is_seen_without_a_basis(
     cli: Cli, tmp_path: Path, data: bytes, parts: list[str]
 ) -> None:
     (tmp_path / "v.bin").write_bytes(data)
-    cli("vector", "inspect", tmp_path / "v.bin").refused(*parts)
+    cli("inspect", tmp_path / "v.bin").refused(*parts)
     cli("inspect", tmp_path / "v.bin", "--json").refused(*parts)
 
 
@@ -105,7 +105,7 @@ def test_a_frame_for_another_basis(
     path = tmp_path / "v.bin"
     path.write_bytes(good(other))  # the same length: 13 values
     for words in (
-        ("vector", "inspect", path, smollm2_bundle),
+        ("inspect", path, smollm2_bundle),
         ("run", smollm2_bundle, "Hello", "--vector", path),
     ):
         cli(*words).refused(other.id, basis.id)
@@ -114,8 +114,8 @@ def test_a_frame_for_another_basis(
 def test_a_missing_vector_or_bundle(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     cli("run", smollm2_bundle, "Hello", "--vector", missing).refused(str(missing), "No such file")
-    cli("vector", "inspect", missing).refused(str(missing), "No such file")
-    cli("vector", "inspect", tmp_path).refused(str(tmp_path), "Is a directory")
+    cli("inspect", missing).refused(str(missing), "No such file")
+    cli("inspect", tmp_path).refused(str(tmp_path), "Is a directory")
     for words in (
         ("run", missing, "Hello"),
         ("chat", missing),
@@ -174,7 +174,7 @@ def test_a_corrupt_basis(cli: Cli, bundle: Path, change: Callable[[bytes], bytes
     out = bundle.parent / "v.bin"
     for path in (bundle, bundle / "basis.gguf"):
         cli("vector", "new", path, "-o", out, "--zeros").refused("basis.gguf", *parts)
-    cli("vector", "inspect", "-", bundle, stdin=bytes(52)).refused("basis.gguf", *parts)
+    cli("inspect", "-", bundle, stdin=bytes(52)).refused("basis.gguf", *parts)
     cli("inspect", bundle / "basis.gguf").refused("basis.gguf", *parts)
     assert not out.exists()
 

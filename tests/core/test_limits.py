@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Callable
@@ -183,34 +182,3 @@ def test_a_peft_checkpoint(tmp_path: Path, declared: dict[str, int]) -> None:
     write_safetensors(checkpoint / "adapter_model.safetensors", tensors)
     with support.memory_limit(MEMORY), pytest.raises(ExportError, match="at most rank 256, 250,000 values"):
         read_tinylora(checkpoint, model)
-
-
-@pytest.mark.parametrize("mode", ["I;16", "RGB;16"])
-def test_a_picture_of_16_bits_a_colour(mode: str) -> None:
-    image_module = pytest.importorskip("PIL.Image")
-    pytest.importorskip("zxingcpp")
-    from tinylora_edge.cli.shared import qr_image
-
-    out = io.BytesIO()
-    if mode == "I;16":
-        image_module.new("I;16", (64, 64)).save(out, "PNG")
-    else:
-        out.write(_png(64, 64, depth=16, colour=2))
-    with pytest.raises(FrameError, match="16 bits a colour"):
-        qr_image.read(out.getvalue())
-    with support.memory_limit(MEMORY), pytest.raises(FrameError, match="7000 x 7000 pixels"):
-        qr_image.read(_png(7000, 7000, depth=8, colour=0))
-    with support.memory_limit(MEMORY), pytest.raises(FrameError, match="70000 x 2 pixels"):
-        qr_image.read(_png(70_000, 2, depth=8, colour=0))
-
-
-def _png(width: int, height: int, *, depth: int, colour: int) -> bytes:
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    row = 1 + width * depth // 8 * (3 if colour == 2 else 1)
-    pixels = zlib.compress(bytes(row * min(height, 64)))
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

@@ -23,6 +23,16 @@ from tinylora_edge.wire import text
 
 MAC = bytes(range(32)).hex()
 KEY = Hmac.from_hex(MAC)
+
+
+def mac_file(folder: Path) -> Path:
+    """Return a file with the MAC key, for `--key`."""
+    path = folder / "device.mac"
+    path.write_text(MAC)
+    path.chmod(0o600)
+    return path
+
+
 COMMAND = [sys.executable, "-c", "from tinylora_edge.cli import main; main()", "serve"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_bundles
 import openai
 import pytest
-from serving import MAC, Serving, as_text, framed, serving
+from serving import Serving, as_text, framed, mac_file, serving
 
 from tinylora_edge import Basis, Ed25519Signer, MicroVector, load_basis, runtime
 from tinylora_edge.wire import pem
@@ -29,7 +29,7 @@ def bundle() -> Path:
 @pytest.fixture(scope="module")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("server")
-    options = ("--name", "tiny", "--store", folder / "users.db", "--mac", MAC, "--slots", "6")
+    options = ("--name", "tiny", "--store", folder / "users.db", "--key", mac_file(folder), "--slots", "6")
     signer = Ed25519Signer(bytes(range(32)))
     (folder / "key").write_text(pem.encode_private(bytes(range(32))))
     (folder / "key").chmod(0o600)

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 import support
-from serving import KEY, MAC, Serving, as_text, framed, serving
+from serving import KEY, Serving, as_text, framed, mac_file, serving
 
 from tinylora_edge import Basis, Hmac, Policy, load_basis, runtime
 from tinylora_edge.runtime import TinyLoraLlama
@@ -25,7 +25,16 @@ LIMIT = 8
 @pytest.fixture(scope="module")
 def server(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("server")
-    options = ("--name", "smollm2", "--store", folder / "users.db", "--mac", MAC, "--max-norm", "5")
+    options = (
+        "--name",
+        "smollm2",
+        "--store",
+        folder / "users.db",
+        "--key",
+        mac_file(folder),
+        "--max-norm",
+        "5",
+    )
     with serving(folder, smollm2_bundle, *options, "--n-ctx", "512") as running:
         yield running
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving import MAC, as_text, framed, serving
+from serving import as_text, framed, mac_file, serving
 
 from tinylora_edge import load_basis
 
@@ -14,7 +14,7 @@ GOOD = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
 
 def test_a_store_that_is_damaged_while_the_server_runs(tiny: Path, tmp_path: Path) -> None:
     basis, path = load_basis(tiny / "basis.gguf"), tmp_path / "users.db"
-    with serving(tmp_path, tiny, "--store", path, "--mac", MAC, "--n-ctx", "256") as server:
+    with serving(tmp_path, tiny, "--store", path, "--key", mac_file(tmp_path), "--n-ctx", "256") as server:
         assert server.ask("PUT", "/v1/vectors/alice", {"vector": as_text(framed(basis, 1))})[0] == 200
         assert server.ask("POST", PLAIN, GOOD | {"model": "tiny@alice"})[0] == 200
         for host in ("evil.example", "evil.example:80", "["):  # a name that leads here
@@ -34,7 +34,16 @@ def test_a_store_that_is_damaged_while_the_server_runs(tiny: Path, tmp_path: Pat
 def test_a_published_layout_as_the_store(tiny: Path, tmp_path: Path) -> None:
     basis, folder = load_basis(tiny / "basis.gguf"), tmp_path / "published"
     folder.mkdir()
-    options = ("--store", folder, "--state", tmp_path / "state", "--mac", MAC, "--n-ctx", "256")
+    options = (
+        "--store",
+        folder,
+        "--state",
+        tmp_path / "state",
+        "--key",
+        mac_file(tmp_path),
+        "--n-ctx",
+        "256",
+    )
     with serving(tmp_path, tiny, *options) as server:
         put = server.ask("PUT", "/v1/vectors/alice", {"vector": as_text(framed(basis, 1, sequence=2))})
         assert put[0] == 200

@@ -15,7 +15,7 @@ from ....formats.statement import SIGNATURE_NAME, Statement
 from ....system import atomic_write
 from ....trust.envelope import canonical
 from ....wire.tags import Ed25519Signer
-from ...shared import keyfiles
+from ... import keyfiles
 from ..story import VECTOR
 
 FOLDER = Path(__file__).parent

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ....errors import TrustError
 from ....formats.bundle import Bundle
 from ....wire import text
+from ... import console, qr
 from ...report.records import duration
-from ...shared import console, qr_image
 from ..answers import compare, show
 from ..dissection import dissect, lines
 from ..proof import logits, plain_logits, prove
@@ -177,11 +177,11 @@ class Replay:
         if self._quiet:
             return
         try:
-            code = qr_image.make(frame)
+            code = qr.make(frame)
         except ImportError as error:
             self._tell(f"As a QR code where segno is: {error}")
             return
-        console.stdout().print(qr_image.drawn(code), soft_wrap=True)
+        console.stdout().print(qr.drawn(code), soft_wrap=True)
 
     def _say(self, line: str = "") -> None:
         if not self._quiet:

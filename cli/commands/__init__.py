@@ -1,1 +1,0 @@
-"""The commands, a file each, in folders by what they are about."""

@@ -1,1 +1,0 @@
-"""The commands in which a model answers."""

@@ -1,1 +1,0 @@
-"""The commands about bundles: they make, join, list and read them."""

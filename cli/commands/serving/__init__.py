@@ -1,1 +1,0 @@
-"""The commands of a server and of its store of users' vectors: `serve`, and the group `vectors`."""

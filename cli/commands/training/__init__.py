@@ -1,1 +1,0 @@
-"""The commands that find a vector, and measure what it is worth."""

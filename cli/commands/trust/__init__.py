@@ -1,1 +1,0 @@
-"""The commands about trust files: the keys that may sign vectors, over years."""

@@ -1,1 +1,0 @@
-"""The commands about vectors: the group `vector`, and `convert`."""

@@ -1,0 +1,99 @@
+"""`convert`: a micro-vector in the formats of other programs."""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..formats.onnx_adapter import to_adapter
+from . import console, keyfiles, vectors
+from .options import (
+    BasisArgument,
+    ForceOption,
+    JsonOption,
+    KeysOption,
+    MarkStreamOption,
+    OutputOption,
+    VectorArgument,
+)
+
+
+class Form(StrEnum):
+    """Formats of other programs."""
+
+    gguf_lora = "gguf-lora"
+    peft = "peft"
+    onnx_adapter = "onnx-adapter"
+
+
+def convert(
+    source: VectorArgument,
+    bundle: BasisArgument,
+    to: Annotated[Form, typer.Option(help="What to make of it.")],
+    output: OutputOption,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The Hugging Face model that the LoRA is for: with --to peft."),
+    ] = None,
+    keys: KeysOption = None,
+    stream: MarkStreamOption = "",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a vector to a format of other programs. It has no tag there, nor a stream.
+
+    gguf-lora: a LoRA for llama.cpp, Ollama, LM Studio. peft: a LoRA in a directory, for PEFT. onnx-adapter:
+    what ONNX Runtime and onnxruntime-genai load in any language.
+
+    \b
+    Examples:
+      tinylora-edge convert vector.bin out/demo --to gguf-lora -o vector.gguf
+      tinylora-edge convert vector.bin out/demo --to peft --model SmolLM2-135M-Instruct -o lora
+    """
+    if (to is Form.peft) != (model is not None):
+        why = (
+            "peft is for a Hugging Face model: name its directory" if model is None else "--to peft takes it"
+        )
+        raise typer.BadParameter(why, param_hint="--model")
+    if output == vectors.STREAM and to is not Form.onnx_adapter:
+        raise console.CommandError(f"{to.value} is no stream of bytes: pass -o PATH")
+    vectors.refuse_report(output, as_json)
+    target = Path(output)
+    if to is not Form.peft:
+        vectors.check_target(output, force=force)
+    elif target.exists() and not (target.is_dir() and (force or not any(target.iterdir()))):
+        raise FileExistsError(f"{target} exists already: choose another output, or pass --force")
+    basis = vectors.find_basis(bundle)
+    policy = keyfiles.policy(keys)
+    vector = policy.check(vectors.read(source), basis, stream=keyfiles.stream_of(stream))
+    if to is Form.onnx_adapter:
+        vectors.write(output, to_adapter(vector, basis))
+    elif to is Form.gguf_lora:
+        from ..exporters.interop import llama_lora
+
+        llama_lora.write_folded(basis, vector, target)
+    else:
+        from ..exporters.interop import peft
+
+        assert model is not None
+        peft.write_lora(basis, vector, target, model)
+    if output == vectors.STREAM:
+        return
+    if as_json:
+        console.print_json(
+            {
+                "to": to.value,
+                "output": output,
+                "sequence": vector.sequence,
+                "basis_digest": basis.digest,
+                "norm": vector.norm,
+            }
+        )
+        return
+    console.prose(f"wrote {output}: {vectors.summary(vector)}, as {to.value}, for basis {basis.id}")
+    if to is Form.gguf_lora:
+        console.say(f"in a Modelfile: ADAPTER {shlex.quote(output)}")

@@ -1,0 +1,60 @@
+"""`keygen`: keys to sign vectors with, and to check them."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..wire import pem, tags
+from . import console, keyfiles
+from .options import JsonOption
+
+_MAC_BYTES = 32
+
+
+def keygen(
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="Where the secret key goes, mode 0600.")],
+    mac: Annotated[
+        bool, typer.Option("--mac", help="A MAC key, shared by sender and devices, instead of a pair.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing key.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key pair (Ed25519, PEM), or a MAC key (hexadecimal digits).
+
+    Of a pair, FILE signs and stays where vectors are made; FILE.pub goes onto every device, and is no
+    secret. A MAC key both makes and checks tags: whoever takes one device apart can make vectors for all
+    that share its key.
+
+    \b
+    Examples:
+      tinylora-edge keygen fleet.key                # and fleet.key.pub
+      tinylora-edge keygen device-17.mac --mac
+    """
+    keyfiles.check_target(output, force=force)
+    public = output.with_name(f"{output.name}.pub")
+    if not mac:
+        keyfiles.check_target(public, force=force)
+    secret = secrets.token_bytes(_MAC_BYTES)
+    if mac:
+        key_id = tags.Hmac(secret).id
+        keyfiles.write(output, f"{secret.hex()}\n", secret=True)
+    else:
+        signer = tags.Ed25519Signer(secret)
+        key_id = signer.id
+        keyfiles.write(output, pem.encode_private(secret), secret=True)
+        keyfiles.write(public, pem.encode_public(signer.public_key), secret=False)
+    if as_json:
+        console.print_json(
+            {"kind": "hmac" if mac else "ed25519", "id": key_id, "key": str(output)}
+            | ({} if mac else {"public_key": str(public)})
+        )
+        return
+    console.prose(f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key_id}; keep it secret")
+    if not mac:
+        console.prose(f"wrote {public}: its public key, for the devices")
+    option = "--mac" if mac else "--sign"
+    console.next_command("vector", "pack", "vector.bin", "BUNDLE", "-o", "signed.bin", option, output)

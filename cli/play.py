@@ -1,0 +1,86 @@
+"""`play`: the page of a server in a browser on this machine: base and personalized model side by side."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import webbrowser
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..serve import missing_web
+from . import console, vectors
+
+_HOST = "127.0.0.1"
+_SLOTS = 2  # one person: a prefix for each pane
+
+
+def play(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
+    ],
+    vector: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The vector to begin with; - is stdin. [default: the base]"),
+    ] = None,
+    stream: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Which stream of vectors FILE, and what is saved, belong to."),
+    ] = "me",
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep here what clicks taught. [default: it is forgotten at the end]"
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 0,
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Print the address, and open no browser.")
+    ] = False,
+    n_ctx: Annotated[
+        int, typer.Option("--n-ctx", metavar="N", min=1, help="Context of a request in tokens.")
+    ] = 2048,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: one a core]")
+    ] = None,
+) -> None:
+    """Open a page in the browser: base and personalized model side by side, and the vector as sliders.
+
+    The page is served on this machine alone, and its address has a token. Ctrl-C ends it.
+
+    \b
+    Examples:
+      tinylora-edge play out/demo
+      tinylora-edge play out/demo --vector vector.bin --keep my-clicks
+    """
+    try:
+        from ..serve.application import app
+        from ..serve.page.visitor import Visitor
+        from ..serve.process import serve as run
+    except ModuleNotFoundError as error:
+        raise missing_web(error) from None
+    visitor = Visitor(stream, None if vector is None else vectors.read(vector))
+    if keep is not None:
+        keep.mkdir(mode=0o700, exist_ok=True)
+    with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory("-tinylora-play") as folder:
+        made = app(
+            bundle,
+            store=Path(folder) / "vectors.db",
+            states=Path(folder) / "clicks",
+            visitor=visitor,
+            slots=_SLOTS,
+            n_ctx=n_ctx,
+            n_threads=threads,
+        )
+
+        def ready(url: str) -> None:
+            address = visitor.address(url)
+            console.say(f"the page is at {address}")
+            console.note("Ctrl-C ends it")
+            if not no_open:  # in a thread: a browser of the terminal would keep the server from answering
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+        run(made, host=_HOST, port=port, ready=ready, quiet=True)

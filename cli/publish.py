@@ -1,0 +1,59 @@
+"""`publish`: frames to where devices get them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..shipping import layout
+from ..wire import tags
+from . import console, vectors
+from .options import BasisArgument, JsonOption, PublishedStreamOption, VectorArgument
+
+
+def publish(
+    source: VectorArgument,
+    bundle: BasisArgument,
+    to: Annotated[
+        str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec can write to.")
+    ],
+    stream: PublishedStreamOption = layout.DEFAULT_STREAM,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a frame as the newest of its stream, where any web server can serve it.
+
+    It becomes <basis id>/<stream>/<sequence>.bin and <basis id>/<stream>/latest under DIR.
+
+    \b
+    Examples:
+      tinylora-edge publish v1.bin out/demo --to /srv/vectors
+      tinylora-edge publish v1.bin out/demo --to s3://bucket/vectors --stream alice
+    """
+    from ..shipping.publish import publish as publish_frame
+
+    basis = vectors.find_basis(bundle)
+    data = vectors.read(source)
+    with console.working(f"publishing to {to}"):
+        done = publish_frame(data, basis, to, stream=stream)
+    kind = vectors.header(data)["tag"]
+    if kind == tags.NAMES[tags.CRC32]:
+        console.warn(
+            "a checksum proves nothing about the sender, and a server may be anybody: sign what you publish "
+            "(tinylora-edge pack --key)"
+        )
+    if as_json:
+        console.print_json(
+            {
+                "target": to,
+                "path": done.path,
+                "latest": layout.latest(basis.id, stream),
+                "sequence": done.sequence,
+                "bytes": len(data),
+                "tag": kind,
+                "changed": done.changed,
+            }
+        )
+        return
+    what = "published" if done.changed else "was there already:"
+    console.prose(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")

@@ -1,0 +1,139 @@
+"""`serve`: an OpenAI-compatible server in which every request has its user's vector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..serve import Limits, missing_web
+from . import console, keyfiles
+from .options import (
+    EngineOption,
+    KeysOption,
+    StateOption,
+)
+
+_LIMITS = Limits()
+
+
+def serve(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
+    ],
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|DIR|URL",
+            help="Users' vectors: an SQLite file, which is made, or a published layout. [default: none]",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the model. [default: that of BUNDLE's folder]")
+    ] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="API keys: a line has a key, or a key and the one user that it stands for."
+        ),
+    ] = None,
+    keys: KeysOption = None,
+    max_norm: Annotated[
+        float, typer.Option(metavar="NORM", min=0, help="Largest norm of a vector that is accepted.")
+    ] = float("inf"),
+    state: StateOption = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Learn from clicks, and keep what they say of each user here."),
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with this private key.")
+    ] = None,
+    engine: EngineOption = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Have a page at /, for who sits at this machine.")
+    ] = False,
+    contexts: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of llama.cpp, side by side. [default: one a core]"),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Users whose prefixes each context remembers, and rows of ONNX Runtime's batch. "
+            "[default: 4, and 16]",
+        ),
+    ] = None,
+    n_ctx: Annotated[
+        int, typer.Option("--n-ctx", metavar="N", min=1, help="Context of a request in tokens.")
+    ] = 2048,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: one a core]")
+    ] = None,
+    max_requests: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Requests that are open at the same time.")
+    ] = _LIMITS.requests,
+    max_body: Annotated[
+        int, typer.Option(metavar="BYTES", min=1, help="Bytes of a request's body.")
+    ] = _LIMITS.body,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tokens of an answer.")
+    ] = _LIMITS.tokens,
+    max_seconds: Annotated[
+        float, typer.Option(metavar="S", min=1, help="Seconds of a request.")
+    ] = _LIMITS.seconds,
+) -> None:
+    """Answer OpenAI's clients over HTTP, each request with its user's vector.
+
+    A client asks for MODEL, the base; for MODEL@USER, whose vector the store has; or sends a vector along, as
+    "vector" in the body or as X-TinyLora-Vector in the header. Every one is checked at every request.
+
+    \b
+    Examples:
+      tinylora-edge serve out/demo --store users.db --key fleet.key.pub
+      tinylora-edge serve out/demo --store users.db --host 0.0.0.0 --api-keys keys.txt
+      curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+        -d '{"model": "demo@alice", "messages": [{"role": "user", "content": "Hello!"}]}'
+    """
+    try:
+        from ..serve.application import app
+        from ..serve.keys import ApiKeys
+        from ..serve.page.visitor import Visitor
+        from ..serve.process import check_exposure
+        from ..serve.process import serve as run
+    except ModuleNotFoundError as error:
+        raise missing_web(error) from None
+    check_exposure(host, has_keys=api_keys is not None, has_page=page)
+    visitor = Visitor() if page else None
+    with console.working("loading the model"):
+        made = app(
+            bundle,
+            store=store,
+            name=name,
+            keys=keyfiles.verifiers(keys),
+            max_norm=max_norm,
+            state=state,
+            api_keys=None if api_keys is None else ApiKeys.read(api_keys),
+            limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens, seconds=max_seconds),
+            states=feedback,
+            signer=None if sign is None else keyfiles.signer(sign),
+            visitor=visitor,
+            engine=engine and engine.value,
+            contexts=contexts,
+            slots=slots,
+            n_ctx=n_ctx,
+            n_threads=threads,
+        )
+    model = made.state.service.name
+
+    def ready(url: str) -> None:
+        console.say(f"serving {model} at {url}/v1")
+        if visitor is not None:
+            console.say(f"the page is at {visitor.address(url)}")
+
+    run(made, host=host, port=port, ready=ready)

@@ -1,1 +1,0 @@
-"""Parts that several commands share: options, output, keys, and the bytes of vectors."""

@@ -1,0 +1,201 @@
+"""Vector bytes on the command line: where they come from, where they go, and what their header says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from .. import Basis, Bundle, FrameError, MicroVector, load_basis
+from ..formats.gguf import GGUFFile, MalformedGGUFError
+from ..limits import VECTOR_FILE_BYTES
+from ..system import atomic_write, check_path
+from ..wire import days, frame, tags, text
+from . import console
+
+STREAM = "-"
+"""Stands for stdin or stdout."""
+
+_MAX_READ = 1 << 20  # of a text
+
+
+def read(source: str) -> bytes:
+    """Return the bytes of a vector from a file, or from stdin where the source is `-`.
+
+    The file may hold them as text, base64url or hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+        FrameError: it is longer than any vector, or a text that holds none.
+    """
+    if source == STREAM:
+        data = sys.stdin.buffer.read(_MAX_READ + 1)
+    else:
+        check_path(source, FrameError)
+        with open(source, "rb") as file:
+            data = file.read(_MAX_READ + 1)
+    if text.is_text(data):
+        data = text.decode(data)
+    if len(data) > VECTOR_FILE_BYTES:
+        raise FrameError(
+            f"{_name(source)} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 values take 27 to 125: "
+            "this is no vector"
+        )
+    return data
+
+
+def check_target(target: str, *, force: bool) -> None:
+    """Check that a vector may be written there, before any work is done.
+
+    Raises:
+        FileExistsError: something is there, and `force` is not set.
+        CommandError: it is no regular file, or stdout is a terminal.
+        FileNotFoundError: its directory is missing.
+    """
+    if target == STREAM:
+        if sys.stdout.isatty():
+            raise console.CommandError(
+                "the vector is binary and stdout is a terminal: redirect it, or use -o FILE"
+            )
+        return
+    check_path(target, console.CommandError)
+    path = Path(target)
+    if path.exists() or path.is_symlink():
+        if not path.is_file():
+            raise console.CommandError(
+                f"{path} is not a regular file: choose another output, or - for stdout"
+            )
+        if not force:
+            raise FileExistsError(f"{path} exists already: choose another output, or pass --force")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
+
+
+def refuse_report(output: str, as_json: bool) -> None:
+    """Refuse `--json` where stdout carries the vector itself.
+
+    Raises:
+        typer.BadParameter: both were asked for.
+    """
+    if as_json and output == STREAM:
+        raise typer.BadParameter(
+            "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
+        )
+
+
+def write(target: str, data: bytes) -> None:
+    """Write a vector to a file, atomically, or to stdout.
+
+    Raises:
+        CommandError: the file cannot be written; what was there stays.
+    """
+    if target == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with atomic_write(Path(target).resolve()) as file:
+            file.write(data)
+    except OSError as error:  # its filename would be the temporary one
+        raise console.CommandError(f"{target} could not be written: {error.strerror or error}") from error
+
+
+def find_basis(path: Path) -> Basis:
+    """Return the basis of a bundle, of a model with its basis beside it, or of a file of side tensors.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        CorruptBasisError: it is damaged.
+    """
+    if path.is_file() and (path.name.endswith("basis.gguf") or is_basis(path)):
+        return load_basis(path)
+    return Bundle.find(path).basis
+
+
+def is_basis(path: Path) -> bool:
+    """Tell whether a file is one of side tensors, as far as its header can be read."""
+    with suppress(MalformedGGUFError):
+        return GGUFFile(path).value("adapter.type", str, "") == "tinylora"
+    return False
+
+
+def is_runnable(path: Path) -> bool:
+    """Tell whether a path that `find_basis` accepted names a model too, and not a basis alone."""
+    return path.is_dir() or not is_basis(path)
+
+
+def header(data: bytes) -> dict[str, Any]:
+    """Return what the bytes of a vector say without a basis: nothing of it is verified.
+
+    Raises:
+        FrameError: they can be neither a frame nor a raw payload.
+    """
+    length = len(data)
+    if not length:
+        raise FrameError("the vector is empty: expected a frame or a raw payload")
+    if length % 2 == 0:
+        counts = {dtype: frame.counts(length, dtype) for dtype in frame.RAW_DTYPES}
+        return {
+            "form": "raw",
+            "bytes": length,
+            "values_if": {dtype: count[0] for dtype, count in counts.items() if count},
+        }
+    try:
+        version, dtype, kind = frame.form(data)
+    except FrameError as error:
+        raise FrameError(
+            f"the first of {length} bytes is {data[0]:#04x}, which begins no frame ({error}), and a raw "
+            "payload has an even number of bytes"
+        ) from None
+    around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
+    found = frame.counts(length - around, dtype)
+    if not found:
+        raise FrameError(
+            f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take {around}: "
+            f"the rest are no whole {dtype} values; it was cut or padded on its way"
+        )
+    # In int8 a last byte of 0 is a value, or none: the basis knows.
+    unsure = len(found) > 1 and data[length - tags.SIZES[kind] - 1] == 0
+    dated = version == frame.DATED
+    return {
+        "form": "frame",
+        "bytes": length,
+        "version": version,
+        "dtype": dtype,
+        "tag": tags.NAMES[kind],
+        "basis_id": data[1:5].hex(),
+        "sequence": frame.sequence_of(data),
+        **({"until": days.named(int.from_bytes(data[7:9], "little")).isoformat()} if dated else {}),
+        "count": found[-1],
+        **({"count_or": found[0]} if unsure else {}),
+    }
+
+
+def summary(vector: MicroVector) -> str:
+    """Return what a vector is, in a few words: `13 fp32 values, norm 0.31`."""
+    values = console.counted(vector.values.size, f"{vector.dtype} value")
+    return f"{values}, norm {vector.norm:.4g}"
+
+
+def shape(values: int, groups: int, u: int) -> str:
+    """Return how many values a basis takes, and why: `13 values: 13 groups x u 1`."""
+    return f"{console.counted(values, 'value')}: {console.counted(groups, 'group')} x u {u}"
+
+
+def sizes(size: int) -> dict[str, dict[str, int]]:
+    """Return what a vector of `size` values costs on the wire: dtype -> form -> bytes."""
+    return {
+        dtype: {
+            **({"raw": frame.payload_bytes(size, dtype)} if dtype in frame.RAW_DTYPES else {}),
+            **{name.lower(): frame.frame_bytes(size, dtype, kind) for kind, name in tags.NAMES.items()},
+        }
+        for dtype in ("fp32", "bf16", "int8")
+    }
+
+
+def _name(source: str) -> str:
+    return "stdin" if source == STREAM else os.fspath(source)

@@ -1,0 +1,154 @@
+"""`learn` and `distill`: a bundle whose numbers were learned, and a prompt as one of its vectors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import pytest
+from invocation import Cli, contents
+
+from tinylora_edge import MicroVector, load_basis
+from tinylora_edge.exporters import ExportSettings, export_gguf
+
+BEHAVIOURS = [
+    {"name": "pirate", "system": "Talk like a pirate."},
+    {"name": "french", "system": "Answer in French.", "family": "language"},
+]
+THINGS = ("river", "guitar", "garden", "clock", "harbor", "candle", "bridge", "spoon")
+QUICK = ("--only", "--n", 2, "--questions", 2)
+
+
+@pytest.fixture(scope="module")
+def behaviours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("behaviours") / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in BEHAVIOURS))
+    return path
+
+
+def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
+    cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path
+) -> None:
+    out, frame, others = tmp_path / "learned", tmp_path / "pirate.bin", tmp_path / "learned.learn"
+    others.mkdir()
+    (others / ".DS_Store").write_bytes(b"x")  # as a file browser leaves it
+    record = cli("learn", smollm2_bundle, "-o", out, "--behaviours", behaviours, *QUICK, "--json").record()
+    basis = load_basis(out / "basis.gguf")
+    assert record["digest"] == basis.digest
+    assert (basis.projection, basis.size, record["values"]) == ("explicit", 2, 2)
+    assert [each["name"] for each in record["behaviours"]] == ["pirate", "french"]
+    assert contents(out).keys() == {"base.gguf", "basis.gguf", "manifest.json"}
+    assert json.loads((out / "manifest.json").read_text())["basis"]["learned"]["behaviours"] == 2
+    assert contents(others) == {".DS_Store": b"x"}, "what was kept for going on is gone"
+
+    distill = ("distill", out, "--system", BEHAVIOURS[0]["system"], "-n", 4, "--steps", 2, "--no-drift")
+    told = cli(*distill, "-o", frame, "--dtype", "bf16", "--json").record()
+    assert told["bytes"] == frame.stat().st_size == 7 + 2 * 2 + 4
+    assert told["share"] == pytest.approx(1 - told["after"] / told["before"])
+    assert len(told["answers"]) == 2
+    cli("inspect", frame, out).done()
+
+    # The same by forward passes alone, on the user's own questions. Two values make it short.
+    questions, second = tmp_path / "questions.txt", tmp_path / "second.bin"
+    questions.write_text("".join(f"What is a {thing}?\n" for thing in THINGS))
+    device = ("distill", out, "--system", BEHAVIOURS[0]["system"], "--questions", questions, "--on-device")
+    device += ("--no-drift",)
+    made = cli(*device, "--budget", "4ktokens", "-o", second, "--json").record()
+    assert made.keys() == told.keys() | {"questions", "steps", "tokens"}
+    assert made["bytes"] == second.stat().st_size
+    assert made["share"] == pytest.approx(1 - made["after"] / made["before"])
+    assert made["tokens"] <= 4000
+    assert made["share"] > 0.1, "a direction of the pirate's was learned; without it noise is .02"
+    cli("inspect", second, out).done()
+    cli(*device, "--budget", "4ktokens", "-o", second).refused("exists already")
+    cli(*device, "--budget", "200tokens", "-o", frame.with_name("third.bin")).refused("one step takes about")
+
+
+def test_a_distilled_vector_goes_to_stdout_alone(cli: Cli, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
+    model, questions = models.tiny_model("llama"), tmp_path / "questions.txt"
+    gguf = models.write_gguf(model, tmp_path / "tiny.gguf", metadata={"tokenizer.chat_template": template})
+    bundle = export_gguf(gguf, tmp_path / "bundle", settings=ExportSettings()).output
+    questions.write_text("".join(f"{thing}?\n" for thing in THINGS))
+    told = ("distill", bundle, "--system", "Arr!", "--on-device", "--threads", 1)
+    done = cli(*told, "--questions", questions, "--budget", "5ktokens", "-o", "-")
+    assert done.code == 0, done.stderr
+    assert MicroVector.from_bytes(done.stdout_bytes, load_basis(bundle / "basis.gguf"))
+    assert "it does not replace this prompt" in done.stderr
+
+
+def test_a_named_axis_is_learned_and_set(
+    cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path
+) -> None:
+    out, sides, frame = tmp_path / "named", tmp_path / "accent.jsonl", tmp_path / "v.bin"
+    rows = [{"side": "+", "system": "Talk like a pirate, arr!"}, {"side": "-", "system": "Answer in German."}]
+    sides.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quick = ("--behaviours", behaviours, *QUICK, "--axis", f"accent={sides}")
+    record = cli("learn", smollm2_bundle, "-o", out, *quick, "--json").record()
+    assert [each["name"] for each in record["axes"]] == ["accent"]
+    assert record["axes"][0]["length"] > 0
+    assert not list(tmp_path.glob("*.learn")), "what was kept for going on is gone, and its folder"
+    basis = load_basis(out / "basis.gguf")
+    assert basis.axes == ("accent", "learned-1")
+    cli("vector", "new", out, "-o", frame, "--axis", "accent=0.5").done()
+    assert MicroVector.from_bytes(frame.read_bytes(), basis).values.tolist() == [[0.5, 0]]
+
+
+def test_axes_that_cannot_be_asked(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
+    sides = tmp_path / "sides.jsonl"
+    sides.write_text('{"side": "+", "system": "Be long."}\n')
+    learn = ("learn", smollm2_bundle, "-o", tmp_path / "out", "--axis")
+    for item in ("", "=x.jsonl", "name="):
+        cli(*learn, item).misused("--axis")
+    cli(*learn, f"a={sides}").refused('no behaviour has the side "-"')
+    cli(*learn, "nonesuch").refused("no axis 'nonesuch' is shipped")
+    sides.write_text('{"side": "+", "system": "Be long."}\n{"side": "-", "system": "Be short."}\n')
+    cli(*learn, f"a={sides}", "--axis", f"a={sides}").misused("given twice")
+    cli(*learn, f"a={sides}", "--form", "tiled").refused("choose the form 'dense'")
+    assert contents(tmp_path).keys() == {"sides.jsonl"}
+
+
+def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cli("learn", smollm2_bundle, "-o", out, "--only").misused("--only")
+    cli("learn", smollm2_bundle, "-o", smollm2_bundle).refused("exists already")
+    few = ("learn", smollm2_bundle, "-o", out, "--behaviours", behaviours, "--only")
+    cli(*few).refused("2 behaviours cannot teach 13 directions")
+    cli("learn", smollm2_bundle, "-o", out, "--device", "toaster").refused("device 'toaster'", "such as cpu")
+    cli("distill", smollm2_bundle, "-o", out).misused("--system")
+    told = ("distill", smollm2_bundle, "-o", out, "--system", "Be brief.")
+    cli(*told, "--budget", "5m").misused("--budget", "--on-device")
+    cli(*told, "--on-device", "--steps", 3).misused("--steps", "--budget")
+    cli(*told, "--on-device", "--budget", "soon").refused("the budget 'soon' is not valid")
+    questions = tmp_path / "questions.txt"
+    questions.write_text("What is a river?\n\nWhat is a river?\n")
+    asked = ("distill", smollm2_bundle, "-o", out, "--system", "Be brief.", "--questions", questions)
+    cli(*asked).refused("1 questions, and at least 3")
+    cli(*asked, "--on-device").refused("1 different questions, expected at least 6")
+    same = "What is a\u2028river,\x85and a lake?"
+    questions.write_bytes(f"\ufeff{same}\r\n\r\n {same}\n".encode())
+    cli(*asked).refused("1 questions, and at least 3")
+    questions.write_bytes("Wie heißt der Fluss?\n".encode("latin-1"))
+    cli(*asked).refused(f"{questions}: not UTF-8 text (byte 8): save it as UTF-8")
+    cli("distill", smollm2_bundle, "-o", "-", "--system", "Be brief.", "--json").misused(
+        "--json", "stdout carries the vector"
+    )
+    assert contents(tmp_path).keys() == {"questions.txt"}
+
+
+def test_on_a_device_there_is_no_torch(smollm2_bundle: Path, tmp_path: Path) -> None:
+    """Refused for its budget, that is after everything was imported and before anything takes time."""
+    arguments = ["distill", str(smollm2_bundle), "-o", str(tmp_path / "v.bin"), "--system", "Be brief."]
+    arguments += ["--on-device", "--budget", "200tokens"]
+    code = (
+        f"import sys; sys.argv[1:] = {arguments!r}\n"
+        "from tinylora_edge.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules, 'llama_cpp' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "one step takes about" in done.stderr
+    assert done.stdout.split() == ["1", "False", "True"]

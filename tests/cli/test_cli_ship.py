@@ -1,0 +1,182 @@
+"""The whole way on the command line: keygen, pack, publish, a web server, fetch."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+import servers
+import support
+from invocation import Cli, contents
+
+from tinylora_edge import save_basis
+
+NO_MATTER = ("--fresh", "ignore")
+"""For tests that are not about whether a vector is the newest."""
+
+
+@pytest.fixture
+def ready(cli: Cli, tmp_path: Path) -> Path:
+    """A folder with a basis, a key pair, signed frames 1 to 3, and a root for the server."""
+    save_basis(support.random_basis(blocks=5, groups=13), tmp_path / "b.basis.gguf")
+    cli("keygen", tmp_path / "key").done()
+    for number in (1, 2, 3):
+        new = cli("vector", "new", tmp_path / "b.basis.gguf", "-o", "-", "--random", 0.3, "--seed", number)
+        pack = ("pack", "-", tmp_path / "b.basis.gguf", "-o", tmp_path / f"{number}.bin")
+        cli(*pack, "--key", tmp_path / "key", "--sequence", number, stdin=new.stdout_bytes).done()
+    (tmp_path / "root").mkdir()
+    return tmp_path
+
+
+def test_from_one_machine_to_another(cli: Cli, ready: Path) -> None:
+    basis, out, state = ready / "b.basis.gguf", ready / "device" / "v.bin", ready / "device" / "state"
+    out.parent.mkdir()
+    publish = ("publish", "--to", ready / "root", "--key", ready / "key")
+    record = cli(*publish, ready / "1.bin", basis, "--json").record()
+    assert (record["sequence"], record["changed"], record["tag"]) == (1, True, "Ed25519")
+    with servers.static(ready / "root") as (url, seen):
+        fetch = ("fetch", url, basis, "-o", out, "--key", f"{ready / 'key'}.pub", "--state", state, "--json")
+        first = cli(*fetch).record()
+        assert (first["changed"], first["not_modified"], first["sequence"]) == (True, False, 1)
+        assert out.read_bytes() == (ready / "1.bin").read_bytes()
+        again = cli(*fetch).record()
+        assert (again["changed"], again["not_modified"], again["stale"]) == (False, True, "")
+        assert seen[-1][1] is not None
+        cli(*publish, ready / "3.bin", basis).done()
+        assert cli(*fetch).record()["sequence"] == 3
+        assert out.read_bytes() == (ready / "3.bin").read_bytes()
+
+        # An attacker who holds the server puts the old frame back, and then something of his own.
+        latest = ready / "root" / record["latest"]
+        before = contents(out.parent)
+        latest.write_bytes((ready / "2.bin").read_bytes())
+        cli(*fetch).refused("sequence 2, but 3 was already accepted")
+        cli("keygen", ready / "evil").done()
+        forged = ("pack", ready / "root" / record["path"], basis, "-o", "-")
+        cli(*forged, "--key", ready / "evil").refused("does not verify")
+        plain = cli("vector", "new", basis, "-o", "-", "--zeros", "--sequence", 9).stdout_bytes
+        latest.write_bytes(plain)
+        cli(*fetch).refused("requires a signature, but this is a CRC-32 frame")
+        latest.write_bytes(plain * 100)
+        cli(*fetch).refused("more than 125 bytes")
+        latest.write_bytes(b"")
+        cli(*fetch, "--attempts", 1).refused("empty")
+        assert contents(out.parent) == before
+
+
+def test_an_etag_counts_only_for_the_file_that_it_came_with(cli: Cli, ready: Path) -> None:
+    basis, out = ready / "b.basis.gguf", ready / "v.bin"
+    cli("publish", ready / "1.bin", basis, "--to", ready / "root").done()
+    key = ("--key", f"{ready / 'key'}.pub", "--fresh", "ignore", "--json")
+    with servers.static(ready / "root") as (url, seen):
+        fetch = ("fetch", url, basis, "-o", out, *key)
+        cli(*fetch).done()
+        for spoil in (
+            lambda: out.unlink(),
+            lambda: out.write_bytes((ready / "2.bin").read_bytes()),
+            lambda: (ready / "v.bin.fetched").write_text("{"),
+            lambda: (ready / "v.bin.fetched").write_text("[]"),
+            lambda: (ready / "v.bin.fetched").unlink(),
+        ):
+            spoil()
+            record = cli(*fetch).record()
+            assert seen[-1][1] is None
+            assert record["not_modified"] is False
+            assert out.read_bytes() == (ready / "1.bin").read_bytes()
+        kept = json.loads((ready / "v.bin.fetched").read_text())
+        assert set(kept) == {"url", "basis", "stream", "sha256", "etag"}
+
+
+def test_a_state_that_cannot_be_written_leaves_the_file_as_it_was(cli: Cli, ready: Path) -> None:
+    """The frame of 123 bytes fits on the disk, and the state of twice as many does not."""
+    basis, device = ready / "b.basis.gguf", ready / "device"
+    device.mkdir()
+    out, state = device / "v.bin", device / "state"
+    publish = ("publish", "--to", ready / "root")
+    cli(*publish, ready / "1.bin", basis).done()
+    with servers.static(ready / "root") as (url, _):
+        fetch = (
+            "fetch",
+            url,
+            basis,
+            "-o",
+            out,
+            "--key",
+            f"{ready / 'key'}.pub",
+            "--state",
+            state,
+            *NO_MATTER,
+        )
+        cli(*fetch).done()
+        before = contents(device)
+        cli(*publish, ready / "2.bin", basis).done()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
+        try:
+            cli(*fetch).refused("state could not be written: File too large", f"{out} stays as it was")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert contents(device) == before
+        cli(*fetch).done()
+    assert out.read_bytes() == (ready / "2.bin").read_bytes()
+
+
+def test_a_kill_between_state_and_file_is_mended_by_the_next_fetch(cli: Cli, ready: Path) -> None:
+    """The state says 2, the file is still 1: it is refused, and then fetched again."""
+    basis, out, state = ready / "b.basis.gguf", ready / "v.bin", ready / "state"
+    trusted = ("--key", f"{ready / 'key'}.pub", "--state", state)
+    cli("publish", ready / "1.bin", basis, "--to", ready / "root").done()
+    with servers.static(ready / "root") as (url, _):
+        cli("fetch", url, basis, "-o", out, *trusted, *NO_MATTER).done()
+        cli("publish", ready / "2.bin", basis, "--to", ready / "root").done()
+        cli("inspect", ready / "2.bin", basis, *trusted, "--record").done()
+        cli("inspect", out, basis, *trusted).refused("sequence 1, but 2")
+        cli("fetch", url, basis, "-o", out, *trusted, *NO_MATTER).done()
+    assert out.read_bytes() == (ready / "2.bin").read_bytes()
+
+
+def test_two_vectors_with_one_sequence(cli: Cli, ready: Path) -> None:
+    """Whoever holds the server could choose between them: the device keeps the one that it has."""
+    basis, out = ready / "b.basis.gguf", ready / "v.bin"
+    pack = ("pack", ready / "2.bin", basis, "--key", ready / "key", "--sequence", 1)
+    cli(*pack, "-o", ready / "other.bin").done()
+    path = (
+        ready
+        / "root"
+        / cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--json").record()["latest"]
+    )
+    with servers.static(ready / "root") as (url, _):
+        trusted = ("--key", f"{ready / 'key'}.pub", "--state", ready / "state")
+        fetch = ("fetch", url, basis, "-o", out, *trusted, *NO_MATTER)
+        cli(*fetch).done()
+        path.write_bytes((ready / "other.bin").read_bytes())
+        cli(*fetch).refused("another vector with this sequence")
+    assert out.read_bytes() == (ready / "1.bin").read_bytes()
+
+
+def test_a_checksum_is_published_with_a_warning(cli: Cli, ready: Path) -> None:
+    basis = ready / "b.basis.gguf"
+    data = cli("vector", "new", basis, "-o", "-", "--zeros").stdout_bytes
+    result = cli("publish", "-", basis, "--to", ready / "root", stdin=data)
+    assert result.code == 0
+    assert "proves nothing about the sender" in result.stderr
+    with servers.static(ready / "root") as (url, _):
+        cli("fetch", url, basis, "-o", ready / "v.bin").done()
+        cli("fetch", url, basis, "-o", ready / "w.bin", "--mac", "ab" * 32).refused("requires a mac")
+        cli("fetch", url, basis, "-o", ready / "w.bin", "--key", f"{ready / 'key'}.pub").refused(
+            "requires a signature"
+        )
+    assert not (ready / "w.bin").exists()
+
+
+def test_what_is_refused_before_anything_is_asked(cli: Cli, ready: Path) -> None:
+    basis = ready / "b.basis.gguf"
+    cli("fetch", "http://127.0.0.1:1", basis, "-o", ready / "no" / "v.bin").refused("not a directory")
+    cli("fetch", "file:///etc", basis, "-o", ready / "v.bin").refused("no http or https address")
+    cli("publish", ready / "1.bin", basis, "--to", "https://example.org/").refused("where devices fetch from")
+    cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--stream", "../up").refused(
+        "safe in a path"
+    )
+    assert contents(ready / "root") == {}

@@ -1,0 +1,147 @@
+"""`tune` on a tiny model: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from invocation import Cli, on_a_terminal
+
+from tinylora_edge import MicroVector, load_basis
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    path = tmp_path_factory.mktemp("task") / "task.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"prompt {i}"}) + "\n" for i in range(60)))
+    return ["--task", str(path), "--reward", "regex('[a-z]')"]
+
+
+OPTIONS = ["--threads", "1", "--sequences", "8"]
+
+
+def test_tune_writes_a_frame_and_its_story(
+    cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "v.bin"
+    ran = cli(
+        "tune", tiny_bundle, *task, "--budget", "20ktokens", "--dtype", "bf16", "--sequence", "3",
+        "-o", out, "--json", *OPTIONS,
+    )  # fmt: skip
+    assert ran.code == 0, ran.stderr
+    record = json.loads(ran.stdout)
+    basis = load_basis(tiny_bundle / "basis.gguf")
+    vector = MicroVector.from_bytes(out.read_bytes(), basis)
+    assert (vector.dtype, vector.sequence) == ("bf16", 3)
+    assert vector.values.reshape(-1).tolist() == record["values"]
+    manifest = json.loads((tmp_path / "v.bin.json").read_text())
+    assert manifest["basis"] == basis.digest
+    assert manifest["held_out"] == record["held_out"]
+    assert manifest["drift"] == record["drift"]
+    assert record["drift"]["prompts"] == 32
+    assert manifest["result"]["steps"] == len([row for row in manifest["curve"] if "reward" in row]) > 0
+    assert ("warning: " in ran.stderr) == (not record["result"]["improved"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.bin", "v.bin.json"]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_terminal_shows_how_far_it_is(
+    environment: dict[str, str], tiny_bundle: Path, task: list[str], tmp_path: Path, columns: int
+) -> None:
+    options = (*OPTIONS, "--budget", "16ktokens", "--prompts", "2", "--max-tokens", "3", "--no-drift")
+    shown = on_a_terminal(
+        environment, columns, "tune", tiny_bundle, *task, "-o", tmp_path / "v.bin", *options
+    )
+    text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).split())
+    assert "nan" not in text
+    assert "…" not in text
+    assert "held back 0." in text or "held back 1." in text
+    for stage in ("loading the model", "scoring the start", "measuring on held-out prompts"):
+        assert stage.split()[0] in text
+    evaluated = on_a_terminal(environment, columns, "eval", tiny_bundle, *task, "-n", "4", "--show", "0")
+    plain = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", evaluated).split())
+    assert "the base answers" in plain
+    assert "4/4" in plain
+
+
+def test_what_a_step_takes_can_be_made_less(
+    cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "v.bin"
+    small = ("--prompts", 2, "--max-tokens", 3, "--no-drift", "--anchor", 0.2)
+    cli("tune", tiny_bundle, *task, "--budget", "16ktokens", "-o", out, "--json", *small, *OPTIONS)
+    manifest = json.loads((tmp_path / "v.bin.json").read_text())
+    assert manifest["settings"]["prompts"] == 2
+    assert manifest["settings"]["anchor"] == 0.2
+    assert "drift" not in manifest
+
+
+def test_a_signed_start_is_checked_under_its_key(
+    cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
+) -> None:
+    key, signed, mac = tmp_path / "fleet", tmp_path / "signed.bin", tmp_path / "mac.bin"
+    cli("keygen", key).done()
+    new = cli("vector", "new", tiny_bundle, "-o", "-", "--random", 0.1).stdout_bytes
+    pack = ("pack", "-", tiny_bundle)
+    cli(*pack, "-o", signed, "--key", key, stdin=new).done()
+    cli(*pack, "-o", mac, "--mac", "5e" * 16, stdin=new).done()
+    command = ["tune", tiny_bundle, *task, "-o", tmp_path / "v.bin", "--budget", "9tokens", *OPTIONS]
+    cli(*command, "--start", signed).refused("no Ed25519 key", "; on the command line: --key FILE")
+    cli(*command, "--start", mac).refused("no HMAC key", "; on the command line: --mac KEY")
+    cli(*command, "--start", signed, "--key", f"{key}.pub").refused("too small")  # so it was accepted
+    cli(*command, "--start", mac, "--mac", "5e" * 16).refused("too small")
+    assert not (tmp_path / "v.bin").exists()
+
+
+def test_an_interrupted_run_goes_on(
+    start: Callable[..., subprocess.Popen[bytes]],
+    cli: Cli,
+    tiny_bundle: Path,
+    task: list[str],
+    tmp_path: Path,
+) -> None:
+    out, state = tmp_path / "v.bin", tmp_path / "v.bin.state"
+    command = ["tune", tiny_bundle, *task, "-o", out, "--no-evaluate", *OPTIONS]
+    child = start(*command, "--budget", "1h")
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    stdout, stderr = child.communicate(timeout=120)
+    assert (child.returncode, stdout) == (130, b"")
+    assert b"--resume" in stderr
+    assert not out.exists()
+    cli(*command).refused("v.bin.state", "--resume")
+    steps = json.loads(state.read_text())["state"]["search"]["step"]
+    spent = json.loads(state.read_text())["state"]["tokens"]
+    done = cli(*command, "--resume", "--json", "--budget", f"{spent + 12_000}tokens")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["result"]["steps"] > steps
+    assert not state.exists()
+
+
+def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path) -> None:
+    command = ["tune", tiny_bundle, *task, "-o", tmp_path / "v.bin", *OPTIONS]
+    cli(*command, "--budget", "soon").refused("soon", "5m")
+    cli(*command, "--budget", "9tokens").refused(
+        "9 tokens", "too small", "one step takes", "on the command line: --budget AMOUNT, --prompts N, "
+        "--max-tokens N",
+    )  # fmt: skip
+    cli(*command, "--key", tmp_path / "fleet.pub").misused("--start")
+    cli(*command, "--resume").refused("no state", "v.bin.state")
+    cli("tune", tiny_bundle, "--task", "lst-lookup", "-o", tmp_path / "v.bin").refused("lst-lookup")
+    for run in ("tune", "train"):
+        cli(run, tiny_bundle, "--task", "brevity", "-o", "-").misused("a run writes files beside its frame")
+    cli("tune", tiny_bundle, *task, "-o", tmp_path / "none" / "v.bin").refused("none")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "v.bin").write_bytes(b"mine")
+    cli(*command).refused("v.bin", "exists")
+    assert (tmp_path / "v.bin").read_bytes() == b"mine"
