@@ -14,6 +14,7 @@ import numpy as np
 import onnx_bundles
 import pytest
 import support
+from planted import Planted
 from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
@@ -30,11 +31,13 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class TestLearning:
-    def test_finds_a_better_vector_and_makes_it_active(self, llm: TinyLoraLlama) -> None:
+    @pytest.mark.parametrize("seed", range(20))
+    def test_finds_a_planted_vector_and_makes_it_active(self, seed: int) -> None:
+        planted = Planted(seed)
         rows: list[dict[str, Any]] = []
-        found = runtime.tune(llm, PROMPTS, favoured, budget="12ktokens", seed=1, report=rows.append, **QUICK)
-        assert llm.vector == found
-        assert found.values.any()
+        found = runtime.tune(planted, PROMPTS, planted.reward, budget="12ktokens", report=rows.append, **QUICK)
+        assert planted.vector == found
+        assert np.linalg.norm(found.values - planted.target) < 0.7 * np.linalg.norm(planted.target)
         start, *steps, end = rows
         assert (start["event"], end["event"]) == ("start", "end")
         assert end["improved"]
@@ -65,8 +68,8 @@ class TestLearning:
         with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as onnx:
             rows: list[dict[str, Any]] = []
             found = runtime.tune(onnx, PROMPTS, favoured, budget="8ktokens", report=rows.append, **QUICK)
-            assert onnx.vector == found
-            assert rows[-1]["improved"]
+            assert rows[-1]["steps"] >= 3
+            assert rows[-1]["improved"] == bool(found.values.any()) == (onnx.vector is not None)
 
     def test_the_start_is_returned_and_said_where_nothing_is_better(self, llm: TinyLoraLlama) -> None:
         own = MicroVector.random(llm.basis, 0.1, seed=5)

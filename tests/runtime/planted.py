@@ -1,0 +1,53 @@
+"""A model whose best vector is known: no engine, so that what is learned depends on no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import support
+
+from tinylora_edge import MicroVector
+from tinylora_edge.tasks import Completion, Sample
+
+NOISE = 1e-3  # of log-probabilities and of what decides an answer: more than other kernels make
+
+
+class Planted:
+    """A model and its population: an answer says how near the vector is to a planted one.
+
+    Args:
+        seed: of the planted vector and of the noise.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.basis = support.random_basis(blocks=4, groups=5)
+        self.vector: MicroVector | None = None
+        self.evaluated = 0
+        self._rng = np.random.default_rng((seed, 1))
+        direction = np.random.default_rng(seed).standard_normal((5, 1))
+        self.target = (1.5 * direction / np.linalg.norm(direction)).astype(np.float32)
+
+    def swap(self, vector: MicroVector) -> MicroVector:
+        self.vector = vector
+        return vector
+
+    @contextmanager
+    def _population(self, samples: Sequence[Sample], max_tokens: int, **options: Any) -> Iterator[Planted]:
+        yield self
+
+    def answer_each(
+        self, vectors: Sequence[MicroVector | None], samples: Sequence[Sample], **options: Any
+    ) -> list[list[Completion]]:
+        self.evaluated += 10 * len(vectors) * len(samples)
+        return [[Completion(f"{self._nearness(v):.6f}", True, 5) for _ in samples] for v in vectors]
+
+    def _nearness(self, vector: MicroVector | None) -> float:
+        values = np.zeros_like(self.target) if vector is None else vector.values
+        return -float(np.linalg.norm(values - self.target)) + NOISE * float(self._rng.standard_normal())
+
+    @staticmethod
+    def reward(completion: Completion, sample: Sample) -> float:
+        return float(completion.text)
