@@ -35,7 +35,9 @@ class TestLearning:
     def test_finds_a_planted_vector_and_makes_it_active(self, seed: int) -> None:
         planted = Planted(seed)
         rows: list[dict[str, Any]] = []
-        found = runtime.tune(planted, PROMPTS, planted.reward, budget="12ktokens", report=rows.append, **QUICK)
+        found = runtime.tune(
+            planted, PROMPTS, planted.reward, budget="12ktokens", report=rows.append, **QUICK
+        )
         assert planted.vector == found
         assert np.linalg.norm(found.values - planted.target) < 0.7 * np.linalg.norm(planted.target)
         start, *steps, end = rows
