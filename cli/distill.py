@@ -169,8 +169,8 @@ def _on_host(
     weights: Path | None,
     threads: int | None,
 ) -> tuple[MicroVector, Replacement, dict[str, Any]]:
-    from ..train.learned.distillation import DistillSettings
-    from ..train.learned.distillation import distill as distill_prompt
+    from ..train.distill import DistillSettings
+    from ..train.distill import distill as distill_prompt
 
     settings = DistillSettings(**options)
     asked = console.counted(len(sides[0]), "question")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from . import console
 from .options import JsonOption
 
 if TYPE_CHECKING:
-    from ..tasks.behaviours import Behaviour, Contrast
+    from ..tasks.behaviours import Behaviour
 
 
 def learn(
@@ -31,18 +31,7 @@ def learn(
     only: Annotated[
         bool, typer.Option("--only", help="Learn from FILE.jsonl alone, not from the shipped ones.")
     ] = False,
-    axes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--axis",
-            metavar="NAME[=FILE]",
-            help="A named axis, of the contrast in FILE.jsonl or a shipped one. May be given several times.",
-        ),
-    ] = None,
     directions: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Numbers of a vector.")] = 13,
-    form: Annotated[
-        str, typer.Option(metavar="FORM", help="dense, or tiled: one direction a tile, a swap is N scales.")
-    ] = "dense",
     questions: Annotated[int, typer.Option(metavar="N", min=1, help="Questions to each behaviour.")] = 8,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of questions and answers.")] = 0,
     weights: Annotated[
@@ -61,34 +50,32 @@ def learn(
     """Learn which directions of R are worth a number, and write a bundle with them.
 
     Done once per model, on a host, with PyTorch. The factors and the base stay; vectors of BUNDLE do not fit
-    BUNDLE2. What is done lies in BUNDLE2.learn, and an interrupted run goes on from there. Named axes are the
-    first values: `vector new --axis NAME=X` sets them.
+    BUNDLE2. What is done lies in BUNDLE2.learn, and an interrupted run goes on from there.
 
     \b
     Examples:
       tinylora-edge learn smollm2 -o smollm2-learned
-      tinylora-edge learn smollm2 -o smollm2-named --axis length --axis tone=tone.jsonl
+      tinylora-edge learn smollm2 -o smollm2-mine --behaviours mine.jsonl
     """
     from ..exporters import refuse_existing
     from ..exporters.bundle_writer import write_bundle
     from ..formats.bundle import Bundle
-    from ..train.learned import LearnSettings
-    from ..train.learned import learn as learn_basis
+    from ..train.learn import LearnSettings
+    from ..train.learn import learn as learn_basis
 
     if only and behaviours is None:
         raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
     refuse_existing(output)
     found = Bundle.find(bundle)
-    chosen, contrasts = _behaviours(behaviours, only), _contrasts(axes or [])
+    chosen = _behaviours(behaviours, only)
     folder = output.with_name(f"{output.name}.learn")
-    settings = LearnSettings(directions=directions, form=form, questions=questions, seed=seed)
+    settings = LearnSettings(directions=directions, questions=questions, seed=seed)
     began = time.monotonic()
-    with _progress(len(chosen) + sum(len(each.behaviours) for each in contrasts)) as report:
+    with _progress(len(chosen)) as report:
         learned = learn_basis(
             bundle,
             folder,
             behaviours=chosen,
-            axes=contrasts,
             settings=settings,
             weights=weights,
             workers=workers,
@@ -98,11 +85,10 @@ def learn(
     facts = {
         "behaviours": len(learned.behaviours),
         "energy": float(learned.energy.sum()),
-        "form": form,
         "seconds": round(learned.seconds, 1),
     }
     basis, placed = write_bundle(output, learned.basis, {"basis": {"learned": facts}}, base=found.base)
-    for path in (*folder.glob("*.npz"), *folder.glob("*.answers")):
+    for path in folder.glob("*.npz"):
         path.unlink()
     with suppress(OSError):  # it holds something of others
         folder.rmdir()
@@ -118,7 +104,6 @@ def learn(
                     {"name": name, "divergence": divergence, "held": held}
                     for name, divergence, held in learned.behaviours
                 ],
-                "axes": [vars(axis) for axis in learned.axes],
             }
         )
         return
@@ -132,8 +117,6 @@ def learn(
         ("prompts", f"move the model by {mean:.2f} nats a token, mean"),
         ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
     ]
-    for axis in learned.axes:
-        facts_shown.append((f"axis {axis.name}", f"its sides are {axis.length:.2f} apart"))
     console.facts(facts_shown)
     console.next_command("train", output, "--task", "list-lookup", "-o", "vector.bin")
 
@@ -146,26 +129,9 @@ def _behaviours(path: Path | None, only: bool) -> list[Behaviour]:
     return [*shipped, *own]
 
 
-def _contrasts(axes: Sequence[str]) -> list[Contrast]:
-    """Return the contrast of each `NAME=FILE`, or of a shipped NAME."""
-    from ..tasks.behaviours import load_contrast
-
-    found: list[Contrast] = []
-    for item in axes:
-        name, equals, path = (part.strip() for part in item.partition("="))
-        if not name or (equals and not path):
-            raise typer.BadParameter(
-                f"{item!r} is not NAME=FILE.jsonl or a shipped NAME", param_hint="--axis"
-            )
-        if any(each.name == name for each in found):
-            raise typer.BadParameter(f"{name!r} is given twice: name each axis once", param_hint="--axis")
-        found.append(load_contrast(name, path or None))
-    return found
-
-
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show on a terminal which behaviour has its answers, and then how far it moves the model."""
+    """Show on a terminal how far each behaviour moves the model."""
     columns = (
         SpinnerColumn(),
         console.words("behaviour {task.completed}/{task.total}"),
@@ -177,9 +143,7 @@ def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         task = bar.add_task("", total=count, figures="asking the model")
 
         def show(figures: dict[str, Any]) -> None:
-            asked = figures["event"] == "answers"
-            said = "answers" if asked else f"{figures['before']:.2f} nats a token"
-            text = f"{figures['name']}: {said}"
+            text = f"{figures['name']}: {figures['before']:.2f} nats a token"
             bar.update(task, completed=figures["done"], figures=text)
 
         yield show

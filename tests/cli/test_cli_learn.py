@@ -80,37 +80,6 @@ def test_a_distilled_vector_goes_to_stdout_alone(cli: Cli, tmp_path: Path) -> No
     assert "it does not replace this prompt" in done.stderr
 
 
-def test_a_named_axis_is_learned_and_set(
-    cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path
-) -> None:
-    out, sides, frame = tmp_path / "named", tmp_path / "accent.jsonl", tmp_path / "v.bin"
-    rows = [{"side": "+", "system": "Talk like a pirate, arr!"}, {"side": "-", "system": "Answer in German."}]
-    sides.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    quick = ("--behaviours", behaviours, *QUICK, "--axis", f"accent={sides}")
-    record = cli("learn", smollm2_bundle, "-o", out, *quick, "--json").record()
-    assert [each["name"] for each in record["axes"]] == ["accent"]
-    assert record["axes"][0]["length"] > 0
-    assert not list(tmp_path.glob("*.learn")), "what was kept for going on is gone, and its folder"
-    basis = load_basis(out / "basis.gguf")
-    assert basis.axes == ("accent", "learned-1")
-    cli("vector", "new", out, "-o", frame, "--axis", "accent=0.5").done()
-    assert MicroVector.from_bytes(frame.read_bytes(), basis).values.tolist() == [[0.5, 0]]
-
-
-def test_axes_that_cannot_be_asked(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
-    sides = tmp_path / "sides.jsonl"
-    sides.write_text('{"side": "+", "system": "Be long."}\n')
-    learn = ("learn", smollm2_bundle, "-o", tmp_path / "out", "--axis")
-    for item in ("", "=x.jsonl", "name="):
-        cli(*learn, item).misused("--axis")
-    cli(*learn, f"a={sides}").refused('no behaviour has the side "-"')
-    cli(*learn, "nonesuch").refused("no axis 'nonesuch' is shipped")
-    sides.write_text('{"side": "+", "system": "Be long."}\n{"side": "-", "system": "Be short."}\n')
-    cli(*learn, f"a={sides}", "--axis", f"a={sides}").misused("given twice")
-    cli(*learn, f"a={sides}", "--form", "tiled").refused("choose the form 'dense'")
-    assert contents(tmp_path).keys() == {"sides.jsonl"}
-
-
 def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cli("learn", smollm2_bundle, "-o", out, "--only").misused("--only")

@@ -23,7 +23,6 @@ from tinylora_edge.cli.demo.command import NEEDS, REPLAY_NEEDS
 from tinylora_edge.cli.demo.replay.shipment import FOLDER as REPLAY
 from tinylora_edge.exporters.learned import shipped
 from tinylora_edge.serve.page.files import read_files
-from tinylora_edge.tasks.behaviours import shipped_axes
 from tinylora_edge.tasks.candidates import shipped_candidates
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +159,6 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         "tinylora_edge/tasks/behaviours/behaviours.jsonl",
         "tinylora_edge/tasks/behaviours/questions.jsonl",
         "tinylora_edge/tasks/general/prompts.jsonl",
-        *(f"tinylora_edge/tasks/behaviours/axes/{name}.jsonl" for name in shipped_axes()),
         *(f"tinylora_edge/tasks/candidates/{name}.jsonl" for name in shipped_candidates()),
     }
 

@@ -5,23 +5,16 @@ system prompt or worked examples (`Behaviour.messages`), the student sees it alo
 files are shipped, both written for this project: `behaviours.jsonl`, and `questions.jsonl` for the behaviours
 that bring no questions of their own. Both have a side to learn from and one to measure on. A family of
 behaviours is on one side only, and so is what a question is about.
-
-A `Contrast` is two sides of behaviours, of which a named axis is made; `axes/` has those that are shipped.
 """
 
-from ._contrasts import load_contrast, shipped_axes
 from ._files import load_behaviours, load_examples, load_questions
 from .behaviour import FEWEST_QUESTIONS, Behaviour, Split
-from .contrast import Contrast
 
 __all__ = [
     "FEWEST_QUESTIONS",
     "Behaviour",
-    "Contrast",
     "Split",
     "load_behaviours",
-    "load_contrast",
     "load_examples",
     "load_questions",
-    "shipped_axes",
 ]

@@ -1,4 +1,9 @@
-"""The student: the model without the prompt, whose R is fitted to what the prompted model says."""
+"""The student: the model without a prompt, whose R is fitted to what the prompted model says.
+
+A lesson is what a teacher answered, and the prompts with and without it that the answers followed. The
+deployed engine draws the answers (`prepare_lessons`); the student sees them without the teacher and takes the
+exact forward KL from the prompted model's next-token distributions to its own.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...basis import Basis
-from ..adapter import Adapter
-from ..learner import ChosenLogprobs, pad, plain_head, prefix_cache, shared_prefix
-from .divergence import ForwardKL
-from .lessons import Lesson, Tokens
+from ..basis import Basis
+from ..errors import TrainError
+from ..runtime.distillation.lesson import Lesson, Tokens
+from ..runtime.llama.batch import Batch
+from ..runtime.llama.model import TinyLoraLlama
+from ..runtime.llama.prompts import encode
+from ..tasks.behaviours import Behaviour
+from .adapter import Adapter
+from .learner import ChosenLogprobs, pad, plain_head, prefix_cache, shared_prefix
 
 ALIKE = 3.0
 """Tokens of an answer say something that is much alike: T of them say as much as T / 3 of many answers.
@@ -25,30 +34,56 @@ With the slopes of 23 prompts of unknown families (SmolLM2) a prior of this weig
 questions, from four and from six. For 95 prompts that directions were learned from 1 to 1.5 is the best, and
 this one leaves nine tenths of that.
 """
-
 _ROWS = 64  # of logits at the same time
+_CHUNK = 1 << 23  # logits at the same time, of teacher and student each: 32 MiB in float32
 
 
-class FreeAdapter(Adapter):
-    """An adapter whose R are given, by each thread for its own passes, and not made of a v.
+def prepare_lessons(
+    llm: TinyLoraLlama,
+    chosen: Sequence[tuple[Behaviour, Sequence[str]]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    n_threads: int,
+) -> list[Lesson]:
+    """Ask the deployed model, prompted by each teacher, and return the lessons in order.
 
     Args:
-        model: a `transformers` causal language model, as for `Adapter`.
-        basis: whose factors it takes.
+        llm: the deployed model.
+        chosen: behaviours, each with its questions.
+        max_tokens: of an answer.
+        temperature: of sampling.
+        seed: of sampling. A lesson depends on its behaviour, its questions and the seed alone.
+        n_threads: cores to use.
+
+    Raises:
+        TrainError: a prompt with its answer passes the model's context; the message names the behaviour.
+        VectorError: the model has no chat template.
     """
-
-    def __init__(self, model: Any, basis: Basis) -> None:
-        super().__init__(model, basis)
-        self._given = threading.local()
-
-    def give(self, r: Tensor) -> None:
-        """Use these R in the passes of this thread: float32 [M, r, r], or [M, rows, r, r] with one a row."""
-        self._given.r = r
-
-    def R(self) -> Tensor:
-        """Return what this thread gave."""
-        given: Tensor = self._given.r
-        return given
+    limit = llm._model.n_ctx_train()
+    prompts = []
+    for behaviour, questions in chosen:
+        told = [encode(llm, behaviour.messages(question)) for question in questions]
+        longest = max(map(len, told))
+        if longest + max_tokens > limit:
+            raise TrainError(
+                f"behaviour {behaviour.name!r} has a prompt of {longest} tokens, which with {max_tokens} to "
+                f"answer pass the model's context of {limit}: shorten its teacher or its questions"
+            )
+        prompts.append((told, [encode(llm, behaviour.bare(question)) for question in questions]))
+    longest = max(len(prompt) for told, _ in prompts for prompt in told)
+    lessons = []
+    with Batch(llm, n_ctx_seq=longest + max_tokens, sequences=16, n_threads=n_threads) as batch:
+        for (behaviour, _), (told, bare) in zip(chosen, prompts, strict=True):
+            drawn = batch.generate(
+                [prompt.tolist() for prompt in told],
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=(seed, *behaviour.name.encode()),
+            )
+            lessons.append(Lesson(behaviour.name, told, bare, [each.tokens for each in drawn]))
+    return lessons
 
 
 @dataclass(frozen=True)
@@ -98,7 +133,7 @@ class Student:
     def __init__(self, model: Any, basis: Basis) -> None:
         self._model = model
         self._head = plain_head(model)
-        self._adapter = FreeAdapter(model, basis)
+        self._adapter = _FreeAdapter(model, basis)
         self._device = model.get_input_embeddings().weight.device
         self._zeros = torch.zeros(len(basis.modules), basis.rank, basis.rank, device=self._device)
 
@@ -173,12 +208,7 @@ class Student:
         return Slopes(divergence.numpy(), score.numpy(), float(found.detach().mean()), tokens)
 
     def divergence(self, lesson: Lesson, r: NDArray[np.float32] | None = None) -> float:
-        """Return the KL from the prompted model to the bare one with R, in nats a token.
-
-        Args:
-            lesson: whose answers are judged.
-            r: float32 [M, r, r]; None for the model as it is.
-        """
+        """Return the KL from the prompted model to the bare one with R [M, r, r], in nats a token."""
         with torch.no_grad():
             chosen = self._zeros if r is None else self._here(r)
             return float(self._loss(lesson, self._teacher(lesson), chosen))
@@ -241,3 +271,51 @@ class Student:
 
     def _here(self, values: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+
+
+class _FreeAdapter(Adapter):
+    """An adapter whose R are given, by each thread for its own passes, and not made of a v."""
+
+    def __init__(self, model: Any, basis: Basis) -> None:
+        super().__init__(model, basis)
+        self._given = threading.local()
+
+    def give(self, r: Tensor) -> None:
+        """Use these R in the passes of this thread: float32 [M, r, r], or [M, rows, r, r] with one a row."""
+        self._given.r = r
+
+    def R(self) -> Tensor:
+        given: Tensor = self._given.r
+        return given
+
+
+class ForwardKL(torch.autograd.Function):
+    """KL(softmax(t W^T) || softmax(h W^T)) of every row, differentiable in h, without keeping logits.
+
+    Shapes: h and t [rows, hidden], W [vocabulary, hidden] -> [rows], float32, in nats. The gradient by h,
+    (softmax(h W^T) - softmax(t W^T)) W, is worked out in the forward pass, some rows at a time, and is all
+    that is kept: a token costs `hidden` numbers of memory, not `vocabulary`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        """Return the divergences."""
+        result = torch.empty(len(h), dtype=torch.float32, device=h.device)
+        slope = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        step = max(1, _CHUNK // len(weight))
+        for start in range(0, len(h), step):
+            rows = slice(start, start + step)
+            target = torch.log_softmax((teacher[rows] @ weight.T).float(), -1)
+            own = torch.log_softmax((h[rows] @ weight.T).float(), -1)
+            chances = target.exp()
+            result[rows] = (chances * target.sub_(own)).sum(-1)
+            if slope is not None:
+                torch.mm(own.exp_().sub_(chances).to(weight.dtype), weight, out=slope[rows])
+        ctx.save_for_backward(slope)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of h."""
+        (slope,) = ctx.saved_tensors
+        return (grads[0][:, None] * slope).to(slope.dtype), None, None

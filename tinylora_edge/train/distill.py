@@ -13,20 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ... import runtime
-from ...basis import Basis
-from ...errors import TrainError
-from ...formats.bundle import Bundle
-from ...runtime.distillation.contrast import Contrast
-from ...runtime.distillation.lesson import Lesson
-from ...runtime.distillation.replacement import SHOWN_TOKENS, Replacement, divergence_before, measure
-from ...runtime.llama.batch import Batch
-from ...system import cores
-from ...tasks.behaviours import Behaviour
-from ...vector import MicroVector
-from ..model import load_model
-from .lessons import prepare_lessons
-from .student import Slopes, Student
+from .. import runtime
+from ..basis import Basis
+from ..errors import TrainError
+from ..formats.bundle import Bundle
+from ..runtime.distillation.contrast import Contrast
+from ..runtime.distillation.lesson import Lesson
+from ..runtime.distillation.replacement import SHOWN_TOKENS, Replacement, divergence_before, measure
+from ..runtime.llama.batch import Batch
+from ..system import cores
+from ..tasks.behaviours import Behaviour
+from ..vector import MicroVector
+from .model import load_model
+from .student import Slopes, Student, prepare_lessons
 
 _EFFECT = 0.24
 """Nats, root mean square, that a direction moves a token by in most vectors: of a basis without a prior."""

@@ -1,0 +1,305 @@
+"""Learning a basis: what behaviours share, against what is planted; and on the real model, in small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tinylora_edge import Basis, TrainError, load_basis, runtime, save_basis
+from tinylora_edge.tasks.behaviours import Behaviour
+from tinylora_edge.train.distill import DistillSettings, directions_of, distill
+from tinylora_edge.train.learn import (
+    Learned,
+    LearnSettings,
+    Metric,
+    _find_device,
+    learn,
+    learned_directions,
+    prior_of,
+    questions_of,
+)
+
+D = 24
+PLANE = np.linalg.qr(np.random.default_rng(7).standard_normal((D, 2)))[0].T
+FLAT = Metric.of(np.eye(D) * D**0.5, D, shrinkage=0)  # information is the identity
+
+SETTINGS = LearnSettings(directions=2, questions=2, max_tokens=6)
+BEHAVIOURS = (
+    Behaviour("pirate", "persona", "Talk like a pirate."),
+    Behaviour("capitals", "casing", "WRITE EVERYTHING IN CAPITAL LETTERS."),
+    Behaviour("french", "language", "Answer in French."),
+)
+QUESTIONS = [
+    "What is a river?",
+    "Describe a guitar.",
+    "Why do people like gardens?",
+    "How does a clock work?",
+]
+HELD_OUT = ["What is a harbor?", "Describe a candle."]
+
+
+def uneven() -> Metric:
+    """A metric whose directions cost from .01 to 100 nats, none of them along an axis."""
+    turned = np.linalg.qr(np.random.default_rng(8).standard_normal((D, D)))[0]
+    return Metric.of(turned * np.logspace(-1, 1, D)[:, None], 1, shrinkage=0)
+
+
+def planted(count: int, metric: Metric = FLAT) -> np.ndarray:
+    """Slopes whose steps -F^-1 g lie in the plane: float32 [count, D]."""
+    places = np.random.default_rng(0).standard_normal((count, 2)) * (3, 1)
+    return (-(places @ PLANE) @ metric.information).astype(np.float32)
+
+
+# Directions, metric and prior
+
+
+@pytest.mark.parametrize("metric", [FLAT, uneven()], ids=["flat", "uneven"])
+def test_a_planted_plane_is_found(metric: Metric) -> None:
+    slopes = planted(20, metric)
+    found = learned_directions(slopes, metric, 2)
+    assert (found.directions.shape, found.directions.dtype) == ((2, D), np.float32)
+    gram = found.directions @ metric.information @ found.directions.T
+    np.testing.assert_allclose(gram, np.eye(2), atol=1e-4)
+    steps = -np.linalg.solve(metric.information, slopes.T).T
+    np.testing.assert_allclose(found.places @ found.directions, steps, atol=1e-2)
+    np.testing.assert_allclose(found.shares, 1, atol=1e-4)
+    assert found.energy[0] > found.energy[1], "the first direction holds the most"
+    assert found.energy.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_what_all_share_counts() -> None:
+    """Not centred: a shift that every behaviour asks for is the first direction."""
+    rng = np.random.default_rng(1)
+    shift = rng.standard_normal(D)
+    slopes = (10 * shift + 0.1 * rng.standard_normal((8, D))).astype(np.float32)
+    first = learned_directions(slopes, FLAT, 1).directions[0]
+    assert abs(first @ shift) / np.linalg.norm(shift) > 0.999
+
+
+def test_a_behaviour_that_asks_for_everything_counts_as_one() -> None:
+    slopes = np.zeros((10, D), np.float32)
+    slopes[:9, 0], slopes[9, 1] = 1, 1000
+    first = learned_directions(slopes, FLAT, 1).directions[0]
+    assert abs(first[0]) > 0.99
+
+
+def test_signs_do_not_depend_on_those_of_the_slopes() -> None:
+    slopes = planted(9)
+    signs = np.where(np.arange(9) % 2, 1, -1).astype(np.float32)[:, None]
+    one, other = (learned_directions(each, FLAT, 2).directions for each in (slopes, slopes * signs))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    for row in one:
+        assert row[np.abs(row).argmax()] > 0
+
+
+def test_a_metric_costs_what_its_samples_cost() -> None:
+    rng = np.random.default_rng(3)
+    factor = rng.standard_normal((D, D))
+    scores = rng.standard_normal((200_000, D)) @ factor * 2  # of 4 tokens each
+    metric = Metric.of(scores, 4 * len(scores), shrinkage=0)
+    truth = factor.T @ factor
+    assert np.abs(metric.information - truth).max() < 0.02 * np.abs(truth).max()
+    np.testing.assert_allclose(metric.root @ metric.root, metric.information, atol=1e-8)
+    np.testing.assert_allclose(metric.root @ metric.inverse_root, np.eye(D), atol=1e-8)
+
+
+def test_few_samples_make_no_direction_free() -> None:
+    scores = np.random.default_rng(4).standard_normal((3, D))
+    metric = Metric.of(scores, 3)
+    assert np.linalg.eigvalsh(metric.information)[0] > 0.05 * np.trace(metric.information) / D
+
+
+def test_the_prior_is_that_of_the_places() -> None:
+    rng = np.random.default_rng(2)
+    places = rng.standard_normal((500, 3)) * (0.2, 0.1, 0.0001) + (0.1, -0.2, 0)
+    mean, covariance = prior_of(places)
+    assert mean[0] > 0.05 > -0.1 > mean[1]
+    assert np.array_equal(covariance, covariance.T)
+    assert (np.linalg.eigvalsh(covariance.astype(np.float64)) > 0).all()
+    assert covariance[2, 2] > 1e-4, "a direction that few behaviours need is not ruled out"
+    huge = prior_of(places * 1e6)
+    assert (np.abs(huge[0]) <= 1).all(), "a step is shortened to a unit of effect at most"
+
+
+def test_slopes_that_teach_nothing_are_refused() -> None:
+    with pytest.raises(TrainError, match="3 behaviours cannot teach 4 directions"):
+        learned_directions(planted(3), FLAT, 4)
+    slopes = planted(3)
+    slopes[1, 0] = np.nan
+    with pytest.raises(TrainError, match="not finite: the model computes infinities or NaN"):
+        learned_directions(slopes, FLAT, 2)
+
+
+# On the real model
+
+
+def run(bundle: Path, folder: Path, **options: Any) -> Learned:
+    options = {"behaviours": BEHAVIOURS, "settings": SETTINGS, "dtype": "fp32", "workers": 2, **options}
+    return learn(bundle, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def learned(
+    smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Learned, Path, list[Any]]:
+    """A basis, the folder that it was learned in, and what was reported. The run was interrupted once."""
+    folder, figures = tmp_path_factory.mktemp("learned") / "sub" / "folder", []
+
+    def stop(row: dict[str, Any]) -> None:
+        figures.append(row)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(smollm2_bundle, folder, report=stop)
+    assert len(list(folder.glob("*.npz"))) == 1
+    return run(smollm2_bundle, folder, report=figures.append), folder, figures
+
+
+@pytest.fixture
+def learned_bundle(smollm2_bundle: Path, learned: tuple[Learned, Path, list[Any]], tmp_path: Path) -> Path:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "base.gguf").symlink_to(smollm2_bundle / "base.gguf")
+    save_basis(learned[0].basis, bundle / "basis.gguf")
+    return bundle
+
+
+def test_what_is_learned_is_a_basis_of_the_same_factors(smollm2_bundle, learned):
+    made, before = learned[0].basis, load_basis(smollm2_bundle / "basis.gguf")
+    assert (made.projection, made.u, made.groups, made.size) == ("explicit", 2, 1, 2)
+    assert made.modules == before.modules
+    assert made.base_fingerprints == before.base_fingerprints
+    assert all(np.array_equal(x, y) for x, y in zip((*made.a, *made.b), (*before.a, *before.b), strict=True))
+    assert made.digest != before.digest
+    assert made.prior_mean.shape == (2,)
+
+
+def test_a_unit_of_a_direction_is_a_unit_of_effect(learned):
+    made, folder, _ = learned
+    slopes = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+    scores = np.concatenate([each["score"].reshape(-1, 840) for each in slopes])
+    metric = Metric.of(scores, sum(int(each["tokens"].sum()) for each in slopes))
+    flat = directions_of(made.basis).reshape(2, -1).astype(np.float64)
+    np.testing.assert_allclose(flat @ metric.information @ flat.T, np.eye(2), atol=1e-4)
+
+
+def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, learned):
+    made, folder, figures = learned
+    assert [name for name, _, _ in made.behaviours] == ["pirate", "capitals", "french"]
+    before, held = np.array([each[1:] for each in made.behaviours]).T
+    assert (before > 0.05).all()
+    assert (held > 0.2).all(), "2 directions hold most of what 3 behaviours ask for"
+    assert 0.5 < made.energy.sum() <= 1.0001
+    assert [(f["name"], f["done"], f["of"]) for f in figures] == [
+        ("pirate", 1, 3),
+        ("capitals", 2, 3),
+        ("french", 3, 3),
+    ]
+    assert len(repr(made)) < 400
+    again: list[Any] = []
+    assert run(smollm2_bundle, folder, report=again.append).basis.digest == made.basis.digest
+    assert again == []
+
+
+def test_a_prompt_becomes_a_vector_that_the_deployed_model_runs(learned_bundle):
+    settings = DistillSettings(max_tokens=8, steps=6)
+    found = distill(
+        learned_bundle, BEHAVIOURS[0], QUESTIONS, HELD_OUT, settings=settings, dtype="fp32", workers=2
+    )
+    replacement = found.replacement
+    assert found.share == replacement.share == 1 - replacement.after.sum() / replacement.before.sum()
+    assert found.share > 0.05, "a direction of the pirate's was learned"
+    assert found.vector.values.shape == (1, 2)
+    assert (replacement.told, replacement.bare) == (23.5, 34.5), "the template has a system prompt of its own"
+    assert [each.question for each in replacement.shown] == HELD_OUT
+    with runtime.load(learned_bundle, found.vector, engine="llama", n_ctx=256, n_threads=2) as llm:
+        done: Any = llm.create_chat_completion(
+            BEHAVIOURS[0].bare(HELD_OUT[0]), max_tokens=40, temperature=0.0
+        )
+    assert done["choices"][0]["message"]["content"] == replacement.shown[0].personalized
+
+
+NOTHING = Behaviour(
+    "nothing", "nothing", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+)  # which is what the model's own template says where nobody says anything
+
+
+def test_a_teacher_that_changes_nothing_is_refused(smollm2_bundle, tmp_path):
+    with pytest.raises(TrainError, match=r"'nothing' changes nothing: its answers are 0\.0000 nats a token"):
+        run(smollm2_bundle, tmp_path, behaviours=[NOTHING, *BEHAVIOURS[:1]])
+    settings = DistillSettings(max_tokens=2, steps=1)
+    with pytest.raises(TrainError, match=r"the prompt changes nothing: .* 0\.0000 nats a token"):
+        distill(smollm2_bundle, NOTHING, QUESTIONS[:1], HELD_OUT[:1], settings=settings, dtype="fp32")
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"behaviours": BEHAVIOURS[:1]}, "1 behaviours cannot teach 2 directions"),
+    ({"settings": LearnSettings(directions=841), "behaviours": BEHAVIOURS * 300}, "R has 840 numbers, fewer"),
+    (
+        {"behaviours": [Behaviour("few", "f", "Be brief.", (), tuple(QUESTIONS)), *BEHAVIOURS],
+         "settings": LearnSettings(directions=2, questions=5)},
+        "'few' has 4 questions, and 5 are asked",
+    ),
+    (
+        {"behaviours": [Behaviour("long", "l", "word " * 9000), *BEHAVIOURS]},
+        "'long' has a prompt of .* context of",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=["few", "numbers", "questions", "long"])
+def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, message):
+    with pytest.raises(TrainError, match=message):
+        run(smollm2_bundle, tmp_path / "state", **options)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_learned_basis_is_not_learned_again(learned_bundle, learned, tmp_path):
+    with pytest.raises(TrainError, match=f"basis {learned[0].basis.id} has explicit projections already"):
+        run(learned_bundle, tmp_path / "state")
+
+
+def test_settings_are_checked():
+    for make in (lambda: LearnSettings(questions=0), lambda: DistillSettings(steps=0)):
+        with pytest.raises(TrainError, match="at least 1"):
+            make()
+
+
+def test_questions_are_divided(smollm2_bundle):
+    with pytest.raises(TrainError, match="not 4 and 2 with 1 on both sides"):
+        distill(smollm2_bundle, BEHAVIOURS[0], QUESTIONS, [HELD_OUT[0], QUESTIONS[0]])
+
+
+def test_questions_are_drawn_by_seed_and_name():
+    general = [f"Question {i}?" for i in range(40)]
+    drawn = questions_of(BEHAVIOURS[0], general, LearnSettings())
+    assert len(set(drawn)) == 8
+    assert drawn == questions_of(BEHAVIOURS[0], general, LearnSettings())
+    assert drawn != questions_of(BEHAVIOURS[1], general, LearnSettings())
+    assert drawn != questions_of(BEHAVIOURS[0], general, LearnSettings(seed=1))
+
+
+@pytest.mark.parametrize(("groups", "u"), [(3, 1), (2, 3), (1, 4)])
+def test_directions_of_a_basis_are_what_its_values_add_to_r(tiny_basis: Callable[..., Basis], groups, u):
+    basis = tiny_basis(groups=groups, u=u)
+    values = np.random.default_rng(0).standard_normal(basis.size).astype(np.float32)
+    summed = np.tensordot(values, directions_of(basis), 1)
+    np.testing.assert_allclose(summed, basis.R(values), rtol=1e-5, atol=1e-6)
+
+
+def test_a_device_is_named_or_found(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _find_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _find_device(None) == torch.device("cpu")
+    with pytest.raises(TrainError, match=r"cannot compute on device 'meta' here: .* such as cpu"):
+        _find_device("meta")  # it holds no data
+    with pytest.raises(TrainError, match="device 'toaster'"):
+        learn(tiny_bundle, tmp_path / "folder", device="toaster")
+    assert list(tmp_path.iterdir()) == []

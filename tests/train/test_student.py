@@ -1,0 +1,174 @@
+"""The student: its divergence, what it computes once, its device, and how far a fit goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+
+from tinylora_edge import Bundle
+from tinylora_edge.runtime.distillation.lesson import Lesson
+from tinylora_edge.train import learner, student
+from tinylora_edge.train.distill import _EFFECT, directions_of, spread_of
+from tinylora_edge.train.student import ForwardKL, Student
+
+
+def lesson() -> Lesson:
+    def tokens(*ids: int) -> np.ndarray:
+        return np.array(ids, np.int32)
+
+    told = [tokens(*range(60), 101, 102), tokens(*range(60), 103), tokens(*range(60), 104, 105, 106)]
+    bare = [tokens(*range(100, 140), 1, 2), tokens(*range(100, 140), 5), tokens(*range(100, 140), 3, 4, 6)]
+    return Lesson("x", told, bare, [tokens(7, 8, 9), tokens(3), tokens(3, 4)])
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["from hidden states", "from logits"])
+def test_what_prompts_begin_with_runs_once(
+    tiny_bundle: Path, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A divergence and a fit are those of whole rows, by less than half of the work."""
+    model = models.tiny_model("llama")
+    model.set_attn_implementation("eager")
+    pupil = Student(model, Bundle.find(tiny_bundle).basis)
+    if not plain:
+        monkeypatch.setattr(pupil, "_head", None)
+    tokens: list[int] = []
+    counter = model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: tokens.append(inputs[0].numel())
+    )
+    rng = np.random.default_rng(4)
+    directions = rng.normal(0, 0.3, (3, *pupil._zeros.shape)).astype(np.float32)
+
+    def results() -> tuple[float, tuple[float, ...], np.ndarray, int]:
+        tokens.clear()
+        fit = pupil.fit(lesson(), steps=3, spread=0.1, directions=directions)
+        return pupil.divergence(lesson(), directions[0]), fit.losses, fit.values, sum(tokens)
+
+    once = results()
+    monkeypatch.setattr(learner, "_WORTH", 10**9)
+    whole = results()
+    counter.remove()
+    pupil.close()
+    for each, other in zip(once[:3], whole[:3], strict=True):
+        np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-6)
+    assert once[3] < whole[3] / 2
+    assert not torch.equal(torch.tensor(once[2]), torch.zeros(3))
+
+
+def many(dice: np.random.Generator, told: list[np.ndarray] | None = None) -> Lesson:
+    """Sixteen questions of four tokens; the teacher is the model itself unless it is told more."""
+    bare = [dice.integers(0, 256, 4).astype(np.int32) for _ in range(16)]
+    answers = [dice.integers(0, 256, 12).astype(np.int32) for _ in range(16)]
+    return Lesson("x", told or bare, bare, answers)
+
+
+def test_without_a_prior_directions_move_tokens_by_an_effect(tiny_bundle: Path) -> None:
+    """A step of one spread in a direction costs half of the effect's square, in the mean of directions."""
+    basis = Bundle.find(tiny_bundle).basis
+    model = models.tiny_model("llama")
+    model.set_attn_implementation("eager")
+    pupil, lesson_ = Student(model, basis), many(np.random.default_rng(3))
+    spread = spread_of(basis, pupil, lesson_, seed=0)
+    assert basis.prior is None
+    np.testing.assert_array_equal(spread, spread[0, 0] * np.eye(basis.size))
+    kls = [pupil.divergence(lesson_, spread[0, 0] * each) for each in directions_of(basis)]
+    pupil.close()
+    assert np.mean(kls) == pytest.approx(_EFFECT**2 / 2, rel=0.4)  # of tokens that were drawn
+
+
+def test_a_fit_goes_as_far_as_answers_outweigh_the_prior(tiny_bundle: Path) -> None:
+    """A narrower prior holds it nearer to 0, and one that allows nothing leaves it there."""
+    basis, dice = Bundle.find(tiny_bundle).basis, np.random.default_rng(5)
+    model = models.tiny_model("llama")
+    model.set_attn_implementation("eager")
+    pupil = Student(model, basis)
+    lesson_ = many(dice, told=[dice.integers(0, 256, 9).astype(np.int32) for _ in range(16)])
+    fits = [
+        pupil.fit(lesson_, steps=4, spread=spread, directions=directions_of(basis))
+        for spread in (1e-4, 0.02, 0.2)
+    ]
+    pupil.close()
+    norms = [float(np.linalg.norm(fit.values)) for fit in fits]
+    assert norms[0] < 1e-3 < norms[1] < norms[2]
+    assert fits[0].losses[-1] > fits[1].losses[-1] > fits[2].losses[-1]
+    assert fits[0].before == fits[2].before
+
+
+def test_slopes_are_one_a_question_and_lie_on_the_host(tiny_bundle: Path) -> None:
+    model = models.tiny_model("llama")
+    model.set_attn_implementation("eager")
+    pupil = Student(model, Bundle.find(tiny_bundle).basis)
+    found = pupil.slopes(lesson(), seed=(0, 1))
+    pupil.close()
+    assert found.divergence.shape == found.score.shape == (3, 14, 2, 2)
+    assert found.before > 0
+    assert found.tokens.tolist() == [3, 1, 2]
+    assert np.isfinite(found.divergence).all()
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["from hidden states", "from logits"])
+def test_a_pass_computes_on_the_device_of_the_model(
+    tiny_bundle: Path, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device without data torch refuses to compute with data of another: it stops at the end."""
+    model = models.tiny_model("llama")
+    model.set_attn_implementation("eager")
+    model.to("meta")
+    head = model.get_output_embeddings().weight if plain else None
+    monkeypatch.setattr(student, "plain_head", lambda model: head)
+    monkeypatch.setattr(torch, "Generator", lambda device: Dice(device))
+    there = Student(model, Bundle.find(tiny_bundle).basis)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor") as raised:
+        there.slopes(lesson(), seed=(0, 1))
+    there.close()
+    assert ".cpu()" in str(raised.traceback[-1].statement)
+
+
+class Dice:
+    """A generator where torch has none."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "meta"
+
+    def manual_seed(self, seed: int) -> None:
+        return None
+
+
+# The divergence over the vocabulary: value and gradient against autograd in float64
+
+
+@pytest.fixture
+def parts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(7, 8), torch.randn(7, 8), torch.randn(50, 8)
+
+
+def reference(h: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    target, own = (torch.log_softmax(each @ weight.T, -1) for each in (teacher, h))
+    return (target.exp() * (target - own)).sum(-1)
+
+
+@pytest.mark.parametrize("chunk", [1 << 23, 150, 1], ids=["whole", "three rows", "a row"])
+def test_it_is_the_divergence_and_its_gradient(parts, chunk, monkeypatch):
+    monkeypatch.setattr(student, "_CHUNK", chunk)
+    h, teacher, weight = parts
+    own = h.clone().requires_grad_(True)
+    found = ForwardKL.apply(own, teacher, weight)
+    (found * torch.arange(1.0, 8)).sum().backward()
+    exact = h.double().requires_grad_(True)
+    expected = reference(exact, teacher.double(), weight.double())
+    (expected * torch.arange(1.0, 8)).sum().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(own.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_teacher_itself_is_at_zero(parts):
+    h, _, weight = parts
+    own = h.clone().requires_grad_(True)
+    found = ForwardKL.apply(own, h, weight)
+    found.sum().backward()
+    torch.testing.assert_close(found, torch.zeros(7), rtol=0, atol=1e-6)
+    torch.testing.assert_close(own.grad, torch.zeros(7, 8), rtol=0, atol=1e-6)

@@ -1,0 +1,416 @@
+"""`learn`: the directions of R that are worth a number, found once per model.
+
+Near R = 0 the KL divergence of the changed model from the base is 1/2 R^T F R nats a token, F being the
+Fisher information of the model's next token (Amari, "Natural gradient works efficiently in learning", 1998).
+For many behaviours, prompts that the model follows, the slope g of the KL from the prompted model is taken in
+all M r^2 numbers of R. -F^-1 g is what the behaviour asks of R; the first principal directions of all of
+them, measured in nats, are the learned projections, and where the behaviours lie in them is the prior of a
+vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .. import runtime
+from ..basis import Basis
+from ..errors import TrainError
+from ..formats.bundle import Bundle
+from ..projection import EXPLICIT
+from ..runtime.distillation.replacement import NOISE
+from ..runtime.llama.model import TinyLoraLlama
+from ..runtime.llama.requantize import half_copy, half_type
+from ..system import atomic_write, cores
+from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
+from .model import load_model
+from .student import Slopes, Student, prepare_lessons
+
+Matrix = NDArray[np.float64]
+Report = Callable[[dict[str, Any]], None]
+
+SHRINKAGE = 0.1
+"""Times F's mean diagonal, which is added to all of it: what few samples call free is not."""
+_WEAK = 1.0
+"""Squared length, in units of effect, of a step that is mostly noise: it counts half."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnSettings:
+    """The settings of learning a basis.
+
+    Attributes:
+        directions: n, how many numbers a vector has.
+        questions: asked of each behaviour.
+        max_tokens: of an answer.
+        temperature: of the answers.
+        seed: of questions, answers, and tokens that are drawn.
+    """
+
+    directions: int = 13
+    questions: int = 8
+    max_tokens: int = 14
+    temperature: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (self.directions, self.questions, self.max_tokens)
+        if min(counts) < 1:
+            raise TrainError(f"directions, questions and max_tokens are at least 1, not {counts}")
+
+
+@dataclass(frozen=True, repr=False)
+class Learned:
+    """A basis with learned projections, and what it was learned from.
+
+    Attributes:
+        basis: explicit projections, with the prior of the behaviours' vectors. A unit is alike in all values:
+            near zero, a vector v moves the model by at most about |v|^2 / 2 nats a token.
+        behaviours: of each behaviour its name, the KL from the prompted model to the bare one, in nats a
+            token, and the share of what it asks of R that the directions hold.
+        energy: share of all that the directions hold, in order; float64 [n].
+        seconds: that it took, in all sittings together.
+    """
+
+    basis: Basis
+    behaviours: tuple[tuple[str, float, float], ...]
+    energy: NDArray[np.float64]
+    seconds: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Learned({self.basis.size} directions of {len(self.behaviours)} behaviours hold "
+            f"{self.energy.sum():.3f} of their R, {self.seconds:.0f} s, {self.basis!r})"
+        )
+
+
+def learn(
+    bundle: str | PathLike[str],
+    folder: str | PathLike[str],
+    *,
+    behaviours: Sequence[Behaviour] | None = None,
+    settings: LearnSettings | None = None,
+    weights: str | PathLike[str] | None = None,
+    dtype: str | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    report: Report = lambda figures: None,
+) -> Learned:
+    """Learn which directions of R are worth a number, for the model of a bundle.
+
+    The factors stay, so the basis belongs to the same deployed files.
+
+    Args:
+        bundle: with a GGUF base, and a basis as `export` makes it.
+        folder: keeps a file for each behaviour that is done; learning goes on from there. It is made.
+        behaviours: to learn from; None for those that are shipped.
+        settings: of the run.
+        weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
+        dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
+        workers: behaviours that are learned at once, a core each; None takes every core. A GPU takes one
+            after the other.
+        device: of torch that slopes are taken on, such as `cpu` or `cuda:1`; None takes a CUDA GPU where
+            torch finds one. On a GPU llama.cpp answers with all layers there, if it was built for one.
+        report: called with the figures of each behaviour whose slope is taken.
+
+    Raises:
+        TrainError: fewer behaviours than directions, projections that are explicit already, a device that
+            torch does not have, a teacher that changes nothing, a prompt that passes the model's context.
+        FileNotFoundError: a part of the bundle is missing.
+        MissingExtraError: torch, transformers or llama-cpp-python is not installed.
+        OSError: the folder cannot be written.
+    """
+    settings = settings or LearnSettings()
+    found = Bundle.find(bundle)
+    basis, count = found.basis, settings.directions
+    chosen = list(load_behaviours(split="learn") if behaviours is None else behaviours)
+    if basis.projection == EXPLICIT:
+        raise TrainError(
+            f"basis {basis.id} has explicit projections already: learn from a bundle that was exported with "
+            "--projection random"
+        )
+    if count > len(basis.modules) * basis.rank**2:
+        raise TrainError(f"R has {len(basis.modules) * basis.rank**2} numbers, fewer than {count} directions")
+    if len(chosen) < count:
+        raise TrainError(_too_few(len(chosen), count))
+    places = take_slopes(
+        found,
+        folder,
+        chosen,
+        settings=settings,
+        weights=weights,
+        dtype=dtype,
+        workers=workers,
+        device=device,
+        report=report,
+    )
+    return _assemble(basis, [each.name for each in chosen], places, count)
+
+
+def take_slopes(
+    found: Bundle,
+    folder: str | PathLike[str],
+    behaviours: Sequence[Behaviour],
+    *,
+    settings: LearnSettings,
+    weights: str | PathLike[str] | None = None,
+    dtype: str | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    report: Report = lambda figures: None,
+) -> list[Path]:
+    """Take the slopes of behaviours; return the file of each, in order.
+
+    Arguments and errors are those of `learn`. A file has the attributes of `Slopes` and is not taken again.
+    """
+    folder, place = Path(folder), _find_device(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    general = load_questions(split="learn")
+    asked = [(each, questions_of(each, general, settings)) for each in behaviours]
+    paths = [folder / f"{_key(found.basis, *each, settings)}.npz" for each in asked]
+    missing = [(each, path) for each, path in zip(asked, paths, strict=True) if not path.exists()]
+    if not missing:
+        return paths
+    workers, on_cpu = workers or cores(), place.type == "cpu"
+    passes = workers if on_cpu else 1  # at the same time
+    began = time.monotonic()
+    with ExitStack() as stack:
+        with _teachers(found, folder, workers, on_cpu=on_cpu) as llm:
+            lessons = prepare_lessons(
+                llm,
+                [each for each, _ in missing],
+                max_tokens=settings.max_tokens,
+                temperature=settings.temperature,
+                seed=settings.seed,
+                n_threads=workers,
+            )
+        sampled = (time.monotonic() - began) / len(lessons)
+        # torch in threads of its own: oneDNN's bfloat16 releases the AMX tiles of llama.cpp's threads.
+        pool = stack.enter_context(
+            ThreadPoolExecutor(passes, initializer=torch.set_num_threads, initargs=(1,))
+        )
+        stack.callback(pool.shutdown, cancel_futures=True)
+        model = load_model(weights or found.base, dtype).to(place)
+        model.set_attn_implementation("eager")
+        student = pool.submit(Student, model, found.basis).result()
+        stack.callback(student.close)
+
+        def work(number: int) -> tuple[Slopes, float]:
+            start, lesson = time.monotonic(), lessons[number]
+            slopes = student.slopes(lesson, seed=(settings.seed, *lesson.name.encode()))
+            return slopes, (time.monotonic() - start) / passes + sampled
+
+        for number, (slopes, seconds) in enumerate(pool.map(work, range(len(lessons)))):
+            name = lessons[number].name
+            if slopes.before < NOISE:
+                raise TrainError(
+                    f"the teacher of behaviour {name!r} changes nothing: its answers are {slopes.before:.4f} "
+                    f"nats a token from the bare model's, and below {NOISE} there is only noise. Leave it "
+                    "out, or ask it other questions"
+                )
+            with atomic_write(missing[number][1]) as file:
+                np.savez(file, **vars(slopes), seconds=seconds)
+            done = len(paths) - len(missing) + number + 1
+            report({"name": name, "done": done, "of": len(paths), "before": slopes.before})
+    return paths
+
+
+def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSettings) -> list[str]:
+    """Return the questions that a behaviour is asked: a draw of its own, or of the general ones.
+
+    Raises:
+        TrainError: it has fewer questions of its own than are asked.
+    """
+    pool = list(behaviour.questions or general)
+    if len(pool) < settings.questions:
+        raise TrainError(
+            f"behaviour {behaviour.name!r} has {len(pool)} questions, and {settings.questions} are asked: "
+            "give it more, or lower questions"
+        )
+    return random.Random(f"{settings.seed} {behaviour.name}").sample(pool, settings.questions)
+
+
+@dataclass(frozen=True, repr=False)
+class Metric:
+    """The Fisher information F of R, as a square root and its inverse: what a change of R costs in nats.
+
+    Attributes:
+        information: float64 [D, D], symmetric and positive definite, D = M r^2, in nats a token.
+        root: float64 [D, D], symmetric, the square root of F.
+        inverse_root: float64 [D, D], its inverse.
+    """
+
+    information: Matrix
+    root: Matrix
+    inverse_root: Matrix
+
+    @classmethod
+    def of(cls, scores: ArrayLike, tokens: int, shrinkage: float = SHRINKAGE) -> Metric:
+        """Return the metric that scores estimate.
+
+        Args:
+            scores: [K, D], each the slope of the summed log-probability of tokens drawn from the model.
+            tokens: that were drawn, in all scores together.
+            shrinkage: times the mean diagonal is added to the diagonal.
+        """
+        flat = np.asarray(scores, np.float64)
+        found = flat.T @ flat / tokens
+        found[np.diag_indices_from(found)] += shrinkage * float(np.trace(found)) / len(found)
+        return cls.from_information(found)
+
+    @classmethod
+    def from_information(cls, information: Matrix) -> Metric:
+        """Return the metric of a Fisher information."""
+        values, vectors = np.linalg.eigh(information)
+        return cls(information, (vectors * values**0.5) @ vectors.T, (vectors * values**-0.5) @ vectors.T)
+
+
+@dataclass(frozen=True, repr=False)
+class Directions:
+    """Directions of R, and where behaviours lie in them.
+
+    Attributes:
+        directions: float32 [n, D], D = M r^2: orthonormal in the metric, so that a unit is a unit of effect.
+        places: float64 [K, n], the step of each behaviour in them.
+        shares: float64 [K], share of the squared length of each behaviour's step that they hold.
+        energy: float64 [n], share of all behaviours' squared lengths, as they count, that each holds.
+    """
+
+    directions: NDArray[np.float32]
+    places: Matrix
+    shares: Matrix
+    energy: Matrix
+
+
+def learned_directions(slopes: NDArray[np.float32], metric: Metric, count: int) -> Directions:
+    """Return the directions in which steps of steepest descent differ from zero the most.
+
+    A step is -F^-1 g (the natural gradient). In whitened coordinates its squared length is twice the nats
+    that it promises, and noise is alike in all directions. Each step is shortened to at most 1, so that a
+    task that the bare model fails outright does not fill the basis alone. Not centred: what all behaviours
+    share is worth a number too. Signs are canonical: the entry of largest magnitude is positive.
+
+    Args:
+        slopes: float32 [K, D], of the KL of each behaviour, in nats a token.
+        metric: of R.
+        count: n, how many directions.
+
+    Raises:
+        TrainError: there are fewer behaviours than directions to find, or a slope is not finite.
+    """
+    if len(slopes) < count:
+        raise TrainError(_too_few(len(slopes), count))
+    if not np.isfinite(slopes).all():
+        raise TrainError("the slope of a behaviour is not finite: the model computes infinities or NaN")
+    steps = -slopes.astype(np.float64) @ metric.inverse_root
+    weighted = _shortened(steps)
+    axes = np.linalg.svd(weighted, full_matrices=False)[2][:count]
+    directions = axes @ metric.inverse_root
+    signs = np.sign(directions[np.arange(count), np.abs(directions).argmax(1)])[:, None]
+    places = steps @ (axes * signs).T
+    shares = (places**2).sum(1) / np.maximum((steps**2).sum(1), 1e-30)
+    energy = ((weighted @ axes.T) ** 2).sum(0) / max(float((weighted**2).sum()), 1e-30)
+    return Directions((directions * signs).astype(np.float32), places, shares, energy)
+
+
+def prior_of(places: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and covariance of vectors that behaviours asked for: the prior of the next one.
+
+    Places are shortened as steps are. The covariance has a tenth of its mean variance more on the diagonal,
+    so that a few behaviours rule no direction out.
+
+    Args:
+        places: float64 [K, n], K at least 2.
+
+    Returns:
+        float32 [n] and float32 [n, n], symmetric and positive definite.
+    """
+    places = _shortened(places)
+    mean = places.mean(0)
+    covariance = np.cov(places, rowvar=False, ddof=1).reshape(len(mean), len(mean))
+    covariance = covariance + np.eye(len(mean)) * 0.1 * max(float(np.trace(covariance)) / len(mean), 1e-12)
+    return mean.astype(np.float32), ((covariance + covariance.T) / 2).astype(np.float32)
+
+
+def _shortened(steps: Matrix) -> Matrix:
+    shortened: Matrix = steps / np.sqrt((steps**2).sum(1, keepdims=True) + _WEAK)
+    return shortened
+
+
+def _assemble(basis: Basis, names: Sequence[str], paths: Sequence[Path], count: int) -> Learned:
+    """Return the basis of all slopes that were kept."""
+    means, scores, before = list[NDArray[np.float32]](), [], []
+    tokens, seconds = 0, 0.0
+    for path in paths:
+        with np.load(path) as file:
+            drawn = int(file["tokens"].sum())
+            means.append(file["divergence"].sum(0).reshape(-1) / drawn)
+            scores.append(file["score"].reshape(len(file["score"]), -1))
+            before.append(float(file["before"]))
+            tokens += drawn
+            seconds += float(file["seconds"])
+    found = learned_directions(np.array(means, np.float32), Metric.of(np.concatenate(scores), tokens), count)
+    directions = found.directions.reshape(-1, len(basis.modules), basis.rank, basis.rank)
+    made = basis.with_projections(directions, prior=prior_of(found.places) if len(names) > 1 else None)
+    records = tuple(zip(names, before, found.shares.tolist(), strict=True))
+    return Learned(made, records, found.energy, seconds)
+
+
+def _too_few(behaviours: int, directions: int) -> str:
+    return (
+        f"{behaviours} behaviours cannot teach {directions} directions: give more behaviours, or ask for "
+        "fewer directions"
+    )
+
+
+def _key(basis: Basis, behaviour: Behaviour, questions: list[str], settings: LearnSettings) -> str:
+    """Return what stands for everything that decides a slope."""
+    decides = ("questions", "max_tokens", "temperature", "seed")
+    facts = [
+        basis.digest,
+        asdict(behaviour),
+        questions,
+        {name: getattr(settings, name) for name in decides},
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _teachers(found: Bundle, folder: Path, workers: int, *, on_cpu: bool) -> Iterator[TinyLoraLlama]:
+    """Open the deployed model, or where that is faster a copy of it in 16 bits, which is not kept."""
+    if on_cpu and half_type() is not None:
+        with half_copy(found.base, folder / "teachers", found.basis, workers) as llm:
+            yield llm
+    else:
+        room: dict[str, Any] = {"n_ctx": 64, "n_threads": workers, "n_gpu_layers": 0 if on_cpu else -1}
+        deployed = runtime.load(found.basis_path.parent, engine="llama", **room)
+        with closing(deployed) as llm:
+            yield llm
+
+
+def _find_device(name: str | None) -> torch.device:
+    """Return the device of a name; without one a CUDA GPU where torch finds one, else the CPU."""
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(chosen)
+        torch.zeros(1, device=device).cpu()
+    # What torch raises depends on the device that is missing.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0][:120].rstrip(".")
+        raise TrainError(
+            f"torch cannot compute on device {chosen!r} here: {why}. Name another, such as cpu"
+        ) from None
+    return device
