@@ -231,7 +231,7 @@ def vector_cost(basis: Basis, folder: Path) -> list[float]:
     for number in range(64):
         user = f"user{number}"
         frame = MicroVector.random(basis, NORM, seed=number).to_bytes(basis, tag=key, stream=user)
-        store.import_frames([(user, frame)])
+        store.put(user, frame, policy)
     draw = random.Random(0)
     for _ in range(LOOKUPS):
         user = f"user{draw.randrange(64)}"

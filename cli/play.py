@@ -58,7 +58,7 @@ def play(
     """
     try:
         from ..serve.application import app
-        from ..serve.page.visitor import Visitor
+        from ..serve.editor import Visitor
         from ..serve.process import serve as run
     except ModuleNotFoundError as error:
         raise missing_web(error) from None

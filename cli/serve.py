@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..serve import Limits, missing_web
+from ..serve import ApiKeys, Limits, missing_web
 from . import console, keyfiles
 from .options import (
     EngineOption,
@@ -102,8 +102,7 @@ def serve(
     """
     try:
         from ..serve.application import app
-        from ..serve.keys import ApiKeys
-        from ..serve.page.visitor import Visitor
+        from ..serve.editor import Visitor
         from ..serve.process import check_exposure
         from ..serve.process import serve as run
     except ModuleNotFoundError as error:

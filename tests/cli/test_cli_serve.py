@@ -49,7 +49,7 @@ def test_the_extra_that_is_missing_is_named(
     cli: Cli, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("tinylora_edge.serve.")]:
-        if not name.startswith(("tinylora_edge.serve.store", "tinylora_edge.serve.limits")):
+        if not name.startswith(("tinylora_edge.serve.store", "tinylora_edge.serve.access")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     monkeypatch.setitem(sys.modules, "starlette", None)

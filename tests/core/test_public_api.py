@@ -41,7 +41,6 @@ FACES = (
     "tinylora_edge.formats",
     "tinylora_edge.runtime",
     "tinylora_edge.serve",
-    "tinylora_edge.serve.store",
     "tinylora_edge.shipping",
     "tinylora_edge.tasks",
     "tinylora_edge.train",

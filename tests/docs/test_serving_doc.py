@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tinylora_edge.cli.app import app
 from tinylora_edge.serve import Limits
 from tinylora_edge.serve.application import _PAGE_ROUTES, _ROUTES
-from tinylora_edge.serve.routes.bodies import _NOT_HERE
+from tinylora_edge.serve.bodies import _NOT_HERE
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "SERVING.md").read_text("utf-8")

@@ -16,8 +16,8 @@ from tinylora_edge import RequestError
 from tinylora_edge.documents import parse_json
 from tinylora_edge.limits import BODY_BYTES
 from tinylora_edge.runtime.pool.grammar import Grammars
-from tinylora_edge.serve.limits import Limits
-from tinylora_edge.serve.routes.bodies import read_body
+from tinylora_edge.serve import Limits
+from tinylora_edge.serve.bodies import read_body
 
 _SCHEMAS: tuple[dict[str, Any], ...] = (
     {"enum": ["yes", "no", 3, None]},

@@ -22,7 +22,7 @@ import tinylora_edge
 from tinylora_edge.cli.demo.command import NEEDS, REPLAY_NEEDS
 from tinylora_edge.cli.demo.replay.shipment import FOLDER as REPLAY
 from tinylora_edge.exporters.learned import shipped
-from tinylora_edge.serve.page.files import read_files
+from tinylora_edge.serve.editor import read_files
 from tinylora_edge.tasks.candidates import shipped_candidates
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from tinylora_edge import OptionError, TinyLoraError, VectorError, serve
-from tinylora_edge.serve import process
-from tinylora_edge.serve.keys import ApiKeys
+from tinylora_edge.serve import ApiKeys, process
 
 
 async def asked(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any]:

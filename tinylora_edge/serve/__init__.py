@@ -3,34 +3,28 @@
     from tinylora_edge import serve
     application = serve.app("bundle", store="users.db")   # for any ASGI server: uvicorn, hypercorn, ...
 
-`tinylora-edge serve BUNDLE` runs one. Needs the extra `serve`; the stores in `store/` need nothing but the
-standard library.
+`tinylora-edge serve BUNDLE` runs one. Needs the extra `serve`; `store` needs none of it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
-from .limits import Limits
+from .access import ApiKeys, Limits
 
 if TYPE_CHECKING:
     from .application import app
-    from .keys import ApiKeys
 
 __all__ = ["ApiKeys", "Limits", "app", "missing_web"]
 
-_HOMES = {
-    "ApiKeys": "keys",
-    "app": "application",
-}  # what brings the web along is imported when it is asked for
 _WEB = ("anyio", "prometheus_client", "sse_starlette", "starlette", "uvicorn")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name != "app":  # which brings the web along
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        return import_module(".application", __name__).app
     except ModuleNotFoundError as error:
         raise missing_web(error) from None
 

@@ -14,45 +14,39 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from ..basis import Basis
 from ..errors import OptionError, TinyLoraError
 from ..formats.bundle import Bundle
-from ..runtime.drift import Drift, measure_drift
 from ..runtime.feedback.clicks import Clicks
 from ..runtime.pool.pool import Pool
-from ..vector import MicroVector, Policy
+from ..vector import Policy
 from ..wire.tags import Signer, Verifier
+from . import completions, routes
+from .access import ApiKeys, Limits
+from .editor import VectorEditor, Visitor
+from .exchange import Exchanges, told, unknown_route
 from .feedback import Feedback, check_feedback
-from .keys import ApiKeys
-from .limits import Limits
-from .page.editor import VectorEditor
-from .page.visitor import Visitor
-from .routes import completions, feedback, page, status, users
-from .routes.exchange import Exchanges, told, unknown_route
 from .service import Service
-from .store import PublishedStore, SqliteStore, Store
+from .store import open_store
 
 _ROUTES = (
     ("/v1/chat/completions", "POST", completions.chat),
     ("/v1/completions", "POST", completions.complete),
-    ("/v1/models", "GET", status.models),
-    ("/v1/models/{model:path}", "GET", status.model),
-    ("/v1/feedback", "POST", feedback.tell),
-    ("/v1/vectors/{user}", "PUT", users.put),
-    ("/v1/vectors/{user}", "GET", users.get),
-    ("/v1/vectors/{user}", "DELETE", users.delete),
-    ("/health", "GET", status.health),
-    ("/metrics", "GET", status.metrics),
+    ("/v1/models", "GET", routes.models),
+    ("/v1/models/{model:path}", "GET", routes.model),
+    ("/v1/feedback", "POST", routes.tell),
+    ("/v1/vectors/{user}", "PUT", routes.put_vector),
+    ("/v1/vectors/{user}", "GET", routes.get_vector),
+    ("/v1/vectors/{user}", "DELETE", routes.delete_vector),
+    ("/health", "GET", routes.health),
+    ("/metrics", "GET", routes.metrics),
 )
 _PAGE_ROUTES = (
-    ("/", "GET", page.index),
-    ("/page/{file}", "GET", page.file),
-    ("/v1/page", "GET", page.about),
-    ("/v1/page/vector", "POST", page.vector),
-    ("/v1/page/qr", "POST", page.qr),
-    ("/v1/page/drift", "POST", page.drift),
+    ("/", "GET", routes.page_file),
+    ("/page/{file}", "GET", routes.page_file),
+    ("/v1/page", "GET", routes.page_about),
+    ("/v1/page/vector", "POST", routes.page_vector),
+    ("/v1/page/qr", "POST", routes.page_qr),
 )
-_DRIFT_PROMPTS = 6  # that the page measures on: some seconds
 
 
 def app(
@@ -101,7 +95,7 @@ def app(
             f"the model's name {name!r} has an @, behind which clients name a user: pass another (--name)"
         )
     basis = Bundle.find(bundle).basis
-    opened = None if store is None else _open_store(store, basis)
+    opened = None if store is None else open_store(store, basis)
     try:
         marks = state if state is not None or opened is None else opened.marks
         policy = Policy(require, keys=keys, trust=trust, max_norm=max_norm, state=marks)
@@ -113,7 +107,7 @@ def app(
             check_feedback(policy, basis, signer)
         editor = None
         if visitor is not None:
-            editor = VectorEditor(basis, policy, visitor, opened, lambda vector: measured(vector))
+            editor = VectorEditor(basis, policy, visitor, opened)
             given = (given or ApiKeys({})).joined(visitor.token, visitor.user)
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
     except BaseException:
@@ -121,17 +115,7 @@ def app(
             opened.close()
         raise
 
-    def measured(vector: MicroVector) -> Drift:
-        return measure_drift(pool.model, vector, count=_DRIFT_PROMPTS)
-
-    service = Service(
-        pool,
-        name=name,
-        store=opened,
-        keys=given,
-        limits=limits,
-    )
-
+    service = Service(pool, name=name, store=opened, keys=given, limits=limits)
     if states is not None and opened is not None:
         clicks = Clicks(basis, pool.scorer())
         service.feedback = Feedback(
@@ -146,19 +130,12 @@ def app(
         yield
         await asyncio.to_thread(service.close)
 
-    routes = _ROUTES if editor is None else _ROUTES + _PAGE_ROUTES
+    served = _ROUTES if editor is None else _ROUTES + _PAGE_ROUTES
     made = Starlette(
-        routes=[Route(path, told(handler), methods=[method]) for path, method, handler in routes],
+        routes=[Route(path, told(handler), methods=[method]) for path, method, handler in served],
         middleware=[Middleware(Exchanges, service=service)],
         exception_handlers={HTTPException: unknown_route},
         lifespan=lifespan,
     )
     made.state.service = service
     return made
-
-
-def _open_store(where: str | PathLike[str], basis: Basis) -> Store:
-    """Open a store: a directory, or an address, has the published layout, and anything else is SQLite's."""
-    if isinstance(where, str) and "://" in where:
-        return PublishedStore(where, basis)
-    return PublishedStore(str(where), basis) if Path(where).is_dir() else SqliteStore(where, basis)

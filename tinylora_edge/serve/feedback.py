@@ -17,7 +17,7 @@ from ..errors import RequestError, StoreError
 from ..runtime.feedback.given import Given
 from ..vector import MicroVector, Policy
 from ..wire.tags import Signer
-from .failures import RefusedError
+from .access import RefusedError
 from .store import Store, Stored, check_user
 
 _REMEMBERED = 4096  # answers that may still be told about

@@ -17,7 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..errors import TinyLoraError
-from .routes.exchange import LOG
+from .exchange import LOG
 from .service import Service
 
 _GRACE_S = 2.0  # that answers have to end by themselves

@@ -1,4 +1,4 @@
-"""The service behind a server's routes: whose request it is, which vector answers it, and when it ends."""
+"""The service behind the routes: whose request it is, which vector answers, what is counted, and the end."""
 
 from __future__ import annotations
 
@@ -9,24 +9,84 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ..errors import FrameError, RequestError, RollbackError, TinyLoraError, VectorError
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ..errors import RequestError, RollbackError, TinyLoraError
 from ..runtime.feedback.given import Given
 from ..runtime.pool.desk import AnswerStream
 from ..runtime.pool.pool import Pool
-from ..wire import text
-from .failures import RefusedError
+from ..runtime.pool.request import Finish
+from ..runtime.pool.scheduler import Load
+from .access import ApiKeys, Limits, RefusedError
+from .bodies import Asked, read_frame
+from .editor import VectorEditor
 from .feedback import Feedback
-from .keys import ApiKeys
-from .limits import Limits
-from .metrics import Metrics
-from .page.editor import VectorEditor
-from .routes.bodies import Asked
 from .store import Store, check_user
 
 T = TypeVar("T")
 
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _POLL_S = 0.05
 _MOST_NAMED = 128  # characters of an end user's id that tell users apart
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "tinylora_requests", "Requests, by route and status.", ["route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "tinylora_request_seconds",
+            "Seconds until the last byte of a response.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._first = Histogram(
+            "tinylora_first_token_seconds",
+            "Seconds until the first piece of an answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "tinylora_tokens",
+            "Tokens: of prompts, of prompts that a cache had, and of answers.",
+            ["kind"],
+            registry=registry,
+        )
+        self._refused = Counter(
+            "tinylora_refused_vectors", "Vectors that were refused, by reason.", ["reason"], registry=registry
+        )
+        self._running = Gauge("tinylora_running", "Answers that are being generated.", registry=registry)
+        self._waiting = Gauge("tinylora_waiting", "Answers that wait for a slot.", registry=registry)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that is over."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """Note how long the first piece of an answer took."""
+        self._first.observe(seconds)
+
+    def answer(self, finish: Finish) -> None:
+        """Count the tokens of an answer."""
+        self._tokens.labels("prompt").inc(finish.prompt_tokens)
+        self._tokens.labels("cached").inc(finish.cached_tokens)
+        self._tokens.labels("completion").inc(finish.completion_tokens)
+
+    def refused_vector(self, reason: str) -> None:
+        """Count a vector that was refused."""
+        self._refused.labels(reason).inc()
+
+    def text(self, load: Load) -> bytes:
+        """Return all of them in Prometheus's format, with the load of the moment."""
+        self._running.set(load.running)
+        self._waiting.set(load.waiting)
+        return generate_latest(self._registry)
 
 
 class Service:
@@ -46,7 +106,7 @@ class Service:
         self.pool, self.name, self.store, self.limits = pool, name, store, limits
         self.metrics = Metrics()
         self._keys = keys
-        # What takes seconds would otherwise hold the threads that look-ups and answers need.
+        # Learning takes seconds, and would otherwise hold the threads that look-ups and answers need.
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="slow")
         self._hosts: frozenset[str] | None = None
         self.feedback: Feedback | None = None
@@ -203,10 +263,7 @@ class Service:
             raise RequestError("body and header have different vectors: send one of them", param="vector")
         if not body and not header:
             return None
-        try:
-            return text.decode(body or header)
-        except FrameError as error:
-            raise RequestError(str(error), param="vector") from None
+        return read_frame(body or header)
 
     async def _stored(self, user: str) -> bytes:
         found = None
@@ -250,8 +307,3 @@ def wrong_user(user: str) -> RefusedError:
     return RefusedError(
         403, f"this API key does not stand for user {user!r}", "wrong_user", kind="permission_error"
     )
-
-
-def is_about_vector(error: BaseException) -> bool:
-    """Whether a request failed because its vector was refused."""
-    return isinstance(error, VectorError) and not isinstance(error, RequestError)

@@ -13,11 +13,7 @@ import pytest
 from serving import KEY, Serving, serving
 
 from tinylora_edge import Basis, Bundle, MicroVector, MissingExtraError, Policy, VectorError
-from tinylora_edge.runtime.drift import Drift, Faults
-from tinylora_edge.serve.page.editor import VectorEditor
-from tinylora_edge.serve.page.files import read_files
-from tinylora_edge.serve.page.picture import draw_qr
-from tinylora_edge.serve.page.visitor import Visitor
+from tinylora_edge.serve.editor import VectorEditor, Visitor, draw_qr, read_files
 from tinylora_edge.serve.store import SqliteStore
 from tinylora_edge.wire import text
 
@@ -157,23 +153,16 @@ def test_a_file_becomes_values(page: tuple[Serving, dict[str, str]], basis: Basi
         assert refused(server.ask("POST", "/v1/page/vector", data, **sent)) == (403, code), data
 
 
-def test_pictures_and_drift(page: tuple[Serving, dict[str, str]]) -> None:
+def test_a_picture(page: tuple[Serving, dict[str, str]]) -> None:
     server, token = page
     _, made = server.ask("POST", "/v1/page/vector", {"values": VALUES}, **token)
     status, drawn = server.ask("POST", "/v1/page/qr", {"vector": made["vector"]}, **token)
     assert status == 200
     assert drawn.startswith(b"<?xml")
-    status, found = server.ask("POST", "/v1/page/drift", {"vector": made["vector"]}, **token)
-    assert (status, found["object"], found["prompts"]) == (200, "page.drift", 6)
-    assert np.isfinite(found["kl"])
-    for path in ("/v1/page/qr", "/v1/page/drift"):
-        for body in ({}, {"vector": 1}, {"vector": "!"}, {"vector": made["vector"], "more": 1}):
-            assert refused(server.ask("POST", path, body, **token)) == (400, "invalid_value"), (path, body)
-    assert refused(server.ask("POST", "/v1/page/drift", {"vector": "AAAA"}, **token))[0] == 403
-    assert refused(server.ask("POST", "/v1/page/qr", {"vector": "A" * 8000}, **token)) == (
-        403,
-        "vector_refused",
-    )
+    for body in ({}, {"vector": 1}, {"vector": "!"}, {"vector": made["vector"], "more": 1}):
+        assert refused(server.ask("POST", "/v1/page/qr", body, **token)) == (400, "invalid_value"), body
+    too_long = {"vector": "A" * 8000}
+    assert refused(server.ask("POST", "/v1/page/qr", too_long, **token)) == (403, "vector_refused")
 
 
 def test_the_package_that_draws_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,16 +171,12 @@ def test_the_package_that_draws_is_named_where_it_is_missing(monkeypatch: pytest
         draw_qr(b"frame")
 
 
-def drift_of_nothing(vector: MicroVector) -> Drift:
-    return Drift(0.0, 0.0, 1, 1, Faults(1, 0, 0, 0), Faults(0, 0, 0, 0))
-
-
 def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp_path: Path) -> None:
     first, learned = MicroVector.random(basis, 1, seed=1), MicroVector.random(basis, 1, seed=2)
     store, policy = SqliteStore(tmp_path / "users.db", basis), Policy()
     visitor = Visitor("ann", first.to_bytes(basis))
     for sequence in (1, 2):  # the first is of an earlier session, which FILE comes before
-        editor = VectorEditor(basis, policy, visitor, store, drift_of_nothing)
+        editor = VectorEditor(basis, policy, visitor, store)
         np.testing.assert_allclose(editor.present().vector.values, first.values, rtol=0.01)
         frame = MicroVector(learned.values, sequence=sequence).to_bytes(basis, stream="ann")
         store.put("ann", frame, policy)
@@ -207,14 +192,10 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp
 
 
 def test_a_page_whose_frames_nobody_would_take(basis: Basis) -> None:
-    for policy in (
-        Policy(keys=[KEY]),
-        Policy("signature", keys=[KEY]) if False else Policy("mac", keys=[KEY]),
-    ):
-        with pytest.raises(VectorError, match="nobody has signed"):
-            VectorEditor(basis, policy, Visitor(), None, drift_of_nothing)
+    with pytest.raises(VectorError, match="nobody has signed"):
+        VectorEditor(basis, Policy(keys=[KEY]), Visitor(), None)
     with pytest.raises(VectorError):
-        VectorEditor(basis, Policy(), Visitor(vector=b"no frame"), None, drift_of_nothing)
+        VectorEditor(basis, Policy(), Visitor(vector=b"no frame"), None)
     assert Visitor().token != Visitor().token
     visitor = Visitor()
     assert visitor.token not in repr(visitor)

@@ -15,7 +15,6 @@ import support
 from tinylora_edge import (
     Basis,
     BasisMismatchError,
-    ChecksumError,
     FrameError,
     Hmac,
     MicroVector,
@@ -24,9 +23,10 @@ from tinylora_edge import (
     RollbackError,
     SignatureError,
     StoreError,
+    VectorError,
     save_basis,
 )
-from tinylora_edge.serve.store import Imported, SqliteStore
+from tinylora_edge.serve.store import SqliteStore
 
 KEY = Hmac(bytes(range(32)))
 NEXT_KEY = Hmac(bytes(range(1, 33)))
@@ -87,7 +87,6 @@ def test_nothing_older_comes_back(store: SqliteStore, path: Path, basis: Basis) 
     with pytest.raises(RollbackError):
         store.put("alice", framed(basis, 4), policy(store))
     assert store.put("bob", framed(basis, 4), policy(store)).sequence == 4
-    assert [entry.user for entry in store.users()] == ["bob"]
 
 
 def test_another_key_begins_anew_and_the_old_one_goes_on(store: SqliteStore, basis: Basis) -> None:
@@ -104,7 +103,7 @@ def test_another_key_begins_anew_and_the_old_one_goes_on(store: SqliteStore, bas
         (lambda basis: framed(basis, 9, key=NEXT_KEY), SignatureError),
         (lambda basis: framed(basis, 9, key=None), SignatureError),
         (lambda basis: framed(basis, 9)[:-1], FrameError),
-        (lambda basis: bytes(4 * basis.size), FrameError),
+        (lambda basis: bytes(4 * basis.size), SignatureError),
         (lambda basis: framed(support.random_basis(rng=1), 9), BasisMismatchError),
     ],
 )
@@ -124,52 +123,33 @@ def test_names_that_are_none(store: SqliteStore, basis: Basis, user: str) -> Non
         lambda: store.get(user),
         lambda: store.delete(user),
         lambda: store.put(user, framed(basis, 1), policy(store)),
-        lambda: store.import_frames([(user, framed(basis, 1))]),
     ):
         with pytest.raises(RequestError, match="no name of a user"):
             call()
-    assert list(store.users()) == []
 
 
-def test_an_import_and_what_it_leaves_out(store: SqliteStore, basis: Basis) -> None:
-    first = [(f"user{i:05}", framed(basis, 2, key=None)) for i in range(12_000)]
-    assert store.import_frames(first) == Imported(added=12_000)
-    assert [entry.user for entry in store.users()] == [user for user, _ in first]
-    assert [entry.user for entry in store.users(after="user11998")] == ["user11999"]
-    store.delete("user00004")
-    second = [
-        ("user00000", framed(basis, 2, key=None)),
-        ("user00001", framed(basis, 1, key=None)),
-        ("user00002", framed(basis, 2, key=None, value=1)),
-        ("user00003", framed(basis, 3, key=None)),
-        ("user00003", framed(basis, 4, key=None)),
-        ("user00004", framed(basis, 2, key=None)),
-        ("new", framed(basis, 1, key=None)),
-    ]
-    assert store.import_frames(second) == Imported(added=1, replaced=2, unchanged=1, refused=3)
-    sequences = [store.get(f"user0000{i}") for i in range(5)]
-    assert [entry and entry.sequence for entry in sequences] == [2, 2, 2, 4, None]
+def test_many_are_put_at_once_or_none(store: SqliteStore, basis: Basis) -> None:
+    store.put("user7", framed(basis, 5), policy(store))
+    for last in (framed(basis, 4), framed(basis, 6, key=NEXT_KEY), framed(basis, 6)[:-1]):
+        frames = [("user1", framed(basis, 1)), ("user2", framed(basis, 1)), ("user7", last)]
+        with pytest.raises(VectorError):
+            store.put_many(frames, policy(store))
+        assert store.get("user1") is None
+    store.put_many(((f"user{number}", framed(basis, 6)) for number in range(2_000)), policy(store))
+    for user in ("user7", "user1999"):
+        found = store.get(user)
+        assert found is not None
+        assert found.sequence == 6
 
 
-def test_what_was_imported_counts_once_it_is_replaced(store: SqliteStore, basis: Basis) -> None:
-    store.import_frames([("alice", framed(basis, 5)), ("bob", framed(basis, 5, key=NEXT_KEY))])
+def test_a_policy_with_a_memory_of_its_own(store: SqliteStore, basis: Basis) -> None:
+    """What is stored counts for every policy, whichever key it has."""
+    store.put("alice", framed(basis, 5), policy(store))
     with pytest.raises(RollbackError):
-        store.put("alice", framed(basis, 4), policy(store))
-    assert store.put("bob", framed(basis, 1), policy(store)).sequence == 1, "a forged one counts for nothing"
-
-
-@pytest.mark.parametrize(
-    ("frame", "error"),
-    [
-        (lambda basis: framed(support.random_basis(rng=1), 1), BasisMismatchError),
-        (lambda basis: framed(basis, 1, key=None)[:-1] + b"?", ChecksumError),
-        (lambda basis: bytes(4 * basis.size), FrameError),
-    ],
-)
-def test_an_import_of_something_else(store: SqliteStore, basis: Basis, frame, error) -> None:
-    with pytest.raises(error, match="user 'bob'"):
-        store.import_frames([("alice", framed(basis, 1)), ("bob", frame(basis))])
-    assert list(store.users()) == []
+        store.put("alice", framed(basis, 4), Policy(keys=[KEY]))
+    store.delete("alice")
+    with pytest.raises(RollbackError):
+        store.put("alice", framed(basis, 4), Policy(keys=[KEY]))
 
 
 def test_two_processes_never_go_back(path: Path, basis: Basis, tmp_path: Path) -> None:
@@ -250,7 +230,7 @@ store.close()
     found = store.get("alice")
     assert found is not None
     assert found.sequence == 13
-    assert len(list(store.users())) == 14
+    assert all(store.get(f"user{sequence}") for sequence in range(1, 14))
     with pytest.raises(RollbackError):
         store.put("alice", framed(basis, 5), policy(store))
 
@@ -293,7 +273,7 @@ def test_a_file_that_is_no_store(tmp_path: Path, basis: Basis) -> None:
 
 
 def test_a_store_that_is_damaged_while_it_is_open(store: SqliteStore, path: Path, basis: Basis) -> None:
-    store.import_frames([(f"user{i}", framed(basis, 1)) for i in range(2000)])
+    store.put_many([(f"user{i}", framed(basis, 1)) for i in range(2000)], policy(store))
     store.close()
     data = bytearray(path.read_bytes())
     data[4096:] = bytes(len(data) - 4096)
@@ -307,8 +287,8 @@ def test_a_full_disk(store: SqliteStore, basis: Basis) -> None:
     pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
     store._writer.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="full"):
-        store.import_frames([(f"user{i}", framed(basis, 1)) for i in range(2000)])
-    assert [entry.user for entry in store.users()] == ["alice"]
+        store.put_many([(f"user{i}", framed(basis, 1)) for i in range(2000)], policy(store))
+    assert store.get("user0") is None
     store._writer.execute("PRAGMA max_page_count = 1000000")
     assert store.put("alice", framed(basis, 2), policy(store)).sequence == 2
 

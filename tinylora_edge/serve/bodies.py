@@ -1,15 +1,18 @@
-"""Bodies of requests: what OpenAI's clients send, checked, as what a pool is asked."""
+"""Bodies in OpenAI's shapes: requests, checked, as what a pool is asked, and the replies to them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import RequestError
-from ...runtime.pool.request import SamplingOptions, sampling_of
-from ...tasks import Prompt
-from ..limits import Limits
+from ..errors import FrameError, RequestError
+from ..runtime.pool.request import Answer, Finish, Piece, SamplingOptions, Token, sampling_of
+from ..tasks import Prompt
+from ..wire import text
+from .access import Limits
 
 _ROLES = {
     "system": "system",
@@ -95,6 +98,20 @@ def read_body(body: Any, limits: Limits, *, chat: bool) -> Asked:
     )
 
 
+def read_frame(vector: object) -> bytes:
+    """Return the frame in a text of a body or a header.
+
+    Raises:
+        RequestError: it is none.
+    """
+    if not isinstance(vector, str):
+        raise RequestError("vector is no text: send a frame as base64url", param="vector")
+    try:
+        return text.decode(vector)
+    except FrameError as error:
+        raise RequestError(str(error), param="vector") from None
+
+
 def _options(body: Mapping[str, Any], limits: Limits, *, chat: bool) -> SamplingOptions:
     options: SamplingOptions = {"max_tokens": _max_tokens(body, limits)}
     for name in ("temperature", "top_p"):
@@ -103,7 +120,7 @@ def _options(body: Mapping[str, Any], limits: Limits, *, chat: bool) -> Sampling
     if (seed := _number(body, "seed", int)) is not None:
         options["seed"] = seed % (1 << 64)  # OpenAI takes negative ones
     stop = body.get("stop")
-    if isinstance(stop, str) or (isinstance(stop, list) and all(isinstance(text, str) for text in stop)):
+    if isinstance(stop, str) or (isinstance(stop, list) and all(isinstance(each, str) for each in stop)):
         options["stop"] = stop
     elif stop is not None:
         raise RequestError("stop is no text, and no list of texts", param="stop")
@@ -204,3 +221,103 @@ def _number(body: Mapping[str, Any], name: str, kind: type) -> Any:
         what = {int: "integer", float: "number", bool: "true or false"}[kind]
         raise RequestError(f"{name} is no {what}", param=name)
     return float(value) if kind is float and value is not None else value
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The replies to one request: whole, or in chunks.
+
+    Attributes:
+        model: as the client named it.
+        chat: whether it is a chat.
+        name: of the reply.
+        made: when it was begun, in seconds since 1970.
+    """
+
+    model: str
+    chat: bool
+    name: str = field(default_factory=lambda: secrets.token_hex(12))
+    made: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return the reply with whole answers."""
+        choices = []
+        for index, answer in enumerate(answers):
+            choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish.reason}
+            choice["logprobs"] = self._logprobs(answer.tokens)
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+            else:
+                choice["text"] = answer.text
+            choices.append(choice)
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._head(kind), "choices": choices, "usage": usage([a.finish for a in answers])}
+
+    def first(self, index: int) -> dict[str, Any]:
+        """Return the chunk that begins an answer of a chat."""
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
+
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+        """Return the chunk of a piece."""
+        said: dict[str, Any] = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
+        return self._chunk(index, said | {"logprobs": self._logprobs(piece.tokens)})
+
+    def last(self, index: int, finish: Finish) -> dict[str, Any]:
+        """Return the chunk that ends an answer."""
+        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
+        return self._chunk(index, said | {"finish_reason": finish.reason})
+
+    def cost(self, finishes: Sequence[Finish]) -> dict[str, Any]:
+        """Return the chunk that says what all of it cost."""
+        return {**self._head(self._chunk_kind), "choices": [], "usage": usage(finishes)}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.made, "model": self.model}
+
+    def _chunk(self, index: int, said: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": index, "finish_reason": None, "logprobs": None} | said
+        return {**self._head(self._chunk_kind), "choices": [choice]}
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        if self.chat:
+            content = [
+                {
+                    **_described(token.data, token.logprob),
+                    "top_logprobs": [_described(data, logprob) for data, logprob in token.likeliest],
+                }
+                for token in tokens
+            ]
+            return {"content": content, "refusal": None}
+        return {
+            "tokens": [_shown(token.data) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{_shown(data): p for data, p in token.likeliest} for token in tokens],
+        }
+
+
+def usage(finishes: Sequence[Finish]) -> dict[str, Any]:
+    """Return what answers to one prompt cost, in tokens."""
+    prompt = max((finish.prompt_tokens for finish in finishes), default=0)
+    completion = sum(finish.completion_tokens for finish in finishes)
+    cached = max((finish.cached_tokens for finish in finishes), default=0)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def _described(data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _shown(data), "logprob": logprob, "bytes": list(data)}
+
+
+def _shown(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")

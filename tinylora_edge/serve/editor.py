@@ -1,25 +1,83 @@
-"""The editor of a visitor's vector: values become frames, and frames values, by the rules of the server."""
+"""The page's other side: its visitor, the editor of his vector, and the files that his browser loads."""
 
 from __future__ import annotations
 
+import io
 import math
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
-from ...basis import Basis
-from ...errors import ChecksumError, RequestError, VectorError
-from ...runtime.drift import Drift
-from ...vector import FIRST_SEQUENCE, MicroVector, Policy
-from ...wire import text
-from ..store import Store, Stored
-from .visitor import Visitor
+from ..basis import Basis
+from ..errors import ChecksumError, FrameError, MissingExtraError, RequestError, VectorError
+from ..vector import FIRST_SEQUENCE, MicroVector, Policy
+from ..wire import text
+from .store import Store, check_user
 
+PAGE = "index.html"
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+# Nothing from anywhere else, nothing inline, in nobody's frame. The QR code is an image made of a blob.
+HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cache-Control": "no-cache",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of every file of the page."""
+
+_TOKEN_BYTES = 24
 _DTYPE = "bf16"  # 37 bytes for 13 values, and steps finer than those of a slider
 _REACH = 1.0  # of a slider, where no prior says how large values are
 _LARGEST = 1e30  # far beyond what any model bears, and within float32 and bf16
 _DEVIATIONS = 3.0  # of the prior, that a slider reaches
+
+
+@cache
+def read_files() -> Mapping[str, tuple[bytes, str]]:
+    """Return content and type of each file that a browser loads, by its name."""
+    return {
+        entry.name: (entry.read_bytes(), _TYPES["." + entry.name.rpartition(".")[2]])
+        for entry in (files(__package__) / "page").iterdir()
+    }
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """The one person whom a page is for.
+
+    Attributes:
+        user: his name, which is also that of his stream of vectors.
+        vector: a frame that his page begins with; None for what the store has of him, or the base.
+        token: that the page's requests carry as their API key. It stands for this user and nobody else.
+
+    Raises:
+        RequestError: the name is none of a user.
+    """
+
+    user: str = "me"
+    vector: bytes | None = field(default=None, repr=False)
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(_TOKEN_BYTES), repr=False)
+
+    def __post_init__(self) -> None:
+        check_user(self.user)
+
+    def address(self, origin: str) -> str:
+        """Return the page's address on a server: the token is behind the #, which no browser sends."""
+        return f"{origin}/#token={self.token}"
 
 
 @dataclass(frozen=True)
@@ -49,31 +107,21 @@ class Edited:
 class VectorEditor:
     """What a visitor does with his vector: he moves its values, opens a frame, and finds what clicks made.
 
-    A frame that he opens by hand may be older than what clicks have taught since. The order of sequences
-    binds those who deliver vectors, and not the one whose vector it is. So it is checked like any other, but
-    for its sequence, and framed anew.
+    A frame that he opens by hand may be older than what clicks have taught since: it is checked like any
+    other, but for its sequence, and framed anew.
 
     Args:
         basis: of the vectors.
         policy: of the server. It has to take frames with a checksum.
         visitor: whose vector it is.
         store: with what clicks made of it; None where nothing is kept.
-        measure: returns the drift of a vector, by forward passes.
 
     Raises:
         VectorError: the policy would refuse every frame that is made here, or the visitor's first vector.
     """
 
-    def __init__(
-        self,
-        basis: Basis,
-        policy: Policy,
-        visitor: Visitor,
-        store: Store | None,
-        measure: Callable[[MicroVector], Drift],
-    ) -> None:
-        self._basis, self._policy, self._visitor, self._store = basis, policy, visitor, store
-        self._measure, self._measuring = measure, threading.Lock()
+    def __init__(self, basis: Basis, policy: Policy, visitor: Visitor, store: Store | None) -> None:
+        self.user, self._basis, self._policy, self._store = visitor.user, basis, policy, store
         try:
             policy.check(MicroVector.zeros(basis).to_bytes(basis), basis)
         except VectorError as error:
@@ -85,11 +133,6 @@ class VectorEditor:
         if visitor.vector is not None:  # it comes before what was stored until now
             self._first = self.opened(visitor.vector).vector
             self._before = self._sequence()
-
-    @property
-    def user(self) -> str:
-        """The visitor's name."""
-        return self._visitor.user
 
     def present(self) -> Edited:
         """Return what clicks made of the vector, or the one that the page begins with, or the base: zeros.
@@ -105,7 +148,7 @@ class VectorEditor:
 
         Errors: those of `present`.
         """
-        stored = self._stored()
+        stored = None if self._store is None else self._store.get(self.user)
         return self._framed(MicroVector.zeros(self._basis) if stored is None else self._read(stored.frame))
 
     def made(self, values: Sequence[Any]) -> Edited:
@@ -127,17 +170,6 @@ class VectorEditor:
         """
         return self._framed(self._read(text.decode(data) if text.is_text(data) else data))
 
-    def drift(self, frame: bytes) -> Drift:
-        """Return how far a frame moves the model from its base in general; measurements take turns.
-
-        Raises:
-            VectorError: the frame is refused.
-            TrainError: the vector is too large for the model.
-        """
-        vector = self._read(frame)
-        with self._measuring:
-            return self._measure(vector)
-
     def reach(self) -> float:
         """Return how far from 0 a slider goes: as far as vectors that people want do, where a prior says."""
         prior = self._basis.prior
@@ -150,21 +182,37 @@ class VectorEditor:
         """Return a vector of the visitor's stream, or of the one without a name, as files mostly are."""
         rules = Policy(max_norm=self._policy.max_norm)  # which remembers no sequence
         try:
-            return rules.check(data, self._basis, stream=self._visitor.user)
+            return rules.check(data, self._basis, stream=self.user)
         except ChecksumError:
             return rules.check(data, self._basis)
 
     def _framed(self, vector: MicroVector) -> Edited:
-        user = self._visitor.user
-        accepted = self._policy.highest(self._basis, stream=user)
+        accepted = self._policy.highest(self._basis, stream=self.user)
         sequence = max(self._sequence(), accepted, FIRST_SEQUENCE)
-        frame = MicroVector(vector.values, _DTYPE, sequence).to_bytes(self._basis, stream=user)
-        self._policy.check(frame, self._basis, stream=user)
+        frame = MicroVector(vector.values, _DTYPE, sequence).to_bytes(self._basis, stream=self.user)
+        self._policy.check(frame, self._basis, stream=self.user)
         return Edited(MicroVector(vector.values, sequence=sequence), frame)
-
-    def _stored(self) -> Stored | None:
-        return None if self._store is None else self._store.get(self._visitor.user)
 
     def _sequence(self) -> int:
         """Return the highest sequence that was stored for the visitor: also of what was deleted."""
-        return 0 if self._store is None else self._store.last(self._visitor.user)
+        return 0 if self._store is None else self._store.last(self.user)
+
+
+def draw_qr(frame: bytes) -> bytes:
+    """Return the QR code of a frame's text, `tinylora:` before it, as an SVG document: black on white.
+
+    Raises:
+        MissingExtraError: `segno` is not installed.
+        FrameError: no QR code holds that much.
+    """
+    try:
+        import segno
+    except ImportError:
+        raise MissingExtraError("a QR code", "segno", "ship") from None
+    try:
+        code = segno.make_qr(text.encode(frame, scheme=True), error="M", boost_error=False, mode="byte")
+    except segno.DataOverflowError:
+        raise FrameError(f"{len(frame)} bytes fit no QR code: save the vector as a file") from None
+    out = io.BytesIO()
+    code.save(out, kind="svg", scale=8, dark="#000", light="#fff", title="A vector as a QR code")
+    return out.getvalue()

@@ -13,12 +13,11 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ...runtime.pool.desk import AnswerStream
-from ...runtime.pool.request import Answer, Finish, Piece
-from ..service import Service
-from .bodies import Asked, read_body
+from ..runtime.pool.desk import AnswerStream
+from ..runtime.pool.request import Answer, Finish, Piece
+from .bodies import Asked, Reply, read_body
 from .exchange import about, note_failure, read_json, unless_it_leaves
-from .replies import Reply
+from .service import Service
 
 VECTOR_HEADER = "x-tinylora-vector"
 

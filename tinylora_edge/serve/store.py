@@ -1,4 +1,8 @@
-"""A store in an SQLite file: a row a user, and what was accepted of each, for one process or several."""
+"""Stores of users' vectors: a frame for each user, of one basis.
+
+`SqliteStore` keeps them in a file, with what was accepted of each user: a million users, several processes.
+`PublishedStore` reads the layout that `publish` writes, a directory or what fsspec reaches.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,23 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ...basis import Basis
-from ...errors import ChecksumError, FrameError, StoreError, VectorError
-from ...system import check_path
-from ...vector import Policy
-from ...wire import frame as wire
-from ...wire import tags
-from ...wire.marks import Accepted, Mark, Marks
-from .user import Stored, check_user, unreadable
+from ..basis import Basis
+from ..errors import FrameError, RequestError, StoreError, TransferError, VectorError
+from ..shipping import layout
+from ..shipping.publish import open_target, publish
+from ..system import check_path
+from ..vector import Policy
+from ..wire.frame import sequence_of
+from ..wire.marks import Accepted, Mark, Marks
 
 _APPLICATION = 0x544C4556  # "TLEV": SQLite keeps it in the file's header
 _VERSION = 1
 _BUSY_S = 10.0
-_BATCH = 10_000  # rows of a transaction of an import
-_CRC32 = tags.Crc32()
 _CREATING = threading.Lock()  # a new file's descriptor is closed before any thread of ours opens it
-_PAGE = 1_000  # rows that are read at once where all are listed
 
 _SCHEMA = f"""
 CREATE TABLE bases (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE);
@@ -47,20 +47,82 @@ PRAGMA user_version = {_VERSION};
 
 
 @dataclass(frozen=True)
-class Imported:
-    """The outcome of an import, in vectors.
+class Stored:
+    """The vector of a user.
 
     Attributes:
-        added: of users who had none.
-        replaced: with a higher sequence than before.
-        unchanged: that were there already.
-        refused: with a lower sequence, or the same and other bytes.
+        user: whose it is.
+        frame: its bytes; a policy decides at each request whether they are applied.
+        sequence: of the frame.
+        made: when the user's first vector came, in seconds since 1970; 0 where that is not known.
+        changed: when this one came; 0 likewise.
     """
 
-    added: int = 0
-    replaced: int = 0
-    unchanged: int = 0
-    refused: int = 0
+    user: str
+    frame: bytes
+    sequence: int
+    made: float = 0.0
+    changed: float = 0.0
+
+
+class Store(Protocol):
+    """A store of users' vectors for one basis. Any thread may call it; each method raises StoreError.
+
+    Attributes:
+        marks: where the sequences that were accepted are kept; None leaves it to the policy.
+    """
+
+    marks: Marks | None
+
+    def get(self, user: str) -> Stored | None:
+        """Return a user's vector; None where he has none."""
+
+    def last(self, user: str) -> int:
+        """Return the sequence of a user's vector, or of one that was deleted; 0 where he never had any."""
+
+    def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
+        """Store a user's vector, once a policy accepts it; the one before is gone.
+
+        Raises:
+            VectorError: the policy refuses it; the subclass says why. The store stays as it was.
+        """
+
+    def delete(self, user: str) -> bool:
+        """Remove a user's vector, and remember its sequence; say whether there was one."""
+
+    def close(self) -> None:
+        """Close it. Again is fine."""
+
+
+def open_store(where: str | PathLike[str], basis: Basis) -> Store:
+    """Open a store: a directory, or an address, has the published layout, and anything else is SQLite's.
+
+    Raises: those of `PublishedStore` and `SqliteStore`.
+    """
+    if (isinstance(where, str) and "://" in where) or Path(where).is_dir():
+        return PublishedStore(str(where), basis)
+    return SqliteStore(where, basis)
+
+
+def check_user(name: str) -> str:
+    """Return the name of a user if it is one: a stream of the published layout that has a name.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if name == layout.DEFAULT_STREAM:
+        raise RequestError(
+            f"{name!r} is no name of a user: it stands for the stream without a name, which is nobody's. Use "
+            "another name",
+            param="user",
+        )
+    if not layout.is_stream(name):
+        raise RequestError(
+            f"{name[:80]!r} is no name of a user: use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a "
+            "letter or digit",
+            param="user",
+        )
+    return name
 
 
 class SqliteStore:
@@ -79,18 +141,11 @@ class SqliteStore:
 
     def __init__(self, path: str | PathLike[str], basis: Basis) -> None:
         check_path(path, StoreError)
-        self.path = Path(fspath(path))
+        self.path, self._basis = Path(fspath(path)), basis
         if not self.path.parent.is_dir():
             raise FileNotFoundError(
                 f"{self.path.parent} does not exist: make it, and the store is kept there"
             )
-        self._basis, self._digest = basis, bytes.fromhex(basis.digest)
-        self._lengths = {  # of frames with a MAC or a signature, by their first byte
-            bytes([version << 4 | code | kind << 2]): wire.frame_bytes(basis.size, dtype, kind, version)
-            for version in wire.VERSIONS
-            for code, dtype in enumerate(wire.DTYPES)
-            for kind in (tags.HMAC, tags.ED25519)
-        }
         self._reading, self._writing = threading.RLock(), threading.RLock()
         self._writer_thread: int | None = None
         self._closed = False
@@ -123,32 +178,40 @@ class SqliteStore:
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
         """Store a user's vector, once a policy accepts it; see `Store`.
 
-        What was imported before counts as accepted where the policy would have accepted it.
+        Vector and sequence are one transaction, where the policy keeps its sequences in `marks`.
         """
         check_user(user)
-        decoded = wire.decode(frame, self._basis.size, self._basis.digest)
-        if decoded.sequence is None:
-            raise FrameError(
-                "a raw payload has no sequence: store a frame (`MicroVector.to_bytes` makes one)"
-            )
         with self._transaction() as writer:
             before = self.get(user)
-            if before is None:
-                deleted = Accepted(self.last(user))
-                deleted.check(Accepted(decoded.sequence), (self._basis.digest, "", user))
-            elif before.frame != frame:
-                self._accept(before, policy)
-            with policy.admit(frame, self._basis, stream=user):
-                pass
-            now = time.time()
-            writer.execute(
-                "INSERT INTO vectors VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                "frame = excluded.frame, sequence = excluded.sequence, changed = excluded.changed",
-                (self._basis_id, user, frame, decoded.sequence, now, now),
-            )
+            if before is not None and before.frame != frame:  # for a policy that has not seen it yet
+                with suppress(VectorError), policy.admit(before.frame, self._basis, stream=user):
+                    pass
+            with policy.admit(frame, self._basis, stream=user) as vector:
+                if vector.raw:
+                    raise FrameError(
+                        "a raw payload has no sequence: store a frame (`MicroVector.to_bytes` makes one)"
+                    )
+                if before is None:
+                    deleted = Accepted(self.last(user))
+                    deleted.check(Accepted(vector.sequence), (self._basis.digest, "", user))
+                now = time.time()
+                writer.execute(
+                    "INSERT INTO vectors VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "frame = excluded.frame, sequence = excluded.sequence, changed = excluded.changed",
+                    (self._basis_id, user, frame, vector.sequence, now, now),
+                )
             stored = self.get(user)
         assert stored is not None
         return stored
+
+    def put_many(self, frames: Iterable[tuple[str, bytes]], policy: Policy) -> None:
+        """Store the vectors of many users (user, frame) in one transaction: all of them or none.
+
+        Raises: those of `put`.
+        """
+        with self._transaction():
+            for user, frame in frames:
+                self.put(user, frame, policy)
 
     def delete(self, user: str) -> bool:
         """Remove a user's vector, and remember its sequence; see `Store`."""
@@ -160,103 +223,12 @@ class SqliteStore:
             )
             return done.rowcount > 0
 
-    def users(self, after: str = "") -> Iterator[Stored]:
-        """Yield the vectors of all users; see `Store`."""
-        while True:
-            rows = self._read(
-                "SELECT user, frame, sequence, made, changed FROM vectors WHERE basis = ? AND user > ? "
-                "ORDER BY user LIMIT ?",
-                (self._basis_id, after, _PAGE),
-            )
-            if not rows:
-                return
-            yield from (Stored(*row) for row in rows if row[1] is not None)
-            after = rows[-1][0]
-
-    def import_frames(self, frames: Iterable[tuple[str, bytes]]) -> Imported:
-        """Store the vectors of many users.
-
-        Frames are looked at and not verified: they are of this basis and whole, and a checksum is right.
-        Whether one is applied is decided at each request, as ever. A lower sequence than a user's last one
-        is refused.
-
-        Args:
-            frames: user and frame of each.
-
-        Raises:
-            VectorError: a frame is of another basis, or damaged. Up to some thousand frames before it are not
-                stored either.
-            StoreError: the store cannot be written.
-        """
-        counts = [0, 0, 0, 0]
-        rest = iter(frames)
-        while batch := list(islice(rest, _BATCH)):
-            rows = [(check_user(user), data, self._look_at(user, data)) for user, data in batch]
-            with self._transaction() as writer:
-                self._import(writer, rows, counts)
-        return Imported(*counts)
-
     def close(self) -> None:
         """Close the file. Again is fine."""
         self._closed = True
         with self._writing, self._reading:
             self._reader.close()
             self._writer.close()
-
-    def _import(
-        self, writer: sqlite3.Connection, rows: list[tuple[str, bytes, int]], counts: list[int]
-    ) -> None:
-        there: dict[str, tuple[int, bytes | None]] = {}
-        names = list({user for user, _, _ in rows})
-        for user, sequence, frame in writer.execute(
-            "SELECT user, sequence, frame FROM vectors WHERE basis = ? AND user IN "
-            f"({','.join('?' * len(names))})",
-            (self._basis_id, *names),
-        ):
-            there[user] = sequence, frame
-        fresh: dict[str, tuple[bytes, int]] = {}
-        for user, frame, sequence in rows:
-            before = there.get(user)
-            if before is None or sequence > before[0]:
-                counts[0 if before is None or before[1] is None else 1] += 1
-                fresh[user] = frame, sequence
-                there[user] = sequence, frame
-            else:
-                counts[2 if (sequence, frame) == before else 3] += 1
-        now = time.time()
-        writer.executemany(
-            "INSERT INTO vectors VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "frame = excluded.frame, sequence = excluded.sequence, changed = excluded.changed",
-            ((self._basis_id, user, frame, sequence, now, now) for user, (frame, sequence) in fresh.items()),
-        )
-
-    def _look_at(self, user: str, data: bytes) -> int:
-        """Return the sequence of a frame that is whole."""
-        # A million of them: what has a MAC or a signature is not taken apart, which requests do.
-        if self._lengths.get(data[:1]) == len(data) and data[1:5] == self._digest[:4]:
-            return wire.sequence_of(data)
-        try:
-            decoded = wire.decode(data, self._basis.size, self._basis.digest)
-        except VectorError as error:
-            raise type(error)(f"user {user!r}: {error}") from None
-        if decoded.sequence is None:
-            raise FrameError(f"user {user!r}: a raw payload has no sequence, so it cannot be stored")
-        message = wire.message(decoded.version, user, self._digest, decoded.body)
-        if decoded.kind == tags.CRC32 and not _CRC32.verify(message, decoded.tag):
-            raise ChecksumError(
-                f"user {user!r}: the frame's checksum does not match: it was damaged, or is another user's"
-            )
-        return decoded.sequence
-
-    def _accept(self, before: Stored, policy: Policy) -> None:
-        """Count an imported vector as accepted, if it would have been."""
-        try:
-            with policy.admit(before.frame, self._basis, stream=before.user):
-                pass
-        except VectorError:
-            return
-
-    # Connections
 
     def _connect(self) -> sqlite3.Connection:
         # A file that SQLite has open is never opened here: to close its descriptor would drop all POSIX locks
@@ -271,11 +243,11 @@ class SqliteStore:
 
     def _set_up(self) -> None:
         found = self._writer.execute("PRAGMA application_id").fetchone()[0]
-        tables = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not found and not tables:
+        tables = "SELECT count(*) FROM sqlite_master"
+        if not found and not self._writer.execute(tables).fetchone()[0]:
             self._write_ahead()
             with self._transaction() as writer:
-                if not writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # another process
+                if not writer.execute(tables).fetchone()[0]:  # nor did another process meanwhile
                     for statement in _SCHEMA.split(";"):
                         writer.execute(statement)
             return
@@ -343,7 +315,7 @@ class SqliteStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise unreadable(self.path, error) from None
+            raise _unreadable(self.path, error) from None
 
 
 class _StoreMarks(Marks):
@@ -380,3 +352,63 @@ class _StoreMarks(Marks):
             "SELECT sequence, content FROM marks WHERE digest = ? AND key = ? AND stream = ?", mark
         )
         return Accepted(*rows[0]) if rows else Accepted()
+
+
+class PublishedStore:
+    """Users' vectors as `tinylora-edge publish` lays them out, a stream a user.
+
+    What was accepted is not kept in the layout: give the policy a state file.
+
+    Args:
+        target: a directory, or an address that fsspec can read (`s3://bucket/vectors`).
+        basis: of the vectors.
+
+    Raises:
+        StoreError: the target cannot be reached.
+        MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
+    """
+
+    marks: Marks | None = None
+
+    def __init__(self, target: str, basis: Basis) -> None:
+        self._to, self._basis = target, basis
+        try:
+            self._target = open_target(target)
+        except TransferError as error:
+            raise StoreError(str(error)) from None
+
+    def get(self, user: str) -> Stored | None:
+        """Return a user's vector; see `Store`."""
+        try:
+            frame = self._target.read(layout.latest(self._basis.id, check_user(user)))
+        except (OSError, TransferError) as error:
+            raise _unreadable(self._to, error) from None
+        return None if frame is None else Stored(user, frame, sequence_of(frame))
+
+    def last(self, user: str) -> int:
+        """Return the sequence of a user's vector; see `Store`."""
+        found = self.get(user)
+        return 0 if found is None else found.sequence
+
+    def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
+        """Publish a user's vector, once a policy accepts it; see `Store`."""
+        with policy.admit(frame, self._basis, stream=check_user(user)) as vector:
+            try:
+                publish(frame, self._basis, self._to, stream=user)
+            except TransferError as error:
+                raise StoreError(str(error)) from None
+        return Stored(user, frame, vector.sequence)
+
+    def delete(self, user: str) -> bool:
+        """Refuse with a StoreError: devices hold what was published."""
+        raise StoreError(
+            f"{self._to} is a layout of published vectors, from which nothing is deleted: publish a "
+            "vector of zeros with a higher sequence"
+        )
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def _unreadable(where: object, error: object) -> StoreError:
+    return StoreError(f"the store {where} cannot be used: {error}")

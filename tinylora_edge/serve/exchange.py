@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...documents import parse_json
-from ...errors import OverloadError, RequestError
-from ..failures import RefusedError, failure_of
-from ..service import Service, is_about_vector
+from ..documents import parse_json
+from ..errors import OverloadError, RequestError, VectorError
+from .access import Failure, RefusedError, failure_of
+from .service import Service
 
 LOG = logging.getLogger("tinylora_edge.serve")
 
@@ -56,13 +56,13 @@ def refusal(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(failure.body, failure.status, failure.headers)
 
 
-def note_failure(request: Request, error: BaseException) -> Any:
+def note_failure(request: Request, error: BaseException) -> Failure:
     """Note in log and metrics why a request fails; return what the client is told."""
     failure = failure_of(error)
     about(request)["error"] = failure.code
     if failure.status == 500:
         LOG.error("internal error", exc_info=error)
-    if is_about_vector(error):
+    if isinstance(error, VectorError) and not isinstance(error, RequestError):
         request.app.state.service.metrics.refused_vector(failure.code)
     return failure
 
