@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import Bundle
-from ..formats.gguf_split import whole_stem
+from ..formats.gguf import whole_stem
 from ..formats.onnx_graph import DEFAULT, REQUIRED
 from ..formats.signatures import read_signature
 from . import console, downloads, export_report
@@ -50,7 +50,7 @@ class FactorsFrom(StrEnum):
 
 
 class Tying(StrEnum):
-    """Schemes of tying, as `tinylora_edge.tying.SCHEMES`, the default first."""
+    """Schemes of tying, as `tinylora_edge.projection.SCHEMES`, the default first."""
 
     tiled = "tiled"
     structured = "structured"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..wire import pem, tags
+from ..wire import tags
 from . import console, keyfiles
 from .options import JsonOption
 
@@ -45,8 +45,8 @@ def keygen(
     else:
         signer = tags.Ed25519Signer(secret)
         key_id = signer.id
-        keyfiles.write(output, pem.encode_private(secret), secret=True)
-        keyfiles.write(public, pem.encode_public(signer.public_key), secret=False)
+        keyfiles.write(output, tags.private_pem(secret), secret=True)
+        keyfiles.write(public, tags.public_pem(signer.public_key), secret=False)
     if as_json:
         console.print_json(
             {"kind": "hmac" if mac else "ed25519", "id": key_id, "key": str(output)}

@@ -14,7 +14,7 @@ from .. import Basis, Bundle, FrameError, MicroVector, load_basis
 from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..limits import VECTOR_FILE_BYTES
 from ..system import atomic_write, check_path
-from ..wire import days, frame, tags, text
+from ..wire import expiry, frame, tags, text
 from . import console
 
 STREAM = "-"
@@ -169,7 +169,7 @@ def header(data: bytes) -> dict[str, Any]:
         "tag": tags.NAMES[kind],
         "basis_id": data[1:5].hex(),
         "sequence": frame.sequence_of(data),
-        **({"until": days.named(int.from_bytes(data[7:9], "little")).isoformat()} if dated else {}),
+        **({"until": expiry.day_date(int.from_bytes(data[7:9], "little")).isoformat()} if dated else {}),
         "count": found[-1],
         **({"count_or": found[0]} if unsure else {}),
     }

@@ -14,7 +14,7 @@ from typing import Any
 from ..basis import Basis
 from ..errors import ExportError
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
-from ..formats.gguf_split import gguf_paths, split_name
+from ..formats.gguf import gguf_paths, split_name
 from ..formats.side_tensors import load_basis, save_basis
 from ..system import atomic_write, sync_directory
 from .manifest import describe, describe_gguf

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..basis import Basis
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME
-from ..formats.gguf_split import gguf_paths, split_name
+from ..formats.gguf import gguf_paths, split_name
 from ..system import __version__
 from .factors.basis import Quality
 from .settings import ExportSettings

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BaseMismatchError, ExportError
-from ..formats.gguf import MalformedGGUFError
-from ..formats.gguf_split import open_gguf
+from ..formats.gguf import MalformedGGUFError, open_gguf
 from ..formats.side_tensors import fingerprint
 from ..system import __version__, sync_directory
 from .bundle_writer import refuse_existing, write_bundle

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from ..errors import BasisError
 from ..factorization import LEFT, SQRT
 from ..modules import select
-from ..projection import project
-from ..tying import tie
+from ..projection import project, tie
 
 PROJECTIONS: tuple[str, ...] = ("random", "learned", "auto")
 

@@ -14,8 +14,7 @@ from ..errors import BaseMismatchError, BasisError, ExportError
 from ..factorization import AGREEMENT, distance
 from ..formats.side_tensors import fingerprint
 from ..limits import BLOCKS
-from ..modules import parse
-from ..row_orders import UNGROUPED, Heads, listed_order, row_orders
+from ..modules import UNGROUPED, Heads, listed_order, parse, row_orders
 from .factors.factorize import factorize_module, mark, module_key
 from .factors.journal import Factors
 from .settings import ExportSettings, plan

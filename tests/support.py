@@ -24,7 +24,7 @@ import psutil
 
 from tinylora_edge import Basis, save_basis
 from tinylora_edge.modules import KINDS
-from tinylora_edge.tying import tie
+from tinylora_edge.projection import tie
 
 GOLDEN = Path(__file__).parent / "golden"
 DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}

@@ -13,7 +13,7 @@ that combination, 13 numbers for the whole model, are all that is learned. A tou
   `tinylora_edge.privacy` says what the noise is worth.
 * Everything raised on purpose is a `TinyLoraError`; `tinylora_edge.errors` draws the tree.
 
-The parts that others build on: `tinylora_edge.projection.project`, `tinylora_edge.tying.tie`,
+The parts that others build on: `tinylora_edge.projection.project`, `tinylora_edge.projection.tie`,
 `tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
 """
 

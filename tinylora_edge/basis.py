@@ -17,8 +17,7 @@ from .axes import Prior, Whitening, check_names, check_prior, position_of
 from .errors import BasisError, NonFiniteError, VectorError
 from .factorization import LEFT, SQRT
 from .modules import parse
-from .projection import EXPLICIT, IRWIN_HALL, project
-from .tying import tie
+from .projection import EXPLICIT, IRWIN_HALL, project, tie
 
 FactorArray = NDArray[np.float32] | NDArray[np.float16]
 

@@ -1,13 +1,34 @@
-"""Module names: their kinds, their canonical order, and the choice of those that a basis adapts.
+"""Module names: their kinds, their order, the choice of those that a basis adapts; orders of their rows.
 
 A module is named by its GGUF tensor, `blk.<block>.<kind>.weight`, on every engine.
+
+Row orders: which row of a layer in a GGUF is which row of that layer in Hugging Face's format.
+
+convert_hf_to_gguf moves rows of q, k and fused qkv. The two halves of each head that transformers rotates
+become ggml's neighbouring pairs, on architectures that need it; a fused qkv that lies head by head becomes
+all q, then all k, then all v. Factors are in the order of the GGUF, so whoever holds weights in the other
+order moves the rows of B.
+
+An order is a permutation, int64 [rows], of which entry i is the row in Hugging Face's format that became row
+i of the GGUF:
+
+    b_gguf = b_hf[order]        b_hf = b_gguf[inverse(order)]
+
+Where the weights are at hand, they decide which order is theirs (`agreement`), so that no list has to be
+right. Where they are not, `listed_order` goes by what is known of the architecture.
+
+Source: convert_hf_to_gguf.py of llama.cpp, `modify_tensors` of its model classes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import BasisError
 
@@ -111,3 +132,107 @@ def _matched(available: Sequence[str], target: str) -> set[str]:
         blocks = 1 + max((block for _, block, _ in places), default=0)
         return {m for m, block, kind in places if kind.startswith("attn_") and 3 * block < 2 * blocks}
     return {m for m in available if fnmatchcase(m, target) or fnmatchcase(parse(m)[1], target)}
+
+
+RENAMED = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "smollm": "llama",
+    "phi": "phi2",
+    "gemma3_text": "gemma3",
+    "gpt_bigcode": "starcoder",
+    "cohere": "command-r",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "gpt_oss": "gpt-oss",
+}
+"""`model_type` -> `general.architecture`, where they differ by more than punctuation."""
+
+PERMUTED = frozenset(
+    {
+        "llama", "granite", "granitemoe", "granitehybrid", "minicpm", "deepseek", "arcee", "baichuan",
+        "xverse", "internlm2", "olmo", "smollm3", "nanbeige", "llada",
+    }
+)  # fmt: skip
+"""`general.architecture` of those whose rows of q and k are moved (its classes with `undo_permute`, and three
+with a permutation of their own)."""
+
+UNGROUPED = frozenset({"falcon", "bloom", "gptneox"})
+"""`general.architecture` of those whose fused qkv lies head by head in Hugging Face's format."""
+
+
+class Heads(NamedTuple):
+    """Numbers of attention heads of a model; None where one is not known.
+
+    Attributes:
+        queries: heads of q.
+        keys: heads of k, and of v.
+    """
+
+    queries: int | None = None
+    keys: int | None = None
+
+
+def read_heads(value: Callable[[str], Any]) -> Heads:
+    """Return the numbers of heads that a Hugging Face configuration states.
+
+    Args:
+        value: field of `config.json` -> its value, None where there is no such field.
+    """
+    queries = value("num_attention_heads")
+    keys = value("num_key_value_heads") or value("num_kv_heads") or queries
+    if value("multi_query") and not value("new_decoder_architecture"):
+        keys = 1  # Falcon-7B, whose num_kv_heads then means nothing
+    return Heads(*(n if isinstance(n, int) and n > 0 else None for n in (queries, keys)))
+
+
+def find_architecture(model_type: str, known: Collection[str]) -> str | None:
+    """Return the `general.architecture` that convert_hf_to_gguf gives a model, or None where it is unknown.
+
+    Args:
+        model_type: of `config.json`.
+        known: all architectures that there are.
+    """
+    plain = model_type.replace("_", "").replace("-", "")
+    names = (RENAMED.get(model_type), model_type, model_type.replace("_", "-"), plain)
+    return next((name for name in names if name in known), None)
+
+
+def row_orders(kind: str, rows: int, heads: Heads) -> list[NDArray[np.int64]]:
+    """Return the orders that a layer may have: permutations, int64 [rows], the unchanged one first.
+
+    Args:
+        kind: of the module, such as `attn_q`.
+        rows: of its weight.
+        heads: of the model.
+    """
+    every = np.arange(rows)
+    orders = [every]
+    queries, keys = heads
+    count = {"attn_q": queries, "attn_k": keys}.get(kind)
+    if count and rows % (2 * count) == 0:
+        # [head, half, i] -> [head, i, half]
+        orders.append(every.reshape(count, 2, -1).swapaxes(1, 2).reshape(-1))
+    if kind == "attn_qkv" and queries and keys and queries % keys == 0 and rows % (queries + 2 * keys) == 0:
+        # for each head of k its queries, k and v -> all q, all k, all v
+        grouped = every.reshape(keys, queries // keys + 2, -1)
+        parts = (grouped[:, :-2], grouped[:, -2], grouped[:, -1])
+        orders.append(np.concatenate([part.reshape(-1) for part in parts]))
+    return orders
+
+
+def listed_order(architecture: str, kind: str, rows: int, heads: Heads) -> NDArray[np.int64]:
+    """Return the order of a layer by the name of its architecture alone: a permutation, int64 [rows].
+
+    Args:
+        architecture: `general.architecture`.
+        kind, rows, heads: see `row_orders`.
+    """
+    moved = UNGROUPED if kind == "attn_qkv" else PERMUTED
+    return row_orders(kind, rows, heads)[-1 if architecture in moved else 0]
+
+
+def inverse(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the permutation that undoes another: int64 [rows]."""
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return back

@@ -24,7 +24,7 @@ from .trust import TrustFile
 from .trust.bundles import Bundles, public_keys
 from .trust.file import opened
 from .trust.keyring import Keyring
-from .wire import days, frame, marks, tags
+from .wire import expiry, frame, sequences, tags
 from .wire.freshness import Freshness
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
@@ -127,7 +127,7 @@ class MicroVector:
         signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str):
             raise VectorError(f"unknown tag {tag!r}: use 'crc32', a signer, or None for a raw payload")
-        last = None if until is None else days.number(until)
+        last = None if until is None else expiry.day_number(until)
         sent = values, self.dtype, self.sequence
         return frame.encode(*sent, basis.digest, signer, stream=stream, until=last, version=version)
 
@@ -190,7 +190,7 @@ class CheckedVector(MicroVector):
             "dtype": received.dtype,
             "sequence": received.sequence or 0,
             "raw": received.sequence is None,
-            "until": None if received.until is None else days.named(received.until),
+            "until": None if received.until is None else expiry.day_date(received.until),
         }
         return cls._with({"values": values} | about_it | about)
 
@@ -263,15 +263,15 @@ class Policy:
         trust: TrustFile | str | PathLike[str] | None = None,
         bundle_keys: Sequence[tags.Ed25519Verifier] = (),
         max_norm: float = math.inf,
-        state: str | PathLike[str] | marks.Marks | None = None,
+        state: str | PathLike[str] | sequences.SequenceLog | None = None,
         versions: Collection[int] = frame.VERSIONS,
-        today: days.Today = days.utc_today,
+        today: expiry.Today = expiry.utc_today,
     ) -> None:
         if state is None:
-            state = marks.Marks()
-        self.state = None if isinstance(state, marks.Marks) else state
-        self._marks = state if isinstance(state, marks.Marks) else marks.StateFile(state)
-        self._clock = days.Clock(today, self._marks)
+            state = sequences.SequenceLog()
+        self.state = None if isinstance(state, sequences.SequenceLog) else state
+        self._marks = state if isinstance(state, sequences.SequenceLog) else sequences.SequenceFile(state)
+        self._clock = expiry.Clock(today, self._marks)
         listed = opened(trust)
         self._keyring, given = Keyring(keys, listed, self._clock), public_keys(bundle_keys)
         self.bundles = Bundles(given, listed, self._clock, self._marks, self.state)
@@ -325,7 +325,7 @@ class Policy:
             self._warn_once()
         else:
             content = frame.content(key, values, received.dtype)
-            self._marks.check(marks.mark(basis.digest, key, stream), received.sequence, content)
+            self._marks.check(sequences.source(basis.digest, key, stream), received.sequence, content)
         sha256 = hashlib.sha256(data).hexdigest()
         return CheckedVector._of(values, received, verified_by=key, stream=stream, sha256=sha256)
 
@@ -364,11 +364,11 @@ class Policy:
             if vector.until is not None or self._keyring.listed:
                 self._clock.keep()
         content = frame.content(key, vector.values, vector.dtype)
-        self._marks.record(marks.mark(basis.digest, key, stream), vector.sequence, content)
+        self._marks.record(sequences.source(basis.digest, key, stream), vector.sequence, content)
 
     def highest(self, basis: Basis, *, key: str = "", stream: str = "") -> int:
         """Return the highest sequence accepted of a stream under a key; 0 for none. It raises as `record`."""
-        return self._marks.highest(marks.mark(basis.digest, key, stream))
+        return self._marks.highest(sequences.source(basis.digest, key, stream))
 
     def freshness(self, basis: Basis, *, stream: str = "") -> Freshness:
         """Return what is known of the newest vector of a stream, for whoever fetches it from a server.

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ExportError, UnsupportedModelError
-from ...modules import KINDS, is_adaptable, parse
-from ...row_orders import inverse, listed_order
+from ...modules import KINDS, inverse, is_adaptable, listed_order, parse
 from ..weights.hf_config import HFConfig
 from ..weights.safetensors import read_safetensors, shards
 

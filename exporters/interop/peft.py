@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from ...basis import Basis
 from ...errors import BaseMismatchError, ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import AGREEMENT, SQRT, distance
-from ...formats.gguf import MalformedGGUFError
-from ...formats.gguf_split import open_gguf
+from ...formats.gguf import MalformedGGUFError, open_gguf
 from ...formats.side_tensors import check_shapes, fingerprint
 from ...limits import MODULES, PROJECTION_ENTRIES, RANK, VALUES
 from ...modules import canonical_order

@@ -18,11 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BaseMismatchError, ExportError, UnsupportedModelError
-from ...formats.gguf import FLOAT32, STRING, GGUFFile, MalformedGGUFError, write
-from ...formats.gguf_split import open_gguf
+from ...formats.gguf import FLOAT32, STRING, GGUFFile, MalformedGGUFError, open_gguf, write
 from ...limits import BLOCKS
-from ...modules import is_adaptable, parse
-from ...row_orders import Heads, listed_order
+from ...modules import Heads, is_adaptable, listed_order, parse
 from ...system import atomic_write
 from ..weights.safetensors import read_safetensors
 from .layers import layer_of

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from ...basis import Basis
 from ...errors import BaseMismatchError
 from ...factorization import AGREEMENT, directions, gap
-from ...modules import parse
-from ...row_orders import Heads, inverse, row_orders
+from ...modules import Heads, inverse, parse, row_orders
 from .match import LinearNode, ModuleSlice, Site
 from .model import OnnxModel
 

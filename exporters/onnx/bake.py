@@ -16,7 +16,7 @@ from ...documents import read_json
 from ...errors import ExportError
 from ...formats.onnx_adapter import to_adapter
 from ...formats.onnx_graph import DEFAULT, GENAI_NAME, MODEL_NAME, REQUIRED, MetadataKey
-from ...row_orders import Heads
+from ...modules import Heads
 from ...system import atomic_write, sync_directory
 from ...vector import MicroVector
 from .align import align

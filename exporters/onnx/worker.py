@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...formats.gguf import GGUFFile
-from ...formats.gguf_transformers import read_once
+from ...formats.gguf import GGUFFile, read_once
 from ...formats.onnx_graph import MODEL_NAME
 
 

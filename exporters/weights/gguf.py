@@ -9,8 +9,7 @@ import gguf
 
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
-from ...formats.gguf import MalformedGGUFError
-from ...formats.gguf_split import open_gguf
+from ...formats.gguf import MalformedGGUFError, open_gguf
 from .coverage import coverage
 from .dequantize import PackedRows, ggml_decoder
 

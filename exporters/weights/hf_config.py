@@ -10,7 +10,7 @@ import gguf
 from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...limits import BLOCKS
-from ...row_orders import find_architecture, read_heads
+from ...modules import find_architecture, read_heads
 
 
 class HFConfig:

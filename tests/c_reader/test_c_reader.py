@@ -35,7 +35,7 @@ from tinylora_edge import (
     save_basis,
 )
 from tinylora_edge.projection import project
-from tinylora_edge.wire import days
+from tinylora_edge.wire import expiry
 from tinylora_edge.wire import text as _text
 
 READER = Path(__file__).parents[2] / "examples" / "native" / "reader"
@@ -334,7 +334,7 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
     """Frames, raw payloads and random bytes, whole and damaged: the same are accepted, as the same values."""
     basis = support.random_basis(blocks=5, groups=13)
-    policy = Policy("none", keys=[Hmac(KEY)], today=days.named(32768))
+    policy = Policy("none", keys=[Hmac(KEY)], today=expiry.day_date(32768))
     rng = random.Random(1)
     signers = ("crc32", Hmac(KEY), Hmac(bytes(32)), Ed25519Signer(KEY), None)
     whole = []
@@ -346,7 +346,7 @@ def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
                 )
                 whole.append(drawn.to_bytes(basis, signer))
                 if signer is not None:
-                    whole.append(drawn.to_bytes(basis, signer, until=days.named(rng.getrandbits(16))))
+                    whole.append(drawn.to_bytes(basis, signer, until=expiry.day_date(rng.getrandbits(16))))
                     whole.append(drawn.to_bytes(basis, signer, stream="another"))
                     if dtype != "int8":
                         whole.append(drawn.to_bytes(basis, signer, version=1))

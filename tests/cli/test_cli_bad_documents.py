@@ -22,7 +22,7 @@ from tinylora_edge.runtime.tuning.state import load_state
 from tinylora_edge.shipping import publish
 from tinylora_edge.tasks import load_task
 from tinylora_edge.tasks.behaviours import load_examples
-from tinylora_edge.wire import pem
+from tinylora_edge.wire import tags
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def vector(cli: Cli, small: Path, tmp_path: Path) -> Path:
 def test_a_key_that_is_not_ascii(
     cli: Cli, small: Path, vector: Path, tmp_path: Path, damage: bytes, where: int
 ) -> None:
-    text = pem.encode_public(bytes(range(32))).encode()
+    text = tags.public_pem(bytes(range(32))).encode()
     (tmp_path / "k.pub").write_bytes(text[:where] + damage + text[where + 1 :])
     cli("inspect", vector, small, "--key", tmp_path / "k.pub").refused("k.pub: ")
-    text = pem.encode_private(bytes(range(32))).encode()
+    text = tags.private_pem(bytes(range(32))).encode()
     (tmp_path / "k").write_bytes(text[:where] + damage + text[where + 1 :])
     pack = ("pack", vector, small, "-o", tmp_path / "w.bin")
     cli(*pack, "--key", tmp_path / "k").refused(f"{tmp_path / 'k'}: ")

@@ -8,12 +8,12 @@ import models
 import numpy as np
 import pytest
 
-from tinylora_edge.modules import parse
-from tinylora_edge.row_orders import (
+from tinylora_edge.modules import (
     Heads,
     find_architecture,
     inverse,
     listed_order,
+    parse,
     read_heads,
     row_orders,
 )

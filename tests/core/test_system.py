@@ -12,7 +12,7 @@ import textwrap
 import pytest
 
 from tinylora_edge.system import atomic_write
-from tinylora_edge.wire.marks import StateFile
+from tinylora_edge.wire.sequences import SequenceFile
 
 
 def mode(path) -> int:
@@ -141,11 +141,11 @@ class TestKilledWriters:
         for name in (*own.values(), *others):
             (tmp_path / name).write_bytes(b"half")
         (tmp_path / ".state.link_123.tmp").symlink_to(tmp_path / others[0])
-        StateFile(tmp_path / "state").record(("d", "k", "s"), 5)
+        SequenceFile(tmp_path / "state").record(("d", "k", "s"), 5)
         left = set(os.listdir(tmp_path))
         assert left >= {own["*"], *others, ".state.link_123.tmp"}
         assert own["state"] not in left
-        StateFile(tmp_path / "*").record(("d", "k", "s"), 5)
+        SequenceFile(tmp_path / "*").record(("d", "k", "s"), 5)
         left = set(os.listdir(tmp_path))
         assert left >= set(others)
         assert own["*"] not in left

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinylora_edge import BasisError
 from tinylora_edge.modules import KINDS, canonical_order, parse
-from tinylora_edge.tying import SCHEMES, tie
+from tinylora_edge.projection import SCHEMES, tie
 
 LLAMA = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 

@@ -25,7 +25,7 @@ from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
 from tinylora_edge.shipping import layout
 from tinylora_edge.trust import Trust, records
-from tinylora_edge.wire import days, tags
+from tinylora_edge.wire import expiry, tags
 from tinylora_edge.wire import frame as _frame
 from tinylora_edge.wire import text as _text
 
@@ -319,11 +319,11 @@ def test_test_frames() -> None:
     for version, name, dtype, tag, size, text in later:
         frame, stream = bytes.fromhex(text), "" if name == "without a name" else name
         vector = MicroVector(values, dtype, sequence=7)
-        until = days.LAST if version == "3" else None
+        until = expiry.LAST if version == "3" else None
         assert len(frame) == int(size)
         assert vector.to_bytes(basis, signers[tag], stream=stream, until=until) == frame
         assert policy.check(frame, basis, stream=stream) == vector
-    assert f"65535, which is {days.LAST}" in section("Test frames")
+    assert f"65535, which is {expiry.LAST}" in section("Test frames")
 
 
 def test_frames_are_bound() -> None:

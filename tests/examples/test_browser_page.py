@@ -23,7 +23,7 @@ from onnx_bundles import tiny
 from tokenizers import Tokenizer
 
 from tinylora_edge import Ed25519Signer, MicroVector, load_basis, runtime
-from tinylora_edge.wire import pem
+from tinylora_edge.wire import tags
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -180,7 +180,7 @@ def test_a_signature_is_demanded_where_there_is_a_key(page: Page, site: Site) ->
     vector = MicroVector.random(basis, 1.0, seed=2)
     page.click("summary")
     page.fill("#stream", "alice")
-    page.fill("#key", pem.encode_public(signer.public_key))
+    page.fill("#key", tags.public_pem(signer.public_key))
     unsigned = vector.to_bytes(basis, stream="alice")
     assert "it is not signed, and a key is set" in refused(page, site.put("v.bin", unsigned))
     signed = vector.to_bytes(basis, signer, stream="bob")

@@ -18,7 +18,7 @@ import support
 from tinylora_edge import Basis, Hmac, MicroVector, load_basis, runtime
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.formats.side_tensors import fingerprint
-from tinylora_edge.wire import days, text
+from tinylora_edge.wire import expiry, text
 
 NATIVE = Path(__file__).parents[2] / "examples" / "native"
 KEY = bytes(range(32))
@@ -110,7 +110,7 @@ def test_what_it_refuses(
     flipped = frame[:-1] + bytes([frame[-1] ^ 1])
     foreign = framed(tiny_basis(blocks=5, groups=13))
     signed = framed(basis, Hmac(KEY), stream="alice")
-    old = framed(basis, Hmac(KEY), until=days.named(1))
+    old = framed(basis, Hmac(KEY), until=expiry.day_date(1))
     key = KEY.hex()
     cases = [
         ((base, side, text.encode(flipped)), "checksum"),

@@ -324,10 +324,10 @@ class Fetching:
         self.url = url
 
     def prepare(self, folder: Path) -> None:
-        from tinylora_edge.wire import pem
+        from tinylora_edge.wire import tags
 
         side_tensors.save_basis(BASIS, folder / "basis.gguf")
-        (folder / "key.pub").write_text(pem.encode_public(SIGNER.public_key))
+        (folder / "key.pub").write_text(tags.public_pem(SIGNER.public_key))
         (folder / "v.bin").write_bytes(frame(5))
         _apply(folder, 5)
 

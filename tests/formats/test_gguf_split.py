@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from tinylora_edge.formats import gguf
-from tinylora_edge.formats.gguf import STRING, UINT32, GGUFFile, MalformedGGUFError
-from tinylora_edge.formats.gguf_split import gguf_paths, open_gguf, whole_stem
+from tinylora_edge.formats.gguf import (
+    STRING,
+    UINT32,
+    GGUFFile,
+    MalformedGGUFError,
+    gguf_paths,
+    open_gguf,
+    whole_stem,
+)
 from tinylora_edge.formats.side_tensors import fingerprint
 
 TENSORS = 70

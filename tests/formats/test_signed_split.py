@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinylora_edge import Bundle, Ed25519Signer, Ed25519Verifier, TrustError
-from tinylora_edge.formats.gguf_split import gguf_paths, named_paths, split_name
+from tinylora_edge.formats.gguf import gguf_paths, named_paths, split_name
 from tinylora_edge.formats.signatures import check_bundle, files_of, sign_bundle
 
 SIGNER = Ed25519Signer(b"k" * 32)

@@ -16,7 +16,7 @@ from harness import Harness, folder
 from mutations import as_json, changed, number
 
 from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy, TinyLoraError
-from tinylora_edge.wire import frame, pem, text
+from tinylora_edge.wire import frame, tags, text
 
 BASIS = support.random_basis(blocks=5, groups=13)
 DIGEST = bytes.fromhex(BASIS.digest)
@@ -122,8 +122,8 @@ def _read_text(data: bytes) -> None:
 
 
 _DER = {
-    pem.PRIVATE: bytes.fromhex("302e020100300506032b657004220420") + SECRET,
-    pem.PUBLIC: bytes.fromhex("302a300506032b6570032100") + SIGNER.public_key,
+    tags.PRIVATE: bytes.fromhex("302e020100300506032b657004220420") + SECRET,
+    tags.PUBLIC: bytes.fromhex("302a300506032b6570032100") + SIGNER.public_key,
 }
 
 
@@ -132,14 +132,14 @@ def _make_pem(random: Random) -> bytes:
         digits = random.randbytes(random.choice((0, 15, 16, 32))).hex()
         return (digits if random.random() < 0.7 else digits + random.choice("gé \n0")).encode()
     label = random.choice([*_DER, "ENCRYPTED PRIVATE KEY", "CERTIFICATE", "é"])
-    der = bytearray(_DER.get(label, _DER[pem.PRIVATE]))
+    der = bytearray(_DER.get(label, _DER[tags.PRIVATE]))
     if random.random() < 0.7:
         der[random.randrange(len(der))] = number(random) & 0xFF
     if random.random() < 0.2:
         weak = random.choice((0, 1, 2**255 - 19, 2**255 - 20, 2**255 - 1, 2**256 - 1))
         der[-32:] = weak.to_bytes(32, "little")
     body = base64.encodebytes(bytes(der)).decode()
-    end = label if random.random() < 0.9 else pem.PUBLIC
+    end = label if random.random() < 0.9 else tags.PUBLIC
     out = f"-----BEGIN {label}-----\n{body}-----END {end}-----\n" * random.choice((1, 1, 1, 1, 2))
     return out.encode()
 

@@ -15,7 +15,7 @@ import pytest
 import support
 
 from tinylora_edge import Ed25519Signer, Hmac, MicroVector, Policy, VectorError
-from tinylora_edge.wire import days
+from tinylora_edge.wire import expiry
 
 HERE = Path(__file__).parent
 KEY = bytes(range(32))
@@ -98,7 +98,7 @@ def test_golden_statements() -> None:
 
 def test_its_verdict_on_damaged_frames_is_ours() -> None:
     basis = support.random_basis(blocks=5, groups=13)
-    policy = Policy("checksum", keys=[Hmac(KEY)], today=days.named(32768))
+    policy = Policy("checksum", keys=[Hmac(KEY)], today=expiry.day_date(32768))
     rng = random.Random(0)
     whole = []
     for dtype in ("fp32", "bf16", "fp16", "int8"):
@@ -106,7 +106,7 @@ def test_its_verdict_on_damaged_frames_is_ours() -> None:
             drawn = MicroVector(
                 MicroVector.random(basis, 0.5, seed=len(whole)).values, dtype, rng.getrandbits(16)
             )
-            until = days.named(rng.getrandbits(16))
+            until = expiry.day_date(rng.getrandbits(16))
             whole += [drawn.to_bytes(basis, signer), drawn.to_bytes(basis, signer, until=until)]
     frames = []
     for _ in range(1500):

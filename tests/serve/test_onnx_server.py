@@ -15,7 +15,7 @@ import pytest
 from serving import Serving, as_text, framed, mac_file, serving
 
 from tinylora_edge import Basis, Ed25519Signer, MicroVector, load_basis, runtime
-from tinylora_edge.wire import pem
+from tinylora_edge.wire import tags
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
 LIMIT = 12
@@ -31,9 +31,9 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("server")
     options = ("--name", "tiny", "--store", folder / "users.db", "--key", mac_file(folder), "--slots", "6")
     signer = Ed25519Signer(bytes(range(32)))
-    (folder / "key").write_text(pem.encode_private(bytes(range(32))))
+    (folder / "key").write_text(tags.private_pem(bytes(range(32))))
     (folder / "key").chmod(0o600)
-    (folder / "key.pub").write_text(pem.encode_public(signer.public_key))
+    (folder / "key.pub").write_text(tags.public_pem(signer.public_key))
     learning = ("--feedback", folder / "states", "--sign", folder / "key", "--key", folder / "key.pub")
     with serving(folder, bundle, *options, *learning, "--n-ctx", "400", contexts=None) as running:
         yield running

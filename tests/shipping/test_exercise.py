@@ -16,7 +16,7 @@ from invocation import Cli
 
 from tinylora_edge import save_basis
 from tinylora_edge.shipping import layout
-from tinylora_edge.wire import days
+from tinylora_edge.wire import expiry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "SECURITY.md").read_text("utf-8")
 SECTION = PAGE.partition("\n## The day a key leaks\n")[2].partition("\n## ")[0]
@@ -48,7 +48,7 @@ def test_the_exercise_of_a_leaked_key(cli: Cli, tmp_path: Path, monkeypatch: pyt
         def now(cls, tz: tzinfo | None = None) -> Self:
             return cls(now[0].year, now[0].month, now[0].day, tzinfo=tz)
 
-    monkeypatch.setattr(days, "datetime", Clock)
+    monkeypatch.setattr(expiry, "datetime", Clock)
     answered = {"says": 0, "refused": 0}
     with servers.static(tmp_path / "mirror") as (url, _):
         names = {"BUNDLE": "b.basis.gguf", "LATEST": layout.latest(basis.id, "default"), MIRROR: url}

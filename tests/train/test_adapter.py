@@ -20,13 +20,13 @@ from tinylora_edge import Basis, MicroVector, TrainError
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
+from tinylora_edge.projection import tie
 from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
 from tinylora_edge.train.layers import factors_for, hf_names
 from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head, shared_prefix
 from tinylora_edge.train.model import load_model
-from tinylora_edge.tying import tie
 
 TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
 

@@ -16,9 +16,9 @@ from tinylora_edge import (
     Policy,
     SignatureError,
 )
-from tinylora_edge.wire import days
+from tinylora_edge.wire import expiry
 from tinylora_edge.wire.freshness import believed
-from tinylora_edge.wire.marks import decode
+from tinylora_edge.wire.sequences import decode
 from tinylora_edge.wire.statements import Latest, encode_latest
 
 BASIS = support.random_basis(groups=3)
@@ -32,7 +32,7 @@ def statement(sequence: int, issued: int, until: int, signer=OLD, stream: str = 
 
 
 def policy(today: int | None = TODAY, state=None, keys=TRUSTED) -> Policy:
-    return Policy(keys=keys, today=None if today is None else days.named(today), state=state)
+    return Policy(keys=keys, today=None if today is None else expiry.day_date(today), state=state)
 
 
 def freshness(of: Policy, stream: str = "alice"):
@@ -55,7 +55,7 @@ class TestProblems:
         fresh = freshness(policy(TODAY))
         fresh.believe(statement(7, TODAY - 9, TODAY - 1))
         assert fresh.due()
-        assert f"since {days.named(TODAY - 1)}" in fresh.problem(7)
+        assert f"since {expiry.day_date(TODAY - 1)}" in fresh.problem(7)
         fresh.believe(statement(7, TODAY, TODAY))
         assert fresh.problem(7) == ""
 
@@ -116,7 +116,7 @@ class TestMemory:
 
     def test_a_statement_tells_a_device_without_a_clock_the_day(self, tmp_path):
         clockless = policy(None, tmp_path / "s")
-        data = MicroVector.zeros(BASIS).to_bytes(BASIS, OLD, until=days.named(TODAY - 1))
+        data = MicroVector.zeros(BASIS).to_bytes(BASIS, OLD, until=expiry.day_date(TODAY - 1))
         clockless.check(data, BASIS)
         fresh = freshness(clockless)
         assert fresh.due()
@@ -151,7 +151,7 @@ class TestBelieved:
         assert believed(fresh, statement(7, TODAY, TODAY)) == ""
 
     def test_a_clock_set_back_does_not_make_it_fresh_again(self):
-        now = [days.named(TODAY)]
+        now = [expiry.day_date(TODAY)]
         one = Policy(keys=TRUSTED, today=lambda: now[0])
         fresh = freshness(one)
         fresh.believe(statement(7, TODAY - 5, TODAY - 1))

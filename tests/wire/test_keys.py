@@ -9,8 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 
 from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, SignatureError
-from tinylora_edge.wire.pem import decode_private, decode_public, encode_private, encode_public
-from tinylora_edge.wire.tags import key_id
+from tinylora_edge.wire.tags import key_id, private_pem, public_pem, read_private_pem, read_public_pem
 
 SEED = bytes(range(32))
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(SEED)
@@ -34,21 +33,21 @@ def pem(key, *, password: bytes | None = None) -> bytes:
 
 
 def test_pem_is_openssl_s_both_ways():
-    assert encode_private(SEED).encode() == pem(KEY)
-    assert encode_public(PUBLIC).encode() == pem(KEY.public_key())
-    assert decode_private(pem(KEY)) == SEED
-    assert decode_public(pem(KEY.public_key())) == PUBLIC
+    assert private_pem(SEED).encode() == pem(KEY)
+    assert public_pem(PUBLIC).encode() == pem(KEY.public_key())
+    assert read_private_pem(pem(KEY)) == SEED
+    assert read_public_pem(pem(KEY.public_key())) == PUBLIC
 
 
 def test_the_keys_of_rfc_8410():
-    assert Ed25519Signer.from_pem(RFC_PRIVATE).public_key == decode_public(RFC_PUBLIC)
+    assert Ed25519Signer.from_pem(RFC_PRIVATE).public_key == read_public_pem(RFC_PUBLIC)
 
 
 @pytest.mark.parametrize(
     "edit", [str.strip, lambda t: t.replace("\n", "\r\n"), lambda t: f"note\n\n{t}\nnote"]
 )
 def test_what_mail_and_editors_do_to_it_is_forgiven(edit):
-    assert decode_public(edit(RFC_PUBLIC)) == decode_public(RFC_PUBLIC)
+    assert read_public_pem(edit(RFC_PUBLIC)) == read_public_pem(RFC_PUBLIC)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_a_verifier_without_an_id_is_named_by_its_kind():
 
 def test_a_body_with_other_characters_is_refused():
     """And not read without them, as a lenient decoder does."""
-    text = encode_public(bytes(range(32)))
+    text = public_pem(bytes(range(32)))
     head, body, rest = text.split("\n", 2)
     with pytest.raises(SignatureError):
-        decode_public(f"{head}\n{body[:8]}!{body[8:]}\n{rest}")
+        read_public_pem(f"{head}\n{body[:8]}!{body[8:]}\n{rest}")

@@ -30,7 +30,7 @@ from tinylora_edge import (
     VectorError,
 )
 from tinylora_edge.limits import STATE_BYTES
-from tinylora_edge.wire.marks import Accepted, StateFile, decode, encode
+from tinylora_edge.wire.sequences import Accepted, SequenceFile, decode, encode
 
 BASIS = support.random_basis(groups=3)
 OTHER = support.random_basis(groups=3, seed=43)
@@ -210,19 +210,6 @@ class TestFile:
     def test_content_round_trips(self, marks):
         assert decode(encode(marks)) == marks
 
-    def test_a_file_of_version_1_is_read_and_its_sequences_hold(self, tmp_path):
-        import hashlib
-
-        body = f'{{"{BASIS.digest}": {{"{OLD.id}": {{"": 5}}}}}}'.encode()
-        path = tmp_path / "state"
-        path.write_bytes(b"tinylora state 1 " + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        guarded = policy(path)
-        with pytest.raises(RollbackError):
-            guarded.check(frame(4), BASIS)
-        apply(guarded, frame(5))
-        with pytest.raises(RollbackError, match="another vector"):
-            policy(path).check(other_frame(5), BASIS)
-
     def test_an_equal_sequence_with_other_content_is_refused_after_a_restart(self, tmp_path):
         apply(policy(tmp_path / "state"), frame(5))
         apply(policy(tmp_path / "state"), frame(5))
@@ -284,7 +271,7 @@ FORKS = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    import tinylora_edge.wire.marks as state, tinylora_edge.system as files
+    import tinylora_edge.wire.sequences as state, tinylora_edge.system as files
 
     path, mark = Path(sys.argv[1]), ("d" * 64, "ed25519:k", "")
     OURS = {state.__file__, files.__file__}
@@ -308,11 +295,11 @@ FORKS = textwrap.dedent(
         child = os.fork()
         if child == 0:
             sys.settrace(die_at(line))
-            state.StateFile(path).record(mark, before + 1)
+            state.SequenceFile(path).record(mark, before + 1)
             os._exit(0)
         killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
         left = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(".tmp"))
-        after = state.StateFile(path).highest(mark)  # raises where the file is damaged
+        after = state.SequenceFile(path).highest(mark)  # raises where the file is damaged
         assert after in (before, before + 1), (line, before, after)
         print(line, after - before, len(left), flush=True)
         if not killed:
@@ -339,8 +326,8 @@ def test_a_kill_at_any_line_of_an_update_leaves_the_old_state_or_the_new(tmp_pat
 WRITER = textwrap.dedent(
     """
     import sys
-    from tinylora_edge.wire.marks import StateFile
-    state, mark = StateFile(sys.argv[1]), ("d" * 64, "ed25519:k", "")
+    from tinylora_edge.wire.sequences import SequenceFile
+    state, mark = SequenceFile(sys.argv[1]), ("d" * 64, "ed25519:k", "")
     sequence = state.highest(mark)
     while sequence < 65535:
         sequence += 1
@@ -362,7 +349,7 @@ def test_a_kill_at_a_random_moment_loses_nothing_that_was_acknowledged(tmp_path)
         child.send_signal(signal.SIGKILL)
         acknowledged = int((child.stdout.read().split() or [b"0"])[-1])
         child.wait()
-        found = StateFile(path).highest(mark)
+        found = SequenceFile(path).highest(mark)
         assert max(highest, acknowledged) <= found <= max(highest, acknowledged) + 41
         highest = found
     assert highest > 6
@@ -375,8 +362,8 @@ def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
         import sys
         from contextlib import suppress
         from tinylora_edge.errors import RollbackError
-        from tinylora_edge.wire.marks import StateFile
-        state, name = StateFile(sys.argv[1]), sys.argv[2]
+        from tinylora_edge.wire.sequences import SequenceFile
+        state, name = SequenceFile(sys.argv[1]), sys.argv[2]
         for sequence in range(1, 61):
             state.record(("d", "k", name), sequence)
             shared = state.highest(("d", "k", "all"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import FrameError, MicroVector, NonFiniteError, Policy
-from tinylora_edge.wire.quantization import dequantize, quantize
+from tinylora_edge.wire.frame import dequantize, quantize
 
 BASIS = support.random_basis(blocks=5, groups=13)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

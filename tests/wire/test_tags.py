@@ -20,7 +20,7 @@ from tinylora_edge import (
     Policy,
     SignatureError,
 )
-from tinylora_edge.wire import pem as _pem
+from tinylora_edge.wire import tags as _tags
 from tinylora_edge.wire.tags import NAMES, SIZES, Verifier
 
 # RFC 8032, section 7.1: secret key, public key, message, signature.
@@ -131,7 +131,7 @@ class TestWithoutCryptography:
     def test_a_device_verifies_golden_frames_with_an_ed25519_of_its_own(self):
         """Its keys come from a PEM file too, all without the package."""
         public = bytes.fromhex("03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8")
-        pem = _pem.encode_public(public)
+        pem = _tags.public_pem(public)
         policy = Policy("signature", keys=[Ed25519Verifier.from_pem(pem, support.ed25519)])
         entries = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
         signed = [entry for entry in entries if entry["auth"] == "ed25519" and len(entry["values"]) == 13]
@@ -196,7 +196,7 @@ class TestWeakKeys:
         for make in (
             lambda: Ed25519Verifier(bytes(key)),
             lambda: Ed25519Verifier(bytes(key), check=lambda *_: True),
-            lambda: Ed25519Verifier.from_pem(_pem.encode_public(bytes(key))),
+            lambda: Ed25519Verifier.from_pem(_tags.public_pem(bytes(key))),
         ):
             with pytest.raises(SignatureError, match="small order"):
                 make()

@@ -11,8 +11,7 @@ from typing import Any
 from ..basis import Basis
 from ..documents import read_json
 from ..errors import BaseMismatchError, BasisError
-from .gguf import MalformedGGUFError
-from .gguf_split import open_gguf, whole_stem
+from .gguf import MalformedGGUFError, open_gguf, whole_stem
 from .onnx_graph import MODEL_NAME, MetadataKey, read_metadata
 from .side_tensors import check_shapes, fingerprint, load_basis
 

@@ -11,8 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import BaseMismatchError
-from .gguf import GGUFFile, MalformedGGUFError, Tensor
-from .gguf_split import open_gguf
+from .gguf import GGUFFile, MalformedGGUFError, Tensor, open_gguf
 
 _SIDES = (".lora_a", ".lora_b")
 _TURNED = "token_embd.weight"  # of which llama.cpp stores the sides the other way round

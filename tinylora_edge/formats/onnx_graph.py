@@ -2,12 +2,13 @@
 
 The exporter writes these names and a device reads them, so they stand here alone (docs/FORMAT.md, "ONNX
 graph"). A device has no package that reads ONNX, and checks a graph before an engine starts: only the
-protobuf fields that the checks need are read, tensors are skipped by their length, and a model of any size
-costs milliseconds.
+fields that the checks need are read, tensors are skipped by their length, and a model of any size costs
+milliseconds. Wire format: https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
+import mmap
 import stat
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
@@ -17,9 +18,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import BaseMismatchError
-from ..limits import KEY_BYTES, KEYS, STRING_BYTES, TENSORS
-from . import protobuf
-from .protobuf import Buffer, Span, Value, fields, integer, span, text
+from ..limits import KEY_BYTES, KEYS, ONNX_FIELDS, STRING_BYTES, TENSORS
 
 MODEL_NAME, GENAI_NAME = "model.onnx", "genai_config.json"
 """File names in a bundle's ONNX folder: the graph, and onnxruntime-genai's configuration."""
@@ -55,6 +54,14 @@ FINGERPRINT_MARK = b"tinylora onnx 1\n"
 """What a fingerprint of a graph's weights begins with."""
 EDGE_BYTES = 4096
 """How many bytes of each tensor's data, at both ends, a fingerprint covers."""
+
+Span = tuple[int, int]
+"""Place of a field's content in the file: bytes [start, end)."""
+Value = int | Span
+"""Value of a field: an integer, or where its bytes lie."""
+Buffer = mmap.mmap
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # Field numbers of onnx.proto, unchanged since 2017.
 _MODEL_IR, _MODEL_GRAPH, _MODEL_OPSETS, _MODEL_METADATA = 1, 7, 8, 14
@@ -172,7 +179,7 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
                 continue
             start, end = span(value)
             if end - start > STRING_BYTES + 2 * KEY_BYTES:
-                raise protobuf.MalformedProtobufError(f"an entry of its metadata has {end - start:,} bytes")
+                raise MalformedProtobufError(f"an entry of its metadata has {end - start:,} bytes")
             key, said = _entry(data, value)
             found[key] = said
             _count(found, KEYS, "metadata entries")
@@ -203,9 +210,9 @@ def inline_spans(path: str | PathLike[str]) -> dict[str, Span]:
 @contextmanager
 def _opened(path: str | PathLike[str]) -> Iterator[Buffer]:
     try:
-        with protobuf.opened(path) as data:
+        with _mapped(path) as data:
             yield data
-    except protobuf.MalformedProtobufError as error:
+    except MalformedProtobufError as error:
         raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
 
 
@@ -249,7 +256,7 @@ def _entry(data: Buffer, value: Value) -> tuple[str, str]:
 
 def _count(found: Sized, most: int, what: str) -> None:
     if len(found) > most:
-        raise protobuf.MalformedProtobufError(f"it has more than {most:,} {what}")
+        raise MalformedProtobufError(f"it has more than {most:,} {what}")
 
 
 def _external(name: str, entries: dict[str, str]) -> External:
@@ -260,5 +267,97 @@ def _external(name: str, entries: dict[str, str]) -> External:
     except (KeyError, ValueError):
         place = None
     if place is None or min(place.offset, place.length) < 0:
-        raise protobuf.MalformedProtobufError(f"the external data of {name!r} are described as {entries}")
+        raise MalformedProtobufError(f"the external data of {name!r} are described as {entries}")
     return place
+
+
+class MalformedProtobufError(ValueError):
+    """Error of bytes that are no protocol buffer."""
+
+
+@contextmanager
+def _mapped(path: str | PathLike[str]) -> Iterator[Buffer]:
+    """Map a file for reading.
+
+    Raises:
+        MalformedProtobufError: it is empty.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise MalformedProtobufError("it is empty") from None
+    with data:
+        yield data
+
+
+def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, Value]]:
+    """Yield number and value of the fields of the message in [start, end).
+
+    Raises:
+        MalformedProtobufError: there is no such message, or it has too many fields.
+    """
+    position, left = start, ONNX_FIELDS
+    while position < end:
+        if not left:
+            raise MalformedProtobufError(f"a message has more than {ONNX_FIELDS:,} fields")
+        left -= 1
+        tag, position = _varint(data, position, end)
+        number, wire = tag >> 3, tag & 7
+        if not number:
+            raise MalformedProtobufError("a field has number 0")
+        if wire == _VARINT:
+            value, position = _varint(data, position, end)
+            yield number, value
+            continue
+        if wire == _BYTES:
+            size, position = _varint(data, position, end)
+        elif wire in (_FIXED64, _FIXED32):
+            size = 8 if wire == _FIXED64 else 4
+        else:
+            raise MalformedProtobufError(f"a field has wire type {wire}")
+        if position + size > end:
+            raise MalformedProtobufError("it is cut off")
+        yield number, (position, position + size)
+        position += size
+
+
+def integer(value: Value) -> int:
+    """Return an integer field's value."""
+    if not isinstance(value, int):
+        raise MalformedProtobufError("an integer is expected where bytes are")
+    return value
+
+
+def span(value: Value) -> Span:
+    """Return where a field's bytes lie."""
+    if isinstance(value, int):
+        raise MalformedProtobufError("bytes are expected where an integer is")
+    return value
+
+
+def text(data: Buffer, value: Value, most: int = KEY_BYTES) -> str:
+    """Return a string field's value, of so many bytes at most."""
+    start, end = span(value)
+    if end - start > most:
+        raise MalformedProtobufError(f"a name or a text has {end - start:,} bytes: at most {most:,} are read")
+    try:
+        return data[start:end].decode()
+    except UnicodeDecodeError:
+        raise MalformedProtobufError("a text is not UTF-8") from None
+
+
+def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
+    if position < end and (byte := data[position]) < 0x80:  # as most have
+        return byte, position + 1
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            raise MalformedProtobufError("it is cut off")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise MalformedProtobufError("an integer has more than 10 bytes")

@@ -31,7 +31,7 @@ from ..trust.bundles import Bundles, Refused, Signed
 from ..trust.envelope import Envelope, canonical
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
 from .bundle import BASIS_NAME, Bundle
-from .gguf_split import gguf_paths, named_paths, whole_stem
+from .gguf import gguf_paths, named_paths, whole_stem
 from .hashes import Hashes, Stamp, stamp
 from .statement import SIGNATURE_NAME, Statement, opened
 

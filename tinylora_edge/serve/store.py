@@ -24,7 +24,7 @@ from ..shipping.publish import open_target, publish
 from ..system import check_path
 from ..vector import Policy
 from ..wire.frame import sequence_of
-from ..wire.marks import Accepted, Mark, Marks
+from ..wire.sequences import Accepted, SequenceLog, Source
 
 _APPLICATION = 0x544C4556  # "TLEV": SQLite keeps it in the file's header
 _VERSION = 1
@@ -72,7 +72,7 @@ class Store(Protocol):
         marks: where the sequences that were accepted are kept; None leaves it to the policy.
     """
 
-    marks: Marks | None
+    marks: SequenceLog | None
 
     def get(self, user: str) -> Stored | None:
         """Return a user's vector; None where he has none."""
@@ -158,7 +158,7 @@ class SqliteStore:
             except BaseException:
                 self._writer.close()
                 raise
-        self.marks: Marks | None = _StoreMarks(self)
+        self.marks: SequenceLog | None = _StoreLog(self)
 
     def get(self, user: str) -> Stored | None:
         """Return a user's vector; see `Store`."""
@@ -318,7 +318,7 @@ class SqliteStore:
             raise _unreadable(self.path, error) from None
 
 
-class _StoreMarks(Marks):
+class _StoreLog(SequenceLog):
     """What was accepted of each user, in the store's file: a policy that is made with it keeps it there."""
 
     def __init__(self, store: SqliteStore) -> None:
@@ -326,30 +326,18 @@ class _StoreMarks(Marks):
         self._store = store
 
     def __repr__(self) -> str:
-        return f"StoreMarks({str(self._store.path)!r})"
+        return f"StoreLog({str(self._store.path)!r})"
 
-    def record(self, mark: Mark, sequence: int, content: str = "") -> None:
-        """Raise a mark to a sequence, durably; what is there already writes nothing.
-
-        Raises:
-            RollbackError: as for `check`, also where another thread or process recorded it meanwhile.
-            StoreError: the file cannot be written.
-        """
-        accepted = Accepted(sequence, content)
-        if self._settled(mark, accepted):
-            return
+    def store(self, source: Source, accepted: Accepted) -> None:
+        """Write what was accepted in a transaction. Raises StoreError where the file cannot be written."""
         with self._store._transaction() as writer:
-            if not self._settled(mark, accepted):
-                writer.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)", (*mark, *accepted))
+            if not self.settled(source, accepted):
+                writer.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)", (*source, *accepted))
 
-    def _settled(self, mark: Mark, accepted: Accepted) -> bool:
-        found = self._find(mark)
-        found.check(accepted, mark)
-        return found == accepted or (found.sequence == accepted.sequence and not accepted.content)
-
-    def _find(self, mark: Mark) -> Accepted:
+    def find(self, source: Source) -> Accepted:
+        """Return what was accepted last, as the file says now."""
         rows = self._store._read(
-            "SELECT sequence, content FROM marks WHERE digest = ? AND key = ? AND stream = ?", mark
+            "SELECT sequence, content FROM marks WHERE digest = ? AND key = ? AND stream = ?", source
         )
         return Accepted(*rows[0]) if rows else Accepted()
 
@@ -368,7 +356,7 @@ class PublishedStore:
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
 
-    marks: Marks | None = None
+    marks: SequenceLog | None = None
 
     def __init__(self, target: str, basis: Basis) -> None:
         self._to, self._basis = target, basis

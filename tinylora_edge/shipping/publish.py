@@ -13,7 +13,7 @@ from ..errors import MissingExtraError, TransferError, TrustError
 from ..limits import VECTOR_FILE_BYTES
 from ..system import atomic_write, check_path
 from ..trust import Trust
-from ..wire import days, marks, statements, tags
+from ..wire import expiry, sequences, statements, tags
 from ..wire import frame as wire
 from . import layout
 from .layout import DEFAULT_STREAM
@@ -57,7 +57,7 @@ def publish(
     stream: str = DEFAULT_STREAM,
     signer: tags.Hmac | tags.Ed25519Signer | None = None,
     fresh_days: int = FRESH_DAYS,
-    today: days.Today = days.utc_today,
+    today: expiry.Today = expiry.utc_today,
 ) -> Published:
     """Publish a frame as the newest of its stream.
 
@@ -122,12 +122,12 @@ def publish(
     statement = statements.encode_latest(said, basis.digest, bound, signer)
     if target.read(beside) != statement:
         target.write(beside, statement)
-    return Published(numbered, decoded.sequence, changed, days.named(said.until))
+    return Published(numbered, decoded.sequence, changed, expiry.day_date(said.until))
 
 
-def _said(sequence: int, fresh_days: int, today: days.Today) -> statements.Latest:
-    now = days.Clock(today, marks.Marks()).today()
-    if not 1 <= fresh_days <= days.MOST - now:
+def _said(sequence: int, fresh_days: int, today: expiry.Today) -> statements.Latest:
+    now = expiry.Clock(today, sequences.SequenceLog()).today()
+    if not 1 <= fresh_days <= expiry.MOST - now:
         raise TransferError(f"a statement cannot hold for {fresh_days} days: pass 1 or more, such as 30")
     return statements.Latest(sequence, now, now + fresh_days - 1)
 

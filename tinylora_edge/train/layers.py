@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ..basis import Basis
 from ..errors import TrainError
 from ..factorization import AGREEMENT, directions, gap
-from ..modules import parse
-from ..row_orders import Heads, find_architecture, inverse, listed_order, read_heads, row_orders
+from ..modules import Heads, find_architecture, inverse, listed_order, parse, read_heads, row_orders
 
 
 def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:

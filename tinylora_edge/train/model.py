@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import MissingExtraError, TrainError
-from ..formats.gguf_transformers import read_once
+from ..formats.gguf import read_once
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

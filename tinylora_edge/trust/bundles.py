@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from ..errors import RollbackError, TrustError, VectorError
 from ..limits import STREAM_CHARACTERS
-from ..wire import days, marks
+from ..wire import expiry, sequences
 from ..wire.tags import Ed25519Verifier
 from .file import TrustFile
 
@@ -53,8 +53,8 @@ class Bundles:
 
     keys: tuple[Ed25519Verifier, ...]
     trust: TrustFile | None
-    clock: days.Clock
-    kept: marks.Marks
+    clock: expiry.Clock
+    kept: sequences.SequenceLog
     state: str | PathLike[str] | None
 
     def signers(self) -> tuple[list[Ed25519Verifier], Refused]:
@@ -70,7 +70,7 @@ class Bundles:
         """
         if self.trust is None or not any(key.bundles for key in self.trust.trust.keys.keys):
             return list(self.keys), []
-        accepted, refused = self.trust.bundle_keys(days.named(self.clock.today()))
+        accepted, refused = self.trust.bundle_keys(expiry.day_date(self.clock.today()))
         keys = [*self.keys, *accepted]
         if refused and not keys:
             why = "; ".join(f"{key.id}: {reason}" for key, reason in refused)
@@ -120,14 +120,14 @@ class Bundles:
             f"the bundle has {has}, but {highest} was already loaded {of}: an older bundle is not used again"
         )
 
-    def _mark(self, signed: Signed) -> marks.Mark:
+    def _mark(self, signed: Signed) -> sequences.Source:
         if len(signed.name) > STREAM_CHARACTERS:
             raise TrustError(
                 f"the bundle's name {signed.name[:40]!r}... has {len(signed.name)} characters, and at most "
                 f"{STREAM_CHARACTERS} are kept: its owner signs it with a shorter one (sign --name)"
             )
         # A digest has 64 digits: this is no mark of a vector.
-        return marks.mark("bundle", signed.key, signed.name)
+        return sequences.source("bundle", signed.key, signed.name)
 
 
 def public_keys(keys: Sequence[Ed25519Verifier]) -> tuple[Ed25519Verifier, ...]:

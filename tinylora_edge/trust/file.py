@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import SignatureError, TrustError
 from ..limits import TRUST_BYTES
 from ..system import atomic_write, check_path, locked
-from ..wire import days
+from ..wire import expiry
 from ..wire.tags import Ed25519Verifier
 from .chain import Trust
 from .records import Check
@@ -139,7 +139,7 @@ class TrustFile:
     def _day(self, day: date | None) -> date | None:
         if self._today is not None:
             return self._today()
-        return days.utc_today() if day is None else day
+        return expiry.utc_today() if day is None else day
 
     def _refresh(self) -> None:
         try:

@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 from ..errors import SignatureError
-from ..wire import days, frame, tags
+from ..wire import expiry, frame, tags
 from .file import TrustFile
 
 
@@ -26,7 +26,7 @@ class Keyring:
         VectorError: something else than verifiers is among the keys.
     """
 
-    def __init__(self, keys: Sequence[tags.Verifier], trust: TrustFile | None, clock: days.Clock) -> None:
+    def __init__(self, keys: Sequence[tags.Verifier], trust: TrustFile | None, clock: expiry.Clock) -> None:
         tags.check_verifiers(keys)
         self._keys, self._trust, self._clock = tuple(keys), trust, clock
 
@@ -85,4 +85,4 @@ class Keyring:
             raise
 
     def _day(self) -> date:
-        return days.named(self._clock.today())
+        return expiry.day_date(self._clock.today())

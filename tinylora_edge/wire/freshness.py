@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ..errors import RollbackError, VectorError
-from . import days, marks, statements, tags
+from . import expiry, sequences, statements, tags
 
 
 class Freshness:
@@ -25,7 +25,12 @@ class Freshness:
     """
 
     def __init__(
-        self, keys: Sequence[tags.Verifier], clock: days.Clock, kept: marks.Marks, digest: str, stream: str
+        self,
+        keys: Sequence[tags.Verifier],
+        clock: expiry.Clock,
+        kept: sequences.SequenceLog,
+        digest: str,
+        stream: str,
     ) -> None:
         self._keys, self._clock, self._kept = keys, clock, kept
         self._digest, self._stream = digest, stream
@@ -75,7 +80,7 @@ class Freshness:
         if newest == 0:
             return "no trusted key has ever said which vector is the newest"
         if until < self._clock.today():
-            return f"no trusted key has said since {days.named(until)} which vector is the newest"
+            return f"no trusted key has said since {expiry.day_date(until)} which vector is the newest"
         return ""
 
     def _said(self) -> tuple[int, int]:
@@ -86,9 +91,9 @@ class Freshness:
         )
         return newest, until
 
-    def _mark(self, what: str, key: str) -> marks.Mark:
+    def _mark(self, what: str, key: str) -> sequences.Source:
         # The digest has no space in it: these are no marks of vectors.
-        return marks.mark(f"{self._digest} {what}", key, self._stream)
+        return sequences.source(f"{self._digest} {what}", key, self._stream)
 
 
 def believed(freshness: Freshness, data: bytes | None) -> str:

@@ -2,10 +2,15 @@
 
 A tag is computed over (32-byte basis digest || all bytes of the frame before the tag), so a frame made
 for another basis never verifies. See docs/FORMAT.md, "Frames".
+
+Keys are in PEM, as OpenSSL and every other tool writes them (RFC 7468, RFC 8410). The DER inside has no
+variable part but the key, so reading it needs no ASN.1 library: a device that brings its own Ed25519 reads
+its trusted keys without the `cryptography` package.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -14,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import ChecksumError, MissingExtraError, SignatureError, VectorError
-from . import pem
+from ..limits import PEM_BYTES
 
 CRC32, HMAC, ED25519 = 0, 1, 2
 """Tag kinds, as the frame's first byte carries them."""
@@ -31,6 +36,16 @@ _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 # y of the points whose order divides 8 (RFC 8032, 5.1): 1 and -1 (orders 1 and 2; x is 0, which has one
 # sign), 0 (order 4), and two of order 8; each with both signs of x.
 _SMALL_ORDER = {1, _FIELD - 1, 0, _ORDER_8, _FIELD - _ORDER_8}
+
+PRIVATE, PUBLIC = "PRIVATE KEY", "PUBLIC KEY"
+"""Labels of the two blocks."""
+
+_ED25519_OID = bytes.fromhex("06032b6570")  # 1.3.101.112, id-Ed25519
+# PrivateKeyInfo: SEQUENCE { version 0, algorithm, OCTET STRING { OCTET STRING { seed } } }
+_PRIVATE_HEAD = bytes.fromhex("302e020100") + b"\x30\x05" + _ED25519_OID + bytes.fromhex("04220420")
+# SubjectPublicKeyInfo: SEQUENCE { algorithm, BIT STRING { no unused bits, key } }
+_PUBLIC_HEAD = bytes.fromhex("302a") + b"\x30\x05" + _ED25519_OID + bytes.fromhex("032100")
+_PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.S)
 
 _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
 _ID_BYTES = 8
@@ -221,7 +236,7 @@ class Ed25519Signer:
             MissingExtraError: `cryptography` is not installed.
             SignatureError: the text is no such key.
         """
-        return cls(pem.decode_private(text))
+        return cls(read_private_pem(text))
 
     def sign(self, message: bytes) -> bytes:
         """Return the signature of the message, 64 bytes."""
@@ -279,7 +294,7 @@ class Ed25519Verifier:
             MissingExtraError: no `check` is given and `cryptography` is not installed.
             SignatureError: the text is no such key.
         """
-        return cls(pem.decode_public(text), check)
+        return cls(read_public_pem(text), check)
 
     def verify(self, message: bytes, tag: bytes) -> bool:
         """Tell whether `tag` is a signature of the message under the public key."""
@@ -312,3 +327,70 @@ def _cryptography() -> Any:
     except ImportError:
         raise MissingExtraError("an Ed25519 signature", "cryptography", "sign") from None
     return ed25519
+
+
+def private_pem(seed: bytes) -> str:
+    """Return the PEM of a private key, whose seed has 32 bytes."""
+    return _to_pem(PRIVATE, _PRIVATE_HEAD + seed)
+
+
+def public_pem(key: bytes) -> str:
+    """Return the PEM of a public key of 32 bytes."""
+    return _to_pem(PUBLIC, _PUBLIC_HEAD + key)
+
+
+def read_private_pem(text: str | bytes) -> bytes:
+    """Return the 32-byte seed of a private key.
+
+    Raises:
+        SignatureError: the text holds no Ed25519 private key, or an encrypted one.
+    """
+    return _from_pem(text, PRIVATE, _PRIVATE_HEAD)
+
+
+def read_public_pem(text: str | bytes) -> bytes:
+    """Return the 32 bytes of a public key.
+
+    Raises:
+        SignatureError: the text holds no Ed25519 public key.
+    """
+    return _from_pem(text, PUBLIC, _PUBLIC_HEAD)
+
+
+def _to_pem(label: str, der: bytes) -> str:
+    return f"-----BEGIN {label}-----\n{base64.b64encode(der).decode()}\n-----END {label}-----\n"
+
+
+def _from_pem(text: str | bytes, label: str, head: bytes) -> bytes:
+    if len(text) > PEM_BYTES:
+        raise SignatureError(f"the key has {len(text)} bytes, and one in PEM at most {PEM_BYTES}")
+    if isinstance(text, bytes):
+        text = text.decode("ascii", "replace")
+    blocks = _PEM_BLOCK.findall(text)
+    if len(blocks) != 1:
+        raise SignatureError(
+            f"expected one block '-----BEGIN {label}-----', but found {len(blocks)} blocks of PEM: pass a "
+            "file that tinylora-edge keygen or openssl wrote"
+        )
+    (found, body) = blocks[0]
+    if found != label:
+        hint = {
+            "ENCRYPTED PRIVATE KEY": "decrypt it first: openssl pkey -in KEY -out PLAIN",
+            PRIVATE: "this signs; devices and verify take the public one, KEY.pub",
+            PUBLIC: "this verifies; to sign takes the private one, without .pub",
+        }.get(found, f"expected a {label}")
+        raise SignatureError(f"the file holds a {found}, not a {label}: {hint}")
+    try:
+        der = base64.b64decode("".join(body.split()), validate=True)
+    except ValueError as error:  # binascii.Error, or a character that is not ASCII
+        raise SignatureError(f"the {label} is damaged: {error}") from None
+    if len(der) != len(head) + 32 or not der.startswith(head):
+        what = (
+            "damaged, or in a form that OpenSSL does not write"
+            if _ED25519_OID in der
+            else "of another algorithm"
+        )
+        raise SignatureError(
+            f"the {label} is {what}: expected an Ed25519 key of {len(head) + 32} bytes in DER, got {len(der)}"
+        )
+    return der[len(head) :]

@@ -20,7 +20,7 @@ from tinylora_edge import (
     RollbackError,
     SignatureError,
 )
-from tinylora_edge.wire.marks import Marks
+from tinylora_edge.wire.sequences import SequenceLog
 
 BASIS = support.random_basis(groups=3)
 KEY = b"k" * 32
@@ -115,4 +115,4 @@ class TestPickles:
 def test_a_policy_says_where_its_state_is(tmp_path):
     assert Policy(state=tmp_path / "state").state == tmp_path / "state"
     assert Policy().state is None
-    assert Policy(state=Marks()).state is None
+    assert Policy(state=SequenceLog()).state is None

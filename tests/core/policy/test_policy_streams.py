@@ -212,7 +212,7 @@ class TestClocksThatAreWrong:
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("tinylora_edge.wire.marks.atomic_write", full)
+        monkeypatch.setattr("tinylora_edge.wire.sequences.atomic_write", full)
         with pytest.raises(ExpiredError):
             policy.check(self.OLD, BASIS)
         accepted = policy.check(self.NEW, BASIS)

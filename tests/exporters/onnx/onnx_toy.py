@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import Basis
-from tinylora_edge.tying import tie
+from tinylora_edge.projection import tie
 
 HIDDEN, KV, MIDDLE, BLOCKS = 64, 32, 96, 2
 SHAPES = {  # kind -> (out, in), in canonical order

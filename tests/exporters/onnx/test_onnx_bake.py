@@ -15,7 +15,7 @@ from onnx_models import TOKENS
 from tinylora_edge import Bundle, MicroVector, load_basis
 from tinylora_edge.exporters import ExportSettings, export_onnx
 from tinylora_edge.exporters.onnx.bake import bake
-from tinylora_edge.row_orders import Heads
+from tinylora_edge.modules import Heads
 
 ARCHITECTURES = ("llama", "qwen2", "phi3")
 SETTINGS = {

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import Basis, MicroVector, load_basis
 from tinylora_edge.exporters.onnx.bake import bake
-from tinylora_edge.row_orders import Heads
+from tinylora_edge.modules import Heads
 
 KINDS = {
     "qkv_proj": ("attn_q", "attn_k", "attn_v"),

@@ -18,7 +18,7 @@ from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError
 from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.exporters.onnx.match import match
 from tinylora_edge.exporters.onnx.model import OnnxModel
-from tinylora_edge.row_orders import Heads
+from tinylora_edge.modules import Heads
 
 WEIGHTS = random_weights()
 X = np.random.default_rng(1).standard_normal((3, 5, onnx_toy.HIDDEN)).astype(np.float32) / 4

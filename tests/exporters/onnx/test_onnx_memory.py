@@ -34,7 +34,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 def big(tmp_path: Path) -> tuple[Path, Path]:
     """A model shaped as a 7B, scaled down, of rank 2, with external data; and its basis."""
     from tinylora_edge import Basis, save_basis
-    from tinylora_edge.tying import tie
+    from tinylora_edge.projection import tie
 
     rng = np.random.default_rng(0)
     shapes = {

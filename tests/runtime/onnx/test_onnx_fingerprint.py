@@ -18,7 +18,7 @@ import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, load_basis
 from tinylora_edge.exporters.onnx.bake import bake
-from tinylora_edge.row_orders import Heads
+from tinylora_edge.modules import Heads
 from tinylora_edge.runtime.onnx.bundle import OnnxBundle
 from tinylora_edge.runtime.onnx.fingerprint import weights_fingerprint
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...axes import Whitening
 from ...basis import Basis
 from ...errors import MissingExtraError
-from ...row_orders import inverse
+from ...modules import inverse
 from ...vector import MicroVector
 from ..layers import hf_names, order_for
 from .shape import LoraShape

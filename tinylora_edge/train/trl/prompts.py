@@ -13,7 +13,7 @@ import transformers
 
 from ... import runtime
 from ...errors import TrainError
-from ...formats.gguf_transformers import read_once
+from ...formats.gguf import read_once
 from ...runtime.llama.prompts import encode
 from ...tasks import Completion, Sample, Task
 

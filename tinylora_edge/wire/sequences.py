@@ -1,15 +1,14 @@
 """The memory of a policy: the highest sequence accepted of each (basis, key, stream), and its content.
 
-`Marks` is the rule that a policy asks, and lives in memory; `StateFile` keeps the same on disk, through
-restarts, kills and power cuts. A state file is text:
+`SequenceLog` is the rule that a policy asks, and lives in memory; `SequenceFile` keeps the same on disk,
+through restarts, kills and power cuts. A state file is text:
 
     tinylora state 2 <SHA-256 of what follows, in hexadecimal>
     {"<basis digest>": {"<key id>": {"<stream>": "<sequence>:<content>"}}}
 
-The content is 32 hexadecimal digits that stand for the values, or nothing where it is not known. Files of
-version 1, whose marks are the sequences alone, are read too. A file is only ever replaced whole (temporary
-file, fsync, rename, fsync of the directory), under a lock that all processes which share it take, and a mark
-only ever rises.
+The content is 32 hexadecimal digits that stand for the values, or nothing where it is not known. A file is
+only ever replaced whole (temporary file, fsync, rename, fsync of the directory), under a lock that all
+processes which share it take, and a sequence only ever rises.
 """
 
 from __future__ import annotations
@@ -30,16 +29,15 @@ from ..errors import RollbackError, VectorError
 from ..limits import STATE_BYTES, STREAM_CHARACTERS
 from ..system import atomic_write, check_path, locked, sweep
 
-Mark = tuple[str, str, str]
-"""Digest of the basis, id of the key (empty: no key), stream."""
+Source = tuple[str, str, str]
+"""Where a vector comes from: digest of its basis, id of the key (empty: no key), stream."""
 
 _HEAD = "tinylora state 2 "
-_HEAD_1 = "tinylora state 1 "
 _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
 
 
-def mark(digest: str, key: str, stream: str) -> Mark:
-    """Return the mark of a stream.
+def source(digest: str, key: str, stream: str) -> Source:
+    """Return the source of a vector.
 
     Raises:
         VectorError: the stream's name is too long to be kept.
@@ -63,13 +61,13 @@ class Accepted(NamedTuple):
     sequence: int = 0
     content: str = ""
 
-    def check(self, later: Accepted, mark: Mark) -> None:
+    def check(self, later: Accepted, source: Source) -> None:
         """Check that another vector may come after this one, or again.
 
         Raises:
             RollbackError: its sequence is lower, or the same with other content.
         """
-        _, key, stream = mark
+        _, key, stream = source
         of = f"{f' from stream {stream!r}' if stream else ''}{f' under key {key}' if key else ''}"
         if later.sequence < self.sequence:
             raise RollbackError(
@@ -83,15 +81,18 @@ class Accepted(NamedTuple):
             )
 
 
-class Marks:
-    """The marks of a policy without a state file: they last as long as it does. Safe from any thread."""
+class SequenceLog:
+    """The highest sequence accepted from each source, in memory. Safe from any thread.
+
+    What keeps it elsewhere overrides `find` and `store` alone, as `SequenceFile` and a server's store do.
+    """
 
     def __init__(self) -> None:
-        self._marks: dict[Mark, Accepted] = {}
+        self._accepted: dict[Source, Accepted] = {}
         self._lock = RLock()
 
     def __repr__(self) -> str:
-        return f"Marks({len(self._marks)} in memory)"
+        return f"SequenceLog({len(self._accepted)} in memory)"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -99,43 +100,58 @@ class Marks:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=RLock())
 
-    def highest(self, mark: Mark) -> int:
+    def highest(self, source: Source) -> int:
         """Return the highest sequence recorded; 0 where there is none. Errors: those of `check`."""
-        return self._find(mark).sequence
+        return self.find(source).sequence
 
-    def check(self, mark: Mark, sequence: int, content: str = "") -> None:
+    def check(self, source: Source, sequence: int, content: str = "") -> None:
         """Check that a vector may be accepted now.
 
         Raises:
             RollbackError: a higher sequence was recorded, or the same with other content.
+            VectorError, OSError, StoreError: what was kept cannot be read.
         """
-        self._find(mark).check(Accepted(sequence, content), mark)
+        self.find(source).check(Accepted(sequence, content), source)
 
-    def record(self, mark: Mark, sequence: int, content: str = "") -> None:
-        """Raise a mark to a sequence, or change nothing.
+    def record(self, source: Source, sequence: int, content: str = "") -> None:
+        """Raise a sequence, durably where it is kept on disk; what is there already writes nothing.
 
         Raises:
-            RollbackError: as for `check`, also where another thread recorded it meanwhile.
+            RollbackError: as for `check`, also where another thread or process recorded it meanwhile.
+            VectorError, OSError, StoreError: it cannot be read or written; what was there stays.
         """
+        accepted = Accepted(sequence, content)
+        if not self.settled(source, accepted):
+            self.store(source, accepted)
+
+    def settled(self, source: Source, accepted: Accepted) -> bool:
+        """Whether there is nothing to write. Raises RollbackError where it may not be written."""
+        found = self.find(source)
+        found.check(accepted, source)
+        return found == accepted or (found.sequence == accepted.sequence and not accepted.content)
+
+    def find(self, source: Source) -> Accepted:
+        """Return what was accepted last."""
+        return self._accepted.get(source, Accepted())
+
+    def store(self, source: Source, accepted: Accepted) -> None:
+        """Write what was accepted, unless it is `settled` by now, asked where nobody else can write."""
         with self._lock:
-            self.check(mark, sequence, content)
-            self._marks[mark] = Accepted(sequence, content)
-
-    def _find(self, mark: Mark) -> Accepted:
-        return self._marks.get(mark, Accepted())
+            if not self.settled(source, accepted):
+                self._accepted[source] = accepted
 
 
-class StateFile(Marks):
-    """The marks of a policy in a file, for one process or several.
+class SequenceFile(SequenceLog):
+    """A log in a file, for one process or several.
 
     The rules, in the order in which they hold:
 
     1. A file that is there and cannot be read as a state is refused, when the policy is made and ever
        after: to go on without it would be to forget it (VectorError).
-    2. A file that is not there is an empty state; it appears with the first mark.
+    2. A file that is not there is an empty state; it appears with the first sequence.
     3. `highest` and `check` ask what the file says now, whichever process wrote it.
     4. `record` returns when the new state is on disk, or raises and leaves the old one (OSError).
-    5. No mark is ever written lower than it was; who tries is told (RollbackError).
+    5. No sequence is ever written lower than it was; who tries is told (RollbackError).
 
     Args:
         path: the file; its directory must exist. `<path>.lock` beside it is the lock.
@@ -157,38 +173,25 @@ class StateFile(Marks):
         self._refresh()
 
     def __repr__(self) -> str:
-        return f"StateFile({str(self._path)!r})"
+        return f"SequenceFile({str(self._path)!r})"
 
-    def record(self, mark: Mark, sequence: int, content: str = "") -> None:
-        """Raise a mark to a sequence, durably; what is there already writes nothing.
-
-        Raises:
-            RollbackError: as for `check`, also where another thread or process recorded it meanwhile.
-            VectorError: the file is damaged.
-            OSError: it cannot be written; what was there stays.
-        """
-        if self._settled(mark, Accepted(sequence, content)):
-            return
-        with self._lock, locked(self._path):
-            self._seen = None  # two files may look alike to `stat`; what is written next must not be lower
-            if self._settled(mark, Accepted(sequence, content)):
-                return
-            sweep(self._path, age=0)  # whoever writes holds the lock, and that is us
-            marks = {**self._marks, mark: Accepted(sequence, content)}
-            with atomic_write(self._path, mode=0o600) as file:
-                file.write(encode(marks))
-            self._refresh()
-
-    def _settled(self, mark: Mark, accepted: Accepted) -> bool:
-        """Whether there is nothing to write. Raises RollbackError where it may not be written."""
-        found = self._find(mark)
-        found.check(accepted, mark)
-        return found == accepted or (found.sequence == accepted.sequence and not accepted.content)
-
-    def _find(self, mark: Mark) -> Accepted:
+    def find(self, source: Source) -> Accepted:
+        """Return what was accepted last, as the file says now."""
         with self._lock:
             self._refresh()
-            return super()._find(mark)
+            return super().find(source)
+
+    def store(self, source: Source, accepted: Accepted) -> None:
+        """Replace the file, under the lock of all processes that share it."""
+        with self._lock, locked(self._path):
+            self._seen = None  # two files may look alike to `stat`; what is written next must not be lower
+            if self.settled(source, accepted):
+                return
+            sweep(self._path, age=0)  # whoever writes holds the lock, and that is us
+            data = encode({**self._accepted, source: accepted})
+            with atomic_write(self._path, mode=0o600) as file:
+                file.write(data)
+            self._refresh()
 
     def _refresh(self) -> None:
         """Read the file again where it is another than the one that was read last."""
@@ -213,19 +216,19 @@ class StateFile(Marks):
                 f"the state {self._path} is damaged: {error}. Restore it; to delete it is to accept old "
                 "vectors again"
             ) from None
-        for mark, accepted in fresh.items():
-            self._marks[mark] = max(accepted, self._marks.get(mark, Accepted()))
+        for source, accepted in fresh.items():
+            self._accepted[source] = max(accepted, self._accepted.get(source, Accepted()))
         self._seen = (read.st_ino, read.st_size, read.st_mtime_ns)
 
 
-def encode(marks: dict[Mark, Accepted]) -> bytes:
+def encode(accepted: dict[Source, Accepted]) -> bytes:
     """Return the content of a state file.
 
     Raises:
         VectorError: it would be longer than any that is read.
     """
     tree: dict[str, dict[str, dict[str, str]]] = {}
-    for (digest, key, stream), (sequence, content) in sorted(marks.items()):
+    for (digest, key, stream), (sequence, content) in sorted(accepted.items()):
         tree.setdefault(digest, {}).setdefault(key, {})[stream] = f"{sequence}:{content}"
     body = json.dumps(tree, indent=1).encode() + b"\n"
     head = f"{_HEAD}{hashlib.sha256(body).hexdigest()}\n".encode()
@@ -237,8 +240,8 @@ def encode(marks: dict[Mark, Accepted]) -> bytes:
     return head + body
 
 
-def decode(data: bytes) -> dict[Mark, Accepted]:
-    """Return the marks in the content of a state file.
+def decode(data: bytes) -> dict[Source, Accepted]:
+    """Return what the content of a state file says.
 
     Raises:
         ValueError: it is not what `encode` writes.
@@ -246,22 +249,21 @@ def decode(data: bytes) -> dict[Mark, Accepted]:
     if len(data) > STATE_BYTES:
         raise ValueError(f"it has more than {STATE_BYTES:,} bytes")
     head, _, body = data.partition(b"\n")
-    if not head.startswith((_HEAD.encode(), _HEAD_1.encode())):
+    if not head.startswith(_HEAD.encode()):
         raise ValueError(f"it does not begin with {_HEAD.strip()!r}")
     if head[len(_HEAD) :] != hashlib.sha256(body).hexdigest().encode():
         raise ValueError("its content does not match its SHA-256")
     try:
-        return dict(_marks(parse_json(body, limit=STATE_BYTES)))
+        return dict(_entries(parse_json(body, limit=STATE_BYTES)))
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its content has another structure ({error})") from None
 
 
-def _marks(tree: Any) -> Iterator[tuple[Mark, Accepted]]:
+def _entries(tree: Any) -> Iterator[tuple[Source, Accepted]]:
     for digest, keys in tree.items():
         for key, streams in keys.items():
             for stream, value in streams.items():
-                # Version 1 has an integer here.
-                found = _VALUE.match(f"{value}:" if type(value) is int else value)
+                found = _VALUE.match(value)
                 if found is None or int(found[1]) >= 1 << 16:
                     raise ValueError(f"it holds {str(value)[:40]!r} where a sequence should be")
                 yield (digest, key, stream), Accepted(int(found[1]), found[2])

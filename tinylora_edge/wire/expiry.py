@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TypeAlias
 
 from ..errors import ExpiredError, RollbackError, VectorError
-from . import marks
+from . import sequences
 
 FIRST = date(2026, 1, 1)
 MOST = 0xFFFF
@@ -22,7 +22,7 @@ LAST = FIRST + timedelta(days=MOST)
 Today: TypeAlias = date | Callable[[], date] | None
 """The clock of a device: what says the day in UTC, a day that it was told, or None where there is none."""
 
-_SEEN: marks.Mark = ("", "", "day")  # a mark of no basis
+_SEEN: sequences.Source = ("", "", "day")  # a mark of no basis
 
 
 def utc_today() -> date:
@@ -30,7 +30,7 @@ def utc_today() -> date:
     return datetime.now(UTC).date()
 
 
-def number(day: date) -> int:
+def day_number(day: date) -> int:
     """Return the number of a day.
 
     Raises:
@@ -42,7 +42,7 @@ def number(day: date) -> int:
     return (plain - FIRST).days
 
 
-def named(day: int) -> date:
+def day_date(day: int) -> date:
     """Return the day of a number from 0 to 65535."""
     return FIRST + timedelta(days=day)
 
@@ -58,7 +58,7 @@ class Clock:
         VectorError: the source is none.
     """
 
-    def __init__(self, source: Today, kept: marks.Marks) -> None:
+    def __init__(self, source: Today, kept: sequences.SequenceLog) -> None:
         if source is not None and not isinstance(source, date) and not callable(source):
             raise VectorError(
                 f"today={source!r:.40} is no clock: pass a date, what returns one, or None where "
@@ -83,7 +83,7 @@ class Clock:
         if self._source is not None:
             day = self._source if isinstance(self._source, date) else self._source()
             try:
-                self._seen = max(self._seen, number(day))
+                self._seen = max(self._seen, day_number(day))
             except VectorError:
                 raise VectorError(
                     f"the device's clock says {day!s:.40}, which cannot be: set it, or say that there is "
@@ -103,8 +103,8 @@ class Clock:
             with suppress(OSError):  # the refusal stands
                 self.keep(today)
             raise ExpiredError(
-                f"the frame may be accepted until {named(until)}, and today is {named(today)} (UTC, or the "
-                "latest day that this device has seen): fetch a newer one"
+                f"the frame may be accepted until {day_date(until)}, and today is {day_date(today)} (UTC, or "
+                "the latest day that this device has seen): fetch a newer one"
             )
 
     def keep(self, day: int | None = None) -> None:
