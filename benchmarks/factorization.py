@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from peft.tuners.tinylora.layer import TinyLoraLayer
 
 from tinylora_edge.exporters import export_gguf
-from tinylora_edge.exporters.factors.factorize import one_blas_thread
+from tinylora_edge.exporters.factorize import one_blas_thread
 from tinylora_edge.exporters.weights.gguf import GGUFWeights
 from tinylora_edge.factorization import truncated_svd
 from tinylora_edge.modules import canonical_order

@@ -28,13 +28,13 @@ from statistics import median
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
+import _group_loras
 import _leaving as leaving
 import psutil
 from _subjects import NORM, SCALES, export, smollm2
 
 from tinylora_edge import Basis, Hmac, MicroVector, Policy, load_basis, runtime
 from tinylora_edge.exporters import export_onnx
-from tinylora_edge.exporters.interop import llama_lora
 from tinylora_edge.runtime.admission import admitted
 from tinylora_edge.serve.store import SqliteStore
 from tinylora_edge.system import cores
@@ -103,12 +103,12 @@ def ours(bundle: Path, engine: str, rows: int, folder: Path) -> Iterator[Server]
 @contextmanager
 def stock(binary: str, bundle: Path, basis: Basis, slots: int, folder: Path) -> Iterator[Server]:
     """Stock llama-server with an adapter a group of the basis."""
-    adapters = llama_lora.write_groups(basis, folder / "groups")
+    adapters = _group_loras.write_groups(basis, folder / "groups")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [binary, "-m", str(bundle / "base.gguf"), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-c", str(N_CTX * slots), "-np", str(slots), "-t", str(cores()), "-tb", str(cores())]
-    command += ["-ngl", "0", *llama_lora.server_arguments(adapters)]
+    command += ["-ngl", "0", *_group_loras.server_arguments(adapters)]
     with (folder / "stock.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
@@ -186,7 +186,7 @@ def asks(basis: Basis, tokens: int, users: int) -> tuple[Ask, Ask, Ask]:
 
     def with_lora(user: int, question: str) -> dict[str, Any]:
         messages = [{"role": "user", "content": question}]
-        return {**common, "messages": messages, "lora": llama_lora.scales(basis, vectors[user])}
+        return {**common, "messages": messages, "lora": _group_loras.scales(basis, vectors[user])}
 
     return each, shared, with_lora
 

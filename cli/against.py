@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -51,7 +50,7 @@ ExamplesOption = Annotated[
 ]
 LorasOption = Annotated[
     list[Path] | None,
-    typer.Option("--lora", metavar="FILE", help="Against a LoRA: GGUF, or PEFT's folder. May be repeated."),
+    typer.Option("--lora", metavar="FILE", help="Against a LoRA: GGUF. May be repeated."),
 ]
 PreamblesOption = Annotated[
     list[Path] | None,
@@ -105,12 +104,12 @@ class Wishes:
     def contestants(
         self, llm: TinyLoraLlama | TinyLoraOnnx, task: Task, samples: Sequence[Sample], seed: int
     ) -> Iterator[list[Contestant]]:
-        """Give the contestants that need no search, each checked; files of converted LoRAs last as long.
+        """Give the contestants that need no search, each checked.
 
         Raises:
             TrainError: the task has no answers for examples, or a prompt does not fit.
             BaseMismatchError: a LoRA is of another model.
-            TinyLoraError: the engine runs no LoRAs, or a PEFT folder cannot be converted.
+            TinyLoraError: the engine runs no LoRAs.
         """
         from ..runtime import Contestant
         from ..runtime.contests.contest import fitting
@@ -132,14 +131,13 @@ class Wishes:
             found.append(Contestant(name=name, preamble=Preamble.read(path), wire=0))
         for each in found:
             fitting(llm, [each.preamble.before(s) for s in samples], task.max_tokens, each.preamble)
-        with ExitStack() as stack:
-            for i, path in enumerate(self.loras, 1):
-                file = _as_gguf(path, llm, stack)
-                with llm._beside(n_ctx=64, lora=file):  # refused now rather than after a search
-                    pass
-                name = _numbered("LoRA", i, self.loras)
-                found.append(Contestant(name=name, lora=file, wire=size_of(path)))
-            yield found
+        for i, path in enumerate(self.loras, 1):
+            file = _existing(path)
+            with llm._beside(n_ctx=64, lora=file):  # refused now rather than after a search
+                pass
+            name = _numbered("LoRA", i, self.loras)
+            found.append(Contestant(name=name, lora=file, wire=size_of(path)))
+        yield found
 
     def search(
         self, llm: TinyLoraLlama | TinyLoraOnnx, task: Task, seed: int, **options: Any
@@ -203,18 +201,11 @@ def _numbered(name: str, number: int, among: Sequence[Any]) -> str:
     return name if len(among) == 1 else f"{name} {number}"
 
 
-def _as_gguf(path: Path, llm: TinyLoraLlama | TinyLoraOnnx, stack: ExitStack) -> Path:
-    """Return a LoRA as a GGUF file; that of a PEFT folder lasts as long as the stack."""
-    if not path.exists():
+def _existing(path: Path) -> Path:
+    """Return a LoRA's file. Raises FileNotFoundError."""
+    if not path.is_file():
         raise FileNotFoundError(2, "there is no such LoRA", str(path))
-    if not path.is_dir() or not llm.model_path.endswith(".gguf"):
-        return path
-    from ..exporters.interop.peft_lora import lora_to_gguf
-
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tinylora-lora-"))
-    file = Path(folder) / "lora.gguf"
-    lora_to_gguf(path, llm.model_path, file)
-    return file
+    return path
 
 
 def _making(file: Path) -> float | None:

@@ -73,14 +73,14 @@ def convert(
     if to is Form.onnx_adapter:
         vectors.write(output, to_adapter(vector, basis))
     elif to is Form.gguf_lora:
-        from ..exporters.interop import llama_lora
+        from ..exporters.convert import write_gguf_lora
 
-        llama_lora.write_folded(basis, vector, target)
+        write_gguf_lora(basis, vector, target)
     else:
-        from ..exporters.interop import peft
+        from ..exporters.convert import write_peft_lora
 
         assert model is not None
-        peft.write_lora(basis, vector, target, model)
+        write_peft_lora(basis, vector, target, model)
     if output == vectors.STREAM:
         return
     if as_json:

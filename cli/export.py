@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +15,6 @@ from ..formats.onnx_graph import DEFAULT, REQUIRED
 from ..formats.signatures import read_signature
 from . import console, downloads, export_report
 from .options import JsonOption
-
-if TYPE_CHECKING:
-    from ..exporters import ExportReport, OnnxReport
 
 
 class ExportFormat(StrEnum):
@@ -29,14 +26,14 @@ class ExportFormat(StrEnum):
 
 
 class OnnxInput(StrEnum):
-    """Flavours of a graph's input, as `tinylora_edge.exporters.onnx.bake.FLAVOURS`, the default first."""
+    """Flavours of a graph's input, as `tinylora_edge.exporters.onnx.FLAVOURS`, the default first."""
 
     default = DEFAULT
     required = REQUIRED
 
 
 class OnnxPrecision(StrEnum):
-    """Precisions of a graph, as `tinylora_edge.exporters.onnx.export.PRECISIONS`, the default first."""
+    """Precisions of a graph, as `tinylora_edge.exporters.onnx.PRECISIONS`, the default first."""
 
     fp32 = "fp32"
     int4 = "int4"
@@ -214,8 +211,8 @@ def export(
     if onnx is not None:
         _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
 
-    from ..exporters import Export, ExportSettings, OnnxExport, find, refuse_existing
-    from ..exporters.onnx.export import check_graph
+    from ..exporters import Export, ExportSettings, find, refuse_existing
+    from ..exporters.onnx import check_graph
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
@@ -251,33 +248,22 @@ def export(
     )
     files = downloads.fetch(found)
     start = time.perf_counter()
-    options: dict[str, Any] = {
-        "base": files.base,
-        "settings": settings,
-        "workers": workers,
-        "provenance": files.provenance,
-    }
-    report: ExportReport | OnnxReport
-    if target_format is ExportFormat.gguf:
-        planned = Export(files.model, output, **options)
-        with console.progress(len(planned.modules), planned.bytes) as step:
-            report = planned.run(step)
-        name = planned.base.name
-    else:
-        plan = OnnxExport(
-            files.model,
-            output,
-            graph=onnx,
-            with_gguf=target_format is ExportFormat.both,
-            flavour=onnx_input.value,
-            precision=onnx_precision.value,
-            **options,
-        )
-        with console.progress(len(plan.modules), plan.bytes) as step:
-            report = plan.run(step, _stage)
-        name = plan.base.name
+    planned = Export(
+        files.model,
+        output,
+        base=files.base,
+        target=target_format.value,
+        graph=onnx,
+        flavour=onnx_input.value,
+        precision=onnx_precision.value,
+        settings=settings,
+        workers=workers,
+        provenance=files.provenance,
+    )
+    with console.progress(len(planned.modules), planned.bytes) as step:
+        report = planned.run(step, _stage)
     seconds = time.perf_counter() - start
-    export_report.print_report(name, report, files.provenance, seconds, as_json)
+    export_report.print_report(planned.base.name, report, files.provenance, seconds, as_json)
 
 
 def _stage(what: str) -> None:

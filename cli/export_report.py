@@ -1,4 +1,4 @@
-"""Reports of what an exportmade."""
+"""Reports of what an export made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import console, downloads, vectors
 
 if TYPE_CHECKING:
     from ..basis import Basis
-    from ..exporters import ExportReport, OnnxReport, Quality
+    from ..exporters import ExportReport, Quality
 
 _DESCRIBED = {
     "learned": "learned, shipped for this model (--projection random: the paper's)",
@@ -19,7 +19,7 @@ _DESCRIBED = {
 
 def print_report(
     base: str,
-    report: ExportReport | OnnxReport,
+    report: ExportReport,
     provenance: dict[str, Any] | None,
     seconds: float,
     as_json: bool,
@@ -96,7 +96,7 @@ def print_report(
     _say_next(report, basis)
 
 
-def _say_next(report: ExportReport | OnnxReport, basis: Basis) -> None:
+def _say_next(report: ExportReport, basis: Basis) -> None:
     """Print the commands that find a vector, and that which learns directions where they are random."""
     bundle = report.output
     find: tuple[object, ...] = (bundle, "--task", "brevity", "-o", "brief.bin")
@@ -114,13 +114,13 @@ def _projections(basis: Basis) -> str:
     return "learned" if basis.projection == EXPLICIT else "random"
 
 
-def _base_bytes(report: ExportReport | OnnxReport) -> int:
+def _base_bytes(report: ExportReport) -> int:
     """Bytes of the GGUF in a bundle, whole or split."""
     return sum(path.stat().st_size for path in report.output.glob("base*.gguf"))
 
 
-def _onnx_facts(report: Any) -> dict[str, Any] | None:
-    baked = getattr(report, "baked", None)
+def _onnx_facts(report: ExportReport) -> dict[str, Any] | None:
+    baked = report.baked
     if baked is None:
         return None
     folder = baked.model.parent

@@ -1,4 +1,4 @@
-"""Bundles as they are written: complete, or not there at all."""
+"""Bundles as they are written, complete or not at all, and the manifest: what an export did."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from ..errors import ExportError
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf import gguf_paths, split_name
 from ..formats.side_tensors import load_basis, save_basis
-from ..system import atomic_write, sync_directory
-from .manifest import describe, describe_gguf
+from ..system import __version__, atomic_write, check_path, sync_directory
 
 _FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs, XFS, bcachefs)
 
-Sections = Mapping[str, dict[str, Any] | None]
-"""Sections of a manifest by name: see `manifest.describe`."""
+_FORMAT = 1
+_SECTIONS = ("source", "base", "onnx", "basis", "factors")
 
-Addition = Callable[[Path, Basis], tuple[Basis, Sections]]
-"""(new bundle, basis) -> (basis with what the addition changed in it, sections about what was added)."""
+Sections = Mapping[str, dict[str, Any] | None]
+"""Sections of a manifest: `source` (where the files came from), `base` (the GGUF), `onnx` (the graph),
+`basis` (what is added to what any basis says) and `factors`. One that is None is left out."""
 
 
 def refuse_existing(output: Path) -> None:
@@ -39,42 +39,43 @@ def refuse_existing(output: Path) -> None:
 
 
 def write_bundle(
-    output: Path,
-    basis: Basis,
-    sections: Sections,
-    *,
-    base: Path | None = None,
-    fingerprint: str | None = None,
-    add: Addition | None = None,
+    output: Path, basis: Basis, sections: Sections, *, base: Path | None = None
 ) -> tuple[Basis, str | None]:
-    """Write a bundle, complete or not at all: the basis, the GGUF, what is added, and the manifest.
-
-    Args:
-        output: the bundle; it must not exist.
-        basis: that goes in.
-        sections: of the manifest.
-        base: the GGUF that is deployed, or None.
-        fingerprint: of that GGUF; by default the first that the basis lists.
-        add: puts more into the bundle, before the rest is written.
-
-    Returns:
-        The basis as it was written, its factors mapped from the file, and how the GGUF came into the bundle:
-        `hard link`, `reflink` or `copy`, or None where there is none.
+    """Write a bundle of a basis that is there, complete or not at all. Arguments, results: `fill_bundle`.
 
     Raises:
         ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
     """
-    placed, sections = None, dict(sections)
     with new_bundle(output) as partial:
-        if add is not None:
-            basis, added = add(partial, basis)
-            sections |= added
-        save_basis(basis, partial / BASIS_NAME)
-        if base is not None:
-            placed = place_gguf(base, partial)
-            sections["base"] = describe_gguf(base, fingerprint or basis.base_fingerprints[0])
-        write_manifest(partial / MANIFEST_NAME, describe(basis, sections))
+        placed = fill_bundle(partial, basis, sections, base=base)
     return load_basis(output / BASIS_NAME), placed
+
+
+def fill_bundle(bundle: Path, basis: Basis, sections: Sections, *, base: Path | None = None) -> str | None:
+    """Put basis, GGUF and manifest into a bundle that is made (`new_bundle`).
+
+    Args:
+        bundle: the directory.
+        basis: that goes in; the first fingerprint that it lists is that of `base`.
+        sections: of the manifest.
+        base: the GGUF that is deployed, or None.
+
+    Returns:
+        How the GGUF came into the bundle: `hard link`, `reflink` or `copy`; None where there is none.
+    """
+    placed, sections = None, dict(sections)
+    save_basis(basis, bundle / BASIS_NAME)
+    if base is not None:
+        placed = place_gguf(base, bundle)
+        files = gguf_paths(base)
+        sections["base"] = {
+            "file": BASE_NAME if len(files) == 1 else split_name(BASE_STEM, 1, len(files)),
+            "name": base.name,
+            "bytes": sum(file.stat().st_size for file in files),
+            "fingerprint": basis.base_fingerprints[0],
+        }
+    write_manifest(bundle / MANIFEST_NAME, _manifest(basis, sections))
+    return placed
 
 
 @contextmanager
@@ -87,6 +88,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
     Raises:
         ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
     """
+    check_path(output, ExportError)
     refuse_existing(output)
     prefix = f".{output.name}.partial-"
     partial = output.parent / f"{prefix}{os.getpid()}"
@@ -154,6 +156,28 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest as JSON, atomically."""
     with atomic_write(path) as file:
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _manifest(basis: Basis, sections: Sections) -> dict[str, Any]:
+    described = {
+        "file": BASIS_NAME,
+        "digest": basis.digest,
+        "modules": len(basis.modules),
+        "rank": basis.rank,
+        "u": basis.u,
+        "groups": basis.groups,
+        "tying": basis.scheme,
+        "projection": basis.projection,
+        "axes": list(basis.axes),
+        "factorization": basis.factorization,
+    }
+    found = dict(sections) | {"basis": described | (sections.get("basis") or {})}
+    return {
+        "format": _FORMAT,
+        "tool": f"tinylora-edge {__version__}",
+        "architecture": basis.architecture,
+        **{name: found[name] for name in _SECTIONS if found.get(name) is not None},
+    }
 
 
 def _reflink(source: Path, target: Path) -> bool:

@@ -14,14 +14,11 @@ from ..errors import BaseMismatchError, BasisError, ExportError
 from ..factorization import AGREEMENT, distance
 from ..formats.side_tensors import fingerprint
 from ..limits import BLOCKS
-from ..modules import UNGROUPED, Heads, listed_order, parse, row_orders
-from .factors.factorize import factorize_module, mark, module_key
-from .factors.journal import Factors
+from ..modules import Heads, listed_order, parse, row_orders
+from .factorize import Factors, factorize_module
 from .settings import ExportSettings, plan
-from .weights.coverage import warn_of
-from .weights.gguf import GGUFWeights, Weights
-from .weights.hf import HFWeights
-from .weights.hf_config import HFConfig
+from .weights.gguf import GGUFWeights, Weights, warn_of
+from .weights.hf import HFConfig, HFWeights
 
 
 class Source:
@@ -118,11 +115,6 @@ class Source:
         keys = file.get(f"{file.architecture}.attention.head_count_kv", queries)
         return Heads(*(n if isinstance(n, int) and n > 0 else None for n in (queries, keys)))
 
-    def key(self, module: str) -> str:
-        """Return what stands for everything that decides a module's factors: SHA-256 in hexadecimal."""
-        matrices, context = self._weights.matrices(module), self._context(module)
-        return module_key(module, matrices, self.settings, stacked=self.stacked(module), context=context)
-
     def factorize(self, module: str, stop: Event) -> Factors:
         """Return the factors of a module, the rows of B in GGUF order.
 
@@ -178,16 +170,6 @@ class Source:
                 f"{module} is {expected} in {self.base}, but {found} in {self.model}: it is another model, "
                 "or not complete"
             )
-
-    def _context(self, module: str) -> str:
-        """What decides the order of B's rows, besides the weights."""
-        if self._deployed is None:
-            kind, heads = parse(module)[1], self.heads
-            known: object = {"attn_q": heads.queries, "attn_k": heads.keys}.get(kind)
-            if kind == "attn_qkv" and self.architecture in UNGROUPED:
-                known = tuple(heads)
-            return f"{self.architecture} {known}"
-        return "" if self._weights is self._deployed else mark(self._deployed.matrices(module))
 
     def _align(
         self, module: str, a: NDArray[np.float32], b: NDArray[np.float32]

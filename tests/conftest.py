@@ -61,7 +61,7 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the real model with the defaults: r = 2, u = 1, 13 groups, tiled. Never write to it."""
-    from tinylora_edge.exporters.gguf import export_gguf
+    from tinylora_edge.exporters import export_gguf
 
     return export_gguf(smollm2_gguf, tmp_path_factory.mktemp("smollm2") / "bundle").output
 
@@ -69,8 +69,7 @@ def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def smollm2_bundle_u13(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The other reading of 13 parameters: u = 13, one group. Never write to it."""
-    from tinylora_edge.exporters import ExportSettings
-    from tinylora_edge.exporters.gguf import export_gguf
+    from tinylora_edge.exporters import ExportSettings, export_gguf
 
     output = tmp_path_factory.mktemp("smollm2-u13") / "bundle"
     return export_gguf(smollm2_gguf, output, settings=ExportSettings(u=13, tying="full")).output

@@ -1,10 +1,9 @@
-"""The ONNX side of an export: a graph is built, and the basis baked into it.
+"""The ONNX side of an export: `build` makes a graph of a model, `bake` puts a basis into a graph.
 
-`export_onnx` writes a bundle of a model; `bake.bake` puts a basis that is there into a graph that is there.
 Importing this package does not load the onnx package.
 """
 
-from .bake import BakeReport
-from .export import OnnxExport, OnnxReport, export_onnx
+from .bake import FLAVOURS, BakeReport, bake
+from .builder import PRECISIONS, build, check_graph
 
-__all__ = ["BakeReport", "OnnxExport", "OnnxReport", "export_onnx"]
+__all__ = ["FLAVOURS", "PRECISIONS", "BakeReport", "bake", "build", "check_graph"]

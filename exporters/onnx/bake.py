@@ -2,31 +2,51 @@
 
 Modules are matched to nodes, the graph's weights are compared with the factors, the side path is added, and a
 new directory is written; the original is never changed.
+
+Factors are in GGUF order. Graphs are in Hugging Face's, which for some layers is another one (`row_orders`).
+The weights themselves decide, so that no list of architectures has to be right. A sample of rows is enough to
+tell: another order or another model misses by 100 % and more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
+from collections import defaultdict
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from ...basis import Basis
+import numpy as np
+from numpy.typing import NDArray
+
+from ...basis import Basis, packed_text
 from ...documents import read_json
-from ...errors import ExportError
+from ...errors import BaseMismatchError, ExportError
+from ...factorization import AGREEMENT, directions, gap
 from ...formats.onnx_adapter import to_adapter
-from ...formats.onnx_graph import DEFAULT, GENAI_NAME, MODEL_NAME, REQUIRED, MetadataKey
-from ...modules import Heads
+from ...formats.onnx_graph import (
+    DEFAULT,
+    EDGE_BYTES,
+    FINGERPRINT_MARK,
+    GENAI_NAME,
+    MODEL_NAME,
+    REQUIRED,
+    MetadataKey,
+)
+from ...modules import Heads, inverse, parse, row_orders
 from ...system import atomic_write, sync_directory
 from ...vector import MicroVector
-from .align import align
-from .match import Site, match
+from .match import LinearNode, ModuleSlice, Site, Weight, match
 from .model import OnnxModel, copy_folder, find_model, nbytes
 from .side_path import add_side_path, refuse_baked
-from .weights import Weight, fingerprint
 
 ADAPTER_NAME = "zeros.onnx_adapter"
 FLAVOURS = (DEFAULT, REQUIRED)
+
+_CHUNK = 64  # rows of a sample: an attention head's, usually
+_CHUNKS = 4  # of a part
 
 
 @dataclass(frozen=True)
@@ -90,9 +110,9 @@ def bake(
     genai = _genai_config(model.folder)
     nodes = len(model.graph.node)
     sites = match(model, basis)
-    ordered, agreement = align(model, basis, sites, heads)
+    ordered, agreement = _align(model, basis, sites, heads)
     weights = _weights_by_module(basis, sites)
-    mark = fingerprint(model, basis.architecture, weights)
+    mark = _fingerprint(model, basis.architecture, weights)
     added = add_side_path(model, basis, sites, ordered, flavour)
     _describe(model, basis, mark, weights, flavour)
     report = BakeReport(output / MODEL_NAME, mark, nodes, added, len(sites), agreement, flavour)
@@ -107,6 +127,59 @@ def bake(
     return report
 
 
+def _align(
+    model: OnnxModel, basis: Basis, sites: list[Site], heads: Heads
+) -> tuple[list[NDArray[np.float32]], float]:
+    """Return B of every module with its rows in the order of the graph, and the worst distance.
+
+    Args:
+        model: the graph.
+        basis: with factors in GGUF order.
+        sites: as matched.
+        heads: of the model, on which other orders of rows depend.
+
+    Raises:
+        BaseMismatchError: a weight is too far from its factors in every order that is known.
+    """
+    homes: dict[str, list[tuple[LinearNode, ModuleSlice]]] = defaultdict(list)
+    for site in sites:
+        for part in site.parts:
+            homes[part.module].append((site.linear, part))
+    ordered, worst = [], 0.0
+    for position, module in enumerate(basis.modules):
+        a, b = (np.asarray(f[position], np.float32) for f in (basis.a, basis.b))
+        rows, weight = _sample(model, homes[module])
+        orders = [inverse(order) for order in row_orders(parse(module)[1], len(b), heads)]
+        v, norms = directions(a)
+        product = weight @ v
+        gaps = [gap(product, b[order][rows] * norms) for order in orders]
+        best = int(np.argmin(gaps))
+        if not gaps[best] <= AGREEMENT:
+            names = ", ".join(linear.name for linear, _ in homes[module])
+            raise BaseMismatchError(
+                f"{module} is {gaps[best]:.2g} away from the weight of node {names} in {model.path} (at most "
+                f"{AGREEMENT} is accepted): the graph was made from another model than the basis, or with an "
+                "unknown order of rows"
+            )
+        ordered.append(b[orders[best]])
+        worst = max(worst, gaps[best])
+    return ordered, worst
+
+
+def _sample(
+    model: OnnxModel, homes: list[tuple[LinearNode, ModuleSlice]]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Some rows of a module: their numbers, and the weight's values."""
+    numbers, values = [], []
+    for linear, part in homes:
+        count = min(_CHUNK, part.count)
+        for start in np.unique(np.linspace(0, part.count - count, _CHUNKS, dtype=np.int64)):
+            column = part.column + int(start)
+            values.append(linear.weight.rows(model, column, column + count))
+            numbers.append(np.arange(start, start + count) + part.row)
+    return np.concatenate(numbers), np.concatenate(values)
+
+
 def _weights_by_module(basis: Basis, sites: list[Site]) -> list[tuple[str, list[Weight]]]:
     homes: dict[str, list[tuple[int, Weight]]] = {module: [] for module in basis.modules}
     for site in sites:
@@ -116,6 +189,31 @@ def _weights_by_module(basis: Basis, sites: list[Site]) -> list[tuple[str, list[
         (module, [weight for _, weight in sorted(several, key=lambda pair: pair[0])])
         for module, several in homes.items()
     ]
+
+
+def _fingerprint(model: OnnxModel, architecture: str, parts: list[tuple[str, list[Weight]]]) -> str:
+    """Return the fingerprint of an ONNX base: SHA-256 in hexadecimal.
+
+    Over the architecture and, for each module in order, its name and, for each node that computes it, K,
+    N, and of each tensor of its weight the type and the first and last 4,096 bytes.
+
+    Args:
+        model: the graph.
+        architecture: of the basis.
+        parts: module -> weights of its nodes, in order.
+    """
+    total = hashlib.sha256(FINGERPRINT_MARK + packed_text(architecture))
+    for module, weights in parts:
+        total.update(packed_text(module) + struct.pack("<I", len(weights)))
+        for weight in weights:
+            n_out, n_in = weight.shape
+            total.update(struct.pack("<QQ", n_in, n_out))
+            for tensor in weight.mark():
+                total.update(struct.pack("<I", tensor.data_type))
+                with model.data(tensor) as data:
+                    total.update(data[:EDGE_BYTES].tobytes())
+                    total.update(data[-EDGE_BYTES:].tobytes())
+    return total.hexdigest()
 
 
 def _weights_entry(weights: list[tuple[str, list[Weight]]]) -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
+from .model import find_model, import_onnx
 
 PRECISIONS = ("fp32", "int4")
 _BUILDER = "onnxruntime_genai.models.builder"
@@ -55,6 +56,23 @@ def check_packages() -> None:
             found = False
         if not found:
             raise MissingExtraError("building an ONNX graph", package, "onnx-export")
+
+
+def check_graph(graph: Path | None) -> None:
+    """Check what a graph needs to be built and baked, or that the one to bake is there; no model is needed.
+
+    Args:
+        graph: an ONNX model, or None for one that is built.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+        ExportError: the graph is not there.
+    """
+    import_onnx()
+    if graph is None:
+        check_packages()
+    else:
+        find_model(graph)
 
 
 def build(model: Path, work: Path, precision: str) -> BaseGraph:

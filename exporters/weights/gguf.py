@@ -1,17 +1,66 @@
-"""The weights of a GGUF file, what any weights of a model offer, and whether a GGUF fits a basis."""
+"""The weights of a GGUF file, what any weights of a model offer, and which linear layers a basis can adapt.
+
+An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without a
+word and does nothing: a vector would have values without effect. Such tensors are left out here, each with
+the reason. What is known of them was read from llama.cpp's sources.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 import gguf
 
-from ...errors import ExportError, UnsupportedModelError
+from ...errors import (
+    ExportError,
+    ModulesLeftOutWarning,
+    UnsupportedModelError,
+    UntestedArchitectureWarning,
+)
 from ...factorization import RowSource
-from ...formats.gguf import MalformedGGUFError, open_gguf
-from .coverage import coverage
+from ...formats.gguf import GGUFFile, MalformedGGUFError, open_gguf
+from ...modules import is_adaptable, parse
 from .dequantize import PackedRows, ggml_decoder
+
+TESTED = frozenset(
+    {
+        "deepseek2", "falcon", "gemma2", "gemma3", "gpt-oss", "granite", "llama", "phi3", "qwen2", "qwen2moe",
+        "qwen3", "qwen3moe",
+    }
+)  # fmt: skip
+"""Architectures for which a test compares llama.cpp's logits under a vector with torch's."""
+
+_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"})
+_DENSE = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
+_SHARED = frozenset({"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"})
+
+DIRECT: dict[str, frozenset[str]] = {
+    "bailingmoe3": _ATTENTION,
+    "deepseek2": frozenset({"attn_q"}),
+    "glm5-next": _ATTENTION,
+    "granite-switch": _ATTENTION | _DENSE,
+    "kimi-k3": _ATTENTION | _DENSE | _SHARED,
+    "kimi-linear": _ATTENTION,
+    "plm": frozenset({"attn_q"}),
+}
+"""Kinds whose weights llama.cpp multiplies itself, past `build_lora_mm`: an adapter there does nothing.
+
+Read from the sources of llama.cpp in llama-cpp-python 0.3.36. A kind that is multiplied directly in some
+blocks and not in others counts.
+"""
+
+SHARED_KV = "{architecture}.attention.shared_kv_layers"
+"""GGUF key: so many blocks at the end take keys and values from earlier ones, and ignore their own."""
+
+SHARED_KV_FROM = {"gemma3n": 20}
+"""The first block that does, in an architecture whose GGUF does not say it."""
+
+NEXT_TOKENS = "{architecture}.nextn_predict_layers"
+"""GGUF key: so many blocks at the end predict further tokens, and take no part in decoding."""
 
 
 class Weights(Protocol):
@@ -51,7 +100,7 @@ class GGUFWeights:
         if self.file.architecture not in gguf.MODEL_ARCH_NAMES.values():
             raise UnsupportedModelError(
                 f"{path} has architecture {self.file.architecture!r}, which the installed gguf package "
-                f"{_version('gguf')} does not know"
+                f"{version('gguf')} does not know"
             )
         self.modules, self.left_out = coverage(self.file)
         if not self.modules and self.left_out:
@@ -82,7 +131,63 @@ class GGUFWeights:
         return [PackedRows(expert, n_in, decode) for expert in raw]
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import version
+def coverage(file: GGUFFile) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the modules that can be adapted, and the others by the reason why, in the file's order."""
+    names = [name for name, tensor in file.tensors.items() if is_adaptable(name) and len(tensor.shape) >= 2]
+    modules: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    check = _Reasons(file, names)
+    for name in names:
+        reason = next(check.of(name), None)
+        if reason is None:
+            modules.append(name)
+        else:
+            left_out.setdefault(reason, []).append(name)
+    return modules, left_out
 
-    return version(package)
+
+def warn_of(architecture: str, left_out: dict[str, list[str]]) -> None:
+    """Warn of an architecture that no test covers, and of modules that were left out."""
+    if architecture not in TESTED:
+        warnings.warn(
+            f"architecture {architecture!r} is exported by the names of its tensors, but no test compares it "
+            "with torch: check that a vector moves the model's answers before you train one",
+            UntestedArchitectureWarning,
+            stacklevel=5,
+        )
+    for reason, names in left_out.items():
+        kinds = ", ".join(sorted({parse(name)[1] for name in names}))
+        warnings.warn(
+            f"{len(names)} linear layers ({kinds}, such as {names[0]}) are not adapted: {reason}",
+            ModulesLeftOutWarning,
+            stacklevel=5,
+        )
+
+
+class _Reasons:
+    """The reasons to leave tensors of one file out."""
+
+    def __init__(self, file: GGUFFile, names: list[str]) -> None:
+        self._file = file
+        blocks = file.get(f"{file.architecture}.block_count", 0)
+        self._blocks = blocks if isinstance(blocks, int) else 0
+        self._direct = DIRECT.get(file.architecture, frozenset())
+        self._decoding = self._blocks - self._number(NEXT_TOKENS)
+        shared = self._number(SHARED_KV)
+        self._own_kv = SHARED_KV_FROM.get(file.architecture) or (self._blocks - shared if shared else None)
+
+    def of(self, name: str) -> Iterator[str]:
+        """Yield every reason why an adapter on a tensor would not do what it should."""
+        block, kind = parse(name)
+        if kind in self._direct:
+            yield "llama.cpp multiplies them without adapters on this architecture"
+        if self._blocks and block >= self._decoding:
+            yield f"blocks from {self._decoding} on predict further tokens and take no part in decoding"
+        if self._own_kv is not None and kind in ("attn_k", "attn_v") and block >= self._own_kv:
+            yield f"blocks from {self._own_kv} on take keys and values from earlier ones"
+        if f"{name.removesuffix('.weight')}.scale" in self._file.tensors:
+            yield "their weights are stored apart from a scale, which llama.cpp applies after the adapter"
+
+    def _number(self, key: str) -> int:
+        value = self._file.get(key.format(architecture=self._file.architecture), 0)
+        return value if isinstance(value, int) and 0 <= value < max(self._blocks, 1) else 0

@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face directory, under the names of the modules of a GGUF architecture.
+"""A Hugging Face directory: its configuration, and its weights under the names of a GGUF architecture.
 
 Checkpoints keep the experts of a mixture in three ways: a tensor an expert, as most of those on the hub; one
 tensor for all, with gate and up together, as transformers holds them in memory and saves some; or that in
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
-from ...modules import KINDS, is_adaptable, parse
-from .mxfp4 import Mxfp4
-from .safetensors import WHOLE, Half, StoredTensor, read_safetensors, shards
+from ...limits import BLOCKS
+from ...modules import KINDS, find_architecture, is_adaptable, parse, read_heads
+from .safetensors import WHOLE, Half, Mxfp4, StoredTensor, read_safetensors, shards
 
 _TRANSPOSED = frozenset({"gpt-oss", "llama4", "qwen3vlmoe"})
 """Architectures whose checkpoints keep stacked experts as [experts, in, out]."""
@@ -29,6 +31,46 @@ _INTERLEAVED = frozenset({"gpt-oss"})
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
 _FUSED = {"gate_up_proj": "down_proj", "input_linear": "output_linear"}
 """What gate and up together are called, and what `down` is called there: that one has a GGUF name."""
+
+
+class HFConfig:
+    """The `config.json` of a Hugging Face directory.
+
+    Args:
+        directory: with `config.json`.
+
+    Attributes:
+        architecture: the `general.architecture` that convert_hf_to_gguf gives this model.
+        blocks: number of decoder layers.
+        heads: numbers of attention heads.
+
+    Raises:
+        ExportError: the file is missing or damaged.
+        UnsupportedModelError: no GGUF architecture is known for it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "config.json"
+        try:
+            values: dict[str, Any] = read_json(self.path)
+            model_type = values["model_type"]
+            self.blocks = int(values["num_hidden_layers"])
+            if not isinstance(model_type, str) or not 1 <= self.blocks <= BLOCKS:
+                raise ValueError(f"model_type {model_type!r}, {self.blocks} layers")
+        except FileNotFoundError:
+            raise ExportError(
+                f"{directory} lacks config.json: expected a Hugging Face model directory, or a .gguf file"
+            ) from None
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise ExportError(f"{self.path} is not the configuration of a decoder: {error!r}") from None
+        self.heads = read_heads(values.get)
+        architecture = find_architecture(model_type, set(gguf.MODEL_ARCH_NAMES.values()))
+        if architecture is None:
+            raise UnsupportedModelError(
+                f"{self.path} has model_type {model_type!r}, for which no GGUF architecture is known: "
+                "convert the model with convert_hf_to_gguf.py and export from the GGUF"
+            )
+        self.architecture = architecture
 
 
 class HFWeights:

@@ -82,7 +82,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the small model. Never write to it."""
-    from tinylora_edge.exporters.gguf import export_gguf
+    from tinylora_edge.exporters import export_gguf
 
     return export_gguf(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle").output
 
@@ -151,7 +151,7 @@ def tiny_chat_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("chat")
     command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template]
     subprocess.run([*command, tiny_gguf, folder / "chat.gguf"], check=True, capture_output=True)
-    from tinylora_edge.exporters.gguf import export_gguf
+    from tinylora_edge.exporters import export_gguf
 
     return export_gguf(folder / "chat.gguf", folder / "bundle").output
 

@@ -111,7 +111,6 @@ def test_bad_input(measure, tiny, tmp_path):
     other.write_bytes((tiny / "lora.gguf").read_bytes().replace(b"blk.0.attn_q", b"blk.9.attn_q"))
     measure("--lora", other).refused("is a LoRA of another model", "blk.9.attn_q.weight", "base.gguf")
     measure("--lora", tmp_path / "none").refused("there is no such LoRA")
-    measure("--lora", tmp_path).refused("lacks adapter_config.json")
     measure("--examples", 40).refused("behind 40 worked examples has", "context of 512: take fewer")
     measure("--examples", 60).refused("60 worked examples", "have an answer: ask for fewer")
     measure("--examples", 2, task="bare.jsonl").refused(

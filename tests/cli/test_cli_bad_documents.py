@@ -14,7 +14,6 @@ from invocation import Cli, contents
 from support import BAD_DOCUMENTS
 
 from tinylora_edge import Bundle, MicroVector, Policy, TinyLoraError, TrainError, load_basis, save_basis
-from tinylora_edge.exporters.factors.journal import Journal
 from tinylora_edge.exporters.hub import catalog
 from tinylora_edge.runtime.admission import vector_bytes
 from tinylora_edge.runtime.feedback import state as feedback_state
@@ -124,14 +123,6 @@ def test_a_catalog(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
     cli("models").refused("models.toml")
 
 
-@pytest.mark.parametrize("name", BAD_DOCUMENTS)
-def test_scales(name: str) -> None:
-    from tinylora_edge.exporters.interop.llama_lora import from_scales
-
-    with pytest.raises(TinyLoraError):
-        from_scales(support.random_basis(groups=3), BAD_DOCUMENTS[name])
-
-
 class TestNullBytes:
     """A name that no file can have comes from another document, or from what is typed into `chat`."""
 
@@ -149,7 +140,6 @@ class TestNullBytes:
             lambda: load_examples(self.NAME),
             lambda: load_state(self.NAME, {}),
             lambda: feedback_state.read(self.NAME, basis.digest, 3),
-            lambda: Journal(Path(self.NAME)),
             lambda: catalog.read_catalog(Path(self.NAME)),
         ):
             with pytest.raises(TinyLoraError, match=r"null byte|no task"):

@@ -60,7 +60,6 @@ def test_a_key_that_is_none_is_told_before_the_work(cli: Cli, ready: Path) -> No
     before = contents(ready)
     export = ("export", ready / "tiny.gguf", "-o", ready / "new")
     cli(*export, "--key", f"{ready / 'key'}.pub").refused("holds a PUBLIC KEY")
-    cli(*export, "--key", ready / "key", "--part", "1/2").misused("--key", "sign what merge makes")
     cli("sign", ready / "tiny.gguf", "--key", ready / "key").refused("does not exist")
     q8 = models.quantize_file(ready / "tiny.gguf", ready / "q8.gguf", 7)
     add = ("export", ready / "bundle", "--add-base", q8)

@@ -14,15 +14,13 @@ import support
 
 from tinylora_edge import BaseMismatchError, BasisError, FrameError, limits
 from tinylora_edge.errors import ExportError
-from tinylora_edge.exporters.interop.peft import read_tinylora
-from tinylora_edge.exporters.weights.hf_config import HFConfig
-from tinylora_edge.exporters.weights.safetensors import read_safetensors, write_safetensors
+from tinylora_edge.exporters.weights.hf import HFConfig
+from tinylora_edge.exporters.weights.safetensors import read_safetensors
 from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
 from tinylora_edge.formats.onnx_adapter import decode, encode
 from tinylora_edge.formats.onnx_graph import read_metadata, read_onnx
 
 MEMORY = 64 << 20  # bytes that a refusal may take beside what was there
-LAYER = "model.layers.0.self_attn.q_proj"
 
 
 def text(value: str) -> bytes:
@@ -160,25 +158,3 @@ def test_a_configuration_of_many_blocks(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1000000}')
     with support.memory_limit(MEMORY), pytest.raises(ExportError, match="1000000 layers"):
         HFConfig(tmp_path)
-
-
-@pytest.mark.parametrize("declared", [{"r": 1 << 16, "u": 1}, {"r": 2, "u": 1 << 28}])
-def test_a_peft_checkpoint(tmp_path: Path, declared: dict[str, int]) -> None:
-    """The projections were not saved, so that they would be drawn again in the declared size."""
-    model, checkpoint = tmp_path / "model", tmp_path / "checkpoint"
-    for folder in (model, checkpoint):
-        folder.mkdir()
-    config = {"model_type": "llama", "num_hidden_layers": 1}
-    config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 8}
-    (model / "config.json").write_text(json.dumps(config))
-    write_safetensors(model / "model.safetensors", {f"{LAYER}.weight": np.zeros((8, 8), np.float32)})
-    (checkpoint / "adapter_config.json").write_text(json.dumps({"peft_type": "TINYLORA", **declared}))
-    prefix = f"base_model.model.{LAYER}.tinylora_"
-    tensors = {
-        f"{prefix}A": np.zeros((2, 8), np.float32),
-        f"{prefix}B": np.zeros((8, 2), np.float32),
-        "base_model.tinylora_v.0": np.zeros(2, np.float32),
-    }
-    write_safetensors(checkpoint / "adapter_model.safetensors", tensors)
-    with support.memory_limit(MEMORY), pytest.raises(ExportError, match="at most rank 256, 250,000 values"):
-        read_tinylora(checkpoint, model)

@@ -39,7 +39,7 @@ NOT_RUN = {
     ("docs/LEARNED_BASIS.md", "all of R"): "a drawing",
     ("docs/SHIPPING.md", "<target>/"): "a listing of files: tests/shipping/test_publish.py makes it",
     ("docs/SHIPPING.md", "(llama-server|curl) "): (
-        "is shortened: tests/exporters/interop/test_llama_server.py asks a stock server"
+        "is shortened: tests/exporters/test_convert.py asks a stock server"
     ),
     ("docs/LEARNED_BASIS.md", "tinylora-edge vector new mine-named"): (
         "of a basis that takes minutes to learn: tests/cli/commands/vectors/test_cli_axes.py"
@@ -69,7 +69,7 @@ NOT_RUN = {
         "python recipes/math_boxed.py",
     ): "needs MATH: tests/docs/test_recipes_doc.py parses it",
     ("", "(VLLM_ALLOW.* )?vllm serve"): "needs vLLM and a GPU",
-    ("", "ollama "): "needs Ollama: tests/exporters/interop/test_llama_lora.py has llama.cpp take the file",
+    ("", "ollama "): "needs Ollama: tests/exporters/test_convert.py has llama.cpp take the file",
     ("recipes/serve/README.md", "python -m sglang"): "needs SGLang and a GPU",
     ("recipes/serve/README.md", "curl "): "asks vLLM or SGLang, which need a GPU",
     ("examples/browser/README.md", "(npm ci|python serve.py)"): (

@@ -13,7 +13,7 @@ import torch
 
 from tinylora_edge import MicroVector
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.weights.coverage import TESTED
+from tinylora_edge.exporters.weights.gguf import TESTED
 
 PROMPT = list(b"one two three four five")
 GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16

@@ -18,7 +18,6 @@ from tinylora_edge import Bundle, ExportError
 from tinylora_edge.exporters import ExportSettings, bundle_writer, export_gguf
 
 SETTINGS = ExportSettings(groups=2)
-JOURNAL = [".bundle.factors"]  # finished modules, for the next run
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -94,7 +93,7 @@ def test_no_room_for_the_copy(model, parent, no_links, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 * size, 9 * size + 1, size - 1))
     with pytest.raises(ExportError, match=rf"{size:,} bytes.*{size - 1:,} bytes free"):
         export_gguf(model, parent / "bundle", settings=SETTINGS)
-    assert names(parent) == JOURNAL
+    assert names(parent) == []
 
 
 # All or nothing
@@ -106,7 +105,7 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt, RuntimeError, MemoryError])
 @pytest.mark.parametrize("after", [1, 14])
-def test_an_exception_while_factorizing_leaves_the_journal_alone(model, parent, error, after):
+def test_an_exception_while_factorizing_leaves_nothing(model, parent, error, after):
     seen = []
 
     def progress(module, size):
@@ -117,13 +116,13 @@ def test_an_exception_while_factorizing_leaves_the_journal_alone(model, parent, 
     with pytest.raises(error):
         export_gguf(model, parent / "bundle", settings=SETTINGS, progress=progress)
     assert len(seen) == after
-    assert names(parent) == JOURNAL
+    assert names(parent) == []
     assert os.stat(model).st_nlink == 1
 
 
 @pytest.mark.parametrize("step", ["save_basis", "place_gguf", "write_manifest"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), Interrupted()])
-def test_an_exception_while_writing_leaves_the_journal_alone(model, parent, monkeypatch, step, error):
+def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, step, error):
     real = getattr(bundle_writer, step)
 
     def fail(*args):
@@ -134,7 +133,7 @@ def test_an_exception_while_writing_leaves_the_journal_alone(model, parent, monk
     expected = ExportError if isinstance(error, OSError) else Interrupted
     with pytest.raises(expected):
         export_gguf(model, parent / "bundle", settings=SETTINGS)
-    assert names(parent) == JOURNAL
+    assert names(parent) == []
     assert os.stat(model).st_nlink == 1
 
 
@@ -153,7 +152,7 @@ def file_size_limit(limit):
 def test_a_disk_that_fills_up_leaves_no_half_made_bundle(model, parent, limit):
     with file_size_limit(limit), pytest.raises(ExportError, match="bundle could not be written"):
         export_gguf(model, parent / "bundle", settings=SETTINGS)
-    assert names(parent) in ([], JOURNAL)
+    assert names(parent) == []
     export_gguf(model, parent / "bundle", settings=SETTINGS)
     assert names(parent) == ["bundle"]
 
@@ -162,7 +161,7 @@ def test_a_disk_that_fills_up_during_the_copy_leaves_nothing(model, parent, no_l
     monkeypatch.setattr(bundle_writer, "_reflink", lambda source, target: False)
     with file_size_limit(os.stat(model).st_size - 1), pytest.raises(ExportError, match="bytes free"):
         export_gguf(model, parent / "bundle", settings=SETTINGS)
-    assert names(parent) == JOURNAL
+    assert names(parent) == []
 
 
 # Where it may be written

@@ -12,8 +12,7 @@ import pytest
 
 from tinylora_edge import Basis, BasisError, ExportError, load_basis
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.learned import find, pack, shipped, shipped_file
-from tinylora_edge.exporters.learned.shipped import read
+from tinylora_edge.exporters.learned import find, pack, read, shipped, shipped_file
 
 
 @pytest.fixture(scope="module")

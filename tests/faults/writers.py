@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import struct
 from collections.abc import Callable
@@ -26,9 +25,6 @@ from tinylora_edge import (
     load_basis,
 )
 from tinylora_edge.exporters import bundle_writer
-from tinylora_edge.exporters.factors.journal import Factors, Journal
-from tinylora_edge.exporters.interop.peft_files import write_checkpoint
-from tinylora_edge.exporters.weights.safetensors import read_safetensors
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.runtime.feedback import state as feedback
@@ -205,34 +201,7 @@ def _check_training(folder: Path, done: int) -> None:
         assert sequence_of((folder / "v.bin").read_bytes()) == 4
 
 
-# The journal of an export, and bundles.
-
-
-def _factors(number: int) -> Factors:
-    return Factors(
-        np.full((2, 50), number, np.float32), np.full((40, 2), number, np.float32), 0.1, 2, True, None
-    )
-
-
-def _add(folder: Path, first: int, last: int, progress: Progress) -> None:
-    journal = Journal(folder / "journal")
-    for number in range(first, last):
-        if not journal.has(f"m{number}", "k"):
-            journal.add(f"m{number}", "k", _factors(number))
-        progress.done = number
-    journal.sync()
-    journal.close()
-
-
-def _check_journal(folder: Path, done: int) -> None:
-    journal = Journal(folder / "journal")
-    found = journal.read() if len(journal) else {}
-    journal.close()
-    assert list(found) == [f"m{number}" for number in range(1, len(found) + 1)]
-    assert max(done, 1) <= len(found) <= 4
-    for number, factors in enumerate(found.values(), 1):
-        assert (factors.a == number).all()
-        assert (factors.b == number).all()
+# Bundles.
 
 
 def _base(folder: Path) -> Path:
@@ -248,7 +217,7 @@ def _act_bundle(folder: Path, progress: Progress) -> None:
         found = side_tensors.fingerprint(GGUFFile(base), BASIS.modules)
         fields = {**vars(BASIS), "base_fingerprints": (found,)}
         basis = type(BASIS)(**{name: fields[name] for name in BASIS.__dataclass_fields__})
-        bundle_writer.write_bundle(folder / "bundle", basis, {}, base=base, fingerprint=found)
+        bundle_writer.write_bundle(folder / "bundle", basis, {}, base=base)
     progress.done = 1
 
 
@@ -276,23 +245,6 @@ def _act_basis(folder: Path, progress: Progress) -> None:
 def _check_basis(folder: Path, done: int) -> None:
     digests = [support.random_basis(rng=seed).digest for seed in range(2)]
     assert load_basis(folder / "basis.gguf").digest in digests[done:]
-
-
-def _peft(folder: Path, value: int) -> None:
-    tensors = {"a": np.full((3, 4), value, np.float32)}
-    write_checkpoint(folder / "peft", {"peft_type": "TINYLORA", "r": value}, tensors)
-
-
-def _act_peft(folder: Path, progress: Progress) -> None:
-    _peft(folder, 1)
-    progress.done = 1
-
-
-def _check_peft(folder: Path, done: int) -> None:
-    """Each file is whole. Between the two renames a kill leaves one old and one new."""
-    tensors = read_safetensors(folder / "peft" / "adapter_model.safetensors")
-    config = json.loads((folder / "peft" / "adapter_config.json").read_bytes())
-    assert tensors["a"].array("a")[0, 0] >= config["r"] >= done
 
 
 # Shipping.
@@ -363,16 +315,8 @@ def writers(url: str | None = None) -> list[Writer]:
         Writer("tuning", lambda folder: _tuning(folder, 0), _act_tuning, _check_tuning),
         Writer("feedback", lambda folder: _feedback(folder, 0), _act_feedback, _check_feedback),
         Writer("a training run", _prepare_training, _train, _check_training, 4),
-        Writer(
-            "a journal",
-            lambda folder: _add(folder, 1, 2, Progress()),
-            lambda folder, progress: _add(folder, 1, 5, progress),
-            _check_journal,
-            4,
-        ),
         Writer("a bundle", nothing, _act_bundle, _check_bundle),
         Writer("a basis", lambda folder: _basis(folder, 0), _act_basis, _check_basis),
-        Writer("a PEFT checkpoint", lambda folder: _peft(folder, 0), _act_peft, _check_peft),
         Writer(
             "publish",
             lambda folder: publish(frame(5), BASIS, str(folder / "site")) and None,

@@ -1,4 +1,4 @@
-"""Harnesses of documents, and of what programs keep: manifests, states, journals, PEFT checkpoints."""
+"""Harnesses of documents, and of what programs keep: manifests, states, configurations."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import io
 import json
 import math
 import struct
-import zlib
 from random import Random
 from typing import Any
 
 import numpy as np
-from container_readers import safetensors
 from harness import Harness, folder
 from mutations import as_json, changed, number
 
-from tinylora_edge.exporters.factors.journal import MAGIC, Journal, read_part
 from tinylora_edge.exporters.hub.catalog import read_catalog
-from tinylora_edge.exporters.interop.peft import read_tinylora
-from tinylora_edge.exporters.weights.hf_config import HFConfig
-from tinylora_edge.exporters.weights.safetensors import shards, write_safetensors
+from tinylora_edge.exporters.weights.hf import HFConfig
+from tinylora_edge.exporters.weights.safetensors import shards
 from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.runtime.feedback import state as feedback
 from tinylora_edge.runtime.tuning import state as tuning
@@ -159,109 +155,6 @@ def _read_checkpoint(data: bytes) -> None:
     assert state.v.ndim == 2
 
 
-# Journals of exports.
-
-
-def _record(header: Any, arrays: bytes) -> bytes:
-    packed = as_json(header)
-    record = struct.pack("<I", len(packed)) + packed + arrays
-    return record + struct.pack("<I", zlib.crc32(record))
-
-
-def _make_journal(random: Random) -> bytes:
-    header = {"module": "blk.0.attn_q.weight", "key": "k", "dtype": "<f4", "a": [2, 3], "b": [4, 2]}
-    header |= {"residual": 0.1, "passes": 2, "converged": True, "agreement": None}
-    out = MAGIC
-    if random.random() < 0.6:
-        out += _record(changed({"plan": {"part": [1, 2], "modules": ["blk.0.attn_q.weight"]}}, random), b"")
-    for number_ in range(random.choice((1, 2, 3))):
-        each = {**header, "module": f"blk.{number_}.attn_q.weight"}
-        out += _record(changed(each, random), random.randbytes(56))
-    return out
-
-
-def _mend_journal(data: bytes) -> bytes:
-    """Close every record with its checksum, as far as lengths lead."""
-    out, at = bytearray(data), len(MAGIC)
-    while at + 4 <= len(out):
-        end = at + 4 + int.from_bytes(out[at : at + 4], "little")
-        try:
-            header = json.loads(bytes(out[at + 4 : end]))
-            if "plan" not in header:
-                end += 4 * (math.prod(header["a"]) + math.prod(header["b"]))
-            out[end : end + 4] = struct.pack("<I", zlib.crc32(out[at:end]))
-        except Exception:
-            break
-        at = end + 4
-    return bytes(out)
-
-
-def _read_journal(data: bytes) -> None:
-    path = folder() / "journal"
-    path.write_bytes(data)
-    errors = []
-    try:
-        for factors in read_part(path)[1].values():
-            assert factors.a.ndim == factors.b.ndim or factors.a.ndim in (2, 3)
-    except Exception as error:
-        errors.append(error)
-    try:
-        journal = Journal(path)
-        try:
-            assert len(journal.read()) == len(journal)
-            assert path.stat().st_size <= max(len(data), len(MAGIC)), (
-                "what is whole is kept, and nothing made up"
-            )
-        finally:
-            journal.close()
-    except Exception as error:
-        errors.append(error)
-    if errors:
-        raise errors[-1]
-
-
-# A PEFT checkpoint: its configuration, a line feed, and its tensors.
-
-_LAYER = "model.layers.0.self_attn.q_proj"
-
-
-def _make_peft(random: Random) -> bytes:
-    config = {"peft_type": "TINYLORA", "r": 2, "u": 3, "projection_seed": 0, "target_modules": ["q_proj"]}
-    config |= {"save_projection": True, "weight_tying": 0.0, "fan_in_fan_out": False}
-    header: dict[str, Any] = {}
-    end = 0
-    prefix = f"base_model.model.{_LAYER}.tinylora_"
-    for name, shape in (
-        (f"{prefix}A", [2, 8]),
-        (f"{prefix}B", [8, 2]),
-        (f"{prefix}P", [3, 2, 2]),
-        ("base_model.tinylora_v.0", [3]),
-    ):
-        shape = shape if random.random() < 0.95 else [random.randrange(4) for _ in range(random.randrange(4))]
-        size = 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    data = np.array([random.choice((0.5, 1.0, np.nan)) for _ in range(end // 4)], "<f4").tobytes()
-    header = changed(header, random, random.choice((0, 0, 1, 2)))
-    return as_json(changed(config, random, random.choice((0, 0, 1, 2)))) + b"\n" + safetensors(header, data)
-
-
-def _read_peft(data: bytes) -> None:
-    model, saved = folder() / "hf", folder() / "checkpoint"
-    if not model.exists():
-        model.mkdir()
-        saved.mkdir()
-        config = {"model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 2}
-        config |= {"num_key_value_heads": 2, "hidden_size": 8}
-        (model / "config.json").write_text(json.dumps(config))
-        write_safetensors(model / "model.safetensors", {f"{_LAYER}.weight": np.zeros((8, 8), np.float32)})
-    head, _, tensors = data.partition(b"\n")
-    (saved / "adapter_config.json").write_bytes(head)
-    (saved / "adapter_model.safetensors").write_bytes(tensors)
-    basis, vector = read_tinylora(saved, model)
-    assert basis.size == vector.values.size
-
-
 # A Hugging Face directory's documents.
 
 
@@ -312,8 +205,6 @@ HARNESSES = [
     Harness("tuning_state", _make_tuning, _read_tuning),
     Harness("feedback_state", _make_feedback, _read_feedback, _mend_feedback),
     Harness("training_state", _make_checkpoint, _read_checkpoint),
-    Harness("journal", _make_journal, _read_journal, _mend_journal),
-    Harness("peft", _make_peft, _read_peft),
     Harness("config", _make_config, _read_config),
     Harness("task", _make_task, _read_task),
 ]

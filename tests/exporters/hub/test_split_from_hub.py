@@ -12,7 +12,7 @@ import models
 import pytest
 
 from tinylora_edge import Bundle
-from tinylora_edge.exporters import ExportSettings, ResolvedModel, export_gguf, export_part, merge, resolve
+from tinylora_edge.exporters import ExportSettings, ResolvedModel, export_gguf, resolve
 from tinylora_edge.exporters.hub.cache import Hub
 
 SETTINGS = ExportSettings(groups=2)
@@ -39,10 +39,3 @@ def test_all_parts_make_one_bundle(found: ResolvedModel, llama_gguf: Path, tmp_p
     assert Bundle.find(tmp_path / "b").check_base() == report.basis.base_fingerprints[0]
     source = json.loads((tmp_path / "b" / "manifest.json").read_text())["source"]
     assert len(source["base"]["files"]) == len(list((tmp_path / "b").glob("base-*.gguf"))) > 2
-
-
-def test_a_merged_bundle_says_where_its_files_came_from(found: ResolvedModel, tmp_path: Path) -> None:
-    options = {"settings": SETTINGS, "provenance": found.provenance}
-    done = [export_part(found.model, tmp_path / "b", (i, 2), **options).output for i in (1, 2)]
-    merge(done, tmp_path / "b")
-    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["source"] == found.provenance

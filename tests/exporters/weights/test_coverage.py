@@ -18,7 +18,7 @@ from tinylora_edge import (
     UntestedArchitectureWarning,
 )
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.weights.coverage import DIRECT
+from tinylora_edge.exporters.weights.gguf import DIRECT
 
 SETTINGS = ExportSettings(groups=2)
 PROMPT = list(b"one two three")

@@ -10,7 +10,7 @@ import pytest
 from support import BAD_DOCUMENTS
 
 from tinylora_edge import ExportError
-from tinylora_edge.exporters.weights.hf_config import HFConfig
+from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.exporters.weights.safetensors import read_safetensors, shards
 
 

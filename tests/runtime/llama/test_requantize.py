@@ -13,7 +13,7 @@ import pytest
 from tinylora_edge import MicroVector, load_basis, runtime
 from tinylora_edge.cli.demo.proof import logits
 from tinylora_edge.errors import TinyLoraError
-from tinylora_edge.exporters.gguf import export_gguf
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime.llama.model import TinyLoraLlama
 from tinylora_edge.runtime.llama.requantize import half_copy, half_type, requantize
 

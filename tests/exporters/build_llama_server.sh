@@ -1,9 +1,9 @@
 #!/bin/sh
-# Builds llama-server, which no package brings, for tests/exporters/interop/test_llama_server.py: from the llama.cpp sources
+# Builds llama-server, which no package brings, for tests/exporters/test_convert.py: from the llama.cpp sources
 # inside llama-cpp-python's sdist, against the libraries of that version which are installed. Only the server
 # itself is compiled, a dozen files: under a minute on two cores, a tenth of the work of building all of llama.cpp.
 #
-#     tests/exporters/interop/build_llama_server.sh PYTHON OUTPUT        JOBS=N limits the compilers at work at once
+#     tests/exporters/build_llama_server.sh PYTHON OUTPUT        JOBS=N limits the compilers at work at once
 set -eu
 
 python=$1

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis
-from ...errors import ExportError
-from ...system import atomic_write
+from ..basis import Basis
+from ..errors import ExportError
+from ..system import atomic_write
 
 _FOLDER = Path(__file__).parent
 _AGREEMENT = 0.02

@@ -1,0 +1,131 @@
+"""Vectors in the formats of other programs: a GGUF LoRA, and a PEFT LoRA.
+
+Both are (A, B R): rank r, scale 1, the vector folded in, exact. `write_gguf_lora` is for whatever is built on
+llama.cpp: `--lora`, `ADAPTER` in an Ollama Modelfile, LM Studio, llama.rn. `write_peft_lora` is for
+whatever takes a PEFT checkpoint: PEFT, vLLM, SGLang. ONNX Runtime's `.onnx_adapter` is in the core
+(`formats.onnx_adapter`), since devices read it.
+"""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from ..basis import Basis
+from ..errors import ExportError, UnsupportedModelError
+from ..formats.gguf import FLOAT32, STRING, write
+from ..modules import inverse, is_adaptable, listed_order, parse
+from ..system import atomic_write
+from ..vector import MicroVector
+from .weights.hf import HFConfig
+from .weights.safetensors import read_safetensors, shards, write_safetensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a PEFT checkpoint."""
+
+
+def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
+    """Write a stock GGUF LoRA that is the basis with a vector in it.
+
+    Args:
+        basis: of the deployed model.
+        vector: of the basis.
+        path: the file to write, atomically.
+
+    Raises:
+        VectorError: the vector does not fit the basis.
+        ExportError: the file cannot be written.
+    """
+    r = basis.R(vector)
+    tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
+    for m, module in enumerate(basis.modules):
+        tensors[f"{module}.lora_a"] = np.ascontiguousarray(basis.a[m], np.float32)
+        tensors[f"{module}.lora_b"] = np.ascontiguousarray(np.asarray(basis.b[m], np.float32) @ r[m])
+    metadata = [
+        ("general.type", "adapter", STRING),
+        ("general.name", f"tinylora {basis.id} vector of sequence {vector.sequence}", STRING),
+        ("adapter.type", "lora", STRING),
+        # Readers that know alpha compute scale * alpha / rank: the scale itself, as where it is left out.
+        ("adapter.lora.alpha", float(basis.rank), FLOAT32),
+    ]
+    try:
+        with atomic_write(Path(path)) as file:
+            write(file, basis.architecture, metadata, tensors)  # type: ignore[arg-type]
+    except OSError as error:
+        raise ExportError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def write_peft_lora(
+    basis: Basis, vector: MicroVector, directory: str | PathLike[str], model: str | PathLike[str]
+) -> None:
+    """Write a checkpoint that `PeftModel.from_pretrained` loads.
+
+    Args:
+        basis: of the deployed model.
+        vector: of the basis.
+        directory: to write; files of the same names are replaced.
+        model: Hugging Face directory of the model, whose names and order of rows PEFT wants.
+
+    Raises:
+        ExportError: the model is another one or damaged, or a file cannot be written.
+        UnsupportedModelError: no GGUF architecture is known for it, or the basis adapts experts.
+        VectorError: the vector does not fit the basis.
+    """
+    directory, model = Path(directory), Path(model)
+    found, layers = HFConfig(model), _layers(model)
+    r = basis.R(vector)
+    tensors: dict[str, NDArray[np.float32]] = {}
+    names = []
+    for m, module in enumerate(basis.modules):
+        a, b = np.asarray(basis.a[m], np.float32), np.asarray(basis.b[m], np.float32)
+        if a.ndim != 2:
+            raise UnsupportedModelError(f"{module} has experts, which a PEFT LoRA does not adapt like this")
+        name, shape = layers.get(module, ("", ()))
+        if shape != (len(b), a.shape[1]):
+            what = f"a layer of {shape}" if name else "no layer"
+            raise ExportError(
+                f"{model} has {what} for {module}, which is {len(b)} x {a.shape[1]}: it is another model "
+                "than the basis is for"
+            )
+        order = inverse(listed_order(found.architecture, parse(module)[1], len(b), found.heads))
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (b @ r[m])[order]
+        names.append(name)
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(model),
+        "inference_mode": True,
+        "r": basis.rank,
+        "lora_alpha": basis.rank,  # alpha / r is the scale: 1
+        "target_modules": names,
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+    try:
+        directory.mkdir(exist_ok=True)
+        write_safetensors(directory / WEIGHTS, tensors)
+        with atomic_write(directory / CONFIG) as file:
+            file.write((json.dumps(config, indent=2) + "\n").encode())
+    except OSError as error:
+        raise ExportError(f"{directory} could not be written: {error.strerror or error}") from error
+
+
+def _layers(model: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return module -> (name of its layer, such as `model.layers.0.self_attn.q_proj`, its shape)."""
+    config = HFConfig(model)
+    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[config.architecture]
+    table = gguf.get_tensor_name_map(arch, config.blocks)
+    found = {}
+    for path in shards(model):
+        for tensor, stored in read_safetensors(path).items():
+            module = table.get_name(tensor, try_suffixes=(".weight",))
+            if module is not None and is_adaptable(module) and tensor.endswith(".weight"):
+                found[module] = (tensor.removesuffix(".weight"), stored.shape)
+    return found

@@ -1,0 +1,310 @@
+"""The export: weights become factors, beside the GGUF that is deployed, in an ONNX graph, or both.
+
+`Export` is one in two steps: what can be refused at once is refused before a weight is read. `export_gguf`
+and `export_onnx` do both. `add_base` lists another deployed form of the same model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..basis import Basis
+from ..errors import BaseMismatchError, BasisError, ExportError
+from ..factorization import AGREEMENT, distance
+from ..formats.bundle import BASIS_NAME, ONNX_NAME, Bundle
+from ..formats.onnx_graph import DEFAULT, MODEL_NAME
+from ..formats.side_tensors import check_shapes, fingerprint, load_basis, save_basis
+from . import learned
+from .bundle_writer import fill_bundle, new_bundle, refuse_existing
+from .factorize import Factors, Progress, Quality, factorize, one_blas_thread
+from .onnx import FLAVOURS, PRECISIONS, BakeReport, bake, build, check_graph
+from .settings import ExportSettings
+from .source import Source
+from .weights.gguf import GGUFWeights
+
+FORMATS = ("gguf", "onnx", "both")
+
+Stage = Callable[[str], None]
+"""Called with what begins now, in words."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The outcome of an export.
+
+    Attributes:
+        output: the bundle.
+        basis: as it was written.
+        quality: of the factorization.
+        base_placed: how `base.gguf` came into the bundle: `hard link`, `reflink` or `copy`; None where there
+            is none.
+        provenance: where the files came from, if that is known.
+        baked: what went into the graph; None for GGUF alone.
+        made_by: who built the graph: `onnxruntime-genai 0.18.0`, or the path of a graph that was given.
+        precision: `fp32` or `int4`; None for a graph that was given.
+    """
+
+    output: Path
+    basis: Basis
+    quality: Quality
+    base_placed: str | None
+    provenance: dict[str, Any] | None = None
+    baked: BakeReport | None = None
+    made_by: str | None = None
+    precision: str | None = None
+
+    def __repr__(self) -> str:
+        basis = f"<Basis {self.basis.id}: {len(self.basis.modules)} modules, {self.basis.size} values>"
+        graph = "" if self.baked is None else f", {self.precision or 'graph'} by {self.made_by}"
+        return f"ExportReport({str(self.output)!r}, {basis}, {self.quality}{graph})"
+
+
+class Export:
+    """A planned export: every cheap check has passed, no weight has been read.
+
+    Args:
+        model: a GGUF file (the first of a split one), or a Hugging Face directory.
+        output: the bundle to write.
+        base: the GGUF that is deployed, where `model` is a directory; `model` itself otherwise.
+        target: `gguf`, `onnx` or `both`.
+        graph: an ONNX model to bake; None builds one from `model`.
+        flavour: `default` or `required`; see `onnx.bake`.
+        precision: of a graph that is built: `fp32` or `int4`.
+        settings: of the basis.
+        workers: modules that are factorized at the same time; by default one a core.
+        provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
+
+    Attributes:
+        base: the GGUF that is deployed, or what the factors are taken from where there is none.
+        modules: of the basis.
+        bytes: of their weights.
+
+    Raises:
+        ExportError: a file is missing, unreadable or not a model; the output exists.
+        UnsupportedModelError: the architecture is unknown, or no tensor can be adapted.
+        MissingExtraError: what is needed to build or to bake a graph is not installed.
+        BasisError: unknown targets, or groups that cannot be made.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str],
+        output: str | PathLike[str],
+        *,
+        base: str | PathLike[str] | None = None,
+        target: str = "gguf",
+        graph: str | PathLike[str] | None = None,
+        flavour: str = DEFAULT,
+        precision: str = "fp32",
+        settings: ExportSettings | None = None,
+        workers: int | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        asked = (
+            (target, FORMATS, "format"),
+            (flavour, FLAVOURS, "flavour"),
+            (precision, PRECISIONS, "precision"),
+        )
+        for value, known, what in asked:
+            if value not in known:
+                raise ExportError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        if workers is not None and workers < 1:
+            raise ExportError(f"{workers} workers cannot do anything: choose 1 or more")
+        self._graph = Path(graph) if graph is not None else None
+        self._gguf, self._onnx = target != "onnx", target != "gguf"
+        self._flavour, self._precision = flavour, precision
+        if self._onnx:
+            check_graph(self._graph)
+        self.settings, self._workers, self._provenance = settings or ExportSettings(), workers, provenance
+        self.output = Path(output)
+        refuse_existing(self.output)
+        deployed = Path(base) if base is not None else None
+        self._source = Source(Path(model), deployed, self.settings, needs_gguf=self._gguf)
+        self.base = self._source.base or self._source.model
+        if self._gguf:
+            self._source.warn()
+        self.modules, self.tying = self._source.plan()
+        self.bytes = sum(map(self._source.nbytes, self.modules))
+
+    def run(
+        self, progress: Progress = lambda module, size: None, stage: Stage = lambda what: None
+    ) -> ExportReport:
+        """Factorize, build and bake the graph, and write the bundle, complete or not at all.
+
+        Args:
+            progress: called after each module with its name and the bytes it has in the base.
+            stage: called with what begins after the factorization.
+
+        Raises:
+            ExportError: a weight cannot be adapted, the graph cannot be built, or the bundle not written.
+            UnsupportedModelError: a module has no node in the graph.
+            BaseMismatchError: the weights are not those of the base or of the graph.
+        """
+        source = self._source
+        with new_bundle(self.output) as partial:
+            found = factorize(
+                self.modules,
+                source.factorize,
+                lambda module: progress(module, source.nbytes(module)),
+                self._workers,
+            )
+            basis, quality = self._basis(found), Quality.of(found)
+            sections = self._sections(quality)
+            report = ExportReport(self.output, basis, quality, None, self._provenance)
+            if self._onnx:
+                with one_blas_thread():
+                    report = self._bake(partial, report, stage)
+                marks = (*basis.base_fingerprints, report.baked.fingerprint)  # type: ignore[union-attr]
+                basis = replace(basis, base_fingerprints=marks)
+                sections["onnx"] = _describe_graph(report)
+            placed = fill_bundle(partial, basis, sections, base=source.base if self._gguf else None)
+        return replace(report, basis=load_basis(self.output / BASIS_NAME), base_placed=placed)
+
+    def _basis(self, found: dict[str, Factors]) -> Basis:
+        """Return the basis of factorized modules, with the projections that the settings ask for."""
+        settings = self.settings
+        made = Basis(
+            architecture=self._source.architecture,
+            modules=tuple(self.modules),
+            rank=settings.rank,
+            u=settings.u,
+            groups=int(self.tying.max()) + 1,
+            seed=settings.seed,
+            factorization=settings.factorization,
+            scheme=settings.tying,
+            tying=self.tying,
+            a=tuple(found[module].a for module in self.modules),
+            b=tuple(found[module].b for module in self.modules),
+            base_fingerprints=self._source.fingerprints(self.modules),
+        )
+        shipped = learned.find(made) if settings.may_be_learned else None
+        if shipped is not None:
+            return shipped.apply(made)
+        if settings.projection == "learned":
+            raise BasisError(
+                f"no learned projections are shipped for these factors ({made.architecture}, "
+                f"{len(made.modules)} modules, rank {made.rank}): export with random ones, and learn on the "
+                "bundle"
+            )
+        return made
+
+    def _bake(self, bundle: Path, report: ExportReport, stage: Stage) -> ExportReport:
+        """Put a graph with the basis in it into a new bundle."""
+        work, folder = bundle / "work", bundle / ONNX_NAME
+        work.mkdir()
+        graph, made_by, precision = self._graph, str(self._graph), None
+        if graph is None:
+            precision = self._precision
+            stage(f"building the graph ({precision})")
+            built = build(self._source.model, work, precision)
+            graph, made_by = built.folder, built.made_by
+        stage("baking the factors in")
+        folder.mkdir()
+        heads, move = self._source.heads, self._graph is None
+        baked = bake(graph, report.basis, folder, flavour=self._flavour, heads=heads, move=move)
+        shutil.rmtree(work)
+        baked = replace(baked, model=self.output / ONNX_NAME / MODEL_NAME)
+        return replace(report, baked=baked, made_by=made_by, precision=precision)
+
+    def _sections(self, quality: Quality) -> dict[str, dict[str, Any] | None]:
+        return {
+            "source": self._provenance,
+            "basis": {"seed": self.settings.seed, "factor_dtype": self.settings.factor_dtype},
+            "factors": {
+                "from": self._source.kind,
+                "worst_residual": quality.residual,
+                "worst_residual_module": quality.residual_module,
+                "unconverged": quality.unconverged,
+                "passes": quality.passes,
+                "agreement": quality.agreement,
+            },
+        }
+
+
+def export_gguf(
+    model: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    progress: Progress = lambda module, size: None,
+    **options: Any,
+) -> ExportReport:
+    """Write a bundle: `base.gguf`, `basis.gguf`, `manifest.json`. Arguments and errors: see `Export`."""
+    return Export(model, output, **options).run(progress)
+
+
+def export_onnx(
+    model: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    with_gguf: bool = False,
+    progress: Progress = lambda module, size: None,
+    stage: Stage = lambda what: None,
+    **options: Any,
+) -> ExportReport:
+    """Write a bundle with an ONNX graph: `onnx/`, `basis.gguf`, `manifest.json`, and `base.gguf` if asked.
+
+    Arguments and errors: see `Export`.
+    """
+    return Export(model, output, target="both" if with_gguf else "onnx", **options).run(progress, stage)
+
+
+def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Basis, float]:
+    """List another deployed form of the same model in a basis, after checking its weights.
+
+    The digest stays, so every vector of the basis serves the new base too.
+
+    Args:
+        bundle: whose basis is extended.
+        base: a GGUF of the same model, quantized in another way, say.
+
+    Returns:
+        The basis, and the worst distance between its factors and the new weights.
+
+    Raises:
+        BaseMismatchError: modules are missing, or weights are too far from the factors.
+        ExportError: the file is no GGUF model.
+        OSError: the basis cannot be written; it stays as it was.
+    """
+    found = Bundle.find(bundle)
+    basis = found.basis
+    weights = GGUFWeights(Path(base))
+    check_shapes(weights.file, basis)
+    worst = (0.0, "")
+    with one_blas_thread():
+        for position, module in enumerate(basis.modules):
+            a, b = basis.a[position], basis.b[position]
+            gap = distance(np.asarray(a, np.float32), np.asarray(b, np.float32), weights.matrices(module))
+            worst = max(worst, (gap, module))
+    if worst[0] > AGREEMENT:
+        raise BaseMismatchError(
+            f"{worst[1]} in {base} is {worst[0]:.2g} away from the factors of the basis (at most {AGREEMENT} "
+            "is accepted): it is another model, and vectors of this basis would not work on it"
+        )
+    mark = fingerprint(weights.file, basis.modules)
+    if mark not in basis.base_fingerprints:
+        basis = replace(basis, base_fingerprints=(*basis.base_fingerprints, mark))
+        save_basis(basis, found.basis_path)
+    return basis, worst[0]
+
+
+def _describe_graph(report: ExportReport) -> dict[str, Any]:
+    baked = report.baked
+    assert baked is not None
+    return {
+        "folder": ONNX_NAME,
+        "flavour": baked.flavour,
+        "precision": report.precision,
+        "graph": report.made_by,
+        "nodes": baked.nodes,
+        "nodes_added": baked.added,
+        "nodes_extended": baked.sites,
+        "agreement": baked.agreement,
+        "fingerprint": baked.fingerprint,
+    }

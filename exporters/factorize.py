@@ -1,0 +1,204 @@
+"""Factorization of an export's modules, several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BasisError, ExportError, MissingExtraError
+from ..factorization import RowSource, TruncatedSVD, factors, truncated_svd
+from ..modules import parse
+from ..system import cores
+from .settings import ExportSettings
+
+Progress = Callable[[str, int], None]
+"""Called after each module with its name and the bytes of weights that it had as stored."""
+
+Align = Callable[[str, NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], float | None]]
+"""(module, A, B) -> (B with its rows in GGUF order, distance of the factors to the deployed weight, if
+there is one)."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of a module.
+
+    Attributes:
+        a, b: as they are stored in a basis, rows in GGUF order.
+        residual: worst two-sided residual of its matrices.
+        passes: over its matrices, summed.
+        converged: whether every matrix met the tolerance.
+        agreement: distance between the factors and the deployed weight, if that is another one.
+    """
+
+    a: NDArray[Any] = field(repr=False)
+    b: NDArray[Any] = field(repr=False)
+    residual: float
+    passes: int
+    converged: bool
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The quality of a factorization.
+
+    Attributes:
+        residual: worst two-sided residual of any module.
+        residual_module: where.
+        unconverged: modules that met the bound on passes before the tolerance.
+        passes: passes over weights, summed over modules.
+        agreement: worst distance between the factors and the deployed weights; None where the factors
+            were computed from those weights.
+    """
+
+    residual: float
+    residual_module: str
+    unconverged: list[str]
+    passes: int
+    agreement: float | None
+
+    def __repr__(self) -> str:
+        worst = f"residual {self.residual:.2g} in {self.residual_module}, {self.passes} passes"
+        return f"<Quality: {worst}, {len(self.unconverged)} unconverged, agreement {self.agreement}>"
+
+    @classmethod
+    def of(cls, found: dict[str, Factors]) -> Quality:
+        """Return the quality of some modules' factors."""
+        worst = max(found, key=lambda module: found[module].residual)
+        gaps = [one.agreement for one in found.values() if one.agreement is not None]
+        return cls(
+            found[worst].residual,
+            worst,
+            [module for module, one in found.items() if not one.converged],
+            sum(one.passes for one in found.values()),
+            max(gaps, default=None),
+        )
+
+
+def factorize(
+    modules: Iterable[str],
+    make: Callable[[str, Event], Factors],
+    done: Callable[[str], None],
+    workers: int | None = None,
+) -> dict[str, Factors]:
+    """Return the factors of modules, by name in the same order.
+
+    Modules are handed out to threads: numpy and ggml compute without Python's lock. The factors of a module
+    do not depend on what runs beside it.
+
+    Args:
+        modules: names in canonical order.
+        make: (module, stop) -> its factors; raises CancelledError where `stop` is set before all are made.
+        done: called in this thread after each module.
+        workers: modules that are factorized at the same time; by default one a core.
+    """
+    stop, found = Event(), {}
+    pool = ThreadPoolExecutor(workers or cores(), "tinylora-export")
+    try:
+        with one_blas_thread():
+            for module, future in [(module, pool.submit(make, module, stop)) for module in modules]:
+                found[module] = future.result()  # in order, so that of several bad weights the first is named
+                done(module)
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+    return found
+
+
+def factorize_module(
+    module: str,
+    matrices: Sequence[RowSource],
+    settings: ExportSettings,
+    *,
+    stacked: bool,
+    align: Align | None,
+    stop: Event,
+) -> Factors:
+    """Factorize one module, expert by expert.
+
+    Args:
+        module: its name.
+        matrices: its weight, [out, in]: one matrix, or one an expert.
+        settings: of the export.
+        stacked: the factors get an axis for experts.
+        align: orders B's rows; None where the weight is the deployed one.
+        stop: set where the factors are not wanted any more.
+
+    Raises:
+        ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
+        BaseMismatchError: the weight is not the deployed one.
+        CancelledError: `stop` was set.
+    """
+    pairs, quality = [], []
+    for number, matrix in enumerate(matrices):
+        if stop.is_set():
+            raise CancelledError
+        svd = _svd(f"{module}, expert {number}," if stacked else module, module, matrix, settings.rank)
+        pairs.append(factors(svd, settings.factorization))
+        quality.append(svd)
+    a, b = (np.stack(part) if stacked else part[0] for part in zip(*pairs, strict=True))
+    agreement = None
+    if align is not None:
+        b, agreement = align(module, a, b)
+    stored = np.float16 if settings.factor_dtype == "f16" else np.float32
+    return Factors(
+        _store(module, a, stored),
+        _store(module, b, stored),
+        residual=max(svd.residual for svd in quality),
+        passes=sum(svd.passes for svd in quality),
+        converged=all(svd.converged for svd in quality),
+        agreement=agreement,
+    )
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Keep numpy's BLAS to one thread for a while.
+
+    On matrices that are multiplied with a few vectors a second thread gains nothing, and where the other
+    cores are busy its waiting made the factorization of SmolLM2 10 to 50 times slower (26 to 146 s).
+
+    Raises:
+        MissingExtraError: threadpoolctl is not installed.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ModuleNotFoundError:
+        raise MissingExtraError("exporting", "threadpoolctl", "export") from None
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
+
+
+def _svd(where: str, module: str, matrix: RowSource, rank: int) -> TruncatedSVD:
+    try:
+        svd = truncated_svd(matrix, rank)
+    except BasisError as error:
+        raise ExportError(f"{where.rstrip(',')}: {error}") from None
+    if svd.S[-1] <= 1e-6 * svd.S[0] or not svd.S[0] > 0:
+        found, help_with = f"singular values {', '.join(f'{s:.3g}' for s in svd.S)}", ", or lower --rank"
+        if not svd.S[0] > 0:
+            found, help_with = "nothing but zeros", ""
+        raise ExportError(
+            f"{where} has {found}: its rank is below {rank}, so it cannot be adapted. Leave "
+            f"{'it' if where == module else 'the module'} out with --targets '!{module}'{help_with}"
+        )
+    return svd
+
+
+def _store(module: str, factor: NDArray[np.float32], dtype: type[np.floating]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        stored = factor.astype(dtype)
+    if not np.isfinite(stored).all():
+        block, kind = parse(module)
+        raise ExportError(
+            f"the factors of {kind} in block {block} reach {np.abs(factor).max():.4g}, beyond float16's "
+            "65504: use --factor-dtype f32"
+        )
+    return np.ascontiguousarray(stored)
