@@ -71,7 +71,7 @@ def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pa
 
     cli("inspect", path, smollm2_bundle).refused(*parts)
     cli("inspect", "-", smollm2_bundle, "--json", stdin=data).refused(*parts)
-    cli("inspect", path, "--basis", smollm2_bundle / "basis.gguf").refused(*parts)
+    cli("pack", path, smollm2_bundle / "basis.gguf").refused(*parts)
     cli("run", smollm2_bundle, "Hello", "--vector", path).refused(*parts)
     cli("chat", smollm2_bundle, "--vector", path, stdin=b"Hello\n").refused(*parts)
     cli("chat", smollm2_bundle, "--threads", 1, stdin=f"/vector {path}\nHello\n".encode()).refused(*parts)
@@ -114,13 +114,13 @@ def test_a_frame_for_another_basis(
 def test_a_missing_vector_or_bundle(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     cli("run", smollm2_bundle, "Hello", "--vector", missing).refused(str(missing), "No such file")
-    cli("inspect", missing).refused(str(missing), "No such file")
-    cli("inspect", tmp_path).refused(str(tmp_path), "Is a directory")
+    cli("pack", missing).refused(str(missing), "No such file")
+    cli("pack", tmp_path).refused(str(tmp_path), "Is a directory")
     for words in (
         ("run", missing, "Hello"),
         ("chat", missing),
         ("inspect", missing),
-        ("vector", "new", missing, "-o", "-", "--zeros"),
+        ("pack", "-", missing),
         ("run", tmp_path, "Hello"),
     ):
         cli(*words).refused("does not exist")
@@ -173,7 +173,7 @@ def test_a_corrupt_basis(cli: Cli, bundle: Path, change: Callable[[bytes], bytes
     every_use(cli, bundle, "basis.gguf", *parts)
     out = bundle.parent / "v.bin"
     for path in (bundle, bundle / "basis.gguf"):
-        cli("vector", "new", path, "-o", out, "--zeros").refused("basis.gguf", *parts)
+        cli("pack", "-", path, "-o", out, stdin=bytes(52)).refused("basis.gguf", *parts)
     cli("inspect", "-", bundle, stdin=bytes(52)).refused("basis.gguf", *parts)
     cli("inspect", bundle / "basis.gguf").refused("basis.gguf", *parts)
     assert not out.exists()
@@ -256,7 +256,7 @@ def test_a_parent_that_is_not_writable(
     else:
         parent.chmod(0o500)
     cli("export", smollm2_gguf, "-o", parent / "out").refused(f"cannot write to {parent}: ")
-    cli("vector", "new", smollm2_bundle, "-o", parent / "v.bin", "--zeros").refused(
+    cli("pack", "-", "-o", parent / "v.bin", stdin=bytes(52)).refused(
         f"{parent / 'v.bin'} could not be written: "
     )
     assert not (parent / "out").exists()
@@ -279,8 +279,8 @@ def test_a_disk_that_fills_up_under_a_vector(process: Cli, smollm2_bundle: Path,
 
     out = tmp_path / "v.bin"
     out.write_bytes(b"old")
-    new = ("vector", "new", smollm2_bundle, "-o", out, "--zeros", "--force")
-    process(*new, preexec_fn=fill).refused(str(out), "File too large")
+    pack = ("pack", "-", "-o", out, "--force")
+    process(*pack, preexec_fn=fill, stdin=bytes(52)).refused(str(out), "File too large")
     assert contents(tmp_path) == {"v.bin": b"old"}
 
 

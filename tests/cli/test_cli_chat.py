@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from invocation import COMMAND, Cli, usual_signals
+from invocation import COMMAND, Cli, usual_signals, write_vector
 
 from tinylora_edge import MicroVector, load_basis
 
@@ -50,7 +50,7 @@ def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_
     chat = ("chat", smollm2_bundle, *SHORT)
     assert cli(*chat, stdin=b"").done() == ""
     cli(*chat, stdin=b"/nonsense\nHello\n").refused("'/nonsense'", "/help")
-    cli(*chat, stdin=b"/vectr x\n").refused("'/vectr x'", "did you mean /vector?")
+    cli(*chat, stdin=b"/vectr x\n").refused("'/vectr x'", "/help")
     cli(*chat, stdin=b"/save\n").refused("/save FILE")
     cli(*chat, stdin=b"/save x.bin\n").refused("no vector to save", "/like")
     cli(*chat, stdin=b"/like\n").refused("no answer to like")
@@ -192,20 +192,12 @@ def test_an_interrupt_ends_the_answer_and_then_the_chat(
     assert chat.type_until_it_ends("\x03") == 130
 
 
-def test_a_vector_that_was_mistyped_is_named(cli: Cli, smollm2_bundle: Path, vectors: Any) -> None:
-    path, _ = vectors["one"]
-    typed = path.with_name(f"{path.stem}e{path.suffix}")
-    chat = ("chat", smollm2_bundle, *SHORT)
-    cli(*chat, "--vector", typed, stdin=b"").refused(f"did you mean {path}?")
-
-
 def test_a_like_moves_the_vector_and_it_can_be_saved(
     cli: Cli, tiny_chat_bundle: Path, tmp_path: Path
 ) -> None:
     """From the vector that the chat began with; another vector begins anew."""
     first, second, third = (tmp_path / f"{name}.bin" for name in ("first", "second", "third"))
-    new = ("vector", "new", tiny_chat_bundle, "-o", first, "--random", 0.3)
-    cli(*new).done()
+    write_vector(first, tiny_chat_bundle / "basis.gguf")
     chat = ("chat", tiny_chat_bundle, "--threads", 1, "--max-tokens", 8)
     lines = (
         f"hello\n/like\n/save {second}\nmore\n/dislike\n/vector {first}\n/base\nhello\n/like\n/save {third}\n"

@@ -72,7 +72,7 @@ def test_the_next_commands_work_as_printed(process: Cli, tiny_gguf: Path, tmp_pa
     for words in _suggested(text):
         assert words[1] == "a bundle"
         process(*words, "--help", cwd=tmp_path).done()
-    text = process("vector", "new", "a bundle", "-o", "v.bin", "--random", 0.2, cwd=tmp_path).done()
+    write_vector(tmp_path / "v.bin", tmp_path / "a bundle" / "basis.gguf", 0.2)
     command = re.search(r"^next: (\S*tinylora-edge .*)$", text, re.MULTILINE)
     assert command is not None
     shell = ["bash", "-c", command[1]]

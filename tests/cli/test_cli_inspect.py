@@ -10,7 +10,7 @@ import pytest
 import support
 from invocation import Cli
 
-from tinylora_edge import Basis, save_basis
+from tinylora_edge import Basis, MicroVector, save_basis
 
 
 def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
@@ -112,8 +112,9 @@ def test_a_model_without_a_basis(cli: Cli, smollm2_gguf: Path) -> None:
     cli("inspect", smollm2_gguf).refused(".basis.gguf does not exist", "tinylora-edge export")
 
 
-def test_only_vectors_are_verified_against_a_basis(cli: Cli, smollm2_bundle: Path) -> None:
-    cli("inspect", smollm2_bundle, "--basis", smollm2_bundle).misused("only a vector")
+def test_only_vectors_are_checked_against_a_bundle(cli: Cli, smollm2_bundle: Path, trained: Path) -> None:
+    cli("inspect", smollm2_bundle, smollm2_bundle).misused("only a vector")
+    cli("inspect", trained, "--stream", "al").misused("BUNDLE")
 
 
 def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:
@@ -123,3 +124,55 @@ def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> N
     said = cli("inspect", path).done()
     assert "llama\\x1b[2J\\x07" in said
     assert said.replace("\n", "").isprintable()
+
+
+# ---- Vectors
+
+
+def test_a_header(cli: Cli, basis: Basis) -> None:
+    """Nothing of it is verified, and it is said."""
+    for dtype, payload in (("fp32", bytes(52)), ("bf16", bytes(26))):
+        for tag, key in (("crc32", None), ("hmac", b"k" * 16)):
+            data = support.frame(basis.digest, payload, dtype=dtype, tag=tag, key=key, sequence=258)
+            assert cli("inspect", "-", "--json", stdin=data).record() == {
+                "kind": "vector",
+                "verified": False,
+                "form": "frame",
+                "bytes": len(data),
+                "version": 2,
+                "dtype": dtype,
+                "tag": {"crc32": "CRC-32", "hmac": "HMAC"}[tag],
+                "basis_id": basis.digest[:8],
+                "sequence": 258,
+                "count": 13,
+            }
+    shown = cli("inspect", "-", stdin=data).done()
+    assert "not checked" in shown
+    assert "next: tinylora-edge inspect - BUNDLE" in shown
+
+
+def test_a_raw_payload(cli: Cli, smollm2_bundle: Path) -> None:
+    record = cli("inspect", "-", "--json", stdin=bytes(52)).record()
+    assert (record["form"], record["values_if"]) == ("raw", {"fp32": 13, "bf16": 26})
+    result = cli("inspect", "-", smollm2_bundle, stdin=bytes(52))
+    assert result.code == 0
+    assert result.stderr.startswith("warning: a raw payload has no checksum")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_vector_as_a_device_sees_it(
+    cli: Cli, small: Path, small_basis: Basis, trained: Path, key: Path, tmp_path: Path
+) -> None:
+    cli("pack", trained, small, "-o", tmp_path / "v", "--key", key, "--stream", "al").done()
+    public = ("--key", f"{key}.pub")
+    shown = cli("inspect", tmp_path / "v", small, *public, "--stream", "al").done()
+    assert "Ed25519, verified under ed25519:" in shown
+    record = cli("inspect", trained, small, "--json").record()
+    assert record["values"] == MicroVector.from_bytes(trained.read_bytes(), small_basis).values.tolist()
+    assert record["verified"] is True
+    cli("inspect", tmp_path / "v", small, *public).refused("does not verify")
+    cli("inspect", tmp_path / "v", small, "--stream", "al").refused("no Ed25519 key")
+    cli("inspect", trained, small, *public).refused("requires a signature")
+    late = ("pack", trained, small, "-o", tmp_path / "late", "--until", "2026-01-02")
+    cli(*late).done()
+    cli("inspect", tmp_path / "late", small).refused("2026-01-02")

@@ -9,7 +9,7 @@ import models
 import pytest
 
 from tinylora_edge import runtime
-from tinylora_edge.cli.commands.answers.liking import Liking, Said
+from tinylora_edge.cli.liking import Liking, Said
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime.feedback.clicks import Clicks
 from tinylora_edge.runtime.feedback.given import Given

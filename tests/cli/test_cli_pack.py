@@ -1,109 +1,120 @@
-"""`vector pack`: what it frames, under which keys, and what it refuses."""
+"""`pack`: what it frames, under which keys and in which form, and what it refuses."""
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
-import numpy as np
 import pytest
 from invocation import Cli
 
 from tinylora_edge import Basis, Ed25519Verifier, Hmac, MicroVector, Policy
+from tinylora_edge.wire import text
 
 
-class TestPack:
-    def test_signed(self, cli: Cli, small: Path, small_basis: Basis, trained: Path, key: Path) -> None:
-        out = trained.with_name("v.bin")
-        shown = cli(
-            "pack", trained, small, "-o", out, "--key", key, "--dtype", "bf16", "--sequence", 9
-        ).done()
-        verifier = Ed25519Verifier.from_pem(key.with_name("fleet.key.pub").read_bytes())
-        vector = Policy("signature", keys=[verifier]).check(out.read_bytes(), small_basis)
-        plain = Policy().check(trained.read_bytes(), small_basis)
-        assert (vector.dtype, vector.sequence, len(out.read_bytes())) == ("bf16", 9, 97)
-        assert vector == MicroVector(plain.values, "bf16", 9)
-        assert verifier.id in shown
+def test_signed(cli: Cli, small: Path, small_basis: Basis, trained: Path, key: Path) -> None:
+    out = trained.with_name("v.bin")
+    options = ("--dtype", "bf16", "--sequence", 9, "--stream", "al", "--until", "2026-12-31")
+    shown = cli("pack", trained, small, "-o", out, "--key", key, *options).done()
+    verifier = Ed25519Verifier.from_pem(key.with_name("fleet.key.pub").read_bytes())
+    policy = Policy("signature", keys=[verifier], today=lambda: date(2026, 12, 31))
+    vector = policy.check(out.read_bytes(), small_basis, stream="al")
+    plain = Policy().check(trained.read_bytes(), small_basis)
+    assert vector == MicroVector(plain.values, "bf16", 9)
+    assert len(out.read_bytes()) == 99
+    assert shown.endswith(
+        f"99 bytes, 13 bf16 values, sequence 9, until 2026-12-31, Ed25519 under {verifier.id}\n"
+    )
 
-    def test_with_a_mac_from_a_file_and_in_digits(
-        self, cli: Cli, small: Path, small_basis: Basis, trained: Path, tmp_path: Path
-    ) -> None:
-        (tmp_path / "d.mac").write_text("ab" * 32 + "\n")
-        (tmp_path / "d.mac").chmod(0o600)
-        outs = []
-        for mac in (tmp_path / "d.mac", "AB" * 32):
-            cli("pack", trained, small, "-o", tmp_path / "v", "--mac", mac, "--force").done()
-            outs.append((tmp_path / "v").read_bytes())
-        assert outs[0] == outs[1]
-        assert len(outs[0]) == 67
-        Policy("mac", keys=[Hmac(b"\xab" * 32)]).check(outs[0], small_basis)
 
-    def test_as_it_came(self, cli: Cli, small: Path, trained: Path) -> None:
-        result = cli("pack", trained, small, "-o", "-")
-        assert result.stdout_bytes == trained.read_bytes()
+def test_with_a_mac(cli: Cli, small: Path, small_basis: Basis, trained: Path, tmp_path: Path) -> None:
+    mac = tmp_path / "d.mac"
+    mac.write_text("ab" * 32 + "\n")
+    mac.chmod(0o600)
+    cli("pack", trained, small, "-o", tmp_path / "v", "--key", mac).done()
+    data = (tmp_path / "v").read_bytes()
+    assert len(data) == 67
+    Policy("mac", keys=[Hmac(b"\xab" * 32)]).check(data, small_basis)
+    assert "verified under hmac:" in cli("inspect", tmp_path / "v", small, "--key", mac).done()
 
-    def test_scaled(self, cli: Cli, small: Path, small_basis: Basis, trained: Path) -> None:
-        out = trained.with_name("gentle.bin")
-        record = cli("pack", trained, small, "-o", out, "--scale", 0.6, "--json").record()
-        plain = Policy().check(trained.read_bytes(), small_basis)
-        vector = Policy().check(out.read_bytes(), small_basis)
-        assert vector == MicroVector(plain.values * np.float32(0.6), plain.dtype, plain.sequence)
-        assert record["norm"] == pytest.approx(0.6 * plain.norm, rel=1e-5)
 
-    def test_a_raw_payload(self, cli: Cli, small: Path, tmp_path: Path) -> None:
-        raw = cli("vector", "new", small, "-o", "-", "--random", 1, "--raw").stdout_bytes
-        record = cli("pack", "-", small, "-o", tmp_path / "v", "--json", stdin=raw)
-        assert "raw payload has no checksum" in record.stderr
-        assert (tmp_path / "v").read_bytes()[7:-4] == raw
+def test_as_it_came(cli: Cli, small: Path, trained: Path) -> None:
+    """With the bundle and without: into a pipe, as text, and from text."""
+    data = trained.read_bytes()
+    assert cli("pack", trained, small).stdout_bytes == data
+    assert cli("pack", trained).stdout_bytes == data
+    shown = cli("pack", trained, "--text").done()
+    assert shown == f"{text.encode(data)}\n"
+    assert cli("pack", "-", stdin=shown.encode()).stdout_bytes == data
+    out = trained.with_name("v.txt")
+    record = cli("pack", trained, "--text", "-o", out, "--json").record()
+    assert (out.read_text(), record["sequence"]) == (shown, 3)
 
-    def test_again_under_the_same_key_alone(
-        self, cli: Cli, small: Path, trained: Path, key: Path, tmp_path: Path
-    ) -> None:
-        first, second = tmp_path / "1", tmp_path / "2"
-        cli("pack", trained, small, "-o", first, "--key", key).done()
-        record = cli("pack", first, small, "-o", second, "--key", key, "--sequence", 9, "--json").record()
-        assert (record["sequence"], record["exact"]) == (9, True)
-        cli("keygen", tmp_path / "other").done()
-        cli("pack", first, small, "-o", tmp_path / "3", "--key", tmp_path / "other").refused(
-            "does not verify under any"
-        )
-        cli("pack", first, small, "-o", tmp_path / "3").refused("no Ed25519 key to check it")
-        assert not (tmp_path / "3").exists()
 
-    def test_the_wrong_half_of_a_pair(self, cli: Cli, small: Path, trained: Path, key: Path) -> None:
-        out = trained.with_name("v.bin")
-        cli("pack", trained, small, "-o", out, "--key", f"{key}.pub").refused(
-            "fleet.key.pub: ", "this verifies"
-        )
-        cli("inspect", trained, small, "--key", key).refused("fleet.key: ", "this signs")
-        assert not out.exists()
+def test_a_qr_code(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    zxingcpp, image = pytest.importorskip("zxingcpp"), pytest.importorskip("PIL.Image")
+    cli("pack", trained, "--qr", "-o", tmp_path / "v.png").done()
+    (found,) = zxingcpp.read_barcodes(image.open(tmp_path / "v.png"))
+    assert bytes(found.bytes) == text.encode(trained.read_bytes(), scheme=True).encode()
+    cli("pack", trained, "--qr", "-o", tmp_path / "v.svg").done()
+    assert b"<svg" in (tmp_path / "v.svg").read_bytes()
+    assert set(cli("pack", trained, "--qr").done()) <= set(" ▄▀█\n")
+    cli("pack", trained, "--qr", "-o", tmp_path / "v.gif").refused("v.gif", ".png or .svg")
 
-    def test_a_key_that_others_can_read_is_named(
-        self, cli: Cli, small: Path, trained: Path, key: Path, tmp_path: Path
-    ) -> None:
-        key.chmod(0o644)
-        result = cli("pack", trained, small, "-o", tmp_path / "v", "--key", key)
-        assert result.code == 0
-        assert result.stderr == f"warning: {key} can be read by others on this machine: chmod 600 {key}\n"
 
-    @pytest.mark.parametrize("digits", [256, 1024])
-    def test_a_mac_key_longer_than_a_name(
-        self, cli: Cli, small: Path, trained: Path, tmp_path: Path, digits: int
-    ) -> None:
-        """No system call that fails for its length says it to everybody."""
-        pack = ("pack", trained, small, "-o", tmp_path / "v")
-        cli(*pack, "--mac", secret := "5a" * (digits // 2)).done()
-        cli("inspect", tmp_path / "v", small, "--mac", secret).done()
-        refused = cli(*pack, "--force", "--mac", secret[1:])
-        refused.refused("even number of hexadecimal digits")
-        assert "5a5a5a" not in refused.stderr
+def test_again_under_the_same_key_alone(
+    cli: Cli, small: Path, trained: Path, key: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    cli("pack", trained, small, "-o", first, "--key", key).done()
+    record = cli("pack", first, small, "-o", second, "--key", key, "--sequence", 9, "--json").record()
+    assert (record["sequence"], record["exact"]) == (9, True)
+    cli("keygen", tmp_path / "other").done()
+    again = ("pack", first, small, "-o", tmp_path / "3")
+    cli(*again, "--key", tmp_path / "other").refused("does not verify under any")
+    cli(*again).refused("no Ed25519 key to check it")
+    assert not (tmp_path / "3").exists()
 
-    def test_wrong_usage(self, cli: Cli, small: Path, trained: Path, key: Path, tmp_path: Path) -> None:
-        pack = ("pack", trained, small, "-o", tmp_path / "v")
-        cli(*pack, "--key", key, "--mac", "ab" * 32).misused("one tag")
-        cli(*pack, "--sequence", 65536).misused("--sequence")
-        for scale in ("0", "-1", "nan", "inf"):
-            cli(*pack, "--scale", scale).misused("--scale", "above 0")
-        cli(*pack, "--mac", "ab" * 8).refused("8 bytes", "at least 16")
-        cli(*pack, "--mac", "no-such-file").refused("no-such-file is no file that can be found")
-        cli(*pack, "--key", tmp_path / "none").refused("No such file")
-        cli(*pack[:-1], "-", "--json").misused("--json")
+
+def test_the_wrong_half_of_a_pair(cli: Cli, small: Path, trained: Path, key: Path) -> None:
+    out = trained.with_name("v.bin")
+    cli("pack", trained, small, "-o", out, "--key", f"{key}.pub").refused("fleet.key.pub: ", "this verifies")
+    cli("inspect", trained, small, "--key", key).refused("fleet.key: ", "this signs")
+    assert not out.exists()
+
+
+def test_a_key_that_others_can_read_is_named(
+    cli: Cli, small: Path, trained: Path, key: Path, tmp_path: Path
+) -> None:
+    key.chmod(0o644)
+    result = cli("pack", trained, small, "-o", tmp_path / "v", "--key", key)
+    assert result.code == 0
+    assert result.stderr == f"warning: {key} can be read by others on this machine: chmod 600 {key}\n"
+
+
+def test_an_existing_file_is_replaced_only_by_force(cli: Cli, small: Path, trained: Path) -> None:
+    out = trained.with_name("v.bin")
+    out.write_bytes(b"precious")
+    cli("pack", trained, small, "-o", out).refused(str(out), "exists already", "--force")
+    assert out.read_bytes() == b"precious"
+    link = trained.with_name("link.bin")
+    link.symlink_to(out)
+    cli("pack", trained, small, "-o", link, "--force").done()
+    assert link.is_symlink()
+    assert out.read_bytes() == trained.read_bytes()
+    for target in ("/dev/null", trained.parent):
+        cli("pack", trained, small, "-o", target, "--force").refused(str(target), "not a regular file")
+    cli("pack", trained, small, "-o", trained.parent / "no" / "v").refused("no is not a directory")
+
+
+def test_wrong_usage(cli: Cli, small: Path, trained: Path, tmp_path: Path) -> None:
+    pack = ("pack", trained, small, "-o", tmp_path / "v")
+    cli(*pack, "--sequence", 65536).misused("--sequence")
+    cli(*pack, "--text", "--qr").misused("two forms")
+    cli(*pack, "--until", "tomorrow").misused("--until", "2026-12-31")
+    cli("pack", trained, "-o", tmp_path / "v", "--dtype", "bf16").misused("--dtype", "BUNDLE")
+    (tmp_path / "short").write_text("ab" * 8)
+    cli(*pack, "--key", tmp_path / "short").refused("short: ", "8 bytes", "at least 16")
+    cli(*pack, "--key", tmp_path / "none").refused("none", "No such file")
+    cli(*pack[:-1], "-", "--json").misused("--json")
+    assert not (tmp_path / "v").exists()

@@ -9,7 +9,6 @@ import pytest
 from invocation import on_a_terminal
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.tasks import BUILTIN
 
 OPTIONS = ["--steps", "2", "--prompts", "4", "--samples", "4", "--lr", "0.1", "--no-half-copy"]
 OPTIONS += ["--workers", "1", "--dtype", "bf16", "--json"]
@@ -104,16 +103,6 @@ def test_eval_takes_a_limit_of_answers(cli, tiny):
         max(map(len, cut)) < 12 < max(map(len, whole))
     )  # a byte that is no text is shown in three characters
     cli(*command, "--max-tokens", 0).misused("--max-tokens")
-
-
-def test_tasks_are_listed(cli):
-    records = cli("tasks", "--json").record()
-    assert [record["name"] for record in records] == list(BUILTIN)
-    lines = cli("tasks").done().splitlines()
-    for record in records:
-        at = lines.index(f"{record['name']}: {record['description']}")
-        assert lines[at + 1] == f"  Q: {' '.join(record['prompt'].split())}"
-    assert lines[-1].startswith("next: tinylora-edge tune ")
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "tune"])

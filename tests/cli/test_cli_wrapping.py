@@ -7,7 +7,7 @@ import textwrap
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge.cli.commands.answers.wrapping import Wrapped
+from tinylora_edge.cli.wrapping import Wrapped
 
 TEXT = (
     "The moon is a rocky body, which orbits the Earth.\n\n- one item that is long enough to be broken\n"
