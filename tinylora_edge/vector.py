@@ -287,7 +287,8 @@ class Policy:
         self._required = LEVELS.index(require)
         if self._required >= 2 and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
             raise VectorError(
-                f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...])",
+                f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...]), "
+                "or --key FILE",
                 needs=require,
             )
         self.require = require

@@ -142,7 +142,6 @@ class TestNullBytes:
 
     def test_on_the_command_line(self, cli: Cli, small: Path, vector: Path, tmp_path: Path) -> None:
         for words in (
-            ("inspect", self.NAME),
             ("pack", self.NAME),
             ("pack", vector, small, "-o", self.NAME),
             ("publish", vector, small, "--to", self.NAME),

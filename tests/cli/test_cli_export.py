@@ -72,12 +72,6 @@ def test_the_next_commands_work_as_printed(process: Cli, tiny_gguf: Path, tmp_pa
     for words in _suggested(text):
         assert words[1] == "a bundle"
         process(*words, "--help", cwd=tmp_path).done()
-    write_vector(tmp_path / "v.bin", tmp_path / "a bundle" / "basis.gguf", 0.2)
-    command = re.search(r"^next: (\S*tinylora-edge .*)$", text, re.MULTILINE)
-    assert command is not None
-    shell = ["bash", "-c", command[1]]
-    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, check=True, encoding="utf-8")
-    assert done.stdout.strip()
 
 
 def test_json(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:

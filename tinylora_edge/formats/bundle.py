@@ -155,7 +155,7 @@ class Bundle:
             raise BaseMismatchError(
                 f"{base} has fingerprint {found[:16]}..., but {self.basis_path} lists {listed}: "
                 "load the base that it was exported for, or list this one with "
-                "exporters.add_base(bundle, file)"
+                "exporters.add_base(bundle, file), or: tinylora-edge export BUNDLE --add-base FILE"
             )
 
 

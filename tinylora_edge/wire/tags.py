@@ -124,7 +124,7 @@ def check(
     if not usable:
         raise SignatureError(
             f"the {what} carries an {name} tag, but the policy has no {name} key to check it: pass "
-            "Policy(keys=[...])",
+            "Policy(keys=[...]), or --key FILE",
             needs=_NEED_OF_KIND[kind],
         )
     for key in usable:
