@@ -11,12 +11,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 PAGES = {  # document in the repository -> page of the site
-    "README.md": "overview.md",
+    "README.md": "index.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
-    "SECURITY.md": "security-policy.md",  # docs/SECURITY.md is another one
+    "SECURITY.md": "SECURITY.md",
     "recipes/README.md": "recipes.md",
-    "recipes/serve/README.md": "recipes-serve.md",
     "examples/browser/README.md": "browser.md",
     "examples/native/README.md": "native.md",
     "benchmarks/README.md": "benchmarks.md",

@@ -1,0 +1,118 @@
+"""The documents say what is true: links lead somewhere, and code runs as it is printed.
+
+A block of `sh` or `python` is run, in order, one page in one folder. A block of `console` is not: it takes
+minutes, a network or another program. Its commands of ours are parsed.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from tinylora_edge import MicroVector, load_basis
+from tinylora_edge.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [path for pattern in ("*.md", "*/*.md", "*/*/*.md") for path in ROOT.glob(pattern)]
+GUIDE = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [path for path in GUIDE if re.search(r"^```(?:sh|python)$", path.read_text("utf-8"), re.M)]
+
+
+def blocks(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield language and text of each fenced block."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each command of ours in a block; what does not begin with its name is left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("tinylora-edge ")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text("utf-8")):
+        path, _, anchor = link.partition("#")
+        if path.startswith("https:"):
+            continue
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}, link
+
+
+@pytest.fixture(scope="module")
+def folder(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader has: a bundle of the real model, two vectors for it, and 20 lines of data."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(smollm2_bundle, folder / "bundle", copy_function=os.link)
+    os.link(smollm2_bundle / "base.gguf", folder / "model.gguf")
+    basis = load_basis(folder / "bundle" / "basis.gguf")
+    for seed, name in enumerate(("v.bin", "other.bin")):
+        (folder / name).write_bytes(MicroVector.random(basis, 0.2, seed=seed).to_bytes(basis))
+    rows = ({"prompt": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(20))
+    (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "srv").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_code_runs_as_it_is_printed(
+    path: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "reader"
+    shutil.copytree(folder, place, copy_function=os.link)
+    monkeypatch.chdir(place)
+    names: dict[str, Any] = {}
+    with servers.static(place / "srv") as (address, _), asyncio.Runner() as runner:
+        for language, text in blocks(path):
+            if language == "python":
+                code = compile(text, path.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                with contextlib.redirect_stdout(io.StringIO()):
+                    if asyncio.iscoroutine(found := eval(code, names)):
+                        runner.run(found)
+            for words in commands(text) if language == "sh" else ():
+                here = [
+                    w.replace("https://example.org/vectors", address).replace("/srv/", "srv/") for w in words
+                ]
+                told = CliRunner().invoke(app, here)
+                if told.exception is not None and not isinstance(told.exception, SystemExit):
+                    raise told.exception
+                assert told.exit_code == 0, f"{shlex.join(here)}: {told.stderr}"
+
+
+def test_commands_that_are_not_run_are_parsed() -> None:
+    root: Any = get_command(app)
+    found = 0
+    for path in DOCUMENTS:
+        for language, text in blocks(path):
+            for words in commands(text) if language == "console" else ():
+                command = root.get_command(None, words[0])
+                assert command is not None, f"{path.name}: {words[0]}"
+                command.make_context(words[0], words[1:])
+                found += 1
+    assert found > 10
+
+
+def test_every_extra_is_in_the_table() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs/INSTALL.md").read_text("utf-8"), re.M)
+    assert sorted(re.findall(r"`([a-z-]+)`", " ".join(rows))) == sorted(extras)
