@@ -156,9 +156,9 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         "tinylora_edge/exporters/hub/models.toml",
         *(f"tinylora_edge/exporters/learned/{one.name}.npz" for one in shipped()),
         *(f"tinylora_edge/serve/page/{name}" for name in read_files()),
-        "tinylora_edge/tasks/behaviours/behaviours.jsonl",
-        "tinylora_edge/tasks/behaviours/questions.jsonl",
-        "tinylora_edge/tasks/general/prompts.jsonl",
+        "tinylora_edge/tasks/behaviours.jsonl",
+        "tinylora_edge/tasks/questions.jsonl",
+        "tinylora_edge/tasks/general.jsonl",
         *(f"tinylora_edge/tasks/candidates/{name}.jsonl" for name in shipped_candidates()),
     }
 

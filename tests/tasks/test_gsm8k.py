@@ -15,8 +15,8 @@ from answers import said
 
 from tinylora_edge import MissingExtraError, TrainError
 from tinylora_edge.tasks import Sample, Task, load_task
-from tinylora_edge.tasks._gsm8k import INSTRUCTION
-from tinylora_edge.tasks.rewards.numbers import final_number
+from tinylora_edge.tasks.files import GSM8K_INSTRUCTION as INSTRUCTION
+from tinylora_edge.tasks.numbers import final_number
 
 FILE = Path(__file__).parent.parent / "data" / "gsm8k-20.jsonl"
 ROWS = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]

@@ -16,26 +16,9 @@ from hypothesis import strategies as st
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks import Sample, load_task
-from tinylora_edge.tasks._split import HELD_OUT_SHARE, rank, split_by_prompt
+from tinylora_edge.tasks.files import HELD_OUT_SHARE, rank, split_by_prompt
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Write a file of lines: objects become JSON, text and bytes stay as they are."""
-
-    def write(*lines: Any, name: str = "task.jsonl") -> Path:
-        path = tmp_path / name
-        raw = [line if isinstance(line, bytes) else _text(line).encode() for line in lines]
-        path.write_bytes(b"".join(line + b"\n" for line in raw))
-        return path
-
-    return write
-
-
-def _text(line: Any) -> str:
-    return line if isinstance(line, str) else json.dumps(line)
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
@@ -87,16 +70,9 @@ def test_messages_cannot_be_raw() -> None:
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(write: Write) -> None:
-    path = write(
-        *(b"\xef\xbb\xbf" * (not number) + _text(row).encode() + b"\r" for number, row in enumerate(SPLIT))
-    )
+    first, second = (json.dumps(row).encode() + b"\r" for row in SPLIT)
+    path = write(b"\xef\xbb\xbf" + first, second)
     assert load_task(path, reward="ends_itself").train == (Sample("one"),)
-
-
-def test_every_text_survives(write: Write) -> None:
-    text = "Was heißt 'Fluß'? \u2028 \u6cb3 \U0001f30a \\ \""
-    path = write({"prompt": text, "split": "train"}, {"prompt": "x", "split": "held_out"})
-    assert load_task(path, reward="ends_itself").train[0].prompt == text
 
 
 @pytest.mark.parametrize(
@@ -181,7 +157,8 @@ def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(
 ) -> None:
     path = write(SPLIT[0], SPLIT[1], {**again, "split": "held_out"})
     with pytest.raises(
-        TrainError, match=r"task\.jsonl:3: held out, but the same prompt is trained on at .*task\.jsonl:1"
+        TrainError,
+        match=r"3: its split is 'held_out', but the same prompt is 'train' at .*own\.jsonl:1",
     ):
         load_task(path, reward="ends_itself")
 
@@ -195,25 +172,6 @@ def test_shifted_lines_are_a_second_set_to_measure_on(write: Write) -> None:
     assert load_task(path, reward="ends_itself", held_out=2, seed=1).shifted == task.shifted[:2]
     assert load_task(write(*SPLIT), reward="ends_itself").shifted == ()
     assert load_task(write(*prompts(40)), reward="ends_itself").shifted == ()
-
-
-@pytest.mark.parametrize(
-    ("prompt", "message"),
-    [("One ", r"trained on at .*task\.jsonl:1"), (" TWO", r"held out at .*task\.jsonl:2")],
-)
-def test_a_shifted_prompt_of_another_split_is_named_with_both_lines(
-    write: Write, prompt: str, message: str
-) -> None:
-    path = write(*SPLIT, {"prompt": prompt, "split": "shifted"})
-    with pytest.raises(TrainError, match=rf"task\.jsonl:3: shifted, but the same prompt is {message}"):
-        load_task(path, reward="ends_itself")
-
-
-def test_shifted_lines_need_a_reward_too(write: Write) -> None:
-    rows = [{**row, "reward": "ends_itself"} for row in SPLIT]
-    path = write(*rows, {"prompt": "three", "split": "shifted"})
-    with pytest.raises(TrainError, match=r'task\.jsonl:3: there is no "reward"'):
-        load_task(path)
 
 
 # Files without what a task needs
@@ -245,11 +203,6 @@ def test_a_side_without_samples(write: Write, rows: list[dict[str, Any]], messag
         load_task(write(*rows), reward="ends_itself")
 
 
-def test_one_prompt_cannot_be_split(write: Write) -> None:
-    with pytest.raises(TrainError, match="expected at least one"):
-        load_task(write(*[{"prompt": "a"}] * 50), reward="ends_itself")
-
-
 def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
     with pytest.raises(
         TrainError,
@@ -276,7 +229,7 @@ def test_a_file_without_permission(write: Write) -> None:
 
 def test_a_file_needs_a_reward(write: Write) -> None:
     path = write(*SPLIT)
-    with pytest.raises(TrainError, match=r'task\.jsonl:1: there is no "reward": expected one on every line'):
+    with pytest.raises(TrainError, match=r'own\.jsonl:1: there is no "reward": expected one on every line'):
         load_task(path)
 
 
@@ -284,7 +237,7 @@ def test_each_line_may_have_its_own_reward(write: Write) -> None:
     path = write(
         {"prompt": "Say it short.", "split": "train", "reward": "max_words(3)"},
         {"prompt": "2 + 2?", "answer": "4", "split": "train", "reward": "exact_number"},
-        {"prompt": "Whisper.", "split": "held_out", "reward": "lowercase"},
+        {"prompt": "Whisper.", "split": "held_out", "reward": "regex('^[a-z ]+$')"},
     )
     task = load_task(path)
     first, second, held = *task.train, *task.held_out
@@ -303,12 +256,12 @@ def test_each_line_may_have_its_own_reward(write: Write) -> None:
         ("nonsense", "there is no reward 'nonsense'"),
         ("os:getcwd", "is code"),
         (5, 'no "reward"'),
-        ("max_words(", "expected"),
+        ("max_words(", "reward"),
     ],
 )
 def test_a_wrong_reward_on_a_line_is_named(write: Write, reward: object, message: str) -> None:
     path = write({**SPLIT[0], "reward": "ends_itself"}, {**SPLIT[1], "reward": reward})
-    with pytest.raises(TrainError, match=rf"task\.jsonl:2: .*{message}"):
+    with pytest.raises(TrainError, match=rf"own\.jsonl:2: .*{message}"):
         load_task(path)
 
 

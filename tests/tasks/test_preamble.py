@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tinylora_edge import TrainError
-from tinylora_edge.tasks import Completion, Preamble, Sample, Task
+from tinylora_edge.tasks import Completion, Preamble, Sample, Task, draw_examples, load_task
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -79,7 +77,7 @@ def test_a_task_behind_a_preamble_is_judged_as_without() -> None:
     assert [sample.bare for sample in behind.train] == [Sample("3 + 3?", "6")], "what is shown is not asked"
     assert behind.held_out == [preamble.before(ASKED)]
     assert behind.shifted[0].bare == Sample("two and two?", "4")
-    assert Preamble.of(behind.preamble) == preamble
+    assert behind.preamble == {"system": "Be brief.", "examples": [{"question": "1 + 1?", "answer": "2"}]}
     for answer, score in (("2 + 2", 1.0), ("Be brief.", 0.0)):
         assert behind.score(Completion(answer, ended=True, tokens=1), behind.held_out[0]) == score
     assert Preamble().before_task(behind) is behind
@@ -100,32 +98,24 @@ def test_what_stands_before_no_task() -> None:
         Preamble("Be kind.").before_task(behind)
 
 
-def test_a_file_of_it(tmp_path: Path) -> None:
-    chat = Sample((message("system", "Tools: x."), message("user", "a")), "b")
-    for preamble in (Preamble("Bé brief."), Preamble(None, (EXAMPLE, chat)), Preamble("x", (EXAMPLE,))):
-        preamble.write(tmp_path / "p.json")
-        assert Preamble.read(tmp_path / "p.json") == preamble
+# Worked examples
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[]", "expected {"),
-        ("{}", "expected {"),
-        ('{"sistem": "x"}', "expected {"),
-        ('{"system": 1}', '"system" is to be text'),
-        ('{"examples": {}}', "a list"),
-        ('{"examples": [1]}', "example 1: expected"),
-        ('{"examples": [{"question": [], "answer": "a"}]}', "neither text nor chat messages"),
-        ('{"examples": [{"question": [{"role": 1, "content": ""}], "answer": "a"}]}', "neither text nor"),
-        ('{"examples": [{"question": "q", "answer": null}]}', "its answer is no text"),
-        ('{"examples": [{"question": "q", "answer": " "}]}', "has no answer"),
-        ('{"system": " "}', "the system prompt is blank"),
-        ("{", "is no preamble"),
-    ],
-)
-def test_what_is_no_file_of_it(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "p.json").write_text(text)
-    with pytest.raises(TrainError, match="is no preamble") as caught:
-        Preamble.read(tmp_path / "p.json")
-    assert message in str(caught.value)
+def test_examples_are_drawn_from_the_training_split_by_seed() -> None:
+    found = load_task("list-lookup", train=40, held_out=10)
+    shown = draw_examples(found, 4)
+    assert shown == draw_examples(found, 4) != draw_examples(found, 4, seed=1)
+    assert len({sample.text for sample in shown}) == 4
+    assert all(sample in found.train for sample in shown)
+    assert len(draw_examples(found, 40)) == 40
+    behind = Preamble(None, shown).before_task(found)
+    assert len(behind.train) == 36
+
+
+def test_examples_need_answers() -> None:
+    with pytest.raises(TrainError, match="3 worked examples of task sums were asked for, and 2 training"):
+        draw_examples(task(), 3)
+    with pytest.raises(TrainError, match="and 0 training prompts have an answer"):
+        draw_examples(load_task("brevity", train=4, held_out=2), 1)
+    hidden = Task("sums", [EXAMPLE, ASKED, Sample("p", "a", raw=True)], [ASKED], echoes)
+    assert draw_examples(hidden, 1) == (EXAMPLE,), "neither what is measured on, nor what is no chat turn"

@@ -34,7 +34,7 @@ def completions(model: Any, task: Task, count: int) -> Iterator[tuple[Completion
 def test_the_base_model_scores_neither_nothing_nor_everything(model: Any, name: str) -> None:
     task = load_task(name)
     scores = [task.score(completion, sample) for completion, sample in completions(model, task, 16)]
-    assert 0.0 < sum(scores) / len(scores) < 0.7, scores
+    assert 0.0 < sum(scores) / len(scores) < 1.0, scores
 
 
 @pytest.mark.parametrize("name", ["records", "tool-calls", "house-style"])
@@ -43,4 +43,4 @@ def test_the_base_model_comes_near(model: Any, name: str) -> None:
     task = load_task(name)
     assert task.shaped is not None
     scores = [task.shaped(completion, sample) for completion, sample in completions(model, task, 8)]
-    assert 0.0 < sum(scores) / len(scores) < 0.7, scores
+    assert 0.0 < sum(scores) / len(scores) < 1.0, scores

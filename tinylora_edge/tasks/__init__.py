@@ -2,13 +2,24 @@
 
 `load_task` returns a built-in task (`BUILTIN`) or one from a JSONL file; `Task.score` judges a completion
 with the task's reward and refuses whatever is not a finite number. `rewards` has the built-in rewards and
-the grammar that combines them (`rewards.parse_reward`). Training, on-device tuning and evaluation all
-read the same tasks.
+the grammar that combines them (`rewards.parse_reward`). `Preamble` is a system prompt and worked examples
+before every prompt, and `draw_examples` draws those from the training split.
 """
 
 from . import rewards
-from ._load import BUILTIN, load_task
-from .preamble import Preamble
+from .load import BUILTIN, load_task
+from .preamble import Preamble, draw_examples
 from .task import Completion, Prompt, Reward, Sample, Task
 
-__all__ = ["BUILTIN", "Completion", "Preamble", "Prompt", "Reward", "Sample", "Task", "load_task", "rewards"]
+__all__ = [
+    "BUILTIN",
+    "Completion",
+    "Preamble",
+    "Prompt",
+    "Reward",
+    "Sample",
+    "Task",
+    "draw_examples",
+    "load_task",
+    "rewards",
+]

@@ -1,8 +1,4 @@
-"""A preamble: the system prompt and the worked examples that an app puts before every request.
-
-A search finds one (`runtime.search_prompts`), and a vector may be trained behind it: prompt and vector then
-learn to work together, where a vector that was trained without the prompt may spoil what the prompt does.
-"""
+"""A preamble: the system prompt and the worked examples that an app puts before every request."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ from typing import Any
 from ..documents import read_json
 from ..errors import TrainError
 from ..system import atomic_write
+from .files import Draw
 from .task import Sample, Task
 
 _Message = dict[str, str]
@@ -86,7 +83,7 @@ class Preamble:
         return cls(system, tuple(_example(number, each) for number, each in enumerate(examples, 1)))
 
     def record(self) -> dict[str, Any]:
-        """Return it as JSON takes it: what `of` takes."""
+        """Return it as JSON takes it: `system`, and `examples` with `question` and `answer`."""
         examples = [
             {
                 "question": example.prompt if isinstance(example.prompt, str) else list(example.prompt),
@@ -156,6 +153,30 @@ class Preamble:
         first = [_message("system", system)] if system else []
         shown = [message for example in self.examples for message in _turns(example, own)]
         return replace(sample, prompt=(*first, *shown, *turns), bare=sample.bare or sample)
+
+
+def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...]:
+    """Return worked examples for a preamble, the same ones for the same arguments on every machine.
+
+    They are training samples that have an answer; no held-out or shifted prompt is among them.
+
+    Args:
+        task: that they show.
+        count: how many.
+        seed: which ones.
+
+    Raises:
+        TrainError: fewer training samples have an answer.
+    """
+    unseen = {sample.text for sample in (*task.held_out, *task.shifted)}
+    answered = (sample for sample in task.train if sample.answer is not None and not sample.raw)
+    pool = {sample.text: sample for sample in answered if sample.text not in unseen}
+    if count > len(pool):
+        raise TrainError(
+            f"{count} worked examples of task {task.name} were asked for, and {len(pool)} training prompts "
+            "have an answer: ask for fewer, or give the prompts answers"
+        )
+    return tuple(Draw(f"{task.name}/examples/{seed}/{count}/0").some(list(pool.values()), count))
 
 
 def _example(number: int, given: Any) -> Sample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ...errors import TrainError
-from .._split import Draw
+from ..files import Draw
 from ..task import Sample, Task
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import TrainError, did_you_mean
-from .._jsonl import kind_of, read_objects
+from ..files import kind_of, read_objects
 from ..task import Sample, Task
 
 _FOLDER = Path(__file__).parent

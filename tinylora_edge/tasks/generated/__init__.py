@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..task import Task
-from ._formats import formats
-from ._house_style import house_style
-from ._records import records
-from ._tool_calls import tool_calls
-from ._word_tasks import brevity, list_lookup, plain_brevity, word_sums
+from .formats import formats
+from .house_style import house_style
+from .json_tasks import records, tool_calls
+from .word_tasks import brevity, list_lookup, plain_brevity, word_sums
 
 TASKS: Mapping[str, Callable[[int, int, int], Task]] = {
     "brevity": brevity,

@@ -1,0 +1,237 @@
+"""The tasks that need no download: what they ask, disjoint words, the same prompts everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinylora_edge import TrainError
+from tinylora_edge.tasks import Sample, Task, load_task
+from tinylora_edge.tasks.behaviours import load_behaviours, load_questions
+from tinylora_edge.tasks.files import Draw
+from tinylora_edge.tasks.generated import TASKS
+from tinylora_edge.tasks.generated import words as lists
+from tinylora_edge.tasks.guards import words
+
+NAMES = list(TASKS)
+FIGURES = {  # max_tokens, temperature
+    "brevity": (24, 0.7),
+    "formats": (48, 0.7),
+    "house-style": (48, 0.5),
+    "list-lookup": (16, 0.5),
+    "plain-brevity": (24, 0.7),
+    "records": (40, 0.5),
+    "tool-calls": (40, 0.5),
+    "word-sums": (24, 0.4),
+}
+SIDES = (lists.TRAIN, lists.HELD_OUT, lists.SHIFTED)
+# Of train (seeds 0 and 1) and 256 held-out samples. Published figures are of these very prompts.
+DIGESTS = {
+    "house-style": ("288aaf8392c13fbb", "05b95c825b4722b6", "709ac91db442d32c"),
+    "tool-calls": ("fdcfb887cc4b5dbf", "c9a178a8c8ce9553", "797746a0f08e3591"),
+    "records": ("cf211591b15cec5e", "d2328c253aade665", "37c775bca6b2944d"),
+    "brevity": ("5511e97f11667ca6", "6acba9d0d1a664d1", "e113b621759ec2a6"),
+    "formats": ("1867ee3dc1e1f8d3", "cbaeef897f63041f", "c0c649f8da1a9a03"),
+    "list-lookup": ("ecb21dd2dcc32aa4", "78e264da30de1774", "7ce884604c83f0dd"),
+    "plain-brevity": ("35fb7e8aceb6043f", "c2beaa20079832f8", "66e1cc276bd16127"),
+    "word-sums": ("54dff9fe24f91011", "637d1171185c2443", "671dcb1a00b017c1"),
+}
+
+
+def nouns_of(side: lists.Words) -> set[str]:
+    singular = {*side.things, *side.nouns, *side.short, *side.animals}
+    return singular | {lists.plural(noun) for noun in singular} | {name.casefold() for name in side.names}
+
+
+def words_of(samples: Iterable[Sample]) -> set[str]:
+    return {word for sample in samples for word in words(sample.text)}
+
+
+def digest(samples: Iterable[Sample]) -> str:
+    rows = [[list(sample.prompt), sample.answer, dict(sample.data), sample.raw] for sample in samples]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# The words
+
+
+def test_the_splits_share_no_word() -> None:
+    assert not nouns_of(lists.TRAIN) & nouns_of(lists.HELD_OUT)
+    assert not nouns_of(lists.SHIFTED) & (nouns_of(lists.TRAIN) | nouns_of(lists.HELD_OUT))
+
+
+def test_shifted_words_are_longer() -> None:
+    for group in ("things", "nouns", "short", "names", "animals"):
+        usual, shifted = (
+            sum(map(len, getattr(side, group))) / len(getattr(side, group))
+            for side in (lists.HELD_OUT, lists.SHIFTED)
+        )
+        assert shifted > usual + 0.7, group
+
+
+def test_shifted_words_are_learned_from_nowhere() -> None:
+    asked = {question for one in load_behaviours() for question in one.questions} | set(load_questions())
+    assert not {word for question in asked for word in words(question)} & nouns_of(lists.SHIFTED)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_lists_are_lists_of_distinct_words(side: lists.Words) -> None:
+    for group in (side.things, side.nouns, side.short, side.names, side.animals):
+        assert len(set(group)) == len(group)
+        assert all(word.isalpha() for word in group)
+    assert all(noun.islower() for noun in (*side.nouns, *side.short))
+    assert all(len(noun) <= (8 if side is lists.SHIFTED else 6) for noun in side.short)
+    assert {*side.things, *side.animals} <= set(side.nouns)
+
+
+@pytest.mark.parametrize(
+    ("noun", "plural"),
+    [
+        ("river", "rivers"),
+        ("box", "boxes"),
+        ("brush", "brushes"),
+        ("cherry", "cherries"),
+        ("toy", "toys"),
+        ("bus", "buses"),
+    ],
+)
+def test_plurals(noun: str, plural: str) -> None:
+    assert lists.plural(noun) == plural
+
+
+def test_no_counted_noun_has_an_irregular_plural() -> None:
+    assert not [
+        noun
+        for side in SIDES
+        for noun in side.nouns
+        if noun.endswith(
+            ("f", "fe", "man", "foot", "tooth", "mouse", "sheep", "fish", "potato", "tomato", "hero")
+        )
+        and noun not in ("roof", "scarf", "giraffe")
+    ]
+
+
+# The prompts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_and_settings(tasks: dict[str, Task], name: str) -> None:
+    task = tasks[name]
+    assert (task.name, len(task.train), len(task.held_out), len(task.shifted)) == (name, 512, 128, 128)
+    assert (task.max_tokens, task.temperature) == FIGURES[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_word_of_a_split_occurs_in_another(name: str, seed: int) -> None:
+    """Words of the templates occur in all of them, so none may be a noun: rewards would judge it."""
+    task = load_task(name, seed=seed, held_out=256)
+    splits = [words_of(split) for split in (task.train, task.held_out, task.shifted)]
+    for split, own in zip(splits, SIDES, strict=True):
+        for other in SIDES:
+            assert own is other or not split & nouns_of(other)
+        assert len(split & nouns_of(own)) > 30
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_are_distinct_single_user_messages(tasks: dict[str, Task], name: str) -> None:
+    samples = [*tasks[name].train, *tasks[name].held_out, *tasks[name].shifted]
+    assert len({sample.text for sample in samples}) == len(samples)
+    assert all([message["role"] for message in sample.prompt] == ["user"] for sample in samples)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_draws_the_training_prompts_and_nothing_else(tasks: dict[str, Task], name: str) -> None:
+    again, other = load_task(name), load_task(name, seed=1)
+    assert again.train == tasks[name].train
+    assert other.train != tasks[name].train
+    assert again.held_out == other.held_out == tasks[name].held_out
+    assert again.shifted == other.shifted == tasks[name].shifted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fewer_is_the_beginning_of_more(tasks: dict[str, Task], name: str) -> None:
+    small = load_task(name, train=10, held_out=5)
+    assert small.train == tasks[name].train[:10]
+    assert small.held_out == tasks[name].held_out[:5]
+    assert small.shifted == tasks[name].shifted[:5]
+
+
+def test_another_process_makes_the_same_prompts(tasks: dict[str, Task]) -> None:
+    code = (
+        "import json; from tinylora_edge.tasks import load_task\n"
+        f"tasks = [load_task(name) for name in {NAMES!r}]\n"
+        "print(json.dumps([[s.text for s in (*task.train, *task.shifted)] for task in tasks]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = [(*tasks[name].train, *tasks[name].shifted) for name in NAMES]
+    assert json.loads(done.stdout) == [[sample.text for sample in samples] for samples in expected]
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_prompts_are_those_that_were_measured(name: str) -> None:
+    first, second = (load_task(name, seed=seed, held_out=256) for seed in (0, 1))
+    assert (digest(first.train), digest(second.train), digest(first.held_out)) == DIGESTS[name]
+
+
+# Shifted prompts
+
+
+def phrasing(sample: Sample, side: lists.Words) -> str:
+    """What is left of a prompt without its nouns, names and numbers."""
+    own = nouns_of(side)
+    return " ".join(word for word in words(sample.text) if word not in own and not word.isdecimal())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shifted_prompts_are_phrased_in_other_ways(name: str) -> None:
+    task = load_task(name, held_out=256)
+    usual = {phrasing(sample, lists.HELD_OUT) for sample in task.held_out}
+    shifted = {phrasing(sample, lists.SHIFTED) for sample in task.shifted}
+    assert len(shifted) >= 4
+    assert not usual & shifted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shifted_prompts_are_longer(tasks: dict[str, Task], name: str) -> None:
+    usual, shifted = (
+        sum(len(words(sample.text)) for sample in samples) / len(samples)
+        for samples in (tasks[name].held_out, tasks[name].shifted)
+    )
+    assert shifted > 1.1 * usual
+
+
+@pytest.mark.parametrize(("name", "limit"), [("brevity", 104 * 5), ("formats", 104 * 5)])
+def test_more_prompts_than_the_words_give_are_refused(name: str, limit: int) -> None:
+    assert len(load_task(name, held_out=limit - 50).held_out) == limit - 50
+    with pytest.raises(
+        TrainError, match=rf"{name}: the word lists give about \d+ different prompts on the held_out side"
+    ):
+        load_task(name, held_out=limit + 1)
+
+
+# Draws
+
+
+@given(st.text(max_size=10), st.integers(1, 50), st.data())
+def test_draws_are_distinct_items(seed: str, size: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, size))
+    items = list(range(size))
+    drawn = Draw(seed).some(items, count)
+    assert drawn == Draw(seed).some(items, count)
+    assert len(set(drawn)) == count
+    assert set(drawn) <= set(items)
+    assert items == list(range(size))
+
+
+def test_draws_reach_every_item() -> None:
+    draw = Draw("coverage")
+    assert {draw.below(7) for _ in range(500)} == set(range(7))
+    assert {draw.some("abcd", 2)[0] for _ in range(200)} == set("abcd")

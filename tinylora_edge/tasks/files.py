@@ -1,0 +1,345 @@
+"""Samples from files: JSONL, GSM8K, and the split into trained on and held out, by the prompt alone.
+
+    {"prompt": "What is 2 + 2?", "answer": "4"}
+    {"messages": [{"role": "user", "content": "Hi"}], "split": "held_out", "any": "other key"}
+
+`prompt` is text or a list of chat messages, `messages` a list of them; all go through the model's chat
+template, text as one message of the user. With `"raw": true` the model continues the text as it stands.
+Other keys than these, `answer` and `split` become the sample's `data`. A line's `split` is "train",
+"held_out" or "shifted". Where lines say none, a fifth of the distinct prompts is held out, chosen by their
+hash, and none is shifted. Every complaint names its file and line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ..documents import parse_json
+from ..errors import MissingExtraError, TrainError
+from ..system import check_path
+from .numbers import final_number
+from .task import Sample
+
+HELD_OUT_SHARE = 0.2  # of the distinct prompts, where a file does not say which are held out
+
+_ROLES = ("system", "user", "assistant")
+_SPLITS = ("train", "held_out", "shifted")
+_KEYS = ("prompt", "messages", "answer", "split", "raw")
+
+GSM8K = "openai/gsm8k"
+"""On the hub: grade school word problems (Cobbe et al. 2021, MIT licence)."""
+GSM8K_INSTRUCTION = "Put your final answer after ####."
+"""Stands behind every problem, after a blank line."""
+_PARQUET = {"train": "main/train-00000-of-00001.parquet", "test": "main/test-00000-of-00001.parquet"}
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
+
+_T = TypeVar("_T")
+
+
+class Lines(NamedTuple):
+    """The samples of a file by their split, and `file:line` by the id of each sample."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    shifted: list[Sample]
+    places: dict[int, str]
+
+
+def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield `file:line` and the JSON object of every line that is not blank.
+
+    Args:
+        path: the file.
+        what: what its lines are, for the error where it cannot be read.
+
+    Raises:
+        TrainError: the file cannot be read or has no lines, or a line is not a JSON object in UTF-8.
+    """
+    empty = True
+    try:
+        check_path(path, TrainError)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")  # the BOM that some editors write
+                if line.strip():
+                    empty = False
+                    yield f"{path}:{number}", _object(f"{path}:{number}", line)
+    except OSError as error:
+        raise TrainError(f"{path}: cannot read {what}: {error.strerror}") from error
+    if empty:
+        raise TrainError(f"{path}: the file is empty, expected one JSON object a line")
+
+
+def read_samples(path: Path) -> Lines:
+    """Return the samples of a file.
+
+    Raises:
+        TrainError: a line is malformed, only some lines say their split, or a prompt stands in two splits.
+    """
+    sides: dict[str | None, list[Sample]] = {side: [] for side in (None, *_SPLITS)}
+    places: dict[int, str] = {}
+    for place, row in read_objects(path):
+        sample, split = _sample(place, row), row.get("split")
+        if not (split is None or split in _SPLITS):
+            raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
+        sides[split].append(sample)
+        places[id(sample)] = place
+    if len(sides[None]) == len(places):
+        return Lines(*split_by_prompt(sides[None]), [], places)
+    if sides[None]:
+        raise TrainError(
+            f'{places[id(sides[None][0])]}: no "split", but other lines have one: expected it on all lines '
+            "or on none"
+        )
+    seen: dict[float, tuple[str, Sample]] = {}
+    for side in _SPLITS:
+        for sample in sides[side]:
+            other, first = seen.setdefault(rank(sample), (side, sample))
+            if other != side:
+                raise TrainError(
+                    f"{places[id(sample)]}: its split is {side!r}, but the same prompt is {other!r} at "
+                    f"{places[id(first)]}: a prompt must not occur in two splits"
+                )
+    return Lines(sides["train"], sides["held_out"], sides["shifted"], places)
+
+
+def read_gsm8k(path: Path) -> tuple[list[Sample], list[Sample]]:
+    """Return training and held-out samples of a JSONL file with the keys `question` and `answer`.
+
+    Raises:
+        TrainError: the file cannot be read, or a line has no question, or no answer that ends in `#### n`.
+    """
+    return split_by_prompt([_problem(place, row) for place, row in read_objects(path)])
+
+
+def fetch_gsm8k() -> tuple[list[Sample], list[Sample]]:
+    """Return the samples of the data set on the hub: its train split, and its test split as held out.
+
+    Raises:
+        MissingExtraError: huggingface_hub or pyarrow is not installed.
+        TrainError: the files can neither be found in the hub's cache nor downloaded.
+    """
+    return _read_parquet("train"), _read_parquet("test")
+
+
+def rank(sample: Sample) -> float:
+    """Return a number in [0, 1) that depends on the prompt alone: not on a seed, a file or its order.
+
+    Prompts that differ only in upper and lower case or in spaces have the same one, and so do a text and
+    the one message of the user that a template makes of it.
+    """
+    prompt = sample.prompt
+    if isinstance(prompt, str) or [message["role"] for message in prompt] == ["user"]:
+        text = sample.text
+    else:
+        text = "\x00".join(f"{message['role']}\x01{message['content']}" for message in prompt)
+    canonical = " ".join(text.casefold().split())
+    return (
+        int.from_bytes(hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
+    )
+
+
+def split_by_prompt(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Return train and held-out samples: a fifth of the distinct prompts, about, is held out.
+
+    Adding samples to a file moves none of its others to the other side.
+    """
+    train: list[Sample] = []
+    held_out: list[Sample] = []
+    for sample in samples:
+        (held_out if rank(sample) < HELD_OUT_SHARE else train).append(sample)
+    return train, held_out
+
+
+def limit(
+    train: list[Sample],
+    held_out: list[Sample],
+    *,
+    count: int | None,
+    held_out_count: int,
+    seed: int,
+    name: str,
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Cut both sides to the numbers asked for.
+
+    Held-out samples come in the order of their `rank`: the same ones for every seed, and a smaller number
+    is the beginning of a larger one, so that measurements stay comparable. Of the training samples the
+    seed picks `count` (None: all), in file order.
+
+    Raises:
+        TrainError: a side is empty.
+    """
+    for samples, side in ((train, "training"), (held_out, "held-out")):
+        if not samples:
+            raise TrainError(
+                f"{name}: it has {len(train)} training and {len(held_out)} held-out samples, expected at "
+                f'least one {side} sample: add samples, or mark them with "split": "train" or "held_out"'
+            )
+    kept = list(range(len(train)))
+    if count is not None and count < len(train):
+        kept = sorted(Draw(f"{name}/train/{seed}").some(kept, count))
+    return tuple(train[index] for index in kept), first(held_out, held_out_count)
+
+
+def first(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+    """Return the first samples in the order of their `rank`: `count`, or all where there are fewer."""
+    return tuple(sorted(samples, key=rank)[:count])
+
+
+class Draw:
+    """Choices that are the same on every platform and Python version.
+
+    Python promises to keep the sequence of `random()` for a seed, but not what `sample` makes of it.
+    """
+
+    def __init__(self, seed: str) -> None:
+        self._random = random.Random(seed)
+
+    def below(self, n: int) -> int:
+        """Return a whole number from 0 to n - 1."""
+        return int(self._random.random() * n)
+
+    def between(self, lowest: int, highest: int) -> int:
+        """Return a whole number from `lowest` to `highest`, both included."""
+        return lowest + self.below(highest - lowest + 1)
+
+    def one(self, items: Sequence[_T]) -> _T:
+        """Return one of the items."""
+        return items[self.below(len(items))]
+
+    def some(self, items: Sequence[_T], count: int) -> list[_T]:
+        """Return `count` of the items, each at most once, in random order."""
+        pool = list(items)
+        for index in range(count):
+            other = index + self.below(len(pool) - index)
+            pool[index], pool[other] = pool[other], pool[index]
+        return pool[:count]
+
+
+def kind_of(value: Any) -> str:
+    """Name a JSON value for an error, short: its type, and the value where that helps."""
+    if isinstance(value, str):
+        return "blank text" if not value.strip() else f"the string {value[:40]!r}"
+    if isinstance(value, dict):
+        return f"an object with the keys {', '.join(map(repr, value)) or 'none'}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "null" if value is None else f"{json.dumps(value)}"
+
+
+def _object(place: str, line: bytes) -> dict[str, Any]:
+    try:
+        row = parse_json(line.rstrip(b"\r\n").decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise TrainError(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)") from None
+    except json.JSONDecodeError as error:
+        raise TrainError(
+            f"{place}: not JSON: {error.msg} at character {error.pos + 1}, expected one JSON object"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise TrainError(f"{place}: not JSON that can be read: {error}") from None
+    if not isinstance(row, dict):
+        raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise TrainError(
+            f"{place}: {half} is half of a pair of surrogates, and no character: expected both halves, or "
+            "the character itself"
+        ) from None
+    return row
+
+
+def _sample(place: str, row: Mapping[str, Any]) -> Sample:
+    if ("prompt" in row) == ("messages" in row):
+        found = "both" if "prompt" in row else f"only {', '.join(map(repr, row))}" if row else "neither"
+        raise TrainError(f'{place}: found {found}, expected either "prompt" or "messages"')
+    answer = row.get("answer")
+    if isinstance(answer, float):
+        answer = f"{Decimal(repr(answer)):f}"  # no exponent, which rewards read as another number
+    elif isinstance(answer, int) and not isinstance(answer, bool):
+        answer = str(answer)
+    if answer is not None and not isinstance(answer, str):
+        raise TrainError(f'{place}: "answer" is {kind_of(answer)}, expected a string or a number')
+    key = "prompt" if "prompt" in row else "messages"
+    prompt = row[key]
+    if key == "messages" or isinstance(prompt, list):
+        prompt = _messages(place, key, prompt)
+    elif not isinstance(prompt, str) or not prompt.strip():
+        raise TrainError(f'{place}: "prompt" is {kind_of(prompt)}, expected text or a list of messages')
+    raw = row.get("raw", False)
+    if not isinstance(raw, bool):
+        raise TrainError(f'{place}: "raw" is {kind_of(raw)}, expected true or false')
+    if raw and not isinstance(prompt, str):
+        raise TrainError(f'{place}: "raw" is true, but "{key}" is messages, which a template renders')
+    return Sample(prompt, answer, {name: value for name, value in row.items() if name not in _KEYS}, raw)
+
+
+def _messages(place: str, key: str, value: Any) -> tuple[dict[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise TrainError(f'{place}: "{key}" is {kind_of(value)}, expected a list of messages')
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            raise TrainError(
+                f'{place}: message {number} is {kind_of(message)}, expected {{"role": ..., "content": ...}}'
+            )
+        if message["role"] not in _ROLES:
+            raise TrainError(
+                f"{place}: message {number} has the role {message['role']!r}, expected one of "
+                f"{', '.join(_ROLES)}"
+            )
+        if not isinstance(message["content"], str) or not message["content"].strip():
+            raise TrainError(
+                f"{place}: the content of message {number} is {kind_of(message['content'])}, expected text"
+            )
+    if value[-1]["role"] != "user":
+        raise TrainError(
+            f"{place}: the last message is from {value[-1]['role']!r}, expected 'user': the model answers it"
+        )
+    return tuple(value)
+
+
+def _problem(place: str, row: dict[str, Any]) -> Sample:
+    for key in ("question", "answer"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise TrainError(
+                f'{place}: no "{key}" with text in it, expected the keys "question" and "answer"'
+            )
+    solution = _CALCULATOR.sub("", row["answer"]).strip()
+    if "####" not in solution or final_number(solution) is None:
+        raise TrainError(
+            f"{place}: the answer ends in {solution[-40:]!r}, expected '#### n' with one number at its end"
+        )
+    question = row["question"].strip()
+    message = {"role": "user", "content": f"{question}\n\n{GSM8K_INSTRUCTION}"}
+    return Sample((message,), solution, {"question": question})
+
+
+def _read_parquet(split: str) -> list[Sample]:
+    try:
+        import huggingface_hub
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        if error.name not in ("huggingface_hub", "pyarrow", "pyarrow.parquet"):
+            raise
+        package = "huggingface-hub" if error.name == "huggingface_hub" else "pyarrow"
+        raise MissingExtraError("the gsm8k task from the hub", package, "train") from None
+    try:
+        path = huggingface_hub.hf_hub_download(GSM8K, _PARQUET[split], repo_type="dataset")
+        rows = pyarrow.parquet.read_table(path, columns=["question", "answer"]).to_pylist()
+    # The hub's client lets through what its HTTP library raises, which is another one in each version.
+    except Exception as error:
+        raise TrainError(
+            f"gsm8k: cannot get {_PARQUET[split]} of {GSM8K} from the hub: {error}. "
+            "Without a network use a local copy: gsm8k:PATH.jsonl"
+        ) from error
+    return [_problem(f"{GSM8K}/{_PARQUET[split]}:{number}", row) for number, row in enumerate(rows, 1)]

@@ -1,0 +1,92 @@
+"""The guards of every built-in reward, against answers that say nothing, echo their prompt or run in circles.
+
+A reward is an invitation, and a policy that is trained on it takes the cheapest way in. The ways in that
+are common to all rewards are closed here, once; each reward's docstring says which of them it uses.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import SequenceMatcher
+
+from .task import Sample
+
+# Scripts without spaces between words: each character counts as one word.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['\u2019][^\W_{_UNSPACED}]+)*")
+_LONGEST_WORD = 20  # characters; a longer run is taken for words glued together
+
+_LONGEST_UNIT = 8  # words of a phrase whose repetition is noticed
+_ECHO_RUN = 4  # consecutive words of the prompt that may be taken for chance at most
+
+_FUNCTION_WORDS = """
+    a an and are as at be been but by can do does for from had has have he her his how i if in into is it
+    its me my no not of on or our she so some such than that the their them then there these they this those
+    to us was we were what when where which who why will with would you your
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""English words that carry no content of their own: an answer made of them alone says nothing."""
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, casefolded: runs of letters and digits, apostrophes inside them kept."""
+    return _WORD.findall(text.casefold())
+
+
+def count_words(text: str) -> int:
+    """Count words so that gluing them together does not help: a run of 20 characters at most is one."""
+    return sum(-(-len(word) // _LONGEST_WORD) for word in words(text))
+
+
+def own_words(text: str, sample: Sample) -> list[str]:
+    """Return the answer's content words that its prompt does not have, in singular or plural.
+
+    Numbers are always the answer's own: that a result also occurs in the question is chance.
+    """
+    given = set(words(sample.text))
+    return [word for word in words(text) if word.isdecimal() or not _known(word, given)]
+
+
+def without_genitive(word: str) -> str:
+    """Return "river" for "river's", with either apostrophe."""
+    return word.removesuffix("'s").removesuffix("\u2019s")
+
+
+def _known(word: str, given: set[str]) -> bool:
+    word = without_genitive(word)
+    forms = {word, word.removesuffix("s"), word.removesuffix("es"), f"{word}s", f"{word}es"}
+    return word in FUNCTION_WORDS or not forms.isdisjoint(given)
+
+
+def says_nothing(text: str, sample: Sample) -> bool:
+    """Whether an answer has no content of its own: empty, marks only, or a piece of its prompt.
+
+    A piece of its prompt is an answer without own words, or one of which at least half (and at least 4
+    words) is one uninterrupted run of the prompt's.
+    """
+    if not own_words(text, sample):
+        return True
+    answer, given = words(text), words(sample.text)
+    run = SequenceMatcher(None, answer, given, autojunk=False).find_longest_match().size
+    return run >= _ECHO_RUN and 2 * run >= len(answer)
+
+
+def copies(text: str, sample: Sample) -> bool:
+    """Whether the whole answer, 4 words or more, is one uninterrupted run of its prompt's words."""
+    answer, given = words(text), words(sample.text)
+    count = len(answer)
+    return count >= _ECHO_RUN and any(
+        given[start : start + count] == answer for start in range(len(given) - count + 1)
+    )
+
+
+def repeats(text: str) -> bool:
+    """Whether a phrase of 1 to 8 words occurs three times in a row."""
+    sequence = words(text)
+    for size in range(1, _LONGEST_UNIT + 1):
+        run = 0
+        for left, right in zip(sequence, sequence[size:], strict=False):
+            run = run + 1 if left == right else 0
+            if run == 2 * size:
+                return True
+    return False

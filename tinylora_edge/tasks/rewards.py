@@ -1,0 +1,387 @@
+"""Rewards: the built-in ones, each guarded against the cheap answers that it invites.
+
+A reward takes a `Completion` and its `Sample` and returns 0.0 or 1.0 (sums and products: between). What
+is trained on a reward finds its holes: the plain "ends within 12 words" was won in part by saying the noun
+back. So each docstring has a sentence that starts with "Guard", and the tests try exactly those answers.
+Guards judge form, not truth: no reward here knows whether a river is made of water.
+
+`parse_reward` makes a reward from text, as the command line and JSONL tasks spell it:
+
+    exact_number                                    a reward
+    max_words(12)                                   one with an argument
+    0.5*max_words(12) + 0.5*ends_itself             a weighted sum
+    ends_itself * (regex("cat") + regex("dog"))     a product: the first gates the second
+    json_schema({"type": "object"})                 JSON as an argument, or json_schema("schema.json")
+    my_rewards:politeness                           a Python callable of yours, module:function
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import math
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..documents import parse_json
+from ..errors import TrainError
+from .guards import copies, count_words, repeats, says_nothing, words
+from .json_answers import leaves, read_answer, validator
+from .numbers import final_number
+from .task import Completion, Reward, Sample, name_of
+
+
+def exact_number(completion: Completion, sample: Sample) -> float:
+    r"""1 if the answer arrives at the number at which the reference answer arrives.
+
+    The number is what follows `####`, else what `\boxed{}` holds, else the last one. Commas, currency
+    signs, units, percent signs, a trailing period and trailing zeros do not matter: $1,000.00 is 1000.
+
+    Guards: an answer that hedges (marks that disagree, several numbers in one mark) gets 0; so does a
+    number that the token limit may have cut, and an answer that is a piece of the prompt, 4 words or more.
+
+    Raises:
+        ValueError: the sample has no answer, or one without a number.
+    """
+    expected = None if sample.answer is None else final_number(sample.answer)
+    if expected is None:
+        raise ValueError(f"exact_number needs a sample whose answer has a number, not {sample.answer!r}")
+    if copies(completion.text, sample):
+        return 0.0
+    return float(final_number(completion.text, complete=completion.ended) == expected)
+
+
+def max_words(n: int) -> Reward:
+    """1 if the answer ended by itself within n words.
+
+    Guards: an answer that says nothing of its own gets 0 (empty, marks only, words of the prompt, function
+    words), and so does one that repeats a phrase three times in a row. Gluing words together does not
+    help: 20 characters count as a word, and in scripts without spaces every character does.
+
+    Raises:
+        TrainError: n is not a whole number of at least 1.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise TrainError(f"max_words takes a number of words, 1 or more, not {n!r}")
+
+    def reward(completion: Completion, sample: Sample) -> float:
+        short = completion.ended and count_words(completion.text) <= n
+        return float(short and _says_something(completion.text, sample))
+
+    return _named(reward, f"max_words({n})")
+
+
+def ends_itself(completion: Completion, sample: Sample) -> float:
+    """1 if the answer ended by itself, within the token limit.
+
+    Guards: ending at once is the cheapest way, so an answer that says nothing of its own gets 0 (empty,
+    marks only, words of the prompt, function words), and so does a phrase three times in a row. One word
+    of its own is enough: combine this reward with one that asks for content.
+    """
+    return float(completion.ended and _says_something(completion.text, sample))
+
+
+def regex(pattern: str) -> Reward:
+    """1 if a Python regular expression is found in the answer; anchor it (^...$) to judge all of it.
+
+    Guards: an empty match counts for nothing; an answer that says nothing of its own gets 0, so that
+    a prompt which shows the wanted form cannot simply be said back; so does a phrase three times in a row.
+
+    Raises:
+        TrainError: the pattern is not a valid regular expression.
+    """
+    try:
+        compiled = re.compile(pattern)
+    # The last three are for counts of too many digits, counts that do not fit, and groups nested too deeply.
+    except (re.error, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise TrainError(f"regex: {pattern!r} is not a regular expression: {error}") from None
+
+    def reward(completion: Completion, sample: Sample) -> float:
+        found = any(match[0] for match in compiled.finditer(completion.text))
+        return float(found and _says_something(completion.text, sample))
+
+    return _named(reward, f"regex({pattern!r})")
+
+
+def json_schema(schema: Mapping[str, Any] | bool | str) -> Reward:
+    """1 if the answer is one JSON text, bare or in one ``` fence, that fits a JSON Schema.
+
+    The schema is given itself, or as the path of a file. A `$ref` to another document is never fetched.
+
+    Guards: `{}`, nulls and blank strings fit many schemas and say nothing, so there must be at least one
+    value, and no string without a letter or digit; text around the JSON, a key given twice and an object
+    or array that stands in the prompt as it is get 0; so does a string that repeats a phrase three times.
+
+    Raises:
+        MissingExtraError: the package jsonschema is not installed.
+        TrainError: the schema is not a valid one, or its file cannot be read.
+    """
+    fits = validator(schema)
+
+    def reward(completion: Completion, sample: Sample) -> float:
+        try:
+            value = read_answer(completion.text)
+        except ValueError:
+            return 0.0
+        said_back = isinstance(value, dict | list) and _without_spaces(
+            json.dumps(value, ensure_ascii=False)
+        ) in _without_spaces(sample.text)
+        return float(not said_back and _has_content(value) and fits(value))
+
+    return _named(reward, f"json_schema({schema!r})")
+
+
+def picks_answer(completion: Completion, sample: Sample) -> float:
+    """1 if the answer has the sample's answer as a word (or words), and none of `data["others"]`.
+
+    Guards: listing the choices gets 0, since the others are among them; so does an answer that says the
+    word twice without any other word, or a phrase three times in a row.
+
+    Raises:
+        ValueError: the sample has no answer, or its data no "others".
+    """
+    others = sample.data.get("others")
+    if not sample.answer or not isinstance(others, Sequence) or isinstance(others, str):
+        raise ValueError('picks_answer needs a sample with an answer and a list "others"')
+    sequence = words(completion.text)
+    target = words(sample.answer)
+    if not _contains(sequence, target) or any(_contains(sequence, words(other)) for other in others):
+        return 0.0
+    stutters = len(sequence) > len(target) and not set(sequence) - set(target)
+    return float(not stutters and not repeats(completion.text))
+
+
+def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
+    """The sum of weight times reward.
+
+    Guards: those of its terms, no more: a sum invites collecting the easiest term and forgetting the
+    rest. Where one property is worth nothing without another, multiply.
+    """
+
+    def reward(completion: Completion, sample: Sample) -> float:
+        return sum(weight * term(completion, sample) for weight, term in terms)
+
+    return _named(reward, f"({' + '.join(f'{weight!r}*{name_of(term)}' for weight, term in terms)})")
+
+
+def product(factors: Sequence[Reward]) -> Reward:
+    """The product of rewards: each gates the others, so that no single one is worth collecting alone.
+
+    Guards: those of its factors. Factors behind a zero are not called.
+    """
+
+    def reward(completion: Completion, sample: Sample) -> float:
+        result = 1.0
+        for factor in factors:
+            if not result:
+                break
+            result *= factor(completion, sample)
+        return result
+
+    return _named(reward, f"({' * '.join(map(name_of, factors))})")
+
+
+REWARDS: dict[str, Reward] = {
+    "ends_itself": ends_itself,
+    "exact_number": exact_number,
+    "picks_answer": picks_answer,
+}
+"""Rewards that take no argument, by the name that `parse_reward` knows."""
+
+FACTORIES: dict[str, Callable[[Any], Reward]] = {
+    "json_schema": json_schema,
+    "max_words": max_words,
+    "regex": regex,
+}
+"""Rewards that take one argument, by the name that `parse_reward` knows."""
+
+_STRING = r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""
+_IMPORT = r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)"
+_TOKEN = re.compile(f"{_STRING}|{_IMPORT}", re.DOTALL)
+_LONGEST = 10_000  # characters of an expression
+
+
+def parse_reward(text: str, *, allow_import: bool = True) -> Reward:
+    """Make a reward from text: numbers, `+`, `-`, `*`, parentheses, and the names of rewards.
+
+    Args:
+        text: the expression. Backslashes in strings are kept as they are: regex("\\d+") needs no doubling.
+        allow_import: whether `module:function` may be imported. JSONL files are data, so what they say
+            is parsed without.
+
+    Raises:
+        TrainError: the expression is not valid, or names a reward that does not exist, with those that do; or
+            a module or function cannot be imported.
+        MissingExtraError: json_schema is used and the package jsonschema is not installed.
+    """
+    return _Expression(text, allow_import).reward()
+
+
+class _Expression:
+    """One expression. It has the grammar of Python's, whose parser reads it; no code of it is run."""
+
+    def __init__(self, text: str, allow_import: bool) -> None:
+        self._text, self._allow_import = text, allow_import
+        self._imports: list[str] = []
+
+    def reward(self) -> Reward:
+        self._source = _TOKEN.sub(self._without_colon, self._text.strip())
+        try:
+            if len(self._source) > _LONGEST:
+                raise ValueError(f"it is longer than {_LONGEST} characters")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of backslashes, which are taken as they stand
+                tree = ast.parse(self._source, mode="eval").body
+            weight, reward = self._value(tree)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise self._error(getattr(error, "msg", None) or str(error) or "nested too deeply") from None
+        if reward is None:
+            raise self._error(f"expected a reward, but this is only the number {weight:g}")
+        return reward if weight == 1.0 else weighted_sum([(weight, reward)])
+
+    def _without_colon(self, found: re.Match[str]) -> str:
+        """Put a name in the place of `module:function`, which is no Python."""
+        if found[1]:
+            return found[1]
+        self._imports.append(found[2])
+        return f"import_{len(self._imports) - 1}_"
+
+    def _value(self, node: ast.expr) -> tuple[float, Reward | None]:
+        """Return weight and reward, None for a plain number: 0.5*a stays one term of a sum."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value is not True:
+            if not (node.value and math.isfinite(node.value)):
+                raise self._error(f"expected a finite weight other than 0, not {node.value}")
+            return float(node.value), None
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            weight, reward = self._value(node.operand)
+            return -weight, reward
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            (one, first), (other, second) = self._value(node.left), self._value(node.right)
+            both = [reward for reward in (first, second) if reward is not None]
+            return one * other, product(both) if len(both) > 1 else both[0] if both else None
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
+            return 1.0, weighted_sum(self._terms(node))
+        if isinstance(node, ast.Name):
+            return 1.0, self._built_in(node.id, [])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            return 1.0, self._built_in(node.func.id, node.args)
+        raise self._error(f"{self._segment(node)!r} is no reward: expected numbers, +, -, * and rewards")
+
+    def _terms(self, node: ast.expr) -> list[tuple[float, Reward]]:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
+            weight, reward = self._term(node.right)
+            sign = 1.0 if isinstance(node.op, ast.Add) else -1.0
+            return [*self._terms(node.left), (sign * weight, reward)]
+        return [self._term(node)]
+
+    def _term(self, node: ast.expr) -> tuple[float, Reward]:
+        weight, reward = self._value(node)
+        if reward is None:
+            raise self._error("expected a reward in each term of a sum, found a plain number")
+        return weight, reward
+
+    def _built_in(self, name: str, arguments: list[ast.expr]) -> Reward:
+        if name in self._placeholders:
+            return self._imported(self._placeholders[name])
+        if name not in REWARDS and name not in FACTORIES:
+            known = ", ".join(sorted([*REWARDS, *(f"{factory}(...)" for factory in FACTORIES)]))
+            raise self._error(
+                f"there is no reward {name!r}: choose from {known}, or a callable as module:function"
+            )
+        if name in REWARDS:
+            if arguments:
+                raise self._error(f"{name} takes no argument")
+            return REWARDS[name]
+        if len(arguments) != 1:
+            raise self._error(f"{name} takes one argument: {name}(...)")
+        try:
+            return FACTORIES[name](self._argument(arguments[0]))
+        except TrainError as error:
+            raise self._error(str(error)) from None
+
+    @property
+    def _placeholders(self) -> dict[str, str]:
+        return {f"import_{number}_": name for number, name in enumerate(self._imports)}
+
+    def _argument(self, node: ast.expr) -> Any:
+        """Return a number, JSON, or a string with its backslashes as they stand."""
+        segment = self._segment(node)
+        if re.fullmatch(_STRING, segment, re.DOTALL):
+            return segment[1:-1].replace("\\" + segment[0], segment[0])
+        try:
+            return parse_json(segment)
+        except ValueError as error:
+            raise self._error(
+                f"the argument {segment!r} is no whole number, string in quotes or JSON: {error}"
+            ) from None
+
+    def _segment(self, node: ast.expr) -> str:
+        return ast.get_source_segment(self._source, node) or ""
+
+    def _imported(self, name: str) -> Reward:
+        if not self._allow_import:
+            raise self._error(f"{name} is code, and a file of samples may not name any")
+        module_name, _, function = name.partition(":")
+        try:
+            value: Any = _import(module_name)
+        except Exception as error:
+            raise self._error(
+                f"the module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        for part in function.split("."):
+            if not hasattr(value, part):
+                raise self._error(f"the module {module_name!r} has no {function!r}")
+            value = getattr(value, part)
+        if not callable(value):
+            raise self._error(
+                f"{name} is a {type(value).__name__}, expected a callable that takes a "
+                "Completion and a Sample"
+            )
+        return value  # type: ignore[no-any-return]  # what it returns is checked at every call, by Task.score
+
+    def _error(self, message: str) -> TrainError:
+        return TrainError(f"reward {self._text!r}: {message}")
+
+
+def _import(name: str) -> Any:
+    """Import a module; one in the current folder is found too, as a script's own modules are."""
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _says_something(text: str, sample: Sample) -> bool:
+    return not says_nothing(text, sample) and not repeats(text)
+
+
+def _has_content(value: Any) -> bool:
+    found = list(leaves(value))
+    strings = [leaf for leaf in found if isinstance(leaf, str)]
+    return bool(found) and all(words(string) and not repeats(string) for string in strings)
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.split())
+
+
+def _contains(sequence: list[str], target: list[str]) -> bool:
+    size = len(target)
+    return size > 0 and any(
+        sequence[start : start + size] == target for start in range(len(sequence) - size + 1)
+    )
+
+
+def _named(reward: Reward, name: str) -> Reward:
+    reward.__name__ = name  # by which trainers list rewards, and know a run again
+    return reward
