@@ -84,7 +84,8 @@ class Server:
 @contextmanager
 def ours(bundle: Path, engine: str, rows: int, folder: Path) -> Iterator[Server]:
     """`tinylora-edge serve` of a bundle."""
-    options = ["--engine", engine, "--port", "0", "--n-ctx", str(N_CTX), "--mac", MAC.hex()]
+    (folder / "mac").write_text(MAC.hex())
+    options = ["--engine", engine, "--port", "0", "--n-ctx", str(N_CTX), "--key", str(folder / "mac")]
     options += ["--slots", str(rows)] if engine == "onnx" else []
     with (folder / f"{engine}.log").open("w") as log:
         command = [*SERVE, str(bundle), "--name", "m", *options]

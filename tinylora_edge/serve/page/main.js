@@ -1,52 +1,104 @@
-// The page: a prompt, the answers of base and personalized model beside each other, and the vector between them.
+// The page: a prompt, the answers of base and personalized model beside each other, and the vector as sliders.
 
-import { Picture, save } from "./frames.js";
-import { Pane } from "./pane.js";
-import { Server, ServerError } from "./server.js";
-import { takeToken, watchToken } from "./session.js";
-import { Sliders } from "./sliders.js";
+import { send, ServerError, stream } from "./server.js";
 
 /** @typedef {import("./server.js").Vector} Vector */
 
 const SAID_MS = 8_000; // how long the reader is told what went well; what went wrong stays
 const PAUSE_MS = 300; // after the last move of a slider, until the personalized model answers again
-
-const server = new Server(takeToken());
-watchToken();
-
-const prompt = /** @type {HTMLTextAreaElement} */ (part("prompt"));
-const send = /** @type {HTMLButtonElement} */ (part("send"));
-const base = new Pane(part("base"), clicked);
-const personal = new Pane(part("personal"), clicked);
-const picture = new Picture(/** @type {HTMLDialogElement} */ (part("qr")));
+const SNAP = 0.012; // of the reach: so near to 0 it is 0
 
 /** @type {import("./server.js").About} */
 let about;
-/** @type {Sliders} */
-let sliders;
 /** @type {Vector} */
 let vector; // that answers
-/** @type {Vector} */
-let learned; // what clicks made, whatever the sliders say
+/** @type {number[]} */
+let values; // what the sliders say
+/** @type {{input: HTMLInputElement, bar: HTMLElement, output: HTMLOutputElement, root: HTMLElement}[]} */
+let rows;
+let reach = 1; // of the sliders
 let asked = ""; // the prompt that the answers are to
 let answered = ""; // the frame that the personalized answer is of
-let pause = 0;
-let said = 0;
 let edits = 0; // of the vector, so that what is late is not taken for the newest
 let learning = false;
-
-/**
- * @param {string} id
- * @returns {HTMLElement}
- */
-function part(id) {
-  return /** @type {HTMLElement} */ (document.getElementById(id));
-}
+let pause = 0;
+let said = 0;
 
 /** @param {string} id */
-function number(id) {
-  return Number(/** @type {HTMLInputElement} */ (part(id)).value);
+const part = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+/** @param {string} id */
+const input = (id) => /** @type {HTMLInputElement} */ (part(id));
+/** @param {number} value */
+const written = (value) => value.toFixed(3).replace(/^-0\.000$/, "0.000").replace("-", "−");
+
+/** A pane: an answer as it comes in, how fast it came, and the buttons that say what the reader thinks of it. */
+class Pane {
+  /** @param {string} id */
+  constructor(id) {
+    this.place = /** @type {HTMLElement} */ (part(id).querySelector(".answer"));
+    this.speed = /** @type {HTMLElement} */ (part(id).querySelector(".speed"));
+    this.buttons = /** @type {NodeListOf<HTMLButtonElement>} */ (part(id).querySelectorAll("[data-reward]"));
+    this.id = ""; // of an answer that is whole, and that was not told about
+    for (const button of this.buttons) {
+      button.addEventListener("click", () => attempt(() => tell(this, button)));
+    }
+  }
+
+  /**
+   * Show an answer as it comes. One that is still coming ends.
+   *
+   * @param {Vector | null} own the vector that answers; null for the base.
+   */
+  async run(own) {
+    this.stop();
+    const running = (this.running = new AbortController());
+    this.id = this.place.textContent = this.speed.textContent = "";
+    this.place.setAttribute("aria-busy", "true");
+    for (const button of this.buttons) button.removeAttribute("aria-pressed");
+    refresh();
+    const body = {
+      model: about.model,
+      messages: [{ role: "user", content: asked }],
+      max_tokens: Number(input("length").value),
+      temperature: Number(input("temperature").value),
+      seed: Number(input("seed").value),
+      ...(own ? { vector: own.vector } : {}),
+    };
+    let first = 0;
+    try {
+      for await (const chunk of stream(body, running.signal)) {
+        const text = chunk.choices[0]?.delta.content;
+        if (text) {
+          first ||= performance.now();
+          this.place.append(text);
+          this.place.scrollTop = this.place.scrollHeight;
+        }
+        if (chunk.usage) {
+          const tokens = chunk.usage.completion_tokens;
+          const rate = tokens > 1 ? ((tokens - 1) * 1000) / (performance.now() - first) : 0;
+          this.speed.textContent = `${tokens} tokens, ${rate.toFixed(1)} tokens/s`;
+          this.id = chunk.id;
+        }
+      }
+    } catch (error) {
+      if (!running.signal.aborted) throw error;
+    } finally {
+      if (this.running === running) {
+        this.running = undefined;
+        this.place.setAttribute("aria-busy", "false");
+      }
+      refresh();
+    }
+  }
+
+  /** End an answer that is coming; what is there stays. */
+  stop() {
+    this.running?.abort();
+  }
 }
+
+const base = new Pane("base");
+const personal = new Pane("personal");
 
 /**
  * Say something to the reader.
@@ -63,11 +115,7 @@ function say(text, bad = false) {
   if (!bad && !learning) said = setTimeout(() => status.classList.remove("shown"), SAID_MS);
 }
 
-/**
- * Do something, and say what went wrong.
- *
- * @param {() => Promise<void>} action
- */
+/** @param {() => Promise<void>} action that is done; what goes wrong is said. */
 async function attempt(action) {
   try {
     await action();
@@ -77,62 +125,34 @@ async function attempt(action) {
   }
 }
 
-/** @param {Vector | null} own the vector that answers; null for the base. */
-function request(own) {
-  return {
-    model: about.model,
-    messages: [{ role: "user", content: asked }],
-    max_tokens: number("length"),
-    temperature: number("temperature"),
-    seed: number("seed"),
-    ...(own ? { vector: own.vector } : {}),
-  };
+/** Show what can be done now. */
+function refresh() {
+  part("send").textContent = base.running || personal.running ? "Stop" : "Ask";
+  for (const pane of [base, personal]) {
+    for (const button of pane.buttons) {
+      button.hidden = !about.feedback;
+      button.disabled = learning || !pane.id;
+    }
+  }
 }
 
 async function ask() {
-  if (base.running || personal.running) {
-    stop();
-    return;
-  }
-  if (!prompt.value.trim()) {
-    prompt.focus();
-    return;
-  }
+  if (base.running || personal.running) return stop();
+  if (!input("prompt").value.trim()) return part("prompt").focus();
   clearTimeout(pause);
-  asked = prompt.value;
+  asked = input("prompt").value;
   say("");
-  const own = sliders.values.some((value, i) => value !== vector.values[i]) ? await remake() : vector;
-  await Promise.all([answer(base, null), answer(personal, own)]);
-}
-
-/**
- * @param {Pane} pane
- * @param {Vector | null} own
- */
-async function answer(pane, own) {
-  if (own) answered = own.vector;
-  const done = pane.run(server, request(own));
-  refresh();
-  try {
-    await done;
-  } finally {
-    refresh();
-  }
+  const own = async () => {
+    const made = await remake();
+    answered = made.vector;
+    await personal.run(made);
+  };
+  await Promise.all([base.run(null), own()]);
 }
 
 function stop() {
   base.stop();
   personal.stop();
-}
-
-/** Show what can be done now. */
-function refresh() {
-  const busy = Boolean(base.running || personal.running);
-  send.textContent = busy ? "Stop" : "Ask";
-  const comparable = Boolean(base.id && personal.id) && base.text !== personal.text;
-  for (const pane of [base, personal]) {
-    pane.offer(about.feedback && !learning && Boolean(pane.id), comparable);
-  }
 }
 
 /**
@@ -142,37 +162,23 @@ function refresh() {
  */
 async function remake() {
   const own = ++edits;
-  const made = await server.make(sliders.values);
+  const made = await (await send("/v1/page/vector", { values })).json();
   if (own === edits) take(made);
   return made;
 }
 
-/** @param {Vector} made */
+/** @param {Vector} made that answers from now on. */
 function take(made) {
   vector = made;
-  describe();
-}
-
-function describe() {
-  part("norm").textContent = sliders.norm.toFixed(2);
   part("bytes").textContent = `${vector.bytes} bytes`;
-  const nothing = sliders.norm === 0;
-  part("recall").hidden = !about.feedback || learned.norm === 0;
-  part("hint").textContent = nothing ? "All values are 0, so both models are the same. Move one." : "";
-}
-
-/** The reader has moved a slider: the personalized model answers again, and the base's answer stays. */
-function moved() {
-  describe();
-  part("drift").textContent = "";
-  clearTimeout(pause);
-  pause = setTimeout(() => attempt(again), PAUSE_MS);
 }
 
 async function again() {
   const made = await remake();
   say("");
-  if (asked && made === vector && made.vector !== answered) await answer(personal, made);
+  if (!asked || made !== vector || made.vector === answered) return;
+  answered = made.vector;
+  await personal.run(made);
 }
 
 /**
@@ -183,80 +189,127 @@ async function again() {
 async function adopt(made) {
   clearTimeout(pause);
   edits += 1;
-  part("drift").textContent = "";
-  await sliders.glide(made.values);
+  show(made.values);
   take(made);
-  if (asked) await answer(personal, vector);
+  answered = vector.vector;
+  if (asked) await personal.run(vector);
 }
 
 /**
- * The reader says what he thinks of an answer.
+ * The reader says what he thinks of an answer: the bars move by what the click taught, from where he has put them.
  *
  * @param {Pane} pane
- * @param {string} click `like`, `dislike` or `better`.
+ * @param {HTMLButtonElement} button
  */
-function clicked(pane, click) {
-  const other = pane === base ? personal : base;
-  /** @type {[string, 1 | -1][]} */
-  const told = [[pane.id, click === "dislike" ? -1 : 1]];
-  if (click === "better") told.push([other.id, -1]);
-  return attempt(async () => {
-    learn(true);
-    pane.press(click);
-    if (click === "better") other.press("");
-    refresh();
-    say("Learning from your click. It takes some seconds.");
-    try {
-      for (const [id, reward] of told) await server.tell(id, reward);
-    } finally {
-      learn(false);
-    }
-    const before = learned;
-    learned = (await server.about()).learned;
-    // The bars move by what the click taught, from where the reader has put them.
-    const values = sliders.values.map((value, i) => value + learned.values[i] - before.values[i]);
-    const made = await server.make(values);
-    const most = await sliders.learn(made.values);
-    say(`Learned: ${most}.`);
-    await adopt(made);
-  });
-}
-
-/** @param {boolean} on */
-function learn(on) {
-  learning = on;
-  for (const id of ["sliders", "load", "paste-load", "reset", "recall"]) {
-    /** @type {HTMLFieldSetElement | HTMLButtonElement} */ (part(id)).disabled = on;
+async function tell(pane, button) {
+  const id = pane.id;
+  pane.id = "";
+  button.setAttribute("aria-pressed", "true");
+  setLearning(true);
+  say("Learning from your click. It takes some seconds.");
+  try {
+    await send("/v1/feedback", { id, reward: Number(button.dataset.reward) });
+  } finally {
+    setLearning(false);
   }
-  part("vector").setAttribute("aria-busy", String(on));
-  refresh();
-}
-
-/** @param {BodyInit} data of a file. */
-async function load(data) {
-  const made = await server.open(data);
-  say(`Loaded a vector of norm ${made.norm.toFixed(2)}.`);
+  const before = about.learned.values;
+  about = await (await send("/v1/page")).json();
+  const change = about.learned.values.map((value, i) => value - before[i]);
+  const made = await (await send("/v1/page/vector", { values: values.map((value, i) => value + change[i]) })).json();
+  rows.forEach((row, i) => row.root.classList.toggle("moved", Math.abs(change[i]) >= 0.0005));
+  const sizes = change.map(Math.abs);
+  const most = sizes.indexOf(Math.max(...sizes));
+  say(`Learned: ${about.axes[most]} moved most, by ${written(change[most])}.`);
   await adopt(made);
 }
 
+/** @param {boolean} on */
+function setLearning(on) {
+  learning = on;
+  for (const id of ["sliders", "load", "reset"]) input(id).disabled = on;
+  refresh();
+}
+
+/** @param {number[]} shown what the sliders say from now on. */
+function show(shown) {
+  values = [...shown];
+  reach = Math.max(reach, Math.ceil(Math.max(...values.map(Math.abs)) * 10) / 10);
+  rows.forEach(({ input, bar, output }, number) => {
+    const value = values[number];
+    input.min = String(-reach);
+    input.max = String(reach);
+    input.value = String(value);
+    input.setAttribute("aria-valuetext", written(value));
+    bar.style.setProperty("--share", String(value / reach));
+    bar.classList.toggle("below", value < 0);
+    output.value = written(value);
+  });
+  const norm = Math.hypot(...values);
+  part("norm").textContent = norm.toFixed(2);
+  part("hint").textContent = norm ? "" : "All values are 0, so both models are the same. Move one.";
+}
+
 /**
- * Do something while a button is disabled.
- *
- * @param {string} id
- * @param {() => Promise<void>} action
+ * @param {string} name
+ * @param {number} number
  */
-function press(id, action) {
-  const button = /** @type {HTMLButtonElement} */ (part(id));
-  button.addEventListener("click", () =>
-    attempt(async () => {
-      button.disabled = true;
-      try {
-        await action();
-      } finally {
-        button.disabled = false;
-      }
-    }),
-  );
+function makeRow(name, number) {
+  const root = document.createElement("div");
+  const label = document.createElement("label");
+  const rail = document.createElement("div");
+  const bar = document.createElement("span");
+  const slider = document.createElement("input");
+  const output = document.createElement("output");
+  root.className = "axis";
+  rail.className = "rail";
+  bar.className = "bar";
+  slider.id = label.htmlFor = `value-${number + 1}`;
+  slider.type = "range";
+  slider.step = "any"; // a value that came from elsewhere stays what it is
+  label.textContent = name;
+  output.setAttribute("aria-live", "off"); // the slider itself says its value
+  const set = (/** @type {number} */ value) => {
+    show(values.with(number, Math.abs(value) < SNAP * reach ? 0 : Math.round(value * 1000) / 1000));
+    clearTimeout(pause); // the personalized model answers again, and the base's answer stays
+    pause = setTimeout(() => attempt(again), PAUSE_MS);
+  };
+  slider.addEventListener("input", () => set(Number(slider.value)));
+  slider.addEventListener("keydown", (event) => {
+    if (!["0", "Backspace", "Delete"].includes(event.key)) return;
+    event.preventDefault();
+    set(0);
+  });
+  rail.append(bar, slider);
+  root.append(label, rail, output);
+  return { root, bar, input: slider, output };
+}
+
+/** Give the vector to the reader as a file. */
+async function save() {
+  const made = await remake();
+  const binary = atob(made.vector.replaceAll("-", "+").replaceAll("_", "/"));
+  const bytes = Uint8Array.from(binary, (character) => character.charCodeAt(0));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([bytes], { type: "application/octet-stream" }));
+  link.download = `${about.user}.bin`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  say(`Saved ${made.bytes} bytes as ${link.download}.`);
+}
+
+async function picture() {
+  const made = await remake();
+  const image = /** @type {HTMLImageElement} */ (part("qr-picture"));
+  image.src = URL.createObjectURL(await (await send("/v1/page/qr", { vector: made.vector })).blob());
+  part("qr-text").textContent = `tinylora:${made.vector}`;
+  /** @type {HTMLDialogElement} */ (part("qr")).showModal();
+}
+
+/** @param {File} file */
+async function load(file) {
+  const made = await (await send("/v1/page/vector", file)).json();
+  say(`Loaded a vector of norm ${made.norm.toFixed(2)}.`);
+  await adopt(made);
 }
 
 function listen() {
@@ -264,76 +317,47 @@ function listen() {
     event.preventDefault();
     attempt(ask);
   });
-  prompt.addEventListener("keydown", (event) => {
+  part("prompt").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     attempt(ask);
   });
   addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !picture.dialog.open) stop();
+    if (event.key === "Escape" && !(/** @type {HTMLDialogElement} */ (part("qr")).open)) stop();
   });
-  press("reset", async () => {
-    clearTimeout(pause);
-    await adopt(await server.make(sliders.values.map(() => 0)));
+  part("reset").addEventListener("click", () => {
+    show(values.map(() => 0));
+    attempt(again);
   });
-  press("recall", () => adopt(learned));
-  press("measure", async () => {
-    const of = (await remake()).vector;
-    part("drift").textContent = "measuring …";
-    try {
-      const found = await server.drift(of);
-      part("drift").textContent = of === vector.vector ? `${found.kl.toFixed(2)} ± ${found.standard_error.toFixed(2)}` : "";
-      say(`Drift: ${found.kl.toFixed(3)} nats a token from the base, on ${found.prompts} general prompts.`);
-    } catch (error) {
-      part("drift").textContent = "";
-      throw error;
-    }
-  });
-  press("save", async () => {
-    const made = await remake();
-    save(made.vector, `${about.user}.bin`);
-    say(`Saved ${made.bytes} bytes as ${about.user}.bin.`);
-  });
-  press("show", async () => {
-    const made = await remake();
-    picture.show(await server.picture(made.vector), made.vector);
-  });
-  const file = /** @type {HTMLInputElement} */ (part("file"));
-  part("load").addEventListener("click", () => file.click());
-  file.addEventListener("change", () => {
-    const [chosen] = file.files ?? [];
+  part("save").addEventListener("click", () => attempt(save));
+  part("show").addEventListener("click", () => attempt(picture));
+  part("load").addEventListener("click", () => part("file").click());
+  part("file").addEventListener("change", () => {
+    const [chosen] = input("file").files ?? [];
     if (chosen) attempt(() => load(chosen));
-    file.value = "";
-  });
-  part("paste").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const text = /** @type {HTMLInputElement} */ (part("text")).value.trim();
-    if (text) attempt(() => load(text));
+    input("file").value = "";
   });
 }
 
 /** Say what the server has, and begin. */
 async function begin() {
   try {
-    about = await server.about();
+    about = await (await send("/v1/page")).json();
   } catch (error) {
     if (!(error instanceof ServerError) || error.code !== "invalid_api_key") throw error;
     throw new Error("this page has no token, or an old one: open the address that the server printed");
   }
-  send.disabled = false;
+  input("send").disabled = false;
   part("model").textContent = `${about.model}, ${about.axes.length} values, basis ${about.basis}`;
   document.title = `${about.model} – tinylora-edge`;
-  const length = /** @type {HTMLInputElement} */ (part("length"));
-  length.max = String(about.max_tokens);
-  part("command").textContent =
-    `tinylora-edge run ${about.model} --vector ${about.user}.bin --stream ${about.user} "${prompt.value}"`;
+  input("length").max = String(about.max_tokens);
   part("clicks-note").textContent = about.feedback
     ? "Likes and dislikes move the bars, each by a little: to where what you like is likelier."
     : "This server learns from no clicks. That of tinylora-edge play does.";
-  const root = /** @type {HTMLFieldSetElement} */ (part("sliders"));
-  sliders = new Sliders(root, about.axes, about.reach, moved);
-  sliders.set(about.vector.values);
-  learned = about.learned;
+  reach = about.reach;
+  rows = about.axes.map(makeRow);
+  part("sliders").append(...rows.map((row) => row.root));
+  show(about.vector.values);
   take(about.vector);
   listen();
   refresh();

@@ -1,4 +1,6 @@
-// The server: what the page asks it, with the token in the header, and its events as they come.
+// The server: the token of the page, what it asks with it in the header, and events as they come.
+
+const NAME = "tinylora-token";
 
 /** An error that the server answered with, or the lack of an answer. */
 export class ServerError extends Error {
@@ -29,129 +31,79 @@ export class ServerError extends Error {
  * @property {number} max_tokens of an answer.
  * @property {Vector} vector that the page begins with.
  * @property {Vector} learned what clicks made.
- *
- * @typedef {object} Chunk a chunk of a chat completion
- * @property {string} id
- * @property {{delta: {content?: string}, finish_reason: string | null}[]} choices
- * @property {{completion_tokens: number}} [usage]
  */
 
-/** The server that this page came from. */
-export class Server {
-  /** @param {string} token */
-  constructor(token) {
-    this.headers = { Authorization: `Bearer ${token}` };
+/**
+ * Return the token. It leaves the address bar, so that it is not shared with the address; a reload finds it again.
+ *
+ * @returns {string} the token; empty where there is none.
+ */
+function takeToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) {
+    sessionStorage.setItem(NAME, given);
+    history.replaceState(null, "", location.pathname);
   }
+  // Another token that is opened in this tab is a jump inside the page for a browser.
+  addEventListener("hashchange", () => location.hash.startsWith("#token=") && location.reload());
+  return given ?? sessionStorage.getItem(NAME) ?? "";
+}
 
-  /** @returns {Promise<About>} */
-  async about() {
-    return (await this.#send("/v1/page")).json();
-  }
+const token = takeToken();
 
-  /**
-   * @param {number[]} values
-   * @returns {Promise<Vector>} the vector of these values.
-   */
-  async make(values) {
-    return (await this.#post("/v1/page/vector", { values })).json();
+/**
+ * Send a request with the token.
+ *
+ * @param {string} path
+ * @param {object | Blob} [body] an object goes as JSON, a file as its bytes.
+ * @param {AbortSignal} [signal] that ends it.
+ * @returns {Promise<Response>}
+ */
+export async function send(path, body, signal) {
+  /** @type {RequestInit} */
+  const options = { signal, headers: { Authorization: `Bearer ${token}` } };
+  if (body) {
+    const file = body instanceof Blob;
+    options.method = "POST";
+    options.body = file ? body : JSON.stringify(body);
+    options.headers = { ...options.headers, "Content-Type": `application/${file ? "octet-stream" : "json"}` };
   }
-
-  /**
-   * @param {BodyInit} data bytes or text of a file.
-   * @returns {Promise<Vector>} the vector in it.
-   */
-  async open(data) {
-    const headers = { "Content-Type": "application/octet-stream" };
-    return (await this.#send("/v1/page/vector", { method: "POST", body: data, headers })).json();
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (/** @type {Error} */ (error).name === "AbortError") throw error;
+    throw new ServerError("the server does not answer: was it ended?", "unreachable");
   }
-
-  /**
-   * @param {string} vector a frame.
-   * @returns {Promise<Blob>} its QR code.
-   */
-  async picture(vector) {
-    return (await this.#post("/v1/page/qr", { vector })).blob();
-  }
-
-  /**
-   * @param {string} vector a frame.
-   * @returns {Promise<{kl: number, standard_error: number, prompts: number}>} how far it is from the base.
-   */
-  async drift(vector) {
-    return (await this.#post("/v1/page/drift", { vector })).json();
-  }
-
-  /**
-   * @param {string} id of an answer.
-   * @param {1 | -1} reward for a like or a dislike.
-   */
-  async tell(id, reward) {
-    await this.#post("/v1/feedback", { id, reward });
-  }
-
-  /**
-   * Ask for an answer.
-   *
-   * @param {object} body of a chat completion.
-   * @param {AbortSignal} signal that ends it.
-   * @returns {AsyncGenerator<Chunk>} its chunks.
-   */
-  async *stream(body, signal) {
-    const asked = { ...body, stream: true, stream_options: { include_usage: true } };
-    const response = await this.#post("/v1/chat/completions", asked, signal);
-    for await (const data of events(response)) {
-      if (data === "[DONE]") return;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new ServerError(chunk.error.message, chunk.error.code);
-      yield chunk;
-    }
-    throw new ServerError("the server ended in the middle of the answer", "cut");
-  }
-
-  /**
-   * @param {string} path
-   * @param {object} body
-   * @param {AbortSignal} [signal]
-   */
-  #post(path, body, signal) {
-    const headers = { "Content-Type": "application/json" };
-    return this.#send(path, { method: "POST", body: JSON.stringify(body), headers, signal });
-  }
-
-  /**
-   * @param {string} path
-   * @param {RequestInit} [options]
-   * @returns {Promise<Response>}
-   */
-  async #send(path, options = {}) {
-    let response;
-    try {
-      response = await fetch(path, { ...options, headers: { ...options.headers, ...this.headers } });
-    } catch (error) {
-      if (/** @type {Error} */ (error).name === "AbortError") throw error;
-      throw new ServerError("the server does not answer: was it ended?", "unreachable");
-    }
-    if (response.ok) return response;
-    const said = await response.json().catch(() => null);
-    throw new ServerError(said?.error?.message ?? `status ${response.status}`, said?.error?.code ?? "");
-  }
+  if (response.ok) return response;
+  const said = await response.json().catch(() => null);
+  throw new ServerError(said?.error?.message ?? `status ${response.status}`, said?.error?.code ?? "");
 }
 
 /**
- * @param {Response} response a stream of events.
- * @returns {AsyncGenerator<string>} the data of each.
+ * Ask for an answer.
+ *
+ * @param {object} body of a chat completion.
+ * @param {AbortSignal} signal that ends it.
+ * @returns {AsyncGenerator<any>} its chunks.
  */
-async function* events(response) {
+export async function* stream(body, signal) {
+  const asked = { ...body, stream: true, stream_options: { include_usage: true } };
+  const response = await send("/v1/chat/completions", asked, signal);
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
   const decoder = new TextDecoder();
   let left = "";
   for (;;) {
     const { done, value } = await reader.read();
-    if (done) return;
+    if (done) throw new ServerError("the server ended in the middle of the answer", "cut");
     const lines = (left + decoder.decode(value, { stream: true })).split("\n");
     left = /** @type {string} */ (lines.pop());
     for (const line of lines) {
-      if (line.startsWith("data: ")) yield line.slice("data: ".length);
+      if (line === "data: [DONE]") return;
+      if (!line.startsWith("data: ")) continue;
+      const chunk = JSON.parse(line.slice("data: ".length));
+      if (chunk.error) throw new ServerError(chunk.error.message, chunk.error.code);
+      yield chunk;
     }
   }
 }
