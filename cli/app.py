@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import signal
 import sys
 import traceback
 from contextlib import suppress
+from importlib import metadata
 from types import FrameType
 from typing import Annotated, Any
 
@@ -15,9 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import TinyLoraError
-from ..system import set_waiting
+from ..system import __version__, set_waiting
 from . import console
-from .version import print_version
 
 COMMANDS = {
     "Start here": {
@@ -55,6 +56,9 @@ COMMANDS = {
     },
 }
 """All commands by what people want to do: name -> module below `tinylora_edge.cli`, and function."""
+
+ENGINES = {"llama-cpp-python": "llama", "onnxruntime": "onnx", "onnxruntime-genai": "onnx"}
+"""Distributions of engines, and the extra that installs each."""
 
 _PLACES = {name: place for section in COMMANDS.values() for name, place in section.items()}
 _INTERRUPTED = 128 + signal.SIGINT
@@ -115,7 +119,7 @@ class _Root(TyperGroup):
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
-    name="tinylora-edge",
+    name=console.NAME,
     cls=_Root,
     help="Personalize a frozen language model on a device with a dozen numbers.",
     epilog="tinylora-edge COMMAND --help explains a command, with examples.",
@@ -128,7 +132,13 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        print_version()
+        console.say(f"{console.NAME} {__version__}")
+        console.say(f"  Python {platform.python_version()} ({platform.system()} {platform.machine()})")
+        for name, extra in ENGINES.items():  # asked of their packages, which are not imported
+            try:
+                console.say(f"  {name} {metadata.version(name)}")
+            except metadata.PackageNotFoundError:
+                console.say(f'  {name} is not installed: pip install "tinylora-edge[{extra}]"')
         raise typer.Exit
 
 

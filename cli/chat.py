@@ -1,66 +1,66 @@
-"""`chat`: a conversation, in which the micro-vector can be exchanged."""
+"""`chat`: a conversation, in which the micro-vector can be exchanged, and moves towards what is liked."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .. import MicroVector, TinyLoraError
 from . import console, keyfiles, vectors
-from .generation import (
+from .options import (
+    EngineOption,
+    GpuLayersOption,
+    KeysOption,
+    RunnableArgument,
+    StreamOption,
+    ThreadsOption,
+)
+from .run import (
     AnswerStream,
     ContextOption,
     MaxTokensOption,
-    RunnableArgument,
     SeedOption,
     SystemOption,
     TemperatureOption,
-    awaited,
+    VectorOption,
+    Wrapped,
     load,
     messages,
     take_any_bytes,
     write,
 )
-from .liking import Liking, Said
-from .options import (
-    BundleKeysOption,
-    EngineOption,
-    GpuLayersOption,
-    KeysOption,
-    MarkStreamOption,
-    StateOption,
-    ThreadsOption,
-)
-from .wrapping import Wrapped, columns
 
 if TYPE_CHECKING:
     from ..runtime import TinyLoraLlama, TinyLoraOnnx
+    from ..runtime.feedback.clicks import Clicks
 
-_COMMANDS = {
-    "/help": ("", "list these"),
-    "/clear": ("", "forget the conversation; the vector stays"),
-    "/vector": ("FILE", "exchange the vector; alone, it says which one is active"),
-    "/base": ("", "back to the base; the conversation stays"),
-    "/like": ("", "the last answer is as wanted: the vector moves, in some seconds"),
-    "/dislike": ("", "the last answer is not as wanted"),
-    "/save": ("FILE", "write the vector as it is now"),
-    "/quit": ("", "leave, as /exit and the end of input do"),
-}
-"""What may be typed in the place of a turn: what stands behind it, and what it does."""
+_COMMANDS = """\
+/vector FILE  exchange the vector; alone, it says which one is active
+/base         back to the base; the conversation stays
+/like         the last answer is as wanted: the vector moves, in some seconds
+/dislike      the last answer is not as wanted
+/save FILE    write the vector as it is now
+/clear        forget the conversation; the vector stays
+/quit         leave, as /exit and the end of input do"""
+"""What may be typed in the place of a turn."""
+
+_STEP = 256  # tokens by which the room for a prompt with its answer grows
+_MORE = 16  # an answer read again may have a few tokens more than it was written with
 
 
 def chat(
     bundle: RunnableArgument,
-    vector: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The vector to start with. [default: none, the base]")
-    ] = None,
+    vector: VectorOption = None,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
@@ -70,9 +70,7 @@ def chat(
     engine: EngineOption = None,
     system: SystemOption = None,
     keys: KeysOption = None,
-    bundle_keys: BundleKeysOption = None,
-    state: StateOption = None,
-    stream: MarkStreamOption = "",
+    stream: StreamOption = "",
 ) -> None:
     """Talk with the model, and change its vector on the way.
 
@@ -86,16 +84,14 @@ def chat(
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy = keyfiles.policy(keys, state, bundle_keys)
-    stream = keyfiles.stream_of(stream)
+    policy, stream = keyfiles.policy(keys), keyfiles.stream_of(stream)
     llm = load(bundle, vector, n_ctx, threads, engine, policy, stream, gpu_layers)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     take_any_bytes()
     if interactive:
         _note(f"{_state(llm.vector)}. /help lists the commands.")
-    conversation = Conversation(llm, system, options, stream, threads)
-    with closing(conversation):
+    with closing(Conversation(llm, system, options, stream, threads)) as conversation:
         for line in _lines(interactive):
             try:
                 if not conversation.take(line, interactive):
@@ -107,11 +103,7 @@ def chat(
 
 
 class Conversation:
-    """Messages so far, and what a line of input does to them and to the vector.
-
-    Attributes:
-        messages: what was said.
-    """
+    """Messages so far, and what a line of input does to them and to the vector."""
 
     def __init__(
         self,
@@ -128,7 +120,7 @@ class Conversation:
         self._threads = threads
         self._liking: Liking | None = None
         self._last: Said | None = None  # the answer that may be liked
-        self.messages = list(self._start)
+        self._messages = list(self._start)
 
     def close(self) -> None:
         """Forget what was liked."""
@@ -154,14 +146,15 @@ class Conversation:
             self._begin_anew()
             _note(_state(None))
         elif word == "/clear":
-            self.messages, self._last = list(self._start), None
+            self._messages, self._last = list(self._start), None
             _note("the conversation is forgotten")
         elif word in ("/like", "/dislike"):
             self._click(1 if word == "/like" else -1, interactive)
         elif word == "/save":
             self._save(rest)
         elif word == "/help":
-            _print_help()
+            for each in _COMMANDS.splitlines():
+                console.note(each)
         else:
             raise console.CommandError(f"unknown command {line.strip()!r}: /help lists the commands")
         return True
@@ -186,7 +179,7 @@ class Conversation:
             self._liking = Liking(self._llm, self._threads)
             self._liking.begin_with(self._llm.vector)
         try:
-            with console.working("learning from the answer"):
+            with console.progress("learning from the answer"):
                 moved = self._liking.tell(self._last, reward)
         except KeyboardInterrupt:
             if not interactive:
@@ -216,12 +209,12 @@ class Conversation:
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 
     def _turn(self, text: str, interactive: bool) -> None:
-        asked = [*self.messages, *messages(None, text)]
+        asked = [*self._messages, *messages(None, text)]
         answer = AnswerStream()
-        wrap = Wrapped(write, columns) if sys.stdout.isatty() else None
+        wrap = Wrapped(write) if sys.stdout.isatty() else None
         with _interrupt_stops(interactive) as stopped:
             chunks = self._llm.create_chat_completion(asked, stream=True, **self._options)
-            for piece in awaited(answer.stream(chunks)):
+            for piece in answer.awaited(chunks):
                 wrap.add(piece) if wrap else write(piece)
                 if stopped:
                     chunks.close()
@@ -229,25 +222,106 @@ class Conversation:
         if wrap:
             wrap.end()
         write("\n")
-        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        self._messages = [*asked, {"role": "assistant", "content": answer.text}]
         ended = not stopped and answer.finish_reason == "stop"
         self._last = Said(asked, answer.text, ended, self._options["temperature"]) if answer.text else None
 
 
+@dataclass(frozen=True)
+class Said:
+    """An answer in a conversation.
+
+    Attributes:
+        messages: what it answers.
+        text: the answer.
+        ended: it ended by itself.
+        temperature: that it was drawn at.
+    """
+
+    messages: Sequence[dict[str, str]]
+    text: str
+    ended: bool
+    temperature: float
+
+
+class Liking:
+    """What the likes and dislikes of one conversation say, counted from the vector that it began with.
+
+    Another vector begins anew: `begin_with`. The state is kept for as long as this lives.
+
+    Args:
+        llm: the model of the conversation; its vector is left alone.
+        threads: cores to use; None for all.
+
+    Raises:
+        CommandError: the engine cannot score answers.
+    """
+
+    def __init__(self, llm: TinyLoraLlama | TinyLoraOnnx, threads: int | None) -> None:
+        if not llm.model_path.endswith(".gguf"):
+            raise console.CommandError(
+                "likes and dislikes need llama.cpp, which scores answers, and this is ONNX Runtime: "
+                "start the chat with --engine llama"
+            )
+        self._llm: Any = llm
+        self._threads = threads
+        self._start: MicroVector | None = None
+        self._clicks: Clicks | None = None
+        self._room = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.count = 0
+
+    def begin_with(self, vector: MicroVector | None) -> None:
+        """Forget what was clicked; what comes moves this vector, or the base."""
+        self.close()
+        self._start, self.count = vector, 0
+
+    def tell(self, said: Said, reward: int) -> MicroVector:
+        """Learn that an answer was liked (+1), or was not (-1), and return the vector of now.
+
+        Raises:
+            TrainError: the answer is empty, or the model's logits are not finite. Nothing was learned.
+        """
+        from ..runtime.feedback.given import Given
+        from ..runtime.llama.prompts import encode, turn_end
+
+        prompt = encode(self._llm, list(said.messages)).tolist()
+        tokens = self._llm.tokenize(said.text.encode(), add_bos=False, special=False)
+        if said.ended:
+            tokens = [*tokens, turn_end(self._llm)]
+        clicks, state = self._ready(len(prompt) + len(tokens) + _MORE)
+        given = Given(tuple(prompt), tuple(tokens), self._llm.vector, said.temperature)
+        moved = clicks.tell(state, given, reward)
+        self.count += 1
+        return moved
+
+    def close(self) -> None:
+        """Free the contexts, and forget."""
+        if self._clicks is not None:
+            self._clicks.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._clicks = self._folder = None
+        self._room = 0
+
+    def _ready(self, room: int) -> tuple[Clicks, Path]:
+        """Return what learns, with room for so many tokens, and the file of its state."""
+        from ..runtime.feedback.clicks import Clicks
+        from ..runtime.llama.batch import Batch
+
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="tinylora-chat-")
+        if self._clicks is None or room > self._room:
+            if self._clicks is not None:
+                self._clicks.close()
+            self._room = -(-room // _STEP) * _STEP
+            batch = Batch(self._llm, n_ctx_seq=self._room, sequences=2, n_threads=self._threads)
+            self._clicks = Clicks(self._llm.basis, batch, start=self._start)
+        return self._clicks, Path(self._folder.name) / "clicks.state"
+
+
 def _note(text: str) -> None:
     console.note(text, "dim")  # what is not the model's
-
-
-def _print_help() -> None:
-    typed = {f"{name} {argument}".strip(): purpose for name, (argument, purpose) in _COMMANDS.items()}
-    longest = max(map(len, typed))
-    beside = longest + 2 + max(map(len, typed.values())) <= console.stderr().width
-    for name, purpose in typed.items():
-        if beside:
-            console.note(f"{name:<{longest}}  {purpose}")
-        else:
-            console.note(name)
-            console.indented(purpose, 4, console.stderr())
 
 
 @contextmanager

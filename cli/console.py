@@ -1,6 +1,6 @@
-"""Output of the commands: reports on stdout, warnings, progress and the error line on stderr.
+"""Output of the commands: reports on stdout; warnings, progress and the one line of an error on stderr.
 
-In a pipe nothing here writes a control code or wraps a line to a terminal that is not there.
+In a pipe nothing here writes a control code, or folds a line to a terminal that is not there.
 """
 
 from __future__ import annotations
@@ -9,31 +9,44 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 import textwrap
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
 
 from ..errors import TinyLoraError, TinyLoraWarning
-from . import shell
 
 if TYPE_CHECKING:
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
     from rich.table import Table
 
-_NARROW = 60  # columns below which labels may be broken
-_SHORTEST, _LONGEST = 4, 40  # columns of a bar
+NAME = "tinylora-edge"
+
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
+_PIPE_SECONDS = 10.0  # between lines of progress in a pipe
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class CommandError(TinyLoraError):
     """A command cannot do what it was asked to, for a reason that lies in the command line itself."""
+
+
+class Show(Protocol):
+    """Shows how far a command is: a text, and how much is done of how much. What is left out stays."""
+
+    def __call__(
+        self, text: str | None = None, *, done: float | None = None, total: float | None = None
+    ) -> None:
+        """Show them; from any thread."""
 
 
 def stdout() -> Console:
@@ -51,45 +64,29 @@ def say(text: str = "") -> None:
     stdout().print(Text(harmless(text)), soft_wrap=True)
 
 
-def prose(text: str) -> None:
+def prose(text: str, indent: int = 0) -> None:
     """Print sentences on stdout: a line in a pipe, and broken between words on a terminal."""
-    indented(text, 0)
-
-
-def indented(text: str, columns: int, screen: Console | None = None) -> None:
-    """Print sentences, indented: a line in a pipe, and broken between words on a terminal.
-
-    Args:
-        text: the sentences.
-        columns: of the indent.
-        screen: where; None for stdout.
-    """
-    out = screen or stdout()
-    lines = [harmless(text)]
+    out, lines = stdout(), [harmless(text)]
     if out.is_terminal:
-        lines = _wrapped(lines[0], out.width - columns)
+        width = max(out.width - indent, 10)
+        lines = textwrap.wrap(lines[0], width, break_on_hyphens=False, break_long_words=False) or [""]
     for line in lines:
-        out.print(Text(" " * columns + line), soft_wrap=True)
-
-
-def titled(title: str, text: str) -> None:
-    """Print a title, and a sentence behind it."""
-    _print_prose(stdout(), Text(harmless(title), "bold").append(f": {harmless(text)}", "not bold"))
+        out.print(Text(" " * indent + line), soft_wrap=True)
 
 
 def note(text: str, style: str = "") -> None:
     """Print sentences on stderr: a line in a pipe, and broken between words on a terminal."""
-    _print_prose(stderr(), Text(_one_line(text), style))
+    _print_on_stderr(Text(_one_line(text), style))
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    _print_prose(stderr(), Text("warning: ", "yellow").append(_one_line(text), ""))
+    _print_on_stderr(Text("warning: ", "yellow").append(_one_line(text), ""))
 
 
 def fail(error: BaseException) -> None:
     """Print an error on stderr, in one line of a pipe."""
-    _print_prose(stderr(), Text("error: ", "bold red").append(_one_line(describe(error)), "not bold default"))
+    _print_on_stderr(Text("error: ", "bold red").append(_one_line(describe(error)), "not bold default"))
 
 
 def describe(error: BaseException) -> str:
@@ -119,7 +116,7 @@ def facts(rows: Sequence[tuple[str, str]], title: str = "") -> None:
     table = Table(
         title=title or None, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
     )
-    table.add_column(style="dim", overflow="fold", no_wrap=width() >= _NARROW)
+    table.add_column(style="dim", overflow="fold")
     table.add_column(overflow="fold")
     for label, value in rows:
         table.add_row(Text(harmless(label)), Text(harmless(value)))
@@ -135,22 +132,16 @@ def print_table(table: Table) -> None:
         print(line.rstrip(), file=console.file)
 
 
-def width() -> int:
-    """Return the columns of stdout: those of the terminal, or those that a pipe is given."""
-    return stdout().width
-
-
-def fits(table: Table) -> bool:
-    """Tell whether a table fits stdout with no cell broken."""
-    from rich.measure import Measurement
-
-    screen = stdout()
-    return Measurement.get(screen, screen.options.update(width=10_000), table).maximum <= screen.width
-
-
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 prompt`, `1,024 prompts`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def megabytes(size: float) -> str:
+    """Return a size for reading: `4.7 GB`, `98.4 MB`, or `731 bytes`."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size:,.0f} bytes"
 
 
 def harmless(text: str) -> str:
@@ -158,111 +149,79 @@ def harmless(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
-command = shell.command
-"""Return a command of ours as it is typed in a shell."""
+def command(*words: object) -> str:
+    """Return a command of ours as it is typed in a shell, from where the user stands."""
+    return shlex.join([typed(), *map(str, words)])
 
 
 def next_command(*words: object) -> None:
     """Print the command to type next."""
-    text = f"next: {command(*words)}"
-    if len(text) <= width() or not stdout().is_terminal:
-        say(text)
-    else:
-        say("next:")
-        _say_command(command(*words))
+    say(f"next: {command(*words)}")
 
 
-def next_commands(steps: Sequence[tuple[Sequence[object], str]]) -> None:
-    """Print commands to choose the next from, each with what it does, side by side where there is room."""
-    typed = [command(*words) for words, _ in steps]
-    longest = max(map(len, typed))
-    say("next:")
-    for text, (_, purpose) in zip(typed, steps, strict=True):
-        if longest + len(purpose) + 6 <= width():
-            say(f"  {text:<{longest}}  # {purpose}")
-        else:
-            indented(f"# {purpose}", 2)
-            _say_command(text)
-
-
-def _say_command(text: str) -> None:
-    for line in shell.broken(text, width() - 2 if stdout().is_terminal else None):
-        say(f"  {line}")
-
-
-def megabytes(size: int) -> str:
-    """Return a size for reading: `98.4 MB`, or `731 bytes`."""
-    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size:,} bytes"
-
-
-def bars(*columns: ProgressColumn) -> Progress:
-    """Return progress bars that go when they are done; in a pipe, nothing."""
-    from rich.progress import Progress
-
-    screen = stderr()
-    quiet = not screen.is_terminal or screen.is_dumb_terminal
-    return Progress(*columns, console=screen, transient=True, disable=quiet)
-
-
-def words(template: str) -> TextColumn:
-    """Return a column of progress bars with text, which a narrow terminal breaks between words."""
-    from rich.progress import TextColumn
-    from rich.table import Column
-
-    return TextColumn(template, markup=False, table_column=Column(no_wrap=False, overflow="fold"))
-
-
-def bar(beside: int) -> BarColumn:
-    """Return the bar of progress bars, as long as the terminal has room for beside the other columns."""
-    from rich.progress import BarColumn
-
-    return BarColumn(bar_width=max(_SHORTEST, min(_LONGEST, stderr().width - beside)))
+def typed() -> str:
+    """Return what runs this program again: its name, or the path that was typed where PATH lacks it."""
+    path = Path(sys.argv[0])
+    if path.stem != NAME or not path.is_file():  # a test, or an app that calls the commands
+        return NAME
+    found = shutil.which(NAME)
+    if found is not None and os.path.samefile(found, path):
+        return NAME
+    absolute, here = path.absolute(), Path.cwd()
+    if not absolute.is_relative_to(here):
+        return str(absolute)
+    below = absolute.relative_to(here)
+    return str(below) if len(below.parts) > 1 else os.path.join(os.curdir, below)
 
 
 @contextmanager
-def working(what: str) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what is being done, and for how long, where nothing says how much is left.
-
-    Gives what says the next thing; it may be called after the end, and does nothing then.
-    """
-    from rich.progress import SpinnerColumn, TimeElapsedColumn
-
-    with bars(SpinnerColumn(), words("{task.description}"), TimeElapsedColumn()) as shown:
-        task = shown.add_task(harmless(what), total=None)
-
-        def go_on(what: str) -> None:
-            shown.update(task, description=harmless(what))
-
-        yield go_on
-
-
-@contextmanager
-def progress(modules: int, size: int) -> Iterator[Callable[[str, int], None]]:
-    """Show how far an export is: modules done, bytes of weights, time left. In a pipe, nothing.
+def progress(what: str, total: float | None = None) -> Iterator[Show]:
+    """Show how far a command is: live on a terminal; in a pipe a line every ten seconds, `... WHAT`.
 
     Args:
-        modules: how many there are.
-        size: bytes of their weights.
+        what: is being done.
+        total: of what is counted; None: nothing says how much is left.
     """
-    from rich.progress import DownloadColumn, SpinnerColumn, TimeRemainingColumn
+    screen = stderr()
+    if screen.is_terminal and not screen.is_dumb_terminal:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
-    columns = (
-        SpinnerColumn(),
-        words("{task.fields[done]}/{task.fields[modules]} modules"),
-        bar(beside=45),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-    )
-    with bars(*columns) as shown:
-        task = shown.add_task("", total=size, done=0, modules=modules)
-        done = 0
+        words = TextColumn(
+            "{task.description}", markup=False, table_column=Column(no_wrap=False, overflow="fold")
+        )
+        bar = [BarColumn(bar_width=max(4, min(30, screen.width - 60)))] if total else []
+        columns = (SpinnerColumn(), words, *bar, TimeElapsedColumn())
+        with Progress(*columns, console=screen, transient=True) as shown:
+            task = shown.add_task(harmless(what), total=total)
 
-        def step(module: str, size: int) -> None:
-            nonlocal done
-            done += 1
-            shown.update(task, advance=size, done=done)
+            def show(
+                text: str | None = None, *, done: float | None = None, total: float | None = None
+            ) -> None:
+                said = None if text is None else harmless(text)
+                shown.update(task, description=said, completed=done, total=total)
 
-        yield step
+            yield show
+        return
+    now: dict[str, Any] = {"text": what, "done": None, "total": total}
+    ended = threading.Event()
+
+    def tell() -> None:
+        began = time.monotonic()
+        while not ended.wait(_PIPE_SECONDS):
+            share = f", {now['done'] / now['total']:.0%}" if now["done"] and now["total"] else ""
+            note(f"... {now['text']}{share} ({time.monotonic() - began:.0f} s)")
+
+    def remember(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
+        now.update({k: v for k, v in (("text", text), ("done", done), ("total", total)) if v is not None})
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield remember
+    finally:
+        ended.set()
+        teller.join()
 
 
 @contextmanager
@@ -336,12 +295,8 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
-def _wrapped(text: str, columns: int) -> list[str]:
-    """Break a text between words; one that is longer than a line, a path say, is left to the terminal."""
-    return textwrap.wrap(text, max(columns, 10), break_on_hyphens=False, break_long_words=False) or [""]
-
-
-def _print_prose(console: Console, text: Text) -> None:
+def _print_on_stderr(text: Text) -> None:
+    console = stderr()
     console.print(text, soft_wrap=not console.is_terminal)
 
 

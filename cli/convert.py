@@ -16,8 +16,8 @@ from .options import (
     ForceOption,
     JsonOption,
     KeysOption,
-    MarkStreamOption,
     OutputOption,
+    StreamOption,
     VectorArgument,
 )
 
@@ -40,7 +40,7 @@ def convert(
         typer.Option(metavar="DIR", help="The Hugging Face model that the LoRA is for: with --to peft."),
     ] = None,
     keys: KeysOption = None,
-    stream: MarkStreamOption = "",
+    stream: StreamOption = "",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:

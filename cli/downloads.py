@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from . import console
 
@@ -35,8 +31,14 @@ def fetch(found: Selection) -> ResolvedModel:
             console.note(f"{what} from {part.repository}: {gigabytes(part.bytes)}")
         if missing < found.bytes:
             console.note(f"in the cache: {gigabytes(found.bytes - missing)}")
-    with _progress(found.bytes if missing else 0) as step:
-        return found.fetch(step)
+    with console.progress("downloading", found.bytes if missing else None) as show:
+        return found.fetch(
+            lambda name, done, total: show(
+                f"{name.rpartition('/')[2][-40:]}, {gigabytes(done)} of {gigabytes(total)}",
+                done=done,
+                total=total,
+            )
+        )
 
 
 def sources(provenance: Any) -> list[tuple[str, str]]:
@@ -54,25 +56,3 @@ def gigabytes(size: int) -> str:
     if size >= 1_000_000_000:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.0f} MB" if size >= 10_000_000 else console.megabytes(size)
-
-
-@contextmanager
-def _progress(size: int) -> Iterator[Callable[[str, int, int], None]]:
-    """Show how far a download is. In a pipe, and where there is nothing to download, nothing."""
-    if not size:
-        yield lambda name, done, total: None
-        return
-    columns = (
-        console.words("{task.description}"),
-        console.bar(beside=80),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with console.bars(*columns) as bar:
-        task = bar.add_task("downloading", total=size)
-
-        def step(name: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=name.rpartition("/")[2][-40:])
-
-        yield step

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -260,16 +262,30 @@ def export(
         workers=workers,
         provenance=files.provenance,
     )
-    with console.progress(len(planned.modules), planned.bytes) as step:
-        report = planned.run(step, _stage)
+    with module_progress(len(planned.modules), planned.bytes) as (step, stage):
+        report = planned.run(step, stage)
     seconds = time.perf_counter() - start
     export_report.print_report(planned.base.name, report, files.provenance, seconds, as_json)
 
 
-def _stage(what: str) -> None:
-    """Say on a terminal what goes on after the bar has run full."""
-    if console.stderr().is_terminal:
-        console.note(f"{what} ...")
+@contextmanager
+def module_progress(modules: int, size: int) -> Iterator[tuple[Callable[[str, int], None], console.Show]]:
+    """Show how far an export is.
+
+    Args:
+        modules: how many there are.
+        size: bytes of their weights.
+
+    Yields what counts a module with its bytes, and what says what comes after the last one.
+    """
+    done = [0, 0]
+    with console.progress("reading the model", size) as show:
+
+        def step(module: str, size: int) -> None:
+            done[0], done[1] = done[0] + 1, done[1] + size
+            show(f"{done[0]}/{modules} modules, {console.megabytes(done[1])}", done=done[1])
+
+        yield step, show
 
 
 def split_targets(given: list[str]) -> tuple[str, ...]:
@@ -282,7 +298,7 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
 
     found = Bundle.find(bundle)
     before = found.basis.base_fingerprints
-    with console.working(f"comparing the weights of {base} with the factors"):
+    with console.progress(f"comparing the weights of {base} with the factors"):
         basis, worst = add_base(bundle, base)
     if basis.base_fingerprints != before and read_signature(found) is not None:
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")

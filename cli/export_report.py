@@ -70,7 +70,7 @@ def print_report(
         ("projections", _DESCRIBED[_projections(basis)]),
         (
             "on the wire",
-            f"{wire['fp32']['crc-32']} bytes in fp32, {wire['bf16']['crc-32']} in bf16, framed",
+            ", ".join(f"{wire[dtype]['crc-32']} bytes in {dtype}" for dtype in wire) + ", framed",
         ),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
     ]
@@ -97,16 +97,18 @@ def print_report(
 
 
 def _say_next(report: ExportReport, basis: Basis) -> None:
-    """Print the commands that find a vector, and that which learns directions where they are random."""
+    """Print the commands that find a vector, the better way first."""
     bundle = report.output
-    find: tuple[object, ...] = (bundle, "--task", "brevity", "-o", "brief.bin")
-    steps: list[tuple[tuple[object, ...], str]] = [(("tune", *find), "find a vector here, without PyTorch")]
+    find = (bundle, "--task", "brevity", "-o", "brief.bin")
+    learned = _projections(basis) == "learned"
+    console.say("next:")
     if report.base_placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
-        steps.append((("train", *find), "find a better one, with PyTorch"))
-        if _projections(basis) == "random" and basis.size <= 13:  # more random numbers hold more
+        if not learned and basis.size <= 13:  # more random numbers hold more
             learn = ("learn", bundle, "-o", bundle.with_name(f"{bundle.name}-learned"))
-            steps.insert(0, (learn, "first, and better: 13 learned directions, with PyTorch"))
-    console.next_commands(steps)
+            console.say(f"  {console.command(*learn)}  # first: directions that hold more")
+        console.say(f"  {console.command('train', *find)}  # with PyTorch")
+    if learned or report.base_placed is None:  # 13 random numbers are too few for what `tune` can see
+        console.say(f"  {console.command('tune', *find)}  # without PyTorch, on a device too")
 
 
 def _projections(basis: Basis) -> str:

@@ -13,7 +13,7 @@ from ..shipping import layout
 from ..system import atomic_write
 from ..wire import frame
 from . import console, keyfiles, vectors
-from .options import BasisArgument, JsonOption, KeysOption, PublishedStreamOption, Require, StateOption
+from .options import BasisArgument, JsonOption, KeysOption, PublishedStreamOption, StateOption
 
 
 def fetch(
@@ -38,13 +38,13 @@ def fetch(
     """
     from ..shipping.fetch import fetch as fetch_frame
 
-    policy = keyfiles.policy(keys, state, keyless=Require.checksum)
+    policy = keyfiles.policy(keys, state, keyless="checksum")
     if not output.parent.is_dir():
         raise FileNotFoundError(
             f"{output.parent} is not a directory: make it first, or choose another output"
         )
     basis = vectors.find_basis(bundle)
-    with console.working(f"asking {url}"):
+    with console.progress(f"asking {url}"):
         got = fetch_frame(url, basis, stream, deadline=deadline)
     data = got.data
     assert data is not None  # no ETag was sent

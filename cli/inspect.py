@@ -12,7 +12,7 @@ from ..formats.signatures import check_bundle, read_signature
 from ..projection import EXPLICIT
 from ..trust import Bundles
 from . import console, downloads, keyfiles, vectors
-from .options import JsonOption, KeysOption, MarkStreamOption
+from .options import JsonOption, KeysOption, StreamOption
 
 
 def inspect(
@@ -27,7 +27,7 @@ def inspect(
         Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for: to check it as a device.")
     ] = None,
     keys: KeysOption = None,
-    stream: MarkStreamOption = "",
+    stream: StreamOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
@@ -116,7 +116,7 @@ def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _inspect_model(path: Path, rules: Bundles, as_json: bool) -> None:
-    with console.working(f"checking {path}"):
+    with console.progress(f"checking {path}"):
         record = _checked(path, rules)
     if as_json:
         console.print_json(record)

@@ -17,7 +17,6 @@ from ..shipping import layout
 from ..system import atomic_write
 from ..wire import tags
 from . import console
-from .options import Require
 
 T = TypeVar("T")
 
@@ -70,7 +69,7 @@ def policy(
     state: Path | None = None,
     bundle_keys: Sequence[Path] | None = None,
     *,
-    keyless: Require = Require.none,
+    keyless: str = "none",
 ) -> Policy:
     """Return the policy of a device that trusts these keys; without any, `keyless` is the least of a tag.
 
@@ -78,7 +77,7 @@ def policy(
     """
     trusted = verifiers(keys)
     return Policy(
-        None if trusted else keyless.value, keys=trusted, bundle_keys=public_keys(bundle_keys), state=state
+        None if trusted else keyless, keys=trusted, bundle_keys=public_keys(bundle_keys), state=state
     )
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from . import console
 from .options import JsonOption
@@ -71,7 +69,12 @@ def learn(
     folder = output.with_name(f"{output.name}.learn")
     settings = LearnSettings(directions=directions, questions=questions, seed=seed)
     began = time.monotonic()
-    with _progress(len(chosen)) as report:
+    with console.progress("asking the model", len(chosen)) as show:
+
+        def report(row: dict[str, Any]) -> None:
+            said = f"{row['name']}: {row['before']:.2f} nats a token"
+            show(f"behaviour {row['done']}/{len(chosen)}, {said}", done=row["done"])
+
         learned = learn_basis(
             bundle,
             folder,
@@ -127,23 +130,3 @@ def _behaviours(path: Path | None, only: bool) -> list[Behaviour]:
     shipped = () if only else load_behaviours(split="learn")
     own = () if path is None else load_behaviours(path, split="learn", beside=shipped)
     return [*shipped, *own]
-
-
-@contextmanager
-def _progress(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show on a terminal how far each behaviour moves the model."""
-    columns = (
-        SpinnerColumn(),
-        console.words("behaviour {task.completed}/{task.total}"),
-        console.bar(beside=66),
-        console.words("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with console.bars(*columns) as bar:
-        task = bar.add_task("", total=count, figures="asking the model")
-
-        def show(figures: dict[str, Any]) -> None:
-            text = f"{figures['name']}: {figures['before']:.2f} nats a token"
-            bar.update(task, completed=figures["done"], figures=text)
-
-        yield show

@@ -14,6 +14,7 @@ from .options import JsonOption
 
 _MAX_VALUES = 100_000
 _NO = "-"
+_WIDE = 118  # columns in which all frames have room side by side
 
 
 def links(
@@ -46,19 +47,13 @@ def links(
             }
         )
         return
-    everything = list(sizes.items())
-    whole = _table(values, everything)
     dtypes = list(dict.fromkeys(dtype for dtype, _ in sizes))
-    parts = [[frame for frame in everything if frame[0][0] == dtype] for dtype in dtypes]
-    if console.fits(whole):
-        console.print_table(whole)
-    elif all(console.fits(_table(values, part)) for part in parts):
-        for number, part in enumerate(parts):
-            if number:
-                console.say()
-            console.print_table(_table(values, part))
-    else:
-        _say_by_carrier(values, sizes, dtypes)
+    parts = [dtypes] if console.stdout().width >= _WIDE else [[dtype] for dtype in dtypes]
+    for number, part in enumerate(parts):
+        if number:
+            console.say()
+        frames = [frame for frame in sizes.items() if frame[0][0] in part]
+        console.print_table(_table(values, frames))
 
 
 def _table(values: int, frames: list[tuple[tuple[str, int], int]]) -> Table:
@@ -72,27 +67,6 @@ def _table(values: int, frames: list[tuple[tuple[str, int], int]]) -> Table:
         cells = (_cell(carrier, size) for _, size in frames)
         table.add_row(carrier.name, str(carrier.payload), *cells)
     return table
-
-
-def _say_by_carrier(values: int, sizes: dict[tuple[str, int], int], dtypes: list[str]) -> None:
-    """Print what fits carrier by carrier, for a terminal that is too narrow for a table of them."""
-    kinds = list(dict.fromkeys(kind for _, kind in sizes))
-    console.prose(f"{console.counted(values, 'value')}; times in ms")
-    for carrier in carriers.CARRIERS:
-        console.say()
-        console.prose(f"{carrier.name}: {carrier.payload} bytes")
-        table = Table(box=None, padding=(0, 1, 0, 0))
-        table.add_column(min_width=6)
-        for kind in kinds:
-            table.add_column(tags.NAMES[kind], justify="right", min_width=7)
-        rows = [(dtype, [_cell(carrier, sizes[dtype, kind]) for kind in kinds]) for dtype in dtypes]
-        for dtype, cells in rows:
-            if set(cells) != {_NO}:
-                table.add_row(f"  {dtype}", *cells)
-        if table.row_count:
-            console.print_table(table)
-        else:
-            console.say("  too small for any frame")
 
 
 def _count(what: str) -> int:

@@ -47,10 +47,7 @@ def models(
         table.add_column(title, no_wrap=True)
     for name, parameters, sizes, licence in rows:
         table.add_row(*map(Text, (name, parameters, _wrapped(sizes, _WIDTH), licence)))
-    if console.fits(table):
-        console.print_table(table)
-    else:
-        _say_by_model(rows)
+    console.print_table(table)
     console.say()
     if any(record["cached"] for record in records):
         console.say("* in the cache")
@@ -60,16 +57,6 @@ def models(
         own = f"none, since {error}"
     console.prose(f"your own: {own}; any org/name on the hub, or local path, works as well")
     console.next_command("export", "qwen2.5-0.5b")
-
-
-def _say_by_model(rows: list[tuple[str, str, list[str], str]]) -> None:
-    """Print a model below the other, for a terminal that is too narrow for columns."""
-    console.prose("name, parameters, licence; below, --quant, the default first")
-    for name, parameters, sizes, licence in rows:
-        console.say()
-        console.prose(f"{name}  {parameters}  {licence}")
-        for line in _wrapped(sizes, console.width() - 2).splitlines():
-            console.say(f"  {line}")
 
 
 def _wrapped(sizes: list[str], columns: int) -> str:

@@ -27,25 +27,16 @@ class EngineName(StrEnum):
     onnx = "onnx"
 
 
-class Require(StrEnum):
-    """Levels that a policy may demand, as `Policy` names them."""
-
-    none = "none"
-    checksum = "checksum"
-    mac = "mac"
-    signature = "signature"
-
-
 BasisArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, that it is for.")
+]
+RunnableArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
 ]
 VectorArgument = Annotated[str, typer.Argument(metavar="FILE", help="The vector: bytes or text; - is stdin.")]
 
 OutputOption = Annotated[
     str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
-]
-FrameOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write; - is stdout.")
 ]
 
 
@@ -61,8 +52,6 @@ RunFrameOption = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=_a_file),
 ]
-DtypeOption = Annotated[Dtype, typer.Option(help="dtype of the frame.")]
-SequenceOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the frame.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
@@ -72,7 +61,6 @@ EngineOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: the engine's]")
 ]
-CoresOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Cores to use. [default: all]")]
 GpuLayersOption = Annotated[
     int | None,
     typer.Option(
@@ -83,68 +71,34 @@ GpuLayersOption = Annotated[
     ),
 ]
 TaskOption = Annotated[
-    str,
-    typer.Option(
-        "--task",
-        metavar="TASK",
-        help="A built-in task, or a JSONL file.",
-    ),
+    str, typer.Option("--task", metavar="TASK", help="A built-in task, such as brevity, or a JSONL file.")
 ]
 RewardOption = Annotated[
     str | None,
     typer.Option(metavar="SPEC", help="Reward, such as '0.5*max_words(12)+0.5*ends_itself', or MODULE:NAME."),
 ]
-
-DriftOption = Annotated[
-    bool, typer.Option("--drift/--no-drift", help="Measure how far the vector is from the base in general.")
-]
 AnchorOption = Annotated[
     float,
-    typer.Option(
-        "--anchor",
-        metavar="X",
-        min=0,
-        help="Hold it near the base in general: what a nat away costs.",
-    ),
+    typer.Option(metavar="X", min=0, help="Hold it near the base in general: what a nat away costs."),
 ]
-
-CHECKS = "Which vectors are accepted"
-"""Section of the help that the options about keys and policies stand in."""
-
+EvaluateOption = Annotated[bool, typer.Option(help="Measure gain and drift on held-out prompts at the end.")]
 KeysOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--key",
         metavar="FILE",
         help="A trusted key: an Ed25519 public key in PEM, or a MAC key. May be repeated.",
-        rich_help_panel=CHECKS,
-    ),
-]
-BundleKeysOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--bundle-key",
-        metavar="FILE",
-        help="An Ed25519 public key that has to have signed the bundle. May be repeated: any of them.",
-        rich_help_panel=CHECKS,
     ),
 ]
 StateOption = Annotated[
     Path | None,
-    typer.Option(
-        "--state",
-        metavar="FILE",
-        help="Keep the sequence here, and refuse a lower one ever after.",
-        rich_help_panel=CHECKS,
-    ),
+    typer.Option(metavar="FILE", help="Keep the sequence here, and refuse a lower one ever after."),
 ]
-MarkStreamOption = Annotated[
+StreamOption = Annotated[
     str,
     typer.Option(
-        "--stream",
         metavar="NAME",
         help="Which stream of vectors it belongs to: in another one it is refused. [default: default]",
-        rich_help_panel=CHECKS,
     ),
 ]
 PublishedStreamOption = Annotated[
@@ -152,7 +106,7 @@ PublishedStreamOption = Annotated[
 ]
 
 
-def engine_options(engine: str, threads: int | None, gpu_layers: int | None) -> dict[str, Any]:
+def engine_options(engine: str, threads: int | None, gpu_layers: int | None = None) -> dict[str, Any]:
     """Return what `runtime.load` takes for the options of an engine; nothing for what nobody asked for.
 
     Args:
@@ -167,22 +121,37 @@ def engine_options(engine: str, threads: int | None, gpu_layers: int | None) -> 
     options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
     if engine == EngineName.llama and threads is not None:
         options["n_threads_batch"] = threads
-    if gpu_layers is not None:
-        _check_gpu(engine, gpu_layers)
-        options["n_gpu_layers"] = gpu_layers
-    return options
-
-
-def _check_gpu(engine: str, layers: int) -> None:
+    if gpu_layers is None:
+        return options
     if engine != EngineName.llama:
         raise console.CommandError(
-            f"--gpu-layers {layers} is an option of llama.cpp, and {engine} runs this bundle: leave it out, "
-            "or choose --engine llama"
+            f"--gpu-layers {gpu_layers} is an option of llama.cpp, and {engine} runs this bundle: leave it "
+            "out, or choose --engine llama"
         )
     from ..runtime.libraries import built_for_a_gpu
 
-    if layers and not built_for_a_gpu():
+    if gpu_layers and not built_for_a_gpu():
         raise console.CommandError(
-            f"--gpu-layers {layers}: the llama.cpp that is installed was built for no GPU. Leave it out, or "
-            "install a llama-cpp-python that was built for this one"
+            f"--gpu-layers {gpu_layers}: the llama.cpp that is installed was built for no GPU. Leave it out, "
+            "or install a llama-cpp-python that was built for this one"
         )
+    return options | {"n_gpu_layers": gpu_layers}
+
+
+def load_quietly(
+    bundle: Path,
+    engine: EngineName | None,
+    threads: int | None,
+    gpu_layers: int | None = None,
+    *,
+    vector: bytes | None = None,
+    **options: Any,
+) -> Any:
+    """Return the deployed model, for answers in contexts of their own: llama.cpp's is the smallest one."""
+    from .. import runtime
+
+    chosen = runtime.engine_of(bundle, engine and engine.value)
+    if chosen == EngineName.llama:
+        options["n_ctx"] = 64
+    options |= engine_options(chosen, threads, gpu_layers)
+    return runtime.load(bundle, vector, engine=chosen, **options)

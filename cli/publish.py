@@ -34,7 +34,7 @@ def publish(
 
     basis = vectors.find_basis(bundle)
     data = vectors.read(source)
-    with console.working(f"publishing to {to}"):
+    with console.progress(f"publishing to {to}"):
         done = publish_frame(data, basis, to, stream=stream)
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:

@@ -109,7 +109,7 @@ def serve(
         raise missing_web(error) from None
     check_exposure(host, has_keys=api_keys is not None, has_page=page)
     visitor = Visitor() if page else None
-    with console.working("loading the model"):
+    with console.progress("loading the model"):
         made = app(
             bundle,
             store=store,

@@ -46,7 +46,7 @@ def sign(
     """
     signer = keyfiles.signer(key)
     try:
-        with console.working(f"hashing the files of {bundle}"):
+        with console.progress(f"hashing the files of {bundle}"):
             path = sign_bundle(bundle, signer, sequence=sequence, name=name)
     except FileNotFoundError:
         raise

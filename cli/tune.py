@@ -6,42 +6,33 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import SpinnerColumn, TimeRemainingColumn
 
 from .. import TrainError, __version__
 from ..system import atomic_write
 from ..vector import FIRST_SEQUENCE
-from . import console, keyfiles, vectors
-from .figures import drift_beside, print_drift, print_figures
+from . import console, figures, vectors
+from .figures import ExamplesOption, SystemOption
 from .options import (
     AnchorOption,
-    CoresOption,
-    DriftOption,
-    Dtype,
-    DtypeOption,
     EngineOption,
+    EvaluateOption,
     GpuLayersOption,
     JsonOption,
-    KeysOption,
     RewardOption,
     RunFrameOption,
-    SequenceOption,
     TaskOption,
-    engine_options,
+    ThreadsOption,
+    load_quietly,
 )
-from .preambles import PreambleOption, ShownOption, SystemOption, behind, say_behind
 
 if TYPE_CHECKING:
-    from ..runtime import Budget, RewardLearner, Tuned
-    from ..runtime.drift import Drift
-    from ..runtime.evaluation import Evaluation
-    from ..tasks import Task
+    from ..runtime import Budget, RewardLearner
 
 
 def tune(
@@ -55,73 +46,53 @@ def tune(
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with. [default: the base]")
     ] = None,
-    keys: KeysOption = None,
     system: SystemOption = None,
-    examples: ShownOption = None,
-    preamble: PreambleOption = None,
+    examples: ExamplesOption = None,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Longest answer in tokens. [default: the task's]"),
-    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     engine: EngineOption = None,
-    sequences: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Answers that are generated at the same time.")
-    ] = 32,
-    threads: CoresOption = None,
+    threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
-    dtype: DtypeOption = Dtype.fp32,
-    sequence: SequenceOption = FIRST_SEQUENCE,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     anchor: AnchorOption = 0.0,
-    evaluate: Annotated[bool, typer.Option(help="Measure on held-out prompts at the end.")] = True,
-    drift: DriftOption = True,
+    evaluate: EvaluateOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
-
-    A vector to begin with that is signed, or has a MAC, needs the key that it is checked under.
 
     A part of the task's training prompts is held back and decides what is written: where nothing does better
     on them, the start is. Beside FILE it leaves FILE.json: settings, curve, held-out figures. Ctrl-C
     saves the state; it holds numbers alone, no prompt and no answer.
 
-    With --system, --examples or --preamble the vector is found behind a prompt, and belongs to it.
+    With --system or --examples the vector is found behind a prompt, and belongs to it.
 
     \b
     Example:
       tinylora-edge tune out/demo --task list-lookup --budget 5m -o lookup.bin
     """
     from .. import runtime
+    from ..runtime.evaluation import compare
+    from ..runtime.evaluation import evaluate as measure
     from ..tasks import load_task
 
-    if start is None and keys:
-        raise typer.BadParameter("only a vector to begin with is checked under a key", param_hint="--start")
-    policy = keyfiles.policy(keys)
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")
     _check_files(output, state, resume)
-    loaded = load_task(task, reward=reward, seed=seed, max_tokens=max_tokens)
-    loaded = behind(loaded, system, examples, preamble, seed)
-    chosen = runtime.engine_of(bundle, engine.value if engine else None)
-    options = engine_options(chosen, threads, gpu_layers)
-    if chosen == "llama":
-        options |= {"n_ctx": 64}  # the answers are generated in contexts of their own
+    loaded = load_task(task, reward=reward, seed=seed)
+    loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     first = None if start is None else vectors.read(str(start))
     curve: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        with console.working("loading the model"):
-            llm = stack.enter_context(
-                closing(runtime.load(bundle, first, engine=chosen, policy=policy, **options))
-            )
-        show = stack.enter_context(_progress(amount))
+    with (
+        console.progress("loading the model", total=1) as show,
+        closing(load_quietly(bundle, engine, threads, gpu_layers, vector=first)) as llm,
+    ):
+        tell = _teller(show, amount)
 
-        def report(figures: dict[str, Any]) -> None:
-            curve.append(figures)
-            show(figures)
+        def report(row: dict[str, Any]) -> None:
+            curve.append(row)
+            tell(row)
 
-        tuning = runtime.RewardLearner(
+        learner = runtime.RewardLearner(
             llm,
             loaded.train,
             loaded.reward,
@@ -131,25 +102,39 @@ def tune(
             settings=runtime.TuneSettings(prompts=prompts, anchor=anchor),
             path=state,
             report=report,
-            sequences=sequences,
             n_threads=threads,
         )
-        with _interruptible(tuning):
-            found = tuning._sit(_rest(amount, tuning), last_check=True, resumed=resume)
+        with _interruptible(learner):
+            found = learner._sit(_rest(amount, learner), last_check=True, resumed=resume)
         if found.stopped == "stopped":
-            stack.close()
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)
-        vector = replace(found.vector, dtype=dtype.value, sequence=sequence)
-        figures = None
+        vector = replace(found.vector, dtype="fp32", sequence=FIRST_SEQUENCE)
+        base = tuned = away = None
         if evaluate:
-            show({"doing": "measuring on held-out prompts"})
-            figures = _measure(llm, loaded, vector, sequences, threads)
-        away = None
-        if evaluate and drift:
-            show({"doing": "measuring the drift on general prompts"})
-            away = drift_beside(llm, vector, sequences=sequences, n_threads=threads)
-    record = _record(loaded, vector.values.reshape(-1).tolist(), found, figures)
+            show("measuring on held-out prompts", done=1)
+            with llm._population(
+                loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads
+            ) as batch:
+                base, tuned = measure(batch, loaded, None), measure(batch, loaded, vector)
+            show("measuring the drift on general prompts")
+            away = figures.drift_beside(llm, vector, n_threads=threads)
+    record: dict[str, Any] = {
+        "task": loaded.name,
+        "values": vector.values.reshape(-1).tolist(),
+        "result": {key: value for key, value in vars(found).items() if key != "vector"},
+    }
+    if loaded.preamble is not None:
+        record["preamble"] = loaded.preamble
+    if base is not None and tuned is not None:
+        record["held_out"] = {
+            "n": base.n,
+            "base": base.mean,
+            "base_standard_error": base.standard_error,
+            "vector": tuned.mean,
+            "vector_standard_error": tuned.standard_error,
+            **asdict(compare(base, tuned)),
+        }
     if away is not None:
         record["drift"] = away.record()
     manifest = {
@@ -159,7 +144,7 @@ def tune(
         "sequence": vector.sequence,
         "budget": asdict(amount),
         "seed": seed,
-        "settings": asdict(tuning.settings),
+        "settings": asdict(learner.settings),
         **record,
         "curve": curve,
     }
@@ -168,9 +153,21 @@ def tune(
     with atomic_write(output) as file:
         file.write(vector.to_bytes(llm.basis))
     state.unlink(missing_ok=True)
-    _report(output, record, found, figures, away, as_json=as_json)
-    if not as_json:
-        say_behind(loaded)
+    if not found.improved:
+        on = console.counted(found.held_back, "prompt")
+        console.warn(f"nothing did better than the start on the {on} held back: {output} is the start")
+    if as_json:
+        console.print_json({"file": str(output), **record})
+        return
+    console.prose(
+        f"wrote {output} ({output.stat().st_size} bytes) after {console.counted(found.steps, 'step')}, "
+        f"{found.tokens:,} tokens and {found.seconds:.0f} s: prompts held back "
+        f"{found.start_score:.3f} -> {found.score:.3f}"
+    )
+    if base is not None and tuned is not None:
+        figures.print_figures(base, tuned, compare(base, tuned))
+    figures.print_drift(away)
+    figures.say_behind(loaded)
 
 
 def _check_files(output: Path, state: Path, resume: bool) -> None:
@@ -184,9 +181,9 @@ def _check_files(output: Path, state: Path, resume: bool) -> None:
         raise TrainError(f"{state} holds the state of an unfinished run: go on with --resume, or remove it")
 
 
-def _rest(amount: Budget, tuning: RewardLearner) -> Budget:
+def _rest(amount: Budget, learner: RewardLearner) -> Budget:
     """What an earlier sitting left of the budget; never nothing, which would be no budget."""
-    state = tuning.state
+    state = learner.state
     return replace(
         amount,
         seconds=None if amount.seconds is None else max(amount.seconds - state.seconds, 1e-3),
@@ -194,98 +191,26 @@ def _rest(amount: Budget, tuning: RewardLearner) -> Budget:
     )
 
 
-def _measure(
-    llm: Any, task: Task, vector: Any, sequences: int, threads: int | None
-) -> tuple[Evaluation, Evaluation]:
-    from ..runtime.evaluation import evaluate
-
-    with llm._population(task.held_out, task.max_tokens, sequences=sequences, n_threads=threads) as batch:
-        return evaluate(batch, task, None), evaluate(batch, task, vector)
-
-
-def _record(
-    task: Task, values: list[float], found: Tuned, figures: tuple[Evaluation, Evaluation] | None
-) -> dict[str, Any]:
-    from ..runtime.evaluation import compare
-
-    result = {key: value for key, value in vars(found).items() if key != "vector"}
-    record: dict[str, Any] = {"task": task.name, "values": values, "result": result}
-    if task.preamble is not None:
-        record["preamble"] = task.preamble
-    if figures is not None:
-        base, tuned = figures
-        record["held_out"] = {
-            "n": base.n,
-            "base": base.mean,
-            "base_standard_error": base.standard_error,
-            "vector": tuned.mean,
-            "vector_standard_error": tuned.standard_error,
-            **asdict(compare(base, tuned)),
-        }
-    return record
-
-
-def _report(
-    output: Path,
-    record: dict[str, Any],
-    found: Tuned,
-    figures: tuple[Evaluation, Evaluation] | None,
-    drift: Drift | None,
-    *,
-    as_json: bool,
-) -> None:
-    from ..runtime.evaluation import compare
-
-    if not found.improved:
-        on = console.counted(found.held_back, "prompt")
-        console.warn(f"nothing did better than the start on the {on} held back: {output} is the start")
-    if as_json:
-        console.print_json({"file": str(output), **record})
-        return
-    console.prose(
-        f"wrote {output} ({output.stat().st_size} bytes) after {console.counted(found.steps, 'step')}, "
-        f"{found.tokens:,} tokens and {found.seconds:.0f} s: prompts held back "
-        f"{found.start_score:.3f} -> {found.score:.3f}"
-    )
-    if figures is not None:
-        base, tuned = figures
-        print_figures(base, tuned, compare(base, tuned))
-    print_drift(drift)
-
-
-@contextmanager
-def _progress(budget: Budget) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show on a terminal how much of the budget is spent, and what is known so far."""
-    columns = (
-        SpinnerColumn(),
-        console.words("step {task.fields[step]}"),
-        console.bar(beside=63),
-        console.words("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
+def _teller(show: console.Show, budget: Budget) -> Callable[[dict[str, Any]], None]:
+    """Return what shows how much of the budget is spent, and what is known so far."""
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
-    with console.bars(*columns) as bar:
-        task = bar.add_task("", total=1.0, step=0, figures="scoring the start")
-        known: dict[str, str] = {}
+    known: dict[str, str] = {}
 
-        def show(figures: dict[str, Any]) -> None:
-            if "doing" in figures:
-                bar.update(task, completed=1.0, figures=figures["doing"])
-            if "doing" in figures or figures.get("event") in ("restart", "end"):
-                return
-            for key, name in (("reward", "reward"), ("check", "held back")):
-                if key in figures:
-                    known[key] = f"{name} {figures[key]:.2f}"
-            spent = max(figures[key] / limit for key, limit in limits.items())
-            speed = f"{figures['tokens'] / max(figures['seconds'], 1e-9):.0f} tokens/s"
-            text = "  ".join([*(known[key] for key in ("reward", "check") if key in known), speed])
-            bar.update(task, completed=min(spent, 1.0), step=figures.get("step", 0), figures=text)
+    def tell(row: dict[str, Any]) -> None:
+        if row.get("event") in ("restart", "end"):
+            return
+        for key, name in (("reward", "reward"), ("check", "held back")):
+            if key in row:
+                known[key] = f"{name} {row[key]:.2f}"
+        speed = f"{row['tokens'] / max(row['seconds'], 1e-9):.0f} tokens/s"
+        spent = max(row[key] / limit for key, limit in limits.items())
+        show("  ".join([f"step {row.get('step', 0)}", *known.values(), speed]), done=min(spent, 1.0))
 
-        yield show
+    return tell
 
 
 @contextmanager
-def _interruptible(tuning: RewardLearner) -> Iterator[None]:
+def _interruptible(learner: RewardLearner) -> Iterator[None]:
     """Let SIGINT end the run after the step at hand; a second one as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -293,7 +218,8 @@ def _interruptible(tuning: RewardLearner) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, before)
-        tuning.stop()
+        learner.stop()
+        console.note("stopping after the step at hand; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import console, training
+from .. import console
+from ..export import module_progress
 from ..report.records import HeldOut, Prompted, Trained, duration
+from ..train import training_progress
 from .answers import SHOWN, choose, show
 from .dissection import dissect, lines
 from .prompt import find_fixed, measure_prompt
@@ -114,7 +116,7 @@ class Story:
         start = time.perf_counter()
         planned = Export(self._model, self._directory, settings=ExportSettings(projection="auto"))
         self._say(f"1. Export {self._model.name}: its frozen factors, once a model.")
-        with console.progress(len(planned.modules), planned.bytes) as step:
+        with module_progress(len(planned.modules), planned.bytes) as (step, _):
             report = planned.run(step)
         basis = report.basis
         found = Exported(
@@ -221,7 +223,7 @@ class Story:
             self._say("   This is a short run: expect a smaller gain than from the whole demo.")
         curve: list[dict[str, Any]] = []
         start = time.perf_counter()
-        with training.progress(settings.steps) as show:
+        with training_progress(settings.steps) as show:
 
             def report(metrics: dict[str, Any]) -> None:
                 curve.append(dict(metrics))

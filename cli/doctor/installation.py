@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...system import __version__
-from .. import program
+from .. import console
 from .finding import FAULT, NOTE, OK, Finding, install
 
 PYTHON, EXTRA = "python", "extra"
@@ -35,8 +35,8 @@ def check_python() -> Iterator[Finding]:
     else:
         yield Finding(PYTHON, OK, text)
     scripts = sysconfig.get_path("scripts")
-    if program.typed() != program.NAME or shutil.which(program.NAME) is None:
-        text = f"{program.NAME} is not on the PATH of this shell: it lies in {scripts}"
+    if console.typed() != console.NAME or shutil.which(console.NAME) is None:
+        text = f"{console.NAME} is not on the PATH of this shell: it lies in {scripts}"
         yield Finding(PYTHON, NOTE, text, f"export PATH={shlex.quote(scripts)}:$PATH")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..training import compared, prompt_text
+from ..figures import compared
 
 if TYPE_CHECKING:
     from ...runtime import PromptSearch
     from ...runtime.evaluation import Comparison
+    from ...tasks import Preamble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class HeldOut:
         return [
             ("base", f"{self.base:.3f} +- {self.base_standard_error:.3f}"),
             ("with the vector", f"{self.vector:.3f} +- {self.vector_standard_error:.3f}"),
-            *compared(self),
+            ("difference", compared(self)),
         ]
 
     def verdict(self) -> str:
@@ -136,7 +137,7 @@ class Prompted:
         assert found.held_out is not None
         plain = next(trial for trial in found.trials if not trial.preamble)
         return cls(
-            text=prompt_text(found.best.preamble),
+            text=_text(found.best.preamble),
             tokens=found.best.prompt_tokens,
             base_tokens=plain.prompt_tokens,
             tried=len(found.trials),
@@ -153,6 +154,14 @@ class Prompted:
             f"--against best-prompt searches further): {self.text}. A request has {self.tokens:.0f} tokens "
             f"with it, and {self.base_tokens:.0f} with the vector."
         )
+
+
+def _text(preamble: Preamble) -> str:
+    """Return a preamble for reading: a system prompt, cut where it is long, and the first example."""
+    parts = [] if preamble.system is None else [repr(" ".join(preamble.system.split())[:160])]
+    if preamble.examples:
+        parts.append(f"{len(preamble.examples)} worked examples, the first {preamble.examples[0].text!r}")
+    return " and ".join(parts) or "none, since no prompt did better"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import models
 import pytest
 import support
-from invocation import COMMAND, Cli, Outcome, in_process, usual_signals, write_vector
+from invocation import COMMAND, Cli, Outcome, in_process, usual_signals, without_progress, write_vector
 
 from tinylora_edge import Basis, MicroVector, load_basis, runtime, save_basis
 
@@ -39,7 +39,7 @@ def process(environment: dict[str, str]) -> Cli:
         command = [COMMAND, *map(str, args)]
         options = {"env": environment, "timeout": 300, "capture_output": True, **options}
         done = subprocess.run(command, input=stdin, check=False, **options)
-        return Outcome(done.returncode, done.stdout, done.stderr.decode())
+        return Outcome(done.returncode, done.stdout, without_progress(done.stderr.decode()))
 
     return run
 

@@ -118,6 +118,11 @@ def on_a_terminal(environment: dict[str, str], columns: int, *words: object) -> 
     return shown.decode().replace("\r\n", "\n")
 
 
+def without_progress(stderr: str) -> str:
+    """Return stderr without the lines that a pipe gets every ten seconds, which a busy machine may bring."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("... "))
+
+
 def in_process() -> Cli:
     """What runs a command in this process."""
     from tinylora_edge.cli.app import app
@@ -126,6 +131,6 @@ def in_process() -> Cli:
         result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return Outcome(result.exit_code, result.stdout_bytes, result.stderr)
+        return Outcome(result.exit_code, result.stdout_bytes, without_progress(result.stderr))
 
     return run

@@ -16,11 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 from invocation import COMMAND, Cli, usual_signals, write_vector
 
-from tinylora_edge import MicroVector, load_basis
+from tinylora_edge import MicroVector, load_basis, runtime
+from tinylora_edge.cli.chat import Liking, Said
+from tinylora_edge.exporters import export_gguf
+from tinylora_edge.runtime.feedback.clicks import Clicks
+from tinylora_edge.runtime.feedback.given import Given
 
 PROMPT = "Describe the moon in one sentence."
 SHORT = ("--threads", 1, "--max-tokens", 12)
@@ -234,3 +239,28 @@ def test_an_answer_is_wrapped_between_words_on_a_terminal(
     assert len(lines) > 3
     assert all(len(line) < 40 for line in lines)
     assert not any(line.startswith(" ") or line.endswith(" ") for line in lines)
+
+
+def test_a_turn_that_ended_is_scored_with_what_ends_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with what ends texts, which the model may find unlikely there."""
+    template = "{% for m in messages %}{{ m.content }}<pad>{% endfor %}"
+    metadata: dict[str, str | int] = {"tokenizer.chat_template": template, "tokenizer.ggml.eot_token_id": 258}
+    gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata=metadata)
+    scored: list[tuple[int, ...]] = []
+    real = Clicks.tell
+
+    def tell(self: Clicks, path: Any, given: Given, reward: int) -> Any:
+        scored.append(given.tokens)
+        return real(self, path, given, reward)
+
+    monkeypatch.setattr(Clicks, "tell", tell)
+    bundle = export_gguf(gguf, tmp_path / "bundle").output
+    with runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1) as llm:
+        liking = Liking(llm, 1)
+        liking.begin_with(None)
+        for ended in (True, False):
+            liking.tell(Said([{"role": "user", "content": "hello"}], "abc", ended, 0.0), 1)
+        liking.close()
+    assert scored == [(*b"abc", 258), (*b"abc",)]

@@ -44,24 +44,22 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     assert json.loads((out / "manifest.json").read_text())["basis"]["learned"]["behaviours"] == 2
     assert contents(others) == {".DS_Store": b"x"}, "what was kept for going on is gone"
 
-    distill = ("distill", out, "--system", BEHAVIOURS[0]["system"], "-n", 4, "--steps", 2, "--no-drift")
-    told = cli(*distill, "-o", frame, "--dtype", "bf16", "--json").record()
-    assert told["bytes"] == frame.stat().st_size == 7 + 2 * 2 + 4
+    questions, second = tmp_path / "questions.txt", tmp_path / "second.bin"
+    questions.write_text("".join(f"What is a {thing}?\n" for thing in THINGS))
+    distill = ("distill", out, "--system", BEHAVIOURS[0]["system"], "--questions", questions)
+    told = cli(*distill, "-o", frame, "--json").record()
+    assert told["bytes"] == frame.stat().st_size == 7 + 2 * 4 + 4
     assert told["share"] == pytest.approx(1 - told["after"] / told["before"])
     assert len(told["answers"]) == 2
     cli("inspect", frame, out).done()
 
     # The same by forward passes alone, on the user's own questions. Two values make it short.
-    questions, second = tmp_path / "questions.txt", tmp_path / "second.bin"
-    questions.write_text("".join(f"What is a {thing}?\n" for thing in THINGS))
-    device = ("distill", out, "--system", BEHAVIOURS[0]["system"], "--questions", questions, "--on-device")
-    device += ("--no-drift",)
+    device = (*distill, "--on-device")
     made = cli(*device, "--budget", "4ktokens", "-o", second, "--json").record()
     assert made.keys() == told.keys() | {"questions", "steps", "tokens"}
     assert made["bytes"] == second.stat().st_size
     assert made["share"] == pytest.approx(1 - made["after"] / made["before"])
     assert made["tokens"] <= 4000
-    assert made["share"] > 0.1, "a direction of the pirate's was learned; without it noise is .02"
     cli("inspect", second, out).done()
     cli(*device, "--budget", "4ktokens", "-o", second).refused("exists already")
     cli(*device, "--budget", "200tokens", "-o", frame.with_name("third.bin")).refused("one step takes about")
@@ -90,7 +88,7 @@ def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, 
     cli("distill", smollm2_bundle, "-o", out).misused("--system")
     told = ("distill", smollm2_bundle, "-o", out, "--system", "Be brief.")
     cli(*told, "--budget", "5m").misused("--budget", "--on-device")
-    cli(*told, "--on-device", "--steps", 3).misused("--steps", "--budget")
+    cli(*told, "--on-device", "--weights", tmp_path).misused("--weights", "--on-device")
     cli(*told, "--on-device", "--budget", "soon").refused("the budget 'soon' is not valid")
     questions = tmp_path / "questions.txt"
     questions.write_text("What is a river?\n\nWhat is a river?\n")

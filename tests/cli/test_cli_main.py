@@ -31,7 +31,7 @@ def test_version_says_the_engines_without_importing_them(cli: Cli, environment: 
     assert said["onnxruntime"] == metadata.version("onnxruntime")
     assert said["Python"].startswith(platform.python_version())
     code = (
-        "import sys; from tinylora_edge.cli.version import print_version; print_version(); "
+        "import sys; from tinylora_edge.cli.app import app; app(['--version'], standalone_mode=False); "
         "print([m for m in ('llama_cpp', 'onnxruntime') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
@@ -43,8 +43,8 @@ def test_version_says_how_an_engine_is_installed(
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     text = cli("--version").done()
-    assert 'llama-cpp-python   not installed: pip install "tinylora-edge[llama]"' in text
-    assert 'onnxruntime        not installed: pip install "tinylora-edge[onnx]"' in text
+    assert 'llama-cpp-python is not installed: pip install "tinylora-edge[llama]"' in text
+    assert 'onnxruntime is not installed: pip install "tinylora-edge[onnx]"' in text
 
 
 def test_help_lists_the_commands_in_sections(cli: Cli) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+from hypothesis import given
+from hypothesis import strategies as st
 from invocation import Cli
 
-from tinylora_edge import Basis, runtime
+from tinylora_edge import Basis
+from tinylora_edge.cli.run import Wrapped
 
 PROMPT = "Describe the moon in one sentence."
 SHORT = ("--threads", 1, "--max-tokens", 12)
@@ -63,15 +67,6 @@ def test_run_as_json(
     assert (record["finish_reason"], record["vector"]) == ("stop", None)
 
 
-def test_run_with_a_raw_prompt(cli: Cli, smollm2_bundle: Path, llm: runtime.TinyLoraLlama) -> None:
-    llm.clear()
-    prompt = "The three primary colours are red, yellow and"
-    expected: Any = llm.create_completion(prompt, max_tokens=12, temperature=0.0)
-    text = cli("run", smollm2_bundle, prompt, "--raw-prompt", *SHORT).done()
-    assert text == expected["choices"][0]["text"].removesuffix("\n") + "\n"
-    cli("run", smollm2_bundle, prompt, "--raw-prompt", "--system", "x").misused("--system")
-
-
 def test_run_streams(start: Callable[..., subprocess.Popen[bytes]], smollm2_bundle: Path) -> None:
     child = start(
         "run", smollm2_bundle, "Tell me a long story.", "--threads", 1, "--max-tokens", 40, bufsize=0
@@ -87,18 +82,19 @@ def test_run_streams(start: Callable[..., subprocess.Popen[bytes]], smollm2_bund
 
 
 def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
-    run = ("run", smollm2_bundle, "word " * 300, "--n-ctx", 64, "--threads", 1)
-    cli(*run).refused("256", "--n-ctx")
-    cli(*run, "--raw-prompt").refused("256", "--n-ctx")
-    cli("chat", smollm2_bundle, "--n-ctx", 64, "--threads", 1, stdin=b"word " * 300).refused("256", "/clear")
+    run = ("run", smollm2_bundle, "word " * 300, "--threads", 1, "--n-ctx")
+    cli(*run, 256).refused("256", "--n-ctx")
+    for asked, above in ((8, 256), (64, 256), (300, 512)):
+        cli(*run, asked).refused(f"--n-ctx {asked}: llama.cpp's contexts are", f"pass {above}")
+    chat = ("chat", smollm2_bundle, "--threads", 1, "--n-ctx", 256)
+    cli(*chat, stdin=b"word " * 300).refused("256", "/clear")
 
 
 def test_a_prompt_that_is_none(cli: Cli, tiny_bundle: Path) -> None:
     run = ("run", tiny_bundle)
     cli(*run, "caf\udce9", *SHORT).refused("the prompt is not UTF-8: its character 4 is '\\udce9'", "iconv")
-    cli(*run, "-", "--raw-prompt", *SHORT, stdin=b"\xff").refused("the prompt is not UTF-8: its character 1")
+    cli(*run, "-", *SHORT, stdin=b"\xff").refused("the prompt is not UTF-8: its character 1")
     cli(*run, "Hello", "--system", "\udcff", *SHORT).refused("the system message is not UTF-8")
-    cli(*run, "", "--raw-prompt", *SHORT).refused("the prompt has no tokens")
 
 
 def test_a_raw_vector_is_applied_with_a_warning(
@@ -118,3 +114,40 @@ def test_plain_llama_agrees_with_the_base(cli: Cli, smollm2_bundle: Path, smollm
     expected = response["choices"][0]["message"]["content"] + "\n"
     plain.close()
     assert cli("run", smollm2_bundle, PROMPT, *SHORT).done() == expected
+
+
+# ---- Word wrap of a text that comes by pieces
+
+TEXT = (
+    "The moon is a rocky body, which orbits the Earth.\n\n- one item that is long enough to be broken\n"
+    "    indented text stays so\nend.  Two  blanks.\n"
+)
+
+
+def wrapped(text: str, columns: int, cuts: list[int]) -> str:
+    out: list[str] = []
+    wrap = Wrapped(out.append, lambda: columns)
+    for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        wrap.add(text[begin:end])
+    wrap.end()
+    return "".join(out)
+
+
+@given(st.lists(st.integers(0, len(TEXT)), max_size=30).map(sorted))
+def test_lines_do_not_depend_on_the_pieces(cuts: list[int]) -> None:
+    whole = wrapped(TEXT, 30, [])
+    assert wrapped(TEXT, 30, cuts) == whole
+    assert all(len(line) < 30 for line in whole.splitlines())
+    assert whole.split() == TEXT.split()
+    assert wrapped(TEXT, 200, cuts) == TEXT
+
+
+def test_a_paragraph_is_wrapped_as_usual() -> None:
+    text = "The moon is a rocky body, which orbits the Earth, and nobody lives there."
+    assert wrapped(text, 31, []).splitlines() == textwrap.wrap(text, 30)
+
+
+def test_a_long_word_is_left_to_the_terminal() -> None:
+    address = "https://example.org/" + "a" * 60
+    for cuts in ([], [10], list(range(0, 90, 3))):
+        assert wrapped(f"See {address} now.", 30, cuts).split() == ["See", address, "now."]

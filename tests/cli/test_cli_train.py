@@ -1,4 +1,4 @@
-"""`train`, `eval` and `tasks` on a tiny model: what they print, write and refuse."""
+"""`train` and `eval` on a tiny model: what they print, write and refuse, alone and behind a prompt."""
 
 from __future__ import annotations
 
@@ -10,112 +10,103 @@ from invocation import on_a_terminal
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
-OPTIONS = ["--steps", "2", "--prompts", "4", "--samples", "4", "--lr", "0.1", "--no-half-copy"]
-OPTIONS += ["--workers", "1", "--dtype", "bf16", "--json"]
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
+REWARD = ("--reward", "regex('[a-z]')")
+TRAIN = ("--steps", 2, "--prompts", 4, "--samples", 4, "--lr", 0.1)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A bundle, its Hugging Face weights and a task file, as paths."""
     folder = tmp_path_factory.mktemp("train")
-    model = models.tiny_model("llama")
-    gguf = models.write_gguf(model, folder / "tiny.gguf")
+    model, metadata = models.tiny_model("llama"), {"tokenizer.chat_template": TEMPLATE}
+    gguf = models.write_gguf(model, folder / "tiny.gguf", metadata=metadata)
     export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13))
     models.write_hf(model, folder / "weights")
-    rows = [{"prompt": f"prompt {i}", "answer": f"answer {i}"} for i in range(160)]
+    rows = [{"prompt": f"p{i}", "answer": f"a{i}"} for i in range(160)]
     (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def test_eval_shows_how_many_prompts_are_answered(tiny, environment):
-    task = ("--task", tiny / "task.jsonl", "--reward", "regex('[a-z]')")
-    shown = on_a_terminal(environment, 80, "eval", tiny / "bundle", *task, "-n", "16", "--show", "0")
-    assert "the base answers" in shown
-    assert "16/16" in shown
+@pytest.fixture
+def task(tiny):
+    return "--task", tiny / "task.jsonl", *REWARD
 
 
-def test_train_then_eval(cli, tiny, tmp_path):
-    task = ["--task", str(tiny / "task.jsonl"), "--reward", "regex('[a-z]')"]
-    trained = cli(
-        "train",
-        tiny / "bundle",
-        *task,
-        "-o",
-        tmp_path / "v.bin",
-        "--weights",
-        tiny / "weights",
-        *OPTIONS,
-    )
+def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
+    out = tmp_path / "v.bin"
+    prompt = ("--system", "Be brief.", "--examples", 2)
+    trained = cli("train", tiny / "bundle", *task, "-o", out, *TRAIN, "--weights", tiny / "weights", *prompt)
     assert trained.code == 0, trained.stderr
-    record = json.loads(trained.stdout)
-    assert record["stopped"] == "done"
-    assert len(record["values"]) == 13
-    assert (tmp_path / "v.bin").stat().st_size == 37
-    assert record["drift"]["prompts"] == record["drift"]["repeating"]["judged"] == 32
-    assert record["drift"] == json.loads((tmp_path / "v.bin.json").read_text())["drift"]
-    measure = ("eval", tiny / "bundle", *task, "-n", "16")
-    measured = cli(*measure, "--vector", tmp_path / "v.bin", "--drift", "--json")
-    assert measured.code == 0, measured.stderr
-    record = json.loads(measured.stdout)
-    assert record["drift"]["prompts"] >= 200
-    refused = cli(*measure, "--drift")
-    assert refused.code == 2
-    assert "say which, with --vector" in refused.stderr
-    assert record["base"]["n"] == record["vector"]["n"] == 16
-    assert record["comparison"]["gained"] >= 0
-
-
-def test_train_tries_step_sizes(cli, tiny, tmp_path):
-    task = ("--task", tiny / "task.jsonl", "--reward", "regex('[a-z]')")
-    run = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin", "--weights", tiny / "weights", *OPTIONS)
-    ran = cli(*run, "--trial", "0.5", "--trial", "2", "--no-evaluate")
-    assert ran.code == 0, ran.stderr
+    assert "which belong to the vector: put them before every request" in trained.stdout
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
-    tried = [row for row in manifest["curve"] if row.get("event") == "trial"]
-    assert [row["lr"] for row in tried] == [0.05, 0.2]  # of --lr 0.1
-    best = max(tried, key=lambda row: (row["validation"], -row["lr"]))
-    assert {row["lr"] for row in manifest["curve"] if row.get("step") == 1} == {best["lr"]}
-    cli(*run, "--trial", "0", "--resume").refused("multiples above 0, not at 0.0")
+    assert len(manifest["values"]) == 13
+    assert out.stat().st_size == 63
+    assert manifest["preamble"]["system"] == "Be brief."
+    assert len(manifest["preamble"]["examples"]) == 2
+    assert manifest["drift"]["prompts"] == 32
+    assert (tmp_path / "v.bin.html").read_text().startswith("<!DOCTYPE html>")
+
+    n = manifest["held_out"]["n"]
+    measure = ("eval", tiny / "bundle", *task, "-n", n, "--vector", out, *prompt)
+    found = cli(*measure, "--drift", "--json").record()
+    assert manifest["held_out"]["base"] == found["prompt"]["mean"]
+    assert manifest["held_out"]["vector"] == found["vector + prompt"]["mean"]
+    assert found["base"]["n"] == found["vector"]["n"] == n
+    assert set(found["comparisons"]) == {
+        "vector - base", "vector + prompt - base", "vector - prompt", "vector + prompt - prompt",
+        "vector + prompt - vector", "prompt - base",
+    }  # fmt: skip
+    difference = found["vector"]["mean"] - found["base"]["mean"]
+    assert found["comparisons"]["vector - base"]["difference"] == pytest.approx(difference)
+    assert found["drift"]["prompts"] >= 200
+    shown = cli(*measure).done()
+    assert "vector + prompt, over the prompt" in shown
+    assert shown.count("prompt: p") == 3
 
 
-def test_eval_says_that_a_file_has_fewer_prompts_than_it_is_asked_for(cli, tiny, tmp_path):
-    short = tmp_path / "short.jsonl"
+def test_train_alone(cli, tiny, task, tmp_path):
+    run = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin", "--weights", tiny / "weights", *TRAIN)
+    record = cli(*run, "--no-evaluate", "--json").record()
+    assert record["stopped"] == "done"
+    assert "held_out" not in record
+    assert len(record["values"]) == 13
+    cli(*run).refused("v.bin exists already")
+    cli("train", tiny / "bundle", *task, "-o", "-").misused("a run writes files beside its frame")
+
+
+def test_eval_shows_how_many_prompts_are_answered(tiny, task, environment):
+    shown = on_a_terminal(environment, 80, "eval", tiny / "bundle", *task, "-n", "16")
+    assert "base answers, 16/16" in shown
+
+
+def test_eval_on_shifted_prompts(cli, tiny, task):
+    rows = [{"prompt": f"p{i}", "split": ("train", "held_out")[i % 2]} for i in range(8)]
+    rows += [{"prompt": f"q{i}", "split": "shifted"} for i in range(4)]
+    (tiny / "shifted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("eval", tiny / "bundle", "--task", tiny / "shifted.jsonl", *REWARD, "--shifted", "-n")
+    record = cli(*command, 4, "--json").record()
+    assert (record["split"], record["base"]["n"]) == ("shifted", 4)
+    cli(*command, 5).refused("has 4 such prompts, and -n is 5")
+    cli("eval", tiny / "bundle", *task, "--shifted").refused("no shifted prompts", "--shifted")
+
+
+def test_eval_says_that_a_file_has_fewer_prompts_than_by_default(cli, tiny, tmp_path):
     rows = [{"prompt": f"prompt {i}", "split": "held_out" if i < 2 else "train"} for i in range(12)]
-    short.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ("eval", tiny / "bundle", "--task", short, "--reward", "regex('[a-z]')", "--json")
-    cli(*command, "-n", 8).refused("2 held-out prompts", "-n is 8")
-    measured = cli(*command)
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured = cli("eval", tiny / "bundle", "--task", tmp_path / "short.jsonl", *REWARD, "--json")
     assert measured.code == 0, measured.stderr
     assert json.loads(measured.stdout)["base"]["n"] == 2
-    assert "2 held-out prompts" in measured.stderr
-    assert "128" in measured.stderr
-    assert cli(*command, "-n", 2).record()["base"]["n"] == 2
+    assert "has 2 such prompts, and -n is 128: measuring on all 2" in measured.stderr
 
 
-def test_eval_takes_a_limit_of_answers(cli, tiny):
-    """A task from a file stops at 64 tokens, and what was trained may need more; a token is a byte here."""
-    command = ("eval", tiny / "bundle", "--task", tiny / "task.jsonl", "--reward", "regex('[a-z]')", "-n", 2)
-    whole, cut = (
-        cli(*command, "--json", *more).record()["base"]["answers"] for more in ((), ("--max-tokens", 3))
-    )
-    assert all(long.startswith(short[:1]) for short, long in zip(cut, whole, strict=True))
-    assert (
-        max(map(len, cut)) < 12 < max(map(len, whole))
-    )  # a byte that is no text is shown in three characters
-    cli(*command, "--max-tokens", 0).misused("--max-tokens")
-
-
-@pytest.mark.parametrize("command", ["train", "eval", "tune"])
-def test_a_task_that_was_mistyped_is_named(cli, tiny, tmp_path, command):
-    output = () if command == "eval" else ("-o", tmp_path / "v.bin")
-    (tmp_path / "mine.jsonl").write_text("")
-    run = (command, tiny / "bundle", "--task")
-    cli(*run, "brevty", *output).refused("did you mean brevity?")
-    cli(*run, tmp_path / "mien.jsonl", *output).refused(f"did you mean {tmp_path / 'mine.jsonl'}?")
-
-
-@pytest.mark.parametrize("command", ["train", "eval"])
-def test_an_unknown_task(cli, tiny, tmp_path, command):
-    output = ("-o", tmp_path / "v.bin") if command == "train" else ()
-    cli(command, tiny / "bundle", "--task", "lst-lookup", *output).refused("lst-lookup", "list-lookup")
+def test_bad_input(cli, tiny, task, tmp_path):
+    train = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin")
+    cli(*train, "--system", " ").refused("the system prompt is blank")
+    cli(*train, "--examples", 500).refused("500 worked examples", "ask for fewer")
+    cli("eval", tiny / "bundle", *task, "--drift").misused("say which, with --vector")
+    cli("eval", tiny / "bundle", *task, "--vector", tmp_path / "none").refused("none: No such file")
+    for command in ("train", "eval", "tune"):
+        output = () if command == "eval" else ("-o", tmp_path / "v.bin")
+        cli(command, tiny / "bundle", "--task", "lst-lookup", *output).refused("lst-lookup", "list-lookup")
     assert list(tmp_path.iterdir()) == []
