@@ -23,7 +23,7 @@ from . import console
 COMMANDS = {
     "Start here": {
         "demo": "demo.command:demo",
-        "doctor": "doctor.command:doctor",
+        "doctor": "doctor:doctor",
     },
     "Make a bundle, once per model": {
         "export": "export:export",

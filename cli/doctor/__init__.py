@@ -1,1 +1,0 @@
-"""`tinylora-edge doctor`: what is wrong with an installation, and the command that mends it."""
