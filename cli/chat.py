@@ -203,7 +203,7 @@ class Conversation:
             )
         if os.path.lexists(file):
             raise console.CommandError(f"{file} exists already: choose another name")
-        vectors.check_target(file, force=False)
+        vectors.check_target(file)
         data = vector.to_bytes(self._llm.basis)
         vectors.write(file, data)
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")

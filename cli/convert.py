@@ -13,7 +13,6 @@ from ..formats.onnx_adapter import to_adapter
 from . import console, keyfiles, vectors
 from .options import (
     BasisArgument,
-    ForceOption,
     JsonOption,
     KeysOption,
     OutputOption,
@@ -41,7 +40,6 @@ def convert(
     ] = None,
     keys: KeysOption = None,
     stream: StreamOption = "",
-    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a vector to a format of other programs. It has no tag there, nor a stream.
@@ -64,9 +62,9 @@ def convert(
     vectors.refuse_report(output, as_json)
     target = Path(output)
     if to is not Form.peft:
-        vectors.check_target(output, force=force)
-    elif target.exists() and not (target.is_dir() and (force or not any(target.iterdir()))):
-        raise FileExistsError(f"{target} exists already: choose another output, or pass --force")
+        vectors.check_target(output)
+    elif target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already: choose another output, or remove it first")
     basis = vectors.find_basis(bundle)
     policy = keyfiles.policy(keys)
     vector = policy.check(vectors.read(source), basis, stream=keyfiles.stream_of(stream))

@@ -86,7 +86,7 @@ def distill(
                 f"it goes with --on-device {'alone' if device else 'not at all'}", param_hint=name
             )
     vectors.refuse_report(output, as_json)
-    vectors.check_target(output, force=False)
+    vectors.check_target(output)
     behaviour = Behaviour("own", system=system, examples=() if examples is None else load_examples(examples))
     own = None if questions is None else _read(questions)
     with console.progress("asking the prompted model") as show:

@@ -72,13 +72,6 @@ class Projection(StrEnum):
     learned = "learned"
 
 
-class Factorization(StrEnum):
-    """Splits of the singular values between A and B."""
-
-    left = "left"
-    sqrt = "sqrt"
-
-
 def export(
     ctx: typer.Context,
     model: Annotated[
@@ -162,9 +155,6 @@ def export(
     tying: Annotated[
         Tying, typer.Option(help="How modules are grouped. none: each module has numbers of its own.")
     ] = Tying.tiled,
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=(1 << 64) - 1, help="Seed of the projections.")
-    ] = 42,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,21 +166,14 @@ def export(
     factor_dtype: Annotated[
         FactorDtype, typer.Option(help="Type that factors are stored in.")
     ] = FactorDtype.f32,
-    factorization: Annotated[
-        Factorization, typer.Option(help="left: A = V^T, B = U S, the paper's. sqrt: PEFT's.")
-    ] = Factorization.left,
     projection: Annotated[
         Projection,
         typer.Option(
             help="random: the paper's, from the seed. learned: 13 dense directions, shipped for "
             "SmolLM2-135M-Instruct; tinylora-edge learn finds those of another model. auto: learned where "
-            "they are shipped, unless u, groups, tying or seed is given."
+            "they are shipped, unless u, groups or tying is given."
         ),
     ] = Projection.auto,
-    workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Modules at the same time. [default: one a core]"),
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
@@ -235,17 +218,15 @@ def export(
             raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
         output = Path(found.name)
         refuse_existing(output)
-    if projection is Projection.auto and _given(ctx, "u", "groups", "tying", "seed"):
+    if projection is Projection.auto and _given(ctx, "u", "groups", "tying"):
         projection = Projection.random  # also where what was given is what it would be
     settings = ExportSettings(
         rank=rank,
         u=u,
         groups=groups,
         tying=tying.value,
-        seed=seed,
         targets=split_targets(targets or []),
         factor_dtype=factor_dtype.value,
-        factorization=factorization.value,
         projection=projection.value,
     )
     files = downloads.fetch(found)
@@ -259,7 +240,6 @@ def export(
         flavour=onnx_input.value,
         precision=onnx_precision.value,
         settings=settings,
-        workers=workers,
         provenance=files.provenance,
     )
     with module_progress(len(planned.modules), planned.bytes) as (step, stage):

@@ -23,9 +23,6 @@ def fetch(
     stream: PublishedStreamOption = layout.DEFAULT_STREAM,
     keys: KeysOption = None,
     state: StateOption = None,
-    deadline: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="How long it may take in all.")
-    ] = 300.0,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch the newest vector of a stream, check it, and only then replace FILE.
@@ -45,7 +42,7 @@ def fetch(
         )
     basis = vectors.find_basis(bundle)
     with console.progress(f"asking {url}"):
-        got = fetch_frame(url, basis, stream, deadline=deadline)
+        got = fetch_frame(url, basis, stream)
     data = got.data
     assert data is not None  # no ETag was sent
     bound = keyfiles.stream_of(stream)

@@ -36,8 +36,7 @@ def preamble(task: Task, system: str | None, examples: int | None) -> Preamble:
     Raises:
         TrainError: the task has no answers for examples, or fewer than asked for.
     """
-    from ..tasks import Preamble
-    from ..tasks.candidates import draw_examples
+    from ..tasks import Preamble, draw_examples
 
     return Preamble(system, () if examples is None else draw_examples(task, examples))
 

@@ -100,20 +100,19 @@ def stream_of(name: str) -> str:
     return layout.bound_name(name)
 
 
-def check_target(path: Path, *, force: bool) -> None:
+def check_target(path: Path) -> None:
     """Check that a key may be written there.
 
     Raises:
         CommandError: it is a directory.
-        FileExistsError: something is there, and `force` is not set.
+        FileExistsError: something is there.
         FileNotFoundError: its directory is missing.
     """
     if path.is_dir():
         raise console.CommandError(f"{path} is a directory: name a file")
-    if (path.exists() or path.is_symlink()) and not force:
+    if path.exists() or path.is_symlink():
         raise FileExistsError(
-            f"{path} exists already: choose another output. --force replaces it, and what it alone verifies "
-            "is lost"
+            f"{path} exists already: choose another output. With the key what it alone verifies would be lost"
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")

@@ -20,7 +20,6 @@ def keygen(
     mac: Annotated[
         bool, typer.Option("--mac", help="A MAC key, shared by sender and devices, instead of a pair.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing key.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key pair (Ed25519, PEM), or a MAC key (hexadecimal digits).
@@ -34,10 +33,10 @@ def keygen(
       tinylora-edge keygen fleet.key                # and fleet.key.pub
       tinylora-edge keygen device-17.mac --mac
     """
-    keyfiles.check_target(output, force=force)
+    keyfiles.check_target(output)
     public = output.with_name(f"{output.name}.pub")
     if not mac:
-        keyfiles.check_target(public, force=force)
+        keyfiles.check_target(public)
     secret = secrets.token_bytes(_MAC_BYTES)
     if mac:
         key_id = tags.Hmac(secret).id
@@ -56,5 +55,4 @@ def keygen(
     console.prose(f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key_id}; keep it secret")
     if not mac:
         console.prose(f"wrote {public}: its public key, for the devices")
-    option = "--mac" if mac else "--sign"
-    console.next_command("vector", "pack", "vector.bin", "BUNDLE", "-o", "signed.bin", option, output)
+    console.next_command("pack", "vector.bin", "BUNDLE", "-o", "signed.bin", "--key", output)

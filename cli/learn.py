@@ -31,13 +31,9 @@ def learn(
     ] = False,
     directions: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Numbers of a vector.")] = 13,
     questions: Annotated[int, typer.Option(metavar="N", min=1, help="Questions to each behaviour.")] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of questions and answers.")] = 0,
     weights: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Hugging Face weights. [default: the bundle's, dequantized]"),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Behaviours at the same time. [default: all cores]")
     ] = None,
     device: Annotated[
         str | None,
@@ -67,7 +63,7 @@ def learn(
     found = Bundle.find(bundle)
     chosen = _behaviours(behaviours, only)
     folder = output.with_name(f"{output.name}.learn")
-    settings = LearnSettings(directions=directions, questions=questions, seed=seed)
+    settings = LearnSettings(directions=directions, questions=questions)
     began = time.monotonic()
     with console.progress("asking the model", len(chosen)) as show:
 
@@ -81,7 +77,6 @@ def learn(
             behaviours=chosen,
             settings=settings,
             weights=weights,
-            workers=workers,
             device=device,
             report=report,
         )

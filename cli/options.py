@@ -52,7 +52,6 @@ RunFrameOption = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=_a_file),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 EngineOption = Annotated[

@@ -10,7 +10,7 @@ import typer
 from .. import Basis, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
 from ..wire import tags, text
 from . import console, keyfiles, qr, vectors
-from .options import Dtype, ForceOption, JsonOption, VectorArgument
+from .options import Dtype, JsonOption, VectorArgument
 
 _OF_A_FRAME = "it says how the vector is framed, which takes its BUNDLE: name it"
 
@@ -51,7 +51,6 @@ def pack(
     as_qr: Annotated[
         bool, typer.Option("--qr", help="Write a QR code: on the terminal, or into FILE.png or FILE.svg.")
     ] = False,
-    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Frame a vector for its way to a device: checksum, MAC or signature; bytes, text or QR code.
@@ -73,7 +72,7 @@ def pack(
             raise typer.BadParameter(_OF_A_FRAME, param_hint=option)
     vectors.refuse_report(output, as_json)
     if not ((as_text or as_qr) and output == vectors.STREAM):
-        vectors.check_target(output, force=force)
+        vectors.check_target(output)
     signer = None if key is None else keyfiles.signing_key(key)
     last = None if until is None else keyfiles.day(until, "--until")
     data = vectors.read(source)

@@ -15,6 +15,8 @@ from ..serve import missing_web
 from . import console, vectors
 
 _HOST = "127.0.0.1"
+_STREAM = "me"  # of what is saved
+_CONTEXT = 2048  # tokens of a request
 _SLOTS = 2  # one person: a prefix for each pane
 
 
@@ -26,10 +28,6 @@ def play(
         str | None,
         typer.Option(metavar="FILE", help="The vector to begin with; - is stdin. [default: the base]"),
     ] = None,
-    stream: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Which stream of vectors FILE, and what is saved, belong to."),
-    ] = "me",
     keep: Annotated[
         Path | None,
         typer.Option(
@@ -40,9 +38,6 @@ def play(
     no_open: Annotated[
         bool, typer.Option("--no-open", help="Print the address, and open no browser.")
     ] = False,
-    n_ctx: Annotated[
-        int, typer.Option("--n-ctx", metavar="N", min=1, help="Context of a request in tokens.")
-    ] = 2048,
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: one a core]")
     ] = None,
@@ -62,7 +57,7 @@ def play(
         from ..serve.process import serve as run
     except ModuleNotFoundError as error:
         raise missing_web(error) from None
-    visitor = Visitor(stream, None if vector is None else vectors.read(vector))
+    visitor = Visitor(_STREAM, None if vector is None else vectors.read(vector))
     if keep is not None:
         keep.mkdir(mode=0o700, exist_ok=True)
     with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory("-tinylora-play") as folder:
@@ -72,7 +67,7 @@ def play(
             states=Path(folder) / "clicks",
             visitor=visitor,
             slots=_SLOTS,
-            n_ctx=n_ctx,
+            n_ctx=_CONTEXT,
             n_threads=threads,
         )
 

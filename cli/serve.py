@@ -84,9 +84,6 @@ def serve(
     max_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Tokens of an answer.")
     ] = _LIMITS.tokens,
-    max_seconds: Annotated[
-        float, typer.Option(metavar="S", min=1, help="Seconds of a request.")
-    ] = _LIMITS.seconds,
 ) -> None:
     """Answer OpenAI's clients over HTTP, each request with its user's vector.
 
@@ -118,7 +115,7 @@ def serve(
             max_norm=max_norm,
             state=state,
             api_keys=None if api_keys is None else ApiKeys.read(api_keys),
-            limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens, seconds=max_seconds),
+            limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens),
             states=feedback,
             signer=None if sign is None else keyfiles.signer(sign),
             visitor=visitor,

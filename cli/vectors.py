@@ -48,12 +48,12 @@ def read(source: str) -> bytes:
     return data
 
 
-def check_target(target: str, *, force: bool) -> None:
+def check_target(target: str) -> None:
     """Check that a vector may be written there, before any work is done.
 
     Raises:
-        FileExistsError: something is there, and `force` is not set.
-        CommandError: it is no regular file, or stdout is a terminal.
+        FileExistsError: something is there.
+        CommandError: stdout is a terminal.
         FileNotFoundError: its directory is missing.
     """
     if target == STREAM:
@@ -65,12 +65,7 @@ def check_target(target: str, *, force: bool) -> None:
     check_path(target, console.CommandError)
     path = Path(target)
     if path.exists() or path.is_symlink():
-        if not path.is_file():
-            raise console.CommandError(
-                f"{path} is not a regular file: choose another output, or - for stdout"
-            )
-        if not force:
-            raise FileExistsError(f"{path} exists already: choose another output, or pass --force")
+        raise FileExistsError(f"{path} exists already: choose another output, or remove it first")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
 

@@ -43,7 +43,7 @@ def test_refusals(cli: Cli, smollm2_bundle: Path, tiny_bundle: Path, frame: Path
     cli("convert", frame, tiny_bundle, *to).refused("basis")
     assert not target.exists()
     target.write_bytes(b"mine")
-    cli("convert", frame, smollm2_bundle, *to).refused("exists already", "--force")
+    cli("convert", frame, smollm2_bundle, *to).refused("exists already")
     peft = ("--to", "peft", "--model", tmp_path, "-o", target)
     cli("convert", frame, smollm2_bundle, *peft).refused("exists already")
     assert target.read_bytes() == b"mine"

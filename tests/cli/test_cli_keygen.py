@@ -45,12 +45,10 @@ class TestKeygen:
     @pytest.mark.parametrize("there", ["a.key", "a.key.pub"])
     def test_a_key_is_never_lost_by_accident(self, cli: Cli, tmp_path: Path, there: str) -> None:
         (tmp_path / there).write_text("precious")
-        cli("keygen", tmp_path / "a.key").refused(there, "exists already", "--force")
+        cli("keygen", tmp_path / "a.key").refused(there, "exists already")
         assert contents(tmp_path) == {there: b"precious"}
-        cli("keygen", tmp_path / "a.key", "--force").done()
-        Ed25519Signer.from_pem((tmp_path / "a.key").read_bytes())
 
-    @pytest.mark.parametrize("options", [(), ("--mac",), ("--force",)])
+    @pytest.mark.parametrize("options", [(), ("--mac",)])
     def test_a_directory(
         self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
     ) -> None:

@@ -269,9 +269,14 @@ def decode(data: bytes, size: int, digest: str, versions: Collection[int] = VERS
         for dtype in RAW_DTYPES:
             if length == payload_bytes(size, dtype):
                 return Frame(decode_values(data, dtype, size), dtype, None, None, bytes(data), b"")
-        raise FrameError(f"{length} bytes are no raw payload for this basis: expected {lengths}")
+        raise FrameError(
+            f"{length} bytes are no vector for this basis: neither a frame nor its text form, nor a raw "
+            f"payload: expected {lengths}"
+        )
     if length > longest(size) or length < HEADER_BYTES[PLAIN]:
-        raise FrameError(f"{length} bytes are no frame for this basis: expected {lengths}")
+        raise FrameError(
+            f"{length} bytes are no vector for this basis: neither a frame nor its text; expected {lengths}"
+        )
     version, dtype, kind = form(data)
     if version not in versions:
         wanted = " and ".join(map(str, sorted(versions)))
