@@ -21,7 +21,7 @@ from ..tasks import Completion, Prompt, Sample
 from ..tasks.general import checkable, is_right, load_general, repeats_itself
 from ..vector import MicroVector
 from .evaluation import Population, ratio
-from .personal import Personal
+from .model import PersonalizedModel
 
 DRAWN_TOKENS = 32
 """Tokens of an answer that the divergence is estimated on."""
@@ -91,7 +91,7 @@ class Drift:
 
 
 def measure_drift(
-    llm: Personal,
+    llm: PersonalizedModel,
     vector: MicroVector | None,
     prompts: Sequence[Prompt | Sample] | None = None,
     *,
@@ -124,7 +124,7 @@ def measure_drift(
 
 
 def measure_drifts(
-    llm: Personal,
+    llm: PersonalizedModel,
     vectors: Sequence[MicroVector | None],
     prompts: Sequence[Prompt | Sample] | None = None,
     *,
@@ -177,7 +177,7 @@ def measure_drifts(
 
 
 def drift_beside(
-    llm: Personal,
+    llm: PersonalizedModel,
     vector: MicroVector,
     *,
     count: int,

@@ -15,7 +15,7 @@ import onnx_models
 from tinylora_edge import MicroVector, load_basis
 from tinylora_edge.exporters import ExportSettings, export_onnx
 
-SETTINGS = {"scales": ExportSettings(groups=5), "fold": ExportSettings(groups=2, u=3, tying="tiled")}
+SETTINGS = {"tiled": ExportSettings(groups=5), "dense": ExportSettings(groups=2, u=3, tying="tiled")}
 
 TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
@@ -29,18 +29,18 @@ def _directory() -> tempfile.TemporaryDirectory[str]:
 
 
 def tiny(
-    flavour: str = "default", strategy: str = "scales", architecture: str = "llama", precision: str = "fp32"
+    flavour: str = "default", kind: str = "tiled", architecture: str = "llama", precision: str = "fp32"
 ) -> Path:
     """A bundle of a small random model with a vocabulary of bytes. Never write to it."""
-    return _tiny(flavour, strategy, architecture, precision)
+    return _tiny(flavour, kind, architecture, precision)
 
 
 @cache
-def _tiny(flavour: str, strategy: str, architecture: str, precision: str) -> Path:
+def _tiny(flavour: str, kind: str, architecture: str, precision: str) -> Path:
     source = onnx_models.tiny_hf(architecture)
-    output = Path(_directory().name) / f"{architecture}-{precision}-{strategy}-{flavour}"
+    output = Path(_directory().name) / f"{architecture}-{precision}-{kind}-{flavour}"
     graph = onnx_models.graph(source, precision)
-    export_onnx(source, output, graph=graph, flavour=flavour, settings=SETTINGS[strategy])
+    export_onnx(source, output, graph=graph, flavour=flavour, settings=SETTINGS[kind])
     (output / "onnx" / "chat_template.jinja").write_text(TEMPLATE)
     return output
 

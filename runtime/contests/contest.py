@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import TrainError
 from ...tasks import Preamble, Sample, Task
 from ..evaluation import Comparison, Evaluation, Report, Tally, bootstrap_interval, compare, evaluate
-from ..personal import Personal
+from ..model import PersonalizedModel
 from .contestant import BASE, Contestant
 from .cost import TIMED_TOKENS, Clock, Cost
 
@@ -119,7 +119,7 @@ class Contest:
 
 
 def contest(
-    llm: Personal,
+    llm: PersonalizedModel,
     task: Task,
     contestants: Sequence[Contestant],
     *,
@@ -207,7 +207,7 @@ def contest(
     )
 
 
-def fitting(llm: Personal, prompts: Sequence[Sample], answer: int, preamble: Preamble) -> list[int]:
+def fitting(llm: PersonalizedModel, prompts: Sequence[Sample], answer: int, preamble: Preamble) -> list[int]:
     """Return the lengths of prompts in tokens.
 
     Raises:
@@ -231,27 +231,29 @@ def fitting(llm: Personal, prompts: Sequence[Sample], answer: int, preamble: Pre
 class _Models:
     """The models of a contest: the given one for answers, and others beside it for LoRAs and times."""
 
-    def __init__(self, llm: Personal, stack: ExitStack, room: int) -> None:
+    def __init__(self, llm: PersonalizedModel, stack: ExitStack, room: int) -> None:
         self._llm, self._stack, self._room = llm, stack, room
-        self._opened: dict[Path | None, Personal] = {}
+        self._opened: dict[Path | None, PersonalizedModel] = {}
 
     def check(self, lora: Path | None) -> None:
         """Open the model of a LoRA now: what is refused is refused before any work."""
         if lora is not None:
             self.timed(lora)
 
-    def answering(self, lora: Path | None) -> Personal:
+    def answering(self, lora: Path | None) -> PersonalizedModel:
         """Return the model that answers many prompts at once, in contexts of their own."""
         return self._llm if lora is None else self.timed(lora)
 
-    def timed(self, lora: Path | None) -> Personal:
+    def timed(self, lora: Path | None) -> PersonalizedModel:
         """Return the model whose own context takes requests."""
         if lora not in self._opened:
             self._opened[lora] = self._stack.enter_context(self._llm._beside(n_ctx=self._room, lora=lora))
         return self._opened[lora]
 
 
-def _cost(llm: Personal, each: Contestant, lengths: Sequence[int], times: dict[str, float | None]) -> Cost:
+def _cost(
+    llm: PersonalizedModel, each: Contestant, lengths: Sequence[int], times: dict[str, float | None]
+) -> Cost:
     return Cost(
         prompt_tokens=sum(lengths) / len(lengths),
         sent=each.sent(llm.basis),

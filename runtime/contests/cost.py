@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...tasks import Sample
-from ..personal import Personal
+from ..model import PersonalizedModel
 from .contestant import Contestant
 
 TIMED_TOKENS = 16
@@ -57,7 +57,7 @@ class Clock:
         most: tokens that a request generates, at most.
     """
 
-    llm: Personal
+    llm: PersonalizedModel
     contestant: Contestant
     prompts: Sequence[Sample]
     most: int = TIMED_TOKENS

@@ -25,7 +25,7 @@ from ...tasks.candidates import (
     validation_prompts,
 )
 from ..evaluation import Evaluation, Report, evaluate
-from ..personal import Personal
+from ..model import PersonalizedModel
 from .contest import fitting
 
 EXAMPLES: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -118,7 +118,7 @@ class PromptSearch:
 
 
 def search_prompts(
-    llm: Personal,
+    llm: PersonalizedModel,
     task: Task,
     candidates: Candidates | None = None,
     *,
@@ -179,7 +179,7 @@ def search_prompts(
 
 
 def search_quickly(
-    llm: Personal, task: Task, candidates: Candidates | None = None, **options: Any
+    llm: PersonalizedModel, task: Task, candidates: Candidates | None = None, **options: Any
 ) -> PromptSearch:
     """Find a good prompt with some two hundred answers: of the first system prompts and two examples.
 
@@ -210,7 +210,7 @@ class _Search:
 
     def __init__(
         self,
-        llm: Personal,
+        llm: PersonalizedModel,
         task: Task,
         chosen: Sequence[Sample],
         options: dict[str, Any],

@@ -15,7 +15,7 @@ from ...tasks import Sample
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
 from ..evaluation import TokenPopulation
-from ..personal import Personal, no_room
+from ..model import PersonalizedModel, no_room
 from ..tuning.state import Budget
 from .contrast import Contrast, lists
 from .fitting import Fit
@@ -65,7 +65,7 @@ class Distilled:
 
 
 def distill(
-    llm: Personal,
+    llm: PersonalizedModel,
     messages: Messages,
     questions: Sequence[str],
     *,

@@ -17,7 +17,7 @@ from ...errors import TrainError
 from ...tasks import Sample
 from ...vector import MicroVector
 from ..evaluation import TokenPopulation, ratio
-from ..personal import Personal
+from ..model import PersonalizedModel
 from .contrast import Contrast
 
 NOISE = 0.01
@@ -138,7 +138,7 @@ def divergence_before(contrast: Contrast) -> NDArray[np.float64]:
 
 
 def measure(
-    llm: Personal,
+    llm: PersonalizedModel,
     batch: TokenPopulation,
     prompted: Prompted,
     questions: Sequence[str],
@@ -197,7 +197,7 @@ def _side_by_side(
 
 
 def _first_tokens(
-    llm: Personal,
+    llm: PersonalizedModel,
     prompted: Prompted,
     questions: Sequence[str],
     vector: MicroVector,

@@ -1,209 +1,205 @@
-"""The two strategies by which a micro-vector becomes llama.cpp adapters: u = 1 scales, u > 1 folds."""
+"""R as llama.cpp takes it: one LoRA adapter (A, B R), folded in memory, for the contexts of one model."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+import io
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from ...basis import Basis
-from ...errors import TinyLoraError
-from ...vector import MicroVector
-from .lora import Adapter, LoraImage, free
-from .turns import Turns
+from ...errors import BaseMismatchError, TinyLoraError
+from ...formats import gguf
+from ...formats.gguf import FLOAT32, STRING
+from .log import signals_wait
 
-Active = list[tuple[Adapter, float]]
-"""Adapters and their scales, as `llama_set_adapters_lora` takes them."""
+Adapter = Any
+"""Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
 
+SPARE_BYTES = 256 << 20
+"""What a pool keeps of adapters that no context has in force: vectors come back every few tokens."""
 
-class Strategy(Protocol):
-    """A way to turn values into adapters, which exist from the start: llama.cpp sizes its graph for them."""
-
-    def stage(self, values: NDArray[np.float32]) -> Active:
-        """Return what to activate for the values [G, u]; nothing that is active now changes."""
-
-    def settle(self, active: Active) -> None:
-        """Free whatever is neither active nor needed again."""
-
-    def free(self) -> None:
-        """Free every adapter."""
+_free = llama_cpp.llama_adapter_lora_free  # bound early: when the interpreter ends, globals go first
+_libc = ctypes.CDLL(None) if os.name != "nt" else None
+_HAS_FMEMOPEN = hasattr(_libc, "fmemopen")
+if _HAS_FMEMOPEN:
+    _libc.fmemopen.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]  # type: ignore[union-attr]
+    _libc.fmemopen.restype = ctypes.c_void_p  # type: ignore[union-attr]
+    _libc.fclose.argtypes = [ctypes.c_void_p]  # type: ignore[union-attr]
 
 
-def choose(model: Any, basis: Basis) -> Strategy:
-    """Return the strategy for a basis, its adapters loaded into the model."""
-    return Scales(model, basis) if basis.u == 1 else Fold(model, basis)
+class AdapterLock:
+    """What computes with a model, and what changes the list of its adapters, take turns.
+
+    llama.cpp walks through that list when a context computes with another adapter than before. So many may
+    compute at the same time, and one alone may load or free an adapter. Neither enters twice.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._computing = 0
+        self._alone = False
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute, once nobody is alone."""
+        with self._changed:
+            while self._alone:
+                self._changed.wait()
+            self._computing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._computing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be alone: whoever computes ends first, and nobody begins meanwhile."""
+        mine = False
+        try:
+            with self._changed:
+                while self._alone:
+                    self._changed.wait()
+                self._alone = mine = True
+                while self._computing:
+                    self._changed.wait()
+            yield
+        finally:  # an interrupt may end the wait, and nobody would begin any more
+            if mine:
+                with self._changed:
+                    self._alone = False
+                    self._changed.notify_all()
 
 
-class Personalizer:
-    """The adapters of one model, which apply micro-vectors to its llama.cpp contexts, all or nothing.
+class Adapters:
+    """The adapters of one model, shared by its contexts: equal R is one adapter.
 
-    Make it before the contexts, and free it after them and before the model.
+    Make it before the first context, since llama.cpp sizes a context's graph for the adapters that exist
+    then, and free it after the contexts and before the model. An R of zeros takes no adapter: the base, bit
+    for bit.
 
     Args:
         model: the `llama_model`.
-        basis: of the vectors.
-        turns: of what else computes with the model: while adapters are loaded or freed, nothing does.
+        basis: of the factors.
+
+    Attributes:
+        lock: of what computes with the model.
+        spare: bytes of adapters that no context has in force and that are kept for vectors that come back.
+
+    Raises:
+        BaseMismatchError: llama.cpp refuses the factors for this model.
     """
 
-    def __init__(self, model: Any, basis: Basis, turns: Turns) -> None:
-        self._basis, self._turns = basis, turns
-        with turns.alone():
-            self._strategy = choose(model, basis)
-        self._active: Active = []
-        self.vector: MicroVector | None = None
+    def __init__(self, model: Any, basis: Basis) -> None:
+        self.lock = AdapterLock()
+        self.spare = 0
+        self._model, self._basis = model, basis
+        self._b = [np.asarray(b, np.float32) for b in basis.b]
+        self._image, self._blocks = _image(basis, self._b)
+        self._exchange = threading.RLock()
+        self._staged: OrderedDict[bytes, Adapter] = OrderedDict()  # by R; used last is at the end
+        self._of: dict[int, bytes] = {}  # context -> its R, where it has one
+        with self.lock.alone():
+            self._staged[b""] = self._load()
 
     def apply(
-        self,
-        contexts: Sequence[Any],
-        vector: MicroVector | None,
-        others: Sequence[tuple[Adapter, float]] = (),
+        self, context: Any, r: NDArray[np.float32] | None, others: Sequence[tuple[Adapter, float]] = ()
     ) -> None:
-        """Make a vector the active one of every context; None for the base alone.
+        """Give a context, which does not compute now, its R, float32 [M, r, r]; None for the base.
 
         Args:
-            contexts: each a `llama_context`.
-            vector: what to apply.
-            others: adapters of the caller's own, which stay in force beside the vector.
+            context: a `llama_context`.
+            r: R of every module.
+            others: adapters of the caller's own and their scales, which are in force beside it.
 
         Raises:
-            VectorError: the vector does not fit the basis.
-            TinyLoraError: llama.cpp refuses; the vector before stays active.
+            TinyLoraError: llama.cpp refuses; the R before stays in force.
         """
-        with self._changing():
-            active = self._stage(vector)
-            changed = []
+        key = b"" if r is None or not r.any() else np.ascontiguousarray(r, np.float32).tobytes()
+        with self._exchange:
+            if not key or key in self._staged:
+                self._set(context, key, others)
+                return
+        with self.lock.alone(), self._exchange:
+            if key not in self._staged:  # another context may have staged it meanwhile
+                assert r is not None
+                with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
+                    for block, b, each in zip(self._blocks, self._b, r, strict=True):
+                        np.matmul(b, each, out=block)
+                self._staged[key] = self._load()
             try:
-                for context in contexts:
-                    set_adapters(context, [*active, *others])
-                    changed.append(context)
-            except BaseException:
-                for context in changed:
-                    set_adapters(context, [*self._active, *others])
-                self._strategy.settle(self._active)
-                raise
-            self._strategy.settle(active)
-            self._active, self.vector = active, vector
+                self._set(context, key, others)
+            finally:
+                self._retire()
 
-    def spread(
-        self,
-        contexts: Sequence[Any],
-        vectors: Sequence[MicroVector | None],
-        others: Sequence[tuple[Adapter, float]] = (),
-    ) -> None:
-        """Give each context a vector of its own, until `apply` gives all of them one again.
-
-        Args:
-            contexts: as many as vectors.
-            vectors: None for the base alone.
-            others: adapters of the caller's own, which stay in force beside each vector.
-
-        Raises:
-            VectorError: a vector does not fit the basis.
-            TinyLoraError: llama.cpp refuses. Then, and for a vector that does not fit, every context has
-                the vector that `apply` gave.
-        """
-        with self._changing():
-            staged: list[Active] = []
-            try:
-                for context, vector in zip(contexts, vectors, strict=True):
-                    active = self._stage(vector)
-                    staged.append(active)
-                    set_adapters(context, [*active, *others])
-            except BaseException:
-                for context in contexts:
-                    set_adapters(context, [*self._active, *others])
-                self._strategy.settle(self._active)
-                raise
-            self._strategy.settle([*self._active, *(each for active in staged for each in active)])
+    def forget(self, context: Any) -> None:
+        """Forget a context that is about to be freed."""
+        with self._exchange:
+            self._of.pop(_address(context), None)
 
     def free(self) -> None:
         """Free every adapter."""
-        with self._turns.alone():
-            self._strategy.free()
+        with self.lock.alone():
+            while self._staged:
+                _free(self._staged.popitem()[1])
 
-    def _changing(self) -> AbstractContextManager[None]:
-        """Be alone where another vector means other adapters."""
-        return self._turns.alone() if self._basis.u > 1 else nullcontext()
+    def _set(self, context: Any, key: bytes, others: Sequence[tuple[Adapter, float]]) -> None:
+        active = [(self._staged[key], 1.0), *others] if key else list(others)
+        set_adapters(context, active)
+        self._of[_address(context)] = key
+        if key:
+            self._staged.move_to_end(key)
 
-    def _stage(self, vector: MicroVector | None) -> Active:
-        # An app's own vector may have its values in another shape than [G, u].
-        return [] if vector is None else self._strategy.stage(self._basis.values(vector))
+    def _retire(self) -> None:
+        """Free those that no context has in force, but for the spare ones that were used last."""
+        used = set(self._of.values()) - {b""}
+        unused = [key for key in self._staged if key not in used]
+        for key in unused[: max(0, len(unused) - self.spare // self._image.nbytes)]:
+            if len(self._staged) > 1:  # for contexts that are still to come
+                _free(self._staged.pop(key))
 
+    def _load(self) -> Adapter:
+        with signals_wait():
+            adapter = self._load_from_memory() if _HAS_FMEMOPEN else self._load_from_file()
+        if not adapter:
+            raise BaseMismatchError(
+                "llama.cpp refused the adapter that was built from the basis: its modules or their shapes "
+                "are not those of the loaded model (verbose=True shows which)"
+            )
+        return adapter
 
-class Scales:
-    """The strategy for u = 1: G disjoint adapters, loaded once, with v as their scales: W + v[g] (B P) A."""
-
-    _free = staticmethod(free)
-
-    def __init__(self, model: Any, basis: Basis) -> None:
-        self._adapters: list[Adapter] = []
-        groups: list[dict[str, tuple[Any, Any]]] = [{} for _ in range(basis.groups)]
-        for position, module in enumerate(basis.modules):
-            b = np.asarray(basis.b[position], np.float32) @ basis.projections[position, 0]
-            groups[basis.tying[position]][module] = basis.a[position], b
+    def _load_from_memory(self) -> Adapter | None:
+        assert _libc is not None
+        file = _libc.fmemopen(self._image.ctypes.data, self._image.nbytes, b"rb")
+        if not file:
+            raise MemoryError("fmemopen failed")
         try:
-            for pairs in groups:
-                self._adapters.append(LoraImage(basis.architecture, pairs).load(model))
-        except BaseException:
-            self.free()
-            raise
+            return llama_cpp.llama_adapter_lora_init_from_file_ptr(self._model, file)
+        finally:
+            _libc.fclose(file)
 
-    def stage(self, values: NDArray[np.float32]) -> Active:
-        """Return every adapter with its scale; llama.cpp leaves out those whose scale is 0."""
-        return list(zip(self._adapters, values[:, 0].tolist(), strict=True))
-
-    def settle(self, active: Active) -> None:
-        """Nothing to free: the adapters serve every vector."""
-
-    def free(self) -> None:
-        """Free every adapter."""
-        while self._adapters:
-            self._free(self._adapters.pop())
+    def _load_from_file(self) -> Adapter | None:
+        handle, path = tempfile.mkstemp(suffix=".gguf")  # 0600: nobody else reads or changes it
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(self._image.data)
+            return llama_cpp.llama_adapter_lora_init(self._model, path.encode())
+        finally:
+            os.unlink(path)
 
 
-class Fold:
-    """The strategy for u > 1: one adapter (A, B R); a swap rewrites the B blocks of its GGUF image."""
-
-    _free = staticmethod(free)
-
-    def __init__(self, model: Any, basis: Basis) -> None:
-        self._model = model
-        self._basis = basis
-        self._b = [np.asarray(b, np.float32) for b in basis.b]
-        pairs = {m: (basis.a[i], np.zeros_like(self._b[i])) for i, m in enumerate(basis.modules)}
-        self._image = LoraImage(basis.architecture, pairs)
-        self._adapters = [self._image.load(model)]
-
-    def stage(self, values: NDArray[np.float32]) -> Active:
-        """Return one adapter with R folded into B, or none where every value is 0."""
-        if not values.any():
-            return []
-        with np.errstate(over="ignore", invalid="ignore"):  # a vector may be too large for the model
-            for module, b, r in zip(self._basis.modules, self._b, self._basis.R(values), strict=True):
-                np.matmul(b, r, out=self._image.b[module])
-        adapter = self._image.load(self._model)
-        self._adapters.append(adapter)
-        return [(adapter, 1.0)]
-
-    def settle(self, active: Active) -> None:
-        """Free the adapters of earlier vectors."""
-        keep = [adapter for adapter, _ in active]
-        stale = [adapter for adapter in self._adapters if adapter not in keep]
-        self._adapters = keep
-        for adapter in stale:
-            self._free(adapter)
-
-    def free(self) -> None:
-        """Free every adapter."""
-        self.settle([])
-
-
-def set_adapters(context: Any, active: Active) -> None:
+def set_adapters(context: Any, active: Sequence[tuple[Adapter, float]]) -> None:
     """Make these the adapters of a context, and no others.
 
     Raises:
@@ -214,3 +210,31 @@ def set_adapters(context: Any, active: Active) -> None:
     code = llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales)
     if code:
         raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
+
+
+def _image(
+    basis: Basis, b: Sequence[NDArray[np.float32]]
+) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+    """Return a LoRA adapter (A, 0) as the bytes of its GGUF file, and its B blocks, to be rewritten there.
+
+    A is in float32 also where it is stored in float16: ggml would round activations to a float16 A's type.
+    """
+    tensors: dict[str, NDArray[Any]] = {}
+    for module, a, each in zip(basis.modules, basis.a, b, strict=True):
+        tensors[f"{module}.lora_a"] = np.asarray(a, np.float32)
+        tensors[f"{module}.lora_b"] = np.zeros_like(each)
+    metadata = [
+        ("general.type", "adapter", STRING),
+        ("adapter.type", "lora", STRING),
+        ("adapter.lora.alpha", 0.0, FLOAT32),  # 0: the adapter's scale is used as it is
+    ]
+    file = io.BytesIO()
+    gguf.write(file, basis.architecture, metadata, tensors)
+    entries = gguf.GGUFFile(file.getvalue()).tensors
+    image = np.frombuffer(file.getbuffer(), np.uint8)
+    found = [entries[f"{module}.lora_b"] for module in basis.modules]
+    return image, [image[e.offset : e.offset + e.nbytes].view(np.float32).reshape(e.shape) for e in found]
+
+
+def _address(context: Any) -> int:
+    return int(ctypes.cast(context, ctypes.c_void_p).value or 0)

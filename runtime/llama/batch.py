@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ...system import cores
 from ...tasks import Completion, Sample
 from ...vector import MicroVector
-from .adapters import Personalizer
 from .lane import Generation, Given, Job, Lane, reader_of
+from .personalizer import Personalizer
 from .prompts import decode, encode
 from .protocols import Weights
 from .token_batch import TokenBatch, check_type, split

@@ -11,21 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
+from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import TinyLoraError, VectorError
 from ...formats.gguf_lora import check_lora
-from ...tasks import Sample
+from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
-from ..personal import Personal, no_room
+from ..lock import CLOSED
+from ..model import PersonalizedModel, no_room
 from ..pool.marks import Marks
-from .adapters import Personalizer
+from .adapters import AdapterLock, Adapters
 from .batch import Batch
+from .engine import LlamaEngine
 from .lane import common_prefix
 from .log import signals_wait
 from .pool.scheduler import LlamaScheduler
-from .prompts import encode, encode_messages, has_template
-from .turns import Turns
+from .prompts import encode_messages, encode_with_stops, has_template
+from .vocabulary import LlamaVocabulary
 
 OPTIONS: tuple[str, ...] = tuple(
     name
@@ -42,10 +45,10 @@ class _Closed:
     """A stand-in for the parts of a closed model, which refuses whatever is asked of it."""
 
     def __getattr__(self, name: str) -> Any:
-        raise TinyLoraError("the model is closed: load it again")
+        raise TinyLoraError(CLOSED)
 
 
-class TinyLoraLlama(Personal, llama_cpp.Llama):
+class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     """A `llama_cpp.Llama`, all of it, with a micro-vector.
 
     The KV cache, the prefix cache and a `LlamaCache` hold what the old model computed: a swap empties them.
@@ -63,6 +66,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         BaseMismatchError: llama.cpp refuses the factors for this model.
     """
 
+    mixed = LlamaEngine.mixed
     # Bound early: when the interpreter ends, globals go before models do.
     _gone = _Closed()
     _close_engine = llama_cpp.Llama.close
@@ -71,10 +75,11 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
     ) -> None:
         self._prepare(basis, policy)
-        self.turns = Turns()
         self._evaluated = False
+        self._vector: MicroVector | None = None
         with signals_wait():
             super().__init__(model_path, **options)
+        self._opened()
 
     # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
     # constructor makes model and context in one go; the moment between them is this assignment.
@@ -85,17 +90,23 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
     @_model.setter
     def _model(self, model: Any) -> None:
         self.__dict__["_model"] = model
-        self._personalizer = Personalizer(model.model, self.basis, self.turns)
-        self._stack.callback(self._personalizer.free)  # after the context is freed, before the model is
+        self.adapters = Adapters(model.model, self.basis)
+        self._stack.callback(self.adapters.free)  # after the context is freed, before the model is
 
     @property
     def vector(self) -> MicroVector | None:
         """The active micro-vector, or None for the base alone."""
-        return self._personalizer.vector
+        return self._vector
 
     def _activate(self, vector: MicroVector | None) -> None:
-        self._personalizer.apply([self._ctx.ctx], vector, self.own_adapters())
+        self.adapters.apply(self._ctx.ctx, self.r_of(vector), self.own_adapters())
+        self._vector = vector
         self._forget()
+
+    @property
+    def turns(self) -> AdapterLock:
+        """The turns of what computes with the weights, and what loads or frees adapters."""
+        return self.adapters.lock
 
     def own_adapters(self) -> list[tuple[Any, float]]:
         """Return the caller's LoRA (`lora_path`) and its scale, if there is one: vectors stand beside it."""
@@ -116,13 +127,51 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
         return bool(logits) and bool(np.isfinite(logits[: min(64, self._n_vocab)]).all())
 
+    # What batches and pools compute with
+
+    @cached_property
+    def vocabulary(self) -> LlamaVocabulary:
+        """The model's tokens."""
+        return LlamaVocabulary(self, self._model.model)
+
     @property
-    def _room(self) -> int:
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model was trained for."""
         return int(self._model.n_ctx_train())
 
-    def _encode(self, sample: Sample) -> list[int]:
-        tokens: list[int] = encode(self, sample).tolist()
-        return tokens
+    @property
+    def one_engine(self) -> bool:
+        """Whether a GPU computes some of the layers."""
+        return bool(self.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload())
+
+    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
+        """See `PersonalizedModel.encode`."""
+        tokens, stops = encode_with_stops(self, prompt, raw=raw)
+        return tokens.tolist(), stops
+
+    def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
+        """Return R of every module, float32 [M, r, r]; None for the base."""
+        return None if vector is None else self.basis.R(vector)
+
+    def engine(
+        self, *, rows: int, n_ctx: int, n_threads: int | None = None, cells: int | None = None
+    ) -> LlamaEngine:
+        """See `PersonalizedModel.engine`."""
+        with self._staying():
+            made = LlamaEngine(
+                self._model.model,
+                self.context_params,
+                self.adapters,
+                self.own_adapters(),
+                rows=rows,
+                n_ctx=n_ctx,
+                n_threads=n_threads,
+                cells=cells,
+            )
+            self._engines.add(made)
+        return made
+
+    _room = longest
 
     def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
         return iter(self.generate(tokens, temp=0.0))
@@ -167,8 +216,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
 
         A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
         """
-        gate = self.__dict__.get("_gate")
-        if gate is None or gate.gone:  # the constructor got no further, or it was closed before
+        lock = self.__dict__.get("_lock")
+        if lock is None or lock.gone:  # the constructor got no further, or it was closed before
             return
         with self._closing():
             self._close_engine()
@@ -211,7 +260,7 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
                     encode_messages(self, messages)  # says so where the template is what fails
                 raise
 
-    # What runs the model holds the gate, from its first step to its last.
+    # What runs the model holds the lock, from its first step to its last.
 
     def generate(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.generate`.
@@ -222,31 +271,31 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         tokens = list(tokens)
         if not tokens and kwargs.get("reset", True):
             raise TinyLoraError("the prompt has no tokens: pass some text")
-        return self._stream(super().generate(tokens, *args, **kwargs), whole=False)
+        return self._stream(super().generate(tokens, *args, **kwargs))
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""
         if kwargs.get("stream"):  # nothing is computed before the first step
-            return self._stream(super().create_completion(*args, **kwargs), whole=True)
-        with self._gate.call():
+            return self._stream(super().create_completion(*args, **kwargs))
+        with self._lock.call():
             result = super().create_completion(*args, **kwargs)
-        return result if isinstance(result, dict) else self._stream(result, whole=True)
+        return result if isinstance(result, dict) else self._stream(result)
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.eval`."""
-        with self._gate.call():
+        with self._lock.call():
             self._evaluated = True
-            with self.turns.computing():
+            with self.adapters.lock.computing():
                 return super().eval(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""
-        with self._gate.call(), self.turns.computing():
+        with self._lock.call(), self.adapters.lock.computing():
             return super().embed(*args, **kwargs)
 
     def save_state(self) -> Any:
         """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""
-        with self._gate.look():
+        with self._lock.call():
             state: Any = super().save_state()
             state.tinylora_vector = self.vector
             return state
@@ -257,8 +306,8 @@ class TinyLoraLlama(Personal, llama_cpp.Llama):
         Raises:
             VectorError: the state was computed with another vector than the active one.
         """
-        from_cache = self._gate.inside  # a completion found it in the LlamaCache that it was given
-        with self._gate.call():
+        from_cache = self._lock.inside  # a completion found it in the LlamaCache that it was given
+        with self._lock.call():
             if getattr(state, "tinylora_vector", None) != self.vector:
                 if from_cache:
                     return  # of no use here: evaluate the prompt instead

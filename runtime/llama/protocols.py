@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ...basis import Basis
 from ..pool.marks import Marks
-from .turns import Turns
+from .adapters import AdapterLock
 
 
 class Tokens(Protocol):
@@ -37,7 +37,7 @@ class Weights(Tokens, Protocol):
     model: Any  # the llama_model
     model_params: Any
     context_params: Any
-    turns: Turns  # of what computes with the weights, and what loads or frees adapters
+    turns: AdapterLock  # of what computes with the weights, and what loads or frees adapters
     _dependents: Any  # what computes with the weights, and has to be closed before they go
 
     def _staying(self) -> AbstractContextManager[None]:

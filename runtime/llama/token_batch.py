@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from ...errors import TinyLoraError, VectorError
 from ...system import cores
 from ...vector import MicroVector
-from ..process import Process
-from .adapters import Personalizer
+from ..lock import Process
 from .lane import Generation, Given, Job, Key, Lane, Read, Stopped, reader_of
 from .lora import Adapter
+from .personalizer import Personalizer
 from .protocols import Weights
 from .sampling import likeliest, logprobs
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 import onnxruntime_genai as og
 
 from ...documents import read_json
@@ -21,7 +22,7 @@ from .bundle import OnnxBundle
 from .session import cannot_load
 
 _TEMPLATE_NAME, _TOKENIZER_NAME = "chat_template.jinja", "tokenizer_config.json"
-_TOKENS_NAME = "tokenizer.json"
+TOKENS_NAME = "tokenizer.json"
 
 Messages = Sequence[Mapping[str, Any]]
 """Chat messages, each with `role` and `content`."""
@@ -36,7 +37,7 @@ class GenaiModel:
     Args:
         bundle: checked.
         n_ctx: longest sequence in tokens; 0, or more than the model has: the model's own.
-        n_threads, session_options, provider, start: see `TinyLoraOnnx`.
+        n_threads, session_options: see `TinyLoraOnnx`.
 
     Attributes:
         bundle: whose graph it is.
@@ -48,7 +49,6 @@ class GenaiModel:
         has_chat_template: whether a chat template belongs to the tokenizer.
         n_ctx: longest sequence in tokens.
         n_vocab: entries of the logits.
-        on_cpu: whether it computes on the CPU, by configuration and provider.
         eos: tokens that end a sequence.
         pad: the token that fills up shorter prompts of a batch.
 
@@ -64,14 +64,12 @@ class GenaiModel:
         n_ctx: int,
         n_threads: int | None,
         session_options: Mapping[str, Any] | None,
-        provider: str | None,
-        *,
-        start: bool = True,
     ) -> None:
         described = _read_config(bundle)
         self.bundle = bundle
-        self.options = _session_options(described, n_threads, session_options)
-        self.on_cpu = _on_cpu(self.options.pop("provider_options", []), provider)
+        threads = {} if n_threads is None else {"intra_op_num_threads": n_threads}
+        self._mine = {**onnx_options(), **(session_options or {}), **threads}
+        self.options = {**described.get("decoder", {}).get("session_options", {}), **self._mine}
         self.head_size = described.get("decoder", {}).get("head_size")
         self.has_chat_template = _has_chat_template(bundle.folder)
         self.flavour = bundle.flavour
@@ -83,12 +81,13 @@ class GenaiModel:
         self.n_vocab = int(described["vocab_size"])
         self._model: Any = None
         try:
-            self._config: Any = _config(bundle, n_threads, session_options, provider)
+            self._config: Any = og.Config(str(bundle.folder))
+            self._config.clear_providers()
+            mine = json.dumps({"model": {"decoder": {"session_options": self._mine}}})
+            self._config.overlay(mine)
             self._tokenizer: Any = og.Tokenizer(self._config)
         except Exception as error:  # RuntimeError, and OgaError in some releases
             raise cannot_load(bundle, error) from error
-        if start:
-            self._start()
 
     def _start(self) -> None:
         try:
@@ -160,7 +159,7 @@ class GenaiModel:
         Raises:
             TinyLoraError: its file is damaged.
         """
-        path = self.bundle.folder / _TOKENS_NAME
+        path = self.bundle.folder / TOKENS_NAME
         try:
             tokens = read_json(path, limit=TOKENIZER_BYTES)["added_tokens"]
             return Marks(each["content"] for each in tokens if each["special"])
@@ -252,38 +251,3 @@ def _has_chat_template(folder: Path) -> bool:
         return bool(read_json(folder / _TOKENIZER_NAME).get("chat_template"))
     except (OSError, ValueError, AttributeError):
         return False  # a tokenizer that cannot be read is the engine's to refuse
-
-
-def _config(
-    bundle: OnnxBundle,
-    n_threads: int | None,
-    session_options: Mapping[str, Any] | None,
-    provider: str | None,
-) -> Any:
-    config = og.Config(str(bundle.folder))
-    if provider is not None:
-        config.clear_providers()
-        if provider.lower() != "cpu":
-            config.append_provider(provider)
-    options = _own_options(n_threads, session_options)
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-    return config
-
-
-def _session_options(
-    described: Mapping[str, Any], n_threads: int | None, session_options: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the session's options: the caller's over ours, and ours over the configuration's."""
-    configured = described.get("decoder", {}).get("session_options", {})
-    return {**configured, **_own_options(n_threads, session_options)}
-
-
-def _own_options(n_threads: int | None, session_options: Mapping[str, Any] | None) -> dict[str, Any]:
-    threads = {} if n_threads is None else {"intra_op_num_threads": n_threads}
-    return {**onnx_options(), **(session_options or {}), **threads}
-
-
-def _on_cpu(configured: Sequence[Mapping[str, Any]], provider: str | None) -> bool:
-    if provider is not None:
-        return provider.lower() == "cpu"
-    return not any(name.lower() != "cpu" for each in configured for name in each)

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
+import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
-from ...tasks import Sample
+from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
-from ..personal import Personal, no_room
+from ..engine import Part
+from ..model import PersonalizedModel, no_room
 from .batch import OnnxBatch
 from .bundle import OnnxBundle
 from .completion import CompletionWriter, chunks_of, steps_of
-from .decoder import Decoder
+from .engine import OnnxEngine
 from .genai import GenaiModel, Messages, as_list
 from .generate import Read, Row, generate_batch, read_batch
 from .generator import Feed, PersonalGenerator
 from .pool.scheduler import OnnxScheduler
 from .rows import rows
 from .sampling import Sampler, Sampling, Text
+from .session import open_session
+from .vocabulary import OnnxVocabulary
 
 
-class TinyLoraOnnx(Personal):
+class TinyLoraOnnx(PersonalizedModel):
     """A decoder on ONNX Runtime with a micro-vector.
 
     Get one from `tinylora_edge.runtime.load`. Its completions take and return what `llama_cpp.Llama`'s do,
@@ -41,8 +46,6 @@ class TinyLoraOnnx(Personal):
             has: the model's own.
         n_threads: CPU threads; by default ONNX Runtime's.
         session_options: of ONNX Runtime, over those in `genai_config.json`, as it words them.
-        provider: execution provider, such as `cuda`; by default those in `genai_config.json`.
-        start: False leaves the weights unread until they are needed: a pool has an engine of its own.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -59,17 +62,17 @@ class TinyLoraOnnx(Personal):
         n_ctx: int = 2048,
         n_threads: int | None = None,
         session_options: Mapping[str, Any] | None = None,
-        provider: str | None = None,
-        start: bool = True,
     ) -> None:
         bundle = base if isinstance(base, OnnxBundle) else OnnxBundle.find(base)
         bundle.check()
         self._prepare(bundle.basis, policy)
         self.model_path = str(bundle.model)
-        self._model = GenaiModel(bundle, n_ctx, n_threads, session_options, provider, start=start)
+        self._model = GenaiModel(bundle, n_ctx, n_threads, session_options)
         self._vector: MicroVector | None = None
-        self._feed = Feed(self._model, None, self.basis)
-        self._decoder = Decoder(self._model, self._feed)
+        self._session = open_session(bundle, given=self._model.options)
+        self._row = self._engine(1, self.n_ctx(), check=True)
+        self._evaluated: list[int] = []  # tokens that the row holds
+        self._opened()
 
     @property
     def vector(self) -> MicroVector | None:
@@ -93,36 +96,64 @@ class TinyLoraOnnx(Personal):
 
     def _activate(self, vector: MicroVector | None) -> None:
         self._model.check_open()
-        checked = None if vector is None else rows(vector, self.basis, self.policy)
-        self._go_back((Feed(self._model, checked, self.basis), vector))
-
-    def _remember(self) -> Any:
-        return self._feed, self._vector
-
-    def _go_back(self, remembered: Any) -> None:
-        feed, vector = remembered
-        # The KV cache is the decoder's: what the old vector computed goes with it.
-        self._feed, self._decoder, self._vector = feed, Decoder(self._model, feed), vector
+        r = self.r_of(vector)
+        self._row.reset()
+        self._row.set_r(0, r)
+        self._evaluated, self._vector = [], vector
 
     def close(self) -> None:
-        """Free the model. Every call after it is refused, and a second `close` does nothing.
-
-        A generation in another thread ends first. Streams of this thread that are unfinished end, and their
-        next step is refused. A generator of `generator` that is still there keeps the engine's model alive.
-        """
-        if self._gate.gone:
+        """See `PersonalizedModel.close`. What `generator` made keeps its weights while it is there."""
+        if self._lock.gone:
             return
         with self._closing():
             self._model.close()
-            self._decoder.close()
-            self._feed = Feed(self._model, None, self.basis)  # the vector's copy in the engine goes, too
+            self._session = None
+
+    # What batches and pools compute with
+
+    @cached_property
+    def vocabulary(self) -> OnnxVocabulary:
+        """The model's tokens."""
+        return OnnxVocabulary(self._model)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model was made for."""
+        return self._model.longest
+
+    one_engine, mixed = True, OnnxEngine.mixed
+
+    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
+        """See `PersonalizedModel.encode`."""
+        return self._model.encode(Sample.of(prompt, raw=raw).rendered_by(template=self.has_chat_template)), []
+
+    def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
+        """Return the values of a vector, float32 [n], as the graph takes them; None for the base."""
+        return None if vector is None else self.basis.values(vector).reshape(-1)
+
+    def engine(
+        self, *, rows: int, n_ctx: int, n_threads: int | None = None, cells: int | None = None
+    ) -> OnnxEngine:
+        """See `PersonalizedModel.engine`; at least two rows."""
+        with self._staying():
+            return self._engine(max(rows, 2), n_ctx)
+
+    def _engine(self, rows: int, n_ctx: int, *, check: bool = False) -> OnnxEngine:
+        made = OnnxEngine(
+            self._session,
+            size=self.basis.size,
+            rows=rows,
+            n_ctx=n_ctx,
+            head_size=self._model.head_size,
+            path=self.model_path,
+            check=check,
+        )
+        self._engines.add(made)
+        return made
 
     @property
     def _room(self) -> int:
         return self.n_ctx()
-
-    def _encode(self, sample: Sample) -> list[int]:
-        return OnnxBatch(self).encode(sample)
 
     def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
         return self.generate(tokens)
@@ -133,11 +164,11 @@ class TinyLoraOnnx(Personal):
             raise TinyLoraError(f"{lora} is a LoRA, and ONNX Runtime runs none: measure it in llama.cpp")
         if n_ctx > self.n_ctx():
             raise TinyLoraError(f"{n_ctx} tokens pass the context of {self.n_ctx()}: load it with more n_ctx")
-        before = self._remember()
+        before = self.vector
         try:
             yield self
         finally:
-            self._go_back(before)
+            self._activate(before)
 
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
@@ -203,7 +234,7 @@ class TinyLoraOnnx(Personal):
             BusyError: another generation of this thread took the stream's place.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        return self._stream(self._tokens(tokens, sampling, max_tokens), whole=False)
+        return self._stream(self._tokens(tokens, sampling, max_tokens))
 
     def create_completion(
         self,
@@ -331,7 +362,7 @@ class TinyLoraOnnx(Personal):
         self._model.check_open()
         for row, each in enumerate(tokens := [self._model.encode(prompt) for prompt in prompts]):
             self._model.room(each, max_tokens, f"prompt {row}")
-        with self._gate.call():
+        with self._lock.call():
             checked = rows(vectors, self.basis, self.policy, streams, len(tokens))
             if not tokens:
                 return []
@@ -355,7 +386,7 @@ class TinyLoraOnnx(Personal):
             TinyLoraError: a prompt is empty, or leaves no room in the context.
         """
         self._model.check_open()
-        with self._gate.call():
+        with self._lock.call():
             checked = rows(vectors, self.basis, self.policy, batch=len(prompts))
             return read_batch(self._model, self.basis, prompts, checked, completions, read)
 
@@ -367,8 +398,9 @@ class TinyLoraOnnx(Personal):
         Args:
             search_options: as `onnxruntime_genai.GeneratorParams.set_search_options` takes them.
         """
-        with self._gate.look():
-            return PersonalGenerator(self._model, self._feed, **{"max_length": self.n_ctx()} | search_options)
+        with self._lock.call():
+            feed = Feed(self._model, rows(self._vector, self.basis, self.policy), self.basis)
+            return PersonalGenerator(self._model, feed, **{"max_length": self.n_ctx()} | search_options)
 
     def _complete(
         self,
@@ -387,12 +419,41 @@ class TinyLoraOnnx(Personal):
         counted: list[int] = []
         steps = steps_of(self._tokens(tokens, sampling, max_tokens), text, counted)
         if stream:
-            return self._stream(chunks_of(completion, steps), whole=True)
-        with self._gate.call():
+            return self._stream(chunks_of(completion, steps))
+        with self._lock.call():
             return completion.whole(steps, lambda: len(counted))
 
     def _tokens(
         self, prompt: Sequence[int], sampling: Sampling, max_tokens: int | None
     ) -> Generator[int, None, str]:
-        # A generator begins at its first step: the vector of that moment counts, as the gate has it.
-        return (yield from self._decoder.tokens(prompt, Sampler(sampling), max_tokens))
+        """Yield the tokens that follow a prompt, and return why they ended: `stop` or `length`."""
+        room = self._model.room(prompt, max_tokens)
+        sampler, tokens, new = Sampler(sampling), list(prompt), self._go_back(prompt)
+        for _ in range(room):
+            logits = self._append(tokens[new:])
+            new = len(tokens)
+            token = sampler(logits, tokens)
+            if token in self._model.eos:
+                return "stop"
+            yield token
+            self._model.check_open()
+            tokens.append(token)
+        return "length"
+
+    def _go_back(self, prompt: Sequence[int]) -> int:
+        """Keep what is evaluated already of a prompt, but for its last token; return how many tokens."""
+        limit = min(len(self._evaluated), len(prompt) - 1)
+        differs = (i for i in range(limit) if self._evaluated[i] != prompt[i])
+        shared = self._row.cut(0, next(differs, limit))
+        del self._evaluated[shared:]
+        return shared
+
+    def _append(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Evaluate tokens; return the logits after them: float32 [vocabulary]."""
+        try:
+            logits: NDArray[np.float32] = self._row.evaluate([Part(0, tokens)])[0]
+        except BaseException:
+            self._evaluated = []
+            raise
+        self._evaluated += tokens
+        return logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,20 @@ from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from ...formats.signatures import signed
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
-from ..process import Process
+from ..lock import Process
 from ..threads import onnx_options
 from .bundle import OnnxBundle
 from .rows import Rows, as_file, rows
+
+_PLAIN = (
+    "intra_op_num_threads",
+    "inter_op_num_threads",
+    "enable_cpu_mem_arena",
+    "enable_mem_pattern",
+    "log_severity_level",
+    "log_verbosity_level",
+)
+"""Options that genai_config.json words as `onnxruntime.SessionOptions` has them."""
 
 
 class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
@@ -90,16 +101,7 @@ class OnnxSession:
         self.basis = bundle.basis
         self.flavour = bundle.flavour
         self._path = str(bundle.model)
-        options.setdefault("providers", ["CPUExecutionProvider"])
-        if options.get("sess_options") is None:
-            options["sess_options"] = onnxruntime.SessionOptions()
-            options["sess_options"].log_severity_level = 3  # a default that can be fed is warned of each time
-            for name, value in onnx_options().items():
-                options["sess_options"].add_session_config_entry(name, value)
-        try:
-            self.session = onnxruntime.InferenceSession(str(bundle.model), **options)
-        except Exception as error:  # its exceptions are of a dozen types, all of them direct children
-            raise cannot_load(bundle, error) from error
+        self.session = open_session(bundle, **options)
         inputs = [*self.session.get_inputs(), *self.session.get_overridable_initializers()]
         self._inputs = {node.name: node for node in inputs}
         self._outputs = [node.name for node in self.session.get_outputs()]
@@ -253,6 +255,43 @@ class OnnxSession:
             unknown = [name for name in names if name not in known]
             if unknown:
                 raise ValueError(f"the graph has no {kind} {unknown[0]!r}; it has {', '.join(known)}")
+
+
+def open_session(
+    bundle: OnnxBundle,
+    *,
+    sess_options: Any = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    given: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
+) -> Any:
+    """Return an `onnxruntime.InferenceSession` of a bundle's graph.
+
+    Args:
+        bundle: checked.
+        sess_options, providers, options: of `onnxruntime.InferenceSession`.
+        given: options of a session as genai_config.json words them, where there are no `sess_options`.
+
+    Raises:
+        BaseMismatchError: ONNX Runtime cannot load it.
+    """
+    if sess_options is None:
+        sess_options = onnxruntime.SessionOptions()
+        sess_options.log_severity_level = 3  # a default that can be fed is warned of each time
+        for name, value in {**onnx_options(), **given}.items():
+            if name in _PLAIN:
+                setattr(sess_options, name, value)
+            elif name == "graph_optimization_level":
+                level = getattr(onnxruntime.GraphOptimizationLevel, str(value))
+                sess_options.graph_optimization_level = level
+            elif "." in name:
+                sess_options.add_session_config_entry(name, str(value))
+    try:
+        return onnxruntime.InferenceSession(
+            str(bundle.model), sess_options, providers=list(providers), **options
+        )
+    except Exception as error:  # its exceptions are of a dozen types, all of them direct children
+        raise cannot_load(bundle, error) from error
 
 
 def cannot_load(bundle: OnnxBundle, error: Exception) -> BaseMismatchError:

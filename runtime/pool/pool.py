@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from ...basis import Basis
 from ...errors import OptionError, RequestError
 from ...vector import Policy
-from ..load import ONNX, engine_of, load
+from ..load import load
 from .desk import Desk
 from .scheduler import Scheduler, Scorer
 
@@ -86,8 +86,6 @@ class Pool(Desk):
             )
         self._owned: Loaded | None = None
         if isinstance(base, str | PathLike):
-            if engine_of(base, engine_options.get("engine")) == ONNX:
-                engine_options.setdefault("start", False)  # the scheduler has an engine of its own
             self._owned = llm = load(base, policy=policy, n_ctx=_OWN_CONTEXT, **engine_options)
         elif policy is not None or engine_options:
             names = ", ".join([*(["policy"] if policy else []), *engine_options])

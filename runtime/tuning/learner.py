@@ -21,7 +21,7 @@ from ...basis import Basis
 from ...errors import TrainError
 from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
-from ..personal import Personal
+from ..model import PersonalizedModel
 from .anchor import ANCHOR_TOKENS, anchor_samples
 from .plan import Plan
 from .search import make_search, restore_search
@@ -65,7 +65,7 @@ class RewardLearner:
 
     def __init__(
         self,
-        llm: Personal,
+        llm: PersonalizedModel,
         prompts: Sequence[Prompt | Sample],
         reward: Reward,
         *,

@@ -9,14 +9,14 @@ from typing import Any
 from ...errors import NotImprovedWarning
 from ...tasks import Prompt, Reward, Sample
 from ...vector import MicroVector
-from ..personal import Personal
+from ..model import PersonalizedModel
 from .learner import RewardLearner
 from .settings import Tuned
 from .state import Budget
 
 
 def tune(
-    llm: Personal,
+    llm: PersonalizedModel,
     prompts: Sequence[Prompt | Sample],
     reward: Reward,
     *,
@@ -52,7 +52,7 @@ def tune(
     return adopt(llm, found)
 
 
-def adopt(llm: Personal, found: Tuned) -> MicroVector:
+def adopt(llm: PersonalizedModel, found: Tuned) -> MicroVector:
     """Make what was found the model's vector, or warn where that is the start."""
     if not found.improved:
         warnings.warn(

@@ -34,10 +34,10 @@ def run(script: str, *arguments: str) -> dict[str, Any]:
 
 def test_swaps_of_both_strategies_leave_nothing_behind() -> None:
     record = run("swap.py", "--rounds", "2", "--loads", "1", "--swaps", "40")
-    for strategy, figures in record["soak"].items():
-        assert figures["opened"] == [], strategy
-        assert figures.get("wchar", 0) == 0, strategy
-        assert figures["growth"] < 5e6, strategy  # an adapter that is not freed takes megabytes
+    for kind, figures in record["soak"].items():
+        assert figures["opened"] == [], kind
+        assert figures.get("wchar", 0) == 0, kind
+        assert figures["growth"] < 5e6, kind  # an adapter that is not freed takes megabytes
     values = {target["name"]: target["value"] for target in record["targets"]}
     assert values["u = 1 swap: bytes written + files opened"] == 0
     assert values["folded swap / stock adapter init"] > 0

@@ -157,7 +157,7 @@ def test_what_is_refused_changes_nothing(page: Page, site: Site) -> None:
     damaged = bytearray(frame)
     damaged[12] ^= 4
     assert "its checksum is wrong" in refused(page, site.put("v.bin", bytes(damaged)))
-    other = load_basis(tiny("default", "fold") / "basis.gguf")
+    other = load_basis(tiny("default", "dense") / "basis.gguf")
     for_other = refused(page, site.put("v.bin", MicroVector.random(other, 1.0).to_bytes(other)))
     assert f"it is for basis {other.digest[:8]}, and the model has basis {basis.digest[:8]}" in for_other
     older = MicroVector(vector.values * 2, "fp32", 4).to_bytes(basis)

@@ -53,7 +53,7 @@ def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return run
 
 
-@pytest.fixture(scope="module", params=["scales", "dense"])
+@pytest.fixture(scope="module", params=["tiled", "dense"])
 def bundle(
     request: pytest.FixtureRequest,
     smollm2_gguf: Path,

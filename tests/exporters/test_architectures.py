@@ -17,7 +17,7 @@ from tinylora_edge.exporters.weights.gguf import TESTED
 
 PROMPT = list(b"one two three four five")
 GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16
-STRATEGIES = {"scales": ExportSettings(groups=5), "fold": ExportSettings(u=3, groups=2)}
+KINDS = {"tiled": ExportSettings(groups=5), "dense": ExportSettings(u=3, groups=2)}
 
 
 @pytest.fixture(scope="module", params=architectures.GGUF_NAMES)
@@ -47,11 +47,9 @@ def base(model, tmp_path_factory):
     return models.write_gguf(model, tmp_path_factory.mktemp("base") / "base.gguf")
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_vector_does_what_merging_it_does(
-    strategy, architecture, model, base, load, tmp_path, record_property
-):
-    report = export_gguf(base, tmp_path / "bundle", settings=STRATEGIES[strategy])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vector_does_what_merging_it_does(kind, architecture, model, base, load, tmp_path, record_property):
+    report = export_gguf(base, tmp_path / "bundle", settings=KINDS[kind])
     basis = report.basis
     assert basis.architecture == architectures.GGUF_NAMES[architecture]
     plain = models.torch_logits(model, PROMPT)
@@ -68,9 +66,7 @@ def test_a_vector_does_what_merging_it_does(
     change = np.abs(expected - plain).max()
     share = np.abs(models.llama_logits(llm, PROMPT) - expected).max() / change
     record_property("measured", f"{share:.2g} of the largest change ({change:.3g})")
-    print(
-        f"{architecture} {strategy}: {share:.2g} of the largest change ({change:.3g}, logits to {scale:.3g})"
-    )
+    print(f"{architecture} {kind}: {share:.2g} of the largest change ({change:.3g}, logits to {scale:.3g})")
     assert change > 0.05 * scale
     assert share < tolerance
     assert models.llama_greedy(llm, PROMPT, 12) == tokens
@@ -92,8 +88,8 @@ def test_every_module_has_an_effect(architecture, base, load, tmp_path):
 def test_a_hugging_face_directory_gives_the_same_basis(architecture, model, base, tmp_path):
     """The values are the same, and only the order of some rows differs: so do the factors."""
     directory = models.write_hf(models.tiny_model(architecture), tmp_path / "hf", max_shard_size="150KB")
-    from_gguf = export_gguf(base, tmp_path / "left", settings=STRATEGIES["scales"]).basis
-    report = export_gguf(directory, tmp_path / "right", base=base, settings=STRATEGIES["scales"])
+    from_gguf = export_gguf(base, tmp_path / "left", settings=KINDS["tiled"]).basis
+    report = export_gguf(directory, tmp_path / "right", base=base, settings=KINDS["tiled"])
     assert report.quality.agreement < 1e-3
     assert report.basis.modules == from_gguf.modules
     assert report.basis.base_fingerprints == from_gguf.base_fingerprints

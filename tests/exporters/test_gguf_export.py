@@ -12,7 +12,7 @@ from tinylora_edge import Bundle, MicroVector, __version__, load_basis
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
 PROMPT = list(b"one two three four")
-SETTINGS = {"scales": ExportSettings(groups=5), "fold": ExportSettings(u=3, groups=2)}
+SETTINGS = {"tiled": ExportSettings(groups=5), "dense": ExportSettings(u=3, groups=2)}
 
 
 @pytest.fixture(params=models.ARCHITECTURES)

@@ -58,11 +58,9 @@ def in_node(web: Path, bundle: Path, feeds: dict[str, Any], folder: Path, adapte
     return np.array(logits["data"], np.float32).reshape(logits["dims"])
 
 
-@pytest.mark.parametrize(
-    ("precision", "strategy"), [("fp32", "scales"), ("fp32", "fold"), ("int4", "scales")]
-)
-def test_logits_equal_pythons(web: Path, tmp_path: Path, precision: str, strategy: str) -> None:
-    bundle = tiny("required", strategy, precision=precision)
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "tiled"), ("fp32", "dense"), ("int4", "tiled")])
+def test_logits_equal_pythons(web: Path, tmp_path: Path, precision: str, kind: str) -> None:
+    bundle = tiny("required", kind, precision=precision)
     session = OnnxSession(bundle)
     users = vectors(bundle, 3)
     effects, differences = [], []

@@ -1,4 +1,4 @@
-"""Fixtures of the runtime's tests: bundles of a small random model and of the real one, by strategy."""
+"""Fixtures of the runtime's tests: bundles of a small random model and of the real one, by kind."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.pool.answering import Answering
 
-STRATEGIES = ("scales", "fold")
-SETTINGS = {"scales": ExportSettings(groups=5), "fold": ExportSettings(groups=2, u=3, tying="tiled")}
+KINDS = ("tiled", "dense")
+SETTINGS = {"tiled": ExportSettings(groups=5), "dense": ExportSettings(groups=2, u=3, tying="tiled")}
 
 # One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
 OPTIONS: dict[str, Any] = {
@@ -32,10 +32,10 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=STRATEGIES)
-def strategy(request: pytest.FixtureRequest) -> str:
-    """`scales` (u = 1) or `fold` (u > 1)."""
-    return request.param
+@pytest.fixture
+def kind() -> str:
+    """The kind of basis that most tests take: to an engine all are R."""
+    return "tiled"
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of it for each strategy."""
+    """A bundle of it for each kind."""
     root = tmp_path_factory.mktemp("tiny-bundles")
     return {
         name: export_gguf(tiny_gguf, root / name, settings=settings).output
@@ -55,9 +55,9 @@ def tiny_bundles(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.fixture
-def tiny_bundle(strategy: str, tiny_bundles: dict[str, Path]) -> Path:
-    """The small model's bundle, once for each strategy."""
-    return tiny_bundles[strategy]
+def tiny_bundle(kind: str, tiny_bundles: dict[str, Path]) -> Path:
+    """The small model's bundle, once for each kind."""
+    return tiny_bundles[kind]
 
 
 @pytest.fixture(scope="session")
@@ -68,16 +68,16 @@ def f32_gguf(smollm2_gguf: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def f32_bundles(f32_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of that for each strategy: u = 1 with 13 groups, and u = 13 with one."""
+    """A bundle of that for each kind: u = 1 with 13 groups, and u = 13 with one."""
     root = tmp_path_factory.mktemp("smollm2-f32")
-    settings = {"scales": ExportSettings(), "fold": ExportSettings(u=13, tying="full")}
+    settings = {"tiled": ExportSettings(), "dense": ExportSettings(u=13, tying="full")}
     return {name: export_gguf(f32_gguf, root / name, settings=s).output for name, s in settings.items()}
 
 
 @pytest.fixture
-def real_bundle(strategy: str, smollm2_bundle: Path, smollm2_bundle_u13: Path) -> Path:
-    """The real model's bundle (Q4_1), once for each strategy."""
-    return {"scales": smollm2_bundle, "fold": smollm2_bundle_u13}[strategy]
+def real_bundle(kind: str, smollm2_bundle: Path, smollm2_bundle_u13: Path) -> Path:
+    """The real model's bundle (Q4_1), once for each kind."""
+    return {"tiled": smollm2_bundle, "dense": smollm2_bundle_u13}[kind]
 
 
 @pytest.fixture

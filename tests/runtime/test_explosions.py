@@ -18,7 +18,7 @@ from tinylora_edge.runtime.distillation.lesson import Lesson
 from tinylora_edge.runtime.distillation.replacement import measure
 from tinylora_edge.runtime.evaluation import evaluate
 from tinylora_edge.runtime.llama.batch import Batch
-from tinylora_edge.runtime.personal import Personal
+from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.behaviours import Behaviour
 
@@ -31,12 +31,12 @@ QUICK: dict[str, Any] = {"max_tokens": 4, "n_threads": 1, "sequences": 8}
 
 @pytest.fixture
 def llm(load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path]) -> Iterator[TinyLoraLlama]:
-    with load(tiny_bundles["scales"], chat_format="chatml", flash_attn=False) as opened:
+    with load(tiny_bundles["tiled"], chat_format="chatml", flash_attn=False) as opened:
         yield opened
 
 
 @pytest.fixture(params=["llama", "onnx"])
-def either(request: pytest.FixtureRequest) -> Iterator[Personal]:
+def either(request: pytest.FixtureRequest) -> Iterator[PersonalizedModel]:
     if request.param == "llama":
         yield request.getfixturevalue("llm")
         return
@@ -44,7 +44,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[Personal]:
         yield opened
 
 
-def huge(llm: Personal) -> MicroVector:
+def huge(llm: PersonalizedModel) -> MicroVector:
     return MicroVector(np.full((llm.basis.groups, llm.basis.u), 1e30, np.float32))
 
 
@@ -76,7 +76,7 @@ def test_a_batch_says_what_explodes_and_forgets_it(llm: TinyLoraLlama, temperatu
         assert not any(g.exploded for g in batch.generate(TOKENS, **options))
 
 
-def test_of_many_vectors_only_those_explode_that_do(either: Personal) -> None:
+def test_of_many_vectors_only_those_explode_that_do(either: PersonalizedModel) -> None:
     vectors = [MicroVector.random(either.basis, 0.3, seed=1), huge(either), None]
     with either._population(SAMPLES, 4, sequences=8, n_threads=1) as population:
         options: dict[str, Any] = {"max_tokens": 4, "temperature": 1.0, "seed": 3}
@@ -99,7 +99,7 @@ def test_an_exploding_row_of_onnx_is_still_refused_by_its_number() -> None:
                 llm.generate_batch(["one", "two"], [None, huge(llm)], max_tokens=3, **options)
 
 
-def test_an_evaluation_counts_them_and_gives_them_the_lowest_reward(either: Personal) -> None:
+def test_an_evaluation_counts_them_and_gives_them_the_lowest_reward(either: PersonalizedModel) -> None:
     with either._population(SAMPLES, 4, sequences=8, n_threads=1) as population:
         found = evaluate(population, TASK, huge(either))
         assert (found.exploded, found.scores.tolist()) == (2, [0.0, 0.0]), "no reward was known to be lower"
@@ -113,7 +113,7 @@ def test_the_lowest_reward_is_one_that_was_given() -> None:
     assert TASK.scores([bad, bad], SAMPLES, lowest=-9.0) == [-9.0, -9.0]
 
 
-def test_tuning_goes_around_what_explodes(either: Personal) -> None:
+def test_tuning_goes_around_what_explodes(either: PersonalizedModel) -> None:
     """Steps far too wide: every candidate explodes at first, and none is ever kept."""
     rows: list[dict[str, Any]] = []
     settings = TuneSettings(prompts=3, held_back=4, check_every=2, effect=None, reach=1e30, anchor=0.1)
@@ -137,20 +137,20 @@ def test_the_size_of_steps_comes_down_from_one_that_explodes(llm: TinyLoraLlama)
     assert 0 < rows[0]["sigma"] < first / 200
 
 
-def test_tuning_does_not_begin_with_what_explodes(either: Personal) -> None:
+def test_tuning_does_not_begin_with_what_explodes(either: PersonalizedModel) -> None:
     settings = TuneSettings(prompts=3, held_back=4, effect=None)
     tuning = RewardLearner(either, PROMPTS, favoured, start=huge(either), settings=settings, **QUICK)
     with pytest.raises(TrainError, match="begins with is too large for the model"):
         tuning.run("5ktokens")
 
 
-def test_there_is_no_drift_of_what_explodes(either: Personal) -> None:
+def test_there_is_no_drift_of_what_explodes(either: PersonalizedModel) -> None:
     with pytest.raises(TrainError, match="vector 0 is too large for the model"):
         measure_drift(either, huge(either), SAMPLES, n_threads=1, sequences=4)
     assert measure_drift(either, None, SAMPLES, n_threads=1, sequences=4).kl == 0
 
 
-def test_there_is_no_replacement_by_what_explodes(either: Personal) -> None:
+def test_there_is_no_replacement_by_what_explodes(either: PersonalizedModel) -> None:
     arrays = [np.array(tokens, np.int32) for tokens in TOKENS]
     with either._population([Sample("x" * 20, raw=True)], 40, sequences=8, n_threads=1) as batch:
         contrast = Contrast(batch, Lesson("prompt", arrays, arrays[::-1], [array[:2] for array in arrays]))

@@ -13,12 +13,12 @@ from ....errors import RequestError, TinyLoraError, VectorError
 from ....system import cores
 from ....tasks import Prompt
 from ....vector import MicroVector
+from ...lock import Process
 from ...pool.answering import Answering, check_length, check_prompt
 from ...pool.grammar import Grammars
 from ...pool.places import Places
 from ...pool.request import Finish, Request
 from ...pool.scheduler import Load, Report
-from ...process import Process
 from ..batch import Batch
 from ..prompts import encode_with_stops
 from ..protocols import Weights

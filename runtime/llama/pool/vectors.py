@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ....vector import MicroVector
-from ..adapters import Active, choose, set_adapters
+from ..personalizer import Active, choose, set_adapters
 from ..protocols import Weights
 
 _NOTHING = object()  # a context whose adapters are about to go
@@ -58,7 +58,7 @@ class ContextVectors:
         with self._exchange:
             if self._of[number] is not _NOTHING and self._of[number] == vector:
                 return
-            if vector is None or self._basis.u == 1 or vector in self._staged:
+            if vector is None or vector in self._staged:
                 self._set(number, vector)
                 return
         with self._turns.alone(), self._exchange:
@@ -76,8 +76,6 @@ class ContextVectors:
     def _set(self, number: int, vector: MicroVector | None) -> None:
         if vector is None:
             active: Active = []
-        elif self._basis.u == 1:
-            active = self._strategy.stage(self._basis.values(vector))
         else:
             active = self._staged[vector]
         set_adapters(self._contexts[number], [*active, *self._own])

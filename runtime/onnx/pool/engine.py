@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ....errors import BaseMismatchError, TinyLoraError
+from ....errors import BaseMismatchError
 from ....formats.onnx_graph import INPUT_NAME
 from ..bundle import OnnxBundle
 from ..session import cannot_load
@@ -54,10 +54,6 @@ class Described(Protocol):
     @property
     def n_vocab(self) -> int:
         """Entries of the logits."""
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether it computes on the CPU."""
 
 
 class RowEngine:
@@ -228,10 +224,6 @@ def _bind_output(binding: Any, name: str, array: NDArray[np.float32]) -> None:
 
 
 def _session_of(model: Described, n_threads: int) -> Any:
-    if not model.on_cpu:
-        raise TinyLoraError(
-            "a pool over an ONNX bundle computes on the CPU alone: load it with provider='cpu'"
-        )
     options = _session_options({**model.options, "intra_op_num_threads": n_threads})
     try:
         return onnxruntime.InferenceSession(

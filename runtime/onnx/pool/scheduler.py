@@ -15,12 +15,12 @@ from ....basis import Basis
 from ....errors import OptionError, RequestError, TinyLoraError, VectorError
 from ....system import cores
 from ....tasks import Prompt, Sample
+from ...lock import Process
 from ...pool.answering import Answering, check_length, check_prompt, too_large
 from ...pool.grammar import Grammars
 from ...pool.places import Places
 from ...pool.request import Request
 from ...pool.scheduler import Load, Report
-from ...process import Process
 from .engine import CHUNK, FEWEST, Described, RowEngine
 from .scoring import RowScorer
 from .slots import Slot, Slots

@@ -80,7 +80,7 @@ def test_tensors_that_are_not_as_large_as_they_say(data, damage, why, tmp_path):
     refused(model, source, tmp_path, why)
 
 
-@pytest.mark.parametrize("position", [1, 2, 3], ids=["blocks", "scales", "zeros"])
+@pytest.mark.parametrize("position", [1, 2, 3], ids=["blocks", "tiled", "zeros"])
 def test_quantized_weights_that_are_not_as_large_as_they_say(position, tmp_path):
     quantizer = MatMulNBitsQuantizer(Writer(WEIGHTS, "builder").model(), block_size=32, is_symmetric=False)
     quantizer.process()

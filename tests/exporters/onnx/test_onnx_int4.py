@@ -170,7 +170,7 @@ def test_the_rounding_is_that_of_the_engine(tmp_path: Path) -> None:
     size = 576
     arrays = {
         "blocks": random.integers(0, 256, (size, size // BLOCK, BLOCK // 2), np.uint8),
-        "scales": random.uniform(0.01, 0.02, (size, size // BLOCK)).astype(np.float32),
+        "tiled": random.uniform(0.01, 0.02, (size, size // BLOCK)).astype(np.float32),
     }
     sizes = {"K": size, "N": size, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
     node = helper.make_node(

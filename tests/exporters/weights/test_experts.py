@@ -51,7 +51,7 @@ def test_every_expert_has_its_own_factors(qwen, qwen_basis):
             assert np.linalg.norm(b[expert], axis=0) == pytest.approx(s[:2], rel=1e-4)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, ExportSettings(u=3, groups=2)], ids=["scales", "fold"])
+@pytest.mark.parametrize("settings", [SETTINGS, ExportSettings(u=3, groups=2)], ids=["tiled", "dense"])
 def test_gate_and_up_in_one_tensor(settings, load, tmp_path):
     """convert_hf_to_gguf --fuse-gate-up-exps: one module, and one pair of factors, for both."""
     qwen = models.tiny_model("deepseek2")

@@ -22,7 +22,7 @@ OPTIONS = {"n_ctx": 64, "n_threads": 1}
 def bundle(tiny_bundles, tmp_path) -> Path:
     """A signed bundle of its own files."""
     folder = tmp_path / "bundle"
-    shutil.copytree(tiny_bundles["scales"], folder)
+    shutil.copytree(tiny_bundles["tiled"], folder)
     sign_bundle(folder, SIGNER)
     return folder
 
@@ -81,7 +81,7 @@ def test_a_base_that_was_changed_and_named_as_a_part_of_none_is_refused(bundle, 
 
 def test_a_basis_that_fits_and_was_not_signed(bundle, tiny_bundles, tmp_path):
     """It has a valid digest, and names the base's fingerprint: the signature alone tells."""
-    (bundle / "basis.gguf").write_bytes((tiny_bundles["fold"] / "basis.gguf").read_bytes())
+    (bundle / "basis.gguf").write_bytes((tiny_bundles["dense"] / "basis.gguf").read_bytes())
     runtime.load(bundle, **OPTIONS).close()
     with pytest.raises(TrustError, match=r"basis\.gguf has SHA-256"):
         runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)

@@ -140,7 +140,7 @@ def test_what_is_refused(llm: TinyLoraLlama, task: Task, lora: Path, tmp_path: P
 
 
 def test_a_model_without_a_template_takes_no_preamble(tiny_bundles: dict[str, Path], task: Task) -> None:
-    with runtime.load(tiny_bundles["scales"], engine="llama", n_ctx=64, n_threads=1) as plain:
+    with runtime.load(tiny_bundles["tiled"], engine="llama", n_ctx=64, n_threads=1) as plain:
         with pytest.raises(VectorError, match="the model has no chat template"):
             contest(plain, task, [Contestant(name="x", preamble=Preamble("Be brief."))], requests=0, **ONE)
         found = contest(plain, task, [], requests=0, **ONE)

@@ -15,7 +15,7 @@ from tinylora_edge.runtime import TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.distillation.contrast import Contrast, lists
 from tinylora_edge.runtime.distillation.fitting import Fit
 from tinylora_edge.runtime.distillation.lesson import Lesson
-from tinylora_edge.runtime.personal import Personal
+from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.tasks import Sample
 
 QUESTIONS = [f"question {word}?" for word in "abcdefghijklmnop"]
@@ -31,7 +31,7 @@ def onnx() -> Iterator[TinyLoraOnnx]:
 
 @pytest.fixture
 def llama(tiny_bundles: dict[str, Path]) -> Iterator[TinyLoraLlama]:
-    with runtime.load(tiny_bundles["scales"], engine="llama", n_ctx=64, n_threads=1) as opened:
+    with runtime.load(tiny_bundles["tiled"], engine="llama", n_ctx=64, n_threads=1) as opened:
         yield opened
 
 
@@ -59,7 +59,7 @@ def lesson() -> Lesson:
     return Lesson("x", [np.concatenate([bare[0][::-1], each]) for each in bare], bare, answers)
 
 
-def fitted(llm: Personal) -> tuple[list[float], list[float], np.ndarray, float, float]:
+def fitted(llm: PersonalizedModel) -> tuple[list[float], list[float], np.ndarray, float, float]:
     """What the engine says of a student and of given tokens, what is fitted, and how near it was and is."""
     given = lesson()
     student = MicroVector.random(llm.basis, 0.5, seed=3)

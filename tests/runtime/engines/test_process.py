@@ -86,9 +86,9 @@ def run(bundle: Path, script: str) -> str:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_model_that_is_left_open_ends_without_a_word(tiny_bundles: dict[str, Path], ending: str) -> None:
-    run(tiny_bundles["scales"], ENDINGS[ending])
+    run(tiny_bundles["tiled"], ENDINGS[ending])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_refuses_and_its_parent_goes_on(tiny_bundles: dict[str, Path]) -> None:
-    assert run(tiny_bundles["fold"], FORK) == "refused\nalive\n"
+    assert run(tiny_bundles["dense"], FORK) == "refused\nalive\n"

@@ -304,7 +304,7 @@ def test_a_learned_basis_lends_its_prior(
     load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     """Paused and resumed it is the same; and a state from before there was a prior keeps its clicks."""
-    bundle = tiny_bundles["fold"]
+    bundle = tiny_bundles["dense"]
     mean, covariance = np.full(6, 0.05, np.float32), 0.01 * np.eye(6, dtype=np.float32)
     covariance[0, 1] = covariance[1, 0] = 0.004
     basis = dataclasses.replace(Bundle.find(bundle).basis, prior_mean=mean, prior_covariance=covariance)

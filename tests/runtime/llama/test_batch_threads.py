@@ -23,7 +23,7 @@ CLOSED = "the batch is closed: it was, or its model was"
 
 @pytest.fixture
 def llm(load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Any]) -> Iterator[TinyLoraLlama]:
-    with load(tiny_bundles["fold"], flash_attn=False) as opened:
+    with load(tiny_bundles["dense"], flash_attn=False) as opened:
         yield opened
 
 

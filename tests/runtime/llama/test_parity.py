@@ -9,7 +9,6 @@ import pytest
 import smollm2
 
 from tinylora_edge import MicroVector
-from tinylora_edge.runtime.llama import adapters
 
 FULL_PRECISION = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 NORM = 0.3
@@ -38,27 +37,27 @@ def in_llama(llm, prompts):
 
 def test_f32_base_equals_torch(load, f32_bundles, prompts, base_in_torch):
     """Without this the tests below would say little."""
-    ours = in_llama(load(f32_bundles["scales"], **FULL_PRECISION), prompts)
+    ours = in_llama(load(f32_bundles["tiled"], **FULL_PRECISION), prompts)
     assert smollm2.worst_difference(ours, base_in_torch) < 1e-3
 
 
 def test_vector_equals_merged_weights(
-    strategy, load, smollm2_gguf, f32_bundles, prompts, base_in_torch, record_property
+    kind, load, smollm2_gguf, f32_bundles, prompts, base_in_torch, record_property
 ):
-    llm = load(f32_bundles[strategy], **FULL_PRECISION)
+    llm = load(f32_bundles[kind], **FULL_PRECISION)
     vector = MicroVector.random(llm.basis, NORM, seed=1)
     expected = in_torch(smollm2_gguf, llm.basis, vector, prompts)
     change = smollm2.worst_difference(expected, base_in_torch)
     assert change > 1  # the vector moves the model far more than rounding does
     llm.swap(vector)
     share = smollm2.worst_difference(in_llama(llm, prompts), expected) / change
-    report(record_property, f"{strategy}: {share:.2g} of the largest change ({change:.3g})")
+    report(record_property, f"{kind}: {share:.2g} of the largest change ({change:.3g})")
     assert share <= AGREEMENT
 
 
-def test_greedy_tokens_equal_merged_weights(strategy, load, smollm2_gguf, f32_bundles, prompts):
+def test_greedy_tokens_equal_merged_weights(kind, load, smollm2_gguf, f32_bundles, prompts):
     """Token by token: torch's first choice after each prefix that the runtime generated."""
-    llm = load(f32_bundles[strategy], **FULL_PRECISION)
+    llm = load(f32_bundles[kind], **FULL_PRECISION)
     vector = MicroVector.random(llm.basis, NORM, seed=2)
     plain = models.llama_greedy(llm, prompts[0], 20)
     llm.swap(vector)
@@ -67,25 +66,6 @@ def test_greedy_tokens_equal_merged_weights(strategy, load, smollm2_gguf, f32_bu
     with models.merged(smollm2.in_torch(smollm2_gguf), llm.basis, vector) as model:
         logits = models.torch_logits(model, prompts[0] + generated)
     assert logits[len(prompts[0]) - 1 : -1].argmax(axis=1).tolist() == generated
-
-
-def test_folding_a_basis_of_u_1_gives_what_its_scales_give(
-    monkeypatch, load, f32_bundles, prompts, record_property
-):
-    scales = load(f32_bundles["scales"], **FULL_PRECISION)
-    before = in_llama(scales, prompts)
-    vector = MicroVector.random(scales.basis, NORM, seed=3)
-    scales.swap(vector)
-    by_scales = in_llama(scales, prompts)
-
-    made = []
-    monkeypatch.setattr(adapters, "choose", lambda *args: made.append(adapters.Fold(*args)) or made[0])
-    folded = load(f32_bundles["scales"], vector, **FULL_PRECISION)
-    assert len(made) == 1
-    change = smollm2.worst_difference(by_scales, before)
-    share = smollm2.worst_difference(in_llama(folded, prompts), by_scales) / change
-    report(record_property, f"scales and fold: {share:.2g} of the largest change ({change:.3g})")
-    assert share <= AGREEMENT
 
 
 def test_on_a_quantized_base_the_error_is_the_noise_of_its_activations(

@@ -71,7 +71,7 @@ def test_messages_that_the_template_refuses(
         ([{"role": "user", "content": 3}, {"role": "system"}], "ValueError: System role"),
         ([7], "TypeError"),
     ]
-    with load(tiny_bundles["scales"], chat_handler=handler) as llm:
+    with load(tiny_bundles["tiled"], chat_handler=handler) as llm:
         for messages, why in refused[:2]:
             with pytest.raises(VectorError, match=f"does not render these messages: {why}"):
                 encode(llm, messages)

@@ -52,7 +52,7 @@ def test_a_model_that_float16_does_not_hold_is_copied_in_bfloat16(
 
 
 def test_a_half_copy_computes_the_same_and_is_not_kept(tiny_bundles: dict[str, Path], tmp_path: Path) -> None:
-    bundle, weights, tokens = tiny_bundles["scales"], half_type() or "BF16", [1, 5, 9, 3]
+    bundle, weights, tokens = tiny_bundles["tiled"], half_type() or "BF16", [1, 5, 9, 3]
     with closing(runtime.load(bundle, n_ctx=64, n_threads=1)) as deployed:
         vector = MicroVector.random(deployed.basis, 0.5, seed=1)
         deployed.swap(vector)

@@ -52,8 +52,8 @@ def same(left, right):
 
 
 @pytest.fixture(params=["Q4_1", "F32"])
-def any_real_bundle(request, strategy, real_bundle, f32_bundles):
-    return real_bundle if request.param == "Q4_1" else f32_bundles[strategy]
+def any_real_bundle(request, kind, real_bundle, f32_bundles):
+    return real_bundle if request.param == "Q4_1" else f32_bundles[kind]
 
 
 def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(any_real_bundle, load, load_plain):
@@ -172,10 +172,8 @@ def perform(llm, choices, operation, argument):
 @pytest.mark.parametrize("cached", [False, True], ids=["no cache", "LlamaRAMCache"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS, last=st.integers(-1, 2))
-def test_any_sequence_of_exchanges_ends_as_a_fresh_load(
-    load, tiny_bundles, strategy, cached, operations, last
-):
-    bundle = tiny_bundles[strategy]
+def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundles, kind, cached, operations, last):
+    bundle = tiny_bundles[kind]
     llm = load(bundle)
     if cached:
         llm.set_cache(LlamaRAMCache())
@@ -339,8 +337,8 @@ def check_refusals(llm, other, prompt):
     assert count > 300
 
 
-def test_refused_vectors_change_nothing(llm, tiny_bundles, strategy):
-    other = load_basis(tiny_bundles["fold" if strategy == "scales" else "scales"] / "basis.gguf")
+def test_refused_vectors_change_nothing(llm, tiny_bundles, kind):
+    other = load_basis(tiny_bundles["dense" if kind == "tiled" else "tiled"] / "basis.gguf")
     check_refusals(llm, other, PROMPT)
 
 

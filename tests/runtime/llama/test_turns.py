@@ -1,4 +1,4 @@
-"""Turns: many compute at the same time, and who changes the adapters is alone."""
+"""AdapterLock: many compute at the same time, and who changes the adapters is alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 import pytest
 from turns import MOMENT, PATIENCE, blocked, start
 
-from tinylora_edge.runtime.llama.turns import Turns
+from tinylora_edge.runtime.llama.adapters import AdapterLock
 
 
 def test_who_is_alone_waits_for_all_and_lets_nobody_begin() -> None:
-    turns, go_on, said = Turns(), threading.Event(), []
+    turns, go_on, said = AdapterLock(), threading.Event(), []
 
     def compute(name: str) -> None:
         with turns.computing():
@@ -41,7 +41,7 @@ def test_who_is_alone_waits_for_all_and_lets_nobody_begin() -> None:
 
 
 def test_an_interrupt_while_it_waits_to_be_alone_lets_the_others_go_on() -> None:
-    turns, computes, go_on = Turns(), threading.Event(), threading.Event()
+    turns, computes, go_on = AdapterLock(), threading.Event(), threading.Event()
 
     def compute() -> None:
         with turns.computing():

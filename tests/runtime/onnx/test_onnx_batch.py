@@ -22,7 +22,7 @@ def flavour(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["scales", "fold"])
+@pytest.fixture(params=["tiled", "dense"])
 def bundle(request: pytest.FixtureRequest, flavour: str) -> Path:
     return onnx_bundles.tiny(flavour, request.param)
 

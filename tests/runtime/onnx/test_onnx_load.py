@@ -210,7 +210,7 @@ def test_a_damaged_basis(copy: Path) -> None:
 
 
 def test_the_basis_of_another_export(copy: Path, engine_starts: list[Any]) -> None:
-    shutil.copy(onnx_bundles.tiny("default", "fold") / "basis.gguf", copy)
+    shutil.copy(onnx_bundles.tiny("default", "dense") / "basis.gguf", copy)
     digests = [load_basis(p / "basis.gguf").digest[:16] for p in (onnx_bundles.tiny(), copy)]
     refused(copy, *digests)
     assert engine_starts == []

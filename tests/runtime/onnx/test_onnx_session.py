@@ -41,14 +41,14 @@ def flavour(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["scales", "fold"])
-def strategy(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["tiled", "dense"])
+def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def bundle(flavour: str, strategy: str) -> Path:
-    return onnx_bundles.tiny(flavour, strategy)
+def bundle(flavour: str, kind: str) -> Path:
+    return onnx_bundles.tiny(flavour, kind)
 
 
 @pytest.fixture
@@ -154,9 +154,9 @@ def test_the_policy_counts(bundle: Path) -> None:
         session.rows(onnx_bundles.vectors(bundle, 1)[0].to_bytes(session.basis, tag=None))
 
 
-def test_a_vector_of_a_wrong_width_or_basis(session: OnnxSession, strategy: str) -> None:
+def test_a_vector_of_a_wrong_width_or_basis(session: OnnxSession, kind: str) -> None:
     other = OnnxSession(
-        onnx_bundles.tiny("default", "fold" if strategy == "scales" else "scales"), sess_options=options()
+        onnx_bundles.tiny("default", "dense" if kind == "tiled" else "tiled"), sess_options=options()
     )
     with pytest.raises(VectorError, match="values"):
         session.rows(MicroVector.zeros(other.basis))
@@ -183,12 +183,12 @@ def test_unknown_names(session: OnnxSession) -> None:
 
 
 @pytest.fixture
-def defaulted(strategy: str) -> OnnxSession:
-    return OnnxSession(onnx_bundles.tiny("default", strategy), sess_options=options())
+def defaulted(kind: str) -> OnnxSession:
+    return OnnxSession(onnx_bundles.tiny("default", kind), sess_options=options())
 
 
-def test_an_adapter_alone_works(defaulted: OnnxSession, strategy: str) -> None:
-    bundle = onnx_bundles.tiny("default", strategy)
+def test_an_adapter_alone_works(defaulted: OnnxSession, kind: str) -> None:
+    bundle = onnx_bundles.tiny("default", kind)
     (vector,) = onnx_bundles.vectors(bundle, 1)
     for form in (vector, to_adapter(vector, defaulted.basis)):
         chosen = RunOptions()
@@ -197,8 +197,8 @@ def test_an_adapter_alone_works(defaulted: OnnxSession, strategy: str) -> None:
         assert np.array_equal(found[0], onnx_bundles.logits(bundle, TOKENS, vector))
 
 
-def test_the_zeros_adapter_of_the_bundle_is_the_base(defaulted: OnnxSession, strategy: str) -> None:
-    path = onnx_bundles.tiny("default", strategy) / "onnx" / "zeros.onnx_adapter"
+def test_the_zeros_adapter_of_the_bundle_is_the_base(defaulted: OnnxSession, kind: str) -> None:
+    path = onnx_bundles.tiny("default", kind) / "onnx" / "zeros.onnx_adapter"
     plain = onnxruntime.LoraAdapter()
     plain.Load(str(path))
     chosen = onnxruntime.RunOptions()
@@ -233,17 +233,17 @@ def test_options_that_do_not_tell_of_their_adapters(session: OnnxSession) -> Non
 
 
 def test_adapters_are_checked(defaulted: OnnxSession, tmp_path: Path) -> None:
-    other = load_basis(onnx_bundles.tiny("default", "scales") / "basis.gguf")
+    other = load_basis(onnx_bundles.tiny("default", "tiled") / "basis.gguf")
     if other.digest == defaulted.basis.digest:
-        other = load_basis(onnx_bundles.tiny("default", "fold") / "basis.gguf")
+        other = load_basis(onnx_bundles.tiny("default", "dense") / "basis.gguf")
     with pytest.raises(BasisMismatchError):
         defaulted.adapter(to_adapter(MicroVector.zeros(other), other))
     with pytest.raises(VectorError, match="onnx_adapter"):
         defaulted.adapter(b"no adapter at all")
 
 
-def test_a_required_input_takes_no_adapter(strategy: str) -> None:
-    session = OnnxSession(onnx_bundles.tiny("required", strategy), sess_options=options())
+def test_a_required_input_takes_no_adapter(kind: str) -> None:
+    session = OnnxSession(onnx_bundles.tiny("required", kind), sess_options=options())
     with pytest.raises(VectorError, match="rows"):
         session.adapter(MicroVector.zeros(session.basis))
 

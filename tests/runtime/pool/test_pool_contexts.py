@@ -37,7 +37,7 @@ def test_two_contexts_that_lack_one_vector_share_its_adapter(
         has[context] = [adapter for adapter, _ in active]
 
     monkeypatch.setattr(module, "set_adapters", seen)
-    with load(tiny_bundles["fold"]) as llm:
+    with load(tiny_bundles["dense"]) as llm:
         shared = ContextVectors(llm)
         contexts = [Context(llm, slots=1, n_ctx=64, n_threads=1) for _ in range(2)]
         for number, context in enumerate(contexts):
@@ -95,7 +95,7 @@ def test_slots_are_emptied_where_nobody_looks_at_them(
             raise
 
     monkeypatch.setattr(Context, "evaluate", evaluate)
-    with Pool(tiny_bundles["scales"], contexts=1, slots=2, n_ctx=64, n_threads=1) as pool:
+    with Pool(tiny_bundles["tiled"], contexts=1, slots=2, n_ctx=64, n_threads=1) as pool:
         asyncio.run(pool.complete("abc", user="bob", max_tokens=1, temperature=0))
         (kept,) = (slot for slot in pool._scheduler._context_of if slot.user == "bob")
         bad = start(asyncio.run, pool.complete("abc", user="mallory", vector=huge(pool.basis)))

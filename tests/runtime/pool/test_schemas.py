@@ -95,7 +95,7 @@ def pool(request: pytest.FixtureRequest, tiny_bundles: dict[str, Path], onnx_poo
     if request.param == "onnx":
         yield onnx_pool
         return
-    with Pool(tiny_bundles["scales"], contexts=1, slots=3, n_ctx=400, n_threads=1) as opened:
+    with Pool(tiny_bundles["tiled"], contexts=1, slots=3, n_ctx=400, n_threads=1) as opened:
         yield opened
 
 

@@ -38,8 +38,8 @@ def with_prior(basis: Basis, covariance: np.ndarray) -> Basis:
 @pytest.fixture
 def learned(tiny_bundles: dict[str, Path], tmp_path: Path) -> Path:
     """A bundle of the tiny model with a basis of 6 values that has a prior."""
-    basis = Bundle.find(tiny_bundles["fold"]).basis
-    return support.rebased(tiny_bundles["fold"], with_prior(basis, covariance_of(6)), tmp_path / "learned")
+    basis = Bundle.find(tiny_bundles["dense"]).basis
+    return support.rebased(tiny_bundles["dense"], with_prior(basis, covariance_of(6)), tmp_path / "learned")
 
 
 def rows_of(llm: TinyLoraLlama, budget: str = "4ktokens", **options: Any) -> list[dict[str, Any]]:
@@ -78,12 +78,12 @@ class TestEffect:
         self, load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
     ) -> None:
         """Projections eight times as large, and sigma an eighth: the same candidates, the same vector."""
-        basis = Bundle.find(tiny_bundles["fold"]).basis
+        basis = Bundle.find(tiny_bundles["dense"]).basis
         p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2)) / 4
         found = []
         for scale in (1, 8):
             made = basis.with_projections(scale * p)
-            bundle = support.rebased(tiny_bundles["fold"], made, tmp_path / str(scale))
+            bundle = support.rebased(tiny_bundles["dense"], made, tmp_path / str(scale))
             with load(bundle) as llm:
                 rows = rows_of(llm)
             found.append([row["sigma"] * scale for row in rows if "sigma" in row])
@@ -120,7 +120,7 @@ class TestShape:
         method: str,
     ) -> None:
         """v = L z: the same answers, steps and scores as with the directions L makes of the basis's."""
-        basis = Bundle.find(tiny_bundles["fold"]).basis
+        basis = Bundle.find(tiny_bundles["dense"]).basis
         p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2)).astype(np.float32)
         prior = np.zeros(4), covariance_of(4)
         learned = basis.with_projections(p, prior=prior)
@@ -131,7 +131,7 @@ class TestShape:
         settings = replace(FAST, method=method, effect=None, reach=0.6, options={})
         found, means = [], []
         for name, each in (("learned", learned), ("mixed", mixed)):
-            with load(support.rebased(tiny_bundles["fold"], each, tmp_path / name)) as llm:
+            with load(support.rebased(tiny_bundles["dense"], each, tmp_path / name)) as llm:
                 tuning = RewardLearner(llm, PROMPTS, favoured, **{**QUICK, "settings": settings})
                 result = tuning.run("3ktokens")
                 assert result.steps >= 3
@@ -143,10 +143,10 @@ class TestShape:
     def test_an_isotropic_prior_changes_nothing(
         self, load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
     ) -> None:
-        basis = Bundle.find(tiny_bundles["fold"]).basis
+        basis = Bundle.find(tiny_bundles["dense"]).basis
         round_one = with_prior(basis, np.float32(0.003) * np.eye(6, dtype=np.float32))
-        bundle = support.rebased(tiny_bundles["fold"], round_one, tmp_path / "round")
-        with load(bundle) as llm, load(tiny_bundles["fold"]) as plain:
+        bundle = support.rebased(tiny_bundles["dense"], round_one, tmp_path / "round")
+        with load(bundle) as llm, load(tiny_bundles["dense"]) as plain:
             assert rows_of(llm) == rows_of(plain)
 
     def test_it_starts_at_a_vector_that_is_given(
@@ -208,7 +208,7 @@ class TestStates:
             RewardLearner(llm, PROMPTS, favoured, path=state, **QUICK).run("4ktokens")
             digest = llm.basis.prior.digest if llm.basis.prior else ""
         with (
-            load(tiny_bundles["fold"]) as llm,
+            load(tiny_bundles["dense"]) as llm,
             pytest.raises(TrainError, match=f"its prior is '{digest}', this run's is None"),
         ):
             RewardLearner(llm, PROMPTS, favoured, path=state, **QUICK)

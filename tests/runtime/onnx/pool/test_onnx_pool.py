@@ -33,7 +33,7 @@ from tinylora_edge.runtime.threads import SPIN_MICROSECONDS
 LIMIT = 24
 PROMPTS = ["a", "one two three", "quite another text, and a longer one", "x" * (CHUNK + 1), "y" * 2 * CHUNK]
 # Of both flavours and both forms of a basis, and a layer with biases.
-BUNDLES = [("default", "scales", "llama"), ("required", "fold", "llama"), ("default", "fold", "qwen2")]
+BUNDLES = [("default", "tiled", "llama"), ("required", "dense", "llama"), ("default", "dense", "qwen2")]
 
 
 @pytest.fixture(scope="module", params=BUNDLES, ids="-".join)

@@ -1,0 +1,248 @@
+"""Rows of a llama.cpp context over the weights of a loaded model: what batches and pools compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TinyLoraError
+from ...system import cores
+from ..engine import Part
+from .adapters import SPARE_BYTES, Adapter, Adapters
+from .log import signals_wait
+
+_CHUNK = 512
+"""Tokens that are evaluated at once, as many as `llama_cpp.Llama` takes."""
+
+_LOOKED_AT = 64
+"""Logits of a row that are looked at: what is not finite inside the model reaches all of them."""
+
+_AS_THE_MODEL = (  # as the model's own context has them, so that answers are the same to the last bit
+    "type_k",
+    "type_v",
+    "flash_attn_type",
+    "rope_scaling_type",
+    "rope_freq_base",
+    "rope_freq_scale",
+    "yarn_ext_factor",
+    "yarn_attn_factor",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+    "yarn_orig_ctx",
+    "offload_kqv",
+    "op_offload",
+    "swa_full",
+)
+
+
+class LlamaEngine:
+    """A context with sequences; see `Engine`. All rows of one decode have one R, which the context has.
+
+    Args:
+        model: the `llama_model`, which must outlive the engine.
+        like: parameters of the model's own context: of those that change the last bits, the same are taken.
+        adapters: of the model.
+        own: adapters of the caller's own, which are in force beside every R.
+        rows: sequences.
+        n_ctx: tokens of each row.
+        n_threads: of llama.cpp; by default all that this process may use.
+        cells: KV cells that all rows share, where `copy` costs nothing. None: each row has cells of its own
+            and is computed as if it were alone.
+
+    Raises:
+        TinyLoraError: llama.cpp cannot make the context.
+    """
+
+    mixed = False
+    chunk = _CHUNK
+    _release = llama_cpp.llama_free, llama_cpp.llama_batch_free  # bound early: globals go before models do
+
+    def __init__(
+        self,
+        model: Any,
+        like: Any,
+        adapters: Adapters,
+        own: Sequence[tuple[Adapter, float]] = (),
+        *,
+        rows: int,
+        n_ctx: int,
+        n_threads: int | None = None,
+        cells: int | None = None,
+    ) -> None:
+        self._adapters, self._own = adapters, own
+        self.rows, self.evaluated = rows, 0
+        self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)))
+        self._context: Any = None
+        params = llama_cpp.llama_context_default_params()
+        for name in _AS_THE_MODEL:
+            setattr(params, name, getattr(like, name))
+        params.n_ctx = cells or n_ctx * rows
+        params.n_batch = params.n_ubatch = self._size = max(_CHUNK, rows)
+        params.n_seq_max = rows
+        params.kv_unified = cells is not None
+        params.n_threads = params.n_threads_batch = n_threads or cores()
+        if cells is None:
+            adapters.spare = SPARE_BYTES
+        with signals_wait():
+            context = llama_cpp.llama_init_from_model(model, params)
+        if not context:
+            raise TinyLoraError(
+                f"llama.cpp cannot make a context of {params.n_ctx} cells for {rows} sequences: take fewer"
+            )
+        self._buffer = llama_cpp.llama_batch_init(self._size, 0, 1)
+        names = ("token", "pos", "n_seq_id", "logits")
+        self._columns = [np.ctypeslib.as_array(getattr(self._buffer, n), (self._size,)) for n in names]
+        self._columns[2][:] = 1
+        self._context = context
+        self._memory = llama_cpp.llama_get_memory(context)
+        per_row = min(int(llama_cpp.llama_n_ctx_seq(context)), n_ctx)
+        self.n_ctx = per_row if cells is None else int(llama_cpp.llama_n_ctx(context))
+        self._lengths = [0] * rows
+        self._r: list[NDArray[np.float32] | None] = [None] * rows
+        self._clean = True  # no cell has had a value that is not finite
+        self._now: object = self  # the R that the context has; nothing yet
+
+    def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
+        """See `Engine`."""
+        self._r[row] = r
+
+    def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
+        """See `Engine`."""
+        self._check_open()
+        found: list[NDArray[np.float32]] = [np.empty((0, self.n_vocab), np.float32)] * len(parts)
+        groups = self._groups(parts)
+        try:
+            for numbers in groups:
+                self._use(self._r[parts[numbers[0]].row])
+                logits = self._evaluate([parts[n] for n in numbers])
+                if len(groups) == 1:
+                    return logits
+                ends = np.cumsum([parts[n].wanted for n in numbers])
+                for n, rows in zip(numbers, np.split(logits, ends[:-1]), strict=True):
+                    found[n] = rows.copy()
+        except BaseException:
+            for part in parts:
+                llama_cpp.llama_memory_seq_rm(self._memory, part.row, -1, -1)
+                self._lengths[part.row] = 0
+            raise
+        return np.concatenate(found) if found else np.empty((0, self.n_vocab), np.float32)
+
+    def length(self, row: int) -> int:
+        """See `Engine`."""
+        return self._lengths[row]
+
+    def cut(self, row: int, length: int) -> int:
+        """See `Engine`."""
+        self._check_open()
+        if not self._clean:
+            self.reset()
+        if length < self._lengths[row] and not llama_cpp.llama_memory_seq_rm(self._memory, row, length, -1):
+            llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
+            length = 0
+        self._lengths[row] = min(self._lengths[row], length)
+        return self._lengths[row]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See `Engine`; where each row has cells of its own, the whole of the source is copied."""
+        self._check_open()
+        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._lengths[target] = self._lengths[source]
+        self.cut(target, length)
+
+    def purge(self, row: int) -> list[int]:
+        """See `Engine`; all rows are empty then, as no mask hides what is not finite."""
+        self._clean = False
+        self.reset()
+        return list(range(self.rows))
+
+    def reset(self) -> None:
+        """See `Engine`."""
+        self._check_open()
+        # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
+        llama_cpp.llama_memory_clear(self._memory, not self._clean)
+        self._clean = True
+        self._lengths = [0] * self.rows
+
+    def use(self, n_threads: int) -> None:
+        """See `Engine`."""
+        llama_cpp.llama_set_n_threads(self._context, n_threads, n_threads)
+
+    def close(self) -> None:
+        """Free the context. Again is fine."""
+        context, self._context = self._context, None
+        if context is None:
+            return
+        self._adapters.forget(context)
+        free, free_batch = self._release
+        self._columns = []
+        free_batch(self._buffer)
+        free(context)
+
+    def _check_open(self) -> None:
+        if self._context is None:
+            raise TinyLoraError("it is closed, or its model is: load it again")
+
+    def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
+        """Return the numbers of the parts that have one R, of each R."""
+        groups: dict[object, list[int]] = {}
+        for number, part in enumerate(parts):
+            r = self._r[part.row]
+            groups.setdefault(None if r is None else id(r), []).append(number)
+        return list(groups.values())
+
+    def _use(self, r: NDArray[np.float32] | None) -> None:
+        if self._now is not r:
+            self._now = self
+            self._adapters.apply(self._context, r, self._own)
+            self._now = r
+
+    def _evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
+        """Evaluate parts of one R, as many tokens at once as there is room for."""
+        chunks = list(self._chunks(parts))
+        found = []
+        for tokens, positions, rows, wanted in chunks:
+            count, outputs = len(tokens), sum(wanted)
+            token, pos, _, logits = self._columns
+            token[:count], pos[:count], logits[:count] = tokens, positions, wanted
+            logits[count - 1] = True  # to be looked at: a prompt that is given up leaves no NaN behind
+            for i, row in enumerate(rows):
+                self._buffer.seq_id[i][0] = row
+            self._buffer.n_tokens = count
+            with self._adapters.lock.computing():
+                code = llama_cpp.llama_decode(self._context, self._buffer)
+            if code:
+                reason = "its KV cache is full" if code == 1 else f"code {code}"
+                raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
+            self.evaluated += count
+            there = self._logits(outputs + (not wanted[-1]))[:outputs]
+            found.append(there.copy() if len(chunks) > 1 else there)
+        for part in parts:
+            self._lengths[part.row] += len(part.tokens)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _chunks(self, parts: Sequence[Part]) -> Iterator[tuple[list[int], list[int], list[int], list[bool]]]:
+        """Yield chunks: tokens, their positions, their rows, and whether their logits are wanted."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        wanted: list[bool] = []
+        for row, added, last in parts:
+            tokens += added
+            begin, count = self._lengths[row], len(added)
+            positions += range(begin, begin + count)
+            rows += [row] * count
+            wanted += [False] * (count - last) + [True] * last
+        for start in range(0, len(tokens), self._size):
+            end = start + self._size
+            yield tokens[start:end], positions[start:end], rows[start:end], wanted[start:end]
+
+    def _logits(self, outputs: int) -> NDArray[np.float32]:
+        pointer = llama_cpp.llama_get_logits(self._context)
+        logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (outputs, self.n_vocab))
+        self._clean = self._clean and bool(np.isfinite(logits[:, :_LOOKED_AT].max(axis=1)).all())
+        return logits
