@@ -73,9 +73,9 @@ site: $(SITE)/.made ## the docs as a site, into out/site
 size: ## lines, words, commands, and what each may be at most
 	@"$(PYTHON)" .ci/size.py
 
-dist: $(VENV)/.dev ## the sdist and the wheel of the last commit, into out/dist
+dist: $(VENV)/.dev ## the sdist and the wheel, into out/dist
 	@rm -rf out/dist
-	@$(BIN)/python .ci/distributions.py out/dist
+	@$(BIN)/python -m build --quiet --outdir out/dist .
 
 # Outside of `make test`; CI runs one short round of each.
 SECONDS = 60

@@ -6,6 +6,7 @@ import importlib.metadata as metadata
 import os
 import re
 import subprocess
+import sys
 import venv
 import zipfile
 from pathlib import Path
@@ -67,3 +68,18 @@ def run(python: Path, *arguments: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def install(python: Path, wheel: Path) -> None:
+    """Install a wheel there, without what it asks for."""
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "--disable-pip-version-check",
+        "install",
+        "-q",
+    ]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
