@@ -59,7 +59,7 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "vector.bin"
         if name == TRL:
-            from tinylora_edge.train.trl.training import train_trl
+            from tinylora_edge.train.trl import train_trl
 
             train_trl(bundle, the_task(options), output, options=chosen, report=note)
         else:
@@ -72,8 +72,8 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     import torch
 
     from tinylora_edge.train.adapter import Adapter
+    from tinylora_edge.train.learner import pad
     from tinylora_edge.train.model import load_model
-    from tinylora_edge.train.rollouts import HFRollouts, LlamaRollouts, Rollouts
 
     torch.set_num_threads(cores())  # generate may have them all, as llama.cpp has
     task = the_task(options)
@@ -81,31 +81,47 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     with ExitStack() as stack:
         llm = stack.enter_context(closing(runtime.load(bundle, n_ctx=64)))
         prompts = [encode(llm, sample) for sample in samples]
-        ways: Rollouts
+        vector = MicroVector.random(llm.basis, 0.2, seed=1)
         if name == GENERATE:
             model = load_model(bundle / "base.gguf", options.dtype)
-            adapter = stack.enter_context(Adapter(model, llm.basis))
-            ways = HFRollouts(model, adapter, [llm.token_eos()])
+            stack.enter_context(Adapter(model, llm.basis)).set(vector)
+            ids, mask = pad(prompts, left=True)
+            stock: dict[str, Any] = {"attention_mask": mask.long(), "do_sample": True, "top_k": 0}
+            stock |= {"temperature": task.temperature, "num_return_sequences": options.samples}
+            stock |= {"max_new_tokens": task.max_tokens, "eos_token_id": llm.token_eos()}
+            stock |= {"pad_token_id": llm.token_eos()}
+
+            def draw(seed: int) -> int:
+                torch.manual_seed(seed)
+                with torch.no_grad():
+                    ended = model.generate(ids, **stock)[:, ids.shape[1] :] == llm.token_eos()
+                lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, ended.shape[1])
+                return int(lengths.sum())
         else:
             drawing = llm
             if name == COPY:
                 copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "copy"
                 copied = half_copy(bundle / "base.gguf", copy, llm.basis, cores())
                 drawing = stack.enter_context(copied)
-            ways = LlamaRollouts(stack.enter_context(batch_for(drawing, samples, task.max_tokens)))
-        vector = MicroVector.random(llm.basis, 0.2, seed=1)
-        found = []
-        for number in range(options.steps + 1):
-            with bench.stopwatch() as watch:
-                groups = ways.draw(
-                    vector,
-                    prompts,
+            batch = stack.enter_context(batch_for(drawing, samples, task.max_tokens))
+            batch.swap(vector)
+            asked = [prompt.tolist() for prompt in prompts]
+
+            def draw(seed: int) -> int:
+                drawn = batch.generate(
+                    asked,
                     samples=options.samples,
                     max_tokens=task.max_tokens,
                     temperature=task.temperature,
-                    seed=(number,),
+                    seed=(seed,),
                 )
-            found.append(watch.seconds / sum(len(r.tokens) for group in groups for r in group))
+                return sum(len(each.tokens) for each in drawn)
+
+        found = []
+        for number in range(options.steps + 1):
+            with bench.stopwatch() as watch:
+                tokens = draw(number)
+            found.append(watch.seconds / tokens)
     return found[1:]
 
 

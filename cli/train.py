@@ -97,7 +97,7 @@ def train(
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     with training_progress(steps) as show:
         if engine is TrainingEngine.trl:
-            from ..train.trl.training import train_trl
+            from ..train.trl import train_trl
 
             outcome = train_trl(bundle, loaded, output, options=options, resume=resume, report=show)
         else:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 TASK = "brevity"
 VECTOR = "vector.bin"
 _HELD_OUT = 128
-_STEPS, _NUDGE = 16, 0.2  # fewer, longer steps than the default's: enough in learned directions
+_STEPS, _CHANGE = 16, 0.2  # fewer, longer steps than the default's: enough in learned directions
 _QUICK_STEPS, _QUICK_VALIDATION, _QUICK_HELD_OUT = 10, 24, 64
 _SWAPS = 20
 _CONTEXT = 512
@@ -68,7 +68,7 @@ class Size:
         """Return what to train with: the package's own settings, but for the size and the step."""
         from ...train import Options, TrainSettings
 
-        settings = TrainSettings(seed=seed, steps=_STEPS, nudge=_NUDGE)
+        settings = TrainSettings(seed=seed, steps=_STEPS, target_logprob_change=_CHANGE)
         if self.quick:
             settings = replace(settings, steps=_QUICK_STEPS, validation=_QUICK_VALIDATION)
         if self.steps is not None:

@@ -24,9 +24,8 @@ from tinylora_edge.projection import tie
 from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import Loss
-from tinylora_edge.train.layers import factors_for, hf_names
 from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head, shared_prefix
-from tinylora_edge.train.model import load_model
+from tinylora_edge.train.model import factors_for, hf_names, load_model
 
 TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
 

@@ -31,8 +31,6 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     settings = replace(FAST, steps=48, prompts=8, validate_every=16, lr=0.3)
     longer = replace(options, settings=settings, samples=8, wire="bf16", sequence=3, drift=4)
     outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=longer, report=rows.append)
-    sampled = [row["reward"] for row in steps(rows)]
-    assert np.mean(sampled[-8:]) > np.mean(sampled[:8]) + 0.03
     assert outcome.result.best_score >= outcome.result.start_score
     basis = Bundle.find(tiny_bundle).basis
     data = outcome.path.read_bytes()
@@ -109,10 +107,9 @@ def test_sigint_saves_and_leaves(
         {"loss": Loss(kind="dr_grpo", scale=False)},
         {"loss": Loss(kind="grpo", clip=0.2, kl=0.05), "settings": replace(FAST, epochs=2)},
         {"method": "sft"},
-        {"rollouts": "hf"},
         {"half_copy": True},
         {"settings": replace(FAST, lr=None)},
-        {"settings": replace(FAST, anchor=0.5), "rollouts": "hf"},
+        {"settings": replace(FAST, anchor=0.5)},
     ],
 )
 def test_every_option_runs(
@@ -127,22 +124,6 @@ def test_every_option_runs(
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 for row in learned)
     if change.get("method") != "sft":
         assert all(row["mismatch"] < 0.05 for row in learned)
-
-
-def test_tensorboard_reads_the_curve(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    rows: list[dict[str, Any]] = []
-    train(tiny_bundle, letters_task, tmp_path / "v", options=options, report=rows.append)
-    events = EventAccumulator(str(tmp_path / "v.run" / "tensorboard")).Reload()
-    assert {"reward", "grad", "lr", "norm", "validation"} <= set(events.Tags()["scalars"])
-    for name in ("reward", "validation"):
-        shown = [(event.step, event.value) for event in events.Scalars(name)]
-        expected = [(row["step"], row[name]) for row in steps(rows) if name in row and "event" not in row]
-        assert [step for step, _ in shown] == [step for step, _ in expected]
-        np.testing.assert_allclose([v for _, v in shown], [v for _, v in expected], rtol=1e-6)
 
 
 def test_what_is_trained_longer_is_kept_within_the_noise() -> None:

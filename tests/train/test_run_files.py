@@ -104,17 +104,3 @@ def test_a_record_of_a_run_that_was_killed_in_the_midst_of_a_line(tmp_path: Path
     with output.metrics_file(tmp_path, 1, lambda metrics: None) as write:
         write({"step": 2})
     assert output._rows(path) == [{"step": 1}, {"step": 2}]
-
-
-def test_tensorboard_keeps_the_steps_that_a_resumed_run_keeps(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for done, steps in ((0, range(1, 8)), (5, range(6, 9))):
-        with output.metrics_file(tmp_path, done, lambda metrics: None) as write:
-            for step in steps:
-                write({"step": step, "reward": step + done / 10})
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("reward")
-    assert [(event.step, pytest.approx(event.value)) for event in events] == [
-        (row["step"], row["reward"]) for row in output._rows(tmp_path / "metrics.jsonl")
-    ]
-    assert [event.step for event in events] == list(range(1, 9))

@@ -17,7 +17,7 @@ from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.rewards import parse_reward
 from tinylora_edge.train import Options, TrainSettings, train
 
-MIXED = parse_reward("0.5*max_words(3) + lowercase")
+MIXED = parse_reward("0.5*max_words(3) + ends_itself")
 FAST = TrainSettings(steps=4, prompts=4, validate_every=2, validation=16, checkpoint_every=1, seed=1)
 
 
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_task_or_other_weights_is_refused(
         ("weights", {}, {"weights": str(other)}),
         ("max_tokens is 6, this run's is 5", {"max_tokens": 5}, {}),
         ("temperature is 1.0, this run's is 0.5", {"temperature": 0.5}, {}),
-        ("reward is 'letters', this run's is '(0.5*max_words(3) + 1.0*lowercase)'", {"reward": MIXED}, {}),
+        ("reward is 'letters', this run's is '(0.5*max_words(3) + 1.0*ends_itself)'", {"reward": MIXED}, {}),
     ]
     for changed in (
         replace(first, prompt="another"),
@@ -183,51 +183,3 @@ def test_a_run_without_any_signal_is_refused_at_its_end_too(
     with pytest.raises(TrainError, match="no signal: in 2 steps"):
         train(tiny_bundle, dull, tmp_path / "v", options=options)
     assert not (tmp_path / "v").exists()
-
-
-@pytest.mark.parametrize("all_entries", [False, True])
-def test_the_step_size_that_gets_farthest_is_taken(
-    all_entries: bool, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    """For v, and for all entries of R: trials leave nothing behind but the step size."""
-    options = replace(options, method="grpo", settings=replace(FAST, trials=(1.0, 0.01, 10.0), trial_steps=3))
-    bundle = tiny_bundle
-    if all_entries:
-        basis = Bundle.find(tiny_bundle).basis.with_all_entries()
-        bundle = support.rebased(tiny_bundle, basis, tmp_path / "all")
-    rows: list[dict[str, Any]] = []
-    train(bundle, letters_task, tmp_path / "v", options=options, report=rows.append)
-    trials = [row for row in rows if row.get("event") == "trial"]
-    assert [row["multiple"] for row in trials] == [0.01, 1.0, 10.0]
-    np.testing.assert_allclose([row["lr"] / row["multiple"] for row in trials], trials[1]["lr"])
-    assert len({row["validation"] for row in trials}) > 1
-    best = max(trials, key=lambda row: row["validation"])  # the first of equals
-    given = replace(options, settings=replace(FAST, lr=best["lr"]))
-    again: list[dict[str, Any]] = []
-    train(bundle, letters_task, tmp_path / "w", options=given, report=again.append)
-    assert (tmp_path / "v").read_bytes() == (tmp_path / "w").read_bytes()
-    steps = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows if "step" in row]
-    assert steps == [{k: v for k, v in row.items() if not k.endswith("_s")} for row in again if "step" in row]
-    assert steps[0]["lr"] == best["lr"]
-
-
-def test_a_step_size_of_no_signal_is_derived_later(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    drawn = [0]
-
-    def late(completion: Completion, sample: Sample) -> float:
-        drawn[0] += 1  # the start and two trials of one step: nothing to learn from until then
-        return letters_task.reward(completion, sample) if drawn[0] > 16 + 2 * (16 + 16) else 0.5
-
-    settings = replace(FAST, trials=(0.1, 10.0), trial_steps=1)
-    rows: list[dict[str, Any]] = []
-    train(
-        tiny_bundle,
-        replace(letters_task, reward=late),
-        tmp_path / "v",
-        options=replace(options, method="grpo", settings=settings),
-        report=rows.append,
-    )
-    assert [row["lr"] for row in rows if row.get("event") == "trial"] == [0.0, 0.0]
-    assert next(row["lr"] for row in rows if "grad" in row) > 0

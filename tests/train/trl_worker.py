@@ -17,8 +17,8 @@ import numpy as np
 from tinylora_edge import MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Loss, Options, Outcome, TrainSettings
-from tinylora_edge.train.trl import training as engine
-from tinylora_edge.train.trl.peft_tinylora import vector_of
+from tinylora_edge.train import trl as engine
+from tinylora_edge.train.peft_adapter import vector_of
 
 LIMIT, END = 6, 257
 
@@ -93,12 +93,12 @@ def main() -> None:
     outcome = sampled_run(folder, folder / "sampled.bin")
     (folder / f"sampled.{rank}").write_bytes(outcome.result.vector.values.tobytes())
     try:
-        engine._check_agreement(MicroVector(np.full((13, 1), 1 + float(rank))))
+        engine.check_agreement(MicroVector(np.full((13, 1), 1 + float(rank))))
     except TrainError as error:
         (folder / f"apart.{rank}").write_text(str(error))
     # last, and as `accelerate launch -m` starts it: it ends the process group, and the process
-    sys.argv = ["tinylora_edge.train.trl", *sys.argv[2:]]
-    runpy.run_module("tinylora_edge.train.trl", run_name="__main__", alter_sys=True)
+    sys.argv = ["tinylora_edge.train.recipes", *sys.argv[2:]]
+    runpy.run_module("tinylora_edge.train.recipes", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import models
-import numpy as np
 
-from tinylora_edge import Bundle
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.bundle_writer import write_bundle
 
 ROOT = Path(__file__).parents[2]
 RECIPES = [ROOT / "recipes" / f"{task}.toml" for task in ("gsm8k", "math")]
@@ -45,17 +42,10 @@ def write_tokenizer(path: Path, template: str = TEMPLATE) -> None:
 
 
 def prepare(folder: Path) -> Path:
-    """A bundle of a tiny random model, 13 tiled groups, and the same model for transformers.
-
-    `bundle-learned` has dense random projections in place of learned ones.
-    """
+    """A bundle of a tiny random model, 13 tiled groups, and the same model for transformers."""
     model = models.tiny_model("llama")
     gguf = models.write_gguf(model, folder / "tiny.gguf", metadata={"tokenizer.chat_template": TEMPLATE})
     export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13))
-    basis = Bundle.find(folder / "bundle").basis
-    directions = np.random.default_rng(0).standard_normal((13, len(basis.modules), basis.rank, basis.rank))
-    made = basis.with_projections(directions.astype(np.float32))
-    write_bundle(folder / "bundle-learned", made, {}, base=Bundle.find(folder / "bundle").base)
     write_tokenizer(models.write_hf(model, folder / "weights"))
     return folder
 

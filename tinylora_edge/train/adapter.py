@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,32 +20,7 @@ from torch import Tensor, nn
 from ..axes import Whitening
 from ..basis import Basis
 from ..vector import FIRST_SEQUENCE, MicroVector
-from .layers import factors_for, hf_names
-
-
-class Adaptation(Protocol):
-    """Numbers that change a transformers model, and learn: v of a basis, or those of a LoRA in its place."""
-
-    @property
-    def trained(self) -> Sequence[Tensor]:
-        """The tensors that a loss is differentiated by."""
-
-    @property
-    def start(self) -> NDArray[np.float32]:
-        """The numbers before the first step, float32 [G, u], which change nothing; nor do zeros."""
-
-    @property
-    def whitening(self) -> Whitening:
-        """The coordinates that Adam steps in."""
-
-    def set(self, v: MicroVector | ArrayLike) -> None:
-        """Set the numbers."""
-
-    def vector(self, dtype: str = "fp32", sequence: int = 0) -> MicroVector:
-        """Return the numbers as a micro-vector."""
-
-    def joined(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Return the gradients by `trained` as one by the numbers, [G, u]."""
+from .model import factors_for, hf_names
 
 
 class Adapter(nn.Module):
@@ -58,6 +33,9 @@ class Adapter(nn.Module):
 
     Attributes:
         v: the trainable parameter, float32 [G, u].
+
+    `Learner` and `Trainer` use of it `trained`, `start`, `whitening`, `set`, `vector` and `joined` alone:
+    whatever else has those can be trained in its place (`run.Engines.adapt`).
 
     Raises:
         TrainError: a module of the basis is not in the model, is no linear layer, or its factors are not
@@ -94,21 +72,21 @@ class Adapter(nn.Module):
 
     @property
     def trained(self) -> Sequence[Tensor]:
-        """v alone."""
+        """The tensors that a loss is differentiated by: v alone."""
         return [self.v]
 
     @property
     def start(self) -> NDArray[np.float32]:
-        """The v that changes nothing, float32 [G, u]."""
+        """The values before the first step, which change nothing: zeros, float32 [G, u]."""
         return np.zeros((self.basis.groups, self.basis.u), np.float32)
 
     @property
     def whitening(self) -> Whitening:
-        """The coordinates in which the basis's prior is round."""
+        """The coordinates that Adam steps in: those in which the basis's prior is round."""
         return self.basis.whitening
 
     def joined(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Return the gradient by v, [G, u]."""
+        """Return the gradients by `trained` as one by the values, [G, u]."""
         (gradient,) = gradients
         return gradient
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainError
+from ..runtime.llama.batch import Batch, Generation
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from .grpo import Loss, advantages, normaliser
 from .learner import Gradient, Group, Learner
-from .rollouts import Rollout, Rollouts
 
 ANCHOR_TOKENS = 24
 """Tokens of an answer of the base that v is held near to."""
@@ -42,7 +42,7 @@ class Sampled:
 
     Args:
         task: reward, token limit and temperature.
-        rollouts: draws the completions.
+        batch: draws the completions, in the deployed model or in a copy of it in another type.
         encode: of prompts.
         decode: of completions.
         each: completions a prompt.
@@ -53,10 +53,10 @@ class Sampled:
     """
 
     def __init__(
-        self, task: Task, rollouts: Rollouts, *, encode: Encode, decode: Decode, each: int, loss: Loss
+        self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int, loss: Loss
     ) -> None:
         self.task, self.loss = task, loss
-        self._rollouts, self._encode, self._decode, self._each = rollouts, encode, decode, each
+        self._batch, self._encode, self._decode, self._each = batch, encode, decode, each
         self.lowest = 0.0
 
     def collect(
@@ -94,31 +94,27 @@ class Sampled:
         each: int,
         temperature: float,
         seed: tuple[int, ...],
-    ) -> tuple[list[list[Rollout]], list[list[float]]]:
+    ) -> tuple[list[list[Generation]], list[list[float]]]:
         """Return `each` completions of every sample, and their rewards."""
-        drawn = self._rollouts.draw(
-            MicroVector(v),
-            [self._encode(sample) for sample in samples],
+        self._batch.swap(MicroVector(v))
+        drawn = self._batch.generate(
+            [self._encode(sample).tolist() for sample in samples],
             samples=each,
             max_tokens=self.task.max_tokens,
             temperature=temperature,
             seed=seed,
         )
-        flat = self.task.scores(
-            [
-                Completion(self._decode(r.tokens), r.ended, len(r.tokens), r.exploded)
-                for group in drawn
-                for r in group
-            ],
-            [sample for sample, group in zip(samples, drawn, strict=True) for _ in group],
+        rewards = self.task.scores(
+            [Completion(self._decode(r.tokens), r.ended, len(r.tokens), r.exploded) for r in drawn],
+            [sample for sample in samples for _ in range(each)],
             lowest=self.lowest,
         )
-        self.lowest = min([self.lowest, *flat])
-        rewards = iter(flat)
-        return drawn, [[next(rewards) for _ in group] for group in drawn]
+        self.lowest = min([self.lowest, *rewards])
+        starts = range(0, len(drawn), each)
+        return [drawn[i : i + each] for i in starts], [rewards[i : i + each] for i in starts]
 
     def _groups(
-        self, chosen: list[tuple[NDArray[np.int32], list[Rollout], NDArray[np.float32]]]
+        self, chosen: list[tuple[NDArray[np.int32], list[Generation], NDArray[np.float32]]]
     ) -> list[Group]:
         lengths = [len(r.tokens) for _, group, _ in chosen for r in group]
         weights: Iterator[np.float32] = iter(
@@ -177,7 +173,7 @@ class Anchor:
 
     Args:
         learner: of log-probabilities at temperature 1.
-        rollouts: draws the answers.
+        batch: draws the answers.
         prompts: token ids of each.
         weight: of a nat a token of KL(base || present policy) in the loss.
         seed: of the answers.
@@ -186,14 +182,14 @@ class Anchor:
     def __init__(
         self,
         learner: Learner,
-        rollouts: Rollouts,
+        batch: Batch,
         prompts: Sequence[NDArray[np.int32]],
         *,
         weight: float,
         seed: int,
     ) -> None:
         self.weight = weight
-        self._learner, self._rollouts, self._prompts, self._seed = learner, rollouts, prompts, seed
+        self._learner, self._batch, self._prompts, self._seed = learner, batch, prompts, seed
         self._groups: list[Group] = []
 
     def gradient(self, v: NDArray[np.float32], step: int) -> Gradient:
@@ -211,13 +207,17 @@ class Anchor:
         return self._learner.pull(chosen)
 
     def _draw(self) -> None:
-        drawn = self._rollouts.draw(
-            None, self._prompts, samples=1, max_tokens=ANCHOR_TOKENS, temperature=1.0, seed=(self._seed, 5)
+        self._batch.swap(None)
+        drawn = self._batch.generate(
+            [prompt.tolist() for prompt in self._prompts],
+            max_tokens=ANCHOR_TOKENS,
+            temperature=1.0,
+            seed=(self._seed, 5),
         )
         one = np.ones(1, np.float32)
         groups = [
             Group(prompt, [r.tokens], [r.logprobs], one, one)
-            for prompt, (r,) in zip(self._prompts, drawn, strict=True)
+            for prompt, r in zip(self._prompts, drawn, strict=True)
         ]
         adapter = self._learner.adapter
         adapter.set(np.zeros_like(adapter.start))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import TrainError
-from .adapter import Adaptation
+from .adapter import Adapter
 from .grpo import Loss, distance, token_loss
 from .model import give_back
 
@@ -93,7 +93,7 @@ class Learner:
         workers: passes at the same time, a core each.
     """
 
-    def __init__(self, model: Any, adapter: Adaptation, *, temperature: float, workers: int = 1) -> None:
+    def __init__(self, model: Any, adapter: Adapter, *, temperature: float, workers: int = 1) -> None:
         self.model = model
         self.adapter = adapter
         self.temperature = temperature

@@ -13,7 +13,6 @@ from ..vector import FIRST_SEQUENCE, MicroVector
 from .grpo import Loss
 
 METHODS: tuple[str, ...] = ("grpo", "sft")
-ROLLOUT_ENGINES: tuple[str, ...] = ("llama", "hf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +23,8 @@ class TrainSettings:
         steps: how many.
         prompts: how many a step.
         lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); None derives it:
-            one step then moves the log-probabilities of sampled tokens by about `nudge` (root mean square).
-        nudge: see `lr`.
-        trials: multiples of that step size to choose from. `trial_steps` steps from the start are made with
-            each of them, on the same prompts, and the one whose validation is the highest is taken, the
-            smallest of equals. None are tried by default: the rule was found for v. The more numbers there
-            are, the farther the gradient's direction leads than the random ones that `lr` is derived from.
-        trial_steps: see `trials`.
+            one step then moves the log-probabilities of sampled tokens by about `target_logprob_change` nats.
+        target_logprob_change: see `lr`; root mean square.
         anneal: step size of the last step over that of the first; it falls linearly between them.
         epochs: steps on each batch.
         clip_norm: gradients are cut to this many times the median norm of the last 10.
@@ -48,9 +42,7 @@ class TrainSettings:
     steps: int = 40
     prompts: int = 8
     lr: float | None = None
-    nudge: float = 0.12
-    trials: tuple[float, ...] = ()
-    trial_steps: int = 5
+    target_logprob_change: float = 0.12
     anneal: float = 0.1
     epochs: int = 1
     clip_norm: float = 2.0
@@ -93,7 +85,6 @@ class Options:
         settings: of the loop.
         loss: of GRPO.
         samples: completions a prompt (GRPO).
-        rollouts: `llama` (the deployed engine) or `hf` (`generate` of the model that learns).
         half_copy: draw with a 16-bit copy of the deployed GGUF, which is closer to what learns; None does
             where that is faster (`half_type`). The evaluation always uses the deployed file.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
@@ -106,16 +97,12 @@ class Options:
         drift: general prompts on which the vector's drift is measured then; 0 leaves it out.
         start: values that training starts from, G*u of them, such as those of a distilled prompt; None is the
             base.
-        lora: rank of a plain LoRA on the basis's modules that is trained in v's place, a bound to compare v
-            with. The output is then a GGUF LoRA, `wire` and `sequence` have no meaning, and no drift is
-            measured. Other step sizes suit it: see `TrainSettings.trials`. None trains v.
     """
 
     method: str = "grpo"
     settings: TrainSettings = field(default_factory=TrainSettings)
     loss: Loss = field(default_factory=Loss)
     samples: int = 8
-    rollouts: str = "llama"
     half_copy: bool | None = None
     weights: str | None = None
     dtype: str | None = None
@@ -126,15 +113,10 @@ class Options:
     evaluate: bool = True
     drift: int = 32
     start: tuple[float, ...] | None = None
-    lora: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("method", self.method, METHODS),
-            ("rollout engine", self.rollouts, ROLLOUT_ENGINES),
-        ):
-            if value not in known:
-                raise TrainError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+        if self.method not in METHODS:
+            raise TrainError(f"unknown method {self.method!r}: choose one of {', '.join(METHODS)}")
         settings = self.settings
         for name, count in (
             ("samples", self.samples),
@@ -150,17 +132,8 @@ class Options:
             raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
         if not 0 <= self.settings.anchor < math.inf:
             raise TrainError(f"an anchor weighs at least 0 a nat, not {self.settings.anchor}")
-        if self.lora is not None and self.lora < 1:
-            raise TrainError(f"a LoRA has a rank of 1 or more, not {self.lora}; None trains a vector")
-        if self.start is not None and self.lora is not None:
-            raise TrainError("a LoRA starts from the base, not from the values of a vector: leave one out")
         if self.start is not None and not all(map(math.isfinite, self.start)):
             raise TrainError(f"training starts from finite values, not from {list(self.start)}")
-        for multiple in self.settings.trials:
-            if not 0 < multiple < math.inf:
-                raise TrainError(f"step sizes are tried at multiples above 0, not at {multiple}")
-        if self.settings.trial_steps < 1:
-            raise TrainError(f"a step size is tried for 1 step or more, not for {self.settings.trial_steps}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,8 +141,7 @@ class Outcome:
     """The outcome of a run.
 
     Attributes:
-        path: the frame file, or the GGUF LoRA where one was trained. Its manifest lies beside it as
-            `<name>.json`.
+        path: the frame file. Its manifest lies beside it as `<name>.json`.
         result: of the loop.
         base, personalized: on the held-out prompts; None where not evaluated.
         drift: of the vector on general prompts; None where it was not measured.

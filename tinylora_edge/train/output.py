@@ -44,7 +44,7 @@ def run_folder(output: Path, *inside: str) -> Iterator[Path]:
 
 @contextmanager
 def metrics_file(folder: Path, done: int, report: Report) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Write metrics as JSONL and, where tensorboard is installed, as its events; report them, too.
+    """Write metrics as JSONL, and report them.
 
     No file is made or changed before the first metrics come: until then a run may still be refused.
 
@@ -71,26 +71,13 @@ def _open(folder: Path, done: int) -> Iterator[Callable[[dict[str, Any]], None]]
     kept = [row for row in _rows(path) if row.get("step", 0) <= done] if done else []
     with atomic_write(path) as file:
         file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
-    board = None
-    with suppress(ImportError):
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     with open(path, "a", encoding="utf-8") as out:
 
         def write(metrics: dict[str, Any]) -> None:
             out.write(json.dumps(metrics) + "\n")
             out.flush()
-            if board is not None and "event" not in metrics:
-                for key, value in metrics.items():
-                    if isinstance(value, int | float):
-                        board.add_scalar(key, value, metrics["step"])
 
-        try:
-            yield write
-        finally:
-            if board is not None:
-                board.close()
+        yield write
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -120,41 +107,15 @@ def write_result(
     **more: Any,
 ) -> None:
     """Write the manifest, with `more` keys, and then the frame: who sees the frame finds its manifest."""
-    about = {
-        "basis": basis.digest,
-        "values": vector.values.reshape(-1).tolist(),
-        "dtype": vector.dtype,
-        "sequence": vector.sequence,
-    }
-    write_output(output, folder, vector.to_bytes(basis), about, task, options, outcome, **more)
-
-
-def write_output(
-    output: Path,
-    folder: Path,
-    data: bytes,
-    about: dict[str, Any],
-    task: Task,
-    options: Options,
-    outcome: Outcome,
-    **more: Any,
-) -> None:
-    """Write the manifest, with `more` keys, and then the output.
-
-    Args:
-        output: of the run; its manifest lies beside it.
-        folder: of the run.
-        data: of the output.
-        about: keys of the manifest that say what it is.
-        task, options, outcome: of the run.
-        more: further keys.
-    """
     curve = _rows(folder / "metrics.jsonl")
     manifest: dict[str, Any] = {
         "tool": f"tinylora-edge {__version__}",
         "task": task.name,
         **({} if task.preamble is None else {"preamble": task.preamble}),
-        **about,
+        "basis": basis.digest,
+        "values": vector.values.reshape(-1).tolist(),
+        "dtype": vector.dtype,
+        "sequence": vector.sequence,
         "options": asdict(options),
         **more,
         "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
@@ -176,4 +137,4 @@ def write_output(
     with atomic_write(output.with_name(f"{output.name}.json")) as file:
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
     with atomic_write(output) as file:
-        file.write(data)
+        file.write(vector.to_bytes(basis))

@@ -23,22 +23,18 @@ from ..runtime.drift import Drift, drift_beside
 from ..runtime.evaluation import evaluate
 from ..runtime.llama.batch import Batch, cores
 from ..runtime.llama.model import TinyLoraLlama
-from ..runtime.llama.prompts import decode, encode, end_ids, has_template, turn_end
+from ..runtime.llama.prompts import decode, encode, has_template, turn_end
 from ..runtime.llama.requantize import half_copy, half_type
 from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
 from ..tasks.general import load_general
 from ..vector import MicroVector
-from .adapter import Adaptation, Adapter
+from .adapter import Adapter
 from .batches import ANCHOR_TOKENS, Anchor, Batches, GivenAnswers, Sampled
 from .learner import Learner
-from .lora.adapter import LoraAdapter
-from .lora.batch import LoraBatch
-from .lora.shape import LoraShape
 from .model import load_model
 from .options import Options, Outcome
-from .output import metrics_file, run_folder, write_output, write_result
-from .rollouts import HFRollouts, LlamaRollouts, Rollouts
+from .output import metrics_file, run_folder, write_result
 from .trainer import Trainer
 
 _SHORT = 256
@@ -54,10 +50,10 @@ def train(
     resume: bool = False,
     report: Report = lambda metrics: None,
 ) -> Outcome:
-    """Train a micro-vector and write its frame; with `options.lora`, a LoRA, to compare it with.
+    """Train a micro-vector and write its frame.
 
     Writes `output` (the frame), `output`.json (task, digest, settings, curve, held-out figures) and, while
-    it runs, the directory `output`.run with `checkpoint.npz`, `metrics.jsonl` and TensorBoard events.
+    it runs, the directory `output`.run with `checkpoint.npz` and `metrics.jsonl`.
     SIGINT ends the run after the step at hand with its state saved; a second one ends it at once. A run that
     is refused leaves no file.
 
@@ -81,7 +77,7 @@ def train(
         raise TrainError(f"{output} exists already: choose another output, or remove it first")
     with ExitStack() as stack:
         folder = stack.enter_context(run_folder(output))
-        engines = _Engines(bundle, task, options, folder, stack)
+        engines = Engines(bundle, task, options, folder, stack)
         trainer = engines.trainer(folder / "checkpoint.npz")
         if resume:
             trainer.resume()
@@ -92,28 +88,26 @@ def train(
         write = stack.enter_context(metrics_file(folder, trainer.state.step, report))
         with _interruptible(trainer):
             result = trainer.run(write)
-        vector, shape = result.vector, engines.lora
-        if shape is None:
-            vector = replace(vector, dtype=options.wire, sequence=options.sequence)
+        vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
         base = personalized = drift = None
         if options.evaluate and result.stopped != "interrupted":
             base = evaluate(engines.deployed_batch, task, None)
             personalized = evaluate(engines.deployed_batch, task, vector)
-            drift = engines.drift(vector, write) if shape is None else None
+            drift = engines.drift(vector, write)
         if result.stopped != "interrupted":
             outcome = Outcome(output, result, base, personalized, drift)
-            if shape is None:
-                write_result(output, folder, vector, engines.basis, task, options, outcome)
-            else:
-                about = {"basis": engines.basis.digest, "lora": {"rank": shape.rank, "numbers": shape.size}}
-                write_output(output, folder, shape.to_gguf(vector.values), about, task, options, outcome)
+            write_result(output, folder, vector, engines.basis, task, options, outcome)
             (folder / "checkpoint.npz").unlink(missing_ok=True)
             return outcome
     return Outcome(folder / "checkpoint.npz", result, None, None)
 
 
-class _Engines:
-    """The engines that a run computes with, opened in order and closed in reverse."""
+class Engines:
+    """The engines that a run computes with, opened in order and closed in reverse.
+
+    `adapt` and `batch_over` say what learns. A subclass that trains something else than v, such as a LoRA to
+    compare it with, overrides both; `trainer` is then the same loop.
+    """
 
     def __init__(
         self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack
@@ -132,17 +126,16 @@ class _Engines:
         self._check_context(longest)
         self._longest = longest + task.max_tokens
         self._anchored = self._general() if options.settings.anchor else []
-        self.lora = None if options.lora is None else LoraShape.on(self.basis, options.lora)
-        self.deployed_batch = self._batch(self.deployed, stack)
+        self.deployed_batch = stack.enter_context(self.batch_over(self.deployed))
         source = options.weights or found.base
         self.model = load_model(source, options.dtype)
         if self._longest <= _SHORT:
             self.model.set_attn_implementation("eager")
-        self.adapter = self._adapter(stack)
+        self.adapter = stack.enter_context(self.adapt())
         temperature = task.temperature if options.method == "grpo" else 1.0
         self.learner = Learner(self.model, self.adapter, temperature=temperature, workers=self.threads)
         stack.callback(self.learner.close)
-        self.rollouts = self._rollouts(found.base, folder, stack)
+        self.drawing = self._drawing_batch(found.base, folder, stack)
         self.anchor = self._anchor(stack) if self._anchored else None
 
     def trainer(self, checkpoint: Path) -> Trainer:
@@ -150,7 +143,7 @@ class _Engines:
         options = self.options
         judge = Sampled(
             self.task,
-            self.rollouts,
+            self.drawing,
             encode=self._encode,
             decode=lambda tokens: decode(self.deployed, tokens),
             each=options.samples,
@@ -159,8 +152,8 @@ class _Engines:
         batches: Batches = judge
         if options.method == "sft":
             batches = GivenAnswers(self.task, encode=self._encode, encode_answer=self._encode_answer)
-        drawing = ("method", "loss", "samples", "rollouts", "half_copy", "sequences")
-        shared = (*drawing, "weights", "dtype", "start", "lora")
+        drawing = ("method", "loss", "samples", "half_copy", "sequences")
+        shared = (*drawing, "weights", "dtype", "start")
         identity = {k: v for k, v in asdict(options).items() if k in shared} | {"workers": self.threads}
         return Trainer(
             self.task,
@@ -187,11 +180,14 @@ class _Engines:
             )
         return np.array(given, np.float32).reshape(usual.shape)
 
-    def _adapter(self, stack: ExitStack) -> Adaptation:
-        rank, seed = self.options.lora, self.options.settings.seed
-        if rank is None:
-            return stack.enter_context(Adapter(self.model, self.basis))
-        return stack.enter_context(LoraAdapter(self.model, self.basis, rank, seed=seed))
+    def adapt(self) -> Adapter:
+        """Return what learns, attached to `model`."""
+        return Adapter(self.model, self.basis)
+
+    def batch_over(self, llm: TinyLoraLlama) -> Batch:
+        """Return a batch over a deployed model, whose `swap` takes the values of what learns."""
+        room: dict[str, Any] = {"sequences": self.options.sequences, "n_threads": self.threads}
+        return Batch(llm, n_ctx_seq=self._longest, **room)
 
     def drift(self, vector: MicroVector, report: Report) -> Drift | None:
         """Measure how far a vector moves the deployed model from its base; None where that is left out.
@@ -223,7 +219,7 @@ class _Engines:
         settings = self.options.settings
         learner = Learner(self.model, self.adapter, temperature=1.0, workers=self.threads)
         stack.callback(learner.close)
-        return Anchor(learner, self.rollouts, self._anchored, weight=settings.anchor, seed=settings.seed)
+        return Anchor(learner, self.drawing, self._anchored, weight=settings.anchor, seed=settings.seed)
 
     def _encode(self, sample: Sample) -> NDArray[np.int32]:
         return self.prompts[id(sample)]
@@ -245,22 +241,11 @@ class _Engines:
                 f"{self.task.max_tokens} to generate passes the model's context of {limit}: shorten it"
             )
 
-    def _batch(self, llm: TinyLoraLlama, stack: ExitStack) -> Batch | LoraBatch:
-        """A batch over a model, which takes what learns as it is now: v, or a LoRA's numbers in its place."""
-        sequences = self.options.sequences
-        batch = Batch(llm, n_ctx_seq=self._longest, sequences=sequences, n_threads=self.threads)
-        stack.enter_context(batch)
-        return batch if self.lora is None else stack.enter_context(LoraBatch(batch, self.lora))
-
-    def _rollouts(self, base: Path, folder: Path, stack: ExitStack) -> Rollouts:
-        if self.options.rollouts == "hf":
-            return HFRollouts(
-                self.model, self.adapter, end_ids(self.deployed), sequences=self.options.sequences
-            )
+    def _drawing_batch(self, base: Path, folder: Path, stack: ExitStack) -> Batch:
         if not self.options.half_copy:
-            return LlamaRollouts(self.deployed_batch)
+            return self.deployed_batch
         copy = half_copy(base, folder / "rollout", self.basis, self.threads)
-        return LlamaRollouts(self._batch(stack.enter_context(copy), stack))
+        return stack.enter_context(self.batch_over(stack.enter_context(copy)))
 
 
 @contextmanager

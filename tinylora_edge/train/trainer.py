@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -91,7 +90,6 @@ class Trainer:
             )
         self._validation, self._train = list(task.train[:held]), list(task.train[held:])
         self.state = TrainState.start(learner.adapter.start if start is None else start)
-        self._multiple = 1.0  # of the step size, while some are tried
         self._stop = False
 
     def resume(self) -> None:
@@ -121,7 +119,6 @@ class Trainer:
             state.start_score = state.best_score = float(state.top_scores.mean())
             took = time.monotonic() - began
             report({"event": "start", "validation": state.start_score, "validate_s": took})
-            self._choose_step_size(report)
         stopped = "done"
         while state.step < settings.steps and not self._stop:
             metrics = self._step()
@@ -190,7 +187,7 @@ class Trainer:
         if self._batches.loss.kl:
             self._set_reference(groups)
         if not state.lr:
-            state.lr = self._multiple * (settings.lr or self._derive_lr(groups))
+            state.lr = settings.lr or self._derive_lr(groups)
         result: dict[str, Any] = {}
         for _ in range(settings.epochs):
             gradient = self.learner.gradient(groups, self._batches.loss)
@@ -238,7 +235,7 @@ class Trainer:
         return np.asarray(whitening.values(step.reshape(-1)), np.float32).reshape(shape)
 
     def _derive_lr(self, groups: Sequence[Group]) -> float:
-        """The step size whose first Adam step (all entries of z +-lr) moves log-probabilities by `nudge`.
+        """The step size whose first Adam step (all entries of z +-lr) moves log-probabilities by the target.
 
         The probe grows until what it moves stands above rounding: bfloat16 alone moves them by up to .1, and
         how far a unit of v goes is the basis's own affair.
@@ -265,31 +262,7 @@ class Trainer:
             probe *= min(max(_VISIBLE / max(moved, 1e-9), 2.0), _GROWTH)
             moved = move(probe)
         self.learner.adapter.set(v)
-        return self.settings.nudge * probe / max(moved, 1e-9)
-
-    def _choose_step_size(self, report: Report) -> None:
-        """Take the step size of `TrainSettings.trials` that got farthest; where none did, as without them."""
-        start, settings, best = self.state, self.settings, -math.inf
-        chosen = unit = 0.0
-        for multiple in sorted(settings.trials):
-            began = time.monotonic()
-            trial = self.state = copy.deepcopy(start)
-            self._multiple, trial.lr = multiple, unit * multiple  # 0 before the first that had signal
-            while trial.step < min(settings.trial_steps, settings.steps) and not self._stop:
-                self._step()
-                trial.step += 1
-            if self._stop:
-                break
-            unit = trial.lr / multiple
-            score = float(self.validate(trial.v).mean())
-            took = time.monotonic() - began
-            report(
-                {"event": "trial", "multiple": multiple, "lr": trial.lr, "validation": score, "trial_s": took}
-            )
-            if score > best:
-                best, chosen = score, trial.lr
-        self.state, self._multiple = start, 1.0
-        start.lr = 0.0 if self._stop else chosen  # who is interrupted here tries all of them again
+        return self.settings.target_logprob_change * probe / max(moved, 1e-9)
 
     def _set_reference(self, groups: Sequence[Group]) -> None:
         self.learner.adapter.set(np.zeros_like(self.state.v))

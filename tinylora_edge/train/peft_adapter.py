@@ -16,11 +16,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ...basis import Basis
-from ...errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
-from ...vector import FIRST_SEQUENCE, MicroVector
-from ..adapter import SidePath
-from ..layers import factors_for, hf_names
+from ..basis import Basis
+from ..errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
+from ..vector import FIRST_SEQUENCE, MicroVector
+from .adapter import SidePath
+from .model import factors_for, hf_names
 
 try:
     from peft import PeftModel, get_peft_model
@@ -263,8 +263,8 @@ def set_vector(
     size = len(rows) * len(rows[0])
     if values.size != size or not np.isfinite(values).all():
         raise VectorError(
-            f"adapter {adapter_name} takes {size} finite values ({len(rows)} groups x u {len(rows[0])}), "
-            f"but got {values.size}, {np.isfinite(values).sum()} of them finite"
+            f"adapter {adapter_name} takes {size} finite values, but got {values.size}, "
+            f"{np.isfinite(values).sum()} of them finite"
         )
     with torch.no_grad():
         for row, new in zip(rows, values.reshape(len(rows), -1), strict=True):

@@ -1,20 +1,24 @@
-"""Recipes of the TRL engine: they say what the paper does, and what is wrong with them."""
+"""Recipes: they say what the paper does, run dry, and what is wrong with one is said in a line."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from trl_world import MODELS, RECIPES, ROOT
+import torch
+from accelerate.commands.launch import launch_command_parser
+from trl_world import MODELS, RECIPES, ROOT, steps
 
-from tinylora_edge import TrainError
+from tinylora_edge import Bundle, MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample
-from tinylora_edge.train.trl import training as engine
-from tinylora_edge.train.trl.recipes import read_recipe
-from tinylora_edge.train.trl.training import grpo_fields
+from tinylora_edge.train import trl as engine
+from tinylora_edge.train.recipes import launch, main, read_recipe
+from tinylora_edge.train.trl import grpo_fields
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -25,8 +29,7 @@ def test_recipes_say_what_the_paper_does(problems: dict[str, Path], model: str) 
     for path in RECIPES:
         samples, batch, kl, limit = paper[path.stem]
         recipe = read_recipe(path, [f"task={problems[path.stem]}"], model=model)
-        assert recipe.sizes(learned=False) == sizes
-        assert len(recipe.sizes(learned=True)) == 7
+        assert recipe.step_sizes == sizes
         assert recipe.options.weights.lower() == f"qwen/{model}-instruct"
         task = recipe.load()
         options = replace(recipe.options, settings=replace(recipe.options.settings, lr=sizes[0]))
@@ -55,14 +58,14 @@ def test_a_model_is_one_of_the_catalog() -> None:
 def test_a_layer_goes_before_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('task = "x"\n[grpo]\nbeta = 0.5\nepsilon = 0.1\n')
-    layers = '[m]\ngrpo.beta = 0.25\noptions.settings.lr = 1e-3\n[bad]\ntask = "y"\n'
+    layers = "[m]\ngrpo.beta = 0.25\noptions.settings.lr = 1e-3\n[bad]\nspeed = 8\n"
     (tmp_path / "models.toml").write_text(layers)
     recipe = read_recipe(path, ["grpo.epsilon=0.2"], model="m")
     assert recipe.grpo == {"beta": 0.25, "epsilon": 0.2}
     assert recipe.options.settings.lr == 1e-3
     with pytest.raises(TrainError, match=r"models\.toml: no model 'n': choose one of m, bad"):
         read_recipe(path, model="n")
-    with pytest.raises(TrainError, match=r"models\.toml: unknown setting 'bad\.task'"):
+    with pytest.raises(TrainError, match="unknown setting 'speed'"):
         read_recipe(path, model="bad")
     with pytest.raises(TrainError, match="is a layer on a recipe: name one with --recipe"):
         read_recipe(None, model="m")
@@ -106,29 +109,22 @@ def test_the_reward_for_math(answer: str, reference: str, score: float) -> None:
         (["speed=8"], "unknown setting 'speed'"),
         (["options.settings.prompts"], "expected KEY=VALUE"),
         (["options=1"], "options is 1, expected a table"),
-        (["task.name=x"], "task is no table"),
+        (["task.name=x"], "task is .'name': 'x'., expected text"),
         (["options.method=other"], "unknown method 'other'"),
         (["task=5"], "task is 5, expected text"),
         (["reward=5"], "reward is 5, expected text"),
-        (["problems=many"], "problems is 'many', expected a whole number"),
         (["max_tokens=abc"], "max_tokens is 'abc', expected a whole number"),
         (["temperature=warm"], "temperature is 'warm', expected a number"),
-        (["step_sizes=1e-3"], "step_sizes is 0.001, expected a list of numbers"),
-        (["learned_step_sizes=['1e-3']"], "learned_step_sizes is .'1e-3'., expected a list of numbers"),
+        (["step_sizes=1e-3"], "step_sizes is 0.001, expected a list"),
         (["options.drift=x"], "options.drift is 'x', expected a whole number"),
         (["options.evaluate=1"], "options.evaluate is 1, expected true or false"),
         (["options.settings.prompts=abc"], "options.settings.prompts is 'abc', expected a whole number"),
         (["options.settings.prompts=true"], "options.settings.prompts is True, expected a whole number"),
         (["options.settings.lr=fast"], "options.settings.lr is 'fast', expected a number"),
-        (["options.settings.trials=3"], "options.settings.trials is 3, expected a list of numbers"),
         (["options.settings.validate_every=0"], "settings.validate_every is 0, expected at least 1"),
         (["options.settings.prompts=0"], "settings.prompts is 0, expected at least 1"),
         (["options.samples=0"], "samples is 0, expected at least 1"),
         (["options.loss.kl=none"], "options.loss.kl is 'none', expected a number"),
-        (["grpo.num_train_epochs=x"], "grpo.num_train_epochs is 'x', expected a number"),
-        (["grpo.num_train_epochs=inf"], "grpo.num_train_epochs is inf, expected a number above 0"),
-        (["vllm.max_completion_length=x"], "vllm.max_completion_length is 'x', expected a whole number"),
-        (["grpo.per_device_train_batch_size=0"], "size is 0, expected a number above 0"),
     ],
 )
 def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> None:
@@ -138,10 +134,111 @@ def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> N
 
 def test_changes_go_before_the_recipe() -> None:
     changes = ["options.settings.prompts=16", "grpo.beta=0.5", "task=gsm8k:x.jsonl", "reward=ends_itself"]
-    changes += ["options.settings.trials=[1, 0.5]", "options.settings.lr=1", "options.half_copy=false"]
+    changes += ["options.settings.lr=1", "options.half_copy=false"]
     recipe = read_recipe(RECIPES[1], changes)
     assert recipe.options.settings.prompts == 16
-    assert (recipe.options.settings.trials, recipe.options.settings.lr) == ((1, 0.5), 1)
+    assert recipe.options.settings.lr == 1
     assert recipe.options.half_copy is False
     assert recipe.grpo["beta"] == 0.5
     assert (recipe.task, recipe.arguments["reward"]) == ("gsm8k:x.jsonl", "ends_itself")
+
+
+# The command line
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs_dry(
+    path: Path,
+    tiny: Path,
+    problems: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two steps on a tiny model, with the settings of eight GPUs: only sizes and the reward are cut."""
+    output, recipe = tmp_path / "v.bin", read_recipe(path, model=MODELS[0])
+    line = [str(tiny / "bundle"), "-o", str(output), "--recipe", str(path), "--model", MODELS[0]]
+    line += ["--gpus", "8", "--task", str(problems[path.stem]), "--weights", str(tiny / "weights"), "--vllm"]
+    assert main([*line, "--sweep", "6", "--dry-run"]) == 0, capsys.readouterr().err
+    manifest = json.loads((tmp_path / "v.bin.json").read_text())
+    MicroVector.from_bytes(output.read_bytes(), Bundle.find(tiny / "bundle").basis)
+    assert [row["step"] for row in steps(manifest["curve"])] == [1, 2]
+    assert manifest["options"]["settings"]["lr"] == recipe.step_sizes[6]
+    fields = manifest["engine"]["grpo"]
+    assert fields["num_generations"] == recipe.options.samples
+    assert fields["beta"] == recipe.options.loss.kl
+    assert fields["gradient_checkpointing"] is True
+
+
+@pytest.mark.parametrize("gpus", [2, 8])
+def test_gpus_are_started_by_accelerate(gpus: int) -> None:
+    """The launcher's own parser understands the command, and hands on what ours does."""
+    given = [
+        "qwen",
+        "-o",
+        "v.bin",
+        "--recipe",
+        str(RECIPES[0]),
+        "--gpus",
+        str(gpus),
+        "--sweep",
+        "4",
+        "--vllm",
+    ]
+    command = launch(given, gpus)
+    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    parsed = launch_command_parser().parse_args(command[3:])
+    assert (parsed.num_processes, parsed.mixed_precision) == (gpus, "bf16")
+    assert (parsed.module, parsed.training_script) == (True, "tinylora_edge.train.recipes")
+    assert parsed.training_script_args == given
+
+
+def test_a_dry_run_checks_the_settings_for_all_gpus(
+    tiny: Path, problems: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(tiny / "bundle"), "-o", str(tmp_path / "v.bin"), "--recipe", str(RECIPES[0])]
+    given += ["--model", "qwen2.5-7b", "--task", str(problems["gsm8k"]), "--dry-run", "--vllm"]
+    cases = [
+        (["--gpus", "7"], "do not divide among 7 processes x 8"),
+        (["--set", "vllm.vllm_speed=3"], "TRL does not take these settings: .*vllm_speed"),
+        (["--set", "grpo.num_generations=3"], "TRL does not take these settings: .*num_generations"),
+    ]
+    for more, message in cases:
+        assert main([*given, *more]) == 1
+        assert re.search(message, capsys.readouterr().err), message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_runs_dry_in_two_processes(two_processes: Path) -> None:
+    printed = [json.loads(line) for line in (two_processes / "recipe.out").read_text().splitlines()]
+    manifest = json.loads((two_processes / "recipe.bin.json").read_text())
+    *curve, end = printed
+    assert curve == manifest["curve"]
+    assert (end["event"], end["output"]) == ("end", str(two_processes / "recipe.bin"))
+    assert end["best"] == max(row["validation"] for row in curve if "validation" in row)
+    assert [row["step"] for row in steps(printed)] == [1, 2]
+    assert manifest["engine"]["processes"] == 2
+    assert manifest["options"]["settings"]["lr"] == 2e-4
+
+
+def test_a_command_that_cannot_run_says_one_line(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.toml").write_text("task = ")
+    recipe, found = str(RECIPES[0]), torch.accelerator.device_count()
+    cases: list[tuple[list[str], str]] = [
+        ([], "no task: name one with --task"),
+        (["--recipe", recipe], "choose --sweep 0 to 6"),
+        (["--recipe", recipe, "--sweep", "7"], "--sweep 7: the recipe has step sizes 0 to 6"),
+        (["--recipe", str(tmp_path / "none.toml")], "No such file"),
+        (["--recipe", str(tmp_path / "bad.toml")], "not TOML"),
+        (["--task", "gsm8k:none.jsonl", "--lr", "1e-5"], "none.jsonl"),
+        (["--task", "list-lookup", "--lr", "1e-5", "--vllm"], "original weights: name them with --weights"),
+        (["--task", "list-lookup", "--lr", "1e-5", "--gpus", "99"], f"finds {found} here"),
+        (["--task", "list-lookup", "--model", "qwen2.5-7b"], "name one with --recipe"),
+    ]
+    for arguments, message in cases:
+        assert main([str(tiny / "bundle"), "-o", str(tmp_path / "v.bin"), *arguments]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1

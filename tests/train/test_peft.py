@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tinylora_edge import Basis, BasisMismatchError, MicroVector, TrainError, VectorError
 from tinylora_edge.train.adapter import Adapter
-from tinylora_edge.train.layers import factors_for, hf_names
-from tinylora_edge.train.trl.peft_tinylora import PEFT_TYPE, peft_model, set_vector, vector_of
+from tinylora_edge.train.model import factors_for, hf_names
+from tinylora_edge.train.peft_adapter import PEFT_TYPE, peft_model, set_vector, vector_of
 
 TOKENS = torch.tensor([[256, *range(40, 60)], [256, *range(70, 90)]])
 

@@ -1,0 +1,467 @@
+"""TRL as the engine of training: the same task and basis on as many GPUs as accelerate starts processes for.
+
+Every process holds the model and the whole vector; completions are shared out among them, and gradients of
+v are averaged. Process 0 writes the files. What our own loop adds to GRPO and TRL does not have stays away: a
+derived step size, going back from a collapse, a clip relative to usual gradients. `recipes` is its command
+line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import runtime
+from ..documents import read_json
+from ..errors import MissingExtraError, TrainError
+from ..formats.bundle import Bundle
+from ..formats.gguf import read_once
+from ..runtime.drift import drift_beside
+from ..runtime.evaluation import evaluate
+from ..runtime.llama.batch import batch_for, cores
+from ..runtime.llama.prompts import encode
+from ..runtime.tuning.settings import Report
+from ..system import atomic_write
+from ..tasks import Completion, Sample, Task
+from ..vector import MicroVector
+from .model import default_dtype, load_model
+from .options import Options, Outcome, Result
+from .output import metrics_file, run_folder, write_result
+
+try:
+    import accelerate
+    import datasets
+    import transformers
+    import trl
+    from peft import PeftModel
+    from trl import GRPOConfig, GRPOTrainer
+
+    from .peft_adapter import peft_model, vector_of
+except ModuleNotFoundError as error:
+    raise MissingExtraError("the TRL engine", str(error.name), "train") from None
+
+_COMPARED = 64  # prompts whose tokens are compared with the deployed engine's
+_METRICS = {
+    "reward": "reward",
+    "length": "completions/mean_length",
+    "loss": "loss",
+    "grad": "grad_norm",
+    "lr": "learning_rate",
+    "kl": "kl",
+    "mismatch": "sampling/sampling_logp_difference/mean",
+    "step_s": "step_time",
+}
+"""This project's name of a metric -> TRL's."""
+
+
+def train_trl(
+    bundle: str | PathLike[str],
+    task: Task,
+    output: str | PathLike[str],
+    *,
+    options: Options | None = None,
+    grpo: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    report: Report = lambda metrics: None,
+) -> Outcome:
+    """Train a micro-vector with TRL and write its frame; call it in every process of the launch.
+
+    Writes what `train` writes: `output`, `output`.json and the directory `output`.run, on a file system
+    that all processes see. The vector is the best by validation: the mean reward of one completion, drawn
+    at the task's temperature, of each of the first `TrainSettings.validation` training prompts.
+
+    Args:
+        bundle: of the base that is deployed.
+        task: prompts and reward.
+        output: the frame file; it must not exist.
+        options: of the run. `settings.lr` is needed; what TRL has no place for is refused or has no meaning.
+        grpo: fields of `trl.GRPOConfig` that go before what follows from `options`, such as
+            `per_device_train_batch_size`, `use_vllm`, or `num_train_epochs` instead of `settings.steps`.
+        resume: go on from the last checkpoint in `output`.run.
+        report: called with the metrics of every step, in process 0.
+
+    Raises:
+        TrainError: the task or the options do not work out; the message says which and what to do.
+        BaseMismatchError: the base is not one that the basis was exported for.
+        MissingExtraError: a library is not installed.
+    """
+    options = options or Options()
+    output = Path(output)
+    if output.exists():
+        raise TrainError(f"{output} exists already: choose another output, or remove it first")
+    found = Bundle.find(bundle)
+    found.check_base()
+    folder = output.with_name(f"{output.name}.run")
+    checkpoints = folder / "trl"
+    chosen = grpo_fields(task, options, grpo or {}, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    config = grpo_config({"output_dir": str(checkpoints), "eval_on_start": not resume, **chosen})
+    lead = config.process_index == 0
+    last = _last_checkpoint(checkpoints, resume)
+    source = Path(options.weights or found.base)
+    model, tokenizer = load_model(source, options.dtype), load_tokenizer(source)
+    samples, held = list(task.train), options.settings.validation
+    room = model.config.max_position_embeddings - config.max_completion_length
+    # one process compares with the deployed file: each that opens it needs memory for it
+    check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
+    reward = reward_function(task, samples, tokenizer, _end_ids(model, tokenizer))
+    wrapped = keep_local(peft_model(model, found.basis))
+    with ExitStack() as stack:
+        write: Report | None = None
+        if lead:
+            stack.enter_context(run_folder(output, checkpoints.name))
+            done = int(last.name.rpartition("-")[2]) if last else 0
+            write = stack.enter_context(metrics_file(folder, done, report))
+        best = _Best(wrapped, folder / "validation.json", write, resume=resume)
+        trainer = GRPOTrainer(
+            model=wrapped,
+            reward_funcs=reward,
+            args=config,
+            train_dataset=_data_set(samples, held, len(samples), tokenizer),
+            eval_dataset=_data_set(samples, 0, held, tokenizer),
+            processing_class=tokenizer,
+            callbacks=[best],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        result = best.result(task, trainer.state.global_step)
+        check_agreement(result.vector)
+        outcome = Outcome(output, result, None, None)
+        if lead:
+            vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
+            if options.evaluate:
+                outcome = _evaluated(outcome, bundle, task, vector, options, write or report)
+            engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": chosen}
+            write_result(output, folder, vector, found.basis, task, options, outcome, engine=engine)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+    return outcome
+
+
+def grpo_fields(
+    task: Task, options: Options, given: Mapping[str, Any], *, processes: int = 1
+) -> dict[str, Any]:
+    """Return the fields of `trl.GRPOConfig` that say what a task and options say; `given` go before.
+
+    Raises:
+        TrainError: options or fields that cannot work here, in so many processes.
+    """
+    settings, loss = options.settings, options.loss
+    if options.method != "grpo":
+        raise TrainError(f"the TRL engine trains with GRPO, not {options.method}: leave out --engine trl")
+    for name, used in (("start", options.start is not None), ("settings.anchor", settings.anchor > 0)):
+        if used:
+            raise TrainError(f"the TRL engine has no {name}: leave it out, or leave out --engine trl")
+    if "output_dir" in given:
+        raise TrainError("output_dir cannot be set: the run's files lie beside the output")
+    if "use_transformers_continuous_batching" in given:
+        raise TrainError("TRL's continuous batching casts the whole model, and v with it, to bfloat16")
+    if settings.lr is None and "learning_rate" not in given:
+        raise TrainError(
+            "the TRL engine derives no step size: give one with settings.lr (the default engine reports the "
+            "one that it derives as lr)"
+        )
+    if not 0 < settings.validation <= len(task.train) - settings.prompts:
+        raise TrainError(
+            f"task {task.name} has {len(task.train)} training prompts, but {settings.validation} for "
+            f"validation (at least 1) and {settings.prompts} a step are needed: change those settings"
+        )
+    completions = settings.prompts * options.samples
+    each = int(given.get("per_device_train_batch_size", max(1, completions // processes)))
+    if completions % (each * processes) and "gradient_accumulation_steps" not in given:
+        raise TrainError(
+            f"{completions} completions a step ({settings.prompts} prompts x {options.samples}) do not "
+            f"divide among {processes} processes x {each}: change prompts, samples, processes or "
+            "per_device_train_batch_size"
+        )
+    return {
+        "max_steps": -1 if "num_train_epochs" in given else settings.steps,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": "constant",
+        "adam_beta2": 0.99,
+        "seed": settings.seed,
+        "per_device_train_batch_size": each,
+        "gradient_accumulation_steps": completions // (each * processes),
+        "per_device_eval_batch_size": each,
+        "num_generations": options.samples,
+        "num_generations_eval": 1,
+        "max_completion_length": task.max_tokens,
+        "temperature": task.temperature,
+        "num_iterations": settings.epochs,
+        "loss_type": loss.kind,
+        "scale_rewards": "group" if loss.scale else "none",
+        "beta": loss.kl,
+        "epsilon": 1e9 if loss.clip is None else loss.clip,
+        "vllm_importance_sampling_correction": loss.importance_cap > 0,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": loss.importance_cap or None,
+        "eval_strategy": "steps",
+        "eval_steps": settings.validate_every,
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_every,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": (options.dtype or default_dtype()) == "bf16",
+        "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "gradient_checkpointing": False,
+        # the buffers are the factors: the same everywhere, and megabytes at every step
+        "ddp_broadcast_buffers": False,
+        "ddp_find_unused_parameters": False,
+    } | dict(given)
+
+
+def reward_function(
+    task: Task, samples: Sequence[Sample], tokenizer: Any, ends: frozenset[int]
+) -> Callable[..., list[float]]:
+    """Return the task's reward as TRL calls it: with the columns of the data set, a list for a batch."""
+
+    def reward(completion_ids: list[list[int]], index: list[int], **kwargs: Any) -> list[float]:
+        return [
+            task.score(
+                Completion(
+                    tokenizer.decode(ids, skip_special_tokens=True), bool(ids) and ids[-1] in ends, len(ids)
+                ),
+                samples[position],
+            )
+            for ids, position in zip(completion_ids, index, strict=True)
+        ]
+
+    return reward
+
+
+def check_prompts(
+    tokenizer: Any,
+    task: Task,
+    samples: Sequence[Sample],
+    *,
+    room: int,
+    bundle: str | PathLike[str] | None = None,
+) -> None:
+    """See that TRL would run the prompts, and with the tokens that the device will see.
+
+    Args:
+        tokenizer: that TRL uses.
+        task: for the messages.
+        samples: whose prompts are trained on.
+        room: tokens that a prompt may have.
+        bundle: of the base that is deployed, to compare its tokens; None does not.
+
+    Raises:
+        TrainError: prompts of two kinds, chat prompts without a chat template, a prompt that is too long,
+            or other tokens than the deployed engine's.
+    """
+    kinds = {isinstance(_rendered(tokenizer, sample), str) for sample in samples}
+    if len(kinds) > 1:
+        raise TrainError(f"task {task.name} mixes raw and chat prompts: TRL takes only one kind at a time")
+    if kinds == {False} and tokenizer.chat_template is None:
+        raise TrainError("the tokenizer has no chat template: use text prompts, or other weights")
+    tokens = [_encode(tokenizer, sample) for sample in samples]
+    longest = max(map(len, tokens))
+    if longest > room:
+        raise TrainError(
+            f"the longest prompt of task {task.name} has {longest} tokens, but the model's context leaves "
+            f"room for {room} beside what is generated: shorten it, or lower the token limit"
+        )
+    if bundle is None:
+        return
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as deployed:
+        for sample, found in zip(samples[:_COMPARED], tokens, strict=False):
+            expected = encode(deployed, sample).tolist()
+            if found != expected:
+                raise TrainError(
+                    f"prompt {sample.text[:80]!r} becomes other tokens here ({len(found)}: {found[:8]}...) "
+                    f"than on the device ({len(expected)}: {expected[:8]}...): tokenizer or template differ. "
+                    "Use weights that match the deployed file"
+                )
+
+
+def load_tokenizer(source: Path) -> Any:
+    """Load the tokenizer of a GGUF file or of a Hugging Face directory.
+
+    Raises:
+        TrainError: there is none.
+    """
+    location: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
+    if source.is_file():
+        location = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    try:
+        with read_once():
+            return transformers.AutoTokenizer.from_pretrained(**location)
+    # its readers let through whatever their formats' libraries raise
+    except Exception as error:
+        raise TrainError(
+            f"transformers finds no tokenizer in {source}: {error}. "
+            "Pass a directory with weights and tokenizer as --weights DIR"
+        ) from error
+
+
+def keep_local(wrapped: PeftModel) -> PeftModel:
+    """Make PEFT forget where a model came from, and return it.
+
+    At every checkpoint PEFT would else ask the Hugging Face hub about a bundle or a path by its name, since
+    there is no config.json in it, only to compare sizes of vocabularies.
+    """
+    for config in wrapped.peft_config.values():
+        config.base_model_name_or_path = ""
+    return wrapped
+
+
+def check_agreement(vector: MicroVector) -> None:
+    """See that all processes ended with the same bytes: else gradients were not shared."""
+    everywhere = accelerate.utils.gather_object([vector.values.tobytes()])
+    if len(set(everywhere)) > 1:
+        raise TrainError(
+            f"the {len(everywhere)} processes ended with {len(set(everywhere))} different vectors: their "
+            "gradients were not averaged. Launch with DDP: accelerate launch without FSDP and ZeRO-3"
+        )
+
+
+class _Best(transformers.TrainerCallback):
+    """A callback that keeps the best vector and the metrics; it runs alike in every process.
+
+    `path` keeps what validation found, for a run that is resumed. `write` takes metrics; None in all
+    processes but the first.
+    """
+
+    def __init__(self, model: Any, path: Path, write: Report | None, *, resume: bool) -> None:
+        self._model, self._path, self._write = model, path, write
+        self._kept: dict[str, Any] = {"start": None, "score": -math.inf, "step": 0, "updates": 0}
+        self._kept["values"] = vector_of(model).values.tolist()
+        found = [read_json(path) if resume and write and path.exists() else None]
+        if (state := accelerate.utils.broadcast_object_list(found)[0]) is not None:
+            if not isinstance(state, dict) or state.keys() != self._kept.keys():
+                raise TrainError(f"{path} is not the state of a run: remove the folder, and begin anew")
+            self._kept = state
+
+    def result(self, task: Task, steps: int) -> Result:
+        """Return what the run found.
+
+        Raises:
+            TrainError: no step had a signal.
+        """
+        kept = self._kept
+        if not kept["updates"]:
+            raise TrainError(
+                f"task {task.name} gives no signal: in {steps} steps all samples of every prompt got the "
+                "same reward. Make the task easier or harder, raise the temperature, or draw more samples"
+            )
+        best = MicroVector(np.array(kept["values"], np.float32))
+        return Result(best, kept["start"], kept["score"], kept["step"], steps, "done")
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make no update without a gradient: Adam's momentum would drift on without evidence."""
+        rows = [p for p in self._model.parameters() if p.requires_grad]
+        if any(p.grad is not None and p.grad.any() for p in rows):
+            self._kept["updates"] += 1
+            return
+        for row in rows:
+            row.grad = None  # the optimizer passes over it
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Validate what the run ends with."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        """Pass the metrics of a step on, under this project's names."""
+        if self._write is None or "reward" not in logs:
+            return
+        found = {name: logs[key] for name, key in _METRICS.items() if logs.get(key) is not None}
+        signal, norm = 1 - logs["frac_reward_zero_std"], vector_of(self._model).norm
+        self._write({"step": state.global_step, **found, "signal": signal, "norm": norm})
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Keep the best."""
+        kept, score, event = self._kept, float(metrics["eval_reward"]), "validation"
+        if kept["start"] is None:
+            kept["start"], event = score, "start"
+        if score > kept["score"]:
+            values = vector_of(self._model).values.tolist()
+            kept |= {"score": score, "step": state.global_step, "values": values}
+        if self._write is not None:
+            self._write({"event": event, "step": state.global_step, "validation": score})
+            with atomic_write(self._path) as file:
+                file.write(json.dumps(kept).encode())
+
+
+def grpo_config(values: Mapping[str, Any]) -> GRPOConfig:
+    """Return `trl.GRPOConfig` of these fields; TRL's own errors become a TrainError."""
+    try:
+        return GRPOConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise TrainError(f"TRL does not take these settings: {error}") from None
+
+
+def _data_set(samples: Sequence[Sample], first: int, end: int, tokenizer: Any) -> Any:
+    """Return samples[first:end] for TRL; the reward finds a sample again by its index."""
+    rows = [{"index": i, "prompt": _rendered(tokenizer, samples[i])} for i in range(first, end)]
+    return datasets.Dataset.from_list(rows)
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end a completion, as TRL takes them."""
+    ids = model.generation_config.eos_token_id
+    found = set(ids) if isinstance(ids, list | tuple) else {ids}
+    return frozenset(i for i in found | {tokenizer.eos_token_id} if i is not None)
+
+
+def _rendered(tokenizer: Any, sample: Sample) -> str | list[dict[str, str]]:
+    prompt = sample.rendered_by(template=tokenizer.chat_template is not None)
+    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+
+def _encode(tokenizer: Any, sample: Sample) -> list[int]:
+    prompt = _rendered(tokenizer, sample)
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    found = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+    return list(found["input_ids"])
+
+
+def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
+    last = transformers.trainer_utils.get_last_checkpoint(str(folder)) if folder.exists() else None
+    if resume and last is None:
+        raise TrainError(f"there is no checkpoint in {folder} to resume from: start without --resume")
+    if last is not None and not resume:
+        raise TrainError(
+            f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
+        )
+    return Path(last) if last else None
+
+
+def _evaluated(
+    outcome: Outcome,
+    bundle: str | PathLike[str],
+    task: Task,
+    vector: MicroVector,
+    options: Options,
+    report: Report,
+) -> Outcome:
+    """Return the outcome with the held-out prompts and the drift, measured in the deployed engine."""
+    threads = options.workers or cores()
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
+        room: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
+        with batch_for(llm, task.held_out, task.max_tokens, **room) as batch:
+            base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
+        drift = drift_beside(
+            llm,
+            vector,
+            count=options.drift,
+            complain=lambda why: report({"event": "no drift", "why": why}),
+            **room,
+        )
+    return replace(outcome, base=base, personalized=personalized, drift=drift)
