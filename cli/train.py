@@ -140,8 +140,6 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
             event = metrics.get("event")
             if event == "start":
                 bar(f"{known.get('validation', '')}  drawing the first answers")
-            elif event == "trial":
-                bar(f"trying {metrics['multiple']:g} times the step size: {known['validation']}")
             elif event == "back-off":
                 console.warn(
                     f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "

@@ -196,7 +196,16 @@ def test_a_dry_run_checks_the_settings_for_all_gpus(
     tiny: Path, problems: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [str(tiny / "bundle"), "-o", str(tmp_path / "v.bin"), "--recipe", str(RECIPES[0])]
-    given += ["--model", "qwen2.5-7b", "--task", str(problems["gsm8k"]), "--dry-run", "--vllm", "--sweep", "0"]
+    given += [
+        "--model",
+        "qwen2.5-7b",
+        "--task",
+        str(problems["gsm8k"]),
+        "--dry-run",
+        "--vllm",
+        "--sweep",
+        "0",
+    ]
     cases = [
         (["--gpus", "7"], "do not divide among 7 processes x 8"),
         (["--set", "vllm.vllm_speed=3"], "TRL does not take these settings: .*vllm_speed"),
