@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,6 +82,13 @@ def note(text: str, style: str = "") -> None:
 def warn(text: str) -> None:
     """Print a warning on stderr."""
     _print_on_stderr(Text("warning: ", "yellow").append(_one_line(text), ""))
+
+
+def acknowledge_interrupt() -> None:
+    """Say at once that Ctrl-C was heard: from a signal handler, so past Python's buffers."""
+    with suppress(OSError, ValueError):
+        text = "stopping after the step at hand; Ctrl-C again stops at once\n"
+        os.write(sys.stderr.fileno(), text.encode())
 
 
 def fail(error: BaseException) -> None:

@@ -148,7 +148,7 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
             elif event == "no drift":
                 figures.warn_of_drift(metrics["why"])
             elif event == "stopping":
-                console.note("stopping after the step at hand; Ctrl-C again stops at once")
+                console.acknowledge_interrupt()
             if event is not None:
                 return
             parts = [f"step {metrics['step']}/{steps}", *known.values()]

@@ -219,7 +219,7 @@ def _interruptible(learner: RewardLearner) -> Iterator[None]:
     def handle(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, before)
         learner.stop()
-        console.note("stopping after the step at hand; Ctrl-C again stops at once")
+        console.acknowledge_interrupt()
 
     before = signal.signal(signal.SIGINT, handle)
     try:

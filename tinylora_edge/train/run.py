@@ -86,7 +86,7 @@ def train(
                 f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
             )
         write = stack.enter_context(metrics_file(folder, trainer.state.step, report))
-        with _interruptible(trainer):
+        with _interruptible(trainer, report):
             result = trainer.run(write)
         vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
         base = personalized = drift = None
@@ -249,7 +249,7 @@ class Engines:
 
 
 @contextmanager
-def _interruptible(trainer: Trainer) -> Iterator[None]:
+def _interruptible(trainer: Trainer, report: Report) -> Iterator[None]:
     """Let SIGINT end the run after the step at hand; a second one as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -258,6 +258,7 @@ def _interruptible(trainer: Trainer) -> Iterator[None]:
     def handle(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, before)
         trainer.stop()
+        report({"event": "stopping"})
 
     before = signal.signal(signal.SIGINT, handle)
     try:
