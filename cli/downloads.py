@@ -1,8 +1,7 @@
-"""Models from the hub, as a command shows them: what was chosen, and how far its download is."""
+"""Models from the hub, as a command shows them: what was chosen, and where it came from."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import console
@@ -10,35 +9,16 @@ from . import console
 if TYPE_CHECKING:
     from ..exporters import ResolvedModel, Selection
 
-CATALOG_HELP = "A catalog on top of the shipped one and your own; also TINYLORA_EDGE_CATALOG."
-
 
 def fetch(found: Selection) -> ResolvedModel:
-    """Say what was chosen, and download what is missing."""
-    if found.shadowed is not None:
-        name = found.shadowed.name
-        console.warn(
-            f"{name} is taken as the local path {Path(name).absolute()}; for the catalog's model of that "
-            f"name pass {found.shadowed.gguf}"
-        )
+    """Say what was chosen, and download what is missing; the hub's client shows how far it is."""
     for part in found.parts:
-        if part.repository.reason:
-            console.warn(f"{part.repository.reason}: going on with {part.repository}")
-    missing = found.missing
-    if console.stderr().is_terminal:
-        for part in found.parts:
-            what = part.quant or "the original weights"
-            console.note(f"{what} from {part.repository}: {gigabytes(part.bytes)}")
-        if missing < found.bytes:
-            console.note(f"in the cache: {gigabytes(found.bytes - missing)}")
-    with console.progress("downloading", found.bytes if missing else None) as show:
-        return found.fetch(
-            lambda name, done, total: show(
-                f"{name.rpartition('/')[2][-40:]}, {gigabytes(done)} of {gigabytes(total)}",
-                done=done,
-                total=total,
-            )
-        )
+        if part.repository.offline:
+            console.warn(f"{part.repository.offline}: going on with {part.repository}")
+        if console.stderr().is_terminal:
+            what, here = part.quant or "the original weights", "" if part.missing else ", in the cache"
+            console.note(f"{what} from {part.repository}: {gigabytes(part.bytes)}{here}")
+    return found.fetch()
 
 
 def sources(provenance: Any) -> list[tuple[str, str]]:

@@ -79,7 +79,7 @@ def export(
         typer.Argument(
             metavar="MODEL",
             help="A GGUF file, a Hugging Face directory, a name (tinylora-edge models), or org/name on the "
-            "hub. With --add-base: the bundle.",
+            "hub, with @revision where that matters. With --add-base: the bundle.",
         ),
     ],
     output: Annotated[
@@ -104,10 +104,6 @@ def export(
             "a graph is built or --base given]"
         ),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(metavar="REV", help="Branch, tag or commit on the hub. [default: main]")
-    ] = None,
-    catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=downloads.CATALOG_HELP)] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -208,10 +204,8 @@ def export(
         base=base,
         quant=quant,
         factors_from=factors_from.value if factors_from else None,
-        revision=revision,
         deployed=target_format is not ExportFormat.onnx,
         graph=target_format is not ExportFormat.gguf and onnx is None,
-        catalog=catalog,
     )
     if output is None:
         if found.name is None:

@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
-from .. import ExportError, MissingExtraError
-from ..errors import HubError
+from .. import ExportError
 from . import console, downloads
 from .options import JsonOption
 
 if TYPE_CHECKING:
-    from ..exporters.hub import CatalogModel, Hub
+    from ..exporters.hub import CatalogModel
 
 _WIDTH = 48  # of the quantizations in a table
 _GLUE = "\0"  # in the place of a space where no line is to be broken
 
 
 def models(
-    catalog: Annotated[Path | None, typer.Option(metavar="FILE", help=downloads.CATALOG_HELP)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the models that have short names, with their sizes. Nothing is asked of the hub.
 
-    What is in the cache of the hub already is marked with *. Models of your own: docs/MODELS.md.
+    What is in the cache of the hub already is marked with *. Models of your own: docs/YOUR_MODEL.md.
 
     \b
     Examples:
       tinylora-edge models
-      tinylora-edge models --catalog ours.toml --json
+      tinylora-edge models --json
     """
     from ..exporters.hub import load_catalog, user_file
 
-    records = [_record(model, hub) for hub in [_hub()] for model in load_catalog(catalog).values()]
+    records = [_record(model) for model in load_catalog().values()]
     if as_json:
         console.print_json(records)
         return
@@ -65,16 +61,7 @@ def _wrapped(sizes: list[str], columns: int) -> str:
     return textwrap.fill(text, columns, break_on_hyphens=False).replace(_GLUE, " ")
 
 
-def _hub() -> Hub | None:
-    from ..exporters.hub import Hub
-
-    try:
-        return Hub()
-    except (HubError, MissingExtraError):
-        return None  # then nobody can say what is cached
-
-
-def _record(model: CatalogModel, hub: Hub | None) -> dict[str, Any]:
+def _record(model: CatalogModel) -> dict[str, Any]:
     from ..exporters.hub import cached_quants
 
     return {
@@ -86,13 +73,13 @@ def _record(model: CatalogModel, hub: Hub | None) -> dict[str, Any]:
         "weights": model.weights,
         "default": model.default,
         "quants": model.quants,
-        "cached": None if hub is None else cached_quants(model, hub),
+        "cached": cached_quants(model),
         "catalog": str(model.origin),
     }
 
 
 def _row(record: dict[str, Any]) -> tuple[str, str, list[str], str]:
-    quants, default, cached = record["quants"], record["default"], record["cached"] or []
+    quants, default, cached = record["quants"], record["default"], record["cached"]
     ordered = [default, *(quant for quant in (*quants, *cached) if quant != default)]
     sizes = []
     for quant in dict.fromkeys(ordered):

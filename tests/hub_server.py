@@ -53,9 +53,6 @@ class Request:
 
     method: str
     path: str
-    range: str | None
-    authorization: str | None
-    host: str
 
 
 @dataclass
@@ -66,28 +63,18 @@ class HubServer:
         url: of the hub.
         repos: by name.
         requests: everything that was asked for, in order.
-        cut: file -> bytes after which its connection is cut, once.
-        stall: file -> bytes after which nothing more comes, until the server is closed.
         served: file -> bytes that are served instead of its own: what the hub says of it stays.
         gone: files that are listed, but answered with 404.
-        xet: say that large files are stored in Xet, as the hub does.
         broken: a status that every request is answered with.
-        ignore_range: send the whole file whatever is asked for.
     """
 
     url: str = ""
     content: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
-    cut: dict[str, int] = field(default_factory=dict)
-    stall: dict[str, int] = field(default_factory=dict)
     served: dict[str, bytes] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
-    xet: bool = False
     broken: int | None = None
-    ignore_range: bool = False
-    stalled: threading.Event = field(default_factory=threading.Event)
-    closing: threading.Event = field(default_factory=threading.Event)
 
     def add(self, name: str, files: dict[str, bytes | Path], **options: Any) -> str:
         """Add a repository, or a commit to one, and return the commit's hash."""
@@ -96,10 +83,6 @@ class HubServer:
         for key, value in options.items():
             setattr(repo, key, value)
         return repo.commit({n: d if isinstance(d, bytes) else d.read_bytes() for n, d in files.items()}, tag)
-
-    def gets(self, file: str) -> list[Request]:
-        """The requests that a file's bytes were sent for."""
-        return [r for r in self.requests if r.method == "GET" and r.path.startswith("/content/" + file + "/")]
 
     @property
     def downloads(self) -> list[str]:
@@ -131,7 +114,6 @@ def serve() -> Iterator[HubServer]:
     try:
         yield hub
     finally:
-        hub.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -157,10 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        headers = self.headers
-        self.state.requests.append(
-            Request(self.command, path, headers["Range"], headers["Authorization"], headers["Host"])
-        )
+        self.state.requests.append(Request(self.command, path))
         if self.state.broken is not None:
             self._send(self.state.broken)
         elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)) is not None:
@@ -234,11 +213,6 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Linked-Etag": f'"{digest}"',
             "Location": f"{self.state.content}/content/{file}/{digest}",
         }
-        if self.state.xet:
-            headers |= {
-                "X-Xet-Hash": digest,
-                "Link": f'<{self.state.url}/api/models/{name}/xet-read-token/{commit}>; rel="xet-auth"',
-            }
         self._send(302, headers)
 
     def _content(self, file: str, digest: str) -> None:
@@ -251,36 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(404)
 
     def _bytes(self, file: str, data: bytes, headers: dict[str, str]) -> None:
-        data = self.state.served.get(file, data)
-        start, status = 0, 200
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
-        if asked is not None and not self.state.ignore_range:
-            start, status = int(asked[1]), 206
-            if start >= len(data):
-                self._send(416, {"Content-Range": f"bytes */{len(data)}"})
-                return
-            headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-        body = data[start:]
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        stall = self.state.stall.get(file)
-        end = self.state.cut.pop(file, None) if stall is None else stall
-        try:
-            self.wfile.write(body if end is None else body[:end])
-            self.wfile.flush()
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-            return
-        if stall is not None:
-            self.state.stalled.set()
-            self.state.closing.wait()
-        if end is not None:
-            self.close_connection = True
+        self._send(200, headers, self.state.served.get(file, data))
 
     def _send(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         self.send_response(status)

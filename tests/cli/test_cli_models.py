@@ -123,19 +123,6 @@ def test_a_repository_goes_to_a_folder_of_its_name(run: Cli, work: Path) -> None
     assert (work / "tiny-GGUF" / "basis.gguf").exists()
 
 
-def test_a_path_that_hides_a_name(run: Cli, server: HubServer, work: Path) -> None:
-    (work / "tiny").mkdir()
-    result = run("export", "tiny", "-o", "out")
-    assert result.code == 1
-    warning, error = result.stderr.splitlines()
-    assert warning == (
-        f"warning: tiny is taken as the local path {work / 'tiny'}; for the catalog's model of that name "
-        "pass org/tiny-GGUF"
-    )
-    assert error.startswith("error: tiny is a directory of weights: name the GGUF that is deployed")
-    assert server.requests == []
-
-
 def test_the_output_is_checked_before_anything_is_downloaded(run: Cli, server: HubServer, work: Path) -> None:
     (work / "out").mkdir()
     run("export", "tiny", "-o", "out").refused("out exists already")
@@ -148,8 +135,7 @@ def test_the_output_is_checked_before_anything_is_downloaded(run: Cli, server: H
         (["qwen2.5-7"], ["'qwen2.5-7'", "near it: qwen2.5-7b", "tinylora-edge models"]),
         (["tiny", "--quant", "q3_k_m"], ["'q3_k_m'", "f32"]),
         (["org/none"], ["has no model org/none"]),
-        (["tiny", "--revision", "v7"], ["org/tiny-GGUF has no revision 'v7'"]),
-        (["tiny", "--catalog", "none.toml"], ["the catalog none.toml does not exist"]),
+        (["tiny@v7"], ["org/tiny-GGUF has no revision 'v7'"]),
         (["/no/such.gguf", "-o", "out"], ["/no/such.gguf does not exist"]),
     ],
 )
@@ -204,15 +190,13 @@ def test_a_terminal_sees_what_is_chosen(
     stdout, _ = child.communicate(timeout=60)
     assert child.returncode == 0
     assert b"f32 from org/tiny-GGUF@" in shown
-    assert b"tiny-F32.gguf" in shown  # the bar
     assert b"\x1b" not in stdout
 
 
-def test_models_of_a_catalog_on_top(run: Cli, work: Path) -> None:
-    (work / "ours.toml").write_text(CATALOG.replace('"tiny"', '"ours"'))
-    (listed,) = [r for r in run("models", "--catalog", "ours.toml", "--json").record() if r["name"] == "ours"]
+def test_models_lists_what_there_is(run: Cli, home: dict[str, str]) -> None:
+    (listed,) = [r for r in run("models", "--json").record() if r["name"] == "tiny"]
     assert listed == {
-        "name": "ours",
+        "name": "tiny",
         "parameters": 150_000,
         "license": "mit",
         "gated": False,
@@ -221,7 +205,7 @@ def test_models_of_a_catalog_on_top(run: Cli, work: Path) -> None:
         "default": "f32",
         "quants": {"f32": 600_000, "q8_0": 150_000},
         "cached": [],
-        "catalog": "ours.toml",
+        "catalog": f"{home['XDG_CONFIG_HOME']}/tinylora-edge/models.toml",
     }
     text = run("models").done()
     assert all(name in text for name in ("tiny", "qwen2.5-7b", "gpt-oss-20b"))

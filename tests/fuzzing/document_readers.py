@@ -14,7 +14,7 @@ import numpy as np
 from harness import Harness, folder
 from mutations import as_json, changed, number
 
-from tinylora_edge.exporters.hub.catalog import read_catalog
+from tinylora_edge.exporters.hub import read_catalog
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.exporters.weights.safetensors import shards
 from tinylora_edge.formats.bundle import Bundle
