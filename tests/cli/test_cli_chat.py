@@ -65,12 +65,6 @@ def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_
     cli(*chat, "--vector", "-").misused("--vector")
 
 
-def test_what_is_not_utf8_is_said(cli: Cli, tiny_chat_bundle: Path) -> None:
-    chat = ("chat", tiny_chat_bundle, *SHORT)
-    cli(*chat, stdin=b"caf\xe9\nHello\n").refused("the prompt is not UTF-8: its character 4 is '\\udce9'")
-    cli(*chat, "--system", "\udce9", stdin=b"Hello\n").refused("the system message is not UTF-8")
-
-
 def test_a_template_that_refuses_a_system_message(cli: Cli, tiny_chat_bundle: Path) -> None:
     refused = ("chat template does not render these messages", "System role not supported")
     cli("chat", tiny_chat_bundle, "--system", "x", *SHORT, stdin=b"Hello\n").refused(*refused)
@@ -226,19 +220,6 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(
     assert again.code == 1
     assert again.stderr.endswith("exists already: choose another name\n")
     assert MicroVector.from_bytes(second.read_bytes(), basis).values.tolist() == moved.tolist()
-
-
-def test_an_answer_is_wrapped_between_words_on_a_terminal(
-    terminal: Callable[..., Terminal], smollm2_bundle: Path
-) -> None:
-    chat = terminal("chat", smollm2_bundle, "--threads", 1, "--max-tokens", 60, columns=40)
-    chat.until("> ")
-    chat.type("Describe the sea in two sentences.\n")
-    shown = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", chat.until("\n> ")).replace("\r\n", "\n")
-    lines = shown.rpartition("sentences.\n")[2].removesuffix("\n> ").splitlines()
-    assert len(lines) > 3
-    assert all(len(line) < 40 for line in lines)
-    assert not any(line.startswith(" ") or line.endswith(" ") for line in lines)
 
 
 def test_a_turn_that_ended_is_scored_with_what_ends_turns(

