@@ -117,42 +117,19 @@ def cores() -> int:
 SPIN = 10_000
 """Rounds that libgomp spins before a thread sleeps, a tenth of a millisecond or so; its default is 300,000.
 
-Of 300 to 30,000 it was about as fast as the default on quiet cores, and faster beside other work
-(`benchmarks/busy.py`).
+llama.cpp's threads meet after every operation, hundreds of times a token. Where other work wants the cores,
+the thread that is waited for is often not running, and the one that spins takes its time away. Of 300 to
+30,000 rounds it was about as fast as the default on quiet cores, and faster beside other work.
 """
 
 OPENMP_VARIABLES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"
-"""Variables that decide how OpenMP's threads wait, the strongest first."""
-
-_late: set[str] = set()  # libraries that had read their variables before anybody could set them
+"""Variables that decide how OpenMP's threads wait."""
 
 
 def set_waiting() -> None:
-    """Let OpenMP's threads spin briefly, in libraries that are loaded from now on (`runtime/threads.py`).
-
-    Nothing is done where the user has decided, or where it is too late.
-    """
-    if any(name in os.environ for name in OPENMP_VARIABLES):
-        return
-    if library := loaded_openmp():
-        _late.add(library)
-    else:
+    """Let OpenMP's threads spin briefly, in libraries loaded from now on; what the user has set stays."""
+    if not any(name in os.environ for name in OPENMP_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN)
-
-
-def openmp_was_late() -> bool:
-    """Tell whether OpenMP was loaded before `set_waiting`, so that what its threads do is its own choice."""
-    return bool(_late)
-
-
-def loaded_openmp() -> str:
-    """Return which OpenMP this process has loaded; empty for none, or where the system does not tell."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            found = set(re.findall(r"/(libgomp|libomp|libiomp5)[.-][^/\n]*$", maps.read(), re.M))
-    except OSError:
-        return ""
-    return next((library for library in ("libgomp", "libomp", "libiomp5") if library in found), "")
 
 
 def sync_directory(path: Path) -> None:

@@ -17,9 +17,8 @@ from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
 from ...limits import TOKENIZER_BYTES
 from ..pool.marks import Marks
-from ..threads import onnx_options
 from .bundle import OnnxBundle
-from .session import cannot_load
+from .session import SPIN, cannot_load
 
 _TEMPLATE_NAME, _TOKENIZER_NAME = "chat_template.jinja", "tokenizer_config.json"
 TOKENS_NAME = "tokenizer.json"
@@ -68,7 +67,7 @@ class GenaiModel:
         described = _read_config(bundle)
         self.bundle = bundle
         threads = {} if n_threads is None else {"intra_op_num_threads": n_threads}
-        self._mine = {**onnx_options(), **(session_options or {}), **threads}
+        self._mine = {**SPIN, **(session_options or {}), **threads}
         self.options = {**described.get("decoder", {}).get("session_options", {}), **self._mine}
         self.head_size = described.get("decoder", {}).get("head_size")
         self.has_chat_template = _has_chat_template(bundle.folder)

@@ -17,9 +17,12 @@ from ...formats.signatures import signed
 from ...vector import MicroVector, Policy
 from ..admission import VectorSource
 from ..lock import Process
-from ..threads import onnx_options
 from .bundle import OnnxBundle
 from .rows import Rows, as_file, rows
+
+SPIN = {"session.intra_op.spin_duration_us": "50"}
+"""An option of sessions: how long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and
+where other work wants the cores too, each operation waits that long for a thread that does not run."""
 
 _PLAIN = (
     "intra_op_num_threads",
@@ -278,7 +281,7 @@ def open_session(
     if sess_options is None:
         sess_options = onnxruntime.SessionOptions()
         sess_options.log_severity_level = 3  # a default that can be fed is warned of each time
-        for name, value in {**onnx_options(), **given}.items():
+        for name, value in {**SPIN, **given}.items():
             if name in _PLAIN:
                 setattr(sess_options, name, value)
             elif name == "graph_optimization_level":

@@ -27,8 +27,8 @@ from tinylora_edge import (
 )
 from tinylora_edge.runtime import Pool, TinyLoraOnnx
 from tinylora_edge.runtime.onnx.pool.engine import CHUNK
+from tinylora_edge.runtime.onnx.session import SPIN
 from tinylora_edge.runtime.pool.request import Answer
-from tinylora_edge.runtime.threads import SPIN_MICROSECONDS
 
 LIMIT = 24
 PROMPTS = ["a", "one two three", "quite another text, and a longer one", "x" * (CHUNK + 1), "y" * 2 * CHUNK]
@@ -367,7 +367,7 @@ def test_a_pool_over_a_model_that_is_there(tiny: Path) -> None:
 
 def test_its_threads_spin_as_briefly_as_a_models(tiny: Path) -> None:
     limit = "session.intra_op.spin_duration_us"
-    for given, expected in (({}, str(SPIN_MICROSECONDS)), ({limit: "77"}, "77")):
+    for given, expected in (({}, SPIN[limit]), ({limit: "77"}, "77")):
         with Pool(tiny, slots=2, n_ctx=32, n_threads=1, session_options=given) as pool:
             options = pool._scheduler._slots.engine._session.get_session_options()
             assert options.get_session_config_entry(limit) == expected
