@@ -109,12 +109,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
 
 
 def place_base(source: Path, target: Path) -> str:
-    """Put the base into a bundle and return how: `hard link`, `reflink` or `copy`.
-
-    Raises:
-        ExportError: a copy is the only way, and there is no room for it.
-        OSError: the file cannot be written.
-    """
+    """Put the base into a bundle and return how: `hard link`, `reflink` or `copy`."""
     source = source.resolve()
     with suppress(OSError):
         os.link(source, target)
@@ -133,12 +128,7 @@ def place_gguf(base: Path, bundle: Path) -> str:
 
 
 def copy_file(source: Path, target: Path) -> str:
-    """Make `target` a file of its own with the content of `source`; return how: `reflink` or `copy`.
-
-    Raises:
-        ExportError: there is no room for a copy.
-        OSError: the file cannot be written.
-    """
+    """Make `target` a file of its own with the content of `source`; return how: `reflink` or `copy`."""
     if _reflink(source, target):
         return "reflink"
     size, free = source.stat().st_size, shutil.disk_usage(target.parent).free

@@ -61,11 +61,7 @@ class Shipped:
         return bool(np.abs(sketch(basis) - self.sketch).max() < _AGREEMENT)
 
     def apply(self, basis: Basis) -> Basis:
-        """Return the basis with these projections in place of its own.
-
-        Raises:
-            BasisError: its modules or its rank are others.
-        """
+        """Return the basis with these projections in place of its own."""
         return basis.with_projections(self.p, prior=self.prior)
 
 

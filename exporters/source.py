@@ -121,11 +121,6 @@ class Source:
         Args:
             module: its name.
             stop: set where they are not wanted any more.
-
-        Raises:
-            ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
-            BaseMismatchError: the weight is not the deployed one.
-            CancelledError: `stop` was set.
         """
         return factorize_module(
             module,

@@ -137,9 +137,6 @@ def _align(
         basis: with factors in GGUF order.
         sites: as matched.
         heads: of the model, on which other orders of rows depend.
-
-    Raises:
-        BaseMismatchError: a weight is too far from its factors in every order that is known.
     """
     homes: dict[str, list[tuple[LinearNode, ModuleSlice]]] = defaultdict(list)
     for site in sites:
@@ -265,11 +262,7 @@ def _describe(
 
 
 def _genai_config(folder: Path) -> bytes | None:
-    """onnxruntime-genai's configuration, naming the model file that a bundle has; None where there is none.
-
-    Raises:
-        ExportError: it is damaged.
-    """
+    """onnxruntime-genai's configuration, naming the model file of a bundle; None where there is none."""
     path = folder / GENAI_NAME
     if not path.exists():
         return None

@@ -44,11 +44,7 @@ class BaseGraph:
 
 
 def check_packages() -> None:
-    """Check that what builds graphs is installed, before hours of factorization.
-
-    Raises:
-        MissingExtraError: something is not.
-    """
+    """Check that what builds graphs is installed, before hours of factorization."""
     for module, package in _PACKAGES.items():
         try:
             found = importlib.util.find_spec(module) is not None

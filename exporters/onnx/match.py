@@ -139,12 +139,7 @@ Weight = FloatWeight | BlockWeight
 
 
 def block_weight(model: OnnxModel, node: NodeProto) -> BlockWeight:
-    """Return the weight of a MatMulNBits node.
-
-    Raises:
-        ExportError: a tensor has another size than the node says.
-        UnsupportedModelError: it is of a layout that is not read here.
-    """
+    """Return the weight of a MatMulNBits node."""
     n_in, n_out = (int(attribute(node, key, 0)) for key in ("K", "N"))
     bits, block = int(attribute(node, "bits", 4)), int(attribute(node, "block_size", 0))
     tensors = [model.initializers.get(name) if name else None for name in node.input[1:5]]
@@ -238,12 +233,7 @@ class Site:
 
 
 def match(model: OnnxModel, basis: Basis) -> list[Site]:
-    """Return the nodes that compute a basis's modules, in the order of the graph.
-
-    Raises:
-        UnsupportedModelError: a module has no node, or one that cannot be extended.
-        BaseMismatchError: a module's factors do not fit its nodes.
-    """
+    """Return the nodes that compute a basis's modules, in the order of the graph."""
     found = linear_nodes(model)
     blocks: dict[int, dict[str, list[LinearNode]]] = defaultdict(lambda: defaultdict(list))
     for linear in found:
@@ -290,11 +280,7 @@ def match(model: OnnxModel, basis: Basis) -> list[Site]:
 
 
 def linear_nodes(model: OnnxModel) -> list[LinearNode]:
-    """Return every node that multiplies a three-dimensional input with a constant matrix.
-
-    Raises:
-        UnsupportedModelError: a node of a layer has a form that cannot be extended.
-    """
+    """Return every node that multiplies a three-dimensional input with a constant matrix."""
     return list(_LinearFinder(model).read())
 
 

@@ -170,12 +170,7 @@ class OnnxModel:
             del view  # the map itself goes with the last view on it
 
     def copy_data(self, folder: Path, *, move: bool = False) -> None:
-        """Put the external data into another folder, as files of its own even where links were here.
-
-        Raises:
-            ExportError: there is no room for it.
-            OSError: it cannot be written.
-        """
+        """Put the external data into another folder, as files of its own even where links were here."""
         for location, source in self.data_files.items():
             target = folder / location
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,12 +180,7 @@ class OnnxModel:
                 copy_file(source.resolve(), target)
 
     def save(self, path: Path) -> None:
-        """Write the protocol buffer, atomically.
-
-        Raises:
-            UnsupportedModelError: it is larger than a protocol buffer can be.
-            OSError: it cannot be written.
-        """
+        """Write the protocol buffer, atomically."""
         if (size := self.proto.ByteSize()) > MAX_INLINE_BYTES:
             raise UnsupportedModelError(
                 f"the graph would take {size:,} bytes with the factors in it, more than the 2 GiB that an "
@@ -201,11 +191,7 @@ class OnnxModel:
 
 
 def import_onnx() -> Any:
-    """Return the onnx package.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return the onnx package."""
     try:
         import onnx
     except ModuleNotFoundError as error:
@@ -216,11 +202,7 @@ def import_onnx() -> Any:
 
 
 def find_model(path: Path) -> Path:
-    """Return the model file of an ONNX directory, or of a path to the file itself.
-
-    Raises:
-        ExportError: there is none, or more than one.
-    """
+    """Return the model file of an ONNX directory, or of a path to the file itself."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -254,11 +236,7 @@ def external_range(tensor: TensorProto) -> tuple[str, int, int | None]:
 
 
 def nbytes(tensor: TensorProto) -> int:
-    """Bytes of a tensor's values as ONNX stores them raw; types under a byte are packed.
-
-    Raises:
-        ExportError: its type is unknown, or its shape is none.
-    """
+    """Bytes of a tensor's values as ONNX stores them raw; types under a byte are packed."""
     onnx = import_onnx()
     if len(tensor.dims) > DIMENSIONS or any(dim < 0 for dim in tensor.dims):
         raise ExportError(

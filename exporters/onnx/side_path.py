@@ -46,11 +46,7 @@ class SharedInput:
 
 
 def refuse_baked(model: OnnxModel) -> None:
-    """Refuse a graph that has a side path.
-
-    Raises:
-        ExportError: it was baked already.
-    """
+    """Refuse a graph that has a side path."""
     names = {value.name for value in model.graph.input} | set(model.initializers)
     taken = next((name for name in sorted(names) if name == INPUT_NAME or name.startswith(PREFIX)), None)
     if taken is not None:

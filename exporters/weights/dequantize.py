@@ -88,9 +88,6 @@ def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> 
     Args:
         kind: the type.
         sample: raw rows of the tensor, on which the fast path is checked.
-
-    Raises:
-        NotImplementedError: neither ggml nor `gguf.quants` can read the type.
     """
     if kind == gguf.GGMLQuantizationType.F32:
         return RowDecoder(lambda raw: raw.view("<f4"), dear=False)

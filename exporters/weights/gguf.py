@@ -70,11 +70,7 @@ class Weights(Protocol):
     """`gguf` or `hf`: recorded in the manifest."""
 
     def matrices(self, module: str) -> list[RowSource]:
-        """Return the module's weight: one matrix, or one an expert.
-
-        Raises:
-            ExportError: the tensor is missing or cannot be read.
-        """
+        """Return the module's weight: one matrix, or one an expert."""
 
 
 class GGUFWeights:

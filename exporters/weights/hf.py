@@ -131,12 +131,7 @@ class HFWeights:
         return self._tensors[module].nbytes
 
     def matrices(self, module: str) -> list[RowSource]:
-        """Return the module's weight: one matrix, or one an expert.
-
-        Raises:
-            ExportError: there is no tensor for it, or an expert is missing.
-            UnsupportedModelError: it is stored in a way that is not read.
-        """
+        """Return the module's weight: one matrix, or one an expert."""
         found = self._whole(module) or self._half(module) or self._joined(module)
         if found is None:
             known = sorted([*self._tensors, *self._experts])

@@ -75,10 +75,6 @@ class StoredTensor:
             half: the rows that are wanted.
             transposed: it is stored [in, out].
             stacked: it has a leading axis for experts.
-
-        Raises:
-            UnsupportedModelError: it has another number of axes, or holds no floats.
-            ExportError: it has too few bytes.
         """
         decode = float_decoder(self._dtype)
         if decode is None or len(self._shape) != 2 + stacked or 0 in self._shape:
@@ -100,11 +96,7 @@ class StoredTensor:
         return [PackedRows(expert.reshape(first, -1)[rows], second, decode) for expert in experts]
 
     def codes(self, module: str) -> NDArray[np.uint8]:
-        """Return a tensor of bytes as it is stored.
-
-        Raises:
-            UnsupportedModelError: it holds something else.
-        """
+        """Return a tensor of bytes as it is stored."""
         if self._dtype != "U8" or self._data.size != math.prod(self._shape):
             raise UnsupportedModelError(
                 f"{module} is stored in {self._path.name} as {self._dtype} of shape {self._shape}: expected "
@@ -151,11 +143,7 @@ class Mxfp4:
         self.nbytes = blocks.nbytes + scales.nbytes
 
     def matrices(self, module: str, half: Half) -> list[RowSource]:
-        """Return the experts' matrices [out, in], or the rows of gate or of up.
-
-        Raises:
-            UnsupportedModelError: the tensors are laid out in another way.
-        """
+        """Return the experts' matrices [out, in], or the rows of gate or of up."""
         blocks, scales = self._blocks.codes(module), self._scales.codes(module)
         if blocks.ndim != 4 or blocks.shape != (*scales.shape, 16):
             raise UnsupportedModelError(
@@ -265,11 +253,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write float32 tensors, atomically (https://huggingface.co/docs/safetensors, "Format").
-
-    Raises:
-        OSError: the file cannot be written; what was there stays.
-    """
+    """Write float32 tensors, atomically (https://huggingface.co/docs/safetensors, "Format")."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, array in sorted(tensors.items()):

@@ -80,13 +80,6 @@ def test_a_copy_where_no_link_works(model, parent, no_links):
     assert Bundle.find(parent / "bundle").check_base()
 
 
-def test_a_copy_where_neither_link_nor_reflink_works(model, parent, no_links, monkeypatch):
-    monkeypatch.setattr(bundle_writer, "_reflink", lambda source, target: False)
-    report = export_gguf(model, parent / "bundle", settings=SETTINGS)
-    assert report.base_placed == "copy"
-    assert (parent / "bundle" / "base.gguf").read_bytes() == Path(model).read_bytes()
-
-
 def test_no_room_for_the_copy(model, parent, no_links, monkeypatch):
     size = os.stat(model).st_size
     monkeypatch.setattr(bundle_writer, "_reflink", lambda source, target: False)
@@ -157,13 +150,6 @@ def test_a_disk_that_fills_up_leaves_no_half_made_bundle(model, parent, limit):
     assert names(parent) == ["bundle"]
 
 
-def test_a_disk_that_fills_up_during_the_copy_leaves_nothing(model, parent, no_links, monkeypatch):
-    monkeypatch.setattr(bundle_writer, "_reflink", lambda source, target: False)
-    with file_size_limit(os.stat(model).st_size - 1), pytest.raises(ExportError, match="bytes free"):
-        export_gguf(model, parent / "bundle", settings=SETTINGS)
-    assert names(parent) == []
-
-
 # Where it may be written
 
 
@@ -200,13 +186,6 @@ def test_a_parent_that_is_not_writable(model, parent):
         export_gguf(model, parent / "bundle", settings=SETTINGS)
     parent.chmod(0o755)
     assert names(parent) == []
-
-
-def test_a_relative_output(model, parent, monkeypatch):
-    monkeypatch.chdir(parent)
-    export_gguf(model, "bundle", settings=SETTINGS)
-    assert names(parent) == ["bundle"]
-    assert Bundle.find("bundle").check_base()
 
 
 # What killed exports left

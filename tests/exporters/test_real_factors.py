@@ -18,15 +18,6 @@ def basis(smollm2_bundle):
     return load_basis(smollm2_bundle / "basis.gguf")
 
 
-def test_all_modules_are_there(basis):
-    assert len(basis.modules) == 210
-    assert basis.modules == tuple(
-        f"blk.{block}.{kind}.weight"
-        for block in range(30)
-        for kind in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    )
-
-
 def test_singular_values_and_residuals(basis, smollm2_gguf, record_property):
     exact, weights = smollm2.top_singular_values(smollm2_gguf), smollm2.weights(smollm2_gguf)
     errors, residuals, gaps = {}, {}, {}
@@ -48,14 +39,6 @@ def test_singular_values_and_residuals(basis, smollm2_gguf, record_property):
         assert {module: value for module, value in values.items() if value > bound} == {}
     assert gaps["blk.17.attn_v.weight"] < 1.002  # the hardest are among them
     assert sum(gap < 1.05 for gap in gaps.values()) > 20
-
-
-def test_the_report_says_the_worst(smollm2_gguf, basis, tmp_path):
-    report = export_gguf(smollm2_gguf, tmp_path / "bundle")
-    assert report.quality.unconverged == []
-    assert 0 < report.quality.residual <= RESIDUAL
-    assert report.quality.agreement is None
-    assert report.basis.digest == basis.digest
 
 
 def test_the_factors_depend_on_the_values_alone_not_on_their_type(smollm2_gguf, f32_gguf, basis, tmp_path):

@@ -38,14 +38,6 @@ def test_the_bundle_of_a_split_model_is_that_of_the_whole(parts, llama_gguf, tmp
     assert np.array_equal(models.llama_logits(one, PROMPT), models.llama_logits(two, PROMPT))
 
 
-def test_a_basis_beside_the_files(parts, llama_gguf, tmp_path, load):
-    basis = export_gguf(llama_gguf, tmp_path / "whole", settings=SETTINGS).output / "basis.gguf"
-    beside = parts[0].with_name("model.basis.gguf")
-    beside.write_bytes(basis.read_bytes())
-    assert Bundle.find(parts[0]).basis_path == beside
-    load(parts[0], MicroVector.random(Bundle.find(parts[0]).basis, 0.1))
-
-
 def test_a_split_model_joins_a_bundle(parts, llama_gguf, tmp_path):
     other = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
     bundle = export_gguf(other, tmp_path / "bundle", settings=SETTINGS).output

@@ -149,9 +149,3 @@ def test_directories_of_other_models(values, error, match, tmp_path):
     (hf / "config.json").unlink()
     with pytest.raises(ExportError, match=r"lacks config\.json"):
         export_onnx(hf, tmp_path / "bundle")
-
-
-@pytest.mark.parametrize("options", [{"flavour": "loose"}, {"precision": "int3"}])
-def test_unknown_options(options, tmp_path):
-    with pytest.raises(ExportError, match=next(iter(options.values()))):
-        export_onnx(onnx_models.tiny_hf("llama"), tmp_path / "bundle", **options)

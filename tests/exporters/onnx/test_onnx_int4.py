@@ -164,40 +164,6 @@ def hf_rows(module: str, delta: NDArray[np.float32]) -> NDArray[np.float32]:
     return delta.reshape(heads, len(delta) // heads // 2, 2, -1).swapaxes(1, 2).reshape(delta.shape)
 
 
-def test_the_rounding_is_that_of_the_engine(tmp_path: Path) -> None:
-    """One node: what is compared with below has the base's arithmetic."""
-    random = np.random.default_rng(0)
-    size = 576
-    arrays = {
-        "blocks": random.integers(0, 256, (size, size // BLOCK, BLOCK // 2), np.uint8),
-        "tiled": random.uniform(0.01, 0.02, (size, size // BLOCK)).astype(np.float32),
-    }
-    sizes = {"K": size, "N": size, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
-    node = helper.make_node(
-        "MatMulNBits", ["x", *arrays], ["y"], "/layers.0/attn/o_proj/MatMul", domain="com.microsoft", **sizes
-    )
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", "s", size]) for name in "xy")
-    made = helper.make_graph(
-        [node], "one", [x], [y], [numpy_helper.from_array(a, n) for n, a in arrays.items()]
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(made, opset_imports=opsets, ir_version=10)
-    fed = {"x": random.standard_normal((1, 40, size)).astype(np.float32)}
-
-    def run() -> NDArray[np.float32]:
-        onnx.save(model, tmp_path / "model.onnx")
-        result: NDArray[np.float32] = onnx_models.session(tmp_path).run(None, fed)[0]
-        return result
-
-    expected = run()
-    merge(model, tmp_path, {}, tmp_path / "merged.data")
-    unrounded = run()
-    round_activations(model)
-    size_of = float(np.abs(expected).max())
-    assert np.abs(run() - expected).max() <= 2e-6 * size_of
-    assert np.abs(unrounded - expected).max() > 1e-3 * size_of
-
-
 def test_the_side_path_is_the_merged_model(
     graph: Path, basis: Basis, tokens: list[int], tmp_path: Path, record_property: Any
 ) -> None:

@@ -106,16 +106,6 @@ def test_fused_layers_of_another_row_order(tmp_path):
     assert np.abs(run(ours, v) - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("style", ["packed", "optimum"])
-def test_rows_of_a_batch(style, tmp_path):
-    basis = basis_of(WEIGHTS, u=2)
-    ours = baked(Writer(WEIGHTS, style).model(), basis, tmp_path)
-    v = np.random.default_rng(2).standard_normal((3, basis.size)).astype(np.float32)
-    for row, found in enumerate(run(ours, v)):
-        expected = compute(merged(basis, v[row]), X[row : row + 1])[0]
-        assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
-
-
 @pytest.mark.parametrize("data", [None, "model.onnx.data", "weights.bin"])
 def test_wherever_the_weights_lie(data, tmp_path):
     source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source", data=data)
@@ -172,15 +162,6 @@ def test_quantized_weights(style, bits, symmetric, tmp_path):
         assert np.abs(run(ours, vector) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_a_model_file_of_another_name(tmp_path):
-    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source")
-    (source / "model.onnx").rename(source / "decoder.onnx")
-    for path in (source, source / "decoder.onnx"):
-        output = tmp_path / f"output of {path.name}"
-        output.mkdir()
-        assert bake(path, basis_of(WEIGHTS), output).model == output / "model.onnx"
-
-
 # Refusals
 
 
@@ -204,18 +185,6 @@ def test_layers_without_names(tmp_path):
     refused(
         UnsupportedModelError,
         r"14 of 14 modules have no node .*blk\.0\.attn_q.*n0",
-        model,
-        basis_of(WEIGHTS),
-        tmp_path,
-    )
-
-
-def test_one_layer_without_a_name(tmp_path):
-    model = Writer(WEIGHTS, "optimum").model()
-    next(node for node in model.graph.node if "1/mlp/up_proj" in node.name).name = "lost"
-    refused(
-        UnsupportedModelError,
-        r"1 of 14 modules .*: blk\.1\.ffn_up\.weight",
         model,
         basis_of(WEIGHTS),
         tmp_path,
@@ -274,15 +243,6 @@ def test_a_graph_that_was_baked_already(tmp_path):
     refused(ExportError, "baked already .*tinylora", tmp_path / "first", basis_of(WEIGHTS), tmp_path)
 
 
-def test_two_nodes_of_one_layer(tmp_path):
-    model = Writer(WEIGHTS, "optimum").model()
-    up, gate = (
-        next(n for n in model.graph.node if f"0/mlp/{part}_proj" in n.name) for part in ("up", "gate")
-    )
-    gate.name = f"{up.name}_1"
-    refused(UnsupportedModelError, r"2 nodes look like ffn_up of block 0", model, basis_of(WEIGHTS), tmp_path)
-
-
 def test_a_gemm(tmp_path):
     model = Writer(WEIGHTS, "builder").model()
     next(node for node in model.graph.node if "o_proj" in node.name).op_type = "Gemm"
@@ -293,13 +253,6 @@ def test_flattened_inputs(tmp_path):
     model = Writer(WEIGHTS, "builder").model()
     del model.graph.input[0].type.tensor_type.shape.dim[0]
     refused(UnsupportedModelError, "2 dimensions", model, basis_of(WEIGHTS), tmp_path)
-
-
-@pytest.mark.parametrize(("opset", "ir"), [(12, 10), (21, 3), (99, 10), (21, 99)])
-def test_versions_that_are_not_known(opset, ir, tmp_path):
-    model = Writer(WEIGHTS, "builder").model(opset=opset, ir=ir)
-    number = opset if opset != 21 else ir
-    refused(UnsupportedModelError, rf"version {number}|opset {number}", model, basis_of(WEIGHTS), tmp_path)
 
 
 def test_missing_data(tmp_path):
@@ -352,17 +305,6 @@ def test_files_that_are_no_models(content, tmp_path):
     source.mkdir()
     (source / "model.onnx").write_bytes(content)
     refused(ExportError, "is not an ONNX model|opset", source, basis_of(WEIGHTS), tmp_path)
-
-
-def test_directories_without_a_model(tmp_path):
-    refused(ExportError, "does not exist", tmp_path / "none", basis_of(WEIGHTS), tmp_path)
-    (tmp_path / "output").rmdir()
-    (tmp_path / "empty").mkdir()
-    refused(ExportError, "no ONNX model", tmp_path / "empty", basis_of(WEIGHTS), tmp_path)
-    (tmp_path / "output").rmdir()
-    for name in ("a.onnx", "b.onnx"):
-        (tmp_path / "empty" / name).write_bytes(b"x")
-    refused(ExportError, r"a\.onnx, b\.onnx", tmp_path / "empty", basis_of(WEIGHTS), tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": 3}', '{"model": {"decoder": 3}}'])

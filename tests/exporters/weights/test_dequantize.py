@@ -51,11 +51,6 @@ def without_ggml(monkeypatch):
     dequantize._ggml_routine.cache_clear()
 
 
-def test_every_type_that_gguf_reads_is_among_those_tested():
-    assert len(READABLE) >= 25
-    assert {Type.BF16, Type.F16, Type.Q4_0, Type.Q6_K, Type.IQ1_M, Type.TQ2_0, Type.MXFP4} <= set(READABLE)
-
-
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
 @pytest.mark.parametrize("kind", READABLE, ids=lambda kind: kind.name)
 def test_ggml_and_gguf_give_the_same_values(kind):
@@ -72,14 +67,6 @@ def test_ggml_and_gguf_give_the_same_values(kind):
     assert np.array_equal(fast(raw[::3]), exact[::3], equal_nan=True)
 
 
-@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
-@pytest.mark.parametrize("kind", READABLE, ids=lambda kind: kind.name)
-def test_without_ggml_the_values_are_the_same(kind, without_ggml):
-    assert dequantize._ggml_routine(kind) is None
-    raw = raw_blocks(kind, rows=5)
-    assert same_bits(ggml_decoder(kind, raw)(raw), gguf.dequantize(raw, kind).astype(np.float32))
-
-
 def test_a_routine_that_disagrees_is_not_used(monkeypatch):
     """Another build of ggml may decode a type otherwise; blocks of the tensor at hand decide."""
     raw = np.abs(np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32))
@@ -94,52 +81,6 @@ def test_a_routine_that_disagrees_is_not_used(monkeypatch):
     monkeypatch.setattr(dequantize, "_ggml_routine", lambda kind: wrong)
     assert np.array_equal(ggml_decoder(Type.Q8_0, packed)(packed), exact)
     assert asked == [2]
-
-
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "TQ1_0", "TQ2_0"])
-def test_rows_of_what_gguf_quantized(kind):
-    kind = Type[kind]
-    weight = np.random.default_rng(1).standard_normal((50, 256)).astype(np.float32)
-    packed = np.ascontiguousarray(gguf.quantize(weight, kind)).view(np.uint8)
-    source = PackedRows(packed, 256, ggml_decoder(kind, packed))
-    assert source.shape == (50, 256)
-    exact = gguf.dequantize(packed, kind).astype(np.float32)
-    blocks = [source.rows(start, min(start + 7, 50)) for start in range(0, 50, 7)]
-    assert all(block.dtype == np.float32 for block in blocks)
-    assert np.array_equal(np.concatenate(blocks), exact)
-
-
-FILE_TYPES = {
-    "F16": 1,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q8_0": 7,
-    "Q5_0": 8,
-    "Q5_1": 9,
-    "Q2_K": 10,
-    "Q3_K": 12,
-    "Q4_K": 15,
-    "Q5_K": 17,
-    "Q6_K": 18,
-    "IQ4_NL": 25,
-    "IQ3_S": 26,
-    "IQ4_XS": 30,
-    "BF16": 32,
-    "TQ1_0": 36,
-    "TQ2_0": 37,
-}  # llama_ftype of what llama.cpp quantizes to without an importance matrix
-
-
-@pytest.mark.parametrize("file_type", FILE_TYPES)
-def test_a_basis_is_the_same_with_and_without_ggml(wide_gguf, tmp_path, file_type, request):
-    base = models.quantize_file(wide_gguf, tmp_path / "base.gguf", FILE_TYPES[file_type])
-    reader = gguf.GGUFReader(base)
-    types = {tensor.tensor_type.name for tensor in reader.tensors if "blk" in tensor.name}
-    assert file_type in types
-    fast = export_gguf(base, tmp_path / "fast", settings=ExportSettings(groups=2)).basis
-    request.getfixturevalue("without_ggml")
-    slow = export_gguf(base, tmp_path / "slow", settings=ExportSettings(groups=2)).basis
-    assert fast.digest == slow.digest
 
 
 def test_the_real_basis_is_the_same_without_ggml(smollm2_gguf, without_ggml, tmp_path):
@@ -187,11 +128,6 @@ def test_floats_as_torch_reads_them(name, dtype):
         found = float_decoder(name)(raw)
     assert found.dtype == np.float32
     assert same_bits(found, expected)
-
-
-@pytest.mark.parametrize("name", ["I8", "U8", "I64", "BOOL", "F4", ""])
-def test_what_is_no_float_has_no_decoder(name):
-    assert float_decoder(name) is None
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
