@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ...basis import Basis
+from ...basis import Basis, packed_text
 from ...documents import parse_json
 from ...errors import BaseMismatchError
 from ...formats.bundle import Bundle
 from ...formats.onnx_graph import (
     DEFAULT,
+    EDGE_BYTES,
+    FINGERPRINT_MARK,
     GENAI_NAME,
     INPUT_NAME,
     MODEL_NAME,
     REQUIRED,
     MetadataKey,
     OnnxFile,
+    inline_spans,
     read_metadata,
     read_onnx,
 )
-from .fingerprint import weights_fingerprint
 
 NATIVE = frozenset({"custom_ops_library", "library_path", "backend_path", "trt_extra_plugin_lib_paths"})
 """Keys of genai_config.json that name a library of native code, which the engine would load and run."""
@@ -169,3 +174,104 @@ def find_bundle(path: str | PathLike[str]) -> Bundle:
     """
     path = Path(path)
     return Bundle.find(path.absolute().parent if path.name == MODEL_NAME and path.exists() else path)
+
+
+def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, ...], stated: str) -> str:
+    """Return the fingerprint of the weights that lie in a model's files: SHA-256 in hexadecimal.
+
+    The same bytes as the exporter hashes (`exporters/onnx/weights.py`, `fingerprint`): 16 KB a module are
+    read, of however large a model. Where they lie is read from the graph: that is where the engine will read
+    them, also after a tool has saved the model with another layout.
+
+    Args:
+        file: the model; `check_data` has passed.
+        architecture: of the basis.
+        modules: of the basis, in order.
+        stated: the model's `tinylora.weights`: for each module, for each node that computes a part of it, x
+            [.., k] -> [.., n], its k and n and its initializers: name, ONNX element type, bytes.
+
+    Raises:
+        BaseMismatchError: the list is damaged, or the graph has no such initializers any more.
+    """
+    total = hashlib.sha256(FINGERPRINT_MARK + packed_text(architecture))
+    try:
+        entries = [
+            [(_count(n["k"]), _count(n["n"]), [_tensor(*each) for each in n["tensors"]]) for n in nodes]
+            for nodes in parse_json(stated)
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BaseMismatchError(
+            f"the list of weights in {file.path} is damaged ({error!r}): copy the model again, or export it "
+            "again"
+        ) from None
+    if len(entries) != len(modules):
+        raise _changed(file, f"lists the weights of {len(entries)} modules, but its basis has {len(modules)}")
+    with ExitStack() as stack:
+        reader = _EdgeReader(file, stack)
+        for module, nodes in zip(modules, entries, strict=True):
+            total.update(packed_text(module) + struct.pack("<I", len(nodes)))
+            for k, n, tensors in nodes:
+                total.update(struct.pack("<QQ", k, n))
+                for name, dtype, nbytes in tensors:
+                    total.update(struct.pack("<I", dtype))
+                    for part in reader.edges(name, nbytes):
+                        total.update(part)
+    return total.hexdigest()
+
+
+class _EdgeReader:
+    """Reader of the ends of initializers, in external data or in the model file itself."""
+
+    def __init__(self, file: OnnxFile, stack: ExitStack) -> None:
+        self._file, self._stack = file, stack
+        self._open: dict[Path, IO[bytes]] = {}
+        self._inline: dict[str, tuple[int, int]] | None = None
+
+    def edges(self, name: str, nbytes: int) -> tuple[bytes, bytes]:
+        """First and last 4,096 bytes of a tensor; all of a smaller one, twice."""
+        path, start, size = self._place(name)
+        if size not in (nbytes, 0):  # 0: the graph leaves the length of external data open
+            raise _changed(self._file, f"has {size:,} bytes of {name}, but was baked with {nbytes:,}")
+        count = min(nbytes, EDGE_BYTES)
+        return self._read(path, start, count), self._read(path, start + nbytes - count, count)
+
+    def _place(self, name: str) -> tuple[Path, int, int]:
+        """File, offset and length of an initializer's data."""
+        path = self._file.path
+        if (external := self._file.initializers.get(name)) is not None:
+            return path.parent / external.location, external.offset, external.length
+        if self._inline is None:
+            self._inline = inline_spans(path)
+        if name not in self._inline:
+            raise _changed(self._file, f"has no weight {name}, which it was baked with")
+        start, end = self._inline[name]
+        return path, start, end - start
+
+    def _read(self, path: Path, start: int, count: int) -> bytes:
+        if path not in self._open:
+            self._open[path] = self._stack.enter_context(path.open("rb", buffering=0))
+        file = self._open[path]
+        size = file.seek(0, 2)
+        if start + count > size:  # and perhaps so far that nothing can be sought there
+            raise BaseMismatchError(
+                f"{path} has {size:,} bytes, but {self._file.path.name} was baked with weights up to byte "
+                f"{start + count:,}: it was cut, or a tool changed it. Export it again"
+            )
+        file.seek(start)
+        return file.read(count)
+
+
+def _changed(file: OnnxFile, how: str) -> BaseMismatchError:
+    return BaseMismatchError(f"{file.path} {how}: a tool changed it after it was baked. Export it again")
+
+
+def _tensor(name: object, dtype: object, nbytes: object) -> tuple[str, int, int]:
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no name")
+    return name, _count(dtype, 1 << 31), _count(nbytes)
+
+
+def _count(value: object, limit: int = 1 << 63) -> int:
+    if not isinstance(value, int) or not 0 <= value < limit:
+        raise ValueError(f"{value!r} is no number from 0 to {limit - 1}")
+    return value

@@ -21,8 +21,7 @@ from tinylora_edge.exporters.weights.safetensors import read_safetensors
 from tinylora_edge.formats import onnx_adapter
 from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.formats.onnx_graph import MetadataKey, read_metadata, read_onnx
-from tinylora_edge.runtime.onnx.bundle import OnnxBundle
-from tinylora_edge.runtime.onnx.fingerprint import weights_fingerprint
+from tinylora_edge.runtime.onnx.bundle import OnnxBundle, weights_fingerprint
 
 # ONNX graphs: protocol buffers as (field, integer, bytes or fields).
 

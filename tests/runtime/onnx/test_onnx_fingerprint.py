@@ -19,8 +19,7 @@ import pytest
 from tinylora_edge import BaseMismatchError, Bundle, load_basis
 from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.modules import Heads
-from tinylora_edge.runtime.onnx.bundle import OnnxBundle
-from tinylora_edge.runtime.onnx.fingerprint import weights_fingerprint
+from tinylora_edge.runtime.onnx.bundle import OnnxBundle, weights_fingerprint
 
 KEY = "tinylora.weights"
 
@@ -60,8 +59,7 @@ def restate(bundle: Path, text: str) -> None:
     edit(bundle, change)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize(("architecture", "precision"), [("llama", "fp32"), ("qwen2", "int4")])
 def test_the_device_computes_what_the_exporter_stated(architecture: str, precision: str) -> None:
     """Packed q, k and v, and quantized blocks with their scales, some of them inside the model file."""
     path = onnx_bundles.tiny(architecture=architecture, precision=precision)
