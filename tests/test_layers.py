@@ -56,7 +56,6 @@ PACKAGES = {  # layer -> packages that it imports; None: any but an engine
     "cli": None,
 }
 OPTIONAL = {  # layer -> packages of extras that it imports in functions only
-    "core": {"dp_accounting"},  # until privacy.py goes
     "wire": {"cryptography"},
     "exporters": {"huggingface_hub", "onnx_ir", "onnxscript", "threadpoolctl", "torch", "transformers"},
     "formats": {"cryptography"},
