@@ -194,16 +194,6 @@ def tag_of(message: bytes, tag: str, key: Any) -> bytes:
     return signature
 
 
-def statement(
-    digest: str, first: int, rest: bytes, *, tag: str, key: Any, stream: str = "", challenge: bytes = b""
-) -> bytes:
-    """Return a statement as docs/FORMAT.md, "Statements", words it: `first` is its high nibble."""
-    word = {14: b"tinylora receipt 1\n", 15: b"tinylora latest 1\n"}[first]
-    body = bytes([16 * first + 4 * TAG_CODES[tag]]) + bytes.fromhex(digest)[:4] + rest
-    bound = hashlib.sha256(word + stream.encode()).digest()
-    return body + tag_of(bound + bytes.fromhex(digest) + body + challenge, tag, key)
-
-
 def digest(basis: Basis) -> str:
     """Return the digest of a basis, computed from this layout (integers little-endian, no padding).
 

@@ -17,7 +17,6 @@
     │   └── UnsupportedModelError
     ├── TrainError
     ├── TransferError
-    │   └── StaleError
     ├── TrustError                  (also a ValueError)
     ├── BusyError
     ├── OverloadError
@@ -34,7 +33,6 @@ Warnings have a tree too; the command line prints each as one line.
     ├── UntestedArchitectureWarning
     ├── ModulesLeftOutWarning
     ├── UnauthenticatedVectorWarning
-    ├── StaleWarning
     └── NotImprovedWarning
 """
 
@@ -116,10 +114,6 @@ class TransferError(TinyLoraError):
     """A vector could not be published or fetched; what was there, on either side, stays."""
 
 
-class StaleError(TransferError):
-    """A server shows a vector of which nobody has said lately that it is the newest."""
-
-
 class TrustError(TinyLoraError, ValueError):
     """A trust file, or the signature of a bundle, does not verify, or is older than one accepted before."""
 
@@ -178,10 +172,6 @@ class ModulesLeftOutWarning(TinyLoraWarning):
 
 class UnauthenticatedVectorWarning(TinyLoraWarning):
     """A raw payload was applied: it has no checksum, no sequence and no sender."""
-
-
-class StaleWarning(TinyLoraWarning):
-    """A server shows a vector of which nobody has said lately that it is the newest: it may be frozen."""
 
 
 class NotImprovedWarning(TinyLoraWarning):

@@ -96,9 +96,6 @@ STATE_BYTES = 1 << 24
 STREAM_CHARACTERS = 1 << 7
 """Characters of a stream's name, which a state keeps. What is published has up to 64."""
 
-CHALLENGE_BYTES = 1 << 6
-"""Bytes of the challenge of a receipt. 16 random ones are plenty."""
-
 EXCHANGE_BYTES = 1 << 16
 """Bytes that an attempt to fetch reads besides the body: headers, redirects, chunk sizes, trailers."""
 

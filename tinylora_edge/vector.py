@@ -25,7 +25,6 @@ from .trust.bundles import Bundles, public_keys
 from .trust.file import opened
 from .trust.keyring import Keyring
 from .wire import expiry, frame, sequences, tags
-from .wire.freshness import Freshness
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
@@ -370,16 +369,6 @@ class Policy:
     def highest(self, basis: Basis, *, key: str = "", stream: str = "") -> int:
         """Return the highest sequence accepted of a stream under a key; 0 for none. It raises as `record`."""
         return self._marks.highest(sequences.source(basis.digest, key, stream))
-
-    def freshness(self, basis: Basis, *, stream: str = "") -> Freshness:
-        """Return what is known of the newest vector of a stream, for whoever fetches it from a server.
-
-        Raises:
-            SignatureError: the list of keys of the trust file is past its day.
-            OSError, TrustError: the trust file was changed to what cannot be read, or may not follow.
-        """
-        keys = self._keyring.verifiers(tags.ED25519, stream)
-        return Freshness(keys, self._clock, self._marks, basis.digest, stream)
 
     def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""

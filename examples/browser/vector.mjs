@@ -1,4 +1,4 @@
-// A reader of tinylora-edge's frames and statements, written from docs/FORMAT.md alone. It runs in browsers and in
+// A reader of tinylora-edge's frames, written from docs/FORMAT.md alone. It runs in browsers and in
 // Node: nothing but WebCrypto is used, so checks are asynchronous.
 
 const CRC32 = 0, HMAC = 1, ED25519 = 2;
@@ -115,23 +115,4 @@ export async function readFrame(data, n, digest, { stream = "", keys = {}, today
   if (until !== null && today > until) refuse("expired");
   const values = decodeValues(body.slice(header), n, dtype);
   return { version, dtype, kind, sequence: data[5] | (data[6] << 8), until, values };
-}
-
-/** Read a receipt, or a statement of the newest vector, or refuse it. */
-export async function readStatement(data, digest, { stream = "", keys = {}, challenge = new Uint8Array(0) } = {}) {
-  const receipt = data[0] >> 4 === 14, kind = (data[0] >> 2) & 3;
-  if (!data.length || data[0] >> 4 < 14 || data[0] & 3 || kind < HMAC || kind > (receipt ? HMAC : ED25519)) {
-    refuse("no statement");
-  }
-  const end = receipt ? 15 : 11;
-  if (data.length !== end + TAG_BYTES[kind]) refuse("length");
-  for (let i = 0; i < 4; i++) if (data[1 + i] !== digest[i]) refuse("basis");
-  const prefix = await bound(receipt ? "tinylora receipt 1" : "tinylora latest 1", stream);
-  const message = joined(prefix, digest, data.slice(0, end), receipt ? challenge : new Uint8Array(0));
-  await checkTag(kind, message, data.slice(end), keys);
-  const sequence = data[5] | (data[6] << 8);
-  if (receipt) return { sequence, hash: data.slice(7, 15) };
-  const issued = data[7] | (data[8] << 8), until = data[9] | (data[10] << 8);
-  if (issued > until) refuse("days");
-  return { sequence, issued, until };
 }

@@ -5,7 +5,6 @@
  *     reader sum SEED MODULE U R V                      R of a module for the values V
  *     reader basis BASIS [BASE]                         what side tensors are, and whether the base is listed
  *     reader vectors DIGEST N KEY [NORM [STREAM DAY]]   check each vector; KEY is hexadecimal or -
- *     reader statements DIGEST KEY STREAM CHALLENGE     check each receipt, each statement of the newest vector
  *     reader apply BASIS KEY                            the same for a basis, and R of every module
  */
 #include <stdio.h>
@@ -69,27 +68,6 @@ static trust trust_of(const char *key, uint8_t secret[4096], double max_norm, co
         trusted.hmac_key = secret;
     }
     return trusted;
-}
-
-/* Check the statements on stdin. */
-static void check_statements(const uint8_t digest[32], trust trusted, const uint8_t *challenge, size_t size) {
-    char line[4096];
-    uint8_t data[4096];
-    while (fgets(line, sizeof line, stdin)) {
-        size_t bytes;
-        statement found;
-        const char *error = text_decode(line, strlen(line), data, &bytes);
-        if (!error) error = statement_check(data, bytes, digest, &trusted, challenge, size, &found);
-        if (error) {
-            printf("refused %s\n", error);
-        } else if (found.hash) {
-            printf("ok receipt sequence %d hash ", found.sequence);
-            print_hex(found.hash, 8);
-            putchar('\n');
-        } else {
-            printf("ok latest sequence %d issued %d until %d\n", found.sequence, found.issued, found.until);
-        }
-    }
 }
 
 /* Check the vectors on stdin; with a basis, print R of each module too. */
@@ -197,14 +175,6 @@ int main(int argc, char **argv) {
                                  argc == 8 ? atoi(argv[7]) : 0);
         if (strlen(argv[2]) != 64 || bytes_of(argv[2], digest) != 32) fail("DIGEST is 64 hexadecimal digits");
         check_lines(digest, strtoul(argv[3], NULL, 10), trusted, NULL);
-    } else if (argc == 6 && !strcmp(what, "statements")) {
-        uint8_t digest[64], secret[4096], challenge[256];
-        size_t size = 0;
-        trust trusted = trust_of(argv[3], secret, 0, argv[4], 0);
-        if (strlen(argv[2]) != 64 || bytes_of(argv[2], digest) != 32) fail("DIGEST is 64 hexadecimal digits");
-        if (strlen(argv[5]) > 256) fail("a challenge that long");
-        if (strcmp(argv[5], "-")) size = bytes_of(argv[5], challenge);
-        check_statements(digest, trusted, challenge, size);
     } else if ((argc >= 3 && argc <= 4 && !strcmp(what, "basis")) || (argc == 4 && !strcmp(what, "apply"))) {
         size_t size;
         uint8_t *data = read_file(argv[2], &size), secret[4096];

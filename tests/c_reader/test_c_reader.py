@@ -140,28 +140,6 @@ def test_golden_frames(reader: Reader) -> None:
             assert verdicts(reader, basis, line, key, **bound) == [["refused", "expired"]]
 
 
-def test_golden_statements(reader: Reader) -> None:
-    entries = json.loads((support.GOLDEN / "statements.json").read_text())["statements"]
-    assert {entry["kind"] for entry in entries} == {"latest", "receipt"}
-    for entry in entries:
-        challenge = entry.get("challenge_hex") or "-"
-        arguments = ["statements", entry["digest_hex"], entry["key_hex"], entry["stream"], challenge]
-        flipped = bytearray.fromhex(entry["statement_hex"])
-        flipped[5] ^= 1
-        said, forged = reader(*arguments, lines=[entry["statement_hex"], flipped.hex()]).stdout.splitlines()
-        if entry["auth"] == "ed25519":
-            assert said == "refused no key"
-            continue
-        assert forged == "refused mac"
-        if entry["kind"] == "latest":
-            assert said == f"ok latest sequence 7 issued {entry['issued']} until {entry['until']}"
-        else:
-            sha256 = hashlib.sha256(bytes.fromhex(entry["frame_hex"])).hexdigest()
-            assert said == f"ok receipt sequence {entry['sequence']} hash {sha256[:16]}"
-        arguments[3] = "bob"
-        assert reader(*arguments, lines=[entry["statement_hex"]]).stdout == "refused mac\n"
-
-
 def test_projections_and_their_sums_are_ours_bit_for_bit(reader: Reader) -> None:
     rng = random.Random(0)
     for _ in range(30):

@@ -338,16 +338,6 @@ def test_frames_are_bound() -> None:
     assert _frame.message(2, "", digest, decoded.body) == bound + digest + decoded.body
 
 
-def test_statements() -> None:
-    entries = json.loads((GOLDEN / "statements.json").read_text("utf-8"))["statements"]
-    shown = re.findall(r"`([0-9a-f]{38,})`", section("Statements"))
-    assert shown == [entry["statement_hex"] for entry in entries]
-    sizes = {len(text) // 2 for text in shown}
-    assert sizes == {19, 23, 75}
-    assert "| | bytes in all | 23 | 19 or 75 |" in section("Statements")
-    assert f"/{layout.STATEMENT} " in section("Published vectors")
-
-
 def taken_apart() -> bytes:
     return bytes.fromhex("".join(part for _, part, _ in rows("A frame taken apart", 3)))
 

@@ -1,22 +1,17 @@
 // Reads a list of jobs in JSON on stdin, and writes what the reader says of each on stdout.
 
 import { readFileSync } from "node:fs";
-import { VectorError, readFrame, readStatement } from "../../examples/browser/vector.mjs";
+import { VectorError, readFrame } from "../../examples/browser/vector.mjs";
 
 const bytes = (hex) => Uint8Array.from(Buffer.from(hex ?? "", "hex"));
 const hex = (data) => Buffer.from(data.buffer, data.byteOffset, data.byteLength).toString("hex");
 
 async function said(job) {
-  const digest = bytes(job.digest);
   const keys = { hmac: job.hmac && bytes(job.hmac), ed25519: job.ed25519 && bytes(job.ed25519) };
   try {
-    if (job.n !== undefined) {
-      const found = await readFrame(bytes(job.data), job.n, digest, { stream: job.stream, keys, today: job.today });
-      return { ...found, values: hex(found.values) };
-    }
-    const challenge = bytes(job.challenge);
-    const found = await readStatement(bytes(job.data), digest, { stream: job.stream, keys, challenge });
-    return found.hash ? { ...found, hash: hex(found.hash) } : found;
+    const options = { stream: job.stream, keys, today: job.today };
+    const found = await readFrame(bytes(job.data), job.n, bytes(job.digest), options);
+    return { ...found, values: hex(found.values) };
   } catch (error) {
     if (error instanceof VectorError) return { refused: error.message };
     throw error;

@@ -73,29 +73,6 @@ def test_golden_frames() -> None:
         assert late == ({"refused": "expired"} if version == 3 else own)
 
 
-def test_golden_statements() -> None:
-    entries = golden("statements")
-    jobs = []
-    for entry in entries:
-        job = {
-            "data": entry["statement_hex"],
-            "digest": entry["digest_hex"],
-            "stream": entry["stream"],
-            "challenge": entry.get("challenge_hex", ""),
-            "hmac": f"{1:064x}",
-            "ed25519": PUBLIC,
-        }
-        jobs += [job, job | {"stream": "bob"}]
-    found = read(jobs)
-    for entry, own, other in zip(entries, found[::2], found[1::2], strict=True):
-        assert other == {"refused": "mac" if entry["auth"] == "hmac" else "signature"}
-        if entry["kind"] == "latest":
-            assert own == {"sequence": 7, "issued": entry["issued"], "until": entry["until"]}
-        else:
-            sha256 = hashlib.sha256(bytes.fromhex(entry["frame_hex"])).hexdigest()
-            assert own == {"sequence": entry["sequence"], "hash": sha256[:16]}
-
-
 def test_its_verdict_on_damaged_frames_is_ours() -> None:
     basis = support.random_basis(blocks=5, groups=13)
     policy = Policy("checksum", keys=[Hmac(KEY)], today=expiry.day_date(32768))

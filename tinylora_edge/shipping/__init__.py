@@ -5,18 +5,8 @@ the standard library alone; `publish` imports fsspec for addresses that are no d
 """
 
 from . import layout
-from .fetch import Fetched, fetch, fetch_statement, fetch_trust
+from .fetch import Fetched, fetch
 from .layout import DEFAULT_STREAM
-from .publish import Published, publish, publish_trust
+from .publish import Published, publish
 
-__all__ = [
-    "DEFAULT_STREAM",
-    "Fetched",
-    "Published",
-    "fetch",
-    "fetch_statement",
-    "fetch_trust",
-    "layout",
-    "publish",
-    "publish_trust",
-]
+__all__ = ["DEFAULT_STREAM", "Fetched", "Published", "fetch", "layout", "publish"]

@@ -14,14 +14,13 @@ import string
 import time
 from dataclasses import dataclass
 from email.message import Message
-from typing import Any
 from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
 from ..basis import Basis
 from ..errors import TransferError
-from ..limits import EXCHANGE_BYTES, REDIRECTS, TRUST_BYTES
+from ..limits import EXCHANGE_BYTES, REDIRECTS
 from ..system import __version__
-from ..wire import frame, statements
+from ..wire import frame
 from . import layout
 from ._addresses import Reach
 from ._exchange import Server, UnreachableError, exchange, server_of
@@ -48,10 +47,6 @@ class Fetched:
     data: bytes | None
     etag: str | None
     attempts: int
-
-
-class _AbsentError(TransferError):
-    """There is no such file."""
 
 
 class _AgainError(Exception):
@@ -120,52 +115,6 @@ def fetch(
         attempts=attempts,
         headers=headers,
         allow_private=allow_private,
-    )
-
-
-def fetch_statement(url: str, basis: Basis, stream: str = DEFAULT_STREAM, **options: Any) -> bytes | None:
-    """Return the statement of a stream's newest vector, unchecked; None where the server has none.
-
-    It is what `Policy.freshness` believes or not. The rules of `fetch` hold, with the longest statement in
-    the place of the longest frame: 75 bytes.
-
-    Args:
-        url: of the folder that `publish` wrote to.
-        basis: that the vector is for.
-        stream: which stream of vectors.
-        options: `deadline`, `idle`, `attempts`, `headers` and `allow_private`, as for `fetch`.
-
-    Raises:
-        TransferError: no attempt brought an answer.
-    """
-    longest = "the longest statement: this is none"
-    wanted = Wanted(
-        layout.statement(basis.id, stream),
-        statements.LATEST_BYTES,
-        longest,
-        "no statement is published there",
-    )
-    try:
-        return download(url, wanted, **options).data
-    except _AbsentError:
-        return None
-
-
-def fetch_trust(url: str, **options: Any) -> Fetched:
-    """Return the published trust file, unchecked: `TrustFile.accept` decides whether it is believed.
-
-    The rules of `fetch` hold, with the longest trust file in the frame's place.
-
-    Args:
-        url: of the folder that `publish_trust` wrote to.
-        options: `etag`, `deadline`, `idle`, `attempts`, `headers` and `allow_private`, as for `fetch`.
-
-    Raises:
-        TransferError: no attempt brought an answer, or there is no trust file.
-    """
-    longest = "the longest trust file: this is none"
-    return download(
-        url, Wanted(layout.TRUST, TRUST_BYTES, longest, "no trust file is published there"), **options
     )
 
 
@@ -311,7 +260,7 @@ def _read(
         if answer.status in _RETRIED:
             raise _AgainError(why, _retry_after(answer.headers))
         if answer.status == 404:
-            raise _AbsentError(f"{address}: {why}: {wanted.absent}")
+            raise TransferError(f"{address}: {why}: {wanted.absent}")
         raise TransferError(f"{address}: {why}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError(

@@ -2,12 +2,9 @@
 
     <basis id>/<stream>/00007.bin     the frame with sequence 7
     <basis id>/<stream>/latest        the same bytes as the newest of them
-    <basis id>/<stream>/latest.stmt   the statement that it is the newest, where there is one
-    trust.json                        the keys that may sign them, where the owners publish such a file
 
 The basis id is the first 4 bytes of the digest in hexadecimal, as in a frame. A device asks for `latest`
-alone: one request, one answer, and where nothing is new, an answer without a body. Once in a while it asks
-for the statement, which ends after some days (`wire.statements.Latest`).
+alone: one request, one answer, and where nothing is new, an answer without a body.
 """
 
 from __future__ import annotations
@@ -17,8 +14,6 @@ import re
 from ..errors import TransferError
 
 LATEST = "latest"
-TRUST = "trust.json"
-STATEMENT = "latest.stmt"
 DEFAULT_STREAM = "default"
 
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -49,11 +44,6 @@ def is_stream(name: str) -> bool:
 def latest(basis_id: str, stream: str) -> str:
     """Return the path of a stream's newest frame. Errors: those of `directory`."""
     return f"{directory(basis_id, stream)}/{LATEST}"
-
-
-def statement(basis_id: str, stream: str) -> str:
-    """Return the path of the statement of a stream's newest frame. Errors: those of `directory`."""
-    return f"{directory(basis_id, stream)}/{STATEMENT}"
 
 
 def bound_name(stream: str) -> str:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..basis import Basis
-from ..errors import MissingExtraError, TransferError, TrustError
+from ..errors import MissingExtraError, TransferError
 from ..limits import VECTOR_FILE_BYTES
 from ..system import atomic_write, check_path
-from ..trust import Trust
-from ..wire import expiry, sequences, statements, tags
+from ..wire import tags
 from ..wire import frame as wire
 from . import layout
 from .layout import DEFAULT_STREAM
-
-FRESH_DAYS = 30
-"""How many days a statement of the newest vector holds, unless somebody says otherwise."""
-
 
 @dataclass(frozen=True)
 class Published:
@@ -30,13 +24,11 @@ class Published:
         path: of the numbered frame, under the target.
         sequence: of the frame.
         changed: False where it was there already.
-        fresh_until: the last day on which the statement holds that it is the newest; None without one.
     """
 
     path: str
     sequence: int
     changed: bool
-    fresh_until: date | None = None
 
 
 class Target(Protocol):
@@ -55,23 +47,16 @@ def publish(
     to: str,
     *,
     stream: str = DEFAULT_STREAM,
-    signer: tags.Hmac | tags.Ed25519Signer | None = None,
-    fresh_days: int = FRESH_DAYS,
-    today: expiry.Today = expiry.utc_today,
 ) -> Published:
     """Publish a frame as the newest of its stream.
 
     The rules:
 
-    1. It is a frame of this basis and this stream, whole: a CRC-32 is checked here, and with `signer` a MAC
-       or a signature, which has to be of that key; otherwise the devices check it.
+    1. It is a frame of this basis and this stream, whole. A CRC-32 is checked here; devices check the others.
     2. Its sequence is not lower than the newest one's, and an equal one has the same bytes: devices would
        refuse the first, and keep whichever they saw of the second.
     3. The numbered file is written first and `latest` last, so that whatever interrupts it, `latest` is a
        whole frame: the old one or the new one. Doing it again completes it.
-    4. With `signer` a statement follows that this is the newest vector, for `fresh_days` days. Doing it again
-       renews it: do so before it ends, also where no vector is new, since devices warn or refuse then.
-
     Two writers of one stream at the same moment are not told apart: let one host publish a stream.
 
     Args:
@@ -79,14 +64,10 @@ def publish(
         basis: that it is for.
         to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
         stream: which stream of vectors. The frame is bound to its name, and to none in the default one.
-        signer: the key that the frame has its tag from; None: there is no statement.
-        fresh_days: how many days the statement holds, today being the first.
-        today: the day in UTC, or what says it.
 
     Raises:
         TransferError: a rule is broken, or the target cannot be read or written.
-        VectorError: the bytes are no frame of this basis and stream, or damaged; or the day of today is none
-            that a statement can name.
+        VectorError: the bytes are no frame of this basis and stream, or damaged.
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
     decoded = wire.decode(frame, basis.size, basis.digest)
@@ -95,11 +76,8 @@ def publish(
             "a raw payload has no basis and no sequence, and so no place in the layout: publish a frame "
             "(`MicroVector.to_bytes` makes one)"
         )
-    bound = layout.bound_name(stream)
-    said = None if signer is None else _said(decoded.sequence, fresh_days, today)
-    if decoded.kind == tags.CRC32 or signer is not None:
-        keys = () if signer is None else (verifier_of(signer),)
-        wire.check_tag(decoded, bound, bytes.fromhex(basis.digest), keys)
+    if decoded.kind == tags.CRC32:
+        wire.check_tag(decoded, layout.bound_name(stream), bytes.fromhex(basis.digest), ())
     target = open_target(to)
     latest = layout.latest(basis.id, stream)
     numbered = layout.numbered(basis.id, stream, decoded.sequence)
@@ -115,53 +93,7 @@ def publish(
         target.write(numbered, frame)
     if newest != frame:
         target.write(latest, frame)
-    changed = there is None or newest != frame
-    if signer is None or said is None:
-        return Published(numbered, decoded.sequence, changed)
-    beside = layout.statement(basis.id, stream)
-    statement = statements.encode_latest(said, basis.digest, bound, signer)
-    if target.read(beside) != statement:
-        target.write(beside, statement)
-    return Published(numbered, decoded.sequence, changed, expiry.day_date(said.until))
-
-
-def _said(sequence: int, fresh_days: int, today: expiry.Today) -> statements.Latest:
-    now = expiry.Clock(today, sequences.SequenceLog()).today()
-    if not 1 <= fresh_days <= expiry.MOST - now:
-        raise TransferError(f"a statement cannot hold for {fresh_days} days: pass 1 or more, such as 30")
-    return statements.Latest(sequence, now, now + fresh_days - 1)
-
-
-def verifier_of(signer: tags.Hmac | tags.Ed25519Signer) -> tags.Verifier:
-    """Return what checks the tags that a key makes."""
-    return signer if isinstance(signer, tags.Hmac) else tags.Ed25519Verifier(signer.public_key)
-
-
-def publish_trust(data: bytes, to: str) -> bool:
-    """Publish a trust file beside the vectors, and return whether it changed anything.
-
-    It is verified first, and has to be one that a device with the published one accepts.
-
-    Args:
-        data: the file.
-        to: as for `publish`.
-
-    Raises:
-        TrustError: it does not verify, or is older than the published one.
-        TransferError: the target cannot be read or written.
-        MissingExtraError: `cryptography` is not installed, or the address needs what is not.
-    """
-    trust, target = Trust.read(data), open_target(to)
-    there = target.read(layout.TRUST)
-    if there is not None:
-        try:
-            Trust.read(there).updated(data)
-        except TrustError as error:
-            raise TrustError(f"{to.rstrip('/')}/{layout.TRUST} and this one: {error}") from None
-    if there == trust.to_bytes():
-        return False
-    target.write(layout.TRUST, trust.to_bytes())
-    return True
+    return Published(numbered, decoded.sequence, there is None or newest != frame)
 
 
 def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None:

@@ -177,7 +177,7 @@ def check_tag(received: Frame, stream: str, digest: bytes, keys: Sequence[tags.V
             raise error from None
         raise type(error)(
             f"the frame is of another stream than {stream!r}: of the default one; make it for {stream!r} "
-            f"(tinylora-edge vector pack --stream {stream!r})"
+            f"(tinylora-edge pack --stream {stream!r})"
         ) from None
 
 

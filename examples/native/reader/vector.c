@@ -171,26 +171,3 @@ const char *vector_check(const uint8_t *data, size_t size, size_t n, const uint8
     *head = found;
     return NULL;
 }
-
-const char *statement_check(const uint8_t *data, size_t size, const uint8_t digest[32], const trust *trusted,
-                            const uint8_t *challenge, size_t challenge_size, statement *found) {
-    uint8_t first[64], rest[15 + 64];
-    int receipt = size && data[0] >> 4 == 14, tag = size ? data[0] >> 2 & 3 : 0;
-    size_t body = receipt ? 15 : 11;
-    const char *error;
-    if (!size || data[0] >> 4 < 14 || data[0] & 3 || tag == TAG_CRC32 || tag > (receipt ? TAG_HMAC : TAG_ED25519))
-        return "no statement";
-    if (size != body + TAG_BYTES[tag] || challenge_size > 64) return "length";
-    if (memcmp(data + 1, digest, 4)) return "basis";
-    bind(receipt ? "tinylora receipt 1\n" : "tinylora latest 1\n", trusted->stream, first);
-    memcpy(first + 32, digest, 32);
-    memcpy(rest, data, body);
-    if (receipt) memcpy(rest + body, challenge, challenge_size);
-    error = check_tag(first, 64, rest, body + (receipt ? challenge_size : 0), data + body, tag, trusted);
-    if (error) return error;
-    found->sequence = data[5] | data[6] << 8;
-    found->hash = receipt ? data + 7 : NULL;
-    found->issued = receipt ? -1 : data[7] | data[8] << 8;
-    found->until = receipt ? -1 : data[9] | data[10] << 8;
-    return found->issued > found->until ? "days" : NULL;
-}

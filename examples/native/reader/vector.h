@@ -26,13 +26,6 @@ typedef struct {
     int until;    /* -1: it has no last day */
 } vector_head;
 
-/* What is signed about vectors. A receipt has a hash, and a statement of the newest vector has days. */
-typedef struct {
-    int sequence;
-    int issued, until;
-    const uint8_t *hash; /* the 8 bytes of a receipt; NULL: it is none */
-} statement;
-
 /* All return NULL, or what was wrong, and then nothing of their output counts. */
 
 /* Text to bytes; `out` has room for 3 bytes for every 4 characters of `text`, rounded up: (3 * size + 3) / 4. */
@@ -41,9 +34,5 @@ const char *text_decode(const char *text, size_t size, uint8_t *out, size_t *out
 /* Check a frame or raw payload of n values for the basis with this digest; `values` has room for n. */
 const char *vector_check(const uint8_t *data, size_t size, size_t n, const uint8_t digest[32],
                          const trust *trusted, vector_head *head, float *values);
-
-/* Check a receipt or a statement of the newest vector; `challenge` is what a host sent for a receipt. */
-const char *statement_check(const uint8_t *data, size_t size, const uint8_t digest[32], const trust *trusted,
-                            const uint8_t *challenge, size_t challenge_size, statement *found);
 
 #endif
