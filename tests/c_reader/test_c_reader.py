@@ -6,7 +6,6 @@ undefined behaviour sanitizers: a read behind the end of a damaged file ends the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random

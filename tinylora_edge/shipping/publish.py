@@ -11,10 +11,11 @@ from ..basis import Basis
 from ..errors import MissingExtraError, TransferError
 from ..limits import VECTOR_FILE_BYTES
 from ..system import atomic_write, check_path
-from ..wire import tags
 from ..wire import frame as wire
+from ..wire import tags
 from . import layout
 from .layout import DEFAULT_STREAM
+
 
 @dataclass(frozen=True)
 class Published:
