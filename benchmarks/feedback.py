@@ -29,7 +29,7 @@ import numpy as np
 from _subjects import LEARNED, SCALES, export
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.axes import Prior
+from tinylora_edge.prior import Prior
 from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
 from tinylora_edge.runtime.feedback.posterior import Posterior
 from tinylora_edge.runtime.llama.batch import Batch, batch_for

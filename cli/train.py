@@ -109,7 +109,7 @@ def train(
             f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
         )
         raise typer.Exit(130)
-    report = TrainingReport(outcome.path, Bundle.find(bundle).basis.axes, None)
+    report = TrainingReport(outcome.path, (), None)
     report.write()
     if as_json:
         console.print_json(_record(outcome) | {"report_file": str(report.path)})

@@ -158,7 +158,6 @@ def _manifest(basis: Basis, sections: Sections) -> dict[str, Any]:
         "groups": basis.groups,
         "tying": basis.scheme,
         "projection": basis.projection,
-        "axes": list(basis.axes),
         "factorization": basis.factorization,
     }
     found = dict(sections) | {"basis": described | (sections.get("basis") or {})}

@@ -98,10 +98,11 @@ def random_basis(
 
 
 def golden_basis() -> tuple[Basis, dict[str, Any]]:
-    """Return the learned basis of tests/golden, with names and a prior, and all that its file says."""
+    """Return the learned basis of tests/golden, with a prior, and all that its file says."""
     golden: dict[str, Any] = json.loads((GOLDEN / "learned_basis.json").read_text("utf-8"))
     fields = dict(golden["basis"])
     modules = fields.pop("modules")
+    del fields["axes"]
     size = fields["groups"] * fields["u"]
 
     def array(hexadecimal: str, *shape: int) -> np.ndarray[Any, Any]:
@@ -114,7 +115,6 @@ def golden_basis() -> tuple[Basis, dict[str, Any]]:
     basis = Basis(
         modules=tuple(module["name"] for module in modules),
         tying=np.array([module["group"] for module in modules], np.int32),
-        axes=tuple(fields.pop("axes")),
         prior_mean=array(fields.pop("prior_mean_hex_le_f32"), size),
         prior_covariance=array(fields.pop("prior_covariance_hex_le_f32"), size, size),
         **factors,
@@ -124,7 +124,7 @@ def golden_basis() -> tuple[Basis, dict[str, Any]]:
 
 
 def learned_forms(basis: Basis, n: int = 13, *, scale: float = 1.0) -> dict[str, Basis]:
-    """Return the forms that explicit projections have, with names and priors; the directions are random.
+    """Return the forms that explicit projections have, with priors; the directions are random.
 
     Args:
         basis: whose factors and fingerprints they have.
@@ -133,14 +133,10 @@ def learned_forms(basis: Basis, n: int = 13, *, scale: float = 1.0) -> dict[str,
     """
     rng = np.random.default_rng(n)
     shape = (len(basis.modules), basis.rank, basis.rank)
-    about: dict[str, Any] = {
-        "axes": [f"axis {number}" for number in range(n)],
-        "prior": (rng.standard_normal(n), np.diag(rng.uniform(0.5, 2, n))),
-    }
+    prior = (rng.standard_normal(n), np.diag(rng.uniform(0.5, 2, n)))
     return {
-        "dense": basis.with_projections(scale * rng.standard_normal((n, *shape)), **about),
-        "tiled": basis.with_projections(scale * rng.standard_normal(shape), groups=n, **about),
-        "all entries": basis.with_all_entries(),
+        "dense": basis.with_projections(scale * rng.standard_normal((n, *shape)), prior=prior),
+        "tiled": basis.with_projections(scale * rng.standard_normal(shape), groups=n, prior=prior),
     }
 
 

@@ -7,27 +7,19 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import limits
-from .axes import Prior, Whitening, check_names, check_prior, position_of
 from .errors import BasisError, NonFiniteError, VectorError
 from .factorization import LEFT, SQRT
 from .modules import parse
+from .prior import Prior, Whitening, check_prior
 from .projection import EXPLICIT, IRWIN_HALL, project, tie
 
 FactorArray = NDArray[np.float32] | NDArray[np.float16]
-
-
-class HasValues(Protocol):
-    """A micro-vector, as far as a basis has to know one."""
-
-    @property
-    def values(self) -> NDArray[np.float32]:
-        """The numbers: float32 [G, u]."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -51,7 +43,6 @@ class Basis:
         b: for each module B, float32 or float16 [out, r], or [experts, out, r].
         p: for each module P, float32 [u, r, r]; only with `explicit` projections, else empty.
         base_fingerprints: the deployed forms of the model that this basis was exported for.
-        axes: names of the G*u values in their order, or none. Not in the digest.
         prior_mean: float32 [G*u], the mean of vectors that people want, or None. Not in the digest.
         prior_covariance: float32 [G*u, G*u], their covariance; there where the mean is.
 
@@ -73,7 +64,6 @@ class Basis:
     b: tuple[FactorArray, ...] = field(repr=False)
     p: tuple[NDArray[np.float32], ...] = field(default=(), repr=False)
     base_fingerprints: tuple[str, ...] = field(default=(), repr=False)
-    axes: tuple[str, ...] = field(default=(), repr=False)
     prior_mean: NDArray[np.float32] | None = field(default=None, repr=False)
     prior_covariance: NDArray[np.float32] | None = field(default=None, repr=False)
 
@@ -94,18 +84,14 @@ class Basis:
             raise BasisError(
                 f"{count} modules need as many groups, A, B and {expected_p} P, but there are {sizes}"
             )
-        if self.tying.min() < 0 or self.tying.max() >= self.groups:
-            raise BasisError(
-                f"the tying map names groups {self.tying.min()} to {self.tying.max()}, "
-                f"but the basis has groups 0 to {self.groups - 1}"
-            )
         read = set(self.tying.tolist())
-        if len(read) < self.groups:  # a damaged file may declare 2**32 of them: do not list them all
-            unread = next(group for group in range(self.groups) if group not in read)
-            raise BasisError(f"no module reads group {unread} of {self.groups}: choose fewer groups")
+        if min(read) < 0 or max(read) >= self.groups or len(read) < self.groups:
+            raise BasisError(
+                f"the tying map names {len(read)} groups from {min(read)} to {max(read)}, but the basis has "
+                f"groups 0 to {self.groups - 1}, of which a module must read each"
+            )
         for position, module in enumerate(self.modules):
             self._check_factors(module, position)
-        check_names(self.axes, self.size)
         check_prior(self.prior_mean, self.prior_covariance, self.size)
 
     def _check_sizes(self) -> None:
@@ -119,22 +105,18 @@ class Basis:
         for what, found, most in (
             ("modules", len(self.modules), limits.MODULES),
             ("as its rank", self.rank, limits.RANK),
-            (f"values ({self.groups} groups x u {self.u})", self.groups * self.u, limits.VALUES),
+            (f"values ({self.groups} groups x u {self.u})", self.size, limits.VALUES),
             ("entries of its projections", entries, limits.PROJECTION_ENTRIES),
             ("bytes in a module's name", max(map(len, self.modules), default=0), limits.NAME_BYTES),
-            ("values with a prior", self.groups * self.u * self.has_prior, limits.PRIOR_VALUES),
+            ("values with a prior", self.size * (self.prior_mean is not None), limits.PRIOR_VALUES),
         ):
             if found > most:
                 raise BasisError(f"a basis has at most {most:,} {what}, not {found}")
 
     def _check_factors(self, module: str, position: int) -> None:
         parse(module)
-        a, b = self.a[position], self.b[position]
-        for array, widths in (
-            (a, (2, 4)),
-            (b, (2, 4)),
-            *((p, (4,)) for p in self.p[position : position + 1]),
-        ):
+        a, b, rest = self.a[position], self.b[position], self.p[position : position + 1]
+        for array, widths in ((a, (2, 4)), (b, (2, 4)), *((p, (4,)) for p in rest)):
             if array.dtype.kind != "f" or array.itemsize not in widths:
                 raise BasisError(
                     f"an array of {module} has dtype {array.dtype}: factors are float32 or float16, "
@@ -146,10 +128,10 @@ class Basis:
                 f"factors of {module} have shapes {a.shape} and {b.shape}, not those of rank {self.rank}: "
                 "expected A [r, in] and B [out, r], or the same with one leading axis for experts"
             )
-        if self.p and self.p[position].shape != (self.u, self.rank, self.rank):
+        expected = (self.u, self.rank, self.rank)
+        if rest and rest[0].shape != expected:
             raise BasisError(
-                f"the projection of {module} has shape {self.p[position].shape}, "
-                f"expected {(self.u, self.rank, self.rank)}"
+                f"the projection of {module} has shape {rest[0].shape}, expected {expected}"
             )
 
     def __repr__(self) -> str:
@@ -157,33 +139,13 @@ class Basis:
             f"Basis({self.id}: {self.architecture}, {len(self.modules)} modules, rank {self.rank}, "
             f"u {self.u}, {self.groups} groups {self.scheme}, seed {self.seed}, {self.projection}, "
             f"{self.factorization}, {len(self.base_fingerprints)} bases"
-            f"{', named axes' if self.axes else ''}{', a prior' if self.has_prior else ''})"
+            f"{'' if self.prior_mean is None else ', a prior'})"
         )
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: what the basis is of, and the names of its axes."""
-        from .report.markup import drawing, table
-
-        rows = [
-            ("digest", self.digest),
-            ("model", f"{self.architecture}, {len(self.modules)} modules"),
-            ("values", f"{self.size}: {self.groups} groups ({self.scheme}), u {self.u}, rank {self.rank}"),
-            ("projections", f"{self.projection}, seed {self.seed}, factors {self.factorization}"),
-            ("bases", f"exported for {len(self.base_fingerprints)}"),
-            ("axes", ", ".join(self.axes) or "without names"),
-            ("prior", "yes" if self.has_prior else "none"),
-        ]
-        return drawing(table((), rows, ("", "hex")))
 
     @property
     def size(self) -> int:
         """Number of values of a micro-vector: G * u."""
         return self.groups * self.u
-
-    @property
-    def has_prior(self) -> bool:
-        """Whether the basis says what vectors that people want look like."""
-        return self.prior_mean is not None
 
     @cached_property
     def prior(self) -> Prior | None:
@@ -213,8 +175,7 @@ class Basis:
         for position, module in enumerate(self.modules):
             part = hashlib.sha256(packed_text(module))
             part.update(struct.pack("<I", self.tying[position]))
-            arrays = (self.a[position], self.b[position], *self.p[position : position + 1])
-            for array in arrays:
+            for array in (self.a[position], self.b[position], *self.p[position : position + 1]):
                 part.update(struct.pack(f"<II{array.ndim}Q", array.itemsize, array.ndim, *array.shape))
                 part.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
             total.update(part.digest())
@@ -227,7 +188,7 @@ class Basis:
             return np.stack(self.p).astype(np.float32)
         return np.stack([project(self.seed, module, self.u, self.rank) for module in self.modules])
 
-    def values(self, v: HasValues | ArrayLike) -> NDArray[np.float32]:
+    def values(self, v: Any) -> NDArray[np.float32]:
         """Return the values of v as float32 [G, u].
 
         Args:
@@ -237,9 +198,8 @@ class Basis:
             VectorError: v has another number of values.
             NonFiniteError: a value is NaN or infinite.
         """
-        raw: Any = getattr(v, "values", v)
         with np.errstate(over="ignore"):  # infinity is refused below
-            array = np.asarray(raw, dtype=np.float32)
+            array = np.asarray(getattr(v, "values", v), dtype=np.float32)
         if array.size != self.size:
             raise VectorError(
                 f"the vector has {array.size} values, but basis {self.id} takes "
@@ -252,14 +212,11 @@ class Basis:
             )
         return array.reshape(self.groups, self.u)
 
-    def R(self, v: HasValues | ArrayLike) -> NDArray[np.float32]:
-        """Return R of every module: float32 [M, r, r].
+    def R(self, v: Any) -> NDArray[np.float32]:
+        """Return R of every module: float32 [M, r, r]. Arguments and errors: see `values`.
 
         The sum over i runs in order in float64 (each product is exact there) and is rounded once, so
         that every implementation arrives at the same bits.
-
-        Raises:
-            VectorError, NonFiniteError: as `values`.
         """
         rows = self.values(v).astype(np.float64)[self.tying]
         total = np.zeros((len(self.modules), self.rank, self.rank))
@@ -268,7 +225,7 @@ class Basis:
         with np.errstate(over="ignore"):
             return total.astype(np.float32)
 
-    def delta(self, module: str, v: HasValues | ArrayLike) -> NDArray[np.float32]:
+    def delta(self, module: str, v: Any) -> NDArray[np.float32]:
         """Return dW = B R A of one module: float32 [out, in], or [experts, out, in].
 
         Raises:
@@ -295,21 +252,8 @@ class Basis:
                 f"from {self.modules[0]} to {self.modules[-1]}"
             ) from None
 
-    def axis(self, name: str) -> int:
-        """Return the position of a named axis among the G*u values of a vector.
-
-        Raises:
-            BasisError: the axes have no names, or none has this one.
-        """
-        return position_of(self.axes, name)
-
     def with_projections(
-        self,
-        p: ArrayLike,
-        *,
-        groups: int | None = None,
-        axes: Sequence[str] = (),
-        prior: tuple[ArrayLike, ArrayLike] | None = None,
+        self, p: ArrayLike, *, groups: int | None = None, prior: tuple[ArrayLike, ArrayLike] | None = None
     ) -> Basis:
         """Return a basis of the same factors with explicit projections, such as learned ones.
 
@@ -320,12 +264,11 @@ class Basis:
                 p[i, m] to R of module m; u = n, one group. One a module, float32 [M, r, r]: R of module m
                 is p[m] times the value of its group; u = 1.
             groups: with one a module, tie the modules into so many tiles; by default the tying stays.
-            axes: names of the values.
             prior: mean [n] and covariance [n, n] of the values.
 
         Raises:
-            BasisError: p has another shape or is not finite, the groups cannot be made, or the names or the
-                prior do not fit.
+            BasisError: p has another shape or is not finite, the groups cannot be made, or the prior does
+                not fit.
         """
         with np.errstate(over="ignore"):  # infinity is refused below
             array = np.asarray(p, np.float32)
@@ -342,8 +285,6 @@ class Basis:
             raise BasisError(
                 f"entry {index} of the projections is {array[index]}: every entry must be finite"
             )
-        if dense and groups is not None:
-            raise BasisError(f"dense projections have one group, not {groups}: leave the groups out")
         scheme, tying = self.scheme, self.tying
         if dense:
             scheme, tying = "full", np.zeros(count, np.int32)
@@ -358,30 +299,8 @@ class Basis:
             scheme=scheme,
             tying=tying,
             p=tuple(np.array(one) for one in by_module),
-            axes=tuple(axes),
             prior_mean=mean,
             prior_covariance=covariance,
-        )
-
-    def with_all_entries(self) -> Basis:
-        """Return a basis of the same factors in which each of the M r^2 entries of R is a value of its own.
-
-        G = M and u = r^2: entry [a, b] of R of module m is value [m, a r + b]. No vector of the same factors
-        does more, so it bounds what any projections can reach; it is for studies.
-        """
-        count, entries = len(self.modules), self.rank**2
-        unit = np.eye(entries, dtype=np.float32).reshape(entries, self.rank, self.rank)
-        return replace(
-            self,
-            u=entries,
-            groups=count,
-            projection=EXPLICIT,
-            scheme="tiled",
-            tying=np.arange(count, dtype=np.int32),
-            p=(unit,) * count,
-            axes=(),
-            prior_mean=None,
-            prior_covariance=None,
         )
 
     def kinds(self) -> Sequence[str]:

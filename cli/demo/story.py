@@ -125,7 +125,7 @@ class Story:
             residual=report.quality.residual,
             digest=basis.digest,
             basis=basis.id,
-            axes=list(basis.axes),
+            axes=[],
         )
         self._say(
             f"   {duration(found.seconds)} for {found.modules} modules, worst residual "

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...axes import Prior
+from ...prior import Prior
 
 Array = NDArray[np.float64]
 

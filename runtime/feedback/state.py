@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...axes import Prior
+from ...prior import Prior
 from ...errors import BasisMismatchError, TrainError
 from ...system import atomic_write, check_path
 from .posterior import Posterior

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...axes import Whitening
+from ...prior import Whitening
 from ...tasks import Sample, Task
 from ...vector import MicroVector
 from .settings import Report, TuneSettings

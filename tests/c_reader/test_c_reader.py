@@ -182,7 +182,6 @@ def test_golden_basis(reader: Reader, tmp_path: Path) -> None:
     assert digest == f"digest {golden['digest_hex']}"
     assert values == [
         *(f"p {module['p_hex_le_f32']}" for module in inputs["modules"]),
-        *(f"axis {name}" for name in inputs["axes"]),
         f"mean {inputs['prior_mean_hex_le_f32']}",
         f"covariance {inputs['prior_covariance_hex_le_f32']}",
     ]
@@ -192,32 +191,25 @@ def test_golden_basis(reader: Reader, tmp_path: Path) -> None:
     assert rows == [module["r_hex_le_f32"] for module in inputs["modules"]]
 
 
-@pytest.mark.parametrize("form", ["dense", "one a module", "all entries"])
+@pytest.mark.parametrize("form", ["dense", "one a module"])
 def test_explicit_projections(reader: Reader, tmp_path: Path, form: str) -> None:
     plain = support.random_basis(groups=3)
     rng = np.random.default_rng(0)
     bases = {
         "dense": plain.with_projections(rng.standard_normal((5, 6, 2, 2))),
-        "one a module": plain.with_projections(rng.standard_normal((6, 2, 2)), axes=("a", "b", "c")),
-        "all entries": plain.with_all_entries(),
+        "one a module": plain.with_projections(rng.standard_normal((6, 2, 2))),
     }
     basis = bases[form]
     save_basis(basis, tmp_path / "basis.gguf")
     said = reader("basis", tmp_path / "basis.gguf").stdout.splitlines()
     assert f"digest {basis.digest}" in said
     assert [line for line in said if line.startswith("p ")] == [f"p {p.tobytes().hex()}" for p in basis.p]
-    assert [line[5:] for line in said if line.startswith("axis ")] == list(basis.axes)
     vector = MicroVector.random(basis, 0.5, seed=1)
     done = reader("apply", tmp_path / "basis.gguf", "-", lines=[vector.to_bytes(basis).hex()])
     assert done.stdout.splitlines()[1:] == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
 
 
 NOT_PRIORS = {
-    "names too few": {"axes": ("a", "b")},
-    "a name twice": {"axes": ("a", "b", "a")},
-    "an empty name": {"axes": ("a", "", "b")},
-    "a name of 65": {"axes": ("a", "ü" * 65, "b")},
-    "a space at an end": {"axes": ("a", "b ", "c")},
     "a mean of NaN": {"prior_mean": np.array([0, np.nan, 0], np.float32)},
     "a short mean": {"prior_mean": np.zeros(2, np.float32)},
     "no variance": {"prior_covariance": np.diag([1, 0, 1]).astype(np.float32)},

@@ -31,6 +31,10 @@ VARIANTS = {
     "rank4": {"rank": 4, "blocks": 4, "architecture": "qwen2"},
     "largest-seed": {"seed": (1 << 64) - 1},
     "one-module": {"blocks": 1, "kinds": ("ffn_down",), "groups": 1},
+    "prior": {
+        "prior_mean": np.array([0.5, -1], np.float32),
+        "prior_covariance": np.array([[2, 0.25], [0.25, 1]], np.float32),
+    },
     "custom-map": {"scheme": "custom", "tying": np.array([1, 0, 2, 1, 1, 0], np.int32), "groups": 3},
 }
 MEMORY = 512 << 20  # what damaged files of a few kilobytes may make a process grow by
@@ -53,9 +57,9 @@ def assert_same(found: Basis, expected: Basis) -> None:
             assert [(x.dtype, x.shape, x.tobytes()) for x in one] == [
                 (x.dtype, x.shape, x.tobytes()) for x in two
             ]
-        elif field.name == "tying":
-            assert one.dtype == np.int32
-            assert one.tolist() == two.tolist()
+        elif isinstance(two, np.ndarray):
+            assert one.dtype == two.dtype
+            np.testing.assert_array_equal(one, two)
         else:
             assert one == two, field.name
             assert type(one) is type(two), field.name
@@ -112,7 +116,11 @@ class TestRoundTrip:
 
 def test_the_file_is_what_the_design_lists(tiny_basis, path):
     """Read by gguf's own reader."""
-    basis = tiny_basis(u=3, explicit=True, experts=2, base_fingerprints=FINGERPRINTS, seed=1 << 63)
+    basis = tiny_basis(
+        u=3, groups=1, explicit=True, experts=2, base_fingerprints=FINGERPRINTS, seed=1 << 63
+    )
+    prior = {"prior_mean": np.arange(3, dtype=np.float32), "prior_covariance": np.eye(3, dtype=np.float32)}
+    basis = dataclasses.replace(basis, **prior)
     save_basis(basis, path)
     reader = gguf.GGUFReader(path)
     fields = {k: (f.types[-1].name, f.contents()) for k, f in reader.fields.items() if k[:4] != "GGUF"}
@@ -123,7 +131,7 @@ def test_the_file_is_what_the_design_lists(tiny_basis, path):
         "tinylora.version": ("UINT32", 1),
         "tinylora.rank": ("UINT32", 2),
         "tinylora.u": ("UINT32", 3),
-        "tinylora.groups": ("UINT32", 2),
+        "tinylora.groups": ("UINT32", 1),
         "tinylora.seed": ("UINT64", 1 << 63),
         "tinylora.projection": ("STRING", "explicit"),
         "tinylora.factorization": ("STRING", "left"),
@@ -131,6 +139,8 @@ def test_the_file_is_what_the_design_lists(tiny_basis, path):
         "tinylora.tying.groups": ("UINT32", basis.tying.tolist()),
         "tinylora.modules": ("STRING", list(basis.modules)),
         "tinylora.base.fingerprints": ("STRING", list(FINGERPRINTS)),
+        "tinylora.prior.mean": ("FLOAT32", [0, 1, 2]),
+        "tinylora.prior.covariance": ("FLOAT32", np.eye(3).reshape(-1).tolist()),
         "tinylora.digest": ("STRING", basis.digest),
     }
     expected = {}
@@ -306,9 +316,16 @@ FORGED = {
         {"modules": ([f"blk.{i}.attn_q.weight" for i in range(6)], KINDS.STRING)},
         "lacks the tensor blk.2.attn_q.weight.tinylora_a",
     ),
+    "a short mean": (
+        {"prior.mean": ([1.0], KINDS.FLOAT32)},
+        "tinylora.prior.mean has 1 numbers, expected 2",
+    ),
+    "a mean of integers": ({"prior.mean": ([1, 2], KINDS.UINT32)}, "tinylora.prior.mean are uint32"),
+    "a mean alone": ({"prior.mean": ([1.0, 2.0], KINDS.FLOAT32)}, "one of them is missing"),
+    "a mean that is a number": ({"prior.mean": (1.0, KINDS.FLOAT32)}, "tinylora.prior.mean is 1.0"),
     "tying that is a string": ({"tying.groups": ("tiled", KINDS.STRING)}, "tinylora.tying.groups"),
     "tying that is a list of strings": ({"tying.groups": (["0"] * 6, KINDS.STRING)}, "tinylora.tying.groups"),
-    "tying beyond the groups": ({"tying.groups": ([0, 0, 0, 1, 1, 7], KINDS.UINT32)}, "groups 0 to 7"),
+    "tying beyond the groups": ({"tying.groups": ([0, 0, 0, 1, 1, 7], KINDS.UINT32)}, "groups from 0 to 7"),
     "tying of 32 bits": ({"tying.groups": ([0, 0, 0, 1, 1, (1 << 32) - 1], KINDS.UINT32)}, "groups"),
     "tying of NaN": ({"tying.groups": ([0.0, 0, 0, 1, 1, float("nan")], KINDS.FLOAT32)}, "tying.groups"),
     "fingerprints that are a number": ({"base.fingerprints": (7, KINDS.UINT32)}, "base.fingerprints"),

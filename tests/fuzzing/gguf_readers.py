@@ -179,7 +179,7 @@ def _read_basis(data: bytes) -> None:
     arrays = (*basis.a, *basis.b, *basis.p)
     if len(data) < 1 << 14 and all(np.isfinite(array).all() for array in arrays):  # Python may change a NaN
         assert basis.digest == support.digest(basis)
-    if basis.has_prior:
+    if basis.prior is not None:
         assert basis.whitening is not None
 
 

@@ -50,8 +50,6 @@ def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
     ]
     if basis.base_fingerprints:  # GGUFWriter knows no empty arrays
         metadata.insert(-1, ("tinylora.base.fingerprints", list(basis.base_fingerprints), STRING))
-    if basis.axes:
-        metadata.insert(-1, ("tinylora.axes", list(basis.axes), STRING))
     if basis.prior_mean is not None and basis.prior_covariance is not None:
         metadata.insert(-1, ("tinylora.prior.mean", basis.prior_mean.tolist(), FLOAT32))
         covariance = basis.prior_covariance.reshape(-1).tolist()
@@ -163,17 +161,9 @@ def _read(file: GGUFFile) -> Basis:
         b=tuple(_tensor(file, f"{m}.tinylora_b") for m in modules),
         p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if explicit else (),
         base_fingerprints=tuple(file.value("tinylora.base.fingerprints", list, [])),
-        axes=_axes(file),
         prior_mean=_floats(file, "tinylora.prior.mean", (groups * u,)),
         prior_covariance=_floats(file, "tinylora.prior.covariance", (groups * u, groups * u)),
     )
-
-
-def _axes(file: GGUFFile) -> tuple[str, ...]:
-    names: list[str] = file.value("tinylora.axes", list, [])
-    if "tinylora.axes" in file and not names:
-        raise MalformedGGUFError("its tinylora.axes has no names")
-    return tuple(names)
 
 
 def _floats(file: GGUFFile, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:

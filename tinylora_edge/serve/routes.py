@@ -140,7 +140,7 @@ async def page_about(request: Request, service: Service) -> Response:
             "model": service.name,
             "user": editor.user,
             "basis": basis.id,
-            "axes": list(basis.axes) or [f"v{number}" for number in range(1, basis.size + 1)],
+            "axes": [f"v{number}" for number in range(1, basis.size + 1)],
             "reach": editor.reach(),
             "feedback": service.feedback is not None,
             "max_tokens": service.limits.tokens,

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..axes import Whitening
+from ..prior import Whitening
 from ..basis import Basis
 from ..vector import FIRST_SEQUENCE, MicroVector
 from .model import factors_for, hf_names

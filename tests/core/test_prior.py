@@ -1,0 +1,113 @@
+"""The prior of a basis: what is refused, that the digest does not cover it, and coordinates that fit it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tinylora_edge import Basis, BasisError
+from tinylora_edge.prior import Whitening
+
+N = 4
+
+
+def prior(size: int = N) -> tuple[np.ndarray, np.ndarray]:
+    """Variances that fall, and some correlation."""
+    rng = np.random.default_rng(3)
+    mixing = rng.standard_normal((size, 40)) * np.geomspace(0.1, 0.03, size)[:, None]
+    return rng.standard_normal(size).astype(np.float32), (mixing @ mixing.T / 40).astype(np.float32)
+
+
+MEAN, COVARIANCE = prior()
+
+
+@pytest.fixture
+def basis(tiny_basis) -> Basis:
+    """With 4 values: 2 groups of u = 2."""
+    return tiny_basis(u=2)
+
+
+def with_prior(basis: Basis, mean: object, covariance: object) -> Basis:
+    return dataclasses.replace(basis, prior_mean=mean, prior_covariance=covariance)
+
+
+def test_a_basis_has_it_outside_of_its_digest(basis):
+    learned = with_prior(basis, MEAN, COVARIANCE)
+    assert basis.prior is None
+    assert repr(learned) == repr(basis)[:-1] + ", a prior)"
+    np.testing.assert_array_equal(learned.prior.mean, MEAN)
+    exact = COVARIANCE.astype(float)
+    np.testing.assert_array_equal(learned.prior.covariance, (exact + exact.T) / 2)
+    np.testing.assert_array_equal(learned.whitening.matrix, Whitening(COVARIANCE).matrix)
+    other = with_prior(basis, MEAN + 1, COVARIANCE)
+    assert other.digest == learned.digest == basis.digest
+    assert other.prior.digest != learned.prior.digest == dataclasses.replace(learned).prior.digest
+
+
+def changed(array: np.ndarray, *entries: tuple[object, float]) -> np.ndarray:
+    result = array.copy()
+    for index, value in entries:
+        result[index] = value
+    return result
+
+
+EYE, NEAR = np.eye(N, dtype=np.float32), 1 - 2.0**-24
+REFUSED = {
+    "a mean alone": (MEAN, None, "one of them is missing"),
+    "a covariance alone": (None, COVARIANCE, "one of them is missing"),
+    "a short mean": (MEAN[:3], COVARIANCE, r"mean.*\(3,\).*\(4,\)"),
+    "a flat covariance": (MEAN, COVARIANCE.reshape(-1), r"covariance.*\(16,\).*\(4, 4\)"),
+    "float64": (MEAN, COVARIANCE.astype(np.float64), "float64.*expected finite float32"),
+    "NaN": (changed(MEAN, (2, np.nan)), COVARIANCE, "mean.*finite"),
+    "infinity": (MEAN, changed(COVARIANCE, ((1, 2), np.inf)), "covariance.*finite"),
+    "no variance": (MEAN, changed(COVARIANCE, ((1, 1), 0)), "variance that is not above 0"),
+    "a negative variance": (MEAN, changed(COVARIANCE, ((3, 3), -2)), "variance that is not above 0"),
+    "not symmetric": (MEAN, changed(COVARIANCE, ((0, 1), 9)), "not symmetric"),
+    "not definite": (MEAN, changed(EYE, ((0, 1), 2), ((1, 0), 2)), "not positive definite.*is 0 of"),
+    "singular": (MEAN, np.ones((N, N), np.float32), "not positive definite"),
+    "definite by rounding alone": (
+        MEAN,
+        changed(EYE, ((0, 1), NEAR), ((1, 0), NEAR)),
+        r"is 1\.19e-07 of its value's variance, and more than 2\.38e-07",
+    ),
+}
+
+
+@pytest.mark.parametrize(("mean", "covariance", "said"), REFUSED.values(), ids=REFUSED)
+def test_refuses(basis, mean, covariance, said):
+    with pytest.raises(BasisError, match=said):
+        with_prior(basis, mean, covariance)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_values_of_any_scale_and_asymmetry_by_rounding(basis, scale):
+    """A pivot counts against the variance of its own value: one in other units is as definite."""
+    units = np.outer([1, scale, 1, 1], [1, scale, 1, 1])
+    near = changed(COVARIANCE, ((0, 2), np.nextafter(COVARIANCE[0, 2], np.float32(9))))
+    assert with_prior(basis, MEAN, (near * units).astype(np.float32)).prior is not None
+    with pytest.raises(BasisError, match="not positive definite"):
+        with_prior(basis, MEAN, units.astype(np.float32))
+
+
+def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
+    _, covariance = prior(13)
+    whitening, eye = Whitening(covariance), np.eye(13)
+    of_v = whitening.values(eye).T  # columns: L
+    scaled = covariance / np.mean(np.diag(covariance))
+    np.testing.assert_allclose(of_v @ of_v.T, scaled, atol=1e-6)
+    rng = np.random.default_rng(1)
+    z, slope = rng.standard_normal((7, 2, 13)), rng.standard_normal(13)
+    np.testing.assert_allclose(whitening.coordinates(whitening.values(z)), z, atol=1e-12)
+    by_z = (whitening.values(eye) - whitening.values(-eye)) @ slope / 2  # of slope' v(z)
+    np.testing.assert_allclose(whitening.gradient(slope), by_z, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [None, 1 / 3, 7e-5])
+def test_where_v_is_z_nothing_is_computed(scale: float | None) -> None:
+    """None: no prior. All others: c I."""
+    whitening = Whitening(None if scale is None else scale * np.eye(N, dtype=np.float32))
+    given = np.random.default_rng(2).standard_normal(N).astype(np.float32)
+    for done in (whitening.values, whitening.coordinates, whitening.gradient):
+        assert done(given) is given

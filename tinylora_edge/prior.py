@@ -1,0 +1,128 @@
+"""The prior of a basis: mean and covariance of the vectors that people want, and coordinates that fit it.
+
+The function v -> dW does not depend on it, so the digest of a basis does not cover it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BasisError
+
+_ROUNDING = 2.0**-24  # of a float32, relative
+_ASYMMETRY = 2.0**-20  # of two entries that should be one, relative to their variances
+_ROUND = 1e-6  # of a covariance that is isotropic but for rounding, relative to its mean variance
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The prior of a basis in the precision that computing with it takes.
+
+    Attributes:
+        mean: float64 [n].
+        covariance: float64 [n, n], symmetric and positive definite.
+    """
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @cached_property
+    def precision(self) -> NDArray[np.float64]:
+        """The inverse of the covariance: float64 [n, n]."""
+        return np.asarray(np.linalg.inv(self.covariance), np.float64)
+
+    @property
+    def spread(self) -> NDArray[np.float64]:
+        """How far vectors are from 0, whatever their signs: S with S S' the mean of v v', float64 [n, n]."""
+        return np.asarray(np.linalg.cholesky(self.covariance + np.outer(self.mean, self.mean)), np.float64)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal of the numbers, for the states of runs."""
+        return hashlib.sha256(
+            b"".join(part.astype("<f8").tobytes() for part in (self.mean, self.covariance))
+        ).hexdigest()
+
+
+class Whitening:
+    """A change of coordinates v = L z, in which all directions are as likely to be wanted.
+
+    L L' is the covariance of the prior divided by its mean variance, so that z has the unit of v. Without a
+    prior, and where the covariance is c I, v is z: what goes in comes out, the same array.
+
+    Args:
+        covariance: float [n, n], symmetric and positive definite; None for none.
+
+    Attributes:
+        matrix: L, float64 [n, n], lower triangular with a positive diagonal; None where v is z.
+    """
+
+    def __init__(self, covariance: NDArray[Any] | None = None) -> None:
+        self.matrix: NDArray[np.float64] | None = None
+        if covariance is None:
+            return
+        exact = covariance.astype(np.float64)
+        size = len(exact)
+        scaled = exact / (math.fsum(exact.diagonal()) / size)
+        if np.abs(scaled - np.eye(size)).max() > _ROUND:
+            self.matrix = np.asarray(np.linalg.cholesky((scaled + scaled.T) / 2), np.float64)
+
+    def values(self, z: NDArray[Any]) -> NDArray[Any]:
+        """Return v = L z of coordinates, or of differences of them: float [..., n]."""
+        return z if self.matrix is None else z.astype(np.float64) @ self.matrix.T
+
+    def coordinates(self, v: NDArray[Any]) -> NDArray[Any]:
+        """Return z with v = L z of values, or of differences of them: float [..., n]."""
+        if self.matrix is None:
+            return v
+        rows = v.astype(np.float64).reshape(-1, v.shape[-1])
+        return np.linalg.solve(self.matrix, rows.T).T.reshape(v.shape)
+
+    def gradient(self, by_v: NDArray[Any]) -> NDArray[Any]:
+        """Return a gradient with respect to z, float [..., n]: L' times the one with respect to v."""
+        return by_v if self.matrix is None else by_v.astype(np.float64) @ self.matrix
+
+
+def check_prior(mean: NDArray[np.float32] | None, covariance: NDArray[np.float32] | None, size: int) -> None:
+    """Check the prior of a basis of n = `size` values: float32 [n] and [n, n], or None and None.
+
+    The covariance is symmetric and positive definite, both beyond the rounding of float32: its entries
+    [i, j] and [j, i] differ by at most 2^-20 sqrt(c_ii c_jj), and no pivot of its Cholesky decomposition is
+    n 2^-24 c_ii or less. Whoever decomposes it in float64 then succeeds.
+
+    Raises:
+        BasisError: it is no such pair.
+    """
+    if mean is None and covariance is None:
+        return
+    if mean is None or covariance is None:
+        raise BasisError("a prior is a mean and a covariance, but one of them is missing")
+    for what, array, shape in (("mean", mean, (size,)), ("covariance", covariance, (size, size))):
+        if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise BasisError(
+                f"the {what} of the prior is {array.dtype} {array.shape}: expected finite float32 {shape}"
+            )
+    exact = covariance.astype(np.float64)
+    deviations = np.sqrt(np.maximum(exact.diagonal(), 0))
+    units = np.outer(deviations, deviations)
+    if not units.all() or (np.abs(exact - exact.T) > _ASYMMETRY * units).any():
+        raise BasisError(
+            "the covariance of the prior is not symmetric, or has a variance that is not above 0"
+        )
+    try:
+        share = float((np.linalg.cholesky(exact / units).diagonal() ** 2).min())
+    except np.linalg.LinAlgError:
+        share = 0.0
+    if share <= size * _ROUNDING:
+        raise BasisError(
+            "the covariance of the prior is not positive definite: the smallest pivot of its Cholesky "
+            f"decomposition is {share:.3g} of its value's variance, and more than {size * _ROUNDING:.3g} is "
+            "needed. Add some to the diagonal"
+        )
