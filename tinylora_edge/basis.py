@@ -130,9 +130,7 @@ class Basis:
             )
         expected = (self.u, self.rank, self.rank)
         if rest and rest[0].shape != expected:
-            raise BasisError(
-                f"the projection of {module} has shape {rest[0].shape}, expected {expected}"
-            )
+            raise BasisError(f"the projection of {module} has shape {rest[0].shape}, expected {expected}")
 
     def __repr__(self) -> str:
         return (

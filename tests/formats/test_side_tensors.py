@@ -116,9 +116,7 @@ class TestRoundTrip:
 
 def test_the_file_is_what_the_design_lists(tiny_basis, path):
     """Read by gguf's own reader."""
-    basis = tiny_basis(
-        u=3, groups=1, explicit=True, experts=2, base_fingerprints=FINGERPRINTS, seed=1 << 63
-    )
+    basis = tiny_basis(u=3, groups=1, explicit=True, experts=2, base_fingerprints=FINGERPRINTS, seed=1 << 63)
     prior = {"prior_mean": np.arange(3, dtype=np.float32), "prior_covariance": np.eye(3, dtype=np.float32)}
     basis = dataclasses.replace(basis, **prior)
     save_basis(basis, path)
