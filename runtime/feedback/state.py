@@ -31,8 +31,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...prior import Prior
 from ...errors import BasisMismatchError, TrainError
+from ...prior import Prior
 from ...system import atomic_write, check_path
 from .posterior import Posterior
 

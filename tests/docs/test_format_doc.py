@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, BasisError, MicroVector, Policy, limits
+from tinylora_edge import Basis, MicroVector, Policy, limits
 from tinylora_edge.errors import TransferError
 from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats import side_tensors

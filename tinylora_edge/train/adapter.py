@@ -17,8 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..prior import Whitening
 from ..basis import Basis
+from ..prior import Whitening
 from ..vector import FIRST_SEQUENCE, MicroVector
 from .model import factors_for, hf_names
 
