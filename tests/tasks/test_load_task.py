@@ -15,7 +15,7 @@ from tinylora_edge.tasks import BUILTIN, load_task
 
 
 def test_the_names() -> None:
-    names = "brevity formats gsm8k house-style list-lookup plain-brevity records tool-calls word-sums"
+    names = "brevity formats gsm8k house-style list-lookup plain-brevity tool-calls word-sums"
     assert tuple(names.split()) == BUILTIN
 
 

@@ -35,12 +35,3 @@ def test_the_base_model_scores_neither_nothing_nor_everything(model: Any, name: 
     task = load_task(name)
     scores = [task.score(completion, sample) for completion, sample in completions(model, task, 16)]
     assert 0.0 < sum(scores) / len(scores) < 1.0, scores
-
-
-@pytest.mark.parametrize("name", ["records", "tool-calls", "house-style"])
-def test_the_base_model_comes_near(model: Any, name: str) -> None:
-    """Few of its answers are right, so a few prompts tell more by what comes near."""
-    task = load_task(name)
-    assert task.shaped is not None
-    scores = [task.shaped(completion, sample) for completion, sample in completions(model, task, 8)]
-    assert 0.0 < sum(scores) / len(scores) < 1.0, scores

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ..documents import parse_json
 from ..errors import MissingExtraError, TrainError
 from ..system import check_path
 from .numbers import final_number
-from .task import Sample
+from .task import Draw, Sample
 
 HELD_OUT_SHARE = 0.2  # of the distinct prompts, where a file does not say which are held out
 
@@ -39,8 +38,6 @@ GSM8K_INSTRUCTION = "Put your final answer after ####."
 """Stands behind every problem, after a blank line."""
 _PARQUET = {"train": "main/train-00000-of-00001.parquet", "test": "main/test-00000-of-00001.parquet"}
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
-
-_T = TypeVar("_T")
 
 
 class Lines(NamedTuple):
@@ -192,36 +189,6 @@ def limit(
 def first(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """Return the first samples in the order of their `rank`: `count`, or all where there are fewer."""
     return tuple(sorted(samples, key=rank)[:count])
-
-
-class Draw:
-    """Choices that are the same on every platform and Python version.
-
-    Python promises to keep the sequence of `random()` for a seed, but not what `sample` makes of it.
-    """
-
-    def __init__(self, seed: str) -> None:
-        self._random = random.Random(seed)
-
-    def below(self, n: int) -> int:
-        """Return a whole number from 0 to n - 1."""
-        return int(self._random.random() * n)
-
-    def between(self, lowest: int, highest: int) -> int:
-        """Return a whole number from `lowest` to `highest`, both included."""
-        return lowest + self.below(highest - lowest + 1)
-
-    def one(self, items: Sequence[_T]) -> _T:
-        """Return one of the items."""
-        return items[self.below(len(items))]
-
-    def some(self, items: Sequence[_T], count: int) -> list[_T]:
-        """Return `count` of the items, each at most once, in random order."""
-        pool = list(items)
-        for index in range(count):
-            other = index + self.below(len(pool) - index)
-            pool[index], pool[other] = pool[other], pool[index]
-        return pool[:count]
 
 
 def kind_of(value: Any) -> str:

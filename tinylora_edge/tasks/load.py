@@ -63,7 +63,7 @@ def load_task(
 
     name = os.fspath(name_or_path)
     if name in generated.TASKS:
-        task = generated.TASKS[name](seed, _GENERATED_TRAIN if train is None else train, held_out)
+        task = generated.TASKS[name].make(seed, _GENERATED_TRAIN if train is None else train, held_out)
     elif name == "gsm8k" or name.startswith("gsm8k:"):
         path = name.removeprefix("gsm8k").removeprefix(":")
         if name != "gsm8k" and not path:

@@ -12,8 +12,7 @@ from typing import Any
 from ..documents import read_json
 from ..errors import TrainError
 from ..system import atomic_write
-from .files import Draw
-from .task import Sample, Task
+from .task import Draw, Sample, Task
 
 _Message = dict[str, str]
 

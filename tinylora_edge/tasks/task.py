@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ..errors import TrainError
 
+_T = TypeVar("_T")
 _SHOWN = 300  # characters of a prompt or an answer that an error quotes
 
 
@@ -196,6 +198,36 @@ class Task:
                     if same(other):
                         return f"{split} sample {index}"
         return "a sample of no split"
+
+
+class Draw:
+    """Choices that are the same on every platform and Python version.
+
+    Python promises to keep the sequence of `random()` for a seed, but not what `sample` makes of it.
+    """
+
+    def __init__(self, seed: str) -> None:
+        self._random = random.Random(seed)
+
+    def below(self, n: int) -> int:
+        """Return a whole number from 0 to n - 1."""
+        return int(self._random.random() * n)
+
+    def between(self, lowest: int, highest: int) -> int:
+        """Return a whole number from `lowest` to `highest`, both included."""
+        return lowest + self.below(highest - lowest + 1)
+
+    def one(self, items: Sequence[_T]) -> _T:
+        """Return one of the items."""
+        return items[self.below(len(items))]
+
+    def some(self, items: Sequence[_T], count: int) -> list[_T]:
+        """Return `count` of the items, each at most once, in random order."""
+        pool = list(items)
+        for index in range(count):
+            other = index + self.below(len(pool) - index)
+            pool[index], pool[other] = pool[other], pool[index]
+        return pool[:count]
 
 
 def _short(text: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ...errors import TrainError
-from ..files import Draw
-from ..task import Sample, Task
+from ..task import Draw, Sample, Task
 
 
 def draw_examples(

@@ -1,28 +1,17 @@
-"""Tasks that need no download: prompts built from fixed word lists, the same for a seed everywhere.
-
-Training, held-out and shifted prompts are built from disjoint lists of words (`words`). The seed draws the
-training prompts; the others are the same for every seed, so that runs can be compared. `TASKS` has a function
-a task, which makes it from a seed, the number of training samples and that of held-out (and shifted) ones.
-"""
+"""Tasks that need no download: prompts built from fixed word lists, the same for a seed everywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from ..task import Task
-from .formats import formats
-from .house_style import house_style
-from .json_tasks import records, tool_calls
-from .word_tasks import brevity, list_lookup, plain_brevity, word_sums
+from .formats import FORMATS
+from .house_style import HOUSE_STYLE
+from .tool_calls import TOOL_CALLS
+from .word_tasks import BREVITY, LIST_LOOKUP, PLAIN_BREVITY, WORD_SUMS
+from .words import GeneratedTask
 
-TASKS: Mapping[str, Callable[[int, int, int], Task]] = {
-    "brevity": brevity,
-    "formats": formats,
-    "house-style": house_style,
-    "list-lookup": list_lookup,
-    "plain-brevity": plain_brevity,
-    "records": records,
-    "tool-calls": tool_calls,
-    "word-sums": word_sums,
+TASKS: Mapping[str, GeneratedTask] = {
+    task.name: task
+    for task in (BREVITY, FORMATS, HOUSE_STYLE, LIST_LOOKUP, PLAIN_BREVITY, TOOL_CALLS, WORD_SUMS)
 }
 """The generated tasks by their names."""

@@ -1,4 +1,8 @@
-"""The task `formats`: the same nouns, asked for in one of five output formats, each checked by a program."""
+"""The task `formats`: nouns, asked for in one of five output formats, each checked by a program. Base: .21.
+
+By format: sentence .50, json .33, bullets .15; capitals and prefix are 0 greedy, and about .02 sampled at the
+task's temperature, so that they are learned late or by what carries over.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ...documents import parse_json
-from ..files import Draw
 from ..guards import count_words, own_words, repeats, words
 from ..json_answers import read_answer
-from ..task import Completion, Sample, Task
-from .building import ask, generate, has_noun
-from .words import Words, article
+from ..task import Completion, Draw, Sample
+from .words import GeneratedTask, Words, article, ask, has_noun
 
 _PROMPTS = {
     "json": 'Describe {noun} as a JSON object with the keys "name" and "color". Write only the JSON.',
@@ -56,37 +58,6 @@ _SHIFTED_PROMPTS = {
 _LONGEST_SENTENCE = 12  # words, as its prompt says
 _BULLET = re.compile(r"\s*(?P<mark>[-*•]|[0-9]+[.)])\s+(?P<fact>.+)")
 _OBJECT = re.compile(r"(?:```(?:json)?\s*)?(?P<object>\{[^{}]*\})")
-
-
-def formats(seed: int, train: int, held_out: int) -> Task:
-    """Answers in a given format: see `follows_format`. Base: .21.
-
-    By format: sentence .50, json .33, bullets .15; capitals and prefix are 0 greedy, and about .02 sampled at
-    the task's temperature, so that they are learned late or by what carries over.
-    """
-
-    def build(side: Words, draw: Draw) -> Sample:
-        kind, noun = draw.one(tuple(_PROMPTS)), draw.one(side.nouns)
-        with_article = article(noun)
-        prompt = _PROMPTS[kind].format(noun=with_article, NOUN=with_article.upper())
-        return ask(prompt, noun=noun, format=kind)
-
-    def build_shifted(side: Words, draw: Draw) -> Sample:
-        kind, noun = draw.one(tuple(_SHIFTED_PROMPTS)), draw.one(side.nouns)
-        prompt = draw.one(_SHIFTED_PROMPTS[kind]).format(noun=article(noun))
-        return ask(prompt, noun=noun, format=kind)
-
-    return generate(
-        "formats",
-        build,
-        follows_format,
-        seed,
-        train,
-        held_out,
-        build_shifted=build_shifted,
-        max_tokens=48,
-        temperature=0.7,
-    )
 
 
 def follows_format(completion: Completion, sample: Sample) -> float:
@@ -180,3 +151,18 @@ _CHECKS: dict[str, Callable[[Completion, Sample], float]] = {
     "prefix": _prefix,
     "sentence": _sentence,
 }
+
+
+def _usual(side: Words, draw: Draw) -> Sample:
+    kind, noun = draw.one(tuple(_PROMPTS)), draw.one(side.nouns)
+    prompt = _PROMPTS[kind].format(noun=article(noun), NOUN=article(noun).upper())
+    return ask(prompt, noun=noun, format=kind)
+
+
+def _shifted(side: Words, draw: Draw) -> Sample:
+    kind, noun = draw.one(tuple(_SHIFTED_PROMPTS)), draw.one(side.nouns)
+    prompt = draw.one(_SHIFTED_PROMPTS[kind]).format(noun=article(noun))
+    return ask(prompt, noun=noun, format=kind)
+
+
+FORMATS = GeneratedTask("formats", _usual, _shifted, follows_format, max_tokens=48, temperature=0.7)

@@ -1,4 +1,4 @@
-"""The task `house-style`: a note written again as a style sheet demands, its facts kept, checked by rules."""
+"""The task `house-style`: a note as a style sheet demands, its facts kept. Base: .17 (n = 64)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import Draw
 from ..guards import FUNCTION_WORDS, repeats, words
-from ..task import Completion, Sample, Task
-from .building import ask, generate
-from .words import Words
+from ..task import Completion, Draw, Sample
+from .words import GeneratedTask, Words, ask
 
 CLOSING = "Thank you."
 """The line that every text in house style ends with."""
@@ -84,29 +82,6 @@ _SHIFTED = _Kind(
 )
 
 
-def house_style(seed: int, train: int, held_out: int) -> Task:
-    """A note in house style, unit, date and closing line: see `in_house_style`. Base: .17 (n = 64)."""
-
-    def build(side: Words, draw: Draw) -> Sample:
-        return _sample(side, draw, _USUAL)
-
-    def build_shifted(side: Words, draw: Draw) -> Sample:
-        return _sample(side, draw, _SHIFTED)
-
-    return generate(
-        "house-style",
-        build,
-        in_house_style,
-        seed,
-        train,
-        held_out,
-        build_shifted=build_shifted,
-        max_tokens=48,
-        temperature=0.5,
-        shaped=nearly_in_house_style,
-    )
-
-
 def in_house_style(completion: Completion, sample: Sample) -> float:
     """1 for the note with its facts, in which the rules of the style sheet hold; 0 for anything else.
 
@@ -117,32 +92,11 @@ def in_house_style(completion: Completion, sample: Sample) -> float:
     their order, no word of its own but a few function words, and no other number; so a text that has the
     marks of the style alone, or the example of another note, gets 0.
     """
-    return float(_done(completion, sample) == 1.0)
-
-
-def nearly_in_house_style(completion: Completion, sample: Sample) -> float:
-    """1 for what `in_house_style` gives 1, and up to 0.5 for what comes near.
-
-    0.5 times the share of the changes that are made, of those that the note needs. What is right in the note
-    pays nothing.
-
-    Guards: those of `in_house_style`: where a fact is lost nothing else counts, and the note itself gets 0.
-    """
-    done = _done(completion, sample)
-    return done if done == 1.0 else 0.5 * done
-
-
-def _done(completion: Completion, sample: Sample) -> float:
-    """Return the share of the needed changes that the answer has, 0 where the facts are not kept."""
     text = completion.text.strip()
     body = text.removesuffix(CLOSING)
-    if not completion.ended or repeats(text) or not _keeps_facts(body, sample):
+    if not completion.ended or body == text or repeats(text) or not _keeps_facts(body, sample):
         return 0.0
-    changes = [body != text]
-    for right, written in sample.data["facts"]:
-        if right != written:
-            changes.append(_pattern(right).search(body) is not None)
-    return sum(changes) / len(changes)
+    return float(all(_pattern(right).search(body) for right, _ in sample.data["facts"]))
 
 
 def _keeps_facts(body: str, sample: Sample) -> bool:
@@ -187,3 +141,13 @@ def _sample(side: Words, draw: Draw, kind: _Kind) -> Sample:
     rewritten, note = forms
     request = draw.one(kind.requests).format(note=note, closing=CLOSING)
     return ask(request, f"{rewritten}\n{CLOSING}", note=note, facts=facts)
+
+
+HOUSE_STYLE = GeneratedTask(
+    "house-style",
+    build=lambda side, draw: _sample(side, draw, _USUAL),
+    build_shifted=lambda side, draw: _sample(side, draw, _SHIFTED),
+    reward=in_house_style,
+    max_tokens=48,
+    temperature=0.5,
+)

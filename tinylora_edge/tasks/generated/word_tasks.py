@@ -1,18 +1,16 @@
-"""The tasks that ask for a word, a short sentence or a sum: prompts built from word lists alone.
+"""The tasks that ask for a word, a short sentence or a sum.
 
-The figures in the docstrings are greedy held-out scores of SmolLM2-135M-Instruct (Q4_1) before any training,
-n = 128.
+Greedy held-out scores of SmolLM2-135M-Instruct (Q4_1) before any training, n = 128: `list-lookup` .34,
+`brevity` .13, `plain-brevity` .06, `word-sums` .25.
 """
 
 from __future__ import annotations
 
-from ..files import Draw
 from ..guards import own_words, repeats, words
 from ..numbers import numbers_in
 from ..rewards import exact_number, picks_answer
-from ..task import Completion, Sample, Task
-from .building import ask, generate, has_noun
-from .words import Words, article, plural
+from ..task import Completion, Draw, Sample
+from .words import GeneratedTask, Words, article, ask, has_noun, plural
 
 _LIST_LENGTH = 4
 _QUESTIONS = (
@@ -60,88 +58,6 @@ _SHIFTED_SUMS = (
         "{name} counts {total} {nouns}.",
     ),
 )
-
-
-def list_lookup(seed: int, train: int, held_out: int) -> Task:
-    """Which of four words is the last one: 1 if the answer has it, and none of the others. Base: .34."""
-
-    def build(side: Words, draw: Draw) -> Sample:
-        *others, last = draw.some(side.short, _LIST_LENGTH)
-        return ask(
-            f"List: {', '.join([*others, last])}. What is the last word in the list?",
-            answer=last,
-            others=tuple(others),
-        )
-
-    return generate(
-        "list-lookup",
-        build,
-        picks_answer,
-        seed,
-        train,
-        held_out,
-        build_shifted=_shifted_lookup,
-        max_tokens=16,
-        temperature=0.5,
-    )
-
-
-def brevity(seed: int, train: int, held_out: int) -> Task:
-    """A question about a noun, to be answered in a few words: see `short_sentence`. Base: .13."""
-    return generate(
-        "brevity",
-        _question,
-        short_sentence,
-        seed,
-        train,
-        held_out,
-        build_shifted=_shifted_question,
-        max_tokens=24,
-        temperature=0.7,
-        shaped=nearly_short_sentence,
-    )
-
-
-def plain_brevity(seed: int, train: int, held_out: int) -> Task:
-    """The prompts of `brevity` with a reward that can be hacked, kept for comparison: see `short`.
-
-    Base: .06.
-    """
-    return generate(
-        "plain-brevity",
-        _question,
-        short,
-        seed,
-        train,
-        held_out,
-        build_shifted=_shifted_question,
-        max_tokens=24,
-        temperature=0.7,
-    )
-
-
-def word_sums(seed: int, train: int, held_out: int) -> Task:
-    """Sums of two numbers from 2 to 9, told as a story: see `sum_alone`. Base: .25."""
-
-    def build(side: Words, draw: Draw) -> Sample:
-        name, noun = draw.one(side.names), plural(draw.one(side.things))
-        first, second = (draw.between(*_ADDENDS) for _ in range(2))
-        return ask(
-            f"{name} has {first} {noun} and gets {second} more. How many {noun} does {name} have now?",
-            answer=f"{name} has {first + second} {noun} now.",
-        )
-
-    return generate(
-        "word-sums",
-        build,
-        sum_alone,
-        seed,
-        train,
-        held_out,
-        build_shifted=_shifted_sum,
-        max_tokens=24,
-        temperature=0.4,
-    )
 
 
 def short_sentence(completion: Completion, sample: Sample) -> float:
@@ -201,10 +117,10 @@ def sum_alone(completion: Completion, sample: Sample) -> float:
     return float(set(numbers_in(completion.text)) <= given and exact_number(completion, sample) == 1.0)
 
 
-def _question(side: Words, draw: Draw) -> Sample:
-    noun = draw.one(side.nouns)
-    question = draw.one(_QUESTIONS).format(noun=article(noun))
-    return ask(f"{question} Answer in a few words.", noun=noun)
+def _lookup(side: Words, draw: Draw) -> Sample:
+    *others, last = draw.some(side.short, _LIST_LENGTH)
+    question = f"List: {', '.join([*others, last])}. What is the last word in the list?"
+    return ask(question, answer=last, others=tuple(others))
 
 
 def _shifted_lookup(side: Words, draw: Draw) -> Sample:
@@ -213,9 +129,24 @@ def _shifted_lookup(side: Words, draw: Draw) -> Sample:
     return ask(question, answer=last, others=tuple(others))
 
 
+def _question(side: Words, draw: Draw) -> Sample:
+    noun = draw.one(side.nouns)
+    question = draw.one(_QUESTIONS).format(noun=article(noun))
+    return ask(f"{question} Answer in a few words.", noun=noun)
+
+
 def _shifted_question(side: Words, draw: Draw) -> Sample:
     noun = draw.one(side.nouns)
     return ask(draw.one(_SHIFTED_QUESTIONS).format(noun=article(noun)), noun=noun)
+
+
+def _sum(side: Words, draw: Draw) -> Sample:
+    name, noun = draw.one(side.names), plural(draw.one(side.things))
+    first, second = (draw.between(*_ADDENDS) for _ in range(2))
+    return ask(
+        f"{name} has {first} {noun} and gets {second} more. How many {noun} does {name} have now?",
+        answer=f"{name} has {first + second} {noun} now.",
+    )
 
 
 def _shifted_sum(side: Words, draw: Draw) -> Sample:
@@ -229,3 +160,21 @@ def _shifted_sum(side: Words, draw: Draw) -> Sample:
         "total": first + second,
     }
     return ask(question.format(**facts), answer=answer.format(**facts))
+
+
+LIST_LOOKUP = GeneratedTask(
+    "list-lookup", _lookup, _shifted_lookup, picks_answer, max_tokens=16, temperature=0.5
+)
+BREVITY = GeneratedTask(
+    "brevity",
+    _question,
+    _shifted_question,
+    short_sentence,
+    max_tokens=24,
+    temperature=0.7,
+    shaped=nearly_short_sentence,
+)
+PLAIN_BREVITY = GeneratedTask(
+    "plain-brevity", _question, _shifted_question, short, max_tokens=24, temperature=0.7
+)
+WORD_SUMS = GeneratedTask("word-sums", _sum, _shifted_sum, sum_alone, max_tokens=24, temperature=0.4)

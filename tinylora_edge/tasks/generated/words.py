@@ -1,13 +1,19 @@
-"""The nouns and names of the generated tasks, split once and for all: none is both trained and measured on.
+"""The words of the generated tasks, and the way from them to samples: the same prompts everywhere.
 
-The split is by word, not by prompt, so that a held-out prompt asks for something that was never in any
-training prompt of any task, whatever the seed. Shifted prompts have words of their own too, rarer and longer
-ones. Plurals are regular (`plural`), articles follow the first letter (`article`).
+Nouns and names are split once and for all, by word and not by prompt: a held-out prompt asks for something
+that was in no training prompt of any task, whatever the seed. Shifted prompts have words of their own too,
+rarer and longer ones. The seed draws the training prompts; the others are the same for every seed, so that
+runs can be compared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from ...errors import TrainError
+from ..guards import without_genitive
+from ..task import Draw, Reward, Sample, Task
 
 
 @dataclass(frozen=True)
@@ -17,17 +23,67 @@ class Words:
     Attributes:
         things: nouns of things that a person can have several of.
         nouns: things, and animals, places, people and machines: countable, all with an indefinite article.
-        short: nouns of 6 letters at most. A small model that copies badly copies half of these sometimes;
-            of longer words fewer. The shifted ones have up to 8 letters.
+        short: nouns of 6 letters at most, which a small model copies half of the time; the shifted ones have
+            up to 8.
         names: first names.
-        animals: nouns of those that can be kept, if need be.
     """
 
     things: tuple[str, ...]
     nouns: tuple[str, ...]
     short: tuple[str, ...]
     names: tuple[str, ...]
-    animals: tuple[str, ...]
+
+
+Build = Callable[[Words, Draw], Sample]
+"""Makes one sample from one split's words."""
+
+
+@dataclass(frozen=True)
+class GeneratedTask:
+    """A task whose prompts are built from word lists.
+
+    Attributes:
+        name: of the task; the draws depend on it.
+        build: makes the samples of training, and those that are held out.
+        build_shifted: makes the shifted samples, in other phrasings and from longer inputs.
+        reward, max_tokens, temperature, shaped: as in `Task`.
+    """
+
+    name: str
+    build: Build
+    build_shifted: Build
+    reward: Reward
+    max_tokens: int
+    temperature: float
+    shaped: Reward | None = None
+
+    def make(self, seed: int, train: int, held_out: int) -> Task:
+        """Return the task with `train` training samples, `held_out` held-out and as many shifted ones.
+
+        Raises:
+            TrainError: the word lists do not give that many different prompts.
+        """
+        return Task(
+            self.name,
+            _distinct(f"{self.name}/train/{seed}", self.build, TRAIN, train),
+            _distinct(f"{self.name}/held_out", self.build, HELD_OUT, held_out),
+            self.reward,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            shaped=self.shaped,
+            shifted=_distinct(f"{self.name}/shifted", self.build_shifted, SHIFTED, held_out),
+        )
+
+
+def ask(question: str, answer: str | None = None, **data: object) -> Sample:
+    """Return a sample of one user message."""
+    return Sample(({"role": "user", "content": question},), answer, data)
+
+
+def has_noun(sequence: Sequence[str], sample: Sample) -> bool:
+    """Whether words have the noun that the sample is about, in singular or plural."""
+    noun = sample.data["noun"]
+    return any(without_genitive(word) in (noun, plural(noun)) for word in sequence)
 
 
 def plural(noun: str) -> str:
@@ -42,6 +98,22 @@ def plural(noun: str) -> str:
 def article(noun: str) -> str:
     """Return a noun with its indefinite article: "a river", "an owl"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _distinct(seed: str, build: Build, side: Words, count: int) -> tuple[Sample, ...]:
+    draw = Draw(seed)
+    found: dict[str, Sample] = {}
+    vain = 0
+    while len(found) < count:
+        sample = build(side, draw)
+        vain = vain + 1 if sample.text in found else 0
+        found.setdefault(sample.text, sample)
+        if vain > 2000:
+            raise TrainError(
+                f"{seed.split('/')[0]}: the word lists give about {len(found)} different prompts on the "
+                f"{seed.split('/')[1]} side, but {count} were asked for: ask for fewer"
+            )
+    return tuple(found.values())
 
 
 _TRAIN_THINGS = """
@@ -76,11 +148,6 @@ _TRAIN_NAMES = """
     Adam Alice Anna Ben Clara Dan Ella Emma Eric Eva Finn George Grace Henry Jack Kate Leo Lily Lucy Mark
     Max Mia Nina Oscar Paul Rosa Ruth Sam Sara Tom
 """
-_TRAIN_ANIMALS = """
-    bear bee beetle butterfly camel chicken crow dog donkey duck eagle frog goat horse lion lobster monkey
-    octopus parrot pigeon rabbit shark sparrow spider turtle zebra
-"""
-
 _HELD_OUT_THINGS = """
     belt book boot bottle bowl button camera card cup doll envelope eraser flute hammer jacket lamp lantern
     lollipop magazine marble marker melon necklace onion orange pear pencil poster pumpkin ring rock rope
@@ -101,11 +168,6 @@ _HELD_OUT_SHORT = """
 """
 _HELD_OUT_NAMES = """
     Amy Carl Diana Frank Helen Ivan Jane Laura Martin Noah Olga Peter Simon Tina Victor
-"""
-
-_HELD_OUT_ANIMALS = """
-    ant cat cow crab crocodile dolphin elephant giraffe hamster lizard owl penguin pig snail snake squirrel
-    swan tiger whale
 """
 
 _SHIFTED_THINGS = """
@@ -133,33 +195,17 @@ _SHIFTED_NAMES = """
     Ambrose Beatrix Cordelia Desmond Evangeline Ferdinand Gwendolyn Horatio Isolde Jasper Leopold Millicent
     Ophelia Percival Quentin Rosalind Sebastian Theodora Ulysses Winifred
 """
-_SHIFTED_ANIMALS = """
-    aardvark alpaca armadillo capybara chameleon chinchilla cockatoo condor cormorant coyote dragonfly
-    dromedary ferret flamingo gazelle hedgehog iguana jaguar kangaroo lemur manatee marmot narwhal nightingale
-    ocelot orangutan otter pangolin platypus puffin raccoon salamander sloth stingray walrus weasel wolverine
-    woodpecker yak
-"""
 _LONGEST_SHIFTED = 8  # letters of a noun that lists are made of
 
 
-def _words(things: str, others: str, short: str, names: str, animals: str) -> Words:
-    return Words(
-        tuple(things.split()),
-        (*things.split(), *others.split()),
-        tuple(short.split()),
-        tuple(names.split()),
-        tuple(animals.split()),
-    )
+def _words(things: str, others: str, short: str, names: str) -> Words:
+    both = (*things.split(), *others.split())
+    return Words(tuple(things.split()), both, tuple(short.split()), tuple(names.split()))
 
-
-TRAIN = _words(_TRAIN_THINGS, _TRAIN_OTHERS, _TRAIN_SHORT, _TRAIN_NAMES, _TRAIN_ANIMALS)
-"""The words of training prompts."""
-
-HELD_OUT = _words(_HELD_OUT_THINGS, _HELD_OUT_OTHERS, _HELD_OUT_SHORT, _HELD_OUT_NAMES, _HELD_OUT_ANIMALS)
-"""The words of held-out prompts."""
 
 _SHIFTED_SHORT = " ".join(
     noun for noun in f"{_SHIFTED_THINGS} {_SHIFTED_OTHERS}".split() if len(noun) <= _LONGEST_SHIFTED
 )
-SHIFTED = _words(_SHIFTED_THINGS, _SHIFTED_OTHERS, _SHIFTED_SHORT, _SHIFTED_NAMES, _SHIFTED_ANIMALS)
-"""The words of shifted prompts: rarer and longer ones."""
+TRAIN = _words(_TRAIN_THINGS, _TRAIN_OTHERS, _TRAIN_SHORT, _TRAIN_NAMES)
+HELD_OUT = _words(_HELD_OUT_THINGS, _HELD_OUT_OTHERS, _HELD_OUT_SHORT, _HELD_OUT_NAMES)
+SHIFTED = _words(_SHIFTED_THINGS, _SHIFTED_OTHERS, _SHIFTED_SHORT, _SHIFTED_NAMES)

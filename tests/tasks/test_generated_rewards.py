@@ -1,8 +1,10 @@
-"""The rewards of list lookup, brevity, word sums and formats, and what they do not pay for."""
+"""The rewards of the generated tasks, and the cheap answers that they do not pay for."""
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 import pytest
 from answers import said
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from tinylora_edge.tasks import Sample, Task, load_task
 from tinylora_edge.tasks.generated import TASKS
+from tinylora_edge.tasks.generated.house_style import CLOSING, in_house_style
+from tinylora_edge.tasks.generated.tool_calls import right_call
 
 
 def held_out_sample(tasks: dict[str, Task], name: str, text: str) -> Sample:
@@ -176,6 +180,101 @@ def test_formats_asks_for_all_of_them(tasks: dict[str, Task]) -> None:
         kinds = [sample.data["format"] for sample in side]
         assert min(kinds.count(kind) for kind in ("json", "bullets", "capitals", "prefix", "sentence")) > 15
 
+
+# House style: the three rules, and the facts without which none of them counts
+
+NOTE = "The belt weighs 12 kilograms. It came on May 3, 2026."
+RIGHT = "The belt weighs 12 kg. It came on 2026-05-03."
+FACTS_OF_NOTE = (("12 kg", "12 kilograms"), ("2026-05-03", "May 3, 2026"))
+BELT = Sample("", f"{RIGHT}\n{CLOSING}", {"note": NOTE, "facts": FACTS_OF_NOTE})
+
+
+@pytest.mark.parametrize("name", ["house-style", "tool-calls"])
+def test_the_answers_of_samples_are_right_and_their_prompts_are_not(
+    tasks: dict[str, Task], name: str
+) -> None:
+    task = tasks[name]
+    for sample in (*task.train[:64], *task.held_out[:64], *task.shifted[:64]):
+        assert task.score(said(sample.answer or ""), sample) == 1.0
+        assert task.score(said(sample.answer or "", ended=False), sample) == 0.0
+        assert task.score(said(sample.text), sample) == 0.0
+        assert task.score(said(sample.data.get("note", "")), sample) == 0.0
+
+
+def test_in_house_style() -> None:
+    for text in (
+        f"{RIGHT}\n{CLOSING}",
+        f"{RIGHT} {CLOSING}\n",
+        f"The belt weighs 12 kg, and it came on 2026-05-03.\n\n{CLOSING}",
+    ):
+        assert in_house_style(said(text), BELT) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        RIGHT,
+        f"{NOTE} {CLOSING}",
+        f"The belt weighs 12 kg. It came on May 3, 2026. {CLOSING}",
+        f"The belt weighs 12kg. It came on 2026-05-03. {CLOSING}",
+        f"The belt weighs 13 kg. It came on 2026-05-03. {CLOSING}",
+        f"The belt weighs 12 kg. It came on 2026-5-3. {CLOSING}",
+        f"The belt weighs 12 kg (12 kg). It came on 2026-05-03. {CLOSING}",
+        f"The belt weighs fact0. It came on fact1. {CLOSING}",
+        f"The boot weighs 12 kg. It came on 2026-05-03. {CLOSING}",
+        f"12 kg, 2026-05-03. {CLOSING}",
+        f"{NOTE} {RIGHT} {CLOSING}",
+        f"{RIGHT} It is heavy. {CLOSING}",
+        f"{RIGHT} {CLOSING} At the end.",
+        f"{RIGHT} It is it, and it is it, and it is it. {CLOSING}",
+        f"Here is the note: {RIGHT} {CLOSING}",
+    ],
+)
+def test_not_in_house_style(text: str) -> None:
+    assert in_house_style(said(text), BELT) == 0.0
+
+
+# Tool calls
+
+CALL = {"tool": "find", "arguments": {"item": "boot"}}
+
+
+def call(function: Any, **arguments: Any) -> str:
+    return json.dumps({"tool": function, "arguments": arguments})
+
+
+def test_every_prompt_offers_four_functions_and_asks_for_one(tasks: dict[str, Task]) -> None:
+    for sample in (*tasks["tool-calls"].train, *tasks["tool-calls"].shifted):
+        offer, wanted = sample.data["offer"], sample.data["call"]
+        assert len(offer) == 4
+        assert all(f'"{function}"' in sample.text for function in offer)
+        assert set(wanted["arguments"]) == set(offer[wanted["tool"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (call("find", item="boot"), 1.0),
+        ('{"arguments":{"item":"boot"},"tool":"find"}', 1.0),
+        (f"```json\n{json.dumps(CALL, indent=2)}\n```", 1.0),
+        (call("sell", item="boot"), 0.0),
+        (call("find", item="Boot"), 0.0),
+        (call("find", name="boot"), 0.0),
+        (call("find", item="boot", name="boot"), 0.0),
+        (call("find", item=["boot"]), 0.0),
+        (call("find", item="boot") + call("sell", item="boot"), 0.0),
+        (call("find", item="boot") + "\nThe JSON object is:", 0.0),
+        ('{"tool": "find", "arguments": {"item": "boot"}, "x": 1}', 0.0),
+        ('{"tool": "find" or "sell", "arguments": {"item": string}}', 0.0),
+        ("", 0.0),
+    ],
+)
+def test_tool_calls(text: str, score: float) -> None:
+    assert right_call(said(text), Sample("", None, {"call": CALL})) == score
+
+
+# All of them
 
 PIECES = [
     "pig",
