@@ -12,7 +12,7 @@ import numpy as np
 from tinylora_edge import Basis, MicroVector
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime.llama.requantize import requantize
-from tinylora_edge.tasks import Preamble
+from tinylora_edge.tasks import Preamble, Sample
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
 
@@ -48,7 +48,8 @@ def best_prompt(task: str) -> Preamble:
     """Return the best prompt that a thorough search found for a task (`prompts.py`)."""
     for row in bench.read_study(Path(__file__).parent / "results" / "prompts.jsonl"):
         if (row["task"], row["search"]["kind"]) == (task, "thorough"):
-            return Preamble.of({key: row["best"][key] for key in ("system", "examples")})
+            shown = tuple(Sample(each["question"], each["answer"]) for each in row["best"]["examples"])
+            return Preamble(row["best"]["system"], shown)
     raise SystemExit(f"results/prompts.jsonl has no prompt for {task}: run prompts.py")
 
 

@@ -122,6 +122,6 @@ def learn(
 def _behaviours(path: Path | None, only: bool) -> list[Behaviour]:
     from ..tasks.behaviours import load_behaviours
 
-    shipped = () if only else load_behaviours(split="learn")
-    own = () if path is None else load_behaviours(path, split="learn", beside=shipped)
+    shipped = () if only else load_behaviours()
+    own = () if path is None else load_behaviours(path)
     return [*shipped, *own]

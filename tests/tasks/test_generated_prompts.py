@@ -73,7 +73,9 @@ def test_shifted_words_are_longer() -> None:
 
 
 def test_shifted_words_are_learned_from_nowhere() -> None:
-    asked = {question for one in load_behaviours() for question in one.questions} | set(load_questions())
+    asked = {question for one in load_behaviours() for question in one.questions} | set(
+        load_questions(split="learn")
+    )
     assert not {word for question in asked for word in words(question)} & nouns_of(lists.SHIFTED)
 
 

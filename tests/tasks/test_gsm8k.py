@@ -15,7 +15,7 @@ from answers import said
 
 from tinylora_edge import MissingExtraError, TrainError
 from tinylora_edge.tasks import Sample, Task, load_task
-from tinylora_edge.tasks.files import GSM8K_INSTRUCTION as INSTRUCTION
+from tinylora_edge.tasks.load import GSM8K_INSTRUCTION as INSTRUCTION
 from tinylora_edge.tasks.numbers import final_number
 
 FILE = Path(__file__).parent.parent / "data" / "gsm8k-20.jsonl"
@@ -82,10 +82,8 @@ def test_numbers_are_found_in_real_solutions(task: Task, index: int) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "q"}, 'no "answer" with text'),
-        ({"answer": "#### 1"}, 'no "question" with text'),
-        ({"question": " ", "answer": "#### 1"}, 'no "question" with text'),
-        ({"question": "q", "answer": 5}, 'no "answer" with text'),
+        ({"question": "q"}, 'expected the keys "question" and "answer"'),
+        ({"question": " ", "answer": "#### 1"}, 'expected the keys "question" and "answer"'),
         ({"question": "q", "answer": "so 5"}, "the answer ends in 'so 5', expected '#### n'"),
         ({"question": "q", "answer": "#### five"}, "expected '#### n'"),
         ("{", "not JSON"),
@@ -101,11 +99,6 @@ def test_a_malformed_line_is_named(tmp_path: Path, row: object, message: str) ->
 def test_a_path_is_needed_behind_the_colon() -> None:
     with pytest.raises(TrainError, match="expected a path behind the colon"):
         load_task("gsm8k:")
-
-
-def test_a_missing_file() -> None:
-    with pytest.raises(TrainError, match=r"no/such\.jsonl: cannot read"):
-        load_task("gsm8k:no/such.jsonl")
 
 
 # From the hub: its client runs for real, offline, on a cache that holds the twenty problems

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import TrainError
-from tinylora_edge.tasks.rewards import FACTORIES, REWARDS, max_words, parse_reward
+from tinylora_edge.tasks.rewards import FACTORIES, REWARDS, parse_reward
 
 RIVER = asked("What is a river?", "7")
 SHORT = said("Flowing water.")
@@ -163,14 +163,3 @@ def test_files_of_samples_may_not_name_code(my_rewards: Path) -> None:
 def test_any_text_is_a_reward_or_a_train_error(text: str) -> None:
     with suppress(TrainError):  # and no other error
         assert callable(parse_reward(text, allow_import=False))
-
-
-WEIGHTS = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
-
-
-@given(st.lists(st.tuples(WEIGHTS, st.integers(1, 30)), min_size=1, max_size=6))
-def test_a_sum_is_the_sum(terms: list[tuple[float, int]]) -> None:
-    reward = parse_reward(" + ".join(f"{weight}*max_words({n})" for weight, n in terms))
-    for answer in (SHORT, LONG):
-        expected = sum(weight * max_words(n)(answer, RIVER) for weight, n in terms)
-        assert reward(answer, RIVER) == pytest.approx(expected)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from answers import LOOPS, NOTHING, RIVER, asked, said
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge import TrainError
+from tinylora_edge import MissingExtraError, TrainError
 from tinylora_edge.tasks import rewards
-
-TEXTS = st.text(max_size=80) | st.lists(
-    st.sampled_from(["a", "river", "is", "what", "water", "few", "the", "Big", "7", "cat", ".", "{}"]),
-    max_size=30,
-).map(" ".join)
-
+from tinylora_edge.tasks.guards import copies, count_words, own_words, repeats
 
 # exact_number
 
@@ -178,35 +176,152 @@ def test_sums_weigh_and_products_gate() -> None:
     assert rewards.product([one, zero, never])(said("x"), RIVER) == 0.0
 
 
-# What holds for all of them
+# JSON
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name"],
+}
+WHO = asked('Describe a person as JSON, for example {"name": "Bob", "age": 3}.')
 
 
-ALL = [
-    rewards.ends_itself,
-    rewards.max_words(5),
-    rewards.regex(r"\w+"),
-    rewards.json_schema(True),
-]
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "Ann", "age": 5}',
+        '```json\n{"name": "Ann"}\n```',
+        '```\n{"name": "Ann"}\n```',
+        ' {"name":"Ann"}\n',
+    ],
+)
+def test_json_schema_takes_what_fits(text: str) -> None:
+    assert rewards.json_schema(PERSON)(said(text), WHO) == 1.0
 
 
-@given(TEXTS, st.booleans())
-def test_any_text_gets_0_or_1(text: str, ended: bool) -> None:
-    for reward in [*ALL, rewards.exact_number, rewards.picks_answer]:
-        sample = (
-            APPLES if reward is rewards.exact_number else PICK if reward is rewards.picks_answer else RIVER
-        )
-        assert reward(said(text, ended=ended), sample) in (0.0, 1.0)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Ann",
+        "[]",
+        '{"name": 5}',
+        '{"age": 5}',
+        '{"name": "Ann", "age": -1}',
+        '{"name": "Ann"} Hope this helps!',
+        'Here: {"name": "Ann"}',
+        '{"name": "Ann"',
+        '{"name": "Ann", "age": NaN}',
+        "[" * 100_000,
+        "9" * 10_000,
+    ],
+)
+def test_json_schema_refuses_what_does_not(text: str) -> None:
+    assert rewards.json_schema(PERSON)(said(text), WHO) == 0.0
 
 
-@given(st.text(" \n.,!?-_*#\"'", max_size=40))
-def test_blank_answers_never_earn_anything(text: str) -> None:
-    for reward in [*ALL, rewards.weighted_sum([(1.0, reward) for reward in ALL])]:
-        assert reward(said(text), RIVER) == 0.0
-    assert rewards.exact_number(said(text), APPLES) == 0.0
-    assert rewards.picks_answer(said(text), PICK) == 0.0
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "null",
+        '""',
+        '{"a": null}',
+        '{"a": {}}',
+        '{"a": "..."}',
+        '{"a": "x x x"}',
+        '{"a": 1, "a": 2}',
+    ],
+)
+def test_json_schema_refuses_empty_values_that_fit(text: str) -> None:
+    assert rewards.json_schema(True)(said(text), WHO) == 0.0
 
 
-@pytest.mark.parametrize("name", [*rewards.REWARDS, *rewards.FACTORIES])
-def test_every_reward_documents_its_guard(name: str) -> None:
-    reward = rewards.REWARDS.get(name) or rewards.FACTORIES[name]
-    assert "Guards:" in (reward.__doc__ or "")
+def test_json_schema_refuses_the_prompts_own_example() -> None:
+    assert rewards.json_schema(PERSON)(said('{"name":"Bob","age":3}'), WHO) == 0.0
+    assert rewards.json_schema({"type": "integer"})(said("3"), WHO) == 1.0
+
+
+def test_json_schema_reads_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "array", "minItems": 2}')
+    reward = rewards.json_schema(str(path))
+    assert reward(said("[1, 2]"), WHO) == 1.0
+    assert reward(said("[1]"), WHO) == 0.0
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        "no/such/file.json",
+        [],
+        5,
+        {"minimum": "x"},
+        {"$schema": {}},
+        {"$schema": 5},
+        {"$schema": "http://[bad"},
+        {"pattern": "a{99999999999999}"},
+        {"pattern": "(" * 3000 + ")" * 3000},
+    ],
+)
+def test_json_schema_needs_a_valid_schema(schema: object) -> None:
+    with pytest.raises(TrainError, match="json_schema"):
+        rewards.json_schema(schema)  # type: ignore[arg-type]
+
+
+def test_json_schema_never_fetches_a_reference() -> None:
+    reward = rewards.json_schema({"$ref": "http://127.0.0.1:9/schema.json"})
+    with pytest.raises(Exception, match="Unresolvable"):
+        reward(said('{"name": "Ann"}'), WHO)
+
+
+def test_json_schema_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(
+        MissingExtraError, match=r"json_schema reward needs .* jsonschema.*tinylora-edge\[train\]"
+    ):
+        rewards.json_schema(PERSON)
+
+
+# Guards
+
+
+@pytest.mark.parametrize("text", LOOPS)
+def test_three_times_in_a_row_is_a_repetition(text: str) -> None:
+    assert repeats(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["water water", "to be or not to be", "a b c d e f g h i a b c d e f g h i", ""]
+)
+def test_less_is_not(text: str) -> None:
+    assert not repeats(text)
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8), st.text("xyz ", max_size=10))
+def test_any_phrase_of_up_to_8_words_is_noticed(unit: list[str], before: str) -> None:
+    assert repeats(f"{before} {' '.join(unit * 3)} end")
+
+
+def test_gluing_words_together_does_not_make_them_fewer() -> None:
+    assert count_words("one two three") == 3
+    assert count_words("one-two_three/four") == 4
+    assert count_words("internationalization") == 1
+    assert count_words("a" * 200) == 10
+    assert count_words("\u5927\u304d\u306a\u5ddd") == 4
+    assert count_words("it's John\u2019s") == 2
+
+
+def test_own_words_are_neither_the_prompts_nor_function_words() -> None:
+    assert own_words("A river is a wide stream; 3 words.", RIVER) == ["wide", "stream", "3"]
+
+
+def test_a_copy_is_a_whole_answer_out_of_the_prompt() -> None:
+    sample = asked("Tom has 3 apples and gets 4 more.")
+    assert copies("has 3 apples and", sample)
+    assert copies("HAS 3 apples, and gets", sample)
+    assert not copies("gets 4 more", sample)  # three words may be chance
+    assert not copies("has 3 apples and 4 more", sample)
+    assert not copies("", sample)

@@ -66,14 +66,6 @@ def test_an_exception_is_reported_with_its_sample_and_kept_as_the_cause() -> Non
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_an_interrupt_is_no_error_of_the_reward() -> None:
-    def reward(completion: Completion, sample: Sample) -> float:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        task(reward).score(said("x"), TRAIN[0])
-
-
 def test_of_equal_samples_the_one_that_was_scored_is_named() -> None:
     twins = (asked("What is a river?"), asked("What is a river?"))
     bad = Task("twins", twins, HELD_OUT, lambda completion, sample: math.nan)
@@ -83,17 +75,6 @@ def test_of_equal_samples_the_one_that_was_scored_is_named() -> None:
         bad.score(said("x"), asked("What is a river?"))
     with pytest.raises(TrainError, match="a sample of no split"):
         bad.score(said("x"), asked("What is a city?"))
-
-
-def test_a_shifted_sample_is_named_as_one() -> None:
-    shifted = (asked("What is a fjord?"), asked("What is a moor?"))
-    bad = Task("mine", TRAIN, HELD_OUT, lambda completion, sample: math.nan, shifted=shifted)
-    with pytest.raises(TrainError, match="shifted sample 1 "):
-        bad.score(said("x"), shifted[1])
-
-
-def test_a_task_may_have_no_shifted_samples() -> None:
-    assert task(lambda completion, sample: 0.0).shifted == ()
 
 
 def test_long_texts_are_shortened() -> None:

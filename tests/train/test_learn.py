@@ -30,9 +30,9 @@ FLAT = Metric.of(np.eye(D) * D**0.5, D, shrinkage=0)  # information is the ident
 
 SETTINGS = LearnSettings(directions=2, questions=2, max_tokens=6)
 BEHAVIOURS = (
-    Behaviour("pirate", "persona", "Talk like a pirate."),
-    Behaviour("capitals", "casing", "WRITE EVERYTHING IN CAPITAL LETTERS."),
-    Behaviour("french", "language", "Answer in French."),
+    Behaviour("pirate", "Talk like a pirate."),
+    Behaviour("capitals", "WRITE EVERYTHING IN CAPITAL LETTERS."),
+    Behaviour("french", "Answer in French."),
 )
 QUESTIONS = [
     "What is a river?",
@@ -225,7 +225,7 @@ def test_a_prompt_becomes_a_vector_that_the_deployed_model_runs(learned_bundle):
 
 
 NOTHING = Behaviour(
-    "nothing", "nothing", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "nothing", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 )  # which is what the model's own template says where nobody says anything
 
 
@@ -241,12 +241,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"behaviours": BEHAVIOURS[:1]}, "1 behaviours cannot teach 2 directions"),
     ({"settings": LearnSettings(directions=841), "behaviours": BEHAVIOURS * 300}, "R has 840 numbers, fewer"),
     (
-        {"behaviours": [Behaviour("few", "f", "Be brief.", (), tuple(QUESTIONS)), *BEHAVIOURS],
+        {"behaviours": [Behaviour("few", "Be brief.", (), tuple(QUESTIONS)), *BEHAVIOURS],
          "settings": LearnSettings(directions=2, questions=5)},
         "'few' has 4 questions, and 5 are asked",
     ),
     (
-        {"behaviours": [Behaviour("long", "l", "word " * 9000), *BEHAVIOURS]},
+        {"behaviours": [Behaviour("long", "word " * 9000), *BEHAVIOURS]},
         "'long' has a prompt of .* context of",
     ),
 ]  # fmt: skip

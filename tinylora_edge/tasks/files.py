@@ -1,4 +1,4 @@
-"""Samples from files: JSONL, GSM8K, and the split into trained on and held out, by the prompt alone.
+"""Samples from files of JSON lines, and their split into trained on and held out, by the prompt alone.
 
     {"prompt": "What is 2 + 2?", "answer": "4"}
     {"messages": [{"role": "user", "content": "Hi"}], "split": "held_out", "any": "other key"}
@@ -14,30 +14,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..documents import parse_json
-from ..errors import MissingExtraError, TrainError
+from ..errors import TrainError
 from ..system import check_path
-from .numbers import final_number
-from .task import Draw, Sample
+from .task import Sample
 
-HELD_OUT_SHARE = 0.2  # of the distinct prompts, where a file does not say which are held out
+HELD_OUT_SHARE = 0.2
+"""Of the distinct prompts, where a file does not say which are held out."""
 
 _ROLES = ("system", "user", "assistant")
 _SPLITS = ("train", "held_out", "shifted")
 _KEYS = ("prompt", "messages", "answer", "split", "raw")
-
-GSM8K = "openai/gsm8k"
-"""On the hub: grade school word problems (Cobbe et al. 2021, MIT licence)."""
-GSM8K_INSTRUCTION = "Put your final answer after ####."
-"""Stands behind every problem, after a blank line."""
-_PARQUET = {"train": "main/train-00000-of-00001.parquet", "test": "main/test-00000-of-00001.parquet"}
-_CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
 
 
 class Lines(NamedTuple):
@@ -108,25 +100,6 @@ def read_samples(path: Path) -> Lines:
     return Lines(sides["train"], sides["held_out"], sides["shifted"], places)
 
 
-def read_gsm8k(path: Path) -> tuple[list[Sample], list[Sample]]:
-    """Return training and held-out samples of a JSONL file with the keys `question` and `answer`.
-
-    Raises:
-        TrainError: the file cannot be read, or a line has no question, or no answer that ends in `#### n`.
-    """
-    return split_by_prompt([_problem(place, row) for place, row in read_objects(path)])
-
-
-def fetch_gsm8k() -> tuple[list[Sample], list[Sample]]:
-    """Return the samples of the data set on the hub: its train split, and its test split as held out.
-
-    Raises:
-        MissingExtraError: huggingface_hub or pyarrow is not installed.
-        TrainError: the files can neither be found in the hub's cache nor downloaded.
-    """
-    return _read_parquet("train"), _read_parquet("test")
-
-
 def rank(sample: Sample) -> float:
     """Return a number in [0, 1) that depends on the prompt alone: not on a seed, a file or its order.
 
@@ -138,10 +111,8 @@ def rank(sample: Sample) -> float:
         text = sample.text
     else:
         text = "\x00".join(f"{message['role']}\x01{message['content']}" for message in prompt)
-    canonical = " ".join(text.casefold().split())
-    return (
-        int.from_bytes(hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
-    )
+    canonical = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(canonical).digest()[:6], "big") / 2**48
 
 
 def split_by_prompt(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -154,41 +125,6 @@ def split_by_prompt(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sampl
     for sample in samples:
         (held_out if rank(sample) < HELD_OUT_SHARE else train).append(sample)
     return train, held_out
-
-
-def limit(
-    train: list[Sample],
-    held_out: list[Sample],
-    *,
-    count: int | None,
-    held_out_count: int,
-    seed: int,
-    name: str,
-) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Cut both sides to the numbers asked for.
-
-    Held-out samples come in the order of their `rank`: the same ones for every seed, and a smaller number
-    is the beginning of a larger one, so that measurements stay comparable. Of the training samples the
-    seed picks `count` (None: all), in file order.
-
-    Raises:
-        TrainError: a side is empty.
-    """
-    for samples, side in ((train, "training"), (held_out, "held-out")):
-        if not samples:
-            raise TrainError(
-                f"{name}: it has {len(train)} training and {len(held_out)} held-out samples, expected at "
-                f'least one {side} sample: add samples, or mark them with "split": "train" or "held_out"'
-            )
-    kept = list(range(len(train)))
-    if count is not None and count < len(train):
-        kept = sorted(Draw(f"{name}/train/{seed}").some(kept, count))
-    return tuple(train[index] for index in kept), first(held_out, held_out_count)
-
-
-def first(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
-    """Return the first samples in the order of their `rank`: `count`, or all where there are fewer."""
-    return tuple(sorted(samples, key=rank)[:count])
 
 
 def kind_of(value: Any) -> str:
@@ -205,24 +141,11 @@ def kind_of(value: Any) -> str:
 def _object(place: str, line: bytes) -> dict[str, Any]:
     try:
         row = parse_json(line.rstrip(b"\r\n").decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise TrainError(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)") from None
-    except json.JSONDecodeError as error:
-        raise TrainError(
-            f"{place}: not JSON: {error.msg} at character {error.pos + 1}, expected one JSON object"
-        ) from None
+        json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
     except (ValueError, RecursionError) as error:
-        raise TrainError(f"{place}: not JSON that can be read: {error}") from None
+        raise TrainError(f"{place}: not JSON in UTF-8: {error}, expected one JSON object") from None
     if not isinstance(row, dict):
         raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object")
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise TrainError(
-            f"{place}: {half} is half of a pair of surrogates, and no character: expected both halves, or "
-            "the character itself"
-        ) from None
     return row
 
 
@@ -255,58 +178,15 @@ def _messages(place: str, key: str, value: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(value, list) or not value:
         raise TrainError(f'{place}: "{key}" is {kind_of(value)}, expected a list of messages')
     for number, message in enumerate(value, 1):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+        whole = isinstance(message, dict) and set(message) == {"role", "content"}
+        content = message["content"] if whole else None
+        if not (whole and message["role"] in _ROLES and isinstance(content, str) and content.strip()):
             raise TrainError(
-                f'{place}: message {number} is {kind_of(message)}, expected {{"role": ..., "content": ...}}'
-            )
-        if message["role"] not in _ROLES:
-            raise TrainError(
-                f"{place}: message {number} has the role {message['role']!r}, expected one of "
-                f"{', '.join(_ROLES)}"
-            )
-        if not isinstance(message["content"], str) or not message["content"].strip():
-            raise TrainError(
-                f"{place}: the content of message {number} is {kind_of(message['content'])}, expected text"
+                f'{place}: message {number} is {json.dumps(message)[:200]}, expected {{"role": ..., '
+                f'"content": TEXT}} with a role of {", ".join(_ROLES)}'
             )
     if value[-1]["role"] != "user":
         raise TrainError(
             f"{place}: the last message is from {value[-1]['role']!r}, expected 'user': the model answers it"
         )
     return tuple(value)
-
-
-def _problem(place: str, row: dict[str, Any]) -> Sample:
-    for key in ("question", "answer"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            raise TrainError(
-                f'{place}: no "{key}" with text in it, expected the keys "question" and "answer"'
-            )
-    solution = _CALCULATOR.sub("", row["answer"]).strip()
-    if "####" not in solution or final_number(solution) is None:
-        raise TrainError(
-            f"{place}: the answer ends in {solution[-40:]!r}, expected '#### n' with one number at its end"
-        )
-    question = row["question"].strip()
-    message = {"role": "user", "content": f"{question}\n\n{GSM8K_INSTRUCTION}"}
-    return Sample((message,), solution, {"question": question})
-
-
-def _read_parquet(split: str) -> list[Sample]:
-    try:
-        import huggingface_hub
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        if error.name not in ("huggingface_hub", "pyarrow", "pyarrow.parquet"):
-            raise
-        package = "huggingface-hub" if error.name == "huggingface_hub" else "pyarrow"
-        raise MissingExtraError("the gsm8k task from the hub", package, "train") from None
-    try:
-        path = huggingface_hub.hf_hub_download(GSM8K, _PARQUET[split], repo_type="dataset")
-        rows = pyarrow.parquet.read_table(path, columns=["question", "answer"]).to_pylist()
-    # The hub's client lets through what its HTTP library raises, which is another one in each version.
-    except Exception as error:
-        raise TrainError(
-            f"gsm8k: cannot get {_PARQUET[split]} of {GSM8K} from the hub: {error}. "
-            "Without a network use a local copy: gsm8k:PATH.jsonl"
-        ) from error
-    return [_problem(f"{GSM8K}/{_PARQUET[split]}:{number}", row) for number, row in enumerate(rows, 1)]

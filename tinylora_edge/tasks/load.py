@@ -1,24 +1,32 @@
-"""`load_task`: from a name or a path to a task."""
+"""`load_task`: from a name or a path to a task. GSM8K is read here too, from a file or from the hub."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import TrainError
+from ..errors import MissingExtraError, TrainError
 from . import generated
-from .files import fetch_gsm8k, first, limit, read_gsm8k, read_samples
+from .files import rank, read_objects, read_samples, split_by_prompt
+from .numbers import final_number
 from .rewards import exact_number, parse_reward
-from .task import Completion, Reward, Sample, Task
+from .task import Completion, Draw, Reward, Sample, Task
 
 BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k"]))
 """The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
 
+GSM8K = "openai/gsm8k"
+"""On the hub: grade school word problems (Cobbe et al. 2021, MIT licence)."""
+GSM8K_INSTRUCTION = "Put your final answer after ####."
+"""Stands behind every problem, after a blank line."""
+
 _GENERATED_TRAIN = 512  # samples; at 8 prompts a step more than a default run sees
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
 
 
 def load_task(
@@ -41,7 +49,8 @@ def load_task(
         seed: of generated prompts, and of which training samples are taken where `train` limits them.
             What is held out or shifted never depends on it: the nouns of generated tasks are split once and
             for all, and the prompts of files by their hash.
-        held_out: number of held-out samples, and of shifted ones; files may have fewer.
+        held_out: number of held-out samples, and of shifted ones; files may have fewer. A smaller number is
+            the beginning of a larger one.
         train: number of training samples; None: 512 of generated tasks, all that a file has.
         max_tokens: limit of a completion; None: the task's own.
         temperature: sampling temperature in training; None: the task's own.
@@ -64,36 +73,48 @@ def load_task(
     name = os.fspath(name_or_path)
     if name in generated.TASKS:
         task = generated.TASKS[name].make(seed, _GENERATED_TRAIN if train is None else train, held_out)
-    elif name == "gsm8k" or name.startswith("gsm8k:"):
-        path = name.removeprefix("gsm8k").removeprefix(":")
-        if name != "gsm8k" and not path:
-            raise TrainError("gsm8k: expected a path behind the colon: gsm8k:PATH.jsonl")
-        sides = read_gsm8k(Path(path)) if path else fetch_gsm8k()
-        samples = limit(*sides, count=train, held_out_count=held_out, seed=seed, name=name)
-        task = Task(name, *samples, exact_number, max_tokens=256, temperature=0.7)
     else:
-        task = _file_task(name, judge, seed, train, held_out)
+        whole = _gsm8k(name) if name == "gsm8k" or name.startswith("gsm8k:") else _from_file(name, judge)
+        task = _limited(whole, train, held_out, seed)
     changes: dict[str, Any] = {"reward": judge, "max_tokens": max_tokens, "temperature": temperature}
     if judge is not None:
         task = dataclasses.replace(task, shaped=None)  # it is the task's own reward that it shapes
     return dataclasses.replace(task, **{key: value for key, value in changes.items() if value is not None})
 
 
-def _file_task(name: str, judge: Reward | None, seed: int, train: int | None, held_out: int) -> Task:
+def _limited(task: Task, train: int | None, held_out: int, seed: int) -> Task:
+    """Return a task with `train` of its training samples, drawn by seed, and the first others by rank."""
+    for samples, side in ((task.train, "training"), (task.held_out, "held-out")):
+        if not samples:
+            raise TrainError(
+                f"{task.name}: it has {len(task.train)} training and {len(task.held_out)} held-out samples, "
+                f'expected at least one {side} sample: add samples, or mark them with "split": "train" or '
+                '"held_out"'
+            )
+    kept = list(range(len(task.train)))
+    if train is not None and train < len(kept):
+        kept = sorted(Draw(f"{task.name}/train/{seed}").some(kept, train))
+    return dataclasses.replace(
+        task,
+        train=tuple(task.train[index] for index in kept),
+        held_out=tuple(sorted(task.held_out, key=rank)[:held_out]),
+        shifted=tuple(sorted(task.shifted, key=rank)[:held_out]),
+    )
+
+
+def _from_file(name: str, judge: Reward | None) -> Task:
     path = Path(name)
     if not path.exists():
         raise TrainError(
             f"there is no task and no file {name!r}: choose from {', '.join(BUILTIN)}, gsm8k:PATH.jsonl, or "
             "the path of a JSONL file"
         )
-    trained, measured, shifted, places = read_samples(path)
-    if judge is None:
-        judge = _reward_of_lines([*trained, *measured, *shifted], places)
-    samples = limit(trained, measured, count=train, held_out_count=held_out, seed=seed, name=name)
-    return Task(name, *samples, judge, shifted=first(shifted, held_out))
+    train, held_out, shifted, places = read_samples(path)
+    reward = judge or _reward_of_lines([*train, *held_out, *shifted], places)
+    return Task(name, train, held_out, reward, shifted=shifted)
 
 
-def _reward_of_lines(samples: list[Sample], places: Mapping[int, str]) -> Reward:
+def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Reward:
     """Return the reward that each sample names under its own key `reward`, parsed once."""
     parsed: dict[str, Reward] = {}
     for sample in samples:
@@ -109,8 +130,55 @@ def _reward_of_lines(samples: list[Sample], places: Mapping[int, str]) -> Reward
             except TrainError as error:
                 raise TrainError(f"{place}: {error}") from error
 
-    def reward(completion: Completion, sample: Sample) -> float:
+    def reward_of_the_line(completion: Completion, sample: Sample) -> float:
         return parsed[sample.data["reward"]](completion, sample)
 
-    reward.__name__ = "reward_of_the_line"
-    return reward
+    return reward_of_the_line
+
+
+def _gsm8k(name: str) -> Task:
+    """Return all problems: of `gsm8k:PATH`, split by prompt, or of the hub, whose test split is held out."""
+    path = name.removeprefix("gsm8k").removeprefix(":")
+    if name != "gsm8k" and not path:
+        raise TrainError("gsm8k: expected a path behind the colon: gsm8k:PATH.jsonl")
+    if path:
+        sides = split_by_prompt([_problem(place, row) for place, row in read_objects(Path(path))])
+    else:
+        sides = _hub_problems("train"), _hub_problems("test")
+    return Task(name, *sides, exact_number, max_tokens=256, temperature=0.7)
+
+
+def _problem(place: str, row: Mapping[str, Any]) -> Sample:
+    question, answer = row.get("question"), row.get("answer")
+    if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
+        raise TrainError(f'{place}: expected the keys "question" and "answer", each with text in it')
+    solution = _CALCULATOR.sub("", str(answer)).strip()
+    if "####" not in solution or final_number(solution) is None:
+        raise TrainError(
+            f"{place}: the answer ends in {solution[-40:]!r}, expected '#### n' with one number at its end"
+        )
+    question = str(question).strip()
+    message = {"role": "user", "content": f"{question}\n\n{GSM8K_INSTRUCTION}"}
+    return Sample((message,), solution, {"question": question})
+
+
+def _hub_problems(split: str) -> list[Sample]:
+    try:
+        import huggingface_hub
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        if error.name not in ("huggingface_hub", "pyarrow", "pyarrow.parquet"):
+            raise
+        package = "huggingface-hub" if error.name == "huggingface_hub" else "pyarrow"
+        raise MissingExtraError("the gsm8k task from the hub", package, "train") from None
+    file = f"main/{split}-00000-of-00001.parquet"
+    try:
+        path = huggingface_hub.hf_hub_download(GSM8K, file, repo_type="dataset")
+        rows = pyarrow.parquet.read_table(path, columns=["question", "answer"]).to_pylist()
+    # The hub's client lets through what its HTTP library raises, which is another one in each version.
+    except Exception as error:
+        raise TrainError(
+            f"gsm8k: cannot get {file} of {GSM8K} from the hub: {error}. "
+            "Without a network use a local copy: gsm8k:PATH.jsonl"
+        ) from error
+    return [_problem(f"{GSM8K}/{file}:{number}", row) for number, row in enumerate(rows, 1)]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
-from ..documents import read_json
 from ..errors import TrainError
-from ..system import atomic_write
 from .task import Draw, Sample, Task
 
 _Message = dict[str, str]
@@ -52,35 +47,6 @@ class Preamble:
         shown = [message["content"] for example in self.examples for message in _turns(example, None)]
         return sum(len(text.encode()) for text in (*shown, *([] if self.system is None else [self.system])))
 
-    @classmethod
-    def read(cls, path: str | PathLike[str]) -> Preamble:
-        """Read a file: `{"system": TEXT or null, "examples": [{"question": TEXT, "answer": TEXT}, ...]}`.
-
-        A question may also be chat messages, `[{"role": "...", "content": "..."}, ...]`.
-
-        Raises:
-            TrainError: it is no such file; the message says where.
-            OSError: it cannot be read.
-        """
-        try:
-            return cls.of(read_json(Path(path)))
-        except (TrainError, ValueError) as error:
-            raise TrainError(f"{path} is no preamble: {error}") from None
-
-    @classmethod
-    def of(cls, record: Any) -> Preamble:
-        """Return what `record` returned.
-
-        Raises:
-            TrainError: it is something else; the message says what was expected.
-        """
-        if not isinstance(record, dict) or not record or set(record) - {"system", "examples"}:
-            raise TrainError('expected {"system": ..., "examples": [...]}, either or both')
-        system, examples = record.get("system"), record.get("examples", [])
-        if not (system is None or isinstance(system, str)) or not isinstance(examples, list):
-            raise TrainError('"system" is to be text or null, and "examples" a list')
-        return cls(system, tuple(_example(number, each) for number, each in enumerate(examples, 1)))
-
     def record(self) -> dict[str, Any]:
         """Return it as JSON takes it: `system`, and `examples` with `question` and `answer`."""
         examples = [
@@ -91,15 +57,6 @@ class Preamble:
             for example in self.examples
         ]
         return {"system": self.system, "examples": examples}
-
-    def write(self, path: str | PathLike[str]) -> None:
-        """Write a file that `read` reads, atomically.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        with atomic_write(Path(path)) as file:
-            file.write((json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n").encode())
 
     def before_task(self, task: Task) -> Task:
         """Return a task all of whose prompts begin with the preamble; its reward is the same.
@@ -176,27 +133,6 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
             "have an answer: ask for fewer, or give the prompts answers"
         )
     return tuple(Draw(f"{task.name}/examples/{seed}/{count}/0").some(list(pool.values()), count))
-
-
-def _example(number: int, given: Any) -> Sample:
-    if not isinstance(given, dict) or set(given) != {"question", "answer"}:
-        raise TrainError(f'example {number}: expected {{"question": ..., "answer": ...}}')
-    question, answer = given["question"], given["answer"]
-    if isinstance(question, list) and all(_is_message(each) for each in question) and question:
-        question = tuple(question)
-    elif not isinstance(question, str):
-        raise TrainError(f"example {number}: its question is neither text nor chat messages")
-    if not isinstance(answer, str):
-        raise TrainError(f"example {number}: its answer is no text")
-    return Sample(question, answer)
-
-
-def _is_message(given: Any) -> bool:
-    return (
-        isinstance(given, dict)
-        and set(given) == {"role", "content"}
-        and all(isinstance(text, str) for text in given.values())
-    )
 
 
 def _turns(example: Sample, given: str | None) -> list[_Message]:

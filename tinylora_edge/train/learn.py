@@ -14,6 +14,7 @@ import hashlib
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -136,7 +137,7 @@ def learn(
     settings = settings or LearnSettings()
     found = Bundle.find(bundle)
     basis, count = found.basis, settings.directions
-    chosen = list(load_behaviours(split="learn") if behaviours is None else behaviours)
+    chosen = list(load_behaviours() if behaviours is None else behaviours)
     if basis.projection == EXPLICIT:
         raise TrainError(
             f"basis {basis.id} has explicit projections already: learn from a bundle that was exported with "
@@ -144,6 +145,9 @@ def learn(
         )
     if count > len(basis.modules) * basis.rank**2:
         raise TrainError(f"R has {len(basis.modules) * basis.rank**2} numbers, fewer than {count} directions")
+    twice = [name for name, times in Counter(each.name for each in chosen).items() if times > 1]
+    if twice:
+        raise TrainError(f"two behaviours are called {twice[0]!r}: give yours another name")
     if len(chosen) < count:
         raise TrainError(_too_few(len(chosen), count))
     places = take_slopes(

@@ -1,22 +1,22 @@
-"""Tasks from JSONL files: samples, splits that no duplicate straddles, and errors with file and line."""
+"""`load_task`: samples of JSONL files, splits that no duplicate straddles, and errors with file and line."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from answers import said
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tinylora_edge import TrainError
-from tinylora_edge.tasks import Sample, load_task
-from tinylora_edge.tasks.files import HELD_OUT_SHARE, rank, split_by_prompt
+from tinylora_edge.tasks import BUILTIN, Sample, load_task
+from tinylora_edge.tasks.files import rank
 
 Write = Callable[..., Path]
 
@@ -98,20 +98,19 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "a"', "not JSON: .* at character 15, expected one JSON object"),
-        ("prompt: a", "not JSON"),
+        ('{"prompt": "a"', "not JSON in UTF-8: .*, expected one JSON object"),
         ('["a"]', "a list of 1, expected a JSON object"),
         ('"a"', "the string 'a', expected a JSON object"),
         ("null", "null, expected a JSON object"),
-        (b'{"prompt": "\xff"}', "not UTF-8 text .byte 13 of the line"),
-        ("[" * 100_000, "not JSON that can be read"),
+        (b'{"prompt": "\xff"}', "not JSON in UTF-8"),
+        ("[" * 100_000, "not JSON in UTF-8"),
         ({}, 'found neither, expected either "prompt" or "messages"'),
         ({"text": "a"}, "found only 'text', expected either"),
         ({"prompt": "a", "messages": []}, "found both, expected either"),
         ({"prompt": ""}, '"prompt" is blank text, expected text'),
         ({"prompt": " \n"}, '"prompt" is blank text'),
         ({"prompt": 5}, '"prompt" is 5, expected text or a list of messages'),
-        ({"prompt": ["a"]}, "message 1 is the string 'a', expected"),
+        ({"prompt": ["a"]}, 'message 1 is "a", expected'),
         ({"prompt": []}, '"prompt" is a list of 0, expected a list of messages'),
         ({"prompt": "a", "raw": 1}, '"raw" is 1, expected true or false'),
         (
@@ -121,13 +120,10 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
         ({"prompt": None}, '"prompt" is null'),
         ({"messages": []}, '"messages" is a list of 0, expected a list of messages'),
         ({"messages": "a"}, "\"messages\" is the string 'a'"),
-        ({"messages": ["a"]}, "message 1 is the string 'a', expected"),
-        ({"messages": [{"role": "user"}]}, "message 1 is an object with the keys 'role'"),
-        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "message 1 is an object"),
-        ({"messages": [{"role": "robot", "content": "a"}]}, "the role 'robot', expected one of system"),
-        ({"messages": [{"role": ["user"], "content": "a"}]}, "message 1 has the role"),
-        ({"messages": [{"role": "user", "content": 5}]}, "the content of message 1 is 5, expected text"),
-        ({"messages": [{"role": "user", "content": ""}]}, "the content of message 1 is blank text"),
+        ({"messages": ["a"]}, 'message 1 is "a", expected'),
+        ({"messages": [{"role": "user"}]}, 'message 1 is {"role": "user"}, expected'),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "message 1 is .* with a role of system, user"),
+        ({"messages": [{"role": "user", "content": ""}]}, 'message 1 is .*"content": TEXT'),
         (
             {"messages": [{"role": "assistant", "content": "a"}]},
             "last message is from 'assistant', expected 'user'",
@@ -137,8 +133,7 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
         ({"prompt": "a", "split": "test"}, '"split" is \'test\', expected "train", "held_out" or "shifted"'),
         ({"prompt": "a", "split": ["train"]}, '"split" is'),
         ({"prompt": "a"}, 'no "split", but other lines have one'),
-        ({"prompt": "a \ud800"}, r"\\ud800 is half of a pair of surrogates, and no character: expected both"),
-        ({"prompt": "a", "facts": [{"b\udfff": 1}]}, r"\\udfff is half of a pair of surrogates"),
+        ({"prompt": "a", "facts": [{"b\udfff": 1}]}, "surrogates not allowed"),
     ],
 )
 def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> None:
@@ -216,14 +211,6 @@ def test_a_directory_is_no_task(tmp_path: Path) -> None:
         load_task(tmp_path, reward="ends_itself")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_without_permission(write: Write) -> None:
-    path = write(*SPLIT)
-    path.chmod(0)
-    with pytest.raises(TrainError, match="Permission denied"):
-        load_task(path, reward="ends_itself")
-
-
 # Rewards of files
 
 
@@ -265,12 +252,6 @@ def test_a_wrong_reward_on_a_line_is_named(write: Write, reward: object, message
         load_task(path)
 
 
-def test_a_reward_that_lacks_its_answer_names_the_sample(write: Write) -> None:
-    task = load_task(write(*SPLIT), reward="exact_number")
-    with pytest.raises(TrainError, match=r"train sample 0 .*needs a sample whose answer has a number"):
-        task.score(said("4"), task.train[0])
-
-
 # The split
 
 
@@ -291,13 +272,6 @@ def test_the_split_depends_on_the_prompt_alone(write: Write) -> None:
     assert {sample.text for sample in one.train} <= {sample.text for sample in other.train}
 
 
-def test_fewer_held_out_samples_are_the_first_of_more(write: Write) -> None:
-    path = write(*prompts(300))
-    many = load_task(path, reward="exact_number", held_out=40, seed=1)
-    few = load_task(path, reward="exact_number", held_out=10, seed=2)
-    assert few.held_out == many.held_out[:10]
-
-
 def test_the_seed_chooses_among_the_training_samples(write: Write) -> None:
     path = write(*prompts(300))
     everything = load_task(path, reward="exact_number").train
@@ -311,27 +285,62 @@ def test_the_seed_chooses_among_the_training_samples(write: Write) -> None:
     assert load_task(path, reward="exact_number", train=10_000).train == everything
 
 
-TEXTS = st.text(st.characters(codec=None), min_size=1, max_size=20)
-
-
-@given(st.lists(TEXTS, min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_duplicates_never_straddle(texts: list[str], random: Any) -> None:
-    variants = [
-        *(Sample(text) for text in texts),
-        *(Sample(f"  {text}\n") for text in texts),
-        *(Sample(text.replace(" ", "  ")) for text in texts),
-    ]
-    random.shuffle(variants)
-    train, held_out = split_by_prompt(variants)
-    assert len(train) + len(held_out) == len(variants)
-    canonical = [{" ".join(sample.text.casefold().split()) for sample in side} for side in (train, held_out)]
-    assert not canonical[0] & canonical[1]
-    assert all(rank(sample) < HELD_OUT_SHARE for sample in held_out)
-
-
 def test_prompts_that_render_alike_have_one_rank() -> None:
     message = Sample(({"role": "user", "content": "Hi  there"},))
     assert rank(message) == rank(Sample(({"role": "user", "content": "hi there "},)))
     assert rank(message) == rank(Sample("hi there"))
     assert rank(message) != rank(Sample(({"role": "system", "content": "hi there"},)))
     assert rank(message) != rank(Sample(({"role": "system", "content": "Hi"}, *message.prompt)))
+
+
+# What is there by name
+
+
+def test_the_names() -> None:
+    names = "brevity formats gsm8k house-style list-lookup plain-brevity tool-calls word-sums"
+    assert tuple(names.split()) == BUILTIN
+
+
+def test_arguments_replace_the_tasks_own_settings() -> None:
+    task = load_task("list-lookup", reward="max_words(3)", train=7, held_out=3, max_tokens=5, temperature=1.5)
+    assert (len(task.train), len(task.held_out), task.max_tokens, task.temperature) == (7, 3, 5, 1.5)
+    assert task.score(said("Some clouds."), task.train[0]) == 1.0
+    assert task.score(said(f"The last word is {task.train[0].answer}."), task.train[0]) == 0.0
+
+
+def test_a_callable_is_a_reward() -> None:
+    task = load_task("brevity", reward=lambda completion, sample: len(completion.text))
+    assert task.score(said("abc"), task.train[0]) == 3.0
+    assert task.shaped is None, "it shapes the task's own reward"
+    assert load_task("brevity").shaped is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"held_out": 0}, "held_out is 0, expected a whole number of at least 1"),
+        ({"held_out": 1.5}, "held_out is 1.5"),
+        ({"train": 0}, "train is 0"),
+        ({"train": True}, "train is True"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"reward": 5}, "reward is 5, expected a callable or text"),
+        ({"reward": "nonsense"}, "there is no reward 'nonsense'"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        load_task("list-lookup", **arguments)
+
+
+def test_tasks_load_no_engine_and_no_optional_package() -> None:
+    code = (
+        "import sys; from tinylora_edge.tasks import BUILTIN, load_task\n"
+        "for name in BUILTIN: name == 'gsm8k' or load_task(name)\n"
+        "heavy = {'torch', 'transformers', 'llama_cpp', 'jsonschema', 'datasets', 'pyarrow'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

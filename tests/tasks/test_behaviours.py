@@ -1,4 +1,4 @@
-"""The shipped behaviours and questions: how many, how long, and that nothing measured on is learned from."""
+"""Behaviours: teacher and student, files of one's own, and that nothing measured on is learned from."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from difflib import SequenceMatcher
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import tinylora_edge.tasks.behaviours
-from tinylora_edge.tasks import BUILTIN
-from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_questions
+from tinylora_edge import TrainError
+from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_examples, load_questions
 from tinylora_edge.tasks.generated import words as lists
 
-FOLDER = Path(tinylora_edge.tasks.behaviours.__file__).parent
-ALL = load_behaviours()
-LEARN, HELD_OUT = load_behaviours(split="learn"), load_behaviours(split="held_out")
-QUESTIONS = {split: load_questions(split=split) for split in ("learn", "held_out")}
+LEARN, HELD_OUT = load_behaviours(), load_behaviours(split="held_out")
+ALL = LEARN + HELD_OUT
+QUESTIONS = {"learn": load_questions(split="learn"), "held_out": load_questions(split="held_out")}
+Write = Callable[..., Path]
 
 FRAMES = """
     a about advice an and any are better can cause come compare describe do doe explain feel few for from get
@@ -28,7 +28,6 @@ FRAMES = """
     what when where which who why with work write
 """
 """Words that a question is asked with, not about."""
-KINDS = "What Who Where When Which Why How Describe Explain Compare List Tell Write Give Suggest Is Can I"
 ALIKE = 0.75  # of two normalized prompts, by difflib: "Answer in French." and "Answer in Spanish." have 0.73
 
 
@@ -63,45 +62,77 @@ def examples_of(name: str) -> tuple[tuple[str, str], ...]:
     return found.examples
 
 
-# Numbers
+# What a behaviour is
+
+EXAMPLES = (("hat, gate", "gate"), ("drum, lake", "lake"))
+SHORT = {"name": "short", "system": "Be short."}
+LAST = {"name": "last", "examples": [{"question": "hat, gate", "answer": "gate"}]}
 
 
-def test_there_are_enough_behaviours_of_many_families() -> None:
-    assert len(ALL) == len(LEARN) + len(HELD_OUT) >= 120
+def test_the_teacher_sees_prompt_examples_and_question_the_student_the_question() -> None:
+    behaviour = Behaviour("last", system="Name the last word.", examples=EXAMPLES)
+    assert behaviour.messages("kite, hill") == [
+        {"role": "system", "content": "Name the last word."},
+        {"role": "user", "content": "hat, gate"},
+        {"role": "assistant", "content": "gate"},
+        {"role": "user", "content": "drum, lake"},
+        {"role": "assistant", "content": "lake"},
+        {"role": "user", "content": "kite, hill"},
+    ]
+    assert behaviour.bare("kite, hill") == [{"role": "user", "content": "kite, hill"}]
+
+
+def test_a_file_of_ones_own(write: Write) -> None:
+    held = {"name": "we", "system": "Say we.", "questions": ["Why?", "How?"], "split": "held_out"}
+    path = write(SHORT, "", LAST, held)
+    short, last = Behaviour("short", "Be short."), Behaviour("last", examples=(("hat, gate", "gate"),))
+    assert load_behaviours(path) == (short, last)
+    assert load_behaviours(path, split="held_out") == (Behaviour("we", "Say we.", (), ("Why?", "How?")),)
+    with pytest.raises(TrainError, match='none of its 2 behaviours has the split "held_out"'):
+        load_behaviours(write(SHORT, LAST), split="held_out")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"name": "a"', "not JSON"),
+        ({"system": "a"}, '"name" is null, expected text'),
+        ({"name": " ", "system": "a"}, "the behaviour ' ' has a blank text"),
+        ({"name": "a"}, "'a' has no teacher: expected a system prompt, examples, or both"),
+        ({"name": "a", "system": ["b"]}, '"system" is a list of 1, expected text'),
+        ({"name": "a", "sytem": "b"}, "there is no key 'sytem': expected name, system"),
+        ({"name": "a", "system": "b", "questions": ["c", 5]}, "expected a list of texts"),
+        ({"name": "a", "system": "b", "questions": ["c", "d", " C"]}, "'a' has a question twice"),
+        (LAST | {"name": "a", "questions": ["hat,  gate"]}, "'a' has a question twice"),
+        ({"name": "a", "examples": {"question": "b"}}, '"examples" is an object'),
+        ({"name": "a", "examples": [{"question": "b", "answer": 5}]}, "example 1: found an object"),
+        ({"name": "a", "examples": [{"question": "b"}]}, "example 1: found an object"),
+        ({"name": "a", "system": "b", "split": ["learn"]}, '"split" is a list of 1, expected "learn" or'),
+        (SHORT, "there is another behaviour 'short'"),
+    ],
+)
+def test_a_malformed_behaviour_is_named(write: Write, line: Any, message: str) -> None:
+    path = write(SHORT, "", line, LAST)
+    with pytest.raises(TrainError, match=rf"^{re.escape(str(path))}:3: .*{re.escape(message)}"):
+        load_behaviours(path)
+
+
+def test_examples_of_a_file(write: Write) -> None:
+    assert load_examples(write(*LAST["examples"])) == (("hat, gate", "gate"),)
+    with pytest.raises(TrainError, match=r"own\.jsonl:1: found an object"):
+        load_examples(write({"question": "hat, gate"}))
+
+
+# The shipped files
+
+
+def test_there_are_enough() -> None:
     assert len(LEARN) >= 100
     assert len(HELD_OUT) >= 20
-    families = Counter(one.family for one in ALL)
-    assert len(families) >= 20
-    assert min(families.values()) >= 5, "a family of few says little about families"
-    assert max(families.values()) <= 10, "no family outweighs the others"
-    assert "own" not in families, "that is what a user's behaviours are in"
-
-
-def test_no_family_is_on_both_sides() -> None:
-    learned, held_out = ({one.family for one in side} for side in (LEARN, HELD_OUT))
-    assert not learned & held_out
-    assert len(held_out) == 3
-
-
-def test_there_are_system_prompts_and_worked_examples_to_learn_from() -> None:
     assert sum(one.system is not None for one in LEARN) >= len(LEARN) // 3
     assert sum(bool(one.examples) for one in LEARN) >= len(LEARN) // 5
-    assert all(one.system is not None for one in HELD_OUT)
-    assert any(one.system is not None and one.examples for one in LEARN)
-
-
-def test_there_are_enough_questions() -> None:
     assert sum(map(len, QUESTIONS.values())) >= 200
     assert len(QUESTIONS["held_out"]) >= 50
-
-
-def test_questions_are_of_every_kind() -> None:
-    for questions in QUESTIONS.values():
-        first = {question.split()[0] for question in questions}
-        assert set(KINDS.split()) <= first
-
-
-# Shapes
 
 
 @pytest.mark.parametrize("behaviour", ALL, ids=lambda one: one.name)
@@ -110,16 +141,8 @@ def test_a_teacher_is_short_and_consistent(behaviour: Behaviour) -> None:
     assert len((behaviour.system or "").split()) <= 15
     assert len(behaviour.examples) in (0, 2, 3, 4)
     assert sum(len(text.split()) for pair in behaviour.examples for text in pair) <= 80
-    assert len(behaviour.questions) == 0 or len(behaviour.questions) >= 12
     assert all(len(question.split()) <= 20 for question in behaviour.questions)
     assert all(text.isascii() and text == text.strip() for text in texts(behaviour))
-
-
-@pytest.mark.parametrize("file", ["behaviours.jsonl", "questions.jsonl"])
-def test_files_are_plain_lines_of_utf8(file: str) -> None:
-    content = (FOLDER / file).read_bytes().decode("utf-8")
-    assert content.endswith("}\n")
-    assert not re.search(r"\r|\n\n|\\u", content)
 
 
 def test_questions_are_short() -> None:
@@ -192,35 +215,10 @@ def test_no_question_is_on_both_sides() -> None:
     assert learn & held_out == set()
 
 
-def test_no_behaviour_answers_a_general_question() -> None:
-    general = set(map(normalized, chain.from_iterable(QUESTIONS.values())))
-    assert asked(ALL) & general == set()
-
-
 def test_general_questions_share_no_nouns() -> None:
     shared = singulars(QUESTIONS["learn"]) & singulars(QUESTIONS["held_out"])
     assert shared - set(FRAMES.split()) == set()
     assert shared >= set(FRAMES.split()), "a word that only one side has needs no exception"
-
-
-# Tasks that are measured on
-
-
-def test_what_is_near_a_task_says_so() -> None:
-    assert {task for one in ALL for task in one.near} <= set(BUILTIN)
-    near = {
-        family: {one.near for one in ALL if one.family == family}
-        for family in ("lists", "sums", "data formats")
-    }
-    assert near == {"lists": {("list-lookup",)}, "sums": {("word-sums",)}, "data formats": {("formats",)}}
-    marked = {one.name: one.near for one in LEARN if one.near}
-    assert marked["one-sentence"] == ("brevity", "formats")
-    assert marked["bullets"] == marked["capitals"] == marked["answer-prefix"] == ("formats",)
-
-
-def test_enough_to_learn_from_is_near_no_task() -> None:
-    assert sum(not one.near for one in LEARN) >= 100
-    assert not any(one.near for one in HELD_OUT)
 
 
 def test_no_word_that_tasks_hold_out_is_learned_from() -> None:

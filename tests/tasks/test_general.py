@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import chain
-from pathlib import Path
 
 import pytest
 
-import tinylora_edge.tasks.general
-from tinylora_edge import TrainError
-from tinylora_edge.tasks import BUILTIN, Sample, load_task
+from tinylora_edge.tasks import BUILTIN, load_task
 from tinylora_edge.tasks.behaviours import load_behaviours, load_questions
-from tinylora_edge.tasks.general import checkable, is_right, load_general
+from tinylora_edge.tasks.general import checkable, is_right, load_general, repeats_itself
 
-FILE = Path(tinylora_edge.tasks.general.__file__).with_name("general.jsonl")
 HELD_OUT, TRAIN = load_general(), load_general(split="train")
 ALL = HELD_OUT + TRAIN
 ALIKE = 0.95  # by difflib: two questions that differ in one long word are not
@@ -30,8 +25,8 @@ def normalized(text: str) -> str:
 
 
 def asked_by_behaviours() -> Iterator[str]:
-    yield from load_questions()
-    for behaviour in load_behaviours():
+    yield from (*load_questions(split="learn"), *load_questions(split="held_out"))
+    for behaviour in (*load_behaviours(), *load_behaviours(split="held_out")):
         yield from chain(behaviour.questions, (question for question, _ in behaviour.examples))
 
 
@@ -42,10 +37,6 @@ def test_there_are_enough_of_every_kind() -> None:
         assert sorted(kinds) == KINDS.split()
         assert min(kinds.values()) >= fewest
         assert max(kinds.values()) <= len(side) / 4
-
-
-def test_many_can_be_checked() -> None:
-    assert sum(bool(checkable(sample)) for sample in HELD_OUT) >= 80
 
 
 def test_the_first_ones_are_varied() -> None:
@@ -95,38 +86,57 @@ def test_none_is_a_prompt_of_a_task(name: str) -> None:
     assert not prompts & {normalized(sample.text) for sample in ALL}
 
 
-# The file
+# The rules that judge the answers
 
 
-def test_the_file_is_plain_lines_of_utf8() -> None:
-    content = FILE.read_bytes().decode("utf-8")
-    assert content.endswith("}\n")
-    assert not re.search(r"\r|\n\n|\\u", content)
-    assert all(s.text == " ".join(s.text.split()) and len(s.text.split()) <= 40 for s in ALL)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "laugh, laugh, laugh",
+        "The old pond. The old pond! The old pond.",
+        "We go to the sea. Then we go to the hills. At last we go to the inn.",
+    ],
+)
+def test_what_repeats_itself(text: str) -> None:
+    assert repeats_itself(text)
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
-    path = tmp_path / "own.jsonl"
-    path.write_text(json.dumps({"prompt": "What is 1 + 1?", "answer": 2, "split": "held_out"}) + "\n")
-    (sample,) = load_general(path)
-    assert isinstance(sample, Sample)
-    assert checkable(sample) == ("2",)
-    with pytest.raises(TrainError, match='no prompt has the split "train"'):
-        load_general(path, split="train")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "very, very good",
+        "We go to the sea, and we go to the hills.",
+        "An old silent pond, a frog jumps into the pond, splash! Silence again.",
+        "One apple, two apples, three apples",
+    ],
+)
+def test_what_does_not(text: str) -> None:
+    assert not repeats_itself(text)
 
 
-@pytest.mark.parametrize("answers", ["12", [], [" "], [12], None])
-def test_answers_that_are_none(answers: object, tmp_path: Path) -> None:
-    path = tmp_path / "own.jsonl"
-    path.write_text(json.dumps({"prompt": "What is 7 + 5?", "answers": answers}) + "\n")
-    with pytest.raises(TrainError, match=r'own.jsonl:1: "answers" is'):
-        load_general(path)
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("7 + 5 = 12.", ["12"]),
+        ("The sum is twelve!", ["12", "twelve"]),
+        ("(12)", ["12"]),
+        ("It is MARS", ["Mars"]),
+        ("A kilometer has 1,000 meters.", ["1000", "1,000"]),
+        ("It says *Guten  Morgen*", ["guten  morgen"]),
+    ],
+)
+def test_what_is_right(text: str, answers: list[str]) -> None:
+    assert is_right(text, answers)
 
 
-def test_shifted_ones_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "own.jsonl"
-    path.write_text('{"prompt": "Hello?", "split": "shifted"}\n')
-    with pytest.raises(
-        TrainError, match=r'own.jsonl:1: "split" is "shifted", expected "train" or "held_out"'
-    ):
-        load_general(path)
+@pytest.mark.parametrize(
+    "text", ["", "112", "1,012", "12.5", "12,000", "0.12", "12th", "a12", "The answer is 13."]
+)
+def test_what_is_wrong(text: str) -> None:
+    assert not is_right(text, ["12"])
+
+
+def test_a_word_within_another_is_none() -> None:
+    assert not is_right("a party", ["art"])
+    assert not is_right("In Marseille", ["Mars"])
