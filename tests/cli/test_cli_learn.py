@@ -16,7 +16,7 @@ from tinylora_edge.exporters import ExportSettings, export_gguf
 
 BEHAVIOURS = [
     {"name": "pirate", "system": "Talk like a pirate."},
-    {"name": "french", "system": "Answer in French.", "family": "language"},
+    {"name": "french", "system": "Answer in French."},
 ]
 THINGS = ("river", "guitar", "garden", "clock", "harbor", "candle", "bridge", "spoon")
 QUICK = ("--only", "--n", 2, "--questions", 2)

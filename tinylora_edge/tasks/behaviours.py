@@ -148,4 +148,4 @@ def _example(place: str, row: Any) -> tuple[str, str]:
     )
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise TrainError(f'{place}: found {kind_of(row)}, expected {{"question": TEXT, "answer": TEXT}}')
-    return texts[0], texts[1]
+    return str(texts[0]), str(texts[1])
