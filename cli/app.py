@@ -22,7 +22,7 @@ from . import console
 
 COMMANDS = {
     "Start here": {
-        "demo": "demo.command:demo",
+        "demo": "demo:demo",
         "doctor": "doctor:doctor",
     },
     "Make a bundle, once per model": {

@@ -67,6 +67,15 @@ def compared(found: Any) -> str:
     )
 
 
+def verdict(found: Any) -> str:
+    """Return what a paired comparison shows, and no more than that."""
+    if not found.difference or abs(found.difference) <= 2 * found.standard_error:
+        return "The difference is within two standard errors: it may be chance."
+    return (
+        f"The vector {'raises' if found.difference > 0 else 'lowers'} the reward, beyond two standard errors."
+    )
+
+
 def print_figures(base: Evaluation, vector: Evaluation | None, comparison: Comparison | None) -> None:
     """Print the mean rewards of base and vector, and their paired comparison."""
     rows = [("base", f"{mean(base)} (n = {base.n}, held out)")]

@@ -15,7 +15,7 @@ from .. import Bundle, MicroVector
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
 from .options import AnchorOption, EvaluateOption, JsonOption, RewardOption, RunFrameOption, TaskOption
-from .report.training import TrainingReport
+from .report import write_report
 
 if TYPE_CHECKING:
     from ..train.options import Outcome
@@ -109,10 +109,9 @@ def train(
             f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
         )
         raise typer.Exit(130)
-    report = TrainingReport(outcome.path, (), None)
-    report.write()
+    report = write_report(outcome.path)
     if as_json:
-        console.print_json(_record(outcome) | {"report_file": str(report.path)})
+        console.print_json(_record(outcome) | {"report_file": str(report)})
         return
     result = outcome.result
     console.prose(
@@ -123,7 +122,7 @@ def train(
     if outcome.base is not None:
         figures.print_figures(outcome.base, outcome.personalized, outcome.comparison)
         figures.print_drift(outcome.drift)
-    console.say(f"report: {report.path}")
+    console.say(f"report: {report}")
     figures.say_behind(loaded)
 
 

@@ -69,14 +69,6 @@ class Comparison:
     lost: int
     p: float
 
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the difference, and the prompts gained and lost."""
-        from ..report.changes import changes
-        from ..report.markup import drawing, paragraph
-
-        difference = f"{self.difference:+.3f} +- {self.standard_error:.3f}, paired, p = {self.p:.2g}"
-        return drawing(paragraph(difference) + changes(self.gained, self.lost))
-
 
 Answered = Callable[[int], None]
 """Called, from any thread, with how many more prompts are answered."""

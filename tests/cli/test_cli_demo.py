@@ -1,0 +1,151 @@
+"""`demo`, on a training made short, and `demo --replay`: what they claim is checked against the library."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+from invocation import Cli, contents
+
+from tinylora_edge import MicroVector, load_basis, runtime
+from tinylora_edge.cli import demo
+from tinylora_edge.cli.demo import REPLAY, DemoError, Size, logits, prove
+from tinylora_edge.tasks import Completion, load_task
+from tinylora_edge.wire import text as wire_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "QUICK", Size(steps=1, validation=4, held_out=8))
+    monkeypatch.chdir(tmp_path)
+    text = cli("demo", "--quick", "--threads", 2).done()
+    assert "\x1b" not in text
+    assert [int(n) for n in re.findall(r"^(\d)\. ", text, re.M)] == [1, 2, 3, 4, 5]
+    assert "bit for bit" in text
+    out = Path("out", "demo")
+    frame = (out / "vector.bin").read_bytes()
+    assert f"37 bytes: {frame.hex()}" in text
+    assert frame[0] == 0x21  # version 2, bf16, CRC-32
+    record = json.loads((out / "vector.bin.json").read_text("utf-8"))
+    vector = MicroVector.from_bytes(frame, load_basis(out / "basis.gguf"))
+    assert record["values"] == vector.values.reshape(-1).tolist()
+    assert record["held_out"]["n"] == 8
+    assert f"base {record['held_out']['base']:.3f}" in text
+    page = (out / "vector.bin.html").read_text("utf-8")
+    assert frame.hex() in page
+    assert "<script" not in page
+    cli("demo", "--quick").refused("out/demo", "exists already", "remove it")
+    cli("demo", "-o", tmp_path / "no" / "where").refused(str(tmp_path / "no"), "make it first")
+
+
+def test_an_interrupted_demo_leaves_nothing(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    child = start("demo", "--quick", "-o", tmp_path / "out", "--threads", 2)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "out" / "vector.bin.run").exists():  # the bundle is there, training begins
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=120)
+    assert child.returncode == 130, stderr
+    assert contents(tmp_path) == {}
+
+
+def test_the_proof_fails_where_a_promise_is_broken(smollm2_bundle: Path) -> None:
+    """Real logits: of a plain Llama, under a vector, and of a `clear` that was forgotten."""
+    llm = runtime.load(smollm2_bundle, n_ctx=512, n_threads=1, n_threads_batch=1)
+    plain = llama_cpp.Llama(
+        str(smollm2_bundle / "base.gguf"), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False
+    )
+    tokens = llm.tokenize(b"Explain gravity to a child in one sentence.")
+    base = [logits(plain, tokens)]
+    llm.swap(MicroVector.random(llm.basis, 0.2, seed=9))
+    changed = [logits(llm, tokens)]
+    with pytest.raises(DemoError, match=r"not restored: .* differ by up to [1-9]"):
+        prove(base, changed, changed)
+    llm.clear()
+    restored = [logits(llm, tokens)]
+    with pytest.raises(DemoError, match="changed no logit"):
+        prove(base, restored, restored)
+    proof = prove(base, changed, restored)
+    assert (proof["restored_difference"], proof["logits"]) == (0, llm.n_vocab())
+    with pytest.raises(DemoError, match="not restored"):
+        prove(base, changed, [np.nextafter(restored[0], np.float32(np.inf))])
+    llm.swap(MicroVector.zeros(llm.basis))
+    assert prove(base, [logits(llm, tokens)], restored, zero=True)["vector_difference"] == 0
+    with pytest.raises(DemoError, match="a vector of zeros changed"):
+        prove(base, changed, restored, zero=True)
+    llm.close()
+    plain.close()
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> tuple[Path, str]:
+    """A folder in which a replay was run where torch cannot be imported, and what it said."""
+    folder = tmp_path_factory.mktemp("replay")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'onnx', 'onnxruntime')))\n"
+        "sys.argv = ['tinylora-edge', 'demo', '--replay', '--threads', '1']\n"
+        "from tinylora_edge.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, done.stdout
+
+
+def test_what_a_replay_says(replayed: tuple[Path, str]) -> None:
+    folder, text = replayed
+    assert "base 0.14 +- 0.03, vector 0.73 +- 0.04" in text
+    assert "the best of 63 has 0.87 +- 0.03, for 185 tokens" in text
+    assert "bit for bit" in text
+    assert "█▀▀▀▀▀█" in text
+    assert text.count("reward 1") == text.count("reward 0") == 5
+    files = {"base.gguf", "basis.gguf", "manifest.json", "vector.bin", "recipe.json"}
+    assert set(contents(folder / "out" / "demo")) == files
+
+
+def test_the_commands_run_as_printed(replayed: tuple[Path, str], process: Cli) -> None:
+    folder, text = replayed
+    commands = [shlex.split(line) for line in text.partition("Type next:\n")[2].splitlines()]
+    assert [words[1] for words in commands] == ["run", "run", "chat", "inspect"]
+    said = [process(*words[1:], cwd=folder).done() for words in commands]
+    task = load_task("brevity")
+    (sample,) = [sample for sample in task.held_out if sample.text == commands[0][-1]]
+    assert [task.score(Completion(answer.strip(), True, 20), sample) for answer in said[:2]] == [0, 1]
+
+
+def test_a_replay_as_json(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "kept"
+    record = cli("demo", "--replay", "-o", out, "--threads", 1, "--json").record()
+    basis, frame = load_basis(out / "basis.gguf"), (REPLAY / "vector.bin").read_bytes()
+    assert (record["digest"], record["proof"]["restored_bit_for_bit"]) == (basis.digest, True)
+    assert (record["frame"]["hex"], record["text"]) == (frame.hex(), wire_text.encode(frame, scheme=True))
+    assert record["frame"]["values"] == MicroVector.from_bytes(frame, basis).values.reshape(-1).tolist()
+    assert {(each["base_reward"], each["personalized_reward"]) for each in record["answers"]} == {(0, 1)}
+    cli("demo", "--replay", "-o", out).refused(str(out), "exists already")
+    cli("demo", "--replay", "-o", tmp_path / "out", "--quick").misused("a replay trains nothing")
+
+
+def test_the_shipped_vector_is_the_one_that_the_recipe_names() -> None:
+    """The run that it comes from is the one that a benchmark recorded, in fp32."""
+    recipe = json.loads((REPLAY / "recipe.json").read_text("utf-8"))
+    basis, frame = load_basis(REPLAY / "basis.gguf"), (REPLAY / "vector.bin").read_bytes()
+    lines = (ROOT / recipe["training"]["recorded_in"]).read_text("utf-8").splitlines()
+    runs = [run for run in map(json.loads, lines) if run["settings"] == recipe["training"]["settings"]]
+    (run,) = [run for run in runs if run["task"] == recipe["task"] and run.get("basis") == basis.digest]
+    trained = MicroVector.from_bytes(wire_text.decode(run["frame"].encode()), basis)
+    assert MicroVector(trained.values, "bf16", recipe["sequence"]).to_bytes(basis) == frame
