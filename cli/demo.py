@@ -173,9 +173,7 @@ def _teach(model: Path, output: Path, size: Size, threads: int, tell: Tell) -> d
     assert base is not None
     assert vector is not None
     report = write_report(output / VECTOR)
-    tell(
-        f"   base {figures.mean(base)}, with the vector {figures.mean(vector)}: {figures.compared(comparison)}"
-    )
+    tell(f"   base {figures.mean(base)}, vector {figures.mean(vector)}, {figures.compared(comparison)}")
     tell(f"   {figures.verdict(comparison)} The report: {report}")
     raised = [i for i in range(base.n) if vector.scores[i] > base.scores[i]] or range(base.n)
     return {
