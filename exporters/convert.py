@@ -1,9 +1,8 @@
 """Vectors in the formats of other programs: a GGUF LoRA, and a PEFT LoRA.
 
-Both are (A, B R): rank r, scale 1, the vector folded in, exact. `write_gguf_lora` is for whatever is built on
-llama.cpp: `--lora`, `ADAPTER` in an Ollama Modelfile, LM Studio, llama.rn. `write_peft_lora` is for
-whatever takes a PEFT checkpoint: PEFT, vLLM, SGLang. ONNX Runtime's `.onnx_adapter` is in the core
-(`formats.onnx_adapter`), since devices read it.
+Both are (A, B R): rank r, scale 1, the vector folded in, exact. The one is for whatever is built on
+llama.cpp: `--lora`, `ADAPTER` in an Ollama Modelfile, LM Studio; the other for PEFT, vLLM, SGLang. ONNX
+Runtime's `.onnx_adapter` is in the core (`formats.onnx_adapter`), since devices write it too.
 """
 
 from __future__ import annotations
@@ -24,19 +23,11 @@ from ..modules import inverse, is_adaptable, listed_order, parse
 from ..system import atomic_write
 from ..vector import MicroVector
 from .weights.hf import HFConfig
-from .weights.safetensors import read_safetensors, shards, write_safetensors
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""The files of a PEFT checkpoint."""
+from .weights.safetensors import read_safetensors, shards
 
 
 def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
-    """Write a stock GGUF LoRA that is the basis with a vector in it.
-
-    Args:
-        basis: of the deployed model.
-        vector: of the basis.
-        path: the file to write, atomically.
+    """Write a stock GGUF LoRA that is the basis with a vector in it, atomically.
 
     Raises:
         VectorError: the vector does not fit the basis.
@@ -64,12 +55,11 @@ def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]
 def write_peft_lora(
     basis: Basis, vector: MicroVector, directory: str | PathLike[str], model: str | PathLike[str]
 ) -> None:
-    """Write a checkpoint that `PeftModel.from_pretrained` loads.
+    """Write a checkpoint that `PeftModel.from_pretrained` loads; files of the same names are replaced.
 
     Args:
-        basis: of the deployed model.
-        vector: of the basis.
-        directory: to write; files of the same names are replaced.
+        basis, vector: that belong together.
+        directory: to write.
         model: Hugging Face directory of the model, whose names and order of rows PEFT wants.
 
     Raises:
@@ -77,6 +67,8 @@ def write_peft_lora(
         UnsupportedModelError: no GGUF architecture is known for it, or the basis adapts experts.
         VectorError: the vector does not fit the basis.
     """
+    from safetensors.numpy import save
+
     directory, model = Path(directory), Path(model)
     found, layers = HFConfig(model), _layers(model)
     r = basis.R(vector)
@@ -110,9 +102,12 @@ def write_peft_lora(
     }
     try:
         directory.mkdir(exist_ok=True)
-        write_safetensors(directory / WEIGHTS, tensors)
-        with atomic_write(directory / CONFIG) as file:
-            file.write((json.dumps(config, indent=2) + "\n").encode())
+        for name, data in (
+            ("adapter_model.safetensors", save({n: np.ascontiguousarray(t) for n, t in tensors.items()})),
+            ("adapter_config.json", (json.dumps(config, indent=2) + "\n").encode()),
+        ):
+            with atomic_write(directory / name) as file:
+                file.write(data)
     except OSError as error:
         raise ExportError(f"{directory} could not be written: {error.strerror or error}") from error
 

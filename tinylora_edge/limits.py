@@ -46,13 +46,7 @@ TENSORS = 1 << 18
 """Tensors of a file. The largest checkpoints have 100,000, an expert a tensor."""
 
 DIMENSIONS = 8
-"""Dimensions of a tensor in files of ONNX and safetensors. GGUF has 4."""
-
-ENTRIES = 1 << 48
-"""Entries of a tensor in a safetensors file, a dimension of 0 counted as 1. The largest have some 2^30."""
-
-HEADER_BYTES = 100_000_000
-"""Bytes of a safetensors header: that format's own limit."""
+"""Dimensions of a tensor in files of ONNX. GGUF has 4."""
 
 CONFIG_BYTES = 1 << 22
 """Bytes of a configuration in JSON. The longest in use have some 10 kB."""

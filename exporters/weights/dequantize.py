@@ -42,7 +42,7 @@ class RowDecoder:
         return self.read(raw)
 
 
-FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a value of each safetensors dtype that is read."""
 
 _PROBE_ROWS = 2
@@ -52,7 +52,6 @@ _CHEAP = {  # ggml decodes these at 3,000 to 7,000 M weights/s, as fast as float
     gguf.GGMLQuantizationType.Q4_K,
     gguf.GGMLQuantizationType.Q5_K,
 }
-_FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15)}  # exponent bits, mantissa bits, bias
 
 
 class PackedRows:
@@ -106,9 +105,6 @@ def float_decoder(dtype: str) -> RowDecoder | None:
         return RowDecoder(lambda raw: raw.view("<f4"), dear=False)
     if dtype == "BF16":
         return _decoder_of(_widen_bfloat16, values=1, size=2, dear=False)
-    if dtype in _FLOAT8:
-        table = _float8_table(*_FLOAT8[dtype])
-        return RowDecoder(lambda raw: table[raw])
     numpy_dtype = {"F64": "<f8", "F16": "<f2"}.get(dtype)
     if numpy_dtype is None:
         return None
@@ -132,22 +128,6 @@ def _decoder_of(write: _Write, values: int, size: int, *, dear: bool) -> RowDeco
         return out
 
     return RowDecoder(read, write, dear)
-
-
-def _float8_table(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[np.float32]:
-    """All 256 values of an 8-bit float (OCP OFP8 1.0): E4M3 has no infinity, E5M2 is IEEE-like."""
-    code = np.arange(256)
-    exponent = code >> mantissa_bits & (1 << exponent_bits) - 1
-    mantissa = (code & (1 << mantissa_bits) - 1) / (1 << mantissa_bits)
-    normal = exponent > 0
-    value = np.ldexp(mantissa + normal, np.maximum(exponent, 1) - bias)
-    top = exponent == (1 << exponent_bits) - 1
-    if exponent_bits == 4:
-        value[top & (mantissa == 7 / 8)] = np.nan
-    else:
-        value[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
-    table: NDArray[np.float32] = np.where(code >= 128, -value, value).astype(np.float32)
-    return table
 
 
 class _TypeTraits(ctypes.Structure):

@@ -11,10 +11,9 @@ import numpy as np
 import onnxruntime
 
 from ...errors import BaseMismatchError, VectorError
-from ...formats.onnx_adapter import from_adapter, to_adapter
 from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from ...formats.signatures import signed
-from ...vector import MicroVector, Policy
+from ...vector import Policy
 from ..admission import VectorSource
 from ..lock import Process
 from .bundle import OnnxBundle
@@ -197,25 +196,20 @@ class OnnxSession:
             )
         self.session.run_with_iobinding(binding, run_options)
 
-    def adapter(self, vector: bytes | MicroVector) -> Any:
+    def adapter(self, vector: VectorSource) -> Any:
         """Return an `onnxruntime.LoraAdapter` of one vector, for `RunOptions.add_active_adapter`.
 
-        Args:
-            vector: the bytes of an `.onnx_adapter`, or a `MicroVector`.
-
         Raises:
-            VectorError: the adapter is not one for this basis, or the graph requires its vector as an
-                input, which an adapter is not.
+            VectorError: the vector is refused, or the graph requires its vector as an input, which an
+                adapter is not.
         """
         if self.flavour == REQUIRED:
             raise VectorError(
                 f"the graph's flavour is {REQUIRED!r}, and ONNX Runtime takes no adapter for an input that "
                 "has to be fed: pass rows=session.rows(...)"
             )
-        data = to_adapter(vector, self.basis) if isinstance(vector, MicroVector) else vector
-        from_adapter(data, self.basis)
         adapter = onnxruntime.LoraAdapter()
-        with as_file(data) as path:
+        with as_file(self.rows(vector).adapter(self.basis)) as path:
             adapter.Load(path)
         return adapter
 

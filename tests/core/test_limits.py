@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +11,10 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import BaseMismatchError, BasisError, FrameError, limits
+from tinylora_edge import BaseMismatchError, BasisError, limits
 from tinylora_edge.errors import ExportError
 from tinylora_edge.exporters.weights.hf import HFConfig
-from tinylora_edge.exporters.weights.safetensors import read_safetensors
 from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
-from tinylora_edge.formats.onnx_adapter import decode, encode
 from tinylora_edge.formats.onnx_graph import read_metadata, read_onnx
 
 MEMORY = 64 << 20  # bytes that a refusal may take beside what was there
@@ -95,34 +92,6 @@ def test_a_basis(changes: dict[str, object], said: str) -> None:
         replace(basis, **changes)
 
 
-def test_the_dimensions_of_an_onnx_adapter() -> None:
-    """100,000 of them, whose product would have 600,000 digits."""
-    hostile, count = bytearray(encode(np.zeros((1, 3), np.float32), 1, 2)), 100_000
-    place = 48 + 8  # of the offset of the dimensions, in the one parameter
-    struct.pack_into("<I", hostile, place, len(hostile) - place)
-    hostile += struct.pack("<I", count) + struct.pack("<q", 1 << 40) * count
-    with pytest.raises(FrameError, match="of 100000 dimensions"):
-        decode(bytes(hostile))
-
-
-@pytest.mark.parametrize("dims", [(0, 1 << 57), (0, 3)])
-def test_the_dimensions_of_an_onnx_adapter_without_values(dims: tuple[int, int]) -> None:
-    """0 times anything is 0 bytes, and numpy has no array of that shape."""
-    hostile = bytearray(encode(np.zeros((1, 0), np.float32), 1, 2))
-    struct.pack_into("<2q", hostile, 68 + 4, *dims)
-    with pytest.raises(FrameError, match="its shape is"):
-        decode(bytes(hostile))
-
-
-@pytest.mark.parametrize("shape", [[0, 1 << 62], [1 << 70, 0], [0] + [1 << 20] * 3])
-def test_the_shape_of_a_safetensors_file_without_values(shape: list[int], tmp_path: Path) -> None:
-    header = json.dumps({"t": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(ExportError, match="more than any tensor's"):
-        read_safetensors(path)
-
-
 def field(number: int, data: bytes) -> bytes:
     size, out = len(data), bytearray([number << 3 | 2])
     while size > 0x7F:
@@ -142,16 +111,6 @@ def test_an_onnx_graph(tmp_path: Path) -> None:
     path.write_bytes(b"".join(field(14, field(1, str(i).encode())) for i in range(65_537)))
     with pytest.raises(BaseMismatchError, match="more than 65,536 metadata entries"):
         read_metadata(path)
-
-
-def test_safetensors_over_each_other(tmp_path: Path) -> None:
-    """1,000 tensors of a megabyte, in a file of one."""
-    entry = {"dtype": "F32", "shape": [1 << 18], "data_offsets": [0, 1 << 20]}
-    header = json.dumps({f"t{i}": entry for i in range(1000)}).encode()
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(1 << 20))
-    with support.memory_limit(MEMORY), pytest.raises(ExportError, match="lie over the same bytes"):
-        read_safetensors(path)
 
 
 def test_a_configuration_of_many_blocks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Harnesses of ONNX graphs, `.onnx_adapter` files and safetensors."""
+"""Harnesses of ONNX graphs and safetensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from functools import cache
 from random import Random
 from typing import Any
 
-import numpy as np
 from gguf_readers import bases
 from harness import Harness, folder
 from mutations import as_json, changed, number
@@ -18,7 +17,6 @@ from mutations import as_json, changed, number
 from tinylora_edge import TinyLoraError, save_basis
 from tinylora_edge.errors import BaseMismatchError
 from tinylora_edge.exporters.weights.safetensors import read_safetensors
-from tinylora_edge.formats import onnx_adapter
 from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.formats.onnx_graph import MetadataKey, read_metadata, read_onnx
 from tinylora_edge.runtime.onnx.bundle import OnnxBundle, weights_fingerprint
@@ -158,23 +156,6 @@ def _read_graph(data: bytes) -> None:
 # Other containers.
 
 
-def _make_adapter(random: Random) -> bytes:
-    basis = bases()[0]
-    values = np.array([[random.choice((0.0, 1.5, np.nan, np.inf)) for _ in range(basis.size)]], np.float32)
-    named = random.choice((onnx_adapter.basis_version(basis), 0, -1))
-    data = bytearray(onnx_adapter.encode(values, random.choice((0, 1, 65535, 65536, -1)), named))
-    for _ in range(random.choice((0, 0, 1, 2))):
-        struct.pack_into("<I", data, 4 * random.randrange(len(data) // 4), number(random) % (1 << 32))
-    return bytes(data)
-
-
-def _read_adapter(data: bytes) -> None:
-    onnx_adapter.is_adapter(data)
-    vector = onnx_adapter.from_adapter(data, bases()[0])
-    assert np.isfinite(vector.values).all()
-    assert onnx_adapter.from_adapter(onnx_adapter.to_adapter(vector, bases()[0]), bases()[0]) == vector
-
-
 def safetensors(header: Any, data: bytes) -> bytes:
     """Return a safetensors file of a header and what follows it."""
     text = as_json(header)
@@ -199,13 +180,11 @@ def _read_safetensors(data: bytes) -> None:
     path = folder() / "model.safetensors"
     path.write_bytes(data)
     for name, tensor in read_safetensors(path).items():
-        for use in (tensor.array, tensor.codes, tensor.matrices):
-            with suppress(TinyLoraError):
-                use(name)
+        with suppress(TinyLoraError):
+            tensor.matrices(name)
 
 
 HARNESSES = [
     Harness("onnx", _make_onnx, _read_graph),
-    Harness("adapter", _make_adapter, _read_adapter),
     Harness("safetensors", _make_safetensors, _read_safetensors),
 ]

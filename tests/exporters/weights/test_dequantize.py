@@ -105,18 +105,6 @@ def test_a_type_that_nobody_can_read_is_named(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)]
-)
-def test_float8_as_torch_reads_it(name, dtype):
-    codes = np.arange(256, dtype=np.uint8).reshape(4, 64)
-    expected = torch.from_numpy(codes.copy()).view(dtype).float().numpy()
-    found = float_decoder(name)(codes)
-    assert found.dtype == np.float32
-    assert same_bits(found, expected)
-    assert np.isnan(expected).any()
-
-
-@pytest.mark.parametrize(
     ("name", "dtype"),
     [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32), ("F64", torch.float64)],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 
 import models
@@ -11,9 +12,12 @@ import pytest
 import smollm2
 import torch
 from safetensors.torch import load_file, save_file
+from support import BAD_DOCUMENTS
 
 from tinylora_edge import BaseMismatchError, ExportError, MicroVector, UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters.weights.hf import HFConfig
+from tinylora_edge.exporters.weights.safetensors import shards
 from tinylora_edge.limits import BLOCKS
 from tinylora_edge.modules import is_adaptable
 
@@ -97,23 +101,9 @@ def test_a_base_of_fewer_bits_than_the_directory(tiny_models, llama_gguf, tmp_pa
     assert np.abs(models.llama_logits(llm, [1, 2, 3]) - before).max() > 1
 
 
-@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
-def test_float8(kind, tmp_path, record_property):
-    model = models.tiny_model("llama", seed=2)
-    dtype = getattr(torch, kind)
-    for name, parameter in model.named_parameters():
-        if "_proj" in name:
-            parameter.data.copy_(parameter.data.to(dtype).float())
-    base = models.write_gguf(model, tmp_path / "base.gguf")
-    hf = models.write_hf(model, tmp_path / "hf")
-    tensors = load_file(hf / "model.safetensors")
-    small = {name: t.to(dtype) if "_proj" in name else t for name, t in tensors.items()}
-    save_file(small, hf / "model.safetensors")
-    left, right = export_gguf(base, tmp_path / "l").basis, export_gguf(hf, tmp_path / "r", base=base).basis
-    check(left, right, spectra(model), record_property, at_least=10)
-
-
 # Directories that cannot be used
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.fixture
@@ -145,62 +135,53 @@ def test_a_missing_shard(sharded, llama_gguf, tmp_path):
     refuse(ExportError, tmp_path, sharded, llama_gguf, lost.name)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "\xff"])
-def test_a_damaged_index(sharded, llama_gguf, tmp_path, content):
-    (sharded / "model.safetensors.index.json").write_bytes(content.encode("latin-1"))
-    refuse(ExportError, tmp_path, sharded, llama_gguf, "index")
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
+def test_damaged_documents(sharded, llama_gguf, tmp_path, name):
+    for document in ("model.safetensors.index.json", "config.json"):
+        (sharded / document).write_bytes(BAD_DOCUMENTS[name])
+        with pytest.raises(ExportError, match=re.escape(document)):
+            shards(sharded) if "index" in document else HFConfig(sharded)
+    layers = {"model_type": "llama", "num_hidden_layers": "x"}
+    (sharded / "config.json").write_text(json.dumps(layers))
+    with pytest.raises(ExportError, match=r"config\.json"):
+        HFConfig(sharded)
 
 
-@pytest.mark.parametrize("keep", [0, 4, 8, 100, 0.5, -1])
-def test_a_truncated_file(hf, llama_gguf, tmp_path, keep):
-    path = hf / "model.safetensors"
-    data = path.read_bytes()
-    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    refuse(ExportError, tmp_path, hf, llama_gguf, r"model\.safetensors")
+@pytest.mark.parametrize("shard", ["a\0b", "", "x" * 256, "\ud800", "..", "../x", "/x", 7, None, ["x"], {}])
+def test_names_of_shards(tmp_path, shard):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(ExportError, match=r"index|lacks"):
+        shards(tmp_path)
 
 
-def with_header(header, data=b""):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+def with_entry(**changes):
+    entry = {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 16384]} | changes
+    return with_header(json.dumps({Q_PROJ: entry}).encode())
 
 
-Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+def with_header(text):
+    return struct.pack("<Q", len(text)) + text + bytes(16384)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        struct.pack("<Q", 1 << 62) + b"{}" * 40,
-        with_header(b"not json"),
-        with_header(b"\xff\xfe"),
-        with_header([1, 2]),
-        with_header({Q_PROJ: 3}),
-        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64]}}),
-        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 1 << 40]}}),
-        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64], "data_offsets": [8, 0]}}, bytes(64)),
-        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64], "data_offsets": ["a", "b"]}}, bytes(64)),
-        with_header({Q_PROJ: {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 64]}}, bytes(64)),
-        with_header({Q_PROJ: {"dtype": "F32", "shape": "64", "data_offsets": [0, 64]}}, bytes(64)),
-        with_header({Q_PROJ: {"dtype": 4, "shape": [4, 4], "data_offsets": [0, 64]}}, bytes(64)),
-    ],
-    ids=[
-        "header longer than the file",
-        "no JSON",
-        "no UTF-8",
-        "a list",
-        "an entry that is a number",
-        "no offsets",
-        "offsets beyond the end",
-        "offsets in reverse",
-        "offsets of text",
-        "fewer bytes than the shape needs",
-        "a shape of text",
-        "a dtype of a number",
-    ],
-)
+DAMAGED = {
+    "empty": b"",
+    "a header longer than the file": struct.pack("<Q", 1 << 62) + b"{}" * 40,
+    "no JSON": with_header(b"not json"),
+    "a list": with_header(b"[1, 2]"),
+    "deep": with_header(b"[" * 100_000),
+    "offsets beyond the end": with_entry(data_offsets=[0, 1 << 40]),
+    "offsets in reverse": with_entry(data_offsets=[8, 0]),
+    "fewer bytes than the shape needs": with_entry(shape=[64, 65]),
+    "a shape of text": with_entry(shape="64"),
+    "a shape of 2^70": with_entry(shape=[1 << 70, 0]),
+    "an unknown type": with_entry(dtype="F33"),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file(hf, llama_gguf, tmp_path, content):
     (hf / "model.safetensors").write_bytes(content)
-    refuse(ExportError, tmp_path, hf, llama_gguf)
+    refuse(ExportError, tmp_path, hf, llama_gguf, r"model\.safetensors is damaged")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])

@@ -22,7 +22,6 @@ from tinylora_edge import (
     VectorError,
     load_basis,
 )
-from tinylora_edge.formats.onnx_adapter import to_adapter
 from tinylora_edge.runtime import OnnxSession, RunOptions
 
 TOKENS = [72, 101, 108, 108, 111]
@@ -190,7 +189,7 @@ def defaulted(kind: str) -> OnnxSession:
 def test_an_adapter_alone_works(defaulted: OnnxSession, kind: str) -> None:
     bundle = onnx_bundles.tiny("default", kind)
     (vector,) = onnx_bundles.vectors(bundle, 1)
-    for form in (vector, to_adapter(vector, defaulted.basis)):
+    for form in (vector, vector.to_bytes(defaulted.basis)):
         chosen = RunOptions()
         chosen.add_active_adapter(defaulted.adapter(form))
         found = run(defaulted, run_options=chosen)
@@ -237,9 +236,7 @@ def test_adapters_are_checked(defaulted: OnnxSession, tmp_path: Path) -> None:
     if other.digest == defaulted.basis.digest:
         other = load_basis(onnx_bundles.tiny("default", "dense") / "basis.gguf")
     with pytest.raises(BasisMismatchError):
-        defaulted.adapter(to_adapter(MicroVector.zeros(other), other))
-    with pytest.raises(VectorError, match="onnx_adapter"):
-        defaulted.adapter(b"no adapter at all")
+        defaulted.adapter(MicroVector.zeros(other).to_bytes(other))
 
 
 def test_a_required_input_takes_no_adapter(kind: str) -> None:
