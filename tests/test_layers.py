@@ -57,7 +57,9 @@ PACKAGES = {  # layer -> packages that it imports; None: any but an engine
 }
 OPTIONAL = {  # layer -> packages of extras that it imports in functions only
     "wire": {"cryptography"},
-    "exporters": {"huggingface_hub", "onnx_ir", "onnxscript", "threadpoolctl", "torch", "transformers"},
+    "exporters": {
+        *("huggingface_hub", "onnx_ir", "onnxscript", "safetensors", "threadpoolctl", "torch", "transformers")
+    },
     "formats": {"cryptography"},
     "shipping": {"fsspec", "segno"},
     "runtime": {"llguidance"},
