@@ -25,7 +25,7 @@ from rich.text import Text
 
 from .. import Bundle
 from ..errors import BaseMismatchError, TinyLoraError
-from ..formats.signatures import read_signature
+from ..formats.signatures import signature_path
 from ..system import __version__
 from . import console
 from .options import JsonOption
@@ -222,7 +222,9 @@ def check_bundle(path: Path) -> Iterator[Finding]:
         if isinstance(stated, dict) and stated.get("digest") != digest:
             said = f"{str(stated.get('digest'))[:16]}..., but the basis has {digest[:16]}..."
             yield Finding("bundle", FAULT, f"{bundle.manifest_path} states digest {said}", again)
-        signed = "not signed" if read_signature(bundle) is None else "signed: inspect --key KEY.pub checks it"
+        signed = (
+            "signed: inspect --key KEY.pub checks it" if signature_path(bundle).exists() else "not signed"
+        )
         yield Finding("bundle", OK, f"it is {signed}")
     except (TinyLoraError, OSError) as error:
         yield Finding("bundle", FAULT, str(error), again)

@@ -14,7 +14,7 @@ import typer
 from .. import Bundle
 from ..formats.gguf import whole_stem
 from ..formats.onnx_graph import DEFAULT, REQUIRED
-from ..formats.signatures import read_signature
+from ..formats.signatures import signature_path
 from . import console, downloads, export_report
 from .options import JsonOption
 
@@ -274,7 +274,7 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     before = found.basis.base_fingerprints
     with console.progress(f"comparing the weights of {base} with the factors"):
         basis, worst = add_base(bundle, base)
-    if basis.base_fingerprints != before and read_signature(found) is not None:
+    if basis.base_fingerprints != before and signature_path(found).exists():
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
     if as_json:
         facts: dict[str, Any] = {

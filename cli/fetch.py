@@ -22,6 +22,9 @@ def fetch(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
     stream: PublishedStreamOption = layout.DEFAULT_STREAM,
     keys: KeysOption = None,
+    keyring: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Trusted public keys with their streams and days, in JSON.")
+    ] = None,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,7 +38,7 @@ def fetch(
     """
     from ..shipping.fetch import fetch as fetch_frame
 
-    policy = keyfiles.policy(keys, state, keyless="checksum")
+    policy = keyfiles.policy(keys, state, keyring=keyring, keyless="checksum")
     if not output.parent.is_dir():
         raise FileNotFoundError(
             f"{output.parent} is not a directory: make it first, or choose another output"

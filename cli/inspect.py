@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import Basis, BasisError, Bundle, Policy, load_basis
-from ..formats.signatures import check_bundle, read_signature
+from .. import Basis, BasisError, Bundle, Ed25519Verifier, load_basis
+from ..formats.signatures import Signature, check_bundle, signature_path
 from ..projection import EXPLICIT
-from ..trust import Bundles
 from . import console, downloads, keyfiles, vectors
 from .options import JsonOption, KeysOption, StreamOption
 
@@ -46,8 +45,7 @@ def inspect(
     if path.is_dir() or _is_gguf(path):
         if bundle is not None:
             raise typer.BadParameter("only a vector is checked against a bundle", param_hint="BUNDLE")
-        rules = Policy(bundle_keys=keyfiles.public_keys(keys)).bundles
-        _inspect_model(path, rules, as_json)
+        _inspect_model(path, keyfiles.public_keys(keys), as_json)
         return
     if bundle is None and (keys or stream):
         raise typer.BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
@@ -115,24 +113,24 @@ def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _inspect_model(path: Path, rules: Bundles, as_json: bool) -> None:
+def _inspect_model(path: Path, keys: list[Ed25519Verifier], as_json: bool) -> None:
     with console.progress(f"checking {path}"):
-        record = _checked(path, rules)
+        record = _checked(path, keys)
     if as_json:
         console.print_json(record)
         return
     console.facts(_model_rows(record))
 
 
-def _checked(path: Path, rules: Bundles) -> dict[str, Any]:
+def _checked(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     """Return what a basis or a bundle is, once it is known to be sound."""
     if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
-        if rules.keys:
+        if keys:
             raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
         basis = load_basis(path)
         return {"kind": "basis", "path": str(path)} | _basis_facts(basis, path)
     bundle = Bundle.find(path)
-    signature = _check_signature(bundle, rules)
+    signature = _check_signature(bundle, keys)
     basis = bundle.basis
     record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
     record["base"] = {
@@ -146,25 +144,17 @@ def _checked(path: Path, rules: Bundles) -> dict[str, Any]:
     return record
 
 
-def _check_signature(bundle: Bundle, rules: Bundles) -> dict[str, Any] | None:
+def _check_signature(bundle: Bundle, keys: list[Ed25519Verifier]) -> dict[str, Any] | None:
     """Return what is known of a bundle's signature, or None where there is none and no key asks for one.
 
     Raises:
         TrustError: it does not verify under the keys, or a file is not as it was signed.
     """
-    keys, refused = rules.signers()
+    path = signature_path(bundle)
     if keys:
-        checked = check_bundle(bundle, keys, refused=refused)
-        about = {"name": checked.said.name, "sequence": checked.said.sequence}
-        return {"keys": [checked.said.key], "verified": True, "files": len(checked.files)} | about
-    envelope = read_signature(bundle)
-    if envelope is None:
-        return None
-    return {"keys": [key for key, _ in envelope.signatures], "verified": False}
-
-
-def _sequence(signature: dict[str, Any]) -> str:
-    return f", {signature['name']} {signature['sequence']}" if signature["sequence"] else ""
+        files = check_bundle(bundle, keys)
+        return {"key": Signature.read(path).key, "verified": True, "files": len(files)}
+    return {"key": Signature.read(path).key, "verified": False} if path.exists() else None
 
 
 def _size(base: Path) -> int:
@@ -219,13 +209,12 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("base", f"{base['path']}, {console.megabytes(base['bytes'])}"))
         rows.append(("fingerprint", f"{base['fingerprint']} (listed in the basis)"))
         if (signature := record["signature"]) is not None:
-            by = ", ".join(signature["keys"])
             state = (
-                f"{console.counted(signature['files'], 'file')} verified{_sequence(signature)}"
+                f"{console.counted(signature['files'], 'file')} verified"
                 if signature["verified"]
                 else "not checked: --key FILE"
             )
-            rows.append(("signature", f"by {by} ({state})"))
+            rows.append(("signature", f"by {signature['key']} ({state})"))
         exported = manifest.get("base")
         if isinstance(exported, dict) and "name" in exported:
             rows.append(("exported from", str(exported["name"])))

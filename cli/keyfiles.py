@@ -67,8 +67,8 @@ def verifiers(paths: Sequence[Path] | None) -> list[tags.Verifier]:
 def policy(
     keys: Sequence[Path] | None,
     state: Path | None = None,
-    bundle_keys: Sequence[Path] | None = None,
     *,
+    keyring: Path | None = None,
     keyless: str = "none",
 ) -> Policy:
     """Return the policy of a device that trusts these keys; without any, `keyless` is the least of a tag.
@@ -76,9 +76,7 @@ def policy(
     Errors: those of `verifiers` and `Policy`.
     """
     trusted = verifiers(keys)
-    return Policy(
-        None if trusted else keyless, keys=trusted, bundle_keys=public_keys(bundle_keys), state=state
-    )
+    return Policy(None if trusted or keyring else keyless, keys=trusted, keyring=keyring, state=state)
 
 
 def day(text: str, option: str) -> date:

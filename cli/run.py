@@ -7,14 +7,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.cells import cell_len
 
-from .. import Policy, TinyLoraError
+from .. import Ed25519Verifier, Policy, TinyLoraError
 from . import console, keyfiles, vectors
 from .options import (
     EngineName,
@@ -88,8 +88,10 @@ def run_prompt(
     """
     if vector == prompt == vectors.STREAM:
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
-    policy = keyfiles.policy(keys, state, bundle_keys)
-    llm = load(bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream), gpu_layers)
+    policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
+    llm = load(
+        bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream), gpu_layers, signers
+    )
     if prompt == vectors.STREAM:
         take_any_bytes()
         prompt = sys.stdin.read()
@@ -136,6 +138,7 @@ def load(
     policy: Policy,
     stream: str,
     gpu_layers: int | None,
+    bundle_keys: Sequence[Ed25519Verifier] = (),
 ) -> TinyLoraLlama | TinyLoraOnnx:
     """Return the model of a bundle, with a vector where one is named.
 
@@ -153,7 +156,7 @@ def load(
         raise console.CommandError(
             f"--n-ctx {n_ctx}: llama.cpp's contexts are multiples of {_CONTEXT_STEP} tokens: pass {above}"
         )
-    options: dict[str, Any] = {"n_ctx": n_ctx, "policy": policy, "stream": stream}
+    options: dict[str, Any] = {"n_ctx": n_ctx, "policy": policy, "stream": stream, "bundle_keys": bundle_keys}
     options |= engine_options(engine, threads, gpu_layers)
     with console.progress("loading the model"):
         try:

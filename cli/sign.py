@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import Bundle
-from ..formats.signatures import read_signature, sign_bundle
-from ..formats.statement import Statement
+from ..formats.signatures import Signature, sign_bundle
 from . import console, keyfiles
 from .options import JsonOption
 
@@ -24,7 +22,7 @@ def sign(
     """Sign a bundle, once it is as devices shall have it: what changes it needs a new signature.
 
     signature.json beside the basis lists the SHA-256 of every file. A device checks it with --bundle-key, in
-    Python with Policy(bundle_keys=[...]).
+    Python with load(..., bundle_keys=[...]).
 
     \b
     Example:
@@ -38,17 +36,8 @@ def sign(
         raise
     except OSError as error:
         raise console.CommandError(f"{bundle} could not be signed: {error.strerror or error}") from error
-    envelope = read_signature(Bundle.find(bundle))
-    assert envelope is not None
-    said = Statement.from_bytes(envelope.payload)
+    files = len(Signature.read(path).files)
     if as_json:
-        console.print_json(
-            {
-                "signature": str(path),
-                "key": signer.id,
-                "files": len(said.files),
-                "digest": said.digest,
-            }
-        )
+        console.print_json({"signature": str(path), "key": signer.id, "files": files})
         return
-    console.prose(f"signed {console.counted(len(said.files), 'file')} under {signer.id}: {path}")
+    console.prose(f"signed {console.counted(files, 'file')} under {signer.id}: {path}")

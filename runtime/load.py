@@ -12,6 +12,7 @@ from ..errors import MissingExtraError, OptionError, TinyLoraError, did_you_mean
 from ..formats.bundle import Bundle
 from ..formats.signatures import signed
 from ..vector import Policy
+from ..wire.tags import Ed25519Verifier
 from .admission import VectorSource, admitted
 from .onnx.bundle import OnnxBundle, find_bundle
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 LLAMA, ONNX = "llama", "onnx"
 
-_OPTIONS = ("vector_bytes", "policy", "stream", "engine")  # of `load` itself
+_OPTIONS = ("vector_bytes", "policy", "bundle_keys", "stream", "engine")  # of `load` itself
 
 
 @overload
@@ -32,6 +33,7 @@ def load(
     vector_bytes: VectorSource | None = None,
     *,
     policy: Policy | None = None,
+    bundle_keys: Sequence[Ed25519Verifier] = (),
     stream: str = "",
     engine: Literal["llama"],
     **engine_options: Any,
@@ -44,6 +46,7 @@ def load(
     vector_bytes: VectorSource | None = None,
     *,
     policy: Policy | None = None,
+    bundle_keys: Sequence[Ed25519Verifier] = (),
     stream: str = "",
     engine: Literal["onnx"],
     **engine_options: Any,
@@ -56,6 +59,7 @@ def load(
     vector_bytes: VectorSource | None = None,
     *,
     policy: Policy | None = None,
+    bundle_keys: Sequence[Ed25519Verifier] = (),
     stream: str = "",
     engine: str | None = None,
     **engine_options: Any,
@@ -67,6 +71,7 @@ def load(
     vector_bytes: VectorSource | None = None,
     *,
     policy: Policy | None = None,
+    bundle_keys: Sequence[Ed25519Verifier] = (),
     stream: str = "",
     engine: str | None = None,
     **engine_options: Any,
@@ -81,7 +86,8 @@ def load(
             `model.onnx` in that, or a `.gguf` with `<stem>.basis.gguf` beside it.
         vector_bytes: a frame or a raw payload (docs/FORMAT.md), the `pathlib.Path` of a file with one, a
             `MicroVector` that the app made itself (no policy applies to it), or None for the base alone.
-        policy: what is demanded of vectors, now and at every `swap`, and of the bundle.
+        policy: what is demanded of vectors, now and at every `swap`.
+        bundle_keys: of which one has to have signed the bundle; without any, signatures are not looked at.
         stream: which sequence of vectors the bytes belong to (see `Policy`).
         engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
             where it has both.
@@ -97,8 +103,7 @@ def load(
         FileNotFoundError: a part of the bundle is missing.
         CorruptBasisError: the side tensors are damaged.
         BaseMismatchError: the base is not one that the basis was exported for.
-        TrustError: the policy has keys of bundles, and the bundle is not as one of them signed it, or an
-            older one than was loaded before.
+        TrustError: the bundle is not as one of `bundle_keys` signed it.
         VectorError: the vector was refused; the subclass says why.
         MissingExtraError: the engine is not installed.
         OptionError: the engine has no such option; the message names the nearest one.
@@ -112,7 +117,7 @@ def load(
     policy = policy or Policy()
     with ExitStack() as undo:
         with ExitStack() as admission:  # which records the vector at its end
-            with signed(bundle, policy.bundles, engine=engine):
+            with signed(bundle, bundle_keys, engine=engine):
                 vector = None
                 if vector_bytes is not None:
                     checked = admitted(vector_bytes, bundle.basis, policy, stream=stream)

@@ -115,7 +115,7 @@ class TransferError(TinyLoraError):
 
 
 class TrustError(TinyLoraError, ValueError):
-    """A trust file, or the signature of a bundle, does not verify, or is older than one accepted before."""
+    """A keyring is damaged, or a bundle is not as one of the trusted keys signed it."""
 
 
 class BusyError(TinyLoraError):

@@ -99,30 +99,6 @@ TLS_BYTES = 1 << 16
 REDIRECTS = 5
 """Redirects that a fetch follows. Content networks send one or two."""
 
-TRUST_BYTES = 1 << 16
-"""Bytes of a trust file. One root and ten keys have 3 kB, and every further root some 600 bytes."""
-
-ROOTS = 128
-"""Roots of a trust file: a rotation a year lasts a century."""
-
-ROOT_KEYS = 16
-"""Keys of a root. Owners who have to come together are few."""
-
-TRUST_KEYS = 256
-"""Keys on the list of a trust file: each may cost a verification where a frame is refused."""
-
-TRUST_VERSION = (1 << 31) - 1
-"""Version of a root or a list: what fits 32 bits in every language."""
-
-STREAM_PATTERNS = 64
-"""Patterns of streams of a key."""
-
-SIGNATURES = 32
-"""Signatures of one envelope: those of two roots."""
-
-STATEMENT_BYTES = 1 << 22
-"""Bytes of a bundle's signature. A file that it lists takes about 150."""
-
 BUNDLE_FILES = 1 << 12
 """Files of a bundle. A model in the most parts that are usual has some hundred."""
 

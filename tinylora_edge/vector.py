@@ -20,10 +20,7 @@ from numpy.typing import NDArray
 
 from .basis import Basis
 from .errors import ChecksumError, SignatureError, UnauthenticatedVectorWarning, VectorError
-from .trust import TrustFile
-from .trust.bundles import Bundles, public_keys
-from .trust.file import opened
-from .trust.keyring import Keyring
+from .keyring import Keyring
 from .wire import expiry, frame, sequences, tags
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
@@ -204,8 +201,8 @@ class Policy:
     1. The bytes are a frame or a raw payload of the right length for the basis (FrameError).
     2. A frame names this basis (BasisMismatchError), and its version is one of `versions` (FrameError).
     3. The tag verifies for this stream: CRC-32 always (ChecksumError); a MAC or a signature under one of
-       `keys`, or one that `trust` lists for the stream and the day, even where none is required: a tag that
-       cannot be checked proves nothing (SignatureError).
+       `keys`, or one that `keyring` lists for the stream and the day, even where none is required: a tag
+       that cannot be checked proves nothing (SignatureError).
     4. The tag is at least as strong as `require` (ChecksumError, SignatureError), and the last day of a
        frame that has one is not over (ExpiredError).
     5. Every value is finite (NonFiniteError).
@@ -227,10 +224,8 @@ class Policy:
             what the keys check: a signature where all are public keys, a MAC where any is a MAC key, and
             nothing without keys.
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
-        trust: a trust file (docs/FORMAT.md, "Trust files"): the keys on its list are trusted too, each for
-            its streams and days, or for bundles. It is read again where it changes, and never falls back.
-        bundle_keys: verifiers (`Ed25519Verifier`) of which one, or one that `trust` lists for bundles, has to
-            have signed a bundle, for `load` and `OnnxSession`; without any, signatures are not looked at.
+        keyring: a file of public keys that are trusted too, each for its streams and days (see `keyring`).
+            It is read again where it changes.
         max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
         state: a file that keeps the sequences, and the highest day seen, through restarts. Its directory
             must exist. Processes may share it. Whoever can write to it can undo rules 4 and 7. Or marks that
@@ -242,8 +237,8 @@ class Policy:
     Raises:
         VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
             number from 0 on, versions that no frame has, a `today` that is no clock, or a damaged state file.
-        TrustError: the trust file does not verify.
-        FileNotFoundError: the directory of `state`, or the trust file, does not exist.
+        TrustError: the keyring is none.
+        FileNotFoundError: the directory of `state`, or the keyring, does not exist.
     """
 
     def __init__(
@@ -251,8 +246,7 @@ class Policy:
         require: str | None = None,
         *,
         keys: Sequence[tags.Verifier] = (),
-        trust: TrustFile | str | PathLike[str] | None = None,
-        bundle_keys: Sequence[tags.Ed25519Verifier] = (),
+        keyring: str | PathLike[str] | None = None,
         max_norm: float = math.inf,
         state: str | PathLike[str] | sequences.SequenceLog | None = None,
         versions: Collection[int] = frame.VERSIONS,
@@ -260,12 +254,9 @@ class Policy:
     ) -> None:
         if state is None:
             state = sequences.SequenceLog()
-        self.state = None if isinstance(state, sequences.SequenceLog) else state
-        self._marks = state if isinstance(state, sequences.SequenceLog) else sequences.SequenceFile(state)
-        self._clock = expiry.Clock(today, self._marks)
-        listed = opened(trust)
-        self._keyring, given = Keyring(keys, listed, self._clock), public_keys(bundle_keys)
-        self.bundles = Bundles(given, listed, self._clock, self._marks, self.state)
+        self._log = state if isinstance(state, sequences.SequenceLog) else sequences.SequenceFile(state)
+        self._clock = expiry.Clock(today, self._log)
+        self._keyring = Keyring(keys, keyring, self._clock)
         kinds = self._keyring.kinds
         if require is None:
             require = LEVELS[min((_LEVEL_OF_KIND[kind] for kind in kinds), default=0)]
@@ -288,7 +279,7 @@ class Policy:
         self._warned = False
 
     def __repr__(self) -> str:
-        return f"Policy({self.require!r}, {self._keyring!r}, max_norm={self.max_norm:g}, {self._marks!r})"
+        return f"Policy({self.require!r}, {self._keyring!r}, max_norm={self.max_norm:g}, {self._log!r})"
 
     def check(self, data: bytes, basis: Basis, *, stream: str = "") -> CheckedVector:
         """Return the micro-vector in `data` if every rule allows it; change nothing.
@@ -317,7 +308,7 @@ class Policy:
             self._warn_once()
         else:
             content = frame.content(key, values, received.dtype)
-            self._marks.check(sequences.source(basis.digest, key, stream), received.sequence, content)
+            self._log.check(sequences.source(basis.digest, key, stream), received.sequence, content)
         sha256 = hashlib.sha256(data).hexdigest()
         return CheckedVector._of(values, received, verified_by=key, stream=stream, sha256=sha256)
 
@@ -353,14 +344,14 @@ class Policy:
             if vector.raw:
                 return
             key = vector.verified_by
-            if vector.until is not None or self._keyring.listed:
+            if vector.until is not None or self._keyring.path is not None:
                 self._clock.keep()
         content = frame.content(key, vector.values, vector.dtype)
-        self._marks.record(sequences.source(basis.digest, key, stream), vector.sequence, content)
+        self._log.record(sequences.source(basis.digest, key, stream), vector.sequence, content)
 
     def highest(self, basis: Basis, *, key: str = "", stream: str = "") -> int:
         """Return the highest sequence accepted of a stream under a key; 0 for none. It raises as `record`."""
-        return self._marks.highest(sequences.source(basis.digest, key, stream))
+        return self._log.highest(sequences.source(basis.digest, key, stream))
 
     def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""

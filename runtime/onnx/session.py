@@ -14,6 +14,7 @@ from ...errors import BaseMismatchError, VectorError
 from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from ...formats.signatures import signed
 from ...vector import Policy
+from ...wire.tags import Ed25519Verifier
 from ..admission import VectorSource
 from ..lock import Process
 from .bundle import OnnxBundle
@@ -72,7 +73,8 @@ class OnnxSession:
 
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or an `.onnx` in it.
-        policy: what is demanded of vector bytes, and of the bundle.
+        policy: what is demanded of vector bytes.
+        bundle_keys: of which one has to have signed the bundle; without any, signatures are not looked at.
         options: those of `onnxruntime.InferenceSession` (`sess_options`, `providers`, ...). The provider
             is the CPU's unless given.
 
@@ -86,16 +88,22 @@ class OnnxSession:
         CorruptBasisError: the side tensors are damaged.
         BaseMismatchError: the graph was not baked with this basis, its weights are not there, or the
             installed ONNX Runtime cannot load it.
-        TrustError: the policy has keys of bundles, and the bundle is not as one of them signed it, or an
-            older one than was loaded before.
+        TrustError: the bundle is not as one of `bundle_keys` signed it.
 
     In a process that was forked from the one that made it, a run raises a `TinyLoraError`.
     """
 
-    def __init__(self, base: str | PathLike[str], *, policy: Policy | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        base: str | PathLike[str],
+        *,
+        policy: Policy | None = None,
+        bundle_keys: Sequence[Ed25519Verifier] = (),
+        **options: Any,
+    ) -> None:
         bundle = OnnxBundle.find(base)
         self.policy = policy or Policy()
-        with signed(bundle.bundle, self.policy.bundles, engine="onnx"):
+        with signed(bundle.bundle, bundle_keys, engine="onnx"):
             self._start(bundle, options)
 
     def _start(self, bundle: OnnxBundle, options: dict[str, Any]) -> None:

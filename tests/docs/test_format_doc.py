@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import io
 import json
 import re
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import gguf
@@ -20,11 +18,9 @@ from tinylora_edge import Basis, MicroVector, Policy, limits
 from tinylora_edge.errors import TransferError
 from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats import side_tensors
-from tinylora_edge.formats.statement import SIGNATURE_NAME, TYPE, Statement
 from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
 from tinylora_edge.shipping import layout
-from tinylora_edge.trust import Trust, records
 from tinylora_edge.wire import expiry, tags
 from tinylora_edge.wire import frame as _frame
 from tinylora_edge.wire import text as _text
@@ -78,63 +74,6 @@ def example_basis() -> Basis:
 
 def frame_digest() -> str:
     return re.search(r"`([0-9a-f]{64})`", section("A frame taken apart")).group(1)
-
-
-def test_trust_file() -> None:
-    """The file is put together from the page alone, and from the seeds that it names."""
-    values = {part: value for part, value in rows("Trust files", 2) if part != "its signature"}
-    signatures = [bytes.fromhex(value) for part, value in rows("Trust files", 2) if part == "its signature"]
-    seeds = map(bytes.fromhex, re.findall(r"seed(?: is)?\n`([0-9a-f]{64})`", section("Trust files")))
-    root, fleet, release = map(tags.Ed25519Signer, (bytes(range(32)), *seeds))
-    envelopes = []
-    parts = (("root 1", "root"), ("list 2", "keys"), ("list 3", "keys"))
-    for (part, kind), signature in zip(parts, signatures, strict=True):
-        kind = f"application/vnd.tinylora.{kind}+json"
-        envelope = {"keyid": root.id, "sig": base64.b64encode(signature).decode()}
-        payload = base64.b64encode(values[part].encode()).decode()
-        envelopes.append({"payload": payload, "payloadType": kind, "signatures": [envelope]})
-        signed = f"DSSEv1 {len(kind)} {kind} {len(values[part])} {values[part]}".encode()
-        assert root.sign(signed) == signature
-        if part == "list 2":
-            assert signed.startswith(values["what is signed begins with"].encode())
-    trust = Trust.read(json.dumps({"trust": 1, "roots": envelopes[:1], "keys": envelopes[1]}).encode())
-    assert hashlib.sha256(trust.to_bytes()).hexdigest() == values["SHA-256 of the file"]
-    assert [key.id for key in trust.accepted("eu-7", date(2026, 6, 1))] == [fleet.id]
-    assert trust.bundle_keys(date(2026, 6, 1)) == ([], [])
-    later = trust.updated(json.dumps({"trust": 1, "roots": envelopes[:1], "keys": envelopes[2]}).encode())
-    assert hashlib.sha256(later.to_bytes()).hexdigest() == values["SHA-256 of the file with list 3"]
-    assert [key.id for key in later.bundle_keys(date(2026, 6, 1))[0]] == [release.id]
-
-
-def test_limits_of_trust_files() -> None:
-    text = section("Trust files").replace("\n", " ")
-    for words in (
-        f"at most {limits.TRUST_BYTES:,} bytes",
-        f"at most {limits.SIGNATURES} in an envelope",
-        f"from 1 to {limits.TRUST_VERSION}",
-        f"1 to {limits.ROOT_KEYS} different keys",
-        f"up to {limits.TRUST_KEYS} objects",
-        f"1 to {limits.STREAM_PATTERNS} patterns",
-        f"at most {limits.ROOTS} roots",
-    ):
-        assert words in text
-    types = set(re.findall(r"`(application/[^`]+)`", section("Trust files")))
-    assert types == {records.ROOT_TYPE, records.LIST_TYPE}
-
-
-def test_the_statement_of_a_signed_bundle() -> None:
-    shown = section("Signed bundles")
-    made = json.loads(Statement("b", {"basis.gguf": "0" * 64}).to_bytes())
-    for value in (
-        made["_type"],
-        made["predicateType"],
-        *made,
-        *made["predicate"],
-        *made["predicate"]["serialization"],
-    ):
-        assert f'"{value}"' in shown
-    assert TYPE in shown
-    assert SIGNATURE_NAME in shown
 
 
 def test_projection_values() -> None:

@@ -1,119 +1,150 @@
-"""Signatures of bundles: made on a host, checked on a device before anything of the bundle is read.
+"""Signed bundles: one list of the SHA-256 of every file, signed with Ed25519, checked before any is read.
 
-The rules of a check, in their order; the first that fails raises:
+`signature.json` lies beside the basis (docs/FORMAT.md, "Signed bundles"):
 
-1. `signature.json` beside the basis is an envelope that one of the trusted keys has signed, and no bundle of
-   the same name and key with a higher sequence was loaded before (TrustError).
-2. Every file that will be loaded is on its list: the basis, all files of the base, and for ONNX Runtime every
-   file in the graph's folder, since its tokenizer and its generator take files there by name (TrustError).
-3. Each has the hash that is listed (TrustError). Files are read as a stream, or not at all where `Hashes`
-   remembers them. Of a base in several files every listed one is there, since one that came a moment later
-   would be loaded and never hashed (TrustError).
-4. Once the engine has loaded them, they are the same files as when they were hashed, by inode and by the
-   times that the system keeps (TrustError); the model is closed otherwise.
+    {"files": {"base.gguf": "<SHA-256>", ...}, "key": "ed25519:<id>", "signature": "<base64>"}
 
-What is listed and not there is no error: a device may do without the other engine's base.
+What is signed is a line `tinylora bundle 1` and one for each file, in the order of their names, as sha256sum
+prints it: hash, two spaces, name. Names are relative to the folder of the basis.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
+from ..documents import read_json
 from ..errors import TrustError
-from ..limits import BUNDLE_FILES, STATEMENT_BYTES, STREAM_CHARACTERS
+from ..limits import BUNDLE_FILES
 from ..system import atomic_write
-from ..trust.bundles import Bundles, Refused, Signed
-from ..trust.envelope import Envelope, canonical
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
-from .bundle import BASIS_NAME, Bundle
-from .gguf import gguf_paths, named_paths, whole_stem
-from .hashes import Hashes, Stamp, stamp
-from .statement import SIGNATURE_NAME, Statement, opened
+from .bundle import BASIS_NAME, ONNX_NAME, Bundle
+from .gguf import gguf_paths, whole_stem
 
+SIGNATURE_NAME = "signature.json"
 
-@contextmanager
-def signed(bundle: Bundle, rules: Bundles, *, engine: str | None = None) -> Iterator[None]:
-    """Load a bundle in a block, as one that is signed: it is checked before, and not changed until the end.
+Stamp: TypeAlias = tuple[int, ...]
+"""What the system says of a file: another one where the file is, or where anything of it was changed."""
 
-    Where the rules have no keys nothing is checked. At the end the bundle's sequence is recorded. Errors:
-    those of `check_bundle`, `SignedBundle` and `Bundles`.
-    """
-    keys, refused = rules.signers()
-    if not keys:
-        yield
-        return
-    checked = check_bundle(
-        bundle, keys, refused=refused, engine=engine, state=rules.state, before=rules.check
-    )
-    yield
-    checked.check_unchanged()
-    rules.record(checked.said)
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True)
-class SignedBundle:
-    """A bundle whose signature was checked.
+class Signature:
+    """A signed list of files.
 
     Attributes:
-        said: what its signature says of it.
-        files: what was hashed, and the stamp of each at that moment.
+        files: SHA-256 in hexadecimal by name.
+        key: id of the key that signed, as the file says it.
+        tag: the signature, 64 bytes.
+        path: of the file.
     """
 
-    said: Signed
-    files: dict[Path, Stamp]
+    files: dict[str, str]
+    key: str
+    tag: bytes
+    path: Path
 
-    def check_unchanged(self) -> None:
-        """Check that the files are those that were hashed.
+    @classmethod
+    def read(cls, path: Path) -> Signature:
+        """Return the signature in a file; nothing is verified.
 
         Raises:
-            TrustError: one was exchanged or changed since.
-            OSError: one is gone.
+            TrustError: there is none, or it is damaged.
+            OSError: it cannot be read.
         """
-        for path, then in self.files.items():
-            if stamp(path) != then:
-                raise TrustError(
-                    f"{path} changed between the check of its signature and its use: the model is not used. "
-                    "Load it again once nobody writes there"
-                )
+        try:
+            found = read_json(path)
+            files, key, tag = found["files"], found["key"], base64.b64decode(found["signature"])
+            whole = all(_SHA256.match(digest) and name.isprintable() for name, digest in files.items())
+        except FileNotFoundError:
+            raise TrustError(
+                f"the bundle is not signed: there is no {path}. Its owner signs it with tinylora-edge sign"
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TrustError(f"the signature {path} is damaged: {error!r:.80}") from None
+        if not whole or not isinstance(key, str) or len(files) > BUNDLE_FILES:
+            raise TrustError(f"the signature {path} is damaged: it is no list of names and hashes")
+        return cls(files, key, tag, path)
+
+    def verify(self, keys: Sequence[Ed25519Verifier]) -> None:
+        """Check that one of some keys made it.
+
+        Raises:
+            TrustError: none did.
+        """
+        if not any(key.verify(signed_text(self.files), self.tag) for key in keys):
+            trusted = ", ".join(key.id for key in keys)
+            raise TrustError(
+                f"the signature {self.path} is by {self.key[:40]}, and does not verify under {trusted}"
+            )
+
+    def check(self, name: str, path: Path) -> Stamp:
+        """Check that a file is the one that was signed under a name; return its stamp.
+
+        Raises:
+            TrustError: it is another, not on the list, or no regular file; or it changes meanwhile.
+            OSError: it cannot be read.
+        """
+        if name not in self.files:
+            raise TrustError(f"{path} is not in the signature {self.path}: it came from elsewhere. Remove it")
+        try:
+            digest, found = hash_file(path)
+        except FileNotFoundError:
+            raise TrustError(
+                f"{path} is not there, but was signed as a part of the bundle: install the bundle again"
+            ) from None
+        if digest != self.files[name]:
+            raise TrustError(
+                f"{path} has SHA-256 {digest[:16]}..., but {self.files[name][:16]}... is what was signed: it "
+                "was damaged or exchanged. Install the bundle again"
+            )
+        return found
 
 
-def sign_bundle(
-    path: str | PathLike[str], signer: Ed25519Signer, *, sequence: int = 0, name: str | None = None
-) -> Path:
-    """Sign all files of a bundle, and return where the signature is.
+def signed_text(files: Mapping[str, str]) -> bytes:
+    """Return the bytes that are signed for a list of hashes by name."""
+    return "".join(["tinylora bundle 1\n", *(f"{files[name]}  {name}\n" for name in sorted(files))]).encode()
 
-    Args:
-        path: of the bundle, as `Bundle.find` takes it.
-        signer: the private key.
-        sequence: from 1 to 65535, higher than that of every bundle before it with this name. A device that
-            loaded one with a sequence loads none with a lower one, or with none, after it. 0 is none.
-        name: of the bundle; by default that of its folder.
+
+def sign_files(files: Mapping[str, Path], signer: Ed25519Signer, target: Path) -> None:
+    """Write the signature of files by name.
+
+    Raises:
+        TrustError: one is no regular file, or has a name that no list holds.
+        OSError: one cannot be read, or the signature not be written; what was there stays.
+    """
+    for name in files:
+        if not name.isprintable():
+            raise TrustError(f"{name!r:.80} is no name for a file of a signed bundle: rename it")
+    digests = {name: hash_file(path)[0] for name, path in sorted(files.items())}
+    tag = base64.b64encode(signer.sign(signed_text(digests))).decode()
+    with atomic_write(target) as file:
+        document = {"files": digests, "key": signer.id, "signature": tag}
+        file.write(json.dumps(document, indent=1).encode() + b"\n")
+
+
+def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
+    """Sign all files of a bundle (see `Bundle.find`), and return where the signature is.
 
     Raises:
         FileNotFoundError: there is no bundle.
-        TrustError: it holds what is no regular file, or too many; or a sequence that is none, or a name that
-            is too long.
+        TrustError: it holds what is no regular file, or too many.
         OSError: a file cannot be read, or the signature not be written; what was there stays.
     """
     bundle = Bundle.find(path)
-    root, target = bundle.basis_path.absolute().parent, signature_path(bundle)
-    name = name or root.name
-    if len(name) > STREAM_CHARACTERS:
-        raise TrustError(
-            f"the bundle's name {name[:40]!r}... has {len(name)} characters, and devices keep at most "
-            f"{STREAM_CHARACTERS}: sign it with a shorter one (tinylora-edge sign --name)"
-        )
-    files = {_name(file, root): Hashes().of(file)[0] for file in files_of(bundle)}
-    statement = Statement(name, files, (target.name,), sequence)
-    Statement.from_bytes(statement.to_bytes())  # what is written can be read
-    with atomic_write(target) as file:
-        file.write(canonical(statement.enveloped().signed([signer]).to_json()) + b"\n")
-    return target
+    sign_files(files_of(bundle), signer, signature_path(bundle))
+    return signature_path(bundle)
 
 
 def signature_path(bundle: Bundle) -> Path:
@@ -123,149 +154,100 @@ def signature_path(bundle: Bundle) -> Path:
     return bundle.basis_path.with_name(f"{whole_stem(bundle.base)}.{SIGNATURE_NAME}")
 
 
-def read_signature(bundle: Bundle) -> Envelope | None:
-    """Return the envelope of a bundle's signature, or None where there is none; nothing is verified.
-
-    Raises:
-        TrustError: it is damaged.
-        OSError: it cannot be read.
-    """
-    return _read(signature_path(bundle))
-
-
 def check_bundle(
-    bundle: Bundle,
-    keys: Sequence[Ed25519Verifier],
-    *,
-    refused: Refused = (),
-    engine: str | None = None,
-    state: str | PathLike[str] | None = None,
-    before: Callable[[Signed], None] | None = None,
-) -> SignedBundle:
-    """Check the signature of a bundle, and its files against it (rules 1 to 3).
+    bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None
+) -> dict[Path, Stamp]:
+    """Check the signature of a bundle, and that its files are those that were signed, no more and no less.
 
     Args:
         bundle: where its parts lie. Nothing of it has to have been read.
-        keys: that are trusted; any one of them may have signed.
-        refused: keys that are known and do not count, and why.
-        engine: `llama` or `onnx`: the files that it loads; None for all that the bundle has.
-        state: of the policy; `<state>.bundles` remembers hashes then, and without it every file is hashed.
-        before: is called with what the signature says, before any file is hashed.
+        keys: of which any one may have signed.
+        engine: `llama` or `onnx`, which does without the other one's base; None for all files.
+
+    Returns:
+        The files, and the stamp of each when it was hashed.
 
     Raises:
-        TrustError: a rule is broken, or there is no signature.
+        TrustError: there is no signature, no key made it, or a file differs, is missing, or is not listed.
         OSError: a file cannot be read.
     """
-    path = signature_path(bundle)
-    said, listed = signed_hashes(path, keys, refused)
-    if before is not None:
-        before(said)
-    root = bundle.basis_path.absolute().parent
-    hashes, checked = Hashes(None if state is None else Path(f"{os.fspath(state)}.bundles")), {}
-    for file in files_of(bundle, engine):
-        name = _name(file, root)
-        if name not in listed:
-            raise TrustError(f"{file} is not in the signature {path}: it came from elsewhere. Remove it")
-        digest, checked[file] = hashes.of(file)
-        check_hash(file, digest, listed[name])
-    for part in named_paths(bundle.base) if engine != "onnx" else ():
-        if part not in checked and _name(part, root) in listed:
-            raise TrustError(
-                f"{part} is not there, but was signed as one of the base's files: install the bundle again"
-            )
-    hashes.keep()
-    return SignedBundle(said, checked)
+    signature = Signature.read(signature_path(bundle))
+    signature.verify(keys)
+    files, root = files_of(bundle, engine), bundle.basis_path.parent
+    for name in signature.files:
+        graph, model = (
+            name.startswith(f"{ONNX_NAME}/"),
+            name.endswith(".gguf") and not name.endswith(BASIS_NAME),
+        )
+        if not (graph if engine == "llama" else model and engine == "onnx"):
+            files.setdefault(name, root / name)
+    return {path: signature.check(name, path) for name, path in sorted(files.items())}
 
 
-def signed_hashes(
-    path: Path, keys: Sequence[Ed25519Verifier], refused: Refused = ()
-) -> tuple[Signed, dict[str, str]]:
-    """Return what the signature of a list of files says, and the SHA-256 of each by its name (rule 1).
+@contextmanager
+def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None) -> Iterator[None]:
+    """Load a bundle in a block: it is checked before, and after it that no file was changed since.
 
-    Args:
-        path: of the signature.
-        keys: that are trusted; any one of them may have signed.
-        refused: keys that are known and do not count, and why.
+    Where there are no keys nothing is checked.
 
     Raises:
-        TrustError: there is no signature, it is damaged, or none of the keys made it.
+        TrustError, OSError: as `check_bundle`; or a file was exchanged between its check and its use.
+    """
+    stamps = check_bundle(bundle, keys, engine=engine) if keys else {}
+    yield
+    for path, then in stamps.items():
+        if stamp(os.stat(path), path) != then:
+            raise TrustError(
+                f"{path} changed between the check of its signature and its use: the model is not used. Load "
+                "it again once nobody writes there"
+            )
+
+
+def hash_file(path: Path) -> tuple[str, Stamp]:
+    """Return the SHA-256 of a file in hexadecimal, and its stamp.
+
+    Raises:
+        TrustError: it is no regular file, or changed while it was read.
         OSError: it cannot be read.
     """
-    envelope, trusted = _read(path), ", ".join(key.id for key in keys)
-    if envelope is None:
-        raise TrustError(
-            f"the bundle is not signed: there is no {path}, and it has to be signed by {trusted}. Its owner "
-            "signs it with tinylora-edge sign"
-        )
-    found = envelope.signers(keys)
-    if not found:
-        for known, why in refused:
-            if envelope.signers([known]):
-                raise TrustError(f"the bundle was signed by {known.id}, which does not count: {why}")
-        by = ", ".join(key for key, _ in envelope.signatures) or "nobody"
-        raise TrustError(f"the signature {path} is by {by}, and does not verify under {trusted}")
-    try:
-        statement = Statement.from_bytes(envelope.payload)
-    except TrustError as error:
-        raise TrustError(f"the signature {path} is of no use: {error}") from None
-    return Signed(min(found), statement.name, statement.sequence, statement.digest), statement.files
+    stamp(os.stat(path), path)  # a pipe would wait for ever to be opened
+    with open(path, "rb") as file:
+        before = stamp(os.fstat(file.fileno()), path)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if stamp(os.fstat(file.fileno()), path) != before:
+            raise TrustError(f"{path} changed while it was hashed: try again once it is whole")
+    return digest, before
 
 
-def check_hash(file: Path, found: str, listed: str) -> None:
-    """Check that a file has the hash that was signed (rule 3).
+def stamp(found: os.stat_result, path: Path) -> Stamp:
+    """Return the stamp of a file. Raises TrustError where it is no regular one."""
+    if not stat.S_ISREG(found.st_mode):
+        raise TrustError(f"{path} is not a regular file: a bundle that is signed has no others")
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def files_of(bundle: Bundle, engine: str | None = None) -> dict[str, Path]:
+    """Return the files of a bundle that an engine has to do with, by name; None for all.
+
+    ONNX Runtime's are all that lie in the graph's folder: its tokenizer and generator take them by name.
 
     Raises:
-        TrustError: it has another.
+        TrustError: a link to a folder is among them, or too many files.
     """
-    if found != listed:
-        raise TrustError(
-            f"{file} has SHA-256 {found[:16]}..., but {listed[:16]}... is what was signed: it was "
-            "damaged or exchanged. Install the bundle again"
-        )
-
-
-def files_of(bundle: Bundle, engine: str | None = None) -> Iterator[Path]:
-    """Yield the files of a bundle that an engine loads; without one all, and the manifest.
-
-    Raises:
-        TrustError: a link to a folder is among them, or too many.
-    """
-    yield bundle.basis_path
-    if engine is None and bundle.manifest_path is not None and bundle.manifest_path.exists():
-        yield bundle.manifest_path
-    if engine in (None, "llama") and bundle.base != bundle.onnx:
-        yield from gguf_paths(bundle.base)
-    if engine in (None, "onnx") and bundle.onnx is not None:
-        yield from _below(bundle.onnx, {bundle.basis_path, bundle.manifest_path, signature_path(bundle)})
-
-
-def _read(path: Path) -> Envelope | None:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(STATEMENT_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    try:
-        return opened(data)
-    except TrustError as error:
-        raise TrustError(f"the signature {path} is damaged: {error}") from None
-
-
-def _below(folder: Path, known: set[Path | None]) -> Iterator[Path]:
-    count = 0
-    for here, folders, files in os.walk(folder):
-        for name in folders:
-            if os.path.islink(os.path.join(here, name)):
-                raise TrustError(
-                    f"{os.path.join(here, name)} is a link to a folder: a signed bundle has none"
-                )
-        for name in sorted(files):
-            count += 1
-            if count > BUNDLE_FILES:
-                raise TrustError(f"{folder} has more than {BUNDLE_FILES} files: this is no bundle")
-            if (path := Path(here, name)) not in known:
-                yield path
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.absolute().relative_to(root).as_posix()
+    found = [bundle.basis_path]
+    if bundle.manifest_path is not None and bundle.manifest_path.exists():
+        found.append(bundle.manifest_path)
+    if engine != "onnx" and bundle.base != bundle.onnx:
+        found += gguf_paths(bundle.base)
+    if engine != "llama" and bundle.onnx is not None:
+        for here, folders, names in os.walk(bundle.onnx):
+            for name in folders:
+                if os.path.islink(os.path.join(here, name)):
+                    raise TrustError(f"{here}/{name} is a link to a folder: a signed bundle has none")
+            found += [Path(here, name) for name in names]
+            if len(found) > BUNDLE_FILES:
+                raise TrustError(f"{bundle.onnx} has more than {BUNDLE_FILES} files: this is no bundle")
+    root = bundle.basis_path.absolute().parent
+    files = {path.absolute().relative_to(root).as_posix(): path for path in found}
+    files.pop(SIGNATURE_NAME, None)
+    return files

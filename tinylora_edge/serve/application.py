@@ -55,7 +55,7 @@ def app(
     store: str | PathLike[str] | None = None,
     name: str | None = None,
     keys: tuple[Verifier, ...] | list[Verifier] = (),
-    trust: str | PathLike[str] | None = None,
+    keyring: str | PathLike[str] | None = None,
     require: str | None = None,
     max_norm: float = float("inf"),
     state: str | PathLike[str] | None = None,
@@ -73,7 +73,7 @@ def app(
         store: of users' vectors: an SQLite file, or a directory or address in the published layout. Without
             one, clients bring their vectors along.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
-        keys, trust, require, max_norm: of the policy that every vector is checked by, at every request (see
+        keys, keyring, require, max_norm: of the policy that every vector is checked by, at every request (see
             `Policy`).
         state: a file that keeps the sequences where the store does not.
         api_keys: that are taken: key -> its one user, or None for an app's key. None asks for no key.
@@ -98,7 +98,7 @@ def app(
     opened = None if store is None else open_store(store, basis)
     try:
         marks = state if state is not None or opened is None else opened.marks
-        policy = Policy(require, keys=keys, trust=trust, max_norm=max_norm, state=marks)
+        policy = Policy(require, keys=keys, keyring=keyring, max_norm=max_norm, state=marks)
         given = api_keys if api_keys is None or isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
         limits = limits or Limits()
         if states is not None:

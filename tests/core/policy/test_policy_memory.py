@@ -20,7 +20,6 @@ from tinylora_edge import (
     RollbackError,
     SignatureError,
 )
-from tinylora_edge.wire.sequences import SequenceLog
 
 BASIS = support.random_basis(groups=3)
 KEY = b"k" * 32
@@ -110,9 +109,3 @@ class TestPickles:
         with pytest.raises(RollbackError):
             there.check(crc(4), BASIS)
         there.record(there.check(crc(6), BASIS), BASIS)
-
-
-def test_a_policy_says_where_its_state_is(tmp_path):
-    assert Policy(state=tmp_path / "state").state == tmp_path / "state"
-    assert Policy().state is None
-    assert Policy(state=SequenceLog()).state is None

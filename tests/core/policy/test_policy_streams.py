@@ -57,7 +57,7 @@ class TestStreams:
         """What train, tune and distill leave is of that one, and is not damaged."""
         signer, error = TAGS[tag]
         policy, data = Policy("none", keys=KEYS), vector().to_bytes(BASIS, signer)
-        with pytest.raises(error, match=r"'alice': of the default one; .*vector pack --stream 'alice'"):
+        with pytest.raises(error, match=r"'alice': of the default one; .*pack --stream 'alice'"):
             policy.check(data, BASIS, stream="alice")
         damaged = bytes([*data[:-1], data[-1] ^ 1])
         with pytest.raises(error, match=r"damaged on its way|was altered"):

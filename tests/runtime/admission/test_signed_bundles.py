@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from datetime import date
 from pathlib import Path
 
 import llama_cpp
@@ -11,9 +10,8 @@ import pytest
 
 from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, TrustError, load_basis, runtime
 from tinylora_edge.formats.signatures import sign_bundle
-from tinylora_edge.trust import ListedKey, TrustFile, editor
 
-SIGNER, STRANGER, ROOT = (Ed25519Signer(letter * 32) for letter in (b"k", b"s", b"r"))
+SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)
 KEYS = [Ed25519Verifier(STRANGER.public_key), Ed25519Verifier(SIGNER.public_key)]
 OPTIONS = {"n_ctx": 64, "n_threads": 1}
 
@@ -46,12 +44,10 @@ def exchange(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def test_a_signed_bundle_loads(bundle, tmp_path):
+def test_a_signed_bundle_loads(bundle):
     vector = MicroVector.random(load_basis(bundle / "basis.gguf"), 0.5)
-    policy = Policy(bundle_keys=KEYS, state=tmp_path / "state")
-    for _ in range(2):
-        with runtime.load(bundle, vector, policy=policy, **OPTIONS) as llm:
-            assert llm.vector == vector
+    with runtime.load(bundle, vector, bundle_keys=KEYS, **OPTIONS) as llm:
+        assert llm.vector == vector
 
 
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
@@ -62,7 +58,7 @@ def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, at_
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
     with pytest.raises(TrustError, match=f"{name} has SHA-256"):
-        runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)
+        runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
     assert started == []
 
 
@@ -75,7 +71,7 @@ def test_a_base_that_was_changed_and_named_as_a_part_of_none_is_refused(bundle, 
     (bundle / "base.gguf").unlink()
     (bundle / "base-00001-of-00000.gguf").write_bytes(data)
     with pytest.raises(TrustError, match=r"base-00001-of-00000\.gguf is not in the signature"):
-        runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)
+        runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
     assert started == []
 
 
@@ -84,71 +80,16 @@ def test_a_basis_that_fits_and_was_not_signed(bundle, tiny_bundles, tmp_path):
     (bundle / "basis.gguf").write_bytes((tiny_bundles["dense"] / "basis.gguf").read_bytes())
     runtime.load(bundle, **OPTIONS).close()
     with pytest.raises(TrustError, match=r"basis\.gguf has SHA-256"):
-        runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)
+        runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
 
 
 def test_a_bundle_without_a_signature_or_of_a_stranger(bundle):
     with pytest.raises(TrustError, match=f"is by {SIGNER.id}, and does not verify under {STRANGER.id}"):
-        runtime.load(bundle, policy=Policy(bundle_keys=KEYS[:1]), **OPTIONS)
+        runtime.load(bundle, bundle_keys=KEYS[:1], **OPTIONS)
     (bundle / "signature.json").unlink()
     with pytest.raises(TrustError, match="not signed"):
-        runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS)
+        runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
     runtime.load(bundle, **OPTIONS).close()
-
-
-def test_a_trust_file_says_who_signs_bundles(bundle, tmp_path):
-    """A key that is listed for bundles asks for a signature, and goes on asking once it is revoked."""
-    path, day = tmp_path / "trust.json", date(2026, 3, 1)
-    trust = editor.begin([ROOT.public_key], 1, [ROOT], day)
-    path.write_bytes(trust.to_bytes())
-    (bundle / "signature.json").unlink()
-    policy = Policy(trust=path)
-    runtime.load(bundle, policy=policy, **OPTIONS).close()
-    trust = editor.add(trust, ListedKey(SIGNER.public_key, (), bundles=True), [ROOT], day)
-    TrustFile(path).accept(trust.to_bytes())
-    with pytest.raises(TrustError, match="not signed"):
-        runtime.load(bundle, policy=policy, **OPTIONS)
-    sign_bundle(bundle, STRANGER)
-    with pytest.raises(TrustError, match=f"does not verify under {SIGNER.id}"):
-        runtime.load(bundle, policy=policy, **OPTIONS)
-    sign_bundle(bundle, SIGNER)
-    runtime.load(bundle, policy=policy, **OPTIONS).close()
-    TrustFile(path).accept(editor.revoke(trust, SIGNER.id, [ROOT], day).to_bytes())
-    with pytest.raises(TrustError, match="revoked on 2026-03-01"):
-        runtime.load(bundle, policy=policy, **OPTIONS)
-
-
-def test_an_older_bundle_is_not_loaded_again(bundle, tmp_path):
-    signatures = []
-    for sequence in (1, 2):
-        sign_bundle(bundle, SIGNER, sequence=sequence, name="phone")
-        signatures.append((bundle / "signature.json").read_bytes())
-        policy = Policy(bundle_keys=KEYS, state=tmp_path / "state")
-        runtime.load(bundle, policy=policy, **OPTIONS).close()
-    (bundle / "signature.json").write_bytes(signatures[0])
-    for again in (policy, Policy(bundle_keys=KEYS, state=tmp_path / "state")):  # after a restart, too
-        with pytest.raises(TrustError, match="has sequence 1, but 2 was already loaded of 'phone'"):
-            runtime.load(bundle, policy=again, **OPTIONS)
-    runtime.load(bundle, policy=Policy(bundle_keys=KEYS), **OPTIONS).close()
-
-
-def test_another_bundle_with_the_same_sequence(bundle, tmp_path):
-    policy = Policy(bundle_keys=KEYS, state=tmp_path / "state")
-    sign_bundle(bundle, SIGNER, sequence=2)
-    runtime.load(bundle, policy=policy, **OPTIONS).close()
-    (bundle / "manifest.json").write_bytes(b"{}")
-    sign_bundle(bundle, SIGNER, sequence=2)
-    with pytest.raises(TrustError, match=r"another bundle of 'bundle' .* with sequence 2 was loaded before"):
-        runtime.load(bundle, policy=policy, **OPTIONS)
-
-
-def test_a_load_that_fails_raises_no_mark(bundle, at_start, tmp_path):
-    sign_bundle(bundle, SIGNER, sequence=2)
-    content = (bundle / "base.gguf").read_bytes()
-    at_start.append(lambda: exchange(bundle / "base.gguf", content))
-    with pytest.raises(TrustError, match="changed between the check"):
-        runtime.load(bundle, policy=Policy(bundle_keys=KEYS, state=tmp_path / "state"), **OPTIONS)
-    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
@@ -158,7 +99,7 @@ def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, t
     vector = MicroVector.random(load_basis(bundle / "basis.gguf"), 0.5)
     data = vector.to_bytes(load_basis(bundle / "basis.gguf"))
     at_start.append(lambda: exchange(bundle / name, content))
-    policy = Policy("checksum", bundle_keys=KEYS, state=tmp_path / "state")
+    policy = Policy("checksum", state=tmp_path / "state")
     with pytest.raises(TrustError, match=f"{name} changed between the check of its signature and its use"):
-        runtime.load(bundle, data, policy=policy, **OPTIONS)
+        runtime.load(bundle, data, policy=policy, bundle_keys=KEYS, **OPTIONS)
     assert not (tmp_path / "state").exists(), "no vector counts as applied"

@@ -8,20 +8,20 @@ from pathlib import Path
 import onnx_bundles
 import pytest
 
-from tinylora_edge import Ed25519Signer, Ed25519Verifier, Policy, TrustError, runtime
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, TrustError, runtime
 from tinylora_edge.formats.signatures import sign_bundle
 from tinylora_edge.runtime import OnnxSession
 
 SIGNER = Ed25519Signer(b"k" * 32)
-POLICY = Policy(bundle_keys=[Ed25519Verifier(SIGNER.public_key)])
+KEYS = [Ed25519Verifier(SIGNER.public_key)]
 
 
 @pytest.fixture(params=["load", "session"])
 def start(request):
     """What starts the engine for a bundle: `load`, or an `OnnxSession`."""
     if request.param == "session":
-        return lambda folder: OnnxSession(folder, policy=POLICY)
-    return lambda folder: runtime.load(folder, policy=POLICY, n_ctx=32, n_threads=1).close()
+        return lambda folder: OnnxSession(folder, bundle_keys=KEYS)
+    return lambda folder: runtime.load(folder, bundle_keys=KEYS, n_ctx=32, n_threads=1).close()
 
 
 @pytest.fixture
