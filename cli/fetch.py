@@ -23,7 +23,8 @@ def fetch(
     stream: PublishedStreamOption = layout.DEFAULT_STREAM,
     keys: KeysOption = None,
     keyring: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Trusted public keys with their streams and days, in JSON.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Trusted public keys with their streams and days, in JSON."),
     ] = None,
     state: StateOption = None,
     as_json: JsonOption = False,

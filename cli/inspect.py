@@ -199,7 +199,6 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("factors", f"rank {record['rank']}, {record['factorization']}, {record['factor_dtype']}"),
         ("projection", f"{record['projection']}, {origin}"),
         ("vector", vectors.shape(record["values"], record["groups"], record["u"])),
-        ("axes", ", ".join(record["axes"]) or "without names"),
         ("prior", "mean and covariance" if record["prior"] else "none"),
         ("tying", f"{record['tying']}, {spread} modules a group"),
         ("basis", f"{record['basis']['path']}, {console.megabytes(record['basis']['bytes'])}"),
