@@ -209,6 +209,8 @@ _LONGEST = 10_000  # characters of an expression
 def parse_reward(text: str, *, allow_import: bool = True) -> Reward:
     """Make a reward from text: numbers, `+`, `-`, `*`, parentheses, and the names of rewards.
 
+    The text has the grammar of Python's expressions, and Python's parser reads it; no code of it is run.
+
     Args:
         text: the expression. Backslashes in strings are kept as they are: regex("\\d+") needs no doubling.
         allow_import: whether `module:function` may be imported. JSONL files are data, so what they say
@@ -219,94 +221,83 @@ def parse_reward(text: str, *, allow_import: bool = True) -> Reward:
             a module or function cannot be imported.
         MissingExtraError: json_schema is used and the package jsonschema is not installed.
     """
-    return _Expression(text, allow_import).reward()
+    imports: list[str] = []
 
-
-class _Expression:
-    """One expression. It has the grammar of Python's, whose parser reads it; no code of it is run."""
-
-    def __init__(self, text: str, allow_import: bool) -> None:
-        self._text, self._allow_import = text, allow_import
-        self._imports: list[str] = []
-
-    def reward(self) -> Reward:
-        self._source = _TOKEN.sub(self._without_colon, self._text.strip())
-        try:
-            if len(self._source) > _LONGEST:
-                raise ValueError(f"it is longer than {_LONGEST} characters")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of backslashes, which are taken as they stand
-                tree = ast.parse(self._source, mode="eval").body
-            weight, reward = self._value(tree)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise self._error(getattr(error, "msg", None) or str(error) or "nested too deeply") from None
-        if reward is None:
-            raise self._error(f"expected a reward, but this is only the number {weight:g}")
-        return reward if weight == 1.0 else weighted_sum([(weight, reward)])
-
-    def _without_colon(self, found: re.Match[str]) -> str:
+    def placeholder(found: re.Match[str]) -> str:
         """Put a name in the place of `module:function`, which is no Python."""
         if found[1]:
             return found[1]
-        self._imports.append(found[2])
-        return f"import_{len(self._imports) - 1}_"
+        imports.append(found[2])
+        return f"import_{len(imports) - 1}_"
 
-    def _value(self, node: ast.expr) -> tuple[float, Reward | None]:
-        """Return weight and reward, None for a plain number: 0.5*a stays one term of a sum."""
+    source = _TOKEN.sub(placeholder, text.strip())
+    try:
+        if len(source) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST} characters")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes, which are taken as they stand
+            tree = ast.parse(source, mode="eval").body
+        names = {f"import_{number}_": name for number, name in enumerate(imports)}
+        weight, reward = _Reader(source, names, allow_import).value(tree)
+        if reward is None:
+            raise ValueError(f"expected a reward, but this is only the number {weight:g}")
+    except (SyntaxError, ValueError, RecursionError, MemoryError, TrainError) as error:
+        why = getattr(error, "msg", None) or str(error) or "nested too deeply"
+        raise TrainError(f"reward {text!r}: {why}") from error
+    return reward if weight == 1.0 else weighted_sum([(weight, reward)])
+
+
+class _Reader:
+    """Makes a reward of the tree of an expression.
+
+    Args:
+        source: the expression.
+        imports: `module:function` by the name that stands for it in the source.
+        allow_import: whether they may be imported.
+    """
+
+    def __init__(self, source: str, imports: Mapping[str, str], allow_import: bool) -> None:
+        self._source, self._imports, self._allow_import = source, imports, allow_import
+
+    def value(self, node: ast.expr) -> tuple[float, Reward | None]:
+        """Return weight and reward of a node, None for a plain number: 0.5*a stays one term of a sum."""
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value is not True:
             if not (node.value and math.isfinite(node.value)):
-                raise self._error(f"expected a finite weight other than 0, not {node.value}")
+                raise ValueError(f"expected a finite weight other than 0, not {node.value}")
             return float(node.value), None
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            weight, reward = self._value(node.operand)
+            weight, reward = self.value(node.operand)
             return -weight, reward
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            (one, first), (other, second) = self._value(node.left), self._value(node.right)
-            both = [reward for reward in (first, second) if reward is not None]
-            return one * other, product(both) if len(both) > 1 else both[0] if both else None
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
-            return 1.0, weighted_sum(self._terms(node))
-        if isinstance(node, ast.Name):
-            return 1.0, self._built_in(node.id, [])
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-            return 1.0, self._built_in(node.func.id, node.args)
-        raise self._error(f"{self._segment(node)!r} is no reward: expected numbers, +, -, * and rewards")
-
-    def _terms(self, node: ast.expr) -> list[tuple[float, Reward]]:
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
-            weight, reward = self._term(node.right)
-            sign = 1.0 if isinstance(node.op, ast.Add) else -1.0
-            return [*self._terms(node.left), (sign * weight, reward)]
-        return [self._term(node)]
-
-    def _term(self, node: ast.expr) -> tuple[float, Reward]:
-        weight, reward = self._value(node)
-        if reward is None:
-            raise self._error("expected a reward in each term of a sum, found a plain number")
-        return weight, reward
-
-    def _built_in(self, name: str, arguments: list[ast.expr]) -> Reward:
-        if name in self._placeholders:
-            return self._imported(self._placeholders[name])
-        if name not in REWARDS and name not in FACTORIES:
-            known = ", ".join(sorted([*REWARDS, *(f"{factory}(...)" for factory in FACTORIES)]))
-            raise self._error(
-                f"there is no reward {name!r}: choose from {known}, or a callable as module:function"
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Add | ast.Sub):
+            (one, first), (other, second) = self.value(node.left), self.value(node.right)
+            if isinstance(node.op, ast.Mult):
+                both = product([first, second]) if first and second else first or second
+                return one * other, both
+            if first is None or second is None:
+                raise ValueError("expected a reward in each term of a sum, found a plain number")
+            return 1.0, weighted_sum(
+                [(one, first), (-other if isinstance(node.op, ast.Sub) else other, second)]
             )
-        if name in REWARDS:
-            if arguments:
-                raise self._error(f"{name} takes no argument")
-            return REWARDS[name]
-        if len(arguments) != 1:
-            raise self._error(f"{name} takes one argument: {name}(...)")
-        try:
-            return FACTORIES[name](self._argument(arguments[0]))
-        except TrainError as error:
-            raise self._error(str(error)) from None
+        if isinstance(node, ast.Name):
+            return 1.0, self._named(node.id, [])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            return 1.0, self._named(node.func.id, node.args)
+        raise ValueError(f"{self._segment(node)!r} is no reward: expected numbers, +, -, * and rewards")
 
-    @property
-    def _placeholders(self) -> dict[str, str]:
-        return {f"import_{number}_": name for number, name in enumerate(self._imports)}
+    def _named(self, name: str, arguments: list[ast.expr]) -> Reward:
+        if name in self._imports:
+            return self._imported(self._imports[name])
+        if name in REWARDS and not arguments:
+            return REWARDS[name]
+        if name in FACTORIES and len(arguments) == 1:
+            return FACTORIES[name](self._argument(arguments[0]))
+        if name in REWARDS or name in FACTORIES:
+            form = "no argument" if name in REWARDS else f"one argument: {name}(...)"
+            raise ValueError(f"{name} takes {form}")
+        known = ", ".join(sorted([*REWARDS, *(f"{factory}(...)" for factory in FACTORIES)]))
+        raise ValueError(
+            f"there is no reward {name!r}: choose from {known}, or a callable as module:function"
+        )
 
     def _argument(self, node: ast.expr) -> Any:
         """Return a number, JSON, or a string with its backslashes as they stand."""
@@ -316,7 +307,7 @@ class _Expression:
         try:
             return parse_json(segment)
         except ValueError as error:
-            raise self._error(
+            raise ValueError(
                 f"the argument {segment!r} is no whole number, string in quotes or JSON: {error}"
             ) from None
 
@@ -325,27 +316,23 @@ class _Expression:
 
     def _imported(self, name: str) -> Reward:
         if not self._allow_import:
-            raise self._error(f"{name} is code, and a file of samples may not name any")
+            raise ValueError(f"{name} is code, and a file of samples may not name any")
         module_name, _, function = name.partition(":")
         try:
             value: Any = _import(module_name)
         except Exception as error:
-            raise self._error(
+            raise ValueError(
                 f"the module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
             ) from error
         for part in function.split("."):
             if not hasattr(value, part):
-                raise self._error(f"the module {module_name!r} has no {function!r}")
+                raise ValueError(f"the module {module_name!r} has no {function!r}")
             value = getattr(value, part)
         if not callable(value):
-            raise self._error(
-                f"{name} is a {type(value).__name__}, expected a callable that takes a "
-                "Completion and a Sample"
+            raise ValueError(
+                f"{name} is a {type(value).__name__}, expected a callable that takes a Completion and a Sample"
             )
         return value  # type: ignore[no-any-return]  # what it returns is checked at every call, by Task.score
-
-    def _error(self, message: str) -> TrainError:
-        return TrainError(f"reward {self._text!r}: {message}")
 
 
 def _import(name: str) -> Any:

@@ -144,24 +144,18 @@ class Task:
         """
         try:
             value = self.reward(completion, sample.bare or sample)
+            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            score = float(value) if real else math.nan
         except Exception as error:
             raise TrainError(
                 f"{self._where(completion, sample)}: the reward raised {type(error).__name__}: {error}"
             ) from error
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TrainError(
-                f"{self._where(completion, sample)}: the reward returned {_short(repr(value))} "
-                f"({type(value).__name__}), expected a real number such as 0.0 or 1.0"
-            )
-        try:
-            score = float(value)
-        except OverflowError:
-            score = math.inf
-        if not math.isfinite(score):
-            raise TrainError(
-                f"{self._where(completion, sample)}: the reward returned {score}, expected a finite number"
-            )
-        return score
+        if math.isfinite(score):
+            return score
+        raise TrainError(
+            f"{self._where(completion, sample)}: the reward returned {_short(repr(value))} "
+            f"({type(value).__name__}), expected a finite real number such as 0.0 or 1.0"
+        )
 
     def scores(
         self, completions: Sequence[Completion], samples: Sequence[Sample], *, lowest: float = 0.0
@@ -184,20 +178,17 @@ class Task:
         return [least if score is None else score for score in judged]
 
     def _where(self, completion: Completion, sample: Sample) -> str:
-        return (
-            f"task {self.name}, {self._position(sample)} (prompt {_short((sample.bare or sample).text)!r}, "
-            f"completion {_short(completion.text)!r})"
+        splits = {"train": self.train, "held_out": self.held_out, "shifted": self.shifted}
+        places = (
+            f"{split} sample {index}"
+            for split, samples in splits.items()
+            for index, other in enumerate(samples)
+            if other is sample
         )
-
-    def _position(self, sample: Sample) -> str:
-        # By identity first: equal prompts may occur more than once. Only errors pay for the search.
-        for same in (lambda other: other is sample, lambda other: other.prompt == sample.prompt):
-            sides = (("train", self.train), ("held_out", self.held_out), ("shifted", self.shifted))
-            for split, samples in sides:
-                for index, other in enumerate(samples):
-                    if same(other):
-                        return f"{split} sample {index}"
-        return "a sample of no split"
+        return (
+            f"task {self.name}, {next(places, 'a sample of no split')} "
+            f"(prompt {_short((sample.bare or sample).text)!r}, completion {_short(completion.text)!r})"
+        )
 
 
 class Draw:
