@@ -34,13 +34,12 @@ def test_real_numbers_pass(value: float, expected: float) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (math.nan, "nan, expected a finite number"),
-        (math.inf, "inf, expected a finite number"),
-        (-math.inf, "-inf, expected a finite number"),
-        (np.float32("nan"), "nan, expected a finite number"),
-        (10**400, "inf, expected a finite number"),
-        (True, r"True \(bool\), expected a real number"),
-        (np.bool_(True), r"\(bool\w*\), expected a real number"),
+        (math.nan, r"nan \(float\), expected a finite real number"),
+        (-math.inf, r"-inf \(float\), expected a finite real number"),
+        (np.float32("nan"), r"nan.* expected a finite real number"),
+        (10**400, "OverflowError: int too large"),
+        (True, r"True \(bool\), expected a finite real number"),
+        (np.bool_(True), r"\(bool\w*\), expected a finite real number"),
         (None, r"None \(NoneType\)"),
         ("1.0", r"'1.0' \(str\)"),
         (1j, r"\(complex\)"),
@@ -64,17 +63,6 @@ def test_an_exception_is_reported_with_its_sample_and_kept_as_the_cause() -> Non
     with pytest.raises(TrainError, match=r"held_out sample 0.*ZeroDivisionError: division by zero") as caught:
         task(reward).score(said(""), HELD_OUT[0])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-
-
-def test_of_equal_samples_the_one_that_was_scored_is_named() -> None:
-    twins = (asked("What is a river?"), asked("What is a river?"))
-    bad = Task("twins", twins, HELD_OUT, lambda completion, sample: math.nan)
-    with pytest.raises(TrainError, match="train sample 1 "):
-        bad.score(said("x"), twins[1])
-    with pytest.raises(TrainError, match="train sample 0 "):  # an equal copy
-        bad.score(said("x"), asked("What is a river?"))
-    with pytest.raises(TrainError, match="a sample of no split"):
-        bad.score(said("x"), asked("What is a city?"))
 
 
 def test_long_texts_are_shortened() -> None:

@@ -275,9 +275,8 @@ class _Reader:
                 return one * other, both
             if first is None or second is None:
                 raise ValueError("expected a reward in each term of a sum, found a plain number")
-            return 1.0, weighted_sum(
-                [(one, first), (-other if isinstance(node.op, ast.Sub) else other, second)]
-            )
+            sign = -1.0 if isinstance(node.op, ast.Sub) else 1.0
+            return 1.0, weighted_sum([(one, first), (sign * other, second)])
         if isinstance(node, ast.Name):
             return 1.0, self._named(node.id, [])
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
@@ -330,9 +329,9 @@ class _Reader:
             value = getattr(value, part)
         if not callable(value):
             raise ValueError(
-                f"{name} is a {type(value).__name__}, expected a callable that takes a Completion and a Sample"
+                f"{name} is a {type(value).__name__}, expected a callable of a Completion and a Sample"
             )
-        return value  # type: ignore[no-any-return]  # what it returns is checked at every call, by Task.score
+        return value  # type: ignore[no-any-return]  # Task.score checks what it returns
 
 
 def _import(name: str) -> Any:

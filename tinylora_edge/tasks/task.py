@@ -183,7 +183,7 @@ class Task:
             f"{split} sample {index}"
             for split, samples in splits.items()
             for index, other in enumerate(samples)
-            if other is sample
+            if other.prompt == sample.prompt
         )
         return (
             f"task {self.name}, {next(places, 'a sample of no split')} "
