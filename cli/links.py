@@ -1,20 +1,18 @@
-"""`links`: which frame fits which carrier in one message."""
+"""`links`: which frame fits which link in one message."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from ..wire import carriers, tags
+from ..shipping.links import LINKS, fitting, frame_sizes
 from . import console, vectors
 from .options import JsonOption
 
 _MAX_VALUES = 100_000
-_NO = "-"
-_WIDE = 118  # columns in which all frames have room side by side
 
 
 def links(
@@ -23,10 +21,9 @@ def links(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show which frame fits which carrier in one message, and how long LoRa is on the air for it.
+    """Show which frame fits which link in one message: the strongest tag that has room.
 
-    A LoRaWAN cell that fits says the time on air, in milliseconds by Semtech's formula. docs/SHIPPING.md has
-    the sources. A last day takes 2 bytes more.
+    A last day takes 2 bytes more.
 
     \b
     Examples:
@@ -34,39 +31,30 @@ def links(
       tinylora-edge links out/demo
     """
     values = _count(what)
-    sizes = carriers.frame_sizes(values)
     if as_json:
         console.print_json(
             {
                 "values": values,
-                "frames": [
-                    {"dtype": dtype, "tag": tags.NAMES[kind], "bytes": size}
-                    for (dtype, kind), size in sizes.items()
+                "frames": [found._asdict() for found in frame_sizes(values)],
+                "links": [
+                    link._asdict() | {"fits": [found._asdict() for found in fitting(link, values)]}
+                    for link in LINKS
                 ],
-                "carriers": [_record(carrier, sizes) for carrier in carriers.CARRIERS],
             }
         )
         return
-    dtypes = list(dict.fromkeys(dtype for dtype, _ in sizes))
-    parts = [dtypes] if console.stdout().width >= _WIDE else [[dtype] for dtype in dtypes]
-    for number, part in enumerate(parts):
-        if number:
-            console.say()
-        frames = [frame for frame in sizes.items() if frame[0][0] in part]
-        console.print_table(_table(values, frames))
-
-
-def _table(values: int, frames: list[tuple[tuple[str, int], int]]) -> Table:
-    """Return the table of some frames, a column each."""
+    sizes: dict[str, list[str]] = {}
+    for found in frame_sizes(values):
+        sizes.setdefault(found.dtype, []).append(str(found.size))
     table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column(f"{console.counted(values, 'value')}; times in ms", no_wrap=True)
+    table.add_column(console.counted(values, "value"), no_wrap=True)
     table.add_column("bytes", justify="right")
-    for (dtype, kind), size in frames:
-        table.add_column(f"{dtype}\n{tags.NAMES[kind]}\n{size}", justify="right", no_wrap=True)
-    for carrier in carriers.CARRIERS:
-        cells = (_cell(carrier, size) for _, size in frames)
-        table.add_row(carrier.name, str(carrier.payload), *cells)
-    return table
+    for dtype, each in sizes.items():
+        table.add_column(f"{dtype}\n{' / '.join(each)}", no_wrap=True)
+    for link in LINKS:
+        strongest = {found.dtype: found.tag for found in fitting(link, values)}
+        table.add_row(link.name, str(link.size), *(strongest.get(dtype, "-") for dtype in sizes))
+    console.print_table(table)
 
 
 def _count(what: str) -> int:
@@ -75,30 +63,3 @@ def _count(what: str) -> int:
     if not 1 <= int(what) <= _MAX_VALUES:
         raise typer.BadParameter(f"a micro-vector has 1 to {_MAX_VALUES:,} values", param_hint="N")
     return int(what)
-
-
-def _cell(carrier: carriers.Carrier, size: int) -> str:
-    if size > carrier.payload:
-        return _NO
-    milliseconds = carriers.carrier_airtime(carrier, size)
-    return "fits" if milliseconds is None else f"{milliseconds:,.0f}"
-
-
-def _record(carrier: carriers.Carrier, sizes: dict[tuple[str, int], int]) -> dict[str, Any]:
-    return {
-        "carrier": carrier.name,
-        "bytes": carrier.payload,
-        "capacity": carrier.capacity,
-        "encoding": carrier.encoding,
-        "source": carrier.source,
-        "fits": [
-            {
-                "dtype": dtype,
-                "tag": tags.NAMES[kind],
-                "bytes": size,
-                "fits": size <= carrier.payload,
-                "airtime_ms": carriers.carrier_airtime(carrier, size) if size <= carrier.payload else None,
-            }
-            for (dtype, kind), size in sizes.items()
-        ],
-    }

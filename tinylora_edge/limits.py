@@ -72,12 +72,6 @@ DIGITS = 40
 VECTOR_FILE_BYTES = 1 << 20
 """Bytes of a vector's file: `VALUES` in float32 with a signature."""
 
-PICTURE_PIXELS = 1 << 24
-"""Pixels of a picture of a QR code: 64 MB in memory, from some kB of PNG. Phones take 12 million."""
-
-PICTURE_SIDE = 65_535
-"""Pixels of a picture's width, and of its height: the QR code's reader counts them in 16 bits."""
-
 TEXT_CHARACTERS = 1 << 21
 """Characters of a vector as text: those of the most values in hexadecimal, and white space."""
 

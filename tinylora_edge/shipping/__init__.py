@@ -1,12 +1,13 @@
-"""Vectors on a web server: `publish` puts frames there, `fetch` brings the newest to a device.
+"""Vectors on their way: `publish` puts frames on a web server, `fetch` brings the newest to a device.
 
-`layout` says where they lie: a static tree that any web server, CDN or object store can serve. `fetch` needs
-the standard library alone; `publish` imports fsspec for addresses that are no directory.
+`layout` says where they lie there: a static tree that any web server, CDN or object store can serve. `links`
+says which frame fits which radio, tag or text message. `fetch` needs the standard library alone; `publish`
+imports fsspec for addresses that are no directory.
 """
 
-from . import layout
+from . import layout, links
 from .fetch import Fetched, fetch
 from .layout import DEFAULT_STREAM
 from .publish import Published, publish
 
-__all__ = ["DEFAULT_STREAM", "Fetched", "Published", "fetch", "layout", "publish"]
+__all__ = ["DEFAULT_STREAM", "Fetched", "Published", "fetch", "layout", "links", "publish"]

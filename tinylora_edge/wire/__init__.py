@@ -7,6 +7,6 @@
 * `sequences` is what a receiver remembers: the highest sequence of each stream, in memory or in a file.
 """
 
-from . import carriers, expiry, frame, sequences, tags, text
+from . import expiry, frame, sequences, tags, text
 
-__all__ = ["carriers", "expiry", "frame", "sequences", "tags", "text"]
+__all__ = ["expiry", "frame", "sequences", "tags", "text"]

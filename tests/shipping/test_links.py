@@ -1,0 +1,54 @@
+"""Links: sizes against the encoders themselves, and which frame fits."""
+
+from __future__ import annotations
+
+import pytest
+import segno
+import support
+
+from tinylora_edge import Ed25519Signer, Hmac, MicroVector
+from tinylora_edge.shipping.links import LINKS, fitting, frame_sizes
+from tinylora_edge.wire import text
+
+BY_NAME = {link.name: link for link in LINKS}
+
+
+@pytest.mark.parametrize("values", [13, 210])
+def test_sizes_are_those_of_frames(values):
+    basis = support.random_basis(blocks=values, groups=values)
+    keys = {"CRC-32": "crc32", "HMAC": Hmac(b"k" * 32), "Ed25519": Ed25519Signer(b"k" * 32)}
+    for found in frame_sizes(values):
+        data = MicroVector.zeros(basis, found.dtype).to_bytes(basis, keys[found.tag])
+        assert len(data) == found.size
+
+
+@pytest.mark.parametrize(
+    "link", [link for link in LINKS if link.name.startswith("QR")], ids=lambda it: it.name
+)
+def test_qr_codes_hold_what_they_say(link):
+    version = int(link.name.split()[2].partition("-")[0])
+
+    def code(size):
+        data = bytes(range(256)) * 12
+        payload = data[:size] if link.name.endswith("bytes") else text.encode(data[:size], scheme=True)
+        return segno.make_qr(payload, error="L", boost_error=False, mode="byte", version=version)
+
+    assert code(link.size).version == version
+    with pytest.raises(segno.DataOverflowError):
+        code(link.size + 1)
+
+
+def test_texts_hold_what_they_say():
+    for name, characters in {"SMS, text": 160, "APRS message": 67, "DNS TXT string": 255}.items():
+        size = BY_NAME[name].size
+        assert len(text.encode(bytes(size))) <= characters < len(text.encode(bytes(size + 1)))
+
+
+def test_what_fits_where():
+    def fits(name):
+        return [(found.dtype, found.tag) for found in fitting(BY_NAME[name], 13)]
+
+    assert fits("Sigfox up") == []
+    assert fits("BLE legacy advertisement") == [("int8", "CRC-32")]
+    assert ("bf16", "Ed25519") in fits("LoRaWAN EU868, DR3")
+    assert len(fits("Meshtastic packet")) == 9
