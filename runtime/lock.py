@@ -1,23 +1,20 @@
-"""The lock of a model, and the streams that hold it.
+"""The lock of a model: one at a time has it.
 
-One at a time has the model: a call, an exchange of the vector, or a stream from its first step until it
-ends, is closed or is dropped. Whoever else wants it waits, in turn; a thread that would wait for itself,
-because the stream that has the model took its last step there, gets a `BusyError`. What a `using` block's
-context calls (`contextvars`, so that `asyncio.to_thread` belongs to it too) and the streams made in it take
-turns within the block, and everybody else waits until it ends.
+That is a call, an exchange of the vector, or a stream, from its first step until it ends, is closed or is
+dropped. Whoever else wants the model waits, in turn; a thread that would wait for itself, because the stream
+that has the model took its last step there, gets a `BusyError`. A `using` block has the model too, and lends
+it to what its context calls (`contextvars`, so that `asyncio.to_thread` belongs to it) and to the streams
+that were made in it, one at a time again; everybody else waits until it ends.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
-from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakSet
 
 from ..errors import BusyError, TinyLoraError
 
@@ -46,11 +43,7 @@ class Process:
         return self._getpid() != self._id
 
     def check(self) -> None:
-        """Refuse to go on in a fork.
-
-        Raises:
-            TinyLoraError: this process was forked from the one that loaded the engine.
-        """
+        """Raise a `TinyLoraError` in a fork."""
         if self.forked:
             raise TinyLoraError(
                 f"the model was loaded in process {self._id}, and this is {self._getpid()}, which was forked "
@@ -59,34 +52,41 @@ class Process:
             )
 
 
-class Scope:
-    """What takes turns: the model, or the model as a `using` block has it."""
+class Holder:
+    """A call, a block or a stream that has the model, or waits for it; within the block that lends it."""
 
-    def __init__(self) -> None:
-        self.open = True
-        self.taken = False
-        self.thread: int | None = None  # that had it last, which could only wait for itself
-        self.waiting: deque[object] = deque()
+    def __init__(self, lock: ModelLock, steps: Generator[Any, Any, Any] | None = None) -> None:
+        self.lock, self.steps = lock, steps
+        self.within = lock.block_here()
+        self.thread: int | None = None  # of its last step, which could only wait for itself
+        self.ended: TinyLoraError | None = None  # why it may not go on
+
+    def end(self, error: TinyLoraError) -> None:
+        """Take the model away between two steps; a later one raises the error."""
+        self.ended = error
+        if self.steps is not None:
+            self.steps.close()
+
+    def check(self) -> None:
+        """Raise the error that it was ended with."""
+        if self.ended is not None:
+            raise type(self.ended)(str(self.ended))
 
 
-_scopes: ContextVar[tuple[tuple[ModelLock, Scope], ...]] = ContextVar("tinylora_scopes", default=())
+_blocks: ContextVar[tuple[Holder, ...]] = ContextVar("tinylora_blocks", default=())
 
 
 class ModelLock:
-    """The lock of one model; see above.
-
-    Attributes:
-        closed: nothing may begin any more.
-    """
+    """The lock of one model; see above. Once it is closed nothing may begin."""
 
     _ident = staticmethod(threading.get_ident)
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._root = Scope()
+        self._top: Holder | None = None  # has the model; below it are the blocks that lend it
+        self._waiting: list[Holder] = []
         self._computing: int | None = None  # the thread that is inside a step
         self._process = Process()
-        self._streams: WeakSet[Stream] = WeakSet()
         self.closed = False
 
     @property
@@ -111,141 +111,117 @@ class ModelLock:
         if self.closed:
             raise TinyLoraError(CLOSED)
 
+    def block_here(self) -> Holder | None:
+        """Return the innermost open block of this context."""
+        return next((b for b in reversed(_blocks.get()) if b.lock is self and b.ended is None), None)
+
     @contextmanager
     def call(self) -> Iterator[None]:
         """Have the model for one call; inside a step it is a part of that."""
         if self.inside:
             yield
-            return
-        with self.exchange():
-            yield
-
-    @contextmanager
-    def exchange(self, *, wait: bool = True, timeout: float | None = None) -> Iterator[None]:
-        """Have the model while no generation is unfinished.
-
-        Raises:
-            BusyError: this thread's own generation is unfinished, or another one has the model and `wait` is
-                False or `timeout` seconds have passed.
-        """
-        if self.inside:
-            raise BusyError(_INSIDE)
-        scope = self.scope()
-        self.take(scope, wait=wait, timeout=timeout)
-        try:
-            with self.step(scope):
+        else:
+            with self.exchange():
                 yield
-        finally:
-            self.give(scope)
 
     @contextmanager
-    def block(self) -> Iterator[Scope]:
-        """Have the model for a block, in which generations and exchanges of its context take turns."""
-        if self.inside:
-            raise BusyError(_INSIDE)
-        outer, inner = self.scope(), Scope()
-        self.take(outer)
-        try:
-            _scopes.set((*(each for each in _scopes.get() if each[1].open), (self, inner)))
-            yield inner
-        finally:
-            inner.open = False
-            self.give(outer)
-
-    @contextmanager
-    def emptied(self, scope: Scope) -> Iterator[None]:
-        """Compute, once nothing goes on within a block any more; its streams are ended."""
-        scope.open = False
-        with self._alone(scope, BusyError(_ENDED)):
+    def exchange(self) -> Iterator[None]:
+        """Have the model while no generation is unfinished."""
+        with self._held() as holder, self.step(holder):
             yield
 
     @contextmanager
-    def closing(self) -> Iterator[None]:
-        """Have the model for the last time: whoever waits for it, or comes later, is refused.
+    def block(self) -> Iterator[Holder]:
+        """Have the model for a block, and lend it to its context."""
+        with self._held() as holder:
+            _blocks.set((*(each for each in _blocks.get() if each.ended is None), holder))
+            yield holder
+
+    @contextmanager
+    def ending(self, block: Holder | None = None) -> Iterator[None]:
+        """Compute once nothing goes on in a block, or in the model, for the last time; streams are ended."""
+        if self.inside:
+            raise BusyError(_INSIDE)
+        error = TinyLoraError(CLOSED) if block is None else BusyError(_ENDED)
+        if block is None:
+            self.closed = True
+        else:
+            block.ended = error
+        with self._computes():
+            while (top := self._top) is not None and top is not block:
+                top.end(error)
+                self.give(top)
+            yield
+
+    @contextmanager
+    def step(self, holder: Holder) -> Iterator[None]:
+        """Compute for who has the model."""
+        with self._computes():
+            self.check_open()
+            holder.check()
+            holder.thread = self._ident()
+            yield
+
+    def take(self, holder: Holder) -> None:
+        """Wait for the model, in turn.
 
         Raises:
-            BusyError: this thread is inside a step.
+            BusyError: this thread would wait for itself.
+            TinyLoraError: the model is closed, or becomes so.
         """
+        with self._changed:
+            self._waiting.append(holder)
+            try:
+                while not self._free_for(holder):
+                    self._changed.wait(_POLL)
+                self._top, holder.thread = holder, self._ident()
+            finally:
+                self._waiting.remove(holder)
+                self._changed.notify_all()
+
+    def give(self, holder: Holder) -> None:
+        """Give the model back."""
+        with self._changed:
+            if self._top is holder:
+                self._top = holder.within
+            self._changed.notify_all()
+
+    def _free_for(self, holder: Holder) -> bool:
+        self.check_open()
+        lender, each = holder.within, self._top
+        if lender is not None:
+            lender.check()
+        while each is not None and each is not lender:
+            if each.thread == self._ident():
+                raise BusyError(_OWN)
+            each = each.within
+        first = next(other for other in self._waiting if other.within is lender)
+        return self._top is lender and first is holder
+
+    @contextmanager
+    def _held(self) -> Iterator[Holder]:
         if self.inside:
             raise BusyError(_INSIDE)
-        self.closed = True
-        with self._alone(None, TinyLoraError(CLOSED)):
-            yield
-
-    @contextmanager
-    def step(self, scope: Scope) -> Iterator[None]:
-        """Compute for what has a scope."""
-        with self._changed:
-            while self.busy:  # it ends what had the scope before
-                self._changed.wait(_POLL)
-            self.check_open()
-            if not scope.open:
-                raise BusyError(_ENDED)
-            scope.thread = self._ident()
-            outer, self._computing = self._computing, scope.thread
+        holder = Holder(self)
+        self.take(holder)
         try:
-            yield
+            yield holder
         finally:
-            with self._changed:
-                self._computing = outer
-                self._changed.notify_all()
-
-    def scope(self) -> Scope:
-        """Return what this context is within: the innermost open block, or the model."""
-        return next(
-            (each for lock, each in reversed(_scopes.get()) if lock is self and each.open), self._root
-        )
-
-    def take(self, scope: Scope, *, wait: bool = True, timeout: float | None = None) -> None:
-        """Wait for a scope, in turn; errors as for `exchange`."""
-        ticket, until = object(), None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            scope.waiting.append(ticket)
-            try:
-                while scope.taken or scope.waiting[0] is not ticket:
-                    self.check_open()
-                    if not scope.open:
-                        raise BusyError(_ENDED)
-                    if scope.taken and scope.thread == self._ident():
-                        raise BusyError(_OWN)
-                    if not wait:
-                        raise BusyError("the model is in use by another thread, and wait=False was asked for")
-                    left = _POLL if until is None else min(_POLL, until - time.monotonic())
-                    if left <= 0:
-                        raise BusyError(f"another thread did not let go of the model within {timeout} s")
-                    self._changed.wait(left)
-                self.check_open()
-                scope.taken, scope.thread = True, self._ident()
-            finally:
-                scope.waiting.remove(ticket)
-                self._changed.notify_all()
-
-    def give(self, scope: Scope) -> None:
-        """Give a scope back."""
-        with self._changed:
-            scope.taken = False
-            self._changed.notify_all()
-
-    def stream(self, steps: Generator[Any, Any, Any]) -> Stream:
-        """Return a generator as a stream of this model."""
-        stream = Stream(steps, self)
-        self._streams.add(stream)
-        return stream
+            holder.ended = BusyError(_ENDED)
+            self.give(holder)
 
     @contextmanager
-    def _alone(self, scope: Scope | None, error: TinyLoraError) -> Iterator[None]:
+    def _computes(self) -> Iterator[None]:
         with self._changed:
-            self._changed.notify_all()
+            self._changed.notify_all()  # who waits may be refused now
             while self.busy:
                 self._changed.wait(_POLL)
-            outer, self._computing = self._computing, self._ident()
+            before, self._computing = self._computing, self._ident()
         try:
-            for stream in list(self._streams):
-                stream.end(scope, error)
             yield
         finally:
             with self._changed:
-                self._computing = outer
+                self._computing = before
                 self._changed.notify_all()
 
 
@@ -254,47 +230,34 @@ class Stream(Generator[Any, Any, None]):
 
     def __init__(self, steps: Generator[Any, Any, Any], lock: ModelLock) -> None:
         self._steps, self._lock = steps, lock
-        self._scope = lock.scope()
+        self._holder = Holder(lock, steps)  # which the lock keeps; it does not keep the stream
         self._begun = self._over = False
         self._turn = threading.RLock()  # one consumer at a time
-        self._error: TinyLoraError | None = None
 
     def send(self, value: Any, /) -> Any:
-        """Go on; see `generator.send`.
-
-        Raises:
-            BusyError: the stream of this thread has the model, or the block that it was made in has ended.
-            TinyLoraError: the model is closed.
-        """
+        """Go on; see `generator.send`. Errors are those of `ModelLock.take`."""
         if self._lock.inside:
             if self._begun:
                 raise BusyError(_INSIDE)
             return self._steps.send(value)  # a part of the generation that made it
         with self._turn:
-            if self._error is not None:
-                raise type(self._error)(str(self._error))
+            self._holder.check()
             if self._over:
                 raise StopIteration
             if not self._begun:
-                if not self._scope.open:
-                    self._scope = self._lock.scope()
-                self._lock.take(self._scope)
+                self._lock.take(self._holder)
                 self._begun = True
             try:
-                with self._lock.step(self._scope):
+                with self._lock.step(self._holder):
                     return self._steps.send(value)
             except BaseException:
                 self._finish()
                 raise
 
     def throw(self, *error: Any) -> Any:
-        """Raise an error inside; see `generator.throw`."""
-        with self._turn:
-            try:
-                return self._steps.throw(*error)
-            except BaseException:
-                self._finish()
-                raise
+        """End it, and raise an error."""
+        self.close()
+        return super().throw(*error)
 
     def close(self) -> None:
         """End it; its model is free for others."""
@@ -304,16 +267,10 @@ class Stream(Generator[Any, Any, None]):
             finally:
                 self._finish()
 
-    def end(self, scope: Scope | None, error: TinyLoraError) -> None:
-        """End a stream of a scope, or of any, that has begun: a later step raises the error."""
-        if self._begun and not self._over and scope in (None, self._scope):
-            self._error = error
-            self.close()
-
     def _finish(self) -> None:
-        if self._begun and not self._over:
-            self._lock.give(self._scope)
         self._over = True
+        if self._begun:
+            self._lock.give(self._holder)
 
     def __del__(self) -> None:
         if getattr(self, "_begun", False) and not self._over and not self._lock.gone:

@@ -78,14 +78,7 @@ class PersonalizedModel:
         On an error the one before stays active.
         """
 
-    def swap(
-        self,
-        vector: VectorSource,
-        *,
-        stream: str = "",
-        wait: bool = True,
-        timeout: float | None = None,
-    ) -> MicroVector:
+    def swap(self, vector: VectorSource, *, stream: str = "") -> MicroVector:
         """Exchange the micro-vector, all or nothing, and return the one that is now active.
 
         Every cache holds what the old model computed, and is emptied. The output after any sequence of
@@ -95,17 +88,14 @@ class PersonalizedModel:
             vector: a frame or a raw payload as bytes, or the `pathlib.Path` of a file with one, checked by
                 the policy; or a `MicroVector` of the app's own.
             stream: which sequence of vectors the bytes belong to (see `Policy`).
-            wait: wait for a generation in another thread; False refuses instead.
-            timeout: seconds to wait at most; None for as long as it takes.
 
         Raises:
             VectorError: the vector was refused; the subclass says why. The model stays as it was.
-            BusyError: a generation is running, and waiting was not asked for, or took too long, or
-                would never end because this thread runs it.
+            BusyError: a generation of this thread is unfinished. One of another thread is waited for.
             OSError: the vector's file cannot be read, or the policy's state file cannot be written. The
                 model stays as it was.
         """
-        with self._lock.exchange(wait=wait, timeout=timeout):
+        with self._lock.exchange():
             before = self.vector
             try:
                 with admitted(vector, self.basis, self.policy, stream=stream) as found:
@@ -116,13 +106,13 @@ class PersonalizedModel:
                 raise
         return found
 
-    def clear(self, *, wait: bool = True, timeout: float | None = None) -> None:
+    def clear(self) -> None:
         """Go back to the base, bit for bit.
 
         Raises:
             BusyError: as for `swap`.
         """
-        with self._lock.exchange(wait=wait, timeout=timeout):
+        with self._lock.exchange():
             self._activate(None)
 
     @contextmanager
@@ -140,7 +130,7 @@ class PersonalizedModel:
             try:
                 yield active
             finally:
-                with self._lock.emptied(block):
+                with self._lock.ending(block):
                     if not self._lock.closed:
                         self._activate(before)
 
@@ -260,13 +250,13 @@ class PersonalizedModel:
     @contextmanager
     def _closing(self) -> Iterator[None]:
         """Hold the model while its engine frees it: streams end first, and what computes beside it."""
-        with self._lock.closing(), self._lifetime:
+        with self._lock.ending(), self._lifetime:
             for each in [*self._dependents, *self._engines]:
                 each.close()
             yield
 
     def _stream(self, steps: Generator[Any, Any, Any]) -> Stream:
-        return self._lock.stream(steps)
+        return Stream(steps, self._lock)
 
     # What learning takes
 

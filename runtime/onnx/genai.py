@@ -44,7 +44,6 @@ class GenaiModel:
         head_size: values of a key, in the configuration's words; None where it does not say.
         longest: tokens that the model was made for at most.
         flavour: flavour of the graph's input, `default` or `required`.
-        required: names of the graph's inputs that have no initializer.
         has_chat_template: whether a chat template belongs to the tokenizer.
         n_ctx: longest sequence in tokens.
         n_vocab: entries of the logits.
@@ -72,7 +71,6 @@ class GenaiModel:
         self.head_size = described.get("decoder", {}).get("head_size")
         self.has_chat_template = _has_chat_template(bundle.folder)
         self.flavour = bundle.flavour
-        self.required = [name for name in bundle.file.inputs if name not in bundle.file.initializers]
         self.eos = frozenset(map(int, as_list(described.get("eos_token_id"))))
         self.pad = int(described.get("pad_token_id", min(self.eos, default=0)))
         self.longest = int(described["context_length"])

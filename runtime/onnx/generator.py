@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime_genai as og
 
 from ...basis import Basis
-from ...errors import VectorError
 from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from .genai import GenaiModel
 from .rows import Rows, as_file
@@ -77,58 +76,3 @@ def append_prompt(generator: Any, tokens: Sequence[int], pad: int) -> None:
         end -= 1
     for part in (tokens[:end], *([token] for token in tokens[end:])):
         generator.append_tokens(np.asarray(part, np.int32))
-
-
-class PersonalGenerator:
-    """An `onnxruntime_genai.Generator`, whole, with the vector that was active when it was made.
-
-    It keeps its vector, whatever the model is swapped to: its KV cache was computed with it.
-
-    Args:
-        model: the decoder's model.
-        feed: the vectors.
-        search: search options of onnxruntime-genai.
-    """
-
-    def __init__(self, model: GenaiModel, feed: Feed, **search: Any) -> None:
-        params = og.GeneratorParams(model.engine)
-        params.set_search_options(**search)
-        self._feed = feed
-        self._required = model.required
-        self._generator = og.Generator(model.engine, params)
-        feed.give_to(self._generator)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._generator, name)
-
-    def set_active_adapter(self, adapters: Any, name: str) -> None:
-        """Refuse an adapter: the generator has its vector.
-
-        Raises:
-            VectorError: always.
-        """
-        raise VectorError(
-            f"the adapter {name!r} beside the vector of this generator: onnxruntime-genai would replace the "
-            "vector, and keep the keys computed with it, without a word. Swap the model, and make a "
-            "generator then"
-        )
-
-    def set_model_input(self, name: str, value: Any) -> None:
-        """As `onnxruntime_genai.Generator.set_model_input`, for inputs other than the vector.
-
-        Raises:
-            VectorError: it is the vector's input, or one that onnxruntime-genai would ignore without a
-                word, because the graph has none of that name or has an initializer for it.
-        """
-        if name == INPUT_NAME:
-            raise VectorError(
-                f"set_model_input({name!r}): the generator was made with its vector. onnxruntime-genai would "
-                "replace it, or ignore the call on a graph with default zeros, without a word. Swap the "
-                "model, and make a generator then"
-            )
-        if name not in self._required:
-            raise VectorError(
-                f"set_model_input({name!r}): the graph requires no such input, and onnxruntime-genai would "
-                f"ignore it without a word. It requires {', '.join(self._required)}"
-            )
-        self._generator.set_model_input(name, value)

@@ -24,7 +24,6 @@ from .completion import CompletionWriter, chunks_of, steps_of
 from .engine import OnnxEngine
 from .genai import GenaiModel, Messages, as_list
 from .generate import Read, Row, generate_batch, read_batch
-from .generator import Feed, PersonalGenerator
 from .pool.scheduler import OnnxScheduler
 from .rows import rows
 from .sampling import Sampler, Sampling, Text
@@ -102,7 +101,7 @@ class TinyLoraOnnx(PersonalizedModel):
         self._evaluated, self._vector = [], vector
 
     def close(self) -> None:
-        """See `PersonalizedModel.close`. What `generator` made keeps its weights while it is there."""
+        """See `PersonalizedModel.close`."""
         if self._lock.gone:
             return
         with self._closing():
@@ -389,18 +388,6 @@ class TinyLoraOnnx(PersonalizedModel):
         with self._lock.call():
             checked = rows(vectors, self.basis, self.policy, batch=len(prompts))
             return read_batch(self._model, self.basis, prompts, checked, completions, read)
-
-    def generator(self, **search_options: Any) -> PersonalGenerator:
-        """Return an `onnxruntime_genai.Generator` with the active vector, for a loop of your own.
-
-        It keeps its vector after a swap, and refuses what onnxruntime-genai would ignore or mix silently.
-
-        Args:
-            search_options: as `onnxruntime_genai.GeneratorParams.set_search_options` takes them.
-        """
-        with self._lock.call():
-            feed = Feed(self._model, rows(self._vector, self.basis, self.policy), self.basis)
-            return PersonalGenerator(self._model, feed, **{"max_length": self.n_ctx()} | search_options)
 
     def _complete(
         self,

@@ -72,23 +72,10 @@ def test_an_exchange_waits_for_a_generation_that_does_not_stream(llm, vector):
     assert swap.result(PATIENCE) == vector
 
 
-@pytest.mark.parametrize("options", [{"wait": False}, {"timeout": 0.01}, {"timeout": 0}])
-def test_an_exchange_may_refuse_to_wait(llm, vector, options):
-    expected = complete(llm)
-    with half_way(llm) as (chunks, said):
-        for exchange in (lambda: llm.swap(vector, **options), lambda: llm.clear(**options)):
-            with pytest.raises(BusyError):
-                start(exchange).result(PATIENCE)
-        said.extend(chunks)
-    assert "".join(said) == expected
-    assert llm.vector is None
-    assert start(llm.swap, vector, **options).result(PATIENCE) == vector  # now nothing is in its way
-
-
 def test_a_refused_vector_releases_the_model(llm, vector):
     with pytest.raises(FrameError):
         llm.swap(b"")
-    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
+    assert start(llm.swap, vector).result(PATIENCE) == vector
 
 
 # In the thread that generates
@@ -138,7 +125,7 @@ def test_a_generation_that_raises_releases_the_model(llm, vector):
     stopping = [lambda tokens, logits: fail(tokens, logits)]
     with pytest.raises(RuntimeError, match="from a callback"):
         list(llm.generate([1, 2, 3], stopping_criteria=lambda *args: stopping[0](*args)))
-    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
+    assert start(llm.swap, vector).result(PATIENCE) == vector
 
 
 @pytest.mark.parametrize("end", ["close", "drop"])
@@ -149,12 +136,12 @@ def test_an_abandoned_stream_releases_the_model(llm, vector, end):
         chunks.close()
     del chunks
     gc.collect()
-    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
+    assert start(llm.swap, vector).result(PATIENCE) == vector
 
 
 def test_a_stream_that_was_never_started_holds_nothing(llm, vector, load, tiny_bundles):
     chunks = stream(llm)
-    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
+    assert start(llm.swap, vector).result(PATIENCE) == vector
     assert "".join(chunks) == complete(load(tiny_bundles["tiled"], vector))
 
 
@@ -296,7 +283,7 @@ def test_using_restores_though_the_block_left_a_stream_unfinished(llm, vector):
     with pytest.raises(KeyError):
         leave_one()
     assert llm.vector is None
-    assert start(llm.swap, vector, wait=False).result(PATIENCE) == vector
+    assert start(llm.swap, vector).result(PATIENCE) == vector
 
 
 def test_a_using_block_does_not_end_while_another_thread_computes_in_it(llm, vector):
@@ -337,10 +324,6 @@ def test_other_threads_wait_for_a_using_block(llm, vector):
         generation, swap = start(complete, llm), start(llm.swap, other)
         assert blocked(generation)
         assert blocked(swap)
-        with pytest.raises(BusyError):
-            start(llm.swap, other, wait=False).result(PATIENCE)
-        with pytest.raises(BusyError):
-            start(llm.clear, timeout=0.01).result(PATIENCE)
         assert complete(llm) != base
         assert llm.vector == vector
     assert swap.result(PATIENCE) == other

@@ -28,6 +28,7 @@ ENDINGS = {
     "held by a module that outlives ours": "threading.kept = llm; stream.close()",
     "a cycle": "llm.me = llm; llm.stream = stream; llm.batch = batch; del llm, stream, batch",
     "a thread inside a step": """
+stream.close()
 from llama_cpp import LogitsProcessorList
 running = threading.Event()
 def pause(tokens, logits):
@@ -65,8 +66,9 @@ if not child:
     print("refused", flush=True)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
-for name, call in calls.items():
-    call() if name != "using" else call
+stream.close()
+for name in ("completion", "swap", "eval", "batch"):
+    calls[name]()
 print("alive")
 """
 
