@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import signal
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Callable
 from importlib import metadata
 from types import FrameType
 from typing import Annotated, Any
@@ -19,81 +18,60 @@ from typer.core import TyperGroup
 from ..errors import TinyLoraError
 from ..system import __version__, set_waiting
 from . import console
+from .chat import chat
+from .convert import convert
+from .demo import demo
+from .distill import distill
+from .doctor import doctor
+from .eval import evaluate
+from .export import export
+from .fetch import fetch
+from .inspect import inspect
+from .keygen import keygen
+from .learn import learn
+from .links import links
+from .models import models
+from .pack import pack
+from .play import play
+from .publish import publish
+from .run import run_prompt
+from .serve import serve
+from .sign import sign
+from .train import train
+from .tune import tune
 
-COMMANDS = {
-    "Start here": {
-        "demo": "demo:demo",
-        "doctor": "doctor:doctor",
-    },
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Start here": {"demo": demo, "doctor": doctor},
     "Make a bundle, once per model": {
-        "export": "export:export",
-        "models": "models:models",
-        "learn": "learn:learn",
-        "inspect": "inspect:inspect",
-        "sign": "sign:sign",
+        "export": export, "models": models, "learn": learn, "inspect": inspect, "sign": sign
     },
-    "Find a vector": {
-        "train": "train:train",
-        "tune": "tune:tune",
-        "distill": "distill:distill",
-        "eval": "eval:evaluate",
-    },
-    "Use it": {
-        "run": "run:run_prompt",
-        "chat": "chat:chat",
-        "play": "play:play",
-    },
+    "Find a vector": {"train": train, "tune": tune, "distill": distill, "eval": evaluate},
+    "Use it": {"run": run_prompt, "chat": chat, "play": play},
     "Ship it": {
-        "pack": "pack:pack",
-        "convert": "convert:convert",
-        "links": "links:links",
-        "publish": "publish:publish",
-        "fetch": "fetch:fetch",
-        "keygen": "keygen:keygen",
+        "pack": pack, "convert": convert, "links": links, "publish": publish, "fetch": fetch, "keygen": keygen
     },
-    "Serve many users": {
-        "serve": "serve:serve",
-    },
-}
-"""All commands by what people want to do: name -> module below `tinylora_edge.cli`, and function."""
+    "Serve many users": {"serve": serve},
+}  # fmt: skip
+"""All commands by what people want to do."""
 
 ENGINES = {"llama-cpp-python": "llama", "onnxruntime": "onnx", "onnxruntime-genai": "onnx"}
 """Distributions of engines, and the extra that installs each."""
 
-_PLACES = {name: place for section in COMMANDS.values() for name, place in section.items()}
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 _signals: list[int] = []  # that told this process to end
 
 
 class _Root(TyperGroup):
-    """The root of all commands, each imported when it is asked for.
-
-    It turns every error that a user can cause into one line and an exit code.
-    """
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of the commands."""
-        return list(_PLACES)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, as click has it; None for a name that is none."""
-        if cmd_name not in self.commands and cmd_name in _PLACES:
-            module, _, function = _PLACES[cmd_name].partition(":")
-            single = typer.Typer(add_completion=False, rich_markup_mode=None)
-            target = importlib.import_module(f"{__package__}.{module}")
-            single.command(cmd_name, context_settings=_SETTINGS)(getattr(target, function))
-            self.commands[cmd_name] = typer.main.get_command(single)
-            self.commands[cmd_name].name = cmd_name
-        return self.commands.get(cmd_name)
+    """The root of all commands: it turns every error that a user can cause into one line and an exit code."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands by sections, each with the first sentence of its help."""
         for title, section in COMMANDS.items():
             with formatter.section(title):
-                rows = [(name, self.get_command(ctx, name).get_short_help_str(100)) for name in section]
-                formatter.write_dl(rows)
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in section])
 
     def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
         """Invoke the command that was named."""
@@ -105,7 +83,7 @@ class _Root(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
         except BrokenPipeError:  # the reader, `head` say, has seen enough
-            _detach_stdout()
+            _flush_or_forget()
             raise typer.Exit(_BROKEN_PIPE) from None
         except (TinyLoraError, OSError) as error:
             if _signals:  # what the signal broke is no error of its own: `run` ends with the signal
@@ -113,10 +91,9 @@ class _Root(TyperGroup):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             console.fail(error)
+            _flush_or_forget()
             raise typer.Exit(1) from None
 
-
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name=console.NAME,
@@ -124,10 +101,14 @@ app = typer.Typer(
     help="Personalize a frozen language model on a device with a dozen numbers.",
     epilog="tinylora-edge COMMAND --help explains a command, with examples.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain text: typer's boxes cut what is long, and cannot be piped
     context_settings=_SETTINGS,
 )
+for _section in COMMANDS.values():
+    for _name, _function in _section.items():
+        app.command(_name, context_settings=_SETTINGS)(_function)
 
 
 def _print_version(value: bool) -> None:
@@ -162,8 +143,9 @@ def run() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, _leave)
-    console.replace_closed_streams()
-    console.survive_any_text()
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler and sys.stderr and sys.stderr.isatty():
+        signal.signal(signal.SIGINT, _interrupt)
+    console.prepare_streams()
     try:
         app()
     except KeyboardInterrupt:
@@ -184,9 +166,16 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _detach_stdout() -> None:
-    # Python flushes stdout once more when it ends, and would complain about the same pipe again.
-    with suppress(OSError, ValueError):
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    console.acknowledge_interrupt("stopping")  # at once: threads of an engine may take seconds to end
+    raise KeyboardInterrupt
+
+
+def _flush_or_forget() -> None:
+    """Write what stdout still holds; what it does not take Python would try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)

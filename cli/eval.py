@@ -161,4 +161,4 @@ def evaluate(
         console.say()
         console.prose(f"prompt: {samples[i].text}")
         for name, each in found.items():
-            console.prose(f"{name:<{width}} ({each.scores[i]:g}): {each.answers[i].strip()}", indent=2)
+            console.prose(f"  {name:<{width}} ({each.scores[i]:g}): {each.answers[i].strip()}")

@@ -148,12 +148,12 @@ class TestClosedStreams:
         return write_vector(tmp_path / "v.bin", small)
 
     def test_stdin(self, process: Cli, small: Path) -> None:
-        process("inspect", "-", small, preexec_fn=lambda: os.close(0)).refused("stdin is closed")
+        process("inspect", "-", small, preexec_fn=lambda: os.close(0)).refused("stream", "is closed")
 
     def test_stdout(self, process: Cli, small: Path, vector: Path, tmp_path: Path) -> None:
         pack = ("pack", vector, small, "-o")
-        process(*pack, "-", preexec_fn=lambda: os.close(1)).refused("stdout is closed")
-        process(*pack, tmp_path / "w.bin", preexec_fn=lambda: os.close(1)).refused("stdout is closed")
+        process(*pack, "-", preexec_fn=lambda: os.close(1)).refused("stream", "is closed")
+        process(*pack, tmp_path / "w.bin", preexec_fn=lambda: os.close(1)).refused("stream", "is closed")
         assert (tmp_path / "w.bin").read_bytes() == vector.read_bytes()  # the report has nowhere to go
 
     def test_all(self, process: Cli, small: Path, vector: Path, tmp_path: Path) -> None:
