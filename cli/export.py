@@ -54,7 +54,6 @@ class Tying(StrEnum):
     tiled = "tiled"
     structured = "structured"
     full = "full"
-    none = "none"
 
 
 class FactorDtype(StrEnum):
@@ -144,12 +143,12 @@ def export(
         typer.Option(
             metavar="N",
             min=1,
-            help="Groups G of modules that share a row. [default: 13; 1 with --tying full; with none, one a "
-            "module]",
+            help="Groups G of modules that share a row. [default: 13; 1 with --tying full]",
         ),
     ] = None,
     tying: Annotated[
-        Tying, typer.Option(help="How modules are grouped. none: each module has numbers of its own.")
+        Tying,
+        typer.Option(help="How modules are grouped: tiled by depth, structured by kind, or all in one."),
     ] = Tying.tiled,
     targets: Annotated[
         list[str] | None,

@@ -12,10 +12,9 @@ Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are
 
 from .bundle_writer import refuse_existing
 from .export import Export, ExportReport, add_base, export_gguf, export_onnx
-from .factorize import Quality
+from .factorize import ExportSettings, Quality
 from .hub import ResolvedModel, Selection, find, resolve
 from .onnx import BakeReport
-from .settings import ExportSettings
 
 __all__ = [
     "BakeReport",

@@ -18,8 +18,6 @@ from ..formats.gguf import gguf_paths, split_name
 from ..formats.side_tensors import load_basis, save_basis
 from ..system import __version__, atomic_write, check_path, sync_directory
 
-_FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs, XFS, bcachefs)
-
 _FORMAT = 1
 _SECTIONS = ("source", "base", "onnx", "basis", "factors")
 
@@ -61,76 +59,69 @@ def fill_bundle(bundle: Path, basis: Basis, sections: Sections, *, base: Path | 
         base: the GGUF that is deployed, or None.
 
     Returns:
-        How the GGUF came into the bundle: `hard link`, `reflink` or `copy`; None where there is none.
+        How the GGUF came into the bundle: `hard link` or `copy`; None where there is none.
     """
     placed, sections = None, dict(sections)
     save_basis(basis, bundle / BASIS_NAME)
     if base is not None:
-        placed = place_gguf(base, bundle)
         files = gguf_paths(base)
+        names = [BASE_NAME]
+        if len(files) > 1:
+            names = [split_name(BASE_STEM, number, len(files)) for number in range(1, len(files) + 1)]
+        for file, name in zip(files, names, strict=True):
+            placed = place_base(file, bundle / name)
         sections["base"] = {
-            "file": BASE_NAME if len(files) == 1 else split_name(BASE_STEM, 1, len(files)),
+            "file": names[0],
             "name": base.name,
             "bytes": sum(file.stat().st_size for file in files),
             "fingerprint": basis.base_fingerprints[0],
         }
-    write_manifest(bundle / MANIFEST_NAME, _manifest(basis, sections))
+    with atomic_write(bundle / MANIFEST_NAME) as out:
+        out.write((json.dumps(_manifest(basis, sections), indent=2) + "\n").encode())
     return placed
 
 
 @contextmanager
 def new_bundle(output: Path) -> Iterator[Path]:
-    """Give a directory to fill; on leaving it becomes `output` in one rename.
-
-    On an exception it is removed. A killed process leaves a hidden directory beside `output`, which
-    the next export to the same place removes.
+    """Give a directory to fill; on leaving it becomes `output` in one rename, on an exception it is removed.
 
     Raises:
         ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
     """
     check_path(output, ExportError)
     refuse_existing(output)
-    prefix = f".{output.name}.partial-"
-    partial = output.parent / f"{prefix}{os.getpid()}"
-    try:  # from before the directory exists: a signal may come at any moment
-        try:
-            _remove_stale(output.parent, prefix)
-            partial.mkdir()
-        except OSError as error:
-            raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None
+    partial = output.parent / f".{output.name}.partial"
+    try:
+        partial.mkdir()
+    except FileExistsError:
+        raise ExportError(
+            f"{partial} is there: {output} is being written, or an export was killed. Remove it then"
+        ) from None
+    except OSError as error:
+        raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None
+    try:
         yield partial
         sync_directory(partial)
         os.rename(partial, output)
         sync_directory(output.parent)
     except OSError as error:
-        raise ExportError(explain(output, error)) from error
+        raise ExportError(_explained(output, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def place_base(source: Path, target: Path) -> str:
-    """Put the base into a bundle and return how: `hard link`, `reflink` or `copy`."""
+    """Put the base into a bundle and return how: `hard link` or `copy`."""
     source = source.resolve()
     with suppress(OSError):
         os.link(source, target)
         return "hard link"
-    return copy_file(source, target)
+    copy_file(source, target)
+    return "copy"
 
 
-def place_gguf(base: Path, bundle: Path) -> str:
-    """Put a GGUF, whole or split, into a bundle and return how: see `place_base`."""
-    files = gguf_paths(base)
-    if len(files) == 1:
-        return place_base(base, bundle / BASE_NAME)
-    names = [split_name(BASE_STEM, number, len(files)) for number in range(1, len(files) + 1)]
-    ways = [place_base(file, bundle / name) for file, name in zip(files, names, strict=True)]
-    return ways[-1]
-
-
-def copy_file(source: Path, target: Path) -> str:
-    """Make `target` a file of its own with the content of `source`; return how: `reflink` or `copy`."""
-    if _reflink(source, target):
-        return "reflink"
+def copy_file(source: Path, target: Path) -> None:
+    """Make `target` a file of its own with the content of `source`."""
     size, free = source.stat().st_size, shutil.disk_usage(target.parent).free
     if size > free:
         raise ExportError(
@@ -139,13 +130,6 @@ def copy_file(source: Path, target: Path) -> str:
         )
     with atomic_write(target) as out, open(source, "rb") as file:
         shutil.copyfileobj(file, out, 1 << 24)
-    return "copy"
-
-
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest as JSON, atomically."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(manifest, indent=2) + "\n").encode())
 
 
 def _manifest(basis: Basis, sections: Sections) -> dict[str, Any]:
@@ -169,42 +153,7 @@ def _manifest(basis: Basis, sections: Sections) -> dict[str, Any]:
     }
 
 
-def _reflink(source: Path, target: Path) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        with open(source, "rb") as file, open(target, "xb") as out:
-            fcntl.ioctl(out.fileno(), _FICLONE, file.fileno())
-            os.fsync(out.fileno())
-    except OSError:
-        target.unlink(missing_ok=True)
-        return False
-    return True
-
-
-def _remove_stale(parent: Path, prefix: str) -> None:
-    for path in parent.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix)
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # there os.kill(pid, 0) would end the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
-
-
-def explain(output: Path, error: OSError) -> str:
-    """Return what a failure to write means for the export, with what to do."""
+def _explained(output: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason += f" ({shutil.disk_usage(output.parent).free:,} bytes free)"

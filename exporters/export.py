@@ -17,15 +17,14 @@ import numpy as np
 
 from ..basis import Basis
 from ..errors import BaseMismatchError, BasisError, ExportError
-from ..factorization import AGREEMENT, distance
+from ..factorization import AGREEMENT, LEFT, distance
 from ..formats.bundle import BASIS_NAME, ONNX_NAME, Bundle
 from ..formats.onnx_graph import DEFAULT, MODEL_NAME
 from ..formats.side_tensors import check_shapes, fingerprint, load_basis, save_basis
 from . import learned
 from .bundle_writer import fill_bundle, new_bundle, refuse_existing
-from .factorize import Factors, Progress, Quality, factorize, one_blas_thread
+from .factorize import ExportSettings, Factors, Progress, Quality, factorize, one_blas_thread
 from .onnx import FLAVOURS, PRECISIONS, BakeReport, bake, build, check_graph
-from .settings import ExportSettings
 from .source import Source
 from .weights.gguf import GGUFWeights
 
@@ -43,8 +42,7 @@ class ExportReport:
         output: the bundle.
         basis: as it was written.
         quality: of the factorization.
-        base_placed: how `base.gguf` came into the bundle: `hard link`, `reflink` or `copy`; None where there
-            is none.
+        base_placed: how `base.gguf` came into the bundle: `hard link` or `copy`; None where there is none.
         provenance: where the files came from, if that is known.
         baked: what went into the graph; None for GGUF alone.
         made_by: who built the graph: `onnxruntime-genai 0.18.0`, or the path of a graph that was given.
@@ -59,11 +57,6 @@ class ExportReport:
     baked: BakeReport | None = None
     made_by: str | None = None
     precision: str | None = None
-
-    def __repr__(self) -> str:
-        basis = f"<Basis {self.basis.id}: {len(self.basis.modules)} modules, {self.basis.size} values>"
-        graph = "" if self.baked is None else f", {self.precision or 'graph'} by {self.made_by}"
-        return f"ExportReport({str(self.output)!r}, {basis}, {self.quality}{graph})"
 
 
 class Export:
@@ -177,7 +170,7 @@ class Export:
             u=settings.u,
             groups=int(self.tying.max()) + 1,
             seed=settings.seed,
-            factorization=settings.factorization,
+            factorization=LEFT,
             scheme=settings.tying,
             tying=self.tying,
             a=tuple(found[module].a for module in self.modules),

@@ -1,4 +1,4 @@
-"""Factorization of an export's modules, several side by side."""
+"""What an export makes of weights: its settings, and the factors of its modules, several side by side."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from ..errors import BasisError, ExportError, MissingExtraError
 from ..factorization import RowSource, TruncatedSVD, factors, truncated_svd
-from ..modules import parse
+from ..modules import parse, select
+from ..projection import project, tie
 from ..system import cores
-from .settings import ExportSettings
+
+PROJECTIONS = ("random", "learned", "auto")
+_SEED = 42
 
 Progress = Callable[[str, int], None]
 """Called after each module with its name and the bytes of weights that it had as stored."""
@@ -24,6 +27,71 @@ Progress = Callable[[str, int], None]
 Align = Callable[[str, NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], float | None]]
 """(module, A, B) -> (B with its rows in GGUF order, distance of the factors to the deployed weight, if
 there is one)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Which modules a basis adapts, tied how, with factors of which kind.
+
+    Attributes:
+        rank: r of the factors.
+        u: entries of v that one module reads.
+        groups: G, rows of v; None means 13, or 1 for tying `full`.
+        tying: `tiled`, `structured` or `full`.
+        seed: projection seed.
+        targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
+            layer.
+        factor_dtype: `f32` or `f16`.
+        projection: `random`, the paper's, or `learned`: shipped for few models (`exporters.learned`).
+            Learned ones are dense: u is their number, in one group. `auto`, which is what the command
+            `export` takes, is `learned` where they are shipped for the factors and u, groups, tying and seed
+            are left as they are, and `random` otherwise.
+    """
+
+    rank: int = 2
+    u: int = 1
+    groups: int | None = None
+    tying: str = "tiled"
+    seed: int = _SEED
+    targets: tuple[str, ...] = ()
+    factor_dtype: str = "f32"
+    projection: str = "random"
+
+    def __post_init__(self) -> None:
+        if self.factor_dtype not in ("f32", "f16"):
+            raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
+        if self.projection not in PROJECTIONS:
+            raise BasisError(
+                f"unknown projection {self.projection!r}: choose one of {', '.join(PROJECTIONS)}"
+            )
+        if self.projection == "learned" and not self._shape_is_default:
+            raise BasisError(
+                f"learned projections have one group and a u of their own, not u {self.u}, groups "
+                f"{self.groups} and tying {self.tying!r}: leave these as they are, or take 'random'"
+            )
+
+    @property
+    def may_be_learned(self) -> bool:
+        """Whether learned projections are taken where there are any: asked for, or nothing against it."""
+        asked = self.projection == "auto" and self.seed == _SEED and self._shape_is_default
+        return asked or self.projection == "learned"
+
+    @property
+    def _shape_is_default(self) -> bool:
+        return (self.u, self.groups, self.tying) == (1, None, "tiled")
+
+    def plan(self, deployed_modules: list[str]) -> tuple[list[str], NDArray[np.int32]]:
+        """Return the modules of a basis in canonical order and their groups.
+
+        Raises:
+            BasisError: unknown targets, or groups that cannot be made.
+        """
+        modules = select(deployed_modules, self.targets)
+        project(self.seed, modules[0], self.u, self.rank)  # refuses what makes no projection
+        groups = self.groups
+        if groups is None:
+            groups = 1 if self.tying == "full" else 13
+        return modules, tie(modules, self.tying, groups)
 
 
 @dataclass(frozen=True)
@@ -64,10 +132,6 @@ class Quality:
     unconverged: list[str]
     passes: int
     agreement: float | None
-
-    def __repr__(self) -> str:
-        worst = f"residual {self.residual:.2g} in {self.residual_module}, {self.passes} passes"
-        return f"<Quality: {worst}, {len(self.unconverged)} unconverged, agreement {self.agreement}>"
 
     @classmethod
     def of(cls, found: dict[str, Factors]) -> Quality:
@@ -142,7 +206,7 @@ def factorize_module(
         if stop.is_set():
             raise CancelledError
         svd = _svd(f"{module}, expert {number}," if stacked else module, module, matrix, settings.rank)
-        pairs.append(factors(svd, settings.factorization))
+        pairs.append(factors(svd))
         quality.append(svd)
     a, b = (np.stack(part) if stacked else part[0] for part in zip(*pairs, strict=True))
     agreement = None

@@ -15,9 +15,8 @@ from ..factorization import AGREEMENT, distance
 from ..formats.side_tensors import fingerprint
 from ..limits import BLOCKS
 from ..modules import Heads, listed_order, parse, row_orders
-from .factorize import Factors, factorize_module
-from .settings import ExportSettings, plan
-from .weights.gguf import GGUFWeights, Weights, warn_of
+from .factorize import ExportSettings, Factors, factorize_module
+from .weights.gguf import GGUFWeights, warn_of
 from .weights.hf import HFConfig, HFWeights
 
 
@@ -35,6 +34,7 @@ class Source:
         base: the GGUF that is deployed, or None.
         architecture: its `general.architecture`, or the one that it would have.
         modules: names of all modules that can be adapted.
+        heads: numbers of attention heads, where they are known.
 
     Raises:
         ExportError: a file is missing, unreadable or not a model.
@@ -55,18 +55,19 @@ class Source:
             )
         self.model, self.settings = model, settings
         self.base = base if base is not None or model.is_dir() else model
-        self._config: HFConfig | None = None
-        self._deployed: GGUFWeights | None = None
-        if self.base is None:
-            self._config = HFConfig(model)
-            self.architecture = self._config.architecture
-            weights = HFWeights(model, self.architecture, self._config.blocks)
-            self._weights: Weights = weights
-            self.modules = weights.modules
+        self._deployed = None if self.base is None else GGUFWeights(self.base)
+        self._weights: GGUFWeights | HFWeights
+        if self._deployed is None:
+            config = HFConfig(model)
+            self.architecture, self.heads = config.architecture, config.heads
+            self._weights = HFWeights(model, self.architecture, config.blocks)
+            self.modules = self._weights.modules
             return
-        self._deployed = GGUFWeights(self.base)
-        self.architecture = self._deployed.file.architecture
-        self.modules = self._deployed.modules
+        file = self._deployed.file
+        self.architecture, self.modules = file.architecture, self._deployed.modules
+        queries = file.get(f"{file.architecture}.attention.head_count")
+        keys = file.get(f"{file.architecture}.attention.head_count_kv", queries)
+        self.heads = Heads(*(n if isinstance(n, int) and n > 0 else None for n in (queries, keys)))
         self._weights = self._deployed
         if model.is_dir():
             blocks = 1 + max(parse(module)[0] for module in self.modules)
@@ -76,7 +77,7 @@ class Source:
                     "Download or convert it again"
                 )
             self._weights = HFWeights(model, self.architecture, blocks)
-        elif model.resolve() != self.base.resolve():
+        elif model.resolve() != self.base.resolve():  # type: ignore[union-attr]
             self._weights = GGUFWeights(model)
 
     @property
@@ -91,42 +92,19 @@ class Source:
 
     def nbytes(self, module: str) -> int:
         """Bytes of a module's weight as it is stored where it is deployed."""
-        if self._deployed is not None:
-            return self._deployed.file.tensors[module].nbytes
-        assert isinstance(self._weights, HFWeights)
-        return self._weights.nbytes(module)
-
-    def stacked(self, module: str) -> bool:
-        """Whether a module's factors have an axis for experts."""
-        return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
+        return (self._deployed or self._weights).nbytes(module)
 
     def fingerprints(self, modules: Sequence[str]) -> tuple[str, ...]:
         """The fingerprint of the GGUF that is deployed, if there is one."""
         return () if self._deployed is None else (fingerprint(self._deployed.file, modules),)
 
-    @property
-    def heads(self) -> Heads:
-        """Numbers of attention heads, where they are known."""
-        if self._config is not None:
-            return self._config.heads
-        assert self._deployed is not None
-        file = self._deployed.file
-        queries = file.get(f"{file.architecture}.attention.head_count")
-        keys = file.get(f"{file.architecture}.attention.head_count_kv", queries)
-        return Heads(*(n if isinstance(n, int) and n > 0 else None for n in (queries, keys)))
-
     def factorize(self, module: str, stop: Event) -> Factors:
-        """Return the factors of a module, the rows of B in GGUF order.
-
-        Args:
-            module: its name.
-            stop: set where they are not wanted any more.
-        """
+        """Return the factors of a module, the rows of B in GGUF order; `stop`: see `factorize_module`."""
         return factorize_module(
             module,
             self._weights.matrices(module),
             self.settings,
-            stacked=self.stacked(module),
+            stacked=self._stacked(module),
             align=None if self._weights is self._deployed else self._align,
             stop=stop,
         )
@@ -139,12 +117,19 @@ class Source:
             BaseMismatchError: a weight, or their number, is of another shape than where it is deployed.
             ExportError: a weight is missing, or cannot be read.
         """
-        modules, tying = plan(self.modules, self.settings)
+        modules, tying = self.settings.plan(self.modules)
         for module in modules:
             matrices = self._weights.matrices(module)
             n_out, n_in = matrices[0].shape
-            if self._deployed is not None and self._weights is not self._deployed:
-                self._check_shape(module, len(matrices), (n_out, n_in))
+            if self._deployed is not None:
+                expected = self._deployed.file.tensors[module].shape
+                stacked = len(expected) == 3 or len(matrices) > 1
+                found = (len(matrices), n_out, n_in) if stacked else (n_out, n_in)
+                if expected != found:
+                    raise BaseMismatchError(
+                        f"{module} is {'x'.join(map(str, expected))} in {self.base}, but "
+                        f"{'x'.join(map(str, found))} in {self.model}: it is another model, or not complete"
+                    )
             if self.settings.rank > min(n_out, n_in):
                 raise BasisError(
                     f"{module}: rank {self.settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
@@ -152,19 +137,9 @@ class Source:
                 )
         return modules, tying
 
-    def _check_shape(self, module: str, count: int, shape: tuple[int, int]) -> None:
-        assert self._deployed is not None
-        deployed = self._deployed.file.tensors[module].shape
-        experts = deployed[0] if len(deployed) == 3 else 1
-        if (experts, *deployed[-2:]) != (count, *shape):
-            expected, found = (
-                f"{'x'.join(map(str, size))}" + (f" in {n} experts" if self.stacked(module) else "")
-                for n, size in ((experts, deployed[-2:]), (count, shape))
-            )
-            raise BaseMismatchError(
-                f"{module} is {expected} in {self.base}, but {found} in {self.model}: it is another model, "
-                "or not complete"
-            )
+    def _stacked(self, module: str) -> bool:
+        """Whether a module's factors have an axis for experts."""
+        return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
 
     def _align(
         self, module: str, a: NDArray[np.float32], b: NDArray[np.float32]

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import limits
 from .errors import BasisError, NonFiniteError, VectorError
-from .factorization import LEFT, SQRT
+from .factorization import LEFT
 from .modules import parse
 from .prior import Prior, Whitening, check_prior
 from .projection import EXPLICIT, IRWIN_HALL, project, tie
@@ -35,7 +35,7 @@ class Basis:
         u: entries of v that one module reads.
         groups: G, the rows of v.
         seed: projection seed, 0 <= seed < 2**64.
-        factorization: `left` or `sqrt`; how S was split between A and B.
+        factorization: `left`: all of S is in B.
         projection: `irwin-hall-12/splitmix64` (regenerated) or `explicit` (stored).
         scheme: name of the tying scheme.
         tying: int32 [M], the group of each module.
@@ -72,8 +72,8 @@ class Basis:
         count = len(self.modules)
         if count == 0 or len(set(self.modules)) != count:
             raise BasisError(f"a basis needs distinct modules, but got {count} names, some of them twice")
-        if self.factorization not in (LEFT, SQRT):
-            raise BasisError(f"unknown factorization {self.factorization!r}: expected '{LEFT}' or '{SQRT}'")
+        if self.factorization != LEFT:
+            raise BasisError(f"unknown factorization {self.factorization!r}: this version knows '{LEFT}'")
         if self.projection not in (IRWIN_HALL, EXPLICIT):
             raise BasisError(
                 f"unknown projection {self.projection!r}: this version knows '{IRWIN_HALL}' and '{EXPLICIT}'"

@@ -23,9 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import BasisError
 
 LEFT = "left"
-"""A = V^T, B = U S: the paper's split."""
-SQRT = "sqrt"
-"""A = sqrt(S) V^T, B = U sqrt(S): PEFT's split."""
+"""How S is split: A = V^T, B = U S, as in the paper."""
 
 AGREEMENT = 0.3
 """Largest |W v - s u| / s at which a weight counts as the one that was factorized.
@@ -137,23 +135,9 @@ def _iterate(krylov: _Krylov, tol: float, max_passes: int) -> TruncatedSVD:
         previous = (krylov.passes, estimate)
 
 
-def factors(svd: TruncatedSVD, factorization: str) -> tuple[_Array, _Array]:
-    """Return A [r, in] and B [out, r], float32, with B A the truncated weight.
-
-    Args:
-        svd: of the module's weight.
-        factorization: `left` (A = V^T, B = U S, the paper's) or `sqrt` (A = sqrt(S) V^T,
-            B = U sqrt(S), PEFT's).
-
-    Raises:
-        BasisError: an unknown factorization.
-    """
-    if factorization == LEFT:
-        return np.ascontiguousarray(svd.V.T), svd.U * svd.S
-    if factorization == SQRT:
-        root = np.sqrt(svd.S)
-        return np.ascontiguousarray((svd.V * root).T), svd.U * root
-    raise BasisError(f"unknown factorization {factorization!r}: choose '{LEFT}' or '{SQRT}'")
+def factors(svd: TruncatedSVD) -> tuple[_Array, _Array]:
+    """Return A = V^T [r, in] and B = U S [out, r], float32, of a module's truncated weight."""
+    return np.ascontiguousarray(svd.V.T), svd.U * svd.S
 
 
 class _Krylov:
@@ -381,20 +365,6 @@ def _passes_until(tol: float, before: tuple[int, float], now: tuple[int, float])
     return max(1, min(4, ceil(log(max(now[1] / tol, 1.0)) / rate / 2)))
 
 
-def directions(a: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the right singular vectors in A, and what B has to be multiplied with to be U S.
-
-    Args:
-        a: A, float32 [r, in], rows orthogonal.
-
-    Returns:
-        v, float32 [in, r], and the norms of A's rows, float32 [r]: 1 for the factorization `left`, the roots
-        of the singular values for `sqrt`.
-    """
-    norms: NDArray[np.float32] = np.linalg.norm(a, axis=1)
-    return (a / norms[:, None]).T, norms
-
-
 def gap(product: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Return max over triplets of |W v - s u| / |s u|; inf where a value is not finite.
 
@@ -411,7 +381,7 @@ def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: Sequence[
     """Return how far a weight is from its factors: `gap` of the worst matrix; inf where shapes differ.
 
     Args:
-        a: A, float32 [r, in], or [experts, r, in]; rows are orthogonal.
+        a: A, float32 [r, in], or [experts, r, in]; rows are orthonormal.
         b: B, float32 [out, r], or [experts, out, r], rows in the order of the weight's.
         matrices: the weight, one matrix an expert.
     """
@@ -421,8 +391,8 @@ def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: Sequence[
     worst = 0.0
     pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), matrices, strict=True)
     for one_a, one_b, matrix in pairs:
-        v, norms = directions(one_a.astype(np.float32))
+        v = one_a.astype(np.float32).T
         starts = range(0, shape[0], _AGREEMENT_ROWS)
         product = np.concatenate([matrix.rows(i, min(i + _AGREEMENT_ROWS, shape[0])) @ v for i in starts])
-        worst = max(worst, gap(product, one_b.astype(np.float32) * norms))
+        worst = max(worst, gap(product, one_b.astype(np.float32)))
     return worst

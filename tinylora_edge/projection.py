@@ -76,7 +76,7 @@ def _fnv1a64(data: bytes) -> int:
     return value
 
 
-SCHEMES: tuple[str, ...] = ("full", "none", "structured", "tiled")
+SCHEMES: tuple[str, ...] = ("full", "structured", "tiled")
 """The schemes that `tie` knows. A basis may also carry any other map, as scheme `custom`."""
 
 
@@ -86,8 +86,8 @@ def tie(modules: Sequence[str], scheme: str, groups: int) -> NDArray[np.int32]:
     Args:
         modules: module names in canonical order.
         scheme: `tiled` (neighbours in depth share a row), `structured` (a kind's modules share the
-            rows of that kind, tiled over depth), `full` (one row for all), or `none` (a row a module).
-        groups: G, the number of rows of v; `full` takes 1, and `none` the number of modules.
+            rows of that kind, tiled over depth), or `full` (one row for all).
+        groups: G, the number of rows of v; `full` takes 1.
 
     Raises:
         BasisError: an unknown scheme, or a number of groups that the scheme cannot make.
@@ -105,12 +105,7 @@ def tie(modules: Sequence[str], scheme: str, groups: int) -> NDArray[np.int32]:
         if groups != 1:
             raise BasisError(f"tying 'full' has one group, not {groups}: choose 1 group, or another scheme")
         return np.zeros(count, np.int32)
-    if scheme == "none" and groups != count:
-        raise BasisError(
-            f"tying 'none' has a group for each of the {count} modules, not {groups} groups: choose {count} "
-            "groups, or 'tiled'"
-        )
-    if scheme in ("none", "tiled"):
+    if scheme == "tiled":
         return _tile(count, groups)
     return _structured(modules, groups)
 

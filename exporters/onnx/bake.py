@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ...basis import Basis, packed_text
 from ...documents import read_json
 from ...errors import BaseMismatchError, ExportError
-from ...factorization import AGREEMENT, directions, gap
+from ...factorization import AGREEMENT, gap
 from ...formats.onnx_adapter import to_adapter
 from ...formats.onnx_graph import (
     DEFAULT,
@@ -147,9 +147,8 @@ def _align(
         a, b = (np.asarray(f[position], np.float32) for f in (basis.a, basis.b))
         rows, weight = _sample(model, homes[module])
         orders = [inverse(order) for order in row_orders(parse(module)[1], len(b), heads)]
-        v, norms = directions(a)
-        product = weight @ v
-        gaps = [gap(product, b[order][rows] * norms) for order in orders]
+        product = weight @ a.T
+        gaps = [gap(product, b[order][rows]) for order in orders]
         best = int(np.argmin(gaps))
         if not gaps[best] <= AGREEMENT:
             names = ", ".join(linear.name for linear, _ in homes[module])

@@ -1,4 +1,4 @@
-"""The weights of a GGUF file, what any weights of a model offer, and which linear layers a basis can adapt.
+"""The weights of a GGUF file, and which of its linear layers a basis can adapt.
 
 An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without a
 word and does nothing: a vector would have values without effect. Such tensors are left out here, each with
@@ -8,10 +8,8 @@ the reason. What is known of them was read from llama.cpp's sources.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 import gguf
 
@@ -63,16 +61,6 @@ NEXT_TOKENS = "{architecture}.nextn_predict_layers"
 """GGUF key: so many blocks at the end predict further tokens, and take no part in decoding."""
 
 
-class Weights(Protocol):
-    """The weights of a model, by module."""
-
-    kind: str
-    """`gguf` or `hf`: recorded in the manifest."""
-
-    def matrices(self, module: str) -> list[RowSource]:
-        """Return the module's weight: one matrix, or one an expert."""
-
-
 class GGUFWeights:
     """The weights of a GGUF model, whole or split, every type that ggml or `gguf.quants` reads.
 
@@ -111,6 +99,10 @@ class GGUFWeights:
                 f"tensors ({some}, ...) is named like 'blk.0.attn_q.weight'"
             )
 
+    def nbytes(self, module: str) -> int:
+        """Bytes of a module's weight as it is stored."""
+        return self.file.tensors[module].nbytes
+
     def matrices(self, module: str) -> list[RowSource]:
         """Return the module's weight: one matrix, or one an expert."""
         tensor = self.file.tensors.get(module)
@@ -129,16 +121,36 @@ class GGUFWeights:
 
 def coverage(file: GGUFFile) -> tuple[list[str], dict[str, list[str]]]:
     """Return the modules that can be adapted, and the others by the reason why, in the file's order."""
-    names = [name for name, tensor in file.tensors.items() if is_adaptable(name) and len(tensor.shape) >= 2]
+    architecture = file.architecture
+    blocks = file.get(f"{architecture}.block_count", 0)
+    blocks = blocks if isinstance(blocks, int) else 0
+
+    def at_the_end(key: str) -> int:
+        value = file.get(key.format(architecture=architecture), 0)
+        return value if isinstance(value, int) and 0 <= value < max(blocks, 1) else 0
+
+    decoding, shared = blocks - at_the_end(NEXT_TOKENS), at_the_end(SHARED_KV)
+    own_kv = SHARED_KV_FROM.get(architecture) or (blocks - shared if shared else None)
+
+    def reason(name: str) -> str | None:
+        """Why an adapter on a tensor would not do what it should."""
+        block, kind = parse(name)
+        if kind in DIRECT.get(architecture, ()):
+            return "llama.cpp multiplies them without adapters on this architecture"
+        if blocks and block >= decoding:
+            return f"blocks from {decoding} on predict further tokens and take no part in decoding"
+        if own_kv is not None and kind in ("attn_k", "attn_v") and block >= own_kv:
+            return f"blocks from {own_kv} on take keys and values from earlier ones"
+        if f"{name.removesuffix('.weight')}.scale" in file.tensors:
+            return "their weights are stored apart from a scale, which llama.cpp applies after the adapter"
+        return None
+
     modules: list[str] = []
     left_out: dict[str, list[str]] = {}
-    check = _Reasons(file, names)
-    for name in names:
-        reason = next(check.of(name), None)
-        if reason is None:
-            modules.append(name)
-        else:
-            left_out.setdefault(reason, []).append(name)
+    for name, tensor in file.tensors.items():
+        if is_adaptable(name) and len(tensor.shape) >= 2:
+            why = reason(name)
+            (modules if why is None else left_out.setdefault(why, [])).append(name)
     return modules, left_out
 
 
@@ -158,32 +170,3 @@ def warn_of(architecture: str, left_out: dict[str, list[str]]) -> None:
             ModulesLeftOutWarning,
             stacklevel=5,
         )
-
-
-class _Reasons:
-    """The reasons to leave tensors of one file out."""
-
-    def __init__(self, file: GGUFFile, names: list[str]) -> None:
-        self._file = file
-        blocks = file.get(f"{file.architecture}.block_count", 0)
-        self._blocks = blocks if isinstance(blocks, int) else 0
-        self._direct = DIRECT.get(file.architecture, frozenset())
-        self._decoding = self._blocks - self._number(NEXT_TOKENS)
-        shared = self._number(SHARED_KV)
-        self._own_kv = SHARED_KV_FROM.get(file.architecture) or (self._blocks - shared if shared else None)
-
-    def of(self, name: str) -> Iterator[str]:
-        """Yield every reason why an adapter on a tensor would not do what it should."""
-        block, kind = parse(name)
-        if kind in self._direct:
-            yield "llama.cpp multiplies them without adapters on this architecture"
-        if self._blocks and block >= self._decoding:
-            yield f"blocks from {self._decoding} on predict further tokens and take no part in decoding"
-        if self._own_kv is not None and kind in ("attn_k", "attn_v") and block >= self._own_kv:
-            yield f"blocks from {self._own_kv} on take keys and values from earlier ones"
-        if f"{name.removesuffix('.weight')}.scale" in self._file.tensors:
-            yield "their weights are stored apart from a scale, which llama.cpp applies after the adapter"
-
-    def _number(self, key: str) -> int:
-        value = self._file.get(key.format(architecture=self._file.architecture), 0)
-        return value if isinstance(value, int) and 0 <= value < max(self._blocks, 1) else 0

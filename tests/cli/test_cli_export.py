@@ -109,12 +109,9 @@ def test_tying_full_needs_no_groups(cli: Cli, tiny_gguf: Path, tmp_path: Path) -
     assert (record["groups"], record["u"], record["values"]) == (1, 13, 13)
 
 
-def test_tying_none_gives_each_module_numbers_of_its_own(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
-    record = cli("export", tiny_gguf, "-o", tmp_path / "out", "--tying", "none", "--u", 4, "--json").record()
-    assert (record["groups"], record["u"], record["values"]) == (14, 4, 56)
-    shape = ["--groups", 14, "--u", 4]
-    text = cli("export", tiny_gguf, "-o", tmp_path / "tiled", *shape).done()
-    assert record["digest"] in text, "a vector for one is a vector for the other"
+def test_each_module_may_have_numbers_of_its_own(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
+    text = cli("export", tiny_gguf, "-o", tmp_path / "out", "--groups", 14, "--u", 4).done()
+    assert "56 values" in text
     assert "tinylora-edge train" in text
     assert "tinylora-edge learn" not in text, "more random numbers hold more than those"
 

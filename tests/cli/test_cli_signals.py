@@ -25,7 +25,7 @@ RANDOM = ("--projection", "random")
 def wait_for_partial(out: Path, child: subprocess.Popen[bytes]) -> None:
     """Wait until an export writes; return also where it has ended."""
     deadline = time.monotonic() + 120
-    while not any(out.parent.glob(f".{out.name}.partial-*")) and not out.exists() and child.poll() is None:
+    while not (out.parent / f".{out.name}.partial").exists() and not out.exists() and child.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)  # the export needs the processor too
 

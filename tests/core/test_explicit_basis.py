@@ -19,7 +19,7 @@ def directions(n: int) -> np.ndarray:
 
 def test_each_value_of_a_dense_one_moves_its_direction(tiny_basis):
     basis, p = (
-        tiny_basis(groups=3, seed=7, factorization="sqrt", base_fingerprints=("ab" * 32,)),
+        tiny_basis(groups=3, seed=7, base_fingerprints=("ab" * 32,)),
         directions(5),
     )
     learned = basis.with_projections(p)

@@ -25,7 +25,7 @@ def model(blocks: int) -> list[str]:
 
 
 def test_schemes():
-    assert SCHEMES == ("full", "none", "structured", "tiled")
+    assert SCHEMES == ("full", "structured", "tiled")
 
 
 @given(modules, st.data())
@@ -46,13 +46,6 @@ def test_full(names):
     tying = tie(names, "full", 1)
     assert tying.dtype == np.int32
     assert tying.tolist() == [0] * len(names)
-
-
-@given(modules)
-def test_none(names):
-    tying = tie(names, "none", len(names))
-    assert tying.dtype == np.int32
-    assert tying.tolist() == list(range(len(names)))
 
 
 @given(modules, st.data())
@@ -97,7 +90,7 @@ def test_groups_out_of_range(scheme, groups):
 
 
 def test_errors_name_what_was_asked_and_what_there_is():
-    with pytest.raises(BasisError, match=r"'random'.*full, none, structured, tiled"):
+    with pytest.raises(BasisError, match=r"'random'.*full, structured, tiled"):
         tie(model(1), "random", 1)
     with pytest.raises(BasisError, match="no modules"):
         tie([], "tiled", 1)
@@ -105,8 +98,6 @@ def test_errors_name_what_was_asked_and_what_there_is():
         tie(model(2)[::-1], "tiled", 2)
     with pytest.raises(BasisError, match="one group, not 2"):
         tie(model(2), "full", 2)
-    with pytest.raises(BasisError, match=r"each of the 14 modules, not 13 groups"):
-        tie(model(2), "none", 13)
     with pytest.raises(BasisError, match=r"7 kinds.*attn_q.*6 were asked"):
         tie(model(2), "structured", 6)
 

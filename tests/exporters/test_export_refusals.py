@@ -141,7 +141,6 @@ def test_a_rank_larger_than_a_dimension(refuse, llama_gguf, rank):
         ({"u": 0, "groups": 2}, "u 0"),
         ({"seed": -1, "groups": 2}, "seed -1"),
         ({"seed": 1 << 64, "groups": 2}, str(1 << 64)),
-        ({"factorization": "qr", "groups": 2}, "qr"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

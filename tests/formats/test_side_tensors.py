@@ -22,7 +22,7 @@ VARIANTS = {
     "f32": {},
     "f16": {"factor_dtype": np.float16},
     "u13": {"u": 13, "groups": 1, "scheme": "full"},
-    "structured-sqrt": {"scheme": "structured", "groups": 3, "factorization": "sqrt"},
+    "structured": {"scheme": "structured", "groups": 3},
     "explicit": {"explicit": True, "u": 3},
     "experts": {"experts": 4, "groups": 8},
     "one-expert": {"experts": 1},

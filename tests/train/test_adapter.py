@@ -34,7 +34,7 @@ def basis_of(model: torch.nn.Module, scheme: str, groups: int, u: int, architect
     weights = {n: w for n, w in models.gguf_tensors(model).items() if is_adaptable(n) and w.ndim == 2}
 
     modules = canonical_order(weights)
-    pairs = [factors(truncated_svd(weights[m], 2), "left") for m in modules]
+    pairs = [factors(truncated_svd(weights[m], 2)) for m in modules]
     return Basis(
         architecture=architecture,
         modules=tuple(modules),

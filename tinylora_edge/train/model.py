@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..errors import MissingExtraError, TrainError
-from ..factorization import AGREEMENT, directions, gap
+from ..factorization import AGREEMENT, gap
 from ..formats.gguf import read_once
 from ..modules import Heads, find_architecture, inverse, listed_order, parse, read_heads, row_orders
 
@@ -171,9 +171,9 @@ def order_for(model: Any, basis: Basis, module: str, name: str) -> NDArray[np.in
     if weight.is_meta or not weight.is_floating_point() or weight.shape != (len(b), a.shape[1]):
         return listed_order(gguf_architecture(model), kind, len(b), heads)
     best = inf
-    product, norms = _product(weight.detach(), a), np.linalg.norm(a, axis=1)
+    product = _product(weight.detach(), a)
     for order in row_orders(kind, len(b), heads):
-        found = gap(product, b[inverse(order)] * norms)
+        found = gap(product, b[inverse(order)])
         if found <= AGREEMENT:
             return order
         best = min(best, found)
@@ -202,8 +202,8 @@ def _linear(model: nn.Module, name: str, module: str) -> nn.Linear:
 
 
 def _product(weight: Tensor, a: NDArray[np.float32]) -> NDArray[np.float32]:
-    """W times the directions of A, float32 [out, r]; for bfloat16 see the traps in docs/ARCHITECTURE.md."""
-    v = torch.from_numpy(directions(a)[0]).to(weight.device)
+    """W A^T, float32 [out, r]; for bfloat16 see the traps in docs/ARCHITECTURE.md."""
+    v = torch.from_numpy(a.T).to(weight.device)
     product: NDArray[np.float32] = torch.cat([rows.float() @ v for rows in weight.split(4096)]).cpu().numpy()
     return product
 

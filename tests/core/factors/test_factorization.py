@@ -279,14 +279,10 @@ def test_refuses_what_is_no_matrix_of_floats(weight):
 def test_factors_multiply_to_the_truncated_weight():
     svd = truncated_svd(weight_like((60, 50)), 3)
     expected = (svd.U.astype(np.float64) * svd.S) @ svd.V.T
-    root = np.sqrt(svd.S)
-    for split, a_norms, b_norms in (("left", np.ones(3), svd.S), ("sqrt", root, root)):
-        a, b = factors(svd, split)
-        assert (a.shape, b.shape) == ((3, 50), (60, 3))
-        assert a.dtype == b.dtype == np.float32
-        assert a.flags.c_contiguous
-        np.testing.assert_allclose(b @ a, expected, atol=1e-6 * svd.S[0])
-        np.testing.assert_allclose(np.linalg.norm(a, axis=1), a_norms, rtol=1e-5)
-        np.testing.assert_allclose(np.linalg.norm(b, axis=0), b_norms, rtol=1e-3)
-    with pytest.raises(BasisError, match=r"'right'.*'left' or 'sqrt'"):
-        factors(svd, "right")
+    a, b = factors(svd)
+    assert (a.shape, b.shape) == ((3, 50), (60, 3))
+    assert a.dtype == b.dtype == np.float32
+    assert a.flags.c_contiguous
+    np.testing.assert_allclose(b @ a, expected, atol=1e-6 * svd.S[0])
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(b, axis=0), svd.S, rtol=1e-3)

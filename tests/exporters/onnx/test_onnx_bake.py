@@ -24,7 +24,7 @@ SETTINGS = {
     "u = 3": ExportSettings(groups=2, u=3),
     "u = 13": ExportSettings(u=13, tying="full"),
     "all of R": ExportSettings(u=4, tying="none"),
-    "rank 3, sqrt, f16": ExportSettings(groups=4, rank=3, factorization="sqrt", factor_dtype="f16"),
+    "rank 3, f16": ExportSettings(groups=4, rank=3, factor_dtype="f16"),
     "some kinds": ExportSettings(groups=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
     "one kind": ExportSettings(groups=2, targets=("attn_v", "attn_output")),
 }
