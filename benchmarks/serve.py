@@ -36,7 +36,7 @@ from _subjects import NORM, SCALES, export, smollm2
 from tinylora_edge import Basis, Hmac, MicroVector, Policy, load_basis, runtime
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.runtime.admission import admitted
-from tinylora_edge.serve.store import SqliteStore
+from tinylora_edge.serve.store import Store
 from tinylora_edge.system import cores
 from tinylora_edge.wire import text
 
@@ -227,8 +227,8 @@ def first_token(server: Server, ask: Ask, bundle: Path, engine: str, rounds: int
 def vector_cost(basis: Basis, folder: Path) -> list[float]:
     """Seconds that a look-up in the store and the check of what it has take, as every request has them."""
     key, times = Hmac(MAC), []
-    store = SqliteStore(folder / "users.db", basis)
-    policy = Policy(keys=[key], state=store.marks)
+    store = Store(folder / "users.db", basis)
+    policy = Policy(keys=[key], state=store.sequences)
     for number in range(64):
         user = f"user{number}"
         frame = MicroVector.random(basis, NORM, seed=number).to_bytes(basis, tag=key, stream=user)

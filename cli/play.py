@@ -15,7 +15,6 @@ from ..serve import missing_web
 from . import console, vectors
 
 _HOST = "127.0.0.1"
-_STREAM = "me"  # of what is saved
 _CONTEXT = 2048  # tokens of a request
 _SLOTS = 2  # one person: a prefix for each pane
 
@@ -57,7 +56,7 @@ def play(
         from ..serve.process import serve as run
     except ModuleNotFoundError as error:
         raise missing_web(error) from None
-    visitor = Visitor(_STREAM, None if vector is None else vectors.read(vector))
+    visitor = Visitor(None if vector is None else vectors.read(vector))
     if keep is not None:
         keep.mkdir(mode=0o700, exist_ok=True)
     with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory("-tinylora-play") as folder:

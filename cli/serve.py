@@ -23,11 +23,8 @@ def serve(
         Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
     ],
     store: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|DIR|URL",
-            help="Users' vectors: an SQLite file, which is made, or a published layout. [default: none]",
-        ),
+        Path | None,
+        typer.Option(metavar="FILE", help="Users' vectors: an SQLite file, which is made. [default: none]"),
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8000,
@@ -53,9 +50,6 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with this private key.")
     ] = None,
     engine: EngineOption = None,
-    page: Annotated[
-        bool, typer.Option("--page", help="Have a page at /, for who sits at this machine.")
-    ] = False,
     contexts: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Of llama.cpp, side by side. [default: one a core]"),
@@ -99,13 +93,11 @@ def serve(
     """
     try:
         from ..serve.application import app
-        from ..serve.editor import Visitor
         from ..serve.process import check_exposure
         from ..serve.process import serve as run
     except ModuleNotFoundError as error:
         raise missing_web(error) from None
-    check_exposure(host, has_keys=api_keys is not None, has_page=page)
-    visitor = Visitor() if page else None
+    check_exposure(host, has_keys=api_keys is not None)
     with console.progress("loading the model"):
         made = app(
             bundle,
@@ -118,7 +110,6 @@ def serve(
             limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens),
             states=feedback,
             signer=None if sign is None else keyfiles.signer(sign),
-            visitor=visitor,
             engine=engine and engine.value,
             contexts=contexts,
             slots=slots,
@@ -127,9 +118,4 @@ def serve(
         )
     model = made.state.service.name
 
-    def ready(url: str) -> None:
-        console.say(f"serving {model} at {url}/v1")
-        if visitor is not None:
-            console.say(f"the page is at {visitor.address(url)}")
-
-    run(made, host=host, port=port, ready=ready)
+    run(made, host=host, port=port, ready=lambda url: console.say(f"serving {model} at {url}/v1"))

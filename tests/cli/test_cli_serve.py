@@ -19,7 +19,7 @@ def test_nobody_else_is_answered_without_keys(cli: Cli, tiny_bundle: Path) -> No
     [
         ("", ("has no API key",)),
         ("short", ("line 1", "8 to 512 printable ASCII characters")),
-        ("long-enough a b", ("line 1", "3 words")),
+        ("long-enough a b", ("line 1", "a key and the one user")),
         ("# fine\nlong-enough ../x", ("line 2", "no name of a user")),
     ],
 )

@@ -83,16 +83,15 @@ def usual_signals() -> None:
 
 
 @contextmanager
-def serving(folder: Path, *options: str | Path, contexts: int | None = 2) -> Iterator[Serving]:
-    side_by_side = () if contexts is None else ("--contexts", str(contexts))
-    command = [*COMMAND, *map(str, options), "--port", "0", *side_by_side, "--threads", "2"]
+def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
+    command = [*COMMAND, *map(str, options), "--port", "0", "--threads", "2"]
     with _started(folder, command, r"at http://127\.0\.0\.1:(\d+)/v1$") as (server, _):
         yield server
 
 
 @contextmanager
 def playing(folder: Path, *options: str | Path, browser: str = "") -> Iterator[tuple[Serving, str]]:
-    """Start `play`; yield the server, and the address of its page, which a browser's command opens."""
+    """Start `play`; yield the server and its page's address, which the command of a browser opens."""
     command = [*COMMAND[:-1], "play", *map(str, options), "--threads", "2"]
     command += [] if browser else ["--no-open"]
     announced = r"at http://127\.0\.0\.1:(\d+)/#token=[\w-]{32}$"
@@ -129,9 +128,11 @@ def _started(
             process.kill()
 
 
-def framed(basis: Basis, seed: int, *, norm: float = 0.5, sequence: int = 1, key: Hmac = KEY) -> bytes:
+def framed(
+    basis: Basis, user: str, seed: int = 1, *, norm: float = 0.5, sequence: int = 1, key: Hmac = KEY
+) -> bytes:
     vector = MicroVector.random(basis, norm, seed=seed)
-    return MicroVector(np.array(vector.values), sequence=sequence).to_bytes(basis, tag=key, version=1)
+    return MicroVector(np.array(vector.values), sequence=sequence).to_bytes(basis, tag=key, stream=user)
 
 
 def as_text(frame: bytes) -> str:

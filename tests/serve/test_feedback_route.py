@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import MAC, Serving, serving
+from serving import KEY, Serving, as_text, framed, mac_file, serving
 
-from tinylora_edge import Bundle, MicroVector, SignatureError, TinyLoraError, serve
+from tinylora_edge import Bundle, MicroVector, SignatureError, serve
 from tinylora_edge.wire import text
 
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 1, "seed": 3}
@@ -49,18 +49,9 @@ def test_a_users_vector_moves_with_his_clicks(tiny: Path, tmp_path: Path) -> Non
         assert told(server, ALICE, id=bobs, reward=1) == (404, "answer_not_found")
         assert told(server, id=nobodys, reward=1) == (400, "invalid_value")
         assert told(server, better=bobs, worse=bobs) == (400, "invalid_value")
-        for body in (
-            {},
-            {"id": bobs},
-            {"id": bobs, "reward": 2},
-            {"id": 7, "reward": 1},
-            {"better": bobs, "worse": 1},
-        ):
+        for body in ({}, {"id": bobs}, {"id": bobs, "reward": 2}, {"id": 7, "reward": 1}, {"better": bobs}):
             assert told(server, **body) == (400, "invalid_value"), body
-        assert told(server, {"Authorization": "Bearer wrong-key"}, id=bobs, reward=1) == (
-            401,
-            "invalid_api_key",
-        )
+        assert told(server, {}, id=bobs, reward=1) == (401, "invalid_api_key")
         assert told(server, id=bobs, reward=1) == (200, 1)
         states = {path.name for path in (tmp_path / "states").rglob("*.state")}
         assert states == {"alice.state", "bob.state"}
@@ -68,7 +59,9 @@ def test_a_users_vector_moves_with_his_clicks(tiny: Path, tmp_path: Path) -> Non
         assert told(server, id=answered(server, model="tiny@alice"), reward=1) == (200, 4)
 
 
-def test_clicks_come_after_whatever_was_accepted(tiny: Path, tmp_path: Path) -> None:
+def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
+    tiny: Path, tmp_path: Path
+) -> None:
     options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
     (tmp_path / "keys").write_text("app-key-1\n")
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
@@ -86,11 +79,6 @@ def test_clicks_come_after_whatever_was_accepted(tiny: Path, tmp_path: Path) -> 
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
         assert told(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with him
 
-
-def test_an_answer_teaches_once(tiny: Path, tmp_path: Path) -> None:
-    options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
-    (tmp_path / "keys").write_text("app-key-1\n")
-    with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
         name = answered(server, user="bob")
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda _: told(server, id=name, reward=1), range(4)))
@@ -100,17 +88,29 @@ def test_an_answer_teaches_once(tiny: Path, tmp_path: Path) -> None:
         assert told(server, id=alike, reward=1) == (200, 2)  # nothing came of it, so it can be told again
 
 
-def test_a_server_that_learns_from_no_clicks(tiny: Path, tmp_path: Path) -> None:
+def test_a_server_without_a_store_and_a_store_that_is_damaged(tiny: Path, tmp_path: Path) -> None:
+    basis, path = Bundle.find(tiny).basis, tmp_path / "users.db"
     with serving(tmp_path, tiny, "--n-ctx", "256") as server:
         status, body = server.ask("POST", "/v1/feedback", {"id": "x", "reward": 1})
         assert (status, body["error"]["code"]) == (404, "no_feedback")
+        for host in ("evil.example", "evil.example:80", "["):  # a name that leads here
+            status, body = server.ask("POST", "/v1/completions", GOOD, Host=host)
+            assert (status, body["error"]["code"]) == (403, "wrong_host"), host
+        assert server.ask("POST", "/v1/completions", GOOD, Host="localhost:1")[0] == 200
+    with serving(tmp_path, tiny, "--store", path, "--key", mac_file(tmp_path), "--n-ctx", "256") as server:
+        frame = as_text(framed(basis, "alice"))
+        assert server.ask("PUT", "/v1/vectors/alice", {"vector": frame})[0] == 200
+        for file in tmp_path.glob("users.db*"):
+            with file.open("r+b") as opened:
+                opened.write(b"\0" * file.stat().st_size)
+        newer = as_text(framed(basis, "alice", sequence=2))
+        status, body = server.ask("PUT", "/v1/vectors/alice", {"vector": newer})
+        assert (status, body["error"]["code"]) == (503, "store_unavailable")
+        assert "users.db cannot be used" in body["error"]["message"]
+        assert server.ask("POST", "/v1/completions", GOOD)[0] == 200
 
 
 def test_vectors_that_nobody_could_use_are_not_learned(tiny: Path, tmp_path: Path) -> None:
-    from tinylora_edge import Hmac
-
-    with pytest.raises(TinyLoraError, match="name a store too"):
-        serve.app(tiny, states=tmp_path / "states")
     with pytest.raises(SignatureError):
-        serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", keys=[Hmac.from_hex(MAC)])
+        serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", keys=[KEY])
     assert not (tmp_path / "states").exists()

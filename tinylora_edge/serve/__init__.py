@@ -32,10 +32,4 @@ def __getattr__(name: str) -> Any:
 def missing_web(error: ModuleNotFoundError) -> ImportError:
     """Return the error that names the pip command where the extra is missing, or the error itself."""
     package = (error.name or "").partition(".")[0]
-    if package in _WEB:
-        return MissingExtraError("the server", package.replace("_", "-"), "serve")
-    return error
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    return MissingExtraError("the server", package.replace("_", "-"), "serve") if package in _WEB else error

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from os import PathLike
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import (
     BasisMismatchError,
@@ -21,16 +24,26 @@ from ..errors import (
     TinyLoraError,
     VectorError,
 )
-from ..limits import API_KEYS_BYTES, BODY_BYTES
+from ..limits import BODY_BYTES
 from .store import check_user
 
 _KEY = re.compile(r"[\x21-\x7e]{8,512}\Z")
-_VECTOR_CODES = (  # the first that fits
-    (SignatureError, "vector_forged"),
-    (RollbackError, "vector_stale"),
-    (BasisMismatchError, "vector_of_another_basis"),
-    (ChecksumError, "vector_damaged"),
-    (VectorError, "vector_refused"),
+_TOO_LONG = "the request took longer than this server lets one take: ask for fewer tokens"
+
+# Error, status, code and type of OpenAI's error object; the first that fits. Without a code: the error's own.
+_FAILURES: tuple[tuple[type[BaseException], int, str, str], ...] = (
+    (RequestError, 400, "", "invalid_request_error"),
+    (OptionError, 400, "invalid_value", "invalid_request_error"),
+    (SignatureError, 403, "vector_forged", "permission_error"),
+    (RollbackError, 403, "vector_stale", "permission_error"),
+    (BasisMismatchError, 403, "vector_of_another_basis", "permission_error"),
+    (ChecksumError, 403, "vector_damaged", "permission_error"),
+    (VectorError, 403, "vector_refused", "permission_error"),
+    (OverloadError, 429, "overloaded", "rate_limit_error"),
+    (StoreError, 503, "store_unavailable", "server_error"),
+    (TinyLoraError, 503, "unavailable", "server_error"),
+    (TimeoutError, 504, "timeout", "timeout_error"),
+    (BaseException, 500, "internal_error", "server_error"),
 )
 
 
@@ -42,10 +55,7 @@ class Limits:
         requests: that are worked on at the same time, those that wait included.
         body: bytes of a request's body.
         tokens: of an answer.
-        choices: answers to one prompt (`n`).
         seconds: that a request may take, until its last token.
-        upload: seconds that a request's body may take to arrive.
-        connections: that are open at the same time.
 
     Raises:
         OptionError: a limit under 1 would let nobody in.
@@ -54,16 +64,13 @@ class Limits:
     requests: int = 1024
     body: int = BODY_BYTES
     tokens: int = 4096
-    choices: int = 8
     seconds: float = 600.0
-    upload: float = 30.0
-    connections: int = 16_384
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if not value >= 1:  # nor NaN
-                raise OptionError(f"a limit of {field.name}={value} lets nobody in: pass 1 or more")
+                raise OptionError(f"a limit of {each.name}={value} lets nobody in: pass 1 or more")
 
 
 @dataclass
@@ -84,56 +91,33 @@ class RefusedError(Exception):
     param: str = ""
     kind: str = "invalid_request_error"
 
-    def __str__(self) -> str:
-        return self.message
-
 
 @dataclass(frozen=True)
 class Failure:
     """What a client is told: status and headers of the response, and the error object as its body."""
 
     status: int
+    code: str
     body: dict[str, Any]
     headers: dict[str, str]
-
-    @property
-    def code(self) -> str:
-        """The code of the error, for programs."""
-        return str(self.body["error"]["code"])
 
 
 def failure_of(error: BaseException) -> Failure:
     """Return what a client is told of an error: nothing of one that nobody raised on purpose."""
-    server, param, headers = "server_error", getattr(error, "param", None), {}
     if isinstance(error, RefusedError):
-        status, message, code, kind = error.status, error.message, error.code, error.kind
-    elif isinstance(error, RequestError):
-        status, message, code, kind = 400, str(error), error.code, "invalid_request_error"
-    elif isinstance(error, OptionError):
-        status, message, code, kind = 400, str(error), "invalid_value", "invalid_request_error"
-    elif isinstance(error, VectorError):
-        code = next(code for kind, code in _VECTOR_CODES if isinstance(error, kind))
-        status, message, kind, param = 403, str(error), "permission_error", "vector"
-    elif isinstance(error, OverloadError):
-        status, message, code, kind = 429, str(error), "overloaded", "rate_limit_error"
-        headers = {"Retry-After": "1"}
-    elif isinstance(error, TimeoutError):
-        message = "the request took longer than this server lets one take: ask for fewer tokens"
-        status, code, kind = 504, "timeout", "timeout_error"
-    elif isinstance(error, StoreError):
-        status, message, code, kind = 503, str(error), "store_unavailable", server
-    elif isinstance(error, TinyLoraError):
-        status, message, code, kind = 503, str(error), "unavailable", server
+        status, code, kind, message = error.status, error.code, error.kind, error.message
     else:
-        status, message, code, kind = 500, "the server failed; its log says how", "internal_error", server
+        found = next(each for each in _FAILURES if isinstance(error, each[0]))
+        status, code, kind, message = *found[1:], str(error)
+        code = code or str(getattr(error, "code", ""))
+        message = {500: "the server failed; its log says how", 504: _TOO_LONG}.get(status, message)
+    param = "vector" if isinstance(error, VectorError) else getattr(error, "param", "")
     said = {"message": message, "type": kind, "param": param or None, "code": code}
-    return Failure(status, {"error": said}, headers)
+    return Failure(status, code, {"error": said}, {"Retry-After": "1"} if status == 429 else {})
 
 
 class ApiKeys:
-    """The keys that a server takes, as `Authorization: Bearer KEY`.
-
-    They are kept as SHA-256, so that to look one up says nothing about the others.
+    """The keys that a server takes, as `Authorization: Bearer KEY`; kept as SHA-256.
 
     Args:
         keys: key -> the one user that it stands for, or None for a key of an app, which asks for any.
@@ -159,27 +143,18 @@ class ApiKeys:
 
         Raises:
             OSError: it cannot be read.
-            TinyLoraError: a line is neither, or there is no key.
+            TinyLoraError: a line is neither, or gives a key to a second user, or there is no key.
         """
-        with open(path, "rb") as file:
-            data = file.read(API_KEYS_BYTES + 1)
-        if len(data) > API_KEYS_BYTES:
-            raise TinyLoraError(f"{path} has more than {API_KEYS_BYTES:,} bytes: it is no file of API keys")
         keys: dict[str, str | None] = {}
-        for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
+        for number, line in enumerate(Path(path).read_text("utf-8", errors="replace").splitlines(), 1):
+            key, *users = line.split() or ["#"]
+            if key.startswith("#"):
                 continue
+            user = users[0] if users else None
             try:
-                if len(words) > 2:
-                    raise TinyLoraError(f"it has {len(words)} words: a key, or a key and a user")
-                key, user = words[0], words[1] if len(words) > 1 else None
+                if len(users) > 1 or keys.get(key, user) != user:
+                    raise TinyLoraError("a line has a key, or a key and the one user that it stands for")
                 cls({key: user})
-                if keys.get(key, user) != user:
-                    raise TinyLoraError(
-                        f"it gives a key to {user or 'an app'} that an earlier line gave to "
-                        f"{keys[key] or 'an app'}: a key stands for one"
-                    )
             except (TinyLoraError, RequestError) as error:
                 raise TinyLoraError(f"{path}, line {number}: {error}") from None
             keys[key] = user
@@ -187,29 +162,63 @@ class ApiKeys:
             raise TinyLoraError(f"{path} has no API key: put one on each line")
         return cls(keys)
 
-    def joined(self, key: str, user: str) -> ApiKeys:
-        """Return these keys and one more. Errors: those of the class."""
-        both = ApiKeys({key: user})
-        both._users |= self._users
-        return both
-
     def user_of(self, authorization: str) -> str | None:
         """Return the user that a request's key stands for; None for a key of an app.
 
-        Args:
-            authorization: the header; empty where there is none.
-
         Raises:
-            RefusedError: there is no key, or none that this server takes.
+            RefusedError: the header has no key, or none that this server takes.
         """
         scheme, _, key = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            message = "this server needs an API key: pass 'Authorization: Bearer KEY'"
-        elif (found := _hash(key.strip())) in self._users:
-            return self._users[found]
-        else:
-            message = "the API key is none that this server takes"
-        raise RefusedError(401, message, "invalid_api_key", kind="authentication_error")
+        found = _hash(key.strip())
+        if scheme.lower() != "bearer" or found not in self._users:
+            message = "this server needs one of its API keys: pass 'Authorization: Bearer KEY'"
+            raise RefusedError(401, message, "invalid_api_key", kind="authentication_error")
+        return self._users[found]
+
+
+@dataclass
+class Access:
+    """Who may ask.
+
+    Attributes:
+        keys: that are taken; None asks for no key.
+        hosts: that a request has to be to, where no key is asked for or there is a page: a web page whose
+            name leads to 127.0.0.1 would otherwise be taken for this server's own. Empty for any.
+        has_page: whether browsers ask, of which only the server's own page is answered.
+    """
+
+    keys: ApiKeys | None = None
+    hosts: frozenset[str] = field(default_factory=frozenset)
+    has_page: bool = False
+
+    def user_of(self, headers: Mapping[str, str]) -> str | None:
+        """Return the user that a request's key stands for; None for any.
+
+        Raises:
+            RefusedError: there is no key that is taken, or it is to another host, or another page's.
+        """
+        if self.has_page:
+            self.check_origin(headers)
+        if self.keys is not None:
+            return self.keys.user_of(headers.get("authorization", ""))
+        self._check_host(headers)
+        return None
+
+    def check_origin(self, headers: Mapping[str, str]) -> None:
+        """Refuse, with a RefusedError, what a browser sends to another host or from another's page."""
+        self._check_host(headers)
+        origin, host = headers.get("origin"), headers.get("host", "")
+        if origin is not None and origin != f"http://{host}":
+            message = f"this server answers its own page alone, and no page of {origin[:80]!r}"
+            raise RefusedError(403, message, "wrong_origin", "origin", kind="permission_error")
+
+    def _check_host(self, headers: Mapping[str, str]) -> None:
+        host = None
+        with suppress(ValueError):  # brackets that do not match
+            host = urlsplit(f"//{headers.get('host', '')}").hostname
+        if self.hosts and host not in self.hosts:
+            message = f"this server is not {str(host)[:80]!r}: ask it as {', '.join(sorted(self.hosts))}"
+            raise RefusedError(403, message, "wrong_host", kind="permission_error")
 
 
 def _hash(key: str) -> bytes:

@@ -1,19 +1,18 @@
-"""Bodies in OpenAI's shapes: requests, checked, as what a pool is asked, and the replies to them."""
+"""Bodies of requests in OpenAI's shapes, checked, as what a pool is asked."""
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FrameError, RequestError
-from ..runtime.pool.request import Answer, Finish, Piece, SamplingOptions, Token, sampling_of
+from ..runtime.pool.request import SamplingOptions, sampling_of
 from ..tasks import Prompt
 from ..wire import text
 from .access import Limits
 
+_CHOICES = 8  # answers to one prompt, at most
 _ROLES = {
     "system": "system",
     "developer": "system",
@@ -21,7 +20,26 @@ _ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
-_NOT_HERE = {  # name -> values that ask for nothing
+_TEXT, _INTEGER, _NUMBER, _BOOL = (str,), (int,), (int, float), (bool,)
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "model": _TEXT,
+    "max_tokens": _INTEGER,
+    "max_completion_tokens": _INTEGER,
+    "n": _INTEGER,
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "seed": _INTEGER,
+    "stop": (str, list),
+    "stream": _BOOL,
+    "stream_options": (dict,),
+    "logprobs": (bool, int),
+    "top_logprobs": _INTEGER,
+    "user": _TEXT,
+    "vector": _TEXT,
+    "response_format": (dict,),
+}
+_WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "object", list: "list"}
+_NOT_HERE: dict[str, tuple[object, ...]] = {  # name -> values that ask for nothing
     "tools": (None, []),
     "functions": (None, []),
     "logit_bias": (None, {}),
@@ -77,33 +95,28 @@ def read_body(body: Any, limits: Limits, *, chat: bool) -> Asked:
     for name, nothing in _NOT_HERE.items():
         if body.get(name) not in nothing:
             raise RequestError(f"{name} is not supported here", param=name, code="unsupported_parameter")
-    choices = 1 if (given := _number(body, "n", int)) is None else given
-    if not 1 <= choices <= limits.choices:
-        raise RequestError(f"n is {choices}: it must be from 1 to {limits.choices}", param="n")
-    stream_options = body.get("stream_options") or {}
-    if not isinstance(stream_options, dict):
-        raise RequestError("stream_options is no object", param="stream_options")
-    options = _options(body, limits, chat=chat)
-    sampling_of(options)
+    given = {name: body[name] for name in _FIELDS if body.get(name) is not None}
+    for name, value in given.items():
+        kinds = _FIELDS[name]
+        if type(value) not in kinds:
+            raise RequestError(f"{name} is no {' and no '.join(_WORDS[kind] for kind in kinds)}", param=name)
+    if "model" not in given:
+        raise RequestError("model is missing", param="model")
     return Asked(
-        model=_text(body, "model"),
+        model=given["model"],
         prompt=_messages(body) if chat else _prompt(body),
         chat=chat,
-        options=options,
-        choices=choices,
-        stream=bool(_number(body, "stream", bool)),
-        usage=bool(stream_options.get("include_usage")),
-        user=_text(body, "user", ""),
-        vector=_text(body, "vector", ""),
+        options=_options(given, limits, chat=chat),
+        choices=_within(given, "n", 1, _CHOICES),
+        stream=given.get("stream", False),
+        usage=bool(given.get("stream_options", {}).get("include_usage")),
+        user=given.get("user", ""),
+        vector=given.get("vector", ""),
     )
 
 
 def read_frame(vector: object) -> bytes:
-    """Return the frame in a text of a body or a header.
-
-    Raises:
-        RequestError: it is none.
-    """
+    """Return the frame in a text of a body or a header. RequestError: it is none."""
     if not isinstance(vector, str):
         raise RequestError("vector is no text: send a frame as base64url", param="vector")
     try:
@@ -112,52 +125,53 @@ def read_frame(vector: object) -> bytes:
         raise RequestError(str(error), param="vector") from None
 
 
-def _options(body: Mapping[str, Any], limits: Limits, *, chat: bool) -> SamplingOptions:
-    options: SamplingOptions = {"max_tokens": _max_tokens(body, limits)}
-    for name in ("temperature", "top_p"):
-        if (value := _number(body, name, float)) is not None:
-            options[name] = value
-    if (seed := _number(body, "seed", int)) is not None:
-        options["seed"] = seed % (1 << 64)  # OpenAI takes negative ones
-    stop = body.get("stop")
-    if isinstance(stop, str) or (isinstance(stop, list) and all(isinstance(each, str) for each in stop)):
-        options["stop"] = stop
-    elif stop is not None:
-        raise RequestError("stop is no text, and no list of texts", param="stop")
-    options["logprobs"] = _logprobs(body) if chat else _number(body, "logprobs", int)
-    options["schema"] = _schema(body.get("response_format"))
+def _options(given: dict[str, Any], limits: Limits, *, chat: bool) -> SamplingOptions:
+    longest = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
+    options: SamplingOptions = {
+        "max_tokens": _within(given, longest, limits.tokens, limits.tokens),
+        "logprobs": _logprobs(given, chat=chat),
+        "schema": _schema(given.get("response_format", {"type": "text"})),
+    }
+    if "temperature" in given:
+        options["temperature"] = float(given["temperature"])
+    if "top_p" in given:
+        options["top_p"] = float(given["top_p"])
+    if "seed" in given:
+        options["seed"] = given["seed"] % (1 << 64)  # OpenAI takes negative ones
+    if "stop" in given:
+        if not all(isinstance(each, str) for each in given["stop"]):
+            raise RequestError("stop is no list of texts", param="stop")
+        options["stop"] = given["stop"]
+    sampling_of(options)
     return options
 
 
-def _max_tokens(body: Mapping[str, Any], limits: Limits) -> int:
-    name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    most = _number(body, name, int)
-    if most is None:
-        return limits.tokens
-    if not 1 <= most <= limits.tokens:
-        raise RequestError(f"{name} is {most}: it must be from 1 to {limits.tokens}", param=name)
-    return int(most)
+def _within(given: dict[str, Any], name: str, default: int, most: int) -> int:
+    value: int = given.get(name, default)
+    if not 1 <= value <= most:
+        raise RequestError(f"{name} is {value}: it must be from 1 to {most}", param=name)
+    return value
 
 
-def _logprobs(body: Mapping[str, Any]) -> int | None:
-    wanted, top = _number(body, "logprobs", bool), _number(body, "top_logprobs", int)
+def _logprobs(given: dict[str, Any], *, chat: bool) -> int | None:
+    """Return how many likely tokens are told: chats have a switch and a number, completions one number."""
+    wanted, top = given.get("logprobs"), given.get("top_logprobs")
+    if wanted is not None and isinstance(wanted, bool) != chat:
+        raise RequestError(f"logprobs is no {'true or false' if chat else 'integer'}", param="logprobs")
+    if not chat:
+        return wanted
     if top is not None and not wanted:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    return int(top or 0) if wanted else None
+    return top or 0 if wanted else None
 
 
-def _schema(response_format: Any) -> Mapping[str, Any] | None:
-    if response_format is None:
-        return None
-    kind = response_format.get("type") if isinstance(response_format, dict) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {}
-    if kind == "json_schema":
-        named = response_format.get("json_schema")
-        schema = named.get("schema") if isinstance(named, dict) else None
-        if isinstance(schema, dict) and schema:
+def _schema(response_format: dict[str, Any]) -> Mapping[str, Any] | None:
+    match response_format:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}} if schema:
             return schema
     raise RequestError(
         "response_format is none of {'type': 'text'}, {'type': 'json_object'} and "
@@ -178,19 +192,21 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
         role = message.get("role")
         if not isinstance(role, str) or role not in _ROLES:
             raise RequestError(f"{where}.role is none of {', '.join(_ROLES)}", param=f"{where}.role")
-        result.append({"role": _ROLES[role], "content": _content(message.get("content"), where)})
+        result.append({"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")})
     return result
 
 
 def _content(content: Any, where: str) -> str:
-    if content is None:
-        return ""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = []
     for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise RequestError(f"{where}.content is no text, and no list of texts", param=f"{where}.content")
-        texts.append(part["text"])
+        match part:
+            case {"type": "text", "text": str(said)}:
+                texts.append(said)
+            case {"type": "text", "text": None}:
+                pass
+            case _:
+                raise RequestError(f"{where} is no text, and no list of texts", param=where)
     return "".join(texts)
 
 
@@ -201,123 +217,3 @@ def _prompt(body: Mapping[str, Any]) -> str:
     if not isinstance(prompt, str):
         raise RequestError("prompt is no text: send one text a request", param="prompt")
     return prompt
-
-
-def _text(body: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    value = body.get(name)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        what = "missing" if value is None else "no text"
-        raise RequestError(f"{name} is {what}", param=name)
-    return value
-
-
-def _number(body: Mapping[str, Any], name: str, kind: type) -> Any:
-    """Return a number, or a bool, under its name; None where there is none."""
-    value = body.get(name)
-    fine = value is None or type(value) is kind or (kind is float and type(value) is int)
-    if not fine:
-        what = {int: "integer", float: "number", bool: "true or false"}[kind]
-        raise RequestError(f"{name} is no {what}", param=name)
-    return float(value) if kind is float and value is not None else value
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The replies to one request: whole, or in chunks.
-
-    Attributes:
-        model: as the client named it.
-        chat: whether it is a chat.
-        name: of the reply.
-        made: when it was begun, in seconds since 1970.
-    """
-
-    model: str
-    chat: bool
-    name: str = field(default_factory=lambda: secrets.token_hex(12))
-    made: int = field(default_factory=lambda: int(time.time()))
-
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Return the reply with whole answers."""
-        choices = []
-        for index, answer in enumerate(answers):
-            choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish.reason}
-            choice["logprobs"] = self._logprobs(answer.tokens)
-            if self.chat:
-                choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
-            else:
-                choice["text"] = answer.text
-            choices.append(choice)
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": choices, "usage": usage([a.finish for a in answers])}
-
-    def first(self, index: int) -> dict[str, Any]:
-        """Return the chunk that begins an answer of a chat."""
-        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
-
-    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
-        """Return the chunk of a piece."""
-        said: dict[str, Any] = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
-        return self._chunk(index, said | {"logprobs": self._logprobs(piece.tokens)})
-
-    def last(self, index: int, finish: Finish) -> dict[str, Any]:
-        """Return the chunk that ends an answer."""
-        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        return self._chunk(index, said | {"finish_reason": finish.reason})
-
-    def cost(self, finishes: Sequence[Finish]) -> dict[str, Any]:
-        """Return the chunk that says what all of it cost."""
-        return {**self._head(self._chunk_kind), "choices": [], "usage": usage(finishes)}
-
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self.chat else "text_completion"
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.chat else "cmpl"
-        return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.made, "model": self.model}
-
-    def _chunk(self, index: int, said: dict[str, Any]) -> dict[str, Any]:
-        choice = {"index": index, "finish_reason": None, "logprobs": None} | said
-        return {**self._head(self._chunk_kind), "choices": [choice]}
-
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        if not tokens:
-            return None
-        if self.chat:
-            content = [
-                {
-                    **_described(token.data, token.logprob),
-                    "top_logprobs": [_described(data, logprob) for data, logprob in token.likeliest],
-                }
-                for token in tokens
-            ]
-            return {"content": content, "refusal": None}
-        return {
-            "tokens": [_shown(token.data) for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{_shown(data): p for data, p in token.likeliest} for token in tokens],
-        }
-
-
-def usage(finishes: Sequence[Finish]) -> dict[str, Any]:
-    """Return what answers to one prompt cost, in tokens."""
-    prompt = max((finish.prompt_tokens for finish in finishes), default=0)
-    completion = sum(finish.completion_tokens for finish in finishes)
-    cached = max((finish.cached_tokens for finish in finishes), default=0)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-
-
-def _described(data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": _shown(data), "logprob": logprob, "bytes": list(data)}
-
-
-def _shown(data: bytes) -> str:
-    return data.decode("utf-8", errors="replace")

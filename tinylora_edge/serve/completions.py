@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import anyio
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..runtime.pool.desk import AnswerStream
-from ..runtime.pool.request import Answer, Finish, Piece
-from .bodies import Asked, Reply, read_body
-from .exchange import about, note_failure, read_json, unless_it_leaves
+from ..runtime.pool.request import Answer, Finish, Piece, Token
+from .bodies import read_body
+from .exchange import UPLOAD_S, about, note_failure, read_json, unless_it_leaves
 from .service import Service
 
 VECTOR_HEADER = "x-tinylora-vector"
 
-_DRAIN_S = 2.0
-_LAST_WORDS_S = 2.0  # after which a stream that has not said why it ends is cut
+_LAST_WORDS_S = 4.0  # of a server that goes down: a stream that has not said why it ends is cut then
 
 
 async def chat(request: Request, service: Service) -> Response:
@@ -37,71 +37,60 @@ async def complete(request: Request, service: Service) -> Response:
 
 async def _answer(request: Request, service: Service, *, chat: bool) -> Response:
     start = time.perf_counter()
-    key_user = service.authorize(request.headers)
+    key_user = service.access.user_of(request.headers)
     asked = read_body(await read_json(request, service), service.limits, chat=chat)
     header = request.headers.get(VECTOR_HEADER, "")
     streams = await service.open(asked, key_user=key_user, header=header)
     reply = Reply(asked.model, asked.chat)
     about(request).update(id=reply.name, model=asked.model[:160], stream=asked.stream)
     if asked.stream:
-        going_down = anyio.Event()  # set where another server than ours is told to end
         return EventSourceResponse(
-            _events(request, service, asked, reply, streams, start, going_down),
+            _events(request, service, reply, streams, start, costs=asked.usage),
             sep="\n",
-            send_timeout=service.limits.upload,
-            shutdown_event=going_down,
-            shutdown_grace_period=_DRAIN_S + _LAST_WORDS_S,
+            send_timeout=UPLOAD_S,
+            shutdown_grace_period=_LAST_WORDS_S,
         )
-    try:
-        answers = await unless_it_leaves(request, service, _wholes(service, streams, start))
-    finally:
-        for stream in streams:
-            stream.close()
-        _note(request, service, streams)
-    return JSONResponse(reply.whole(answers))
 
-
-async def _wholes(service: Service, streams: Sequence[AnswerStream], start: float) -> list[Answer]:
     async def whole(stream: AnswerStream) -> Answer:
         answer = await stream.answer()
-        service.metrics.first_token(time.perf_counter() - start)
+        service.metrics.first_token.observe(time.perf_counter() - start)
         return answer
 
-    return list(await asyncio.gather(*(whole(stream) for stream in streams)))
+    try:
+        answers = await unless_it_leaves(request, service, asyncio.gather(*map(whole, streams)))
+    finally:
+        _end(request, service, streams)
+    return JSONResponse(reply.whole(answers))
 
 
 async def _events(
     request: Request,
     service: Service,
-    asked: Asked,
     reply: Reply,
     streams: Sequence[AnswerStream],
     start: float,
-    going_down: anyio.Event,
+    *,
+    costs: bool,
 ) -> AsyncIterator[dict[str, str]]:
     """Yield the events of a stream: chunks, and `[DONE]` or an error at the end."""
-    watching = asyncio.create_task(_drain_when(going_down, service))
     until = asyncio.get_running_loop().time() + service.limits.seconds
     begun = False
     try:
-        if asked.chat:
+        if reply.chat:
             for index in range(len(streams)):
                 yield _event(reply.first(index))
         async for index, what in _merged(streams, until):
             if not begun:
                 begun = True
-                service.metrics.first_token(time.perf_counter() - start)
+                service.metrics.first_token.observe(time.perf_counter() - start)
             yield _event(reply.piece(index, what) if isinstance(what, Piece) else reply.last(index, what))
-        if asked.usage:
+        if costs:
             yield _event(reply.cost([stream.finish for stream in streams if stream.finish is not None]))
         yield {"data": "[DONE]"}
     except Exception as error:  # the response has begun: the error is its last event
         yield _event(note_failure(request, error).body)
     finally:
-        watching.cancel()
-        for stream in streams:
-            stream.close()
-        _note(request, service, streams)
+        _end(request, service, streams)
 
 
 async def _merged(streams: Sequence[AnswerStream], until: float) -> AsyncIterator[tuple[int, Piece | Finish]]:
@@ -111,25 +100,24 @@ async def _merged(streams: Sequence[AnswerStream], until: float) -> AsyncIterato
         TimeoutError: it is later than it may be.
         Those of the streams.
     """
-    steps: dict[asyncio.Task[Piece], int] = {}
 
-    def step(index: int) -> None:
-        steps[asyncio.create_task(_next(streams[index]))] = index
+    async def step(index: int) -> tuple[int, Piece | None]:
+        async for piece in streams[index]:
+            return index, piece
+        return index, None
 
+    steps = {asyncio.create_task(step(index)) for index in range(len(streams))}
     try:
-        for index in range(len(streams)):
-            step(index)
         while steps:
             left = until - asyncio.get_running_loop().time()
-            done, _ = await asyncio.wait(steps, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
+            done, steps = await asyncio.wait(steps, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 raise TimeoutError
             for task in done:
-                index = steps.pop(task)
-                piece = task.result()
+                index, piece = task.result()
                 if piece is not None:
                     yield index, piece
-                    step(index)
+                    steps.add(asyncio.create_task(step(index)))
                 elif (finish := streams[index].finish) is not None:
                     yield index, finish
     finally:
@@ -137,32 +125,125 @@ async def _merged(streams: Sequence[AnswerStream], until: float) -> AsyncIterato
             task.cancel()
 
 
-async def _next(stream: AnswerStream) -> Any:
-    """Return the next piece; None at the end, since a task cannot raise StopAsyncIteration."""
-    async for piece in stream:
-        return piece
-    return None
-
-
-async def _drain_when(going_down: anyio.Event, service: Service) -> None:
-    await going_down.wait()
-    await service.drain(_DRAIN_S)
-
-
 def _event(content: Any) -> dict[str, str]:
     return {"data": json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
 
 
-def _note(request: Request, service: Service, streams: Sequence[AnswerStream]) -> None:
+def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) -> None:
+    """Give up what was not read, count what was, and note it for the log."""
+    for stream in streams:
+        stream.close()
     finishes = [stream.finish for stream in streams if stream.finish is not None]
-    for finish in finishes:
-        service.metrics.answer(finish)
+    cost = usage(finishes)
+    for kind in ("prompt", "completion"):
+        service.metrics.tokens.labels(kind).inc(cost[f"{kind}_tokens"])
+    service.metrics.tokens.labels("cached").inc(cost["prompt_tokens_details"]["cached_tokens"])
     service.remember(about(request)["id"], streams)
     vector = streams[0].vector
     about(request).update(
         sequence=None if vector is None else vector.sequence,
-        prompt_tokens=max((finish.prompt_tokens for finish in finishes), default=0),
-        cached_tokens=max((finish.cached_tokens for finish in finishes), default=0),
-        completion_tokens=sum(finish.completion_tokens for finish in finishes),
+        prompt_tokens=cost["prompt_tokens"],
+        cached_tokens=cost["prompt_tokens_details"]["cached_tokens"],
+        completion_tokens=cost["completion_tokens"],
         finish=[finish.reason for finish in finishes],
     )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The replies to one request, in OpenAI's shapes: whole, or in chunks.
+
+    Attributes:
+        model: as the client named it.
+        chat: whether it is a chat.
+        name: of the reply.
+        made: when it was begun, in seconds since 1970.
+    """
+
+    model: str
+    chat: bool
+    name: str = field(default_factory=lambda: secrets.token_hex(12))
+    made: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return the reply with whole answers."""
+        choices = []
+        for index, answer in enumerate(answers):
+            choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish.reason}
+            choice["logprobs"] = self._logprobs(answer.tokens)
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+            else:
+                choice["text"] = answer.text
+            choices.append(choice)
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._head(kind), "choices": choices, "usage": usage([a.finish for a in answers])}
+
+    def first(self, index: int) -> dict[str, Any]:
+        """Return the chunk that begins an answer of a chat."""
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
+
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+        """Return the chunk of a piece."""
+        said: dict[str, Any] = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
+        return self._chunk(index, said | {"logprobs": self._logprobs(piece.tokens)})
+
+    def last(self, index: int, finish: Finish) -> dict[str, Any]:
+        """Return the chunk that ends an answer."""
+        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
+        return self._chunk(index, said | {"finish_reason": finish.reason})
+
+    def cost(self, finishes: Sequence[Finish]) -> dict[str, Any]:
+        """Return the chunk that says what all of it cost."""
+        return {**self._head(self._chunk_kind), "choices": [], "usage": usage(finishes)}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.made, "model": self.model}
+
+    def _chunk(self, index: int, said: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": index, "finish_reason": None, "logprobs": None} | said
+        return {**self._head(self._chunk_kind), "choices": [choice]}
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        if self.chat:
+            content = [
+                {
+                    **_described(token.data, token.logprob),
+                    "top_logprobs": [_described(data, logprob) for data, logprob in token.likeliest],
+                }
+                for token in tokens
+            ]
+            return {"content": content, "refusal": None}
+        return {
+            "tokens": [_shown(token.data) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{_shown(data): p for data, p in token.likeliest} for token in tokens],
+        }
+
+
+def usage(finishes: Sequence[Finish]) -> dict[str, Any]:
+    """Return what answers to one prompt cost, in tokens."""
+    prompt = max((finish.prompt_tokens for finish in finishes), default=0)
+    completion = sum(finish.completion_tokens for finish in finishes)
+    cached = max((finish.cached_tokens for finish in finishes), default=0)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def _described(data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _shown(data), "logprob": logprob, "bytes": list(data)}
+
+
+def _shown(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")

@@ -1,7 +1,8 @@
-"""The page's other side: its visitor, the editor of his vector, and the files that his browser loads."""
+"""The page's other side: its visitor, what he does with his vector, and the routes that his browser asks."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
 import secrets
@@ -11,13 +12,23 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
 from ..basis import Basis
 from ..errors import ChecksumError, FrameError, MissingExtraError, RequestError, VectorError
 from ..vector import FIRST_SEQUENCE, MicroVector, Policy
 from ..wire import text
-from .store import Store, check_user
+from .access import RefusedError
+from .bodies import read_frame
+from .exchange import BYTES, content_type, only_field, read_bytes, read_json
+from .service import Service
+from .store import Store
 
-PAGE = "index.html"
+USER = "me"
+"""The visitor's name, and that of his stream of vectors."""
+
+_PAGE = "index.html"
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -26,7 +37,7 @@ _TYPES = {
 }
 
 # Nothing from anywhere else, nothing inline, in nobody's frame. The QR code is an image made of a blob.
-HEADERS: Mapping[str, str] = {
+_HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -37,7 +48,6 @@ HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Headers of every file of the page."""
 
 _TOKEN_BYTES = 24
 _DTYPE = "bf16"  # 37 bytes for 13 values, and steps finer than those of a slider
@@ -60,81 +70,48 @@ class Visitor:
     """The one person whom a page is for.
 
     Attributes:
-        user: his name, which is also that of his stream of vectors.
         vector: a frame that his page begins with; None for what the store has of him, or the base.
-        token: that the page's requests carry as their API key. It stands for this user and nobody else.
-
-    Raises:
-        RequestError: the name is none of a user.
+        token: that the page's requests carry as their API key.
     """
 
-    user: str = "me"
     vector: bytes | None = field(default=None, repr=False)
     token: str = field(default_factory=lambda: secrets.token_urlsafe(_TOKEN_BYTES), repr=False)
-
-    def __post_init__(self) -> None:
-        check_user(self.user)
 
     def address(self, origin: str) -> str:
         """Return the page's address on a server: the token is behind the #, which no browser sends."""
         return f"{origin}/#token={self.token}"
 
 
-@dataclass(frozen=True)
-class Edited:
-    """A vector in the visitor's hands.
-
-    Attributes:
-        vector: its values, as they were set, learned or read.
-        frame: its bytes, of the visitor's stream; there they are rounded.
-    """
-
-    vector: MicroVector
-    frame: bytes
-
-    def record(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
-        return {
-            "object": "page.vector",
-            "values": [float(value) for value in self.vector.values.reshape(-1)],
-            "norm": self.vector.norm,
-            "sequence": self.vector.sequence,
-            "vector": text.encode(self.frame),
-            "bytes": len(self.frame),
-        }
-
-
 class VectorEditor:
     """What a visitor does with his vector: he moves its values, opens a frame, and finds what clicks made.
 
     A frame that he opens by hand may be older than what clicks have taught since: it is checked like any
-    other, but for its sequence, and framed anew.
+    other, but for its sequence, and framed anew. Each method returns a vector as JSON takes it.
 
     Args:
         basis: of the vectors.
         policy: of the server. It has to take frames with a checksum.
         visitor: whose vector it is.
-        store: with what clicks made of it; None where nothing is kept.
+        store: with what clicks made of it.
 
     Raises:
         VectorError: the policy would refuse every frame that is made here, or the visitor's first vector.
     """
 
-    def __init__(self, basis: Basis, policy: Policy, visitor: Visitor, store: Store | None) -> None:
-        self.user, self._basis, self._policy, self._store = visitor.user, basis, policy, store
+    def __init__(self, basis: Basis, policy: Policy, visitor: Visitor, store: Store) -> None:
+        self._basis, self._policy, self._store = basis, policy, store
         try:
             policy.check(MicroVector.zeros(basis).to_bytes(basis), basis)
         except VectorError as error:
             raise VectorError(
-                "a page makes vectors of what its sliders say, which nobody has signed, and this server "
-                f"would refuse them all: leave out its keys and what it requires ({error})"
+                "a page makes vectors which nobody has signed, and this policy refuses them: leave out its "
+                f"keys ({error})"
             ) from None
         self._first, self._before = MicroVector.zeros(basis), 0
         if visitor.vector is not None:  # it comes before what was stored until now
-            self._first = self.opened(visitor.vector).vector
-            self._before = self._sequence()
+            self._first, self._before = self._read(visitor.vector), self._sequence()
 
-    def present(self) -> Edited:
+    def present(self) -> dict[str, Any]:
         """Return what clicks made of the vector, or the one that the page begins with, or the base: zeros.
 
         Raises:
@@ -143,32 +120,29 @@ class VectorEditor:
         """
         return self.learned() if self._sequence() > self._before else self._framed(self._first)
 
-    def learned(self) -> Edited:
-        """Return what clicks made of the vector, in earlier sessions too; zeros where there were none.
-
-        Errors: those of `present`.
-        """
-        stored = None if self._store is None else self._store.get(self.user)
+    def learned(self) -> dict[str, Any]:
+        """Return what clicks made of the vector, in earlier sessions too; zeros where there were none."""
+        stored = self._store.get(USER)
         return self._framed(MicroVector.zeros(self._basis) if stored is None else self._read(stored.frame))
 
-    def made(self, values: Sequence[Any]) -> Edited:
-        """Return a vector of these values.
+    def made(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the vector of what the sliders say.
 
         Raises:
-            RequestError: they are no numbers, or absurd ones.
-            VectorError: they are too many or too few, or their norm is larger than the policy takes.
+            RequestError: a value is no number that a frame takes.
+            VectorError: the policy refuses it; the subclass says why.
         """
         if not all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values):
             raise RequestError(f"values are numbers from -{_LARGEST:g} to {_LARGEST:g}", param="values")
         return self._framed(MicroVector(self._basis.values(values)))
 
-    def opened(self, data: bytes) -> Edited:
+    def opened(self, data: bytes) -> dict[str, Any]:
         """Return the vector in the bytes of a file: a frame, a raw payload, or the text of one.
 
         Raises:
             VectorError: the policy refuses it; the subclass says why.
         """
-        return self._framed(self._read(text.decode(data) if text.is_text(data) else data))
+        return self._framed(self._read(data))
 
     def reach(self) -> float:
         """Return how far from 0 a slider goes: as far as vectors that people want do, where a prior says."""
@@ -180,22 +154,77 @@ class VectorEditor:
 
     def _read(self, data: bytes) -> MicroVector:
         """Return a vector of the visitor's stream, or of the one without a name, as files mostly are."""
+        data = text.decode(data) if text.is_text(data) else data
         rules = Policy(max_norm=self._policy.max_norm)  # which remembers no sequence
         try:
-            return rules.check(data, self._basis, stream=self.user)
+            return rules.check(data, self._basis, stream=USER)
         except ChecksumError:
             return rules.check(data, self._basis)
 
-    def _framed(self, vector: MicroVector) -> Edited:
-        accepted = self._policy.highest(self._basis, stream=self.user)
+    def _framed(self, vector: MicroVector) -> dict[str, Any]:
+        accepted = self._policy.highest(self._basis, stream=USER)
         sequence = max(self._sequence(), accepted, FIRST_SEQUENCE)
-        frame = MicroVector(vector.values, _DTYPE, sequence).to_bytes(self._basis, stream=self.user)
-        self._policy.check(frame, self._basis, stream=self.user)
-        return Edited(MicroVector(vector.values, sequence=sequence), frame)
+        frame = MicroVector(vector.values, _DTYPE, sequence).to_bytes(self._basis, stream=USER)
+        self._policy.check(frame, self._basis, stream=USER)
+        return {
+            "object": "page.vector",
+            "values": [float(value) for value in vector.values.reshape(-1)],
+            "norm": vector.norm,
+            "sequence": sequence,
+            "vector": text.encode(frame),
+            "bytes": len(frame),
+        }
 
     def _sequence(self) -> int:
-        """Return the highest sequence that was stored for the visitor: also of what was deleted."""
-        return 0 if self._store is None else self._store.last(self.user)
+        stored = self._store.get(USER)
+        return 0 if stored is None else stored.sequence
+
+
+async def page_file(request: Request, service: Service) -> Response:
+    """Answer `GET /` and `GET /page/{file}`: no secrets. The token is in the address, behind the #."""
+    service.access.check_origin(request.headers)
+    name = request.path_params.get("file", _PAGE)
+    if name not in read_files():
+        raise RefusedError(404, f"the page has no file {name[:80]!r}", "not_found")
+    content, kind = read_files()[name]
+    return Response(content, media_type=kind, headers=_HEADERS)
+
+
+async def page_about(request: Request, service: Service) -> Response:
+    """Answer `GET /v1/page`: what the page shows, the visitor's vector, and what clicks made of it."""
+    editor = _editor(request, service)
+    present, learned = await asyncio.to_thread(lambda: (editor.present(), editor.learned()))
+    return JSONResponse(
+        {
+            "object": "page",
+            "model": service.name,
+            "user": USER,
+            "basis": service.pool.basis.id,
+            "reach": editor.reach(),
+            "feedback": service.feedback is not None,
+            "max_tokens": service.limits.tokens,
+            "vector": present,
+            "learned": learned,
+        }
+    )
+
+
+async def page_vector(request: Request, service: Service) -> Response:
+    """Answer `POST /v1/page/vector`: the frame of `{"values": [...]}`, or the values of a file's bytes."""
+    editor = _editor(request, service)
+    if content_type(request) == BYTES:
+        return JSONResponse(await asyncio.to_thread(editor.opened, await read_bytes(request, service)))
+    values = only_field(await read_json(request, service), "values")
+    if not isinstance(values, list):
+        raise RequestError("values is no list", param="values")
+    return JSONResponse(await asyncio.to_thread(editor.made, values))
+
+
+async def page_qr(request: Request, service: Service) -> Response:
+    """Answer `POST /v1/page/qr`: the picture of `{"vector": "<base64url>"}`."""
+    _editor(request, service)
+    frame = read_frame(only_field(await read_json(request, service), "vector"))
+    return Response(await asyncio.to_thread(draw_qr, frame), media_type="image/svg+xml", headers=_HEADERS)
 
 
 def draw_qr(frame: bytes) -> bytes:
@@ -216,3 +245,12 @@ def draw_qr(frame: bytes) -> bytes:
     out = io.BytesIO()
     code.save(out, kind="svg", scale=8, dark="#000", light="#fff", title="A vector as a QR code")
     return out.getvalue()
+
+
+def _editor(request: Request, service: Service) -> VectorEditor:
+    """Return the editor of the page, for whoever has its token."""
+    if service.access.user_of(request.headers) != USER:
+        message = "the page is for its visitor alone: open the address that the server printed"
+        raise RefusedError(403, message, "wrong_user", kind="permission_error")
+    found: VectorEditor = request.app.state.editor
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from sse_starlette.sse import SendTimeoutError
@@ -20,6 +20,9 @@ from .access import Failure, RefusedError, failure_of
 from .service import Service
 
 LOG = logging.getLogger("tinylora_edge.serve")
+BYTES = "application/octet-stream"
+UPLOAD_S = 30.0
+"""Seconds that a request's body may take to arrive, and a reader to take what is sent."""
 
 Handler = Callable[[Request, Service], Awaitable[Response]]
 
@@ -45,15 +48,9 @@ def told(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         except ClientDisconnect:
             return Response(status_code=_LEFT)
         except Exception as error:
-            return refusal(request, error)
+            return _refusal(note_failure(request, error))
 
     return endpoint
-
-
-def refusal(request: Request, error: Exception) -> JSONResponse:
-    """Return the response to a request that fails, and note why."""
-    failure = note_failure(request, error)
-    return JSONResponse(failure.body, failure.status, failure.headers)
 
 
 def note_failure(request: Request, error: BaseException) -> Failure:
@@ -62,8 +59,8 @@ def note_failure(request: Request, error: BaseException) -> Failure:
     about(request)["error"] = failure.code
     if failure.status == 500:
         LOG.error("internal error", exc_info=error)
-    if isinstance(error, VectorError) and not isinstance(error, RequestError):
-        request.app.state.service.metrics.refused_vector(failure.code)
+    if isinstance(error, VectorError):
+        request.app.state.service.metrics.refused.labels(failure.code).inc()
     return failure
 
 
@@ -72,12 +69,17 @@ async def unknown_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:80]} is nothing that this server has"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
-    return refusal(request, RefusedError(error.status_code, message, code))
+    return _refusal(note_failure(request, RefusedError(error.status_code, message, code)))
+
+
+def content_type(request: Request) -> str:
+    """Return the media type of a request's body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_json(request: Request, service: Service) -> Any:
     """Return the JSON of a body. Errors: those of `read_bytes`, and RequestError where it is none."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type(request)
     if kind != "application/json":  # a web page of somebody else's cannot send this unasked
         message = f"the body's type is {kind[:80]!r}: send Content-Type: application/json"
         raise RefusedError(415, message, "unsupported_media_type")
@@ -85,9 +87,8 @@ async def read_json(request: Request, service: Service) -> Any:
     try:
         return parse_json(data, limit=service.limits.body)
     except ValueError as error:
-        raise RequestError(
-            f"the body is no JSON that this server reads: {error}", code="invalid_json"
-        ) from None
+        message = f"the body is no JSON that this server reads: {error}"
+        raise RequestError(message, code="invalid_json") from None
 
 
 async def read_bytes(request: Request, service: Service) -> bytes:
@@ -103,18 +104,25 @@ async def read_bytes(request: Request, service: Service) -> bytes:
     if length.isascii() and length.isdigit() and int(length[:20]) > most:
         raise too_large
     try:
-        async with asyncio.timeout(service.limits.upload):
+        async with asyncio.timeout(UPLOAD_S):
             async for part in request.stream():
                 data += part
                 if len(data) > most:
                     raise too_large
     except TimeoutError:
-        message = f"the body did not arrive within {service.limits.upload:g} s"
-        raise RefusedError(408, message, "body_too_slow") from None
+        raise RefusedError(408, f"the body did not arrive within {UPLOAD_S:g} s", "body_too_slow") from None
     return bytes(data)
 
 
-async def unless_it_leaves(request: Request, service: Service, work: Coroutine[Any, Any, T]) -> T:
+def only_field(body: object, name: str) -> object:
+    """Return the value of a body that has one field. RequestError: it has another, or more."""
+    if not isinstance(body, dict) or body.keys() != {name}:
+        raise RequestError(f'the body is no object with "{name}" alone', param=name)
+    found: object = body[name]
+    return found
+
+
+async def unless_it_leaves(request: Request, service: Service, work: asyncio.Future[T]) -> T:
     """Return the outcome of some work, which is cancelled where the client leaves or time is over.
 
     Raises:
@@ -122,31 +130,26 @@ async def unless_it_leaves(request: Request, service: Service, work: Coroutine[A
         TimeoutError: it took longer than a request may.
         Those of the work.
     """
-    task = asyncio.create_task(work)
-    left = asyncio.create_task(_left(request))
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    left = asyncio.create_task(leaves())
+    both: tuple[asyncio.Future[Any], ...] = (work, left)
     try:
-        await asyncio.wait({task, left}, timeout=service.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
+        await asyncio.wait(both, timeout=service.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
         raise ClientDisconnect if left.done() else TimeoutError
     finally:
-        for each in (task, left):
+        for each in both:
             each.cancel()
-        await asyncio.gather(task, left, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        await asyncio.gather(*both, return_exceptions=True)
 
 
 class Exchanges:
-    """What is around all routes: how many requests at once, and a line of log and metrics for each.
-
-    Args:
-        app: the routes.
-        service: behind them.
-    """
+    """What is around all routes: how many requests at once, and a line of log and metrics for each."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
@@ -165,28 +168,33 @@ class Exchanges:
                 status = message["status"]
             await send(message)
 
-        scope[_ABOUT] = {}
-        counted = scope["path"].startswith("/v1/")
+        said = scope[_ABOUT] = dict[str, Any]()
+        counted, most = scope["path"].startswith("/v1/"), self._service.limits.requests
         self._open += counted
         try:
-            if counted and self._open > self._service.limits.requests:
-                await self._overloaded(scope)(scope, receive, sending)
+            if counted and self._open > most:
+                failure = failure_of(
+                    OverloadError(f"{most} requests are open, and no more may: ask again later")
+                )
+                said["error"] = failure.code
+                await _refusal(failure)(scope, receive, sending)
             else:
                 await self._app(scope, receive, sending)
         except SendTimeoutError:  # a reader that takes nothing: uvicorn closes what is unfinished
-            scope[_ABOUT]["error"] = "reader_too_slow"
+            said["error"] = "reader_too_slow"
         finally:
             self._open -= counted
-            self._note(scope, status, time.perf_counter() - start)
+            seconds, route = time.perf_counter() - start, getattr(scope.get("route"), "path", "none")
+            self._service.metrics.requests.labels(route, str(status)).inc()
+            self._service.metrics.seconds.labels(route).observe(seconds)
+            line = {
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(seconds * 1e3, 1),
+            }
+            LOG.info("request", extra={"about": line | said})
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")
-        self._service.metrics.request(route, status, seconds)
-        said = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1e3, 1)}
-        LOG.info("request", extra={"about": said | scope[_ABOUT]})
 
-    def _overloaded(self, scope: Scope) -> JSONResponse:
-        most = self._service.limits.requests
-        failure = failure_of(OverloadError(f"{most} requests are open, and no more may: ask again later"))
-        scope[_ABOUT]["error"] = failure.code
-        return JSONResponse(failure.body, failure.status, failure.headers)
+def _refusal(failure: Failure) -> JSONResponse:
+    return JSONResponse(failure.body, failure.status, failure.headers)

@@ -17,12 +17,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..errors import TinyLoraError
+from .application import LOOPBACK
 from .exchange import LOG
 from .service import Service
 
 _GRACE_S = 2.0  # that answers have to end by themselves
 _END_S = 4  # after which connections are cut
 _KEEP_ALIVE_S = 30
+_CONNECTIONS = 16_384
 _BACKLOG = 2048
 
 
@@ -75,7 +77,7 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None],
         OSError: there is no such address, or the port is taken.
     """
     service: Service = app.state.service
-    service.trust(host, "localhost", "127.0.0.1", "::1")
+    service.access.hosts = LOOPBACK | {host}
     _allow_many_files()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
@@ -90,7 +92,7 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None],
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_END_S,
-        limit_concurrency=service.limits.connections,
+        limit_concurrency=_CONNECTIONS,
         backlog=_BACKLOG,
     )
     with _listening(host, port) as bound:
@@ -99,20 +101,11 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None],
         _Server(config, service, lambda: ready(address)).run([bound])
 
 
-def check_exposure(host: str, *, has_keys: bool, has_page: bool = False) -> None:
-    """Refuse to answer other machines without API keys, or with a page.
-
-    Raises:
-        TinyLoraError: the host is not this machine's own.
-    """
+def check_exposure(host: str, *, has_keys: bool) -> None:
+    """Refuse, with a TinyLoraError, to answer other machines without API keys."""
     loopback = host == "localhost"
     with suppress(ValueError):
         loopback = loopback or ipaddress.ip_address(host).is_loopback
-    if not loopback and has_page:
-        raise TinyLoraError(
-            f"{host} can be reached by others, and a page is for who sits at this machine: leave out --page, "
-            "or serve on 127.0.0.1"
-        )
     if not loopback and not has_keys:
         raise TinyLoraError(
             f"{host} can be reached by others, and this server would answer all of them: pass --api-keys "
@@ -124,8 +117,7 @@ def _listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens, and on whose connections small writes leave at once.
 
     asyncio sees to that only where a socket names its protocol, which those of `create_server` do not. Then
-    an answer's body, and every token of a stream, waits up to 40 ms for the client's acknowledgement of what
-    was sent before it.
+    every token of a stream waits up to 40 ms for the client's acknowledgement of what was sent before it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)

@@ -219,7 +219,7 @@ async function tell(pane, button) {
   rows.forEach((row, i) => row.root.classList.toggle("moved", Math.abs(change[i]) >= 0.0005));
   const sizes = change.map(Math.abs);
   const most = sizes.indexOf(Math.max(...sizes));
-  say(`Learned: ${about.axes[most]} moved most, by ${written(change[most])}.`);
+  say(`Learned: v${most + 1} moved most, by ${written(change[most])}.`);
   await adopt(made);
 }
 
@@ -249,11 +249,8 @@ function show(shown) {
   part("hint").textContent = norm ? "" : "All values are 0, so both models are the same. Move one.";
 }
 
-/**
- * @param {string} name
- * @param {number} number
- */
-function makeRow(name, number) {
+/** @param {number} number of the value, from 0. */
+function makeRow(number) {
   const root = document.createElement("div");
   const label = document.createElement("label");
   const rail = document.createElement("div");
@@ -266,7 +263,7 @@ function makeRow(name, number) {
   slider.id = label.htmlFor = `value-${number + 1}`;
   slider.type = "range";
   slider.step = "any"; // a value that came from elsewhere stays what it is
-  label.textContent = name;
+  label.textContent = `v${number + 1}`;
   output.setAttribute("aria-live", "off"); // the slider itself says its value
   const set = (/** @type {number} */ value) => {
     show(values.with(number, Math.abs(value) < SNAP * reach ? 0 : Math.round(value * 1000) / 1000));
@@ -348,14 +345,14 @@ async function begin() {
     throw new Error("this page has no token, or an old one: open the address that the server printed");
   }
   input("send").disabled = false;
-  part("model").textContent = `${about.model}, ${about.axes.length} values, basis ${about.basis}`;
+  part("model").textContent = `${about.model}, ${about.vector.values.length} values, basis ${about.basis}`;
   document.title = `${about.model} – tinylora-edge`;
   input("length").max = String(about.max_tokens);
   part("clicks-note").textContent = about.feedback
     ? "Likes and dislikes move the bars, each by a little: to where what you like is likelier."
     : "This server learns from no clicks. That of tinylora-edge play does.";
   reach = about.reach;
-  rows = about.axes.map(makeRow);
+  rows = about.vector.values.map((_, number) => makeRow(number));
   part("sliders").append(...rows.map((row) => row.root));
   show(about.vector.values);
   take(about.vector);

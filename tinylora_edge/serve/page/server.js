@@ -25,7 +25,6 @@ export class ServerError extends Error {
  * @property {string} model
  * @property {string} user
  * @property {string} basis
- * @property {string[]} axes a name for each value.
  * @property {number} reach of the sliders.
  * @property {boolean} feedback whether the server learns from clicks.
  * @property {number} max_tokens of an answer.

@@ -31,7 +31,7 @@ def test_a_browser_is_opened_and_what_clicks_taught_is_kept(tiny: Path, tmp_path
     script = tmp_path / "browser"
     script.write_text(f"#!{sys.executable}\nimport sys\nopen({str(opened)!r}, 'a').write(sys.argv[1])\n")
     script.chmod(0o755)
-    options = (tiny, "--keep", tmp_path / "kept", "--n-ctx", "256", "--stream", "ann")
+    options = (tiny, "--keep", tmp_path / "kept")
     with playing(tmp_path, *options, browser=f"{script} %s") as (server, address):
         until = time.monotonic() + 60
         while not (opened.exists() and opened.read_text()) and time.monotonic() < until:
@@ -42,7 +42,7 @@ def test_a_browser_is_opened_and_what_clicks_taught_is_kept(tiny: Path, tmp_path
         status, answer = server.ask("POST", "/v1/completions", CHAT, **token)
         assert status == 200, answer
         told = {"id": answer["id"], "reward": 1}
-        assert server.ask("POST", "/v1/feedback", told, **token)[1]["user"] == "ann"
+        assert server.ask("POST", "/v1/feedback", told, **token)[1]["user"] == "me"
         values, sequence = learned(server, token)
         assert any(values)
         assert sequence == 1
@@ -62,7 +62,7 @@ def test_nothing_stays_unless_it_is_told_to(
 ) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    with playing(tmp_path, tiny, "--n-ctx", "256") as (server, address):
+    with playing(tmp_path, tiny) as (server, address):
         assert learned(server, key(address))[1] == 1
         assert len(list((tmp_path / "temporary").iterdir())) >= 1
     assert list((tmp_path / "temporary").iterdir()) == []

@@ -36,10 +36,7 @@ def address(
         values[slider - 1] = value
     vector = MicroVector(values.reshape(basis.groups, basis.u))
     (folder / "first.bin").write_bytes(vector.to_bytes(basis))
-    with playing(folder, smollm2_bundle, "--vector", folder / "first.bin", "--n-ctx", "512") as (
-        server,
-        page,
-    ):
+    with playing(folder, smollm2_bundle, "--vector", folder / "first.bin") as (server, page):
         yield page
         assert server.log.read_text("utf-8").splitlines() == ["Ctrl-C ends it"]
 
