@@ -73,7 +73,7 @@ def app(
         store: an SQLite file with users' vectors, made where it does not exist. Without one, clients bring
             theirs along.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
-        keys, keyring, max_norm: of the policy that every vector is checked by, at every request (see `Policy`).
+        keys, keyring, max_norm: of the policy that checks every vector, at every request (see `Policy`).
         state: a file that keeps the sequences where there is no store.
         api_keys: that are taken: key -> its one user, or None for an app's key. None asks for no key.
         limits: of every client.
