@@ -87,12 +87,6 @@ STREAM_CHARACTERS = 1 << 7
 EXCHANGE_BYTES = 1 << 16
 """Bytes that an attempt to fetch reads besides the body: headers, redirects, chunk sizes, trailers."""
 
-TLS_BYTES = 1 << 16
-"""Bytes that TLS may take of a connection besides its content: a long chain of certificates has 20 kB."""
-
-REDIRECTS = 5
-"""Redirects that a fetch follows. Content networks send one or two."""
-
 BUNDLE_FILES = 1 << 12
 """Files of a bundle. A model in the most parts that are usual has some hundred."""
 

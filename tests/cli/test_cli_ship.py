@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from pathlib import Path
 
@@ -110,6 +111,20 @@ def test_a_kill_between_state_and_file_is_mended_by_the_next_fetch(cli: Cli, rea
     assert out.read_bytes() == (ready / "2.bin").read_bytes()
 
 
+def test_a_keyring_says_which_key_signs_which_stream(cli: Cli, ready: Path) -> None:
+    basis, out, keyring = ready / "b.basis.gguf", ready / "v.bin", ready / "keyring.json"
+    cli("publish", ready / "1.bin", basis, "--to", ready / "root").done()
+    line = (ready / "key.pub").read_text().splitlines()[1]
+    with servers.static(ready / "root") as (url, _):
+        for streams in (["alice"], ["default"]):
+            keyring.write_text(json.dumps({"keys": [{"key": line, "streams": streams}]}))
+            fetched = cli("fetch", url, basis, "-o", out, "--keyring", keyring)
+            if streams == ["alice"]:
+                fetched.refused("signs for alice, and not for 'default'")
+    fetched.done()
+    assert out.read_bytes() == (ready / "1.bin").read_bytes()
+
+
 def test_two_vectors_with_one_sequence(cli: Cli, ready: Path) -> None:
     """Whoever holds the server could choose between them: the device keeps the one that it has."""
     basis, out = ready / "b.basis.gguf", ready / "v.bin"
@@ -145,7 +160,7 @@ def test_a_checksum_is_published_with_a_warning(cli: Cli, ready: Path) -> None:
 def test_what_is_refused_before_anything_is_asked(cli: Cli, ready: Path) -> None:
     basis = ready / "b.basis.gguf"
     cli("fetch", "http://127.0.0.1:1", basis, "-o", ready / "no" / "v.bin").refused("not a directory")
-    cli("fetch", "file:///etc", basis, "-o", ready / "v.bin").refused("no http or https address")
+    cli("fetch", "file:///etc", basis, "-o", ready / "v.bin").refused("no address of a folder")
     cli("publish", ready / "1.bin", basis, "--to", "https://example.org/").refused("where devices fetch from")
     cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--stream", "../up").refused(
         "safe in a path"
