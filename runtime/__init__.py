@@ -9,8 +9,6 @@
     runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
     runtime.distill(llm, "Be brief.", questions, budget="5m")  # makes one of a prompt
     runtime.measure_drift(llm, llm.vector)           # how far it is from the base on general prompts
-    runtime.search_prompts(llm, task)                # the best prompt: what a vector is compared with
-    runtime.contest(llm, task, [runtime.Contestant(name="vector", vector=v), ...])
 
     pool = runtime.Pool("bundle")                   # many users at once, each with a vector of his own
     answer = await pool.chat(messages, user="alice", vector=alice_bytes)
@@ -26,9 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotImprovedWarning
 from ..vector import Policy
-from .contests.contest import Contest, Duel, Standing, contest
-from .contests.contestant import Contestant
-from .contests.search import PromptSearch, search_prompts
 from .drift import Drift, measure_drift, measure_drifts
 from .load import engine_of, load, missing_engine
 from .pool.pool import Pool
@@ -48,32 +43,25 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Budget",
-    "Contest",
-    "Contestant",
     "Distilled",
     "Drift",
-    "Duel",
     "FeedbackLearner",
     "NotImprovedWarning",
     "OnnxSession",
     "Policy",
     "Pool",
-    "PromptSearch",
     "Replacement",
     "RewardLearner",
     "RunOptions",
-    "Standing",
     "TinyLoraLlama",
     "TinyLoraOnnx",
     "TuneSettings",
     "Tuned",
-    "contest",
     "distill",
     "engine_of",
     "load",
     "measure_drift",
     "measure_drifts",
-    "search_prompts",
     "tune",
 ]
 

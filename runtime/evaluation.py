@@ -275,30 +275,6 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     return Comparison(float(gaps.mean()), error, gained, lost, _mcnemar(gained, lost))
 
 
-def bootstrap_interval(
-    first: Evaluation, second: Evaluation, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Return a paired bootstrap interval of the mean difference, second minus first: its percentiles.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
-
-    Args:
-        first, second: on the same prompts.
-        level: share of the resampled differences that lie inside.
-        draws: how often the prompts are drawn anew, with replacement.
-        seed: of the draws.
-
-    Raises:
-        VectorError: they have different numbers of prompts.
-    """
-    if first.n != second.n:
-        raise VectorError(f"evaluations on {first.n} and {second.n} prompts cannot be paired")
-    gaps, rng = second.scores - first.scores, np.random.default_rng(seed)
-    means = np.array([gaps[rng.integers(0, len(gaps), len(gaps))].mean() for _ in range(draws)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p: the discordant pairs are binomial with 1/2 (McNemar, 1947)."""
     pairs = gained + lost

@@ -7,7 +7,6 @@ import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any, Self, Unpack
 from weakref import WeakSet
 
@@ -267,23 +266,6 @@ class PersonalizedModel:
 
     def _encode(self, sample: Sample) -> list[int]:
         return self.encode(sample)[0]
-
-    @abstractmethod
-    def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
-        """Yield the likeliest tokens after a prompt one by one, in this model's own context."""
-
-    @abstractmethod
-    def _beside(self, *, n_ctx: int, lora: Path | None = None) -> AbstractContextManager[PersonalizedModel]:
-        """Give this model, or another one over the same files, for measurements in a context of its own.
-
-        Args:
-            n_ctx: tokens that its context has to hold at least.
-            lora: a stock LoRA that it has from the start, beside whatever vector it gets.
-
-        Raises:
-            BaseMismatchError: the LoRA is of another model, or no LoRA at all.
-            TinyLoraError: the engine has no LoRAs, or no context of that length.
-        """
 
     @abstractmethod
     def _population(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp
@@ -15,7 +13,6 @@ from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import TinyLoraError, VectorError
-from ...formats.gguf_lora import check_lora
 from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
 from ..lock import CLOSED
@@ -172,21 +169,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         return made
 
     _room = longest
-
-    def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
-        return iter(self.generate(tokens, temp=0.0))
-
-    @contextmanager
-    def _beside(self, *, n_ctx: int, lora: Path | None = None) -> Iterator[TinyLoraLlama]:
-        if lora is not None:
-            check_lora(lora, self.model_path)
-        options = self.__getstate__()
-        del options["_vector"]
-        options["n_ctx"] = max(n_ctx, self.n_ctx())
-        if lora is not None:
-            options |= {"lora_path": str(lora), "lora_scale": 1.0}
-        with TinyLoraLlama(**options) as other:
-            yield other
 
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,21 +151,6 @@ class TinyLoraOnnx(PersonalizedModel):
     @property
     def _room(self) -> int:
         return self.n_ctx()
-
-    def _greedy(self, tokens: Sequence[int]) -> Iterator[int]:
-        return self.generate(tokens)
-
-    @contextmanager
-    def _beside(self, *, n_ctx: int, lora: Path | None = None) -> Iterator[TinyLoraOnnx]:
-        if lora is not None:
-            raise TinyLoraError(f"{lora} is a LoRA, and ONNX Runtime runs none: measure it in llama.cpp")
-        if n_ctx > self.n_ctx():
-            raise TinyLoraError(f"{n_ctx} tokens pass the context of {self.n_ctx()}: load it with more n_ctx")
-        before = self.vector
-        try:
-            yield self
-        finally:
-            self._activate(before)
 
     def _population(
         self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None

@@ -18,7 +18,6 @@ from tinylora_edge import Basis, load_basis, save_basis
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.formats.gguf import GGUFFile
-from tinylora_edge.formats.gguf_lora import check_lora
 
 # GGUF, written anew: whatever the package's writer would refuse can be said here.
 
@@ -197,26 +196,6 @@ def _base() -> Path:
     return path
 
 
-def _make_lora(random: Random) -> bytes:
-    pairs: list[Pair] = [
-        ("general.architecture", _STRING, "llama"),
-        ("general.type", _STRING, "adapter"),
-        ("adapter.type", _STRING, "lora"),
-        ("adapter.lora.alpha", 6, 16.0),
-    ]
-    entries: list[Entry] = []
-    for kind in ("attn_q", "ffn_down"):
-        entries.append((f"blk.0.{kind}.weight.lora_a", [8, 2], _F32, bytes(64)))
-        entries.append((f"blk.0.{kind}.weight.lora_b", [2, 6], _F32, bytes(48)))
-    return _altered(pairs, entries, random)
-
-
-def _read_lora(data: bytes) -> None:
-    path = folder() / "lora.gguf"
-    path.write_bytes(data)
-    check_lora(path, _base())
-
-
 def _make_base(random: Random) -> bytes:
     return _altered(*_parts(_base().read_bytes()), random)
 
@@ -241,6 +220,5 @@ def _read_base(data: bytes) -> None:
 
 HARNESSES = [
     Harness("basis", _make_basis, _read_basis, _mend_basis),
-    Harness("lora", _make_lora, _read_lora),
     Harness("base", _make_base, _read_base),
 ]

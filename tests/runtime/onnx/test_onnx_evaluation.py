@@ -13,13 +13,11 @@ import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
-from tinylora_edge.runtime import Contestant, contest
 from tinylora_edge.runtime.evaluation import evaluate
 from tinylora_edge.runtime.llama.batch import batch_for
 from tinylora_edge.runtime.onnx.batch import OnnxBatch
 from tinylora_edge.runtime.onnx.model import TinyLoraOnnx
-from tinylora_edge.tasks import Completion, Preamble, Sample, Task, load_task
-from tinylora_edge.tasks.candidates import draw_examples
+from tinylora_edge.tasks import Completion, Sample, Task, load_task
 
 LIMIT = 9
 
@@ -144,24 +142,3 @@ def test_a_population_in_one_batch(llm: TinyLoraOnnx, samples: list[Sample], tem
     ends = sum(answer.tokens - answer.ended for row in found for answer in row)
     prompts = sum(len(batch.encode(sample)) for sample in samples)
     assert tokens == 3 * prompts + ends
-
-
-def test_a_contest_has_prompts_and_no_loras(llm: TinyLoraOnnx, tmp_path: Path) -> None:
-    task = Task("own", [Sample("p", "a")], [Sample(f"q{i}") for i in range(3)], letters, max_tokens=LIMIT)
-    (vector,) = onnx_bundles.vectors(onnx_bundles.tiny(), 1)
-    shown = Contestant(name="1 example", preamble=Preamble("Be brief.", draw_examples(task, 1)))
-    alone = Contestant(name="vector", vector=vector)
-    with llm.using(MicroVector.zeros(llm.basis)) as before:
-        found = contest(llm, task, [alone, shown, alone.beside(shown)], requests=1, sequences=3)
-        assert llm.vector == before
-    for standing in found.standings:
-        each = standing.contestant
-        with llm.using(each.vector or MicroVector.zeros(llm.basis)):
-            for sample, answer in zip(task.held_out, standing.evaluation.answers, strict=True):
-                messages = each.preamble.before(sample).rendered_by(template=True)
-                tokens = llm.tokenize(llm.apply_chat_template(messages))
-                assert answer == llm.detokenize(list(llm.generate(tokens, max_tokens=LIMIT)))
-        assert standing.cost.first_token_s is not None
-    lora = Contestant(name="LoRA", lora=tmp_path / "lora.gguf")
-    with pytest.raises(TinyLoraError, match="ONNX Runtime runs none: measure it in llama"):
-        contest(llm, task, [lora], requests=1)

@@ -1,1 +1,0 @@
-"""A vector against what would be used in its place: prompts, worked examples, LoRAs. Knows no engine."""
