@@ -5,70 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .. import Bundle
 from ..formats.gguf import whole_stem
-from ..formats.onnx_graph import DEFAULT, REQUIRED
 from ..formats.signatures import signature_path
-from . import console, downloads, export_report
+from ..projection import EXPLICIT
+from . import console, vectors
 from .options import JsonOption
 
-
-class ExportFormat(StrEnum):
-    """Engines that can be exported for."""
-
-    gguf = "gguf"
-    onnx = "onnx"
-    both = "both"
-
-
-class OnnxInput(StrEnum):
-    """Flavours of a graph's input, as `tinylora_edge.exporters.onnx.FLAVOURS`, the default first."""
-
-    default = DEFAULT
-    required = REQUIRED
-
-
-class OnnxPrecision(StrEnum):
-    """Precisions of a graph, as `tinylora_edge.exporters.onnx.PRECISIONS`, the default first."""
-
-    fp32 = "fp32"
-    int4 = "int4"
-
-
-class FactorsFrom(StrEnum):
-    """Sources of factors, as `tinylora_edge.exporters.find` takes them."""
-
-    gguf = "gguf"
-    weights = "weights"
-
-
-class Tying(StrEnum):
-    """Schemes of tying, as `tinylora_edge.projection.SCHEMES`, the default first."""
-
-    tiled = "tiled"
-    structured = "structured"
-    full = "full"
-
-
-class FactorDtype(StrEnum):
-    """Types that factors are stored in."""
-
-    f32 = "f32"
-    f16 = "f16"
-
-
-class Projection(StrEnum):
-    """Where projections come from."""
-
-    auto = "auto"
-    random = "random"
-    learned = "learned"
+if TYPE_CHECKING:
+    from ..exporters import ExportReport, ResolvedModel, Selection
 
 
 def export(
@@ -77,104 +27,67 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A GGUF file, a Hugging Face directory, a name (tinylora-edge models), or org/name on the "
-            "hub, with @revision where that matters. With --add-base: the bundle.",
+            help="A GGUF file, a Hugging Face directory, a name (see models), or org/name[@revision].",
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output",
-            "-o",
-            metavar="BUNDLE",
-            help="The directory to write. It must not exist. [default: the name, where MODEL is one]",
+            "--output", "-o", metavar="BUNDLE", help="The directory to write. [default: MODEL's name]"
         ),
     ] = None,
     quant: Annotated[
         str | None,
-        typer.Option(
-            metavar="Q", help="Quantization of a model from the hub: q4_k_m. [default: the model's]"
-        ),
-    ] = None,
-    factors_from: Annotated[
-        FactorsFrom | None,
-        typer.Option(
-            help="What the factors are taken from. [default: gguf, the deployed file itself; weights where "
-            "a graph is built or --base given]"
-        ),
+        typer.Option(metavar="Q", help="Quantization from the hub, as q4_k_m. [default: the model's]"),
     ] = None,
     base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="The GGUF that is deployed, where MODEL is original weights; or org/name."
-        ),
+        str | None, typer.Option(metavar="FILE", help="The deployed GGUF, where MODEL is original weights.")
     ] = None,
     add_base: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="List FILE, another quantization of the model, in an existing bundle."
-        ),
+        Path | None, typer.Option(metavar="FILE", help="List another quantization in MODEL, a bundle.")
     ] = None,
     target_format: Annotated[
-        ExportFormat, typer.Option("--format", help="Engine to export for.")
-    ] = ExportFormat.gguf,
+        Literal["gguf", "onnx", "both"], typer.Option("--format", help="Engine to export for.")
+    ] = "gguf",
     onnx: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="The ONNX model to bake the factors into. [default: one is built from MODEL]"
-        ),
+        Path | None, typer.Option(metavar="DIR", help="Bake into this ONNX model. [default: one is built]")
     ] = None,
     onnx_input: Annotated[
-        OnnxInput,
-        typer.Option(
-            help="Whether the graph's vector is zeros by default (Python, genai, adapters) or has to be fed "
-            "(browsers)."
-        ),
-    ] = OnnxInput.default,
+        Literal["default", "required"],
+        typer.Option(help="default: zeros where no vector is fed. required: for browsers."),
+    ] = "default",
     onnx_precision: Annotated[
-        OnnxPrecision, typer.Option(help="Weights of an ONNX graph that is built.")
-    ] = OnnxPrecision.fp32,
+        Literal["fp32", "int4"], typer.Option(help="Weights of a graph that is built.")
+    ] = "fp32",
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank r of the factors.")] = 2,
-    u: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Entries of the vector that one module reads.")
-    ] = 1,
+    u: Annotated[int, typer.Option(metavar="N", min=1, help="Numbers that one module reads.")] = 1,
     groups: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Groups G of modules that share a row. [default: 13; 1 with --tying full]",
-        ),
+        int | None, typer.Option(metavar="N", min=1, help="Groups of modules that share them. [default: 13]")
     ] = None,
     tying: Annotated[
-        Tying,
-        typer.Option(help="How modules are grouped: tiled by depth, structured by kind, or all in one."),
-    ] = Tying.tiled,
+        Literal["tiled", "structured", "full"],
+        typer.Option(help="Groups by depth, by kind, or all in one."),
+    ] = "tiled",
     targets: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KINDS",
-            help="Modules to adapt: kinds, names or patterns (attn_q,ffn_*), or light, the attention of the "
-            "first two thirds of the blocks; !PATTERN leaves out. Repeatable. [default: all]",
+            help="Modules to adapt: attn_q,ffn_*; light; !PATTERN leaves out. Repeatable. [default: all]",
         ),
     ] = None,
     factor_dtype: Annotated[
-        FactorDtype, typer.Option(help="Type that factors are stored in.")
-    ] = FactorDtype.f32,
+        Literal["f32", "f16"], typer.Option(help="Type that factors are stored in.")
+    ] = "f32",
     projection: Annotated[
-        Projection,
-        typer.Option(
-            help="random: the paper's, from the seed. learned: 13 dense directions, shipped for "
-            "SmolLM2-135M-Instruct; tinylora-edge learn finds those of another model. auto: learned where "
-            "they are shipped, unless u, groups or tying is given."
-        ),
-    ] = Projection.auto,
+        Literal["auto", "random", "learned"],
+        typer.Option(help="auto: learned where shipped for the model and no shape is asked for."),
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
 
-    The bundle holds the model (a hard link where possible), the factors of its linear layers, and a
-    manifest. A vector of groups x u numbers then personalizes it.
+    The bundle holds the model (a hard link where possible), the factors of its linear layers, and a manifest.
+    A vector of groups x u numbers then personalizes it.
 
     \b
     Examples:
@@ -183,62 +96,56 @@ def export(
       tinylora-edge export SmolLM2-135M-Instruct -o smollm2 --format onnx --onnx-precision int4
     """
     if add_base is not None:
-        _refuse_options(ctx, "--add-base", keep=("model", "add_base", "as_json"))
+        others = {each.name or "" for each in ctx.command.params} - {"model", "add_base", "as_json"}
+        _refuse(ctx, others, "makes no sense together with --add-base")
         _add_base(Path(model), add_base, as_json)
         return
-    if target_format is ExportFormat.gguf:
-        _refuse_given(ctx, ("onnx", "onnx_input", "onnx_precision"), "goes with --format onnx or both")
+    if target_format == "gguf":
+        _refuse(ctx, {"onnx", "onnx_input", "onnx_precision"}, "goes with --format onnx or both")
     if onnx is not None:
-        _refuse_given(ctx, ("onnx_precision",), "is that of a graph that is built, not of --onnx DIR")
+        _refuse(ctx, {"onnx_precision"}, "is that of a graph that is built, not of --onnx DIR")
 
     from ..exporters import Export, ExportSettings, find, refuse_existing
     from ..exporters.onnx import check_graph
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
-    if target_format is not ExportFormat.gguf:
+    if target_format != "gguf":
         check_graph(onnx)
-    found = find(
-        model,
-        base=base,
-        quant=quant,
-        factors_from=factors_from.value if factors_from else None,
-        deployed=target_format is not ExportFormat.onnx,
-        graph=target_format is not ExportFormat.gguf and onnx is None,
-    )
+    graph = target_format != "gguf" and onnx is None
+    found = find(model, base=base, quant=quant, deployed=target_format != "onnx", graph=graph)
     if output is None:
         if found.name is None:
             raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
         output = Path(found.name)
         refuse_existing(output)
-    if projection is Projection.auto and _given(ctx, "u", "groups", "tying"):
-        projection = Projection.random  # also where what was given is what it would be
+    if projection == "auto" and _given(ctx, {"u", "groups", "tying"}):
+        projection = "random"  # also where what was given is what it would be
     settings = ExportSettings(
         rank=rank,
         u=u,
         groups=groups,
-        tying=tying.value,
-        targets=split_targets(targets or []),
-        factor_dtype=factor_dtype.value,
-        projection=projection.value,
+        tying=tying,
+        targets=tuple(part.strip() for each in targets or () for part in each.split(",") if part.strip()),
+        factor_dtype=factor_dtype,
+        projection=projection,
     )
-    files = downloads.fetch(found)
+    files = _fetch(found)
     start = time.perf_counter()
     planned = Export(
         files.model,
         output,
         base=files.base,
-        target=target_format.value,
+        target=target_format,
         graph=onnx,
-        flavour=onnx_input.value,
-        precision=onnx_precision.value,
+        flavour=onnx_input,
+        precision=onnx_precision,
         settings=settings,
         provenance=files.provenance,
     )
     with module_progress(len(planned.modules), planned.bytes) as (step, stage):
         report = planned.run(step, stage)
-    seconds = time.perf_counter() - start
-    export_report.print_report(planned.base.name, report, files.provenance, seconds, as_json)
+    _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json)
 
 
 @contextmanager
@@ -261,9 +168,25 @@ def module_progress(modules: int, size: int) -> Iterator[tuple[Callable[[str, in
         yield step, show
 
 
-def split_targets(given: list[str]) -> tuple[str, ...]:
-    """Return the targets of repeated, comma-separated options."""
-    return tuple(target for item in given for part in item.split(",") if (target := part.strip()))
+def sources(provenance: Any) -> list[tuple[str, str]]:
+    """Return rows of a report: where the files came from, as a manifest says it."""
+    found = []
+    for role in ("base", "weights"):
+        section = provenance.get(role) if isinstance(provenance, dict) else None
+        if isinstance(section, dict):  # a manifest may have been edited
+            found.append((f"{role} from", f"{section.get('repository')}@{str(section.get('revision'))[:12]}"))
+    return found
+
+
+def _fetch(found: Selection) -> ResolvedModel:
+    """Say what was chosen, and download what is missing; the hub's client shows how far it is."""
+    for part in found.parts:
+        if part.repository.offline:
+            console.warn(f"{part.repository.offline}: going on with {part.repository}")
+        if console.stderr().is_terminal:
+            what, here = part.quant or "the original weights", "" if part.missing else ", in the cache"
+            console.note(f"{what} from {part.repository}: {console.megabytes(part.bytes)}{here}")
+    return found.fetch()
 
 
 def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
@@ -276,39 +199,107 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     if basis.base_fingerprints != before and signature_path(found).exists():
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
     if as_json:
-        facts: dict[str, Any] = {
-            "bundle": str(bundle),
-            "base": str(base),
-            "digest": basis.digest,
-            "agreement": worst,
-            "fingerprints": list(basis.base_fingerprints),
-        }
-        console.print_json(facts)
+        facts = {"bundle": str(bundle), "base": str(base), "digest": basis.digest, "agreement": worst}
+        console.print_json(facts | {"fingerprints": list(basis.base_fingerprints)})
         return
     console.prose(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
-    console.facts(
-        [("digest", f"{basis.digest} (unchanged)"), ("bases listed", str(len(basis.base_fingerprints)))]
-    )
     console.prose(f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}")
 
 
-def _refuse_options(ctx: typer.Context, option: str, *, keep: tuple[str, ...]) -> None:
-    others = tuple(parameter.name or "" for parameter in ctx.command.params if parameter.name not in keep)
-    _refuse_given(ctx, others, f"makes no sense together with {option}")
+def _given(ctx: typer.Context, names: set[str]) -> list[str]:
+    """Return the options of these parameters that the command line has."""
+    sources = [
+        (each.opts[0], ctx.get_parameter_source(each.name or ""))
+        for each in ctx.command.params
+        if each.name in names
+    ]
+    return [option for option, source in sources if source is not None and source.name == "COMMANDLINE"]
 
 
-def _refuse_given(ctx: typer.Context, names: tuple[str, ...], why: str) -> None:
-    for option in _given(ctx, *names):
+def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
+    for option in _given(ctx, names):
         raise typer.BadParameter(f"{option} {why}", ctx=ctx)
 
 
-def _given(ctx: typer.Context, *names: str) -> list[str]:
-    """Return the options of these parameters that the command line has."""
-    sources = {
-        each.opts[0]: ctx.get_parameter_source(each.name or "")
-        for each in ctx.command.params
-        if each.name in names
-    }
-    return [
-        option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"
+def _print_report(
+    base: str, report: ExportReport, provenance: dict[str, Any] | None, seconds: float, as_json: bool
+) -> None:
+    basis, quality, baked = report.basis, report.quality, report.baked
+    names, wire = quality.unconverged, vectors.sizes(basis.size)
+    learned = basis.projection == EXPLICIT
+    placed, size = report.base_placed, sum(path.stat().st_size for path in report.output.glob("base*.gguf"))
+    if names:
+        console.warn(
+            f"{len(names)} of {len(basis.modules)} modules kept a residual above the tolerance (worst "
+            f"{quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        )
+    graph: dict[str, Any] = {}
+    if baked is not None:
+        folder = baked.model.parent
+        graph = {
+            "folder": str(folder),
+            "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            "graph": report.made_by,
+            "precision": report.precision,
+            "input": baked.flavour,
+            "nodes": baked.nodes,
+            "nodes_added": baked.added,
+            "nodes_extended": baked.sites,
+            "agreement": baked.agreement,
+            "fingerprint": baked.fingerprint,
+        }
+    if as_json:
+        record: dict[str, Any] = {
+            "bundle": str(report.output),
+            "seconds": round(seconds, 3),
+            "digest": basis.digest,
+            "architecture": basis.architecture,
+            "modules": len(basis.modules),
+            "rank": basis.rank,
+            "u": basis.u,
+            "groups": basis.groups,
+            "values": basis.size,
+            "tying": basis.scheme,
+            "projection": "learned" if learned else "random",
+            "seed": basis.seed,
+            "factorization": basis.factorization,
+            "worst_residual": quality.residual,
+            "unconverged": names,
+            "agreement": quality.agreement,
+            "base": {
+                "placed": placed,
+                "bytes": size if placed else None,
+                "fingerprints": list(basis.base_fingerprints),
+            },
+            "vector_bytes": wire,
+        }
+        more = {"source": provenance, "onnx": graph}
+        console.print_json(record | {name: value for name, value in more.items() if value})
+        return
+    rows = [
+        ("digest", basis.digest),
+        ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
+        ("vector", f"{vectors.shape(basis.size, basis.groups, basis.u)}, tying {basis.scheme}"),
+        ("projections", "learned, shipped for this model" if learned else "random, the paper's"),
+        ("on the wire", ", ".join(f"{wire[t]['crc-32']} bytes in {t}" for t in wire) + ", framed"),
+        ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
+        *sources(provenance),
     ]
+    if placed is not None:
+        rows.append(("base.gguf", f"a copy of {console.megabytes(size)}" if placed == "copy" else placed))
+    if quality.agreement is not None:
+        rows.append(("distance to base", f"{quality.agreement:.2e} (worst module, {base})"))
+    if graph:
+        precision = f"{graph['precision']}, " if graph["precision"] else ""
+        rows += [
+            ("onnx/model.onnx", f"{precision}{console.megabytes(graph['bytes'])}, from {graph['graph']}"),
+            ("side path", f"{graph['nodes_added']} nodes beside {graph['nodes']}, input {graph['input']}"),
+            ("distance to graph", f"{graph['agreement']:.2e} (worst module)"),
+        ]
+    console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
+    console.facts(rows)
+    find = (report.output, "--task", "brevity", "-o", "brief.bin")
+    if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
+        console.next_command("train", *find)
+    if learned or placed is None:  # 13 random numbers are too few for what forward passes find
+        console.next_command("tune", *find)

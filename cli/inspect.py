@@ -10,7 +10,8 @@ import typer
 from .. import Basis, BasisError, Bundle, Ed25519Verifier, load_basis
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..projection import EXPLICIT
-from . import console, downloads, keyfiles, vectors
+from . import console, keyfiles, vectors
+from .export import sources
 from .options import JsonOption, KeysOption, StreamOption
 
 
@@ -217,7 +218,7 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         exported = manifest.get("base")
         if isinstance(exported, dict) and "name" in exported:
             rows.append(("exported from", str(exported["name"])))
-        rows += downloads.sources(manifest.get("source"))
+        rows += sources(manifest.get("source"))
         if "tool" in manifest:
             rows.append(("exported by", str(manifest["tool"])))
         residual = (

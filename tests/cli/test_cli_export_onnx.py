@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import models
 import onnx_models
 import pytest
 from invocation import Cli, contents
@@ -85,14 +81,6 @@ def test_a_graph_that_is_built(cli: Cli, hf: Path, tmp_path: Path) -> None:
     }
 
 
-def test_a_directory_needs_its_gguf_for_both(cli: Cli, hf: Path, graph: Path, tmp_path: Path) -> None:
-    arguments = ["export", hf, "-o", tmp_path / "out", "--format", "both", "--onnx", graph]
-    cli(*arguments).refused("--base FILE")
-    deployed = models.write_gguf(onnx_models.tiny("llama"), tmp_path / "deployed.gguf")
-    cli(*arguments, "--base", deployed).done()
-    assert len(load_basis(tmp_path / "out" / "basis.gguf").base_fingerprints) == 2
-
-
 def test_what_is_refused_leaves_no_bundle(cli: Cli, hf: Path, graph: Path, tmp_path: Path) -> None:
     arguments = ["export", hf, "-o", tmp_path / "out", "--format", "onnx", "--onnx"]
     cli(*arguments, tmp_path / "none").refused("none does not exist")
@@ -115,25 +103,3 @@ def test_a_graph_that_cannot_be_baked_is_told_before_a_model_is_looked_for(
     cli(*arguments).refused("needs the package onnx-ir")
     monkeypatch.setitem(sys.modules, "onnx", None)
     cli(*arguments, "--onnx", tmp_path).refused("needs the package onnx.", "tinylora-edge[onnx-export]")
-
-
-def test_progress_on_a_terminal(
-    start: Callable[..., subprocess.Popen[bytes]], hf: Path, graph: Path, tmp_path: Path
-) -> None:
-    controller, terminal = pty.openpty()
-    child = start("export", hf, "-o", tmp_path / "out", "--format", "onnx", "--onnx", graph, stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            part = os.read(controller, 65536)
-        except OSError:  # EIO: the other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(controller)
-    stdout, _ = child.communicate(timeout=60)
-    assert child.returncode == 0
-    assert b"baking the factors in ..." in shown
-    assert b"\x1b" not in stdout
