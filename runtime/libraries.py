@@ -13,11 +13,10 @@ import os
 import platform
 import re
 import sys
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import TinyLoraError
 from ..system import set_waiting
@@ -41,22 +40,15 @@ _NAMES = ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
 _pointed: list[str] = []  # what this module set the variable to
 
 
-@dataclass(frozen=True)
-class LlamaLibraries:
-    """Where llama.cpp's libraries come from.
-
-    Attributes:
-        folder: that holds them.
-        source: `llama-cpp-python` for its own, `llama-cpp-py-sync` for those of the wheel, or
-            `LLAMA_CPP_LIB_PATH` where the user named a folder.
-    """
+class LlamaLibraries(NamedTuple):
+    """The folder of llama.cpp's libraries, and whose they are: a distribution's, or VARIABLE's."""
 
     folder: Path
     source: str
 
 
 def find_libraries() -> LlamaLibraries | None:
-    """Return where llama-cpp-python will find its libraries, unopened; None where there are none."""
+    """Return the libraries that llama-cpp-python will find, unopened; None where there are none."""
     named = os.environ.get(VARIABLE)
     if named is not None and named not in _pointed:
         return LlamaLibraries(Path(named), VARIABLE)
@@ -67,10 +59,7 @@ def find_libraries() -> LlamaLibraries | None:
 
 
 def point_to_libraries() -> None:
-    """Name the wheel's folder to llama-cpp-python, where it has no libraries of its own.
-
-    Nothing is done once `llama_cpp` is imported. What the user has set stays.
-    """
+    """Name the wheel's folder to llama-cpp-python before its import, unless it or the user names another."""
     if VARIABLE in os.environ or "llama_cpp" in sys.modules:
         return
     if (found := find_libraries()) is not None and found.source == WHEEL:
@@ -105,24 +94,21 @@ def import_llama_cpp() -> LlamaLibraries | None:
     finally:
         if os.environ.get(VARIABLE) in _pointed:  # programs that are started from here have their own
             del os.environ[VARIABLE]
-    native, needed = llama_cpp.llama_cpp._lib, FITTING.get(llama_cpp.__version__)
     if found is not None and found.source != BINDINGS:  # its own fit
-        if needed is None:
+        if llama_cpp.__version__ not in FITTING:
             known = ", ".join(FITTING)
             raise _mismatch(found, f"which libraries fit is known of the bindings {known} alone")
-        for function, wants in zip(("ggml_version", "llama_version"), needed, strict=True):
-            has = _text(native, function).partition("-")[0]
+        for function, wants in zip(
+            ("ggml_version", "llama_version"), FITTING[llama_cpp.__version__], strict=True
+        ):
+            has = _text(llama_cpp.llama_cpp._lib, function).partition("-")[0]
             if has and has != wants:
                 raise _mismatch(found, f"their {function} is {has}, and that of the bindings {wants}")
     return found
 
 
 def built_for_a_gpu() -> bool:
-    """Return whether llama.cpp computes layers on a GPU; where it does not, it ignores a wish for some.
-
-    Raises:
-        ModuleNotFoundError, TinyLoraError: as for `import_llama_cpp`.
-    """
+    """Return whether llama.cpp computes layers on a GPU; errors as for `import_llama_cpp`."""
     import_llama_cpp()
     import llama_cpp
 
@@ -130,13 +116,12 @@ def built_for_a_gpu() -> bool:
 
 
 def _folder(module: str, below: str = "") -> Path | None:
-    """Return a folder of a module that is installed, unimported."""
     spec = importlib.util.find_spec(module)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / below
 
 
 def _lacking() -> list[str]:
-    """Return what this processor lacks of what the wheel's libraries use; nothing where it does not say."""
+    """Return what this processor lacks of `USED`; nothing where it does not say."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return []
     try:
@@ -147,7 +132,6 @@ def _lacking() -> list[str]:
 
 
 def _text(native: Any, function: str) -> str:
-    """Return what a function without arguments says; nothing where it cannot be asked."""
     try:
         call = native[function]
     except AttributeError:  # Windows finds no functions of the libraries that a library needs

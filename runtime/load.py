@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ..errors import MissingExtraError, OptionError, TinyLoraError, did_you_mean
+from ..errors import MissingExtraError, OptionError, TinyLoraError
 from ..formats.bundle import Bundle
 from ..formats.signatures import signed
 from ..vector import Policy
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     _Start = Callable[[Bundle, Policy, dict[str, Any]], TinyLoraLlama | TinyLoraOnnx]
 
 LLAMA, ONNX = "llama", "onnx"
-
-_OPTIONS = ("vector_bytes", "policy", "bundle_keys", "stream", "engine")  # of `load` itself
 
 
 @overload
@@ -76,10 +74,7 @@ def load(
     engine: str | None = None,
     **engine_options: Any,
 ) -> TinyLoraLlama | TinyLoraOnnx:
-    """Load a base model and apply a micro-vector to it.
-
-    Everything that can be checked without the engine is checked before it starts: a vector or a base
-    that is refused costs milliseconds.
+    """Load a base model and apply a micro-vector to it; refusals come before the engine starts.
 
     Args:
         base: a bundle directory that `tinylora-edge export` wrote, the `onnx/` directory in one, the
@@ -91,13 +86,11 @@ def load(
         stream: which sequence of vectors the bytes belong to (see `Policy`).
         engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
             where it has both.
-        engine_options: for llama.cpp those of `llama_cpp.Llama` (`n_ctx`, `n_gpu_layers`, `chat_format`,
-            ...), `verbose` being False unless given; for ONNX Runtime those of `TinyLoraOnnx` (`n_ctx`,
-            `n_threads`, `provider`, `session_options`).
+        engine_options: those of `llama_cpp.Llama` (`n_ctx`, `n_gpu_layers`, `chat_format`, ...), `verbose`
+            being False unless given; or of `TinyLoraOnnx` (`n_ctx`, `n_threads`, `session_options`).
 
     Returns:
-        A `llama_cpp.Llama` with `swap`, `clear`, `using` and `vector` besides, or a `TinyLoraOnnx`, whose
-        completions take and return the same.
+        A `llama_cpp.Llama` with `swap`, `clear`, `using` and `vector` besides, or a `TinyLoraOnnx`.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -106,9 +99,8 @@ def load(
         TrustError: the bundle is not as one of `bundle_keys` signed it.
         VectorError: the vector was refused; the subclass says why.
         MissingExtraError: the engine is not installed.
-        OptionError: the engine has no such option; the message names the nearest one.
-        TinyLoraError: there is no such engine, the bundle has nothing for it, or the engine's libraries are
-            of another version than its bindings.
+        OptionError: the engine has no such option.
+        TinyLoraError: there is no such engine, the bundle has nothing for it, or its libraries do not fit.
         OSError: the policy's state file cannot be written.
     """
     bundle = find_bundle(base)
@@ -131,16 +123,7 @@ def load(
 
 
 def engine_of(base: str | PathLike[str], engine: str | None = None) -> str:
-    """Return the engine that `load` uses for a bundle: `llama` or `onnx`.
-
-    Args:
-        base: as for `load`.
-        engine: a wish, which is checked; None for what the bundle has.
-
-    Raises:
-        FileNotFoundError: a part of the bundle is missing.
-        TinyLoraError: as for `load`.
-    """
+    """Return the engine that `load` uses for a bundle: `llama` or `onnx`; arguments and errors are its."""
     return _choose(find_bundle(base), engine)
 
 
@@ -187,11 +170,10 @@ def _start_onnx(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> Tiny
 
 
 def _check_options(options: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse an option that an engine's model does not have: llama_cpp takes any name without a word."""
+    """Refuse an option that the engine lacks: llama_cpp takes any name without a word."""
     for name in options:
         if name not in known:
-            advice = did_you_mean(name, [*known, *_OPTIONS], f"the engine has {', '.join(known)}")
-            raise OptionError(f"load() has no option {name!r}: {advice}")
+            raise OptionError(f"load() has no option {name!r}: this engine's are {', '.join(known)}")
 
 
 def missing_engine(error: ModuleNotFoundError) -> ImportError:

@@ -7,7 +7,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Self, Unpack
+from typing import Any, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -21,8 +21,6 @@ from .admission import VectorSource, admitted
 from .engine import Engine, Vocabulary
 from .evaluation import TokenPopulation
 from .lock import ModelLock, Stream
-from .pool.desk import Desk
-from .pool.request import Answer, SamplingOptions
 from .pool.scheduler import Scheduler
 
 _open: WeakSet[PersonalizedModel] = WeakSet()
@@ -57,7 +55,6 @@ class PersonalizedModel:
         self.policy = policy or Policy()
         self._lock = ModelLock()
         self._lifetime = threading.RLock()
-        self._desk: Desk | None = None  # of `achat`
         self._dependents: WeakSet[Any] = WeakSet()  # batches and pools over its weights: closed first,
         self._engines: WeakSet[Engine] = WeakSet()  # and then what they compute with
 
@@ -132,37 +129,6 @@ class PersonalizedModel:
                 with self._lock.ending(block):
                     if not self._lock.closed:
                         self._activate(before)
-
-    async def achat(
-        self,
-        messages: Prompt,
-        *,
-        user: str = "",
-        vector: VectorSource | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Answer:
-        """Answer chat messages beside whatever else the model does, under a vector of their own.
-
-        The first call makes a pool over the model's weights with its defaults; `Pool` has the rest.
-
-        Args:
-            messages: the chat so far, or text: one message of the user.
-            user: whose request it is, and the stream that vector bytes belong to.
-            vector: that answers; without one, that which is active now.
-            options: see `Sampling`.
-
-        Raises:
-            VectorError: the vector was refused; the subclass says why.
-            RequestError: the prompt does not fit, or an option is out of its range.
-            OverloadError: too many requests wait.
-            TinyLoraError: the model is closed.
-        """
-        with self._lifetime:
-            if self._desk is None:
-                self._desk = Desk(self._scheduler(), self.basis, self.policy)
-        return await self._desk.chat(
-            messages, user=user, vector=self.vector if vector is None else vector, **options
-        )
 
     @abstractmethod
     def close(self) -> None:

@@ -37,11 +37,7 @@ NATIVE = frozenset({"custom_ops_library", "library_path", "backend_path", "trt_e
 
 @dataclass(frozen=True, repr=False)
 class OnnxBundle:
-    """ONNX side of a bundle.
-
-    Attributes:
-        bundle: where the parts lie.
-    """
+    """The ONNX side of a bundle."""
 
     bundle: Bundle
 
@@ -50,11 +46,7 @@ class OnnxBundle:
 
     @classmethod
     def find(cls, path: str | PathLike[str]) -> OnnxBundle:
-        """Locate the parts.
-
-        Args:
-            path: a bundle that `export --format onnx` wrote, its `onnx/` directory (with `basis.gguf` in
-                it or above it), or the `model.onnx` in that.
+        """Locate the parts of a bundle, of the `onnx/` directory in it, or of the `model.onnx` in that.
 
         Raises:
             FileNotFoundError: the path, or one of the parts, is not there.
@@ -67,7 +59,7 @@ class OnnxBundle:
 
     @property
     def folder(self) -> Path:
-        """Folder of the graph and of what belongs to it."""
+        """The folder of the graph and of what belongs to it."""
         assert self.bundle.onnx is not None
         return self.bundle.onnx
 
@@ -78,20 +70,12 @@ class OnnxBundle:
 
     @property
     def basis(self) -> Basis:
-        """The basis, read once.
-
-        Raises:
-            CorruptBasisError: the file is damaged.
-        """
+        """The basis, read once."""
         return self.bundle.basis
 
     @cached_property
     def file(self) -> OnnxFile:
-        """What the graph says about itself, read once.
-
-        Raises:
-            BaseMismatchError: it is not an ONNX model.
-        """
+        """What the graph says about itself, read once."""
         return read_onnx(self.model)
 
     @property
@@ -100,12 +84,10 @@ class OnnxBundle:
         return DEFAULT if INPUT_NAME in self.file.initializers else REQUIRED
 
     def check(self) -> None:
-        """Check that the graph takes vectors of this basis, and that its weights are there and its own.
-
-        Reads the ends of each weight: milliseconds.
+        """Check that the graph takes vectors of this basis, and that its weights are its own: milliseconds.
 
         Raises:
-            BaseMismatchError: it does not, or they are not.
+            BaseMismatchError: it does not, or they are not; or the bundle would run native code.
         """
         self.check_config()
         listed = self.bundle.check_onnx()
@@ -123,14 +105,20 @@ class OnnxBundle:
                 f"{INPUT_NAME}: a tool changed it after it was baked. Export it again"
             )
         self.file.check_data()
-        self._check_weights(listed, metadata.get(MetadataKey.WEIGHTS))
+        weights = metadata.get(MetadataKey.WEIGHTS)
+        if weights is None:  # the base keeps them in a form that only the onnx package reads
+            return
+        found = weights_fingerprint(self.file, self.basis.architecture, self.basis.modules, weights)
+        if found != listed:
+            files = sorted({data.location for data in self.file.initializers.values() if data is not None})
+            raise BaseMismatchError(
+                f"the weights of {self.model} ({', '.join(files) or 'inside it'}) have fingerprint "
+                f"{found[:16]}..., but it was baked for {listed[:16]}...: they are of another model, or "
+                "damaged. Copy the data that were exported with it, or export again"
+            )
 
     def check_config(self) -> None:
-        """Check that genai_config.json, if there is one, makes no engine load native code.
-
-        Raises:
-            BaseMismatchError: it names a library, wherever in it, or it is damaged.
-        """
+        """Refuse a genai_config.json that names a library of native code, wherever in it, or is damaged."""
         path = self.folder / GENAI_NAME
         try:
             text = path.read_bytes()
@@ -152,41 +140,22 @@ class OnnxBundle:
         except ValueError as error:
             raise BaseMismatchError(f"{path} is damaged: {error}. Export the bundle again") from None
 
-    def _check_weights(self, listed: str, weights: str | None) -> None:
-        """Compare the weights with the fingerprint that graph and basis agree on."""
-        if weights is None:  # the base keeps them in a form that only the onnx package reads
-            return
-        found = weights_fingerprint(self.file, self.basis.architecture, self.basis.modules, weights)
-        if found != listed:
-            files = sorted({data.location for data in self.file.initializers.values() if data is not None})
-            raise BaseMismatchError(
-                f"the weights of {self.model} ({', '.join(files) or 'inside it'}) have fingerprint "
-                f"{found[:16]}..., but it was baked for {listed[:16]}...: they are of another model, or "
-                "damaged. Copy the data that were exported with it, or export again"
-            )
-
 
 def find_bundle(path: str | PathLike[str]) -> Bundle:
-    """Return the bundle at a path, which may be that of its graph too.
-
-    Raises:
-        FileNotFoundError: the path, or one of the parts, is not there.
-    """
+    """Return the bundle at a path, which may be that of its graph too; errors as for `Bundle.find`."""
     path = Path(path)
     return Bundle.find(path.absolute().parent if path.name == MODEL_NAME and path.exists() else path)
 
 
 def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, ...], stated: str) -> str:
-    """Return the fingerprint of the weights that lie in a model's files: SHA-256 in hexadecimal.
+    """Return the fingerprint of the weights in a model's files: SHA-256 in hexadecimal.
 
-    The same bytes as the exporter hashes (`exporters/onnx/weights.py`, `fingerprint`): 16 KB a module are
-    read, of however large a model. Where they lie is read from the graph: that is where the engine will read
-    them, also after a tool has saved the model with another layout.
+    Of the bytes that the exporter hashes (`exporters/onnx/weights.py`, `fingerprint`): 16 KB a module. Where
+    they lie is read from the graph, since that is where the engine will read them.
 
     Args:
         file: the model; `check_data` has passed.
-        architecture: of the basis.
-        modules: of the basis, in order.
+        architecture, modules: of the basis.
         stated: the model's `tinylora.weights`: for each module, for each node that computes a part of it, x
             [.., k] -> [.., n], its k and n and its initializers: name, ONNX element type, bytes.
 
@@ -220,7 +189,7 @@ def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, .
 
 
 class _EdgeReader:
-    """Reader of the ends of initializers, in external data or in the model file itself."""
+    """Reads the ends of initializers, in external data or in the model file itself."""
 
     def __init__(self, file: OnnxFile, stack: ExitStack) -> None:
         self._file, self._stack = file, stack

@@ -38,8 +38,8 @@ _PLAIN = (
 class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
     """ONNX Runtime's options of a run, which remember that they hold an adapter.
 
-    ONNX Runtime does not tell, and says nothing where it takes the adapter over a feed, the first of two
-    adapters, or no adapter at all, under an IOBinding.
+    ONNX Runtime itself, without a word, takes an adapter over a feed, the first of two, and none under an
+    IOBinding.
     """
 
     def __init__(self) -> None:
@@ -47,11 +47,7 @@ class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
         self.adapters: list[Any] = []
 
     def add_active_adapter(self, adapter: Any) -> None:
-        """As `onnxruntime.RunOptions.add_active_adapter`, for one adapter.
-
-        Raises:
-            VectorError: it is the second one, of which ONNX Runtime would use only one without a word.
-        """
+        """As `onnxruntime.RunOptions.add_active_adapter`; a second one is refused by a `VectorError`."""
         if self.adapters:
             raise VectorError(
                 "two adapters in one run: ONNX Runtime would apply the first alone, without a word. Make "
@@ -64,8 +60,7 @@ class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
 class OnnxSession:
     """An `onnxruntime.InferenceSession` of a baked graph, with checked vectors.
 
-    It holds no vector: each run says which ones it is for, so that a loop of your own decides when its KV
-    cache begins anew. (Keys and values that were computed with one vector are wrong for another.)
+    It holds no vector: each run says which ones it is for, and your loop begins its KV cache anew with them.
 
         session = OnnxSession("bundle")
         alice_and_bob = session.rows([alice_bytes, bob_bytes])      # one row a sequence of the batch
@@ -89,8 +84,6 @@ class OnnxSession:
         BaseMismatchError: the graph was not baked with this basis, its weights are not there, or the
             installed ONNX Runtime cannot load it.
         TrustError: the bundle is not as one of `bundle_keys` signed it.
-
-    In a process that was forked from the one that made it, a run raises a `TinyLoraError`.
     """
 
     def __init__(

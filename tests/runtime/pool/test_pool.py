@@ -315,25 +315,6 @@ def test_a_pool_has_no_vector_of_its_own(tiny_bundle: Path) -> None:
         Pool(tiny_bundle, vector_bytes=b"")
 
 
-def test_a_model_answers_beside_itself(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> None:
-    """`achat`, with the vector that is active where none is named."""
-    llm = load(tiny_bundle, chat_format="chatml")
-    mine, other = (MicroVector.random(llm.basis, 3.0, seed=seed) for seed in (1, 2))
-    expected = []
-    for vector in (mine, other):
-        llm.swap(vector)
-        said = llm.create_chat_completion([{"role": "user", "content": "abc"}], max_tokens=9, temperature=0)
-        expected.append(said["choices"][0]["message"]["content"])
-
-    async def asked() -> list[str]:
-        calls = [llm.achat("abc", user=str(v), vector=v, max_tokens=9, temperature=0) for v in (mine, None)]
-        return [answer.text for answer in await asyncio.gather(*calls)]
-
-    assert asyncio.run(asked()) == expected
-    with pytest.raises(RequestError, match="chat template does not render"):
-        asyncio.run(llm.achat([{}], max_tokens=1))
-
-
 def test_two_that_close_at_once_wait_for_each_other(tiny_bundle: Path) -> None:
     """Neither frees the model while a context still computes."""
 

@@ -357,12 +357,6 @@ def test_a_pool_over_a_model_that_is_there(tiny: Path) -> None:
                 return {answer.text for answer in await calls}
 
             assert asyncio.run(beside()) == {expected[0]}
-        llm.swap(other)
-        said = llm.create_chat_completion([{"role": "user", "content": "abc"}], max_tokens=9, temperature=0)
-        answer = asyncio.run(llm.achat("abc", max_tokens=9, temperature=0))
-        assert answer.text == said["choices"][0]["message"]["content"]
-    with pytest.raises(TinyLoraError, match="closed"):
-        asyncio.run(llm.achat("abc"))
 
 
 def test_its_threads_spin_as_briefly_as_a_models(tiny: Path) -> None:
