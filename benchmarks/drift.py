@@ -24,7 +24,6 @@ import numpy as np
 from tinylora_edge import Bundle, MicroVector, runtime
 from tinylora_edge.runtime import TuneSettings, measure_drift
 from tinylora_edge.runtime.evaluation import compare, evaluate
-from tinylora_edge.runtime.llama.batch import batch_for
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, TrainSettings, train
 
@@ -50,7 +49,7 @@ def measure(
         found["drift"] = measure_drift(llm, vector, count=options.prompts, **threads).record()
         if task is not None:
             loaded = load_task(task, held_out=options.held_out)
-            with batch_for(llm, loaded.held_out, loaded.max_tokens, **threads) as batch:
+            with llm.batch(loaded.held_out, loaded.max_tokens, **threads) as batch:
                 base, own = evaluate(batch, loaded, None), evaluate(batch, loaded, vector)
             found |= {"base": base.mean, "vector": own.mean, "n": base.n, **asdict(compare(base, own))}
     return found

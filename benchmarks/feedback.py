@@ -31,8 +31,8 @@ from _subjects import LEARNED, SCALES, export
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.prior import Prior
 from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.feedback.posterior import Posterior
-from tinylora_edge.runtime.llama.batch import Batch, batch_for
 from tinylora_edge.runtime.llama.prompts import decode, encode
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 
@@ -77,7 +77,7 @@ def draw(llm: TinyLoraLlama, task: Task, step: float, threads: int | None) -> li
     """Answers of the base to training prompts, with scores: what `FeedbackLearner` learns of a click."""
     samples = task.train[:PROMPTS]
     prompts = [encode(llm, sample).tolist() for sample in samples]
-    with batch_for(llm, samples, task.max_tokens, n_threads=threads) as batch:
+    with llm.batch(samples, task.max_tokens, n_threads=threads) as batch:
         drawn = batch.generate(
             prompts, samples=SAMPLES, max_tokens=task.max_tokens, temperature=task.temperature, seed=7
         )
@@ -208,7 +208,7 @@ def sessions(
         samples = task.held_out[: options.prompts]
         mine = [answer for answer in answers if answer["task"] == preference.task]
         pleases = pleasing(mine, preference, task) if mine else np.zeros(0)
-        with batch_for(llm, [*samples, *task.train], task.max_tokens, n_threads=options.threads) as batch:
+        with llm.batch([*samples, *task.train], task.max_tokens, n_threads=options.threads) as batch:
             plan = [(m, c, u) for m in options.methods for c in options.clicks for u in options.users]
             for method, clicks, user in [("base", 0, 0), *plan]:
                 if (name, method, clicks, user) in kept:

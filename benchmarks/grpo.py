@@ -26,9 +26,9 @@ import numpy as np
 from _subjects import SCALES, export, smollm2
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime.llama.batch import batch_for, cores
 from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.runtime.llama.requantize import half_copy, half_type
+from tinylora_edge.system import cores
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 from tinylora_edge.train import Options, TrainSettings, train
 from tinylora_edge.train.model import default_dtype
@@ -103,7 +103,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
                 copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "copy"
                 copied = half_copy(bundle / "base.gguf", copy, llm.basis, cores())
                 drawing = stack.enter_context(copied)
-            batch = stack.enter_context(batch_for(drawing, samples, task.max_tokens))
+            batch = stack.enter_context(drawing.batch(samples, task.max_tokens))
             batch.swap(vector)
             asked = [prompt.tolist() for prompt in prompts]
 

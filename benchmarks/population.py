@@ -17,7 +17,7 @@ from _subjects import NORM, SCALES, export
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime import RewardLearner, TuneSettings
-from tinylora_edge.runtime.llama.batch import Batch
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.tasks import load_task
 
@@ -59,13 +59,12 @@ def llama(bundle: Path, rounds: int) -> dict[str, Any]:
 
 def onnx(bundle: Path, rounds: int) -> dict[str, Any]:
     """Seconds for the answers of 8 vectors to 4 prompts: in one batch, and one vector after another."""
-    from tinylora_edge.runtime.onnx.batch import OnnxBatch
 
     task = load_task("brevity")
     samples = task.train[:PROMPTS]
     with runtime.load(bundle, engine="onnx") as llm:
         vectors = [MicroVector.random(llm.basis, NORM, seed=seed) for seed in range(VECTORS)]
-        batch = OnnxBatch(llm, sequences=VECTORS * PROMPTS)
+        batch = llm.batch(samples, TOKENS, sequences=VECTORS * PROMPTS)
 
         def timed(run: Callable[[], Any]) -> Callable[[], float]:
             def measure() -> float:
@@ -89,7 +88,7 @@ def peak(bundle: str, what: str) -> int:
     task = load_task("brevity")
     with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
         if what == "generate":
-            with llm._population(task.train, task.max_tokens, sequences=SEQUENCES, n_threads=None) as batch:
+            with llm.batch(task.train, task.max_tokens, sequences=SEQUENCES, n_threads=None) as batch:
                 batch.answer(task.train[:SEQUENCES], max_tokens=task.max_tokens, temperature=0.7)
         else:
             settings = TuneSettings(held_back=16, check_every=1)

@@ -74,7 +74,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
             began = time.process_time()
             found = tuning.run(options.budget)
             processor = time.process_time() - began
-            batch = llm._population(task.held_out, task.max_tokens, sequences=32, n_threads=options.threads)
+            batch = llm.batch(task.held_out, task.max_tokens, sequences=32, n_threads=options.threads)
             with batch:
                 base = None if task.preamble else known_base(name, options)
                 base = base or evaluate(batch, task, None)

@@ -306,8 +306,8 @@ class Liking:
 
     def _ready(self, room: int) -> tuple[Clicks, Path]:
         """Return what learns, with room for so many tokens, and the file of its state."""
+        from ..runtime.batch import Batch
         from ..runtime.feedback.clicks import Clicks
-        from ..runtime.llama.batch import Batch
 
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="tinylora-chat-")

@@ -123,7 +123,7 @@ def evaluate(
         )
         for stands_behind in (None, before) if before else (None,):
             prompts = [sample if stands_behind is None else before.before(sample) for sample in samples]
-            with llm._population(prompts, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
+            with llm.batch(prompts, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
                 for name, (value, preamble) in contestants.items():
                     if preamble is stands_behind:
                         tally.begin(f"{name} answers")

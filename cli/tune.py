@@ -113,9 +113,7 @@ def tune(
         base = tuned = away = None
         if evaluate:
             show("measuring on held-out prompts", done=1)
-            with llm._population(
-                loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads
-            ) as batch:
+            with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
                 base, tuned = measure(batch, loaded, None), measure(batch, loaded, vector)
             show("measuring the drift on general prompts")
             away = figures.drift_beside(llm, vector, n_threads=threads)

@@ -20,7 +20,8 @@ from ..errors import TrainError
 from ..tasks import Completion, Prompt, Sample
 from ..tasks.general import checkable, is_right, load_general, repeats_itself
 from ..vector import MicroVector
-from .evaluation import Population, ratio
+from .batch import Batch
+from .evaluation import ratio
 from .model import PersonalizedModel
 
 DRAWN_TOKENS = 32
@@ -151,7 +152,7 @@ def measure_drifts(
     if not samples:
         raise TrainError("drift is measured on prompts, and there are none: give at least one")
     room = max(DRAWN_TOKENS, JUDGED_TOKENS)
-    with llm._population(samples, room, sequences=sequences, n_threads=n_threads) as population:
+    with llm.batch(samples, room, sequences=sequences, n_threads=n_threads) as population:
         lengths, scores = _scores(population, vectors, samples, seed)
         judged = [None, *vectors]
         answers = population.answer_each(
@@ -226,7 +227,7 @@ def divergence(
 
 
 def _scores(
-    population: Population, vectors: Sequence[MicroVector | None], samples: Sequence[Sample], seed: int
+    population: Batch, vectors: Sequence[MicroVector | None], samples: Sequence[Sample], seed: int
 ) -> tuple[list[int], list[NDArray[np.float32]]]:
     """Return the lengths of answers that the base drew, and their log-probabilities by base and vectors."""
     drawn = population.draw(None, samples, max_tokens=DRAWN_TOKENS, seed=seed)

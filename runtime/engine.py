@@ -5,11 +5,18 @@ Two classes fill it: `LlamaEngine` over llama.cpp, `OnnxEngine` over ONNX Runtim
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..basis import Basis
+from ..tasks import Prompt, Sample
+from ..vector import MicroVector, Policy
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -106,4 +113,82 @@ class Vocabulary(Protocol):
 
         Raises:
             TinyLoraError: the model has no token that ends an answer, or llguidance does not read them.
+        """
+
+
+class Weights:
+    """A loaded model, as far as batches and pools compute with its weights.
+
+    Attributes:
+        basis: of the vectors.
+        policy: what is demanded of their bytes.
+        mixed: rows with different vectors share one evaluation of its engines.
+    """
+
+    basis: Basis
+    policy: Policy
+    mixed: bool
+    _dependents: WeakSet[Any]  # batches and pools: closed before the model is
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model was made for."""
+
+    @property
+    @abstractmethod
+    def one_engine(self) -> bool:
+        """Whether one engine takes all cores, or the GPU; else one a core is quickest."""
+
+    @abstractmethod
+    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
+        """Return the tokens of a prompt, and the texts at which the model's chat format ends an answer.
+
+        Text is one message of the user where the model has a chat template, unless it is raw. Special tokens
+        that messages spell are text in them.
+
+        Raises:
+            VectorError: chat messages for a model without a template, or that it does not render.
+            TrainError: chat messages that are to be raw.
+            UnicodeEncodeError: the text has half of a surrogate pair.
+        """
+
+    @abstractmethod
+    def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
+        """Return a vector as `Engine.set_r` takes it.
+
+        Raises:
+            VectorError: it does not fit the basis.
+        """
+
+    @abstractmethod
+    def engine(
+        self, *, rows: int, n_ctx: int, n_threads: int | None = None, cells: int | None = None
+    ) -> Engine:
+        """Return rows over this model's weights, which `close` closes too.
+
+        Args:
+            rows: how many.
+            n_ctx: tokens of each.
+            n_threads: by default all cores that this process may use. ONNX Runtime has those that the model
+                was loaded with.
+            cells: of a cache that the rows share, in llama.cpp. None: each row is computed as if it were
+                alone, to the last bit.
+
+        Raises:
+            TinyLoraError: the engine cannot make it, or the model is closed.
+            BaseMismatchError: the graph is none that answers.
+        """
+
+    @abstractmethod
+    def _staying(self) -> AbstractContextManager[None]:
+        """Keep the model from being closed during a block.
+
+        Raises:
+            TinyLoraError: it is closed.
         """

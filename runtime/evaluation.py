@@ -6,14 +6,15 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VectorError
-from ..tasks import Completion, Preamble, Sample, Task
+from ..tasks import Preamble, Sample, Task
 from ..vector import MicroVector
+from .batch import Batch
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,104 +104,6 @@ class Tally:
             self._report({"what": self._what, "done": self._done, "all": self._all})
 
 
-class Answerer(Protocol):
-    """A way to answer many prompts under one vector: `Batch` in llama.cpp, `OnnxBatch` in ONNX Runtime."""
-
-    def swap(self, vector: MicroVector | None) -> None:
-        """Use another vector from now on; None for the base alone."""
-
-    def answer(
-        self,
-        samples: Sequence[Sample],
-        *,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-        answered: Answered = ...,
-    ) -> list[Completion]:
-        """Answer the prompt of every sample once."""
-
-
-class Population(Answerer, Protocol):
-    """A way to answer prompts under many vectors at once."""
-
-    @property
-    def evaluated(self) -> int:
-        """Tokens that were evaluated since it was made, prompts and answers."""
-
-    def answer_each(
-        self,
-        vectors: Sequence[MicroVector | None],
-        samples: Sequence[Sample],
-        *,
-        max_tokens: int,
-        temperature: float,
-        seed: int | Sequence[int],
-    ) -> list[list[Completion]]:
-        """Return of each vector its answers; all are drawn with the same random numbers."""
-
-    def draw(
-        self,
-        vector: MicroVector | None,
-        samples: Sequence[Sample],
-        *,
-        max_tokens: int,
-        seed: int | Sequence[int],
-    ) -> list[NDArray[np.int32]]:
-        """Return the tokens of an answer to each prompt, drawn under a vector at temperature 1."""
-
-    def score_each(
-        self,
-        vectors: Sequence[MicroVector | None],
-        samples: Sequence[Sample],
-        answers: Sequence[NDArray[np.int32]],
-    ) -> list[NDArray[np.float32]]:
-        """Return of each vector the log-probabilities of the answers' tokens: float32 [tokens of all]."""
-
-
-class Drawn(Protocol):
-    """A sequence that was generated."""
-
-    @property
-    def tokens(self) -> NDArray[np.int32]:
-        """The token ids, with the end-of-sequence token where there was one: int32 [n]."""
-
-
-class TokenPopulation(Population, Protocol):
-    """A population that also takes token ids, under the vector that it was swapped to: every engine's."""
-
-    @property
-    def lanes(self) -> int:
-        """Parts that each evaluate once what all prompts share; 0 where every sequence evaluates its own."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | Sequence[int] = 0,
-    ) -> Sequence[Drawn]:
-        """Continue every prompt once."""
-
-    def score(
-        self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[Sequence[int]]],
-        *,
-        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
-    ) -> list[list[NDArray[np.float32]]]:
-        """Return the log-probabilities of given completions, or of k other tokens in the place of each."""
-
-    def likeliest(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
-    ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
-        """Return the likeliest tokens wherever one of a completion stands, and their log-probabilities."""
-
-    def close(self) -> None:
-        """Free what it has of its own; the model stays."""
-
-
 def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
     """Return the ratio of two sums, and its standard error as one over independent pairs of terms.
 
@@ -222,7 +125,7 @@ def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
 
 
 def evaluate(
-    batch: Answerer,
+    batch: Batch,
     task: Task,
     vector: MicroVector | None,
     *,

@@ -6,20 +6,17 @@ import atexit
 import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Self
 from weakref import WeakSet
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..basis import Basis
 from ..errors import TrainError
-from ..tasks import Prompt, Sample
+from ..tasks import Sample
 from ..vector import MicroVector, Policy
 from .admission import VectorSource, admitted
-from .engine import Engine, Vocabulary
-from .evaluation import TokenPopulation
+from .batch import Batch, common_prefix
+from .engine import Engine, Weights
 from .lock import ModelLock, Stream
 from .pool.scheduler import Scheduler
 
@@ -36,18 +33,8 @@ def _close_all() -> None:
             model.close()
 
 
-class PersonalizedModel:
-    """A model whose micro-vector can be exchanged while it runs; the engines' classes extend it.
-
-    Attributes:
-        basis: of the vectors.
-        policy: what is demanded of their bytes.
-        mixed: rows with different vectors share one evaluation of its engines.
-    """
-
-    mixed: bool
-    basis: Basis
-    policy: Policy
+class PersonalizedModel(Weights):
+    """A model whose micro-vector can be exchanged while it runs; the engines' classes extend it."""
 
     def _prepare(self, basis: Basis, policy: Policy | None) -> None:
         # Not __init__: an engine's own class may have one with other arguments.
@@ -55,8 +42,8 @@ class PersonalizedModel:
         self.policy = policy or Policy()
         self._lock = ModelLock()
         self._lifetime = threading.RLock()
-        self._dependents: WeakSet[Any] = WeakSet()  # batches and pools over its weights: closed first,
-        self._engines: WeakSet[Engine] = WeakSet()  # and then what they compute with
+        self._dependents = WeakSet()
+        self._engines: WeakSet[Engine] = WeakSet()  # what those compute with
 
     def _opened(self) -> None:
         """Note that there is something to close."""
@@ -144,70 +131,40 @@ class PersonalizedModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # What batches and pools compute with
-
-    @property
-    @abstractmethod
-    def vocabulary(self) -> Vocabulary:
-        """The model's tokens."""
-
-    @property
-    @abstractmethod
-    def longest(self) -> int:
-        """Tokens of the longest sequence that the model was made for."""
-
-    @property
-    @abstractmethod
-    def one_engine(self) -> bool:
-        """Whether one engine takes all cores, or the GPU; else one a core is quickest."""
-
-    @abstractmethod
-    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
-        """Return the tokens of a prompt, and the texts at which the model's chat format ends an answer.
-
-        Text is one message of the user where the model has a chat template, unless it is raw. Special tokens
-        that messages spell are text in them.
-
-        Raises:
-            VectorError: chat messages for a model without a template, or that it does not render.
-            TrainError: chat messages that are to be raw.
-            UnicodeEncodeError: the text has half of a surrogate pair.
-        """
-
-    @abstractmethod
-    def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
-        """Return a vector as `Engine.set_r` takes it.
-
-        Raises:
-            VectorError: it does not fit the basis.
-        """
-
-    @abstractmethod
-    def engine(
-        self, *, rows: int, n_ctx: int, n_threads: int | None = None, cells: int | None = None
-    ) -> Engine:
-        """Return rows over this model's weights, which `close` closes too.
+    def batch(
+        self,
+        samples: Sequence[Sample],
+        max_tokens: int,
+        *,
+        sequences: int = 32,
+        n_threads: int | None = None,
+    ) -> Batch:
+        """Return a batch over this model's weights, with room for answers to the prompts of samples.
 
         Args:
-            rows: how many.
-            n_ctx: tokens of each.
-            n_threads: by default all cores that this process may use. ONNX Runtime has those that the model
-                was loaded with.
-            cells: of a cache that the rows share, in llama.cpp. None: each row is computed as if it were
-                alone, to the last bit.
+            samples: whose prompts it will get.
+            max_tokens: of the longest answer.
+            sequences: how many run at the same time.
+            n_threads: cores to use; by default all that this process may use.
 
         Raises:
-            TinyLoraError: the engine cannot make it, or the model is closed.
-            BaseMismatchError: the graph is none that answers.
+            TrainError: the longest prompt with its answer passes the model's context.
+            TinyLoraError: the engine has no memory for so many, or the model is closed.
         """
+        prompts = [self.encode(sample)[0] for sample in samples]
+        longest = max(map(len, prompts))
+        if longest + max_tokens > self.longest:
+            raise no_room(longest, max_tokens, self.longest)
+        return Batch(
+            self,
+            n_ctx_seq=longest + max_tokens,
+            shared=common_prefix(prompts),
+            sequences=sequences,
+            n_threads=n_threads,
+        )
 
     @contextmanager
     def _staying(self) -> Iterator[None]:
-        """Keep the model from being closed during a block.
-
-        Raises:
-            TinyLoraError: it is closed.
-        """
         with self._lifetime:
             self._lock.check_open()
             yield
@@ -225,23 +182,8 @@ class PersonalizedModel:
 
     # What learning takes
 
-    @property
-    @abstractmethod
-    def _room(self) -> int:
-        """Tokens of the longest sequence that `_population` has room for, prompt and answer."""
-
     def _encode(self, sample: Sample) -> list[int]:
         return self.encode(sample)[0]
-
-    @abstractmethod
-    def _population(
-        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
-    ) -> AbstractContextManager[TokenPopulation]:
-        """Return what answers the samples' prompts under many vectors at once, beside this model's own.
-
-        Raises:
-            TrainError: the longest prompt with its answer does not fit the model's context.
-        """
 
     @abstractmethod
     def _scheduler(self, **options: Any) -> Scheduler:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...vector import MicroVector
-from ..evaluation import TokenPopulation
+from ..batch import Batch
 from .lesson import Lesson
 
 Array = NDArray[np.float64]
@@ -37,7 +37,7 @@ class Contrast:
             model without any vector, n being the length of the answer.
     """
 
-    def __init__(self, batch: TokenPopulation, lesson: Lesson) -> None:
+    def __init__(self, batch: Batch, lesson: Lesson) -> None:
         self.lesson, self._batch = lesson, batch
         batch.swap(None)
         found = batch.likeliest(lists(lesson.told), [lists([a]) for a in lesson.answers], OUTCOMES)

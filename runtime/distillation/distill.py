@@ -14,7 +14,7 @@ from ...errors import NotImprovedWarning, TrainError
 from ...tasks import Sample
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
-from ..evaluation import TokenPopulation
+from ..batch import Batch
 from ..model import PersonalizedModel, no_room
 from ..tuning.state import Budget
 from .contrast import Contrast, lists
@@ -126,11 +126,11 @@ def distill(
         {q: np.array(llm._encode(s), np.int32) for q, s in zip(everything, view, strict=True)}
         for view in samples
     )
-    longest, context = max(map(len, [*told.values(), *bare.values()])), llm._room
+    longest, context = max(map(len, [*told.values(), *bare.values()])), llm.longest
     if longest + max_tokens > context:
         raise no_room(longest, max_tokens, context)
     room = min(max(max_tokens, SHOWN_TOKENS), context - longest)
-    with llm._population([*samples[0], *samples[1]], room, sequences=sequences, n_threads=n_threads) as batch:
+    with llm.batch([*samples[0], *samples[1]], room, sequences=sequences, n_threads=n_threads) as batch:
 
         def learn(chosen: Sequence[str], number: int) -> Contrast:
             """Have questions answered, and look at what the prompted model says on the way."""
@@ -222,7 +222,7 @@ def _fit(
 class _Meter:
     """A count of what was spent, and of what is left, in tokens."""
 
-    def __init__(self, batch: TokenPopulation, budget: Budget, began: float) -> None:
+    def __init__(self, batch: Batch, budget: Budget, began: float) -> None:
         self._batch, self._budget, self._began = batch, budget, began
         self._from = time.monotonic()  # what came before evaluated nothing
 

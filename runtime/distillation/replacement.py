@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ...errors import TrainError
 from ...tasks import Sample
 from ...vector import MicroVector
-from ..evaluation import TokenPopulation, ratio
+from ..batch import Batch
+from ..evaluation import ratio
 from ..model import PersonalizedModel
 from .contrast import Contrast
 
@@ -139,7 +140,7 @@ def divergence_before(contrast: Contrast) -> NDArray[np.float64]:
 
 def measure(
     llm: PersonalizedModel,
-    batch: TokenPopulation,
+    batch: Batch,
     prompted: Prompted,
     questions: Sequence[str],
     contrast: Contrast,
@@ -185,7 +186,7 @@ def measure(
 
 
 def _side_by_side(
-    batch: TokenPopulation, prompted: Prompted, questions: Sequence[str], vector: MicroVector
+    batch: Batch, prompted: Prompted, questions: Sequence[str], vector: MicroVector
 ) -> tuple[Shown, ...]:
     told, bare = samples_of(prompted, questions)
     rows = []
@@ -209,7 +210,7 @@ def _first_tokens(
     """
     taken: list[tuple[float, float]] = []
     told, bare = samples_of(prompted, questions)
-    with llm._population([*told, *bare], 1, sequences=1, n_threads=n_threads) as alone:
+    with llm.batch([*told, *bare], 1, sequences=1, n_threads=n_threads) as alone:
         start = time.perf_counter()
         alone.generate([llm._encode(bare[0])], max_tokens=1)  # the first use of a context takes longer
         for pair in zip(told, bare, strict=True):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...errors import TrainError, VectorError
 from ...tasks import Prompt
 from ...vector import MicroVector
-from ..llama.batch import Batch, Generation
+from ..batch import Batch, Generation
 from ..llama.model import TinyLoraLlama
 from ..llama.prompts import decode, encode
 from .posterior import Posterior

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,10 @@ from ...errors import TinyLoraError, VectorError
 from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
 from ..lock import CLOSED
-from ..model import PersonalizedModel, no_room
+from ..model import PersonalizedModel
 from ..pool.marks import Marks
 from .adapters import AdapterLock, Adapters
-from .batch import Batch
 from .engine import LlamaEngine
-from .lane import common_prefix
 from .log import signals_wait
 from .pool.scheduler import LlamaScheduler
 from .prompts import encode_messages, encode_with_stops, has_template
@@ -167,23 +164,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             )
             self._engines.add(made)
         return made
-
-    _room = longest
-
-    def _population(
-        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
-    ) -> Batch:
-        prompts = [self._encode(sample) for sample in samples]
-        longest = max(map(len, prompts))
-        if longest + max_tokens > self._room:
-            raise no_room(longest, max_tokens, self._room)
-        return Batch(
-            self,
-            n_ctx_seq=longest + max_tokens,
-            shared=common_prefix(prompts),
-            sequences=sequences,
-            n_threads=n_threads,
-        )
 
     def _scheduler(self, **options: Any) -> LlamaScheduler:
         return LlamaScheduler(self, **options)

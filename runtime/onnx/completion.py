@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from .sampling import Text
+from ..stops import Stops
 
 Step = tuple[str, str | None]
 """A piece of text, and at the end the reason: `stop` or `length`."""
@@ -92,3 +92,29 @@ def chunks_of(completion: CompletionWriter, steps: Generator[Step, None, None]) 
     """Yield the chunks of a completion; closing them closes the steps."""
     with closing(steps):
         yield from completion.chunks(steps)
+
+
+class Text:
+    """The text of a completion as it comes in, up to the first of some stop strings.
+
+    Args:
+        decode: text that a token adds, which may be empty while a character is incomplete.
+        stop: strings that end the text and are no part of it.
+    """
+
+    def __init__(self, decode: Callable[[int], str], stop: Sequence[str] = ()) -> None:
+        self._decode = decode
+        self._stops = Stops([text for text in stop if text])
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came."""
+        return self._stops.stopped
+
+    def add(self, token: int) -> str:
+        """Return the text that is certain now; what may begin a stop string is held back."""
+        return self._stops.add(self._decode(token))
+
+    def rest(self) -> str:
+        """Return what was held back, at the end."""
+        return self._stops.rest()

@@ -10,21 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import TinyLoraError
 from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
-from ..admission import VectorSource
 from ..engine import Part
-from ..model import PersonalizedModel, no_room
-from .batch import OnnxBatch
+from ..model import PersonalizedModel
+from ..sampling import Sampler
 from .bundle import OnnxBundle
-from .completion import CompletionWriter, chunks_of, steps_of
+from .completion import CompletionWriter, Text, chunks_of, steps_of
 from .engine import OnnxEngine
 from .genai import GenaiModel, Messages, as_list
-from .generate import Read, Row, generate_batch, read_batch
 from .pool.scheduler import OnnxScheduler
-from .rows import rows
-from .sampling import Sampler, Sampling, Text
 from .session import open_session
 from .vocabulary import OnnxVocabulary
 
@@ -148,18 +143,6 @@ class TinyLoraOnnx(PersonalizedModel):
         self._engines.add(made)
         return made
 
-    @property
-    def _room(self) -> int:
-        return self.n_ctx()
-
-    def _population(
-        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int, n_threads: int | None
-    ) -> OnnxBatch:
-        batch = OnnxBatch(self, sequences=sequences)  # its threads are those that the model was loaded with
-        if (longest := max(len(batch.encode(s)) for s in samples)) + max_tokens > self.n_ctx():
-            raise no_room(longest, max_tokens, self.n_ctx())
-        return batch
-
     def _scheduler(self, **options: Any) -> OnnxScheduler:
         return OnnxScheduler(self, self._model, **options)
 
@@ -215,8 +198,15 @@ class TinyLoraOnnx(PersonalizedModel):
             TinyLoraError: the prompt is empty, or leaves no room in the context.
             BusyError: another generation of this thread took the stream's place.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        return self._stream(self._tokens(tokens, sampling, max_tokens))
+        sampler = Sampler(
+            temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
+        )
+        return self._stream(self._tokens(tokens, sampler, max_tokens))
 
     def create_completion(
         self,
@@ -237,14 +227,21 @@ class TinyLoraOnnx(PersonalizedModel):
         Args:
             prompt: text, or token ids.
             max_tokens: longest answer; None or 0 and less: until the context is full.
-            temperature, top_p, min_p, top_k, repeat_penalty, seed: see `Sampling`.
+            temperature, top_p, min_p, top_k, repeat_penalty, seed: see `Sampler`.
             stop, stream: strings that end the answer; whether to yield pieces as they come.
 
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        return self._complete(prompt, sampling, max_tokens, stop, stream, chat=False)
+        sampler = Sampler(
+            temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
+        )
+        return self._complete(prompt, sampler, max_tokens, stop, stream, chat=False)
 
     def __call__(self, prompt: str | Sequence[int], **options: Any) -> Any:
         """As `create_completion`."""
@@ -279,103 +276,20 @@ class TinyLoraOnnx(PersonalizedModel):
             TinyLoraError: the prompt leaves no room in the context.
         """
         prompt = self._model.encode_chat(messages, tools)
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        return self._complete(prompt, sampling, max_tokens, stop, stream, chat=True)
-
-    def generate_batch(
-        self,
-        prompts: Sequence[str | Messages | Sequence[int]],
-        vectors: VectorSource | Sequence[VectorSource | None] | None,
-        *,
-        streams: str | Sequence[str] = "",
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        top_k: int = 40,
-        seed: int | None = None,
-        draws: Sequence[int] | None = None,
-    ) -> list[Row]:
-        """Answer several prompts at once, each with the vector of its own user.
-
-        The model's active vector neither counts nor changes.
-
-        Args:
-            prompts: texts, chat messages, or token ids.
-            vectors: one for each prompt (None: the base), or one for all.
-            streams: which sequence of vectors the bytes belong to (see `Policy`): one, or one a prompt.
-            max_tokens: longest answer, in tokens; 0 and less: until the context is full. Each prompt gets as
-                much as it would get alone.
-            temperature, top_p, min_p, top_k, seed: see `Sampling`. Every row draws by itself.
-            draws: a number for each prompt: rows of the same number draw with the same random numbers.
-                By default no two do.
-
-        Raises:
-            VectorError: a vector is refused (the message says which row), or they are not as many as the
-                prompts. Nothing was generated then, and none counts as accepted.
-            TinyLoraError: a prompt is empty, or leaves no room in the context; a vector is too large for the
-                model, whose logits are not finite (the message says in which row).
-        """
-        found = self._answer_rows(
-            prompts,
-            vectors,
-            streams=streams,
-            max_tokens=max_tokens,
-            sampling=Sampling(temperature, top_k, top_p, min_p, 1.0, seed),
-            draws=draws,
+        sampler = Sampler(
+            temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
         )
-        if (number := next((i for i, row in enumerate(found) if row.exploded), None)) is not None:
-            raise TinyLoraError(
-                f"the model's logits are not finite in row {number}: its vector is too large for it"
-            )
-        return found
-
-    def _answer_rows(
-        self,
-        prompts: Sequence[str | Messages | Sequence[int]],
-        vectors: VectorSource | Sequence[VectorSource | None] | None,
-        *,
-        streams: str | Sequence[str] = "",
-        max_tokens: int,
-        sampling: Sampling,
-        draws: Sequence[int] | None,
-    ) -> list[Row]:
-        """Answer as `generate_batch`; a row whose vector is too large for the model says so."""
-        self._model.check_open()
-        for row, each in enumerate(tokens := [self._model.encode(prompt) for prompt in prompts]):
-            self._model.room(each, max_tokens, f"prompt {row}")
-        with self._lock.call():
-            checked = rows(vectors, self.basis, self.policy, streams, len(tokens))
-            if not tokens:
-                return []
-            return generate_batch(
-                self._model, self.basis, tokens, checked, sampling, max_tokens, draws or range(len(tokens))
-            )
-
-    def _read_rows(
-        self,
-        prompts: Sequence[Sequence[int]],
-        vectors: MicroVector | Sequence[MicroVector | None] | None,
-        completions: Sequence[Sequence[int]],
-        read: Read,
-    ) -> list[list[Any]]:
-        """Return for each prompt what is read wherever a token of its completion stands: `read_batch`.
-
-        Each has its own vector, or all have one; the model's active vector neither counts nor changes.
-
-        Raises:
-            VectorError: a vector does not fit the basis.
-            TinyLoraError: a prompt is empty, or leaves no room in the context.
-        """
-        self._model.check_open()
-        with self._lock.call():
-            checked = rows(vectors, self.basis, self.policy, batch=len(prompts))
-            return read_batch(self._model, self.basis, prompts, checked, completions, read)
+        return self._complete(prompt, sampler, max_tokens, stop, stream, chat=True)
 
     def _complete(
         self,
         prompt: str | Sequence[int],
-        sampling: Sampling,
+        sampler: Sampler,
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         stream: bool,
@@ -387,23 +301,23 @@ class TinyLoraOnnx(PersonalizedModel):
         completion = CompletionWriter(self.model_path, len(tokens), chat=chat)
         text = Text(self._model.stream(), as_list(stop))
         counted: list[int] = []
-        steps = steps_of(self._tokens(tokens, sampling, max_tokens), text, counted)
+        steps = steps_of(self._tokens(tokens, sampler, max_tokens), text, counted)
         if stream:
             return self._stream(chunks_of(completion, steps))
         with self._lock.call():
             return completion.whole(steps, lambda: len(counted))
 
     def _tokens(
-        self, prompt: Sequence[int], sampling: Sampling, max_tokens: int | None
+        self, prompt: Sequence[int], sampler: Sampler, max_tokens: int | None
     ) -> Generator[int, None, str]:
         """Yield the tokens that follow a prompt, and return why they ended: `stop` or `length`."""
         room = self._model.room(prompt, max_tokens)
-        sampler, tokens, new = Sampler(sampling), list(prompt), self._go_back(prompt)
+        tokens, new = list(prompt), self._go_back(prompt)
         for _ in range(room):
             logits = self._append(tokens[new:])
             new = len(tokens)
             token = sampler(logits, tokens)
-            if token in self._model.eos:
+            if token is None or token in self._model.eos:
                 return "stop"
             yield token
             self._model.check_open()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...tasks import Sample
 from ...tasks.general import load_general
 from ...vector import MicroVector
-from ..evaluation import Population
+from ..batch import Batch
 
 ANCHOR_PROMPTS, ANCHOR_TOKENS = 8, 12
 
@@ -31,7 +31,7 @@ class Anchor:
         seed: of the answers.
     """
 
-    def __init__(self, population: Population, samples: Sequence[Sample], seed: Sequence[int]) -> None:
+    def __init__(self, population: Batch, samples: Sequence[Sample], seed: Sequence[int]) -> None:
         drawn = population.draw(None, samples, max_tokens=ANCHOR_TOKENS, seed=seed)
         kept = [(sample, tokens) for sample, tokens in zip(samples, drawn, strict=True) if len(tokens)]
         self._population = population

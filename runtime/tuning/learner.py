@@ -161,7 +161,7 @@ class RewardLearner:
         samples, room = [*task.train, *task.held_out, *self._plan.anchored], task.max_tokens
         if self._plan.anchored:
             room = max(room, ANCHOR_TOKENS)
-        with self._llm._population(samples, room, sequences=sequences, n_threads=n_threads) as population:
+        with self._llm.batch(samples, room, sequences=sequences, n_threads=n_threads) as population:
             sitting = Sitting(self._plan, self._search, self.state, population, budget, last_check=last_check)
             self.state.seconds += time.monotonic() - began
             return sitting.run(resumed)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...errors import TrainError
 from ...tasks import Sample
 from ...vector import MicroVector
-from ..evaluation import Population
+from ..batch import Batch
 from .anchor import Anchor
 from .effect import change, sigma_of
 from .plan import Plan
@@ -41,7 +41,7 @@ class Sitting:
         plan: Plan,
         search: Search,
         state: TuningState,
-        population: Population,
+        population: Batch,
         budget: Budget,
         *,
         last_check: bool,

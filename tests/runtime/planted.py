@@ -35,7 +35,7 @@ class Planted:
         return vector
 
     @contextmanager
-    def _population(self, samples: Sequence[Sample], max_tokens: int, **options: Any) -> Iterator[Planted]:
+    def batch(self, samples: Sequence[Sample], max_tokens: int, **options: Any) -> Iterator[Planted]:
         yield self
 
     def answer_each(

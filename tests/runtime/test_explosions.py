@@ -11,13 +11,13 @@ import onnx_bundles
 import pytest
 from tuning_task import PROMPTS, favoured
 
-from tinylora_edge import MicroVector, TinyLoraError, TrainError, runtime
+from tinylora_edge import MicroVector, TrainError, runtime
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings, measure_drift
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.distillation.contrast import Contrast
 from tinylora_edge.runtime.distillation.lesson import Lesson
 from tinylora_edge.runtime.distillation.replacement import measure
 from tinylora_edge.runtime.evaluation import evaluate
-from tinylora_edge.runtime.llama.batch import Batch
 from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.behaviours import Behaviour
@@ -78,7 +78,7 @@ def test_a_batch_says_what_explodes_and_forgets_it(llm: TinyLoraLlama, temperatu
 
 def test_of_many_vectors_only_those_explode_that_do(either: PersonalizedModel) -> None:
     vectors = [MicroVector.random(either.basis, 0.3, seed=1), huge(either), None]
-    with either._population(SAMPLES, 4, sequences=8, n_threads=1) as population:
+    with either.batch(SAMPLES, 4, sequences=8, n_threads=1) as population:
         options: dict[str, Any] = {"max_tokens": 4, "temperature": 1.0, "seed": 3}
         alone = [population.answer_each([v], SAMPLES, **options)[0] for v in (vectors[0], None)]
         first, exploded, base = population.answer_each(vectors, SAMPLES, **options)
@@ -92,15 +92,8 @@ def test_of_many_vectors_only_those_explode_that_do(either: PersonalizedModel) -
         assert np.isfinite(again).all()
 
 
-def test_an_exploding_row_of_onnx_is_still_refused_by_its_number() -> None:
-    with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=96, n_threads=1) as llm:
-        for options in ({}, {"temperature": 1.0}):
-            with pytest.raises(TinyLoraError, match="not finite in row 1: its vector is too large"):
-                llm.generate_batch(["one", "two"], [None, huge(llm)], max_tokens=3, **options)
-
-
 def test_an_evaluation_counts_them_and_gives_them_the_lowest_reward(either: PersonalizedModel) -> None:
-    with either._population(SAMPLES, 4, sequences=8, n_threads=1) as population:
+    with either.batch(SAMPLES, 4, sequences=8, n_threads=1) as population:
         found = evaluate(population, TASK, huge(either))
         assert (found.exploded, found.scores.tolist()) == (2, [0.0, 0.0]), "no reward was known to be lower"
         assert "2 exploded" in repr(found)
@@ -152,7 +145,7 @@ def test_there_is_no_drift_of_what_explodes(either: PersonalizedModel) -> None:
 
 def test_there_is_no_replacement_by_what_explodes(either: PersonalizedModel) -> None:
     arrays = [np.array(tokens, np.int32) for tokens in TOKENS]
-    with either._population([Sample("x" * 20, raw=True)], 40, sequences=8, n_threads=1) as batch:
+    with either.batch([Sample("x" * 20, raw=True)], 40, sequences=8, n_threads=1) as batch:
         contrast = Contrast(batch, Lesson("prompt", arrays, arrays[::-1], [array[:2] for array in arrays]))
         before = contrast.divergences(None)
         with pytest.raises(TrainError, match="too large for the model"):

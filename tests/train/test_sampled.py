@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinylora_edge import MicroVector
-from tinylora_edge.runtime.llama.batch import Generation
+from tinylora_edge.runtime.batch import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train.batches import Sampled
 from tinylora_edge.train.grpo import Loss

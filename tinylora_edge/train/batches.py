@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainError
-from ..runtime.llama.batch import Batch, Generation
+from ..runtime.batch import Batch, Generation
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from .grpo import Loss, advantages, normaliser

@@ -17,10 +17,10 @@ from .. import runtime
 from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle
+from ..runtime.batch import Batch
 from ..runtime.distillation.contrast import Contrast
 from ..runtime.distillation.lesson import Lesson
 from ..runtime.distillation.replacement import SHOWN_TOKENS, Replacement, divergence_before, measure
-from ..runtime.llama.batch import Batch
 from ..system import cores
 from ..tasks.behaviours import Behaviour
 from ..vector import MicroVector

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from .. import runtime
 from ..errors import TrainError
 from ..formats.bundle import Bundle
+from ..runtime.batch import Batch
 from ..runtime.drift import Drift, drift_beside
 from ..runtime.evaluation import evaluate
-from ..runtime.llama.batch import Batch, cores
 from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.prompts import decode, encode, has_template, turn_end
 from ..runtime.llama.requantize import half_copy, half_type
 from ..runtime.tuning.settings import Report
+from ..system import cores
 from ..tasks import Sample, Task
 from ..tasks.general import load_general
 from ..vector import MicroVector

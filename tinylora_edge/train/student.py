@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..basis import Basis
 from ..errors import TrainError
+from ..runtime.batch import Batch
 from ..runtime.distillation.lesson import Lesson, Tokens
-from ..runtime.llama.batch import Batch
 from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.prompts import encode
 from ..tasks.behaviours import Behaviour

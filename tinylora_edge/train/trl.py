@@ -29,10 +29,9 @@ from ..formats.bundle import Bundle
 from ..formats.gguf import read_once
 from ..runtime.drift import drift_beside
 from ..runtime.evaluation import evaluate
-from ..runtime.llama.batch import batch_for, cores
 from ..runtime.llama.prompts import encode
 from ..runtime.tuning.settings import Report
-from ..system import atomic_write
+from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from .model import default_dtype, load_model
@@ -455,7 +454,7 @@ def _evaluated(
     threads = options.workers or cores()
     with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
         room: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
-        with batch_for(llm, task.held_out, task.max_tokens, **room) as batch:
+        with llm.batch(task.held_out, task.max_tokens, **room) as batch:
             base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
         drift = drift_beside(
             llm,

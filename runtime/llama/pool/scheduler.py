@@ -13,13 +13,13 @@ from ....errors import RequestError, TinyLoraError, VectorError
 from ....system import cores
 from ....tasks import Prompt
 from ....vector import MicroVector
+from ...batch import Batch
 from ...lock import Process
 from ...pool.answering import Answering, check_length, check_prompt
 from ...pool.grammar import Grammars
 from ...pool.places import Places
 from ...pool.request import Finish, Request
 from ...pool.scheduler import Load, Report
-from ..batch import Batch
 from ..prompts import encode_with_stops
 from ..protocols import Weights
 from .context import CHUNK, Context, Slot
@@ -180,7 +180,7 @@ class LlamaScheduler:
 
     def scorer(self) -> Batch:
         """Return what scores answers, in a context of its own; see `Scheduler`."""
-        return Batch(self._llm, n_ctx_seq=self.n_ctx, sequences=2)
+        return Batch(self._llm, n_ctx_seq=self.n_ctx, sequences=2)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything but the model."""

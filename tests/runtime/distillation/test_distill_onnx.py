@@ -63,7 +63,7 @@ def fitted(llm: PersonalizedModel) -> tuple[list[float], list[float], np.ndarray
     """What the engine says of a student and of given tokens, what is fitted, and how near it was and is."""
     given = lesson()
     student = MicroVector.random(llm.basis, 0.5, seed=3)
-    with llm._population([Sample("x" * 30, raw=True)], 40, sequences=4, n_threads=1) as batch:
+    with llm.batch([Sample("x" * 30, raw=True)], 40, sequences=4, n_threads=1) as batch:
         contrast = Contrast(batch, given)
         fit = Fit(llm.basis, contrast, lambda figures: None)
         for _ in range(2):

@@ -12,7 +12,7 @@ import pytest
 BEGIN = """
 import os, sys, threading
 from tinylora_edge import MicroVector, TinyLoraError, runtime
-from tinylora_edge.runtime.llama.batch import Batch
+from tinylora_edge.runtime.batch import Batch
 
 llm = runtime.load({bundle!r}, n_ctx=64, n_threads=1)
 vector = MicroVector.zeros(llm.basis)

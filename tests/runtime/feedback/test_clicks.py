@@ -10,9 +10,9 @@ import pytest
 
 from tinylora_edge import MicroVector, TrainError
 from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.feedback.clicks import Clicks
 from tinylora_edge.runtime.feedback.given import Given
-from tinylora_edge.runtime.llama.batch import Batch
 
 PROMPT = "one two three"
 

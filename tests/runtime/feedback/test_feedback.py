@@ -17,7 +17,7 @@ import support
 from tinylora_edge import BasisMismatchError, Bundle, MicroVector, TrainError, VectorError
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.runtime import Answer, FeedbackLearner, TinyLoraLlama
-from tinylora_edge.runtime.llama.batch import Batch
+from tinylora_edge.runtime.batch import Batch
 
 PROMPTS = ("one two three", "quite another text", "a third prompt")
 OPTIONS = {"max_tokens": 8, "n_ctx_seq": 64, "temperature": 1.0, "n_threads": 1}

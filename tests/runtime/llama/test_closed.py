@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tinylora_edge import TinyLoraError
-from tinylora_edge.runtime.llama.batch import Batch
+from tinylora_edge.runtime.batch import Batch
 
 CALLS = {
     "completion": lambda llm: llm("one two", max_tokens=2),

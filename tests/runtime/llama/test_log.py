@@ -13,7 +13,7 @@ from tinylora_edge.exporters import export_gguf
 SCRIPT = """
 import sys
 from tinylora_edge import runtime
-from tinylora_edge.runtime.llama.batch import Batch
+from tinylora_edge.runtime.batch import Batch
 
 with runtime.load({bundle!r}, n_ctx=64, n_threads=1, verbose={verbose}) as llm:
     with Batch(llm, n_ctx_seq=40, sequences=4, n_threads=1) as batch:

@@ -13,8 +13,8 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from tinylora_edge import TrainError, VectorError
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, tune
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.feedback.learner import FeedbackLearner
-from tinylora_edge.runtime.llama.batch import Batch
 from tinylora_edge.runtime.llama.prompts import encode, has_template, turn_end
 from tinylora_edge.tasks import Completion, Sample
 

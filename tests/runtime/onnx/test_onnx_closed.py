@@ -10,7 +10,6 @@ import pytest
 
 from tinylora_edge import MicroVector, TinyLoraError, load_basis, runtime
 from tinylora_edge.runtime import OnnxSession
-from tinylora_edge.runtime.onnx.batch import OnnxBatch
 from tinylora_edge.runtime.onnx.bundle import OnnxBundle
 from tinylora_edge.tasks import Sample
 
@@ -52,21 +51,17 @@ def test_a_model_is_closed_under_an_unfinished_stream(bundle: Path, vector: Micr
 
 def test_every_call_of_a_closed_model_says_so(bundle: Path, vector: MicroVector) -> None:
     llm = runtime.load(bundle, **OPTIONS)
-    batch = OnnxBatch(llm)
     llm.close()
     for use in (
         llm.clear,
         lambda: llm.swap(vector),
         lambda: llm.using(vector).__enter__(),
-        lambda: llm.generate_batch([], None),
-        lambda: llm.generate_batch(["x"], vector),
         lambda: list(llm.generate([72])),
         lambda: llm.create_completion("x", stream=True),
         lambda: llm.create_chat_completion([{"role": "user", "content": "x"}]),
         lambda: llm.detokenize([72]),
         lambda: llm.apply_chat_template([]),
-        lambda: batch.answer([Sample("x")], max_tokens=1),
-        lambda: llm._population([Sample("x")], 1, sequences=1, n_threads=None),
+        lambda: llm.batch([Sample("x")], 1),
     ):
         with pytest.raises(TinyLoraError, match="the model is closed"):
             use()

@@ -352,7 +352,6 @@ def test_no_adapter_file_stays_behind(bundle: Path, tmp_path: Path, monkeypatch:
     for vector in onnx_bundles.vectors(bundle, 3):
         llm.swap(vector)
         llm("x", max_tokens=1)
-    llm.generate_batch(["x", "y"], onnx_bundles.vectors(bundle, 2), max_tokens=1)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ import smollm2
 from tinylora_edge import MicroVector, load_basis, runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime import OnnxSession, Pool, TinyLoraLlama, TinyLoraOnnx
+from tinylora_edge.runtime.batch import Batch
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1}
 TOKENS = 64
@@ -117,9 +118,11 @@ def test_greedy_text_is_the_same(llama: TinyLoraLlama, onnx: TinyLoraOnnx, vecto
     different = []
     messages = [[{"role": "user", "content": question}] for question in QUESTIONS]
     prompts = [onnx.tokenize(onnx.apply_chat_template(each)) for each in messages]
-    rows = onnx.generate_batch(prompts, frame, max_tokens=TOKENS)
+    with Batch(onnx, n_ctx_seq=max(map(len, prompts)) + TOKENS, sequences=8) as batch:
+        batch.swap(vector)
+        rows = batch.generate(prompts, max_tokens=TOKENS)
     for question, tokens, row in zip(QUESTIONS, prompts, rows, strict=True):
-        theirs, ours = row.tokens.tolist(), greedy(llama, tokens)
+        theirs, ours = row.tokens.tolist()[: len(row.tokens) - row.ended], greedy(llama, tokens)
         if theirs != ours:
             at = next(i for i, (a, b) in enumerate(zip([*theirs, -1], [*ours, -1], strict=False)) if a != b)
             logits = models.llama_logits(llama, [*tokens, *ours[:at]])[-1]
@@ -141,11 +144,13 @@ def greedy(llm: TinyLoraLlama, tokens: list[int]) -> list[int]:
 def test_a_batch_of_users_equals_their_single_runs(onnx: TinyLoraOnnx) -> None:
     vectors = [MicroVector.random(onnx.basis, 0.3, seed=seed) for seed in range(4)]
     messages = [[{"role": "user", "content": question}] for question in QUESTIONS[:4]]
-    rows = onnx.generate_batch(messages, vectors, max_tokens=24)
+    prompts = [onnx.tokenize(each) for each in messages]
+    with Batch(onnx, n_ctx_seq=max(map(len, prompts)) + 24) as batch:
+        rows = batch.generate(prompts, vectors=vectors, max_tokens=24)
     for row, vector, each in zip(rows, vectors, messages, strict=True):
         onnx.swap(vector)
         alone = list(onnx.generate(onnx.tokenize(onnx.apply_chat_template(each)), max_tokens=24))
-        assert row.tokens.tolist() == alone
+        assert row.tokens.tolist()[: len(row.tokens) - row.ended] == alone
 
 
 def test_a_pools_answers_are_those_of_single_runs(onnx: TinyLoraOnnx) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
-from tinylora_edge.runtime.onnx.sampling import Sampler, Sampling, Text
+from tinylora_edge.runtime.onnx.completion import Text
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\nthere"}]
 
@@ -158,22 +158,6 @@ def test_session_options_reach_onnx_runtime(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir())
 
 
-# Sampling
-
-
-def test_greedy_takes_the_likeliest() -> None:
-    logits = np.array([0.1, 3, -1, 2.9], np.float32)
-    assert Sampler(Sampling(temperature=0))(logits, []) == 1
-
-
-def test_logits_that_are_not_finite() -> None:
-    for bad in (np.nan, np.inf):
-        for temperature in (0.0, 1.0):
-            with pytest.raises(TinyLoraError, match="not finite"):
-                Sampler(Sampling(temperature))(np.array([0.1, bad, 1.0], np.float32), [])
-    assert Sampler(Sampling(1.0))(np.array([-np.inf, 1.0], np.float32), []) == 1
-
-
 def test_a_vector_that_is_too_large_for_the_model() -> None:
     llm = runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=32)
     llm.swap(MicroVector(np.full((llm.basis.groups, llm.basis.u), 3e38, np.float32)))
@@ -181,48 +165,6 @@ def test_a_vector_that_is_too_large_for_the_model() -> None:
         llm("Hello", max_tokens=3)
     llm.clear()
     llm("Hello", max_tokens=3)
-
-
-def shares(options: Sampling, logits: list[float], before: list[int] | None = None) -> np.ndarray:
-    sampler = Sampler(options)
-    array = np.array(logits, np.float32)
-    drawn = [sampler(array, before or []) for _ in range(4000)]
-    return np.bincount(drawn, minlength=len(logits)) / len(drawn)
-
-
-def test_draws_follow_the_distribution() -> None:
-    logits = [2.0, 1.0, 0.0, -1.0]
-    for temperature in (0.5, 1.0, 2.0):
-        weights = np.exp(np.array(logits) / temperature)
-        found = shares(Sampling(temperature, 0, 1.0, 0.0, seed=1), logits)
-        assert np.abs(found - weights / weights.sum()).max() < 0.03
-
-
-@pytest.mark.parametrize(
-    ("options", "allowed"),
-    [
-        ({"top_k": 2}, {0, 1}),
-        ({"top_k": 1}, {0}),
-        ({"top_p": 0.6}, {0}),
-        ({"top_p": 0.7}, {0, 1}),
-        ({"min_p": 0.3}, {0, 1}),
-        ({"min_p": 0.9}, {0}),
-        ({}, {0, 1, 2, 3}),
-    ],
-)
-def test_filters_keep_what_they_say(options: dict[str, Any], allowed: set[int]) -> None:
-    logits = [2.0, 1.0, 0.0, -1.0]  # probabilities 0.64, 0.24, 0.09, 0.03
-    chosen = Sampling(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 2, **options})
-    assert set(np.flatnonzero(shares(chosen, logits))) == allowed
-
-
-def test_a_repeat_is_penalized() -> None:
-    options = Sampling(temperature=0, repeat_penalty=2.0)
-    assert Sampler(options)(np.array([3.0, 2.0, -1.0], np.float32), [0]) == 1
-    assert Sampler(options)(np.array([-1.0, -1.5], np.float32), [0]) == 1
-    logits = np.array([3.0, 2.0], np.float32)
-    Sampler(options)(logits, [0])
-    assert logits[0] == 3, "the caller's logits stay"
 
 
 def test_text_is_held_back_while_it_may_be_a_stop_string() -> None:

@@ -49,7 +49,7 @@ def test_its_prompts_are_none_that_drift_is_measured_on() -> None:
 def test_the_base_is_at_no_distance_and_a_long_vector_far(llm: TinyLoraLlama) -> None:
     samples = [Sample(prompt) for prompt in PROMPTS[:4]]
     vectors = [MicroVector.random(llm.basis, norm, seed=1) for norm in (0.2, 2.0)]
-    with llm._population(samples, 12, sequences=8, n_threads=1) as population:
+    with llm.batch(samples, 12, sequences=8, n_threads=1) as population:
         anchor = Anchor(population, samples, (1, 5))
         zero, short, long = anchor.distances([MicroVector.zeros(llm.basis), *vectors])
     assert zero == 0 < short < long

@@ -56,7 +56,7 @@ class TestEffect:
         whitened = llm.basis.whitening.values(rng.standard_normal((40, llm.basis.size)))
         shape = llm.basis.groups, llm.basis.u
         vectors = [MicroVector((sigma * v).astype(np.float32).reshape(shape)) for v in whitened]
-        with llm._population(samples, 5, sequences=8, n_threads=1) as batch:
+        with llm.batch(samples, 5, sequences=8, n_threads=1) as batch:
             answers = batch.draw(None, samples, max_tokens=5, seed=8)
             (here,) = batch.score_each([None], samples, answers)
             return change(here, batch.score_each(vectors, samples, answers))

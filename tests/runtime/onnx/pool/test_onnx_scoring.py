@@ -13,9 +13,9 @@ import pytest
 
 from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.feedback.clicks import Clicks
 from tinylora_edge.runtime.feedback.given import Given
-from tinylora_edge.runtime.onnx.batch import OnnxBatch
 from tinylora_edge.runtime.onnx.pool.engine import CHUNK
 
 PROMPTS = [b"a", b"one two three", b"x" * (CHUNK + 1), b"y" * (2 * CHUNK + 3)]
@@ -43,7 +43,10 @@ def test_scores_are_those_of_the_model_that_serves_nobody_else(pool: Pool, bundl
     scorer, answers = pool.scorer(), [list(a) for a in ANSWERS]
     scored = [scorer.score_under(users, list(p), answers) for p in PROMPTS]  # [prompts][users][answers]
     found = [scored[p][u][a] for p in range(len(PROMPTS)) for a in range(len(ANSWERS)) for u in range(3)]
-    with runtime.load(bundle, engine="onnx", n_ctx=450, n_threads=1) as llm, OnnxBatch(llm) as batch:
+    with (
+        runtime.load(bundle, engine="onnx", n_ctx=450, n_threads=1) as llm,
+        Batch(llm, n_ctx_seq=450) as batch,
+    ):
         for (prompt, answer, vector), row in zip(asked, found, strict=True):
             batch.swap(vector)
             ((expected,),) = batch.score([prompt], [[answer]])

@@ -1,0 +1,742 @@
+"""Batches: many sequences at once, generated or scored, each under one of many vectors, on every engine.
+
+Rollouts of training, evaluation, tuning and benchmarks go through here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from queue import SimpleQueue
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import TinyLoraError, VectorError
+from ..system import cores
+from ..tasks import Completion, Sample
+from ..vector import MicroVector
+from .engine import Engine, Part, Vocabulary, Weights
+from .lock import Process
+from .sampling import draw, likeliest, logprobs
+
+T = TypeVar("T")
+S = TypeVar("S", "_Sequence", "_Given")
+
+_FEWEST = 8
+"""Sequences of a context: with fewer, reading the weights costs more than waiting for other threads."""
+
+_SCORED = 64
+"""Tokens scored at once: more would take memory (their logits 200 kB each) and no less time."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sequence that was generated.
+
+    Attributes:
+        prompt: index of its prompt in the call.
+        tokens: int32 [n], with the end-of-generation token where there was one.
+        logprobs: float32 [n], natural logarithm, of each token under the distribution it was drawn
+            from: softmax(logits / temperature), or softmax(logits) for greedy decoding.
+        ended: it ended by itself, within the limit.
+        exploded: it ended where the model's logits were no longer finite, because the vector is too large for
+            the model. It may have no tokens then.
+    """
+
+    prompt: int
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    ended: bool
+    exploded: bool = False
+
+
+class Batch:
+    """Rows over a model's weights, in which sequences are generated or scored, each with its vector.
+
+    ONNX Runtime computes all of them in one evaluation. A llama.cpp context has one vector at a time, and its
+    threads wait for each other at every operation: one context a core is 1.5 times as fast on two cores
+    (SmolLM2-135M, 32 sequences). Sequences are spread over as many contexts as leave 8 to each, a vector each
+    where there are many.
+
+    Any thread may call it; calls take turns.
+
+    Args:
+        llm: a loaded model, whose `close` closes the batch. Its own context and vector are left alone.
+        n_ctx_seq: tokens of the longest sequence, prompt and completion.
+        shared: tokens that all prompts begin with, at most: in llama.cpp they take room once.
+        sequences: how many run at the same time.
+        n_threads: cores to use; by default all that this process may use.
+        lanes: contexts at most, where it is not the sequences that say so.
+
+    Attributes:
+        lanes: contexts that compute side by side; each evaluates for itself what its prompts share.
+
+    Raises:
+        TinyLoraError: the engine cannot make the contexts, or the model is closed.
+    """
+
+    def __init__(
+        self,
+        llm: Weights,
+        *,
+        n_ctx_seq: int,
+        shared: int = 0,
+        sequences: int = 32,
+        n_threads: int | None = None,
+        lanes: int | None = None,
+    ) -> None:
+        self.llm = llm
+        self.vector: MicroVector | None = None
+        self._n_ctx, self._threads = n_ctx_seq, n_threads or cores()
+        self.lanes = 1 if llm.one_engine else max(1, min(self._threads, lanes or sequences // _FEWEST))
+        self._process = Process()
+        self._turn = threading.RLock()
+        self._depth = 0  # calls of the thread that has the turn, within each other
+        self._closed = self._stop = False
+        self._contexts: list[BatchContext] = []
+        each = -(-sequences // self.lanes)
+        # What all prompts share lies in the cells once more, and so does the next prompt.
+        cells = None if llm.mixed else (each + 2) * (n_ctx_seq - shared) + shared
+        with llm._staying():
+            try:
+                for _ in range(self.lanes):
+                    engine = llm.engine(
+                        rows=each + 1, n_ctx=n_ctx_seq, n_threads=self._threads // self.lanes, cells=cells
+                    )
+                    context = BatchContext(engine, llm.vocabulary, cells, lambda: self._stop)
+                    self._contexts.append(context)
+            except BaseException:
+                self._free()
+                raise
+            # Never in the caller's thread: torch computing there in bfloat16 would release the AMX tiles that
+            # llama.cpp configures once for each thread that it computes in.
+            self._pool = ThreadPoolExecutor(self.lanes, "tinylora-batch")
+            self._idle: SimpleQueue[BatchContext] = SimpleQueue()
+            for context in self._contexts:
+                self._idle.put(context)
+            llm._dependents.add(self)
+
+    @property
+    def evaluated(self) -> int:
+        """Tokens that were evaluated since the batch was made, prompts and answers."""
+        return sum(context.engine.evaluated for context in self._contexts)
+
+    def swap(self, vector: MicroVector | None) -> None:
+        """Use another vector where a call names none; None for the base alone.
+
+        Bytes are checked where they come in: `Policy.check`.
+
+        Raises:
+            VectorError: the vector does not fit the basis; the one before stays.
+            TinyLoraError: the batch is closed.
+        """
+        with self._computing():
+            self._r_of([vector])
+            self.vector = vector
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        vectors: Sequence[MicroVector | None] | None = None,
+        samples: int = 1,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        ended: Callable[[], None] = lambda: None,
+    ) -> list[Generation]:
+        """Continue every prompt `samples` times.
+
+        Args:
+            prompts: token ids.
+            vectors: of each prompt its own, None for the base; without, the batch's own for all.
+            samples: sequences a prompt.
+            max_tokens: of each sequence.
+            temperature: of sampling from the full distribution; 0 takes the most likely token.
+            seed: of the random numbers. Every sequence has its own, whatever runs beside it: the result
+                is deterministic on one machine and build, and two vectors draw with the same numbers.
+            ended: called whenever a sequence has ended, in a thread of the batch.
+
+        Returns:
+            len(prompts) * samples generations, those of one prompt together, in order. Where a vector is so
+            large that logits are not finite, a generation ends and says so (`exploded`).
+
+        Raises:
+            VectorError: a prompt is empty, or leaves no room for the tokens asked for; a vector does not fit
+                the basis, or there are not as many as prompts.
+            TinyLoraError: the batch is closed, or is closed while it generates.
+        """
+        if vectors is not None and len(vectors) != len(prompts):
+            raise VectorError(
+                f"{len(prompts)} prompts need as many vectors, not {len(vectors)}: one for each"
+            )
+        own = [self.vector] * len(prompts) if vectors is None else vectors
+        groups = {vector: group for group, vector in enumerate(dict.fromkeys(own))}
+        asked = [(groups[vector], index) for index, vector in enumerate(own)]
+        return self._generate([*groups], asked, prompts, samples, max_tokens, temperature, seed, ended)
+
+    def answer(
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        answered: Callable[[int], None] = lambda count: None,
+    ) -> list[Completion]:
+        """Answer the prompt of every sample once, as texts.
+
+        Args:
+            samples: whose prompts are answered.
+            max_tokens, temperature, seed: as for `generate`.
+            answered: called with how many more prompts are answered, in a thread of the batch.
+
+        Raises:
+            VectorError: as for `generate`, or the model's chat template does not render the messages.
+        """
+        found = self.generate(
+            self._prompts(samples),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            ended=lambda: answered(1),
+        )
+        return [self._completion(generation) for generation in found]
+
+    def answer_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[list[Completion]]:
+        """Answer the prompts of all samples under every vector, all drawn with the same random numbers.
+
+        Args:
+            vectors: None for the base alone. The batch's own neither counts nor changes.
+            samples, max_tokens, temperature, seed: as for `answer`.
+
+        Returns:
+            Of each vector, its answers in the order of the samples.
+        """
+        prompts, count = self._prompts(samples), len(samples)
+        asked = [(group, index) for group in range(len(vectors)) for index in range(count)]
+        found = self._generate(vectors, asked, prompts, 1, max_tokens, temperature, seed, lambda: None)
+        answers = [self._completion(generation) for generation in found]
+        return [answers[v * count : (v + 1) * count] for v in range(len(vectors))]
+
+    def draw(
+        self,
+        vector: MicroVector | None,
+        samples: Sequence[Sample],
+        *,
+        max_tokens: int,
+        seed: int | Sequence[int] = 0,
+    ) -> list[NDArray[np.int32]]:
+        """Draw the tokens of an answer to every prompt under a vector, at temperature 1; see `answer`."""
+        prompts = self._prompts(samples)
+        vectors = [vector] * len(prompts)
+        found = self.generate(prompts, vectors=vectors, max_tokens=max_tokens, temperature=1.0, seed=seed)
+        return [generation.tokens for generation in found]
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        temperature: float = 1.0,
+        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
+
+        Args:
+            prompts: token ids. What all begin with is evaluated once.
+            completions: for each prompt the token ids of its completions, with the end-of-generation token
+                where it is part of one.
+            temperature: above 0; of the distribution softmax(logits / temperature).
+            among: for each prompt, for each of its completions int32 [n, k]: score these tokens in the place
+                of the completion's own, k of them wherever one of its tokens stands.
+
+        Returns:
+            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token; with
+            `among` float32 [n, k]. NaN where the model's logits are not finite: the vector is too large.
+
+        Raises:
+            VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists
+                of completions as prompts are needed, and of `among` as many rows as tokens; the temperature
+                is not above 0.
+            TinyLoraError: the batch is closed.
+        """
+        wanted = completions if among is None else among
+        if _lengths(wanted) != _lengths(completions):
+            raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
+
+        def read(logits: NDArray[np.float32], prompt: int, number: int, at: int) -> list[Any]:
+            tokens = np.array(wanted[prompt][number][at : at + len(logits)], np.int32)
+            return list(logprobs(logits, tokens, temperature))
+
+        found = self._read([self.vector], prompts, completions, read)[0]
+        return [[np.array(rows, np.float32) for rows in each] for each in found]
+
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
+    ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
+        """Return which tokens are the likeliest wherever a token of a given completion stands.
+
+        Args:
+            prompts, completions: as for `score`.
+            count: tokens a place.
+
+        Returns:
+            For each prompt, for each of its completions: the tokens, int32 [n, count], likeliest first, and
+            their log-probabilities, float32 [n, count].
+        """
+
+        def read(logits: NDArray[np.float32], *_: int) -> list[Any]:
+            tokens = likeliest(logits, count)
+            return list(zip(tokens, logprobs(logits, tokens), strict=True))
+
+        found = self._read([self.vector], prompts, completions, read)[0]
+        return [[(np.array([t for t, _ in r]), np.array([p for _, p in r])) for r in each] for each in found]
+
+    def score_under(
+        self,
+        vectors: Sequence[MicroVector | None],
+        prompt: Sequence[int],
+        answers: Sequence[Sequence[int]],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return of each vector, for each answer to a prompt, the log-probabilities of its tokens.
+
+        The batch's own vector neither counts nor changes. The rest is as for `score`.
+        """
+
+        def read(logits: NDArray[np.float32], _: int, number: int, at: int) -> list[Any]:
+            tokens = np.array(answers[number][at : at + len(logits)], np.int32)
+            return list(logprobs(logits, tokens, temperature))
+
+        found = self._read(vectors, [prompt], [answers], read)
+        return [[np.array(rows, np.float32) for rows in each] for (each,) in found]
+
+    def score_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        samples: Sequence[Sample],
+        answers: Sequence[NDArray[np.int32]],
+    ) -> list[NDArray[np.float32]]:
+        """Return the log-probabilities of what `draw` drew under every vector, at temperature 1.
+
+        Returns:
+            Of each vector float32 [tokens of all answers], in the order of the samples. NaN where its logits
+            are not finite.
+        """
+
+        def read(logits: NDArray[np.float32], prompt: int, _: int, at: int) -> list[Any]:
+            return list(logprobs(logits, answers[prompt][at : at + len(logits)]))
+
+        prompts, given = self._prompts(samples), [[answer.tolist()] for answer in answers]
+        found = self._read(vectors, prompts, given, read)
+        return [np.array([value for (row,) in each for value in row], np.float32) for each in found]
+
+    def close(self) -> None:
+        """Free what it computes with; the model stays. The model's own `close` does it first.
+
+        A call that computes in another thread is stopped, and raises a `TinyLoraError`, as every later one
+        does. Closing again is fine.
+        """
+        if self._process.forked:  # nothing of the engine may be touched there
+            return
+        self._closed = self._stop = True
+        with self._turn:
+            self._free_if_over()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _generate(
+        self,
+        vectors: Sequence[MicroVector | None],
+        asked: Sequence[tuple[int, int]],
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int | Sequence[int],
+        ended: Callable[[], None],
+    ) -> list[Generation]:
+        """Continue what is asked: numbers of a vector and of a prompt."""
+        with self._computing():
+            r = self._r_of(vectors)
+            for index, prompt in enumerate(prompts):
+                self._check(index, prompt, max_tokens)
+            shape = len(prompts), samples, max_tokens
+            uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
+            sequences = [
+                _Sequence(group, r[group], prompts[index], index, uniform[index, sample])
+                for group, index in asked
+                for sample in range(samples)
+            ]
+            self._run(lambda context, share: context.generate(share, temperature, ended), sequences)
+        return [sequence.generation() for sequence in sequences]
+
+    def _read(
+        self,
+        vectors: Sequence[MicroVector | None],
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        read: Callable[[NDArray[np.float32], int, int, int], list[Any]],
+    ) -> list[list[list[list[Any]]]]:
+        """Return of each vector, for each completion of each prompt, what is read at each of its tokens.
+
+        Args:
+            read: of logits [n, vocabulary], the numbers of prompt and completion, and the number of the
+                token that the first row belongs to: what to keep of each row.
+        """
+        with self._computing():
+            if len(completions) != len(prompts):
+                raise VectorError(
+                    f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
+                )
+            for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
+                for number, completion in enumerate(found):
+                    if not len(completion):
+                        raise VectorError(f"completion {number} of prompt {index} is empty")
+                self._check(index, prompt, max(map(len, found), default=0))
+            r = self._r_of(vectors)
+            given = [
+                [
+                    [_Given(group, r[group], prompts[p], p, c, n) for n, c in enumerate(each)]
+                    for p, each in enumerate(completions)
+                ]
+                for group in range(len(vectors))
+            ]
+            flat = [one for of_vector in given for of_prompt in of_vector for one in of_prompt]
+            self._run(lambda context, share: context.score(share, read), flat)
+        return [[[one.found for one in of_prompt] for of_prompt in of_vector] for of_vector in given]
+
+    def _run(self, work: Callable[[BatchContext, list[S]], None], items: list[S]) -> None:
+        """Have contexts work on the items; whatever goes wrong, none computes afterwards."""
+        shares = self._shares(items)
+        for context in self._contexts:
+            context.engine.use(max(1, self._threads // min(len(shares) or 1, self.lanes)))
+
+        def do(share: list[S]) -> None:
+            context = self._idle.get()
+            try:
+                work(context, share)
+            finally:
+                self._idle.put(context)
+
+        futures = [self._pool.submit(do, share) for share in shares]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            self._stop = True
+            wait([future for future in futures if not future.cancel()])
+            self._stop = self._closed
+        errors = [future.exception() for future in futures if not future.cancelled()]
+        for error in errors:
+            if error is not None and not isinstance(error, _Stopped):
+                raise error
+        self._check_open()
+
+    def _shares(self, items: list[S]) -> list[list[S]]:
+        """Return what a context does at a time: a vector in llama.cpp, everything in ONNX Runtime."""
+        if self.llm.mixed:
+            return [items] if items else []
+        groups: dict[int, list[S]] = {}
+        for item in items:
+            groups.setdefault(item.group, []).append(item)
+        vectors, shares = list(groups.values()), []
+        for start in range(0, len(vectors), self.lanes):
+            wave = vectors[start : start + self.lanes]  # the last one has contexts to spare
+            for group in wave:
+                parts = min(self.lanes // len(wave), len(group))
+                edges = [len(group) * i // parts for i in range(parts + 1)]
+                shares += [group[a:b] for a, b in pairwise(edges)]
+        return shares
+
+    def _r_of(self, vectors: Sequence[MicroVector | None]) -> list[NDArray[np.float32] | None]:
+        for vector in vectors:
+            if vector is not None and not isinstance(vector, MicroVector):
+                raise VectorError(
+                    f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
+                    "policy.check(data, basis)"
+                )
+        return [self.llm.r_of(vector) for vector in vectors]
+
+    def _prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
+        with self._computing():
+            return [self.llm.encode(sample)[0] for sample in samples]
+
+    def _completion(self, generation: Generation) -> Completion:
+        tokens = generation.tokens.tolist()
+        text = self.llm.vocabulary.decode(tokens[:-1] if generation.ended else tokens)
+        return Completion(text, generation.ended, len(tokens), generation.exploded)
+
+    def _check(self, index: int, prompt: Sequence[int], more: int) -> None:
+        if not len(prompt):
+            raise VectorError(f"prompt {index} is empty")
+        if len(prompt) + more > self._n_ctx:
+            raise VectorError(
+                f"prompt {index} has {len(prompt)} tokens, which with {more} more pass the {self._n_ctx} of "
+                "a sequence of this batch: raise n_ctx_seq, or take fewer"
+            )
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Have the batch to oneself for a call.
+
+        Raises:
+            TinyLoraError: it is closed, or this process is a fork.
+        """
+        self._process.check()
+        with self._turn:
+            self._check_open()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                self._free_if_over()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TinyLoraError("the batch is closed: it was, or its model was. Make another one")
+
+    def _free_if_over(self) -> None:
+        """Free everything of a closed batch, once no call is left that computes with it."""
+        if self._closed and not self._depth:
+            self._pool.shutdown()
+            self._free()
+
+    def _free(self) -> None:
+        for context in self._contexts:
+            context.engine.close()
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error
+    """The batch was closed, or another context failed."""
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """A sequence that is generated; those of one group have one vector, and run together."""
+
+    group: int
+    r: NDArray[np.float32] | None
+    prompt: Sequence[int]
+    index: int  # of the prompt in the call
+    uniform: NDArray[np.float64]  # [max_tokens], what decides each draw
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+    exploded: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.uniform)
+
+    @property
+    def over(self) -> bool:
+        return self.ended or self.exploded or len(self.tokens) == len(self.uniform)
+
+    def generation(self) -> Generation:
+        tokens, found = np.array(self.tokens, np.int32), np.array(self.logprobs, np.float32)
+        return Generation(self.index, tokens, found, self.ended, self.exploded)
+
+
+@dataclass(eq=False)
+class _Given:
+    """A completion that is scored; see `_Sequence`."""
+
+    group: int
+    r: NDArray[np.float32] | None
+    prompt: Sequence[int]
+    index: int  # of the prompt in the call
+    completion: Sequence[int]
+    number: int  # of the completion among those of the prompt
+    found: list[Any] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+    @property
+    def tokens(self) -> list[int]:
+        """What is evaluated: the last one is read and never evaluated."""
+        return [*self.prompt, *self.completion[:-1]]
+
+
+class BatchContext:
+    """An engine in which sequences run side by side; one thread uses it.
+
+    Args:
+        engine: its last row has the prompt that sequences are started from.
+        vocabulary: of the model.
+        cells: that the rows share; None where each has its own.
+        stopped: whether to give up.
+    """
+
+    def __init__(
+        self, engine: Engine, vocabulary: Vocabulary, cells: int | None, stopped: Callable[[], bool]
+    ) -> None:
+        self.engine = engine
+        self._vocabulary, self._cells, self._stopped = vocabulary, cells, stopped
+        self._source = engine.rows - 1
+        self._prompt: Sequence[int] = ()  # that the source row has
+        self._r: NDArray[np.float32] | None = None
+        self._logits = np.empty((1, 0), np.float32)  # after it
+
+    def generate(self, waiting: list[_Sequence], temperature: float, ended: Callable[[], None]) -> None:
+        """Generate sequences to their ends; one that ends makes room for the next."""
+        self._reset()
+        running: dict[int, _Sequence] = {}
+        free, ahead = list(range(self._room(waiting)))[::-1], iter(waiting)
+
+        def add(drawn: dict[int, _Sequence], logits: NDArray[np.float32]) -> None:
+            """Draw the next token of the sequences in some rows; let those go that end."""
+            uniform = np.array([each.uniform[len(each.tokens)] for each in drawn.values()])
+            exploded = []
+            found = draw(logits, temperature, uniform)
+            for (row, sequence), token, logprob in zip(drawn.items(), *found, strict=True):
+                if token < 0:
+                    exploded.append(row)
+                    continue
+                sequence.tokens.append(int(token))
+                sequence.logprobs.append(float(logprob))
+                sequence.ended = self._vocabulary.ends(int(token))
+            for row in {gone for each in exploded for gone in self.engine.purge(each)} & running.keys():
+                running[row].exploded = not running[row].over
+            for row in [row for row, each in running.items() if each.over]:
+                del running[row]
+                self.engine.cut(row, 0)
+                free.append(row)
+                ended()
+
+        while True:
+            while free and (sequence := next(ahead, None)) is not None:
+                row = free.pop()
+                running[row] = sequence
+                add({row: sequence}, self._start(row, sequence))
+            if not running:
+                return
+            active = {row: running[row] for row in sorted(running)}
+            add(active, self._evaluate([Part(row, each.tokens[-1:]) for row, each in active.items()]))
+
+    def score(
+        self, given: list[_Given], read: Callable[[NDArray[np.float32], int, int, int], list[Any]]
+    ) -> None:
+        """Read logits wherever a token of the given completions stands."""
+        self._reset()
+        alike: dict[int, list[Sequence[int]]] = {}
+        for each in given:
+            alike.setdefault(each.group, []).append(each.prompt)
+        shared = {group: common_prefix(prompts) for group, prompts in alike.items()}
+        size = self._room(given)
+        for start in range(0, len(given), size):
+            rows = dict(enumerate(given[start : start + size]))
+            for row, each in rows.items():
+                prefix = each.prompt[: shared[each.group]]
+                if prefix and not self._holds(prefix, each.r):
+                    self._hold(prefix, each.r, wanted=0)
+                self.engine.set_r(row, each.r)
+                self.engine.copy(self._source, row, len(prefix))
+            while rows:
+                self._score(rows, read)
+
+    def _score(
+        self,
+        rows: dict[int, _Given],
+        read: Callable[[NDArray[np.float32], int, int, int], list[Any]],
+    ) -> None:
+        """Evaluate some more tokens of the completions in the rows; let those go that are read to the end."""
+        parts, left = [], _SCORED
+        for row, each in rows.items():
+            first = len(each.prompt) - 1 + len(each.found)
+            tokens = each.tokens[self.engine.length(row) : first + left]
+            wanted = min(left, len(each.completion) - len(each.found))
+            parts.append(Part(row, tokens, wanted))
+            left -= wanted
+            if not left:
+                break
+        logits, at, exploded = self._evaluate(parts), 0, []
+        for row, _, wanted in parts:
+            found, each = logits[at : at + wanted], rows[row]
+            at += wanted
+            each.found += read(found, each.index, each.number, len(each.found))
+            if not np.isfinite(found.max(axis=1)).all():
+                exploded.append(row)
+        for row in {gone for each in exploded for gone in self.engine.purge(each)} & rows.keys():
+            each = rows[row]
+            if rest := len(each.completion) - len(each.found):
+                nothing = np.full((rest, logits.shape[1]), np.nan, np.float32)
+                each.found += read(nothing, each.index, each.number, len(each.found))
+        for row in [row for row, each in rows.items() if len(each.found) == len(each.completion)]:
+            del rows[row]
+            self.engine.cut(row, 0)
+
+    def _reset(self) -> None:
+        self.engine.reset()
+        self._prompt, self._r = (), None
+
+    def _room(self, waiting: Sequence[_Sequence] | Sequence[_Given]) -> int:
+        """Return how many rows may be used at the same time, at least one."""
+        if self._cells is None or not waiting:
+            return self._source
+        shared = common_prefix([each.prompt for each in waiting])
+        longest = max(each.length for each in waiting)
+        return max(1, min(self._source, (self._cells - shared) // (longest - shared) - 1))
+
+    def _start(self, row: int, sequence: _Sequence) -> NDArray[np.float32]:
+        """Let a row begin with a prompt; return the logits after it, [1, vocabulary]."""
+        if not self._holds(sequence.prompt, sequence.r):
+            self._logits = self._hold(sequence.prompt, sequence.r, wanted=1).copy()
+        if np.isfinite(self._logits.max()):
+            self.engine.set_r(row, sequence.r)
+            self.engine.copy(self._source, row, len(sequence.prompt))
+        return self._logits
+
+    def _holds(self, tokens: Sequence[int], r: NDArray[np.float32] | None) -> bool:
+        """Whether the source row has these tokens, and no others."""
+        return r is self._r and tokens == self._prompt and self.engine.length(self._source) == len(tokens)
+
+    def _hold(
+        self, tokens: Sequence[int], r: NDArray[np.float32] | None, *, wanted: int
+    ) -> NDArray[np.float32]:
+        """Let the source row have tokens; what it begins with already stays. Return the logits wanted."""
+        kept = common_prefix([self._prompt, tokens]) if r is self._r and self._prompt else 0
+        self.engine.set_r(self._source, r)
+        self.engine.cut(self._source, kept)
+        self._prompt, self._r = tokens, r
+        return self._evaluate([Part(self._source, tokens[self.engine.length(self._source) :], wanted)])
+
+    def _evaluate(self, parts: list[Part]) -> NDArray[np.float32]:
+        if self._stopped():
+            raise _Stopped
+        return self.engine.evaluate(parts)
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of what all prompts begin with, at least one token short of the shortest; 0 for one alone."""
+    limit = min(map(len, prompts)) - 1
+    for i in range(limit):
+        if len({prompt[i] for prompt in prompts}) > 1:
+            return i
+    return limit if len(prompts) > 1 else 0
+
+
+def _lengths(rows: Sequence[Sequence[Sequence[Any] | NDArray[Any]]]) -> list[list[int]]:
+    return [[len(row) for row in each] for each in rows]

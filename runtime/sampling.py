@@ -1,0 +1,223 @@
+"""The choice of the next token, and how likely given tokens are, for batches, pools and completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import VectorError
+
+_BLOCK = 256
+"""Probabilities that are summed together first: half the memory traffic of a running sum over them all."""
+
+_LIKELY = 1024
+"""Tokens that are sorted first for top_p and min_p: almost always they are enough."""
+
+_PENALIZED = 64
+"""Tokens that a repeat penalty looks back."""
+
+
+def draw(
+    logits: NDArray[np.float32], temperature: float, uniform: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Draw one token a row from the whole distribution, by the inverse of its cumulative one.
+
+    Args:
+        logits: float32 [rows, vocabulary].
+        temperature: 0 takes the most likely token.
+        uniform: float64 [rows] in [0, 1), what decides; not looked at where the temperature is 0.
+
+    Returns:
+        Tokens int64 [rows], and their log-probabilities float32 [rows] under softmax(logits / temperature)
+        (softmax(logits) at temperature 0). Where a row's logits are not finite, -1 and NaN.
+    """
+    rows, width = logits.shape
+    highest = logits.max(axis=1, keepdims=True)
+    finite = np.isfinite(highest[:, 0])
+    if not finite.all():
+        tokens, found = np.full(rows, -1, np.int64), np.full(rows, np.nan, np.float32)
+        if finite.any():
+            tokens[finite], found[finite] = draw(logits[finite], temperature, uniform[finite])
+        return tokens, found
+    inverse = np.float32(min(1 / temperature, 1e30) if temperature else 1)
+    weights = np.subtract(logits, highest)
+    with np.errstate(over="ignore"):  # a temperature near 0
+        weights *= inverse
+    np.exp(weights, out=weights)
+    whole = width // _BLOCK * _BLOCK
+    blocks = np.empty((rows, -(-width // _BLOCK)), np.float64)
+    blocks[:, : whole // _BLOCK] = weights[:, :whole].reshape(rows, -1, _BLOCK).sum(axis=2)
+    if whole < width:
+        blocks[:, -1] = weights[:, whole:].sum(axis=1)
+    cumulative = blocks.cumsum(axis=1)
+    if temperature:
+        tokens = np.array([_find(*row) for row in zip(weights, cumulative, uniform, strict=True)], np.int64)
+    else:
+        tokens = logits.argmax(axis=1)
+    chosen = (logits[np.arange(rows), tokens] - highest[:, 0]) * inverse
+    return tokens, (chosen - np.log(cumulative[:, -1])).astype(np.float32)
+
+
+def logprobs(
+    logits: NDArray[np.float32], tokens: NDArray[np.int32], temperature: float = 1.0
+) -> NDArray[np.float32]:
+    """Return the log-probabilities of given tokens.
+
+    Args:
+        logits: float32 [rows, vocabulary].
+        tokens: int32 [rows], one a row, or [rows, k].
+        temperature: above 0.
+
+    Returns:
+        float32, as the tokens: under softmax(logits / temperature). NaN where a row's logits are not finite.
+
+    Raises:
+        VectorError: the temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
+    highest = logits.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinity - infinity
+        shifted = logits - highest
+    shifted *= np.float32(1 / temperature)
+    chosen = np.take_along_axis(shifted, tokens.reshape(len(tokens), -1), axis=1).astype(np.float64)
+    total = np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64, keepdims=True)
+    result: NDArray[np.float32] = (chosen - np.log(total)).astype(np.float32)
+    return result.reshape(tokens.shape)
+
+
+def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """Return the likeliest tokens of each row, likeliest first: int32 [rows, min(count, vocabulary)]."""
+    count = min(count, logits.shape[1])
+    if not count:
+        return np.empty((len(logits), 0), np.int32)
+    found = np.sort(np.argpartition(-logits, count - 1, axis=1)[:, :count], axis=1)
+    order = np.argsort(-np.take_along_axis(logits, found, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(found, order, axis=1).astype(np.int32)
+
+
+class Constraint(Protocol):
+    """What an answer keeps to, a grammar say."""
+
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next."""
+
+    def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits [vocabulary] with -infinity for all tokens that may not come next."""
+
+    def accept(self, token: int) -> None:
+        """Go on after a token, which is allowed and does not end the answer."""
+
+
+class Sampler:
+    """The draws of one answer. Options apply in the order of llama.cpp, and the temperature comes last.
+
+    Args:
+        temperature: 0 takes the likeliest token each time.
+        top_p: keep the likeliest whose probabilities sum to p.
+        top_k: keep the k likeliest; 0 keeps all.
+        min_p: keep those with at least this fraction of the likeliest one's probability.
+        repeat_penalty: divides positive logits of the last 64 tokens, and multiplies negative ones.
+        seed: of the draws; None draws differently each time.
+        number: of the answer among those with the same seed.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        *,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        number: int = 0,
+    ) -> None:
+        self._temperature, self._top_p, self._top_k, self._min_p = temperature, top_p, top_k, min_p
+        self._penalty = repeat_penalty
+        self._random = np.random.default_rng(None if seed is None else [seed, number])
+
+    def __call__(
+        self,
+        logits: NDArray[np.float32],
+        before: Sequence[int] = (),
+        constraint: Constraint | None = None,
+    ) -> int | None:
+        """Return the next token, or None where the constraint allows none.
+
+        Where the token that was drawn is not allowed, another one is drawn among those that are. That is the
+        same distribution as to forbid the others first, and looks at all of them only where it must.
+
+        Args:
+            logits: float32 [vocabulary]; not changed.
+            before: tokens of the sequence so far.
+            constraint: what the token keeps to.
+
+        Raises:
+            VectorError: the logits are not finite.
+        """
+        if not np.isfinite(logits.max()):
+            raise too_large()
+        if self._penalty != 1.0 and before:
+            logits = logits.copy()
+            recent = np.unique(np.asarray(before[-_PENALIZED:]))
+            seen = logits[recent]
+            logits[recent] = np.where(seen > 0, seen / self._penalty, seen * self._penalty)
+        token = self._draw(logits)
+        if constraint is None or constraint.allows(token):
+            return token
+        masked = constraint.masked(logits)
+        return self._draw(masked) if np.isfinite(masked.max()) else None
+
+    def _draw(self, logits: NDArray[np.float32]) -> int:
+        if self._temperature <= 0:
+            return int(logits.argmax())
+        uniform = np.array([self._random.random()])
+        if not self._top_k and self._top_p >= 1 and self._min_p <= 0:
+            return int(draw(logits[None], self._temperature, uniform)[0][0])
+        kept = self._kept(logits)
+        return int(kept[draw(logits[kept][None], self._temperature, uniform)[0][0]])
+
+    def _kept(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Return the tokens that are drawn from, likeliest first."""
+        weights = np.exp((logits - logits.max()).astype(np.float64))
+        for most in [self._top_k] if self._top_k else [_LIKELY, len(logits)]:
+            order = likeliest(logits[None], most)[0]
+            chosen = weights[order]
+            total = chosen.sum() if self._top_k else weights.sum()
+            count = int((chosen >= self._min_p * chosen[0]).sum())
+            if self._top_p < 1:
+                count = min(count, int(np.searchsorted(chosen.cumsum(), self._top_p * total)) + 1)
+            if count < len(order):
+                break
+        kept: NDArray[np.int32] = order[: max(1, count)]
+        return kept
+
+
+def too_large() -> VectorError:
+    """Return the error of an answer whose logits are not finite."""
+    return VectorError(
+        "the vector is too large for the model: its logits are not finite. Use a smaller one; a "
+        "policy bounds them (max_norm)"
+    )
+
+
+def _find(weights: NDArray[np.float32], cumulative: NDArray[np.float64], uniform: float) -> int:
+    """Return the token whose share of the cumulative weights holds the uniform number; never one of 0."""
+    block, below, share = _locate(cumulative, uniform)
+    start = block * _BLOCK
+    # float64, and as a share of the block: what rounding adds up to is never a token of its own
+    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    return start + _locate(inside, (uniform * cumulative[-1] - below) / share)[0]
+
+
+def _locate(cumulative: NDArray[np.float64], uniform: float) -> tuple[int, float, float]:
+    """Return an entry, what lies below it, and its own size."""
+    total = cumulative[-1]
+    entry = int(np.searchsorted(cumulative, min(max(uniform, 0.0), 1.0) * total, side="right"))
+    entry = min(entry, int(np.searchsorted(cumulative, total, side="left")))  # the last that is not empty
+    below = float(cumulative[entry - 1]) if entry else 0.0
+    return entry, below, float(cumulative[entry]) - below

@@ -1,0 +1,305 @@
+"""Many sequences at once, on both engines: each is what it would be alone, under its own vector."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import models
+import numpy as np
+import onnx_bundles
+import pytest
+from turns import PATIENCE, blocked, start
+
+from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
+from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.runtime.batch import Batch, Generation, common_prefix
+from tinylora_edge.runtime.model import PersonalizedModel
+from tinylora_edge.tasks import Sample
+
+PROMPTS = [list(text.encode()) for text in ("one two three", "one two four", "one", "quite another text")]
+COMPLETIONS = [[[65, 66, 67], [65], list(range(40, 70))], [[257]], [], [list(range(30, 130)), [7, 7]]]
+LIMIT = 7
+LONG = 1500
+CLOSED = "the batch is closed: it was, or its model was"
+
+
+@pytest.fixture
+def llama(load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path]) -> Iterator[TinyLoraLlama]:
+    # float32 KV: in float16 the order of summation shows, and it is not the same for a batch
+    kv = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    with load(tiny_bundles["dense"], **kv) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["llama", "onnx"])
+def llm(request: pytest.FixtureRequest) -> Iterator[PersonalizedModel]:
+    if request.param == "llama":
+        yield request.getfixturevalue("llama")
+        return
+    with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=256, n_threads=1) as opened:
+        yield opened
+
+
+def opened(llm: PersonalizedModel, **options: Any) -> Batch:
+    return Batch(llm, **{"n_ctx_seq": 130, "sequences": 3, "n_threads": 1} | options)
+
+
+def vectors(llm: PersonalizedModel) -> list[MicroVector | None]:
+    return [MicroVector.random(llm.basis, 0.5, seed=1), None, MicroVector.random(llm.basis, 0.5, seed=2)]
+
+
+def logits(llm: Any, tokens: list[int], vector: MicroVector | None) -> np.ndarray:
+    """Of the last token, by the model's own context or by plain ONNX Runtime."""
+    if not isinstance(llm, TinyLoraLlama):
+        return onnx_bundles.logits(onnx_bundles.tiny(), tokens, vector)
+    llm.swap(vector or MicroVector.zeros(llm.basis))
+    return models.llama_logits(llm, tokens)[-1]
+
+
+def exact(llm: Any, prompt: list[int], tokens: list[int], vector: MicroVector | None, t: float) -> np.ndarray:
+    """Log-probabilities of the whole vocabulary wherever a token stands: [tokens, vocabulary]."""
+    rows = [
+        logits(llm, [*prompt, *tokens[:i]], vector).astype(np.float64) / (t or 1) for i in range(len(tokens))
+    ]
+    return np.stack([row - row.max() - np.log(np.exp(row - row.max()).sum()) for row in rows])
+
+
+def texts(found: list[Generation]) -> list[list[int]]:
+    return [generation.tokens.tolist() for generation in found]
+
+
+def test_each_row_is_what_its_user_gets_alone(llm: Any) -> None:
+    users = [*vectors(llm), None]
+    llm.swap(own := MicroVector.random(llm.basis, 1.0, seed=9))
+    with opened(llm, sequences=16, n_threads=2) as batch:
+        found = batch.generate(PROMPTS, vectors=users, max_tokens=LIMIT)
+    assert llm.vector == own
+    for index, (prompt, vector, each) in enumerate(zip(PROMPTS, users, found, strict=True)):
+        assert each.prompt == index
+        llm.swap(vector or MicroVector.zeros(llm.basis))
+        alone: list[int] = []
+        options = {"temp": 0.0} if isinstance(llm, TinyLoraLlama) else {}
+        for token in llm.generate(prompt, **options):
+            alone.append(token)
+            if len(alone) == LIMIT or llm.vocabulary.ends(token):
+                break
+        tokens = each.tokens.tolist()
+        assert (tokens[:-1] if each.ended else tokens) == [t for t in alone if not llm.vocabulary.ends(t)]
+        wanted = exact(llm, prompt, tokens, vector, 0)[range(len(tokens)), tokens]
+        np.testing.assert_allclose(each.logprobs, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 3.0])
+def test_logprobs_are_exact_at_the_sampling_temperature(llm: Any, temperature: float) -> None:
+    with opened(llm) as batch:
+        found = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT, temperature=temperature, seed=5)
+        given = [texts([g for g in found if g.prompt == i]) for i in range(len(PROMPTS))]
+        scored = [row for rows in batch.score(PROMPTS, given, temperature=temperature) for row in rows]
+    assert [g.prompt for g in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    for each, row in zip(found, scored, strict=True):
+        tokens = each.tokens.tolist()
+        assert each.ended == llm.vocabulary.ends(tokens[-1])
+        assert each.ended or len(tokens) == LIMIT
+        wanted = exact(llm, PROMPTS[each.prompt], tokens, None, temperature)[range(len(tokens)), tokens]
+        np.testing.assert_allclose(each.logprobs, wanted, atol=1e-3)
+        np.testing.assert_allclose(row, each.logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize("samples", [1, 9])
+def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, samples: int) -> None:
+    found = []
+    for sequences, threads, seed in ((2, 1, 3), (16, 1, 3), (16, 2, 3), (24, 3, 3), (16, 2, 4)):
+        with opened(llm, sequences=sequences, n_threads=threads) as batch:
+            assert batch.lanes == (1 if llm.mixed else min(threads, max(1, sequences // 8)))
+            drawn = batch.generate(
+                PROMPTS, samples=samples, max_tokens=LIMIT, temperature=1.5, seed=(seed, 1)
+            )
+            found.append(texts(drawn))
+    assert found[0] == found[1] == found[2] == found[3] != found[4]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_given_completions_are_scored_exactly(llm: Any, temperature: float) -> None:
+    """Their own tokens, any others in their places, and the likeliest there; under any vector."""
+    users = vectors(llm)
+    among = [[np.array([[5, 9]] * len(tokens), np.int32) for tokens in each] for each in COMPLETIONS]
+    with opened(llm, sequences=16, n_threads=2) as batch:
+        batch.swap(users[0])
+        found = batch.score(PROMPTS, COMPLETIONS, temperature=temperature)
+        others = batch.score(PROMPTS, COMPLETIONS, temperature=temperature, among=among)
+        likeliest = batch.likeliest(PROMPTS, COMPLETIONS, 4)
+        under = batch.score_under(users, PROMPTS[0], COMPLETIONS[0], temperature=temperature)
+        assert batch.vector == users[0]
+    for p, each in enumerate(COMPLETIONS):
+        assert len(found[p]) == len(each)
+        for c, tokens in enumerate(each):
+            wanted = exact(llm, PROMPTS[p], tokens, users[0], temperature)
+            np.testing.assert_allclose(found[p][c], wanted[range(len(tokens)), tokens], atol=1e-3)
+            np.testing.assert_allclose(others[p][c], wanted[:, [5, 9]], atol=1e-3)
+            best, values = likeliest[p][c]
+            assert (best.shape, best.dtype) == ((len(tokens), 4), np.int32)
+            plain = exact(llm, PROMPTS[p], tokens, users[0], 1)
+            np.testing.assert_allclose(values, -np.sort(-plain)[:, :4], atol=1e-3)
+            np.testing.assert_allclose(values, np.take_along_axis(plain, best, 1), atol=1e-3)
+    tokens = COMPLETIONS[0][0]
+    for vector, rows in zip(users, under, strict=True):
+        wanted = exact(llm, PROMPTS[0], tokens, vector, temperature)[range(len(tokens)), tokens]
+        np.testing.assert_allclose(rows[0], wanted, atol=1e-3)
+
+
+def test_a_population_is_one_vector_after_another(llm: PersonalizedModel) -> None:
+    samples = [Sample(text, raw=True) for text in ("one two three", "one two four", "one")]
+    users = vectors(llm)
+    with opened(llm, sequences=16, n_threads=2) as batch:
+        batch.swap(users[0])
+        for temperature in (0.0, 1.5):
+            options: Any = {"max_tokens": LIMIT, "temperature": temperature, "seed": 4}
+            found = batch.answer_each(users, samples, **options)
+            assert len({tuple(a.text for a in answers) for answers in found}) == 3
+            for vector, answers in zip(users, found, strict=True):
+                batch.swap(vector)
+                counts: list[int] = []
+                assert batch.answer(samples, answered=counts.append, **options) == answers
+                assert sum(counts) == 3
+        drawn = batch.draw(users[0], samples, max_tokens=LIMIT, seed=1)
+        scored = batch.score_each(users, samples, drawn)
+        tokens, prompts = drawn[1].tolist(), [llm.encode(sample)[0] for sample in samples]
+        wanted = batch.score_under(users, prompts[1], [tokens])
+        for row, (alone,) in zip(scored, wanted, strict=True):
+            np.testing.assert_allclose(row[len(drawn[0]) :][: len(tokens)], alone, atol=1e-3)
+        before = batch.evaluated
+        found = batch.answer_each([None, users[0]], samples[:2], max_tokens=LIMIT)
+        # The last token of an answer is drawn, and what prompts share is evaluated once a vector.
+        answers = sum(answer.tokens - 1 for row in found for answer in row)
+        shared = common_prefix(prompts[:2])
+        assert shared >= len("one two ")
+        assert batch.evaluated - before == answers + 2 * (sum(map(len, prompts[:2])) - shared)
+
+
+def test_room_for_what_prompts_share_is_needed_once(llm: PersonalizedModel) -> None:
+    """And prompts that share nothing run with fewer at the same time: none fails for it."""
+    alike = [Sample("x" * 90 + str(i), raw=True) for i in range(20)]
+    with llm.batch(alike, LIMIT, sequences=16, n_threads=1) as batch:
+        assert len(batch.answer(alike, max_tokens=LIMIT)) == 20
+        prompts = [[i, *range(40, 120)] for i in range(1, 33)]
+        whole = texts(batch.generate(prompts, samples=2, max_tokens=LIMIT))
+    with opened(llm) as batch:
+        assert texts(batch.generate(prompts, samples=2, max_tokens=LIMIT)) == whole
+
+
+def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedModel) -> None:
+    unfit = MicroVector(np.zeros((99, 1), np.float32))
+    with opened(llm, n_ctx_seq=40) as batch:
+        batch.swap(own := vectors(llm)[0])
+        for prompts, completions, temperature, message in (
+            ([[1]], [], 1.0, "every completion needs as many rows|1 prompts need as many lists"),
+            ([[1]], [[[2], []]], 1.0, "completion 1 of prompt 0 is empty"),
+            ([[1], []], [[[2]], [[2]]], 1.0, "prompt 1 is empty"),
+            ([[1], [1] * 35], [[[2]], [[2] * 7]], 1.0, r"prompt 1 has 35 tokens.* 7 more pass the 40"),
+            ([[1]], [[[2]]], 0.0, "above 0, not at 0"),
+        ):
+            with pytest.raises(VectorError, match=message):
+                batch.score(prompts, completions, temperature=temperature)
+        for among in ([], [[]], [[np.zeros((2, 3), np.int32)]]):
+            with pytest.raises(VectorError, match="as many rows of other tokens"):
+                batch.score([[1]], [[[2]]], among=among)
+        for call, message in (
+            (lambda: batch.generate([[1], []], max_tokens=2), "prompt 1 is empty"),
+            (lambda: batch.generate([[1] * 39], max_tokens=2), "raise n_ctx_seq"),
+            (lambda: batch.generate([[1]], vectors=[], max_tokens=2), "1 prompts need as many vectors"),
+            (lambda: batch.generate([[1]], vectors=[unfit], max_tokens=2), "values"),
+            (lambda: batch.swap(unfit), "values"),
+            (lambda: batch.swap(own.to_bytes(llm.basis)), "takes a MicroVector, not bytes"),
+        ):
+            with pytest.raises(VectorError, match=message):
+                call()
+        assert batch.vector == own
+        assert batch.generate([], max_tokens=2) == batch.score([], []) == []
+        assert batch.score([[1]], [[]]) == [[]]
+    with pytest.raises(TinyLoraError, match="longest prompt has 20000 tokens"):
+        llm.batch([Sample("x" * 20_000, raw=True)], 1)
+
+
+def test_threads_take_turns(llm: PersonalizedModel) -> None:
+    samples = [Sample("one two", raw=True), Sample("abc", raw=True)]
+    with opened(llm, sequences=16, n_threads=2) as batch:
+
+        def generate(seed: int) -> Any:
+            return texts(batch.generate(PROMPTS, max_tokens=6, temperature=1.0, seed=seed))
+
+        def score(_: int) -> Any:
+            return [row.tolist() for (row,) in batch.score(PROMPTS, [[[65, 66]]] * 4)]
+
+        def answer(seed: int) -> Any:
+            return batch.answer_each(vectors(llm), samples, max_tokens=4, temperature=1.0, seed=seed)
+
+        work = [(call, seed) for seed in range(2) for call in (generate, score, answer)]
+        expected = [call(seed) for call, seed in work]
+        futures = [start(call, seed) for call, seed in work * 2]
+        assert [future.result(PATIENCE) for future in futures] == expected * 2
+
+
+@pytest.mark.parametrize("closed", ["batch", "model"])
+def test_closing_stops_what_computes(llm: PersonalizedModel, closed: str) -> None:
+    batch = opened(llm, n_ctx_seq=LONG + 20, sequences=16, n_threads=2)
+    options: Any = {"max_tokens": LONG, "temperature": 1.0, "samples": 40}
+    running, until = start(batch.generate, PROMPTS, **options), time.monotonic() + PATIENCE
+    while batch.evaluated < 20:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    waiting = start(batch.generate, PROMPTS, max_tokens=2)
+    (batch if closed == "batch" else llm).close()
+    for future in (running, waiting):
+        with pytest.raises(TinyLoraError, match=CLOSED):
+            future.result(PATIENCE)
+    for call in (
+        lambda: batch.swap(None),
+        lambda: batch.generate([], max_tokens=2),
+        lambda: batch.score(PROMPTS, [[[65]]] * 4),
+        lambda: batch.answer([Sample("x")], max_tokens=2),
+    ):
+        with pytest.raises(TinyLoraError, match=CLOSED):
+            call()
+    start(batch.close).result(PATIENCE)
+    llm.close()
+    batch.close()
+    with pytest.raises(TinyLoraError, match="the model is closed"):
+        opened(llm)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
+def test_a_signal_handler_may_close_the_batch_that_its_thread_waits_for(llm: PersonalizedModel) -> None:
+    batch = opened(llm, n_ctx_seq=LONG + 20, sequences=16, n_threads=2)
+    batch.generate(PROMPTS, max_tokens=2)
+    before = signal.signal(signal.SIGALRM, lambda *_: batch.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(TinyLoraError, match=CLOSED):
+            batch.generate(PROMPTS, samples=40, max_tokens=LONG, temperature=1.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_failure_stops_the_other_contexts_and_is_forgotten(llama: TinyLoraLlama) -> None:
+    with opened(llama, sequences=16, n_threads=2) as batch:
+        whole = texts(batch.generate(PROMPTS, samples=2, max_tokens=LIMIT))
+        engine = batch._contexts[1].engine
+        engine.evaluate, real = lambda parts: 1 / 0, engine.evaluate  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            batch.generate(PROMPTS, samples=40, max_tokens=LIMIT)
+        engine.evaluate = real  # type: ignore[method-assign]
+        assert texts(batch.generate(PROMPTS, samples=2, max_tokens=LIMIT)) == whole
+
+
+def test_a_model_is_not_freed_while_a_batch_is_made_of_it(llama: TinyLoraLlama) -> None:
+    """It would compute with weights that are gone."""
+    with llama._staying():
+        closing = start(llama.close)
+        assert blocked(closing)
+        assert llama.model
+    closing.result(PATIENCE)
