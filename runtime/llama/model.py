@@ -21,7 +21,6 @@ from .adapters import AdapterLock, Adapters
 from .engine import LlamaEngine
 from .log import signals_wait
 from .pool.scheduler import LlamaScheduler
-from .prompts import encode_messages, encode_with_stops, has_template
 from .vocabulary import LlamaVocabulary
 
 OPTIONS: tuple[str, ...] = tuple(
@@ -126,7 +125,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     @cached_property
     def vocabulary(self) -> LlamaVocabulary:
         """The model's tokens."""
-        return LlamaVocabulary(self, self._model.model)
+        return LlamaVocabulary(self)
 
     @property
     def longest(self) -> int:
@@ -140,8 +139,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
         """See `PersonalizedModel.encode`."""
-        tokens, stops = encode_with_stops(self, prompt, raw=raw)
-        return tokens.tolist(), stops
+        return self.vocabulary.encode(prompt, raw=raw)
 
     def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
         """Return R of every module, float32 [M, r, r]; None for the base."""
@@ -218,8 +216,8 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             except (TinyLoraError, UnicodeEncodeError):
                 raise
             except Exception:
-                if has_template(self):
-                    encode_messages(self, messages)  # says so where the template is what fails
+                if self.vocabulary.has_template:
+                    self.vocabulary.encode_messages(messages)  # says so where the template is what fails
                 raise
 
     # What runs the model holds the lock, from its first step to its last.

@@ -1,14 +1,16 @@
-"""The tokens of a llama.cpp model, as answers and grammars need them."""
+"""The tokens of a llama.cpp model: of prompts, as its chat format writes them, of answers, for grammars."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp
+from llama_cpp import llama_chat_format
 
-from ...errors import TinyLoraError
+from ...errors import TinyLoraError, VectorError
+from ...tasks import Prompt, Sample
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -18,13 +20,64 @@ class LlamaVocabulary:
     """See `Vocabulary`.
 
     Args:
-        llm: a `llama_cpp.Llama`.
-        model: its `llama_model`.
+        llm: a `TinyLoraLlama`.
     """
 
-    def __init__(self, llm: Any, model: Any) -> None:
+    def __init__(self, llm: Any) -> None:
         self._llm, self._size = llm, llm.n_vocab()
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
+
+    # Prompts
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model renders chat messages: by a handler, a named format, or its file's template."""
+        llm = self._llm  # "llama-2" is what llama_cpp falls back to where it found none
+        named = llm.chat_handler is not None or llm.chat_format != "llama-2"
+        return named or "tokenizer.chat_template" in llm.metadata
+
+    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
+        """See `PersonalizedModel.encode`."""
+        template = self.has_template
+        rendered = Sample.of(prompt, raw=raw).rendered_by(template=template)
+        if isinstance(rendered, str):
+            return list(self._llm.tokenize(rendered.encode(), special=True)), []
+        if not template:
+            raise VectorError(
+                "the model has no chat template, so chat messages cannot be rendered: use text prompts, or "
+                "load it with chat_format=..."
+            )
+        return self.encode_messages(rendered)
+
+    def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[str]]:
+        """Return the tokens of messages, by the model's own chat handler, and the texts that end an answer.
+
+        What is trained and measured is so what `create_chat_completion` runs.
+
+        Raises:
+            VectorError: the template does not render the messages.
+            UnicodeEncodeError: a text has half of a surrogate pair.
+        """
+        llm = self._llm
+        handler = (
+            llm.chat_handler
+            or llm._chat_handlers.get(llm.chat_format)
+            or llama_chat_format.get_chat_completion_handler(llm.chat_format)
+        )
+        try:
+            handler(llama=_Recorder(llm), messages=llm.marks.cut(messages))
+        except _Recorded as recorded:
+            return recorded.tokens, recorded.stop
+        except (TinyLoraError, UnicodeEncodeError):
+            raise
+        except Exception as error:  # a template is a program of the model's, and raises what it likes
+            raise VectorError(
+                f"the model's chat template does not render these messages: {type(error).__name__}: "
+                f"{str(error)[:200]}. Leave out what it refuses: some know no system message"
+            ) from error
+        raise VectorError(f"chat format {llm.chat_format!r} does not render prompts as text")
+
+    # Answers
 
     def ends(self, token: int) -> bool:
         """See `Vocabulary`."""
@@ -50,9 +103,25 @@ class LlamaVocabulary:
         return [token for token in range(self._size) if self.ends(token)]
 
     @cached_property
+    def turn_end(self) -> int:
+        """The token that ends an answer in a chat: what the template writes behind one.
+
+        What llama.cpp calls the end of a turn is a guess where the file does not say it: `<|endoftext|>` in
+        SmolLM2, whose answers end with `<|im_end|>`.
+
+        Raises:
+            VectorError: the model has no chat template.
+        """
+        tokens, _ = self.encode([{"role": role, "content": "x"} for role in ("user", "assistant")])
+        ends = [token for token in tokens if self.ends(token)]
+        return int(ends[-1] if ends else llama_cpp.llama_vocab_eos(self._vocab))
+
+    @cached_property
     def longest(self) -> int:
         """See `Vocabulary`."""
         return max(len(self.data(token)) for token in range(self._size))
+
+    # Grammars
 
     def for_grammars(self) -> LLTokenizer:
         """See `Vocabulary`."""
@@ -62,6 +131,28 @@ class LlamaVocabulary:
             raise TinyLoraError("the model has no token that ends an answer, so none can keep to a schema")
         tokens = [self.data(token) for token in range(self._size)]
         return LLTokenizer(TokenizerWrapper(_Tokens(self._llm, tokens, self.end_ids)), eos_token=self.end_ids)
+
+
+class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error
+    def __init__(self, tokens: list[int], stop: list[str]) -> None:
+        self.tokens, self.stop = tokens, stop
+
+
+class _Recorder:
+    """A stand-in for the model while a chat handler renders; it stops the handler where it would generate."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    def create_completion(
+        self, prompt: list[int] | str, stop: str | list[str] | None = None, **_: Any
+    ) -> None:
+        tokens = self._llm.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
+        stops = [stop] if isinstance(stop, str) else stop or []
+        raise _Recorded(list(tokens), [each for each in stops if each])
 
 
 class _Tokens:

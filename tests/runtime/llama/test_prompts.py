@@ -12,11 +12,9 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from tinylora_edge import TrainError, VectorError
 from tinylora_edge.exporters import export_gguf
-from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, tune
+from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.feedback.learner import FeedbackLearner
-from tinylora_edge.runtime.llama.prompts import encode, has_template, turn_end
-from tinylora_edge.tasks import Completion, Sample
+from tinylora_edge.tasks import Sample
 
 QUESTION = "Name a colour."
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -30,14 +28,18 @@ def smollm2(smollm2_bundle):
         yield llm
 
 
+def encode(llm: TinyLoraLlama, prompt: Any, **options: Any) -> list[int]:
+    return llm.encode(prompt, **options)[0]
+
+
 def test_text_is_a_message_of_the_user(smollm2):
-    assert has_template(smollm2)
-    chat = encode(smollm2, MESSAGES).tolist()
-    assert encode(smollm2, QUESTION).tolist() == chat
-    assert encode(smollm2, Sample(QUESTION)).tolist() == chat
+    assert smollm2.vocabulary.has_template
+    chat = encode(smollm2, MESSAGES)
+    assert encode(smollm2, QUESTION) == chat
+    assert encode(smollm2, Sample(QUESTION)) == chat
     raw = smollm2.tokenize(QUESTION.encode(), special=True)
-    assert encode(smollm2, QUESTION, raw=True).tolist() == raw != chat
-    assert encode(smollm2, Sample(QUESTION, raw=True)).tolist() == raw
+    assert encode(smollm2, QUESTION, raw=True) == raw != chat
+    assert encode(smollm2, Sample(QUESTION, raw=True)) == raw
 
 
 def test_it_is_what_the_app_evaluates(smollm2):
@@ -47,8 +49,8 @@ def test_it_is_what_the_app_evaluates(smollm2):
 
 def test_a_model_without_a_template_continues_text(tiny_bundle, load):
     with load(tiny_bundle) as llm:
-        assert not has_template(llm)
-        assert encode(llm, "one two").tolist() == llm.tokenize(b"one two", special=True)
+        assert not llm.vocabulary.has_template
+        assert encode(llm, "one two") == llm.tokenize(b"one two", special=True)
 
 
 def test_messages_cannot_be_raw(smollm2):
@@ -97,39 +99,13 @@ def test_an_answer_ends_as_the_template_says(
         template = "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}a:"
         handler = Jinja2ChatFormatter(template, eos_token="", bos_token="").to_chat_handler()
         with load(bundle, chat_handler=handler) as llm:
-            assert turn_end(llm) == expected
-    assert turn_end(smollm2) == smollm2.tokenize(b"<|im_end|>", special=True)[0]
+            assert llm.vocabulary.turn_end == expected
+    assert smollm2.vocabulary.turn_end == smollm2.tokenize(b"<|im_end|>", special=True)[0]
 
 
-def test_batch_tuning_and_feedback_ask_as_the_app_does(smollm2):
-    """One answer each, from the same tokens: before, a text bypassed the template in all of them."""
+def test_a_batch_asks_as_the_app_does(smollm2):
     samples = Sample(tuple(MESSAGES)), Sample(QUESTION), Sample(QUESTION, raw=True)
     with Batch(smollm2, n_ctx_seq=64, sequences=2, n_threads=1) as batch:
         # One by one: how llama.cpp sums up a row depends on its place among others on some processors.
         (chat,), (text,), (raw,) = (batch.answer([sample], max_tokens=8) for sample in samples)
     assert chat == text != raw
-
-    with FeedbackLearner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
-        first = tuner.ask(QUESTION)
-    with FeedbackLearner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
-        assert tuner.ask(MESSAGES).text == first.text
-    with FeedbackLearner(smollm2, max_tokens=8, n_ctx_seq=64, n_threads=1) as tuner:
-        assert tuner.ask(QUESTION, raw=True).text != first.text
-
-    seen: list[tuple[Sample, Completion]] = []
-
-    def reward(completion: Completion, sample: Sample) -> float:
-        seen.append((sample, completion))
-        return float(len(completion.text))
-
-    prompts = [QUESTION, "Name an animal."]
-    options = {"budget": "1ktokens", "max_tokens": 8, "n_threads": 1, "sequences": 2}
-    for raw_prompts in (False, True):
-        seen.clear()
-        tuning = RewardLearner(
-            smollm2, prompts, reward, raw=raw_prompts, max_tokens=8, n_threads=1, sequences=2
-        )
-        tuning.run("1ktokens")
-        assert {sample.raw for sample, _ in seen} == {raw_prompts}
-    with pytest.raises(TrainError, match="a raw prompt is text"):
-        tune(smollm2, [MESSAGES, QUESTION], reward, raw=True, **options)
