@@ -184,8 +184,8 @@ def _fetch(found: Selection) -> ResolvedModel:
         if part.repository.offline:
             console.warn(f"{part.repository.offline}: going on with {part.repository}")
         if console.stderr().is_terminal:
-            what, here = part.quant or "the original weights", "" if part.missing else ", in the cache"
-            console.note(f"{what} from {part.repository}: {console.megabytes(part.bytes)}{here}")
+            what = part.quant or "the original weights"
+            console.note(f"{what} from {part.repository}: {console.megabytes(part.bytes)}")
     return found.fetch()
 
 

@@ -63,7 +63,6 @@ class HubServer:
         url: of the hub.
         repos: by name.
         requests: everything that was asked for, in order.
-        served: file -> bytes that are served instead of its own: what the hub says of it stays.
         gone: files that are listed, but answered with 404.
         broken: a status that every request is answered with.
     """
@@ -72,7 +71,6 @@ class HubServer:
     content: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
-    served: dict[str, bytes] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     broken: int | None = None
 
@@ -204,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, error | {"X-Repo-Commit": commit})
             return
         if not file.endswith(LARGE):
-            self._bytes(file, data, {"X-Repo-Commit": commit, "ETag": f'"{git_hash(data)}"'})
+            self._send(200, {"X-Repo-Commit": commit, "ETag": f'"{git_hash(data)}"'}, data)
             return
         digest = hashlib.sha256(data).hexdigest()
         headers = {
@@ -220,12 +218,9 @@ class _Handler(BaseHTTPRequestHandler):
             for files in repo.commits.values():
                 data = files.get(file)
                 if data is not None and hashlib.sha256(data).hexdigest() == digest:
-                    self._bytes(file, data, {"ETag": f'"{digest[:32]}"', "Accept-Ranges": "bytes"})
+                    self._send(200, {"ETag": f'"{digest[:32]}"'}, data)
                     return
         self._send(404)
-
-    def _bytes(self, file: str, data: bytes, headers: dict[str, str]) -> None:
-        self._send(200, headers, self.state.served.get(file, data))
 
     def _send(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         self.send_response(status)

@@ -19,7 +19,6 @@ from invocation import Cli, contents
 from support import BAD_DOCUMENTS
 
 from tinylora_edge import Basis, MicroVector, load_basis
-from tinylora_edge.exporters.hub import catalog
 from tinylora_edge.formats.gguf import UINT32, write
 from tinylora_edge.wire import tags
 
@@ -399,15 +398,6 @@ def test_a_state_of_wrong_types(cli: Cli, small: Path, trained: Path, tmp_path: 
         cli("fetch", "http://127.0.0.1:1", small, "-o", tmp_path / "w.bin", "--state", state).refused(
             str(state), "is damaged"
         )
-
-
-@pytest.mark.parametrize(
-    "content", [b"a = " + b"[" * 9999, b"a = " + b"1" * 5000, b"a = '\xff'", b".".join([b"a"] * 99) + b" = 1"]
-)
-def test_a_catalog(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    (tmp_path / "models.toml").write_bytes(content)
-    monkeypatch.setenv(catalog.VARIABLE, str(tmp_path / "models.toml"))
-    cli("models").refused("models.toml")
 
 
 def test_a_name_that_no_file_can_have(cli: Cli, small: Path, trained: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import struct
 from random import Random
@@ -14,7 +13,6 @@ import numpy as np
 from harness import Harness, folder
 from mutations import as_json, changed, number
 
-from tinylora_edge.exporters.hub import read_catalog
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.exporters.weights.safetensors import shards
 from tinylora_edge.formats.bundle import Bundle
@@ -40,47 +38,6 @@ def _read_manifest(data: bytes) -> None:
     path = folder() / "manifest.json"
     path.write_bytes(data)
     assert isinstance(Bundle(path, path, path).manifest, dict)
-
-
-_CATALOG: dict[str, Any] = {
-    "qwen2.5-7b": {
-        "gguf": "org/name-GGUF@main",
-        "files": "Model-{quant}.gguf",
-        "quants": {"q4_k_m": 4_000_000_000, "q8_0": 8_000_000_000},
-        "default": "q4_k_m",
-        "weights": "org/name",
-        "parameters": 7_000_000_000,
-        "license": "apache-2.0",
-        "gated": False,
-    }
-}
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if value is None or isinstance(value, float):
-        return repr(value).lower()
-    return json.dumps(value)
-
-
-def _make_catalog(random: Random) -> bytes:
-    try:
-        tables = changed(_CATALOG, random)
-        lines = [f"{json.dumps(name)} = {_toml(table)}" for name, table in tables.items()]
-    except (RecursionError, AttributeError):
-        lines = ["a.b." * 200 + "c = 1"]
-    return "\n".join(lines).encode("utf-8", "surrogatepass")
-
-
-def _read_catalog(data: bytes) -> None:
-    path = folder() / "models.toml"
-    path.write_bytes(data)
-    for name, model in read_catalog(path).items():
-        assert name == model.name
-        assert "{quant}" in model.files
 
 
 # States.
@@ -201,7 +158,6 @@ def _read_task(data: bytes) -> None:
 
 HARNESSES = [
     Harness("manifest", _make_manifest, _read_manifest),
-    Harness("catalog", _make_catalog, _read_catalog),
     Harness("tuning_state", _make_tuning, _read_tuning),
     Harness("feedback_state", _make_feedback, _read_feedback, _mend_feedback),
     Harness("training_state", _make_checkpoint, _read_checkpoint),
