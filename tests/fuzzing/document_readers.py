@@ -117,12 +117,8 @@ def _read_checkpoint(data: bytes) -> None:
 
 def _make_config(random: Random) -> bytes:
     config: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4}
-    config |= {
-        "num_key_value_heads": 2,
-        "hidden_size": 64,
-        "head_dim": 16,
-        "architectures": ["LlamaForCausalLM"],
-    }
+    config |= {"num_key_value_heads": 2, "hidden_size": 64, "head_dim": 16}
+    config["architectures"] = ["LlamaForCausalLM"]
     index = {"metadata": {"total_size": 5}, "weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}
     return as_json(changed(config, random)) + b"\n" + as_json(changed(index, random))
 

@@ -1,14 +1,10 @@
-"""A harness: one reader, what is thrown at it, and what must hold whatever that is.
-
-A harness is a function of bytes. Nothing here needs atheris: `campaign` drives harnesses with it for hours,
-`test_fuzzing` with a seeded mutator for seconds, and what one finds the other repeats.
-"""
+"""A harness: one reader, and what is thrown at it. `campaign` drives them all."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -18,11 +14,7 @@ from mutations import damaged
 from tinylora_edge import TinyLoraError
 
 LARGEST = 1 << 20
-"""Bytes of an input. For what is shorter, `SECONDS` and `MEMORY` hold."""
-SECONDS = 1.0
-MEMORY = 64 << 20
-
-CORPUS = Path(__file__).with_name("corpus")
+"""Bytes of an input."""
 
 
 def _as_it_is(data: bytes) -> bytes:
@@ -44,7 +36,7 @@ class Harness:
     name: str
     make: Callable[[Random], bytes]
     read: Callable[[bytes], object]
-    mend: Callable[[bytes], bytes] = field(default=_as_it_is)
+    mend: Callable[[bytes], bytes] = _as_it_is
 
     def accepts(self, data: bytes) -> bool:
         """Read bytes, and tell whether they were accepted. Any other error than ours passes through."""
@@ -61,19 +53,17 @@ class Harness:
         changed = damaged(data, random, LARGEST)
         return self.mend(changed) if random.random() < 0.7 else changed
 
-    def corpus(self) -> list[bytes]:
-        """Return the inputs that are checked in: what a campaign kept, or once broke the reader."""
-        path = CORPUS / f"{self.name}.txt"
-        lines = path.read_text("ascii").splitlines() if path.exists() else []
-        return [bytes.fromhex(line) for line in lines if line and not line.startswith("#")]
+    def seeds(self) -> list[bytes]:
+        """Return the inputs that are checked in, a line each in hexadecimal, and some that are made."""
+        path = Path(__file__).with_name("corpus") / f"{self.name}.txt"
+        lines = path.read_text("ascii").split() if path.exists() else []
+        return [*map(bytes.fromhex, lines), *(self.make(Random(number)) for number in range(8))]
 
-    def cases(self, count: int, seed: int = 0) -> Iterator[bytes]:
-        """Yield the corpus, and then so many inputs that follow from the seed."""
-        known = self.corpus()
+    def cases(self, seed: int) -> Iterator[bytes]:
+        """Yield the seeds, and then inputs without end, which follow from a number."""
+        known, random = self.seeds(), Random(f"{self.name} {seed}")
         yield from known
-        random = Random(f"{self.name} {seed}")
-        known += [self.make(random) for _ in range(8)]
-        for _ in range(count):
+        while True:
             case = self.mutated(random.choice(known), random)
             if random.random() < 0.1:  # damage on damage
                 known[random.randrange(len(known))] = case
@@ -81,12 +71,11 @@ class Harness:
 
 
 @cache
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="tinylora-fuzzing-")
+
+
 def folder() -> Path:
     """Return a folder of this process for readers that take paths, in memory where the system has that."""
-    memory = Path("/dev/shm")
-    where = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="tinylora-fuzzing-")
-    _kept.append(where)
-    return Path(where.name)
-
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []
+    return Path(_directory().name)

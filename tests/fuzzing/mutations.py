@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 NUMBERS = [0, 1, 2, 3, 7, 8, 13, 31, 32, 64, 127, 128, 255, 256, 257, 1000, 4096, 65535, 65536]
 NUMBERS += [(1 << bits) - offset for bits in (20, 24, 31, 32, 40, 62, 63, 64) for offset in (1, 0)]
 NUMBERS += [-1, -2, -(1 << 31), -(1 << 63)]
 
-STRANGE: list[Any] = [
-    None,
-    True,
-    False,
-    -1,
-    0.5,
-    1e308,
-    -1e308,
-    float("nan"),
-    float("inf"),
-    10**39,
-    10**50,
-    "",
-    "\0",
-    "..",
-    "../../etc/passwd",
-    "/etc/passwd",
-    "a/b",
-    "\ud800",
-    "\x1b[2J",
-    "é" * 40,
-    "x" * 300,
-    "x" * 5000,
-    "NaN",
-    "F32",
-    [],
-    {},
-    [[]],
-    [0],
-    [-1],
-    [None],
-    [1 << 62, 1 << 62],
-    {"": {}},
-    {"a": {"b": [1, {"c": None}]}},
-]
+STRANGE: list[Any] = [None, True, False, -1, 0.5, 1e308, -1e308, float("nan"), float("inf"), 10**39, 10**50]
+STRANGE += ["", "\0", "..", "../../etc/passwd", "/etc/passwd", "a/b", "\ud800", "\x1b[2J", "NaN", "F32"]
+STRANGE += ["é" * 40, "x" * 300, "x" * 5000, [], {}, [[]], [0], [-1], [None], [1 << 62, 1 << 62]]
+STRANGE += [{"": {}}, {"a": {"b": [1, {"c": None}]}}]
 
 
 def number(random: Random) -> int:
@@ -57,76 +27,67 @@ def damaged(data: bytes, random: Random, most: int) -> bytes:
     out = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
         at = random.randrange(len(out) + 1)
-        kind = random.randrange(11)
-        if kind == 0 and out:
-            out[at % len(out)] ^= 1 << random.randrange(8)
-        elif kind == 1 and out:
-            out[at % len(out)] = random.choice((0, 1, 0x7F, 0x80, 0xFF, random.randrange(256)))
-        elif kind == 2:
-            del out[at:]
-        elif kind == 3:
-            del out[at : at + random.randrange(1, 9)]
-        elif kind == 4:
-            out[at:at] = random.randbytes(random.randrange(1, 9))
-        elif kind == 5:
-            width, order = random.choice((1, 2, 4, 8)), random.choice(("little", "big"))
-            value = number(random) % (1 << 8 * width)
-            out[at : at + width] = value.to_bytes(width, order)  # type: ignore[arg-type]
-        elif kind == 6:
-            piece = out[at : at + random.randrange(1, 65)]
-            out[at:at] = piece
-        elif kind == 7 and random.random() < 0.05:  # a large one, made of what is there
-            piece = out[at : at + random.randrange(1, 65)]
-            times = random.choice((100, 1000, 10_000, 100_000))
-            out[at:at] = piece * min(times, max(0, most - len(out)) // max(1, len(piece)))
-        elif kind == 8:
-            other = random.randrange(len(out) + 1)
-            out[at : at + 16] = out[other : other + 16]
-        elif kind == 9:
-            out += random.randbytes(random.randrange(1, 33))
-        elif kind == 10:
-            out[at : at + 4] = random.randbytes(len(out[at : at + 4]))
+        match random.randrange(11):
+            case 0 if out:
+                out[at % len(out)] ^= 1 << random.randrange(8)
+            case 1 if out:
+                out[at % len(out)] = random.choice((0, 1, 0x7F, 0x80, 0xFF, random.randrange(256)))
+            case 2:
+                del out[at:]
+            case 3:
+                del out[at : at + random.randrange(1, 9)]
+            case 4:
+                out[at:at] = random.randbytes(random.randrange(1, 9))
+            case 5:
+                width, order = random.choice((1, 2, 4, 8)), random.choice(_ORDERS)
+                out[at : at + width] = (number(random) % (1 << 8 * width)).to_bytes(width, order)
+            case 6:
+                out[at:at] = out[at : at + random.randrange(1, 65)]
+            case 7 if random.random() < 0.05:  # a large one, made of what is there
+                piece = out[at : at + random.randrange(1, 65)]
+                times = random.choice((100, 1000, 10_000, 100_000))
+                out[at:at] = piece * min(times, max(0, most - len(out)) // max(1, len(piece)))
+            case 8:
+                other = random.randrange(len(out) + 1)
+                out[at : at + 16] = out[other : other + 16]
+            case 9:
+                out += random.randbytes(random.randrange(1, 33))
+            case 10:
+                out[at : at + 4] = random.randbytes(len(out[at : at + 4]))
     return bytes(out[:most])
+
+
+_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 
 
 def changed(value: Any, random: Random, times: int | None = None) -> Any:
     """Return a document's value with some parts replaced, removed, added or wrapped; the value stays."""
+    out = value
     try:
         out = copy.deepcopy(value)
-    except RecursionError:  # it is deep already
-        return value
-    for _ in range(random.choice((0, 1, 1, 1, 2, 4)) if times is None else times):
-        try:
+        for _ in range(random.choice((0, 1, 1, 1, 2, 4)) if times is None else times):
             out = _changed(out, random)
-        except RecursionError:  # it is deep already
-            break
+    except RecursionError:  # it is deep already
+        pass
     return out
 
 
 def _changed(value: Any, random: Random) -> Any:
-    if isinstance(value, dict) and value and random.random() < 0.85:
-        key = random.choice(list(value))
-        kind = random.randrange(8)
+    if isinstance(value, dict | list) and value and random.random() < 0.85:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key, kind = random.choice(keys), random.randrange(8)
         if kind == 0:
             del value[key]
-        elif kind == 1:
-            value[random.choice(("", "\0", "x" * 300, "__proto__", key + "x"))] = value.pop(key)
-        elif kind == 2:
+        elif kind == 1 and isinstance(value, dict):
+            value[random.choice(("", "\0", "x" * 300, "__proto__", f"{key}x"))] = value.pop(key)
+        elif kind == 2 and isinstance(value, dict):
             value[f"{key}2"] = copy.deepcopy(value[key])
+        elif kind == 1:
+            value.insert(key, copy.deepcopy(value[key]))
+        elif kind == 2 and random.random() < 0.2 and not isinstance(value[key], dict | list):
+            value[key:key] = value[key : key + 1] * 1000
         else:
             value[key] = _changed(value[key], random)
-        return value
-    if isinstance(value, list) and value and random.random() < 0.85:
-        at = random.randrange(len(value))
-        kind = random.randrange(8)
-        if kind == 0:
-            del value[at]
-        elif kind == 1:
-            value.insert(at, copy.deepcopy(value[at]))
-        elif kind == 2 and random.random() < 0.2 and isinstance(value[at], int | float | bool | None):
-            value[at:at] = value[at : at + 1] * 1000
-        else:
-            value[at] = _changed(value[at], random)
         return value
     if type(value) is int and random.random() < 0.5:
         return number(random)
@@ -141,9 +102,7 @@ def _changed(value: Any, random: Random) -> Any:
 
 
 def as_json(value: Any) -> bytes:
-    """Return the JSON of a value, however deep; what UTF-8 cannot carry goes in as an escape, or as it is."""
-    import json
-
+    """Return the JSON of a value, however deep; what UTF-8 cannot carry goes in as an escape."""
     try:
         return json.dumps(value).encode()
     except RecursionError:

@@ -92,17 +92,7 @@ class _Bytes:
     """Tokens of a byte each, and some longer ones that JSON has many of."""
 
     bos_token_id, eos_token_id, special_token_ids = None, _END, (_END,)
-    tokens = (
-        *(bytes([byte]) for byte in range(_END)),
-        b"",
-        b'{"',
-        b'":',
-        b'",',
-        b'"}',
-        b"true",
-        b"aaaa",
-        b"00",
-    )
+    tokens = (*(bytes([byte]) for byte in range(_END)), b"", *b'{" ": ", "} true aaaa 00'.split())
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
@@ -126,11 +116,9 @@ def _drawn(random: Random, depth: int) -> dict[str, Any]:
     if kind == 1:
         return {"type": "string", "minLength": _count(random), "maxLength": _count(random)}
     if kind == 2:
-        bounds = (
-            random.choice(("minimum", "exclusiveMaximum", "multipleOf")),
-            random.choice(("maximum", "multipleOf")),
-        )
-        return {"type": random.choice(("integer", "number")), **{name: _bound(random) for name in bounds}}
+        low = random.choice(("minimum", "exclusiveMaximum", "multipleOf"))
+        high = random.choice(("maximum", "multipleOf"))
+        return {"type": random.choice(("integer", "number")), low: _bound(random), high: _bound(random)}
     if kind == 3:
         return {"enum": [random.choice((None, True, _bound(random), "x" * _count(random), [], {"a": 1}))]}
     if kind == 4:
@@ -139,11 +127,7 @@ def _drawn(random: Random, depth: int) -> dict[str, Any]:
     if kind == 5:
         names = [_pattern(random, 1) for _ in range(random.randrange(4))]
         own = {name: _drawn(random, depth - 1) for name in names}
-        return {
-            "properties": own,
-            "required": names[:1],
-            "additionalProperties": random.choice((True, False)),
-        }
+        return {"properties": own, "required": names[:1], "additionalProperties": random.random() < 0.5}
     if kind == 6:
         return {"patternProperties": {_pattern(random, 2): _drawn(random, depth - 1)}}
     if kind == 7:
@@ -151,19 +135,14 @@ def _drawn(random: Random, depth: int) -> dict[str, Any]:
             "$defs": {"a": _drawn(random, depth - 1)},
             "items": {"$ref": random.choice(("#", "#/$defs/a"))},
         }
-    return {
-        random.choice(("anyOf", "allOf", "oneOf")): [
-            _drawn(random, depth - 1) for _ in range(random.randrange(4))
-        ]
-    }
+    some = [_drawn(random, depth - 1) for _ in range(random.randrange(4))]
+    return {random.choice(("anyOf", "allOf", "oneOf")): some}
 
 
 def _pattern(random: Random, depth: int) -> str:
     """Return a regular expression."""
     if not depth:
-        return random.choice(
-            ("a", "b", ".", "[^a]", "[a-z0-9]", "\\d", "\\w", "\\s", "é", "\\.", "^", "$", "(?i:x)", "")
-        )
+        return random.choice(["", *[r"a", r"b", r".", r"[^a]", r"[a-z0-9]", r"\d", r"\w", r"\s", r"é", r"\.", r"^", r"$", r"(?i:x)"]])
     parts = [_pattern(random, depth - 1) for _ in range(random.choice((1, 2, 3)))]
     joined = random.choice(("", "", "|")).join(parts)
     times = random.choice(("", "?", "*", "+", f"{{{_count(random)}}}", f"{{0,{_count(random)}}}"))
