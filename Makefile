@@ -81,7 +81,7 @@ dist: $(VENV)/.dev ## the sdist and the wheel, into out/dist
 SECONDS = 60
 ROUNDS = 4
 
-fuzz: $(VENV)/.fuzz ## SECONDS=60 of every reader, or of HARNESS="frame basis", driven by coverage (Linux, macOS)
+fuzz: $(VENV)/.dev ## SECONDS=60 of every reader, or of HARNESS="frame basis"; by coverage where atheris is installed
 	@$(BIN)/python tests/fuzzing/campaign.py --seconds $(SECONDS) $(addprefix --harness ,$(HARNESS))
 
 faults: $(VENV)/.dev ## kill every writer at every call, and fill its disk, ROUNDS=4 times (Linux)
@@ -111,10 +111,6 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/pyvenv.cfg
 $(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(call install,dev,the development packages and PyTorch,full)
 	@touch $(VENV)/.demo $@
-
-$(VENV)/.fuzz: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(call install,fuzz,the fuzzer,full)
-	@touch $(VENV)/.demo $(VENV)/.dev $@
 
 # It is linked with the libraries of the llama-cpp-python that is installed, so an install makes it anew.
 $(BIN)/llama-server: tests/exporters/build_llama_server.sh $(VENV)/.dev

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -39,15 +40,14 @@ class Injection:
         losses: what did not hold, in words.
     """
 
-    def __init__(self, library: str, root: Path, stride: int = 1) -> None:
-        self._library, self._root, self._stride = ctypes.CDLL(library), root, stride
+    def __init__(self, library: str, root: Path) -> None:
+        self._library, self._root = ctypes.CDLL(library), root
         self.done = {"kills": 0, "full disks": 0, "short reads and writes": 0, "jumping clocks": 0}
         self.losses: list[str] = []
 
-    def run(self, writer: Writer, first: int = 0) -> None:
-        """Disturb a writer at every `stride`-th call, from one on, and in the ways that disturb all calls."""
-        calls = self._count(writer)
-        for at in range(1 + first % self._stride, calls + 1, self._stride):
+    def run(self, writer: Writer) -> None:
+        """Disturb a writer at every call, and in the ways that disturb all calls."""
+        for at in range(1, self._count(writer) + 1):
             self._disturb(writer, KILL, at, "kills")
             self._disturb(writer, FULL, at, "full disks")
         for mode, name in ((SHORT, "short reads and writes"), (CLOCK, "jumping clocks")):
@@ -69,12 +69,7 @@ class Injection:
         writer.prepare(folder)
         status = self._act(writer, mode, at, folder, progress)
         self.done[name] += 1
-        expected = {
-            KILL: (-signal.SIGKILL,),
-            FULL: (FAILED, 0),
-            SHORT: (0,),
-            CLOCK: (0,),
-        }
+        expected = {KILL: (-signal.SIGKILL,), FULL: (FAILED, 0), SHORT: (0,), CLOCK: (0,)}
         try:
             assert status in expected[mode], f"it ended with {status}"
             assert status or progress.done == writer.steps
@@ -104,15 +99,11 @@ class Injection:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def build(folder: Path) -> Path | None:
-    """Compile the faults; None where there is no compiler, or a system that has no LD_PRELOAD."""
-    import subprocess
-
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    if compiler is None or not sys.platform.startswith("linux"):
-        return None
+def build(folder: Path) -> Path:
+    """Compile the faults, which needs Linux and a C compiler."""
     library = folder / "faults.so"
     flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    compiler = os.environ.get("CC", "cc")
     subprocess.run([compiler, *flags, str(HERE / "faults.c"), "-o", str(library), "-ldl"], check=True)
     return library
 
@@ -120,28 +111,23 @@ def build(folder: Path) -> Path | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1, help="how often every call is disturbed")
-    parser.add_argument("--stride", type=int, default=1, help="disturb every so many-th call")
-    parser.add_argument("--writer", help="whose name has this in it; all of them by default")
-    parser.add_argument("--url", help="of a server with a published vector, for `fetch`")
-    parser.add_argument("--root", type=Path, help="where the files lie")
+    parser.add_argument("--writer", default="", help="whose name has this in it; all of them by default")
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
         _begin_again(options)
     library = os.environ["LD_PRELOAD"]
-    with tempfile.TemporaryDirectory(dir=options.root) as name:
-        injection = Injection(library, Path(name).resolve(), options.stride)
-        for first in range(options.rounds):
-            for writer in writers(options.url):
-                if (options.writer or "") in writer.name:
-                    injection.run(writer, first)
+    with tempfile.TemporaryDirectory() as name:
+        injection = Injection(library, Path(name).resolve())
+        for writer in writers(options.url) * options.rounds:
+            if options.writer in writer.name:
+                injection.run(writer)
     print(json.dumps({**injection.done, "losses": injection.losses}))
     sys.exit(bool(injection.losses))
 
 
 def _begin_again(options: argparse.Namespace) -> None:
     """Build the faults, publish a vector on a server, and run this file once more under the faults."""
-    import subprocess
-
     import servers
     from writers import BASIS, frame
 
@@ -149,13 +135,10 @@ def _begin_again(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
-        if library is None:
-            sys.exit("faults need Linux and a C compiler")
         publish(frame(7), BASIS, f"{folder}/site")
         with servers.static(Path(folder) / "site") as (url, _):
             command = [sys.executable, __file__, "--rounds", str(options.rounds), "--url", url]
-            command += ["--stride", str(options.stride), "--writer", options.writer or ""]
-            command += ["--root", str(options.root)] if options.root else []
+            command += ["--writer", options.writer]
             done = subprocess.run(command, env={**os.environ, "LD_PRELOAD": str(library)}, check=False)
     sys.exit(done.returncode)
 

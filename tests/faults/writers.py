@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import mmap
+import shutil
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import support
 from gguf_readers import gguf_image
+from invocation import in_process
 
 from tinylora_edge import (
     Bundle,
@@ -22,18 +25,15 @@ from tinylora_edge import (
     Policy,
     RollbackError,
     TransferError,
-    load_basis,
 )
 from tinylora_edge.exporters import bundle_writer
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.gguf import GGUFFile
-from tinylora_edge.runtime.feedback import state as feedback
-from tinylora_edge.runtime.feedback.posterior import Posterior
-from tinylora_edge.runtime.tuning import state as tuning
 from tinylora_edge.shipping import layout
 from tinylora_edge.shipping.publish import publish
 from tinylora_edge.system import atomic_write
 from tinylora_edge.train import checkpoint, output
+from tinylora_edge.wire import tags
 
 BASIS = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
 SIGNER = Ed25519Signer(bytes(range(32)))
@@ -105,7 +105,7 @@ def _check_whole(folder: Path, done: int) -> None:
     assert data == b"n" * 12_000 or (not done and data == b"o" * 4)
 
 
-# The state of a policy, and of learners.
+# The state of a policy.
 
 
 def _policy(folder: Path) -> Policy:
@@ -134,35 +134,6 @@ def _check_policy(folder: Path, done: int) -> None:
 
 
 _IDENTITY = {"digest": BASIS.digest}
-
-
-def _tuning(folder: Path, tokens: int) -> None:
-    state = tuning.TuningState({"mean": [0.0]}, [0.0] * 200, tokens=tokens)
-    tuning.save_state(folder / "tuning", state, _IDENTITY)
-
-
-def _act_tuning(folder: Path, progress: Progress) -> None:
-    _tuning(folder, 1)
-    progress.done = 1
-
-
-def _check_tuning(folder: Path, done: int) -> None:
-    assert tuning.load_state(folder / "tuning", _IDENTITY).tokens in range(done, 2)
-
-
-def _feedback(folder: Path, clicks: int) -> None:
-    feedback.write(folder / "feedback", feedback.FeedbackState(1, Posterior(13), 0, clicks), BASIS.digest)
-
-
-def _act_feedback(folder: Path, progress: Progress) -> None:
-    _feedback(folder, 1)
-    progress.done = 1
-
-
-def _check_feedback(folder: Path, done: int) -> None:
-    state = feedback.read(folder / "feedback", BASIS.digest, 13)
-    assert state is not None
-    assert state.clicks in range(done, 2)
 
 
 # A training run: its record, its checkpoints and its result.
@@ -204,19 +175,18 @@ def _check_training(folder: Path, done: int) -> None:
 # Bundles.
 
 
-def _base(folder: Path) -> Path:
-    path = folder / "tiny.gguf"
+def _base(folder: Path) -> None:
     pairs: list[Any] = [("general.architecture", 8, "llama"), ("llama.block_count", 4, 1)]
-    path.write_bytes(gguf_image(pairs, [("blk.0.attn_q.weight", [8, 6], 0, bytes(4 * 48))]))
-    return path
+    image = gguf_image(pairs, [("blk.0.attn_q.weight", [8, 6], 0, bytes(4 * 48))])
+    (folder / "tiny.gguf").write_bytes(image)
 
 
 def _act_bundle(folder: Path, progress: Progress) -> None:
     if not (folder / "bundle").exists():
+        shutil.rmtree(folder / ".bundle.partial", ignore_errors=True)  # as the export's error says
         base = folder / "tiny.gguf"
         found = side_tensors.fingerprint(GGUFFile(base), BASIS.modules)
-        fields = {**vars(BASIS), "base_fingerprints": (found,)}
-        basis = type(BASIS)(**{name: fields[name] for name in BASIS.__dataclass_fields__})
+        basis = replace(BASIS, base_fingerprints=(found,))
         bundle_writer.write_bundle(folder / "bundle", basis, {}, base=base)
     progress.done = 1
 
@@ -226,28 +196,15 @@ def _check_bundle(folder: Path, done: int) -> None:
         bundle = Bundle.find(folder / "bundle")
         bundle.check_base()
         assert bundle.manifest
-        assert {path.name for path in (folder / "bundle").iterdir()} == {
-            "base.gguf",
-            "basis.gguf",
-            "manifest.json",
-        }
-
-
-def _basis(folder: Path, seed: int) -> None:
-    side_tensors.save_basis(support.random_basis(rng=seed), folder / "basis.gguf")
-
-
-def _act_basis(folder: Path, progress: Progress) -> None:
-    _basis(folder, 1)
-    progress.done = 1
-
-
-def _check_basis(folder: Path, done: int) -> None:
-    digests = [support.random_basis(rng=seed).digest for seed in range(2)]
-    assert load_basis(folder / "basis.gguf").digest in digests[done:]
+        names = {path.name for path in (folder / "bundle").iterdir()}
+        assert names == {"base.gguf", "basis.gguf", "manifest.json"}
 
 
 # Shipping.
+
+
+def _prepare_publish(folder: Path) -> None:
+    publish(frame(5), BASIS, str(folder / "site"))
 
 
 def _act_publish(folder: Path, progress: Progress) -> None:
@@ -267,65 +224,42 @@ def _check_publish(folder: Path, done: int) -> None:
     assert sequence_of(numbered.read_bytes()) == latest
 
 
-class Fetching:
-    """The command `fetch`, from a server that another process runs."""
-
-    def __init__(self, url: str) -> None:
-        from tinylora_edge.cli.shared import keyfiles, vectors  # noqa: F401 - before anything is armed
-
-        self.url = url
-
-    def prepare(self, folder: Path) -> None:
-        from tinylora_edge.wire import tags
-
-        side_tensors.save_basis(BASIS, folder / "basis.gguf")
-        (folder / "key.pub").write_text(tags.public_pem(SIGNER.public_key))
-        (folder / "v.bin").write_bytes(frame(5))
-        _apply(folder, 5)
-
-    def act(self, folder: Path, progress: Progress) -> None:
-        from invocation import in_process
-
-        arguments = [self.url, folder / "basis.gguf", "-o", folder / "v.bin", "--key", folder / "key.pub"]
-        outcome = in_process()("fetch", *arguments, "--state", folder / "state", "--attempts", 1)
-        if outcome.code:
-            raise OSError(outcome.stderr)
-        progress.done = 1
-
-    def check(self, folder: Path, done: int) -> None:
-        found = sequence_of((folder / "v.bin").read_bytes())
-        assert found in ((7,) if done else (5, 7))
-        policy = _policy(folder)
-        policy.check(frame(7), BASIS)  # what the server has is accepted, so that doing it again completes it
-        if found == 7:
-            with suppress(RollbackError):
-                policy.check(frame(6), BASIS)
-                raise AssertionError("the file is newer than the state")
+# The command `fetch`, from a server that another process runs.
 
 
-def writers(url: str | None = None) -> list[Writer]:
-    """Every writer; `fetch` where there is a server."""
+def _prepare_fetch(folder: Path) -> None:
+    side_tensors.save_basis(BASIS, folder / "basis.gguf")
+    (folder / "key.pub").write_text(tags.public_pem(SIGNER.public_key))
+    (folder / "v.bin").write_bytes(frame(5))
+    _apply(folder, 5)
 
-    def nothing(folder: Path) -> None:
-        _base(folder)
 
-    found = [
+def _act_fetch(url: str, folder: Path, progress: Progress) -> None:
+    arguments = [url, folder / "basis.gguf", "-o", folder / "v.bin", "--key", folder / "key.pub"]
+    outcome = in_process()("fetch", *arguments, "--state", folder / "state")
+    if outcome.code:
+        raise OSError(outcome.stderr)
+    progress.done = 1
+
+
+def _check_fetch(folder: Path, done: int) -> None:
+    found = sequence_of((folder / "v.bin").read_bytes())
+    assert found in ((7,) if done else (5, 7))
+    policy = _policy(folder)
+    policy.check(frame(7), BASIS)  # what the server has is accepted, so that doing it again completes it
+    if found == 7:
+        with suppress(RollbackError):
+            policy.check(frame(6), BASIS)
+            raise AssertionError("the file is newer than the state")
+
+
+def writers(url: str) -> list[Writer]:
+    """Every writer; `url` has the site of a published vector with sequence 7."""
+    return [
         Writer("a file", lambda folder: _whole(folder, 1, b"o"), _act_whole, _check_whole),
         Writer("a policy's state", lambda folder: _apply(folder, 5), _act_policy, _check_policy, 2),
-        Writer("tuning", lambda folder: _tuning(folder, 0), _act_tuning, _check_tuning),
-        Writer("feedback", lambda folder: _feedback(folder, 0), _act_feedback, _check_feedback),
         Writer("a training run", _prepare_training, _train, _check_training, 4),
-        Writer("a bundle", nothing, _act_bundle, _check_bundle),
-        Writer("a basis", lambda folder: _basis(folder, 0), _act_basis, _check_basis),
-        Writer(
-            "publish",
-            lambda folder: publish(frame(5), BASIS, str(folder / "site")) and None,
-            _act_publish,
-            _check_publish,
-            2,
-        ),
+        Writer("a bundle", _base, _act_bundle, _check_bundle),
+        Writer("publish", _prepare_publish, _act_publish, _check_publish, 2),
+        Writer("fetch", _prepare_fetch, partial(_act_fetch, url), _check_fetch),
     ]
-    if url is not None:
-        fetching = Fetching(url)
-        found.append(Writer("fetch", fetching.prepare, fetching.act, fetching.check))
-    return found
