@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .. import MicroVector, TinyLoraError
+from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
     EngineOption,
@@ -84,7 +85,7 @@ def chat(
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy, stream = keyfiles.policy(keys), keyfiles.stream_of(stream)
+    policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
     llm = load(bundle, vector, n_ctx, threads, engine, policy, stream, gpu_layers)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()

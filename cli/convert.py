@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..formats.onnx_adapter import to_adapter
+from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
     BasisArgument,
@@ -67,7 +68,7 @@ def convert(
         raise FileExistsError(f"{target} exists already: choose another output, or remove it first")
     basis = vectors.find_basis(bundle)
     policy = keyfiles.policy(keys)
-    vector = policy.check(vectors.read(source), basis, stream=keyfiles.stream_of(stream))
+    vector = policy.check(vectors.read(source), basis, stream=layout.bound_name(stream))
     if to is Form.onnx_adapter:
         vectors.write(output, to_adapter(vector, basis))
     elif to is Form.gguf_lora:

@@ -28,9 +28,10 @@ from ..errors import MissingExtraError
 from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, Bundle
 from ..system import cores
 from ..wire import text as wire_text
-from . import console, figures, qr
+from . import console, figures
 from .export import module_progress
 from .options import JsonOption
+from .pack import qr_text
 from .report import write_report
 from .train import training_progress
 
@@ -116,7 +117,7 @@ def demo(
         return
     console.prose(f"5. Hand it on: {record['text']}")
     if importlib.util.find_spec("segno") is not None:
-        console.stdout().print(qr.drawn(qr.make(frame)), soft_wrap=True)
+        console.stdout().print(qr_text(frame), soft_wrap=True)
     console.say(f"All of it took {record['seconds']:.0f} s. Type next:")
     for words in (
         ("run", output, samples[0].text),

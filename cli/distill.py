@@ -85,8 +85,7 @@ def distill(
             raise typer.BadParameter(
                 f"it goes with --on-device {'alone' if device else 'not at all'}", param_hint=name
             )
-    vectors.refuse_report(output, as_json)
-    vectors.check_target(output)
+    vectors.check_target(output, as_json=as_json)
     behaviour = Behaviour("own", system=system, examples=() if examples is None else load_examples(examples))
     own = None if questions is None else _read(questions)
     with console.progress("asking the prompted model") as show:

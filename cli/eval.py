@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import TrainError
+from ..shipping import layout
 from . import console, figures, keyfiles, vectors
 from .options import (
     EngineOption,
@@ -86,7 +87,7 @@ def evaluate(
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
-    policy, stream = keyfiles.policy(keys), keyfiles.stream_of(stream)
+    policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
     data = None if vector is None else vectors.read(str(vector))
     loaded = load_task(task, reward=reward, held_out=number)
     if shifted:

@@ -279,7 +279,7 @@ def _print_report(
     rows = [
         ("digest", basis.digest),
         ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
-        ("vector", f"{vectors.shape(basis.size, basis.groups, basis.u)}, tying {basis.scheme}"),
+        ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
         ("projections", "learned, shipped for this model" if learned else "random, the paper's"),
         ("on the wire", ", ".join(f"{wire[t]['crc-32']} bytes in {t}" for t in wire) + ", framed"),
         ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),

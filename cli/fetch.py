@@ -49,7 +49,7 @@ def fetch(
         got = fetch_frame(url, basis, stream)
     data = got.data
     assert data is not None  # no ETag was sent
-    bound = keyfiles.stream_of(stream)
+    bound = layout.bound_name(stream)
     vector = policy.check(data, basis, stream=bound)
     changed = data != _present(output, frame.longest(basis.size))
     if changed:

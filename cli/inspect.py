@@ -10,6 +10,7 @@ import typer
 from .. import Basis, BasisError, Bundle, Ed25519Verifier, load_basis
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..projection import EXPLICIT
+from ..shipping import layout
 from . import console, keyfiles, vectors
 from .export import sources
 from .options import JsonOption, KeysOption, StreamOption
@@ -60,7 +61,7 @@ def _inspect_vector(
     record: dict[str, Any] = {"kind": "vector", "verified": bundle is not None}
     if bundle is not None:
         basis = vectors.find_basis(bundle)
-        vector = keyfiles.policy(keys).check(data, basis, stream=keyfiles.stream_of(stream))
+        vector = keyfiles.policy(keys).check(data, basis, stream=layout.bound_name(stream))
         record |= vectors.header(data)
         record.pop("values_if", None)
         record.pop("count_or", None)

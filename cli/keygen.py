@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..wire import tags
-from . import console, keyfiles
+from . import console, vectors
 from .options import JsonOption
 
 _MAC_BYTES = 32
@@ -33,19 +33,19 @@ def keygen(
       tinylora-edge keygen fleet.key                # and fleet.key.pub
       tinylora-edge keygen device-17.mac --mac
     """
-    keyfiles.check_target(output)
+    vectors.check_target(str(output.absolute()))
     public = output.with_name(f"{output.name}.pub")
     if not mac:
-        keyfiles.check_target(public)
+        vectors.check_target(str(public.absolute()))
     secret = secrets.token_bytes(_MAC_BYTES)
     if mac:
         key_id = tags.Hmac(secret).id
-        keyfiles.write(output, f"{secret.hex()}\n", secret=True)
+        vectors.write(str(output), f"{secret.hex()}\n".encode(), mode=0o600)
     else:
         signer = tags.Ed25519Signer(secret)
         key_id = signer.id
-        keyfiles.write(output, tags.private_pem(secret), secret=True)
-        keyfiles.write(public, tags.public_pem(signer.public_key), secret=False)
+        vectors.write(str(output), tags.private_pem(secret).encode(), mode=0o600)
+        vectors.write(str(public), tags.public_pem(signer.public_key).encode(), mode=0o644)
     if as_json:
         console.print_json(
             {"kind": "hmac" if mac else "ed25519", "id": key_id, "key": str(output)}

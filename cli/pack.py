@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
+import io
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from .. import Basis, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
+from ..errors import MissingExtraError
+from ..shipping import layout
 from ..wire import tags, text
-from . import console, keyfiles, qr, vectors
+from . import console, keyfiles, vectors
 from .options import Dtype, JsonOption, VectorArgument
 
-_OF_A_FRAME = "it says how the vector is framed, which takes its BUNDLE: name it"
+_PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
 
 def pack(
     source: VectorArgument,
     bundle: Annotated[
-        Path | None,
-        typer.Argument(metavar="BUNDLE", help="The bundle, or basis, that it is for: to frame it anew."),
+        Path | None, typer.Argument(metavar="BUNDLE", help="The bundle, or basis: to frame it anew.")
     ] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
     ] = vectors.STREAM,
     key: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Sign with this private key, or add a MAC under this MAC key."),
+        Path | None, typer.Option(metavar="FILE", help="Sign with this private key, or add a MAC.")
     ] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Type that the values travel in. [default: as they came]")
     ] = None,
     sequence: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=0, max=65535, help="Rises with every vector of one stream. [default: as it came]"
-        ),
+        typer.Option(metavar="N", min=0, max=65535, help="Rises in one stream. [default: as it came]"),
     ] = None,
     stream: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The stream that it is for: in another one it is refused."),
+        str | None, typer.Option(metavar="NAME", help="The stream that it is for: refused in another one.")
     ] = None,
     until: Annotated[
-        str | None,
-        typer.Option(metavar="DATE", help="The last day on which it may be accepted, as 2026-12-31, in UTC."),
+        datetime | None,
+        typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="The last day of acceptance, in UTC."),
     ] = None,
-    as_text: Annotated[
-        bool, typer.Option("--text", help="Write base64url, for an SMS, a chat or a DNS record.")
-    ] = False,
+    as_text: Annotated[bool, typer.Option("--text", help="Write base64url, for an SMS or a chat.")] = False,
     as_qr: Annotated[
-        bool, typer.Option("--qr", help="Write a QR code: on the terminal, or into FILE.png or FILE.svg.")
+        bool, typer.Option("--qr", help="Write a QR code: on the terminal, FILE.png or FILE.svg.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,23 +67,20 @@ def pack(
     framing = {"--key": key, "--dtype": dtype, "--sequence": sequence, "--stream": stream, "--until": until}
     for option, value in framing.items():
         if bundle is None and value is not None:
-            raise typer.BadParameter(_OF_A_FRAME, param_hint=option)
-    vectors.refuse_report(output, as_json)
-    if not ((as_text or as_qr) and output == vectors.STREAM):
-        vectors.check_target(output)
+            raise typer.BadParameter("it says how the vector is framed: name its BUNDLE", param_hint=option)
+    shown = (as_text or as_qr) and output == vectors.STREAM and not as_json
+    if not shown:
+        vectors.check_target(output, as_json=as_json)
     signer = None if key is None else keyfiles.signing_key(key)
-    last = None if until is None else keyfiles.day(until, "--until")
     data = vectors.read(source)
     record: dict[str, Any] = {}
     if bundle is not None:
-        basis = vectors.find_basis(bundle)
-        bound = keyfiles.stream_of(stream or "")
+        basis, bound = vectors.find_basis(bundle), layout.bound_name(stream or "")
         found = _check(data, basis, signer, bound)
         made = MicroVector(
-            found.values,
-            found.dtype if dtype is None else dtype.value,
-            found.sequence if sequence is None else sequence,
+            found.values, dtype or found.dtype, found.sequence if sequence is None else sequence
         )
+        last = None if until is None else until.date()
         data = made.to_bytes(basis, tag=signer or tags.Crc32(), stream=bound, until=last)
         record = {
             "key": "" if signer is None else signer.id,
@@ -94,22 +89,16 @@ def pack(
             "exact": bool((made.values == found.values).all()),
         }
     record = {"vector": output, **vectors.header(data), **record}
-    if as_text:
-        line = text.encode(data)
-        if output == vectors.STREAM:
-            console.say(line)
-            return
-        vectors.write(output, f"{line}\n".encode())
-    elif as_qr:
-        code = qr.make(data)
-        if output == vectors.STREAM:
-            console.stdout().print(qr.drawn(code), soft_wrap=True)
-            return
-        vectors.write(output, qr.picture(code, output))
+    if as_text and shown:
+        console.say(text.encode(data))
+    elif as_qr and shown:
+        console.stdout().print(qr_text(data), soft_wrap=True)
+    elif as_text:
+        vectors.write(output, f"{text.encode(data)}\n".encode())
     else:
-        vectors.write(output, data)
-        if output == vectors.STREAM:
-            return
+        vectors.write(output, _qr_picture(data, output) if as_qr else data)
+    if output == vectors.STREAM:
+        return
     if as_json:
         console.print_json(record)
         return
@@ -123,13 +112,63 @@ def pack(
     console.prose(", ".join(parts))
 
 
-def _check(data: bytes, basis: Basis, signer: Any, stream: str) -> CheckedVector:
+def _check(
+    data: bytes, basis: Basis, signer: tags.Ed25519Signer | tags.Hmac | None, stream: str
+) -> CheckedVector:
     """Return the vector: of the default stream, as `train` leaves it, or of the one it is packed for."""
-    trusted = [] if signer is None else [keyfiles.verifier_of(signer)]
-    policy = Policy("none", keys=trusted, today=None)  # what is over may be packed anew
+    keys: list[tags.Verifier] = []
+    if signer is not None:
+        keys = [tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer]
+    policy = Policy("none", keys=keys, today=None)  # what is over may be packed anew
     try:
         return policy.check(data, basis)
     except (ChecksumError, SignatureError):
         if not stream:
             raise
         return policy.check(data, basis, stream=stream)
+
+
+def _qr(data: bytes) -> Any:
+    """Return the QR code of a vector, as segno has it: `tinylora:` and its base64url text.
+
+    Raises:
+        MissingExtraError: `segno` is not installed.
+        CommandError: no QR code holds that much.
+    """
+    try:
+        import segno
+    except ImportError:
+        raise MissingExtraError("a QR code", "segno", "ship") from None
+    try:
+        return segno.make_qr(text.encode(data, scheme=True), error="M", boost_error=False, mode="byte")
+    except segno.DataOverflowError:
+        raise console.CommandError(
+            f"{len(data)} bytes fit no QR code: ship the vector as a file, or in int8 (--dtype int8)"
+        ) from None
+
+
+def _qr_picture(data: bytes, name: str) -> bytes:
+    """Return a QR code as a PNG or SVG, by the end of the file's name."""
+    kind = Path(name).suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise console.CommandError(f"{name} is no name for a QR code's picture: let it end in .png or .svg")
+    out = io.BytesIO()
+    _qr(data).save(out, kind=kind, scale=_PIXELS)
+    return out.getvalue()
+
+
+def qr_text(data: bytes) -> Text:
+    """Return a vector's QR code in half blocks, black on white on a terminal.
+
+    Raises:
+        MissingExtraError: `segno` is not installed.
+        CommandError: no QR code holds that much.
+    """
+    rows = [list(row) for row in _qr(data).matrix_iter(border=2)]
+    rows += [[0] * len(rows[0])] * (len(rows) % 2)
+    halves = {(0, 0): " ", (0, 1): "▄", (1, 0): "▀", (1, 1): "█"}
+    lines = (
+        "".join(halves[bool(top), bool(low)] for top, low in zip(*pair, strict=True))
+        for pair in zip(rows[::2], rows[1::2], strict=True)
+    )
+    return Text("\n".join(lines), style="#000000 on #ffffff")

@@ -15,6 +15,7 @@ import typer
 from rich.cells import cell_len
 
 from .. import Ed25519Verifier, Policy, TinyLoraError
+from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
     EngineName,
@@ -89,9 +90,7 @@ def run_prompt(
     if vector == prompt == vectors.STREAM:
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
-    llm = load(
-        bundle, vector, n_ctx, threads, engine, policy, keyfiles.stream_of(stream), gpu_layers, signers
-    )
+    llm = load(bundle, vector, n_ctx, threads, engine, policy, layout.bound_name(stream), gpu_layers, signers)
     if prompt == vectors.STREAM:
         take_any_bytes()
         prompt = sys.stdin.read()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -42,20 +41,25 @@ def read(source: str) -> bytes:
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:
         raise FrameError(
-            f"{_name(source)} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 values take 27 to 125: "
+            f"{'stdin' if source == STREAM else source} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 values take 27 to 125: "
             "this is no vector"
         )
     return data
 
 
-def check_target(target: str) -> None:
-    """Check that a vector may be written there, before any work is done.
+def check_target(target: str, *, as_json: bool = False) -> None:
+    """Check that bytes may be written there, before any work is done.
 
     Raises:
         FileExistsError: something is there.
         CommandError: stdout is a terminal.
         FileNotFoundError: its directory is missing.
+        typer.BadParameter: stdout is to carry the bytes and a report.
     """
+    if target == STREAM and as_json:
+        raise typer.BadParameter(
+            "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
+        )
     if target == STREAM:
         if sys.stdout.isatty():
             raise console.CommandError(
@@ -70,20 +74,8 @@ def check_target(target: str) -> None:
         raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
 
 
-def refuse_report(output: str, as_json: bool) -> None:
-    """Refuse `--json` where stdout carries the vector itself.
-
-    Raises:
-        typer.BadParameter: both were asked for.
-    """
-    if as_json and output == STREAM:
-        raise typer.BadParameter(
-            "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
-        )
-
-
-def write(target: str, data: bytes) -> None:
-    """Write a vector to a file, atomically, or to stdout.
+def write(target: str, data: bytes, *, mode: int = 0o666) -> None:
+    """Write bytes to a file, atomically, or to stdout.
 
     Raises:
         CommandError: the file cannot be written; what was there stays.
@@ -93,19 +85,14 @@ def write(target: str, data: bytes) -> None:
         sys.stdout.buffer.flush()
         return
     try:
-        with atomic_write(Path(target).resolve()) as file:
+        with atomic_write(Path(target).resolve(), mode=mode) as file:
             file.write(data)
     except OSError as error:  # its filename would be the temporary one
         raise console.CommandError(f"{target} could not be written: {error.strerror or error}") from error
 
 
 def find_basis(path: Path) -> Basis:
-    """Return the basis of a bundle, of a model with its basis beside it, or of a file of side tensors.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        CorruptBasisError: it is damaged.
-    """
+    """Return the basis of a bundle, of a model with its basis beside it, or of a file of side tensors."""
     if path.is_file() and (path.name.endswith("basis.gguf") or is_basis(path)):
         return load_basis(path)
     return Bundle.find(path).basis
@@ -116,11 +103,6 @@ def is_basis(path: Path) -> bool:
     with suppress(MalformedGGUFError):
         return GGUFFile(path).value("adapter.type", str, "") == "tinylora"
     return False
-
-
-def is_runnable(path: Path) -> bool:
-    """Tell whether a path that `find_basis` accepted names a model too, and not a basis alone."""
-    return path.is_dir() or not is_basis(path)
 
 
 def header(data: bytes) -> dict[str, Any]:
@@ -176,11 +158,6 @@ def summary(vector: MicroVector) -> str:
     return f"{values}, norm {vector.norm:.4g}"
 
 
-def shape(values: int, groups: int, u: int) -> str:
-    """Return how many values a basis takes, and why: `13 values: 13 groups x u 1`."""
-    return f"{console.counted(values, 'value')}: {console.counted(groups, 'group')} x u {u}"
-
-
 def sizes(size: int) -> dict[str, dict[str, int]]:
     """Return what a vector of `size` values costs on the wire: dtype -> form -> bytes."""
     return {
@@ -190,7 +167,3 @@ def sizes(size: int) -> dict[str, dict[str, int]]:
         }
         for dtype in ("fp32", "bf16", "int8")
     }
-
-
-def _name(source: str) -> str:
-    return "stdin" if source == STREAM else os.fspath(source)
