@@ -19,10 +19,10 @@ from .. import MicroVector, TinyLoraError
 from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
+    BundleArgument,
     EngineOption,
     GpuLayersOption,
     KeysOption,
-    RunnableArgument,
     StreamOption,
     ThreadsOption,
 )
@@ -60,7 +60,7 @@ _MORE = 16  # an answer read again may have a few tokens more than it was writte
 
 
 def chat(
-    bundle: RunnableArgument,
+    bundle: BundleArgument,
     vector: VectorOption = None,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
@@ -71,7 +71,7 @@ def chat(
     engine: EngineOption = None,
     system: SystemOption = None,
     keys: KeysOption = None,
-    stream: StreamOption = "",
+    stream: StreamOption = layout.DEFAULT_STREAM,
 ) -> None:
     """Talk with the model, and change its vector on the way.
 

@@ -64,7 +64,7 @@ def evaluate(
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     keys: KeysOption = None,
-    stream: StreamOption = "",
+    stream: StreamOption = layout.DEFAULT_STREAM,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.

@@ -13,18 +13,17 @@ from ..shipping import layout
 from ..system import atomic_write
 from ..wire import frame
 from . import console, keyfiles, vectors
-from .options import BasisArgument, JsonOption, KeysOption, PublishedStreamOption, StateOption
+from .options import BasisArgument, JsonOption, KeysOption, StateOption, StreamOption
 
 
 def fetch(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of the folder that publish wrote to.")],
     bundle: BasisArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
-    stream: PublishedStreamOption = layout.DEFAULT_STREAM,
+    stream: StreamOption = layout.DEFAULT_STREAM,
     keys: KeysOption = None,
     keyring: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Trusted public keys with their streams and days, in JSON."),
+        Path | None, typer.Option(metavar="FILE", help="Public keys with their streams and days, in JSON.")
     ] = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -44,15 +43,17 @@ def fetch(
         raise FileNotFoundError(
             f"{output.parent} is not a directory: make it first, or choose another output"
         )
-    basis = vectors.find_basis(bundle)
+    basis, bound = vectors.find_basis(bundle), layout.bound_name(stream)
     with console.progress(f"asking {url}"):
-        got = fetch_frame(url, basis, stream)
-    data = got.data
+        data = fetch_frame(url, basis, stream).data
     assert data is not None  # no ETag was sent
-    bound = layout.bound_name(stream)
     vector = policy.check(data, basis, stream=bound)
-    changed = data != _present(output, frame.longest(basis.size))
-    if changed:
+    present = b""
+    with suppress(FileNotFoundError), open(output, "rb") as old:
+        present = old.read(frame.longest(basis.size) + 1)
+    if data == present:
+        policy.record(vector, basis, stream=bound)
+    else:
         # The state is written once the new vector is on the disk under another name: no vector is in place
         # that the state does not know, and a kill between the two leaves the old one.
         try:
@@ -65,26 +66,12 @@ def fetch(
             raise console.CommandError(
                 f"{output} and the state could not be written: {error.strerror or error}"
             ) from error
-    else:
-        policy.record(vector, basis, stream=bound)
-    facts: dict[str, Any] = {
-        "vector": str(output),
-        "changed": changed,
-        **vectors.header(data),
-        "key": vector.verified_by,
-        "norm": vector.norm,
-    }
+    record: dict[str, Any] = {"vector": str(output), "changed": data != present, **vectors.header(data)}
     if as_json:
-        console.print_json(facts)
+        console.print_json(record | {"key": vector.verified_by, "norm": vector.norm})
         return
     under = f" under {vector.verified_by}" if vector.verified_by else ""
+    what = "wrote" if record["changed"] else "nothing new:"
     console.prose(
-        f"{'wrote' if changed else 'nothing new:'} {output}: {len(data)} bytes, sequence {vector.sequence}, "
-        f"{facts['tag']} tag{under}"
+        f"{what} {output}: {len(data)} bytes, sequence {vector.sequence}, {record['tag']} tag{under}"
     )
-
-
-def _present(path: Path, limit: int) -> bytes:
-    with suppress(FileNotFoundError), open(path, "rb") as file:
-        return file.read(limit + 1)
-    return b""

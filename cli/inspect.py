@@ -19,23 +19,20 @@ from .options import JsonOption, KeysOption, StreamOption
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(
-            metavar="PATH",
-            help="A bundle, a basis.gguf, a model with its basis beside it, or a vector; - is stdin.",
-        ),
+        typer.Argument(metavar="PATH", help="A bundle, a basis.gguf, or a vector; - is stdin."),
     ],
     bundle: Annotated[
         Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for: to check it as a device.")
     ] = None,
     keys: KeysOption = None,
-    stream: StreamOption = "",
+    stream: StreamOption = layout.DEFAULT_STREAM,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
 
     Of a bundle: that the basis gives the digest that it states, and that the base is one that it was
     exported for; with --key, that its files are those that were signed. Of a vector, with BUNDLE: all that a
-    device checks, and its values; where it is refused, the exit code is 1.
+    device checks, and its values.
 
     \b
     Examples:
@@ -47,25 +44,33 @@ def inspect(
     if path.is_dir() or _is_gguf(path):
         if bundle is not None:
             raise typer.BadParameter("only a vector is checked against a bundle", param_hint="BUNDLE")
-        _inspect_model(path, keyfiles.public_keys(keys), as_json)
+        with console.progress(f"checking {path}"):
+            record = _model(path, keyfiles.public_keys(keys))
+        rows = _model_rows(record)
+    else:
+        if bundle is None and (keys or stream != layout.DEFAULT_STREAM):
+            raise typer.BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
+        record = _vector(vectors.read(str(path)), bundle, keys, stream)
+        rows = _vector_rows(record)
+    if as_json:
+        console.print_json(record)
         return
-    if bundle is None and (keys or stream):
-        raise typer.BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
-    _inspect_vector(str(path), bundle, keys, stream, as_json)
+    console.facts(rows)
+    if record["kind"] == "vector" and bundle is None:
+        console.next_command("inspect", path, "BUNDLE")
 
 
-def _inspect_vector(
-    source: str, bundle: Path | None, keys: list[Path] | None, stream: str, as_json: bool
-) -> None:
-    data = vectors.read(source)
+def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, stream: str) -> dict[str, Any]:
+    """Return what a vector is: what its header says, and with the bundle what was verified."""
     record: dict[str, Any] = {"kind": "vector", "verified": bundle is not None}
-    if bundle is not None:
-        basis = vectors.find_basis(bundle)
-        vector = keyfiles.policy(keys).check(data, basis, stream=layout.bound_name(stream))
-        record |= vectors.header(data)
-        record.pop("values_if", None)
-        record.pop("count_or", None)
-        record |= {
+    if bundle is None:
+        return record | vectors.header(data)
+    basis = vectors.find_basis(bundle)
+    vector = keyfiles.policy(keys).check(data, basis, stream=layout.bound_name(stream))
+    return (
+        record
+        | vectors.header(data)
+        | {
             "key": vector.verified_by,
             "dtype": vector.dtype,
             "basis_id": basis.id,
@@ -76,21 +81,10 @@ def _inspect_vector(
             "norm": vector.norm,
             "values": vector.values.tolist(),
         }
-    else:
-        record |= vectors.header(data)
-    if as_json:
-        console.print_json(record)
-        return
-    console.facts(list(_vector_rows(record).items()))
-    if bundle is None:
-        console.next_command("inspect", source, "BUNDLE")
-    else:
-        console.facts(
-            [(f"group {g}", "  ".join(f"{x: .6g}" for x in row)) for g, row in enumerate(record["values"])]
-        )
+    )
 
 
-def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
+def _vector_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     verified = record["verified"]
     rows = {"form": f"{record['form']}, {record['bytes']} bytes"}
     if record["form"] == "raw":
@@ -106,63 +100,45 @@ def _vector_rows(record: dict[str, Any]) -> dict[str, str]:
         rows["basis"] = record["basis_digest"]
         rows["values"] = f"{record['count']} {record['dtype']} ({record['groups']} groups x u {record['u']})"
         rows["norm"] = f"{record['norm']:.6g}"
+        rows |= {f"group {g}": "  ".join(f"{x: .6g}" for x in row) for g, row in enumerate(record["values"])}
     elif record["form"] == "raw":
         rows["values"] = " or ".join(f"{count} {dtype}" for dtype, count in record["values_if"].items())
     else:
         rows["basis"] = f"{record['basis_id']}..."
         or_else = f" or {record['count_or']}" if "count_or" in record else ""
         rows["values"] = f"{record['count']}{or_else} {record['dtype']}"
-    return rows
+    return list(rows.items())
 
 
-def _inspect_model(path: Path, keys: list[Ed25519Verifier], as_json: bool) -> None:
-    with console.progress(f"checking {path}"):
-        record = _checked(path, keys)
-    if as_json:
-        console.print_json(record)
-        return
-    console.facts(_model_rows(record))
-
-
-def _checked(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
+def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     """Return what a basis or a bundle is, once it is known to be sound."""
     if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
         if keys:
             raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
-        basis = load_basis(path)
-        return {"kind": "basis", "path": str(path)} | _basis_facts(basis, path)
+        return {"kind": "basis", "path": str(path)} | _basis_facts(load_basis(path), path)
     bundle = Bundle.find(path)
-    signature = _check_signature(bundle, keys)
-    basis = bundle.basis
-    record = {"kind": "bundle", "path": str(path)} | _basis_facts(basis, bundle.basis_path)
+    signature = signature_path(bundle)
+    signed: dict[str, Any] | None = None
+    if keys:
+        count = len(check_bundle(bundle, keys))
+        signed = {"key": Signature.read(signature).key, "verified": True, "files": count}
+    elif signature.exists():
+        signed = {"key": Signature.read(signature).key, "verified": False}
+    record = {"kind": "bundle", "path": str(path)} | _basis_facts(bundle.basis, bundle.basis_path)
+    files = list(bundle.base.iterdir()) if bundle.base.is_dir() else [bundle.base]
     record["base"] = {
         "path": str(bundle.base),
-        "bytes": _size(bundle.base),
+        "bytes": sum(file.stat().st_size for file in files if file.is_file()),
         "fingerprint": bundle.check_base(),
     }
-    record["manifest"] = bundle.manifest
-    record["signature"] = signature
-    _check_manifest(bundle)
-    return record
-
-
-def _check_signature(bundle: Bundle, keys: list[Ed25519Verifier]) -> dict[str, Any] | None:
-    """Return what is known of a bundle's signature, or None where there is none and no key asks for one.
-
-    Raises:
-        TrustError: it does not verify under the keys, or a file is not as it was signed.
-    """
-    path = signature_path(bundle)
-    if keys:
-        files = check_bundle(bundle, keys)
-        return {"key": Signature.read(path).key, "verified": True, "files": len(files)}
-    return {"key": Signature.read(path).key, "verified": False} if path.exists() else None
-
-
-def _size(base: Path) -> int:
-    """Bytes of a base: a GGUF file, or a directory with a graph, its data and its tokenizer."""
-    files = base.iterdir() if base.is_dir() else [base]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    stated = bundle.manifest.get("basis")
+    digest = stated.get("digest") if isinstance(stated, dict) else None
+    if digest is not None and digest != bundle.basis.digest:
+        raise BasisError(
+            f"{bundle.manifest_path} states digest {str(digest)[:16]}..., but {bundle.basis_path} has "
+            f"{bundle.basis.digest[:16]}...: they come from different exports. Export the bundle again"
+        )
+    return record | {"manifest": bundle.manifest, "signature": signed}
 
 
 def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:
@@ -177,7 +153,6 @@ def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:
         "groups": basis.groups,
         "values": basis.size,
         "tying": basis.scheme,
-        "modules_in_group": [int((basis.tying == g).sum()) for g in range(basis.groups)],
         "seed": basis.seed,
         "projection": basis.projection,
         "prior": basis.prior is not None,
@@ -189,10 +164,8 @@ def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:
 
 
 def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    wire = record["vector_bytes"]
-    members = record["modules_in_group"]
-    spread = str(members[0]) if len(set(members)) == 1 else f"{min(members)} to {max(members)}"
     origin = "stored in the basis" if record["projection"] == EXPLICIT else f"seed {record['seed']}"
+    shape = f"{record['groups']} groups x u {record['u']}, tying {record['tying']}"
     rows = [
         (record["kind"], record["path"]),
         ("digest", f"{record['digest']} (verified)"),
@@ -200,20 +173,17 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("modules", f"{record['modules']} ({', '.join(record['kinds'])})"),
         ("factors", f"rank {record['rank']}, {record['factorization']}, {record['factor_dtype']}"),
         ("projection", f"{record['projection']}, {origin}"),
-        ("vector", vectors.shape(record["values"], record["groups"], record["u"])),
+        ("vector", f"{record['values']} values: {shape}"),
         ("prior", "mean and covariance" if record["prior"] else "none"),
-        ("tying", f"{record['tying']}, {spread} modules a group"),
         ("basis", f"{record['basis']['path']}, {console.megabytes(record['basis']['bytes'])}"),
     ]
     if record["kind"] == "bundle":
-        base, manifest = record["base"], record["manifest"]
+        base, manifest, signature = record["base"], record["manifest"], record["signature"]
         rows.append(("base", f"{base['path']}, {console.megabytes(base['bytes'])}"))
         rows.append(("fingerprint", f"{base['fingerprint']} (listed in the basis)"))
-        if (signature := record["signature"]) is not None:
+        if signature is not None:
             state = (
-                f"{console.counted(signature['files'], 'file')} verified"
-                if signature["verified"]
-                else "not checked: --key FILE"
+                f"{signature['files']} files verified" if signature["verified"] else "not checked: --key FILE"
             )
             rows.append(("signature", f"by {signature['key']} ({state})"))
         exported = manifest.get("base")
@@ -222,25 +192,10 @@ def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         rows += sources(manifest.get("source"))
         if "tool" in manifest:
             rows.append(("exported by", str(manifest["tool"])))
-        residual = (
-            manifest["factors"].get("worst_residual") if isinstance(manifest.get("factors"), dict) else None
-        )
-        if isinstance(residual, float):
-            rows.append(("worst residual", f"{residual:.2e}"))
     rows.append(("bases listed", str(len(record["base_fingerprints"]))))
-    for dtype, forms in wire.items():
+    for dtype, forms in record["vector_bytes"].items():
         rows.append((f"{dtype} on the wire", ", ".join(f"{size} {form}" for form, size in forms.items())))
     return rows
-
-
-def _check_manifest(bundle: Bundle) -> None:
-    stated = bundle.manifest.get("basis")
-    digest = stated.get("digest") if isinstance(stated, dict) else None
-    if digest is not None and digest != bundle.basis.digest:
-        raise BasisError(
-            f"{bundle.manifest_path} states digest {str(digest)[:16]}..., but {bundle.basis_path} has "
-            f"{bundle.basis.digest[:16]}...: they come from different exports. Export the bundle again"
-        )
 
 
 def _is_gguf(path: Path) -> bool:

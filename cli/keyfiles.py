@@ -28,7 +28,7 @@ def signer(path: Path) -> tags.Ed25519Signer:
 
 
 def signing_key(path: Path) -> tags.Ed25519Signer | tags.Hmac:
-    """Return what signs with a file: a private key in PEM, or a MAC key in hexadecimal. Errors: `signer`'s."""
+    """Return what signs with a file: a private key in PEM, or a MAC key in hexadecimal digits."""
     return signer(path) if _is_pem(path) else _secret(path, tags.Hmac.from_hex)
 
 

@@ -15,7 +15,7 @@ from ..errors import MissingExtraError
 from ..shipping import layout
 from ..wire import tags, text
 from . import console, keyfiles, vectors
-from .options import Dtype, JsonOption, VectorArgument
+from .options import Dtype, JsonOption, StreamOption, VectorArgument
 
 _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
@@ -38,9 +38,7 @@ def pack(
         int | None,
         typer.Option(metavar="N", min=0, max=65535, help="Rises in one stream. [default: as it came]"),
     ] = None,
-    stream: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The stream that it is for: refused in another one.")
-    ] = None,
+    stream: StreamOption = layout.DEFAULT_STREAM,
     until: Annotated[
         datetime | None,
         typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="The last day of acceptance, in UTC."),
@@ -64,7 +62,13 @@ def pack(
     """
     if as_text and as_qr:
         raise typer.BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
-    framing = {"--key": key, "--dtype": dtype, "--sequence": sequence, "--stream": stream, "--until": until}
+    framing = {
+        "--key": key,
+        "--dtype": dtype,
+        "--sequence": sequence,
+        "--stream": layout.bound_name(stream) or None,
+        "--until": until,
+    }
     for option, value in framing.items():
         if bundle is None and value is not None:
             raise typer.BadParameter("it says how the vector is framed: name its BUNDLE", param_hint=option)
@@ -75,7 +79,7 @@ def pack(
     data = vectors.read(source)
     record: dict[str, Any] = {}
     if bundle is not None:
-        basis, bound = vectors.find_basis(bundle), layout.bound_name(stream or "")
+        basis, bound = vectors.find_basis(bundle), layout.bound_name(stream)
         found = _check(data, basis, signer, bound)
         made = MicroVector(
             found.values, dtype or found.dtype, found.sequence if sequence is None else sequence

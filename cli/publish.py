@@ -9,16 +9,16 @@ import typer
 from ..shipping import layout
 from ..wire import tags
 from . import console, vectors
-from .options import BasisArgument, JsonOption, PublishedStreamOption, VectorArgument
+from .options import BasisArgument, JsonOption, StreamOption, VectorArgument
 
 
 def publish(
     source: VectorArgument,
     bundle: BasisArgument,
     to: Annotated[
-        str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec can write to.")
+        str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec can reach.")
     ],
-    stream: PublishedStreamOption = layout.DEFAULT_STREAM,
+    stream: StreamOption = layout.DEFAULT_STREAM,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a frame as the newest of its stream, where any web server can serve it.
@@ -38,22 +38,10 @@ def publish(
         done = publish_frame(data, basis, to, stream=stream)
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:
-        console.warn(
-            "a checksum proves nothing about the sender, and a server may be anybody: sign what you publish "
-            "(tinylora-edge pack --key)"
-        )
+        console.warn("a checksum proves nothing about the sender: sign what you publish (pack --key)")
     if as_json:
-        console.print_json(
-            {
-                "target": to,
-                "path": done.path,
-                "latest": layout.latest(basis.id, stream),
-                "sequence": done.sequence,
-                "bytes": len(data),
-                "tag": kind,
-                "changed": done.changed,
-            }
-        )
+        record = {"target": to, "path": done.path, "latest": layout.latest(basis.id, stream), "tag": kind}
+        console.print_json(record | {"sequence": done.sequence, "bytes": len(data), "changed": done.changed})
         return
     what = "published" if done.changed else "was there already:"
     console.prose(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")

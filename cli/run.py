@@ -18,11 +18,11 @@ from .. import Ed25519Verifier, Policy, TinyLoraError
 from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
-    EngineName,
+    BundleArgument,
+    Engine,
     EngineOption,
     GpuLayersOption,
     KeysOption,
-    RunnableArgument,
     StateOption,
     StreamOption,
     ThreadsOption,
@@ -52,7 +52,7 @@ _PARTS = re.compile(r"\n|[^\S\n]+|\S+")
 
 
 def run_prompt(
-    bundle: RunnableArgument,
+    bundle: BundleArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from stdin.")],
     vector: VectorOption = None,
     max_tokens: MaxTokensOption = 256,
@@ -73,7 +73,7 @@ def run_prompt(
         ),
     ] = None,
     state: StateOption = None,
-    stream: StreamOption = "",
+    stream: StreamOption = layout.DEFAULT_STREAM,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report the answer as JSON when it is done.")
     ] = False,
@@ -133,7 +133,7 @@ def load(
     vector: str | None,
     n_ctx: int,
     threads: int | None,
-    chosen: EngineName | None,
+    chosen: Engine | None,
     policy: Policy,
     stream: str,
     gpu_layers: int | None,
@@ -149,8 +149,8 @@ def load(
     from .. import runtime
 
     data = vectors.read(vector) if vector is not None else None
-    engine = runtime.engine_of(bundle, chosen and chosen.value)
-    if engine == EngineName.llama and n_ctx % _CONTEXT_STEP:
+    engine = runtime.engine_of(bundle, chosen)
+    if engine == "llama" and n_ctx % _CONTEXT_STEP:
         above = n_ctx - n_ctx % _CONTEXT_STEP + _CONTEXT_STEP
         raise console.CommandError(
             f"--n-ctx {n_ctx}: llama.cpp's contexts are multiples of {_CONTEXT_STEP} tokens: pass {above}"

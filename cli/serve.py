@@ -110,7 +110,7 @@ def serve(
             limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens),
             states=feedback,
             signer=None if sign is None else keyfiles.signer(sign),
-            engine=engine and engine.value,
+            engine=engine,
             contexts=contexts,
             slots=slots,
             n_ctx=n_ctx,

@@ -9,13 +9,11 @@ import typer
 
 from ..formats.signatures import Signature, sign_bundle
 from . import console, keyfiles
-from .options import JsonOption
+from .options import BundleArgument, JsonOption
 
 
 def sign(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="The bundle, or a model with its basis beside it.")
-    ],
+    bundle: BundleArgument,
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The Ed25519 private key, in PEM.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -29,13 +27,8 @@ def sign(
       tinylora-edge sign out/demo --key fleet.key
     """
     signer = keyfiles.signer(key)
-    try:
-        with console.progress(f"hashing the files of {bundle}"):
-            path = sign_bundle(bundle, signer)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise console.CommandError(f"{bundle} could not be signed: {error.strerror or error}") from error
+    with console.progress(f"hashing the files of {bundle}"):
+        path = sign_bundle(bundle, signer)
     files = len(Signature.read(path).files)
     if as_json:
         console.print_json({"signature": str(path), "key": signer.id, "files": files})

@@ -41,8 +41,8 @@ def read(source: str) -> bytes:
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:
         raise FrameError(
-            f"{'stdin' if source == STREAM else source} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 values take 27 to 125: "
-            "this is no vector"
+            f"{'stdin' if source == STREAM else source} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 "
+            "values take 27 to 125: this is no vector"
         )
     return data
 

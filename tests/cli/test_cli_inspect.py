@@ -43,7 +43,6 @@ def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
         "factor_dtype": "f32",
     }
     assert {key: record[key] for key in expected} == expected
-    assert sum(record["modules_in_group"]) == 210
 
 
 def test_a_bundle_for_reading(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:

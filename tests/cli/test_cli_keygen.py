@@ -54,7 +54,7 @@ class TestKeygen:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         for name in (".", "..", "/", tmp_path):
-            cli("keygen", name, *options).refused(f"{name} is a directory: name a file")
+            cli("keygen", name, *options).refused("exists already")
         assert contents(tmp_path) == {}
 
     def test_a_missing_directory(self, cli: Cli, tmp_path: Path) -> None:
