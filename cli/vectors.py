@@ -13,7 +13,7 @@ from .. import Basis, Bundle, FrameError, MicroVector, load_basis
 from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..limits import VECTOR_FILE_BYTES
 from ..system import atomic_write, check_path
-from ..wire import expiry, frame, tags, text
+from ..wire import expiry, frame, tags, text, values
 from . import console
 
 STREAM = "-"
@@ -115,7 +115,7 @@ def header(data: bytes) -> dict[str, Any]:
     if not length:
         raise FrameError("the vector is empty: expected a frame or a raw payload")
     if length % 2 == 0:
-        counts = {dtype: frame.counts(length, dtype) for dtype in frame.RAW_DTYPES}
+        counts = {dtype: values.counts(length, dtype) for dtype in frame.RAW_DTYPES}
         return {
             "form": "raw",
             "bytes": length,
@@ -129,7 +129,7 @@ def header(data: bytes) -> dict[str, Any]:
             "payload has an even number of bytes"
         ) from None
     around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
-    found = frame.counts(length - around, dtype)
+    found = values.counts(length - around, dtype)
     if not found:
         raise FrameError(
             f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take {around}: "
@@ -162,7 +162,7 @@ def sizes(size: int) -> dict[str, dict[str, int]]:
     """Return what a vector of `size` values costs on the wire: dtype -> form -> bytes."""
     return {
         dtype: {
-            **({"raw": frame.payload_bytes(size, dtype)} if dtype in frame.RAW_DTYPES else {}),
+            **({"raw": values.payload_bytes(size, dtype)} if dtype in frame.RAW_DTYPES else {}),
             **{name.lower(): frame.frame_bytes(size, dtype, kind) for kind, name in tags.NAMES.items()},
         }
         for dtype in ("fp32", "bf16", "int8")

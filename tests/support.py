@@ -173,7 +173,7 @@ def frame(
     first = bytes([16 * version + DTYPE_CODES[dtype] + 4 * TAG_CODES[tag]])
     day = until.to_bytes(2, "little") if version == 3 else b""
     body = first + bytes.fromhex(digest)[:4] + sequence.to_bytes(2, "little") + day + payload
-    bound = b"" if version == 1 else hashlib.sha256(b"tinylora stream 2\n" + stream.encode()).digest()
+    bound = hashlib.sha256(b"tinylora stream 2\n" + stream.encode()).digest()
     return body + tag_of(bound + bytes.fromhex(digest) + body, tag, key)
 
 

@@ -49,10 +49,6 @@ class TinyLoraError(Exception):
 class VectorError(TinyLoraError, ValueError):
     """A micro-vector, or the bytes of one, cannot be used here."""
 
-    def __init__(self, *args: object, needs: str = "") -> None:
-        super().__init__(*args)
-        self.needs = needs  # the key that was lacking, "mac" or "signature": a front end says how to pass it
-
 
 class FrameError(VectorError):
     """The bytes are neither a frame nor a raw payload that fits the basis."""

@@ -58,7 +58,7 @@ class ListedKey:
         if streams is not None and not all(isinstance(name, str) and name for name in streams):
             raise ValueError(f"streams are names, not {streams!r:.60}")
         days = {name: date.fromisoformat(value[name]) for name in ("first", "last") if name in value}
-        pem = f"-----BEGIN {tags.PUBLIC}-----\n{value['key']}\n-----END {tags.PUBLIC}-----\n"
+        pem = f"-----BEGIN {tags.PUBLIC}-----\n{value['key']}\n-----END {tags.PUBLIC}-----"
         return cls(tags.Ed25519Verifier.from_pem(pem), None if streams is None else tuple(streams), **days)
 
     def why_not(self, stream: str, today: date) -> str:
@@ -133,7 +133,7 @@ class Keyring:
         try:
             return frame.check_tag(received, stream, digest, trusted)
         except SignatureError:
-            message = frame.message(received.version, stream, digest, received.body)
+            message = frame.message(stream, digest, received.body)
             for key, why in refused:
                 if key.verifier.verify(message, received.tag):
                     raise SignatureError(f"the frame is by {key.verifier.id}, which {why}") from None

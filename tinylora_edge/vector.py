@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -22,6 +22,7 @@ from .basis import Basis
 from .errors import ChecksumError, SignatureError, UnauthenticatedVectorWarning, VectorError
 from .keyring import Keyring
 from .wire import expiry, frame, sequences, tags
+from .wire.values import encode_values, finite
 
 LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
@@ -62,7 +63,7 @@ class MicroVector:
             raise VectorError(f"values of a micro-vector are [groups, u], not of shape {given.shape}")
         if not 0 <= self.sequence < 1 << 16:
             raise VectorError(f"sequence {self.sequence} is out of range: it must be from 0 to 65535")
-        values = frame.finite(given.reshape(-1), self.dtype).reshape(given.shape)
+        values = finite(given.reshape(-1), self.dtype).reshape(given.shape)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
 
@@ -98,7 +99,6 @@ class MicroVector:
         *,
         stream: str = "",
         until: date | None = None,
-        version: int | None = None,
     ) -> bytes:
         """Return the frame of this vector, or its raw payload.
 
@@ -109,23 +109,22 @@ class MicroVector:
             stream: name of the stream, as the device passes it to `swap`. In another one the frame does
                 not verify. The default is the stream without a name.
             until: the last day on which the frame may be accepted, in UTC; None for ever.
-            version: 1 is of any stream, for old readers; by default 2, or 3 where there is a last day.
 
         Raises:
-            VectorError: the vector does not fit the basis, an unknown tag, a raw payload of fp16 or int8, a
-                day that no frame can name, or a version that does not fit the rest.
+            VectorError: the vector does not fit the basis, an unknown tag, a raw payload of fp16 or int8, or
+                a day that no frame can name.
         """
         values = basis.values(self.values).reshape(-1)
         if tag is None:
             if self.dtype not in frame.RAW_DTYPES:
                 raise VectorError(f"a raw payload is read as fp32 or bf16: send {self.dtype} in a frame")
-            return frame.encode_values(values, self.dtype)
+            return encode_values(values, self.dtype)
         signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str):
             raise VectorError(f"unknown tag {tag!r}: use 'crc32', a signer, or None for a raw payload")
         last = None if until is None else expiry.day_number(until)
         sent = values, self.dtype, self.sequence
-        return frame.encode(*sent, basis.digest, signer, stream=stream, until=last, version=version)
+        return frame.encode(*sent, basis.digest, signer, stream=stream, until=last)
 
     def __repr__(self) -> str:
         shown = np.array2string(
@@ -199,7 +198,7 @@ class Policy:
     The rules, in the order in which they are checked; the first that fails raises, and nothing changes:
 
     1. The bytes are a frame or a raw payload of the right length for the basis (FrameError).
-    2. A frame names this basis (BasisMismatchError), and its version is one of `versions` (FrameError).
+    2. A frame names this basis (BasisMismatchError).
     3. The tag verifies for this stream: CRC-32 always (ChecksumError); a MAC or a signature under one of
        `keys`, or one that `keyring` lists for the stream and the day, even where none is required: a tag
        that cannot be checked proves nothing (SignatureError).
@@ -230,13 +229,12 @@ class Policy:
         state: a file that keeps the sequences, and the highest day seen, through restarts. Its directory
             must exist. Processes may share it. Whoever can write to it can undo rules 4 and 7. Or marks that
             are kept elsewhere, as a store of many users' vectors has them.
-        versions: of frames that are accepted. 1 is of any stream, 2 of one, 3 of one and with a last day.
         today: what says the day in UTC: a callable (by default the system's clock), or a date. None is a
             device without a clock: for it the day is the highest one that the policy has seen.
 
     Raises:
         VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
-            number from 0 on, versions that no frame has, a `today` that is no clock, or a damaged state file.
+            number from 0 on, a `today` that is no clock, or a damaged state file.
         TrustError: the keyring is none.
         FileNotFoundError: the directory of `state`, or the keyring, does not exist.
     """
@@ -249,7 +247,6 @@ class Policy:
         keyring: str | PathLike[str] | None = None,
         max_norm: float = math.inf,
         state: str | PathLike[str] | sequences.SequenceLog | None = None,
-        versions: Collection[int] = frame.VERSIONS,
         today: expiry.Today = expiry.utc_today,
     ) -> None:
         if state is None:
@@ -264,18 +261,14 @@ class Policy:
             raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
         if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
             raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
-        if not versions or not set(versions) <= set(frame.VERSIONS):
-            raise VectorError(f"versions={versions!r:.60} are none of frames: name some of 1, 2 and 3")
         self._required = LEVELS.index(require)
         if self._required >= 2 and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
             raise VectorError(
                 f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...]), "
                 "or --key FILE",
-                needs=require,
             )
         self.require = require
         self.max_norm = max_norm
-        self._versions = frozenset(versions)
         self._warned = False
 
     def __repr__(self) -> str:
@@ -294,7 +287,7 @@ class Policy:
             VectorError: one of its subclasses for each rule, as listed above.
             OSError: the state file cannot be read.
         """
-        received = frame.decode(data, basis.size, basis.digest, self._versions)
+        received = frame.decode(data, basis.size, basis.digest)
         key = self._check_tag(received, bytes.fromhex(basis.digest), stream)
         if received.until is not None:
             self._clock.check(received.until)
@@ -308,7 +301,7 @@ class Policy:
             self._warn_once()
         else:
             content = frame.content(key, values, received.dtype)
-            self._log.check(sequences.source(basis.digest, key, stream), received.sequence, content)
+            self._log.check((basis.digest, key, stream), received.sequence, content)
         sha256 = hashlib.sha256(data).hexdigest()
         return CheckedVector._of(values, received, verified_by=key, stream=stream, sha256=sha256)
 
@@ -347,11 +340,11 @@ class Policy:
             if vector.until is not None or self._keyring.path is not None:
                 self._clock.keep()
         content = frame.content(key, vector.values, vector.dtype)
-        self._log.record(sequences.source(basis.digest, key, stream), vector.sequence, content)
+        self._log.record((basis.digest, key, stream), vector.sequence, content)
 
     def highest(self, basis: Basis, *, key: str = "", stream: str = "") -> int:
         """Return the highest sequence accepted of a stream under a key; 0 for none. It raises as `record`."""
-        return self._log.highest(sequences.source(basis.digest, key, stream))
+        return self._log.highest((basis.digest, key, stream))
 
     def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""

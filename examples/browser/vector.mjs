@@ -101,15 +101,15 @@ function decodeValues(payload, n, dtype) {
 export async function readFrame(data, n, digest, { stream = "", keys = {}, today = 0 } = {}) {
   if (data.length % 2 === 0 || data.length < 7 || data.length > 9 + 4 * n + 64) refuse("length");
   const version = data[0] >> 4, dtype = DTYPES[data[0] & 3], kind = (data[0] >> 2) & 3;
-  if (version < 1 || version > 3) refuse("version");
-  if (kind > ED25519 || (version === 1 && dtype === "int8")) refuse("dtype or tag");
+  if (version < 2 || version > 3) refuse("version");
+  if (kind > ED25519) refuse("dtype or tag");
   for (let i = 0; i < 4; i++) if (data[1 + i] !== digest[i]) refuse("basis");
   const header = version === 3 ? 9 : 7;
   const end = header + payloadBytes(n, dtype);
   if (data.length !== end + TAG_BYTES[kind]) refuse("length");
   if (dtype === "int8" && n % 2 === 0 && data[end - 1]) refuse("filling");
   const body = data.slice(0, end);
-  const prefix = version === 1 ? new Uint8Array(0) : await bound("tinylora stream 2", stream);
+  const prefix = await bound("tinylora stream 2", stream);
   await checkTag(kind, joined(prefix, digest, body), data.slice(end), keys);
   const until = version === 3 ? data[7] | (data[8] << 8) : null;
   if (until !== null && today > until) refuse("expired");

@@ -108,15 +108,11 @@ static void print_bytes(const char *label, const uint8_t *data, size_t size) {
     putchar('\n');
 }
 
-/* What the values of a vector are: explicit projections, names, a prior. */
+/* What the values of a vector are: explicit projections, a prior. */
 static void show_values(const basis *b) {
     size_t n = (size_t)b->groups * b->u;
     for (uint32_t i = 0; i < b->count; i++)
         if (b->modules[i].p.data) print_bytes("p", b->modules[i].p.data, b->modules[i].p.size);
-    for (size_t i = 0; b->has_axes && i < n; i++) {
-        text name = basis_axis(b, i);
-        printf("axis %.*s\n", (int)name.size, (const char *)name.at);
-    }
     if (b->mean) print_bytes("mean", b->mean, 4 * n);
     if (b->covariance) print_bytes("covariance", b->covariance, 4 * n * n);
 }

@@ -46,7 +46,6 @@ BASES = {
     "u = 1": {},
     "u = 3, f16": {"u": 3, "rank": 3, "factor_dtype": np.float16},
     "explicit": {"explicit": True, "u": 2},
-    "named": {"groups": 2, "axes": ("one", "two")},
     "experts": {"experts": 3, "scheme": "structured", "groups": 4},
 }
 
@@ -122,7 +121,7 @@ def test_golden_frames(reader: Reader) -> None:
         basis = support.with_digest(support.random_basis(blocks=5, groups=len(values)), entry["digest_hex"])
         key = bytes.fromhex(entry["key_hex"] or "") if entry["auth"] == "hmac" else b""
         vector = MicroVector(values, entry["dtype"], entry["sequence"])
-        kind, version, until = support.TAG_CODES[entry["auth"]], entry.get("version", 1), entry.get("until")
+        kind, version, until = support.TAG_CODES[entry["auth"]], entry["version"], entry.get("until")
         expected = ["refused", "no", "key"] if kind == 2 else accepted(vector, kind, False, version, until)
         bound = {"stream": entry.get("stream", ""), "day": until or 0}
         line = [entry["frame_hex"]]
@@ -132,7 +131,7 @@ def test_golden_frames(reader: Reader) -> None:
         if key:
             assert verdicts(reader, basis, line, b"", **bound) == [["refused", "no", "key"]]
             assert verdicts(reader, basis, line, KEY, **bound) == [["refused", "mac"]]
-        if version > 1 and kind != 2:
+        if kind != 2:
             assert verdicts(reader, basis, line, key, stream="bob", day=0)[0][0] == "refused"
         if until is not None and kind != 2:
             bound["day"] = until + 1
@@ -173,7 +172,7 @@ def test_a_basis(reader: Reader, tmp_path: Path, fields: dict[str, object]) -> N
 
 
 def test_golden_basis(reader: Reader, tmp_path: Path) -> None:
-    """Explicit projections, names and a prior, as the file of inputs has them."""
+    """Explicit projections and a prior, as the file of inputs has them."""
     basis, golden = support.golden_basis()
     inputs = golden["basis"]
     save_basis(basis, tmp_path / "basis.gguf")
@@ -220,12 +219,12 @@ NOT_PRIORS = {
 
 
 @pytest.mark.parametrize("fields", NOT_PRIORS.values(), ids=list(NOT_PRIORS))
-def test_axes_that_are_none_are_refused(reader: Reader, tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_priors_that_are_none_are_refused(reader: Reader, tmp_path: Path, fields: dict[str, Any]) -> None:
     """By the reader as by the package."""
     basis, _ = support.golden_basis()
     vars(basis).update(fields)  # past every check
     save_basis(basis, tmp_path / "basis.gguf")
-    assert re.search("ax[ei]s|prior|covariance|variance", reader("basis", tmp_path / "basis.gguf").stderr)
+    assert re.search("prior|covariance|variance", reader("basis", tmp_path / "basis.gguf").stderr)
     with pytest.raises(CorruptBasisError):
         load_basis(tmp_path / "basis.gguf")
 
@@ -317,8 +316,6 @@ def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
                 if signer is not None:
                     whole.append(drawn.to_bytes(basis, signer, until=expiry.day_date(rng.getrandbits(16))))
                     whole.append(drawn.to_bytes(basis, signer, stream="another"))
-                    if dtype != "int8":
-                        whole.append(drawn.to_bytes(basis, signer, version=1))
     for payload in (b"\0\0\xc0\x7f" * 13, b"\0\0\x80\xff" * 13, b"\1\0\0\0" * 13):  # NaN, infinity, subnormal
         whole += [payload, support.frame(basis.digest, payload)]
     half = np.array([6e-8, -6e-8, 6.1e-5, 65504, -65504, 0, -0.0, 1, 2, 3, 4, 5, 6], "<f2").tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import select
@@ -165,9 +166,10 @@ def test_what_is_refused_changes_nothing(page: Page, site: Site) -> None:
     assert "it was cut, or is no frame" in refused(page, site.put("v.bin", frame[:-2]))
     over = MicroVector(vector.values, "fp32", 6).to_bytes(basis, until=date(2026, 1, 1))
     assert "its last day is over" in refused(page, site.put("v.bin", over))
-    body = bytearray(MicroVector(vector.values, "fp32", 6).to_bytes(basis, version=1)[:-4])
+    body = bytearray(MicroVector(vector.values, "fp32", 6).to_bytes(basis)[:-4])
     body[7:11] = struct.pack("<f", math.nan)
-    tag = zlib.crc32(bytes.fromhex(basis.digest) + body).to_bytes(4, "little")
+    bound = hashlib.sha256(b"tinylora stream 2\n").digest()
+    tag = zlib.crc32(bound + bytes.fromhex(basis.digest) + body).to_bytes(4, "little")
     assert "a value that is not finite" in refused(page, site.put("v.bin", bytes(body) + tag))
     assert "The model is as it was." in page.locator("#refused").inner_text()
     assert "sequence 5" in page.locator("#vector").inner_text()

@@ -61,7 +61,7 @@ def _make_frame(random: Random) -> bytes:
         tag=tag,
         sequence=random.randrange(1 << 16),
         key=b"s" * 32,
-        version=random.choice((1, 2, 2, 3)),
+        version=random.choice((2, 2, 3)),
         until=random.choice((0, 1, 65535, random.randrange(1 << 16))),
     )
 
@@ -71,7 +71,7 @@ def _mend_frame(data: bytes) -> bytes:
     if len(data) < 11:
         return data
     body = bytes([data[0] & 0xF3]) + DIGEST[:4] + data[5:-4]
-    return body + zlib.crc32(frame.message(data[0] >> 4, "", DIGEST, body)).to_bytes(4, "little")
+    return body + zlib.crc32(frame.message("", DIGEST, body)).to_bytes(4, "little")
 
 
 def _read_frame(data: bytes) -> None:

@@ -58,7 +58,7 @@ def test_golden_frames() -> None:
     found = read(jobs)
     for entry, own, other, late in zip(entries, found[::3], found[1::3], found[2::3], strict=True):
         vector = MicroVector(np.array(entry["values"])[:, None], entry["dtype"], entry["sequence"])
-        version = entry.get("version", 1)
+        version = entry["version"]
         assert own == {
             "version": version,
             "dtype": entry["dtype"],
@@ -68,7 +68,7 @@ def test_golden_frames() -> None:
             "values": vector.values.tobytes().hex(),
         }
         wrong = {"crc32": "checksum", "hmac": "mac", "ed25519": "signature"}[entry["auth"]]
-        assert other == (own if version == 1 else {"refused": wrong})
+        assert other == {"refused": wrong}
         assert late == ({"refused": "expired"} if version == 3 else own)
 
 

@@ -9,11 +9,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 
 from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, SignatureError
-from tinylora_edge.wire.tags import key_id, private_pem, public_pem, read_private_pem, read_public_pem
+from tinylora_edge.wire.tags import PRIVATE, PUBLIC, key_id, private_pem, public_pem, read_pem
 
 SEED = bytes(range(32))
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(SEED)
-PUBLIC = KEY.public_key().public_bytes_raw()
+RAW_PUBLIC = KEY.public_key().public_bytes_raw()
 # RFC 8410, section 10.
 RFC_PUBLIC = """-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
@@ -34,20 +34,20 @@ def pem(key, *, password: bytes | None = None) -> bytes:
 
 def test_pem_is_openssl_s_both_ways():
     assert private_pem(SEED).encode() == pem(KEY)
-    assert public_pem(PUBLIC).encode() == pem(KEY.public_key())
-    assert read_private_pem(pem(KEY)) == SEED
-    assert read_public_pem(pem(KEY.public_key())) == PUBLIC
+    assert public_pem(RAW_PUBLIC).encode() == pem(KEY.public_key())
+    assert read_pem(pem(KEY), PRIVATE) == SEED
+    assert read_pem(pem(KEY.public_key()), PUBLIC) == RAW_PUBLIC
 
 
 def test_the_keys_of_rfc_8410():
-    assert Ed25519Signer.from_pem(RFC_PRIVATE).public_key == read_public_pem(RFC_PUBLIC)
+    assert Ed25519Signer.from_pem(RFC_PRIVATE).public_key == read_pem(RFC_PUBLIC, PUBLIC)
 
 
 @pytest.mark.parametrize(
     "edit", [str.strip, lambda t: t.replace("\n", "\r\n"), lambda t: f"note\n\n{t}\nnote"]
 )
 def test_what_mail_and_editors_do_to_it_is_forgiven(edit):
-    assert read_public_pem(edit(RFC_PUBLIC)) == read_public_pem(RFC_PUBLIC)
+    assert read_pem(edit(RFC_PUBLIC), PUBLIC) == read_pem(RFC_PUBLIC, PUBLIC)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_hexadecimal_mac_keys():
 
 
 def test_ids_name_the_key_and_do_not_give_it_away():
-    assert Ed25519Signer(SEED).id == Ed25519Verifier(PUBLIC).id
-    assert Ed25519Verifier(PUBLIC).id == f"ed25519:{hashlib.sha256(PUBLIC).hexdigest()[:16]}"
+    assert Ed25519Signer(SEED).id == Ed25519Verifier(RAW_PUBLIC).id
+    assert Ed25519Verifier(RAW_PUBLIC).id == f"ed25519:{hashlib.sha256(RAW_PUBLIC).hexdigest()[:16]}"
     assert Hmac(SEED).id != Hmac(SEED[::-1]).id
     assert SEED.hex()[:8] not in Hmac(SEED).id
     assert Hmac(SEED).id.removeprefix("hmac:") != Hmac(SEED).sign(b"").hex()
@@ -120,4 +120,4 @@ def test_a_body_with_other_characters_is_refused():
     text = public_pem(bytes(range(32)))
     head, body, rest = text.split("\n", 2)
     with pytest.raises(SignatureError):
-        read_public_pem(f"{head}\n{body[:8]}!{body[8:]}\n{rest}")
+        read_pem(f"{head}\n{body[:8]}!{body[8:]}\n{rest}", PUBLIC)

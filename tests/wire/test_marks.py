@@ -159,11 +159,6 @@ class TestFile:
         with pytest.raises(VectorError, match="not a regular file"):
             policy(tmp_path)
 
-    def test_a_long_stream_is_refused_before_it_is_kept(self, tmp_path):
-        data = MicroVector(np.zeros((3, 1), np.float32)).to_bytes(BASIS, OLD, version=1)  # of any stream
-        with pytest.raises(VectorError, match="129 characters"):
-            policy(tmp_path / "state").check(data, BASIS, stream="s" * 129)
-
     def test_every_damage_of_one_byte_is_refused(self, tmp_path):
         path = tmp_path / "state"
         apply(policy(path), frame(5))

@@ -98,7 +98,7 @@ def publish(
 
 
 def _check_order(newest: bytes, sequence: int, basis: Basis, where: str) -> None:
-    if len(newest) < wire.HEADER_BYTES[wire.PLAIN] or newest[1:5] != bytes.fromhex(basis.id):
+    if len(newest) < wire.HEADER_BYTES[wire.BOUND] or newest[1:5] != bytes.fromhex(basis.id):
         raise TransferError(f"{where} is no frame of basis {basis.id}: remove it, or publish elsewhere")
     found = wire.sequence_of(newest)
     if found > sequence:

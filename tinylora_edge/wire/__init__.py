@@ -1,12 +1,13 @@
 """A vector as bytes. Nothing here knows a model or a basis: it is for whoever moves, signs or stores vectors.
 
 * `frame` is the format on the wire: header, values, tag (docs/FORMAT.md, "Frames").
+* `values` are the numbers in it, in four dtypes.
 * `tags` close a frame and let a device check it: CRC-32, HMAC-SHA-256, Ed25519; keys in PEM.
 * `text` carries a frame through a link, a form or a text message.
 * `expiry` is about last days of frames, and the clock that judges them.
 * `sequences` is what a receiver remembers: the highest sequence of each stream, in memory or in a file.
 """
 
-from . import expiry, frame, sequences, tags, text
+from . import expiry, frame, sequences, tags, text, values
 
-__all__ = ["expiry", "frame", "sequences", "tags", "text"]
+__all__ = ["expiry", "frame", "sequences", "tags", "text", "values"]

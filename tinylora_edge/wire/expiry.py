@@ -1,8 +1,8 @@
 """Days: the last one on which a frame may be accepted, and which one a device takes for today.
 
 A day is a number from 0 to 65535, counted from 2026-01-01, in UTC. A clock may be set back, by an empty
-battery or by somebody. So the highest day that a policy has seen is kept with its marks, and no day before
-it is believed again.
+battery or by somebody. So the highest day that a policy has seen is kept with its sequences, and no day
+before it is believed again.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TypeAlias
 
 from ..errors import ExpiredError, RollbackError, VectorError
-from . import sequences
+from .sequences import SequenceLog
 
 FIRST = date(2026, 1, 1)
-MOST = 0xFFFF
-LAST = FIRST + timedelta(days=MOST)
+LAST = FIRST + timedelta(days=0xFFFF)
 
 Today: TypeAlias = date | Callable[[], date] | None
 """The clock of a device: what says the day in UTC, a day that it was told, or None where there is none."""
 
-_SEEN: sequences.Source = ("", "", "day")  # a mark of no basis
+_SEEN = ("", "", "day")  # the source of no vector
 
 
 def utc_today() -> date:
@@ -58,20 +57,14 @@ class Clock:
         VectorError: the source is none.
     """
 
-    def __init__(self, source: Today, kept: sequences.SequenceLog) -> None:
+    def __init__(self, source: Today, kept: SequenceLog) -> None:
         if source is not None and not isinstance(source, date) and not callable(source):
             raise VectorError(
                 f"today={source!r:.40} is no clock: pass a date, what returns one, or None where "
                 "the device has none"
             )
-        self._source = source
-        self._kept = kept
+        self._source, self._kept = source, kept
         self._seen = 0
-
-    @property
-    def runs(self) -> bool:
-        """Whether the device has a clock at all."""
-        return self._source is not None
 
     def today(self) -> int:
         """Return the number of the day. Without a clock it is the highest one seen, 0 where there is none.
@@ -101,19 +94,15 @@ class Clock:
         today = self.today()
         if today > until:
             with suppress(OSError):  # the refusal stands
-                self.keep(today)
+                self.keep()
             raise ExpiredError(
                 f"the frame may be accepted until {day_date(until)}, and today is {day_date(today)} (UTC, or "
                 "the latest day that this device has seen): fetch a newer one"
             )
 
-    def keep(self, day: int | None = None) -> None:
-        """Keep a day as seen, with a state file durably; by default today.
-
-        Raises:
-            VectorError, OSError: as for `today`, or the state file cannot be written.
-        """
-        day = self.today() if day is None else day
+    def keep(self) -> None:
+        """Keep today as seen, durably where sequences are. Errors: those of `today` and `record`."""
+        day = self.today()
         if day > self._kept.highest(_SEEN):
             with suppress(RollbackError):  # another process saw a later one meanwhile
                 self._kept.record(_SEEN, day)

@@ -7,8 +7,7 @@ through restarts, kills and power cuts. A state file is text:
     {"<basis digest>": {"<key id>": {"<stream>": "<sequence>:<content>"}}}
 
 The content is 32 hexadecimal digits that stand for the values, or nothing where it is not known. A file is
-only ever replaced whole (temporary file, fsync, rename, fsync of the directory), under a lock that all
-processes which share it take, and a sequence only ever rises.
+only ever replaced whole, under a lock that all processes which share it take, and a sequence only ever rises.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -26,28 +24,14 @@ from typing import Any, NamedTuple
 
 from ..documents import parse_json
 from ..errors import RollbackError, VectorError
-from ..limits import STATE_BYTES, STREAM_CHARACTERS
+from ..limits import STATE_BYTES
 from ..system import atomic_write, check_path, locked, sweep
 
 Source = tuple[str, str, str]
 """Where a vector comes from: digest of its basis, id of the key (empty: no key), stream."""
 
-_HEAD = "tinylora state 2 "
+_HEAD = b"tinylora state 2 "
 _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
-
-
-def source(digest: str, key: str, stream: str) -> Source:
-    """Return the source of a vector.
-
-    Raises:
-        VectorError: the stream's name is too long to be kept.
-    """
-    if len(stream) > STREAM_CHARACTERS:
-        raise VectorError(
-            f"the stream's name has {len(stream)} characters, and at most {STREAM_CHARACTERS} are kept: "
-            f"{stream[:20]!r}..."
-        )
-    return digest, key, stream
 
 
 class Accepted(NamedTuple):
@@ -101,7 +85,7 @@ class SequenceLog:
         vars(self).update(state, _lock=RLock())
 
     def highest(self, source: Source) -> int:
-        """Return the highest sequence recorded; 0 where there is none. Errors: those of `check`."""
+        """Return the highest sequence recorded; 0 where there is none. Errors: those of `find`."""
         return self.find(source).sequence
 
     def check(self, source: Source, sequence: int, content: str = "") -> None:
@@ -144,14 +128,9 @@ class SequenceLog:
 class SequenceFile(SequenceLog):
     """A log in a file, for one process or several.
 
-    The rules, in the order in which they hold:
-
-    1. A file that is there and cannot be read as a state is refused, when the policy is made and ever
-       after: to go on without it would be to forget it (VectorError).
-    2. A file that is not there is an empty state; it appears with the first sequence.
-    3. `highest` and `check` ask what the file says now, whichever process wrote it.
-    4. `record` returns when the new state is on disk, or raises and leaves the old one (OSError).
-    5. No sequence is ever written lower than it was; who tries is told (RollbackError).
+    A file that cannot be read as a state is refused, when this is made and ever after: to go on without it
+    would be to forget it. One that is not there is an empty state, and appears with the first sequence. What
+    is asked is what the file says now, whichever process wrote it; `record` returns once it is on disk.
 
     Args:
         path: the file; its directory must exist. `<path>.lock` beside it is the lock.
@@ -201,8 +180,7 @@ class SequenceFile(SequenceLog):
             # Another process may remove it on purpose; in this one, what was seen stays known.
             self._seen = None
             return
-        seen = (found.st_ino, found.st_size, found.st_mtime_ns)
-        if seen == self._seen:
+        if (found.st_ino, found.st_size, found.st_mtime_ns) == self._seen:
             return
         if not stat.S_ISREG(found.st_mode):
             raise VectorError(f"the state {self._path} is not a regular file: name another one")
@@ -231,13 +209,13 @@ def encode(accepted: dict[Source, Accepted]) -> bytes:
     for (digest, key, stream), (sequence, content) in sorted(accepted.items()):
         tree.setdefault(digest, {}).setdefault(key, {})[stream] = f"{sequence}:{content}"
     body = json.dumps(tree, indent=1).encode() + b"\n"
-    head = f"{_HEAD}{hashlib.sha256(body).hexdigest()}\n".encode()
-    if len(head) + len(body) > STATE_BYTES:
+    data = _HEAD + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    if len(data) > STATE_BYTES:
         raise VectorError(
-            f"the state would have {len(head) + len(body):,} bytes, and at most {STATE_BYTES:,} are kept: "
-            "use fewer streams, or a state file for each part of them"
+            f"the state would have {len(data):,} bytes, and at most {STATE_BYTES:,} are kept: use fewer "
+            "streams, or a state file for each part of them"
         )
-    return head + body
+    return data
 
 
 def decode(data: bytes) -> dict[Source, Accepted]:
@@ -249,21 +227,19 @@ def decode(data: bytes) -> dict[Source, Accepted]:
     if len(data) > STATE_BYTES:
         raise ValueError(f"it has more than {STATE_BYTES:,} bytes")
     head, _, body = data.partition(b"\n")
-    if not head.startswith(_HEAD.encode()):
-        raise ValueError(f"it does not begin with {_HEAD.strip()!r}")
+    if not head.startswith(_HEAD):
+        raise ValueError(f"it does not begin with {_HEAD.decode().strip()!r}")
     if head[len(_HEAD) :] != hashlib.sha256(body).hexdigest().encode():
         raise ValueError("its content does not match its SHA-256")
+    accepted: dict[Source, Accepted] = {}
     try:
-        return dict(_entries(parse_json(body, limit=STATE_BYTES)))
+        for digest, keys in parse_json(body, limit=STATE_BYTES).items():
+            for key, streams in keys.items():
+                for stream, value in streams.items():
+                    found = _VALUE.match(value)
+                    if found is None or int(found[1]) >= 1 << 16:
+                        raise ValueError(f"it holds {str(value)[:40]!r} where a sequence should be")
+                    accepted[digest, key, stream] = Accepted(int(found[1]), found[2])
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its content has another structure ({error})") from None
-
-
-def _entries(tree: Any) -> Iterator[tuple[Source, Accepted]]:
-    for digest, keys in tree.items():
-        for key, streams in keys.items():
-            for stream, value in streams.items():
-                found = _VALUE.match(value)
-                if found is None or int(found[1]) >= 1 << 16:
-                    raise ValueError(f"it holds {str(value)[:40]!r} where a sequence should be")
-                yield (digest, key, stream), Accepted(int(found[1]), found[2])
+    return accepted

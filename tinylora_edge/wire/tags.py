@@ -1,11 +1,7 @@
-"""Tags: what closes a frame and lets a device check it.
+"""Tags: what closes a frame and lets a device check it. Keys are in PEM, as OpenSSL writes them (RFC 8410).
 
-A tag is computed over (32-byte basis digest || all bytes of the frame before the tag), so a frame made
-for another basis never verifies. See docs/FORMAT.md, "Frames".
-
-Keys are in PEM, as OpenSSL and every other tool writes them (RFC 7468, RFC 8410). The DER inside has no
-variable part but the key, so reading it needs no ASN.1 library: a device that brings its own Ed25519 reads
-its trusted keys without the `cryptography` package.
+The DER inside has no variable part but the key, so reading it needs no ASN.1 library: a device that brings
+its own Ed25519 reads its trusted keys without the `cryptography` package.
 """
 
 from __future__ import annotations
@@ -29,7 +25,8 @@ SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}
 
 NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
 
-_NEED_OF_KIND = {HMAC: "mac", ED25519: "signature"}
+PRIVATE, PUBLIC = "PRIVATE KEY", "PUBLIC KEY"
+"""Labels of PEM blocks."""
 
 _FIELD = 2**255 - 19
 _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
@@ -37,27 +34,19 @@ _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 # sign), 0 (order 4), and two of order 8; each with both signs of x.
 _SMALL_ORDER = {1, _FIELD - 1, 0, _ORDER_8, _FIELD - _ORDER_8}
 
-PRIVATE, PUBLIC = "PRIVATE KEY", "PUBLIC KEY"
-"""Labels of the two blocks."""
-
-_ED25519_OID = bytes.fromhex("06032b6570")  # 1.3.101.112, id-Ed25519
-# PrivateKeyInfo: SEQUENCE { version 0, algorithm, OCTET STRING { OCTET STRING { seed } } }
-_PRIVATE_HEAD = bytes.fromhex("302e020100") + b"\x30\x05" + _ED25519_OID + bytes.fromhex("04220420")
-# SubjectPublicKeyInfo: SEQUENCE { algorithm, BIT STRING { no unused bits, key } }
-_PUBLIC_HEAD = bytes.fromhex("302a") + b"\x30\x05" + _ED25519_OID + bytes.fromhex("032100")
+_HEADS = {
+    # PrivateKeyInfo: SEQUENCE { version 0, algorithm, OCTET STRING { OCTET STRING { seed } } }
+    PRIVATE: bytes.fromhex("302e020100300506032b657004220420"),
+    # SubjectPublicKeyInfo: SEQUENCE { algorithm, BIT STRING { no unused bits, key } }
+    PUBLIC: bytes.fromhex("302a300506032b6570032100"),
+}
 _PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.S)
-
 _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
-_ID_BYTES = 8
 
 
 @runtime_checkable
 class Verifier(Protocol):
-    """A key that checks tags of one kind.
-
-    One that has an attribute `id` too, a string, is named by it in errors, and a policy keeps a mark of its
-    own for it; those without share one mark a kind.
-    """
+    """A key that checks tags of one kind. Its `id`, where it has one, names it in errors and states."""
 
     kind: int
 
@@ -85,26 +74,22 @@ def check_verifiers(keys: Sequence[Verifier]) -> None:
     Raises:
         VectorError: something else is among it.
     """
-    unusable = [key for key in keys if not isinstance(key, Verifier)]
-    if unusable or isinstance(keys, str | bytes):
-        got = type(keys if isinstance(keys, str | bytes) else unusable[0]).__name__
-        raise VectorError(
-            f"keys=[...] takes verifiers, not {got}: make them with Hmac(secret), Hmac.from_hex(text) or "
-            "Ed25519Verifier.from_pem(text)"
-        )
+    for key in [keys] if isinstance(keys, str | bytes) else keys:
+        if not isinstance(key, Verifier):
+            raise VectorError(
+                f"keys=[...] takes verifiers, not {type(key).__name__}: make them with Hmac(secret), "
+                "Hmac.from_hex(text) or Ed25519Verifier.from_pem(text)"
+            )
 
 
-def check(
-    kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, what: str = "frame", other: str = ""
-) -> str:
-    """Return the id of the key under which a tag verifies; empty for a checksum.
+def check(kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, other: str = "") -> str:
+    """Return the id of the key under which a frame's tag verifies; empty for a checksum.
 
     Args:
         kind: of the tag.
         message: what it was computed over.
         tag: the tag.
         keys: those that are trusted, of whatever kind.
-        what: the tag closes, for errors.
         other: what else may be the cause, for errors.
 
     Raises:
@@ -115,7 +100,7 @@ def check(
         expected = Crc32().sign(message)
         if tag != expected:
             raise ChecksumError(
-                f"the {what}'s checksum is {tag.hex()}, but its bytes give {expected.hex()}: it was damaged "
+                f"the frame's checksum is {tag.hex()}, but its bytes give {expected.hex()}: it was damaged "
                 f"on its way{other}; fetch it again"
             )
         return ""
@@ -123,15 +108,14 @@ def check(
     usable = [key for key in keys if key.kind == kind]
     if not usable:
         raise SignatureError(
-            f"the {what} carries an {name} tag, but the policy has no {name} key to check it: pass "
-            "Policy(keys=[...]), or --key FILE",
-            needs=_NEED_OF_KIND[kind],
+            f"the frame carries an {name} tag, but the policy has no {name} key to check it: pass "
+            "Policy(keys=[...]), or --key FILE"
         )
     for key in usable:
         if key.verify(message, tag):
             return key_id(key)
     raise SignatureError(
-        f"the {what}'s {name} tag {tag[:8].hex()} does not verify under any of the {len(usable)} trusted "
+        f"the frame's {name} tag {tag[:8].hex()} does not verify under any of the {len(usable)} trusted "
         f"keys ({', '.join(map(key_id, usable))}): it was altered, or comes from someone else{other}"
     )
 
@@ -172,12 +156,11 @@ class Hmac:
             )
         self._key = bytes(key)
         # Of a message that no frame begins with, so that an id is never half of a tag.
-        self.id = f"hmac:{hmac.digest(self._key, b'tinylora key id', hashlib.sha256)[:_ID_BYTES].hex()}"
+        self.id = f"hmac:{hmac.digest(self._key, b'tinylora key id', hashlib.sha256)[:8].hex()}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise SignatureError(
-            "a MAC key is a secret, and a pickle or a copy may go anywhere: make it again where it is "
-            "needed, with Hmac(secret)"
+            "a MAC key is a secret, and a pickle may go anywhere: make it again there, with Hmac(secret)"
         )
 
     @classmethod
@@ -188,7 +171,7 @@ class Hmac:
             SignatureError: the text is something else, or the key is too short.
         """
         digits = text.decode("ascii", "replace") if isinstance(text, bytes) else text
-        digits = "".join(digits[:4096].split())
+        digits = "".join(digits[:PEM_BYTES].split())
         if not re.fullmatch("(?:[0-9a-fA-F]{2})+", digits):
             raise SignatureError(
                 f"a MAC key is an even number of hexadecimal digits, but this begins with {digits[:5]!r}: "
@@ -230,13 +213,13 @@ class Ed25519Signer:
 
     @classmethod
     def from_pem(cls, text: str | bytes) -> Ed25519Signer:
-        """Return the signer of a private key in PEM (PKCS #8, RFC 8410), as keygen and OpenSSL write it.
+        """Return the signer of a private key in PEM (PKCS #8), as keygen and OpenSSL write it.
 
         Raises:
             MissingExtraError: `cryptography` is not installed.
-            SignatureError: the text is no such key.
+            SignatureError: the text holds no Ed25519 private key, or an encrypted one.
         """
-        return cls(read_private_pem(text))
+        return cls(read_pem(text, PRIVATE))
 
     def sign(self, message: bytes) -> bytes:
         """Return the signature of the message, 64 bytes."""
@@ -255,8 +238,7 @@ class Ed25519Verifier:
 
     Args:
         public_key: the 32-byte public key.
-        check: called as check(public_key, message, signature) -> bool where the device brings its own
-            Ed25519; by default the `cryptography` package does it.
+        check: the device's own Ed25519: check(public_key, message, signature) -> bool.
 
     Attributes:
         id: `ed25519:` and the first 16 hexadecimal digits of the public key's SHA-256.
@@ -273,7 +255,8 @@ class Ed25519Verifier:
             raise SignatureError(f"an Ed25519 public key has 32 bytes, not {len(public_key)}")
         if check is None:
             _cryptography()
-        if _is_weak(public_key):
+        y = int.from_bytes(public_key, "little") & ((1 << 255) - 1)  # without the sign of x
+        if y >= _FIELD or y in _SMALL_ORDER:
             raise SignatureError(
                 f"the Ed25519 public key {bytes(public_key).hex()} is a point of small order, or written as "
                 "no tool writes one: anybody could sign under it. Make a key with tinylora-edge keygen"
@@ -286,29 +269,21 @@ class Ed25519Verifier:
     def from_pem(
         cls, text: str | bytes, check: Callable[[bytes, bytes, bytes], bool] | None = None
     ) -> Ed25519Verifier:
-        """Return the verifier of a public key in PEM (SubjectPublicKeyInfo, RFC 8410).
-
-        Reading it needs no `cryptography`, so that a device with a `check` of its own does not either.
+        """Return the verifier of a public key in PEM (SubjectPublicKeyInfo).
 
         Raises:
             MissingExtraError: no `check` is given and `cryptography` is not installed.
-            SignatureError: the text is no such key.
+            SignatureError: the text holds no Ed25519 public key.
         """
-        return cls(read_public_pem(text), check)
+        return cls(read_pem(text, PUBLIC), check)
 
     def verify(self, message: bytes, tag: bytes) -> bool:
         """Tell whether `tag` is a signature of the message under the public key."""
         return bool(self._check(self._public_key, message, tag))
 
 
-def _is_weak(public_key: bytes) -> bool:
-    """Whether a public key is one of the 8 points of small order, or not the one encoding of its point."""
-    y = int.from_bytes(public_key, "little") & ((1 << 255) - 1)  # without the sign of x
-    return y >= _FIELD or y in _SMALL_ORDER
-
-
 def _public_key_id(public_key: bytes) -> str:
-    return f"ed25519:{hashlib.sha256(public_key).digest()[:_ID_BYTES].hex()}"
+    return f"ed25519:{hashlib.sha256(public_key).digest()[:8].hex()}"
 
 
 def _check_signature(public_key: bytes, message: bytes, signature: bytes) -> bool:
@@ -331,37 +306,25 @@ def _cryptography() -> Any:
 
 def private_pem(seed: bytes) -> str:
     """Return the PEM of a private key, whose seed has 32 bytes."""
-    return _to_pem(PRIVATE, _PRIVATE_HEAD + seed)
+    return _to_pem(PRIVATE, seed)
 
 
 def public_pem(key: bytes) -> str:
     """Return the PEM of a public key of 32 bytes."""
-    return _to_pem(PUBLIC, _PUBLIC_HEAD + key)
+    return _to_pem(PUBLIC, key)
 
 
-def read_private_pem(text: str | bytes) -> bytes:
-    """Return the 32-byte seed of a private key.
-
-    Raises:
-        SignatureError: the text holds no Ed25519 private key, or an encrypted one.
-    """
-    return _from_pem(text, PRIVATE, _PRIVATE_HEAD)
+def _to_pem(label: str, key: bytes) -> str:
+    body = base64.b64encode(_HEADS[label] + key).decode()
+    return f"-----BEGIN {label}-----\n{body}\n-----END {label}-----\n"
 
 
-def read_public_pem(text: str | bytes) -> bytes:
-    """Return the 32 bytes of a public key.
+def read_pem(text: str | bytes, label: str) -> bytes:
+    """Return the 32 bytes of a key in PEM.
 
     Raises:
-        SignatureError: the text holds no Ed25519 public key.
+        SignatureError: the text holds no such key.
     """
-    return _from_pem(text, PUBLIC, _PUBLIC_HEAD)
-
-
-def _to_pem(label: str, der: bytes) -> str:
-    return f"-----BEGIN {label}-----\n{base64.b64encode(der).decode()}\n-----END {label}-----\n"
-
-
-def _from_pem(text: str | bytes, label: str, head: bytes) -> bytes:
     if len(text) > PEM_BYTES:
         raise SignatureError(f"the key has {len(text)} bytes, and one in PEM at most {PEM_BYTES}")
     if isinstance(text, bytes):
@@ -372,7 +335,7 @@ def _from_pem(text: str | bytes, label: str, head: bytes) -> bytes:
             f"expected one block '-----BEGIN {label}-----', but found {len(blocks)} blocks of PEM: pass a "
             "file that tinylora-edge keygen or openssl wrote"
         )
-    (found, body) = blocks[0]
+    ((found, body),) = blocks
     if found != label:
         hint = {
             "ENCRYPTED PRIVATE KEY": "decrypt it first: openssl pkey -in KEY -out PLAIN",
@@ -384,13 +347,10 @@ def _from_pem(text: str | bytes, label: str, head: bytes) -> bytes:
         der = base64.b64decode("".join(body.split()), validate=True)
     except ValueError as error:  # binascii.Error, or a character that is not ASCII
         raise SignatureError(f"the {label} is damaged: {error}") from None
+    head = _HEADS[label]
     if len(der) != len(head) + 32 or not der.startswith(head):
-        what = (
-            "damaged, or in a form that OpenSSL does not write"
-            if _ED25519_OID in der
-            else "of another algorithm"
-        )
         raise SignatureError(
-            f"the {label} is {what}: expected an Ed25519 key of {len(head) + 32} bytes in DER, got {len(der)}"
+            f"the {label} is damaged, or of another algorithm: expected an Ed25519 key of {len(head) + 32} "
+            f"bytes in DER, got {len(der)}"
         )
     return der[len(head) :]

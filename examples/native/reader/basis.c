@@ -181,45 +181,9 @@ int fingerprint_is_listed(const basis *b, const uint8_t print[32]) {
     return 0;
 }
 
-/* Axes */
-
-text basis_axis(const basis *b, uint64_t number) {
-    uint64_t count;
-    text name = {NULL, 0};
-    cursor c = array_key(&b->file, "tinylora.axes", STRING, &count);
-    for (uint64_t i = 0; i <= number && i < count; i++) name = take_text(&c);
-    if (c.failed || number >= count) name.size = 0;
-    return name;
-}
-
 static int has_key(const gguf *file, const char *name) {
     uint32_t type;
     return !find_key(file, name, &type).failed;
-}
-
-/* Characters are the bytes that do not go on with one. What is printable takes tables, and is left to a screen. */
-static const char *check_axes(basis *b, uint64_t n) {
-    uint64_t count;
-    cursor names = array_key(&b->file, "tinylora.axes", STRING, &count);
-    b->has_axes = has_key(&b->file, "tinylora.axes");
-    if (!b->has_axes) return NULL;
-    if (count != n) return "number of axes";
-    for (uint64_t i = 0; i < n; i++) {
-        text name = take_text(&names);
-        cursor before = array_key(&b->file, "tinylora.axes", STRING, &count);
-        uint64_t characters = 0;
-        for (uint64_t at = 0; at < name.size; at++) {
-            characters += (name.at[at] & 0xC0) != 0x80;
-            if (name.at[at] < 0x20 || name.at[at] == 0x7F) return "name of an axis";
-        }
-        if (!characters || characters > 64 || name.at[0] == ' ' || name.at[name.size - 1] == ' ')
-            return "name of an axis";
-        for (uint64_t j = 0; j < i; j++) {
-            text other = take_text(&before);
-            if (other.size == name.size && !memcmp(other.at, name.at, name.size)) return "two axes with one name";
-        }
-    }
-    return NULL;
 }
 
 /* Whether no pivot of the Cholesky decomposition of D C D, which is made in c, is n * 2^-24 or less. */
@@ -320,8 +284,7 @@ const char *basis_open(basis *b, const uint8_t *data, uint64_t size) {
         error = find_factors(b, m, with_p);
         if (error) return error;
     }
-    error = check_axes(b, (uint64_t)b->groups * b->u);
-    if (!error) error = check_prior(b, (uint64_t)b->groups * b->u);
+    error = check_prior(b, (uint64_t)b->groups * b->u);
     if (error) return error;
     compute_digest(b);
     return is_hash(text_key(&b->file, "tinylora.digest", &failed), b->digest) ? NULL : "digest";

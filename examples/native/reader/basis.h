@@ -35,7 +35,6 @@ typedef struct {
     uint32_t rank, u, groups, count;
     uint64_t seed;
     module *modules; /* `count` of them; free() it */
-    int has_axes;    /* the values have names: see basis_axis */
     const uint8_t *mean, *covariance; /* f32, n and n * n of them; NULL where there is no prior */
     uint8_t digest[32];
 } basis;
@@ -45,7 +44,6 @@ typedef struct {
 const char *gguf_open(gguf *file, const uint8_t *data, uint64_t size);
 const char *basis_open(basis *b, const uint8_t *data, uint64_t size); /* the digest is computed and compared */
 const char *fingerprint(const basis *b, const gguf *base, uint8_t out[32]);
-text basis_axis(const basis *b, uint64_t number); /* the name of a value; none: its size is 0 */
 int fingerprint_is_listed(const basis *b, const uint8_t print[32]);
 
 /* P of a module, u * r * r values, and R for a vector, r * r values. */

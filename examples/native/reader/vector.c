@@ -84,8 +84,9 @@ static float read_value(const uint8_t *at, int dtype) {
     return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-/* The 32 bytes that bind a message to a stream: a word that says what it is, and the stream's name. */
-static void bind(const char *word, const char *stream, uint8_t out[32]) {
+/* The 32 bytes that bind a frame to its stream. */
+static void bind(const char *stream, uint8_t out[32]) {
+    static const char word[] = "tinylora stream 2\n";
     sha256 h;
     sha256_begin(&h);
     sha256_add(&h, word, strlen(word));
@@ -126,19 +127,19 @@ const char *vector_check(const uint8_t *data, size_t size, size_t n, const uint8
     double sum = 0;
     if (!size) return "empty";
     if (size % 2 == 0) { /* a raw payload: its length says its dtype */
-        if (size >= 5 && data[0] >> 4 >= 1 && data[0] >> 4 <= 3 && !memcmp(data + 1, digest, 4)) return "frame cut";
+        if (size >= 5 && data[0] >> 4 >= 2 && data[0] >> 4 <= 3 && !memcmp(data + 1, digest, 4)) return "frame cut";
         if (size != 4 * n && size != 2 * n) return "length";
         found.dtype = size == 4 * n ? 0 : 1;
     } else {
         const char *error;
         uint8_t first[64];
-        size_t header, body, bound;
+        size_t header, body;
         if (size < 7 || size > 9 + 4 * n + 64) return "length";
         found.version = data[0] >> 4;
-        if (found.version < 1 || found.version > 3) return "version";
+        if (found.version < 2 || found.version > 3) return "version";
         found.dtype = data[0] & 3;
         found.tag = data[0] >> 2 & 3;
-        if (found.tag > 2 || (found.version == 1 && found.dtype == 3)) return "dtype or tag";
+        if (found.tag > 2) return "dtype or tag";
         if (memcmp(data + 1, digest, 4)) return "basis";
         header = found.version == 3 ? 9 : 7;
         body = header + payload_bytes(n, found.dtype);
@@ -146,10 +147,9 @@ const char *vector_check(const uint8_t *data, size_t size, size_t n, const uint8
         if (found.dtype == 3 && n % 2 == 0 && data[body - 1]) return "filling";
         found.sequence = data[5] | data[6] << 8;
         if (found.version == 3) found.until = data[7] | data[8] << 8;
-        bound = found.version == 1 ? 0 : 32;
-        if (bound) bind("tinylora stream 2\n", trusted->stream, first);
-        memcpy(first + bound, digest, 32);
-        error = check_tag(first, bound + 32, data, body, data + body, found.tag, trusted);
+        bind(trusted->stream, first);
+        memcpy(first + 32, digest, 32);
+        error = check_tag(first, 64, data, body, data + body, found.tag, trusted);
         if (error) return error;
         at += header;
     }

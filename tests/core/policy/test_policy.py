@@ -56,12 +56,12 @@ class TestRule1Form:
         with pytest.raises(FrameError):
             Policy().check(data, BASIS)
 
-    @pytest.mark.parametrize("first", [0x00, 0x40, 0xE0, 0xF0])
+    @pytest.mark.parametrize("first", [0x00, 0x10, 0x40, 0xE0, 0xF0])
     def test_version(self, first):
         with pytest.raises(FrameError, match=f"version {first >> 4}"):
             Policy().check(bytes([first]) + crc()[1:], BASIS)
 
-    @pytest.mark.parametrize("first", [0x13, 0x17, 0x1B, 0x1C, 0x1D, 0x1E, 0x1F, 0x2C, 0x2F, 0x3D])
+    @pytest.mark.parametrize("first", [0x2C, 0x2F, 0x3D])
     def test_unknown_dtype_or_tag(self, first):
         with pytest.raises(FrameError, match=f"{first:#04x}"):
             Policy().check(bytes([first]) + crc()[1:], BASIS)
