@@ -240,7 +240,7 @@ def test_log_probabilities_come_with_the_tokens(pool: Pool) -> None:
         ("x", {"temperature": -1}, RequestError, "temperature is -1"),
         ("x", {"tempature": 0}, OptionError, "did you mean 'temperature'"),
         ("x", {"vector": "a path"}, VectorError, "a vector is bytes"),
-        ("x", {"vector": b"?"}, VectorError, "no frame"),
+        ("x", {"vector": b"?"}, VectorError, "no vector for this basis"),
         ("x", {"vector": MicroVector([[1.0]])}, TinyLoraError, "values"),
     ],
 )
