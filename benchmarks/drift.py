@@ -25,7 +25,7 @@ from tinylora_edge import Bundle, MicroVector, runtime
 from tinylora_edge.runtime import TuneSettings, measure_drift
 from tinylora_edge.runtime.evaluation import compare, evaluate
 from tinylora_edge.tasks import load_task
-from tinylora_edge.train import Options, TrainSettings, train
+from tinylora_edge.train import Options, train
 
 
 def same(row: dict[str, Any], name: dict[str, Any]) -> bool:
@@ -78,13 +78,18 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path
 
 def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> tuple[bytes, list[float]]:
     """Train a vector; return its frame and values."""
-    settings = TrainSettings(steps=name["steps"], seed=name["seed"], anchor=name["anchor"])
     with tempfile.TemporaryDirectory() as folder:
         outcome = train(
             bundle,
             load_task(name["task"], seed=name["seed"]),
             Path(folder) / "v.bin",
-            options=Options(settings=settings, workers=options.workers, evaluate=False),
+            options=Options(
+                steps=name["steps"],
+                seed=name["seed"],
+                anchor=name["anchor"],
+                workers=options.workers,
+                evaluate=False,
+            ),
         )
         return outcome.path.read_bytes(), outcome.result.vector.values.reshape(-1).tolist()
 

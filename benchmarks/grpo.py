@@ -30,7 +30,7 @@ from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.runtime.llama.requantize import half_copy, half_type
 from tinylora_edge.system import cores
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
-from tinylora_edge.train import Options, TrainSettings, train
+from tinylora_edge.train import Options, train
 from tinylora_edge.train.model import default_dtype
 
 TASK, LR = "brevity", 5e-3
@@ -47,15 +47,17 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
         if "step" in metrics and "event" not in metrics:
             ends.append(time.perf_counter())
 
-    settings = TrainSettings(
+    chosen = Options(
         steps=options.steps + 2,
         prompts=options.prompts,
         lr=LR,
         validation=8,
         validate_every=1000,
         checkpoint_every=1000,
+        samples=options.samples,
+        dtype=options.dtype,
+        evaluate=False,
     )
-    chosen = Options(settings=settings, samples=options.samples, dtype=options.dtype, evaluate=False)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "vector.bin"
         if name == TRL:

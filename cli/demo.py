@@ -156,7 +156,7 @@ def _teach(model: Path, output: Path, size: Size, threads: int, tell: Tell) -> d
     """Steps 1 and 2: export the model, train a vector, and measure it on held-out prompts."""
     from ..exporters import Export, ExportSettings
     from ..tasks import load_task
-    from ..train import Options, TrainSettings, train
+    from ..train import Options, train
 
     planned = Export(model, output, settings=ExportSettings(projection="auto"))
     with module_progress(len(planned.modules), planned.bytes) as (step, _):
@@ -164,8 +164,14 @@ def _teach(model: Path, output: Path, size: Size, threads: int, tell: Tell) -> d
     tell(f"1. Export {model.name}: the frozen factors of {len(basis.modules)} modules, basis {basis.id}.")
     tell(f"2. Train with GRPO on {TASK}: {size.steps} steps, then {size.held_out} prompts never trained on.")
     task = load_task(TASK, held_out=size.held_out)
-    settings = TrainSettings(steps=size.steps, validation=size.validation, target_logprob_change=_CHANGE)
-    options = Options(settings=settings, workers=threads, wire="bf16", drift=0)
+    options = Options(
+        steps=size.steps,
+        validation=size.validation,
+        target_logprob_change=_CHANGE,
+        workers=threads,
+        wire="bf16",
+        drift=0,
+    )
     with _kept_once_trained(output), training_progress(size.steps) as show:
         outcome = train(output, task, output / VECTOR, options=options, report=show)
         if outcome.result.stopped == "interrupted":

@@ -28,22 +28,12 @@ class Method(StrEnum):
     sft = "sft"
 
 
-class TrainingEngine(StrEnum):
-    """Training loops to choose from."""
-
-    own = "own"
-    trl = "trl"
-
-
 def train(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to train for.")],
     task: TaskOption,
     output: RunFrameOption,
     reward: RewardOption = None,
     method: Annotated[Method, typer.Option(help="grpo, or cross-entropy on given answers.")] = Method.grpo,
-    engine: Annotated[
-        TrainingEngine, typer.Option(help="Our loop, or TRL's on many GPUs.")
-    ] = TrainingEngine.own,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
@@ -82,12 +72,17 @@ def train(
       tinylora-edge train out/demo --task formats --system "Answer in JSON alone." --examples 2 -o json.bin
     """
     from ..tasks import load_task
-    from ..train import Options, TrainSettings
+    from ..train import Options
+    from ..train import train as run
 
     options = Options(
         method=method.value,
-        settings=TrainSettings(steps=steps, prompts=prompts, lr=lr, seed=seed, anchor=anchor),
+        steps=steps,
+        prompts=prompts,
         samples=samples,
+        lr=lr,
+        seed=seed,
+        anchor=anchor,
         weights=None if weights is None else str(weights),
         evaluate=evaluate,
         drift=figures.DRIFT_PROMPTS if evaluate else 0,
@@ -96,14 +91,7 @@ def train(
     loaded = load_task(task, reward=reward, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     with training_progress(steps) as show:
-        if engine is TrainingEngine.trl:
-            from ..train.trl import train_trl
-
-            outcome = train_trl(bundle, loaded, output, options=options, resume=resume, report=show)
-        else:
-            from ..train import train as run
-
-            outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
+        outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
     if outcome.result.stopped == "interrupted":
         console.note(
             f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
@@ -153,7 +141,7 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
             parts = [f"step {metrics['step']}/{steps}", *known.values()]
             if metrics["step"] >= steps:
                 parts.append("measuring on held-out prompts")
-            elif "draw_s" in metrics and "tokens" in metrics:  # TRL reports no seconds
+            elif "draw_s" in metrics:
                 seconds = metrics["draw_s"] + metrics.get("learn_s", 0.0)
                 parts.append(f"{metrics['tokens'] / max(seconds, 1e-9):.0f} tokens/s")
             bar("  ".join(parts), done=metrics["step"])

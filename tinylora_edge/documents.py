@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from os import PathLike
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -143,23 +144,29 @@ def restored(kind: type[Record], values: Any, given: Mapping[str, Any] | None = 
         ValueError: it is no object, lacks a field, has another one, or one of another type.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"its state is {type(values).__name__}, expected an object")
+        raise ValueError(f"found {type(values).__name__}, expected an object")
     given, hints = given or {}, get_type_hints(kind)
     known = {field.name for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"its state has {str(name)[:40]!r}, which no state has")
+            raise ValueError(f"{str(name)[:40]!r} is unknown: expected {', '.join(sorted(known))}")
         if not _is(value, hints[name]):
-            raise ValueError(f"{name} in its state is {value!r:.60}, expected {hints[name]}")
+            raise ValueError(f"{name} is {value!r:.60}, expected {_named(hints[name])}")
     try:
         return kind(**given, **values)
     except TypeError as error:  # a field is missing
         raise ValueError(str(error)) from None
 
 
+def _named(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
 def _is(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
+    if isinstance(hint, UnionType):
+        return any(_is(value, each) for each in get_args(hint))
     if hint is float:
         return type(value) in (int, float)
     if get_origin(hint) is list:

@@ -32,7 +32,7 @@ from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.shipping import layout
 from tinylora_edge.shipping.publish import publish
 from tinylora_edge.system import atomic_write
-from tinylora_edge.train import checkpoint, output
+from tinylora_edge.train import checkpoint
 from tinylora_edge.wire import tags
 
 BASIS = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
@@ -136,38 +136,33 @@ def _check_policy(folder: Path, done: int) -> None:
 _IDENTITY = {"digest": BASIS.digest}
 
 
-# A training run: its record, its checkpoints and its result.
+# A training run: its checkpoints and its result.
 
 
-def _step(folder: Path, step: int, write: Callable[[dict[str, Any]], None]) -> None:
-    write({"step": step, "reward": 0.5, "padding": "x" * 100})
+def _step(folder: Path, step: int) -> None:
     state = checkpoint.TrainState.start(np.full((1, 1), step, np.float32))
     state.step = step
-    checkpoint.save(folder / "checkpoint.npz", state, _IDENTITY)
+    state.curve = [{"step": number, "padding": "x" * 100} for number in range(1, step + 1)]
+    checkpoint.save(folder / "checkpoint.json", state, _IDENTITY)
 
 
 def _train(folder: Path, progress: Progress) -> None:
-    done = checkpoint.load(folder / "checkpoint.npz", _IDENTITY).step
-    with output.metrics_file(folder, done, lambda metrics: None) as write:
-        for step in range(done + 1, 4):
-            _step(folder, step, write)
-            progress.done = step
+    for step in range(checkpoint.load(folder / "checkpoint.json", _IDENTITY).step + 1, 4):
+        _step(folder, step)
+        progress.done = step
     with atomic_write(folder / "v.bin") as file:
         file.write(frame(4))
     progress.done = 4
 
 
 def _prepare_training(folder: Path) -> None:
-    with output.metrics_file(folder, 0, lambda metrics: None) as write:
-        _step(folder, 1, write)
+    _step(folder, 1)
 
 
 def _check_training(folder: Path, done: int) -> None:
-    state = checkpoint.load(folder / "checkpoint.npz", _IDENTITY)
-    assert state.step == state.v[0, 0]
+    state = checkpoint.load(folder / "checkpoint.json", _IDENTITY)
+    assert state.step == state.v[0, 0] == len(state.curve)
     assert max(1, min(done, 3)) <= state.step <= 3
-    rows = [row["step"] for row in output._rows(folder / "metrics.jsonl")]
-    assert rows[: state.step] == list(range(1, state.step + 1)), "a step of the record is missing"
     if done == 4 or (folder / "v.bin").exists():
         assert sequence_of((folder / "v.bin").read_bytes()) == 4
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import models
 import pytest
 import trl_world
-from short_runs import FAST
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
@@ -28,26 +28,17 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def short(tiny_weights: Path) -> Options:
-    """Of a short SFT run, which draws nothing to train on."""
-    return Options(
-        method="sft",
-        samples=4,
-        weights=str(tiny_weights),
-        dtype="fp32",
-        workers=1,
-        sequences=8,
-        half_copy=False,
-        evaluate=False,
-    )
-
-
-@pytest.fixture
 def options(tiny_weights: Path) -> Options:
     """Of a short GRPO run."""
     return Options(
-        settings=FAST,
+        steps=6,
+        prompts=4,
         samples=6,
+        lr=0.2,
+        validation=16,
+        validate_every=3,
+        checkpoint_every=2,
+        seed=1,
         weights=str(tiny_weights),
         dtype="fp32",
         workers=2,
@@ -55,6 +46,12 @@ def options(tiny_weights: Path) -> Options:
         half_copy=False,
         drift=0,
     )
+
+
+@pytest.fixture
+def short(options: Options) -> Options:
+    """Of a short SFT run, which draws nothing to train on: two runs differ by rounding alone."""
+    return replace(options, method="sft", steps=4, validate_every=2, checkpoint_every=1, evaluate=False)
 
 
 def letters(completion: Completion, sample: Sample) -> float:

@@ -23,8 +23,8 @@ from tinylora_edge.modules import canonical_order, is_adaptable
 from tinylora_edge.projection import tie
 from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
-from tinylora_edge.train.grpo import Loss
-from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head, shared_prefix
+from tinylora_edge.train.grpo import IMPORTANCE_CAP
+from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, pad, plain_head, shared_prefix
 from tinylora_edge.train.model import factors_for, hf_names, load_model
 
 TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
@@ -97,9 +97,9 @@ def test_sidepath_gradcheck() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])  # q, k, v and gate, up separate, and fused
 @pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
-@pytest.mark.parametrize("loss", [Loss(), Loss(kind="dr_grpo", scale=False, kl=0.1, clip=0.2)])
+@pytest.mark.parametrize("sampled", [True, False])
 def test_loss_gradient_is_the_finite_difference(
-    architecture: str, scheme: str, groups: int, u: int, loss: Loss
+    architecture: str, scheme: str, groups: int, u: int, sampled: bool
 ) -> None:
     """The whole learner in float64: dloss/dv within 1e-5 of a central difference, every entry of v."""
     model = models.tiny_model(architecture)
@@ -110,40 +110,46 @@ def test_loss_gradient_is_the_finite_difference(
     at = rng.normal(0, 0.1, (groups, u))
     learner = Learner(model, adapter, temperature=20.0)  # random weights are sure of themselves
 
-    def batch() -> list[Group]:
-        draw = np.random.default_rng(8)
-        groups_ = []
-        for n_prompt in (4, 9):
-            completions = [draw.integers(0, 256, n).astype(np.int32) for n in (5, 1, 3)]
-            sampled = [np.zeros(len(c), np.float32) for c in completions]
-            advantage = draw.normal(0, 1, 3).astype(np.float32)
-            prompt = draw.integers(0, 256, n_prompt).astype(np.int32)
-            groups_.append(Group(prompt, completions, sampled, advantage, np.full(3, 0.1, np.float32)))
-        return groups_
+    draw, fixed = np.random.default_rng(8), []
+    for n_prompt in (4, 9):
+        completions = [draw.integers(0, 256, n).astype(np.int32) for n in (5, 1, 3)]
+        prompt, advantage = draw.integers(0, 256, n_prompt).astype(np.int32), draw.normal(0, 1, 3)
+        fixed.append(Group(prompt, completions, advantage.astype(np.float32)))
 
     def set_v(value: np.ndarray) -> None:
         with torch.no_grad():
             adapter.v.copy_(torch.from_numpy(value))
 
-    fixed = batch()
-    set_v(at + 0.01)  # the old policy is a little elsewhere, so that the ratio matters
-    for group, old in zip(fixed, learner.measure(fixed), strict=True):
-        group.old = old
-        drawn = [row[: len(c)] for row, c in zip(old.numpy(), group.completions, strict=True)]
-        group.sampled = [(d + rng.normal(0, 0.5, len(d))).astype(np.float32) for d in drawn]
-    set_v(np.zeros_like(at))
-    for group, reference in zip(fixed, learner.measure(fixed), strict=True):
-        group.reference = reference
     set_v(at)
-    grad = learner.gradient(fixed, loss).grad.numpy()
+    weights = [torch.ones(3, 5, dtype=torch.float64)] * 2
+    if sampled:  # with noise, so that the importance matters
+        now = learner.measure(fixed)
+        for group, row in zip(fixed, now, strict=True):
+            lengths = map(len, group.completions)
+            drawn = (each[:n] + rng.normal(0, 0.5, n) for each, n in zip(row.numpy(), lengths, strict=True))
+            group.sampled = [each.astype(np.float32) for each in drawn]
+        weights = [
+            (row - pad(group.sampled)[0]).exp().clamp(max=IMPORTANCE_CAP)
+            for row, group in zip(now, fixed, strict=True)
+        ]
+
+    def surrogate(value: np.ndarray) -> float:
+        """-advantage x importance x log-probability, its mean over tokens; padding gives 0."""
+        set_v(value)
+        terms = (
+            -(row * weight * torch.from_numpy(group.advantage)[:, None]).sum()
+            for row, weight, group in zip(learner.measure(fixed), weights, fixed, strict=True)
+        )
+        return float(sum(terms)) / sum(len(c) for group in fixed for c in group.completions)
+
+    grad = learner.gradient(fixed).grad.numpy()
     h, numeric = 1e-5, np.empty_like(at)
     for index in np.ndindex(at.shape):
         ends = []
         for sign in (1, -1):
             moved = at.copy()
             moved[index] += sign * h
-            set_v(moved)
-            ends.append(learner.gradient(fixed, loss).loss)
+            ends.append(surrogate(moved))
         numeric[index] = (ends[0] - ends[1]) / (2 * h)
     learner.close()
     assert np.linalg.norm(grad) > 0.01
@@ -166,8 +172,7 @@ def in_float64(model: Any) -> None:
 def group(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Group:
     n = len(completions)
     tokens = [np.array(c, np.int32) for c in completions]
-    sampled = [np.zeros(len(c), np.float32) for c in completions]
-    return Group(np.array(prompt, np.int32), tokens, sampled, np.ones(n, np.float32), np.ones(n, np.float32))
+    return Group(np.array(prompt, np.int32), tokens, np.ones(n, np.float32))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -215,12 +220,12 @@ def test_what_prompts_begin_with_counts_for_each() -> None:
         adapter.set(MicroVector.random(basis, 0.5, seed=1))
         learner = Learner(model, adapter, temperature=1.0)
         groups = [group([*range(40), *end], [[5, 6], [9]]) for end in ([50], [60, 61, 62], [70, 71])]
-        together = learner.gradient(groups, Loss(importance_cap=0))
-        apart = [learner.gradient([each], Loss(importance_cap=0)) for each in groups]
+        together = learner.gradient(groups)
+        apart = [learner.gradient([each]) for each in groups]  # of as many tokens each
         learner.close()
-    grad = sum(each.grad.numpy() for each in apart)
+    grad = sum(each.grad.numpy() for each in apart) / 3
     np.testing.assert_allclose(together.grad.numpy(), grad, rtol=1e-4, atol=1e-6 * np.abs(grad).max())
-    assert together.loss == pytest.approx(sum(each.loss for each in apart), rel=1e-5)
+    assert together.loss == pytest.approx(sum(each.loss for each in apart) / 3, rel=1e-5)
 
 
 def ids(*rows: Sequence[int]) -> list[np.ndarray]:
@@ -252,11 +257,8 @@ def test_equal_completions_count_each() -> None:
 
         def gradient(completions: list[list[int]], advantage: list[float]) -> np.ndarray:
             rows = [np.array(c, np.int32) for c in completions]
-            sampled = [np.zeros(len(c), np.float32) for c in completions]
-            weight = np.full(len(rows), 0.1, np.float32)
-            prompt = np.array([1, 2, 3], np.int32)
-            group = Group(prompt, rows, sampled, np.array(advantage, np.float32), weight)
-            return learner.gradient([group], Loss(importance_cap=0)).grad.numpy()
+            group = Group(np.array([1, 2, 3], np.int32), rows, np.array(advantage, np.float32))
+            return learner.gradient([group]).grad.numpy() * sum(map(len, rows))
 
         twice = gradient([[5, 6], [9], [5, 6]], [1.0, -0.5, 1.0])
         once = gradient([[5, 6], [9]], [2.0, -0.5])
@@ -296,11 +298,9 @@ def test_bfloat16_base_keeps_v_in_float32() -> None:
         group = Group(
             np.array([1, 2], np.int32),
             [np.array([3], np.int32), np.array([4], np.int32)],
-            [np.zeros(1, np.float32)] * 2,
             np.array([1, -1], np.float32),
-            np.full(2, 0.5, np.float32),
         )
-        gradient = learner.gradient([group], Loss())
+        gradient = learner.gradient([group])
         learner.close()
     assert adapter.v.dtype == gradient.grad.dtype == torch.float32
     assert gradient.grad.abs().min() > 0

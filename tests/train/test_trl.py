@@ -15,7 +15,7 @@ from trl_world import TEMPLATE, rows_of, steps, write_tokenizer
 
 from tinylora_edge import Bundle, MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.train import Loss, Options, train
+from tinylora_edge.train import Options, train
 from tinylora_edge.train import trl as engine
 from tinylora_edge.train.peft_adapter import peft_model, vector_of
 from tinylora_edge.train.trl import _end_ids, check_prompts, load_tokenizer, reward_function, train_trl
@@ -28,8 +28,9 @@ def options(tiny: Path) -> Options:
 
 def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    settings = replace(options.settings, steps=8, prompts=8, validate_every=4, lr=0.3)
-    longer = replace(options, settings=settings, samples=8, wire="bf16", sequence=3, evaluate=True)
+    longer = replace(
+        options, steps=8, prompts=8, samples=8, validate_every=4, lr=0.3, wire="bf16", evaluate=True
+    )
     task = trl_worker.letters_task()
     outcome = train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=longer, report=rows.append)
     rewards = [row["reward"] for row in steps(rows)]
@@ -38,15 +39,15 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     assert outcome.result.vector.norm > 0 or outcome.result.best_step == 0
     basis = Bundle.find(tiny / "bundle").basis
     vector = MicroVector.from_bytes(outcome.path.read_bytes(), basis)
-    assert (len(outcome.path.read_bytes()), vector.dtype, vector.sequence) == (37, "bf16", 3)
+    assert (len(outcome.path.read_bytes()), vector.dtype) == (37, "bf16")
     assert np.allclose(vector.values, outcome.result.vector.values, rtol=2**-8)
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert manifest["curve"] == rows == rows_of(tmp_path / "v.bin")
     assert manifest["engine"]["processes"] == 1
     assert manifest["held_out"]["n"] == len(task.held_out)
-    assert not (tmp_path / "v.bin.run" / "trl").exists()
+    assert not (tmp_path / "v.bin.run").exists()
 
-    own = replace(longer, settings=replace(settings, steps=1, validate_every=1), half_copy=False)
+    own = replace(longer, steps=1, validate_every=1, half_copy=False)
     train(tiny / "bundle", task, tmp_path / "own.bin", options=own)
     expected = json.loads((tmp_path / "own.bin.json").read_text())
     assert manifest.keys() == expected.keys() | {"engine"}
@@ -114,7 +115,6 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     import torch
 
     from tinylora_edge.train import Adapter, Group, Learner
-    from tinylora_edge.train.grpo import normaliser
     from tinylora_edge.train.model import load_model
 
     rows: list[dict[str, Any]] = []
@@ -127,7 +127,6 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     model = load_model(tiny / "weights", "fp32")
     adapter = Adapter(model, Bundle.find(tiny / "bundle").basis)
     learner = Learner(model, adapter, temperature=task.temperature)
-    weights = iter(normaliser([len(c) for c in given["completion_ids"]], task.max_tokens, "dapo"))
     groups = []
     for start in range(0, len(prompts), 4):
         drawn = [np.array(c, np.int32) for c in given["completion_ids"][start : start + 4]]
@@ -138,15 +137,9 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
         ]
         advantage = (scores - np.mean(scores)) / (np.std(scores, ddof=1) + 1e-4)  # TRL's
         groups.append(
-            Group(
-                np.array(given["prompt_ids"][start], np.int32),
-                drawn,
-                [np.zeros(len(c), np.float32) for c in drawn],
-                advantage.astype(np.float32),
-                np.array([next(weights) for _ in drawn], np.float32),
-            )
+            Group(np.array(given["prompt_ids"][start], np.int32), drawn, advantage.astype(np.float32))
         )
-    gradient = learner.gradient(groups, Loss(importance_cap=0.0))
+    gradient = learner.gradient(groups)
     learner.close()
     assert rows[1]["reward"] > 0
     assert rows[1]["loss"] == pytest.approx(gradient.loss, rel=1e-4)
@@ -163,7 +156,7 @@ def test_no_step_without_signal(tiny: Path, options: Options, tmp_path: Path) ->
         return trl_worker.letters(completion, sample) if calls <= 8 + 24 else 0.0
 
     task = replace(trl_worker.letters_task(), reward=fading)
-    chosen = replace(options, settings=replace(options.settings, steps=4, validate_every=100))
+    chosen = replace(options, steps=4, validate_every=100)
     rows: list[dict[str, Any]] = []
     outcome = train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=chosen, report=rows.append)
     # no answer got a reward at the end, so the start is the best
@@ -183,11 +176,11 @@ def test_no_step_without_signal(tiny: Path, options: Options, tmp_path: Path) ->
 
 @pytest.mark.parametrize("kl", [0.0, 0.05])  # with KL, PEFT saves a second adapter: the reference
 def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Path, kl: float) -> None:
-    settings = replace(options.settings, steps=6, checkpoint_every=2, validate_every=3)
-    chosen = replace(options, settings=settings, loss=Loss(kl=kl))
+    options = replace(options, steps=6, checkpoint_every=2, validate_every=3)
+    chosen: dict[str, Any] = {"options": options, "grpo": {"beta": kl}}
     task = trl_worker.letters_task()
     rows: list[dict[str, Any]] = []
-    whole = train_trl(tiny / "bundle", task, tmp_path / "a.bin", options=chosen, report=rows.append)
+    whole = train_trl(tiny / "bundle", task, tmp_path / "a.bin", **chosen, report=rows.append)
 
     class Stopped(Exception):  # noqa: N818 - not an error
         pass
@@ -197,10 +190,10 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_trl(tiny / "bundle", task, tmp_path / "b.bin", options=chosen, report=stop)
+        train_trl(tiny / "bundle", task, tmp_path / "b.bin", **chosen, report=stop)
     with pytest.raises(TrainError, match="go on with --resume"):
-        train_trl(tiny / "bundle", task, tmp_path / "b.bin", options=chosen)
-    resumed = train_trl(tiny / "bundle", task, tmp_path / "b.bin", options=chosen, resume=True)
+        train_trl(tiny / "bundle", task, tmp_path / "b.bin", **chosen)
+    resumed = train_trl(tiny / "bundle", task, tmp_path / "b.bin", **chosen, resume=True)
     assert resumed.result == whole.result
     assert (tmp_path / "b.bin").read_bytes() == (tmp_path / "a.bin").read_bytes()
     assert steps(rows_of(tmp_path / "b.bin")) == steps(rows)
@@ -237,12 +230,12 @@ def test_a_reward_that_fails_is_told_with_its_sample(tiny: Path, options: Option
 @pytest.mark.parametrize(
     ("change", "grpo", "message"),
     [
-        ({"method": "sft"}, {}, "GRPO, not sft"),
-        ({"settings": {"lr": None}}, {}, "derives no step size"),
-        ({"settings": {"anchor": 0.5}}, {}, "has no settings.anchor"),
+        ({"method": "sft"}, {}, "has no method sft"),
+        ({"lr": None}, {}, "derives no step size"),
+        ({"anchor": 0.5}, {}, "has no anchor"),
         ({"start": (0.1,) * 13}, {}, "has no start"),
-        ({"settings": {"validation": 0}}, {}, "at least 1"),
-        ({"settings": {"validation": 46}}, {}, "48 training prompts, but 46"),
+        ({"validation": 0}, {}, "at least 1"),
+        ({"validation": 46}, {}, "48 training prompts, but 46"),
         ({}, {"per_device_train_batch_size": 5}, "12 completions a step .3 prompts x 4. do not divide"),
         ({}, {"no_such_field": 1}, "no_such_field"),
         ({}, {"num_generations": 1}, "GRPO requires at least 2|divisible"),
@@ -258,8 +251,6 @@ def test_refuses_settings_that_cannot_work(
     grpo: dict[str, Any],
     message: str,
 ) -> None:
-    if "settings" in change:
-        change = {"settings": replace(options.settings, **change["settings"])}
     with pytest.raises(TrainError, match=message):
         train_trl(
             tiny / "bundle",

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinylora_edge import MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.train import Loss, Options, Outcome, TrainSettings
+from tinylora_edge.train import Options, Outcome
 from tinylora_edge.train import trl as engine
 from tinylora_edge.train.peft_adapter import vector_of
 
@@ -33,11 +33,15 @@ def letters_task() -> Task:
     return Task("letters", prompts[:48], prompts[48:], letters, max_tokens=LIMIT, temperature=1.0)
 
 
-def options(folder: Path, **settings: Any) -> Options:
-    chosen = {"steps": 4, "prompts": 3, "validate_every": 2, "validation": 8, "lr": 0.2, "seed": 1}
+def options(folder: Path) -> Options:
     return Options(
-        settings=TrainSettings(**(chosen | settings)),
+        steps=4,
+        prompts=3,
         samples=4,
+        lr=0.2,
+        validation=8,
+        validate_every=2,
+        seed=1,
         weights=str(folder / "weights"),
         dtype="fp32",
         workers=1,
@@ -63,8 +67,6 @@ def completions(prompts: list[Any], trainer: Any) -> dict[str, Any]:
 
 def fixed_run(folder: Path, output: Path, rows: list[dict[str, Any]]) -> Any:
     """Train on given completions, with a KL term; returns TRL's trainer."""
-    from dataclasses import replace
-
     made = []
 
     class Recorded(engine.GRPOTrainer):  # type: ignore[misc]
@@ -74,8 +76,8 @@ def fixed_run(folder: Path, output: Path, rows: list[dict[str, Any]]) -> Any:
 
     before, engine.GRPOTrainer = engine.GRPOTrainer, Recorded
     try:
-        chosen = replace(options(folder), loss=Loss(kl=0.1))
-        engine.train_trl(folder / "bundle", letters_task(), output, options=chosen, report=rows.append)
+        chosen = {"options": options(folder), "grpo": {"beta": 0.1}}
+        engine.train_trl(folder / "bundle", letters_task(), output, **chosen, report=rows.append)
     finally:
         engine.GRPOTrainer = before
     return made[0]

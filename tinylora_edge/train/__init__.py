@@ -16,9 +16,8 @@ except ModuleNotFoundError:
     raise MissingExtraError("training", "torch", "train") from None
 
 from .adapter import Adapter
-from .grpo import Loss
 from .learner import Group, Learner
-from .options import Options, Outcome, Result, TrainSettings
+from .options import Options, Outcome, Result
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -28,11 +27,9 @@ __all__ = [
     "Adapter",
     "Group",
     "Learner",
-    "Loss",
     "Options",
     "Outcome",
     "Result",
-    "TrainSettings",
     "Trainer",
     "train",
 ]

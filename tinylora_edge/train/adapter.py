@@ -8,17 +8,15 @@ never an `in x out` gradient, nor the layer's input. v and its gradient are floa
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..basis import Basis
-from ..prior import Whitening
 from ..vector import FIRST_SEQUENCE, MicroVector
 from .model import factors_for, hf_names
 
@@ -33,9 +31,6 @@ class Adapter(nn.Module):
 
     Attributes:
         v: the trainable parameter, float32 [G, u].
-
-    `Learner` and `Trainer` use of it `trained`, `start`, `whitening`, `set`, `vector` and `joined` alone:
-    whatever else has those can be trained in its place (`run.Engines.adapt`).
 
     Raises:
         TrainError: a module of the basis is not in the model, is no linear layer, or its factors are not
@@ -69,26 +64,6 @@ class Adapter(nn.Module):
     def vector(self, dtype: str = "fp32", sequence: int = FIRST_SEQUENCE) -> MicroVector:
         """Return v as a micro-vector."""
         return MicroVector(self.v.detach().cpu().numpy().copy(), dtype, sequence)
-
-    @property
-    def trained(self) -> Sequence[Tensor]:
-        """The tensors that a loss is differentiated by: v alone."""
-        return [self.v]
-
-    @property
-    def start(self) -> NDArray[np.float32]:
-        """The values before the first step, which change nothing: zeros, float32 [G, u]."""
-        return np.zeros((self.basis.groups, self.basis.u), np.float32)
-
-    @property
-    def whitening(self) -> Whitening:
-        """The coordinates that Adam steps in: those in which the basis's prior is round."""
-        return self.basis.whitening
-
-    def joined(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Return the gradients by `trained` as one by the values, [G, u]."""
-        (gradient,) = gradients
-        return gradient
 
     def R(self) -> Tensor:
         """R of every module from the present v: [M, r, r], differentiable."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..errors import TrainError
 from ..runtime.batch import Batch, Generation
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
-from .grpo import Loss, advantages, normaliser
+from .grpo import advantages
 from .learner import Gradient, Group, Learner
 
 ANCHOR_TOKENS = 24
@@ -28,8 +28,6 @@ Decode = Callable[[NDArray[np.int32]], str]
 
 class Batches(Protocol):
     """A source of the groups of a step."""
-
-    loss: Loss
 
     def collect(
         self, v: NDArray[np.float32], samples: Sequence[Sample], seed: tuple[int, ...]
@@ -46,16 +44,13 @@ class Sampled:
         encode: of prompts.
         decode: of completions.
         each: completions a prompt.
-        loss: what the loss is made of.
 
     Attributes:
         lowest: reward so far, 0 where none was below it: what exploded gets it.
     """
 
-    def __init__(
-        self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int, loss: Loss
-    ) -> None:
-        self.task, self.loss = task, loss
+    def __init__(self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int) -> None:
+        self.task = task
         self._batch, self._encode, self._decode, self._each = batch, encode, decode, each
         self.lowest = 0.0
 
@@ -65,26 +60,28 @@ class Sampled:
         """Draw and score; groups whose rewards are all equal are left out before any gradient work."""
         began = time.monotonic()
         drawn, rewards = self.draw(v, samples, each=self._each, temperature=self.task.temperature, seed=seed)
-        chosen = []
+        groups = []
         for sample, group, scores in zip(samples, drawn, rewards, strict=True):
-            advantage = advantages(scores, scale=self.loss.scale)
-            whole = np.array(
-                [not rollout.exploded for rollout in group]
-            )  # what exploded has no log-probability
-            if advantage[whole].any():
-                kept = [rollout for rollout in group if not rollout.exploded]
-                chosen.append((self._encode(sample), kept, advantage[whole]))
-        lengths = [len(r.tokens) for group in drawn for r in group]
+            # What exploded has no log-probability.
+            kept = [
+                (each.tokens, each.logprobs, advantage)
+                for each, advantage in zip(group, advantages(scores), strict=True)
+                if not each.exploded
+            ]
+            if any(advantage for *_, advantage in kept):
+                tokens, logprobs, advantage = zip(*kept, strict=True)
+                groups.append(Group(self._encode(sample), tokens, np.array(advantage, np.float32), logprobs))
+        lengths = [len(each.tokens) for group in drawn for each in group]
         metrics = {
             "reward": float(np.mean(rewards)),
-            "signal": len(chosen) / len(samples),
+            "signal": len(groups) / len(samples),
             "length": float(np.mean(lengths)),
             "tokens": int(np.sum(lengths)),
             "draw_s": time.monotonic() - began,
         }
-        if exploded := sum(r.exploded for group in drawn for r in group):
+        if exploded := sum(each.exploded for group in drawn for each in group):
             metrics["exploded"] = exploded
-        return self._groups(chosen), metrics
+        return groups, metrics
 
     def draw(
         self,
@@ -113,37 +110,15 @@ class Sampled:
         starts = range(0, len(drawn), each)
         return [drawn[i : i + each] for i in starts], [rewards[i : i + each] for i in starts]
 
-    def _groups(
-        self, chosen: list[tuple[NDArray[np.int32], list[Generation], NDArray[np.float32]]]
-    ) -> list[Group]:
-        lengths = [len(r.tokens) for _, group, _ in chosen for r in group]
-        weights: Iterator[np.float32] = iter(
-            normaliser(lengths, self.task.max_tokens, self.loss.kind) if lengths else []
-        )
-        return [
-            Group(
-                prompt,
-                [r.tokens for r in group],
-                [r.logprobs for r in group],
-                advantage,
-                np.array([next(weights) for _ in group], np.float32),
-            )
-            for prompt, group, advantage in chosen
-        ]
-
 
 class GivenAnswers:
     """SFT: cross-entropy on the given answers, the paper's comparison.
-
-    With advantage 1 and no importance weights, the gradient of GRPO's loss is that of cross-entropy.
 
     Args:
         task: whose samples have answers.
         encode: of prompts.
         encode_answer: of answers, with the end token.
     """
-
-    loss = Loss(importance_cap=0.0)
 
     def __init__(self, task: Task, *, encode: Encode, encode_answer: Encode) -> None:
         if any(sample.answer is None for sample in task.train):
@@ -156,13 +131,11 @@ class GivenAnswers:
         self, v: NDArray[np.float32], samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
         """Return the prompts with their answers."""
-        answers = [self._encode_answer(sample) for sample in samples]
-        total = sum(len(answer) for answer in answers)
-        one, weight = np.ones(1, np.float32), np.full(1, 1 / total, np.float32)
         groups = [
-            Group(self._encode(sample), [answer], [np.zeros(len(answer), np.float32)], one, weight)
-            for sample, answer in zip(samples, answers, strict=True)
+            Group(self._encode(sample), [self._encode_answer(sample)], np.ones(1, np.float32))
+            for sample in samples
         ]
+        total = sum(len(group.completions[0]) for group in groups)
         return groups, {"tokens": total, "length": total / len(samples)}
 
 
@@ -200,9 +173,6 @@ class Anchor:
         if not self._groups:
             self._draw()
         chosen = [self._groups[i % len(self._groups)] for i in range(step * _PULLED, (step + 1) * _PULLED)]
-        total = sum(len(group.completions[0]) for group in chosen)
-        for group in chosen:
-            group.weight = np.full(1, 1 / total, np.float32)
         self._learner.adapter.set(v)
         return self._learner.pull(chosen)
 
@@ -214,13 +184,11 @@ class Anchor:
             temperature=1.0,
             seed=(self._seed, 5),
         )
-        one = np.ones(1, np.float32)
         groups = [
-            Group(prompt, [r.tokens], [r.logprobs], one, one)
-            for prompt, r in zip(self._prompts, drawn, strict=True)
+            Group(prompt, [each.tokens], np.ones(1, np.float32))
+            for prompt, each in zip(self._prompts, drawn, strict=True)
         ]
-        adapter = self._learner.adapter
-        adapter.set(np.zeros_like(adapter.start))
+        self._learner.adapter.set(np.zeros(self._learner.adapter.v.shape, np.float32))
         # By the learner and not the sampler: the two do not agree exactly, and v must not make up for that.
         for group, reference in zip(groups, self._learner.measure(groups), strict=True):
             group.reference = reference

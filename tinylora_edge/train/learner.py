@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainError
 from .adapter import Adapter
-from .grpo import Loss, distance, token_loss
+from .grpo import distance, token_loss
 from .model import give_back
 
 T = TypeVar("T")
@@ -47,18 +47,16 @@ class Group:
     Attributes:
         prompt: token ids.
         completions: token ids of each completion, the end token included.
-        sampled: log-probabilities they were drawn with, float32, same lengths.
         advantage: float32 [completions].
-        weight: of one token of each completion in the batch's loss, float32 [completions].
+        sampled: log-probabilities they were drawn with, float32, same lengths; None where they are given.
+        reference: log-probabilities of the base, float32 [completions, longest]; `Learner.pull` needs them.
     """
 
     prompt: NDArray[np.int32]
-    completions: list[NDArray[np.int32]]
-    sampled: list[NDArray[np.float32]]
+    completions: Sequence[NDArray[np.int32]]
     advantage: NDArray[np.float32]
-    weight: NDArray[np.float32]
-    old: Tensor | None = field(default=None, repr=False)
-    reference: Tensor | None = field(default=None, repr=False)
+    sampled: Sequence[NDArray[np.float32]] | None = None
+    reference: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -72,9 +70,9 @@ class Gradient:
     """The loss of one batch, and what it says about v.
 
     Attributes:
-        loss: summed over the batch.
+        loss: mean over the tokens of the batch.
         grad: of the loss with respect to v, float32 [G, u].
-        mismatch: mean |log p_learner - log p_sampler| over tokens.
+        mismatch: mean |log p_learner - log p_sampler| over tokens; 0 where none was sampled.
     """
 
     loss: float
@@ -178,32 +176,18 @@ class Learner:
                 found[number] = tensor
         return [tensor for tensor in found if tensor is not None]
 
-    def gradient(self, groups: Sequence[Group], loss: Loss) -> Gradient:
-        """Return loss and gradient of a batch. The first call for a group fixes its old policy."""
+    def gradient(self, groups: Sequence[Group]) -> Gradient:
+        """Return GRPO's loss of a batch (`grpo.token_loss`) and its gradient."""
 
-        def terms(group: Group, logprobs: Tensor, sampled: Tensor) -> Tensor:
-            if group.old is None:
-                group.old = logprobs.detach()
-            return token_loss(
-                logprobs,
-                sampled=sampled,
-                old=group.old,
-                reference=group.reference,
-                advantage=torch.from_numpy(group.advantage)[:, None],
-                loss=loss,
-            )
+        def terms(group: Group, logprobs: Tensor, sampled: Tensor | None) -> Tensor:
+            return token_loss(logprobs, torch.from_numpy(group.advantage)[:, None], sampled)
 
         return self._gradient(groups, terms)
 
     def pull(self, groups: Sequence[Group]) -> Gradient:
-        """Return KL(base || present policy) and its gradient, on completions that the base drew.
+        """Return KL(base || present policy) and its gradient, on completions that the base drew."""
 
-        Args:
-            groups: with the base's log-probabilities as `reference`; neither advantages nor what the
-                completions were sampled with count.
-        """
-
-        def terms(group: Group, logprobs: Tensor, sampled: Tensor) -> Tensor:
+        def terms(group: Group, logprobs: Tensor, sampled: Tensor | None) -> Tensor:
             if group.reference is None:
                 raise TrainError("the pull to the base needs the base's log-probabilities of every group")
             return distance(logprobs, group.reference)
@@ -211,27 +195,26 @@ class Learner:
         return self._gradient(groups, terms)
 
     def _gradient(
-        self, groups: Sequence[Group], terms_of: Callable[[Group, Tensor, Tensor], Tensor]
+        self, groups: Sequence[Group], terms_of: Callable[[Group, Tensor, Tensor | None], Tensor]
     ) -> Gradient:
-        """Sum the terms of every token, each by its group's weight, and differentiate the sum by v."""
+        """Average the terms of all tokens, and differentiate the mean by v."""
+        count = sum(len(completion) for group in groups for completion in group.completions)
 
-        def run(chosen: Sequence[Group]) -> tuple[Tensor, tuple[Tensor, ...], float, int]:
-            total, gap, count = torch.zeros(()), 0.0, 0
+        def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float]:
+            total, gap = torch.zeros(()), 0.0
             for group, logprobs in zip(chosen, self.logprobs(chosen), strict=True):
-                sampled, mask = pad(group.sampled)
-                terms = terms_of(group, logprobs, sampled)
-                total = total + (terms * mask * torch.from_numpy(group.weight)[:, None]).sum()
-                before = logprobs.detach() if group.old is None else group.old
-                gap += ((before - sampled).abs() * mask).sum().item()
-                count += int(mask.sum())
-            return total.detach(), torch.autograd.grad(total, self.adapter.trained), gap, count
+                _, mask = pad(group.completions)
+                sampled = None if group.sampled is None else pad(group.sampled)[0]
+                total = total + (terms_of(group, logprobs, sampled) * mask).sum() / count
+                if sampled is not None:
+                    gap += ((logprobs.detach() - sampled).abs() * mask).sum().item() / count
+            (gradient,) = torch.autograd.grad(total, [self.adapter.v])
+            return total.detach(), gradient, gap
 
         parts = self._map(run, groups, self._passes(groups))
         give_back()
-        summed = [torch.stack(each).sum(0) for each in zip(*(part[1] for part in parts), strict=True)]
-        count = sum(part[3] for part in parts)
-        total = sum(float(part[0]) for part in parts)
-        return Gradient(total, self.adapter.joined(summed), sum(part[2] for part in parts) / max(count, 1))
+        losses, gradients, gaps = zip(*parts, strict=True)
+        return Gradient(float(sum(losses)), torch.stack(gradients).sum(0), sum(gaps))
 
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""

@@ -3,56 +3,85 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import TrainError
 from ..runtime.drift import Drift
 from ..runtime.evaluation import Comparison, Evaluation, compare
-from ..vector import FIRST_SEQUENCE, MicroVector
-from .grpo import Loss
+from ..vector import MicroVector
 
 METHODS: tuple[str, ...] = ("grpo", "sft")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """The settings of the loop.
+class Options:
+    """The options of a run, besides bundle and task.
 
     Attributes:
+        method: `grpo`, or `sft` for cross-entropy on the task's answers.
         steps: how many.
-        prompts: how many a step.
-        lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); None derives it:
-            one step then moves the log-probabilities of sampled tokens by about `target_logprob_change` nats.
+        prompts: a step.
+        samples: completions a prompt (GRPO).
+        lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); it falls linearly
+            to a tenth. None derives it: one step then moves the log-probabilities of sampled tokens by about
+            `target_logprob_change` nats.
         target_logprob_change: see `lr`; root mean square.
-        anneal: step size of the last step over that of the first; it falls linearly between them.
-        epochs: steps on each batch.
-        clip_norm: gradients are cut to this many times the median norm of the last 10.
-        validate_every: steps between validations, which decide what a run returns (`Result.vector`); a step
-            with unusually low reward, short or long completions is validated at once.
-        validation: prompts held back from training for that, at least 2.
+        validation: prompts held back from training to choose the vector by, at least 2.
+        validate_every: steps between validations; a step with unusually low reward, short or long completions
+            is validated at once.
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
         anchor: weight of a nat a token of KL(base || v) on general prompts in the loss. 0 holds v nowhere and
             saves the passes that it costs.
-        tolerance: how far validation may fall below the best before training goes back to it.
         seed: of everything that is random.
+        start: values that training starts from, as many as the basis has, such as those of a distilled
+            prompt; None is the base.
+        weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
+        dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
+        half_copy: draw with a 16-bit copy of the deployed GGUF, which is closer to what learns; None does
+            where that is faster (`half_type`). The evaluation always uses the deployed file.
+        workers: threads, a core each; None takes every core.
+        sequences: that llama.cpp runs at the same time.
+        wire: dtype of the frame that is written.
+        evaluate: measure base and vector on the held-out prompts at the end.
+        drift: general prompts on which the vector's drift is measured then; 0 leaves it out.
     """
 
+    method: str = "grpo"
     steps: int = 40
     prompts: int = 8
+    samples: int = 8
     lr: float | None = None
     target_logprob_change: float = 0.12
-    anneal: float = 0.1
-    epochs: int = 1
-    clip_norm: float = 2.0
-    validate_every: int = 5
     validation: int = 48
+    validate_every: int = 5
     checkpoint_every: int = 5
     silence: int = 10
     anchor: float = 0.0
-    tolerance: float = 0.2
     seed: int = 0
+    start: tuple[float, ...] | None = None
+    weights: str | None = None
+    dtype: str | None = None
+    half_copy: bool | None = None
+    workers: int | None = None
+    sequences: int = 32
+    wire: str = "fp32"
+    evaluate: bool = True
+    drift: int = 32
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise TrainError(f"unknown method {self.method!r}: choose one of {', '.join(METHODS)}")
+        for name in ("steps", "prompts", "samples", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise TrainError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.drift < 0:
+            raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
+        if not 0 <= self.anchor < math.inf:
+            raise TrainError(f"an anchor weighs at least 0 a nat, not {self.anchor}")
+        if self.start is not None and not all(map(math.isfinite, self.start)):
+            raise TrainError(f"training starts from finite values, not from {list(self.start)}")
 
 
 @dataclass(frozen=True)
@@ -76,66 +105,6 @@ class Result:
     stopped: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of a run, besides bundle and task.
-
-    Attributes:
-        method: `grpo`, or `sft` for cross-entropy on the task's answers.
-        settings: of the loop.
-        loss: of GRPO.
-        samples: completions a prompt (GRPO).
-        half_copy: draw with a 16-bit copy of the deployed GGUF, which is closer to what learns; None does
-            where that is faster (`half_type`). The evaluation always uses the deployed file.
-        weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
-        dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
-        workers: threads, a core each; None takes every core.
-        sequences: that llama.cpp runs at the same time.
-        wire: dtype of the frame that is written.
-        sequence: of the frame.
-        evaluate: measure base and vector on the held-out prompts at the end.
-        drift: general prompts on which the vector's drift is measured then; 0 leaves it out.
-        start: values that training starts from, G*u of them, such as those of a distilled prompt; None is the
-            base.
-    """
-
-    method: str = "grpo"
-    settings: TrainSettings = field(default_factory=TrainSettings)
-    loss: Loss = field(default_factory=Loss)
-    samples: int = 8
-    half_copy: bool | None = None
-    weights: str | None = None
-    dtype: str | None = None
-    workers: int | None = None
-    sequences: int = 32
-    wire: str = "fp32"
-    sequence: int = FIRST_SEQUENCE
-    evaluate: bool = True
-    drift: int = 32
-    start: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise TrainError(f"unknown method {self.method!r}: choose one of {', '.join(METHODS)}")
-        settings = self.settings
-        for name, count in (
-            ("samples", self.samples),
-            ("settings.steps", settings.steps),
-            ("settings.prompts", settings.prompts),
-            ("settings.epochs", settings.epochs),
-            ("settings.validate_every", settings.validate_every),
-            ("settings.checkpoint_every", settings.checkpoint_every),
-        ):
-            if count < 1:
-                raise TrainError(f"{name} is {count}, expected at least 1")
-        if self.drift < 0:
-            raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
-        if not 0 <= self.settings.anchor < math.inf:
-            raise TrainError(f"an anchor weighs at least 0 a nat, not {self.settings.anchor}")
-        if self.start is not None and not all(map(math.isfinite, self.start)):
-            raise TrainError(f"training starts from finite values, not from {list(self.start)}")
-
-
 @dataclass(frozen=True, repr=False)
 class Outcome:
     """The outcome of a run.
@@ -149,8 +118,8 @@ class Outcome:
 
     path: Path
     result: Result
-    base: Evaluation | None
-    personalized: Evaluation | None
+    base: Evaluation | None = None
+    personalized: Evaluation | None = None
     drift: Drift | None = None
 
     def __repr__(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from .. import runtime
+from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle
 from ..runtime.batch import Batch
-from ..runtime.drift import Drift, drift_beside
+from ..runtime.drift import drift_beside
 from ..runtime.evaluation import evaluate
-from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.prompts import decode, encode, has_template, turn_end
 from ..runtime.llama.requantize import half_copy, half_type
 from ..runtime.tuning.settings import Report
-from ..system import cores
+from ..system import __version__, atomic_write, cores
 from ..tasks import Sample, Task
 from ..tasks.general import load_general
 from ..vector import MicroVector
@@ -35,11 +35,16 @@ from .batches import ANCHOR_TOKENS, Anchor, Batches, GivenAnswers, Sampled
 from .learner import Learner
 from .model import load_model
 from .options import Options, Outcome
-from .output import metrics_file, run_folder, write_result
 from .trainer import Trainer
 
 _SHORT = 256
 """Tokens of a sequence up to which plain attention is faster in the backward pass than the fused one."""
+
+_SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
+"""The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
+
+_ANY = ("checkpoint_every", "wire", "evaluate", "drift")
+"""Options that a resumed run may have otherwise."""
 
 
 def train(
@@ -53,8 +58,8 @@ def train(
 ) -> Outcome:
     """Train a micro-vector and write its frame.
 
-    Writes `output` (the frame), `output`.json (task, digest, settings, curve, held-out figures) and, while
-    it runs, the directory `output`.run with `checkpoint.npz` and `metrics.jsonl`.
+    Writes `output` (the frame), `output`.json (task, digest, options, curve, held-out figures) and, while it
+    runs, the directory `output`.run with `checkpoint.json`.
     SIGINT ends the run after the step at hand with its state saved; a second one ends it at once. A run that
     is refused leaves no file.
 
@@ -72,50 +77,132 @@ def train(
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
         OSError: a file cannot be written.
     """
-    options = options or Options()
-    output = Path(output)
-    if output.exists():
-        raise TrainError(f"{output} exists already: choose another output, or remove it first")
-    with ExitStack() as stack:
-        folder = stack.enter_context(run_folder(output))
-        engines = Engines(bundle, task, options, folder, stack)
-        trainer = engines.trainer(folder / "checkpoint.npz")
+    options, output = options or Options(), Path(output)
+    with run_folder(output) as folder, ExitStack() as stack:
+        checkpoint = folder / "checkpoint.json"
+        if checkpoint.exists() and not resume:
+            raise unfinished(folder)
+        engines = _Engines(bundle, task, options, folder, stack)
+        trainer = engines.trainer(checkpoint)
         if resume:
             trainer.resume()
-        elif (folder / "checkpoint.npz").exists():
-            raise TrainError(
-                f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
-            )
-        write = stack.enter_context(metrics_file(folder, trainer.state.step, report))
         with _interruptible(trainer, report):
-            result = trainer.run(write)
-        vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
-        base = personalized = drift = None
-        if options.evaluate and result.stopped != "interrupted":
-            base = evaluate(engines.deployed_batch, task, None)
-            personalized = evaluate(engines.deployed_batch, task, vector)
-            drift = engines.drift(vector, write)
-        if result.stopped != "interrupted":
-            outcome = Outcome(output, result, base, personalized, drift)
-            write_result(output, folder, vector, engines.basis, task, options, outcome)
-            (folder / "checkpoint.npz").unlink(missing_ok=True)
-            return outcome
-    return Outcome(folder / "checkpoint.npz", result, None, None)
+            result = trainer.run(report)
+        if result.stopped == "interrupted":
+            return Outcome(checkpoint, result)
+        outcome = Outcome(output, result)
+        vector = replace(result.vector, dtype=options.wire)
+        curve = trainer.state.curve
+        if options.evaluate:
+            outcome = measured(outcome, engines.deployed, engines.batch, task, vector, options, report)
+        write_result(vector, engines.basis, task, options, outcome, curve)
+        checkpoint.unlink()
+    return outcome
 
 
-class Engines:
-    """The engines that a run computes with, opened in order and closed in reverse.
+@contextmanager
+def run_folder(output: Path) -> Iterator[Path]:
+    """Make the folder of a run's files, `output`.run; which is removed at the end where it holds no file.
 
-    `adapt` and `batch_over` say what learns. A subclass that trains something else than v, such as a LoRA to
-    compare it with, overrides both; `trainer` is then the same loop.
+    Raises:
+        TrainError: the output exists, or cannot.
     """
+    if output.exists():
+        raise TrainError(f"{output} exists already: choose another output, or remove it first")
+    if not output.absolute().parent.is_dir():
+        raise TrainError(f"there is no folder {output.parent} to write {output.name} in: make it first")
+    folder = output.with_name(f"{output.name}.run")
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        for path in (*folder.iterdir(), folder):
+            with suppress(OSError):  # it holds something
+                path.rmdir()
+
+
+def unfinished(folder: Path) -> TrainError:
+    """Return the error of a run that would begin anew over a checkpoint."""
+    return TrainError(
+        f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
+    )
+
+
+def measured(
+    outcome: Outcome,
+    llm: Any,
+    batch: Batch,
+    task: Task,
+    vector: MicroVector,
+    options: Options,
+    report: Report,
+) -> Outcome:
+    """Return the outcome with the held-out prompts and the drift, measured in the deployed model.
+
+    Where the drift cannot be measured, that is reported, and the run is not lost for it.
+    """
+    base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
+    drift = drift_beside(
+        llm,
+        vector,
+        count=options.drift,
+        complain=lambda why: report({"event": "no drift", "why": why}),
+        sequences=options.sequences,
+        n_threads=options.workers or cores(),
+    )
+    return replace(outcome, base=base, personalized=personalized, drift=drift)
+
+
+def write_result(
+    vector: MicroVector,
+    basis: Basis,
+    task: Task,
+    options: Options,
+    outcome: Outcome,
+    curve: list[dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Write the manifest, with `more` keys, and then the frame: who sees the frame finds its manifest."""
+    manifest: dict[str, Any] = {
+        "tool": f"tinylora-edge {__version__}",
+        "task": task.name,
+        **({} if task.preamble is None else {"preamble": task.preamble}),
+        "basis": basis.digest,
+        "values": vector.values.reshape(-1).tolist(),
+        "dtype": vector.dtype,
+        "sequence": vector.sequence,
+        "options": asdict(options),
+        **more,
+        "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
+        "seconds": round(sum(row.get(key, 0.0) for row in curve for key in _SECONDS), 1),
+        "curve": curve,
+    }
+    base, personalized, comparison = outcome.base, outcome.personalized, outcome.comparison
+    if base is not None and personalized is not None and comparison is not None:
+        manifest["held_out"] = {
+            "n": base.n,
+            "base": base.mean,
+            "base_standard_error": base.standard_error,
+            "vector": personalized.mean,
+            "vector_standard_error": personalized.standard_error,
+            **asdict(comparison),
+        }
+    if outcome.drift is not None:
+        manifest["drift"] = outcome.drift.record()
+    output = outcome.path
+    with atomic_write(output.with_name(f"{output.name}.json")) as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+    with atomic_write(output) as file:
+        file.write(vector.to_bytes(basis))
+
+
+class _Engines:
+    """The engines that a run computes with, opened in order and closed in reverse."""
 
     def __init__(
         self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack
     ) -> None:
-        if options.half_copy is None:
-            options = replace(options, half_copy=half_type() is not None)
-        self.task, self.options = task, options
+        self.task, self.options, self.stack = task, options, stack
         self.threads = options.workers or cores()
         torch.set_num_threads(1)
         found = Bundle.find(bundle)
@@ -124,129 +211,77 @@ class Engines:
         self.deployed = stack.enter_context(closing(deployed))
         self.prompts = {id(s): encode(self.deployed, s) for s in (*task.train, *task.held_out)}
         longest = max(len(tokens) for tokens in self.prompts.values())
-        self._check_context(longest)
-        self._longest = longest + task.max_tokens
-        self._anchored = self._general() if options.settings.anchor else []
-        self.deployed_batch = stack.enter_context(self.batch_over(self.deployed))
-        source = options.weights or found.base
-        self.model = load_model(source, options.dtype)
-        if self._longest <= _SHORT:
+        room = self._room(
+            f"the longest prompt of task {task.name} has", longest, task.max_tokens, "shorten it"
+        )
+        general = []
+        if options.anchor:
+            general = [encode(self.deployed, sample) for sample in load_general(split="train")]
+            longest = max(map(len, general))
+            what, cure = "the longest general prompt has", "leave out the anchor"
+            room = max(room, self._room(what, longest, ANCHOR_TOKENS, cure))
+        batch = {"n_ctx_seq": room, "sequences": options.sequences, "n_threads": self.threads}
+        self.batch = self.drawing = stack.enter_context(Batch(self.deployed, **batch))
+        self.model = load_model(options.weights or found.base, options.dtype)
+        if room <= _SHORT:
             self.model.set_attn_implementation("eager")
-        self.adapter = stack.enter_context(self.adapt())
-        temperature = task.temperature if options.method == "grpo" else 1.0
-        self.learner = Learner(self.model, self.adapter, temperature=temperature, workers=self.threads)
-        stack.callback(self.learner.close)
-        self.drawing = self._drawing_batch(found.base, folder, stack)
-        self.anchor = self._anchor(stack) if self._anchored else None
+        self.adapter = stack.enter_context(Adapter(self.model, self.basis))
+        self.halved = half_type() is not None if options.half_copy is None else options.half_copy
+        if self.halved:
+            copy = half_copy(found.base, folder / "rollout", self.basis, self.threads)
+            self.drawing = stack.enter_context(Batch(stack.enter_context(copy), **batch))
+        self.anchor: Anchor | None = None
+        if options.anchor:
+            learner, weight = self._learner(1.0), options.anchor
+            self.anchor = Anchor(learner, self.drawing, general, weight=weight, seed=options.seed)
 
     def trainer(self, checkpoint: Path) -> Trainer:
         """Return the loop over these engines."""
-        options = self.options
+        task, options = self.task, self.options
         judge = Sampled(
-            self.task,
+            task,
             self.drawing,
             encode=self._encode,
             decode=lambda tokens: decode(self.deployed, tokens),
             each=options.samples,
-            loss=options.loss,
         )
         batches: Batches = judge
         if options.method == "sft":
-            batches = GivenAnswers(self.task, encode=self._encode, encode_answer=self._encode_answer)
-        drawing = ("method", "loss", "samples", "half_copy", "sequences")
-        shared = (*drawing, "weights", "dtype", "start")
-        identity = {k: v for k, v in asdict(options).items() if k in shared} | {"workers": self.threads}
+            batches = GivenAnswers(task, encode=self._encode, encode_answer=self._encode_answer)
+        shared = {key: value for key, value in asdict(options).items() if key not in _ANY}
         return Trainer(
-            self.task,
-            self.basis,
-            self.learner,
+            task,
+            self._learner(task.temperature if options.method == "grpo" else 1.0),
             batches,
             judge,
-            settings=options.settings,
+            options=options,
             checkpoint=checkpoint,
-            identity=identity,
+            identity=shared | {"half_copy": self.halved, "workers": self.threads},
             anchor=self.anchor,
-            start=self._start(),
         )
 
-    def _start(self) -> NDArray[np.float32]:
-        """Return the values before the first step, in the adapter's shape."""
-        given, usual = self.options.start, self.adapter.start
-        if given is None:
-            return usual
-        if len(given) != usual.size:
-            raise TrainError(
-                f"training would start from {len(given)} values, and the basis has {usual.size}: give a "
-                "vector of this basis"
-            )
-        return np.array(given, np.float32).reshape(usual.shape)
-
-    def adapt(self) -> Adapter:
-        """Return what learns, attached to `model`."""
-        return Adapter(self.model, self.basis)
-
-    def batch_over(self, llm: TinyLoraLlama) -> Batch:
-        """Return a batch over a deployed model, whose `swap` takes the values of what learns."""
-        room: dict[str, Any] = {"sequences": self.options.sequences, "n_threads": self.threads}
-        return Batch(llm, n_ctx_seq=self._longest, **room)
-
-    def drift(self, vector: MicroVector, report: Report) -> Drift | None:
-        """Measure how far a vector moves the deployed model from its base; None where that is left out.
-
-        Where it is not possible, that is reported, and the run is not lost for it.
-        """
-        return drift_beside(
-            self.deployed,
-            vector,
-            count=self.options.drift,
-            complain=lambda why: report({"event": "no drift", "why": why}),
-            sequences=self.options.sequences,
-            n_threads=self.threads,
-        )
-
-    def _general(self) -> list[NDArray[np.int32]]:
-        """The general prompts to hold v near the base on, and room for the base's answers to them."""
-        prompts = [encode(self.deployed, sample) for sample in load_general(split="train")]
-        longest, limit = max(map(len, prompts)) + ANCHOR_TOKENS, self.deployed._model.n_ctx_train()
-        if longest > limit:
-            raise TrainError(
-                f"the general prompts and their answers have up to {longest} tokens, which passes the "
-                f"model's context of {limit}: leave out the anchor"
-            )
-        self._longest = max(self._longest, longest)
-        return prompts
-
-    def _anchor(self, stack: ExitStack) -> Anchor:
-        settings = self.options.settings
-        learner = Learner(self.model, self.adapter, temperature=1.0, workers=self.threads)
-        stack.callback(learner.close)
-        return Anchor(learner, self.drawing, self._anchored, weight=settings.anchor, seed=settings.seed)
+    def _learner(self, temperature: float) -> Learner:
+        learner = Learner(self.model, self.adapter, temperature=temperature, workers=self.threads)
+        self.stack.callback(learner.close)
+        return learner
 
     def _encode(self, sample: Sample) -> NDArray[np.int32]:
         return self.prompts[id(sample)]
 
     def _encode_answer(self, sample: Sample) -> NDArray[np.int32]:
+        """Return an answer with the token that ends it: the chat's, where the model has a template."""
         text = self.deployed.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
-        return np.array([*text, self.deployed.token_eos() if sample.raw else self._answer_end], np.int32)
+        chat = not sample.raw and has_template(self.deployed)
+        return np.array([*text, turn_end(self.deployed) if chat else self.deployed.token_eos()], np.int32)
 
-    @cached_property
-    def _answer_end(self) -> int:
-        """The token that ends an answer that is no raw text: the chat's, where the model has a template."""
-        return turn_end(self.deployed) if has_template(self.deployed) else self.deployed.token_eos()
-
-    def _check_context(self, longest: int) -> None:
+    def _room(self, what: str, longest: int, answer: int, cure: str) -> int:
         limit = self.deployed._model.n_ctx_train()
-        if longest + self.task.max_tokens > limit:
+        if longest + answer > limit:
             raise TrainError(
-                f"the longest prompt of task {self.task.name} has {longest} tokens, which with "
-                f"{self.task.max_tokens} to generate passes the model's context of {limit}: shorten it"
+                f"{what} {longest} tokens, which with {answer} to generate passes the model's context of "
+                f"{limit}: {cure}"
             )
-
-    def _drawing_batch(self, base: Path, folder: Path, stack: ExitStack) -> Batch:
-        if not self.options.half_copy:
-            return self.deployed_batch
-        copy = half_copy(base, folder / "rollout", self.basis, self.threads)
-        return stack.enter_context(self.batch_over(stack.enter_context(copy)))
+        return longest + answer
 
 
 @contextmanager

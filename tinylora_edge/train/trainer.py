@@ -1,4 +1,4 @@
-"""The training loop: collect, step; validate, keep the best, back off from collapse."""
+"""The training loop: collect, step; validate, keep the best, go back from a collapse."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..basis import Basis
 from ..errors import TrainError
 from ..runtime.tuning.settings import Report
 from ..tasks import Sample, Task
@@ -23,50 +21,50 @@ from ..vector import MicroVector
 from .batches import Anchor, Batches, Sampled
 from .checkpoint import TrainState, load, save
 from .learner import Group, Learner
-from .options import Result, TrainSettings
+from .options import Options, Result
 
 _BETAS = 0.9, 0.99
+_ANNEAL = 0.1  # step size of the last step over that of the first
+_CLIP = 2.0  # times the median norm of the last gradients
 _CLIP_WINDOW = 10
+_TOLERANCE = 0.2  # how far validation may fall below the best before training goes back to it
 _WATCHED = 5
 _SMALLEST_PROBE, _LARGEST_PROBE, _GROWTH = 1e-3, 16.0, 8.0
 _VISIBLE = 0.25  # nats, root mean square
 
 
 class Trainer:
-    """The loop that trains v, or what stands in its place.
+    """The loop that trains v.
 
     Args:
-        task: whose prompts are trained on; the first `TrainSettings.validation` are held back.
-        basis: that v belongs to.
-        learner: of the gradients; its adapter says what learns, and where it starts.
+        task: whose prompts are trained on; the first `Options.validation` are held back.
+        learner: of the gradients; its adapter holds v, and the basis that it belongs to.
         batches: gives the groups of each step.
         judge: scores greedy answers to the validation prompts.
-        settings: of the run.
-        checkpoint: file that the state is kept in; None keeps none.
-        identity: what else a resumed run must share, besides task, basis and settings.
+        options: of the run.
+        checkpoint: file that the state is kept in.
+        identity: what a resumed run must share, besides task, basis and `Options`' own.
         anchor: pulls v to the base, beside the task.
 
     Raises:
-        TrainError: the task has too few prompts.
+        TrainError: the task has too few prompts, or the values to start from are not those of the basis.
     """
 
     def __init__(
         self,
         task: Task,
-        basis: Basis,
         learner: Learner,
         batches: Batches,
         judge: Sampled,
         *,
-        settings: TrainSettings | None = None,
-        checkpoint: Path | None = None,
-        identity: dict[str, Any] | None = None,
+        options: Options,
+        checkpoint: Path,
+        identity: dict[str, Any],
         anchor: Anchor | None = None,
-        start: NDArray[np.float32] | None = None,
     ) -> None:
-        self.task, self.basis, self.learner = task, basis, learner
+        basis = learner.adapter.basis
+        self.task, self.learner, self.options = task, learner, options
         self._batches, self._judged, self._anchor = batches, judge, anchor
-        self.settings = settings or TrainSettings()
         self._checkpoint = checkpoint
         self._identity = {
             "task": task.name,
@@ -77,19 +75,24 @@ class Trainer:
             "prompts_sha256": _digest(task.train),
             "basis": basis.digest,
             "prior": None if basis.prior is None else basis.prior.digest,
-            "settings": asdict(self.settings),
-            **(identity or {}),
+            **identity,
         }
-        held = self.settings.validation
+        held = options.validation
         if held < 2:
             raise TrainError(f"{held} prompts for validation: at least 2 are needed to tell luck from gain")
-        if len(task.train) < held + self.settings.prompts:
+        if len(task.train) < held + options.prompts:
             raise TrainError(
                 f"task {task.name} has {len(task.train)} training prompts, but {held} for validation and "
-                f"{self.settings.prompts} a step are needed: add prompts, or lower those settings"
+                f"{options.prompts} a step are needed: add prompts, or lower those settings"
             )
         self._validation, self._train = list(task.train[:held]), list(task.train[held:])
-        self.state = TrainState.start(learner.adapter.start if start is None else start)
+        if options.start is not None and len(options.start) != basis.size:
+            raise TrainError(
+                f"training would start from {len(options.start)} values, and the basis has {basis.size}: "
+                "give a vector of this basis"
+            )
+        start = np.array(options.start or [0.0] * basis.size, np.float32)
+        self.state = TrainState.start(start.reshape(basis.groups, basis.u))
         self._stop = False
 
     def resume(self) -> None:
@@ -98,9 +101,8 @@ class Trainer:
         Raises:
             TrainError: there is none, it is damaged, or it belongs to another run.
         """
-        if self._checkpoint is None:
-            raise TrainError("this run keeps no checkpoint to resume from")
         self.state = load(self._checkpoint, self._identity)
+        self._judged.lowest = self.state.lowest
 
     def stop(self) -> None:
         """End the run after the step at hand, its state saved; safe to call from a signal handler."""
@@ -112,27 +114,33 @@ class Trainer:
         Raises:
             TrainError: no step had any signal, or a reward failed.
         """
-        state, settings = self.state, self.settings
+        state, options = self.state, self.options
+
+        def write(metrics: dict[str, Any]) -> None:
+            state.curve.append(metrics)
+            report(metrics)
+
         if state.step == 0:
             began = time.monotonic()
             state.top_scores = self.validate(state.v)
             state.start_score = state.best_score = float(state.top_scores.mean())
             took = time.monotonic() - began
-            report({"event": "start", "validation": state.start_score, "validate_s": took})
+            state.curve.clear()
+            write({"event": "start", "validation": state.start_score, "validate_s": took})
         stopped = "done"
-        while state.step < settings.steps and not self._stop:
+        while state.step < options.steps and not self._stop:
             metrics = self._step()
             state.step += 1
-            last = state.step == settings.steps
-            if state.step % settings.validate_every == 0 or last or self._unusual(metrics):
+            last = state.step == options.steps
+            if state.step % options.validate_every == 0 or last or self._unusual(metrics):
                 began = time.monotonic()
-                metrics["validation"] = self._judge(report)
+                metrics["validation"] = self._judge(write)
                 metrics["validate_s"] = time.monotonic() - began
-            report(metrics)
-            if state.silent >= settings.silence:
+            write(metrics)
+            if state.silent >= options.silence:
                 stopped = "silence"
                 break
-            if state.step % settings.checkpoint_every == 0:
+            if state.step % options.checkpoint_every == 0:
                 self._save()
         self._save()
         if self._stop and stopped == "done":  # in the last step too: what follows takes its time as well
@@ -149,19 +157,14 @@ class Trainer:
 
     def validate(self, v: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the rewards of greedy answers to the validation prompts: float64 [prompts]."""
-        self._judged.lowest = self.state.lowest
-        _, rewards = self._judged.draw(
-            v, self._validation, each=1, temperature=0.0, seed=(self.settings.seed, 0)
-        )
-        self.state.lowest = self._judged.lowest
+        seed = self.options.seed, 0
+        _, rewards = self._judged.draw(v, self._validation, each=1, temperature=0.0, seed=seed)
         return np.array(rewards, np.float64)[:, 0]
 
     def _step(self) -> dict[str, Any]:
-        state, settings = self.state, self.settings
-        seed = (settings.seed, 1, state.step)
-        self._judged.lowest = state.lowest  # it draws the batches, too, where they are sampled
+        state = self.state
+        seed = (self.options.seed, 1, state.step)
         groups, found = self._batches.collect(state.v, self._pick(state.step), seed)
-        state.lowest = self._judged.lowest
         metrics: dict[str, Any] = {"step": state.step + 1, **found}
         began = time.monotonic()
         if groups:
@@ -182,32 +185,26 @@ class Trainer:
         return len(recent) == _WATCHED and unusual(now, recent)
 
     def _learn(self, groups: list[Group]) -> dict[str, Any]:
-        state, settings = self.state, self.settings
+        state, options = self.state, self.options
         self.learner.adapter.set(state.v)
-        if self._batches.loss.kl:
-            self._set_reference(groups)
         if not state.lr:
-            state.lr = settings.lr or self._derive_lr(groups)
+            state.lr = options.lr or self._derive_lr(groups)
         result: dict[str, Any] = {}
-        for _ in range(settings.epochs):
-            gradient = self.learner.gradient(groups, self._batches.loss)
-            by_v = gradient.grad
-            if self._anchor is not None:
-                pull = self._anchor.gradient(state.v, state.step)
-                by_v = by_v + self._anchor.weight * pull.grad
-                result["anchor"] = pull.loss
-            grad = self._by_z(by_v.numpy().astype(np.float32))
-            norm = float(np.linalg.norm(grad))
-            if not np.isfinite(norm):
-                result["skipped"] = "non-finite gradient"
-                break
-            limit = settings.clip_norm * float(np.median(state.norms)) if state.norms else norm
-            state.norms = [*state.norms, norm][-_CLIP_WINDOW:]
-            lr = state.lr * (1 - (1 - settings.anneal) * state.step / max(settings.steps - 1, 1))
-            self._update(grad * min(1.0, limit / max(norm, 1e-30)), lr)
-            self.learner.adapter.set(state.v)
-            result |= {"grad": norm, "lr": lr, "mismatch": gradient.mismatch}
-        return result
+        gradient = self.learner.gradient(groups)
+        by_v = gradient.grad
+        if self._anchor is not None:
+            pull = self._anchor.gradient(state.v, state.step)
+            by_v = by_v + self._anchor.weight * pull.grad
+            result["anchor"] = pull.loss
+        grad = self._by_z(by_v.numpy().astype(np.float32))
+        norm = float(np.linalg.norm(grad))
+        if not np.isfinite(norm):
+            return result | {"skipped": "non-finite gradient"}
+        limit = _CLIP * float(np.median(state.norms)) if state.norms else norm
+        state.norms = [*state.norms, norm][-_CLIP_WINDOW:]
+        lr = state.lr * (1 - (1 - _ANNEAL) * state.step / max(options.steps - 1, 1))
+        self._update(grad * min(1.0, limit / max(norm, 1e-30)), lr)
+        return result | {"grad": norm, "lr": lr, "mismatch": gradient.mismatch}
 
     def _update(self, grad: NDArray[np.float32], lr: float) -> None:
         """One step of Adam (Kingma & Ba, 2015).
@@ -226,12 +223,12 @@ class Trainer:
 
     def _by_z(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the gradient by z of one by v, float32 [G, u]."""
-        whitening, shape = self.learner.adapter.whitening, gradient.shape
+        whitening, shape = self.learner.adapter.basis.whitening, gradient.shape
         return np.asarray(whitening.gradient(gradient.reshape(-1)), np.float32).reshape(shape)
 
     def _by_v(self, step: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a step of z as one of v, float32 [G, u]."""
-        whitening, shape = self.learner.adapter.whitening, step.shape
+        whitening, shape = self.learner.adapter.basis.whitening, step.shape
         return np.asarray(whitening.values(step.reshape(-1)), np.float32).reshape(shape)
 
     def _derive_lr(self, groups: Sequence[Group]) -> float:
@@ -241,7 +238,7 @@ class Trainer:
         how far a unit of v goes is the basis's own affair.
         """
         v, here = self.state.v, self.learner.measure(groups)
-        rng = np.random.default_rng((self.settings.seed, 2))
+        rng = np.random.default_rng((self.options.seed, 2))
         signs = [self._by_v(each) for each in rng.choice([-1.0, 1.0], (2, *v.shape)).astype(np.float32)]
         count = sum(len(completion) for group in groups for completion in group.completions)
 
@@ -262,28 +259,21 @@ class Trainer:
             probe *= min(max(_VISIBLE / max(moved, 1e-9), 2.0), _GROWTH)
             moved = move(probe)
         self.learner.adapter.set(v)
-        return self.settings.target_logprob_change * probe / max(moved, 1e-9)
-
-    def _set_reference(self, groups: Sequence[Group]) -> None:
-        self.learner.adapter.set(np.zeros_like(self.state.v))
-        for group, reference in zip(groups, self.learner.measure(groups), strict=True):
-            group.reference = reference
-        self.learner.adapter.set(self.state.v)
+        return self.options.target_logprob_change * probe / max(moved, 1e-9)
 
     def _judge(self, report: Report) -> float:
         """Validate; keep what is as good as the highest so far, or go back from a collapse."""
-        state, settings = self.state, self.settings
+        state = self.state
         scores = self.validate(state.v)
         score, top = float(scores.mean()), float(state.top_scores.mean())
         if as_good(scores, state.top_scores) and score > state.start_score:
             state.best_v, state.best_score, state.best_step = state.v.copy(), score, state.step
         if score > top:
             state.top_scores = scores
-        elif score < top - settings.tolerance:
+        elif score < top - _TOLERANCE:
             state.v = state.best_v.copy()
             state.m, state.s, state.updates = np.zeros_like(state.m), np.zeros_like(state.s), 0
             state.lr /= 2
-            state.back_offs += 1
             report(
                 {
                     "event": "back-off",
@@ -297,17 +287,17 @@ class Trainer:
 
     def _pick(self, step: int) -> list[Sample]:
         """The prompts of a step: every epoch visits all of them in an order of its own."""
-        size, count = self.settings.prompts, len(self._train)
+        size, count = self.options.prompts, len(self._train)
         chosen = []
         for position in range(step * size, (step + 1) * size):
             epoch, offset = divmod(position, count)
-            order = np.random.default_rng((self.settings.seed, 3, epoch)).permutation(count)
+            order = np.random.default_rng((self.options.seed, 3, epoch)).permutation(count)
             chosen.append(self._train[order[offset]])
         return chosen
 
     def _save(self) -> None:
-        if self._checkpoint is not None:
-            save(self._checkpoint, self.state, self._identity)
+        self.state.lowest = self._judged.lowest
+        save(self._checkpoint, self.state, self._identity)
 
 
 def _digest(samples: Sequence[Sample]) -> str:

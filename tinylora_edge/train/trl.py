@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -27,16 +27,15 @@ from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from ..formats.bundle import Bundle
 from ..formats.gguf import read_once
-from ..runtime.drift import drift_beside
-from ..runtime.evaluation import evaluate
 from ..runtime.llama.prompts import encode
 from ..runtime.tuning.settings import Report
 from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
+from .grpo import IMPORTANCE_CAP
 from .model import default_dtype, load_model
 from .options import Options, Outcome, Result
-from .output import metrics_file, run_folder, write_result
+from .run import measured, run_folder, unfinished, write_result
 
 try:
     import accelerate
@@ -78,15 +77,15 @@ def train_trl(
 
     Writes what `train` writes: `output`, `output`.json and the directory `output`.run, on a file system
     that all processes see. The vector is the best by validation: the mean reward of one completion, drawn
-    at the task's temperature, of each of the first `TrainSettings.validation` training prompts.
+    at the task's temperature, of each of the first `Options.validation` training prompts.
 
     Args:
         bundle: of the base that is deployed.
         task: prompts and reward.
         output: the frame file; it must not exist.
-        options: of the run. `settings.lr` is needed; what TRL has no place for is refused or has no meaning.
-        grpo: fields of `trl.GRPOConfig` that go before what follows from `options`, such as
-            `per_device_train_batch_size`, `use_vllm`, or `num_train_epochs` instead of `settings.steps`.
+        options: of the run. `lr` is needed; what TRL has no place for is refused or has no meaning.
+        grpo: fields of `trl.GRPOConfig` that go before what follows from `options`, such as `beta`,
+            `per_device_train_batch_size`, `use_vllm`, or `num_train_epochs` instead of `steps`.
         resume: go on from the last checkpoint in `output`.run.
         report: called with the metrics of every step, in process 0.
 
@@ -95,33 +94,24 @@ def train_trl(
         BaseMismatchError: the base is not one that the basis was exported for.
         MissingExtraError: a library is not installed.
     """
-    options = options or Options()
-    output = Path(output)
-    if output.exists():
-        raise TrainError(f"{output} exists already: choose another output, or remove it first")
+    options, output = options or Options(), Path(output)
     found = Bundle.find(bundle)
     found.check_base()
-    folder = output.with_name(f"{output.name}.run")
-    checkpoints = folder / "trl"
     chosen = grpo_fields(task, options, grpo or {}, processes=int(os.environ.get("WORLD_SIZE", "1")))
-    config = grpo_config({"output_dir": str(checkpoints), "eval_on_start": not resume, **chosen})
-    lead = config.process_index == 0
-    last = _last_checkpoint(checkpoints, resume)
-    source = Path(options.weights or found.base)
-    model, tokenizer = load_model(source, options.dtype), load_tokenizer(source)
-    samples, held = list(task.train), options.settings.validation
-    room = model.config.max_position_embeddings - config.max_completion_length
-    # one process compares with the deployed file: each that opens it needs memory for it
-    check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
-    reward = reward_function(task, samples, tokenizer, _end_ids(model, tokenizer))
-    wrapped = keep_local(peft_model(model, found.basis))
-    with ExitStack() as stack:
-        write: Report | None = None
-        if lead:
-            stack.enter_context(run_folder(output, checkpoints.name))
-            done = int(last.name.rpartition("-")[2]) if last else 0
-            write = stack.enter_context(metrics_file(folder, done, report))
-        best = _Best(wrapped, folder / "validation.json", write, resume=resume)
+    with run_folder(output) as folder:
+        checkpoints = folder / "trl"
+        config = grpo_config({"output_dir": str(checkpoints), "eval_on_start": not resume, **chosen})
+        lead = config.process_index == 0
+        last = _last_checkpoint(checkpoints, resume)
+        source = Path(options.weights or found.base)
+        model, tokenizer = load_model(source, options.dtype), load_tokenizer(source)
+        samples, held = list(task.train), options.validation
+        room = model.config.max_position_embeddings - config.max_completion_length
+        # one process compares with the deployed file: each that opens it needs memory for it
+        check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
+        reward = reward_function(task, samples, tokenizer, _end_ids(model, tokenizer))
+        wrapped = keep_local(peft_model(model, found.basis))
+        best = _Best(wrapped, folder / "best.json", report if lead else None, resumed=last)
         trainer = GRPOTrainer(
             model=wrapped,
             reward_funcs=reward,
@@ -133,16 +123,20 @@ def train_trl(
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        result = best.result(task, trainer.state.global_step)
-        check_agreement(result.vector)
-        outcome = Outcome(output, result, None, None)
+        outcome = Outcome(output, best.result(task, trainer.state.global_step))
+        check_agreement(outcome.result.vector)
         if lead:
-            vector = replace(result.vector, dtype=options.wire, sequence=options.sequence)
+            vector = replace(outcome.result.vector, dtype=options.wire)
             if options.evaluate:
-                outcome = _evaluated(outcome, bundle, task, vector, options, write or report)
+                threads = options.workers or cores()
+                with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
+                    size: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
+                    with llm.batch(task.held_out, task.max_tokens, **size) as batch:
+                        outcome = measured(outcome, llm, batch, task, vector, options, report)
             engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": chosen}
-            write_result(output, folder, vector, found.basis, task, options, outcome, engine=engine)
+            write_result(vector, found.basis, task, options, outcome, best.curve, engine=engine)
             shutil.rmtree(checkpoints, ignore_errors=True)
+            best.path.unlink()
     return outcome
 
 
@@ -154,40 +148,44 @@ def grpo_fields(
     Raises:
         TrainError: options or fields that cannot work here, in so many processes.
     """
-    settings, loss = options.settings, options.loss
-    if options.method != "grpo":
-        raise TrainError(f"the TRL engine trains with GRPO, not {options.method}: leave out --engine trl")
-    for name, used in (("start", options.start is not None), ("settings.anchor", settings.anchor > 0)):
+    refused = {
+        f"method {options.method}": options.method != "grpo",
+        "start": options.start is not None,
+        "anchor": options.anchor > 0,
+    }
+    for name, used in refused.items():
         if used:
-            raise TrainError(f"the TRL engine has no {name}: leave it out, or leave out --engine trl")
+            raise TrainError(
+                f"the TRL engine has no {name}: leave it out, or train with `tinylora-edge train`"
+            )
     if "output_dir" in given:
         raise TrainError("output_dir cannot be set: the run's files lie beside the output")
     if "use_transformers_continuous_batching" in given:
         raise TrainError("TRL's continuous batching casts the whole model, and v with it, to bfloat16")
-    if settings.lr is None and "learning_rate" not in given:
+    if options.lr is None and "learning_rate" not in given:
         raise TrainError(
-            "the TRL engine derives no step size: give one with settings.lr (the default engine reports the "
-            "one that it derives as lr)"
+            "the TRL engine derives no step size: give one with --lr (`tinylora-edge train` reports the one "
+            "that it derives as lr)"
         )
-    if not 0 < settings.validation <= len(task.train) - settings.prompts:
+    if not 0 < options.validation <= len(task.train) - options.prompts:
         raise TrainError(
-            f"task {task.name} has {len(task.train)} training prompts, but {settings.validation} for "
-            f"validation (at least 1) and {settings.prompts} a step are needed: change those settings"
+            f"task {task.name} has {len(task.train)} training prompts, but {options.validation} for "
+            f"validation (at least 1) and {options.prompts} a step are needed: change those options"
         )
-    completions = settings.prompts * options.samples
+    completions = options.prompts * options.samples
     each = int(given.get("per_device_train_batch_size", max(1, completions // processes)))
     if completions % (each * processes) and "gradient_accumulation_steps" not in given:
         raise TrainError(
-            f"{completions} completions a step ({settings.prompts} prompts x {options.samples}) do not "
+            f"{completions} completions a step ({options.prompts} prompts x {options.samples}) do not "
             f"divide among {processes} processes x {each}: change prompts, samples, processes or "
             "per_device_train_batch_size"
         )
     return {
-        "max_steps": -1 if "num_train_epochs" in given else settings.steps,
-        "learning_rate": settings.lr,
+        "max_steps": -1 if "num_train_epochs" in given else options.steps,
+        "learning_rate": options.lr,
         "lr_scheduler_type": "constant",
         "adam_beta2": 0.99,
-        "seed": settings.seed,
+        "seed": options.seed,
         "per_device_train_batch_size": each,
         "gradient_accumulation_steps": completions // (each * processes),
         "per_device_eval_batch_size": each,
@@ -195,18 +193,16 @@ def grpo_fields(
         "num_generations_eval": 1,
         "max_completion_length": task.max_tokens,
         "temperature": task.temperature,
-        "num_iterations": settings.epochs,
-        "loss_type": loss.kind,
-        "scale_rewards": "group" if loss.scale else "none",
-        "beta": loss.kl,
-        "epsilon": 1e9 if loss.clip is None else loss.clip,
-        "vllm_importance_sampling_correction": loss.importance_cap > 0,
+        "loss_type": "dapo",
+        "scale_rewards": "group",
+        "beta": 0.0,
+        "vllm_importance_sampling_correction": True,
         "vllm_importance_sampling_mode": "token_truncate",
-        "vllm_importance_sampling_clip_max": loss.importance_cap or None,
+        "vllm_importance_sampling_clip_max": IMPORTANCE_CAP,
         "eval_strategy": "steps",
-        "eval_steps": settings.validate_every,
+        "eval_steps": options.validate_every,
         "save_strategy": "steps",
-        "save_steps": settings.checkpoint_every,
+        "save_steps": options.checkpoint_every,
         "save_total_limit": 1,
         "logging_steps": 1,
         "report_to": "none",
@@ -221,20 +217,24 @@ def grpo_fields(
     } | dict(given)
 
 
+def grpo_config(values: Mapping[str, Any]) -> GRPOConfig:
+    """Return `trl.GRPOConfig` of these fields; TRL's own errors become a TrainError."""
+    try:
+        return GRPOConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise TrainError(f"TRL does not take these settings: {error}") from None
+
+
 def reward_function(
     task: Task, samples: Sequence[Sample], tokenizer: Any, ends: frozenset[int]
 ) -> Callable[..., list[float]]:
     """Return the task's reward as TRL calls it: with the columns of the data set, a list for a batch."""
 
     def reward(completion_ids: list[list[int]], index: list[int], **kwargs: Any) -> list[float]:
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids]
         return [
-            task.score(
-                Completion(
-                    tokenizer.decode(ids, skip_special_tokens=True), bool(ids) and ids[-1] in ends, len(ids)
-                ),
-                samples[position],
-            )
-            for ids, position in zip(completion_ids, index, strict=True)
+            task.score(Completion(text, bool(ids) and ids[-1] in ends, len(ids)), samples[position])
+            for text, ids, position in zip(texts, completion_ids, index, strict=True)
         ]
 
     return reward
@@ -330,19 +330,28 @@ def check_agreement(vector: MicroVector) -> None:
 class _Best(transformers.TrainerCallback):
     """A callback that keeps the best vector and the metrics; it runs alike in every process.
 
-    `path` keeps what validation found, for a run that is resumed. `write` takes metrics; None in all
-    processes but the first.
+    Args:
+        model: that is trained.
+        path: keeps what was found, for a run that is resumed.
+        report: takes metrics; None in all processes but the first.
+        resumed: checkpoint that the run goes on from; None begins anew.
     """
 
-    def __init__(self, model: Any, path: Path, write: Report | None, *, resume: bool) -> None:
-        self._model, self._path, self._write = model, path, write
-        self._kept: dict[str, Any] = {"start": None, "score": -math.inf, "step": 0, "updates": 0}
+    def __init__(self, model: Any, path: Path, report: Report | None, *, resumed: Path | None) -> None:
+        self.path, self._model, self._report = path, model, report
+        self._kept: dict[str, Any] = {"start": None, "score": -math.inf, "step": 0, "updates": 0, "curve": []}
         self._kept["values"] = vector_of(model).values.tolist()
-        found = [read_json(path) if resume and write and path.exists() else None]
+        found = [read_json(path) if resumed and report and path.exists() else None]
         if (state := accelerate.utils.broadcast_object_list(found)[0]) is not None:
             if not isinstance(state, dict) or state.keys() != self._kept.keys():
                 raise TrainError(f"{path} is not the state of a run: remove the folder, and begin anew")
-            self._kept = state
+            done = int(resumed.name.rpartition("-")[2]) if resumed else 0
+            self._kept = state | {"curve": [row for row in state["curve"] if row["step"] <= done]}
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """The metrics of the run, in process 0."""
+        return self._kept["curve"]  # type: ignore[no-any-return]
 
     def result(self, task: Task, steps: int) -> Result:
         """Return what the run found.
@@ -375,11 +384,10 @@ class _Best(transformers.TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         """Pass the metrics of a step on, under this project's names."""
-        if self._write is None or "reward" not in logs:
-            return
-        found = {name: logs[key] for name, key in _METRICS.items() if logs.get(key) is not None}
-        signal, norm = 1 - logs["frac_reward_zero_std"], vector_of(self._model).norm
-        self._write({"step": state.global_step, **found, "signal": signal, "norm": norm})
+        if "reward" in logs:
+            found = {name: logs[key] for name, key in _METRICS.items() if logs.get(key) is not None}
+            signal, norm = 1 - logs["frac_reward_zero_std"], vector_of(self._model).norm
+            self._write({"step": state.global_step, **found, "signal": signal, "norm": norm})
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any
@@ -391,18 +399,18 @@ class _Best(transformers.TrainerCallback):
         if score > kept["score"]:
             values = vector_of(self._model).values.tolist()
             kept |= {"score": score, "step": state.global_step, "values": values}
-        if self._write is not None:
-            self._write({"event": event, "step": state.global_step, "validation": score})
-            with atomic_write(self._path) as file:
-                file.write(json.dumps(kept).encode())
+        self._write({"event": event, "step": state.global_step, "validation": score})
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the state beside the checkpoint."""
+        if self._report is not None:
+            with atomic_write(self.path) as file:
+                file.write(json.dumps(self._kept).encode())
 
-def grpo_config(values: Mapping[str, Any]) -> GRPOConfig:
-    """Return `trl.GRPOConfig` of these fields; TRL's own errors become a TrainError."""
-    try:
-        return GRPOConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise TrainError(f"TRL does not take these settings: {error}") from None
+    def _write(self, metrics: dict[str, Any]) -> None:
+        if self._report is not None:
+            self.curve.append(metrics)
+            self._report(metrics)
 
 
 def _data_set(samples: Sequence[Sample], first: int, end: int, tokenizer: Any) -> Any:
@@ -436,31 +444,5 @@ def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
     if resume and last is None:
         raise TrainError(f"there is no checkpoint in {folder} to resume from: start without --resume")
     if last is not None and not resume:
-        raise TrainError(
-            f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
-        )
+        raise unfinished(folder)
     return Path(last) if last else None
-
-
-def _evaluated(
-    outcome: Outcome,
-    bundle: str | PathLike[str],
-    task: Task,
-    vector: MicroVector,
-    options: Options,
-    report: Report,
-) -> Outcome:
-    """Return the outcome with the held-out prompts and the drift, measured in the deployed engine."""
-    threads = options.workers or cores()
-    with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
-        room: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
-        with llm.batch(task.held_out, task.max_tokens, **room) as batch:
-            base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
-        drift = drift_beside(
-            llm,
-            vector,
-            count=options.drift,
-            complain=lambda why: report({"event": "no drift", "why": why}),
-            **room,
-        )
-    return replace(outcome, base=base, personalized=personalized, drift=drift)
