@@ -17,6 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,10 +112,9 @@ def bake(
     nodes = len(model.graph.node)
     sites = match(model, basis)
     ordered, agreement = _align(model, basis, sites, heads)
-    weights = _weights_by_module(basis, sites)
-    mark = _fingerprint(model, basis.architecture, weights)
+    mark, covered = _weights(model, basis, sites)
     added = add_side_path(model, basis, sites, ordered, flavour)
-    _describe(model, basis, mark, weights, flavour)
+    _describe(model, basis, mark, covered, flavour)
     report = BakeReport(output / MODEL_NAME, mark, nodes, added, len(sites), agreement, flavour)
     model.save(output / MODEL_NAME)
     copy_folder(model.folder, output, without={model.path, *model.data_files.values()})
@@ -130,14 +130,7 @@ def bake(
 def _align(
     model: OnnxModel, basis: Basis, sites: list[Site], heads: Heads
 ) -> tuple[list[NDArray[np.float32]], float]:
-    """Return B of every module with its rows in the order of the graph, and the worst distance.
-
-    Args:
-        model: the graph.
-        basis: with factors in GGUF order.
-        sites: as matched.
-        heads: of the model, on which other orders of rows depend.
-    """
+    """Return B of every module with its rows in the order of the graph, and the worst distance."""
     homes: dict[str, list[tuple[LinearNode, ModuleSlice]]] = defaultdict(list)
     for site in sites:
         for part in site.parts:
@@ -176,65 +169,37 @@ def _sample(
     return np.concatenate(numbers), np.concatenate(values)
 
 
-def _weights_by_module(basis: Basis, sites: list[Site]) -> list[tuple[str, list[Weight]]]:
+def _weights(model: OnnxModel, basis: Basis, sites: list[Site]) -> tuple[str, list[list[dict[str, Any]]]]:
+    """Return the fingerprint of an ONNX base, SHA-256 in hexadecimal, and what it covers.
+
+    Over the architecture and, for each module in order, its name and, for each node that computes it, K,
+    N, and of each tensor of its weight the type and the first and last 4,096 bytes. What it covers is for a
+    device that computes it again: an entry a module in order, with for each node `k`, `n` and its `tensors`,
+    each [initializer, ONNX element type, bytes].
+    """
     homes: dict[str, list[tuple[int, Weight]]] = {module: [] for module in basis.modules}
     for site in sites:
         for part in site.parts:
             homes[part.module].append((part.row, site.linear.weight))
-    return [
-        (module, [weight for _, weight in sorted(several, key=lambda pair: pair[0])])
-        for module, several in homes.items()
-    ]
-
-
-def _fingerprint(model: OnnxModel, architecture: str, parts: list[tuple[str, list[Weight]]]) -> str:
-    """Return the fingerprint of an ONNX base: SHA-256 in hexadecimal.
-
-    Over the architecture and, for each module in order, its name and, for each node that computes it, K,
-    N, and of each tensor of its weight the type and the first and last 4,096 bytes.
-
-    Args:
-        model: the graph.
-        architecture: of the basis.
-        parts: module -> weights of its nodes, in order.
-    """
-    total = hashlib.sha256(FINGERPRINT_MARK + packed_text(architecture))
-    for module, weights in parts:
-        total.update(packed_text(module) + struct.pack("<I", len(weights)))
-        for weight in weights:
+    total, covered = hashlib.sha256(FINGERPRINT_MARK + packed_text(basis.architecture)), []
+    for module, several in homes.items():
+        total.update(packed_text(module) + struct.pack("<I", len(several)))
+        nodes: list[dict[str, Any]] = []
+        for _, weight in sorted(several, key=lambda pair: pair[0]):
             n_out, n_in = weight.shape
             total.update(struct.pack("<QQ", n_in, n_out))
-            for tensor in weight.mark():
+            for tensor in weight.tensors:
+                data = model.data(tensor)
                 total.update(struct.pack("<I", tensor.data_type))
-                with model.data(tensor) as data:
-                    total.update(data[:EDGE_BYTES].tobytes())
-                    total.update(data[-EDGE_BYTES:].tobytes())
-    return total.hexdigest()
-
-
-def _weights_entry(weights: list[tuple[str, list[Weight]]]) -> str | None:
-    """What a fingerprint covers, for a device that computes it again: JSON, an entry a module in order.
-
-    An entry has, for each node that computes the module, `k`, `n` and its `tensors`, each [initializer,
-    ONNX element type, bytes]. None where a weight is kept in typed fields of the protocol buffer, whose
-    bytes cannot be read without the onnx package.
-    """
-    entries = []
-    for _, several in weights:
-        nodes = []
-        for weight in several:
-            n_out, n_in = weight.shape
-            tensors = weight.mark()
-            if any(t.data_location != t.EXTERNAL and not t.HasField("raw_data") for t in tensors):
-                return None
-            listed = [[t.name, t.data_type, nbytes(t)] for t in tensors]
+                total.update(data[:EDGE_BYTES].tobytes() + data[-EDGE_BYTES:].tobytes())
+            listed = [[tensor.name, tensor.data_type, nbytes(tensor)] for tensor in weight.tensors]
             nodes.append({"k": n_in, "n": n_out, "tensors": listed})
-        entries.append(nodes)
-    return json.dumps(entries, separators=(",", ":"))
+        covered.append(nodes)
+    return total.hexdigest(), covered
 
 
 def _describe(
-    model: OnnxModel, basis: Basis, mark: str, weights: list[tuple[str, list[Weight]]], flavour: str
+    model: OnnxModel, basis: Basis, mark: str, covered: list[list[dict[str, Any]]], flavour: str
 ) -> None:
     """Put the basis, but for its factors, into the model's metadata."""
     values = {
@@ -252,9 +217,8 @@ def _describe(
         MetadataKey.TYING_GROUPS: json.dumps(basis.tying.tolist()),
         MetadataKey.MODULES: json.dumps(list(basis.modules)),
         MetadataKey.FLAVOUR: flavour,
+        MetadataKey.WEIGHTS: json.dumps(covered, separators=(",", ":")),
     }
-    if (listed := _weights_entry(weights)) is not None:
-        values[MetadataKey.WEIGHTS] = listed
     for key, value in values.items():
         entry = model.proto.metadata_props.add()
         entry.key, entry.value = key.value, value

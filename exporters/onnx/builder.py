@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
@@ -32,26 +33,10 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class BaseGraph:
-    """A graph that was built.
-
-    Attributes:
-        folder: with `model.onnx` and what belongs to it.
-        made_by: `onnxruntime-genai <version>` or `torch <version>`.
-    """
+    """A graph that was built, and by whom: `onnxruntime-genai <version>` or `torch <version>`."""
 
     folder: Path
     made_by: str
-
-
-def check_packages() -> None:
-    """Check that what builds graphs is installed, before hours of factorization."""
-    for module, package in _PACKAGES.items():
-        try:
-            found = importlib.util.find_spec(module) is not None
-        except ValueError:  # sys.modules[name] is None: how a missing package is acted out
-            found = False
-        if not found:
-            raise MissingExtraError("building an ONNX graph", package, "onnx-export")
 
 
 def check_graph(graph: Path | None) -> None:
@@ -65,10 +50,16 @@ def check_graph(graph: Path | None) -> None:
         ExportError: the graph is not there.
     """
     import_onnx()
-    if graph is None:
-        check_packages()
-    else:
+    if graph is not None:
         find_model(graph)
+        return
+    for module, package in _PACKAGES.items():
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ValueError:  # sys.modules[name] is None: how a missing package is acted out
+            found = False
+        if not found:
+            raise MissingExtraError("building an ONNX graph", package, "onnx-export")
 
 
 def build(model: Path, work: Path, precision: str) -> BaseGraph:
@@ -80,11 +71,9 @@ def build(model: Path, work: Path, precision: str) -> BaseGraph:
         precision: `fp32` or `int4` (blocks of 32, symmetric, accuracy level 4).
 
     Raises:
-        MissingExtraError: a package is not installed.
         UnsupportedModelError: neither the builder nor torch can build it.
         ExportError: the model cannot be read, or the disk is full.
     """
-    check_packages()
     source = model
     if model.is_file():
         source = work / "hf"
@@ -107,8 +96,8 @@ def build(model: Path, work: Path, precision: str) -> BaseGraph:
                 [_WORKER, "trace", str(source), str(graph)],
                 f"neither the builder nor torch can build {model}",
             )
-            return BaseGraph(graph, f"torch {_version('torch')}")
-    return BaseGraph(graph, f"onnxruntime-genai {_version('onnxruntime-genai')}")
+            return BaseGraph(graph, f"torch {version('torch')}")
+    return BaseGraph(graph, f"onnxruntime-genai {version('onnxruntime-genai')}")
 
 
 def _run(command: list[str], failure: str) -> None:
@@ -139,9 +128,3 @@ def _run(command: list[str], failure: str) -> None:
             ", as the system does where memory runs out" if done.returncode == -9 else ""
         )
     raise ExportError(f"{failure}: {last or f'exit code {done.returncode}'}")
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)

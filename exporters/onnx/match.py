@@ -23,7 +23,7 @@ from ...basis import Basis
 from ...errors import BaseMismatchError, ExportError, UnsupportedModelError
 from ...modules import parse
 from ..weights.dequantize import RowDecoder, float_decoder
-from .model import OnnxModel, attribute, import_onnx, nbytes
+from .model import OnnxModel, attribute, nbytes
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -53,6 +53,7 @@ _ROLES = {
 _BLOCK = re.compile(r"(?:^|[./_])(?:layers|blocks|blk|h)[./_](\d+)[./](\S+)")
 _NOT_A_LAYER = ("lora_", "expert", "router")
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter says which layer a node came from
+_NOT_BAKED = ("MatMul with", "Gemm", "QMoE", "MoE", "DynamicQuantizeMatMul", "MatMulInteger")
 _SHOWN = 4
 
 
@@ -74,21 +75,19 @@ class FloatWeight:
         first, second = (int(dim) for dim in self.tensor.dims)
         return (first, second) if self.transposed else (second, first)
 
+    @property
+    def tensors(self) -> tuple[TensorProto, ...]:
+        """What a fingerprint covers; the last is of the type in which the node computes."""
+        return (self.tensor,)
+
     def rows(self, model: OnnxModel, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows start .. stop-1 of the weight as torch has it: float32 [stop - start, K]."""
-        decode = _decoder(self.tensor)
         n_out, n_in = self.shape
-        with model.data(self.tensor) as data:
-            if self.transposed:
-                raw = data.reshape(n_out, -1)[start:stop].copy()
-                return np.array(decode(raw), np.float32)
-            width = data.size // (n_in * n_out)
-            raw = data.reshape(n_in, n_out * width)[:, start * width : stop * width].copy()
-        return np.ascontiguousarray(decode(raw).T, np.float32)
-
-    def mark(self) -> tuple[TensorProto, ...]:
-        """What a fingerprint covers."""
-        return (self.tensor,)
+        if self.transposed:
+            return _floats(model, self.tensor, n_out, start, stop)
+        data = model.data(self.tensor).reshape(n_in, n_out, -1)
+        raw = np.array(data[:, start:stop]).reshape(n_in, -1)
+        return np.ascontiguousarray(_decoder(self.tensor)(raw).T, np.float32)
 
 
 @dataclass(frozen=True)
@@ -105,34 +104,30 @@ class BlockWeight:
     block: int
     shape: tuple[int, int]
 
+    @property
+    def tensors(self) -> tuple[TensorProto, ...]:
+        """What a fingerprint covers."""
+        return (self.blocks, self.scales)
+
     def rows(self, model: OnnxModel, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows start .. stop-1 of the weight: float32 [stop - start, K]."""
         n_out, n_in = self.shape
         count = -(-n_in // self.block)
-        with model.data(self.blocks) as data:
-            raw = data.reshape(n_out, -1)[start:stop].copy()
-        codes = _unpack(raw, self.bits).reshape(stop - start, count, self.block).astype(np.float32)
-        scales = self._floats(model, self.scales, start, stop)
+
+        def codes(tensor: TensorProto) -> NDArray[np.float32]:
+            raw = np.array(model.data(tensor).reshape(n_out, -1)[start:stop])
+            return _unpack(raw, self.bits).astype(np.float32)
+
+        scales = _floats(model, self.scales, n_out, start, stop)
         if self.zeros is None:
             zeros: NDArray[np.float32] = np.full_like(scales, 1 << (self.bits - 1))
-        elif self.zeros.data_type == import_onnx().TensorProto.UINT8:
-            with model.data(self.zeros) as data:
-                packed = _unpack(data.reshape(n_out, -1)[start:stop].copy(), self.bits)
-            zeros = packed[:, :count].astype(np.float32)
+        elif self.zeros.data_type == self.zeros.UINT8:
+            zeros = codes(self.zeros)[:, :count]
         else:
-            zeros = self._floats(model, self.zeros, start, stop)
-        values = (codes - zeros[..., None]) * scales[..., None]
+            zeros = _floats(model, self.zeros, n_out, start, stop)
+        values = codes(self.blocks).reshape(stop - start, count, self.block)
+        values = (values - zeros[..., None]) * scales[..., None]
         return np.ascontiguousarray(values.reshape(stop - start, -1)[:, :n_in])
-
-    def _floats(self, model: OnnxModel, tensor: TensorProto, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows of the scales, or of zero points that are floats: float32 [stop - start, blocks]."""
-        decode = _decoder(tensor)
-        with model.data(tensor) as data:
-            return np.array(decode(data.reshape(self.shape[0], -1)[start:stop].copy()), np.float32)
-
-    def mark(self) -> tuple[TensorProto, ...]:
-        """What a fingerprint covers."""
-        return (self.blocks, self.scales)
 
 
 Weight = FloatWeight | BlockWeight
@@ -144,16 +139,11 @@ def block_weight(model: OnnxModel, node: NodeProto) -> BlockWeight:
     bits, block = int(attribute(node, "bits", 4)), int(attribute(node, "block_size", 0))
     tensors = [model.initializers.get(name) if name else None for name in node.input[1:5]]
     blocks, scales, zeros, order = (*tensors, None, None, None, None)[:4]
-    if blocks is None or scales is None or bits not in (4, 8) or block < 16 or order is not None:
+    packed = attribute(node, "weight_prepacked", 0)
+    if blocks is None or scales is None or bits not in (4, 8) or block < 16 or order is not None or packed:
         raise UnsupportedModelError(
-            f"{node.name} is a MatMulNBits of {bits} bits in blocks of {block}"
-            + (" whose columns are reordered (g_idx)" if order is not None else "")
-            + ": 4 and 8 bits with constant weights can be baked"
-        )
-    if attribute(node, "weight_prepacked", 0):
-        raise UnsupportedModelError(
-            f"{node.name} holds weights packed for one kind of GPU, which cannot be checked against the "
-            "factors: build the model without prepacked weights"
+            f"{node.name} is a MatMulNBits of {bits} bits in blocks of {block}: 4 and 8 bits with constant "
+            "weights can be baked, neither reordered (g_idx) nor packed for one kind of GPU"
         )
     count = -(-n_in // block)
     sizes = [
@@ -161,8 +151,8 @@ def block_weight(model: OnnxModel, node: NodeProto) -> BlockWeight:
         (scales, math.prod(scales.dims), n_out * count),
     ]
     if zeros is not None:
-        packed = zeros.data_type == import_onnx().TensorProto.UINT8
-        sizes.append((zeros, math.prod(zeros.dims), n_out * (-(-count * bits // 8) if packed else count)))
+        whole = -(-count * bits // 8) if zeros.data_type == zeros.UINT8 else count
+        sizes.append((zeros, math.prod(zeros.dims), n_out * whole))
     for tensor, found, expected in sizes:
         if found != expected:
             raise ExportError(
@@ -170,6 +160,27 @@ def block_weight(model: OnnxModel, node: NodeProto) -> BlockWeight:
                 f"{tensor.name} has {found:,} entries, not {expected:,}. Download or build the model again"
             )
     return BlockWeight(blocks, scales, zeros, bits, block, (n_out, n_in))
+
+
+def _floats(model: OnnxModel, tensor: TensorProto, n_out: int, start: int, stop: int) -> NDArray[np.float32]:
+    """Rows start .. stop-1 of a float tensor of `n_out` rows: float32 [stop - start, entries of a row]."""
+    raw = np.array(model.data(tensor).reshape(n_out, -1)[start:stop])
+    return np.array(_decoder(tensor)(raw), np.float32)
+
+
+def _decoder(tensor: TensorProto) -> RowDecoder:
+    kind = tensor.DataType.Name(tensor.data_type)
+    decode = float_decoder({"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}.get(kind, kind))
+    if decode is None:
+        raise UnsupportedModelError(f"{tensor.name} is stored as {kind}: expected floats of 16 or 32 bits")
+    return decode
+
+
+def _unpack(raw: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Codes of packed bytes, low bits first: uint8 [n, bytes] -> [n, codes]."""
+    if bits == 8:
+        return raw
+    return np.stack([raw & 15, raw >> 4], axis=-1).reshape(len(raw), -1)
 
 
 @dataclass(frozen=True)
@@ -234,54 +245,46 @@ class Site:
 
 def match(model: OnnxModel, basis: Basis) -> list[Site]:
     """Return the nodes that compute a basis's modules, in the order of the graph."""
-    found = linear_nodes(model)
-    blocks: dict[int, dict[str, list[LinearNode]]] = defaultdict(lambda: defaultdict(list))
+    found = list(_LinearFinder(model).read())
+    blocks: dict[int, dict[str, LinearNode]] = defaultdict(dict)
     for linear in found:
         if linear.place is not None:
-            blocks[linear.place[0]][linear.place[1]].append(linear)
+            block, role = linear.place
+            other = blocks[block].setdefault(role, linear)
+            if other is not linear:
+                raise UnsupportedModelError(
+                    f"two nodes look like {role} of block {block} ({other.name}, {linear.name}): the graph "
+                    "cannot be matched. Has it adapters already?"
+                )
     sites: dict[int, Site] = {}
-    missing, misfits = [], []
-    for position, module in enumerate(basis.modules):
-        a, b = basis.a[position], basis.b[position]
+    missing = []
+    for module, a, b in zip(basis.modules, basis.a, basis.b, strict=True):
         if a.ndim == 3:
             raise UnsupportedModelError(
                 f"{module} holds experts, which ONNX graphs compute in one node that cannot be extended: "
                 "leave them out with --targets"
             )
         block, kind = parse(module)
-        roles = {}
-        for role, several in blocks[block].items():
-            if len(several) > 1:
-                names = ", ".join(linear.name for linear in several[:_SHOWN])
-                raise UnsupportedModelError(
-                    f"{len(several)} nodes look like {role} of block {block} ({names}): the graph cannot be "
-                    "matched. Has it adapters already?"
-                )
-            roles[role] = several[0]
-        parts = _parts(module, kind, len(b), roles)
+        parts = _parts(module, kind, len(b), blocks[block])
         if not parts:
             missing.append(module)
         for linear, part in parts:
             if linear.n_in != a.shape[-1] or part.column < 0 or part.column + part.count > linear.n_out:
-                misfits.append(
+                raise BaseMismatchError(
                     f"{module} has factors for {a.shape[-1]} x {len(b)}, but node {linear.name} takes K = "
-                    f"{linear.n_in} to N = {linear.n_out}"
+                    f"{linear.n_in} to N = {linear.n_out}: {model.path} is another model than the basis was "
+                    "made of"
                 )
-                break
             sites.setdefault(linear.index, Site(linear)).parts.append(part)
     if missing:
-        raise UnsupportedModelError(_describe_missing(model, basis, missing, found))
-    if misfits:
-        more = f" (and {len(misfits) - 1} more modules)" if len(misfits) > 1 else ""
-        raise BaseMismatchError(
-            f"{misfits[0]}{more}: {model.path} is another model than the basis was made of"
+        nodes = ", ".join(linear.name for linear in found[:_SHOWN]) or "none"
+        raise UnsupportedModelError(
+            f"{len(missing)} of {len(basis.modules)} modules have no node in {model.path}, such as "
+            f"{', '.join(missing[:_SHOWN])}. Its {len(found)} nodes with a constant weight are {nodes}, ... "
+            "Name the nodes after their layers, as onnxruntime-genai's builder, optimum and torch do, or "
+            "leave the modules out with --targets"
         )
     return [sites[index] for index in sorted(sites)]
-
-
-def linear_nodes(model: OnnxModel) -> list[LinearNode]:
-    """Return every node that multiplies a three-dimensional input with a constant matrix."""
-    return list(_LinearFinder(model).read())
 
 
 class _LinearFinder:
@@ -303,7 +306,7 @@ class _LinearFinder:
         }
 
     def read(self) -> Iterator[LinearNode]:
-        """Yield them in the order of the graph."""
+        """Yield every node that multiplies a three-dimensional input with a constant matrix."""
         for index, node in enumerate(self._nodes):
             place = self._place(node)
             weight = self._weight(node, place)
@@ -319,28 +322,24 @@ class _LinearFinder:
                     )
                 continue
             last, output = self._end(index, weight.shape[0])
-            dtype = (weight.tensor if isinstance(weight, FloatWeight) else weight.scales).data_type
+            dtype = weight.tensors[-1].data_type
             yield LinearNode(node.name or output, index, last, source, output, weight, dtype, place)
 
     def _weight(self, node: NodeProto, place: tuple[int, str] | None) -> Weight | None:
-        if node.op_type == "MatMulNBits" and node.domain == "com.microsoft":
+        operation = node.op_type
+        if operation == "MatMulNBits" and node.domain == "com.microsoft":
             return block_weight(self._model, node) if place is not None else None
-        if node.op_type == "MatMul" and node.domain in ("", "ai.onnx"):
+        if operation == "MatMul" and node.domain in ("", "ai.onnx"):
             found = self._constant(node.input[1])
             if found is not None:
                 return FloatWeight(*found)
             producer = self._producers.get(node.input[1])
-            if place is not None and producer is not None and producer.op_type == "DequantizeLinear":
-                raise UnsupportedModelError(
-                    f"node {node.name} multiplies with the output of a DequantizeLinear: quantize the model "
-                    "to MatMulNBits instead (QOperator format)"
-                )
-        if (
-            node.op_type in ("Gemm", "QMoE", "MoE", "DynamicQuantizeMatMul", "MatMulInteger")
-            and place is not None
-        ):
+            if producer is not None and producer.op_type == "DequantizeLinear":
+                operation = "MatMul with the output of a DequantizeLinear"
+        if place is not None and operation.startswith(_NOT_BAKED):
             raise UnsupportedModelError(
-                f"node {node.name} of a layer is a {node.op_type}: MatMul and MatMulNBits can be baked"
+                f"node {node.name} of a layer is a {operation}: MatMul with constant floats and MatMulNBits "
+                "(QOperator format) can be baked"
             )
         return None
 
@@ -355,11 +354,8 @@ class _LinearFinder:
                 tensor = attribute(node, "value")
             elif list(attribute(node, "perm", [1, 0])) == [1, 0]:
                 tensor, transposed = self._model.initializers.get(node.input[0]), True
-        onnx = import_onnx()
-        floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-        if tensor is None or len(tensor.dims) != 2 or tensor.data_type not in floats:
-            return None
-        return tensor, transposed
+        floats = tensor is not None and tensor.data_type in (tensor.FLOAT, tensor.FLOAT16, tensor.BFLOAT16)
+        return (tensor, transposed) if tensor is not None and floats and len(tensor.dims) == 2 else None
 
     def _end(self, index: int, n_out: int) -> tuple[int, str]:
         """Where the result is complete. The bias goes first, because engines fuse it with the product:
@@ -439,29 +435,3 @@ def _captured(node: NodeProto) -> Iterator[str]:
                 yield from one.input
                 yield from _captured(one)
             yield from (value.name for value in graph.output)
-
-
-def _describe_missing(model: OnnxModel, basis: Basis, missing: list[str], found: list[LinearNode]) -> str:
-    names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-    nodes = ", ".join(linear.name for linear in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
-    return (
-        f"{len(missing)} of {len(basis.modules)} modules have no node in {model.path}: {names}. Its "
-        f"{len(found)} nodes with a constant weight are {nodes or 'none'}. Name the nodes after "
-        "their layers, as onnxruntime-genai's builder, optimum and torch do, or leave the modules out with "
-        "--targets"
-    )
-
-
-def _decoder(tensor: TensorProto) -> RowDecoder:
-    kind = import_onnx().TensorProto.DataType.Name(tensor.data_type)
-    decode = float_decoder({"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}.get(kind, kind))
-    if decode is None:
-        raise UnsupportedModelError(f"{tensor.name} is stored as {kind}: expected floats of 16 or 32 bits")
-    return decode
-
-
-def _unpack(raw: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Codes of packed bytes, low bits first: uint8 [n, bytes] -> [n, codes]."""
-    if bits == 8:
-        return raw
-    return np.stack([raw & 15, raw >> 4], axis=-1).reshape(len(raw), -1)

@@ -1,4 +1,4 @@
-"""The border to ONNX files: a graph without its external data, ranges of that data, and copies of it.
+"""The border to ONNX files: a graph without its external data, the bytes of its tensors, and copies of both.
 
 A model's weights lie outside its protocol buffer as a rule, and may be larger than memory. They are never
 loaded: what is looked at is mapped, and what is kept is copied by the file system.
@@ -7,11 +7,9 @@ loaded: what is looked at is mapped, and what is kept is copied by the file syst
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +48,7 @@ _BESIDE = (
     *("preprocessor_config.json", "processor_config.json"),
     *("LICENSE*", "NOTICE*"),
 )
-"""Names of the files that engines and readers of a bundle need beside a graph (docs/ONNX.md)."""
+"""Names of the files that engines and readers of a bundle need beside a graph."""
 
 
 class OnnxModel:
@@ -77,51 +75,48 @@ class OnnxModel:
         self.graph = self.proto.graph
         if not self.graph.node:
             raise ExportError(f"{path} is not an ONNX model: it has no nodes")
-        self._check_versions(onnx)
-        self.initializers: dict[str, TensorProto] = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.data_files = self._check_data()
-
-    def _check_versions(self, onnx: Any) -> None:
-        found = {item.domain: item.version for item in self.proto.opset_import}
-        opset, newest = found.get("", 0) or found.get("ai.onnx", 0), onnx.defs.onnx_opset_version()
-        if not MIN_OPSET <= opset <= newest:
-            raise UnsupportedModelError(
-                f"{self.path} has opset {opset}: opsets from {MIN_OPSET} to {newest} can be baked with the "
-                f"installed onnx {onnx.__version__}. Convert it with onnx.version_converter"
-            )
+        domains = {item.domain: item.version for item in self.proto.opset_import}
+        opset, newest = domains.get("", 0) or domains.get("ai.onnx", 0), onnx.defs.onnx_opset_version()
         ir = self.proto.ir_version
-        if not MIN_IR <= ir <= onnx.IR_VERSION:
+        if not (MIN_OPSET <= opset <= newest and MIN_IR <= ir <= onnx.IR_VERSION):
             raise UnsupportedModelError(
-                f"{self.path} has IR version {ir}: versions from {MIN_IR} to {onnx.IR_VERSION} can be baked "
-                f"with the installed onnx {onnx.__version__}"
+                f"{path} has opset {opset} and IR version {ir}: opsets from {MIN_OPSET} to {newest} and IR "
+                f"versions from {MIN_IR} to {onnx.IR_VERSION} can be baked with the installed onnx "
+                f"{onnx.__version__}. Convert it with onnx.version_converter"
             )
-
-    def _check_data(self) -> dict[str, Path]:
-        """Return location -> file of the external data, every tensor having the bytes of its shape."""
-        files: dict[str, Path] = {}
-        ends: dict[str, tuple[int, str]] = {}
+        self.initializers: dict[str, TensorProto] = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.data_files: dict[str, Path] = {}  # location -> file of the external data
         for tensor in _all_tensors(self.graph):
-            length, expected = None, nbytes(tensor)
-            if tensor.data_location == tensor.EXTERNAL:
-                location, offset, length = external_range(tensor)
-                if location not in files:
-                    files[location] = self._resolve(location, tensor.name)
-                ends[location] = max(ends.get(location, (0, "")), (offset + expected, tensor.name))
-            elif tensor.HasField("raw_data"):
-                length = len(tensor.raw_data)
-            if length not in (None, expected):
+            self._check(tensor)
+
+    def _check(self, tensor: TensorProto) -> None:
+        """Check that a tensor has the bytes of its shape; values in typed fields become bytes."""
+        expected, what = nbytes(tensor), f"{tensor.name} of {self.path}"
+        if tensor.data_location == tensor.EXTERNAL:
+            location, offset, found = _external_range(tensor)
+            if location not in self.data_files:
+                self.data_files[location] = self._resolve(location, tensor.name)
+            size = self.data_files[location].stat().st_size
+            if size < offset + expected:
                 raise ExportError(
-                    f"{self.path} is damaged: {tensor.name} has {length:,} bytes, but its type and its shape "
-                    f"{list(tensor.dims)} ask for {expected:,}. Download or export the model again"
+                    f"{self.data_files[location]} is truncated: {tensor.name} ends at byte "
+                    f"{offset + expected:,}, but the file has {size:,}. Download or export the model again"
                 )
-        for location, (end, name) in ends.items():
-            size = files[location].stat().st_size
-            if size < end:
-                raise ExportError(
-                    f"{files[location]} is truncated: {name} ends at byte {end:,}, but the file has {size:,}"
-                    ". Download or export the model again"
-                )
-        return files
+        else:
+            if not tensor.HasField("raw_data") and tensor.data_type != tensor.STRING:
+                numpy_helper = import_onnx().numpy_helper
+                try:
+                    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+                except ValueError as error:  # more values, or fewer, than the shape has
+                    raise ExportError(
+                        f"{what} is damaged: {error}. Download or export the model again"
+                    ) from None
+            found = len(tensor.raw_data) if tensor.HasField("raw_data") else None
+        if found not in (None, expected):
+            raise ExportError(
+                f"{what} is damaged: it has {found:,} bytes, but its type and its shape {list(tensor.dims)} "
+                f"ask for {expected:,}. Download or export the model again"
+            )
 
     def _resolve(self, location: str, name: str) -> Path:
         plain = Path(location)
@@ -145,29 +140,15 @@ class OnnxModel:
             )
         return path
 
-    @contextmanager
-    def data(self, tensor: TensorProto) -> Iterator[NDArray[np.uint8]]:
-        """Give the bytes of a tensor as a read-only uint8 view, mapped where they are external.
-
-        The view is valid inside the block alone: what was mapped is released after it, so that looking
-        at every weight in turn never holds more than one.
-        """
+    def data(self, tensor: TensorProto) -> NDArray[np.uint8]:
+        """The bytes of a tensor: uint8, read-only, mapped where they are external; copy what you keep."""
         if tensor.data_location != tensor.EXTERNAL:
-            yield _inline_bytes(tensor)
-            return
-        location, offset, _ = external_range(tensor)
+            return np.frombuffer(tensor.raw_data, np.uint8)
+        location, offset, _ = _external_range(tensor)
         size = nbytes(tensor)
-        start = offset - offset % mmap.ALLOCATIONGRANULARITY
         if size == 0:
-            yield np.empty(0, np.uint8)
-            return
-        with open(self.data_files[location], "rb") as file:
-            mapped = mmap.mmap(file.fileno(), offset - start + size, access=mmap.ACCESS_READ, offset=start)
-        view = np.frombuffer(mapped, np.uint8, size, offset - start)
-        try:
-            yield view
-        finally:
-            del view  # the map itself goes with the last view on it
+            return np.empty(0, np.uint8)
+        return np.memmap(self.data_files[location], np.uint8, "r", offset, (size,))
 
     def copy_data(self, folder: Path, *, move: bool = False) -> None:
         """Put the external data into another folder, as files of its own even where links were here."""
@@ -211,16 +192,12 @@ def find_model(path: Path) -> Path:
         return path / MODEL_NAME
     found = sorted(path.glob("*.onnx"))
     if len(found) != 1:
-        names = ", ".join(item.name for item in found) or "none"
-        raise ExportError(
-            f"{path} has no {MODEL_NAME}, and {names} of its files to choose from: pass the model file itself"
-            if found
-            else f"{path} has no ONNX model in it: expected {MODEL_NAME}"
-        )
+        names = ", ".join(item.name for item in found) or "no .onnx file"
+        raise ExportError(f"{path} has no {MODEL_NAME}, but {names}: pass the model file itself")
     return found[0]
 
 
-def external_range(tensor: TensorProto) -> tuple[str, int, int | None]:
+def _external_range(tensor: TensorProto) -> tuple[str, int, int | None]:
     """Return (location, offset, length or None) of a tensor's external data."""
     entries = {item.key: item.value for item in tensor.external_data}
     try:
@@ -268,10 +245,8 @@ def copy_folder(source: Path, target: Path, *, without: set[Path]) -> None:
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """Return the value of a node's attribute."""
-    for item in node.attribute:
-        if item.name == name:
-            return import_onnx().helper.get_attribute_value(item)
-    return default
+    found = (item for item in node.attribute if item.name == name)
+    return next((import_onnx().helper.get_attribute_value(item) for item in found), default)
 
 
 def _all_tensors(graph: Any) -> Iterator[TensorProto]:
@@ -284,13 +259,3 @@ def _all_tensors(graph: Any) -> Iterator[TensorProto]:
             yield from item.tensors
             for inner in (*([item.g] if item.HasField("g") else []), *item.graphs):
                 yield from _all_tensors(inner)
-
-
-def _inline_bytes(tensor: TensorProto) -> NDArray[np.uint8]:
-    if tensor.HasField("raw_data"):
-        return np.frombuffer(tensor.raw_data, np.uint8)
-    try:
-        array = import_onnx().numpy_helper.to_array(tensor)
-    except ValueError as error:  # more values, or fewer, than the shape has
-        raise ExportError(f"{tensor.name} is damaged: {error}. Download or export the model again") from None
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -2,10 +2,10 @@
 
 What a decoder pays for them is not arithmetic but their number: a node costs an engine about a
 microsecond, and a step of a small model a few milliseconds. So modules that share an input share one A,
-one R and, where they share a node, one B; R is no matrix where u = 1 (R = v P, and P goes into A), but
-the entry of v itself, which only multiplies; and v is cut up once, at the top. A layer costs 4 nodes for
-each input and 2 more for each further node with that input. Bit for bit the base where v = 0: each result
-gets a zero added, after the bias, so that engines still fuse the same nodes of the base.
+one R and, where they share a node, one B; and all R are computed at the top, in one product for each width.
+A layer costs 4 nodes for each input and 2 more for each further node with that input. Bit for bit the base
+where v = 0: each result gets a zero added, after the bias, so that engines still fuse the same nodes of the
+base.
 """
 
 from __future__ import annotations
@@ -65,16 +65,6 @@ def add_side_path(
         b: B of each module, rows in the order of the graph.
         flavour: `default` gives the input zeros as its default; `required` does not.
     """
-    path = _SidePathWriter(model, basis, b)
-    inputs = _shared_inputs(basis, sites)
-    mixers = path.vectors(inputs) if basis.u == 1 else path.matrices(inputs)
-    for shared, mixer in zip(inputs, mixers, strict=True):
-        path.add(shared, mixer)
-    path.finish(flavour)
-    return path.count
-
-
-def _shared_inputs(basis: Basis, sites: list[Site]) -> list[SharedInput]:
     together: dict[str, list[Site]] = {}
     for site in sites:
         together.setdefault(site.linear.input, []).append(site)
@@ -82,7 +72,10 @@ def _shared_inputs(basis: Basis, sites: list[Site]) -> list[SharedInput]:
     for several in together.values():
         modules = sorted({basis.index(part.module) for site in several for part in site.parts})
         inputs.append(SharedInput(basis.modules[modules[0]].removesuffix(".weight"), several, modules))
-    return inputs
+    path = _SidePathWriter(model, basis, b)
+    for shared, r in zip(inputs, path.matrices(inputs), strict=True):
+        path.add(shared, r)
+    return path.finish(flavour)
 
 
 class _SidePathWriter:
@@ -93,44 +86,26 @@ class _SidePathWriter:
         self._model, self._basis, self._b = model, basis, b
         self._top: list[NodeProto] = []
         self._after: dict[int, list[NodeProto]] = {}
-        self.count = 0
-
-    # How v becomes what each input is multiplied with: vectors [rows, 1, width], or matrices [rows, w, w].
-
-    def vectors(self, inputs: list[SharedInput]) -> list[str]:
-        """Cut v into the factors of each shared input, and return their names.
-
-        An input whose modules read one entry of v gets that entry, [rows, 1, 1]; another gets an entry for
-        each of its columns.
-        """
-        patterns: dict[tuple[int, ...], int] = {}
-        chosen = []
-        for shared in inputs:
-            reads = tuple(int(self._basis.tying[module]) for module in shared.modules)
-            pattern = (
-                reads[:1] if len(set(reads)) == 1 else tuple(np.repeat(reads, self._basis.rank).tolist())
-            )
-            chosen.append(patterns.setdefault(pattern, len(patterns)))
-        order = [entry for pattern in patterns for entry in pattern]
-        v = self._node("Unsqueeze", [INPUT_NAME, self._ints("axes", [1])], "v")
-        if order != list(range(self._basis.groups)):
-            v = self._node("Gather", [v, self._ints("entries", order)], "entries_of_v", axis=2)
-        pieces = self._split(v, [len(pattern) for pattern in patterns], axis=2, name="vectors")
-        return self._cast(pieces, chosen, inputs)
 
     def matrices(self, inputs: list[SharedInput]) -> list[str]:
-        """Compute R of each shared input, transposed and block-diagonal, and return their names."""
+        """Compute R of each shared input, [rows, w, w], transposed, block-diagonal, and return its name."""
         widths = [self._basis.rank * len(shared.modules) for shared in inputs]
         names = [""] * len(inputs)
         for width in sorted(set(widths)):
             members = [i for i, w in enumerate(widths) if w == width]
             product = self._projected(width, [inputs[i] for i in members])
             shape = self._ints(f"shape_{width}", [0, len(members) * width, width])
-            stacked = self._node("Reshape", [product, shape], f"matrices_{width}")
-            pieces = self._split(stacked, [width] * len(members), axis=1, name=f"matrices_{width}/split")
-            names_of = self._cast(pieces, list(range(len(members))), [inputs[i] for i in members])
-            for member, name in zip(members, names_of, strict=True):
-                names[member] = name
+            pieces = [self._node("Reshape", [product, shape], f"matrices_{width}")]
+            if len(members) > 1:
+                name = f"matrices_{width}/split"
+                sizes = self._ints(f"{name}/sizes", [width] * len(members))
+                outputs = [f"{PREFIX}{name}/{i}" for i in range(len(members))]
+                self._node("Split", [*pieces, sizes], name, outputs=outputs, axis=1)
+                pieces = outputs
+            for member, piece in zip(members, pieces, strict=True):
+                dtype = inputs[member].sites[0].linear.dtype
+                same = dtype == self._onnx.TensorProto.FLOAT
+                names[member] = piece if same else self._node("Cast", [piece], f"{piece}/cast", to=dtype)
         return names
 
     def _projected(self, width: int, inputs: list[SharedInput]) -> str:
@@ -161,46 +136,17 @@ class _SidePathWriter:
         projections = self._floats(f"projections_{width}", table.reshape(shape))
         return self._node("MatMul", [read, projections], f"r_{width}")
 
-    def _split(self, value: str, sizes: list[int], axis: int, name: str) -> list[str]:
-        if len(sizes) == 1:
-            return [value]
-        outputs = [f"{PREFIX}{name}/{i}" for i in range(len(sizes))]
-        self._node("Split", [value, self._ints(f"{name}/sizes", sizes)], name, outputs=outputs, axis=axis)
-        return outputs
-
-    def _cast(self, pieces: list[str], chosen: list[int], inputs: list[SharedInput]) -> list[str]:
-        """Bring pieces into the types in which the nodes of each input compute."""
-        made: dict[tuple[int, int], str] = {}
-        for piece, shared in zip(chosen, inputs, strict=True):
-            dtype = shared.sites[0].linear.dtype
-            if (piece, dtype) not in made:
-                made[piece, dtype] = (
-                    pieces[piece]
-                    if dtype == self._onnx.TensorProto.FLOAT
-                    else self._node("Cast", [pieces[piece]], f"{pieces[piece]}/cast_{dtype}", to=dtype)
-                )
-        return [
-            made[piece, shared.sites[0].linear.dtype] for piece, shared in zip(chosen, inputs, strict=True)
-        ]
-
-    # The path of one input.
-
-    def add(self, shared: SharedInput, mixer: str) -> None:
+    def add(self, shared: SharedInput, r: str) -> None:
         """Add the nodes of one shared input behind the nodes that it extends."""
         basis, linear = self._basis, shared.sites[0].linear
         after = self._after.setdefault(linear.index, [])
-        a = np.concatenate([self._right_factor(module) for module in shared.modules])
+        a = np.concatenate([np.asarray(basis.a[module], np.float32) for module in shared.modules])
         name = f"{shared.name}/a"
         # With a third dimension, since ONNX Runtime packs constant matrices into panels of 16 columns: of the
         # 2 to 6 that there are here it would read 3 to 8 times the bytes, at every token.
-        columns = self._node(
-            "MatMul",
-            [linear.input, self._floats(name, a.T[None], linear.dtype)],
-            f"{name}/MatMul",
-            into=after,
-        )
-        operation = "Mul" if basis.u == 1 else "MatMul"
-        mixed = self._node(operation, [columns, mixer], f"{shared.name}/r/{operation}", into=after)
+        stored = self._floats(name, a.T[None], linear.dtype)
+        columns = self._node("MatMul", [linear.input, stored], f"{name}/MatMul", into=after)
+        mixed = self._node("MatMul", [columns, r], f"{shared.name}/r/MatMul", into=after)
         for number, site in enumerate(shared.sites):
             after = self._after.setdefault(site.linear.last, [])
             b = np.zeros((basis.rank * len(shared.modules), site.linear.n_out), np.float32)
@@ -210,21 +156,11 @@ class _SidePathWriter:
                 factor = self._b[module][part.row : part.row + part.count]
                 b[first : first + basis.rank, part.column : part.column + part.count] = factor.T
             name = f"{shared.name}/b" if len(shared.sites) == 1 else f"{shared.name}/b{number}"
-            side = self._node(
-                "MatMul", [mixed, self._floats(name, b, linear.dtype)], f"{name}/MatMul", into=after
-            )
+            stored = self._floats(name, b, linear.dtype)
+            side = self._node("MatMul", [mixed, stored], f"{name}/MatMul", into=after)
             base = f"{PREFIX}{name}/base"
             self._rename_result(site, base)
             self._node("Add", [base, side], f"{name}/Add", outputs=[site.linear.output], into=after)
-
-    def _right_factor(self, module: int) -> NDArray[np.float32]:
-        """A of a module, [r, in]; where u = 1 with its projection in front, P A."""
-        a = np.asarray(self._basis.a[module], np.float32)
-        if self._basis.u > 1:
-            return a
-        p = self._basis.projections[module, 0]
-        product: NDArray[np.float32] = (p.astype(np.float64) @ a.astype(np.float64)).astype(np.float32)
-        return product
 
     def _rename_result(self, site: Site, name: str) -> None:
         """Give the base's result another name, so that all who read it read the sum."""
@@ -238,22 +174,18 @@ class _SidePathWriter:
                 copied.name = name
                 break
 
-    # Into the graph.
-
-    def finish(self, flavour: str) -> None:
-        """Put the nodes into the graph, in an order in which they can run, and the input."""
+    def finish(self, flavour: str) -> int:
+        """Put the nodes into the graph, in an order in which they can run, and the input; return how many."""
         graph, helper = self._model.graph, self._onnx.helper
-        nodes = [*self._top]
+        before, nodes = len(graph.node), [*self._top]
         for index, node in enumerate(graph.node):
             nodes.append(node)
             nodes += self._after.get(index, [])
-        self.count = len(nodes) - len(graph.node)
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
-        value = helper.make_tensor_value_info(
-            INPUT_NAME, self._onnx.TensorProto.FLOAT, [ROWS, self._basis.size]
-        )
+        shape = [ROWS, self._basis.size]
+        value = helper.make_tensor_value_info(INPUT_NAME, self._onnx.TensorProto.FLOAT, shape)
         value.doc_string = (
             "The micro-vector, row-major [groups, u], one row or one for each row of the batch."
         )
@@ -261,6 +193,7 @@ class _SidePathWriter:
         if flavour == DEFAULT:
             zeros = np.zeros((1, self._basis.size), np.float32)
             graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT_NAME))
+        return len(copies) - before
 
     def _node(
         self,
@@ -280,13 +213,9 @@ class _SidePathWriter:
         return outputs[0]
 
     def _floats(self, name: str, array: NDArray[np.float32], dtype: int = 1) -> str:
-        helper = self._onnx.helper
-        if dtype == self._onnx.TensorProto.FLOAT:
-            tensor = self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{PREFIX}{name}")
-        else:
-            kind = helper.tensor_dtype_to_np_dtype(dtype)
-            raw = np.ascontiguousarray(array).astype(kind).tobytes()
-            tensor = helper.make_tensor(f"{PREFIX}{name}", dtype, array.shape, raw, raw=True)
+        kind = self._onnx.helper.tensor_dtype_to_np_dtype(dtype)
+        raw = np.ascontiguousarray(array).astype(kind).tobytes()
+        tensor = self._onnx.helper.make_tensor(f"{PREFIX}{name}", dtype, array.shape, raw, raw=True)
         self._model.graph.initializer.append(tensor)
         return f"{PREFIX}{name}"
 

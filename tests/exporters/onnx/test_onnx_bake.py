@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -23,7 +24,7 @@ SETTINGS = {
     "one group": ExportSettings(tying="full"),
     "u = 3": ExportSettings(groups=2, u=3),
     "u = 13": ExportSettings(u=13, tying="full"),
-    "all of R": ExportSettings(u=4, tying="none"),
+    "all of R": ExportSettings(u=4, groups=14),
     "rank 3, f16": ExportSettings(groups=4, rank=3, factor_dtype="f16"),
     "some kinds": ExportSettings(groups=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
     "one kind": ExportSettings(groups=2, targets=("attn_v", "attn_output")),
@@ -40,8 +41,8 @@ def baked(tmp_path_factory):
         if key not in made:
             hf = onnx_models.tiny_hf(architecture)
             chosen = SETTINGS[settings]
-            if settings == "13 groups" and architecture == "phi3":
-                chosen = ExportSettings(groups=7)  # it has 8 modules
+            if settings in ("13 groups", "all of R") and architecture == "phi3":
+                chosen = replace(chosen, groups=8)  # as many as it has modules
             made[key] = export_onnx(
                 hf,
                 tmp_path_factory.mktemp("baked") / "bundle",
@@ -174,7 +175,9 @@ def test_added_nodes_are_of_the_standard_domain_and_few(baked):
     added = [node for node in graph.node if node.name.startswith("tinylora/")]
     assert {node.domain for node in added} == {""}
     assert len(added) == report.baked.added
-    assert report.baked.added <= 2 * 18 + 3  # packed qkv 4, o 4, gate and up 6, down 4, in 2 blocks
+    assert (
+        report.baked.added <= 2 * 18 + 3 * 4
+    )  # packed qkv 4, o 4, gate and up 6, down 4, in 2 blocks; all R
     assert len({node.name for node in graph.node}) == len(graph.node)
 
 

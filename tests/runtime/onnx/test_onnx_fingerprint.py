@@ -166,8 +166,8 @@ def test_a_weight_that_a_tool_made_smaller(copy: Path) -> None:
         OnnxBundle.find(copy).check()
 
 
-def test_weights_in_typed_fields_are_not_listed(copy: Path, tmp_path: Path) -> None:
-    """What only the onnx package can read is not checked again, and is no reason to refuse a model."""
+def test_weights_in_typed_fields(copy: Path, tmp_path: Path) -> None:
+    """They become bytes, so that a device can check them."""
     source = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32")
     typed, output = tmp_path / "typed", tmp_path / "output" / "onnx"
     shutil.copytree(source, typed)
@@ -184,7 +184,7 @@ def test_weights_in_typed_fields_are_not_listed(copy: Path, tmp_path: Path) -> N
     made = bake(typed, basis, output, heads=Heads(4, 2))
     assert made.fingerprint == basis.base_fingerprints[-1]  # the same bytes, wherever they are kept
     shutil.copy(copy / "basis.gguf", output.parent)
-    assert KEY not in metadata(output.parent)
+    assert KEY in metadata(output.parent)
     OnnxBundle.find(output.parent).check()
 
 
