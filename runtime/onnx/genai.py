@@ -1,4 +1,4 @@
-"""A decoder in onnxruntime-genai with its tokenizer, and what its configuration says of both."""
+"""The tokens of a bundle, by onnxruntime-genai's tokenizer, and what its configuration says of the model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if hasattr(og, "disable_telemetry_events"):  # since 0.18
 
 
 class GenaiModel:
-    """An `onnxruntime_genai.Model` and its tokenizer.
+    """A model's tokenizer and configuration, as onnxruntime-genai reads them.
 
     Args:
         bundle: checked.
@@ -43,17 +43,15 @@ class GenaiModel:
         options: of ONNX Runtime's session, as genai_config.json words them.
         head_size: values of a key, in the configuration's words; None where it does not say.
         longest: tokens that the model was made for at most.
-        flavour: flavour of the graph's input, `default` or `required`.
         has_chat_template: whether a chat template belongs to the tokenizer.
         n_ctx: longest sequence in tokens.
         n_vocab: entries of the logits.
         eos: tokens that end a sequence.
-        pad: the token that fills up shorter prompts of a batch.
 
     Raises:
         FileNotFoundError: there is no genai_config.json.
         TinyLoraError: it is damaged.
-        BaseMismatchError: the installed onnxruntime-genai cannot load the graph.
+        BaseMismatchError: the installed onnxruntime-genai does not read the tokenizer.
     """
 
     def __init__(
@@ -66,44 +64,18 @@ class GenaiModel:
         described = _read_config(bundle)
         self.bundle = bundle
         threads = {} if n_threads is None else {"intra_op_num_threads": n_threads}
-        self._mine = {**SPIN, **(session_options or {}), **threads}
-        self.options = {**described.get("decoder", {}).get("session_options", {}), **self._mine}
-        self.head_size = described.get("decoder", {}).get("head_size")
+        decoder = described.get("decoder", {})
+        self.options = {**decoder.get("session_options", {}), **SPIN, **(session_options or {}), **threads}
+        self.head_size = decoder.get("head_size")
         self.has_chat_template = _has_chat_template(bundle.folder)
-        self.flavour = bundle.flavour
         self.eos = frozenset(map(int, as_list(described.get("eos_token_id"))))
-        self.pad = int(described.get("pad_token_id", min(self.eos, default=0)))
         self.longest = int(described["context_length"])
         self.n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self.n_vocab = int(described["vocab_size"])
-        self._model: Any = None
         try:
-            self._config: Any = og.Config(str(bundle.folder))
-            self._config.clear_providers()
-            mine = json.dumps({"model": {"decoder": {"session_options": self._mine}}})
-            self._config.overlay(mine)
-            self._tokenizer: Any = og.Tokenizer(self._config)
+            self._tokenizer: Any = og.Tokenizer(og.Config(str(bundle.folder)))
         except Exception as error:  # RuntimeError, and OgaError in some releases
             raise cannot_load(bundle, error) from error
-
-    def _start(self) -> None:
-        try:
-            self._model = og.Model(self._config)
-        except Exception as error:  # RuntimeError, and OgaError in some releases
-            raise cannot_load(self.bundle, error) from error
-
-    @property
-    def engine(self) -> Any:
-        """The `onnxruntime_genai.Model`, which reads the weights now at the latest.
-
-        Raises:
-            BaseMismatchError: the installed onnxruntime-genai cannot load the graph.
-            TinyLoraError: it was closed.
-        """
-        self.check_open()
-        if self._model is None:
-            self._start()
-        return self._model
 
     @property
     def closed(self) -> bool:
@@ -111,15 +83,11 @@ class GenaiModel:
         return self._tokenizer is None
 
     def close(self) -> None:
-        """Free model and tokenizer. A second call does nothing."""
-        self._model = self._tokenizer = self._config = None
+        """Free the tokenizer. A second call does nothing."""
+        self._tokenizer = None
 
     def check_open(self) -> None:
-        """Check that the model can be used.
-
-        Raises:
-            TinyLoraError: it was closed.
-        """
+        """Raise a `TinyLoraError` where it was closed."""
         if self.closed:
             raise TinyLoraError("the model is closed: load it again")
 

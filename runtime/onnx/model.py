@@ -16,7 +16,7 @@ from ..engine import Part
 from ..model import PersonalizedModel
 from ..sampling import Sampler
 from .bundle import OnnxBundle
-from .completion import CompletionWriter, Text, chunks_of, steps_of
+from .completion import Completion, steps_of
 from .engine import OnnxEngine
 from .genai import GenaiModel, Messages, as_list
 from .pool.scheduler import OnnxScheduler
@@ -70,11 +70,6 @@ class TinyLoraOnnx(PersonalizedModel):
     def vector(self) -> MicroVector | None:
         """The active micro-vector, or None for the base alone."""
         return self._vector
-
-    @property
-    def flavour(self) -> str:
-        """Flavour of the graph's input: `default` where a run may leave the vector out, else `required`."""
-        return self._model.flavour
 
     @property
     def has_chat_template(self) -> bool:
@@ -153,7 +148,7 @@ class TinyLoraOnnx(PersonalizedModel):
         return self._model.n_ctx
 
     def n_vocab(self) -> int:
-        """Number of entries of the logits: the size of the vocabulary."""
+        """Entries of the logits."""
         return self._model.n_vocab
 
     def tokenize(self, prompt: str | Messages) -> list[int]:
@@ -181,71 +176,46 @@ class TinyLoraOnnx(PersonalizedModel):
     # Generation
 
     def generate(
-        self,
-        tokens: Sequence[int],
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
+        self, tokens: Sequence[int], *, max_tokens: int | None = None, **sampling: Any
     ) -> Generator[int, None, None]:
         """Yield the token ids that follow a prompt, up to an end-of-sequence token, which is left out.
 
+        Args:
+            tokens: the prompt.
+            max_tokens: longest answer; None or 0 and less: until the context is full.
+            sampling: of `Sampler`; by default the likeliest token each time.
+
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
-            BusyError: another generation of this thread took the stream's place.
+            BusyError: another generation of this thread is unfinished.
         """
-        sampler = Sampler(
-            temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            seed=seed,
-        )
-        return self._stream(self._tokens(tokens, sampler, max_tokens))
+        return self._stream(self._tokens(tokens, max_tokens, _sampler(0.0, sampling)))
 
     def create_completion(
         self,
         prompt: str | Sequence[int],
         *,
         max_tokens: int | None = 16,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        top_k: int = 40,
-        repeat_penalty: float = 1.0,
         stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
         stream: bool = False,
+        **sampling: Any,
     ) -> Any:
         """As `llama_cpp.Llama.create_completion`: a dictionary, or with `stream` an iterator of chunks.
 
         Args:
             prompt: text, or token ids.
             max_tokens: longest answer; None or 0 and less: until the context is full.
-            temperature, top_p, min_p, top_k, repeat_penalty, seed: see `Sampler`.
-            stop, stream: strings that end the answer; whether to yield pieces as they come.
+            stop: strings that end the answer.
+            stream: yield pieces as they come.
+            sampling: of `Sampler`; by default those of llama-cpp-python.
 
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
         """
-        sampler = Sampler(
-            temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            seed=seed,
-        )
-        return self._complete(prompt, sampler, max_tokens, stop, stream, chat=False)
+        tokens = self._model.encode(prompt)
+        return self._complete(tokens, max_tokens, stop, stream, _sampler(0.8, sampling), chat=False)
 
-    def __call__(self, prompt: str | Sequence[int], **options: Any) -> Any:
-        """As `create_completion`."""
-        return self.create_completion(prompt, **options)
+    __call__ = create_completion
 
     def create_chat_completion(
         self,
@@ -253,62 +223,41 @@ class TinyLoraOnnx(PersonalizedModel):
         *,
         tools: Any = None,
         max_tokens: int | None = None,
-        temperature: float = 0.2,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        top_k: int = 40,
-        repeat_penalty: float = 1.0,
         stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
         stream: bool = False,
+        **sampling: Any,
     ) -> Any:
         """As `llama_cpp.Llama.create_chat_completion`, with the template of the model's tokenizer.
 
-        Special tokens that a message spells are text in it.
-
-        Args:
-            messages: each with `role` and `content`.
-            tools: what the template is told of tools.
-            max_tokens, temperature, top_p, min_p, top_k, repeat_penalty, stop, seed, stream: as above.
+        Special tokens that a message spells are text in it. Arguments and errors are those of
+        `create_completion`; `tools` is what the template is told of tools.
 
         Raises:
             VectorError: the template does not render the messages.
-            TinyLoraError: the prompt leaves no room in the context.
         """
-        prompt = self._model.encode_chat(messages, tools)
-        sampler = Sampler(
-            temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            seed=seed,
-        )
-        return self._complete(prompt, sampler, max_tokens, stop, stream, chat=True)
+        tokens = self._model.encode_chat(messages, tools)
+        return self._complete(tokens, max_tokens, stop, stream, _sampler(0.2, sampling), chat=True)
 
     def _complete(
         self,
-        prompt: str | Sequence[int],
-        sampler: Sampler,
+        tokens: Sequence[int],
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         stream: bool,
+        sampler: Sampler,
         *,
         chat: bool,
     ) -> Any:
-        tokens = self._model.encode(prompt)
         self._model.room(tokens, max_tokens)
-        completion = CompletionWriter(self.model_path, len(tokens), chat=chat)
-        text = Text(self._model.stream(), as_list(stop))
-        counted: list[int] = []
-        steps = steps_of(self._tokens(tokens, sampler, max_tokens), text, counted)
+        completion = Completion(self.model_path, chat=chat)
+        steps = steps_of(self._tokens(tokens, max_tokens, sampler), self._model.stream(), as_list(stop))
         if stream:
-            return self._stream(chunks_of(completion, steps))
+            return self._stream(completion.chunks(steps))
         with self._lock.call():
-            return completion.whole(steps, lambda: len(counted))
+            return completion.whole(steps, len(tokens))
 
     def _tokens(
-        self, prompt: Sequence[int], sampler: Sampler, max_tokens: int | None
+        self, prompt: Sequence[int], max_tokens: int | None, sampler: Sampler
     ) -> Generator[int, None, str]:
         """Yield the tokens that follow a prompt, and return why they ended: `stop` or `length`."""
         room = self._model.room(prompt, max_tokens)
@@ -341,3 +290,8 @@ class TinyLoraOnnx(PersonalizedModel):
             raise
         self._evaluated += tokens
         return logits
+
+
+def _sampler(temperature: float, sampling: dict[str, Any]) -> Sampler:
+    options = {"temperature": temperature, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+    return Sampler(**{**options, **sampling})

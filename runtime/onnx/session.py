@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import atexit
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError, VectorError
+from ...basis import Basis
+from ...errors import BaseMismatchError, RollbackError, VectorError
+from ...formats.onnx_adapter import to_adapter
 from ...formats.onnx_graph import INPUT_NAME, REQUIRED
 from ...formats.signatures import signed
-from ...vector import Policy
+from ...vector import CheckedVector, MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
-from ..admission import VectorSource
+from ..admission import VectorSource, admitted
 from ..lock import Process
 from .bundle import OnnxBundle
-from .rows import Rows, as_file, rows
 
 SPIN = {"session.intra_op.spin_duration_us": "50"}
 """An option of sessions: how long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and
@@ -55,6 +63,17 @@ class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
             )
         super().add_active_adapter(adapter)
         self.adapters.append(adapter)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rows:
+    """Checked vectors, as `OnnxSession.rows` makes them: float32 [rows, n], read-only, of one basis."""
+
+    values: NDArray[np.float32]
+    basis: Basis
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self.values)} x {self.basis.size} values, basis {self.basis.id})"
 
 
 class OnnxSession:
@@ -97,20 +116,16 @@ class OnnxSession:
         bundle = OnnxBundle.find(base)
         self.policy = policy or Policy()
         with signed(bundle.bundle, bundle_keys, engine="onnx"):
-            self._start(bundle, options)
-
-    def _start(self, bundle: OnnxBundle, options: dict[str, Any]) -> None:
-        bundle.check()
-        self.basis = bundle.basis
-        self.flavour = bundle.flavour
+            bundle.check()
+            self.basis, self.flavour = bundle.basis, bundle.flavour
+            self.session = open_session(bundle, **options)
         self._path = str(bundle.model)
-        self.session = open_session(bundle, **options)
-        inputs = [*self.session.get_inputs(), *self.session.get_overridable_initializers()]
-        self._inputs = {node.name: node for node in inputs}
+        needed = self.session.get_inputs()
+        self._inputs = [node.name for node in (*needed, *self.session.get_overridable_initializers())]
         self._outputs = [node.name for node in self.session.get_outputs()]
-        self._batch = {
-            node.name for node in self.session.get_inputs() if node.name != INPUT_NAME and _batched(node)
-        }
+        # Symbolic first dimensions of a decoder's inputs are its batch, whatever their name.
+        batched = (node.name for node in needed if node.shape and not isinstance(node.shape[0], int))
+        self._batch = {*batched} - {INPUT_NAME}
         self._zeros = self.rows(None)
         self._process = Process()
 
@@ -132,7 +147,40 @@ class OnnxSession:
         Raises:
             VectorError: one is refused; the message says which. None counts as accepted then.
         """
-        return rows(vectors, self.basis, self.policy, streams)
+        one = vectors is None or isinstance(
+            vectors, bytes | bytearray | memoryview | Path | MicroVector | str
+        )
+        given: list[VectorSource | None] = [vectors] if one else list(vectors)  # type: ignore[arg-type, list-item]
+        if not given:
+            raise VectorError("there are no vectors: pass one for all sequences, or one for each")
+        names = [streams] * len(given) if isinstance(streams, str) else list(streams)
+        if len(names) != len(given):
+            raise VectorError(
+                f"there are {len(given)} vectors, but {len(names)} streams: pass one stream for each"
+            )
+        values = np.zeros((len(given), self.basis.size), np.float32)
+        newest: dict[tuple[str, str], int] = {}
+        with ExitStack() as admissions:  # which records what was accepted, once all are
+            for row, (source, stream) in enumerate(zip(given, names, strict=True)):
+                if source is None:
+                    continue
+                try:
+                    admitting = admitted(source, self.basis, self.policy, stream=stream)
+                    vector = admissions.enter_context(admitting)
+                except VectorError as error:
+                    if one:
+                        raise
+                    raise type(error)(f"row {row}: {error}") from None
+                values[row] = vector.values.reshape(-1)
+                if isinstance(vector, CheckedVector) and not vector.raw:
+                    other = newest.setdefault((stream, vector.verified_by), vector.sequence)
+                    if other != vector.sequence:
+                        raise RollbackError(
+                            f"rows have sequences {other} and {vector.sequence} of the stream {stream!r}: "
+                            "the lower one is an older vector of the same user. Pass each user's stream"
+                        )
+        values.flags.writeable = False
+        return Rows(values, self.basis)
 
     def run(
         self,
@@ -155,17 +203,24 @@ class OnnxSession:
             ValueError: the graph has no such input or output.
         """
         self._process.check()
-        adapted = self._check_options(run_options)
+        adapted = _adapted(run_options)
         if adapted and rows is not None:
             raise VectorError(
                 f"the run has rows for {INPUT_NAME} and an adapter too: ONNX Runtime would take the adapter, "
                 "without a word. Pass one"
             )
-        self._check_names(feeds, output_names)
-        given = dict(feeds)
-        if not adapted:
-            given[INPUT_NAME] = self._feed(rows, feeds)
-        result: list[Any] = self.session.run(output_names, given, run_options)
+        if INPUT_NAME in feeds:
+            raise VectorError(
+                f"{INPUT_NAME} is among the feeds, unchecked: pass rows=session.rows(...) instead"
+            )
+        for kind, names, known in (
+            ("input", feeds, self._inputs),
+            ("output", output_names or (), self._outputs),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(f"the graph has no {kind} {unknown[0]!r}; it has {', '.join(known)}")
+        vectors = {} if adapted else {INPUT_NAME: self._values(rows, feeds)}
+        result: list[Any] = self.session.run(output_names, {**feeds, **vectors}, run_options)
         return result
 
     def io_binding(self, rows: Rows | None = None) -> Any:
@@ -179,7 +234,7 @@ class OnnxSession:
         self._process.check()
         binding = self.session.io_binding()
         # bind_cpu_input knows no inputs that have a default.
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(self._checked(rows).values)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(self._values(rows, {}))
         binding.bind_ortvalue_input(INPUT_NAME, value)
         return binding
 
@@ -190,14 +245,14 @@ class OnnxSession:
             VectorError: the options hold an adapter, which ONNX Runtime ignores here without a word.
         """
         self._process.check()
-        if self._check_options(run_options):
+        if _adapted(run_options):
             raise VectorError(
                 "an adapter under IOBinding: ONNX Runtime would ignore it without a word. Make the binding "
                 "with io_binding(rows)"
             )
         self.session.run_with_iobinding(binding, run_options)
 
-    def adapter(self, vector: VectorSource) -> Any:
+    def adapter(self, vector: VectorSource, *, stream: str = "") -> Any:
         """Return an `onnxruntime.LoraAdapter` of one vector, for `RunOptions.add_active_adapter`.
 
         Raises:
@@ -210,49 +265,63 @@ class OnnxSession:
                 "has to be fed: pass rows=session.rows(...)"
             )
         adapter = onnxruntime.LoraAdapter()
-        with as_file(self.rows(vector).adapter(self.basis)) as path:
+        with (
+            admitted(vector, self.basis, self.policy, stream=stream) as checked,
+            as_file(to_adapter(checked, self.basis)) as path,
+        ):
             adapter.Load(path)
         return adapter
 
-    def _feed(self, rows: Rows | None, feeds: Mapping[str, Any]) -> Any:
-        checked = self._checked(rows)
+    def _values(self, rows: Rows | None, feeds: Mapping[str, Any]) -> NDArray[np.float32]:
+        rows = self._zeros if rows is None else rows
+        if rows.basis.digest != self.basis.digest:
+            raise VectorError(
+                f"the rows were checked for basis {rows.basis.id}, but this session has {self.basis.id}: "
+                "make them with this session's rows()"
+            )
+        count = len(rows.values)
         for name in self._batch & feeds.keys():
             given = feeds[name]
             shape = given.shape() if isinstance(given, onnxruntime.OrtValue) else np.shape(given)
-            if shape:  # ONNX Runtime itself refuses a number
-                checked.check_batch(int(shape[0]))
-        return checked.values
+            if shape and count not in (1, shape[0]):  # ONNX Runtime itself refuses a number
+                raise VectorError(
+                    f"there are {count} rows of vectors, but the batch has {shape[0]} sequences: pass one "
+                    f"vector for all, or {shape[0]}, one for each"
+                )
+        return rows.values
 
-    def _checked(self, rows: Rows | None) -> Rows:
-        if rows is None:
-            return self._zeros
-        if rows.digest != self.basis.digest:
-            raise VectorError(
-                f"the rows were checked for basis {rows.digest[:8]}, but this session has {self.basis.id}: "
-                "make them with this session's rows()"
-            )
-        return rows
 
-    def _check_options(self, run_options: Any) -> bool:
-        """Tell whether a run has an adapter."""
-        if run_options is None:
-            return False
-        if not isinstance(run_options, RunOptions):
-            raise VectorError(
-                "plain onnxruntime.RunOptions do not tell whether they hold an adapter, which would be "
-                "ignored or mixed with the vector without a word: use tinylora_edge.runtime.RunOptions"
-            )
-        return bool(run_options.adapters)
+def _adapted(run_options: Any) -> bool:
+    """Tell whether a run has an adapter."""
+    if run_options is not None and not isinstance(run_options, RunOptions):
+        raise VectorError(
+            "plain onnxruntime.RunOptions do not tell whether they hold an adapter, which would be ignored "
+            "or mixed with the vector without a word: use tinylora_edge.runtime.RunOptions"
+        )
+    return run_options is not None and bool(run_options.adapters)
 
-    def _check_names(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> None:
-        if INPUT_NAME in feeds:
-            raise VectorError(
-                f"{INPUT_NAME} is among the feeds, unchecked: pass rows=session.rows(...) instead"
-            )
-        for kind, names, known in (("input", feeds, self._inputs), ("output", outputs or (), self._outputs)):
-            unknown = [name for name in names if name not in known]
-            if unknown:
-                raise ValueError(f"the graph has no {kind} {unknown[0]!r}; it has {', '.join(known)}")
+
+@contextmanager
+def as_file(data: bytes) -> Iterator[str]:
+    """Give the path of a private file with these bytes: ONNX Runtime loads adapters from files alone.
+
+    It maps the file into memory. The name goes at once; on Windows when the process ends.
+    """
+    handle, name = tempfile.mkstemp(suffix=".onnx_adapter")  # 0600: nobody else reads or changes it
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        yield name
+    finally:
+        try:
+            os.unlink(name)
+        except PermissionError:
+            atexit.register(_remove, name)
+
+
+def _remove(name: str) -> None:
+    with suppress(OSError):
+        os.unlink(name)
 
 
 def open_session(
@@ -300,8 +369,3 @@ def cannot_load(bundle: OnnxBundle, error: Exception) -> BaseMismatchError:
         f"onnxruntime {onnxruntime.__version__} cannot load {bundle.model} (IR {bundle.file.ir_version}, "
         f"opsets {opsets}): {reason[:300]}"
     )
-
-
-def _batched(node: Any) -> bool:
-    # Symbolic first dimensions of a decoder's inputs are its batch, whatever their name.
-    return bool(node.shape) and not isinstance(node.shape[0], int)

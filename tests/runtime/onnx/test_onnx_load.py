@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_bundles
+import onnxruntime
 import onnxruntime_genai as og
 import pytest
 
@@ -52,15 +54,15 @@ def vector(bundle: Path) -> MicroVector:
 
 @pytest.fixture
 def engine_starts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Configurations that genai was told to load."""
+    """Graphs that ONNX Runtime was told to load."""
     started: list[Any] = []
-    real = og.Model
+    real = onnxruntime.InferenceSession
 
-    def spy(config: Any) -> Any:
-        started.append(config)
-        return real(config)
+    def spy(path: Any, *rest: Any, **options: Any) -> Any:
+        started.append(path)
+        return real(path, *rest, **options)
 
-    monkeypatch.setattr(og, "Model", spy)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     return started
 
 
@@ -86,20 +88,9 @@ def test_a_relative_path_in_any_alphabet(
 ) -> None:
     shutil.copytree(bundle, tmp_path / "Модель für alle")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for base in ("Модель für alle", "Модель für alle/onnx", "Модель für alle/onnx/model.onnx"):
+    for base in ("Модель für alle", "Модель für alle/onnx/model.onnx"):
         assert runtime.load(base, vector, **OPTIONS).vector == vector
         assert OnnxSession(base).flavour == "default"
-    monkeypatch.chdir(tmp_path / "Модель für alle" / "onnx")
-    for base in (".", "model.onnx"):
-        assert runtime.load(base, vector, **OPTIONS).vector == vector
-
-
-def test_vectors_in_every_form(bundle: Path, vector: MicroVector) -> None:
-    data = vector.to_bytes(load_basis(bundle / "basis.gguf"))
-    for form in (vector, data, bytearray(data), memoryview(data)):
-        assert runtime.load(bundle, form, **OPTIONS).vector == vector
-    assert runtime.load(bundle, **OPTIONS).vector is None
 
 
 def test_the_policy_is_that_of_load_and_of_every_swap(
@@ -134,11 +125,26 @@ def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2
     assert runtime.engine_of(both, "onnx") == "onnx"
 
 
-def test_silent(bundle: Path, vector: MicroVector, capfd: pytest.CaptureFixture[str]) -> None:
-    llm = runtime.load(bundle, vector, **OPTIONS)
-    llm.create_completion("x", max_tokens=3)
-    llm.close()
+def test_it_is_silent_and_leaves_no_file(
+    bundle: Path,
+    vector: MicroVector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with runtime.load(bundle, vector, **OPTIONS) as llm:
+        llm.create_completion("x", max_tokens=3)
     assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_session_options_reach_onnx_runtime(bundle: Path) -> None:
+    given = {"session.intra_op.spin_duration_us": "77"}
+    with runtime.load(bundle, session_options=given, **OPTIONS) as llm:
+        options = llm._session.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "77"
+        assert options.intra_op_num_threads == 1
 
 
 # What it refuses
@@ -154,14 +160,6 @@ def test_bad_vectors_are_refused_before_the_engine_starts(
     assert engine_starts == []
 
 
-@pytest.mark.parametrize("part", ["onnx/model.onnx", "basis.gguf"])
-def test_a_missing_part(copy: Path, part: str, engine_starts: list[Any]) -> None:
-    (copy / part).unlink()
-    with pytest.raises(FileNotFoundError, match=Path(part).name):
-        runtime.load(copy)
-    assert engine_starts == []
-
-
 def refused(path: Path, *parts: str, error: type[Exception] = BaseMismatchError) -> None:
     """Both ways of loading refuse, with the same words."""
     for load in (lambda: runtime.load(path, **OPTIONS), lambda: OnnxSession(path)):
@@ -171,104 +169,74 @@ def refused(path: Path, *parts: str, error: type[Exception] = BaseMismatchError)
             assert part in str(caught.value)
 
 
-def test_missing_data(copy: Path, engine_starts: list[Any]) -> None:
-    (copy / "onnx" / "model.onnx.data").unlink()
-    refused(copy, "model.onnx.data", "does not exist")
-    assert engine_starts == []
+def test_a_part_that_is_missing_or_damaged(copy: Path, tmp_path: Path, engine_starts: list[Any]) -> None:
+    data, basis, graph = copy / "onnx/model.onnx.data", copy / "basis.gguf", copy / "onnx/model.onnx"
 
+    def restored(path: Path, change: Callable[[bytes], object], *parts: str, **kinds: Any) -> None:
+        good = path.read_bytes()
+        change(good)
+        refused(copy, *parts, **kinds)
+        path.unlink(missing_ok=True)
+        path.write_bytes(good)
 
-def test_data_behind_a_link(copy: Path, tmp_path: Path, engine_starts: list[Any]) -> None:
-    data = copy / "onnx" / "model.onnx.data"
-    data.rename(tmp_path / "elsewhere")
-    data.symlink_to(tmp_path / "elsewhere")
-    refused(copy, "model.onnx.data", "symbolic link", "copy")
-    assert engine_starts == []
+    def link(good: bytes) -> None:
+        data.rename(tmp_path / "elsewhere")
+        data.symlink_to(tmp_path / "elsewhere")
 
-
-def test_data_cut_short(copy: Path, engine_starts: list[Any]) -> None:
-    data = copy / "onnx" / "model.onnx.data"
     size = data.stat().st_size
-    os.truncate(data, size - 100)
-    refused(copy, "model.onnx.data", f"{size - 100:,}", f"{size:,}")
+    restored(data, lambda _: data.unlink(), "model.onnx.data", "does not exist")
+    restored(data, link, "model.onnx.data", "symbolic link", "copy")
+    restored(data, lambda _: os.truncate(data, size - 100), f"{size - 100:,}", f"{size:,}")
+    for bad in (b"", b"this is no model" * 9, graph.read_bytes()[:-10]):
+        restored(graph, lambda _, bad=bad: graph.write_bytes(bad), str(graph))
+    restored(graph, lambda _: graph.unlink(), "model.onnx", error=FileNotFoundError)
+    restored(basis, lambda good: basis.write_bytes(good[:-100]), str(basis), error=CorruptBasisError)
+    restored(basis, lambda _: basis.unlink(), "basis.gguf", error=FileNotFoundError)
     assert engine_starts == []
 
 
-def test_no_model_at_all(copy: Path, engine_starts: list[Any]) -> None:
-    graph = copy / "onnx" / "model.onnx"
-    good = graph.read_bytes()
-    for bad in (b"", b"this is no model" * 9, good[: len(good) // 2], good[:-10]):
-        graph.write_bytes(bad)
-        refused(copy, str(graph))
-    assert engine_starts == []
-
-
-def test_a_damaged_basis(copy: Path) -> None:
-    path = copy / "basis.gguf"
-    path.write_bytes(path.read_bytes()[:-100])
-    refused(copy, str(path), error=CorruptBasisError)
-
-
-def test_the_basis_of_another_export(copy: Path, engine_starts: list[Any]) -> None:
-    shutil.copy(onnx_bundles.tiny("default", "dense") / "basis.gguf", copy)
-    digests = [load_basis(p / "basis.gguf").digest[:16] for p in (onnx_bundles.tiny(), copy)]
-    refused(copy, *digests)
-    assert engine_starts == []
-
-
-def test_a_basis_that_lists_another_base(copy: Path, engine_starts: list[Any]) -> None:
-    basis = load_basis(copy / "basis.gguf")
-    path = copy / "basis.gguf"
+def test_the_basis_of_another_export_or_base(copy: Path, engine_starts: list[Any]) -> None:
+    basis, path = load_basis(copy / "basis.gguf"), copy / "basis.gguf"
     path.unlink()  # it is mapped
     save_basis(replace(basis, base_fingerprints=("0" * 64,)), path)
     refused(copy, "0000000000000000", basis.base_fingerprints[-1][:16])
+    path.unlink()
+    shutil.copy(onnx_bundles.tiny("default", "dense") / "basis.gguf", copy)
+    refused(copy, basis.digest[:16], load_basis(path).digest[:16])
     assert engine_starts == []
 
 
-def edit(copy: Path, change: Any) -> None:
+def remove(field: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        entries = getattr(model.graph, field)
+        kept = [each for each in entries if each.name != "tinylora_v"]
+        del entries[:]
+        entries.extend(kept)
+
+    return change
+
+
+def opset(model: Any) -> None:
+    next(each for each in model.opset_import if each.domain in ("", "ai.onnx")).version = 99
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda model: model.ClearField("metadata_props"), ("model.onnx", "no basis")),
+        (remove("input"), ("tinylora_v",)),
+        (remove("initializer"), ("default", "lacks an initializer")),
+        (lambda model: setattr(model, "ir_version", 99), ("cannot load", "IR 99")),
+        (opset, ("cannot load", "ai.onnx 99")),
+    ],
+    ids=["not baked", "without the input", "without its default", "IR", "opset"],
+)
+def test_a_graph_that_a_tool_changed(copy: Path, change: Any, parts: tuple[str, ...]) -> None:
     path = copy / "onnx" / "model.onnx"
     model = onnx.load(path, load_external_data=False)
     change(model)
     path.write_bytes(model.SerializeToString())
-
-
-def test_a_graph_that_was_not_baked(copy: Path, engine_starts: list[Any]) -> None:
-    edit(copy, lambda model: model.ClearField("metadata_props"))
-    refused(copy, "model.onnx", "no basis")
-    assert engine_starts == []
-
-
-def test_a_graph_whose_input_a_tool_removed(copy: Path, engine_starts: list[Any]) -> None:
-    def remove(model: Any) -> None:
-        kept = [node for node in model.graph.input if node.name != "tinylora_v"]
-        del model.graph.input[:]
-        model.graph.input.extend(kept)
-
-    edit(copy, remove)
-    refused(copy, "tinylora_v")
-    assert engine_starts == []
-
-
-def test_a_graph_whose_default_a_tool_removed(copy: Path, engine_starts: list[Any]) -> None:
-    def remove(model: Any) -> None:
-        kept = [tensor for tensor in model.graph.initializer if tensor.name != "tinylora_v"]
-        del model.graph.initializer[:]
-        model.graph.initializer.extend(kept)
-
-    edit(copy, remove)
-    refused(copy, "default", "lacks an initializer")
-    assert engine_starts == []
-
-
-@pytest.mark.parametrize(("what", "number"), [("IR", 99), ("opset", 99)])
-def test_a_graph_of_the_future(copy: Path, what: str, number: int) -> None:
-    def raise_it(model: Any) -> None:
-        if what == "IR":
-            model.ir_version = number
-        else:
-            next(opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")).version = number
-
-    edit(copy, raise_it)
-    refused(copy, "cannot load", f"{what} {number}" if what == "IR" else f"ai.onnx {number}")
+    refused(copy, *parts)
 
 
 def test_a_graph_without_a_configuration_runs_in_a_session_alone(copy: Path) -> None:
@@ -285,86 +253,11 @@ def test_a_damaged_configuration(copy: Path, content: str) -> None:
         runtime.load(copy)
 
 
-def test_a_configuration_that_genai_refuses(copy: Path) -> None:
-    path = copy / "onnx" / "genai_config.json"
-    config = json.loads(path.read_text())
-    config["model"]["type"] = "nonsense"
-    path.write_text(json.dumps(config))
-    with pytest.raises(BaseMismatchError, match="cannot load"):
-        runtime.load(copy)
-
-
-# What it needs
-
-
-def in_a_process(code: str, *args: object, blocked: tuple[str, ...] = ()) -> str:
-    block = "".join(f"sys.modules[{name!r}] = None\n" for name in blocked)
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{block}{code}", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
-
-
-def test_generating_needs_no_heavy_package(bundle: Path) -> None:
-    code = (
-        "from tinylora_edge import MicroVector, runtime\n"
-        "llm = runtime.load(sys.argv[1], n_ctx=64)\n"
-        "llm.swap(MicroVector.random(llm.basis, 0.5))\nllm('x', max_tokens=2)\nprint('done')"
-    )
-    heavy = ("torch", "transformers", "onnx", "llama_cpp", "scipy", "safetensors", "typer", "rich")
-    assert in_a_process(code, bundle, blocked=heavy) == "done\n"
-
-
-@pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime_genai"])
-def test_a_missing_engine_names_the_pip_command(bundle: Path, package: str) -> None:
-    code = (
-        "from tinylora_edge import MissingExtraError, runtime\n"
-        "for get in (lambda: runtime.load(sys.argv[1]), lambda: runtime.TinyLoraOnnx):\n"
-        "    try:\n        get()\n"
-        "    except MissingExtraError as error:\n        print(error)"
-    )
-    said = in_a_process(code, bundle, blocked=(package,)).splitlines()
-    assert len(said) == 2
-    for line in said:
-        assert f'{package.replace("_", "-")}. Install it with: pip install "tinylora-edge[onnx]"' in line
-
-
-def test_a_process_may_end_with_everything_in_use(bundle: Path) -> None:
-    code = (
-        "from tinylora_edge import MicroVector, runtime\n"
-        "llm = runtime.load(sys.argv[1], n_ctx=64)\n"
-        "llm.swap(MicroVector.random(llm.basis, 0.5))\n"
-        "stream = llm.create_completion('x', stream=True); next(stream)\n"
-        "class Cycle: pass\n"
-        "cycle = Cycle(); cycle.all = [cycle, llm, stream]\nprint('end')"
-    )
-    assert in_a_process(code, bundle) == "end\n"
-
-
-def test_no_adapter_file_stays_behind(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    llm = runtime.load(bundle, **OPTIONS)
-    for vector in onnx_bundles.vectors(bundle, 3):
-        llm.swap(vector)
-        llm("x", max_tokens=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-# Native code
-
-
 @pytest.mark.parametrize(
     "config",
     [
         '{"model": {"decoder": {"session_options": {"custom_ops_library": "evil.so"}}}}',
-        '{"model": {"decoder": {"session_options": {"custom_ops_library": "/tmp/evil.so"}}}}',
-        '{"decoder": {"session_options": {"custom_ops_libr\\u0061ry": "a"}, "session_options": {}}}',
-        '{"model": {"encoder": {"session_options": {"custom_ops_library": "evil.so"}}}}',
+        '{"decoder": {"session_options": {"custom_ops_libr\\u0061ry": "/a"}, "session_options": {}}}',
         '{"model": {"decoder": {"pipeline": [{"a": {"session_options": {"custom_ops_library": "a.so"}}}]}}}',
         '{"model": {"decoder": {"session_options": {"provider_options": [{"qnn": {"backend_path": "a"}}]}}}}',
     ],
@@ -379,10 +272,45 @@ def test_a_configuration_that_names_native_code(
     path.write_text(json.dumps(whole).replace('"HERE"', config))
     touched: list[Any] = []
     monkeypatch.setattr(og, "Config", lambda *each: touched.append(each))
-    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *each, **options: touched.append(each))
     for start in (runtime.load, OnnxSession, TinyLoraOnnx, runtime.Pool):
-        with pytest.raises(
-            BaseMismatchError, match=r"genai_config.json has the key '(custom_ops_library|back)"
-        ):
+        with pytest.raises(BaseMismatchError, match=r"has the key '(custom_ops_library|backend_path)'"):
             start(copy)
     assert touched == engine_starts == []
+
+
+# What it needs
+
+
+def in_a_process(code: str, *args: object, blocked: tuple[str, ...] = ()) -> str:
+    block = "".join(f"sys.modules[{name!r}] = None\n" for name in blocked)
+    command = [sys.executable, "-c", f"import sys\n{block}{code}", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_it_needs_no_heavy_package_and_may_end_with_everything_in_use(bundle: Path) -> None:
+    code = (
+        "from tinylora_edge import MicroVector, runtime\n"
+        "llm = runtime.load(sys.argv[1], n_ctx=64)\n"
+        "llm.swap(MicroVector.random(llm.basis, 0.5))\n"
+        "stream = llm.create_completion('x', stream=True); next(stream)\n"
+        "class Cycle: pass\n"
+        "cycle = Cycle(); cycle.all = [cycle, llm, stream]\nprint('end')"
+    )
+    heavy = ("torch", "transformers", "onnx", "llama_cpp", "scipy", "safetensors", "typer", "rich")
+    assert in_a_process(code, bundle, blocked=heavy) == "end\n"
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime_genai"])
+def test_a_missing_engine_names_the_pip_command(bundle: Path, package: str) -> None:
+    code = (
+        "from tinylora_edge import MissingExtraError, runtime\n"
+        "for get in (lambda: runtime.load(sys.argv[1]), lambda: runtime.TinyLoraOnnx):\n"
+        "    try:\n        get()\n"
+        "    except MissingExtraError as error:\n        print(error)"
+    )
+    said = in_a_process(code, bundle, blocked=(package,)).splitlines()
+    assert len(said) == 2
+    for line in said:
+        assert f'{package.replace("_", "-")}. Install it with: pip install "tinylora-edge[onnx]"' in line

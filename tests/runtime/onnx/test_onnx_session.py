@@ -20,12 +20,10 @@ from tinylora_edge import (
     RollbackError,
     TinyLoraError,
     VectorError,
-    load_basis,
 )
 from tinylora_edge.runtime import OnnxSession, RunOptions
 
 TOKENS = [72, 101, 108, 108, 111]
-FLAVOURS = ("default", "required")
 
 
 def options() -> Any:
@@ -35,19 +33,14 @@ def options() -> Any:
     return settings
 
 
-@pytest.fixture(params=FLAVOURS)
-def flavour(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=["tiled", "dense"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture(params=["default", "required"])
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return onnx_bundles.tiny(request.param, "tiled" if request.param == "default" else "dense")
 
 
 @pytest.fixture
-def bundle(flavour: str, kind: str) -> Path:
-    return onnx_bundles.tiny(flavour, kind)
+def defaulted() -> OnnxSession:
+    return OnnxSession(onnx_bundles.tiny(), sess_options=options())
 
 
 @pytest.fixture
@@ -91,12 +84,6 @@ def test_every_row_of_a_batch_is_its_own_user(session: OnnxSession, bundle: Path
     assert min(np.abs(together[i] - together[j]).max() for i in range(4) for j in range(i)) > 0.01
 
 
-def test_one_row_serves_a_whole_batch(session: OnnxSession, bundle: Path) -> None:
-    (vector,) = onnx_bundles.vectors(bundle, 1)
-    together = run(session, session.rows(vector), batch=3)
-    assert np.abs(together - run(session, session.rows(vector))).max() <= 1e-5
-
-
 def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) -> None:
     rows = session.rows(onnx_bundles.vectors(bundle, 3))
     for batch in (1, 2, 4):
@@ -104,6 +91,9 @@ def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) ->
             run(session, rows, batch)
     with pytest.raises(VectorError, match="no vectors"):
         session.rows([])
+    (vector,) = onnx_bundles.vectors(bundle, 1)
+    together = run(session, session.rows(vector), batch=3)  # one for all
+    assert np.abs(together - run(session, session.rows(vector))).max() <= 1e-5
 
 
 def test_feeds_of_other_types_are_those_of_onnx_runtime(session: OnnxSession) -> None:
@@ -120,30 +110,20 @@ def test_feeds_of_other_types_are_those_of_onnx_runtime(session: OnnxSession) ->
 
 def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bundle: Path) -> None:
     basis = session.basis
-    old, new = (MicroVector(onnx_bundles.vectors(bundle, 1)[0].values, sequence=s) for s in (3, 8))
-    good, earlier = (vector.to_bytes(basis) for vector in (new, old))
-    bad = earlier[:-1] + b"!"
-    with pytest.raises(ChecksumError, match="row 1"):
-        session.rows([good, bad])
-    session.rows(earlier)  # 8 was not recorded
-    session.rows([good, old.to_bytes(basis, stream="bob")], streams=["", "bob"])
-    with pytest.raises(RollbackError):
-        session.rows([old.to_bytes(basis, stream="bob"), earlier], streams=["bob", ""])
-    with pytest.raises(VectorError, match="2 vectors, but 3 streams"):
-        session.rows([good, good], streams=["a", "b", "c"])
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_sequences_of_one_stream_in_a_batch(
-    session: OnnxSession, bundle: Path, order: tuple[int, int]
-) -> None:
-    basis = session.basis
     values = onnx_bundles.vectors(bundle, 1)[0].values
-    frames = [MicroVector(values, sequence=s).to_bytes(basis, stream="carol") for s in (3, 8)]
-    given = [frames[i] for i in order]
-    with pytest.raises(RollbackError, match=r"row 1 has sequence \d of the stream 'carol', and row 0 has"):
-        session.rows(given, streams="carol")
-    session.rows(frames[0], streams="carol")  # nothing was recorded
+    alice, older = (MicroVector(values, sequence=s).to_bytes(basis, stream="alice") for s in (8, 3))
+    bob = MicroVector(values, sequence=3).to_bytes(basis, stream="bob")
+    with pytest.raises(ChecksumError, match="row 1"):
+        session.rows([alice, bob[:-1] + bytes([bob[-1] ^ 1])], streams=["alice", "bob"])
+    for given in ([alice, older], [older, alice]):
+        with pytest.raises(RollbackError, match=r"sequences . and . of the stream 'alice'"):
+            session.rows(given, streams="alice")
+    with pytest.raises(VectorError, match="2 vectors, but 3 streams"):
+        session.rows([alice, alice], streams=["a", "b", "c"])
+    session.rows(older, streams="alice")  # 8 was not recorded
+    session.rows([alice, bob], streams=["alice", "bob"])
+    with pytest.raises(RollbackError):
+        session.rows(older, streams="alice")
 
 
 def test_the_policy_counts(bundle: Path) -> None:
@@ -152,10 +132,9 @@ def test_the_policy_counts(bundle: Path) -> None:
         session.rows(onnx_bundles.vectors(bundle, 1)[0].to_bytes(session.basis, tag=None))
 
 
-def test_a_vector_of_a_wrong_width_or_basis(session: OnnxSession, kind: str) -> None:
-    other = OnnxSession(
-        onnx_bundles.tiny("default", "dense" if kind == "tiled" else "tiled"), sess_options=options()
-    )
+def test_a_vector_of_a_wrong_width_or_basis(session: OnnxSession) -> None:
+    kind = "dense" if session.flavour == "default" else "tiled"
+    other = OnnxSession(onnx_bundles.tiny("default", kind), sess_options=options())
     with pytest.raises(VectorError, match="values"):
         session.rows(MicroVector.zeros(other.basis))
     with pytest.raises(BasisMismatchError):
@@ -180,30 +159,19 @@ def test_unknown_names(session: OnnxSession) -> None:
         session.run(["logit"], feeds(session))
 
 
-@pytest.fixture
-def defaulted(kind: str) -> OnnxSession:
-    return OnnxSession(onnx_bundles.tiny("default", kind), sess_options=options())
-
-
-def test_an_adapter_alone_works(defaulted: OnnxSession, kind: str) -> None:
-    bundle = onnx_bundles.tiny("default", kind)
+def test_an_adapter_alone_works(defaulted: OnnxSession) -> None:
+    bundle = onnx_bundles.tiny()
     (vector,) = onnx_bundles.vectors(bundle, 1)
     for form in (vector, vector.to_bytes(defaulted.basis)):
         chosen = RunOptions()
         chosen.add_active_adapter(defaulted.adapter(form))
         found = run(defaulted, run_options=chosen)
         assert np.array_equal(found[0], onnx_bundles.logits(bundle, TOKENS, vector))
-
-
-def test_the_zeros_adapter_of_the_bundle_is_the_base(defaulted: OnnxSession, kind: str) -> None:
-    path = onnx_bundles.tiny("default", kind) / "onnx" / "zeros.onnx_adapter"
-    plain = onnxruntime.LoraAdapter()
-    plain.Load(str(path))
-    chosen = onnxruntime.RunOptions()
+    plain, chosen = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+    plain.Load(str(bundle / "onnx" / "zeros.onnx_adapter"))
     chosen.add_active_adapter(plain)
-    assert np.array_equal(
-        defaulted.session.run(["logits"], feeds(defaulted), chosen)[0][:, -1], run(defaulted)
-    )
+    found = defaulted.session.run(["logits"], feeds(defaulted), chosen)[0][:, -1]
+    assert np.array_equal(found, run(defaulted))
 
 
 def test_a_feed_together_with_an_adapter(defaulted: OnnxSession) -> None:
@@ -230,18 +198,12 @@ def test_options_that_do_not_tell_of_their_adapters(session: OnnxSession) -> Non
     run(session, run_options=RunOptions())
 
 
-def test_adapters_are_checked(defaulted: OnnxSession, tmp_path: Path) -> None:
-    other = load_basis(onnx_bundles.tiny("default", "tiled") / "basis.gguf")
-    if other.digest == defaulted.basis.digest:
-        other = load_basis(onnx_bundles.tiny("default", "dense") / "basis.gguf")
+def test_adapters_are_checked(defaulted: OnnxSession) -> None:
+    other = OnnxSession(onnx_bundles.tiny("required", "dense"), sess_options=options())
     with pytest.raises(BasisMismatchError):
-        defaulted.adapter(MicroVector.zeros(other).to_bytes(other))
-
-
-def test_a_required_input_takes_no_adapter(kind: str) -> None:
-    session = OnnxSession(onnx_bundles.tiny("required", kind), sess_options=options())
+        defaulted.adapter(MicroVector.zeros(other.basis).to_bytes(other.basis))
     with pytest.raises(VectorError, match="rows"):
-        session.adapter(MicroVector.zeros(session.basis))
+        other.adapter(MicroVector.zeros(other.basis))
 
 
 def bound(session: OnnxSession, binding: Any, batch: int = 1) -> Any:

@@ -11,7 +11,6 @@ import pytest
 
 from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
-from tinylora_edge.runtime.onnx.completion import Text
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\nthere"}]
 
@@ -117,17 +116,6 @@ def test_stop_strings(llm: TinyLoraOnnx) -> None:
         assert joined(llm("Hello", stop=given, stream=True, **options)) == (expected, "stop")
 
 
-def test_the_same_seed_draws_the_same(llm: TinyLoraOnnx) -> None:
-    def draw(seed: int | None) -> str:
-        return llm("Hello", max_tokens=20, temperature=3.0, top_k=0, min_p=0.0, seed=seed)["choices"][0][
-            "text"
-        ]
-
-    assert draw(1) == draw(1)
-    assert len({draw(seed) for seed in range(6)}) == 6
-    assert draw(None) != draw(None)
-
-
 def test_the_context_is_filled_to_its_last_token(llm: TinyLoraOnnx) -> None:
     for count in (95, 90, 1):
         prompt = [65 + i % 20 for i in range(count)]
@@ -149,15 +137,6 @@ def test_the_context_of_the_model_is_the_limit() -> None:
     assert runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=0).n_ctx() == 512
 
 
-def test_session_options_reach_onnx_runtime(tmp_path: Path) -> None:
-    options = {"enable_profiling": str(tmp_path / "profile")}
-    llm = runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=32, session_options=options)
-    llm("x", max_tokens=2)
-    llm.close()
-    del llm
-    assert list(tmp_path.iterdir())
-
-
 def test_a_vector_that_is_too_large_for_the_model() -> None:
     llm = runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=32)
     llm.swap(MicroVector(np.full((llm.basis.groups, llm.basis.u), 3e38, np.float32)))
@@ -165,15 +144,3 @@ def test_a_vector_that_is_too_large_for_the_model() -> None:
         llm("Hello", max_tokens=3)
     llm.clear()
     llm("Hello", max_tokens=3)
-
-
-def test_text_is_held_back_while_it_may_be_a_stop_string() -> None:
-    pieces = ["He", "ll", "o <", "/", "s", "> x"]
-    text = Text(lambda token: pieces[token], ["</s>", "zz"])
-    assert [text.add(i) for i in range(6)] == ["He", "ll", "o ", "", "", ""]
-    assert text.stopped
-    text = Text(lambda token: pieces[token], ["</t>"])
-    assert [text.add(i) for i in range(5)] == ["He", "ll", "o ", "", "</s"]
-    assert not text.stopped
-    half = Text(lambda token: "<", ["</t>"])
-    assert (half.add(0), half.rest(), half.rest()) == ("", "<", "")
