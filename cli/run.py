@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import io
-import re
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.cells import cell_len
 
 from .. import Ed25519Verifier, Policy, TinyLoraError
 from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
     BundleArgument,
-    Engine,
     EngineOption,
     GpuLayersOption,
     KeysOption,
@@ -35,20 +31,15 @@ if TYPE_CHECKING:
 VectorOption = Annotated[
     str | None, typer.Option("--vector", metavar="FILE", help="The vector to apply. [default: the base]")
 ]
-MaxTokensOption = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Longest answer in tokens; 0: until the context is full.")
-]
-TemperatureOption = Annotated[
-    float, typer.Option(metavar="T", min=0, help="0 takes the likeliest token each time.")
-]
-SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of the sampling.")]
+MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=0, help="Of an answer; 0: no limit.")]
+TemperatureOption = Annotated[float, typer.Option(metavar="T", min=0, help="0: the likeliest token.")]
+SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]
 ContextOption = Annotated[
     int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
 ]
-SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message that comes first.")]
+SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")]
 
 _CONTEXT_STEP = 256  # llama.cpp rounds a context up to this; llama-cpp-python then overruns its own buffers
-_PARTS = re.compile(r"\n|[^\S\n]+|\S+")
 
 
 def run_prompt(
@@ -66,17 +57,11 @@ def run_prompt(
     keys: KeysOption = None,
     bundle_keys: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--bundle-key",
-            metavar="FILE",
-            help="An Ed25519 public key that has to have signed the bundle. May be repeated: any of them.",
-        ),
+        typer.Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
     ] = None,
     state: StateOption = None,
     stream: StreamOption = layout.DEFAULT_STREAM,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Report the answer as JSON when it is done.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Report the answer as JSON.")] = False,
 ) -> None:
     """Ask once, and stream the answer to stdout.
 
@@ -95,37 +80,20 @@ def run_prompt(
         take_any_bytes()
         prompt = sys.stdin.read()
     start = time.perf_counter()
-    chunks = llm.create_chat_completion(
-        messages(system, prompt), stream=True, max_tokens=max_tokens, temperature=temperature, seed=seed
-    )
-    answer = AnswerStream()
-    wrap = Wrapped(write) if sys.stdout.isatty() else None
-    for piece in answer.awaited(chunks):
-        if not as_json:
-            wrap.add(piece) if wrap else write(piece)
-    if wrap:
-        wrap.end()
+    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    text, reason = answer(llm, messages(system, prompt), show=not as_json, **options)
     if not as_json:
-        write("" if answer.text.endswith("\n") else "\n")
+        write("" if text.endswith("\n") else "\n")
         return
+    record: dict[str, Any] = {"text": text, "finish_reason": reason, "basis_digest": llm.basis.digest}
     active = llm.vector
-    console.print_json(
-        {
-            "text": answer.text,
-            "finish_reason": answer.finish_reason,
-            "chunks": answer.chunks,
-            "seconds": round(time.perf_counter() - start, 3),
-            "basis_digest": llm.basis.digest,
-            "vector": None
-            if active is None
-            else {
-                "dtype": active.dtype,
-                "sequence": active.sequence,
-                "norm": active.norm,
-                "values": active.values.tolist(),
-            },
-        }
-    )
+    found = active and {
+        "dtype": active.dtype,
+        "sequence": active.sequence,
+        "norm": active.norm,
+        "values": active.values.tolist(),
+    }
+    console.print_json(record | {"seconds": round(time.perf_counter() - start, 3), "vector": found})
 
 
 def load(
@@ -133,7 +101,7 @@ def load(
     vector: str | None,
     n_ctx: int,
     threads: int | None,
-    chosen: Engine | None,
+    chosen: str | None,
     policy: Policy,
     stream: str,
     gpu_layers: int | None,
@@ -169,44 +137,47 @@ def load(
     return model
 
 
-class AnswerStream:
-    """The text of a stream of completion chunks, as it comes in."""
+def answer(
+    llm: TinyLoraLlama | TinyLoraOnnx,
+    asked: list[dict[str, str]],
+    *,
+    show: bool = True,
+    stopped: Sequence[int] = (),
+    **options: Any,
+) -> tuple[str, str | None]:
+    """Answer messages, and return the text and why it ended.
 
-    def __init__(self) -> None:
-        self.text = ""
-        self.chunks = 0
-        self.finish_reason: str | None = None
+    Args:
+        llm: the model.
+        asked: the messages.
+        show: stream the text to stdout.
+        stopped: once something is in here, the answer ends, between two tokens.
+        options: of `create_chat_completion`.
 
-    def awaited(self, chunks: Iterator[Any]) -> Iterator[str]:
-        """Yield the pieces of text; while the first is awaited, the terminal says why nothing comes.
-
-        Raises:
-            CommandError: the prompt does not fit the context.
-        """
-        pieces = self._pieces(chunks)
+    Raises:
+        CommandError: the prompt does not fit the context.
+    """
+    text, reason = "", None
+    chunks: Any = llm.create_chat_completion(asked, stream=True, **options)
+    try:
         with console.progress("reading the prompt"):
-            first = next(pieces, None)
-        if first is not None:
-            yield first
-            yield from pieces
-
-    def _pieces(self, chunks: Iterator[Any]) -> Iterator[str]:
-        try:
-            for chunk in chunks:
-                choice = chunk["choices"][0]
-                piece = choice["delta"].get("content")
-                self.finish_reason = choice["finish_reason"] or self.finish_reason
-                if piece:
-                    self.text += piece
-                    self.chunks += 1
-                    yield piece
-        except ValueError as error:
-            if "exceed context window" not in str(error):
-                raise
-            raise console.CommandError(
-                f"the prompt does not fit: {str(error)[:1].lower()}{str(error)[1:]}. "
-                "Shorten it (in a chat: /clear), or pass a larger --n-ctx"
-            ) from error
+            chunk = next(chunks, None)
+        while chunk is not None and not stopped:
+            choice = chunk["choices"][0]
+            piece = choice["delta"].get("content") or ""
+            text, reason = text + piece, choice["finish_reason"] or reason
+            if show:
+                write(piece)
+            chunk = next(chunks, None)
+    except ValueError as error:
+        if isinstance(error, TinyLoraError):
+            raise
+        raise console.CommandError(
+            f"the prompt does not fit: {error}. Shorten it (in a chat: /clear), or pass a larger --n-ctx"
+        ) from error
+    finally:
+        chunks.close()
+    return text, reason
 
 
 def messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:
@@ -215,16 +186,16 @@ def messages(system: str | None, prompt: str | None = None) -> list[dict[str, st
     Raises:
         CommandError: one of them is not UTF-8.
     """
+    given = (("system", system, "the system message"), ("user", prompt, "the prompt"))
     found = []
-    for role, text, what in (("system", system, "the system message"), ("user", prompt, "the prompt")):
+    for role, text, what in given:
         if text is None:
             continue
         try:
             text.encode()
         except UnicodeEncodeError as error:  # bytes that are not UTF-8 come in as surrogates
             raise console.CommandError(
-                f"{what} is not UTF-8: its character {error.start + 1} is {text[error.start]!r}. "
-                "Pass it in UTF-8: iconv converts files"
+                f"{what} is not UTF-8: its character {error.start + 1} is {text[error.start]!r}"
             ) from None
         found.append({"role": role, "content": text})
     return found
@@ -240,62 +211,3 @@ def write(text: str) -> None:
     """Write a piece of an answer to stdout, at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-class Wrapped:
-    """A text on a terminal that comes in by pieces, its lines broken between words.
-
-    Args:
-        write: writes text at once.
-        columns: says how wide the terminal is now.
-    """
-
-    def __init__(
-        self,
-        write: Callable[[str], None],
-        columns: Callable[[], int] = lambda: shutil.get_terminal_size().columns,
-    ) -> None:
-        self._write, self._columns = write, columns
-        self._blanks, self._word = "", ""  # what is held back: the word may go on
-        self._begun = False  # the word is longer than a line may wait for, and its beginning is written
-        self._column = 0
-
-    def add(self, piece: str) -> None:
-        """Take in more of the text; all but the last word is written."""
-        for part in _PARTS.findall(piece):
-            if not part.isspace():
-                self._word += part
-                if self._begun or cell_len(self._word) > self._columns() // 2:
-                    self._put()
-                    self._begun = True
-                continue
-            self._put()
-            self._begun = False
-            if part == "\n":
-                self._write(part)
-                self._blanks, self._column = "", 0
-            else:
-                self._blanks += part
-
-    def end(self) -> None:
-        """Write what is held back."""
-        self._put()
-        self._blanks, self._begun, self._column = "", False, 0
-
-    def _put(self) -> None:
-        room = max(self._columns() - 1, 1)
-        if not self._word:
-            return
-        if not self._begun:
-            if self._column and self._column + cell_len(self._blanks + self._word) > room:
-                self._write("\n")
-                self._column = 0
-            else:
-                self._write(self._blanks)
-                self._column += cell_len(self._blanks)
-            self._blanks = ""
-        self._write(self._word)
-        self._column += cell_len(self._word)
-        if self._column > room:  # the terminal itself broke the word
-            self._column %= room + 1
-        self._word = ""
