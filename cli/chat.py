@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -27,14 +25,13 @@ from .options import (
     ThreadsOption,
 )
 from .run import (
-    AnswerStream,
     ContextOption,
     MaxTokensOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
     VectorOption,
-    Wrapped,
+    answer,
     load,
     messages,
     take_any_bytes,
@@ -44,6 +41,7 @@ from .run import (
 if TYPE_CHECKING:
     from ..runtime import TinyLoraLlama, TinyLoraOnnx
     from ..runtime.feedback.clicks import Clicks
+    from ..runtime.feedback.given import Given
 
 _COMMANDS = """\
 /vector FILE  exchange the vector; alone, it says which one is active
@@ -54,9 +52,6 @@ _COMMANDS = """\
 /clear        forget the conversation; the vector stays
 /quit         leave, as /exit and the end of input do"""
 """What may be typed in the place of a turn."""
-
-_STEP = 256  # tokens by which the room for a prompt with its answer grows
-_MORE = 16  # an answer read again may have a few tokens more than it was written with
 
 
 def chat(
@@ -91,20 +86,31 @@ def chat(
     interactive = sys.stdin.isatty()
     take_any_bytes()
     if interactive:
-        _note(f"{_state(llm.vector)}. /help lists the commands.")
-    with closing(Conversation(llm, system, options, stream, threads)) as conversation:
+        _note(f"{_described(llm.vector)}. /help lists the commands.")
+    with tempfile.TemporaryDirectory(prefix="tinylora-chat-") as folder:
+        conversation = Conversation(llm, system, options, stream, threads, Path(folder))
         for line in _lines(interactive):
             try:
                 if not conversation.take(line, interactive):
-                    return
+                    break
             except (TinyLoraError, OSError) as error:
                 if not interactive or isinstance(error, BrokenPipeError):
                     raise
                 console.fail(error)
+        conversation.begin_with(None)
 
 
 class Conversation:
-    """Messages so far, and what a line of input does to them and to the vector."""
+    """Messages so far, and what a line of input does to them and to the vector.
+
+    Args:
+        llm: the model.
+        system: message that comes first, if any.
+        options: of every answer.
+        stream: that vectors belong to.
+        threads: cores that learn from clicks; None for all.
+        folder: for the state of the clicks.
+    """
 
     def __init__(
         self,
@@ -112,21 +118,24 @@ class Conversation:
         system: str | None,
         options: dict[str, Any],
         stream: str,
-        threads: int | None = None,
+        threads: int | None,
+        folder: Path,
     ) -> None:
-        self._llm = llm
-        self._stream = stream
-        self._start = messages(system)
-        self._options = options
-        self._threads = threads
-        self._liking: Liking | None = None
-        self._last: Said | None = None  # the answer that may be liked
-        self._messages = list(self._start)
+        self._llm, self._options, self._stream = llm, options, stream
+        self._threads, self._state = threads, folder / "clicks.state"
+        self._system = messages(system)
+        self._messages = list(self._system)
+        self._last: tuple[list[dict[str, str]], str, bool] | None = None  # asked, answered, ended by itself
+        self._clicks: Clicks | None = None
+        self._count = 0
+        self.begin_with(llm.vector)
 
-    def close(self) -> None:
-        """Forget what was liked."""
-        if self._liking is not None:
-            self._liking.close()
+    def begin_with(self, vector: MicroVector | None) -> None:
+        """Forget what was clicked, which says how to go from another vector; what comes moves this one."""
+        if self._clicks is not None:
+            self._clicks.close()
+        self._state.unlink(missing_ok=True)
+        self._start, self._clicks, self._last, self._count = vector, None, None, 0
 
     def take(self, line: str, interactive: bool) -> bool:
         """Act on a line; return False where it ends the conversation."""
@@ -135,19 +144,21 @@ class Conversation:
         if not word.startswith("/"):
             if word:
                 self._turn(line.strip(), interactive)
-            return True
-        if word in ("/quit", "/exit"):
+        elif word in ("/quit", "/exit"):
             return False
-        if word == "/vector" and rest:
-            self._exchange(rest)
         elif word == "/vector":
-            _note(_state(self._llm.vector))
+            if rest == vectors.STREAM:
+                raise console.CommandError("stdin carries the conversation: name a file, /vector FILE")
+            if rest:
+                self._llm.swap(vectors.read(rest), stream=self._stream)
+                self.begin_with(self._llm.vector)
+            _note(f"vector: {_described(self._llm.vector)}")
         elif word == "/base":
             self._llm.clear()
-            self._begin_anew()
-            _note(_state(None))
+            self.begin_with(None)
+            _note(_described(None))
         elif word == "/clear":
-            self._messages, self._last = list(self._start), None
+            self._messages, self._last = list(self._system), None
             _note("the conversation is forgotten")
         elif word in ("/like", "/dislike"):
             self._click(1 if word == "/like" else -1, interactive)
@@ -160,165 +171,64 @@ class Conversation:
             raise console.CommandError(f"unknown command {line.strip()!r}: /help lists the commands")
         return True
 
-    def _exchange(self, file: str) -> None:
-        if file == vectors.STREAM:
-            raise console.CommandError("stdin carries the conversation: name a file, /vector FILE")
-        self._llm.swap(vectors.read(file), stream=self._stream)
-        self._begin_anew()
-        _note(f"vector: {_state(self._llm.vector)}")
-
-    def _begin_anew(self) -> None:
-        # What the vector before answered says which way to go from it, and not from this one.
-        self._last = None
-        if self._liking is not None:
-            self._liking.begin_with(self._llm.vector)
+    def _turn(self, text: str, interactive: bool) -> None:
+        asked = [*self._messages, *messages(None, text)]
+        with _interrupt_stops(interactive) as stopped:
+            said, reason = answer(self._llm, asked, stopped=stopped, **self._options)
+        write("\n")
+        self._messages = [*asked, {"role": "assistant", "content": said}]
+        self._last = (asked, said, not stopped and reason == "stop") if said else None
 
     def _click(self, reward: int, interactive: bool) -> None:
         if self._last is None:
             raise console.CommandError("there is no answer to like, or it was clicked already: ask something")
-        if self._liking is None:
-            self._liking = Liking(self._llm, self._threads)
-            self._liking.begin_with(self._llm.vector)
+        if not self._llm.model_path.endswith(".gguf"):
+            raise console.CommandError(
+                "likes and dislikes need llama.cpp, and this is ONNX Runtime: start with --engine llama"
+            )
+        from ..runtime.batch import Batch
+        from ..runtime.feedback.clicks import Clicks
+
+        llm: Any = self._llm
+        if self._clicks is None:
+            batch = Batch(llm, n_ctx_seq=llm.n_ctx(), sequences=2, n_threads=self._threads)
+            self._clicks = Clicks(llm.basis, batch, start=self._start)
         try:
             with console.progress("learning from the answer"):
-                moved = self._liking.tell(self._last, reward)
+                told = given(llm, *self._last, self._options["temperature"])
+                moved = self._clicks.tell(self._state, told, reward)
         except KeyboardInterrupt:
             if not interactive:
                 raise
             _note("stopped: nothing was learned")
             return
-        self._llm.swap(moved)
-        self._last = None
-        clicks = console.counted(self._liking.count, "click")
+        llm.swap(moved)
+        self._last, self._count = None, self._count + 1
+        clicks = console.counted(self._count, "click")
         _note(f"learned from {clicks}: {vectors.summary(moved)}. /save FILE keeps the vector")
 
     def _save(self, file: str) -> None:
         vector = self._llm.vector
-        if not file:
-            raise console.CommandError("say where: /save FILE")
-        if file == vectors.STREAM:
+        if file in ("", vectors.STREAM):
             raise console.CommandError("stdout carries the answers: name a file, /save FILE")
         if vector is None:
             raise console.CommandError(
                 "there is no vector to save, the base answers: /like or /dislike an answer first"
             )
-        if os.path.lexists(file):
-            raise console.CommandError(f"{file} exists already: choose another name")
         vectors.check_target(file)
         data = vector.to_bytes(self._llm.basis)
         vectors.write(file, data)
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 
-    def _turn(self, text: str, interactive: bool) -> None:
-        asked = [*self._messages, *messages(None, text)]
-        answer = AnswerStream()
-        wrap = Wrapped(write) if sys.stdout.isatty() else None
-        with _interrupt_stops(interactive) as stopped:
-            chunks = self._llm.create_chat_completion(asked, stream=True, **self._options)
-            for piece in answer.awaited(chunks):
-                wrap.add(piece) if wrap else write(piece)
-                if stopped:
-                    chunks.close()
-                    break
-        if wrap:
-            wrap.end()
-        write("\n")
-        self._messages = [*asked, {"role": "assistant", "content": answer.text}]
-        ended = not stopped and answer.finish_reason == "stop"
-        self._last = Said(asked, answer.text, ended, self._options["temperature"]) if answer.text else None
 
+def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, temperature: float) -> Given:
+    """Return an answer as a click takes it; one that ended by itself has the token that ends a turn."""
+    from ..runtime.feedback.given import Given
+    from ..runtime.llama.prompts import encode, turn_end
 
-@dataclass(frozen=True)
-class Said:
-    """An answer in a conversation.
-
-    Attributes:
-        messages: what it answers.
-        text: the answer.
-        ended: it ended by itself.
-        temperature: that it was drawn at.
-    """
-
-    messages: Sequence[dict[str, str]]
-    text: str
-    ended: bool
-    temperature: float
-
-
-class Liking:
-    """What the likes and dislikes of one conversation say, counted from the vector that it began with.
-
-    Another vector begins anew: `begin_with`. The state is kept for as long as this lives.
-
-    Args:
-        llm: the model of the conversation; its vector is left alone.
-        threads: cores to use; None for all.
-
-    Raises:
-        CommandError: the engine cannot score answers.
-    """
-
-    def __init__(self, llm: TinyLoraLlama | TinyLoraOnnx, threads: int | None) -> None:
-        if not llm.model_path.endswith(".gguf"):
-            raise console.CommandError(
-                "likes and dislikes need llama.cpp, which scores answers, and this is ONNX Runtime: "
-                "start the chat with --engine llama"
-            )
-        self._llm: Any = llm
-        self._threads = threads
-        self._start: MicroVector | None = None
-        self._clicks: Clicks | None = None
-        self._room = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self.count = 0
-
-    def begin_with(self, vector: MicroVector | None) -> None:
-        """Forget what was clicked; what comes moves this vector, or the base."""
-        self.close()
-        self._start, self.count = vector, 0
-
-    def tell(self, said: Said, reward: int) -> MicroVector:
-        """Learn that an answer was liked (+1), or was not (-1), and return the vector of now.
-
-        Raises:
-            TrainError: the answer is empty, or the model's logits are not finite. Nothing was learned.
-        """
-        from ..runtime.feedback.given import Given
-        from ..runtime.llama.prompts import encode, turn_end
-
-        prompt = encode(self._llm, list(said.messages)).tolist()
-        tokens = self._llm.tokenize(said.text.encode(), add_bos=False, special=False)
-        if said.ended:
-            tokens = [*tokens, turn_end(self._llm)]
-        clicks, state = self._ready(len(prompt) + len(tokens) + _MORE)
-        given = Given(tuple(prompt), tuple(tokens), self._llm.vector, said.temperature)
-        moved = clicks.tell(state, given, reward)
-        self.count += 1
-        return moved
-
-    def close(self) -> None:
-        """Free the contexts, and forget."""
-        if self._clicks is not None:
-            self._clicks.close()
-        if self._folder is not None:
-            self._folder.cleanup()
-        self._clicks = self._folder = None
-        self._room = 0
-
-    def _ready(self, room: int) -> tuple[Clicks, Path]:
-        """Return what learns, with room for so many tokens, and the file of its state."""
-        from ..runtime.batch import Batch
-        from ..runtime.feedback.clicks import Clicks
-
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="tinylora-chat-")
-        if self._clicks is None or room > self._room:
-            if self._clicks is not None:
-                self._clicks.close()
-            self._room = -(-room // _STEP) * _STEP
-            batch = Batch(self._llm, n_ctx_seq=self._room, sequences=2, n_threads=self._threads)
-            self._clicks = Clicks(self._llm.basis, batch, start=self._start)
-        return self._clicks, Path(self._folder.name) / "clicks.state"
+    tokens = llm.tokenize(said.encode(), add_bos=False, special=False)
+    end = (turn_end(llm),) if ended else ()
+    return Given(tuple(encode(llm, asked).tolist()), (*tokens, *end), llm.vector, temperature)
 
 
 def _note(text: str) -> None:
@@ -357,7 +267,7 @@ def _lines(interactive: bool) -> Iterator[str]:
     write("\n")
 
 
-def _state(vector: MicroVector | None) -> str:
+def _described(vector: MicroVector | None) -> str:
     if vector is None:
         return "the base, without a vector"
     return f"{vectors.summary(vector)}, sequence {vector.sequence}"

@@ -80,7 +80,7 @@ def run_prompt(
         take_any_bytes()
         prompt = sys.stdin.read()
     start = time.perf_counter()
-    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     text, reason = answer(llm, messages(system, prompt), show=not as_json, **options)
     if not as_json:
         write("" if text.endswith("\n") else "\n")

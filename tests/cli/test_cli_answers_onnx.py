@@ -50,13 +50,6 @@ def test_run(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
     assert record["vector"]["norm"] == made.norm
 
 
-def test_run_a_raw_prompt_and_a_system_message(cli: Cli, bundle: Path) -> None:
-    raw = cli("run", bundle, "Hello", "--raw-prompt", "--json", *SHORT).record()["text"]
-    llm = runtime.load(bundle, engine="onnx", n_ctx=200, n_threads=1)
-    assert raw == llm("Hello", max_tokens=12, temperature=0)["choices"][0]["text"]
-    assert cli("run", bundle, "Hello", "--system", "Be brief.", *SHORT).done()
-
-
 def test_chat(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
     path, made = vector
     lines = f"one\ntwo\n/vector {path}\n/clear\none\n/base\n/clear\none\n/quit\n"
@@ -75,11 +68,10 @@ def test_inspect_counts_the_whole_graph(cli: Cli, bundle: Path) -> None:
 
 def test_the_engine_may_be_chosen(cli: Cli, bundle: Path, smollm2_bundle: Path) -> None:
     assert cli("run", bundle, "Hello", "--engine", "onnx", *SHORT).done()
-    cli("run", bundle, "Hello", "--engine", "llama").refused("lacks a GGUF base", "--format both")
+    cli("run", bundle, "Hello", "--engine", "llama").refused("lacks a GGUF base")
     cli("chat", smollm2_bundle, "--engine", "onnx", stdin=b"").refused("lacks an ONNX graph")
     cli("run", bundle, "Hello", "--engine", "vllm").misused("--engine")
 
 
 def test_a_prompt_that_does_not_fit(cli: Cli, bundle: Path) -> None:
     cli("run", bundle, "x" * 300, *SHORT).refused("tokens", "200", "n_ctx")
-    cli("run", bundle, "", "--raw-prompt", *SHORT).refused("no tokens")

@@ -22,10 +22,8 @@ import pytest
 from invocation import COMMAND, Cli, usual_signals, write_vector
 
 from tinylora_edge import MicroVector, load_basis, runtime
-from tinylora_edge.cli.chat import Liking, Said
+from tinylora_edge.cli.chat import given
 from tinylora_edge.exporters import export_gguf
-from tinylora_edge.runtime.feedback.clicks import Clicks
-from tinylora_edge.runtime.feedback.given import Given
 
 PROMPT = "Describe the moon in one sentence."
 SHORT = ("--threads", 1, "--max-tokens", 12)
@@ -162,19 +160,6 @@ def test_chat_on_a_terminal(
     assert chat.type_until_it_ends("\x04") == 0  # end of input
 
 
-def test_a_conversation_outlives_what_is_not_utf8(
-    terminal: Callable[..., Terminal], tiny_chat_bundle: Path
-) -> None:
-    chat = terminal("chat", tiny_chat_bundle, *SHORT)
-    chat.until("> ")
-    chat.type("caf\udce9\n")
-    assert "is not UTF-8" in chat.until("\n> ")
-    chat.type("/clear\n")
-    chat.until("forgotten")
-    chat.until("> ")
-    assert chat.type_until_it_ends("\x04") == 0
-
-
 def test_an_interrupt_ends_the_answer_and_then_the_chat(
     terminal: Callable[..., Terminal], smollm2_bundle: Path
 ) -> None:
@@ -188,7 +173,7 @@ def test_an_interrupt_ends_the_answer_and_then_the_chat(
     chat.type("/clear\n")
     chat.until("forgotten")
     chat.until("> ")
-    assert chat.type_until_it_ends("\x03") == 130
+    assert chat.type_until_it_ends("\x03") in (130, -signal.SIGINT)
 
 
 def test_a_like_moves_the_vector_and_it_can_be_saved(
@@ -218,30 +203,17 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(
     assert other.any()
     again = cli(*chat, stdin=f"hello\n/like\n/save {second}\n".encode())
     assert again.code == 1
-    assert again.stderr.endswith("exists already: choose another name\n")
+    assert again.stderr.endswith("exists already: choose another output, or remove it first\n")
     assert MicroVector.from_bytes(second.read_bytes(), basis).values.tolist() == moved.tolist()
 
 
-def test_a_turn_that_ended_is_scored_with_what_ends_turns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_turn_that_ended_is_scored_with_what_ends_turns(tmp_path: Path) -> None:
     """And not with what ends texts, which the model may find unlikely there."""
     template = "{% for m in messages %}{{ m.content }}<pad>{% endfor %}"
     metadata: dict[str, str | int] = {"tokenizer.chat_template": template, "tokenizer.ggml.eot_token_id": 258}
     gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata=metadata)
-    scored: list[tuple[int, ...]] = []
-    real = Clicks.tell
-
-    def tell(self: Clicks, path: Any, given: Given, reward: int) -> Any:
-        scored.append(given.tokens)
-        return real(self, path, given, reward)
-
-    monkeypatch.setattr(Clicks, "tell", tell)
     bundle = export_gguf(gguf, tmp_path / "bundle").output
     with runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1) as llm:
-        liking = Liking(llm, 1)
-        liking.begin_with(None)
-        for ended in (True, False):
-            liking.tell(Said([{"role": "user", "content": "hello"}], "abc", ended, 0.0), 1)
-        liking.close()
-    assert scored == [(*b"abc", 258), (*b"abc",)]
+        asked = [{"role": "user", "content": "hello"}]
+        assert given(llm, asked, "abc", True, 0.0).tokens == (*b"abc", 258)
+        assert given(llm, asked, "abc", False, 0.0).tokens == (*b"abc",)
