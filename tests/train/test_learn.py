@@ -16,8 +16,8 @@ from tinylora_edge.train.distill import DistillSettings, directions_of, distill
 from tinylora_edge.train.learn import (
     Learned,
     LearnSettings,
-    Metric,
     _find_device,
+    information,
     learn,
     learned_directions,
     prior_of,
@@ -26,7 +26,7 @@ from tinylora_edge.train.learn import (
 
 D = 24
 PLANE = np.linalg.qr(np.random.default_rng(7).standard_normal((D, 2)))[0].T
-FLAT = Metric.of(np.eye(D) * D**0.5, D, shrinkage=0)  # information is the identity
+FLAT = np.eye(D)
 
 SETTINGS = LearnSettings(directions=2, questions=2, max_tokens=6)
 BEHAVIOURS = (
@@ -43,29 +43,30 @@ QUESTIONS = [
 HELD_OUT = ["What is a harbor?", "Describe a candle."]
 
 
-def uneven() -> Metric:
-    """A metric whose directions cost from .01 to 100 nats, none of them along an axis."""
+def uneven() -> np.ndarray:
+    """A Fisher information whose directions cost from .01 to 100 nats, none of them along an axis."""
     turned = np.linalg.qr(np.random.default_rng(8).standard_normal((D, D)))[0]
-    return Metric.of(turned * np.logspace(-1, 1, D)[:, None], 1, shrinkage=0)
+    scores = turned * np.logspace(-1, 1, D)[:, None]
+    return scores.T @ scores
 
 
-def planted(count: int, metric: Metric = FLAT) -> np.ndarray:
+def planted(count: int, fisher: np.ndarray = FLAT) -> np.ndarray:
     """Slopes whose steps -F^-1 g lie in the plane: float32 [count, D]."""
     places = np.random.default_rng(0).standard_normal((count, 2)) * (3, 1)
-    return (-(places @ PLANE) @ metric.information).astype(np.float32)
+    return (-(places @ PLANE) @ fisher).astype(np.float32)
 
 
-# Directions, metric and prior
+# Directions and prior
 
 
-@pytest.mark.parametrize("metric", [FLAT, uneven()], ids=["flat", "uneven"])
-def test_a_planted_plane_is_found(metric: Metric) -> None:
-    slopes = planted(20, metric)
-    found = learned_directions(slopes, metric, 2)
+@pytest.mark.parametrize("fisher", [FLAT, uneven()], ids=["flat", "uneven"])
+def test_a_planted_plane_is_found(fisher: np.ndarray) -> None:
+    slopes = planted(20, fisher)
+    found = learned_directions(slopes, fisher, 2)
     assert (found.directions.shape, found.directions.dtype) == ((2, D), np.float32)
-    gram = found.directions @ metric.information @ found.directions.T
+    gram = found.directions @ fisher @ found.directions.T
     np.testing.assert_allclose(gram, np.eye(2), atol=1e-4)
-    steps = -np.linalg.solve(metric.information, slopes.T).T
+    steps = -np.linalg.solve(fisher, slopes.T).T
     np.testing.assert_allclose(found.places @ found.directions, steps, atol=1e-2)
     np.testing.assert_allclose(found.shares, 1, atol=1e-4)
     assert found.energy[0] > found.energy[1], "the first direction holds the most"
@@ -97,21 +98,9 @@ def test_signs_do_not_depend_on_those_of_the_slopes() -> None:
         assert row[np.abs(row).argmax()] > 0
 
 
-def test_a_metric_costs_what_its_samples_cost() -> None:
-    rng = np.random.default_rng(3)
-    factor = rng.standard_normal((D, D))
-    scores = rng.standard_normal((200_000, D)) @ factor * 2  # of 4 tokens each
-    metric = Metric.of(scores, 4 * len(scores), shrinkage=0)
-    truth = factor.T @ factor
-    assert np.abs(metric.information - truth).max() < 0.02 * np.abs(truth).max()
-    np.testing.assert_allclose(metric.root @ metric.root, metric.information, atol=1e-8)
-    np.testing.assert_allclose(metric.root @ metric.inverse_root, np.eye(D), atol=1e-8)
-
-
 def test_few_samples_make_no_direction_free() -> None:
-    scores = np.random.default_rng(4).standard_normal((3, D))
-    metric = Metric.of(scores, 3)
-    assert np.linalg.eigvalsh(metric.information)[0] > 0.05 * np.trace(metric.information) / D
+    fisher = information(np.random.default_rng(4).standard_normal((3, D)), 3)
+    assert np.linalg.eigvalsh(fisher)[0] > 0.05 * np.trace(fisher) / D
 
 
 def test_the_prior_is_that_of_the_places() -> None:
@@ -183,9 +172,9 @@ def test_a_unit_of_a_direction_is_a_unit_of_effect(learned):
     made, folder, _ = learned
     slopes = [np.load(path) for path in sorted(folder.glob("*.npz"))]
     scores = np.concatenate([each["score"].reshape(-1, 840) for each in slopes])
-    metric = Metric.of(scores, sum(int(each["tokens"].sum()) for each in slopes))
+    fisher = information(scores, sum(int(each["tokens"].sum()) for each in slopes))
     flat = directions_of(made.basis).reshape(2, -1).astype(np.float64)
-    np.testing.assert_allclose(flat @ metric.information @ flat.T, np.eye(2), atol=1e-4)
+    np.testing.assert_allclose(flat @ fisher @ flat.T, np.eye(2), atol=1e-4)
 
 
 def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, learned):
@@ -200,7 +189,6 @@ def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, lear
         ("capitals", 2, 3),
         ("french", 3, 3),
     ]
-    assert len(repr(made)) < 400
     again: list[Any] = []
     assert run(smollm2_bundle, folder, report=again.append).basis.digest == made.basis.digest
     assert again == []

@@ -15,10 +15,10 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle
 from ..projection import EXPLICIT
+from ..runtime.distillation.lesson import Lesson
 from ..runtime.distillation.replacement import NOISE
 from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.requantize import half_copy, half_type
@@ -73,7 +74,7 @@ class LearnSettings:
             raise TrainError(f"directions, questions and max_tokens are at least 1, not {counts}")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Learned:
     """A basis with learned projections, and what it was learned from.
 
@@ -91,12 +92,6 @@ class Learned:
     energy: NDArray[np.float64]
     seconds: float
 
-    def __repr__(self) -> str:
-        return (
-            f"Learned({self.basis.size} directions of {len(self.behaviours)} behaviours hold "
-            f"{self.energy.sum():.3f} of their R, {self.seconds:.0f} s, {self.basis!r})"
-        )
-
 
 def learn(
     bundle: str | PathLike[str],
@@ -110,14 +105,13 @@ def learn(
     device: str | None = None,
     report: Report = lambda figures: None,
 ) -> Learned:
-    """Learn which directions of R are worth a number, for the model of a bundle.
-
-    The factors stay, so the basis belongs to the same deployed files.
+    """Learn a basis with the factors of a bundle.
 
     Args:
-        bundle: with a GGUF base, and a basis as `export` makes it.
-        folder: keeps a file for each behaviour that is done; learning goes on from there. It is made.
-        behaviours: to learn from; None for those that are shipped.
+        bundle: with a GGUF base and a basis of random projections.
+        folder: keeps the slopes of each behaviour; one that is there is not taken again, so that an
+            interrupted run goes on.
+        behaviours: to learn from, at least as many as there are directions; None takes the shipped ones.
         settings: of the run.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
@@ -150,86 +144,24 @@ def learn(
         raise TrainError(f"two behaviours are called {twice[0]!r}: give yours another name")
     if len(chosen) < count:
         raise TrainError(_too_few(len(chosen), count))
-    places = take_slopes(
-        found,
-        folder,
-        chosen,
-        settings=settings,
-        weights=weights,
-        dtype=dtype,
-        workers=workers,
-        device=device,
-        report=report,
-    )
-    return _assemble(basis, [each.name for each in chosen], places, count)
-
-
-def take_slopes(
-    found: Bundle,
-    folder: str | PathLike[str],
-    behaviours: Sequence[Behaviour],
-    *,
-    settings: LearnSettings,
-    weights: str | PathLike[str] | None = None,
-    dtype: str | None = None,
-    workers: int | None = None,
-    device: str | None = None,
-    report: Report = lambda figures: None,
-) -> list[Path]:
-    """Take the slopes of behaviours; return the file of each, in order.
-
-    Arguments and errors are those of `learn`. A file has the attributes of `Slopes` and is not taken again.
-    """
-    folder, place = Path(folder), _find_device(device)
-    folder.mkdir(parents=True, exist_ok=True)
     general = load_questions(split="learn")
-    asked = [(each, questions_of(each, general, settings)) for each in behaviours]
-    paths = [folder / f"{_key(found.basis, *each, settings)}.npz" for each in asked]
+    asked = [(each, questions_of(each, general, settings)) for each in chosen]
+    paths = [Path(folder) / f"{_key(basis, *each, settings)}.npz" for each in asked]
     missing = [(each, path) for each, path in zip(asked, paths, strict=True) if not path.exists()]
-    if not missing:
-        return paths
-    workers, on_cpu = workers or cores(), place.type == "cpu"
-    passes = workers if on_cpu else 1  # at the same time
-    began = time.monotonic()
-    with ExitStack() as stack:
-        with _teachers(found, folder, workers, on_cpu=on_cpu) as llm:
-            lessons = prepare_lessons(
-                llm,
-                [each for each, _ in missing],
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                seed=settings.seed,
-                n_threads=workers,
-            )
-        sampled = (time.monotonic() - began) / len(lessons)
-        # torch in threads of its own: oneDNN's bfloat16 releases the AMX tiles of llama.cpp's threads.
-        pool = stack.enter_context(
-            ThreadPoolExecutor(passes, initializer=torch.set_num_threads, initargs=(1,))
+    if missing:
+        place = _find_device(device)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        rest = [each for each, _ in missing]
+        taken = _slopes(
+            found, Path(folder), rest, settings, weights or found.base, dtype, workers or cores(), place
         )
-        stack.callback(pool.shutdown, cancel_futures=True)
-        model = load_model(weights or found.base, dtype).to(place)
-        model.set_attn_implementation("eager")
-        student = pool.submit(Student, model, found.basis).result()
-        stack.callback(student.close)
-
-        def work(number: int) -> tuple[Slopes, float]:
-            start, lesson = time.monotonic(), lessons[number]
-            slopes = student.slopes(lesson, seed=(settings.seed, *lesson.name.encode()))
-            return slopes, (time.monotonic() - start) / passes + sampled
-
-        for number, (slopes, seconds) in enumerate(pool.map(work, range(len(lessons)))):
-            name = lessons[number].name
-            if slopes.before < NOISE:
-                raise TrainError(
-                    f"the teacher of behaviour {name!r} changes nothing: its answers are {slopes.before:.4f} "
-                    f"nats a token from the bare model's, and below {NOISE} there is only noise. Leave it "
-                    "out, or ask it other questions"
-                )
-            with atomic_write(missing[number][1]) as file:
-                np.savez(file, **vars(slopes), seconds=seconds)
-            done = len(paths) - len(missing) + number + 1
-            report({"name": name, "done": done, "of": len(paths), "before": slopes.before})
-    return paths
+        with closing(taken):
+            for number, (name, slopes, seconds) in enumerate(taken):
+                with atomic_write(missing[number][1]) as file:
+                    np.savez(file, **vars(slopes), seconds=seconds)
+                done = len(paths) - len(missing) + number + 1
+                report({"name": name, "done": done, "of": len(paths), "before": slopes.before})
+    return _assembled(basis, [each.name for each in chosen], paths, count)
 
 
 def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSettings) -> list[str]:
@@ -247,47 +179,25 @@ def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSe
     return random.Random(f"{settings.seed} {behaviour.name}").sample(pool, settings.questions)
 
 
-@dataclass(frozen=True, repr=False)
-class Metric:
-    """The Fisher information F of R, as a square root and its inverse: what a change of R costs in nats.
+def information(scores: ArrayLike, tokens: int) -> Matrix:
+    """Return the Fisher information F of R, in nats a token: float64 [D, D], positive definite, D = M r^2.
 
-    Attributes:
-        information: float64 [D, D], symmetric and positive definite, D = M r^2, in nats a token.
-        root: float64 [D, D], symmetric, the square root of F.
-        inverse_root: float64 [D, D], its inverse.
+    Args:
+        scores: [K, D], each the slope of the summed log-probability of tokens drawn from the model.
+        tokens: that were drawn, in all scores together.
     """
-
-    information: Matrix
-    root: Matrix
-    inverse_root: Matrix
-
-    @classmethod
-    def of(cls, scores: ArrayLike, tokens: int, shrinkage: float = SHRINKAGE) -> Metric:
-        """Return the metric that scores estimate.
-
-        Args:
-            scores: [K, D], each the slope of the summed log-probability of tokens drawn from the model.
-            tokens: that were drawn, in all scores together.
-            shrinkage: times the mean diagonal is added to the diagonal.
-        """
-        flat = np.asarray(scores, np.float64)
-        found = flat.T @ flat / tokens
-        found[np.diag_indices_from(found)] += shrinkage * float(np.trace(found)) / len(found)
-        return cls.from_information(found)
-
-    @classmethod
-    def from_information(cls, information: Matrix) -> Metric:
-        """Return the metric of a Fisher information."""
-        values, vectors = np.linalg.eigh(information)
-        return cls(information, (vectors * values**0.5) @ vectors.T, (vectors * values**-0.5) @ vectors.T)
+    flat = np.asarray(scores, np.float64)
+    found = flat.T @ flat / tokens
+    found[np.diag_indices_from(found)] += SHRINKAGE * float(np.trace(found)) / len(found)
+    return np.asarray(found)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Directions:
     """Directions of R, and where behaviours lie in them.
 
     Attributes:
-        directions: float32 [n, D], D = M r^2: orthonormal in the metric, so that a unit is a unit of effect.
+        directions: float32 [n, D], orthonormal by the Fisher information: a unit is a unit of effect.
         places: float64 [K, n], the step of each behaviour in them.
         shares: float64 [K], share of the squared length of each behaviour's step that they hold.
         energy: float64 [n], share of all behaviours' squared lengths, as they count, that each holds.
@@ -299,7 +209,7 @@ class Directions:
     energy: Matrix
 
 
-def learned_directions(slopes: NDArray[np.float32], metric: Metric, count: int) -> Directions:
+def learned_directions(slopes: NDArray[np.float32], fisher: Matrix, count: int) -> Directions:
     """Return the directions in which steps of steepest descent differ from zero the most.
 
     A step is -F^-1 g (the natural gradient). In whitened coordinates its squared length is twice the nats
@@ -309,7 +219,7 @@ def learned_directions(slopes: NDArray[np.float32], metric: Metric, count: int) 
 
     Args:
         slopes: float32 [K, D], of the KL of each behaviour, in nats a token.
-        metric: of R.
+        fisher: the Fisher information, float64 [D, D].
         count: n, how many directions.
 
     Raises:
@@ -319,10 +229,12 @@ def learned_directions(slopes: NDArray[np.float32], metric: Metric, count: int) 
         raise TrainError(_too_few(len(slopes), count))
     if not np.isfinite(slopes).all():
         raise TrainError("the slope of a behaviour is not finite: the model computes infinities or NaN")
-    steps = -slopes.astype(np.float64) @ metric.inverse_root
+    values, vectors = np.linalg.eigh(fisher)
+    inverse_root = (vectors * values**-0.5) @ vectors.T
+    steps = -slopes.astype(np.float64) @ inverse_root
     weighted = _shortened(steps)
     axes = np.linalg.svd(weighted, full_matrices=False)[2][:count]
-    directions = axes @ metric.inverse_root
+    directions = axes @ inverse_root
     signs = np.sign(directions[np.arange(count), np.abs(directions).argmax(1)])[:, None]
     places = steps @ (axes * signs).T
     shares = (places**2).sum(1) / np.maximum((steps**2).sum(1), 1e-30)
@@ -331,16 +243,10 @@ def learned_directions(slopes: NDArray[np.float32], metric: Metric, count: int) 
 
 
 def prior_of(places: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and covariance of vectors that behaviours asked for: the prior of the next one.
+    """Return mean and covariance of vectors that behaviours asked for: float32 [n] and [n, n].
 
-    Places are shortened as steps are. The covariance has a tenth of its mean variance more on the diagonal,
-    so that a few behaviours rule no direction out.
-
-    Args:
-        places: float64 [K, n], K at least 2.
-
-    Returns:
-        float32 [n] and float32 [n, n], symmetric and positive definite.
+    Places, float64 [K, n], are shortened as steps are. The covariance has a tenth of its mean variance more
+    on the diagonal, so that a few behaviours rule no direction out.
     """
     places = _shortened(places)
     mean = places.mean(0)
@@ -354,7 +260,57 @@ def _shortened(steps: Matrix) -> Matrix:
     return shortened
 
 
-def _assemble(basis: Basis, names: Sequence[str], paths: Sequence[Path], count: int) -> Learned:
+def _slopes(
+    found: Bundle,
+    folder: Path,
+    asked: Sequence[tuple[Behaviour, list[str]]],
+    settings: LearnSettings,
+    weights: str | PathLike[str],
+    dtype: str | None,
+    workers: int,
+    place: torch.device,
+) -> Generator[tuple[str, Slopes, float], None, None]:
+    """Yield name, slopes and seconds of each behaviour; the deployed engine answers all of them first."""
+    on_cpu = place.type == "cpu"
+    passes = workers if on_cpu else 1  # at the same time
+    began = time.monotonic()
+    with _teachers(found, folder, workers, on_cpu=on_cpu) as llm:
+        lessons = prepare_lessons(
+            llm,
+            asked,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            seed=settings.seed,
+            n_threads=workers,
+        )
+    sampled = (time.monotonic() - began) / len(lessons)
+
+    def work(lesson: Lesson) -> tuple[str, Slopes, float]:
+        start = time.monotonic()
+        slopes = student.slopes(lesson, seed=(settings.seed, *lesson.name.encode()))
+        return lesson.name, slopes, (time.monotonic() - start) / passes + sampled
+
+    with ExitStack() as stack:
+        # torch in threads of its own: oneDNN's bfloat16 releases the AMX tiles of llama.cpp's threads.
+        pool = stack.enter_context(
+            ThreadPoolExecutor(passes, initializer=torch.set_num_threads, initargs=(1,))
+        )
+        stack.callback(pool.shutdown, cancel_futures=True)
+        model = load_model(weights, dtype).to(place)
+        model.set_attn_implementation("eager")
+        student = pool.submit(Student, model, found.basis).result()
+        stack.callback(student.close)
+        for name, slopes, seconds in pool.map(work, lessons):
+            if slopes.before < NOISE:
+                raise TrainError(
+                    f"the teacher of behaviour {name!r} changes nothing: its answers are {slopes.before:.4f} "
+                    f"nats a token from the bare model's, and below {NOISE} there is only noise. Leave it "
+                    "out, or ask it other questions"
+                )
+            yield name, slopes, seconds
+
+
+def _assembled(basis: Basis, names: Sequence[str], paths: Sequence[Path], count: int) -> Learned:
     """Return the basis of all slopes that were kept."""
     means, scores, before = list[NDArray[np.float32]](), [], []
     tokens, seconds = 0, 0.0
@@ -366,7 +322,8 @@ def _assemble(basis: Basis, names: Sequence[str], paths: Sequence[Path], count: 
             before.append(float(file["before"]))
             tokens += drawn
             seconds += float(file["seconds"])
-    found = learned_directions(np.array(means, np.float32), Metric.of(np.concatenate(scores), tokens), count)
+    fisher = information(np.concatenate(scores), tokens)
+    found = learned_directions(np.array(means, np.float32), fisher, count)
     directions = found.directions.reshape(-1, len(basis.modules), basis.rank, basis.rank)
     made = basis.with_projections(directions, prior=prior_of(found.places) if len(names) > 1 else None)
     records = tuple(zip(names, before, found.shares.tolist(), strict=True))
@@ -382,13 +339,8 @@ def _too_few(behaviours: int, directions: int) -> str:
 
 def _key(basis: Basis, behaviour: Behaviour, questions: list[str], settings: LearnSettings) -> str:
     """Return what stands for everything that decides a slope."""
-    decides = ("questions", "max_tokens", "temperature", "seed")
-    facts = [
-        basis.digest,
-        asdict(behaviour),
-        questions,
-        {name: getattr(settings, name) for name in decides},
-    ]
+    settings = replace(settings, directions=1)  # which do not
+    facts = [basis.digest, asdict(behaviour), questions, asdict(settings)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
