@@ -102,21 +102,6 @@ static void check_lines(const uint8_t digest[32], size_t n, trust trusted, const
     free(r);
 }
 
-static void print_bytes(const char *label, const uint8_t *data, size_t size) {
-    printf("%s ", label);
-    print_hex(data, size);
-    putchar('\n');
-}
-
-/* What the values of a vector are: explicit projections, a prior. */
-static void show_values(const basis *b) {
-    size_t n = (size_t)b->groups * b->u;
-    for (uint32_t i = 0; i < b->count; i++)
-        if (b->modules[i].p.data) print_bytes("p", b->modules[i].p.data, b->modules[i].p.size);
-    if (b->mean) print_bytes("mean", b->mean, 4 * n);
-    if (b->covariance) print_bytes("covariance", b->covariance, 4 * n * n);
-}
-
 static void show_basis(const basis *b, const char *base) {
     printf("architecture %.*s\n", (int)b->architecture.size, (const char *)b->architecture.at);
     printf("modules %u rank %u u %u groups %u seed %llu\n", b->count, b->rank, b->u, b->groups,
@@ -124,7 +109,12 @@ static void show_basis(const basis *b, const char *base) {
     printf("digest ");
     print_hex(b->digest, 32);
     putchar('\n');
-    show_values(b);
+    for (uint32_t i = 0; i < b->count; i++)
+        if (b->modules[i].p.data) {
+            printf("p ");
+            print_hex(b->modules[i].p.data, b->modules[i].p.size);
+            putchar('\n');
+        }
     if (base) {
         size_t size;
         uint8_t *data = read_file(base, &size), print[32];

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -23,7 +21,6 @@ import support
 
 from tinylora_edge import (
     Basis,
-    CorruptBasisError,
     Ed25519Signer,
     FrameError,
     Hmac,
@@ -171,34 +168,14 @@ def test_a_basis(reader: Reader, tmp_path: Path, fields: dict[str, object]) -> N
     assert rows == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
 
 
-def test_golden_basis(reader: Reader, tmp_path: Path) -> None:
-    """Explicit projections and a prior, as the file of inputs has them."""
-    basis, golden = support.golden_basis()
-    inputs = golden["basis"]
-    save_basis(basis, tmp_path / "basis.gguf")
-    said = reader("basis", tmp_path / "basis.gguf").stdout
-    _, _, digest, *values = said.splitlines()
-    assert digest == f"digest {golden['digest_hex']}"
-    assert values == [
-        *(f"p {module['p_hex_le_f32']}" for module in inputs["modules"]),
-        f"mean {inputs['prior_mean_hex_le_f32']}",
-        f"covariance {inputs['prior_covariance_hex_le_f32']}",
-    ]
-    values = np.frombuffer(bytes.fromhex(golden["vector_hex_le_f32"]), "<f4")
-    frame = MicroVector(values[None]).to_bytes(basis)
-    _, *rows = reader("apply", tmp_path / "basis.gguf", "-", lines=[frame.hex()]).stdout.splitlines()
-    assert rows == [module["r_hex_le_f32"] for module in inputs["modules"]]
-
-
-@pytest.mark.parametrize("form", ["dense", "one a module"])
-def test_explicit_projections(reader: Reader, tmp_path: Path, form: str) -> None:
-    plain = support.random_basis(groups=3)
-    rng = np.random.default_rng(0)
-    bases = {
+@pytest.mark.parametrize("form", ["golden", "dense", "one a module"])
+def test_learned_projections(reader: Reader, tmp_path: Path, form: str) -> None:
+    plain, rng = support.random_basis(groups=3), np.random.default_rng(0)
+    basis = {
+        "golden": support.golden_basis()[0],
         "dense": plain.with_projections(rng.standard_normal((5, 6, 2, 2))),
         "one a module": plain.with_projections(rng.standard_normal((6, 2, 2))),
-    }
-    basis = bases[form]
+    }[form]
     save_basis(basis, tmp_path / "basis.gguf")
     said = reader("basis", tmp_path / "basis.gguf").stdout.splitlines()
     assert f"digest {basis.digest}" in said
@@ -208,28 +185,7 @@ def test_explicit_projections(reader: Reader, tmp_path: Path, form: str) -> None
     assert done.stdout.splitlines()[1:] == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
 
 
-NOT_PRIORS = {
-    "a mean of NaN": {"prior_mean": np.array([0, np.nan, 0], np.float32)},
-    "a short mean": {"prior_mean": np.zeros(2, np.float32)},
-    "no variance": {"prior_covariance": np.diag([1, 0, 1]).astype(np.float32)},
-    "infinity": {"prior_covariance": np.diag([1, np.inf, 1]).astype(np.float32)},
-    "not symmetric": {"prior_covariance": np.array([[1, 0.5, 0], [0.4, 1, 0], [0, 0, 1]], np.float32)},
-    "not definite": {"prior_covariance": np.ones((3, 3), np.float32)},
-}
-
-
-@pytest.mark.parametrize("fields", NOT_PRIORS.values(), ids=list(NOT_PRIORS))
-def test_priors_that_are_none_are_refused(reader: Reader, tmp_path: Path, fields: dict[str, Any]) -> None:
-    """By the reader as by the package."""
-    basis, _ = support.golden_basis()
-    vars(basis).update(fields)  # past every check
-    save_basis(basis, tmp_path / "basis.gguf")
-    assert re.search("prior|covariance|variance", reader("basis", tmp_path / "basis.gguf").stderr)
-    with pytest.raises(CorruptBasisError):
-        load_basis(tmp_path / "basis.gguf")
-
-
-def test_a_real_bundle(reader: Reader, smollm2_bundle: Path) -> None:
+def test_a_real_bundle(reader: Reader, smollm2_bundle: Path, tmp_path: Path) -> None:
     basis = load_basis(smollm2_bundle / "basis.gguf")
     base, other = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
     said = reader("basis", smollm2_bundle / "basis.gguf", base).stdout
@@ -237,21 +193,17 @@ def test_a_real_bundle(reader: Reader, smollm2_bundle: Path) -> None:
     (print_,) = basis.base_fingerprints
     assert f"fingerprint {print_} listed\n" in said
     assert "a tensor is missing" in reader("basis", smollm2_bundle / "basis.gguf", other).stderr
+    (tensor,) = (t for t in gguf.GGUFReader(base).tensors if t.name == "blk.7.ffn_up.weight")
+    data = bytearray(base.read_bytes())
+    data[tensor.data_offset + 4095] ^= 1  # the last byte that is hashed of the module's beginning
+    (tmp_path / "changed.gguf").write_bytes(data)
+    said = reader("basis", smollm2_bundle / "basis.gguf", tmp_path / "changed.gguf").stdout
+    assert said.rstrip().endswith("unknown")
     vector = MicroVector.random(basis, 0.5, seed=1)
     done = reader("apply", smollm2_bundle / "basis.gguf", "-", lines=[vector.to_bytes(basis).hex()])
     first, *rows = done.stdout.splitlines()
     assert first.split() == accepted(vector, 0)
     assert rows == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
-
-
-def test_a_changed_base_is_not_listed(reader: Reader, smollm2_bundle: Path, tmp_path: Path) -> None:
-    base = smollm2_bundle / "base.gguf"
-    (tensor,) = (t for t in gguf.GGUFReader(base).tensors if t.name == "blk.7.ffn_up.weight")
-    data = bytearray(base.read_bytes())
-    data[tensor.data_offset + 4095] ^= 1  # the last byte that is hashed of the module's beginning
-    (tmp_path / "base.gguf").write_bytes(data)
-    said = reader("basis", smollm2_bundle / "basis.gguf", tmp_path / "base.gguf").stdout
-    assert said.rstrip().endswith("unknown")
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -342,7 +294,7 @@ def test_its_reading_of_texts_is_ours(reader: Reader) -> None:
     basis = support.random_basis(blocks=5, groups=13)
     rng = random.Random(2)
     texts = []
-    for seed in range(1500):
+    for seed in range(600):
         frame = MicroVector.random(basis, 0.5, seed=seed, dtype="bf16").to_bytes(basis)
         text = _text.encode(frame, rng.choice(_text.FORMS), scheme=rng.random() < 0.5)
         for _ in range(rng.choice((0, 0, 1, 2))):
@@ -361,4 +313,4 @@ def test_its_reading_of_texts_is_ours(reader: Reader) -> None:
             continue
         accepts += 1
         assert verdict == expected, text
-    assert 500 < accepts < 1450
+    assert 200 < accepts < 580

@@ -181,59 +181,6 @@ int fingerprint_is_listed(const basis *b, const uint8_t print[32]) {
     return 0;
 }
 
-static int has_key(const gguf *file, const char *name) {
-    uint32_t type;
-    return !find_key(file, name, &type).failed;
-}
-
-/* Whether no pivot of the Cholesky decomposition of D C D, which is made in c, is n * 2^-24 or less. */
-static int is_definite(double *c, uint64_t n) {
-    for (uint64_t i = 0; i < n; i++)
-        for (uint64_t j = 0; j <= i; j++) {
-            double sum = c[i * n + j];
-            for (uint64_t k = 0; k < j; k++) sum -= c[i * n + k] * c[j * n + k];
-            if (i == j && !(sum > (double)n * ldexp(1, -24))) return 0;
-            c[i * n + j] = i == j ? sqrt(sum) : sum / c[j * n + j];
-        }
-    return 1;
-}
-
-static const char *check_covariance(const basis *b, uint64_t n) {
-    const char *error = NULL;
-    double *c = malloc(n * n * sizeof *c); /* the file is half as long */
-    if (!c) return "no memory";
-    for (uint64_t i = 0; i < n * n; i++) c[i] = read_f32(b->covariance + 4 * i);
-    for (uint64_t i = 0; i < n; i++)
-        if (!(c[i * n + i] > 0)) error = "variance";
-    for (uint64_t i = 0; i < n && !error; i++)
-        for (uint64_t j = 0; j < i; j++)
-            if (!(fabs(c[i * n + j] - c[j * n + i]) <= ldexp(sqrt(c[i * n + i] * c[j * n + j]), -20)))
-                error = "a covariance that is not symmetric";
-    for (uint64_t i = 0; i < n && !error; i++) /* below the diagonal: those on it are needed to the end */
-        for (uint64_t j = 0; j < i; j++) c[i * n + j] /= sqrt(c[i * n + i]) * sqrt(c[j * n + j]);
-    for (uint64_t i = 0; i < n; i++) c[i * n + i] = 1;
-    if (!error && !is_definite(c, n)) error = "a covariance that is not positive definite";
-    free(c);
-    return error;
-}
-
-static const char *check_prior(basis *b, uint64_t n) {
-    static const char MEAN[] = "tinylora.prior.mean", COVARIANCE[] = "tinylora.prior.covariance";
-    uint64_t numbers, squares;
-    cursor mean = array_key(&b->file, MEAN, F32, &numbers);
-    cursor covariance = array_key(&b->file, COVARIANCE, F32, &squares);
-    if (!has_key(&b->file, MEAN) && !has_key(&b->file, COVARIANCE)) return NULL;
-    if (numbers != n || n > UINT32_MAX || squares != n * n) return "numbers of the prior";
-    b->mean = take(&mean, 4 * n);
-    b->covariance = take(&covariance, 4 * squares);
-    if (mean.failed || covariance.failed) return "prior cut";
-    for (uint64_t i = 0; i < n; i++)
-        if (!isfinite(read_f32(b->mean + 4 * i))) return "mean of the prior";
-    for (uint64_t i = 0; i < squares; i++)
-        if (!isfinite(read_f32(b->covariance + 4 * i))) return "covariance of the prior";
-    return check_covariance(b, n);
-}
-
 /* The factors of a module: A (r, in), B (out, r), of experts with one more dimension in front; P (u, r, r). */
 static const char *find_factors(const basis *b, module *m, int with_p) {
     const char *error = find_tensor(&b->file, m->name, ".tinylora_a", &m->a);
@@ -256,7 +203,6 @@ const char *basis_open(basis *b, const uint8_t *data, uint64_t size) {
     cursor names, groups;
     const char *error = gguf_open(&b->file, data, size);
     b->modules = NULL;
-    b->mean = b->covariance = NULL;
     if (error) return error;
     if (!is(text_key(&b->file, "adapter.type", &failed), "tinylora")) return "no side tensors";
     if (number_key(&b->file, "tinylora.version", U32, &failed) != 1) return "version";
@@ -284,8 +230,6 @@ const char *basis_open(basis *b, const uint8_t *data, uint64_t size) {
         error = find_factors(b, m, with_p);
         if (error) return error;
     }
-    error = check_prior(b, (uint64_t)b->groups * b->u);
-    if (error) return error;
     compute_digest(b);
     return is_hash(text_key(&b->file, "tinylora.digest", &failed), b->digest) ? NULL : "digest";
 }

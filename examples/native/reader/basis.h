@@ -35,7 +35,6 @@ typedef struct {
     uint32_t rank, u, groups, count;
     uint64_t seed;
     module *modules; /* `count` of them; free() it */
-    const uint8_t *mean, *covariance; /* f32, n and n * n of them; NULL where there is no prior */
     uint8_t digest[32];
 } basis;
 
