@@ -5,7 +5,6 @@ Playwright brings its driver along and no browser; a test that finds none is ski
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 from collections.abc import Iterator
@@ -99,14 +98,6 @@ def pale(page: Page, least: float = 4.5) -> dict[str, float]:
     """Return the visible texts whose contrast (WCAG 2) to what is behind them is below the least one."""
     found: dict[str, float] = page.evaluate(_PALE, least)
     return found
-
-
-def brightness(picture: bytes) -> float:
-    """Return how bright a screenshot is in the mean, from 0 to 255."""
-    from PIL import Image, ImageStat
-
-    with Image.open(io.BytesIO(picture)) as image:
-        return float(ImageStat.Stat(image.convert("L")).mean[0])
 
 
 _PALE = """least => {

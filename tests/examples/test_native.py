@@ -126,7 +126,3 @@ def test_what_it_refuses(
     for (base_path, side_path, frame_text, *rest), why in cases:
         done = personalize(base_path, side_path, frame_text, PROMPT, *rest)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", f"personalize: {why}\n")
-
-
-def test_the_program_is_short() -> None:
-    assert len((NATIVE / "personalize.c").read_text("utf-8").splitlines()) <= 190

@@ -58,14 +58,14 @@ def in_node(web: Path, bundle: Path, feeds: dict[str, Any], folder: Path, adapte
     return np.array(logits["data"], np.float32).reshape(logits["dims"])
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("fp32", "tiled"), ("fp32", "dense"), ("int4", "tiled")])
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "dense"), ("int4", "tiled")])
 def test_logits_equal_pythons(web: Path, tmp_path: Path, precision: str, kind: str) -> None:
     bundle = tiny("required", kind, precision=precision)
     session = OnnxSession(bundle)
-    users = vectors(bundle, 3)
+    users = vectors(bundle, 2)
     effects, differences = [], []
-    for rows in (session.rows(None), session.rows(users[0]), session.rows([users[1], None, users[2]])):
-        feeds = onnx_models.feeds(session.session, [TOKENS] * len(rows))
+    for rows in (session.rows(None), session.rows([users[0], None, users[1]])):
+        feeds = onnx_models.feeds(session.session, [TOKENS] * len(rows.values))
         expected = session.run(["logits"], feeds, rows)[0]
         found = in_node(web, bundle, {**feeds, "tinylora_v": rows.values}, tmp_path)
         assert found.shape == expected.shape
@@ -75,30 +75,17 @@ def test_logits_equal_pythons(web: Path, tmp_path: Path, precision: str, kind: s
     # Kernels of quantized weights round activations, each in its own way: there, no vector may add to what
     # the base alone differs by.
     bound = 1e-4 if precision == "fp32" else 3 * differences[0]
-    assert max(differences) <= bound < min(effects[1:])
+    assert max(differences) <= bound < effects[1]
 
 
-def test_leaving_the_vector_out_is_an_error(web: Path, tmp_path: Path) -> None:
-    bundle = tiny("required")
-    feeds = onnx_models.feeds(OnnxSession(bundle).session, [TOKENS])
-    said = in_node(web, bundle, feeds, tmp_path)
-    assert isinstance(said, str)
-    assert "tinylora_v" in said
-
-
-def test_an_adapter_that_the_web_would_ignore_is_an_error_too(web: Path, tmp_path: Path) -> None:
+def test_a_vector_that_is_left_out_or_too_wide_is_an_error(web: Path, tmp_path: Path) -> None:
     """On the graph with default zeros `activeLoraAdapters` is ignored silently; here it cannot be."""
-    bundle = tiny("required")
-    feeds = onnx_models.feeds(OnnxSession(bundle).session, [TOKENS])
-    adapter = bundle / "onnx" / "zeros.onnx_adapter"
-    said = in_node(web, bundle, feeds, tmp_path, adapter)
-    assert isinstance(said, str)
-    assert "tinylora_v" in said
-
-
-def test_a_wrong_width_is_an_error(web: Path, tmp_path: Path) -> None:
     bundle = tiny("required")
     session = OnnxSession(bundle)
     feeds = onnx_models.feeds(session.session, [TOKENS])
-    wrong = np.zeros((1, session.basis.size + 1), np.float32)
-    assert isinstance(in_node(web, bundle, {**feeds, "tinylora_v": wrong}, tmp_path), str)
+    adapter = bundle / "onnx" / "zeros.onnx_adapter"
+    wide = {**feeds, "tinylora_v": np.zeros((1, session.basis.size + 1), np.float32)}
+    for given, beside in ((feeds, None), (feeds, adapter), (wide, None)):
+        said = in_node(web, bundle, given, tmp_path, beside)
+        assert isinstance(said, str)
+        assert "tinylora_v" in said
