@@ -145,7 +145,6 @@ def _on_host(
     threads: int | None,
 ) -> tuple[MicroVector, Replacement, dict[str, Any]]:
     from ..tasks.behaviours import load_questions
-    from ..train.distill import DistillSettings
     from ..train.distill import distill as distill_prompt
 
     if own is None:
@@ -154,9 +153,7 @@ def _on_host(
         third = max(1, min(_HELD_OUT, len(own) // 3))
         learn, held = own[third:], own[:third]
     sides = learn[:_COUNT], held[:_HELD_OUT]
-    found = distill_prompt(
-        bundle, behaviour, *sides, settings=DistillSettings(seed=seed), weights=weights, workers=threads
-    )
+    found = distill_prompt(bundle, behaviour, *sides, seed=seed, weights=weights, workers=threads)
     return found.vector, found.replacement, {"seconds": round(found.seconds, 1)}
 
 

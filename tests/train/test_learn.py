@@ -12,7 +12,7 @@ import torch
 
 from tinylora_edge import Basis, TrainError, load_basis, runtime, save_basis
 from tinylora_edge.tasks.behaviours import Behaviour
-from tinylora_edge.train.distill import DistillSettings, directions_of, distill
+from tinylora_edge.train.distill import directions_of, distill
 from tinylora_edge.train.learn import (
     Learned,
     LearnSettings,
@@ -195,13 +195,12 @@ def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, lear
 
 
 def test_a_prompt_becomes_a_vector_that_the_deployed_model_runs(learned_bundle):
-    settings = DistillSettings(max_tokens=8, steps=6)
     found = distill(
-        learned_bundle, BEHAVIOURS[0], QUESTIONS, HELD_OUT, settings=settings, dtype="fp32", workers=2
+        learned_bundle, BEHAVIOURS[0], QUESTIONS, HELD_OUT, max_tokens=8, steps=6, dtype="fp32", workers=2
     )
     replacement = found.replacement
-    assert found.share == replacement.share == 1 - replacement.after.sum() / replacement.before.sum()
-    assert found.share > 0.05, "a direction of the pirate's was learned"
+    assert replacement.share == 1 - replacement.after.sum() / replacement.before.sum()
+    assert replacement.share > 0.05, "a direction of the pirate's was learned"
     assert found.vector.values.shape == (1, 2)
     assert (replacement.told, replacement.bare) == (23.5, 34.5), "the template has a system prompt of its own"
     assert [each.question for each in replacement.shown] == HELD_OUT
@@ -220,9 +219,8 @@ NOTHING = Behaviour(
 def test_a_teacher_that_changes_nothing_is_refused(smollm2_bundle, tmp_path):
     with pytest.raises(TrainError, match=r"'nothing' changes nothing: its answers are 0\.0000 nats a token"):
         run(smollm2_bundle, tmp_path, behaviours=[NOTHING, *BEHAVIOURS[:1]])
-    settings = DistillSettings(max_tokens=2, steps=1)
     with pytest.raises(TrainError, match=r"the prompt changes nothing: .* 0\.0000 nats a token"):
-        distill(smollm2_bundle, NOTHING, QUESTIONS[:1], HELD_OUT[:1], settings=settings, dtype="fp32")
+        distill(smollm2_bundle, NOTHING, QUESTIONS[:1], HELD_OUT[:1], max_tokens=2, steps=1, dtype="fp32")
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -253,9 +251,8 @@ def test_a_learned_basis_is_not_learned_again(learned_bundle, learned, tmp_path)
 
 
 def test_settings_are_checked():
-    for make in (lambda: LearnSettings(questions=0), lambda: DistillSettings(steps=0)):
-        with pytest.raises(TrainError, match="at least 1"):
-            make()
+    with pytest.raises(TrainError, match="at least 1"):
+        LearnSettings(questions=0)
 
 
 def test_questions_are_divided(smollm2_bundle):

@@ -42,20 +42,20 @@ def test_what_prompts_begin_with_runs_once(
     rng = np.random.default_rng(4)
     directions = rng.normal(0, 0.3, (3, *pupil._zeros.shape)).astype(np.float32)
 
-    def results() -> tuple[float, tuple[float, ...], np.ndarray, int]:
+    def results() -> tuple[list[float], np.ndarray, int]:
         tokens.clear()
-        fit = pupil.fit(lesson(), steps=3, spread=0.1, directions=directions)
-        return pupil.divergence(lesson(), directions[0]), fit.losses, fit.values, sum(tokens)
+        values, losses = pupil.fit(lesson(), steps=3, spread=0.1 * np.eye(3), directions=directions)
+        return losses, values, sum(tokens)
 
     once = results()
     monkeypatch.setattr(learner, "_WORTH", 10**9)
     whole = results()
     counter.remove()
     pupil.close()
-    for each, other in zip(once[:3], whole[:3], strict=True):
+    for each, other in zip(once[:2], whole[:2], strict=True):
         np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-6)
-    assert once[3] < whole[3] / 2
-    assert not torch.equal(torch.tensor(once[2]), torch.zeros(3))
+    assert once[2] < whole[2] / 2
+    assert once[1].any()
 
 
 def many(dice: np.random.Generator, told: list[np.ndarray] | None = None) -> Lesson:
@@ -63,6 +63,11 @@ def many(dice: np.random.Generator, told: list[np.ndarray] | None = None) -> Les
     bare = [dice.integers(0, 256, 4).astype(np.int32) for _ in range(16)]
     answers = [dice.integers(0, 256, 12).astype(np.int32) for _ in range(16)]
     return Lesson("x", told or bare, bare, answers)
+
+
+def divergence(pupil: Student, lesson: Lesson, r: np.ndarray) -> float:
+    with torch.no_grad():
+        return float(pupil._loss(lesson, pupil._teacher(lesson), torch.from_numpy(r)))
 
 
 def test_without_a_prior_directions_move_tokens_by_an_effect(tiny_bundle: Path) -> None:
@@ -74,7 +79,7 @@ def test_without_a_prior_directions_move_tokens_by_an_effect(tiny_bundle: Path) 
     spread = spread_of(basis, pupil, lesson_, seed=0)
     assert basis.prior is None
     np.testing.assert_array_equal(spread, spread[0, 0] * np.eye(basis.size))
-    kls = [pupil.divergence(lesson_, spread[0, 0] * each) for each in directions_of(basis)]
+    kls = [divergence(pupil, lesson_, spread[0, 0] * each) for each in directions_of(basis)]
     pupil.close()
     assert np.mean(kls) == pytest.approx(_EFFECT**2 / 2, rel=0.4)  # of tokens that were drawn
 
@@ -87,14 +92,14 @@ def test_a_fit_goes_as_far_as_answers_outweigh_the_prior(tiny_bundle: Path) -> N
     pupil = Student(model, basis)
     lesson_ = many(dice, told=[dice.integers(0, 256, 9).astype(np.int32) for _ in range(16)])
     fits = [
-        pupil.fit(lesson_, steps=4, spread=spread, directions=directions_of(basis))
+        pupil.fit(lesson_, steps=4, spread=spread * np.eye(basis.size), directions=directions_of(basis))
         for spread in (1e-4, 0.02, 0.2)
     ]
     pupil.close()
-    norms = [float(np.linalg.norm(fit.values)) for fit in fits]
+    norms = [float(np.linalg.norm(values)) for values, _ in fits]
     assert norms[0] < 1e-3 < norms[1] < norms[2]
-    assert fits[0].losses[-1] > fits[1].losses[-1] > fits[2].losses[-1]
-    assert fits[0].before == fits[2].before
+    assert fits[0][1][-1] > fits[1][1][-1] > fits[2][1][-1]
+    assert fits[0][1][0] == fits[2][1][0], "the bare model"
 
 
 def test_slopes_are_one_a_question_and_lie_on_the_host(tiny_bundle: Path) -> None:
@@ -163,12 +168,3 @@ def test_it_is_the_divergence_and_its_gradient(parts, chunk, monkeypatch):
     (expected * torch.arange(1.0, 8)).sum().backward()
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(own.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_the_teacher_itself_is_at_zero(parts):
-    h, _, weight = parts
-    own = h.clone().requires_grad_(True)
-    found = ForwardKL.apply(own, h, weight)
-    found.sum().backward()
-    torch.testing.assert_close(found, torch.zeros(7), rtol=0, atol=1e-6)
-    torch.testing.assert_close(own.grad, torch.zeros(7, 8), rtol=0, atol=1e-6)

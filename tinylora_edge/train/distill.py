@@ -25,34 +25,14 @@ from ..system import cores
 from ..tasks.behaviours import Behaviour
 from ..vector import MicroVector
 from .model import load_model
-from .student import Slopes, Student, prepare_lessons
+from .student import Student, prepare_lessons
 
 _EFFECT = 0.24
 """Nats, root mean square, that a direction moves a token by in most vectors: of a basis without a prior."""
+_TEMPERATURE = 0.8  # of the answers
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillSettings:
-    """The settings of distilling a prompt.
-
-    Attributes:
-        max_tokens: of an answer.
-        temperature: of the answers.
-        steps: of L-BFGS.
-        seed: of the answers.
-    """
-
-    max_tokens: int = 24
-    temperature: float = 0.8
-    steps: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.max_tokens, self.steps) < 1:
-            raise TrainError(f"max_tokens and steps are at least 1, not {self.max_tokens} and {self.steps}")
-
-
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Distilled:
     """A prompt as a vector, and how much of it the vector holds.
 
@@ -66,14 +46,6 @@ class Distilled:
     replacement: Replacement
     seconds: float
 
-    @property
-    def share(self) -> float:
-        """Share of the divergence on held-out questions that the vector closes; below 0 it does harm."""
-        return self.replacement.share
-
-    def __repr__(self) -> str:
-        return f"Distilled({self.replacement!r}, {self.seconds:.0f} s, {self.vector!r})"
-
 
 def distill(
     bundle: str | PathLike[str],
@@ -81,7 +53,9 @@ def distill(
     questions: Sequence[str],
     held_out: Sequence[str],
     *,
-    settings: DistillSettings | None = None,
+    max_tokens: int = 24,
+    steps: int = 8,
+    seed: int = 0,
     weights: str | PathLike[str] | None = None,
     dtype: str | None = None,
     workers: int | None = None,
@@ -97,7 +71,9 @@ def distill(
         behaviour: the teacher: a system prompt, worked examples, or both.
         questions: to learn on.
         held_out: to measure on, none of them among `questions`.
-        settings: of the run.
+        max_tokens: of an answer.
+        steps: of L-BFGS.
+        seed: of the answers.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
         workers: cores to use; None takes every core.
@@ -109,7 +85,7 @@ def distill(
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
     """
     began = time.monotonic()
-    settings, workers = settings or DistillSettings(), workers or cores()
+    workers = workers or cores()
     both = sorted(set(questions) & set(held_out))
     if not questions or not held_out or both:
         raise TrainError(
@@ -122,12 +98,12 @@ def distill(
         lesson, check = prepare_lessons(
             llm,
             [(behaviour, questions), (behaviour, held_out)],
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            seed=settings.seed,
+            max_tokens=max_tokens,
+            temperature=_TEMPERATURE,
+            seed=seed,
             n_threads=workers,
         )
-        room = max(map(len, [*check.told, *check.bare])) + max(settings.max_tokens, SHOWN_TOKENS)
+        room = max(map(len, [*check.told, *check.bare])) + max(max_tokens, SHOWN_TOKENS)
         batch = stack.enter_context(Batch(llm, n_ctx_seq=room, n_threads=workers))
         contrast = Contrast(batch, check)
         before = divergence_before(contrast)
@@ -138,7 +114,14 @@ def distill(
         model.set_attn_implementation("eager")
         student = pool.submit(Student, model, found.basis).result()
         stack.callback(student.close)
-        vector = MicroVector(pool.submit(_fit, student, found.basis, lesson, settings).result())
+
+        def fitted() -> MicroVector:
+            directions = directions_of(found.basis)
+            spread = spread_of(found.basis, student, lesson, seed)
+            values, _ = student.fit(lesson, steps=steps, spread=spread, directions=directions)
+            return MicroVector(values.reshape(found.basis.groups, found.basis.u))
+
+        vector = pool.submit(fitted).result()
         replacement = measure(llm, batch, behaviour, held_out, contrast, before, vector, n_threads=workers)
     return Distilled(vector, replacement, time.monotonic() - began)
 
@@ -156,7 +139,7 @@ def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDAr
     """Return how far vectors are from 0 before anything is known of them: float64 [n, n], v = spread z.
 
     Args:
-        basis: whose prior says it. Without one, every direction may move a token as much.
+        basis: whose prior says it. Without one, every value may move a token by `_EFFECT`, in the mean.
         student: measures how much that is.
         lesson: on whose answers.
         seed: of the tokens that are drawn for that.
@@ -164,24 +147,7 @@ def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDAr
     if basis.prior is not None:
         return basis.prior.spread
     slopes = student.slopes(lesson, seed=(seed, 6))
-    return spread_by_effect(slopes, directions_of(basis)) * np.eye(basis.size)
-
-
-def spread_by_effect(slopes: Slopes, directions: NDArray[np.float32] | None = None) -> float:
-    """Return the value that moves a token by `_EFFECT`, in the mean of all directions.
-
-    Args:
-        slopes: of a lesson.
-        directions: float32 [n, M, r, r]; None for the numbers of R one by one.
-    """
     score = slopes.score.reshape(len(slopes.tokens), -1).astype(np.float64)
-    if directions is not None:
-        score = score @ directions.reshape(len(directions), -1).T
+    score = score @ directions_of(basis).reshape(basis.size, -1).T
     information = float((score**2).sum(0).mean()) / int(slopes.tokens.sum())
-    return float(_EFFECT / information**0.5)
-
-
-def _fit(student: Student, basis: Basis, lesson: Lesson, settings: DistillSettings) -> NDArray[np.float32]:
-    spread = spread_of(basis, student, lesson, settings.seed)
-    fit = student.fit(lesson, steps=settings.steps, spread=spread, directions=directions_of(basis))
-    return fit.values.reshape(basis.groups, basis.u)
+    return np.asarray(_EFFECT / information**0.5 * np.eye(basis.size))

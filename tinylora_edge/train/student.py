@@ -87,21 +87,6 @@ def prepare_lessons(
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The outcome of fitting R to one lesson.
-
-    Attributes:
-        values: float32, what was fitted: coordinates [n], or R itself [M, r, r].
-        before: KL to the prompted model without any change, in nats a token.
-        losses: the same in each pass.
-    """
-
-    values: NDArray[np.float32]
-    before: float
-    losses: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Slopes:
     """The slopes of a lesson at R = 0, for each of its questions, summed over the tokens of the answer.
 
@@ -142,39 +127,30 @@ class Student:
         self._adapter.detach()
 
     def fit(
-        self,
-        lesson: Lesson,
-        *,
-        steps: int,
-        spread: NDArray[np.float64] | float,
-        directions: NDArray[np.float32] | None = None,
-    ) -> Fit:
-        """Fit R to a lesson, as far as its answers outweigh a prior: the likeliest values, by L-BFGS from 0.
+        self, lesson: Lesson, *, steps: int, spread: NDArray[np.float64], directions: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], list[float]]:
+        """Fit a vector to a lesson, as far as its answers outweigh a prior: the likeliest, by L-BFGS from 0.
 
         What is minimized is the KL a token and ALIKE / T of |z|^2 / 2, for T tokens of answers.
 
         Args:
             lesson: what to learn.
             steps: of L-BFGS; each takes a pass, seldom two.
-            spread: float64 [n, n] or a number: the values are spread z, and z is standard normal before
-                anything is seen.
-            directions: float32 [n, M, r, r]; None fits all M r^2 numbers of R, for which spread is a number.
-        """
-        teacher = self._teacher(lesson)
-        axes = None if directions is None else self._here(directions)
-        factor = None if isinstance(spread, float) else self._here(spread.astype(np.float32))
-        z = torch.zeros(self._zeros.numel() if axes is None else len(axes), device=self._device)
-        z.requires_grad_(True)
-        weight, losses = ALIKE / sum(map(len, lesson.answers)), list[float]()
+            spread: float64 [n, n]: the values are spread z, and z is standard normal before anything is seen.
+            directions: float32 [n, M, r, r], what each value adds to R.
 
-        def values() -> Tensor:
-            return z * spread if factor is None else factor @ z
+        Returns:
+            The values, float32 [n], and the KL to the prompted model in each pass, in nats a token: first
+            that of the bare one.
+        """
+        teacher, axes = self._teacher(lesson), self._here(directions)
+        factor = self._here(spread.astype(np.float32))
+        z = torch.zeros(len(axes), device=self._device, requires_grad=True)
+        weight, losses = ALIKE / lesson.tokens, list[float]()
 
         def objective() -> Tensor:
             search.zero_grad()
-            found = values()
-            r = found.view_as(self._zeros) if axes is None else torch.tensordot(found, axes, 1)
-            loss = self._loss(lesson, teacher, r)
+            loss = self._loss(lesson, teacher, torch.tensordot(factor @ z, axes, 1))
             losses.append(float(loss.detach()))
             total = loss + weight * (z @ z) / 2
             total.backward()
@@ -182,9 +158,7 @@ class Student:
 
         search = torch.optim.LBFGS([z], max_iter=steps, line_search_fn="strong_wolfe")
         search.step(objective)
-        found = values().detach()
-        found = found.view_as(self._zeros) if axes is None else found
-        return Fit(found.cpu().numpy().copy(), losses[0], tuple(losses))
+        return (factor @ z).detach().cpu().numpy().copy(), losses
 
     def slopes(self, lesson: Lesson, *, seed: Sequence[int]) -> Slopes:
         """Return what a lesson asks of R, and how much any change of R would matter there.
@@ -206,12 +180,6 @@ class Student:
         tokens = np.array([len(answer) for answer in lesson.answers], np.int32)
         divergence, score = divergence.swapaxes(0, 1).cpu(), score.swapaxes(0, 1).cpu()
         return Slopes(divergence.numpy(), score.numpy(), float(found.detach().mean()), tokens)
-
-    def divergence(self, lesson: Lesson, r: NDArray[np.float32] | None = None) -> float:
-        """Return the KL from the prompted model to the bare one with R [M, r, r], in nats a token."""
-        with torch.no_grad():
-            chosen = self._zeros if r is None else self._here(r)
-            return float(self._loss(lesson, self._teacher(lesson), chosen))
 
     def _teacher(self, lesson: Lesson) -> Tensor:
         with torch.no_grad():
