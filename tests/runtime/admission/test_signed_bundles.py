@@ -75,14 +75,6 @@ def test_a_base_that_was_changed_and_named_as_a_part_of_none_is_refused(bundle, 
     assert started == []
 
 
-def test_a_basis_that_fits_and_was_not_signed(bundle, tiny_bundles, tmp_path):
-    """It has a valid digest, and names the base's fingerprint: the signature alone tells."""
-    (bundle / "basis.gguf").write_bytes((tiny_bundles["dense"] / "basis.gguf").read_bytes())
-    runtime.load(bundle, **OPTIONS).close()
-    with pytest.raises(TrustError, match=r"basis\.gguf has SHA-256"):
-        runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
-
-
 def test_a_bundle_without_a_signature_or_of_a_stranger(bundle):
     with pytest.raises(TrustError, match=f"is by {SIGNER.id}, and does not verify under {STRANGER.id}"):
         runtime.load(bundle, bundle_keys=KEYS[:1], **OPTIONS)

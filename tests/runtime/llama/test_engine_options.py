@@ -64,11 +64,6 @@ def test_without_options_they_are_those_of_llama(tiny_bundle):
     assert {key: left[key] for key in right} == right
 
 
-def test_an_unknown_option_is_an_error_of_llama_or_ignored_as_there(load, tiny_bundle):
-    with pytest.raises(TypeError):
-        load(tiny_bundle, n_ctx="many")
-
-
 @pytest.mark.parametrize("chat_format", ["chatml", "llama-2"])
 def test_chat_formats(load, load_plain, tiny_bundle, chat_format, vector):
     messages = [{"role": "user", "content": "abc"}]
@@ -101,21 +96,6 @@ def test_chat_template_of_the_real_model(real_bundle, load, load_plain):
     changed = answer(llm)
     assert changed != expected
     assert answer(load(real_bundle, vector)) == changed
-
-
-def test_seed(load, tiny_bundle, vector):
-    texts = [text(load(tiny_bundle, vector, seed=seed), temperature=1.5) for seed in (3, 3, 4)]
-    assert texts[0] == texts[1] != texts[2]
-    llm = load(tiny_bundle, vector)
-    texts = [text(llm, temperature=1.5, seed=seed) for seed in (3, 3, 4)]
-    assert texts[0] == texts[1] != texts[2]
-
-
-def test_without_logits_all(load, tiny_bundle, vector, llm):
-    llm.swap(vector)
-    expected = models.llama_greedy(llm, PROMPT, 12)
-    short = load(tiny_bundle, vector, logits_all=False)
-    assert models.llama_greedy(short, PROMPT, 12) == expected
 
 
 def test_logprobs(llm, vector):
@@ -186,14 +166,11 @@ def test_a_saved_state_comes_back_under_its_own_vector(llm, vector):
     assert models.llama_greedy(llm, PROMPT, 8) == expected
 
 
-@pytest.mark.parametrize("saved_under", ["base", "vector"])
-def test_a_state_of_another_vector_is_refused(llm, vector, saved_under):
-    other = MicroVector.random(llm.basis, 0.5, seed=2)
-    if saved_under == "vector":
-        llm.swap(other)
+def test_a_state_of_another_vector_is_refused(llm, vector):
+    llm.swap(MicroVector.random(llm.basis, 0.5, seed=2))
     llm.eval(PROMPT)
     state = llm.save_state()
-    for active in (vector, None) if saved_under == "vector" else (vector,):
+    for active in (vector, None):
         llm.clear() if active is None else llm.swap(active)
         llm.eval(list(b"xyz"))
         before = llm.scores[: llm.n_tokens].copy()
@@ -201,18 +178,6 @@ def test_a_state_of_another_vector_is_refused(llm, vector, saved_under):
             llm.load_state(state)
         assert (llm.n_tokens, llm.vector) == (3, active)
         assert np.array_equal(llm.scores[:3], before)
-        assert models.llama_greedy(llm, list(b"xyz"), 4)
-
-
-def test_a_state_of_a_plain_llama_is_one_of_the_base(llm, load_plain, tiny_bundle, vector):
-    plain = load_plain(tiny_bundle)
-    plain.eval(PROMPT)
-    state = plain.save_state()
-    llm.load_state(state)
-    assert models.llama_greedy(llm, PROMPT, 8) == models.llama_greedy(plain, PROMPT, 8)
-    llm.swap(vector)
-    with pytest.raises(VectorError):
-        llm.load_state(state)
 
 
 # Pickling
@@ -229,12 +194,6 @@ def test_a_pickled_model_keeps_its_vector(load, tiny_bundle, vector):
     assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
     with pytest.raises(VectorError):
         copy.swap(MicroVector.random(llm.basis, 6.0).to_bytes(llm.basis))
-
-
-def test_a_pickled_model_without_vector_is_the_base(llm):
-    copy = pickle.loads(pickle.dumps(llm))
-    assert copy.vector is None
-    assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
 
 
 def test_a_pickled_model_remembers_the_accepted_sequence(llm, vector):

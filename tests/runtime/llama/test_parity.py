@@ -7,8 +7,9 @@ import models
 import numpy as np
 import pytest
 import smollm2
+import support
 
-from tinylora_edge import MicroVector
+from tinylora_edge import MicroVector, load_basis
 
 FULL_PRECISION = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 NORM = 0.3
@@ -41,17 +42,22 @@ def test_f32_base_equals_torch(load, f32_bundles, prompts, base_in_torch):
     assert smollm2.worst_difference(ours, base_in_torch) < 1e-3
 
 
+@pytest.mark.parametrize("projection", ["random", "learned"])
 def test_vector_equals_merged_weights(
-    kind, load, smollm2_gguf, f32_bundles, prompts, base_in_torch, record_property
+    projection, load, smollm2_gguf, f32_bundles, prompts, base_in_torch, record_property, tmp_path
 ):
-    llm = load(f32_bundles[kind], **FULL_PRECISION)
+    folder = f32_bundles["tiled"]
+    if projection == "learned":
+        basis = support.learned_forms(load_basis(folder / "basis.gguf"), scale=0.7)["tiled"]
+        folder = support.bundle_with(basis, folder / "base.gguf", tmp_path / "learned")
+    llm = load(folder, **FULL_PRECISION)
     vector = MicroVector.random(llm.basis, NORM, seed=1)
     expected = in_torch(smollm2_gguf, llm.basis, vector, prompts)
     change = smollm2.worst_difference(expected, base_in_torch)
     assert change > 1  # the vector moves the model far more than rounding does
     llm.swap(vector)
     share = smollm2.worst_difference(in_llama(llm, prompts), expected) / change
-    report(record_property, f"{kind}: {share:.2g} of the largest change ({change:.3g})")
+    report(record_property, f"{projection}: {share:.2g} of the largest change ({change:.3g})")
     assert share <= AGREEMENT
 
 

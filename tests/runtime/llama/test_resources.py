@@ -17,7 +17,7 @@ import pytest
 
 from tinylora_edge import BaseMismatchError, MicroVector
 from tinylora_edge.runtime import TinyLoraLlama
-from tinylora_edge.runtime.llama import lora
+from tinylora_edge.runtime.llama import adapters
 
 MB = 1 << 20
 PROMPT = list(b"one two three four")
@@ -116,14 +116,10 @@ def test_loading_and_closing_takes_no_memory(real_bundle, load):
 
 
 def misfits(basis):
-    a, b = list(basis.a), list(basis.b)
-    a[-1] = np.zeros((basis.rank, a[-1].shape[1] + 32), np.float32)
-    yield "other shape", replace(basis, a=tuple(a))
-    b[0] = np.zeros((b[0].shape[0] * 2, basis.rank), np.float32)
-    yield "other shape in the first module", replace(basis, b=tuple(b))
-    names = (*basis.modules[:-1], "blk.7.ffn_down.weight")
-    yield "unknown module", replace(basis, modules=names)
-    yield "other architecture", replace(basis, architecture="qwen2")
+    a = [*basis.a[:-1], np.zeros((basis.rank, basis.a[-1].shape[1] + 32), np.float32)]
+    yield replace(basis, a=tuple(a))
+    yield replace(basis, modules=(*basis.modules[:-1], "blk.7.ffn_down.weight"))
+    yield replace(basis, architecture="qwen2")
 
 
 def test_a_model_that_the_factors_do_not_fit_is_refused_and_frees_what_it_took(
@@ -132,18 +128,18 @@ def test_a_model_that_the_factors_do_not_fit_is_refused_and_frees_what_it_took(
     llm = load(tiny_bundle)
     expected = models.llama_logits(llm, PROMPT)
     path = str(tiny_bundle / "base.gguf")
-    bad = dict(misfits(llm.basis))
+    bad = list(misfits(llm.basis))
 
     def attempt(basis):
         with pytest.raises(BaseMismatchError):
             TinyLoraLlama(path, basis=basis, n_ctx=128, verbose=False)
 
     for _ in range(3):
-        for basis in bad.values():
+        for basis in bad:
             attempt(basis)
     before = resident()
     for _ in range(20):
-        for basis in bad.values():
+        for basis in bad:
             attempt(basis)
     assert resident() - before < 4 * MB
     assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
@@ -151,35 +147,25 @@ def test_a_model_that_the_factors_do_not_fit_is_refused_and_frees_what_it_took(
     capfd.readouterr()  # llama.cpp says why, on stderr
 
 
-def test_a_file_that_llama_cpp_cannot_load_is_its_own_error(tiny_bundle, load, tmp_path, capfd):
-    llm = load(tiny_bundle)
-    with pytest.raises(ValueError, match="does not exist"):
-        TinyLoraLlama(str(tmp_path / "none.gguf"), basis=llm.basis, verbose=False)
-    (tmp_path / "text.gguf").write_text("no GGUF")
-    with pytest.raises(ValueError, match="Failed to load"):
-        TinyLoraLlama(str(tmp_path / "text.gguf"), basis=llm.basis, verbose=False)
-    capfd.readouterr()
-
-
 # Where the platform has no fmemopen
 
 
 @pytest.fixture
 def without_fmemopen(monkeypatch, tmp_path):
-    monkeypatch.setattr(lora, "_HAS_FMEMOPEN", False)
+    monkeypatch.setattr(adapters, "_HAS_FMEMOPEN", False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
 def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, without_fmemopen, monkeypatch):
     opened = []
-    init = lora.llama_cpp.llama_adapter_lora_init
+    init = adapters.llama_cpp.llama_adapter_lora_init
 
     def spy(model, path):
         opened.append((Path(path.decode()), os.stat(path).st_mode & 0o777))
         return init(model, path)
 
-    monkeypatch.setattr(lora.llama_cpp, "llama_adapter_lora_init", spy)
+    monkeypatch.setattr(adapters.llama_cpp, "llama_adapter_lora_init", spy)
     by_file = load(tiny_bundle)
     vector = MicroVector.random(by_file.basis, 0.5)
     by_file.swap(vector)
@@ -190,14 +176,6 @@ def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, without_fm
 
     monkeypatch.undo()
     assert np.array_equal(models.llama_logits(load(tiny_bundle, vector), PROMPT), logits)
-
-
-def test_a_temporary_file_of_a_refused_adapter_is_removed(tiny_bundle, load, without_fmemopen, capfd):
-    basis = dict(misfits(load(tiny_bundle).basis))["other shape"]
-    with pytest.raises(BaseMismatchError):
-        TinyLoraLlama(str(tiny_bundle / "base.gguf"), basis=basis, verbose=False)
-    assert list(without_fmemopen.iterdir()) == []
-    capfd.readouterr()
 
 
 # The end of a process, in one of its own. glibc fills what is freed, so that use after it shows.
@@ -213,19 +191,13 @@ print("done")
 """
 
 ENDINGS = {
-    "closed": "llm.close()",
     "closed twice": "llm.close(); llm.close()",
     "not closed": "",
     "deleted": "del llm",
     "in a cycle": "llm.itself = llm; del llm",
-    "cleared and closed": "llm.clear(); llm.close()",
     "beside torch": "import torch",  # it keeps modules alive past the point where their names are cleared
     "two models": "other = runtime.load(sys.argv[1], n_ctx=64); llm.close(); other('one', max_tokens=2)",
     "in the midst of a stream": "stream = llm('one', max_tokens=9, stream=True); next(stream)",
-    "with a thread": (
-        "import threading; t = threading.Thread(target=llm.clear); t.start(); t.join(); llm.swap("
-        "MicroVector.random(llm.basis, 0.1))"
-    ),
 }
 
 
@@ -243,16 +215,3 @@ def run_script(ending, bundle):
 def test_a_process_ends_cleanly(tiny_bundle, ending):
     done = run_script(ENDINGS[ending], tiny_bundle)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
-
-
-@pytest.mark.parametrize("call", ["llm.swap(MicroVector.random(llm.basis, 0.5))", "llm.clear()"])
-def test_an_exchange_after_close_raises_and_does_not_crash(tiny_bundle, call):
-    ending = f"""
-llm.close()
-try:
-    {call}
-except Exception as error:
-    print("refused")
-"""
-    done = run_script(ending, tiny_bundle)
-    assert (done.returncode, done.stdout) == (0, "refused\ndone\n"), done.stderr
