@@ -26,8 +26,6 @@ from ...formats.onnx_graph import (
     REQUIRED,
     MetadataKey,
     OnnxFile,
-    inline_spans,
-    read_metadata,
     read_onnx,
 )
 
@@ -96,7 +94,7 @@ class OnnxBundle:
                 f"{self.model} has no input {INPUT_NAME}: a tool removed it after it was baked. Export it "
                 "again"
             )
-        metadata = read_metadata(self.model)
+        metadata = self.file.metadata
         stated = metadata.get(MetadataKey.FLAVOUR, self.flavour)
         if stated != self.flavour:
             has = "has" if self.flavour == DEFAULT else "lacks"
@@ -110,9 +108,9 @@ class OnnxBundle:
             return
         found = weights_fingerprint(self.file, self.basis.architecture, self.basis.modules, weights)
         if found != listed:
-            files = sorted({data.location for data in self.file.initializers.values() if data is not None})
+            files = ", ".join(self.file.data_files) or "inside it"
             raise BaseMismatchError(
-                f"the weights of {self.model} ({', '.join(files) or 'inside it'}) have fingerprint "
+                f"the weights of {self.model} ({files}) have fingerprint "
                 f"{found[:16]}..., but it was baked for {listed[:16]}...: they are of another model, or "
                 "damaged. Copy the data that were exported with it, or export again"
             )
@@ -194,7 +192,6 @@ class _EdgeReader:
     def __init__(self, file: OnnxFile, stack: ExitStack) -> None:
         self._file, self._stack = file, stack
         self._open: dict[Path, IO[bytes]] = {}
-        self._inline: dict[str, tuple[int, int]] | None = None
 
     def edges(self, name: str, nbytes: int) -> tuple[bytes, bytes]:
         """First and last 4,096 bytes of a tensor; all of a smaller one, twice."""
@@ -206,15 +203,10 @@ class _EdgeReader:
 
     def _place(self, name: str) -> tuple[Path, int, int]:
         """File, offset and length of an initializer's data."""
-        path = self._file.path
-        if (external := self._file.initializers.get(name)) is not None:
-            return path.parent / external.location, external.offset, external.length
-        if self._inline is None:
-            self._inline = inline_spans(path)
-        if name not in self._inline:
+        path, place = self._file.path, self._file.initializers.get(name)
+        if place is None:
             raise _changed(self._file, f"has no weight {name}, which it was baked with")
-        start, end = self._inline[name]
-        return path, start, end - start
+        return path.parent / place.location if place.location else path, place.offset, place.length
 
     def _read(self, path: Path, start: int, count: int) -> bytes:
         if path not in self._open:

@@ -13,7 +13,7 @@ import pytest
 from invocation import Cli, contents
 
 from tinylora_edge import Bundle, load_basis
-from tinylora_edge.formats.onnx_graph import read_metadata
+from tinylora_edge.formats.onnx_graph import read_onnx
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def test_a_graph_of_ones_own(cli: Cli, hf: Path, graph: Path, tmp_path: Path) ->
     basis = load_basis(out / "basis.gguf")
     assert basis.digest in text
     assert "exported hf to" in text or f"exported {hf.name} to" in text
-    nodes = read_metadata(out / "onnx" / "model.onnx")
+    nodes = read_onnx(out / "onnx" / "model.onnx").metadata
     assert nodes["tinylora.digest"] == basis.digest
     assert "side path          39 nodes beside 33, input default" in text
     assert f"from {graph}" in text
@@ -66,7 +66,7 @@ def test_both_from_a_gguf_as_json(cli: Cli, tiny_gguf: Path, graph: Path, tmp_pa
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["onnx"]["flavour"] == "required"
     assert manifest["base"]["file"] == "base.gguf"
-    assert read_metadata(out / "onnx" / "model.onnx")["tinylora.flavour"] == "required"
+    assert read_onnx(out / "onnx" / "model.onnx").metadata["tinylora.flavour"] == "required"
 
 
 def test_a_graph_that_is_built(cli: Cli, hf: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tinylora_edge import BaseMismatchError, BasisError, limits
 from tinylora_edge.errors import ExportError
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
-from tinylora_edge.formats.onnx_graph import read_metadata, read_onnx
+from tinylora_edge.formats.onnx_graph import read_onnx
 
 MEMORY = 64 << 20  # bytes that a refusal may take beside what was there
 
@@ -107,10 +107,10 @@ def test_an_onnx_graph(tmp_path: Path) -> None:
         read_onnx(path)
     path.write_bytes(field(14, field(1, b"k") + field(2, b"v" * ((1 << 24) + 1))))
     with pytest.raises(BaseMismatchError, match="16,777,217 bytes"):
-        read_metadata(path)
+        read_onnx(path)
     path.write_bytes(b"".join(field(14, field(1, str(i).encode())) for i in range(65_537)))
     with pytest.raises(BaseMismatchError, match="more than 65,536 metadata entries"):
-        read_metadata(path)
+        read_onnx(path)
 
 
 def test_a_configuration_of_many_blocks(tmp_path: Path) -> None:

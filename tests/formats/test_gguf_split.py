@@ -72,14 +72,14 @@ def check(path, match):
 
 
 def test_a_file_that_is_not_the_first(parts):
-    check(parts[1], r"not the first of its 4 files: name smollm2-00001-of-00004\.gguf")
+    check(parts[1], r"one of the 4 files .*called like smollm2-00001-of-00004\.gguf")
 
 
 def test_a_file_that_is_missing(own):
     own[2].unlink()
-    check(own[0], r"smollm2-00003-of-00004\.gguf is not beside it: download")
+    check(own[0], r"1 are not beside it, such as smollm2-00003-of-00004\.gguf: download")
     own[1].unlink()
-    check(own[0], r"smollm2-00002-of-00004\.gguf is not beside it, nor are 1 more")
+    check(own[0], r"2 are not beside it, such as smollm2-00002-of-00004\.gguf")
 
 
 def test_files_out_of_order(own):
@@ -100,7 +100,7 @@ def test_the_first_two_files_swapped(own):
 
 def test_a_file_without_its_name(own):
     renamed = own[0].rename(own[0].with_name("first.gguf"))
-    check(renamed, r"file 1 of a model split into 4, but is not named like model-00001-of-00004\.gguf")
+    check(renamed, r"one of the 4 files .*called like model-00001-of-00004\.gguf")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,6 @@ def test_keys_of_another_kind(tmp_path, key, value, kind, match):
             pairs = [(name, *pair) for name, pair in stated.items()]
             gguf.write(file, "llama", pairs, {f"blk.{number}.attn_q.weight": np.zeros((8, 8), np.float32)})
     check(tmp_path / "m-00001-of-00002.gguf", match)
-    if key == "split.no":
-        check((tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "odd.gguf"), match)
 
 
 def test_a_file_of_another_model(own, parts, smollm2_gguf, tmp_path):

@@ -18,7 +18,7 @@ from tinylora_edge import TinyLoraError, save_basis
 from tinylora_edge.errors import BaseMismatchError
 from tinylora_edge.exporters.weights.safetensors import read_safetensors
 from tinylora_edge.formats.bundle import Bundle
-from tinylora_edge.formats.onnx_graph import MetadataKey, read_metadata, read_onnx
+from tinylora_edge.formats.onnx_graph import MetadataKey, read_onnx
 from tinylora_edge.runtime.onnx.bundle import OnnxBundle, weights_fingerprint
 
 # ONNX graphs: protocol buffers as (field, integer, bytes or fields).
@@ -142,7 +142,6 @@ def _read_graph(data: bytes) -> None:
     errors: list[BaseMismatchError] = []
     for read in (
         lambda: read_onnx(graph.model).check_data(),
-        lambda: read_metadata(graph.model),
         graph.check,
     ):
         try:

@@ -12,7 +12,7 @@ from ..basis import Basis
 from ..documents import read_json
 from ..errors import BaseMismatchError, BasisError
 from .gguf import MalformedGGUFError, open_gguf, whole_stem
-from .onnx_graph import MODEL_NAME, MetadataKey, read_metadata
+from .onnx_graph import MODEL_NAME, MetadataKey, read_onnx
 from .side_tensors import check_shapes, fingerprint, load_basis
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
@@ -137,7 +137,7 @@ class Bundle:
                 "with exporters.export_onnx"
             )
         model = self.onnx / MODEL_NAME
-        metadata = read_metadata(model)
+        metadata = read_onnx(model).metadata
         digest = metadata.get(MetadataKey.DIGEST)
         if digest != self.basis.digest:
             what = "has no basis baked in" if digest is None else f"was baked with basis {digest[:16]}..."

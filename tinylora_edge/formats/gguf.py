@@ -134,13 +134,8 @@ class GGUFFile:
     def value(self, key: str, kind: type[T], default: T | None = None) -> T:
         """Return a metadata value of one kind: str, int, float, list of str, or a numpy array.
 
-        Args:
-            key: of the value.
-            kind: that it has to have.
-            default: where the file lacks the key; without one it must not.
-
         Raises:
-            MalformedGGUFError: it is of another kind, or missing.
+            MalformedGGUFError: it is of another kind, or missing and without a default.
         """
         found = self.get(key, default)
         if not isinstance(found, kind) or isinstance(found, bool):
@@ -293,10 +288,7 @@ def whole_stem(path: str | PathLike[str]) -> str:
 
 
 def named_paths(path: Path) -> list[Path]:
-    """Return the files of the split model that a file's name makes it one of, in order, or the file alone.
-
-    The file itself is always among them: who checks these has checked what an engine opens.
-    """
+    """Return the files of the split model that a file's name makes it one of, in order, or the file alone."""
     match = _SPLIT_NAME.fullmatch(path.name)
     if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
         return [path]
@@ -312,20 +304,10 @@ def gguf_paths(path: str | PathLike[str]) -> list[Path]:
 
 
 def open_gguf(path: str | PathLike[str]) -> GGUFFile:
-    """Open a GGUF model, whole or split.
+    """Open a GGUF model, whole or split: the file, or the first of several, whose metadata count.
 
-    The rules for a split one:
-
-    1. It is named by its first file, and all files lie beside that one.
-    2. Their names are `<stem>-NNNNN-of-NNNNN.gguf`, as llama.cpp needs them to be.
-    3. Each says that it is the one that its name says (`split.no`, `split.count`).
-    4. No tensor is there twice, and there are as many as the first file says.
-
-    Args:
-        path: the file, or the first of several.
-
-    Returns:
-        The file; the metadata of a split model is that of its first file.
+    The files of a split one lie beside each other, named as llama.cpp needs them to be, each being the one
+    that its name says; no tensor is there twice, and there are as many as the first file says.
 
     Raises:
         OSError: a file cannot be read.
@@ -342,22 +324,18 @@ class _SplitGGUF(GGUFFile):
 
     def __init__(self, path: Path, first: GGUFFile, count: int) -> None:
         match = _SPLIT_NAME.fullmatch(path.name)
-        if match is None:
-            number = first.value("split.no", int, 0) + 1
+        if match is None or match["number"] != "00001":
+            name = split_name(match["stem"] if match else "model", 1, count)
             raise MalformedGGUFError(
-                f"it is file {number} of a model split into {count}, but is not named like "
-                f"{split_name('model', number, count)}: give the files their names back"
+                f"it is one of the {count} files of a split model: name the first, which must be called like "
+                f"{name}"
             )
-        if match["number"] != "00001":
-            name = split_name(match["stem"], 1, count)
-            raise MalformedGGUFError(f"it is not the first of its {count} files: name {name}")
         paths = named_paths(path)
         missing = [each.name for each in paths if not each.exists()]
         if missing:
             raise MalformedGGUFError(
-                f"it is the first of {len(paths)} files, and {missing[0]} is not beside it"
-                + (f", nor are {len(missing) - 1} more" if len(missing) > 1 else "")
-                + ": download what is missing"
+                f"it is the first of {len(paths)} files, and {len(missing)} are not beside it, such as "
+                f"{missing[0]}: download them"
             )
         files = [first, *map(GGUFFile, paths[1:])]
         for position, (each, file) in enumerate(zip(paths, files, strict=True)):
@@ -394,10 +372,10 @@ def write(
     metadata: Sequence[tuple[str, Any, gguf.GGUFValueType]],
     tensors: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Write a GGUF image.
+    """Write a GGUF image to a file or a BytesIO at its start.
 
     Args:
-        file: where to; a file or a BytesIO at its start.
+        file: where to.
         architecture: `general.architecture`.
         metadata: (key, value, type); a list value is an array of that type.
         tensors: name -> float32 or float16 array.

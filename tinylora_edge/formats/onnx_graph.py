@@ -11,10 +11,8 @@ from __future__ import annotations
 import mmap
 import stat
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from os import PathLike
 from pathlib import Path
 
 from ..errors import BaseMismatchError
@@ -59,7 +57,6 @@ Span = tuple[int, int]
 """Place of a field's content in the file: bytes [start, end)."""
 Value = int | Span
 """Value of a field: an integer, or where its bytes lie."""
-Buffer = mmap.mmap
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -72,11 +69,11 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 
 @dataclass(frozen=True)
-class External:
-    """Place of an initializer's external data.
+class Place:
+    """Where an initializer's bytes lie.
 
     Attributes:
-        location: file, relative to the model's folder.
+        location: file, relative to the model's folder; "" for the model's own.
         offset: first byte in it.
         length: how many bytes; 0 where the graph leaves it open.
     """
@@ -94,15 +91,22 @@ class OnnxFile:
         path: the `.onnx` file.
         ir_version: version of ONNX's file format.
         opsets: domain -> version of its operators; the default domain is "".
+        metadata: its `metadata_props`.
         inputs: names of the graph's inputs, initialized or not.
-        initializers: name -> its external data, or None where they are inline.
+        initializers: name -> where its bytes lie, or None where they are in typed fields.
     """
 
     path: Path
     ir_version: int = 0
     opsets: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
-    initializers: dict[str, External | None] = field(default_factory=dict)
+    initializers: dict[str, Place | None] = field(default_factory=dict)
+
+    @property
+    def data_files(self) -> list[str]:
+        """Names of the files of external data, sorted."""
+        return sorted({place.location for place in self.initializers.values() if place and place.location})
 
     def check_data(self) -> None:
         """Check that every file of external data is there, whole, and one that ONNX Runtime accepts.
@@ -111,147 +115,106 @@ class OnnxFile:
             BaseMismatchError: a file is missing, too short, a symbolic link, or outside the model's folder.
         """
         ends: dict[str, int] = {}
-        for data in self.initializers.values():
-            if data is not None:
-                ends[data.location] = max(ends.get(data.location, 0), data.offset + data.length)
-        folder = self.path.parent
+        for place in self.initializers.values():
+            if place and place.location:
+                ends[place.location] = max(ends.get(place.location, 0), place.offset + place.length)
         for location, end in ends.items():
-            where = Path(location)
-            if where.is_absolute() or ".." in where.parts:
-                raise BaseMismatchError(
-                    f"{self.path} keeps weights in {location!r}, outside its folder, which ONNX Runtime "
-                    "refuses"
-                )
-            path = folder / where
-            try:
-                found = path.lstat()
-            except FileNotFoundError:
-                raise BaseMismatchError(
-                    f"{path}, which holds weights of {self.path.name}, does not exist: copy it there, or "
-                    "export again"
-                ) from None
-            except (OSError, ValueError) as error:  # ValueError: of a null byte
-                raise BaseMismatchError(
-                    f"{self.path} keeps weights in {location[:80]!r}, which is no name of a file: {error}"
-                ) from None
-            if stat.S_ISLNK(found.st_mode):
-                raise BaseMismatchError(
-                    f"{path} is a symbolic link, which ONNX Runtime refuses for weights: copy the file "
-                    "instead"
-                )
-            if not stat.S_ISREG(found.st_mode):
-                raise BaseMismatchError(
-                    f"{path}, which holds weights of {self.path.name}, is no regular file: export again"
-                )
-            if found.st_size < end:
-                raise BaseMismatchError(
-                    f"{path} has {found.st_size:,} bytes, but {self.path.name} needs {end:,}: it was cut on "
-                    "its way; copy it again"
-                )
+            self._check_file(location, end)
+
+    def _check_file(self, location: str, end: int) -> None:
+        where, said = Path(location), f"{self.path} keeps weights in {location[:80]!r}"
+        if where.is_absolute() or ".." in where.parts:
+            raise BaseMismatchError(f"{said}, outside its folder, which ONNX Runtime refuses")
+        path = self.path.parent / where
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            raise BaseMismatchError(
+                f"{path}, which holds weights of {self.path.name}, does not exist: copy it there, or export "
+                "again"
+            ) from None
+        except (OSError, ValueError) as error:  # ValueError: of a null byte
+            raise BaseMismatchError(f"{said}, which is no name of a file: {error}") from None
+        if stat.S_ISLNK(found.st_mode):
+            raise BaseMismatchError(
+                f"{path} is a symbolic link, which ONNX Runtime refuses for weights: copy the file instead"
+            )
+        if not stat.S_ISREG(found.st_mode):
+            raise BaseMismatchError(f"{said}, which is no regular file: export again")
+        if found.st_size < end:
+            raise BaseMismatchError(
+                f"{path} has {found.st_size:,} bytes, but {self.path.name} needs {end:,}: it was cut on "
+                "its way; copy it again"
+            )
 
 
 def read_onnx(path: Path) -> OnnxFile:
     """Read what an ONNX file says about itself.
 
     Raises:
-        FileNotFoundError: there is no such file.
         BaseMismatchError: it is not an ONNX model, or damaged.
+        OSError: it cannot be read.
     """
     result = OnnxFile(path)
-    with _opened(path) as data:
-        _read_model(data, result)
+    try:
+        with open(path, "rb") as file:
+            if file.seek(0, 2) == 0:
+                raise MalformedProtobufError("it is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                _read_model(data, result)
+    except MalformedProtobufError as error:
+        raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
     if not result.inputs:
         raise BaseMismatchError(f"{path} is not a usable ONNX model: it has no graph with inputs")
     return result
 
 
-def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX model file; the graph is skipped.
-
-    Raises:
-        BaseMismatchError: the file is not an ONNX model, or is truncated.
-        OSError: it cannot be read.
-    """
-    found: dict[str, str] = {}
-    with _opened(path) as data:
-        for number, value in fields(data, 0, len(data)):
-            if number != _MODEL_METADATA:
-                continue
-            start, end = span(value)
-            if end - start > STRING_BYTES + 2 * KEY_BYTES:
-                raise MalformedProtobufError(f"an entry of its metadata has {end - start:,} bytes")
-            key, said = _entry(data, value)
-            found[key] = said
-            _count(found, KEYS, "metadata entries")
-    return found
-
-
-def inline_spans(path: str | PathLike[str]) -> dict[str, Span]:
-    """Return initializer -> [start, end) of its raw data in the model file, for those that are inside it.
-
-    Raises:
-        BaseMismatchError: the file is not an ONNX model, or is truncated.
-        OSError: it cannot be read.
-    """
-    found: dict[str, Span] = {}
-    with _opened(path) as data:
-        for number, graph in fields(data, 0, len(data)):
-            if number != _MODEL_GRAPH:
-                continue
-            for inner, tensor in fields(data, *span(graph)):
-                if inner == _GRAPH_INITIALIZER:
-                    parts = dict(fields(data, *span(tensor)))
-                    if _TENSOR_RAW in parts and _TENSOR_NAME in parts:
-                        found[text(data, parts[_TENSOR_NAME])] = span(parts[_TENSOR_RAW])
-                        _count(found, TENSORS, "initializers")
-    return found
-
-
-@contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator[Buffer]:
-    try:
-        with _mapped(path) as data:
-            yield data
-    except MalformedProtobufError as error:
-        raise BaseMismatchError(f"{path} is not a usable ONNX model: {error}") from None
-
-
-def _read_model(data: Buffer, result: OnnxFile) -> None:
-    for number, value in fields(data, 0, len(data)):
+def _read_model(data: mmap.mmap, result: OnnxFile) -> None:
+    for number, value in _fields(data, 0, len(data)):
         if number == _MODEL_IR:
-            result.ir_version = integer(value)
+            result.ir_version = _integer(value)
         elif number == _MODEL_GRAPH:
-            _read_graph(data, span(value), result)
+            _read_graph(data, _span(value), result)
         elif number == _MODEL_OPSETS:
-            opset = dict(fields(data, *span(value)))
-            domain = text(data, opset[_OPSET_DOMAIN]) if _OPSET_DOMAIN in opset else ""
-            result.opsets[domain] = integer(opset.get(_OPSET_VERSION, 0))
+            opset = dict(_fields(data, *_span(value)))
+            domain = _text(data, opset[_OPSET_DOMAIN]) if _OPSET_DOMAIN in opset else ""
+            result.opsets[domain] = _integer(opset.get(_OPSET_VERSION, 0))
+        elif number == _MODEL_METADATA:
+            key, said = _entry(data, value)
+            result.metadata[key] = said
+            _count(result.metadata, KEYS, "metadata entries")
 
 
-def _read_graph(data: Buffer, place: Span, result: OnnxFile) -> None:
-    for number, value in fields(data, *place):
+def _read_graph(data: mmap.mmap, place: Span, result: OnnxFile) -> None:
+    for number, value in _fields(data, *place):
         if number == _GRAPH_INPUT:
-            named = dict(fields(data, *span(value)))
+            named = dict(_fields(data, *_span(value)))
             if _VALUE_NAME in named:
-                result.inputs.append(text(data, named[_VALUE_NAME]))
+                result.inputs.append(_text(data, named[_VALUE_NAME]))
                 _count(result.inputs, TENSORS, "inputs")
         elif number == _GRAPH_INITIALIZER:
-            name, external = "", {}
-            for inner, part in fields(data, *span(value)):
+            name, raw, external = "", None, {}
+            for inner, part in _fields(data, *_span(value)):
                 if inner == _TENSOR_NAME:
-                    name = text(data, part)
+                    name = _text(data, part)
+                elif inner == _TENSOR_RAW:
+                    start, end = _span(part)
+                    raw = Place("", start, end - start)
                 elif inner == _TENSOR_EXTERNAL:
                     key, said = _entry(data, part)
                     external[key] = said
-            result.initializers[name] = _external(name, external) if external else None
+            result.initializers[name] = _external(name, external) if external else raw
             _count(result.initializers, TENSORS, "initializers")
 
 
-def _entry(data: Buffer, value: Value) -> tuple[str, str]:
+def _entry(data: mmap.mmap, value: Value) -> tuple[str, str]:
     """Return key and value of a `StringStringEntryProto`."""
-    parts = dict(fields(data, *span(value)))
+    start, end = _span(value)
+    if end - start > STRING_BYTES + 2 * KEY_BYTES:
+        raise MalformedProtobufError(f"an entry of its metadata has {end - start:,} bytes")
+    parts = dict(_fields(data, start, end))
     key, value = (parts.get(number, (0, 0)) for number in (_ENTRY_KEY, _ENTRY_VALUE))
-    return text(data, key), text(data, value, STRING_BYTES)
+    return _text(data, key), _text(data, value, STRING_BYTES)
 
 
 def _count(found: Sized, most: int, what: str) -> None:
@@ -259,14 +222,12 @@ def _count(found: Sized, most: int, what: str) -> None:
         raise MalformedProtobufError(f"it has more than {most:,} {what}")
 
 
-def _external(name: str, entries: dict[str, str]) -> External:
+def _external(name: str, entries: dict[str, str]) -> Place:
     try:
-        place = External(
-            entries["location"], int(entries.get("offset", "0")), int(entries.get("length", "0"))
-        )
+        place = Place(entries["location"], int(entries.get("offset", "0")), int(entries.get("length", "0")))
     except (KeyError, ValueError):
         place = None
-    if place is None or min(place.offset, place.length) < 0:
+    if place is None or not place.location or min(place.offset, place.length) < 0:
         raise MalformedProtobufError(f"the external data of {name!r} are described as {entries}")
     return place
 
@@ -275,29 +236,8 @@ class MalformedProtobufError(ValueError):
     """Error of bytes that are no protocol buffer."""
 
 
-@contextmanager
-def _mapped(path: str | PathLike[str]) -> Iterator[Buffer]:
-    """Map a file for reading.
-
-    Raises:
-        MalformedProtobufError: it is empty.
-        OSError: it cannot be read.
-    """
-    with open(path, "rb") as file:
-        try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise MalformedProtobufError("it is empty") from None
-    with data:
-        yield data
-
-
-def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, Value]]:
-    """Yield number and value of the fields of the message in [start, end).
-
-    Raises:
-        MalformedProtobufError: there is no such message, or it has too many fields.
-    """
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, Value]]:
+    """Yield number and value of the fields of the message in [start, end)."""
     position, left = start, ONNX_FIELDS
     while position < end:
         if not left:
@@ -323,23 +263,21 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, Value]]:
         position += size
 
 
-def integer(value: Value) -> int:
-    """Return an integer field's value."""
+def _integer(value: Value) -> int:
     if not isinstance(value, int):
         raise MalformedProtobufError("an integer is expected where bytes are")
     return value
 
 
-def span(value: Value) -> Span:
-    """Return where a field's bytes lie."""
+def _span(value: Value) -> Span:
     if isinstance(value, int):
         raise MalformedProtobufError("bytes are expected where an integer is")
     return value
 
 
-def text(data: Buffer, value: Value, most: int = KEY_BYTES) -> str:
+def _text(data: mmap.mmap, value: Value, most: int = KEY_BYTES) -> str:
     """Return a string field's value, of so many bytes at most."""
-    start, end = span(value)
+    start, end = _span(value)
     if end - start > most:
         raise MalformedProtobufError(f"a name or a text has {end - start:,} bytes: at most {most:,} are read")
     try:
@@ -348,7 +286,7 @@ def text(data: Buffer, value: Value, most: int = KEY_BYTES) -> str:
         raise MalformedProtobufError("a text is not UTF-8") from None
 
 
-def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     if position < end and (byte := data[position]) < 0x80:  # as most have
         return byte, position + 1
     value = 0

@@ -26,10 +26,6 @@ _EDGE_BYTES = 4096  # of each tensor's data, at both ends, go into a fingerprint
 def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
     """Write a basis as GGUF side tensors, atomically (docs/FORMAT.md, "Side tensors").
 
-    Args:
-        basis: what to write.
-        path: of the file; what is there is replaced.
-
     Raises:
         OSError: the file cannot be written; what was there before stays.
     """
@@ -66,9 +62,6 @@ def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
 
 def load_basis(path: str | PathLike[str]) -> Basis:
     """Read a basis from GGUF side tensors. The factors stay in the file, memory-mapped.
-
-    Args:
-        path: of the file, `basis.gguf` in a bundle.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -146,6 +139,9 @@ def _read(file: GGUFFile) -> Basis:
     modules: list[str] = file.value("tinylora.modules", list)
     explicit = file.value("tinylora.projection", str) == EXPLICIT
     u, groups = file.value("tinylora.u", int), file.value("tinylora.groups", int)
+    tying: NDArray[Any] = file.value("tinylora.tying.groups", np.ndarray)
+    if tying.dtype.kind not in "iu":
+        raise MalformedGGUFError(f"its tinylora.tying.groups are {tying.dtype}, expected integers")
     return Basis(
         architecture=file.architecture,
         modules=tuple(modules),
@@ -156,7 +152,7 @@ def _read(file: GGUFFile) -> Basis:
         factorization=file.value("tinylora.factorization", str),
         projection=file.value("tinylora.projection", str),
         scheme=file.value("tinylora.tying.scheme", str),
-        tying=_groups(file),
+        tying=tying.astype(np.int32),
         a=tuple(_tensor(file, f"{m}.tinylora_a") for m in modules),
         b=tuple(_tensor(file, f"{m}.tinylora_b") for m in modules),
         p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if explicit else (),
@@ -176,13 +172,6 @@ def _floats(file: GGUFFile, key: str, shape: tuple[int, ...]) -> NDArray[np.floa
     if values.size != math.prod(shape):
         raise MalformedGGUFError(f"its {key} has {values.size} numbers, expected {math.prod(shape)}")
     return values.astype(np.float32).reshape(shape)
-
-
-def _groups(file: GGUFFile) -> NDArray[np.int32]:
-    groups: NDArray[Any] = file.value("tinylora.tying.groups", np.ndarray)
-    if groups.dtype.kind not in "iu":
-        raise MalformedGGUFError(f"its tinylora.tying.groups are {groups.dtype}, expected integers")
-    return groups.astype(np.int32)
 
 
 def _tensor(file: GGUFFile, name: str) -> NDArray[Any]:
