@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata as metadata
-import json
-import os
 import platform
 import re
 import shlex
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
 from rich.text import Text
 
-from .. import Bundle
-from ..errors import BaseMismatchError, TinyLoraError
-from ..formats.signatures import signature_path
 from ..system import __version__
 from . import console
 from .options import JsonOption
@@ -37,8 +30,6 @@ _OURS = ("all", "bench", "dev", "fuzz")  # extras that are others together, or f
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?\s*([^;]*)(?:;\s*(.*))?\Z")
 _ENGINES = {"llama": ("llama.cpp", "llama-cpp-python"), "onnx": ("ONNX Runtime", "onnxruntime")}
 _SECONDS = 120  # after which an engine that says nothing is given up: a tiny model takes two
-_KEY_BYTES = 1 << 12
-_SECRET = re.compile(rb"-----BEGIN PRIVATE KEY-----|\A\s*[0-9a-fA-F]{64}\s*\Z")  # PEM, or a MAC key
 
 
 @dataclass(frozen=True)
@@ -46,9 +37,8 @@ class Finding:
     """A thing that was looked at.
 
     Attributes:
-        check: `python`, `extra`, `engine`, `keys` or `bundle`.
-        level: `ok`; `note` where something is missing that may not be needed; `fault` where something fails,
-            or lets others in.
+        check: `python`, `extra` or `engine`.
+        level: `ok`; `note` where something is missing that may not be needed; `fault` where something fails.
         text: what was found, in one line.
         mend: the command that changes it; empty where there is none.
     """
@@ -59,32 +49,25 @@ class Finding:
     mend: str = ""
 
 
-def doctor(
-    bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="A bundle to look at, too.", show_default=False)
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Say what is missing or wrong in this installation, and the command that mends it.
 
-    It looks at Python and the extras, lets each engine compute in a process of its own, and looks for secret
-    keys of the present folder, and of the bundle's, that others can read. The exit code is 1 where there is a
-    fault.
+    It looks at Python and the extras, and lets each engine compute in a process of its own. A fault makes the
+    exit code 1. A bundle is checked by inspect.
 
     \b
-    Examples:
+    Example:
       tinylora-edge doctor
-      tinylora-edge doctor out/demo --json
     """
     found = []
-    for finding in _look(bundle):
+    for finding in look():
         found.append(finding)
         if not as_json:
             line = Text(f"{finding.level:<6}", _STYLES[finding.level]).append(f"{finding.check:<8} ", "dim")
             said = " ".join(console.harmless(finding.text).splitlines())
             console.stdout().print(line.append(said, "not dim default"), soft_wrap=True)
             if finding.mend:
-                console.stdout().print(Text(f"{'':<15}$ {finding.mend}", "bold"), soft_wrap=True)
+                console.say(f"{'':<15}$ {finding.mend}")
     faults, notes = (sum(finding.level == level for finding in found) for level in (FAULT, NOTE))
     if as_json:
         console.print_json({"faults": faults, "notes": notes, "findings": [asdict(one) for one in found]})
@@ -94,7 +77,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _look(bundle: Path | None) -> Iterator[Finding]:
+def look() -> Iterator[Finding]:
+    """Yield what is found."""
     runs = f"Python {platform.python_version()} ({platform.machine()}); {_DISTRIBUTION} {__version__}"
     yield Finding("python", OK if sys.maxsize > 1 << 32 else FAULT, runs)
     yield from check_extras()
@@ -103,10 +87,6 @@ def _look(bundle: Path | None) -> Iterator[Finding]:
     if all(finding.level == NOTE for finding in engines):
         text = "no engine is installed: nothing can be run"
         yield Finding("engine", FAULT, text, _install(f"{_DISTRIBUTION}[llama]"))
-    beside = [] if bundle is None else [bundle, bundle.absolute().parent]
-    yield from check_keys(Path(), *beside)
-    if bundle is not None:
-        yield from check_bundle(bundle)
 
 
 def check_extras() -> Iterator[Finding]:
@@ -176,68 +156,17 @@ def check_engine(name: str) -> Finding:
     # -P: nothing that lies in the present folder is run.
     command = [sys.executable, "-P", "-m", __name__, name]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return Finding("engine", FAULT, f"{title} does not answer within {_SECONDS} s", mend)
+    if done.returncode == 0:
+        return Finding("engine", OK, f"{title} computes")
     if done.returncode < 0:
         ended = signal.Signals(-done.returncode).name
         why = ": it was built for another processor" if ended == "SIGILL" else ""
         return Finding("engine", FAULT, f"{title} ends its process with {ended}{why}", mend)
-    said = {}
-    with suppress(ValueError, IndexError):
-        said = json.loads(done.stdout.decode(errors="replace").splitlines()[-1])
-    if said.get("ok"):
-        return Finding("engine", OK, f"{title} computes")
-    lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-    return Finding("engine", FAULT, f"{title} fails: {str(said.get('error', lines[-1]))[:200]}", mend)
-
-
-def check_keys(*folders: Path) -> Iterator[Finding]:
-    """Yield the secret keys in folders, and in them alone, that others on this machine can read."""
-    found: dict[Path, int] = {}
-    for folder in folders:
-        with suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                with suppress(OSError):
-                    if entry.is_file() and entry.stat().st_size <= _KEY_BYTES:
-                        path = Path(entry.path)
-                        if _SECRET.search(path.read_bytes()):
-                            found[path.resolve()] = entry.stat().st_mode
-    open_ = [path for path, mode in found.items() if mode & (stat.S_IRGRP | stat.S_IROTH) and os.name != "nt"]
-    for path in open_:
-        text = f"{path} is a secret key, and others on this machine can read it"
-        yield Finding("keys", FAULT, text, shlex.join(["chmod", "600", str(path)]))
-    if not open_:
-        yield Finding("keys", OK, f"no secret key that others can read ({len(found)} looked at)")
-
-
-def check_bundle(path: Path) -> Iterator[Finding]:
-    """Yield what is found of a bundle: its basis, what it runs on, its manifest and its signature."""
-    again = console.command("export", "MODEL", "-o", "BUNDLE")
-    try:
-        bundle = Bundle.find(path)
-        digest = bundle.basis.digest
-        yield Finding("bundle", OK, f"{bundle.basis_path} gives its digest, {digest}")
-        stated = bundle.manifest.get("basis")
-        if isinstance(stated, dict) and stated.get("digest") != digest:
-            said = f"{str(stated.get('digest'))[:16]}..., but the basis has {digest[:16]}..."
-            yield Finding("bundle", FAULT, f"{bundle.manifest_path} states digest {said}", again)
-        signed = (
-            "signed: inspect --key KEY.pub checks it" if signature_path(bundle).exists() else "not signed"
-        )
-        yield Finding("bundle", OK, f"it is {signed}")
-    except (TinyLoraError, OSError) as error:
-        yield Finding("bundle", FAULT, str(error), again)
-        return
-    checks = [(bundle.base, bundle.check_base)] if bundle.base != bundle.onnx else []
-    if bundle.onnx is not None:
-        checks.append((bundle.onnx, bundle.check_onnx))
-    for base, check in checks:
-        try:
-            yield Finding("bundle", OK, f"{base} has fingerprint {check()}, which the basis lists")
-        except (BaseMismatchError, OSError) as error:
-            mend = console.command("export", bundle.basis_path.parent, "--add-base", "FILE")
-            yield Finding("bundle", FAULT, str(error), mend)
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return Finding("engine", FAULT, f"{title} fails: {last[:200]}", mend)
 
 
 def _install(*words: str) -> str:
@@ -308,9 +237,4 @@ def probe_llama() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        {"llama": probe_llama, "onnx": probe_onnx}[sys.argv[1]]()
-        found: dict[str, Any] = {"ok": True}
-    except Exception as error:  # whatever an engine raises is what the doctor is to say
-        found = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(found))
+    {"llama": probe_llama, "onnx": probe_onnx}[sys.argv[1]]()

@@ -131,6 +131,8 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
         "bytes": sum(file.stat().st_size for file in files if file.is_file()),
         "fingerprint": bundle.check_base(),
     }
+    if bundle.onnx is not None and bundle.onnx != bundle.base:
+        record["onnx"] = {"path": str(bundle.onnx), "fingerprint": bundle.check_onnx()}
     stated = bundle.manifest.get("basis")
     digest = stated.get("digest") if isinstance(stated, dict) else None
     if digest is not None and digest != bundle.basis.digest:
