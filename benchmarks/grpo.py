@@ -26,7 +26,6 @@ import numpy as np
 from _subjects import SCALES, export, smollm2
 
 from tinylora_edge import MicroVector, runtime
-from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.runtime.llama.requantize import half_copy, half_type
 from tinylora_edge.system import cores
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
@@ -82,7 +81,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     samples = task.train[: options.prompts]
     with ExitStack() as stack:
         llm = stack.enter_context(closing(runtime.load(bundle, n_ctx=64)))
-        prompts = [encode(llm, sample) for sample in samples]
+        prompts = [np.array(llm.encode(sample)[0], np.int32) for sample in samples]
         vector = MicroVector.random(llm.basis, 0.2, seed=1)
         if name == GENERATE:
             model = load_model(bundle / "base.gguf", options.dtype)

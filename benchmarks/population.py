@@ -18,7 +18,6 @@ from _subjects import NORM, SCALES, export
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime import RewardLearner, TuneSettings
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.tasks import load_task
 
 SEQUENCES = 32
@@ -32,7 +31,7 @@ def llama(bundle: Path, rounds: int) -> dict[str, Any]:
     with closing(runtime.load(bundle, engine="llama", n_ctx=256)) as llm:
         vector = MicroVector.random(llm.basis, NORM, seed=1)
         llm.swap(vector)
-        prompts = [encode(llm, sample).tolist() for sample in task.train[:SEQUENCES]]
+        prompts = [llm.encode(sample)[0] for sample in task.train[:SEQUENCES]]
         longest = max(map(len, prompts)) + TOKENS
         with Batch(llm, n_ctx_seq=longest, sequences=SEQUENCES) as batch:
             batch.swap(vector)

@@ -247,7 +247,6 @@ def _exchange(
     from llama_cpp import Llama
 
     from .. import runtime
-    from ..runtime.llama.prompts import encode
 
     # The same for the plain Llama: only then can the logits be the same, bit for bit.
     engine: dict[str, Any] = {
@@ -260,7 +259,7 @@ def _exchange(
     with closing(runtime.load(output, frame, engine="llama", **engine)) as llm:
         assert llm.vector is not None
         values = llm.vector.values.reshape(-1)
-        tokens = [encode(llm, sample).tolist() for sample in samples]
+        tokens = [llm.encode(sample)[0] for sample in samples]
         changed = [logits(llm, prompt) for prompt in tokens]
         vector = [_answer(llm, task, sample) for sample in samples]
         times = []

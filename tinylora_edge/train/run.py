@@ -23,7 +23,6 @@ from ..formats.bundle import Bundle
 from ..runtime.batch import Batch
 from ..runtime.drift import drift_beside
 from ..runtime.evaluation import evaluate
-from ..runtime.llama.prompts import decode, encode, has_template, turn_end
 from ..runtime.llama.requantize import half_copy, half_type
 from ..runtime.tuning.settings import Report
 from ..system import __version__, atomic_write, cores
@@ -209,14 +208,14 @@ class _Engines:
         self.basis = found.basis
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
-        self.prompts = {id(s): encode(self.deployed, s) for s in (*task.train, *task.held_out)}
+        self.prompts = {id(s): self._tokens(s) for s in (*task.train, *task.held_out)}
         longest = max(len(tokens) for tokens in self.prompts.values())
         room = self._room(
             f"the longest prompt of task {task.name} has", longest, task.max_tokens, "shorten it"
         )
         general = []
         if options.anchor:
-            general = [encode(self.deployed, sample) for sample in load_general(split="train")]
+            general = [self._tokens(sample) for sample in load_general(split="train")]
             longest = max(map(len, general))
             what, cure = "the longest general prompt has", "leave out the anchor"
             room = max(room, self._room(what, longest, ANCHOR_TOKENS, cure))
@@ -242,7 +241,7 @@ class _Engines:
             task,
             self.drawing,
             encode=self._encode,
-            decode=lambda tokens: decode(self.deployed, tokens),
+            decode=lambda tokens: self.deployed.vocabulary.decode(tokens.tolist()),
             each=options.samples,
         )
         batches: Batches = judge
@@ -265,14 +264,18 @@ class _Engines:
         self.stack.callback(learner.close)
         return learner
 
+    def _tokens(self, sample: Sample) -> NDArray[np.int32]:
+        return np.array(self.deployed.encode(sample)[0], np.int32)
+
     def _encode(self, sample: Sample) -> NDArray[np.int32]:
         return self.prompts[id(sample)]
 
     def _encode_answer(self, sample: Sample) -> NDArray[np.int32]:
         """Return an answer with the token that ends it: the chat's, where the model has a template."""
         text = self.deployed.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
-        chat = not sample.raw and has_template(self.deployed)
-        return np.array([*text, turn_end(self.deployed) if chat else self.deployed.token_eos()], np.int32)
+        vocabulary = self.deployed.vocabulary
+        chat = not sample.raw and vocabulary.has_template
+        return np.array([*text, vocabulary.turn_end if chat else self.deployed.token_eos()], np.int32)
 
     def _room(self, what: str, longest: int, answer: int, cure: str) -> int:
         limit = self.deployed._model.n_ctx_train()

@@ -22,7 +22,7 @@ from ..errors import TrainError
 from ..runtime.batch import Batch
 from ..runtime.distillation.lesson import Lesson, Tokens
 from ..runtime.llama.model import TinyLoraLlama
-from ..runtime.llama.prompts import encode
+from ..tasks import Prompt
 from ..tasks.behaviours import Behaviour
 from .adapter import Adapter
 from .learner import ChosenLogprobs, pad, plain_head, prefix_cache, shared_prefix
@@ -61,17 +61,21 @@ def prepare_lessons(
         TrainError: a prompt with its answer passes the model's context; the message names the behaviour.
         VectorError: the model has no chat template.
     """
+
+    def encode(prompt: Prompt) -> Tokens:
+        return np.array(llm.encode(prompt)[0], np.int32)
+
     limit = llm._model.n_ctx_train()
     prompts = []
     for behaviour, questions in chosen:
-        told = [encode(llm, behaviour.messages(question)) for question in questions]
+        told = [encode(behaviour.messages(question)) for question in questions]
         longest = max(map(len, told))
         if longest + max_tokens > limit:
             raise TrainError(
                 f"behaviour {behaviour.name!r} has a prompt of {longest} tokens, which with {max_tokens} to "
                 f"answer pass the model's context of {limit}: shorten its teacher or its questions"
             )
-        prompts.append((told, [encode(llm, behaviour.bare(question)) for question in questions]))
+        prompts.append((told, [encode(behaviour.bare(question)) for question in questions]))
     longest = max(len(prompt) for told, _ in prompts for prompt in told)
     lessons = []
     with Batch(llm, n_ctx_seq=longest + max_tokens, sequences=16, n_threads=n_threads) as batch:

@@ -27,7 +27,6 @@ from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from ..formats.bundle import Bundle
 from ..formats.gguf import read_once
-from ..runtime.llama.prompts import encode
 from ..runtime.tuning.settings import Report
 from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
@@ -277,7 +276,7 @@ def check_prompts(
         return
     with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as deployed:
         for sample, found in zip(samples[:_COMPARED], tokens, strict=False):
-            expected = encode(deployed, sample).tolist()
+            expected, _ = deployed.encode(sample)
             if found != expected:
                 raise TrainError(
                     f"prompt {sample.text[:80]!r} becomes other tokens here ({len(found)}: {found[:8]}...) "

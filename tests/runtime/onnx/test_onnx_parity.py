@@ -86,11 +86,9 @@ def test_special_tokens_are_no_text(onnx: TinyLoraOnnx) -> None:
 
 
 def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx: TinyLoraOnnx) -> None:
-    from tinylora_edge.runtime.llama.prompts import encode
-
     for question in QUESTIONS:
         messages = [{"role": "user", "content": question}]
-        assert onnx.tokenize(onnx.apply_chat_template(messages)) == encode(llama, messages).tolist()
+        assert onnx.tokenize(onnx.apply_chat_template(messages)) == llama.encode(messages)[0]
 
 
 def test_logits_agree_within_a_hundredth_of_the_vectors_effect(

@@ -12,7 +12,6 @@ import pytest
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime import TinyLoraLlama
-from tinylora_edge.runtime.llama.prompts import encode
 from tinylora_edge.runtime.tuning.effect import ROUNDS, change, sigma_of
 from tinylora_edge.tasks import Sample
 
@@ -57,7 +56,7 @@ def test_llama_scores_what_it_drew(load: Callable[..., TinyLoraLlama], tiny_bund
             scored = batch.score_each([own, None, own], SAMPLES, drawn)
             assert batch.vector == other
             batch.swap(own)
-            prompts = [encode(llm, sample).tolist() for sample in SAMPLES]
+            prompts = [llm.encode(sample)[0] for sample in SAMPLES]
             found = batch.generate(prompts, max_tokens=8, temperature=1.0, seed=(3, 4))
     assert [tokens.tolist() for tokens in drawn] == [each.tokens.tolist() for each in found]
     np.testing.assert_allclose(scored[0], np.concatenate([each.logprobs for each in found]), atol=0.02)
