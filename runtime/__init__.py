@@ -26,7 +26,7 @@ from ..errors import NotImprovedWarning
 from ..vector import Policy
 from .drift import Drift, measure_drift, measure_drifts
 from .load import engine_of, load, missing_engine
-from .pool.pool import Pool
+from .pool import Pool
 from .tuning.learner import RewardLearner
 from .tuning.settings import Tuned, TuneSettings
 from .tuning.state import Budget

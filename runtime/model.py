@@ -18,7 +18,6 @@ from .admission import VectorSource, admitted
 from .batch import Batch, common_prefix
 from .engine import Engine, Weights
 from .lock import ModelLock, Stream
-from .pool.scheduler import Scheduler
 
 _open: WeakSet[PersonalizedModel] = WeakSet()
 
@@ -184,10 +183,6 @@ class PersonalizedModel(Weights):
 
     def _encode(self, sample: Sample) -> list[int]:
         return self.encode(sample)[0]
-
-    @abstractmethod
-    def _scheduler(self, **options: Any) -> Scheduler:
-        """Return what answers many users at once over this model's weights; the options are the engine's."""
 
 
 def no_room(prompt: int, answer: int, context: int) -> TrainError:

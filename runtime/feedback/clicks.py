@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...basis import Basis
 from ...errors import TrainError
 from ...vector import MicroVector
-from ..pool.scheduler import Scorer
+from ..batch import Batch
 from .given import Given
 from .posterior import Posterior
 from .scoring import check_different, score
@@ -31,7 +31,7 @@ class Clicks:
             the basis's prior says what people want.
     """
 
-    def __init__(self, basis: Basis, scorer: Scorer, *, start: MicroVector | None = None) -> None:
+    def __init__(self, basis: Basis, scorer: Batch, *, start: MicroVector | None = None) -> None:
         self._basis, self._scorer = basis, scorer
         self._start = np.zeros(basis.size) if start is None else start.values.astype(np.float64).reshape(-1)
         self._prior = basis.prior if start is None else None  # it is about vectors, not about steps

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...basis import Basis
 from ...errors import TrainError
 from ...vector import MicroVector
-from ..pool.scheduler import Scorer
+from ..batch import Batch
 from .state import FeedbackState
 
 _CHANGE = 0.6
@@ -21,7 +21,7 @@ Quantized activations move it by about 0.3 whatever the step, so that a smaller 
 
 
 def score(
-    scorer: Scorer,
+    scorer: Batch,
     basis: Basis,
     state: FeedbackState,
     prompt: Sequence[int],

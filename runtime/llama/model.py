@@ -16,11 +16,10 @@ from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
 from ..lock import CLOSED
 from ..model import PersonalizedModel
-from ..pool.marks import Marks
+from ..special_tokens import SpecialTokens
 from .adapters import AdapterLock, Adapters
 from .engine import LlamaEngine
 from .log import signals_wait
-from .pool.scheduler import LlamaScheduler
 from .vocabulary import LlamaVocabulary
 
 OPTIONS: tuple[str, ...] = tuple(
@@ -163,9 +162,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             self._engines.add(made)
         return made
 
-    def _scheduler(self, **options: Any) -> LlamaScheduler:
-        return LlamaScheduler(self, **options)
-
     def __repr__(self) -> str:
         state = "closed" if self.__dict__.get("_ctx") in (None, self._gone) else f"n_ctx {self.n_ctx()}"
         return f"TinyLoraLlama({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
@@ -187,17 +183,18 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     # Messages are text: only the chat template writes special tokens.
 
     @cached_property
-    def marks(self) -> Marks:
+    def special_tokens(self) -> SpecialTokens:
         """The texts of the model's special tokens."""
         vocab, tokens = llama_cpp.llama_model_get_vocab(self._model.model), range(self._n_vocab)
         special = [each for each in tokens if llama_cpp.llama_vocab_get_attr(vocab, each) & _SPECIAL]
         texts = [llama_cpp.llama_vocab_get_text(vocab, each) for each in special]
-        return Marks(text.decode("utf-8", "replace") for text in texts)
+        return SpecialTokens(text.decode("utf-8", "replace") for text in texts)
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """As `llama_cpp.Llama.tokenize`; parts that `marks` cut are tokenized one after the other."""
-        marks: Marks | None = self.__dict__.get("marks")  # None before the first chat: nothing was cut
-        first, *rest = [text] if marks is None else marks.parts(text)
+        """As `llama_cpp.Llama.tokenize`; parts that `special_tokens` cut are tokenized one by one."""
+        # Not there before the first chat: nothing was cut.
+        special_tokens: SpecialTokens | None = self.__dict__.get("special_tokens")
+        first, *rest = [text] if special_tokens is None else special_tokens.parts(text)
         tokens: list[int] = super().tokenize(first, add_bos, special)
         for part in rest:
             tokens += super().tokenize(part, False, special)
@@ -212,7 +209,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 VectorError: the model's chat template does not render the messages.
             """
             try:
-                return super().create_chat_completion(self.marks.cut(messages), *args, **kwargs)
+                return super().create_chat_completion(self.special_tokens.cut(messages), *args, **kwargs)
             except (TinyLoraError, UnicodeEncodeError):
                 raise
             except Exception:

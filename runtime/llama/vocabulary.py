@@ -65,7 +65,7 @@ class LlamaVocabulary:
             or llama_chat_format.get_chat_completion_handler(llm.chat_format)
         )
         try:
-            handler(llama=_Recorder(llm), messages=llm.marks.cut(messages))
+            handler(llama=_Recorder(llm), messages=llm.special_tokens.cut(messages))
         except _Recorded as recorded:
             return recorded.tokens, recorded.stop
         except (TinyLoraError, UnicodeEncodeError):

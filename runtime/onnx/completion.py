@@ -8,32 +8,32 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any
 
-from ..stops import Stops
+from ..answers import Text
 
 Step = tuple[str, str | None]
 """A piece of text for each token, and at the end the rest with the reason: `stop` or `length`."""
 
 
 def steps_of(
-    tokens: Generator[int, None, str], speak: Callable[[int], str], stop: Sequence[str]
+    tokens: Generator[int, None, str], speak: Callable[[int], bytes], stop: Sequence[str]
 ) -> Generator[Step, None, None]:
     """Yield the steps of a completion as its tokens come.
 
     Args:
         tokens: token ids; what they return is why they ended.
-        speak: the text that a token adds, which may be empty while a character is incomplete.
+        speak: gives the bytes that each token adds.
         stop: texts that end the answer and are no part of it.
     """
-    stops, reason = Stops([text for text in stop if text]), "stop"
+    text, reason = Text([each for each in stop if each]), "stop"
     with closing(tokens):
-        while not stops.stopped:
+        while not text.stopped:
             try:
                 token = next(tokens)
             except StopIteration as end:
                 reason = end.value
                 break
-            yield stops.add(speak(token)), None
-    yield stops.rest(), reason
+            yield text.add(speak(token)).text, None
+    yield text.rest().text, reason
 
 
 class Completion:

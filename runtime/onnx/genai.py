@@ -16,7 +16,7 @@ from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
 from ...limits import TOKENIZER_BYTES
-from ..pool.marks import Marks
+from ..special_tokens import SpecialTokens
 from .bundle import OnnxBundle
 from .session import SPIN, cannot_load
 
@@ -114,11 +114,11 @@ class GenaiModel:
         Raises:
             VectorError: the chat template does not render the messages.
         """
-        parts = self.marks.parts(self.render(self.marks.cut(messages), tools))
+        parts = self.special_tokens.parts(self.render(self.special_tokens.cut(messages), tools))
         return [token for part in parts for token in self.encode(part)]
 
     @cached_property
-    def marks(self) -> Marks:
+    def special_tokens(self) -> SpecialTokens:
         """The texts of the tokenizer's special tokens.
 
         Raises:
@@ -127,9 +127,9 @@ class GenaiModel:
         path = self.bundle.folder / TOKENS_NAME
         try:
             tokens = read_json(path, limit=TOKENIZER_BYTES)["added_tokens"]
-            return Marks(each["content"] for each in tokens if each["special"])
+            return SpecialTokens(each["content"] for each in tokens if each["special"])
         except FileNotFoundError:  # a tokenizer of another kind, which tells no special tokens
-            return Marks(())
+            return SpecialTokens(())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TinyLoraError(f"{path} tells no special tokens: {error!r}") from None
 

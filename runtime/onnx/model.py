@@ -19,7 +19,6 @@ from .bundle import OnnxBundle
 from .completion import Completion, steps_of
 from .engine import OnnxEngine
 from .genai import GenaiModel, Messages, as_list
-from .pool.scheduler import OnnxScheduler
 from .session import open_session
 from .vocabulary import OnnxVocabulary
 
@@ -138,9 +137,6 @@ class TinyLoraOnnx(PersonalizedModel):
         self._engines.add(made)
         return made
 
-    def _scheduler(self, **options: Any) -> OnnxScheduler:
-        return OnnxScheduler(self, self._model, **options)
-
     # Text and tokens
 
     def n_ctx(self) -> int:
@@ -250,7 +246,7 @@ class TinyLoraOnnx(PersonalizedModel):
     ) -> Any:
         self._model.room(tokens, max_tokens)
         completion = Completion(self.model_path, chat=chat)
-        steps = steps_of(self._tokens(tokens, max_tokens, sampler), self._model.stream(), as_list(stop))
+        steps = steps_of(self._tokens(tokens, max_tokens, sampler), self.vocabulary.speaker(), as_list(stop))
         if stream:
             return self._stream(completion.chunks(steps))
         with self._lock.call():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mutations import as_json, changed
 from tinylora_edge import RequestError
 from tinylora_edge.documents import parse_json
 from tinylora_edge.limits import BODY_BYTES
-from tinylora_edge.runtime.pool.grammar import Grammars
+from tinylora_edge.runtime.schema import Grammars
 from tinylora_edge.serve import Limits
 from tinylora_edge.serve.bodies import read_body
 
@@ -100,7 +101,10 @@ class _Bytes:
 
 @cache
 def _grammars() -> Grammars:
-    return Grammars(lambda: LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END]), _END.__eq__)
+    tokens: Any = SimpleNamespace(
+        for_grammars=lambda: LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END]), ends=_END.__eq__
+    )
+    return Grammars(tokens)
 
 
 def _make_schema(random: Random) -> bytes:

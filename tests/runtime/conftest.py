@@ -17,7 +17,7 @@ import smollm2
 from tinylora_edge import runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime import TinyLoraLlama
-from tinylora_edge.runtime.pool.answering import Answering
+from tinylora_edge.runtime.scheduler import Answering
 
 KINDS = ("tiled", "dense")
 SETTINGS = {"tiled": ExportSettings(groups=5), "dense": ExportSettings(groups=2, u=3, tying="tiled")}

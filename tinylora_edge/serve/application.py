@@ -17,7 +17,7 @@ from starlette.routing import Route
 from ..errors import OptionError
 from ..formats.bundle import Bundle
 from ..runtime.feedback.clicks import Clicks
-from ..runtime.pool.pool import Pool
+from ..runtime.pool import Pool
 from ..vector import Policy
 from ..wire.tags import Signer, Verifier
 from . import completions, editor, routes

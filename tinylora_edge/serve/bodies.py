@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FrameError, RequestError
-from ..runtime.pool.request import SamplingOptions, sampling_of
+from ..runtime.answers import SamplingOptions, sampling_of
 from ..tasks import Prompt
 from ..wire import text
 from .access import Limits

@@ -14,8 +14,8 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..runtime.pool.desk import AnswerStream
-from ..runtime.pool.request import Answer, Finish, Piece, Token
+from ..runtime.answers import Answer, Finish, Piece, Token
+from ..runtime.pool import AnswerStream
 from .bodies import read_body
 from .exchange import UPLOAD_S, about, note_failure, read_json, unless_it_leaves
 from .service import Service

@@ -10,9 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ..errors import RequestError, RollbackError, TinyLoraError
 from ..runtime.feedback.given import Given
-from ..runtime.pool.desk import AnswerStream
-from ..runtime.pool.pool import Pool
-from ..runtime.pool.scheduler import Load
+from ..runtime.pool import AnswerStream, Pool
+from ..runtime.scheduler import Load
 from .access import Access, Limits, RefusedError
 from .bodies import Asked, read_frame
 from .feedback import Feedback

@@ -1,15 +1,16 @@
-"""Requests to a pool, and what comes back: pieces of an answer, and its end."""
+"""What a pool is asked, and the answer: how it is drawn, its text as it comes in, and its end."""
 
 from __future__ import annotations
 
+import codecs
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from ...errors import OptionError, RequestError, did_you_mean
-from ...limits import LOGPROBS, STOP_CHARACTERS, STOPS
-from ...vector import MicroVector
+from ..errors import OptionError, RequestError
+from ..limits import LOGPROBS, STOP_CHARACTERS, STOPS
+from ..vector import MicroVector
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 """Why an answer ended: by itself or at a stop text, or at its longest."""
@@ -82,8 +83,7 @@ def sampling_of(options: SamplingOptions, stops: Sequence[str] = ()) -> Sampling
     known = SamplingOptions.__annotations__
     for name in options:
         if name not in known:
-            advice = did_you_mean(name, list(known), f"there are {', '.join(known)}")
-            raise OptionError(f"a pool has no option {name!r}: {advice}")
+            raise OptionError(f"a pool has no option {name!r}: there are {', '.join(known)}")
     given: dict[str, Any] = dict(options)
     own = given.pop("stop", None) or ()
     own = (own,) if isinstance(own, str) else tuple(own)
@@ -154,19 +154,68 @@ class Finish:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer.
-
-    Attributes:
-        text: of it.
-        finish: why it ended, and what it cost.
-        tokens: where their probabilities were asked for.
-        vector: that answered; None for the base.
-    """
+    """A whole answer: its text, its end, its tokens where asked for, and the vector (None: the base)."""
 
     text: str
     finish: Finish
     tokens: tuple[Token, ...] = ()
     vector: MicroVector | None = None
+
+
+Report: TypeAlias = Callable[[Piece | Finish | BaseException], None]
+"""What is called, from a scheduler's thread, with each piece of an answer and at last with its end.
+
+The end is a `Finish`, or the error that the answer failed with. The call returns at once and raises nothing.
+"""
+
+
+class Text:
+    """The text of an answer as its tokens come in: whole characters, up to the first of some stop texts.
+
+    Args:
+        stop: texts that end the answer and are no part of it, none of them empty. What may be the beginning
+            of one is held back until it goes on differently.
+
+    Attributes:
+        stopped: whether one came.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self.stopped = False
+        self._stop, self._held = stop, ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        self._tokens: list[Token] = []
+
+    def add(self, data: bytes, token: Token | None = None) -> Piece:
+        """Append the bytes of a token; return what may be shown now, which may be nothing."""
+        if token is not None:
+            self._tokens.append(token)
+        self._held += self._decoder.decode(data)
+        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self._held, self._tokens = self._held[: min(found)], "", []
+            return Piece(shown)
+        keep = max((self._begun(stop) for stop in self._stop), default=0)
+        return self._show(len(self._held) - keep)
+
+    def rest(self) -> Piece:
+        """Return what was held back, at the end."""
+        self._held += self._decoder.decode(b"", final=True)
+        return self._show(len(self._held))
+
+    def _show(self, count: int) -> Piece:
+        """Return the next characters; tokens come once nothing of them is held back."""
+        shown, self._held = self._held[:count], self._held[count:]
+        if self._held:
+            return Piece(shown)
+        tokens, self._tokens = tuple(self._tokens), []
+        return Piece(shown, tokens)
+
+    def _begun(self, stop: str) -> int:
+        """Length of the longest beginning of a stop text that the held text ends with."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""What is shown of an answer: whole characters, and nothing of a stop text."""
+"""What is shown of an answer: whole characters, and nothing of a stop text; and the options of a call."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge.runtime.pool.request import Token
-from tinylora_edge.runtime.pool.text import Text
+from tinylora_edge import OptionError, RequestError
+from tinylora_edge.limits import STOPS
+from tinylora_edge.runtime.answers import Text, Token, sampling_of
 
 
 def shown(parts: Sequence[bytes], stop: Sequence[str] = ()) -> tuple[list[str], bool]:
@@ -57,3 +58,30 @@ def test_tokens_come_with_their_text(stop: tuple[str, ...]) -> None:
     pieces = [text.add(token.data, token) for token in tokens]
     assert [token for piece in pieces for token in piece.tokens] == tokens
     assert pieces[1].tokens == (() if stop else (tokens[1],))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0: it must be 0 or more"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0: it must be above 0"),
+        ({"max_tokens": 0}, "max_tokens is 0: it must be 1 or more"),
+        ({"seed": -1}, "seed is -1"),
+        ({"logprobs": 21}, "logprobs is 21: it must be from 0 to 20"),
+        ({"stop": ["x"] * 17}, "stop is 17 texts: it must be at most 16"),
+        ({"stop": [""]}, "a stop text has 1 to 1024 characters, not 0"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        sampling_of(options)  # type: ignore[arg-type]
+    assert caught.value.param == next(iter(options))
+
+
+def test_stop_texts_of_a_call_and_of_the_chat_format() -> None:
+    assert sampling_of({"stop": "a"}, ["</s>", "a"]).stop == ("a", "</s>")
+    most = [str(number) for number in range(STOPS)]
+    assert sampling_of({"stop": most}, ["</s>"]).stop == (*most, "</s>"), "the format's own are not counted"
+    with pytest.raises(OptionError, match="no option 'temprature': there are max_tokens, temperature"):
+        sampling_of({"temprature": 1})  # type: ignore[typeddict-unknown-key]

@@ -1,4 +1,4 @@
-"""The marks of a chat, such as `<|im_end|>`, which its template writes and which in a message are text."""
+"""Special tokens, such as `<|im_end|>`, which a chat template writes and which in a message are text."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from itertools import pairwise
 from typing import Any, AnyStr
 
 
-class Marks:
+class SpecialTokens:
     """The texts of a model's special tokens, and how messages that spell them are kept from writing them.
 
     Engines read a prompt after its template was rendered, where nothing tells what the template wrote from
     what somebody sent: whoever writes `<|im_end|>` into his message ends his turn and begins another's, such
-    as the system's. Here every mark in a message is cut in two before the template sees it, and the parts of
-    the prompt are tokenized one after the other: none has a whole mark that the template did not write. A
-    message without marks is left as it is, and has the tokens that it always had.
+    as the system's. Here each of these texts in a message is cut in two before the template sees it, and the
+    parts of the prompt are tokenized one after the other: none has a whole one that the template did not
+    write. Messages without them have the tokens that they always had.
 
     Args:
         texts: of the special tokens.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        # A mark of one character cannot be cut: it stays what it is.
+        # One of a single character cannot be cut: it stays what it is.
         spelled = {text for text in texts if len(text) > 1}
-        # Ahead of a place, so that marks that overlap are found as well.
+        # Ahead of a place, so that those that overlap are found as well.
         self._begins = re.compile(f"(?={_pattern(spelled)})") if spelled else None
         self._seam = secrets.token_hex(16)  # nobody can send it; letters, which templates leave alone
 
     def cut(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return messages with a seam in every mark that they spell; see `parts`."""
+        """Return messages with a seam in every special token that they spell; see `parts`."""
         return [self._cut(dict(message)) for message in messages]
 
     def parts(self, rendered: AnyStr) -> list[AnyStr]:

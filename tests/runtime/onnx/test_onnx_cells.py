@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tinylora_edge.runtime.onnx.pool.cells import Cells
+from tinylora_edge.runtime.onnx.engine import Cells
 
 SHAPES = [(2, 32), (2, 32), (1, 64)]
 

@@ -1,1 +1,0 @@
-"""The scheduler of a pool on ONNX Runtime: one running batch, which requests join and leave at any token."""

@@ -1,0 +1,315 @@
+"""`Pool`: a model that many users share at the same time, each with a vector of his own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import nullcontext
+from os import PathLike
+from typing import Any, Self, Unpack
+from weakref import ref
+
+from ..errors import OptionError, RequestError
+from ..tasks import Prompt
+from ..vector import MicroVector, Policy
+from .admission import VectorSource, admitted
+from .answers import Answer, Finish, Piece, Report, Request, SamplingOptions, Token, sampling_of
+from .batch import Batch
+from .load import load
+from .model import PersonalizedModel
+from .scheduler import Answering, Load, Scheduler
+
+_OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
+
+
+class Pool:
+    """A model whose answers many tasks of one program await at once, under a vector each.
+
+        pool = runtime.Pool("bundle", policy=Policy(keys=[...]))
+        answer = await pool.chat(messages, user="alice", vector=frame, max_tokens=64)
+        async for piece in pool.stream(messages, user="bob", vector=other_frame):
+            print(piece.text, end="")
+
+    An answer is the one that the same request gets alone (greedy, token for token). To exchange the vector of
+    one model between requests, `swap` and `using` do; with many users at once they would wait for each other.
+
+    Args:
+        base: as for `load`, or a model that `load` returned. Such a one stays the caller's, with its own
+            context and vector; its `close` closes the pool.
+        policy: what is demanded of vector bytes, at every request; that of a model that is given.
+        contexts: of llama.cpp, that compute side by side; by default one a core, and one alone on a GPU.
+        slots: users whose prefixes are remembered. In llama.cpp they take turns in each context, 4 unless
+            told otherwise; in ONNX Runtime they are the rows of one batch, 16 unless told otherwise.
+        n_ctx: tokens of the longest sequence, prompt and answer. In llama.cpp contexts * slots of them have
+            memory from the start, in ONNX Runtime those that are used.
+        waiting: requests that wait at most.
+        n_threads: cores to use; by default all that this process may use. ONNX Runtime has those that a
+            model was loaded with.
+        engine_options: as for `load`, of a base that is loaded.
+
+    Attributes:
+        model: whose weights it computes with.
+        basis: of the vectors.
+        policy: what is demanded of their bytes.
+        n_ctx: tokens of the longest sequence.
+
+    Raises:
+        TinyLoraError: the engine cannot make the contexts.
+        RequestError: a number is below 1.
+        OptionError: a vector, options for a model that is loaded already, or contexts for ONNX Runtime.
+        Those of `load`.
+    """
+
+    def __init__(
+        self,
+        base: str | PathLike[str] | PersonalizedModel,
+        *,
+        policy: Policy | None = None,
+        contexts: int | None = None,
+        slots: int | None = None,
+        n_ctx: int = 2048,
+        waiting: int = 1024,
+        n_threads: int | None = None,
+        **engine_options: Any,
+    ) -> None:
+        numbers = {"contexts": contexts, "slots": slots, "n_ctx": n_ctx, "waiting": waiting}
+        for name, value in {**numbers, "n_threads": n_threads}.items():
+            if value is not None and value < 1:
+                raise RequestError(f"a pool with {name}={value} answers nobody: pass 1 or more", param=name)
+        if "vector_bytes" in engine_options:
+            raise OptionError(
+                "a pool takes no vector_bytes, as every request has a vector of its own: pass vector=... to "
+                "chat, complete or stream"
+            )
+        self._owned: PersonalizedModel | None = None
+        if isinstance(base, str | PathLike):
+            if n_threads is not None:
+                engine_options["n_threads"] = n_threads
+            self._owned = llm = load(base, policy=policy, n_ctx=_OWN_CONTEXT, **engine_options)
+        elif policy is not None or engine_options:
+            names = ", ".join([*(["policy"] if policy else []), *engine_options])
+            raise OptionError(f"a pool over a loaded model takes no {names}: pass it to `load`")
+        else:
+            llm = base
+        self.model, self.basis, self.policy = llm, llm.basis, llm.policy
+        try:
+            self._scheduler = Scheduler(
+                llm, contexts=contexts, slots=slots, n_ctx=n_ctx, waiting=waiting, n_threads=n_threads
+            )
+        except BaseException:
+            if self._owned is not None:
+                self._owned.close()
+            raise
+        self.n_ctx = self._scheduler.n_ctx
+
+    async def chat(
+        self,
+        messages: Prompt,
+        *,
+        user: str = "",
+        vector: VectorSource | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Answer:
+        """Answer chat messages.
+
+        Args:
+            messages: the chat so far, or text: one message of the user.
+            user: whose request it is: users take turns, and his next request finds what this one evaluated.
+                It is also the stream that vector bytes belong to (see `Policy`).
+            vector: bytes that the policy checks, the `pathlib.Path` of a file with them, or a `MicroVector`
+                of the app's own; None for the base alone.
+            options: see `Sampling`.
+
+        Raises:
+            VectorError: the vector was refused; the subclass says why.
+            RequestError: the prompt does not fit, or an option is out of its range.
+            OverloadError: too many requests wait.
+            OSError: the vector's file or the policy's state cannot be read or written.
+            TinyLoraError: the pool is closed.
+        """
+        return await self.stream(messages, user=user, vector=vector, **options).answer()
+
+    async def complete(
+        self,
+        prompt: str,
+        *,
+        user: str = "",
+        vector: VectorSource | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Answer:
+        """Continue a text, without the chat template. Arguments and errors: see `chat`."""
+        return await self.stream(prompt, raw=True, user=user, vector=vector, **options).answer()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        user: str = "",
+        vector: VectorSource | None = None,
+        choice: int = 0,
+        **options: Unpack[SamplingOptions],
+    ) -> AnswerStream:
+        """Return an answer piece by piece.
+
+        Args:
+            prompt: chat messages, or text.
+            raw: the text goes past the chat template.
+            user, vector, options: as for `chat`.
+            choice: the number of this answer, where one prompt with one seed has several.
+
+        Raises:
+            OptionError: there is no such option.
+            RequestError: an option is out of its range. All others come from the stream's first step.
+        """
+        sampling_of(options)
+
+        def begin(report: Report) -> Answering:
+            checked = (
+                nullcontext() if vector is None else admitted(vector, self.basis, self.policy, stream=user)
+            )
+            ticket: Answering | None = None
+            try:
+                with checked as found:
+                    tokens, stops = self._scheduler.encode(prompt, raw=raw)
+                    request = Request(tokens, user, found, sampling_of(options, stops), choice)
+                    ticket = self._scheduler.submit(request, report)
+            except BaseException:  # the policy could not remember the vector
+                if ticket is not None:
+                    ticket.cancel()
+                raise
+            return ticket
+
+        return AnswerStream(begin)
+
+    def load(self) -> Load:
+        """Return how busy the pool is."""
+        return self._scheduler.load()
+
+    def scorer(self) -> Batch:
+        """Return what tells how likely answers are under any vector, over the same weights: see `Clicks`.
+
+        Raises:
+            TinyLoraError: the engine cannot make it, or the model is closed.
+        """
+        return Batch(self.model, n_ctx_seq=self.n_ctx, sequences=2)
+
+    def close(self) -> None:
+        """End what is being answered with a `TinyLoraError`, and free everything. Again is fine.
+
+        A step of the engine that is running ends first.
+        """
+        self._scheduler.close()
+        if self._owned is not None:
+            self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+
+class AnswerStream:
+    """An answer piece by piece: `async for piece in stream`.
+
+    Whoever leaves it early, by a `break`, a cancelled task or `close`, frees what it holds.
+
+    Attributes:
+        finish: how it ended, once it has; None before.
+        vector: that answers, once it has begun; None for the base.
+        request: what was asked, once it has begun: token ids of the prompt, user, sampling.
+    """
+
+    def __init__(self, begin: Callable[[Report], Answering]) -> None:
+        self.finish: Finish | None = None
+        self.vector: MicroVector | None = None
+        self.request: Request | None = None
+        self._begin = begin
+        self._begun = self._left = False
+        self._ticket: Answering | None = None
+        self._arrived: asyncio.Queue[Piece | Finish | BaseException] = asyncio.Queue()
+
+    async def start(self) -> None:
+        """Check the request and let it wait for its turn; the first step does it otherwise.
+
+        Raises:
+            VectorError: the vector was refused; the subclass says why.
+            RequestError: the prompt does not fit, or an option is out of its range.
+            OverloadError: too many requests wait.
+            TinyLoraError: the pool is closed.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        loop, arrived, this = asyncio.get_running_loop(), self._arrived, ref(self)
+
+        def report(what: Piece | Finish | BaseException) -> None:  # keeps no stream that its reader dropped
+            try:
+                loop.call_soon_threadsafe(arrived.put_nowait, what)
+            except RuntimeError:  # the loop is closed, and with it whoever would read this
+                if (stream := this()) is not None:
+                    stream._leave()
+
+        def begin() -> None:
+            self._ticket = self._begin(report)
+            self.request = self._ticket.request
+            self.vector = self.request.vector
+            if self._left:
+                self._ticket.cancel()
+
+        try:
+            await asyncio.to_thread(begin)
+        except BaseException:
+            self._left = True
+            raise
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Piece:
+        await self.start()
+        if self.finish is not None or self._left:
+            raise StopAsyncIteration
+        try:
+            what = await self._arrived.get()
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(what, Piece):
+            return what
+        if isinstance(what, Finish):
+            self.finish = what
+            raise StopAsyncIteration
+        self._left = True
+        raise what
+
+    async def answer(self) -> Answer:
+        """Return the whole answer, of what was not read before. Errors: those of `start`."""
+        text: list[str] = []
+        tokens: list[Token] = []
+        async for piece in self:
+            text.append(piece.text)
+            tokens.extend(piece.tokens)
+        finish = self.finish or Finish("stop", 0, 0, 0)  # it was closed meanwhile
+        return Answer("".join(text), finish, tuple(tokens), self.vector)
+
+    def close(self) -> None:
+        """Give the rest up. Again, or after its end, is fine."""
+        self._left = True
+        if self._ticket is not None and self.finish is None:
+            self._ticket.cancel()
+
+    def _leave(self) -> None:
+        self._left = True
+        if self._ticket is not None:
+            self._ticket.cancelled = True
+
+    def __del__(self) -> None:
+        self._leave()

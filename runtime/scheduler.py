@@ -1,0 +1,494 @@
+"""The scheduler of a pool: requests of many users are answered in the rows of engines, on any engine."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import OptionError, OverloadError, RequestError, TinyLoraError, VectorError
+from ..system import cores
+from ..tasks import Prompt
+from ..vector import MicroVector
+from .answers import Finish, FinishReason, Piece, Report, Request, Text, Token
+from .engine import Engine, Part, Vocabulary, Weights
+from .lock import Process
+from .sampling import Sampler, likeliest, logprobs
+from .schema import Grammar, Grammars
+
+_SLOTS, _MIXED_SLOTS = 4, 16
+"""Slots of an engine unless told otherwise. Where they share evaluations, more of them take longer for each
+token of everybody's."""
+
+_SLICE = 16
+"""Tokens that a slot generates before the next one of its engine goes on, where they share no evaluation:
+another vector costs llama.cpp about as much as a token of a small model."""
+
+_WORTH = 16
+"""Tokens of a prompt that are worth a slot's other merits, where it has them."""
+
+_LEFT = 2
+"""Tokens of a prompt that are always evaluated together: a single one may be computed by other kernels."""
+
+_USUAL = 4
+"""Bytes of a token, about. A prompt of no more than that for each token of the context is not looked at."""
+
+_CLOSED = "the pool is closed: it was, or its model was. Make another one"
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a scheduler is, in requests: those that are being answered, and those that wait."""
+
+    running: int
+    waiting: int
+
+
+class Answering:
+    """A request that waits or is being answered: the ticket of whoever submitted it.
+
+    Args:
+        request: what is asked.
+        report: called with pieces of the answer, and its end.
+        vocabulary: of the model.
+        n_ctx: tokens of the longest sequence.
+        withdraw: called when the request is given up, so that it waits no longer.
+        grammar: what the answer keeps to.
+
+    Attributes:
+        request: what is asked.
+        tokens: token ids of the prompt, and of the answer so far.
+        cached: tokens of the prompt that were not evaluated again; None before it begins.
+        cancelled: nobody wants the answer any more. To set it gives the request up where no lock may be
+            taken, in the garbage collector say; `cancel` also lets it wait no longer.
+        end: how it ended, once it has.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        report: Report,
+        *,
+        vocabulary: Vocabulary,
+        n_ctx: int,
+        withdraw: Callable[[Answering], None],
+        grammar: Grammar | None,
+    ) -> None:
+        sampling = request.sampling
+        self.request = request
+        self.tokens = list(request.prompt)
+        self.cached: int | None = None
+        self.cancelled = False
+        self.end: Finish | None = None
+        self._sampler = Sampler(
+            sampling.temperature, top_p=sampling.top_p, seed=sampling.seed, number=request.choice
+        )
+        self._text = Text(sampling.stop)
+        self._most = min(len(self.tokens) + (sampling.max_tokens or n_ctx), n_ctx)
+        self._grammar, self._vocabulary, self._speak = grammar, vocabulary, vocabulary.speaker()
+        self._withdraw, self._report = withdraw, report
+
+    def report(self, what: Piece | Finish | BaseException) -> None:
+        """Report a piece or the end, unless nobody wants it any more."""
+        if not self.cancelled and (not isinstance(what, Piece) or what.text or what.tokens):
+            self._report(what)
+
+    def cancel(self) -> None:
+        """Give the request up: what it holds is free after the engine's step of the moment.
+
+        Nothing is reported any more. Again, or after its end, it does nothing. Any thread may call it.
+        """
+        self.cancelled = True
+        self._withdraw(self)
+
+    def go_on(self, logits: NDArray[np.float32]) -> None:
+        """Draw the next token and report it. `end` is there where the answer ended with it.
+
+        Args:
+            logits: float32 [vocabulary], finite.
+        """
+        token = self._sampler(logits, (), self._grammar)
+        if token is None or self._vocabulary.ends(token):
+            self._finish("stop", () if token is None else (token,))
+            return
+        if self._grammar is not None:
+            self._grammar.accept(token)
+        self.tokens.append(token)
+        self.report(self._text.add(self._speak(token), self._described(logits, token)))
+        if self._text.stopped:
+            self._finish("stop")
+        elif len(self.tokens) >= self._most:
+            self._finish("length")
+
+    def _finish(self, reason: FinishReason, by: tuple[int, ...] = ()) -> None:
+        """Report what was held back; the end itself is reported once the place is free."""
+        self.report(self._text.rest())
+        prompt = len(self.request.prompt)
+        said = tuple(self.tokens[prompt:])
+        self.end = Finish(reason, prompt, self.cached or 0, len(said), (*said, *by))
+
+    def _described(self, logits: NDArray[np.float32], token: int) -> Token | None:
+        count = self.request.sampling.logprobs
+        if count is None:
+            return None
+        best, data = likeliest(logits[None], count)[0], self._vocabulary.data
+        own, *others = logprobs(logits[None], np.array([[token, *best]], np.int32))[0].tolist()
+        return Token(data(token), own, tuple((data(int(b)), p) for b, p in zip(best, others, strict=True)))
+
+
+class Waiting:
+    """A queue in which the next is that of a user who has least at the moment, in turn among these.
+
+    Args:
+        most: that wait at the same time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._users: OrderedDict[str, deque[Answering]] = OrderedDict()  # who is served next comes first
+
+    def __len__(self) -> int:
+        return sum(map(len, self._users.values()))
+
+    def add(self, answering: Answering) -> None:
+        """Let a request wait.
+
+        Raises:
+            OverloadError: as many wait as may.
+        """
+        if len(self) >= self._most:
+            raise OverloadError(f"{len(self)} requests wait already, and no more may: ask again later")
+        self._users.setdefault(answering.request.user, deque()).append(answering)
+
+    def take(self, running: Counter[str]) -> Answering:
+        """Return the next one, which waits no longer; `running` counts what each user has."""
+        user = min(self._users, key=lambda each: running[each])  # the first of those in turn
+        found = self._users[user].popleft()
+        self._users.move_to_end(user)
+        self._tidy(user)
+        return found
+
+    def remove(self, answering: Answering) -> None:
+        """Take one out that is not wanted any more, if it is there."""
+        items = self._users.get(user := answering.request.user)
+        if items is not None and answering in items:
+            items.remove(answering)
+            self._tidy(user)
+
+    def drain(self) -> list[Answering]:
+        """Return all; none waits afterwards."""
+        found = [each for items in self._users.values() for each in items]
+        self._users.clear()
+        return found
+
+    def _tidy(self, user: str) -> None:
+        if not self._users[user]:
+            del self._users[user]
+
+
+@dataclass(eq=False)
+class Slot:
+    """A row of an engine, and whose last request it has.
+
+    Attributes:
+        engine, row: where it is.
+        user, vector: of the request; nobody else finds what it has.
+        tokens: that the row holds, or begins with.
+        prompt: of them, those that came as a prompt. The cells of what was generated are those of one token
+            at a time, which differ in their last bits where rows share evaluations.
+        used: when it was used last, in requests.
+    """
+
+    engine: Engine
+    row: int
+    user: str = ""
+    vector: MicroVector | None = None
+    tokens: list[int] = field(default_factory=list)
+    prompt: int = 0
+    used: int = 0
+
+    def shared(self, request: Request) -> int:
+        """Return how many tokens of a prompt it has already."""
+        if request.user != self.user or request.vector != self.vector:
+            return 0
+        most = self.prompt if self.engine.mixed else len(self.tokens)
+        most = max(0, min(most, self.engine.length(self.row), len(request.prompt) - _LEFT))
+        return next((i for i in range(most) if request.prompt[i] != self.tokens[i]), most)
+
+
+class Scheduler:
+    """Engines over the weights of a loaded model, in whose rows requests of many users are answered.
+
+    A slot keeps what was evaluated for its user's last request, and his next one evaluates only what is new.
+    In ONNX Runtime all slots generate in one batch, which requests join and leave at any token. In llama.cpp
+    there is an engine a core, whose slots take turns, some tokens each. An answer does not depend on what is
+    answered beside it. Any thread may call it.
+
+    Args:
+        llm: the model, whose `close` closes the scheduler. Its own context and vector are left alone.
+        contexts, slots, n_ctx, waiting, n_threads: see `Pool`.
+
+    Attributes:
+        n_ctx: tokens of the longest sequence, prompt and answer.
+
+    Raises:
+        OptionError: several contexts where one has all rows.
+        TinyLoraError: the engine cannot make a context, or the model is closed.
+    """
+
+    def __init__(
+        self,
+        llm: Weights,
+        *,
+        contexts: int | None = None,
+        slots: int | None = None,
+        n_ctx: int = 2048,
+        waiting: int = 1024,
+        n_threads: int | None = None,
+    ) -> None:
+        if llm.mixed and contexts not in (None, 1):
+            raise OptionError(
+                f"contexts={contexts}: ONNX Runtime answers everybody in one batch. Pass slots, its rows"
+            )
+        threads = n_threads or cores()
+        count = contexts or (1 if llm.one_engine else threads)
+        rows = slots or (_MIXED_SLOTS if llm.mixed else _SLOTS)
+        self._llm, self._grammars, self._process = llm, Grammars(llm.vocabulary), Process()
+        self._closing = threading.Lock()
+        self._engines: list[Engine] = []
+        self._changed = threading.Condition()  # what follows is looked at and changed with it
+        self._closed = False
+        self._running: dict[Slot, Answering] = {}
+        self._waiting = Waiting(waiting)
+        self._users: Counter[str] = Counter()
+        self._begun = 0
+        with llm._staying():
+            try:
+                for _ in range(count):
+                    engine = llm.engine(rows=rows, n_ctx=n_ctx, n_threads=max(1, threads // count))
+                    self._engines.append(engine)
+            except BaseException:
+                self._free()
+                raise
+            self.n_ctx = min(engine.n_ctx for engine in self._engines)
+            self._slots = [Slot(engine, row) for engine in self._engines for row in range(rows)]
+            llm._dependents.add(self)
+        self._threads = [
+            threading.Thread(target=self._work, args=(engine,), name="tinylora-pool", daemon=True)
+            for engine in self._engines
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def encode(self, prompt: Prompt, *, raw: bool) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Return the tokens of a prompt, and the stop texts of the model's chat format.
+
+        Raises:
+            RequestError: the messages are none that the model's chat template renders, or it has none.
+        """
+        self._process.check()
+        try:
+            with self._llm._staying():
+                self._check_length(prompt)
+                tokens, stops = self._llm.encode(prompt, raw=raw)
+        except VectorError as error:  # a model without a template, or messages that it does not render
+            raise RequestError(str(error), param="messages") from None
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the text is none: {error}", param="prompt" if raw else "messages") from None
+        return tuple(tokens), tuple(stops)
+
+    def submit(self, request: Request, report: Report) -> Answering:
+        """Let a request wait for its turn, and be answered.
+
+        Raises:
+            RequestError: the prompt is empty or does not fit, or its schema is none that becomes a grammar.
+            VectorError: the vector does not fit the basis.
+            OverloadError: too many requests wait.
+            TinyLoraError: the scheduler is closed.
+        """
+        self._process.check()
+        if not request.prompt:
+            raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
+        if len(request.prompt) >= self.n_ctx:
+            raise _too_long(f"{len(request.prompt)} tokens", str(self.n_ctx))
+        if request.vector is not None:
+            self._llm.basis.values(request.vector)
+        with self._llm._staying():  # the vocabulary is the model's
+            schema = request.sampling.schema
+            answering = Answering(
+                request,
+                report,
+                vocabulary=self._llm.vocabulary,
+                n_ctx=self.n_ctx,
+                withdraw=self._withdraw,
+                grammar=None if schema is None else self._grammars.of(schema),
+            )
+        with self._changed:
+            if self._closed:
+                raise TinyLoraError(_CLOSED)
+            self._waiting.add(answering)
+            self._place()
+        return answering
+
+    def load(self) -> Load:
+        """Return how busy it is."""
+        with self._changed:
+            return Load(len(self._running), len(self._waiting))
+
+    def close(self) -> None:
+        """End what is being answered with a `TinyLoraError`, and free everything but the model."""
+        if self._process.forked:  # nothing of the engine may be touched there
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        with self._closing:  # whoever comes second waits: the model may be freed afterwards
+            for thread in self._threads:
+                thread.join()
+            for answering in [*self._running.values(), *self._waiting.drain()]:
+                answering.report(TinyLoraError("the pool is closed: the answer ends here"))
+            self._running.clear()
+            self._free()
+
+    def _free(self) -> None:
+        for engine in self._engines:
+            engine.close()
+
+    def _check_length(self, prompt: Prompt) -> None:
+        """Check that a prompt may fit before its tokens are counted: a megabyte may take half a minute."""
+        texts = [prompt] if isinstance(prompt, str) else [str(each.get("content") or "") for each in prompt]
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        if size > _USUAL * self.n_ctx and size > (most := self.n_ctx * self._llm.vocabulary.longest):
+            raise _too_long(f"{size:,} bytes", f"{self.n_ctx} tokens, of {most:,} bytes at most,")
+
+    def _withdraw(self, answering: Answering) -> None:
+        with self._changed:
+            self._waiting.remove(answering)
+
+    def _place(self) -> None:
+        """Give free slots to requests that wait. The lock is held."""
+        while len(self._waiting) and (free := [slot for slot in self._slots if slot not in self._running]):
+            answering = self._waiting.take(self._users)
+            request, busy = answering.request, Counter(id(slot.engine) for slot in self._running)
+
+            def rank(slot: Slot, request: Request = request, busy: Counter[int] = busy) -> tuple[int, ...]:
+                has = slot.shared(request)
+                return (-has if has >= _WORTH else 0, busy[id(slot.engine)], slot.used, slot.row)
+
+            slot = min(free, key=rank)
+            self._begun += 1
+            slot.used = self._begun
+            self._running[slot] = answering
+            self._users[request.user] += 1
+            self._changed.notify_all()
+
+    def _leave(self, slot: Slot, answering: Answering, end: Finish | BaseException | None) -> None:
+        """Free a slot, and then report the end: the user's next request finds the slot free."""
+        with self._changed:
+            del self._running[slot]
+            self._users -= Counter({answering.request.user: 1})  # which drops who has none
+            if not self._closed:
+                self._place()
+        if end is not None:
+            answering.report(end)
+
+    # The thread of an engine
+
+    def _work(self, engine: Engine) -> None:
+        """Answer in one engine until the scheduler is closed."""
+        before = -1
+        while running := self._next(engine):
+            turn = running
+            if not engine.mixed:  # the slot after the one before
+                slot = min(running, key=lambda slot: (slot.row <= before, slot.row))
+                turn, before = {slot: running[slot]}, slot.row
+            for _ in range(1 if engine.mixed else _SLICE):
+                try:
+                    generated = self._step(engine, turn)
+                except BaseException as error:
+                    for slot, answering in turn.items():
+                        self._leave(slot, answering, error)
+                    break
+                if self._closed or not generated:  # a chunk of a prompt is a slice of its own
+                    break
+
+    def _next(self, engine: Engine) -> dict[Slot, Answering]:
+        """Return what an engine answers, once there is something; nothing once the scheduler is closed."""
+        with self._changed:
+            while not self._closed:
+                running = {slot: each for slot, each in self._running.items() if slot.engine is engine}
+                if running:
+                    return running
+                self._changed.wait()
+            return {}
+
+    def _step(self, engine: Engine, turn: dict[Slot, Answering]) -> bool:
+        """Evaluate a chunk of the prompts that came in, and a token of every answer.
+
+        Args:
+            engine: that computes.
+            turn: what is answered now; whatever ends leaves it.
+
+        Returns:
+            Whether answers go on, and no prompt was evaluated.
+        """
+        for slot, answering in list(turn.items()):
+            if answering.cancelled:
+                del turn[slot]
+                self._leave(slot, answering, None)
+            elif answering.cached is None:
+                self._begin(slot, answering)
+        parts = list(self._parts(engine, turn))
+        if not parts:
+            return False
+        logits = iter(engine.evaluate([part for _, part in parts]))
+        ends: dict[Slot, Finish | BaseException] = {}
+        for slot, part in parts:
+            if part.wanted:
+                try:
+                    turn[slot].go_on(next(logits))
+                except BaseException as error:
+                    ends[slot] = error
+                else:
+                    if (end := turn[slot].end) is not None:
+                        ends[slot] = end
+        for slot, how in ends.items():
+            if isinstance(how, VectorError):  # not finite, and no mask hides that
+                engine.purge(slot.row)
+            self._leave(slot, turn.pop(slot), how)
+        return bool(turn) and all(len(part.tokens) == 1 for _, part in parts)
+
+    def _begin(self, slot: Slot, answering: Answering) -> None:
+        """Make a slot ready: of what it holds, the beginning of the prompt stays."""
+        request = answering.request
+        answering.cached = slot.engine.cut(slot.row, slot.shared(request))
+        slot.engine.set_r(slot.row, self._llm.r_of(request.vector))
+        slot.user, slot.vector, slot.tokens = request.user, request.vector, answering.tokens
+        slot.prompt = len(request.prompt) if len(request.prompt) >= _LEFT else 0
+
+    def _parts(self, engine: Engine, turn: dict[Slot, Answering]) -> Iterator[tuple[Slot, Part]]:
+        """Yield what is evaluated next: prompts first come, first served, and the last token of answers."""
+        left = engine.chunk
+        for slot, answering in turn.items():
+            begin = engine.length(slot.row)
+            missing = len(answering.tokens) - begin
+            count = missing if missing <= engine.chunk else min(engine.chunk, missing - _LEFT)
+            if count > 1:
+                left -= count
+                if left < 0:
+                    continue
+            tokens = answering.tokens[begin : begin + count]
+            yield slot, Part(slot.row, tokens, int(count == missing))
+
+
+def _too_long(size: str, room: str) -> RequestError:
+    return RequestError(
+        f"the prompt has {size}, and the context {room} for prompt and answer: shorten it, or serve with a "
+        "larger n_ctx",
+        param="messages",
+        code="context_length_exceeded",
+    )

@@ -1,0 +1,218 @@
+"""Answers that keep to a JSON schema, by llguidance's parser over the tokens of a model, in both engines.
+
+llama.cpp has grammars of its own, which a short pattern keeps busy for minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MissingExtraError, RequestError
+from ..limits import SCHEMA_BYTES, SCHEMA_MULTIPLES, SCHEMA_NUMBER, SCHEMA_PROPERTIES, SCHEMA_REPEATS
+from .engine import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_BETWEEN = r" |\n[ \t]{0,20}"
+"""White space that an answer may have between two parts. Without a bound a model may write nothing else."""
+
+_LEXER_STATES = 1 << 16
+"""States of the parser's automaton, of some kB each: what a schema of a stranger may take."""
+
+_COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
+_DIGITS = 32  # of a count that is read
+_BEYOND = SCHEMA_REPEATS + SCHEMA_BYTES + 1
+
+
+class Grammars:
+    """What makes grammars over the tokens of a model; they are read when the first schema comes."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._lock = threading.Lock()
+        self._tokens: LLTokenizer | None = None
+
+    def of(self, schema: Mapping[str, Any]) -> Grammar:
+        """Return what a schema allows; an empty one is any JSON object. Any thread may call it.
+
+        Raises:
+            RequestError: llguidance makes no grammar of it, it is too large, or llguidance is not installed.
+            TinyLoraError: llguidance does not read the model's tokens.
+        """
+        text = check_schema(schema or {"type": "object"})
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+        except ModuleNotFoundError as error:
+            if error.name != "llguidance":
+                raise
+            missing = MissingExtraError("a JSON schema", "llguidance", "schema")
+            raise RequestError(
+                str(missing), param="response_format", code="unsupported_parameter"
+            ) from missing
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BETWEEN})
+        except ValueError as error:
+            raise _no_grammar(str(error)) from None
+        with self._lock:
+            self._tokens = self._tokens or self._vocabulary.for_grammars()
+        limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
+        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
+        return Grammar(matcher, self._vocabulary.ends)
+
+
+class Grammar:
+    """What a JSON schema allows next. One thread uses it.
+
+    Args:
+        matcher: at its start.
+        ends: whether a token ends an answer.
+
+    Raises:
+        RequestError: the matcher is of no schema.
+    """
+
+    def __init__(self, matcher: LLMatcher, ends: Callable[[int], bool]) -> None:
+        self._matcher, self._ends = matcher, ends
+        self._check()
+
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next."""
+        if self._ends(token):
+            return bool(self._matcher.is_accepting())
+        return bool(self._matcher.validate_tokens([token]) == 1)
+
+    def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits [vocabulary] with -infinity for all tokens that may not come next.
+
+        Raises:
+            RequestError: to tell takes more than a parser may.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(np.bool_)
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def accept(self, token: int) -> None:
+        """Go on after a token, which is allowed and does not end the answer. Errors: those of `masked`."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise _no_grammar(self._matcher.get_error())
+
+
+def check_schema(schema: Mapping[str, Any]) -> str:
+    """Return a schema as JSON, once its size is checked.
+
+    Raises:
+        RequestError: it is too large, or is no JSON.
+    """
+    try:
+        text = json.dumps(schema)
+    except (RecursionError, TypeError, ValueError) as error:  # of an app: what came over HTTP was JSON
+        raise _refused(f"the schema is no JSON: {error}") from None
+    if len(text) > SCHEMA_BYTES:
+        raise _refused(
+            f"the JSON schema has {len(text):,} bytes, and at most {SCHEMA_BYTES:,} become a grammar"
+        )
+    nodes = [*_values(schema)]
+    rules = [node for node in nodes if isinstance(node, Mapping)]
+    for number in nodes:
+        if _is_number(number) and not abs(number) <= SCHEMA_NUMBER:
+            raise _refused(
+                f"the JSON schema has the number {str(number)[:40]}, and JSON keeps those up to 2^53 alone"
+            )
+    for rule in rules:
+        properties = rule.get("properties")
+        if isinstance(properties, Mapping) and len(properties) > SCHEMA_PROPERTIES:
+            raise _refused(
+                f"an object of the JSON schema has {len(properties):,} properties, and at most "
+                f"{SCHEMA_PROPERTIES} become a grammar"
+            )
+    if (multiples := math.lcm(*(_digits(rule.get("multipleOf")) for rule in rules))) > SCHEMA_MULTIPLES:
+        raise _refused(
+            f"the least common multiple of all multipleOf in the JSON schema is {min(multiples, 10**18):,} "
+            f"or more without their decimal points, and at most {SCHEMA_MULTIPLES:,} becomes a grammar"
+        )
+    if _repeats(rules) > SCHEMA_REPEATS:
+        raise _refused(
+            "the patterns of the JSON schema, and the lengths of what has to match one, repeat more than "
+            f"{SCHEMA_REPEATS:,} characters: shorten what repeats, or leave the lengths out"
+        )
+    return text
+
+
+def _repeats(rules: list[Mapping[str, Any]]) -> int:
+    """Return how many characters are repeated, at most, where two rules may have to hold together.
+
+    llguidance looks for a text that both allow, in a time that is proportional to that: 21 seconds for a
+    repetition of 65,536 beside another pattern, a quarter of that and less beside a length. One pattern alone
+    takes no time, nor do formats.
+    """
+    patterns, several, lengths = list[str](), len(rules) > 1, list[float]()
+    for rule in rules:
+        own, named = rule.get("pattern"), rule.get("patternProperties")
+        found = [own] if isinstance(own, str) else []
+        found += [*named] if isinstance(named, Mapping) else []
+        patterns += found
+        lengths += [rule[name] for name in ("minLength", "maxLength") if _is_number(rule.get(name))]
+    merged = several and any(rule.keys() & {"allOf", "anyOf", "oneOf", "$ref"} for rule in rules)
+    if not patterns or not (merged or lengths or len(patterns) > 1):
+        return 0
+    longest = max((min(length, _BEYOND) for length in lengths), default=0)
+    return sum(map(repeated, patterns)) + int(max(longest, 0)) // 4
+
+
+def repeated(pattern: str) -> int:
+    """Return how many characters more a pattern has at most once its counted repetitions are written out.
+
+    A count behind a character or a class adds up; one behind a group, another count or white space, which
+    may stand for anything, multiplies all of the pattern.
+    """
+    times, size = 1, len(pattern)
+    for count in _COUNT.finditer(pattern):
+        most = max(int(count[2] or count[1]), 1) if len(count[0]) < _DIGITS else _BEYOND
+        before = pattern[count.start() - 1 : count.start()]
+        if before in ")}?*+" or before.isspace():
+            times = min(times * most, _BEYOND)
+        else:
+            size += most
+    return min(times * size, _BEYOND) - len(pattern) if times > 1 or size > len(pattern) else 0
+
+
+def _values(node: Any) -> Iterator[Any]:
+    """Yield all values of a document; its objects are schemas, or may become some by a $ref."""
+    yield node
+    for inner in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        yield from _values(inner)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _digits(number: Any) -> int:
+    """Return a number without its decimal point: 25 for 0.25; 1 for what is none."""
+    if not _is_number(number) or not abs(number) <= SCHEMA_NUMBER:
+        return 1
+    shown = Decimal(int(number) if number == int(number) else str(number))
+    return int("".join(map(str, shown.as_tuple().digits))) or 1
+
+
+def _no_grammar(why: str) -> RequestError:
+    return _refused(f"llguidance makes no grammar of this JSON schema: {' '.join(why.split())[:200]}")
+
+
+def _refused(why: str) -> RequestError:
+    return RequestError(why, param="response_format")

@@ -1,0 +1,449 @@
+"""Many users of one model at once, on both engines: each gets the answer that he would get alone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import llama_cpp
+import onnx
+import onnx_bundles
+import psutil
+import pytest
+
+from tinylora_edge import (
+    BaseMismatchError,
+    Hmac,
+    MicroVector,
+    OptionError,
+    OverloadError,
+    Policy,
+    RequestError,
+    RollbackError,
+    SignatureError,
+    TinyLoraError,
+    VectorError,
+    runtime,
+)
+from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime.answers import Answer
+from tinylora_edge.runtime.feedback.clicks import Clicks
+from tinylora_edge.runtime.feedback.given import Given
+from tinylora_edge.runtime.scheduler import Waiting
+
+LIMIT = 20
+PROMPTS = ["one two three", "one two four", "quite another text, and a longer one", "x" * 129, "y" * 256]
+ENGINES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "engine": "llama",
+        "contexts": 2,
+        "slots": 3,
+        "type_k": llama_cpp.GGML_TYPE_F32,
+        "type_v": llama_cpp.GGML_TYPE_F32,
+    },
+    "onnx": {"engine": "onnx", "slots": 5},
+}
+
+
+@pytest.fixture(params=["llama", "onnx"])
+def opened(request: pytest.FixtureRequest, tiny_bundles: dict[str, Path]) -> Callable[..., Pool]:
+    """`Pool` over a small model of one engine."""
+    bundle = tiny_bundles["tiled"] if request.param == "llama" else onnx_bundles.tiny()
+    usual = {"n_ctx": 400, "n_threads": 2 if request.param == "llama" else 1, **ENGINES[request.param]}
+
+    def make(**options: Any) -> Pool:
+        if request.param == "onnx":
+            options.pop("contexts", None)
+        return Pool(bundle, **usual | options)
+
+    return make
+
+
+@pytest.fixture
+def pool(opened: Callable[..., Pool]) -> Iterator[Pool]:
+    with opened() as made:
+        yield made
+
+
+def vectors(pool: Pool, count: int, norm: float = 1.0) -> list[MicroVector]:
+    return [MicroVector.random(pool.basis, norm, seed=seed) for seed in range(count)]
+
+
+def alone(pool: Pool, prompt: str, vector: MicroVector | None, limit: int = LIMIT) -> str:
+    """What the model says in its own context."""
+    llm: Any = pool.model
+    llm.swap(vector or MicroVector.zeros(pool.basis))
+    return llm.create_completion(prompt, max_tokens=limit, temperature=0.0)["choices"][0]["text"]
+
+
+def bits(answer: Answer) -> list[float]:
+    return [token.logprob for token in answer.tokens]
+
+
+async def idle(pool: Pool) -> None:
+    """Wait until nobody has anything; the runner's own limit ends it where that never comes."""
+    while (load := pool.load()).running or load.waiting:
+        await asyncio.sleep(0.002)
+
+
+def test_every_user_gets_the_answer_that_he_would_get_alone(pool: Pool) -> None:
+    """They come one after the other and leave at other times, more of them than there are slots."""
+    chance, users = random.Random(0), [None, *vectors(pool, 7)]
+    asked = [(u, p, 1 + chance.randrange(2 * LIMIT)) for u in range(8) for p in PROMPTS[:4]]
+    chance.shuffle(asked)
+
+    async def one(number: int, user: int, prompt: str, limit: int) -> str:
+        await asyncio.sleep(0.003 * number)
+        given: Any = {"user": str(user), "vector": users[user], "max_tokens": limit}
+        if number % 3:
+            return (await pool.complete(prompt, temperature=0, **given)).text
+        drawn = asyncio.create_task(pool.complete(prompt, temperature=2, **given))  # beside them
+        text = (await pool.complete(prompt, temperature=0, **given)).text
+        drawn.cancel()
+        return text
+
+    async def all_of_them() -> list[str]:
+        found = await asyncio.gather(*(one(n, *each) for n, each in enumerate(asked)))
+        await idle(pool)
+        return found
+
+    found = asyncio.run(all_of_them())
+    with runtime.load(bundle_of(pool), engine=engine_of(pool), n_ctx=400, n_threads=1, **kv(pool)) as llm:
+        quiet: Any = SimpleNamespace(model=llm, basis=llm.basis)
+        assert found == [alone(quiet, prompt, users[user], limit) for user, prompt, limit in asked]
+    assert len(set(found)) > 20, "the vectors differ"
+
+
+def bundle_of(pool: Pool) -> Path:
+    path = Path(pool.model.model_path)  # type: ignore[attr-defined]
+    return path.parent if path.suffix == ".gguf" else path.parents[1]
+
+
+def engine_of(pool: Pool) -> Any:
+    return "onnx" if pool.model.mixed else "llama"
+
+
+def kv(pool: Pool) -> dict[str, Any]:
+    return {} if pool.model.mixed else {k: v for k, v in ENGINES["llama"].items() if k.startswith("type")}
+
+
+def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(pool: Pool) -> None:
+    """From the first slot or the last, at once or after others; drawn or greedy."""
+    mine, *others = vectors(pool, 7)
+
+    async def asked(beside: int, prompt: str, temperature: float) -> list[float]:
+        tasks = []
+        for number in range(beside):
+            given: Any = {"vector": others[number % 6], "max_tokens": 5 * (number + 1), "temperature": 1}
+            call = pool.complete(PROMPTS[number % 5], user=f"{beside} {number}", **given)
+            tasks.append(asyncio.create_task(call))
+            await asyncio.sleep(0.001 * number)
+        options: Any = {"vector": mine, "max_tokens": LIMIT, "temperature": temperature, "seed": 7}
+        own = pool.complete(prompt, user=f"me {beside}", logprobs=0, top_p=0.9, **options)
+        return bits((await asyncio.gather(own, *tasks))[0])
+
+    for prompt in PROMPTS:
+        for temperature in (0.0, 1.0):
+            first = asyncio.run(asked(0, prompt, temperature))
+            assert [asyncio.run(asked(beside, prompt, temperature)) for beside in (1, 3, 6)] == [first] * 3
+
+
+def test_a_users_next_request_finds_what_his_last_one_evaluated(pool: Pool) -> None:
+    mine, other = vectors(pool, 2)
+    first = "a prompt of some length that is asked again with more behind it"
+    options: Any = {"max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
+
+    async def asked() -> list[Answer]:
+        begun = await pool.complete(first, user="me", vector=mine, **options)
+        longer = first + begun.text + ", and more"
+        who = [("me", mine), ("stranger", mine), ("me", other), ("me", mine)]
+        await pool.complete(PROMPTS[1], user="somebody", vector=mine, **options)
+        return [begun, *[await pool.complete(longer, user=u, vector=v, **options) for u, v in who]]
+
+    begun, *answers = asyncio.run(asked())
+    cached = [answer.finish.cached_tokens for answer in answers]
+    assert begun.finish.cached_tokens == cached[1] == cached[2] == 0, "nobody finds what others asked"
+    # In a shared evaluation the keys of what was generated have other bits than those of a prompt.
+    said = 0 if pool.model.mixed else begun.finish.completion_tokens - 1
+    assert len(first) <= cached[0] <= len(first) + said
+    assert answers[0].text == answers[1].text == answers[3].text
+    if pool.model.mixed:
+        assert cached[3] == answers[3].finish.prompt_tokens - 2
+        assert bits(answers[0]) == bits(answers[1]) == bits(answers[3]) != bits(answers[2])
+
+
+def test_whoever_leaves_frees_his_place(pool: Pool, held: Callable[..., Any]) -> None:
+    given: Any = {"user": "stays", "vector": vectors(pool, 1)[0], "max_tokens": 60, "temperature": 0}
+
+    async def leave() -> None:
+        expected = bits(await pool.complete(PROMPTS[2], logprobs=0, **given))
+        staying = asyncio.create_task(pool.complete(PROMPTS[2], logprobs=0, **given))
+        with held("drops") as at:
+            stream = pool.stream(PROMPTS[0], raw=True, user="drops", max_tokens=300)
+            await stream.start()
+            await at.reached()
+            del stream
+            gc.collect()
+        with held("cancels", after=2) as at:
+            task = asyncio.create_task(pool.complete(PROMPTS[1], user="cancels", max_tokens=300, seed=3))
+            await at.reached()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        streams = [pool.stream("z" * 380, raw=True, user=str(i), max_tokens=9) for i in range(9)]
+        for stream in streams:  # some of them wait
+            await stream.start()
+        for stream in streams:
+            stream.close()
+            assert [piece async for piece in stream] == []
+        assert bits(await staying) == expected
+        await idle(pool)
+
+    asyncio.run(leave())
+
+
+def test_more_than_may_wait_are_refused(opened: Callable[..., Pool]) -> None:
+    async def too_many(pool: Pool) -> list[Any]:
+        calls = [pool.complete(PROMPTS[1], user=str(i), max_tokens=90, temperature=0) for i in range(9)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with opened(contexts=1, slots=1, n_ctx=256, waiting=2, n_threads=1) as pool:
+        found = asyncio.run(too_many(pool))
+        refused = [each for each in found if isinstance(each, OverloadError)]
+        assert len(refused) >= 1
+        assert len({each.text for each in found if not isinstance(each, BaseException)}) == 1
+        asyncio.run(idle(pool))
+
+
+@pytest.mark.parametrize(
+    ("given", "running", "expected"),
+    [
+        (["a1", "a2", "a3", "b1", "b2", "c1"], {}, ["a1", "b1", "c1", "a2", "b2", "a3"]),
+        (["a1", "a2", "b1", "c1"], {"a": 2, "b": 1}, ["c1", "b1", "a1", "a2"]),
+    ],
+)
+def test_users_take_turns(given: list[str], running: dict[str, int], expected: list[str]) -> None:
+    """Who has least comes first, and whoever asked for how much before."""
+    waiting = Waiting(len(given))
+    asked: list[Any] = [SimpleNamespace(request=SimpleNamespace(user=name[0]), name=name) for name in given]
+    for each in asked:
+        waiting.add(each)
+    with pytest.raises(OverloadError, match=f"{len(given)} requests wait already"):
+        waiting.add(asked[0])
+    waiting.remove(asked[-1])
+    waiting.add(asked[-1])
+    taken: list[Any] = [waiting.take(Counter(running)) for _ in given]
+    assert [each.name for each in taken] == expected
+    assert len(waiting) == 0
+
+
+def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None:
+    key, forger = Hmac(bytes(range(32))), Hmac(bytes(32))
+
+    async def ask(pool: Pool, data: bytes, user: str = "alice") -> str:
+        return (await pool.complete("abc", user=user, vector=data, max_tokens=3, temperature=0)).text
+
+    with opened(policy=Policy(keys=[key], max_norm=2)) as pool:
+        basis, (vector,) = pool.basis, vectors(pool, 1)
+        numbered = [
+            MicroVector(vector.values, sequence=n).to_bytes(basis, tag=key, stream="alice") for n in range(4)
+        ]
+        assert asyncio.run(ask(pool, numbered[2])) == asyncio.run(ask(pool, numbered[3]))
+        with pytest.raises(RollbackError, match="sequence 1, but 3 was already accepted from stream 'alice'"):
+            asyncio.run(ask(pool, numbered[1]))
+        with pytest.raises(SignatureError, match="another stream than 'bob'"):
+            asyncio.run(ask(pool, numbered[3], user="bob"))
+        with pytest.raises(SignatureError):
+            asyncio.run(ask(pool, vector.to_bytes(basis, tag=forger, stream="alice")))
+        with pytest.raises(VectorError, match="norm"):
+            asyncio.run(ask(pool, MicroVector.random(basis, 3.0).to_bytes(basis, tag=key, stream="alice")))
+        asyncio.run(idle(pool))
+
+
+def test_a_vector_that_is_too_large_harms_nobody_else(pool: Pool) -> None:
+    huge, vector = MicroVector.random(pool.basis, 1e30), vectors(pool, 1)[0]
+    given: Any = {"max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
+
+    async def good() -> Answer:
+        return await pool.complete(PROMPTS[2], user="good", vector=vector, **given)
+
+    async def together() -> list[Any]:
+        calls = []
+        for number in range(4):
+            calls += [pool.complete(PROMPTS[number], user=f"bad {number}", vector=huge, **given), good()]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    expected = asyncio.run(good())
+    for _ in range(2):  # and whoever gets their rows afterwards
+        found = asyncio.run(together())
+        assert {each.text for each in found[1::2]} == {expected.text}
+        if pool.model.mixed:
+            assert [bits(each) for each in found[1::2]] == [bits(expected)] * 4
+        assert all(isinstance(each, VectorError) and "too large" in str(each) for each in found[::2])
+
+
+def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool) -> None:
+    whole = alone(pool, PROMPTS[1], None)
+    stop = whole[3:5]
+    answer = asyncio.run(pool.complete(PROMPTS[1], max_tokens=LIMIT, temperature=0, stop=stop))
+    assert (answer.text, answer.finish.reason) == (whole.partition(stop)[0], "stop")
+    short = asyncio.run(pool.complete(PROMPTS[1], max_tokens=2, temperature=0, logprobs=3))
+    assert (short.finish.reason, short.finish.completion_tokens) == ("length", 2)
+    assert short.finish.prompt_tokens == len(PROMPTS[1])
+    assert len(short.tokens) == 2
+    for token in short.tokens:
+        assert token.likeliest[0] == (token.data, pytest.approx(token.logprob))
+        assert len(token.likeliest) == 3
+    full = asyncio.run(pool.complete("x" * 390, temperature=0))
+    assert full.finish.reason == "stop" or full.finish.completion_tokens == 400 - 390
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ("x" * 400, {}, RequestError, "400 tokens, and the context 400"),
+        ("x" * 100_000, {}, RequestError, "100,000 bytes, and the context 400 tokens"),
+        ("", {}, RequestError, "the prompt is empty"),
+        ("\ud800", {}, RequestError, "the text is none"),
+        ("x", {"temperature": -1}, RequestError, "temperature is -1"),
+        ("x", {"vector": "a path"}, VectorError, "a vector is bytes"),
+        ("x", {"vector": b"?"}, VectorError, "neither a frame"),
+        ("x", {"vector": MicroVector([[1.0]])}, TinyLoraError, "values"),
+    ],
+)
+def test_bad_requests(
+    pool: Pool, prompt: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        asyncio.run(pool.complete(prompt, **options))
+    assert pool.load().running == 0
+
+
+@pytest.mark.parametrize("name", ["contexts", "slots", "n_ctx", "waiting", "n_threads"])
+def test_a_pool_of_nothing(tiny_bundle: Path, name: str) -> None:
+    with pytest.raises(RequestError, match=f"a pool with {name}=0 answers nobody"):
+        Pool(tiny_bundle, **{name: 0})
+
+
+def test_what_makes_no_pool(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"takes no vector_bytes.* pass vector="):
+        Pool(tiny_bundle, vector_bytes=b"")
+    with pytest.raises(OptionError, match="contexts=2: ONNX Runtime answers everybody in one batch"):
+        Pool(onnx_bundles.tiny(), contexts=2)
+    copy = shutil.copytree(onnx_bundles.tiny(), tmp_path / "other")  # a graph of another maker
+    path = copy / "onnx" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for value in model.graph.input:
+        if value.name == "attention_mask":
+            value.name = "my_attention_mask"
+    for node in model.graph.node:
+        node.input[:] = ["my_attention_mask" if name == "attention_mask" else name for name in node.input]
+    onnx.save(model, path)
+    with pytest.raises(BaseMismatchError, match=r"GroupQueryAttention.*attention_mask"):
+        Pool(copy)
+
+
+def test_a_failure_of_the_engine_ends_what_runs_and_nothing_else(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise TinyLoraError("no memory")
+
+    with monkeypatch.context() as patched:
+        for engine in pool._scheduler._engines:
+            patched.setattr(engine, "evaluate", failing)
+        with pytest.raises(TinyLoraError, match="no memory"):
+            asyncio.run(pool.complete(PROMPTS[1], max_tokens=4))
+    assert asyncio.run(pool.complete(PROMPTS[1], max_tokens=4)).finish.cached_tokens == 0
+
+
+def test_closing_ends_what_is_being_answered(opened: Callable[..., Pool]) -> None:
+    """Whoever closes it second waits: nothing of the model is freed while an engine still computes."""
+
+    async def closed(pool: Pool) -> list[Any]:
+        calls = [asyncio.create_task(pool.complete("x", user=str(i), temperature=1)) for i in range(40)]
+        while not pool.load().running:
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*(asyncio.to_thread(pool.close) for _ in range(3)))
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        with pytest.raises(TinyLoraError, match="closed"):
+            await pool.complete("x")
+        return found
+
+    found = asyncio.run(closed(opened(slots=2)))
+    assert any(isinstance(each, TinyLoraError) and "closed" in str(each) for each in found)
+
+
+def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
+    """Beside it the model answers, and is swapped; its close closes the pool."""
+    with opened() as first:
+        bundle, engine = bundle_of(first), engine_of(first)
+    with runtime.load(bundle, engine=engine, n_ctx=256, n_threads=1) as llm:
+        mine, other = (MicroVector.random(llm.basis, 3.0, seed=seed) for seed in (1, 2))
+        pool = Pool(llm, slots=3, n_ctx=256)
+        expected = alone(pool, "abc", mine, 9)
+
+        async def beside() -> set[str]:
+            given: Any = {"vector": mine, "max_tokens": 9, "temperature": 0}
+            calls = asyncio.gather(*(pool.complete("abc", user=str(i), **given) for i in range(12)))
+            for vector in (mine, other) * 3:
+                await asyncio.to_thread(llm.swap, vector)
+                await asyncio.to_thread(llm.create_completion, "abc", max_tokens=2)
+            return {answer.text for answer in await calls}
+
+        assert asyncio.run(beside()) == {expected}
+        with pytest.raises(OptionError, match="takes no policy, n_batch"):
+            Pool(llm, policy=Policy(), n_batch=8)
+    with pytest.raises(TinyLoraError, match="closed"):
+        asyncio.run(pool.complete("abc"))
+
+
+def test_a_click_makes_its_answer_likelier_beside_answers_that_go_on(pool: Pool, tmp_path: Path) -> None:
+    """A like moves the vector up the answer's own score, a dislike down, and nobody else's bits change."""
+    clicks, scorer = Clicks(pool.basis, pool.scorer()), pool.scorer()
+    prompt, answer = tuple(PROMPTS[0].encode()), tuple(b"four five")
+    given = Given(prompt, answer, None)
+    options: Any = {"max_tokens": 60, "temperature": 0, "logprobs": 0}
+
+    async def beside() -> tuple[list[float], dict[int, MicroVector]]:
+        going = asyncio.create_task(pool.complete("somebody else", user="other", **options))
+        moved = {}
+        for reward in (1, -1):
+            moved[reward] = await asyncio.to_thread(clicks.tell, tmp_path / f"{reward}.state", given, reward)
+        return bits(await going), moved
+
+    before = bits(asyncio.run(pool.complete("somebody else", **options)))
+    after, moved = asyncio.run(beside())
+    assert after == before
+    scored = scorer.score_under([moved[1], None, moved[-1]], prompt, [answer])
+    liked, base, disliked = (row.sum() for (row,) in scored)
+    assert liked > base > disliked
+
+
+def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:
+    """Hundreds of requests of all lengths, of users who come and go."""
+    chance = random.Random(1)
+    with opened(n_threads=1) as pool:
+        of = vectors(pool, 16)
+
+        async def load(count: int) -> None:
+            async def one(number: int) -> None:
+                user, prompt = number % 16, "m" * chance.randrange(1, 300)
+                given: Any = {"max_tokens": chance.randrange(1, 20), "temperature": number % 2}
+                await pool.complete(prompt, user=str(user), vector=of[user], **given)
+
+            await asyncio.gather(*(one(number) for number in range(count)))
+
+        asyncio.run(load(100))
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        asyncio.run(load(200))
+        gc.collect()
+        assert psutil.Process().memory_info().rss - before < 20 << 20
