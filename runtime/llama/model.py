@@ -17,7 +17,7 @@ from ...vector import MicroVector, Policy
 from ..lock import CLOSED
 from ..model import PersonalizedModel
 from ..special_tokens import SpecialTokens
-from .adapters import AdapterLock, Adapters
+from .adapters import Adapters
 from .engine import LlamaEngine
 from .log import signals_wait
 from .vocabulary import LlamaVocabulary
@@ -94,11 +94,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self.adapters.apply(self._ctx.ctx, self.r_of(vector), self.own_adapters())
         self._vector = vector
         self._forget()
-
-    @property
-    def turns(self) -> AdapterLock:
-        """The turns of what computes with the weights, and what loads or frees adapters."""
-        return self.adapters.lock
 
     def own_adapters(self) -> list[tuple[Any, float]]:
         """Return the caller's LoRA (`lora_path`) and its scale, if there is one: vectors stand beside it."""
