@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +76,7 @@ def assert_equals_the_adapter(model: Any, basis: Basis, vector: MicroVector) -> 
         expected = logits_and_gradient(model, [adapter.v])
     wrapped = peft_model(model, basis)
     assert torch.equal(wrapped(TOKENS).logits, plain)  # v = 0
-    set_vector(wrapped, vector, basis=basis)
+    set_vector(wrapped, vector)
     assert vector_of(wrapped) == vector
     assert_same(logits_and_gradient(wrapped, rows_of(wrapped)), expected, plain)
     trainable = {id(p) for p in wrapped.parameters() if p.requires_grad}
@@ -170,23 +171,16 @@ def test_merges(architecture: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_unmerging_restores_every_bit(dtype: torch.dtype) -> None:
-    """A hundred rounds, as a trainer with merged generation makes them; subtraction alone drifts."""
-    model, basis, _ = make()
+    model, basis, vector = make()
     wrapped = peft_model(model.to(dtype), basis)
     base = [layer for name, layer in wrapped.named_modules() if name.endswith("base_layer")]
     before = [layer.weight.clone() for layer in base]
-    layer = model.model.layers[0].mlp.up_proj
-    drifting = layer.base_layer.weight.clone()
-    for step in range(100):
-        set_vector(wrapped, MicroVector.random(basis, 0.5, seed=step))
-        delta = layer.get_delta_weight("default").detach()
-        drifting = ((drifting + delta).to(dtype) - delta).to(dtype)
-        wrapped.merge_adapter()
-        assert any(not torch.equal(b.weight, old) for b, old in zip(base, before, strict=True))
-        set_vector(wrapped, MicroVector.zeros(basis))  # what happens to v meanwhile does not matter
-        wrapped.unmerge_adapter()
+    set_vector(wrapped, vector)
+    wrapped.merge_adapter()
+    assert all(not torch.equal(b.weight, old) for b, old in zip(base, before, strict=True))
+    set_vector(wrapped, MicroVector.zeros(basis))  # what happens to v meanwhile does not matter
+    wrapped.unmerge_adapter()
     assert all(torch.equal(b.weight, old) for b, old in zip(base, before, strict=True))
-    assert not torch.equal(drifting, layer.base_layer.weight)
 
 
 def test_refuses_to_merge_what_is_not_finite() -> None:
@@ -269,7 +263,7 @@ def test_v_counts_in_float32_on_a_bfloat16_base() -> None:
 
 
 def test_refuses_what_does_not_fit(tiny_basis: Callable[..., Basis]) -> None:
-    model, basis, vector = make()
+    model, basis, _ = make()
     with pytest.raises(TrainError, match=r"64 x 64.*128 x 128"):
         peft_model(model, basis_of(models.tiny_model("llama", hidden=128), "full", 1, 1, "llama"))
     assert not any(isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer) for m in model.modules())
@@ -278,8 +272,8 @@ def test_refuses_what_does_not_fit(tiny_basis: Callable[..., Basis]) -> None:
         set_vector(wrapped, np.zeros(13))
     with pytest.raises(VectorError, match="4 of them finite"):
         set_vector(wrapped, [0, 0, np.nan, 0, 0])
-    other = basis_of(models.tiny_model("llama", seed=1), "tiled", 5, 1, "llama")
-    with pytest.raises(BasisMismatchError, match=other.id):
-        set_vector(wrapped, vector, basis=other)
+    other = replace(wrapped.peft_config["default"], digest="another")
+    with pytest.raises(BasisMismatchError, match="adapter more is of another basis"):
+        wrapped.add_adapter("more", other)
     with pytest.raises(TrainError, match="no TinyLoRA adapter 'missing'"):
         vector_of(wrapped, adapter_name="missing")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
-from ..vector import FIRST_SEQUENCE, MicroVector
+from ..vector import MicroVector
 from .adapter import SidePath
 from .model import factors_for, hf_names
 
@@ -57,36 +57,21 @@ class TinyLoraEdgeConfig(TinyLoraConfig):
 
 
 class TinyLoraEdgeLinear(PeftLinear):
-    """PEFT's TinyLoRA layer without its SVD; factors follow the base's dtype, v and R stay in float32."""
+    """PEFT's TinyLoRA layer without its SVD; factors follow the base's dtype, v and R stay in float32.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._digests: dict[str, str] = {}
-        self._merges: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        super().__init__(*args, **kwargs)
-
-    def update_layer(
-        self, adapter_name: str, tinylora_v: nn.ModuleDict, v_key: str, r: int, config: Any, **kwargs: Any
-    ) -> None:
-        """Add an adapter: with the factors of one that carries the same basis, else with zeros."""
-        self._digests[adapter_name] = config.digest
-        super().update_layer(adapter_name, tinylora_v, v_key, r, config, **kwargs)
+    All adapters of a layer share one basis, and so its factors: TRL makes a second one as reference for KL.
+    """
 
     def _init_svd(self, adapter_name: str, r: int, fan_in_fan_out: bool) -> None:
         self.r[adapter_name] = r
-        twin = self._twin(adapter_name)
+        twin = next(iter(self.tinylora_A), None)
         shapes = (r, self.in_features), (self.out_features, r)
         for factors, shape in zip((self.tinylora_A, self.tinylora_B), shapes, strict=True):
             factors[adapter_name] = factors[twin] if twin else torch.zeros(shape)
 
     def _init_projection(self, adapter_name: str, u: int, base_seed: int) -> None:
-        r, twin = self.r[adapter_name], self._twin(adapter_name)
+        r, twin = self.r[adapter_name], next(iter(self.tinylora_P), None)
         self.tinylora_P[adapter_name] = self.tinylora_P[twin] if twin else torch.zeros(u, r, r)
-
-    def _twin(self, adapter_name: str) -> str | None:
-        """Another adapter of this layer with the same basis: TRL makes one as reference for the KL term."""
-        digest = self._digests[adapter_name]
-        others = (name for name, other in self._digests.items() if name != adapter_name and other == digest)
-        return next((name for name in others if name in self.tinylora_P), None)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -100,47 +85,40 @@ class TinyLoraEdgeLinear(PeftLinear):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return dW = B R A, float32 (float64 for such a base) [out, in], in the layer's row order."""
-        return self._delta(adapter_name, self._compute_R(adapter_name))
-
-    def _delta(self, adapter_name: str, r: Tensor) -> Tensor:
+        r = self._compute_R(adapter_name)
         a, b = self.tinylora_A[adapter_name], self.tinylora_B[adapter_name]
         return (b.to(r.dtype) @ r) @ a.to(r.dtype)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add dW to the base's weight, such that `unmerge` gives back the very same bits.
+        """Add dW to the base's weight, which is kept in the host's memory until `unmerge`.
 
-        A trainer that generates with merged weights merges and unmerges at every step; rounding would
-        otherwise carry the frozen base away.
+        A trainer that generates with merged weights merges and unmerges at every step; subtracting would
+        carry the frozen base away by rounding.
 
         Raises:
             ValueError: `safe_merge`, and a merged weight is not finite.
         """
+        weight = self.get_base_layer().weight
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.tinylora_A:
                 continue
-            weight = self.get_base_layer().weight
-            r = self._compute_R(name).clone()
-            delta = self._delta(name, r)
-            merged = (weight + delta).to(weight.dtype)
+            merged = (weight + self.get_delta_weight(name)).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"adapter {name} makes a weight that is not finite: it was not merged here")
-            # what subtraction alone would not restore
-            lost = ((merged - delta).to(weight.dtype) != weight).flatten().nonzero().squeeze(1)
-            self._merges[name] = (r, lost.to(torch.int32), weight.flatten()[lost])
+            if not self.merged_adapters:
+                self._unmerged = weight.data.cpu()
             weight.data = merged
             self.merged_adapters.append(name)
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Give the base its weight back, bit for bit, whatever became of v since."""
-        weight = self.get_base_layer().weight
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            r, lost, values = self._merges.pop(name)
-            restored = (weight - self._delta(name, r)).to(weight.dtype).flatten()
-            restored[lost.long()] = values
-            weight.data = restored.reshape(weight.shape)
+        if self.merged_adapters:
+            weight = self.get_base_layer().weight
+            weight.data = self._unmerged.to(weight.device)
+            del self._unmerged
+            self.merged_adapters.clear()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output and, where adapters are active and not merged, their side path."""
@@ -174,6 +152,8 @@ class TinyLoraEdgeModel(TinyLoraModel):
         **optional_kwargs: Any,
     ) -> None:
         group = str(tinylora_config.tying[current_key])
+        if len({config.digest for config in self.peft_config.values()}) > 1:
+            raise BasisMismatchError(f"adapter {adapter_name} is of another basis than the model's first one")
         if adapter_name not in self.tinylora_v:
             rows = {
                 str(g): nn.Parameter(torch.zeros(tinylora_config.u, device=target.weight.device))
@@ -192,16 +172,15 @@ class TinyLoraEdgeModel(TinyLoraModel):
         """Nothing: v is in float32 already, and factors in the base's dtype save a copy of every input."""
 
 
-def peft_model(model: Any, basis: Basis, *, adapter_name: str = "default") -> PeftModel:
+def peft_model(model: Any, basis: Basis) -> PeftModel:
     """Wrap a transformers model in a PEFT model whose adapter carries a basis; v starts at zero.
 
     The wrapped model is changed in place and frozen. No SVD runs. The adapter saves and loads with PEFT
-    (factors and projections included), merges and unmerges, and takes further adapters.
+    (factors and projections included), merges and unmerges, and takes further adapters of the same basis.
 
     Args:
         model: a `transformers` causal language model, its weights in a float dtype.
         basis: of the model.
-        adapter_name: in PEFT.
 
     Raises:
         TrainError: a module of the basis is not in the model, or its factors are not those of the layer.
@@ -216,49 +195,31 @@ def peft_model(model: Any, basis: Basis, *, adapter_name: str = "default") -> Pe
         tying={names[module]: int(basis.tying[basis.index(module)]) for module in basis.modules},
         digest=basis.digest,
     )
-    wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+    wrapped = get_peft_model(model, config)
+    # Else PEFT asks the Hugging Face hub for that name at every checkpoint, to compare vocabularies.
+    config.base_model_name_or_path = ""
     for position, name in enumerate(names.values()):
         layer = model.get_submodule(name)
         a, b = factors[name]
-        layer.tinylora_A[adapter_name].copy_(a)
-        layer.tinylora_B[adapter_name].copy_(b)
-        layer.tinylora_P[adapter_name].copy_(torch.from_numpy(basis.projections[position]))
+        layer.tinylora_A["default"].copy_(a)
+        layer.tinylora_B["default"].copy_(b)
+        layer.tinylora_P["default"].copy_(torch.from_numpy(basis.projections[position]))
     return wrapped
 
 
-def vector_of(
-    model: PeftModel,
-    *,
-    adapter_name: str = "default",
-    dtype: str = "fp32",
-    sequence: int = FIRST_SEQUENCE,
-) -> MicroVector:
+def vector_of(model: PeftModel, *, adapter_name: str = "default") -> MicroVector:
     """Return v of an adapter as a micro-vector."""
     rows = torch.stack([row.detach() for row in _rows(model, adapter_name)])
-    return MicroVector(rows.float().cpu().numpy(), dtype, sequence)
+    return MicroVector(rows.float().cpu().numpy())
 
 
-def set_vector(
-    model: PeftModel, v: MicroVector | ArrayLike, *, basis: Basis | None = None, adapter_name: str = "default"
-) -> None:
-    """Set v of an adapter.
-
-    Args:
-        model: from `peft_model`, or loaded by PEFT.
-        v: a micro-vector, or its values [G, u].
-        basis: that the vector is for, to be sure that it is the adapter's.
-        adapter_name: in PEFT.
+def set_vector(model: PeftModel, v: MicroVector | ArrayLike, *, adapter_name: str = "default") -> None:
+    """Set v of an adapter to a micro-vector, or to values [G, u].
 
     Raises:
         VectorError: v has another number of values, or one that is not finite.
-        BasisMismatchError: the adapter carries another basis.
     """
     rows = _rows(model, adapter_name)
-    digest = model.peft_config[adapter_name].digest
-    if basis is not None and basis.digest != digest:
-        raise BasisMismatchError(
-            f"the vector is for basis {basis.id}, but adapter {adapter_name} carries {digest[:8]}"
-        )
     values = np.asarray(getattr(v, "values", v), np.float32)
     size = len(rows) * len(rows[0])
     if values.size != size or not np.isfinite(values).all():

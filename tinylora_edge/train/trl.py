@@ -41,7 +41,6 @@ try:
     import datasets
     import transformers
     import trl
-    from peft import PeftModel
     from trl import GRPOConfig, GRPOTrainer
 
     from .peft_adapter import peft_model, vector_of
@@ -109,7 +108,7 @@ def train_trl(
         # one process compares with the deployed file: each that opens it needs memory for it
         check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
         reward = reward_function(task, samples, tokenizer, _end_ids(model, tokenizer))
-        wrapped = keep_local(peft_model(model, found.basis))
+        wrapped = peft_model(model, found.basis)
         best = _Best(wrapped, folder / "best.json", report if lead else None, resumed=last)
         trainer = GRPOTrainer(
             model=wrapped,
@@ -303,17 +302,6 @@ def load_tokenizer(source: Path) -> Any:
             f"transformers finds no tokenizer in {source}: {error}. "
             "Pass a directory with weights and tokenizer as --weights DIR"
         ) from error
-
-
-def keep_local(wrapped: PeftModel) -> PeftModel:
-    """Make PEFT forget where a model came from, and return it.
-
-    At every checkpoint PEFT would else ask the Hugging Face hub about a bundle or a path by its name, since
-    there is no config.json in it, only to compare sizes of vocabularies.
-    """
-    for config in wrapped.peft_config.values():
-        config.base_model_name_or_path = ""
-    return wrapped
 
 
 def check_agreement(vector: MicroVector) -> None:
