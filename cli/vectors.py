@@ -12,7 +12,7 @@ import typer
 from .. import Basis, Bundle, FrameError, MicroVector, load_basis
 from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..limits import VECTOR_FILE_BYTES
-from ..system import atomic_write, check_path
+from ..system import atomic_write
 from ..wire import expiry, frame, tags, text, values
 from . import console
 
@@ -34,7 +34,6 @@ def read(source: str) -> bytes:
     if source == STREAM:
         data = sys.stdin.buffer.read(_MAX_READ + 1)
     else:
-        check_path(source, FrameError)
         with open(source, "rb") as file:
             data = file.read(_MAX_READ + 1)
     if text.is_text(data):
@@ -66,7 +65,6 @@ def check_target(target: str, *, as_json: bool = False) -> None:
                 "the vector is binary and stdout is a terminal: redirect it, or use -o FILE"
             )
         return
-    check_path(target, console.CommandError)
     path = Path(target)
     if path.exists() or path.is_symlink():
         raise FileExistsError(f"{path} exists already: choose another output, or remove it first")

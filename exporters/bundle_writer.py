@@ -16,7 +16,7 @@ from ..errors import ExportError
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf import gguf_paths, split_name
 from ..formats.side_tensors import load_basis, save_basis
-from ..system import __version__, atomic_write, check_path, sync_directory
+from ..system import __version__, atomic_write, sync_directory
 
 _FORMAT = 1
 _SECTIONS = ("source", "base", "onnx", "basis", "factors")
@@ -88,7 +88,6 @@ def new_bundle(output: Path) -> Iterator[Path]:
     Raises:
         ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
     """
-    check_path(output, ExportError)
     refuse_existing(output)
     partial = output.parent / f".{output.name}.partial"
     try:

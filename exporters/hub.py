@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,7 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..documents import read_json, read_toml
+from ..documents import read_json
 from ..errors import ExportError, HubError, MissingExtraError
 from ..formats.bundle import BASIS_NAME
 
@@ -239,7 +240,7 @@ def resolve(model: str | PathLike[str], **options: Any) -> ResolvedModel:
 @cache
 def load_catalog() -> dict[str, CatalogModel]:
     """Return the models that have short names, by name."""
-    tables = read_toml(Path(__file__).with_name("models.toml"))
+    tables = tomllib.loads(Path(__file__).with_name("models.toml").read_text("utf-8"))
     return {name: CatalogModel(name, **table) for name, table in tables.items()}
 
 

@@ -10,7 +10,6 @@ from typing import TypeAlias
 from ..basis import Basis
 from ..errors import VectorError
 from ..limits import VECTOR_FILE_BYTES
-from ..system import check_path
 from ..vector import MicroVector, Policy
 
 VectorSource: TypeAlias = bytes | Path | MicroVector
@@ -53,7 +52,6 @@ def vector_bytes(source: object) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, Path):
-        check_path(source, VectorError)
         with source.open("rb") as file:
             data = file.read(VECTOR_FILE_BYTES + 1)
         if len(data) > VECTOR_FILE_BYTES:

@@ -48,26 +48,17 @@ TENSORS = 1 << 18
 DIMENSIONS = 8
 """Dimensions of a tensor in files of ONNX. GGUF has 4."""
 
-CONFIG_BYTES = 1 << 22
-"""Bytes of a configuration in JSON. The longest in use have some 10 kB."""
-
 DOCUMENT_BYTES = 1 << 24
 """Bytes of any other JSON, where its reader names no other limit."""
 
 TOKENIZER_BYTES = 1 << 26
 """Bytes of a `tokenizer.json`. That of Gemma 3, with 262,144 tokens, has 33 MB."""
 
-TOML_BYTES = 1 << 16
-"""Bytes of a TOML file. A recipe has 1 kB, and the shipped catalog 8."""
-
-TOML_DOTS = 256
-"""Dots in a line of TOML, strings and comments aside: parsing takes the square of a key's parts in time."""
-
 DEPTH = 64
-"""Lists and objects inside each other in JSON and TOML; what tools write has fewer than 10."""
+"""Lists and objects inside each other in JSON; what tools write has fewer than 10."""
 
 DIGITS = 40
-"""Digits of an integer in JSON and TOML: the state of a random generator has 39."""
+"""Digits of an integer in JSON: the state of a random generator has 39."""
 
 VECTOR_FILE_BYTES = 1 << 20
 """Bytes of a vector's file: `VALUES` in float32 with a signature."""
@@ -120,12 +111,6 @@ pattern has to hold as well. With 65,536 of them a schema of 200 bytes takes llg
 
 BODY_BYTES = 1 << 20
 """Bytes of the body of an HTTP request, unless a server is told otherwise. Long chats have some 100 kB."""
-
-API_KEYS_BYTES = 1 << 24
-"""Bytes of a file of API keys: some hundred thousand keys."""
-
-IMPORT_LINE_BYTES = 1 << 17
-"""Bytes of a line of users' vectors that a store imports. A line with 13 values has about 100."""
 
 
 def overlap(places: list[tuple[int, int, str]]) -> tuple[str, str] | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,25 +15,27 @@ from typing import IO
 __version__ = "0.1.0"
 """The version, in one place: pyproject.toml reads it from here."""
 
+_ABANDONED_S = 3600.0
+
 
 @contextmanager
 def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; on leaving, make it `path` durably.
 
     On an exception the temporary file is removed and `path` stays as it was. What a killed writer of the
-    same path left behind is swept. `mode` is subject to the umask, as with `open`.
+    same path left behind is removed an hour later. `mode` is subject to the umask, as with `open`.
 
     Raises:
         OSError: the directory is missing, not writable, or full.
     """
-    check_path(path, FileNotFoundError)
     path = Path(path)
-    sweep(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.tmp"):
+        with suppress(OSError):
+            if time.time() - left.lstat().st_mtime > _ABANDONED_S:
+                left.unlink()
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            with suppress(OSError):  # a file system without locks
-                _hold(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -44,50 +46,6 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
             os.unlink(name)
         raise
     sync_directory(path.parent)
-
-
-def check_path(path: str | PathLike[str], error: type[Exception]) -> None:
-    """Raise an error where a path has a null byte: Python's own is a bare ValueError."""
-    if "\0" in os.fsdecode(path):
-        raise error(f"{os.fsdecode(path)!r} is no name of a file: it has a null byte")
-
-
-def sweep(path: Path, *, age: float = 3600.0) -> None:
-    """Remove temporary files that killed writers of a path left behind, and nobody else's.
-
-    A writer holds a lock on its file while it lives, so that only what a dead one left is removed; where the
-    file system has no locks, nothing is. The age in seconds is for the moment before the lock.
-    """
-    name = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.tmp\Z")
-    with suppress(OSError), os.scandir(path.parent) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                if (
-                    name.match(entry.name)
-                    and entry.is_file(follow_symlinks=False)
-                    and time.time() - entry.stat().st_mtime >= age
-                ):
-                    _remove_if_dead(entry.path)
-
-
-def _remove_if_dead(path: str) -> None:
-    if os.name != "nt":  # Windows refuses to remove what is open
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            _hold(handle)
-            os.unlink(path)
-        finally:
-            os.close(handle)
-    else:
-        os.unlink(path)
-
-
-def _hold(handle: int) -> None:
-    """Lock a file until it is closed or its process dies. Raises OSError where somebody holds it."""
-    if os.name != "nt":
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -115,19 +73,18 @@ def cores() -> int:
 
 
 SPIN = 10_000
-"""Rounds that libgomp spins before a thread sleeps, a tenth of a millisecond or so; its default is 300,000.
-
-llama.cpp's threads meet after every operation, hundreds of times a token. Where other work wants the cores,
-the thread that is waited for is often not running, and the one that spins takes its time away. Of 300 to
-30,000 rounds it was about as fast as the default on quiet cores, and faster beside other work.
-"""
+"""Rounds that libgomp spins before a thread sleeps, a tenth of a millisecond; its default is 300,000."""
 
 OPENMP_VARIABLES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"
 """Variables that decide how OpenMP's threads wait."""
 
 
 def set_waiting() -> None:
-    """Let OpenMP's threads spin briefly, in libraries loaded from now on; what the user has set stays."""
+    """Let OpenMP's threads spin briefly, in libraries loaded from now on; what the user has set stays.
+
+    llama.cpp's threads meet after every operation, hundreds of times a token. Where other work wants the
+    cores, the thread that is waited for is often not running, and the one that spins takes its time away.
+    """
     if not any(name in os.environ for name in OPENMP_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN)
 

@@ -33,7 +33,7 @@ import numpy as np
 
 from ...errors import BasisMismatchError, TrainError
 from ...prior import Prior
-from ...system import atomic_write, check_path
+from ...system import atomic_write
 from .posterior import Posterior
 
 _MAGIC = b"TLFEED1\n"
@@ -78,7 +78,6 @@ def read(
         FileNotFoundError: its directory does not exist.
         OSError: it cannot be read.
     """
-    check_path(path, TrainError)
     if not (folder := Path(path).resolve().parent).is_dir():
         raise FileNotFoundError(f"{folder} does not exist: make it, and the state is kept there")
     try:

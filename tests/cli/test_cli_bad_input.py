@@ -400,15 +400,6 @@ def test_a_state_of_wrong_types(cli: Cli, small: Path, trained: Path, tmp_path: 
         )
 
 
-def test_a_name_that_no_file_can_have(cli: Cli, small: Path, trained: Path) -> None:
-    for words in (
-        ("pack", "a\0b"),
-        ("pack", trained, small, "-o", "a\0b"),
-        ("publish", trained, small, "--to", "a\0b"),
-    ):
-        cli(*words).refused("null byte")
-
-
 def test_a_user_without_a_home(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As systemd starts a service whose user has no entry: `Path.home` finds none."""
     import pwd

@@ -32,7 +32,6 @@ from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from .. import limits
-from ..system import check_path
 
 T = TypeVar("T")
 
@@ -108,7 +107,6 @@ class GGUFFile:
         if isinstance(source, bytes):
             self._buffer: mmap.mmap | bytes = source
         else:
-            check_path(source, MalformedGGUFError)
             with open(source, "rb") as file:
                 if file.seek(0, 2) == 0:
                     raise MalformedGGUFError("the file is empty")

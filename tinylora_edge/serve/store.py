@@ -16,7 +16,6 @@ from typing import Any
 from ..basis import Basis
 from ..errors import FrameError, RequestError, StoreError
 from ..shipping import layout
-from ..system import check_path
 from ..vector import Policy
 from ..wire.sequences import Accepted, SequenceLog, Source
 
@@ -77,7 +76,6 @@ class Store:
     """
 
     def __init__(self, path: str | PathLike[str], basis: Basis) -> None:
-        check_path(path, StoreError)
         self.path, self._basis = Path(fspath(path)), basis
         if not self.path.parent.is_dir():
             raise FileNotFoundError(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..basis import Basis
 from ..errors import MissingExtraError, TransferError
 from ..limits import VECTOR_FILE_BYTES
-from ..system import atomic_write, check_path
+from ..system import atomic_write
 from ..wire import frame as wire
 from ..wire import tags
 from . import layout
@@ -122,7 +122,6 @@ def open_target(to: str) -> Target:
         TransferError: it cannot be written to.
         MissingExtraError: it needs a package that is not installed.
     """
-    check_path(to, TransferError)
     if "://" not in to:
         return Directory(Path(to))
     scheme = to.partition("://")[0]

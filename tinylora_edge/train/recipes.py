@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..documents import parse_toml, read_toml, restored
+from ..documents import restored
 from ..errors import TinyLoraError, TrainError
 from ..tasks import Completion, Sample, Task, load_task
 from .options import Options
@@ -93,7 +94,7 @@ def read_recipe(
         if not equals or not key:
             raise TrainError(f"--set {change}: expected KEY=VALUE, such as options.prompts=8")
         try:
-            value = parse_toml(f"value = {text}")["value"]
+            value = tomllib.loads(f"value = {text}")["value"]
         except ValueError:
             value = text
         for name in reversed(key.split(".")):
@@ -204,7 +205,7 @@ def _run(args: argparse.Namespace, given: Sequence[str]) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_toml(path)
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise TrainError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except ValueError as error:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from ..documents import parse_json
 from ..errors import RollbackError, VectorError
 from ..limits import STATE_BYTES
-from ..system import atomic_write, check_path, locked, sweep
+from ..system import atomic_write, locked
 
 Source = tuple[str, str, str]
 """Where a vector comes from: digest of its basis, id of the key (empty: no key), stream."""
@@ -142,7 +142,6 @@ class SequenceFile(SequenceLog):
 
     def __init__(self, path: str | PathLike[str]) -> None:
         super().__init__()
-        check_path(path, VectorError)
         self._path = Path(os.path.realpath(path))  # a link stays one
         if not self._path.parent.is_dir():
             raise FileNotFoundError(
@@ -166,7 +165,6 @@ class SequenceFile(SequenceLog):
             self._seen = None  # two files may look alike to `stat`; what is written next must not be lower
             if self.settled(source, accepted):
                 return
-            sweep(self._path, age=0)  # whoever writes holds the lock, and that is us
             data = encode({**self._accepted, source: accepted})
             with atomic_write(self._path, mode=0o600) as file:
                 file.write(data)
