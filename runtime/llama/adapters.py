@@ -38,10 +38,9 @@ if _HAS_FMEMOPEN:
 
 
 class AdapterLock:
-    """What computes with a model, and what changes the list of its adapters, take turns.
+    """Many compute with a model at the same time, or one alone loads or frees adapters. Nobody enters twice.
 
-    llama.cpp walks through that list when a context computes with another adapter than before. So many may
-    compute at the same time, and one alone may load or free an adapter. Neither enters twice.
+    llama.cpp walks through the list of adapters when a context computes with another one than before.
     """
 
     def __init__(self) -> None:
@@ -89,16 +88,12 @@ class Adapters:
     then, and free it after the contexts and before the model. An R of zeros takes no adapter: the base, bit
     for bit.
 
-    Args:
-        model: the `llama_model`.
-        basis: of the factors.
-
     Attributes:
         lock: of what computes with the model.
         spare: bytes of adapters that no context has in force and that are kept for vectors that come back.
 
     Raises:
-        BaseMismatchError: llama.cpp refuses the factors for this model.
+        BaseMismatchError: llama.cpp refuses the factors for this model, a `llama_model`.
     """
 
     def __init__(self, model: Any, basis: Basis) -> None:
@@ -116,12 +111,9 @@ class Adapters:
     def apply(
         self, context: Any, r: NDArray[np.float32] | None, others: Sequence[tuple[Adapter, float]] = ()
     ) -> None:
-        """Give a context, which does not compute now, its R, float32 [M, r, r]; None for the base.
+        """Give a `llama_context`, which does not compute now, its R, float32 [M, r, r]; None for the base.
 
-        Args:
-            context: a `llama_context`.
-            r: R of every module.
-            others: adapters of the caller's own and their scales, which are in force beside it.
+        Adapters of the caller's own, and their scales, are in force beside it.
 
         Raises:
             TinyLoraError: llama.cpp refuses; the R before stays in force.
@@ -156,7 +148,10 @@ class Adapters:
 
     def _set(self, context: Any, key: bytes, others: Sequence[tuple[Adapter, float]]) -> None:
         active = [(self._staged[key], 1.0), *others] if key else list(others)
-        set_adapters(context, active)
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
+        scales = (ctypes.c_float * len(active))(*(s for _, s in active))
+        if code := llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales):
+            raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
         self._of[_address(context)] = key
         if key:
             self._staged.move_to_end(key)
@@ -171,7 +166,7 @@ class Adapters:
 
     def _load(self) -> Adapter:
         with signals_wait():
-            adapter = self._load_from_memory() if _HAS_FMEMOPEN else self._load_from_file()
+            adapter = _from_memory(self._model, self._image)
         if not adapter:
             raise BaseMismatchError(
                 "llama.cpp refused the adapter that was built from the basis: its modules or their shapes "
@@ -179,37 +174,24 @@ class Adapters:
             )
         return adapter
 
-    def _load_from_memory(self) -> Adapter | None:
-        assert _libc is not None
-        file = _libc.fmemopen(self._image.ctypes.data, self._image.nbytes, b"rb")
-        if not file:
-            raise MemoryError("fmemopen failed")
-        try:
-            return llama_cpp.llama_adapter_lora_init_from_file_ptr(self._model, file)
-        finally:
-            _libc.fclose(file)
 
-    def _load_from_file(self) -> Adapter | None:
+def _from_memory(model: Any, image: NDArray[np.uint8]) -> Adapter | None:
+    if not _HAS_FMEMOPEN:
         handle, path = tempfile.mkstemp(suffix=".gguf")  # 0600: nobody else reads or changes it
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(self._image.data)
-            return llama_cpp.llama_adapter_lora_init(self._model, path.encode())
+                file.write(image.data)
+            return llama_cpp.llama_adapter_lora_init(model, path.encode())
         finally:
             os.unlink(path)
-
-
-def set_adapters(context: Any, active: Sequence[tuple[Adapter, float]]) -> None:
-    """Make these the adapters of a context, and no others.
-
-    Raises:
-        TinyLoraError: llama.cpp refuses.
-    """
-    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
-    scales = (ctypes.c_float * len(active))(*(s for _, s in active))
-    code = llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales)
-    if code:
-        raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
+    assert _libc is not None
+    memory = _libc.fmemopen(image.ctypes.data, image.nbytes, b"rb")
+    if not memory:
+        raise MemoryError("fmemopen failed")
+    try:
+        return llama_cpp.llama_adapter_lora_init_from_file_ptr(model, memory)
+    finally:
+        _libc.fclose(memory)
 
 
 def _image(

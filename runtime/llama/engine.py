@@ -47,11 +47,7 @@ class LlamaEngine:
         like: parameters of the model's own context: of those that change the last bits, the same are taken.
         adapters: of the model.
         own: adapters of the caller's own, which are in force beside every R.
-        rows: sequences.
-        n_ctx: tokens of each row.
-        n_threads: of llama.cpp; by default all that this process may use.
-        cells: KV cells that all rows share, where `copy` costs nothing. None: each row has cells of its own
-            and is computed as if it were alone.
+        rows, n_ctx, n_threads, cells: see `PersonalizedModel.engine`; with shared cells `copy` costs nothing.
 
     Raises:
         TinyLoraError: llama.cpp cannot make the context.
