@@ -1,14 +1,11 @@
 """How far clicks move a vector: simulated users with known preferences, on the real model.
 
 What a user sees are answers of the base to training prompts, drawn and scored once for all users (the
-answers file, which can be kept), so that a session of any length costs one evaluation. The method `online`
-runs a whole session through `FeedbackLearner` instead: every click changes the answers that follow. Ways to
-learn from as many clicks, by the share of held-out prompts that are answered as the user likes:
+answers file, which can be kept), so that a session of any length costs one evaluation. Ways to learn from as
+many clicks, by the share of held-out prompts that are answered as the user likes:
 
-  clicks  a like or a dislike an answer: what `FeedbackLearner.tell` does
-  pairs   the better of two answers: what `FeedbackLearner.prefer` does
-  duel    the better of two vectors' answers, without scores: dueling bandit gradient descent (Yue and
-          Joachims, 2009), which is what an evolution strategy makes of a click
+  clicks  a like or a dislike an answer: what `Clicks.tell` does
+  pairs   the better of two answers: what `Clicks.prefer` does
 """
 
 from __future__ import annotations
@@ -30,9 +27,9 @@ from _subjects import LEARNED, SCALES, export
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.prior import Prior
-from tinylora_edge.runtime import FeedbackLearner, TinyLoraLlama
+from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.feedback.posterior import Posterior
+from tinylora_edge.runtime.learning.posterior import Posterior
 from tinylora_edge.runtime.llama.prompts import decode, encode
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 
@@ -40,7 +37,6 @@ PROMPTS, SAMPLES = 40, 4  # of the answers file
 SHAPES = {"random": SCALES, "learned": LEARNED}
 STEP = {"random": 0.05, "learned": 0.35}  # of the finite differences there: both move answers above rounding
 SLIPS = 0.1  # of the clicks go to the wrong button
-RADIUS, STRIDE = 0.1, 0.02  # of a duel: how far the two vectors are from the one between, and its step
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def load(folder: Path, projection: str) -> TinyLoraLlama:
 
 
 def draw(llm: TinyLoraLlama, task: Task, step: float, threads: int | None) -> list[dict[str, Any]]:
-    """Answers of the base to training prompts, with scores: what `FeedbackLearner` learns of a click."""
+    """Answers of the base to training prompts, with scores: what `Clicks` learns of a click."""
     samples = task.train[:PROMPTS]
     prompts = [encode(llm, sample).tolist() for sample in samples]
     with llm.batch(samples, task.max_tokens, n_threads=threads) as batch:
@@ -144,48 +140,6 @@ def from_pairs(
     return posterior.vector()
 
 
-def from_duels(batch: Batch, preference: Preference, task: Task, clicks: int, seed: int) -> np.ndarray:
-    """The vector after so many comparisons of what two vectors answer to a prompt."""
-    generator = np.random.default_rng((seed, 3))
-    basis = batch.llm.basis
-    vector = np.zeros(basis.size)
-    told, shown = 0, 0
-    while told < clicks and shown < 10 * clicks:
-        direction = generator.standard_normal(basis.size)
-        direction /= np.linalg.norm(direction)
-        sample = task.train[int(generator.integers(len(task.train)))]
-        values = []
-        for sign in (1, -1):
-            values32 = (vector + sign * RADIUS * direction).astype(np.float32)
-            batch.swap(MicroVector(values32.reshape(basis.groups, -1)))
-            (answer,) = batch.answer(
-                [sample], max_tokens=task.max_tokens, temperature=task.temperature, seed=(seed, shown)
-            )
-            values.append(preference.pleases(answer, sample, task))
-        shown += 1
-        if values[0] == values[1]:
-            continue
-        told += 1
-        vector = vector + (STRIDE if say(generator, values[0] > values[1]) else -STRIDE) * direction
-    return vector
-
-
-def online(
-    llm: TinyLoraLlama, preference: Preference, task: Task, clicks: int, seed: int, threads: int | None
-) -> np.ndarray:
-    """The vector after a session with `FeedbackLearner`: a like or a dislike of each answer."""
-    generator = np.random.default_rng((seed, 4))
-    options = {"max_tokens": task.max_tokens, "temperature": task.temperature, "n_ctx_seq": 128}
-    with FeedbackLearner(llm, seed=seed, n_threads=threads, **options) as tuner:
-        for _ in range(clicks):
-            sample = task.train[int(generator.integers(len(task.train)))]
-            answer = tuner.ask(sample.prompt)
-            completion = Completion(answer.text, answer.ended, 0)
-            liked = say(generator, preference.pleases(completion, sample, task) > 0.5)
-            tuner.tell(answer, 1 if liked else -1)
-        return tuner.vector.values.astype(np.float64).reshape(-1)
-
-
 def liked(
     batch: Batch, preference: Preference, task: Task, values: np.ndarray, samples: Sequence[Sample]
 ) -> list[bool]:
@@ -217,12 +171,8 @@ def sessions(
                     vector = np.zeros(llm.basis.size)
                 elif method == "clicks":
                     vector = from_clicks(mine, pleases, clicks, user, prior)
-                elif method == "pairs":
-                    vector = from_pairs(mine, pleases, clicks, user, prior)
-                elif method == "duel":
-                    vector = from_duels(batch, preference, task, clicks, user)
                 else:
-                    vector = online(llm, preference, task, clicks, user, options.threads)
+                    vector = from_pairs(mine, pleases, clicks, user, prior)
                 found = liked(batch, preference, task, vector, samples)
                 yield {
                     "preference": name,
@@ -275,8 +225,8 @@ def main() -> None:
     arguments.add_argument(
         "--methods",
         nargs="+",
-        choices=["clicks", "pairs", "duel", "online"],
-        default=["clicks", "pairs", "duel"],
+        choices=["clicks", "pairs"],
+        default=["clicks", "pairs"],
     )
     arguments.add_argument("--clicks", type=int, nargs="+", default=[10, 20, 40, 80], metavar="N")
     arguments.add_argument("--users", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
@@ -293,7 +243,7 @@ def main() -> None:
         ]
         arm = {"projection": options.projection, "prior": not options.no_prior}
         done = [row for row in bench.read_study(options.study) if same(row, arm)]
-        if {"clicks", "pairs"} & set(options.methods):
+        if options.methods:
             for name in {PREFERENCES[p].task for p in options.preferences} - {a["task"] for a in answers}:
                 drawn = draw(llm, load_task(name), STEP[options.projection], options.threads)
                 drawn = [row | {"projection": options.projection} for row in drawn]

@@ -31,19 +31,9 @@ from tinylora_edge.tasks import load_task
 
 ARMS: dict[str, TuneSettings] = {
     "CMA-ES": TuneSettings(),  # the default
-    "ES, raw": TuneSettings(method="es"),
-    "ES, ranks": TuneSettings(method="es", options={"shape": "rank"}),
-    "separable CMA-ES": TuneSettings(options={"separable": True}),
-    "Kalman": TuneSettings(method="kalman"),
-    "Kalman, longer steps": TuneSettings(method="kalman", options={"lr": 1.6}),
-    "Kalman, longer steps, shorter memory": TuneSettings(
-        method="kalman", options={"lr": 1.6, "forget": 0.25}
-    ),
-    "SPSA": TuneSettings(method="spsa"),
     "CMA-ES, learned": TuneSettings(),
     "CMA-ES, learned, behind the best prompt": TuneSettings(),
     "CMA-ES, all of R": TuneSettings(),
-    "separable CMA-ES, all of R": TuneSettings(options={"separable": True}),
 }
 SHAPES = {arm: LEARNED for arm in ARMS if "learned" in arm} | {
     arm: ALL_OF_R for arm in ARMS if "all of R" in arm
@@ -95,7 +85,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
         **asdict(compare(base, tuned)),
         "base_scores": base.scores.tolist(),
         "vector_scores": tuned.scores.tolist(),
-        **{key: value for key, value in vars(found).items() if key != "vector"},
+        **found.record(),
         "processor_seconds": processor,
         "norm": found.vector.norm,
         "values": found.vector.values.reshape(-1).tolist(),

@@ -39,9 +39,7 @@ from .run import (
 )
 
 if TYPE_CHECKING:
-    from ..runtime import TinyLoraLlama, TinyLoraOnnx
-    from ..runtime.feedback.clicks import Clicks
-    from ..runtime.feedback.given import Given
+    from ..runtime import Clicks, Given, TinyLoraLlama, TinyLoraOnnx
 
 _COMMANDS = """\
 /vector FILE  exchange the vector; alone, it says which one is active
@@ -186,13 +184,11 @@ class Conversation:
             raise console.CommandError(
                 "likes and dislikes need llama.cpp, and this is ONNX Runtime: start with --engine llama"
             )
-        from ..runtime.batch import Batch
-        from ..runtime.feedback.clicks import Clicks
+        from ..runtime import Clicks
 
         llm: Any = self._llm
         if self._clicks is None:
-            batch = Batch(llm, n_ctx_seq=llm.n_ctx(), sequences=2, n_threads=self._threads)
-            self._clicks = Clicks(llm.basis, batch, start=self._start)
+            self._clicks = Clicks(llm, start=self._start, n_threads=self._threads)
         try:
             with console.progress("learning from the answer"):
                 told = given(llm, *self._last, self._options["temperature"])
@@ -223,7 +219,7 @@ class Conversation:
 
 def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, temperature: float) -> Given:
     """Return an answer as a click takes it; one that ended by itself has the token that ends a turn."""
-    from ..runtime.feedback.given import Given
+    from ..runtime import Given
     from ..runtime.llama.prompts import encode, turn_end
 
     tokens = llm.tokenize(said.encode(), add_bos=False, special=False)

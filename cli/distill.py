@@ -64,8 +64,8 @@ def distill(
     """Distill a prompt into a vector: without the prompt, the model answers as it does with it.
 
     It is measured on questions that were not learned on: how much of the distance to the prompted model the
-    vector closes, and what it saves in tokens and in time to the first one. By default it takes gradients,
-    with PyTorch on a host; with --on-device forward passes alone, in the engine that runs the model.
+    vector closes, and what it saves in tokens. By default it takes gradients, with PyTorch on a host;
+    with --on-device forward passes alone, in the engine that runs the model.
 
     \b
     Examples:
@@ -112,8 +112,6 @@ def distill(
             "after": replacement.nats_left,
             "prompt_tokens": replacement.told,
             "bare_tokens": replacement.bare,
-            "prompt_seconds_to_first_token": replacement.told_s,
-            "bare_seconds_to_first_token": replacement.bare_s,
             **cost,
             "answers": [vars(each) for each in replacement.shown],
         }
@@ -171,10 +169,9 @@ def _on_device(
     from ..tasks.behaviours import load_questions
 
     def report(row: dict[str, Any]) -> None:
-        if row["event"] == "step":
-            away = row.get("divergence")
-            now = "too large" if away is None else f"{away:.3f} nats from the prompted model"
-            show(f"step {row['step']}: {now}, {row['tokens']:,} tokens, {row['seconds']:.0f} s")
+        if "reward" in row:
+            away = f"{-row['reward']:.3f} nats from the prompted model"
+            show(f"step {row['step']}: {away}, {row['tokens']:,} tokens, {row['seconds']:.0f} s")
 
     amount = runtime.Budget.of(budget)
     with closing(load_quietly(bundle, engine, threads)) as llm:
@@ -189,7 +186,6 @@ def _on_device(
             report=report,
         )
     cost = {
-        "questions": found.questions,
         "steps": found.steps,
         "tokens": found.tokens,
         "seconds": round(found.seconds, 1),
@@ -198,7 +194,6 @@ def _on_device(
 
 
 def _print(record: dict[str, Any], replacement: Replacement) -> None:
-    told_ms, bare_ms = 1000 * replacement.told_s, 1000 * replacement.bare_s
     closed = f"closes {replacement.share:.0%} of the distance to the prompted model "
     closed += f"({replacement.nats:.3f} nats)"
     if record["standard_error"] is not None:
@@ -207,10 +202,9 @@ def _print(record: dict[str, Any], replacement: Replacement) -> None:
         ("wrote", f"{record['file']}: {record['bytes']} bytes"),
         ("held out", closed),
         ("prompt", f"{replacement.bare:.0f} tokens a request instead of {replacement.told:.0f}"),
-        ("first token", f"after {bare_ms:.0f} ms here instead of {told_ms:.0f} ms"),
     ]
     if "tokens" in record:
-        took = f"{record['tokens']:,} tokens, {record['seconds']:.0f} s, {record['questions']} questions"
+        took = f"{record['tokens']:,} tokens, {record['seconds']:.0f} s, {record['steps']} steps"
         rows.append(("took", took))
     console.facts(rows)
 

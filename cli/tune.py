@@ -105,7 +105,7 @@ def tune(
             n_threads=threads,
         )
         with _interruptible(learner):
-            found = learner._sit(_rest(amount, learner), last_check=True, resumed=resume)
+            found = learner.run(amount.less(learner.state.tokens, learner.state.seconds), resumed=resume)
         if found.stopped == "stopped":
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)
@@ -120,7 +120,7 @@ def tune(
     record: dict[str, Any] = {
         "task": loaded.name,
         "values": vector.values.reshape(-1).tolist(),
-        "result": {key: value for key, value in vars(found).items() if key != "vector"},
+        "result": found.record(),
     }
     if loaded.preamble is not None:
         record["preamble"] = loaded.preamble
@@ -177,16 +177,6 @@ def _check_files(output: Path, state: Path, resume: bool) -> None:
         raise TrainError(f"there is no state {state} to resume from: start without --resume")
     if not resume and state.exists():
         raise TrainError(f"{state} holds the state of an unfinished run: go on with --resume, or remove it")
-
-
-def _rest(amount: Budget, learner: RewardLearner) -> Budget:
-    """What an earlier sitting left of the budget; never nothing, which would be no budget."""
-    state = learner.state
-    return replace(
-        amount,
-        seconds=None if amount.seconds is None else max(amount.seconds - state.seconds, 1e-3),
-        tokens=None if amount.tokens is None else max(amount.tokens - state.tokens, 1),
-    )
 
 
 def _teller(show: console.Show, budget: Budget) -> Callable[[dict[str, Any]], None]:

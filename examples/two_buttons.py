@@ -3,11 +3,13 @@
     python examples/two_buttons.py BUNDLE [--state FILE] [--pairs]
 
 BUNDLE is what `tinylora-edge export` or `demo` wrote. What was learned is in the state, a file of 3 kB
-without any text in it, and the next start goes on from there. Needs numpy and llama.cpp, nothing else.
+without any text in it, and the next start goes on from there. Needs numpy and llama.cpp.
 """
 
 import argparse
+import random
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 from tinylora_edge import runtime
 
@@ -22,27 +24,30 @@ def main() -> None:
     options = arguments.parse_args()
     llm = runtime.load(options.bundle, n_ctx=64, engine="llama", n_threads=options.threads)
     learning: Future[object] | None = None
-    tuner = runtime.FeedbackLearner(llm, options.state, max_tokens=24, n_threads=options.threads)
-    with tuner, ThreadPoolExecutor(1) as later:
-        print(f"{tuner.clicks} clicks so far. An empty question ends.")
+    clicks = runtime.Clicks(llm, n_threads=options.threads)
+    vector, asked = clicks.vector(options.state), random.randrange(1 << 32)
+    with closing(clicks), ThreadPoolExecutor(1) as later:
+        print(f"{vector.sequence} clicks so far. An empty question ends.")
         while question := input("\nask: ").strip():
-            messages = [{"role": "user", "content": question}]
+            messages, asked = [{"role": "user", "content": question}], asked + 1
+            vector = clicks.vector(options.state)
             if options.pairs:
-                first, second = tuner.ask_pair(messages)
+                first, second = clicks.ask(messages, vector, max_tokens=24, seed=asked)
                 print(f"1: {first.text}\n2: {second.text}")
                 button = input("better [1/2, enter: neither]: ").strip()
                 if button in ("1", "2"):
                     better, worse = (first, second) if button == "1" else (second, first)
-                    learning = later.submit(tuner.prefer, better, worse)
+                    learning = later.submit(clicks.prefer, options.state, better, worse)
             else:
-                answer = tuner.ask(messages)
+                (answer,) = clicks.ask(messages, vector, count=1, max_tokens=24, seed=asked)
                 print(answer.text)
                 button = input("good? [+/-, enter: neither]: ").strip()
                 if button in ("+", "-"):
-                    learning = later.submit(tuner.tell, answer, 1 if button == "+" else -1)
+                    learning = later.submit(clicks.tell, options.state, answer, 1 if button == "+" else -1)
         if learning is not None:
             learning.result()  # what was clicked last is learned, and kept, before the app ends
-        print(f"{tuner.clicks} clicks, vector of norm {tuner.vector.norm:.3f}: {options.state}")
+        vector = clicks.vector(options.state)
+        print(f"{vector.sequence} clicks, vector of norm {vector.norm:.3f}: {options.state}")
 
 
 if __name__ == "__main__":

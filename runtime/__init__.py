@@ -25,27 +25,32 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NotImprovedWarning
 from ..vector import Policy
 from .drift import Drift, measure_drift, measure_drifts
+from .learning import (
+    Budget,
+    Clicks,
+    Distilled,
+    Given,
+    Replacement,
+    RewardLearner,
+    Tuned,
+    TuneSettings,
+    distill,
+    tune,
+)
 from .load import engine_of, load, missing_engine
 from .pool import Pool
-from .tuning.learner import RewardLearner
-from .tuning.settings import Tuned, TuneSettings
-from .tuning.state import Budget
-from .tuning.tune import tune
 
 if TYPE_CHECKING:
-    from .distillation.distill import Distilled, distill
-    from .distillation.replacement import Replacement
-    from .feedback.learner import Answer, FeedbackLearner
     from .llama.model import TinyLoraLlama
     from .onnx.model import TinyLoraOnnx
     from .onnx.session import OnnxSession, RunOptions
 
 __all__ = [
-    "Answer",
     "Budget",
+    "Clicks",
     "Distilled",
     "Drift",
-    "FeedbackLearner",
+    "Given",
     "NotImprovedWarning",
     "OnnxSession",
     "Policy",
@@ -66,15 +71,10 @@ __all__ = [
 ]
 
 _HOMES = {  # what brings an engine along is imported when it is asked for
-    "Answer": "feedback.learner",
-    "Distilled": "distillation.distill",
     "OnnxSession": "onnx.session",
     "RunOptions": "onnx.session",
     "TinyLoraLlama": "llama.model",
     "TinyLoraOnnx": "onnx.model",
-    "FeedbackLearner": "feedback.learner",
-    "Replacement": "distillation.replacement",
-    "distill": "distillation.distill",
 }
 
 

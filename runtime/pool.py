@@ -14,7 +14,6 @@ from ..tasks import Prompt
 from ..vector import MicroVector, Policy
 from .admission import VectorSource, admitted
 from .answers import Answer, Finish, Piece, Report, Request, SamplingOptions, Token, sampling_of
-from .batch import Batch
 from .load import load
 from .model import PersonalizedModel
 from .scheduler import Answering, Load, Scheduler
@@ -185,14 +184,6 @@ class Pool:
     def load(self) -> Load:
         """Return how busy the pool is."""
         return self._scheduler.load()
-
-    def scorer(self) -> Batch:
-        """Return what tells how likely answers are under any vector, over the same weights: see `Clicks`.
-
-        Raises:
-            TinyLoraError: the engine cannot make it, or the model is closed.
-        """
-        return Batch(self.model, n_ctx_seq=self.n_ctx, sequences=2)
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything. Again is fine.

@@ -78,7 +78,7 @@ def test_grpo_times_both_engines_and_all_rollouts() -> None:
 
 def test_tune_goes_on_where_it_stopped(tmp_path: Path) -> None:
     study = tmp_path / "study.jsonl"
-    arguments = ("--study", str(study), "--arms", "SPSA", "--tasks", "list-lookup", "--budget", "8ktokens")
+    arguments = ("--study", str(study), "--arms", "CMA-ES", "--tasks", "list-lookup", "--budget", "8ktokens")
     arguments += ("--held-out", "8")
     (found,) = run("tune.py", *arguments, "--seeds", "0")["summary"]
     first = json.loads(study.read_text())
@@ -93,7 +93,7 @@ def test_tune_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_feedback_measures_every_way_to_learn(tmp_path: Path) -> None:
-    study, methods = tmp_path / "study.jsonl", ["clicks", "pairs", "duel", "online"]
+    study, methods = tmp_path / "study.jsonl", ["clicks", "pairs"]
     record = run(
         "feedback.py",
         *("--preferences", "correct", "--methods", *methods, "--clicks", "1", "--users", "0"),

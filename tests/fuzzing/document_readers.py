@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import struct
 from random import Random
 from typing import Any
 
@@ -15,8 +13,8 @@ from mutations import as_json, changed, number
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.exporters.weights.safetensors import shards
 from tinylora_edge.formats.bundle import Bundle
-from tinylora_edge.runtime.feedback import state as feedback
-from tinylora_edge.runtime.tuning import state as tuning
+from tinylora_edge.runtime.learning.clicks import read_clicks
+from tinylora_edge.runtime.learning.state import SearchState, load_state
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import checkpoint
 
@@ -51,7 +49,7 @@ def _make_tuning(random: Random) -> bytes:
         "best": [0.5, 1.0],
         "tokens": 5,
     }
-    content = changed({"state": state, "format": 2}, random)
+    content = changed({"state": state, "format": 3}, random)
     if random.random() < 0.9 and isinstance(content, dict):
         content = {"identity": changed(_IDENTITY, random, random.choice((0, 0, 1))), **content}
     return as_json(content)
@@ -60,35 +58,32 @@ def _make_tuning(random: Random) -> bytes:
 def _read_tuning(data: bytes) -> None:
     path = folder() / "tuning.json"
     path.write_bytes(data)
-    tuning.load_state(path, _IDENTITY)
+    load_state(path, SearchState, _IDENTITY)
 
 
 _VALUES = 3
 
 
-def _make_feedback(random: Random) -> bytes:
-    size = random.choice((_VALUES, _VALUES, _VALUES, 2, 0))
-    head = struct.pack(
-        "<8s32sI", b"TLFEED1\n", bytes.fromhex(DIGEST), random.choice((size, number(random) & 7))
+def _make_clicks(random: Random) -> bytes:
+    square = _VALUES + 1
+    state: dict[str, Any] = {
+        "precision": [0.0] * square**2,
+        "shift": [0.0] * square,
+        "fisher": [0.0] * _VALUES**2,
+    }
+    numbers = random.choice(list(state.values()))
+    numbers[random.randrange(len(numbers))] = random.choice((math.nan, math.inf, -1.0, 1e308, 0.0))
+    state |= {"answers": number(random), "clicks": 3, "step": 0.05}
+    return as_json(
+        {"format": 3, "identity": _IDENTITY, "state": changed(state, random, random.choice((0, 1)))}
     )
-    head += struct.pack("<4Qd", *(number(random) % (1 << 64) for _ in range(4)), 0.05)
-    square = np.eye(size + 1)
-    values = np.concatenate([square.reshape(-1), np.zeros(size + 1), np.zeros(size * size)])
-    for _ in range(random.choice((0, 1, 3)) if len(values) else 0):
-        values[random.randrange(len(values))] = random.choice((math.nan, math.inf, -1.0, 1e308, 0.0))
-    return _mend_feedback(head + values.astype("<f8").tobytes() + bytes(32))
 
 
-def _mend_feedback(data: bytes) -> bytes:
-    return data[:-32] + hashlib.sha256(data[:-32]).digest()
-
-
-def _read_feedback(data: bytes) -> None:
-    path = folder() / "feedback"
+def _read_clicks(data: bytes) -> None:
+    path = folder() / "clicks"
     path.write_bytes(data)
-    state = feedback.read(path, DIGEST, _VALUES)
-    assert state is not None
-    assert np.isfinite(state.posterior.vector()).all()
+    _, posterior = read_clicks(path, _VALUES, None, _IDENTITY)
+    assert np.isfinite(posterior.vector()).all()
 
 
 def _make_checkpoint(random: Random) -> bytes:
@@ -153,7 +148,7 @@ def _read_task(data: bytes) -> None:
 HARNESSES = [
     Harness("manifest", _make_manifest, _read_manifest),
     Harness("tuning_state", _make_tuning, _read_tuning),
-    Harness("feedback_state", _make_feedback, _read_feedback, _mend_feedback),
+    Harness("click_state", _make_clicks, _read_clicks),
     Harness("training_state", _make_checkpoint, _read_checkpoint),
     Harness("config", _make_config, _read_config),
     Harness("task", _make_task, _read_task),

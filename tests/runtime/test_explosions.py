@@ -14,10 +14,8 @@ from tuning_task import PROMPTS, favoured
 from tinylora_edge import MicroVector, TrainError, runtime
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings, measure_drift
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.distillation.contrast import Contrast
-from tinylora_edge.runtime.distillation.lesson import Lesson
-from tinylora_edge.runtime.distillation.replacement import measure
 from tinylora_edge.runtime.evaluation import evaluate
+from tinylora_edge.runtime.learning.contrast import Contrast, Lesson, measure
 from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.behaviours import Behaviour
@@ -125,7 +123,7 @@ def test_the_size_of_steps_comes_down_from_one_that_explodes(llm: TinyLoraLlama)
     rows: list[dict[str, Any]] = []
     settings = TuneSettings(prompts=3, held_back=4, reach=2e6)
     tuning = RewardLearner(llm, PROMPTS, favoured, settings=settings, report=rows.append, **QUICK)
-    first = tuning._plan.sigma
+    first = tuning._sigma
     tuning.run("5ktokens")
     assert 0 < rows[0]["sigma"] < first / 200
 
@@ -149,5 +147,5 @@ def test_there_is_no_replacement_by_what_explodes(either: PersonalizedModel) -> 
         contrast = Contrast(batch, Lesson("prompt", arrays, arrays[::-1], [array[:2] for array in arrays]))
         before = contrast.divergences(None)
         with pytest.raises(TrainError, match="too large for the model"):
-            measure(either, batch, Behaviour("x", system="y"), ["q"] * 4, contrast, before, huge(either))
+            measure(batch, Behaviour("x", system="y"), ["q"] * 4, contrast, before, huge(either))
         assert np.array_equal(contrast.divergences(None), before)

@@ -32,10 +32,9 @@ from tinylora_edge import (
     VectorError,
     runtime,
 )
-from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime import Clicks, Given, Pool
 from tinylora_edge.runtime.answers import Answer
-from tinylora_edge.runtime.feedback.clicks import Clicks
-from tinylora_edge.runtime.feedback.given import Given
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.scheduler import Waiting
 
 LIMIT = 20
@@ -407,7 +406,7 @@ def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
 
 def test_a_click_makes_its_answer_likelier_beside_answers_that_go_on(pool: Pool, tmp_path: Path) -> None:
     """A like moves the vector up the answer's own score, a dislike down, and nobody else's bits change."""
-    clicks, scorer = Clicks(pool.basis, pool.scorer()), pool.scorer()
+    clicks, scorer = Clicks(pool.model), Batch(pool.model, n_ctx_seq=64, sequences=2)
     prompt, answer = tuple(PROMPTS[0].encode()), tuple(b"four five")
     given = Given(prompt, answer, None)
     options: Any = {"max_tokens": 60, "temperature": 0, "logprobs": 0}

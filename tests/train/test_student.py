@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tinylora_edge import Bundle
-from tinylora_edge.runtime.distillation.lesson import Lesson
+from tinylora_edge.runtime.learning.contrast import Lesson
 from tinylora_edge.train import learner, student
 from tinylora_edge.train.distill import _EFFECT, directions_of, spread_of
 from tinylora_edge.train.student import ForwardKL, Student

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from ..errors import OptionError
 from ..formats.bundle import Bundle
-from ..runtime.feedback.clicks import Clicks
+from ..runtime import Clicks
 from ..runtime.pool import Pool
 from ..vector import Policy
 from ..wire.tags import Signer, Verifier
@@ -119,7 +119,7 @@ def app(
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
         unless_made.callback(pool.close)
         if states is not None and opened is not None:
-            clicks = Clicks(basis, pool.scorer())
+            clicks = Clicks(pool.model)
             feedback = Feedback(clicks, Path(states), store=opened, policy=policy, basis=basis, signer=signer)
         unless_made.pop_all()
 

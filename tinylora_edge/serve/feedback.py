@@ -12,8 +12,7 @@ from pathlib import Path
 
 from ..basis import Basis
 from ..errors import RequestError, StoreError
-from ..runtime.feedback.clicks import Clicks
-from ..runtime.feedback.given import Given
+from ..runtime import Clicks, Given
 from ..vector import MicroVector, Policy
 from ..wire.tags import Signer
 from .access import RefusedError

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ..errors import RequestError, RollbackError, TinyLoraError
-from ..runtime.feedback.given import Given
+from ..runtime import Given
 from ..runtime.pool import AnswerStream, Pool
 from ..runtime.scheduler import Load
 from .access import Access, Limits, RefusedError

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from os import PathLike
 
 import numpy as np
@@ -18,9 +17,14 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle
 from ..runtime.batch import Batch
-from ..runtime.distillation.contrast import Contrast
-from ..runtime.distillation.lesson import Lesson
-from ..runtime.distillation.replacement import SHOWN_TOKENS, Replacement, divergence_before, measure
+from ..runtime.learning.contrast import (
+    SHOWN_TOKENS,
+    Contrast,
+    Distilled,
+    Lesson,
+    divergence_before,
+    measure,
+)
 from ..system import cores
 from ..tasks.behaviours import Behaviour
 from ..vector import MicroVector
@@ -30,21 +34,6 @@ from .student import Student, prepare_lessons
 _EFFECT = 0.24
 """Nats, root mean square, that a direction moves a token by in most vectors: of a basis without a prior."""
 _TEMPERATURE = 0.8  # of the answers
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """A prompt as a vector, and how much of it the vector holds.
-
-    Attributes:
-        vector: fp32.
-        replacement: measured in the deployed engine on held-out questions.
-        seconds: that it took.
-    """
-
-    vector: MicroVector
-    replacement: Replacement
-    seconds: float
 
 
 def distill(
@@ -122,7 +111,7 @@ def distill(
             return MicroVector(values.reshape(found.basis.groups, found.basis.u))
 
         vector = pool.submit(fitted).result()
-        replacement = measure(llm, batch, behaviour, held_out, contrast, before, vector, n_threads=workers)
+        replacement = measure(batch, behaviour, held_out, contrast, before, vector)
     return Distilled(vector, replacement, time.monotonic() - began)
 
 

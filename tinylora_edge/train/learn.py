@@ -32,8 +32,7 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle
 from ..projection import EXPLICIT
-from ..runtime.distillation.lesson import Lesson
-from ..runtime.distillation.replacement import NOISE
+from ..runtime.learning.contrast import NOISE, Lesson
 from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.requantize import half_copy, half_type
 from ..system import atomic_write, cores

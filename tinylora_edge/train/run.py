@@ -22,9 +22,8 @@ from ..errors import TrainError
 from ..formats.bundle import Bundle
 from ..runtime.batch import Batch
 from ..runtime.drift import drift_beside
-from ..runtime.evaluation import evaluate
+from ..runtime.evaluation import Report, evaluate
 from ..runtime.llama.requantize import half_copy, half_type
-from ..runtime.tuning.settings import Report
 from ..system import __version__, atomic_write, cores
 from ..tasks import Sample, Task
 from ..tasks.general import load_general

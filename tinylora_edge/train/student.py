@@ -20,7 +20,7 @@ from torch import Tensor
 from ..basis import Basis
 from ..errors import TrainError
 from ..runtime.batch import Batch
-from ..runtime.distillation.lesson import Lesson, Tokens
+from ..runtime.learning.contrast import Lesson, Tokens
 from ..runtime.llama.model import TinyLoraLlama
 from ..tasks import Prompt
 from ..tasks.behaviours import Behaviour

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainError
-from ..runtime.tuning.settings import Report
+from ..runtime.evaluation import Report
 from ..tasks import Sample, Task
 from ..tasks.task import name_of
 from ..vector import MicroVector

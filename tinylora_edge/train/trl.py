@@ -27,7 +27,7 @@ from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from ..formats.bundle import Bundle
 from ..formats.gguf import read_once
-from ..runtime.tuning.settings import Report
+from ..runtime.evaluation import Report
 from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector

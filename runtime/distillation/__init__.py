@@ -1,1 +1,0 @@
-"""Distillation on the device: a prompt becomes a micro-vector, by forward passes alone."""

@@ -1,1 +1,0 @@
-"""Feedback: v from clicks, while an app is used."""

@@ -1,0 +1,298 @@
+"""Learning from clicks: two buttons, and no reward function. A state a user, over one model.
+
+    clicks = runtime.Clicks(llm)
+    first, second = clicks.ask(messages, clicks.vector("me.state"))   # show both
+    llm.swap(clicks.prefer("me.state", second, first))                # the second one was clicked
+
+Prefer pairs: 20 of them teach a user's vector as much as 80 likes or dislikes. Where the user sees no
+difference, tell nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TrainError
+from ...prior import Prior
+from ...tasks import Prompt
+from ...vector import MicroVector
+from ..batch import Batch, Generation
+from ..model import PersonalizedModel, no_room
+from .posterior import Posterior
+from .state import ClickState, load_state, save_state
+
+_CHANGE = 0.6
+"""Nats by which a step of the finite differences changes an answer's log-probability, root mean square.
+
+Quantized activations move it by about 0.3 whatever the step, so that a smaller one measures noise.
+"""
+_DRAWN = 4  # answers drawn for a pair, of which two that differ are shown
+_SIDE_BY_SIDE = 2  # vectors that an answer is scored under: threads of their own do not wait for each other
+_STEP = 256  # tokens by which the room for a prompt with its answer grows
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer that a user was given.
+
+    Attributes:
+        prompt: token ids.
+        tokens: token ids of the answer, with the one that ended it.
+        vector: that answered; None for the base.
+        temperature: that it was drawn at; 0 for the likeliest tokens.
+        text: of the answer. Nothing is learned from it.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    vector: MicroVector | None
+    temperature: float = 1.0
+    text: str = ""
+
+
+class Clicks:
+    """A learner of many users' vectors from their clicks, by forward passes alone.
+
+    A click costs 2 n evaluations of its prompt and answer, n being the number of values: they give the
+    direction in which the answer becomes likelier, and a click is evidence about that (`posterior.py`). So
+    call it in another thread than the one that draws the buttons. Calls from several threads take turns.
+
+    Args:
+        llm: a loaded model, of either engine; it must outlive this, and its own vector is left alone.
+        start: a vector that all users begin with, trained say: clicks move it, and what they say is how far
+            from it. A state is of one start, which it does not name. None: they begin with the base, and
+            the basis's prior says what people want.
+        n_threads: cores to use; by default all that this process may use.
+    """
+
+    def __init__(
+        self, llm: PersonalizedModel, *, start: MicroVector | None = None, n_threads: int | None = None
+    ) -> None:
+        self._llm, self._basis, self._threads = llm, llm.basis, n_threads
+        self._start = _values(start, llm.basis.size)
+        self._prior = llm.basis.prior if start is None else None  # it is about vectors, not about steps
+        self._batch: Batch | None = None
+        self._room = 0
+        self._lock = threading.Lock()
+
+    def vector(self, path: str | PathLike[str]) -> MicroVector:
+        """Return what a user's vector should be now; its sequence is the number of clicks.
+
+        Args:
+            path: of the user's state, which need not exist yet.
+
+        Raises:
+            TrainError: the state is damaged, or of another basis.
+            OSError: it cannot be read.
+        """
+        return self._vector(*self._read(path))
+
+    def ask(
+        self,
+        prompt: Prompt,
+        vector: MicroVector | None,
+        *,
+        count: int = 2,
+        max_tokens: int = 64,
+        temperature: float = 0.7,
+        seed: int = 0,
+    ) -> list[Given]:
+        """Answer a prompt under a vector, once or several times; the answers differ, where draws do.
+
+        Args:
+            prompt: text, which is one message of the user, or chat messages.
+            vector: that answers; None for the base.
+            count: how many answers.
+            max_tokens: of each.
+            temperature: above 0: without variety there is nothing to choose between.
+            seed: of the answers: another one for every question.
+
+        Raises:
+            TrainError: the prompt leaves no room for an answer, or the vector is too large for the model.
+            VectorError: the prompt is empty.
+        """
+        tokens = self._llm.encode(prompt)[0]
+        with self._lock:
+            drawn = self._with_room(len(tokens) + max_tokens).generate(
+                [tokens],
+                vectors=[vector],
+                samples=count if count == 1 else max(count, _DRAWN),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+            )
+        if any(generation.exploded for generation in drawn):
+            raise _infinite()
+        answers = [each.tokens.tolist() for each in _different(drawn, count)]
+        decode = self._llm.vocabulary.decode
+        return [Given(tuple(tokens), tuple(a), vector, temperature, decode(a)) for a in answers]
+
+    def tell(self, path: str | PathLike[str], given: Given, reward: int) -> MicroVector:
+        """Learn that a user liked an answer (+1), or did not (-1); return what his vector should be now.
+
+        Tell about each answer once.
+
+        Args:
+            path: of the user's state, which need not exist yet.
+            given: the answer.
+            reward: +1 or -1.
+
+        Raises:
+            TrainError: another reward, an empty answer, or a damaged state. Nothing was learned.
+            OSError: the state cannot be read or written. Nothing was learned.
+        """
+        if isinstance(reward, bool) or reward not in (1, -1):
+            raise TrainError(f"a click is +1 or -1, not {reward!r}")
+        with self._lock:
+            state, posterior = self._read(path)
+            scores, ratios, at = self._score(state, [given])
+            posterior.like(scores[0], ratios[0], at, int(reward))
+            return self._keep(path, state, posterior)
+
+    def prefer(self, path: str | PathLike[str], better: Given, worse: Given) -> MicroVector:
+        """Learn which of two answers to one prompt a user preferred; return what his vector should be now.
+
+        Args:
+            path: of the user's state.
+            better, worse: the answers, of one prompt under one vector.
+
+        Raises:
+            TrainError: they are not, or are the same, or as for `tell`. Nothing was learned.
+            OSError: as for `tell`.
+        """
+        if better.prompt != worse.prompt or better.vector != worse.vector:
+            raise TrainError("only two answers to one prompt under one vector can be compared")
+        if better.tokens == worse.tokens:
+            raise TrainError(
+                "the two answers are the same, so to prefer one says nothing: ask again, at a higher "
+                "temperature"
+            )
+        with self._lock:
+            state, posterior = self._read(path)
+            scores, ratios, at = self._score(state, [better, worse])
+            posterior.prefer(scores[0], scores[1], (ratios[0], ratios[1]), at)
+            return self._keep(path, state, posterior)
+
+    def close(self) -> None:
+        """Free what evaluates; the model and the states stay."""
+        with self._lock:
+            if self._batch is not None:
+                self._batch.close()
+            self._batch, self._room = None, 0
+
+    def _with_room(self, tokens: int) -> Batch:
+        """Return what evaluates sequences of so many tokens."""
+        if self._batch is None or tokens > self._room:
+            if tokens > self._llm.longest:
+                raise no_room(tokens, 0, self._llm.longest)
+            if self._batch is not None:
+                self._batch.close()
+            self._room = min(-(-tokens // _STEP) * _STEP, self._llm.longest)
+            self._batch = Batch(
+                self._llm,
+                n_ctx_seq=self._room,
+                sequences=_DRAWN,
+                n_threads=self._threads,
+                lanes=_SIDE_BY_SIDE,
+            )
+        return self._batch
+
+    def _score(
+        self, state: ClickState, given: list[Given]
+    ) -> tuple[NDArray[np.float64], list[float], NDArray[np.float64]]:
+        """Return answers' scores where they were drawn, float64 [answers, n], their log-ratios, and where.
+
+        A score is d log p / d v by central differences; a log-ratio is over the vector that users begin with.
+        The step of the state is adapted for the next time.
+        """
+        if not all(each.tokens for each in given):
+            raise TrainError("an answer without a token says nothing about a vector")
+        prompt, answers = list(given[0].prompt), [list(each.tokens) for each in given]
+        temperature = given[0].temperature or 1.0  # a greedy answer is taken for a draw
+        at = _values(given[0].vector, self._basis.size)
+        moved = [values for step in state.step * np.eye(len(at)) for values in (at + step, at - step)]
+        ends = [at, self._start] if (at != self._start).any() else []
+        batch = self._with_room(len(prompt) + max(map(len, answers)))
+        vectors = [self._of(values) for values in (*moved, *ends)]
+        found = batch.score_under(vectors, prompt, answers, temperature=temperature)
+        totals = np.array([[row.sum(dtype=np.float64) for row in rows] for rows in found])  # [vector, answer]
+        ratios = totals[-2] - totals[-1] if ends else np.zeros(len(answers))
+        changes = (totals[: len(moved) : 2] - totals[1 : len(moved) : 2]).T / 2
+        if not (np.isfinite(changes).all() and np.isfinite(ratios).all()):
+            raise _infinite()
+        scores, size = changes / state.step, float(np.sqrt((changes**2).mean()))
+        if size:
+            state.step *= float(np.clip(_CHANGE / size, 0.5, 2.0)) ** 0.25
+        return scores, ratios.tolist(), at - self._start
+
+    def _read(self, path: str | PathLike[str]) -> tuple[ClickState, Posterior]:
+        return read_clicks(path, self._basis.size, self._prior, self._identity())
+
+    def _keep(self, path: str | PathLike[str], state: ClickState, posterior: Posterior) -> MicroVector:
+        state.precision, state.shift = posterior.precision.reshape(-1).tolist(), posterior.shift.tolist()
+        state.fisher, state.answers = posterior.fisher.reshape(-1).tolist(), posterior.answers
+        state.clicks += 1
+        save_state(Path(path).resolve(), state, self._identity())
+        return self._vector(state, posterior)
+
+    def _vector(self, state: ClickState, posterior: Posterior) -> MicroVector:
+        return self._of(self._start + posterior.vector(), sequence=min(state.clicks, 0xFFFF))
+
+    def _of(self, values: NDArray[np.float64], **options: Any) -> MicroVector:
+        return MicroVector(values.astype(np.float32).reshape(self._basis.groups, -1), **options)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"basis": self._basis.digest}
+
+
+def read_clicks(
+    path: str | PathLike[str], size: int, prior: Prior | None, identity: dict[str, Any]
+) -> tuple[ClickState, Posterior]:
+    """Return a user's state, and the posterior of `size` values that it describes.
+
+    The prior is none of it, and may be another one by now. Where there is no file, nothing was clicked.
+
+    Raises:
+        TrainError: it is damaged, or of another basis.
+        OSError: it cannot be read, or its folder does not exist.
+    """
+    if not (folder := Path(path).resolve().parent).is_dir():
+        raise FileNotFoundError(f"{folder} does not exist: make it, and the state is kept there")
+    posterior = Posterior(size, prior)
+    if not Path(path).exists():
+        return ClickState([], [], []), posterior
+    state = load_state(path, ClickState, identity)
+    try:
+        posterior.precision = np.array(state.precision, np.float64).reshape(size + 1, size + 1)
+        posterior.shift = np.array(state.shift, np.float64).reshape(size + 1)
+        posterior.fisher = np.array(state.fisher, np.float64).reshape(size, size)
+        posterior.answers = state.answers
+        usable = posterior.usable and 0 < state.step < np.inf and min(state.answers, state.clicks) >= 0
+    except (ValueError, OverflowError):
+        usable = False
+    if not usable:
+        raise TrainError(f"{path} has numbers that no clicks give: remove it to begin anew")
+    return state, posterior
+
+
+def _values(vector: MicroVector | None, size: int) -> NDArray[np.float64]:
+    return np.zeros(size) if vector is None else vector.values.astype(np.float64).reshape(-1)
+
+
+def _different(drawn: list[Generation], count: int) -> list[Generation]:
+    """Return the first so many that differ, and where too few do, the first again."""
+    first: dict[tuple[int, ...], Generation] = {}
+    for generation in drawn:
+        first.setdefault(tuple(generation.tokens.tolist()), generation)
+    return [*first.values(), *drawn][:count]
+
+
+def _infinite() -> TrainError:
+    return TrainError("the model's logits are not finite near the vector of now: remove the state")

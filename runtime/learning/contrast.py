@@ -1,0 +1,283 @@
+"""A prompted model and a bare one, compared on the prompted one's answers: what a vector holds of a prompt.
+
+At each place of an answer the two are compared as distributions over the tokens that the prompted model
+finds likeliest there, everything else being one outcome more. Divergences of these are exact but for what
+happens inside that one outcome, and never above the divergence over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TrainError
+from ...tasks import Sample
+from ...tasks.behaviours import Behaviour
+from ...vector import MicroVector
+from ..batch import Batch
+from ..evaluation import ratio
+
+Array = NDArray[np.float64]
+Tokens = NDArray[np.int32]
+
+OUTCOMES = 128
+"""Tokens that are told apart at each place."""
+
+NOISE = 0.01
+"""Nats a token: a prompt that changes less than this changes nothing. Quantized activations alone move the
+answers of a small model by a fifth of it."""
+
+SHOWN_TOKENS = 40
+"""Longest answer that is shown."""
+
+_SHOWN = 3  # questions whose answers are shown
+_LEAST = 1e-6  # probability of all the rest together: rounding leaves less, or less than nothing
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The questions of one behaviour as token ids, with the answers that the prompted model gave.
+
+    Attributes:
+        name: of the behaviour.
+        told: int32 [n], a prompt with the teacher, for each question.
+        bare: int32 [n], the same without.
+        answers: int32 [n], sampled from the prompted model, with the token that ended it if there was one.
+    """
+
+    name: str
+    told: list[Tokens]
+    bare: list[Tokens]
+    answers: list[Tokens]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are learned from."""
+        return sum(map(len, self.answers))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The answers to one held-out question, greedy.
+
+    Attributes:
+        question: that was asked.
+        bare, prompted, personalized: the answers without the prompt, with it, and with the vector instead.
+    """
+
+    question: str
+    bare: str
+    prompted: str
+    personalized: str
+
+
+@dataclass(frozen=True, repr=False)
+class Replacement:
+    """What a vector holds of a prompt, on held-out questions.
+
+    Attributes:
+        before: float64 [questions], KL from the prompted model to the bare one on each question, in nats,
+            summed over the prompted model's answer.
+        after: the same with the vector.
+        lengths: int64 [questions], tokens of the answers.
+        told: tokens of a prompt with what it says, mean over the questions.
+        bare: the same without.
+        shown: answers side by side.
+    """
+
+    before: Array
+    after: Array
+    lengths: NDArray[np.int64]
+    told: float
+    bare: float
+    shown: tuple[Shown, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of the divergence that the vector closes; below 0 it does harm."""
+        return float(1 - self.after.sum() / self.before.sum())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the share, over questions, as of a ratio of two sums; NaN for a single question."""
+        return ratio(self.after, self.before)[1]
+
+    @property
+    def nats(self) -> float:
+        """Divergence without the vector, in nats a token."""
+        return float(self.before.sum() / self.lengths.sum())
+
+    @property
+    def nats_left(self) -> float:
+        """Divergence with the vector, in nats a token."""
+        return float(self.after.sum() / self.lengths.sum())
+
+    def __repr__(self) -> str:
+        return (
+            f"Replacement({self.share:.3f} +- {self.standard_error:.3f} of {self.nats:.3f} nats a token "
+            f"closed, {self.bare:.0f} tokens instead of {self.told:.0f})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Distilled:
+    """A prompt as a vector, and how much of it the vector holds.
+
+    Attributes:
+        vector: fp32; zeros where nothing came nearer to the prompted model than the base.
+        replacement: measured in the deployed engine on held-out questions.
+        seconds: of wall time.
+        steps: of the search, on a device.
+        tokens: that the model evaluated there, prompts and answers, measuring included.
+        improved: whether the vector is nearer than the base, on the questions that decided.
+    """
+
+    vector: MicroVector
+    replacement: Replacement
+    seconds: float
+    steps: int = 0
+    tokens: int = 0
+    improved: bool = True
+
+    @property
+    def share(self) -> float:
+        """Share of the divergence on held-out questions that the vector closes; below 0 it does harm."""
+        return self.replacement.share
+
+    def __repr__(self) -> str:
+        return f"Distilled({self.replacement!r}, {self.seconds:.0f} s, {self.vector!r})"
+
+
+class Contrast:
+    """The prompted model's distributions on its own answers, with which the bare model's are compared.
+
+    Args:
+        batch: of the deployed model; it keeps the vector that was compared last.
+        lesson: questions and answers.
+
+    Attributes:
+        lesson: the same.
+        teacher: float64 [n, k + 1] for each question, log-probabilities of the outcomes under the prompted
+            model without any vector, n being the length of the answer.
+    """
+
+    def __init__(self, batch: Batch, lesson: Lesson) -> None:
+        self.lesson, self._batch = lesson, batch
+        batch.swap(None)
+        found = batch.likeliest(_lists(lesson.told), [_lists([a]) for a in lesson.answers], OUTCOMES)
+        self._outcomes = [tokens for ((tokens, _),) in found]
+        self.teacher = [_with_rest(logprobs) for ((_, logprobs),) in found]
+
+    def divergences(self, vector: MicroVector | None, questions: Sequence[int] | None = None) -> Array:
+        """Return the KL from the prompted model to the bare one with a vector, on each question.
+
+        Args:
+            vector: None for the base alone.
+            questions: which of the lesson's; None for all.
+
+        Returns:
+            float64 [questions], in nats, summed over the tokens of the answer; not finite where the vector
+            is too large for the model.
+
+        Raises:
+            VectorError: the vector does not fit the basis.
+        """
+        chosen = range(len(self.teacher)) if questions is None else questions
+        self._batch.swap(vector)
+        found = self._batch.score(
+            _lists([self.lesson.bare[q] for q in chosen]),
+            [_lists([self.lesson.answers[q]]) for q in chosen],
+            among=[[self._outcomes[q]] for q in chosen],
+        )
+        students = [_with_rest(logprobs) for (logprobs,) in found]
+        pairs = zip((self.teacher[q] for q in chosen), students, strict=True)
+        return np.array([divergence(*pair).sum() for pair in pairs])
+
+
+def divergence(teacher: Array, student: Array) -> Array:
+    """Return KL(teacher || student) of each row: log-probabilities [n, k] -> float64 [n], in nats."""
+    result: Array = (np.exp(teacher) * (teacher - student)).sum(axis=-1)
+    return result
+
+
+def views(behaviour: Behaviour, questions: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
+    """Return what a model sees of each question, with the prompt and without."""
+    told = [Sample(tuple(behaviour.messages(question))) for question in questions]
+    return told, [Sample(tuple(behaviour.bare(question))) for question in questions]
+
+
+def divergence_before(contrast: Contrast) -> Array:
+    """Return the divergences without any vector, of each question, in nats.
+
+    Raises:
+        TrainError: they are noise: the prompt changes nothing; or they are no numbers.
+    """
+    before = contrast.divergences(None)
+    each = before.sum() / contrast.lesson.tokens
+    if not np.isfinite(each):
+        raise TrainError("the base's logits are not finite on these questions: there is nothing to compare")
+    if each < NOISE:
+        raise TrainError(
+            f"the prompt changes nothing: the answers that it gives are {each:.4f} nats a token from the "
+            f"bare model's, and below {NOISE} there is only noise. Write a prompt that the model follows"
+        )
+    return before
+
+
+def measure(
+    batch: Batch,
+    behaviour: Behaviour,
+    questions: Sequence[str],
+    contrast: Contrast,
+    before: Array,
+    vector: MicroVector,
+) -> Replacement:
+    """Measure what a vector holds of a prompt.
+
+    Args:
+        batch: of the deployed model, with room for every prompt and `SHOWN_TOKENS` more. It keeps the vector.
+        behaviour: the prompt.
+        questions: held-out ones.
+        contrast: of the lesson that has these questions, in this order.
+        before: divergences of the contrast without a vector.
+        vector: to measure.
+
+    Raises:
+        TrainError: the vector is too large for the model, whose logits are not finite.
+    """
+    lesson, after = contrast.lesson, contrast.divergences(vector)
+    if not np.isfinite(after).all():
+        raise TrainError(
+            "the vector is too large for the model: its logits are not finite on held-out questions, so that "
+            "there is nothing to measure"
+        )
+    told, bare = views(behaviour, questions[:_SHOWN])
+    rows = []
+    for samples, active in ((bare, None), (told, None), (bare, vector)):
+        batch.swap(active)
+        answers = batch.answer(samples, max_tokens=SHOWN_TOKENS, temperature=0.0, seed=0)
+        rows.append([answer.text for answer in answers])
+    return Replacement(
+        before,
+        after,
+        np.array([len(answer) for answer in lesson.answers]),
+        float(np.mean([len(each) for each in lesson.told])),
+        float(np.mean([len(each) for each in lesson.bare])),
+        tuple(Shown(*each) for each in zip(questions, *rows, strict=False)),
+    )
+
+
+def _lists(rows: Sequence[Tokens]) -> list[list[int]]:
+    return [row.tolist() for row in rows]
+
+
+def _with_rest(logprobs: NDArray[np.float32]) -> Array:
+    """Append the log-probability of everything else, and let a row sum to 1."""
+    exact = logprobs.astype(np.float64)
+    rest = np.maximum(1 - np.exp(exact).sum(axis=1, keepdims=True), _LEAST)
+    whole = np.concatenate([exact, np.log(rest)], axis=1)
+    result: Array = whole - np.log(np.exp(whole).sum(axis=1, keepdims=True))
+    return result

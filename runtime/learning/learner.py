@@ -1,0 +1,587 @@
+"""The learner: a search over v that only ever runs the model forwards, whatever the objective.
+
+Every step asks the search for candidates, judges them on the same few prompts, and tells the search. Some
+prompts are held back: they decide what is returned. An objective says what a candidate is worth: a reward of
+its answers (`reward.py`), or how near it is to a prompted model (`prompt.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TrainError
+from ...tasks import Sample
+from ...vector import MicroVector
+from ..batch import Batch
+from ..evaluation import Report
+from ..model import PersonalizedModel
+from .nats import ANCHOR_TOKENS, Anchor, anchor_samples, change, sigma_of, spread_of
+from .search import Search
+from .state import Budget, SearchState, load_state, save_state
+
+_POLL = 0.5  # seconds between two questions to `wait`
+_PROBE = 8  # prompts of the first answers, which tell what a step will cost
+_EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
+_WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
+_NARROWER = 0.7  # sigma after going back to the best
+
+Judged = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""Rewards float64 [vectors, prompts], and bool [vectors]: which are too large for the model.
+
+The rewards of those count for nothing.
+"""
+
+
+class Objective(Protocol):
+    """What a vector is worth."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Prompts as candidates see them, at least 2."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Of an answer."""
+
+    def begin(self, batch: Batch) -> None:
+        """Have ready what does not depend on a vector, the same in every sitting."""
+
+    def judge(
+        self,
+        batch: Batch,
+        vectors: Sequence[MicroVector],
+        numbers: Sequence[int],
+        *,
+        seed: Sequence[int],
+        checking: bool,
+    ) -> Judged:
+        """Judge vectors on prompts, by their numbers: to learn from, or where `checking` to decide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """The settings of the loop and of its search.
+
+    Attributes:
+        population: candidates a step, at least 4.
+        effect: size of a perturbation in nats: the root mean square change that it makes to the
+            log-probabilities of sampled tokens. Measured on the model and its prompts, by a few forward
+            passes before the first step, so that one number fits every basis. None: `reach` decides.
+        reach: the same without the model: root mean square, over the modules, of the change to what the
+            factors hold of a weight, as a share of that. With an `effect` it is where measuring begins.
+        anchor: what a nat a token of KL(base || candidate) takes from a candidate's reward, in rewards. It is
+            measured in every step on a few general prompts, where nothing is drawn any more. 0: nothing is
+            measured. What is returned is decided by the reward alone.
+        prompts: a step; every candidate answers the same ones.
+        temperature: of the answers; 0 for greedy ones, which is what is checked.
+        held_back: prompts never learned on, which decide what is returned: at most a third of all.
+        check_every: steps between checks, on the first half of those; the last check is on all.
+        patience: checks in a row without anything better after which learning stops.
+        silence: steps in a row without any signal after which learning stops.
+        tolerance: how far a check may fall below the best before the search goes back to it.
+
+    Raises:
+        TrainError: the effect or the anchor is no such number.
+    """
+
+    population: int = 8
+    effect: float | None = 0.5
+    reach: float = 0.07
+    anchor: float = 0.0
+    prompts: int = 8
+    temperature: float = 0.0
+    held_back: int = 48
+    check_every: int = 8
+    patience: int = 8
+    silence: int = 10
+    tolerance: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.effect is not None and not 0 < self.effect < math.inf:
+            raise TrainError(f"a perturbation has an effect of more than 0 nats, not of {self.effect}")
+        if not 0 <= self.anchor < math.inf:
+            raise TrainError(f"an anchor weighs at least 0 rewards a nat, not {self.anchor}")
+
+
+@dataclass(frozen=True, repr=False)
+class Tuned:
+    """The best vector that was found so far, and what it took.
+
+    Attributes:
+        vector: the best one; the start where nothing was better.
+        improved: whether it is better than the start on the prompts held back.
+        start_score, score: mean rewards of the start and of `vector` on those, greedy.
+        held_back: how many they are.
+        steps, rollouts, tokens, seconds: in all sittings together.
+        stopped: why the sitting ended: `budget`, `patience`, `silence` or `stopped`.
+    """
+
+    vector: MicroVector
+    improved: bool
+    start_score: float
+    score: float
+    held_back: int
+    steps: int
+    rollouts: int
+    tokens: int
+    seconds: float
+    stopped: str
+
+    def record(self) -> dict[str, Any]:
+        """Return everything but the vector, as JSON takes it."""
+        return {key: value for key, value in vars(self).items() if key != "vector"}
+
+    def __repr__(self) -> str:
+        found = "better" if self.improved else "no better"
+        return (
+            f"Tuned({found}: {self.start_score:.4f} -> {self.score:.4f} on {self.held_back} prompts, "
+            f"{self.steps} steps, {self.tokens} tokens, {self.seconds:.0f} s, {self.stopped})"
+        )
+
+
+class Learner:
+    """A learner of v on the device, in one sitting or many.
+
+    Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
+    last one ended, and with a `path` so does another process.
+
+    Args:
+        llm: a loaded model, of either engine. Neither its vector nor its context is touched.
+        objective: what a vector is worth.
+        seed: of everything.
+        start: vector to begin with. A state that exists knows its own.
+        settings: of the loop and the search.
+        path: file in which the state is kept after every step, and from which it goes on if it exists. It
+            holds numbers, and neither prompts nor answers.
+        wait: asked before every step; while it returns true nothing is computed (an app in the foreground, a
+            device that is hot), and the time does not count.
+        report: called with the figures of every step, and with events: start, restart, end.
+        sequences: that run at the same time.
+        n_threads: cores to use; by default all that the engine would take.
+
+    Raises:
+        TrainError: no prompts, or one; settings that no search takes; a state that is damaged, or of another
+            run.
+        VectorError: the start does not fit the basis.
+    """
+
+    def __init__(
+        self,
+        llm: PersonalizedModel,
+        objective: Objective,
+        *,
+        start: MicroVector,
+        settings: TuneSettings,
+        seed: int = 0,
+        path: str | PathLike[str] | None = None,
+        wait: Callable[[], bool] = lambda: False,
+        report: Report = lambda figures: None,
+        sequences: int = 32,
+        n_threads: int | None = None,
+    ) -> None:
+        self.settings = settings
+        self._llm, self._objective, self._start, self._seed = llm, objective, start, seed
+        self._path, self._wait, self._report = None if path is None else Path(path), wait, report
+        self._sequences, self._threads = sequences, n_threads
+        self._train, self._check = _hold_back(len(objective.samples), settings.held_back, seed)
+        self._whitening = llm.basis.whitening
+        self._sigma = settings.reach / spread_of(llm.basis)
+        self._anchored = anchor_samples() if settings.anchor else []
+        self._anchor: Anchor | None = None
+        self._batch: Batch | None = None
+        self._stop = False
+        llm.basis.values(start)
+        flat = start.values.reshape(-1).astype(float)
+        try:
+            self._search = Search(
+                self._whitening.coordinates(flat), self._sigma, seed, population=settings.population
+            )
+        except ValueError as error:
+            raise TrainError(f"the search cannot begin: {error}") from None
+        self.state = SearchState(self._search.state(), flat.tolist())
+        if self._path is not None and self._path.exists():
+            self.state = load_state(self._path, SearchState, self._identity())
+            try:
+                # Not what this process was given: an app may have swapped in what was found.
+                self._start = self._vector(self.state.start)
+                self._search = Search.restored(self.state.search, len(flat))
+            except ValueError as error:
+                raise TrainError(
+                    f"{self._path} is not a usable state: {error}. Remove it to begin anew"
+                ) from None
+
+    def stop(self) -> None:
+        """End the sitting after the step at hand; safe to call from a signal handler or another thread."""
+        self._stop = True
+
+    def run(self, budget: Budget | float | str, *, last_check: bool = True, resumed: bool = False) -> Tuned:
+        """Learn until the budget is spent, or nothing is left to find.
+
+        Args:
+            budget: seconds, a text such as `5m` or `80ktokens`, or a `Budget`. Its end is foreseen: what the
+                last check will take is put aside.
+            last_check: compare the last vector and the best one with the start on all the prompts held back.
+                Without, a sitting that others will follow returns what the checks on the way say.
+            resumed: the budget is what was left of one, so that no step need be affordable.
+
+        Raises:
+            TrainError: the budget is too small for one step (the message says what one takes); a prompt has
+                no room in the model's context; the reward raised an exception or returned something that is
+                not a finite number. What was learned until then is kept.
+            VectorError: the model has no chat template for messages.
+            TinyLoraError: the engine has no memory for so many sequences.
+            OSError: the state cannot be written.
+        """
+        limit, began = Budget.of(budget), time.monotonic()
+        samples = [*self._objective.samples, *self._anchored]
+        room = max(self._objective.max_tokens, ANCHOR_TOKENS if self._anchored else 0)
+        with self._llm.batch(samples, room, sequences=self._sequences, n_threads=self._threads) as batch:
+            self.state.seconds += time.monotonic() - began
+            return self.sit(batch, limit, last_check=last_check, resumed=resumed)
+
+    def sit(self, batch: Batch, budget: Budget, *, last_check: bool = True, resumed: bool = False) -> Tuned:
+        """Learn in a batch that has room for all prompts; see `run`."""
+        self._batch, self._budget, self._last_check, self._stop = batch, budget, last_check, False
+        self._began = self.state.tokens, self.state.seconds
+        state, settings = self.state, self.settings
+        self._rest()
+        if not self._stop:
+            self._begin(resumed)
+        stopped = "budget"
+        while not self._stop and self._affords(self._rollouts_of_step() + self._rollouts_of_end()):
+            self._step()
+            if state.silent >= settings.silence or state.unimproved >= settings.patience:
+                stopped = "silence" if state.silent >= settings.silence else "patience"
+                break
+            self._rest()
+        stopped = "stopped" if self._stop else stopped
+        found = self._end(stopped) if last_check and not self._stop else self._best(stopped)
+        self._report({"event": "end", **found.record()})
+        return found
+
+    def _rest(self) -> None:
+        while self._wait() and not self._stop:
+            time.sleep(_POLL)
+
+    def _begin(self, resumed: bool) -> None:
+        """Know whether one step is affordable at all, and score the start if that is not done yet."""
+        check, state, before = self._check, self.state, replace(self.state)
+        with self._aside():
+            self._objective.begin(self._open)
+            if self._anchored:
+                self._anchor = Anchor(self._open, self._anchored, (self._seed, 5))
+        probe: list[float] = []
+        if not state.start_scores:
+            probe = self._score_start(check[:_PROBE])
+        need = self._rollouts_of_step() + self._rollouts_of_end() + (len(check) - len(probe) if probe else 0)
+        need += 0 if state.sigma else self._rollouts_of_sigma()
+        if not resumed and not self._affords(need):
+            error = self._too_small(need + len(probe))
+            if probe:
+                self.state = before  # nothing was learned
+            raise error
+        if not probe and state.sigma:
+            return
+        if probe:
+            rest = check[_PROBE:]
+            state.start_scores = [*probe, *(self._score_start(rest) if rest else [])]
+            state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
+        if not state.sigma:
+            self._choose_sigma()
+        self._save()
+        figures = {"check": float(np.mean(state.start_scores)), "held_back": len(check), "sigma": state.sigma}
+        self._report({"event": "start", **figures, **self._spent()})
+
+    def _choose_sigma(self) -> None:
+        """Choose the sigma whose perturbations have the effect that is asked for."""
+        state, batch, effect = self.state, self._open, self.settings.effect
+        if effect is None:
+            state.sigma = self._sigma
+            return
+        samples = [self._objective.samples[i] for i in self._train[:_EFFECT_PROMPTS]]
+        directions = np.random.default_rng((self._seed, 4)).standard_normal(
+            (_EFFECT_VECTORS, self._search.mean.size)
+        )
+        with self._aside():
+            tokens = min(self._objective.max_tokens, _EFFECT_TOKENS)
+            answers = batch.draw(self._start, samples, max_tokens=tokens, seed=(self._seed, 3))
+            (here,) = batch.score_each([self._start], samples, answers)
+
+            def measure(sigma: float) -> float:
+                moved = np.array(state.start) + sigma * self._whitening.values(directions)
+                return change(here, batch.score_each([self._vector(v) for v in moved], samples, answers))
+
+            self._search.sigma = state.sigma = sigma_of(effect, self._sigma, measure)
+
+    def _step(self) -> None:
+        state, search = self.state, self._search
+        vectors = [self._vector(v) for v in self._whitening.values(search.ask())]
+        rewards, exploded = self._judge(vectors, self._pick(search.step), seed=search.step)
+        extra: dict[str, float] = {}
+        told = rewards
+        if self._anchor is not None:
+            with self._counted():
+                away = self._anchor.distances(vectors)
+            exploded = exploded | ~np.isfinite(away)
+            told = rewards - self.settings.anchor * np.where(exploded, 0.0, away)[:, None]
+            told[exploded] = self._lowest(told[~exploded])
+            if not exploded.all():
+                extra["anchor"] = float(away[~exploded].mean())
+        search.tell(told)
+        if exploded.any():
+            extra["exploded"] = int(exploded.sum())
+        if np.ptp(told, axis=0).any():
+            state.silent = 0
+        elif exploded.all():
+            state.silent += 1
+            search.sigma *= _NARROWER
+        else:
+            state.silent += 1
+            search.sigma = min(search.sigma * _WIDER, state.sigma * _WIDEST)
+        figures: dict[str, Any] = {
+            "step": search.step,
+            "reward": float(rewards.mean()),
+            "sigma": search.sigma,
+            "norm": float(np.linalg.norm(self._mean())),
+            **extra,
+            **self._spent(),
+        }
+        if search.step % self.settings.check_every == 0:
+            figures["check"] = self._look()
+        self._save()
+        self._report(figures)
+
+    def _look(self) -> float:
+        """Check the mean on the first held-back prompts: keep it, or go back to the best."""
+        state, search = self.state, self._search
+        (scores,), (exploded,) = self._judge(
+            [self._vector(self._mean())], self._check[: self._half()], checking=True
+        )
+        gap = scores - np.array(state.best_scores)
+        if not exploded and (gap.mean() > 0 or (gap.mean() == 0 and state.best_step)):
+            state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
+            state.best, state.best_scores = self._mean().tolist(), scores.tolist()
+            state.best_step = search.step
+        else:
+            state.unimproved += 1
+            if exploded or -gap.mean() > max(self.settings.tolerance, 2 * _standard_error(gap)):
+                best = self._whitening.coordinates(np.array(state.best))
+                search.jump(best, search.sigma * _NARROWER)
+                state.restarts += 1
+                self._report({"event": "restart", "step": search.step, "sigma": search.sigma})
+        return float(scores.mean())
+
+    def _end(self, stopped: str) -> Tuned:
+        """Compare the finalists with the start on all the prompts held back."""
+        state, check, half = self.state, self._check, self._half()
+        start = np.array(state.start_scores)
+        found, best = self._vector(state.start), start
+        finalists = [(state.best, state.best_scores)] if state.best_step else []
+        if self._search.step > state.best_step:
+            finalists.append((self._mean().tolist(), []))
+        for values, known in finalists:
+            rest = check[half:] if known else check
+            more: Sequence[float] = []
+            if rest:
+                (more,), (exploded,) = self._judge([self._vector(values)], rest, checking=True)
+                if exploded:
+                    continue
+            scores = np.array([*known, *more])
+            gap = scores - best
+            # Of two that the check cannot tell apart the later one has learned from more. The start is none
+            # of them: it has to be beaten.
+            margin = 0.0 if best is start else -_standard_error(gap)
+            if gap.mean() > margin and scores.mean() > start.mean():
+                found, best = self._vector(values), scores
+        self._save()
+        return self._tuned(found if best is not start else None, start, best, stopped)
+
+    def _best(self, stopped: str) -> Tuned:
+        """What is known without answering any more."""
+        state = self.state
+        start, best = np.array(state.start_scores[: self._half()]), np.array(state.best_scores)
+        better = state.best_step > 0 and best.mean() > start.mean()
+        return self._tuned(
+            self._vector(state.best) if better else None, start, best if better else start, stopped
+        )
+
+    def _tuned(
+        self, found: MicroVector | None, start: NDArray[np.float64], best: NDArray[np.float64], stopped: str
+    ) -> Tuned:
+        state = self.state
+        return Tuned(
+            vector=found or self._start,
+            improved=found is not None,
+            start_score=float(start.mean()) if len(start) else math.nan,
+            score=float(best.mean()) if len(best) else math.nan,
+            held_back=len(start),
+            steps=self._search.step,
+            rollouts=state.rollouts,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            stopped=stopped,
+        )
+
+    def _judge(
+        self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, seed: int = 0, checking: bool = False
+    ) -> Judged:
+        """Judge vectors, and count what it costs.
+
+        A vector that explodes on one prompt has the lowest reward on all: what else it answered at the same
+        time may have been drawn into it.
+        """
+        with self._counted():
+            rewards, exploded = self._objective.judge(
+                self._open, vectors, numbers, seed=(self._seed, 1, seed), checking=checking
+            )
+        rewards[exploded] = self._lowest(rewards[~exploded])
+        self.state.rollouts += len(vectors) * len(numbers)
+        return rewards, exploded
+
+    def _score_start(self, numbers: Sequence[int]) -> list[float]:
+        """Return the rewards of the vector that it began with.
+
+        Raises:
+            TrainError: it is too large for the model, so that nothing can be better or worse than it.
+        """
+        (rewards,), (exploded,) = self._judge([self._vector(self.state.start)], numbers, checking=True)
+        if exploded:
+            raise TrainError(
+                "the vector that learning begins with is too large for the model: its logits are not finite. "
+                "Begin with another one (start), or clear the model's own"
+            )
+        return list(rewards.tolist())
+
+    def _lowest(self, rewards: NDArray[np.float64]) -> float:
+        """Return the reward of what explodes: the lowest of these and of the start's, and at most 0."""
+        return float(min([0.0, *self.state.start_scores, rewards.min(initial=0.0)]))
+
+    @property
+    def _open(self) -> Batch:
+        assert self._batch is not None
+        return self._batch
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count what a block takes, in tokens and seconds, once it has ended well."""
+        before, began = self._open.evaluated, time.monotonic()
+        yield
+        self.state.tokens += self._open.evaluated - before
+        self.state.seconds += time.monotonic() - began
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """The same for a block that is no part of what an answer costs (`_cost`)."""
+        before = self.state.tokens, self.state.seconds
+        with self._counted():
+            yield
+        self.state.aside_tokens += self.state.tokens - before[0]
+        self.state.aside_seconds += self.state.seconds - before[1]
+
+    def _mean(self) -> NDArray[np.float64]:
+        """Return the values that the search believes in now."""
+        return self._whitening.values(self._search.mean)
+
+    def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
+        start = self._start
+        return replace(start, values=np.array(values, np.float32).reshape(start.values.shape))
+
+    def _pick(self, step: int) -> list[int]:
+        """The prompts of a step: every epoch visits all of them in an order of its own."""
+        count, size = len(self._train), min(self.settings.prompts, len(self._train))
+        chosen = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, offset = divmod(position, count)
+            order = np.random.default_rng((self._seed, 2, epoch)).permutation(count)
+            chosen.append(self._train[order[offset]])
+        return chosen
+
+    def _half(self) -> int:
+        return -(-len(self._check) // 2)
+
+    def _rollouts_of_step(self) -> int:
+        step = self._search.population * min(self.settings.prompts, len(self._train))
+        due = (self._search.step + 1) % self.settings.check_every == 0
+        return step + (self._half() if due else 0)
+
+    def _rollouts_of_end(self) -> int:
+        """The last check: of the mean, and what the best has not answered yet."""
+        if not self._last_check:
+            return 0
+        rest = len(self._check) - self._half()
+        return len(self._check) + (rest if self.state.best_step else 0)
+
+    def _rollouts_of_sigma(self) -> int:
+        """What choosing sigma costs, in answers: two sigmas are tried as a rule."""
+        if self.settings.effect is None:
+            return 0
+        return (2 + 2 * _EFFECT_VECTORS) * min(_EFFECT_PROMPTS, len(self._train))
+
+    def _affords(self, rollouts: int) -> bool:
+        tokens, seconds = self._cost(rollouts)
+        spent = self.state.tokens - self._began[0], self.state.seconds - self._began[1]
+        limits = self._budget.tokens, self._budget.seconds
+        return all(
+            limit is None or used + cost <= limit
+            for used, cost, limit in zip(spent, (tokens, seconds), limits, strict=True)
+        )
+
+    def _spent(self) -> dict[str, float]:
+        """In all sittings together."""
+        return {"tokens": self.state.tokens, "seconds": self.state.seconds}
+
+    def _cost(self, rollouts: int) -> tuple[float, float]:
+        """Tokens and seconds that so many answers take, by what they took so far."""
+        state, each = self.state, rollouts / max(self.state.rollouts, 1)
+        return (state.tokens - state.aside_tokens) * each, (state.seconds - state.aside_seconds) * each
+
+    def _too_small(self, need: int) -> TrainError:
+        step, whole = self._cost(self._rollouts_of_step()), self._cost(need)
+        return TrainError(
+            f"a budget of {self._budget} is too small: one step takes about {step[1]:.0f} s and "
+            f"{step[0]:.0f} tokens here, and with the checks before and after it {whole[1]:.0f} s and "
+            f"{whole[0]:.0f} tokens. Give more, or fewer prompts a step (settings.prompts), or shorter "
+            "answers (max_tokens)"
+        )
+
+    def _save(self) -> None:
+        self.state.search = self._search.state()
+        if self._path is not None:
+            save_state(self._path, self.state, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "basis": self._llm.basis.digest,
+            "prior": None if (prior := self._llm.basis.prior) is None else prior.digest,
+            "seed": self._seed,
+            "number of prompts": len(self._train),
+            "number held back": len(self._check),
+            "max_tokens": self._objective.max_tokens,
+            **asdict(self.settings),
+        }
+
+
+def _hold_back(samples: int, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of the samples to learn on, and of those held back."""
+    if samples < 2:
+        raise TrainError(
+            f"learning was given {samples} prompts, expected at least 2, and better 100: some are held "
+            "back to see whether what was learned holds for prompts that were not learned on"
+        )
+    order = np.random.default_rng((seed, 0)).permutation(samples).tolist()
+    held = max(1, min(count, samples // 3))
+    return order[held:], order[:held]
+
+
+def _standard_error(gaps: NDArray[np.float64]) -> float:
+    return float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else 0.0

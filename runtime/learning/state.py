@@ -1,0 +1,173 @@
+"""What learning on a device remembers between sittings, in a file of numbers; and budgets of sittings."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from typing import Any, TypeVar
+
+from ...documents import read_json, restored
+from ...errors import TrainError
+from ...system import atomic_write
+
+_FORMAT = 3
+_STATE_BYTES = 1 << 26  # a posterior of 840 values
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
+
+State = TypeVar("State", "SearchState", "ClickState")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The seconds and tokens that one sitting may spend; what ends first ends it.
+
+    Attributes:
+        seconds: of wall time, pauses aside; None for any.
+        tokens: that the model evaluates, prompts and answers; None for any. With a budget of tokens alone a
+            run is deterministic by seed, on one machine, engine build and number of threads.
+
+    Raises:
+        TrainError: neither is given, or one is not above 0.
+    """
+
+    seconds: float | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.seconds, self.tokens) if value is not None]
+        if not given or not all(math.isfinite(value) and value > 0 for value in given):
+            raise TrainError(
+                f"the budget is {self.seconds} seconds and {self.tokens} tokens: one of them must be a "
+                "number above 0"
+            )
+
+    def __str__(self) -> str:
+        seconds = "" if self.seconds is None else f"{self.seconds:.0f} s"
+        return " and ".join(filter(None, [seconds, f"{self.tokens} tokens" if self.tokens else ""]))
+
+    @classmethod
+    def of(cls, value: Budget | float | str) -> Budget:
+        """Return a budget of seconds (a number), or what a text says: `90s`, `5m`, `1.5h`, `80ktokens`.
+
+        Raises:
+            TrainError: the text says nothing of the kind, or the number is not above 0.
+        """
+        if isinstance(value, Budget):
+            return value
+        if not isinstance(value, str):
+            return cls(seconds=float(value))
+        match = _AMOUNT.fullmatch(value.strip())
+        if match is None:
+            raise TrainError(
+                f"the budget {value!r} is not valid: give a time such as 90s, 5m or 1h, or a number of "
+                "tokens such as 80ktokens"
+            )
+        amount = float(match[1]) * _UNITS[match[2]]
+        return cls(tokens=int(amount)) if match[2].endswith("tokens") else cls(seconds=amount)
+
+    def less(self, tokens: float, seconds: float) -> Budget:
+        """Return what is left once so much was spent; never nothing, which would be no budget."""
+        return Budget(
+            None if self.seconds is None else max(self.seconds - seconds, 1e-3),
+            None if self.tokens is None else max(int(self.tokens - tokens), 1),
+        )
+
+
+@dataclass
+class SearchState:
+    """All that the next step of a search depends on.
+
+    Attributes:
+        search: of the search, as `Search.state` gives it.
+        start: values of the vector that it began with, flat.
+        start_scores: rewards of the start on the held-back prompts, in order; empty before they are known.
+        best, best_scores, best_step: values of the best vector so far, its rewards on the first held-back
+            prompts, and the step that it is from.
+        silent: steps in a row without any difference between candidates.
+        unimproved: checks in a row that found nothing better.
+        restarts: how often the search went back to the best.
+        rollouts, tokens, seconds: spent so far; tokens count prompts and answers.
+        sigma: of the first step; 0 before it is known.
+        aside_tokens, aside_seconds: the part of the above that no rollout took: to find sigma, to draw what
+            is anchored on, to have the prompted model's answers.
+    """
+
+    search: dict[str, Any]
+    start: list[float]
+    start_scores: list[float] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+    best_scores: list[float] = field(default_factory=list)
+    best_step: int = 0
+    silent: int = 0
+    unimproved: int = 0
+    restarts: int = 0
+    rollouts: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    sigma: float = 0.0
+    aside_tokens: int = 0
+    aside_seconds: float = 0.0
+
+
+@dataclass
+class ClickState:
+    """All that is known of a user by his clicks (`posterior.Posterior`).
+
+    Attributes:
+        precision: (n + 1)^2 numbers, what all clicks add to the prior's.
+        shift: n + 1 numbers, precision times mean of the same.
+        fisher: n^2 numbers, sum of s s' over the answers.
+        answers: how many these are.
+        clicks: told so far.
+        step: of the finite differences, in units of v.
+    """
+
+    precision: list[float]
+    shift: list[float]
+    fisher: list[float]
+    answers: int = 0
+    clicks: int = 0
+    step: float = 0.05
+
+
+def save_state(path: str | PathLike[str], state: SearchState | ClickState, identity: dict[str, Any]) -> None:
+    """Write a state atomically, for its owner alone: a JSON file of numbers.
+
+    Raises:
+        OSError: it cannot be written; the one before stays.
+    """
+    content = {"format": _FORMAT, "identity": identity, "state": asdict(state)}
+    with atomic_write(path, mode=0o600) as file:
+        file.write((json.dumps(content) + "\n").encode())
+
+
+def load_state(path: str | PathLike[str], kind: type[State], identity: dict[str, Any]) -> State:
+    """Read a state.
+
+    Args:
+        path: of the file.
+        kind: of the state.
+        identity: what must be the same as when it was written.
+
+    Raises:
+        TrainError: it is damaged, or of another run; the message says of which.
+        OSError: it cannot be read.
+    """
+    try:
+        content = read_json(path, limit=_STATE_BYTES)
+        if content["format"] != _FORMAT:
+            raise ValueError(f"it has format {content['format']}, and this version reads {_FORMAT} alone")
+        found, state = dict(content["identity"]), restored(kind, content["state"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"{path} is not a usable state: {error}. Remove it to begin anew") from None
+    for key, value in identity.items():
+        if key not in found or found[key] != value:
+            raise TrainError(
+                f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {value!r}. "
+                "Name another file, or remove it to begin anew"
+            )
+    return state

@@ -1,1 +1,0 @@
-"""Tuning: v from rewards, found on the device by forward passes."""

@@ -1,0 +1,260 @@
+"""Learning from clicks: what a click is made of, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import models
+import numpy as np
+import onnx_bundles
+import pytest
+import support
+
+from tinylora_edge import Bundle, MicroVector, TrainError, runtime
+from tinylora_edge.runtime import Clicks, Given, TinyLoraLlama
+from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.tasks import Sample
+
+PROMPTS = ("one two three", "quite another text", "a third prompt")
+OPTIONS = {"max_tokens": 8, "temperature": 1.0}
+
+
+@pytest.fixture
+def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> TinyLoraLlama:
+    return load(tiny_bundle, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32)
+
+
+@pytest.fixture
+def clicks(llm: TinyLoraLlama) -> Iterator[Clicks]:
+    made = Clicks(llm, n_threads=1)
+    yield made
+    made.close()
+
+
+def logprob(llm: TinyLoraLlama, vector: MicroVector | None, given: Given) -> float:
+    """Of an answer, by one evaluation of the whole sequence in the caller's own model."""
+    llm.clear()
+    if vector is not None:
+        llm.swap(vector)
+    rows = models.llama_logits(llm, [*given.prompt, *given.tokens])[len(given.prompt) - 1 : -1].astype(
+        np.float64
+    )
+    rows -= rows.max(-1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(-1, keepdims=True))
+    return float(rows[np.arange(len(given.tokens)), given.tokens].sum())
+
+
+def click(clicks: Clicks, state: Path, rounds: int) -> MicroVector:
+    """A user of some taste: likes long words, and of two texts the one that comes first in the alphabet."""
+    for number in range(rounds):
+        vector, prompt = clicks.vector(state), PROMPTS[number % len(PROMPTS)]
+        answers = clicks.ask(prompt, vector, count=2, seed=vector.sequence, **OPTIONS)
+        if number % 2:
+            clicks.prefer(state, *sorted(answers, key=lambda answer: answer.text))
+        else:
+            clicks.tell(state, answers[0], 1 if len(answers[0].text) > 6 else -1)
+    return clicks.vector(state)
+
+
+def test_a_score_is_the_gradient_of_what_the_model_says(
+    llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path
+) -> None:
+    vector = click(clicks, tmp_path / "s", 1)
+    (given,) = clicks.ask(PROMPTS[1], vector, count=1, **OPTIONS)
+    state, _ = clicks._read(tmp_path / "s")
+    state.step = step = 0.02
+    scores, ratios, at = clicks._score(state, [given])
+    assert at.any()
+
+    def alone(values: np.ndarray) -> float:
+        return logprob(llm, MicroVector(values.astype(np.float32).reshape(llm.basis.groups, -1)), given)
+
+    assert ratios[0] == pytest.approx(alone(at) - alone(np.zeros_like(at)), abs=2e-3)
+    expected = [(alone(at + e) - alone(at - e)) / (2 * step) for e in step * np.eye(len(at))]
+    np.testing.assert_allclose(scores[0], expected, atol=0.05)
+    assert np.abs(expected).max() > 0.2
+
+
+@pytest.mark.parametrize("reward", [1, -1])
+def test_a_click_makes_such_answers_likelier_or_not(
+    llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path, reward: int
+) -> None:
+    own = MicroVector.random(llm.basis, 0.3, seed=2)
+    llm.swap(own)
+    (given,) = clicks.ask(PROMPTS[0], None, count=1, **OPTIONS)
+    vector = clicks.tell(tmp_path / "s", given, reward)
+    assert llm.vector == own
+    assert vector == clicks.vector(tmp_path / "s")
+    assert vector.sequence == 1
+    assert (logprob(llm, vector, given) - logprob(llm, None, given)) * reward > 0.02
+
+
+def test_a_preference_parts_the_two(llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path) -> None:
+    first, second = clicks.ask(PROMPTS[0], None, **OPTIONS)
+    assert first.text != second.text
+    vector = clicks.prefer(tmp_path / "s", second, first)
+    better, worse = (logprob(llm, vector, each) - logprob(llm, None, each) for each in (second, first))
+    assert better - worse > 0.02
+
+
+def test_in_onnx_too(tmp_path: Path) -> None:
+    with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=64, n_threads=1) as onnx:
+        clicks = Clicks(onnx)
+        (given,) = clicks.ask("four five", None, count=1, **OPTIONS)
+        moved = [clicks.tell(tmp_path / str(reward), given, reward) for reward in (1, -1)]
+        with onnx.batch([Sample("x" * 20, raw=True)], 8, sequences=2) as batch:
+            scored = batch.score_under([moved[0], None, moved[1]], given.prompt, [given.tokens])
+    liked, base, disliked = (row.sum(dtype=np.float64) for (row,) in scored)
+    assert liked > base > disliked
+
+
+def test_a_simulated_user_gets_more_of_what_it_likes(
+    llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path
+) -> None:
+    """It likes answers of many low bytes, and what it gets has more of them after 40 clicks."""
+
+    def share(tokens: Sequence[int]) -> float:
+        return float(np.mean([token < 128 for token in tokens]))
+
+    def measured(vector: MicroVector | None) -> float:
+        with Batch(llm, n_ctx_seq=64, sequences=16, n_threads=1) as batch:
+            batch.swap(vector)
+            prompts = [list(text.encode()) for text in PROMPTS]
+            drawn = batch.generate(prompts, samples=100, max_tokens=8, temperature=1.0, seed=99)
+        return float(np.mean([share(generation.tokens) for generation in drawn]))
+
+    gains = []
+    for user in range(2):
+        state, vector = tmp_path / str(user), None
+        for number in range(40):
+            seed = 100 * user + number
+            (given,) = clicks.ask(PROMPTS[number % 3], vector, count=1, seed=seed, **OPTIONS)
+            vector = clicks.tell(state, given, 1 if share(given.tokens) > 0.5 else -1)
+        gains.append(measured(vector) - measured(None))
+    assert np.mean(gains) > 0.02, gains
+
+
+def test_paused_and_resumed_is_as_if_it_never_stopped(
+    llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path
+) -> None:
+    whole = click(clicks, tmp_path / "whole", 6)
+    for _ in range(3):
+        again = Clicks(llm, n_threads=1)
+        vector = again.vector(tmp_path / "cut")
+        for number in (vector.sequence, vector.sequence + 1):
+            vector = again.vector(tmp_path / "cut")
+            answers = again.ask(PROMPTS[number % 3], vector, seed=number, **OPTIONS)
+            if number % 2:
+                again.prefer(tmp_path / "cut", *sorted(answers, key=lambda answer: answer.text))
+            else:
+                again.tell(tmp_path / "cut", answers[0], 1 if len(answers[0].text) > 6 else -1)
+        again.close()
+    assert clicks.vector(tmp_path / "cut") == whole
+    assert whole.sequence == 6
+
+
+def test_the_state_holds_numbers_and_no_text(clicks: Clicks, tmp_path: Path) -> None:
+    secret, path = "my PIN is 4711, and I live at 12 Hill Road", tmp_path / "me.state"
+    (given,) = clicks.ask(secret, None, count=1, **OPTIONS)
+    clicks.tell(path, given, 1)
+    content = json.loads(path.read_text())
+    assert content["identity"] == {"basis": clicks._basis.digest}
+    lists = [value for value in content["state"].values() if isinstance(value, list)]
+    n = clicks._basis.size
+    assert sorted(map(len, lists)) == sorted([(n + 1) ** 2, n + 1, n * n])
+    assert all(isinstance(number, float) for numbers in lists for number in numbers)
+    assert path.stat().st_mode & 0o077 == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["me.state"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(format=1),
+        lambda content: content.update(identity={"basis": "ab" * 32}),
+        lambda content: content["state"].update(shift=[0.0]),
+        lambda content: content["state"].update(step=0.0),
+        lambda content: content["state"].update(clicks=-1),
+        lambda content: content["state"].update(more="text"),
+        lambda content: content["state"]["fisher"].__setitem__(0, float("nan")),
+        lambda content: content["state"]["precision"].__setitem__(0, -1e300),
+        lambda content: content["state"]["shift"].__setitem__(0, "1"),
+    ],
+)
+def test_a_state_that_no_clicks_gave_is_refused_and_left(clicks: Clicks, tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "me.state"
+    click(clicks, path, 1)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    damaged = path.read_bytes()
+    with pytest.raises(TrainError, match=r"me\.state .*[Rr]emove it to begin anew"):
+        click(clicks, path, 1)
+    assert path.read_bytes() == damaged
+
+
+def test_a_state_that_cannot_be_written_loses_nothing(
+    clicks: Clicks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "me.state"
+    before = click(clicks, path, 1)
+    kept = path.read_bytes()
+    (given,) = clicks.ask(PROMPTS[0], before, count=1, **OPTIONS)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            clicks.tell(path, given, 1)
+    assert path.read_bytes() == kept
+    assert clicks.tell(path, given, 1) != before
+    with pytest.raises(FileNotFoundError, match="missing does not exist: make it"):
+        clicks.tell(tmp_path / "missing" / "x.state", given, 1)
+
+
+def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
+    given = Given((1, 2), (3,), None)
+    for reward in (0, 2, 0.5, True, None, "1", float("nan")):
+        with pytest.raises(TrainError, match=r"a click is \+1 or -1, not"):
+            clicks.tell(tmp_path / "s", given, reward)  # type: ignore[arg-type]
+    with pytest.raises(TrainError, match="without a token"):
+        clicks.tell(tmp_path / "s", Given((1, 2), (), None), 1)
+    with pytest.raises(TrainError, match="answers to one prompt"):
+        clicks.prefer(tmp_path / "s", given, Given((1,), (4,), None))
+    with pytest.raises(TrainError, match="the two answers are the same"):
+        clicks.prefer(tmp_path / "s", given, given)
+    with pytest.raises(TrainError, match="longest prompt has"):
+        clicks.ask("x" * 10_000, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_clicks_move_the_vector_that_they_start_with(llm: TinyLoraLlama, tmp_path: Path) -> None:
+    start = MicroVector.random(llm.basis, 0.4, seed=1)
+    prompt, tokens = tuple(PROMPTS[0].encode()), tuple(b"four five")
+    moved = {}
+    for name, begun, at in (("from", start, start), ("base", None, None), ("forgotten", None, start)):
+        clicks = Clicks(llm, start=begun, n_threads=1)
+        moved[name] = clicks.tell(tmp_path / name, Given(prompt, tokens, at), 1).values
+        clicks.close()
+    assert not np.array_equal(moved["from"], start.values)
+    # Without the start one click forgets the vector that drew the answer: it is a step from the base.
+    away = np.linalg.norm(moved["from"] - start.values)
+    assert away < np.linalg.norm(moved["forgotten"] - start.values)
+
+
+def test_a_learned_basis_lends_its_prior(
+    load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """A state from before there was a prior keeps its clicks."""
+    bundle = tiny_bundles["dense"]
+    mean, covariance = np.full(6, 0.05, np.float32), 0.01 * np.eye(6, dtype=np.float32)
+    basis = dataclasses.replace(Bundle.find(bundle).basis, prior_mean=mean, prior_covariance=covariance)
+    with load(support.rebased(bundle, basis, tmp_path / "learned")) as learned, load(bundle) as plain:
+        with_prior, without = (Clicks(each, n_threads=1) for each in (learned, plain))
+        assert not with_prior.vector(tmp_path / "s").values.any()
+        vector = click(with_prior, tmp_path / "s", 2)
+        assert without.vector(tmp_path / "s").sequence == 2
+        assert without.vector(tmp_path / "s") != vector

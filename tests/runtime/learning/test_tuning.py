@@ -1,0 +1,338 @@
+"""Tuning on tiny models of both engines: it learns, is paused and resumed, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_bundles
+import pytest
+import support
+from planted import Planted
+from tuning_task import PROMPTS, favoured
+
+from tinylora_edge import MicroVector, TrainError, VectorError, runtime
+from tinylora_edge.runtime import Budget, NotImprovedWarning, RewardLearner, TinyLoraLlama, TuneSettings
+from tinylora_edge.runtime.learning.nats import spread_of
+from tinylora_edge.tasks import Completion, Sample
+
+FAST = TuneSettings(prompts=4, held_back=8, check_every=3, effect=None, reach=0.6, population=6)
+QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1, "sequences": 8}
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows if "reward" in row]
+
+
+class TestLearning:
+    @pytest.mark.parametrize("seed", range(20))
+    def test_finds_a_planted_vector_and_makes_it_active(self, seed: int) -> None:
+        planted = Planted(seed)
+        rows: list[dict[str, Any]] = []
+        found = runtime.tune(
+            planted, PROMPTS, planted.reward, budget="12ktokens", report=rows.append, **QUICK
+        )
+        assert planted.vector == found
+        assert np.linalg.norm(found.values - planted.target) < 0.7 * np.linalg.norm(planted.target)
+        start, *steps, end = rows
+        assert (start["event"], end["event"]) == ("start", "end")
+        assert end["improved"]
+        assert end["score"] > end["start_score"] == start["check"]
+        assert [row["step"] for row in steps if "reward" in row] == list(range(1, end["steps"] + 1))
+        assert end["tokens"] <= 12_000 * 1.1, "the end is foreseen, from what answers took so far"
+
+    def test_learns_from_the_shaped_reward_and_keeps_by_the_reward(self, llm: TinyLoraLlama) -> None:
+        seen: dict[str, set[str]] = {"reward": set(), "shaped": set()}
+
+        def reward(completion: Completion, sample: Sample) -> float:
+            seen["reward"].add(sample.text)
+            return 0.5  # whatever was learned, it is not kept
+
+        def shaped(completion: Completion, sample: Sample) -> float:
+            seen["shaped"].add(sample.text)
+            return favoured(completion, sample)
+
+        tuning = RewardLearner(llm, PROMPTS, reward, shaped=shaped, **QUICK)
+        found = tuning.run("4ktokens")
+        assert any(tuning.state.search["mean"])
+        assert not found.improved
+        assert len(seen["reward"]) == found.held_back
+        assert not seen["reward"] & seen["shaped"]
+
+    def test_in_onnx_too(self) -> None:
+        bundle = onnx_bundles.without_template()
+        with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as onnx:
+            rows: list[dict[str, Any]] = []
+            found = runtime.tune(onnx, PROMPTS, favoured, budget="8ktokens", report=rows.append, **QUICK)
+            assert rows[-1]["steps"] >= 3
+            assert rows[-1]["improved"] == bool(found.values.any()) == (onnx.vector is not None)
+
+    def test_the_start_is_returned_and_said_where_nothing_is_better(self, llm: TinyLoraLlama) -> None:
+        own = MicroVector.random(llm.basis, 0.1, seed=5)
+        llm.swap(own)
+        base = {}
+
+        def best_is_the_first(completion: Completion, sample: Sample) -> float:
+            """1 for what the start answered, 0 for anything else."""
+            return float(base.setdefault(sample.text, completion.text) == completion.text)
+
+        # The start answers the prompts held back first; those that are learned on teach nothing.
+        with pytest.warns(NotImprovedWarning, match="the start is returned"):
+            found = runtime.tune(llm, PROMPTS, best_is_the_first, budget="5ktokens", **QUICK)
+        assert found is own
+        assert llm.vector is own
+
+    def test_stops_where_there_is_no_signal(self, llm: TinyLoraLlama) -> None:
+        found = RewardLearner(llm, PROMPTS, lambda completion, sample: 0.5, **QUICK).run("1000ktokens")
+        assert (found.stopped, found.improved, found.steps) == ("silence", False, FAST.silence)
+
+    def test_stops_where_nothing_gets_better(self, llm: TinyLoraLlama) -> None:
+        settings = TuneSettings(prompts=2, held_back=4, check_every=1, patience=3, population=4)
+
+        def noise(completion: Completion, sample: Sample) -> float:
+            return hash_of(completion.text + sample.text)
+
+        found = RewardLearner(llm, PROMPTS, noise, **{**QUICK, "settings": settings}).run("1000ktokens")
+        assert found.stopped == "patience"
+
+    def test_a_batch_reaches_equally_far_on_every_basis(self) -> None:
+        """`reach` is a share of what the factors hold: the same for rank, u, tying and factorization."""
+        basis = support.random_basis(blocks=6, u=1, groups=4, rank=2, explicit=False)
+        rng = np.random.default_rng(1)
+        shares = []
+        for _ in range(200):
+            r = basis.R(rng.standard_normal((4, 1)).astype(np.float32))
+            for m, (a, b) in enumerate(zip(basis.a, basis.b, strict=True)):
+                shares.append((np.linalg.norm(b @ r[m] @ a) / np.linalg.norm(b @ a)) ** 2)
+        assert spread_of(basis) == pytest.approx(math.sqrt(np.mean(shares)), rel=0.35)
+        wide = support.random_basis(blocks=6, u=9, groups=4)
+        assert spread_of(wide) / spread_of(basis) == pytest.approx(3, rel=0.4)  # sqrt(u)
+
+
+def hash_of(text: str) -> float:
+    import zlib
+
+    return zlib.crc32(text.encode()) / 2**32
+
+
+class TestSittings:
+    def test_same_seed_same_vector(self, llm: TinyLoraLlama) -> None:
+        found = []
+        for seed in (1, 1, 2):
+            tuning = RewardLearner(llm, PROMPTS, favoured, seed=seed, **QUICK)
+            found.append((tuning.run("3ktokens").vector, tuning.state.search["mean"]))
+        assert found[0] == found[1]
+        assert found[0][1] != found[2][1]
+
+    def test_pausing_changes_nothing(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        """Stopped after every step, and gone on with by another object: the same steps, the same mean."""
+        whole: list[dict[str, Any]] = []
+        once = RewardLearner(llm, PROMPTS, favoured, report=whole.append, **QUICK)
+        once.run(Budget(tokens=1500))
+        steps = len(without_times(whole))
+        assert steps >= 4  # with a check among them
+        cut: list[dict[str, Any]] = []
+        tunings: list[RewardLearner] = []
+
+        def stop_after_a_step(figures: dict[str, Any]) -> None:
+            cut.append(figures)
+            if "reward" in figures:
+                tunings[-1].stop()
+
+        for _ in range(steps):
+            tunings.append(
+                RewardLearner(llm, PROMPTS, favoured, report=stop_after_a_step, path=tmp_path / "s", **QUICK)
+            )
+            assert tunings[-1].run("1000ktokens").stopped == "stopped"
+        assert without_times(cut) == without_times(whole)
+        assert tunings[-1].state.search == once.state.search
+
+    def test_sittings_without_a_last_check(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        """Idle minutes: a sitting spends all on steps, and says what the checks on the way found."""
+        tuning = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+        first = tuning.run("1500tokens", last_check=False)
+        spent = tuning.state.rollouts
+        again = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+        assert again.state == tuning.state
+        with pytest.raises(TrainError, match="too small: one step takes"):
+            again.run("20tokens", last_check=False)
+        assert again.state.rollouts == spent, "nothing was answered for a sitting without a step"
+        second = again.run("1500tokens", last_check=False)
+        assert second.steps > first.steps
+        assert first.held_back == second.held_back == 4, "the first half of the prompts held back"
+        assert again.run("4ktokens").held_back == 8
+
+    def test_the_state_holds_numbers_and_no_text(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        seen: set[str] = set()
+        secret = [f"my secret {word}" for word in PROMPTS]
+
+        def reward(completion: Completion, sample: Sample) -> float:
+            seen.add(completion.text)
+            return favoured(completion, sample)
+
+        RewardLearner(llm, secret, reward, path=tmp_path / "state", **QUICK).run("3ktokens")
+        data = (tmp_path / "state").read_text()
+        assert len(data) < 8192
+        content = json.loads(data)
+        texts = set(strings(content))
+        assert texts == {llm.basis.digest}
+        assert not any(word in data for word in ("secret", "prompt ", *(s for s in seen if len(s) > 3)))
+        assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+        assert list(tmp_path.iterdir()) == [tmp_path / "state"]
+
+    def test_waits_while_told_to(self, llm: TinyLoraLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+        slept: list[float] = []
+        monkeypatch.setattr(time, "sleep", slept.append)
+        answers = iter([True, True, False, False, True, *[False] * 1000])
+        found = RewardLearner(llm, PROMPTS, favoured, wait=lambda: next(answers), **QUICK).run("3ktokens")
+        assert len(slept) == 3
+        assert found.stopped == "budget"
+
+    @pytest.mark.parametrize(
+        "content", ["", "{}", '{"format": 9}', '{"format": 1, "identity": {}, "state": {}}']
+    )
+    def test_a_damaged_state(self, llm: TinyLoraLlama, tmp_path: Path, content: str) -> None:
+        (tmp_path / "state").write_text(content)
+        with pytest.raises(TrainError, match=r"state is not a usable state|belongs to another run"):
+            RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+        assert (tmp_path / "state").read_text() == content
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda state: state.update(start="abc"),
+            lambda state: state.update(start=[0.0]),
+            lambda state: state.update(tokens=None),
+            lambda state: state.update(best=[None]),
+            lambda state: state.update(search={}),
+            lambda state: state["search"].update(step="x"),
+            lambda state: state["search"].update(mean=[0.0]),
+            lambda state: state["search"].update(mean=[float("nan")] * 5),
+            lambda state: state["search"].update(sigma=[]),
+        ],
+    )
+    def test_a_state_of_wrong_types(self, llm: TinyLoraLlama, tmp_path: Path, change: Any) -> None:
+        path = tmp_path / "state"
+        RewardLearner(llm, PROMPTS, favoured, path=path, **QUICK).run("2ktokens")
+        content = json.loads(path.read_text())
+        change(content["state"])
+        path.write_text(json.dumps(content))
+        with pytest.raises(TrainError, match="not a usable state"):
+            RewardLearner(llm, PROMPTS, favoured, path=path, **QUICK)
+
+    def test_the_state_of_another_run(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        RewardLearner(llm, PROMPTS, favoured, seed=1, path=tmp_path / "state", **QUICK).run("2ktokens")
+        with pytest.raises(TrainError, match="its seed is 1, this run's is 2"):
+            RewardLearner(llm, PROMPTS, favoured, seed=2, path=tmp_path / "state", **QUICK)
+
+    def test_a_state_of_other_prompts(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        RewardLearner(llm, PROMPTS[:-6], favoured, path=tmp_path / "state", **QUICK).run("2ktokens")
+        with pytest.raises(TrainError, match="its number of prompts is"):
+            RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+
+    def test_a_state_knows_what_the_run_began_with(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        own = MicroVector.random(llm.basis, 0.1, seed=5)
+
+        def indifferent(completion: Completion, sample: Sample) -> float:
+            return 0.5
+
+        first = RewardLearner(llm, PROMPTS, indifferent, start=own, path=tmp_path / "state", **QUICK)
+        first.run("2ktokens", last_check=False)
+        found = RewardLearner(llm, PROMPTS, indifferent, path=tmp_path / "state", **QUICK).run("2ktokens")
+        assert not found.improved
+        assert found.vector == own
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string among the values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from strings(each)
+
+
+class TestBadInput:
+    @pytest.fixture(autouse=True)
+    def unchanged(self, llm: TinyLoraLlama) -> Iterator[None]:
+        """Whatever is refused, the model has the vector that it had."""
+        own = MicroVector.random(llm.basis, 0.1, seed=5)
+        llm.swap(own)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+        assert llm.vector is own
+
+    @pytest.mark.parametrize("prompts", [[], ["one"]])
+    def test_too_few_prompts(self, llm: TinyLoraLlama, prompts: list[str]) -> None:
+        with pytest.raises(TrainError, match=f"given {len(prompts)} prompts, expected at least 2"):
+            runtime.tune(llm, prompts, favoured, budget=60, **QUICK)
+
+    def test_a_reward_that_throws(self, llm: TinyLoraLlama) -> None:
+        def broken(completion: Completion, sample: Sample) -> float:
+            raise KeyError("color")
+
+        with pytest.raises(TrainError, match=r"the reward raised KeyError: 'color'"):
+            runtime.tune(llm, PROMPTS, broken, budget=60, **QUICK)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, None, "1", True])
+    def test_a_reward_that_is_no_number(self, llm: TinyLoraLlama, value: Any) -> None:
+        with pytest.raises(TrainError, match="the reward returned"):
+            runtime.tune(llm, PROMPTS, lambda completion, sample: value, budget=60, **QUICK)
+
+    def test_a_reward_that_fails_later(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        """What was learned until then is kept."""
+        calls = 0
+
+        def late(completion: Completion, sample: Sample) -> float:
+            nonlocal calls
+            calls += 1
+            return favoured(completion, sample) if calls < 60 else math.nan
+
+        with pytest.raises(TrainError, match="the reward returned nan"):
+            runtime.tune(llm, PROMPTS, late, budget="50ktokens", path=tmp_path / "state", **QUICK)
+        again = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+        assert again.run("1ktokens").steps >= 2
+
+    @pytest.mark.parametrize("budget", ["50tokens", 1e-6, Budget(seconds=600, tokens=50)])
+    def test_a_budget_too_small_for_one_step(self, llm: TinyLoraLlama, budget: Any, tmp_path: Path) -> None:
+        with pytest.raises(TrainError, match=r"too small: one step takes about \d+ s and \d+ tokens"):
+            runtime.tune(llm, PROMPTS, favoured, budget=budget, path=tmp_path / "state", **QUICK)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("budget", ["", "5", "5 parsecs", "-5m", 0, -1, math.nan, math.inf])
+    def test_what_is_no_budget(self, llm: TinyLoraLlama, budget: Any) -> None:
+        with pytest.raises(TrainError, match="budget"):
+            runtime.tune(llm, PROMPTS, favoured, budget=budget, **QUICK)
+
+    def test_no_room_in_the_context(self, llm: TinyLoraLlama) -> None:
+        with pytest.raises(
+            TrainError, match=r"longest prompt has \d+ tokens.* 100000 to generate.*context of"
+        ):
+            runtime.tune(llm, PROMPTS, favoured, budget=60, **{**QUICK, "max_tokens": 100_000})
+
+    def test_messages_without_a_chat_template(self, llm: TinyLoraLlama) -> None:
+        messages = [[{"role": "user", "content": text}] for text in PROMPTS]
+        with pytest.raises(VectorError, match="no chat template"):
+            runtime.tune(llm, messages, favoured, budget=60, **QUICK)
+
+    def test_a_start_that_does_not_fit(self, llm: TinyLoraLlama) -> None:
+        with pytest.raises(VectorError):
+            RewardLearner(llm, PROMPTS, favoured, start=MicroVector(np.zeros((99, 1), np.float32)), **QUICK)
+
+
+def test_budgets_as_text() -> None:
+    texts = {"90s": 90, "5m": 300, "1.5h": 5400, " 2 m": 120}
+    for text, seconds in texts.items():
+        assert Budget.of(text) == Budget(seconds=seconds)
+    assert Budget.of("80ktokens") == Budget.of("80000tokens") == Budget(tokens=80_000)
+    assert Budget.of(5) == Budget(seconds=5)
