@@ -107,7 +107,7 @@ def test_in_onnx_too(tmp_path: Path) -> None:
         clicks = Clicks(onnx)
         (given,) = clicks.ask("four five", None, count=1, **OPTIONS)
         moved = [clicks.tell(tmp_path / str(reward), given, reward) for reward in (1, -1)]
-        with onnx.batch([Sample("x" * 20, raw=True)], 8, sequences=2) as batch:
+        with onnx.batch([Sample("x" * 20, raw=True)], 40, sequences=2) as batch:
             scored = batch.score_under([moved[0], None, moved[1]], given.prompt, [given.tokens])
     liked, base, disliked = (row.sum(dtype=np.float64) for (row,) in scored)
     assert liked > base > disliked
