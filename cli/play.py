@@ -52,11 +52,10 @@ def play(
     """
     try:
         from ..serve.application import app
-        from ..serve.editor import Visitor
         from ..serve.process import serve as run
     except ModuleNotFoundError as error:
         raise missing_web(error) from None
-    visitor = Visitor(None if vector is None else vectors.read(vector))
+    first = None if vector is None else vectors.read(vector)
     if keep is not None:
         keep.mkdir(mode=0o700, exist_ok=True)
     with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory("-tinylora-play") as folder:
@@ -64,14 +63,15 @@ def play(
             bundle,
             store=Path(folder) / "vectors.db",
             states=Path(folder) / "clicks",
-            visitor=visitor,
+            page=True,
+            vector=first,
             slots=_SLOTS,
             n_ctx=_CONTEXT,
             n_threads=threads,
         )
 
         def ready(url: str) -> None:
-            address = visitor.address(url)
+            address = made.state.editor.address(url)
             console.say(f"the page is at {address}")
             console.note("Ctrl-C ends it")
             if not no_open:  # in a thread: a browser of the terminal would keep the server from answering

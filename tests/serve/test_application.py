@@ -122,11 +122,6 @@ def test_an_app_that_cannot_be_made(
         serve.app(tiny, **options)
 
 
-def test_a_limit_that_lets_nobody_in() -> None:
-    with pytest.raises(OptionError, match="a limit of tokens=0 lets nobody in"):
-        serve.Limits(tokens=0)
-
-
 def test_nothing_that_is_sent_waits_for_an_acknowledgement() -> None:
     """A body would else arrive 40 ms after its headers, and a token as long after the one before it."""
     with (

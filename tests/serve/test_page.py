@@ -13,7 +13,7 @@ import pytest
 from serving import KEY, Serving, playing
 
 from tinylora_edge import Basis, Bundle, MicroVector, MissingExtraError, Policy, VectorError
-from tinylora_edge.serve.editor import USER, VectorEditor, Visitor, draw_qr, read_files
+from tinylora_edge.serve.editor import USER, VectorEditor, draw_qr, read_files
 from tinylora_edge.serve.store import Store
 from tinylora_edge.wire import text
 
@@ -161,7 +161,7 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp
     store = Store(tmp_path / "users.db", basis)
     policy = Policy(state=store.sequences)
     for sequence in (1, 2):  # the first is of an earlier session, which FILE comes before
-        editor = VectorEditor(basis, policy, Visitor(first.to_bytes(basis)), store)
+        editor = VectorEditor(basis, policy, store, first.to_bytes(basis))
         np.testing.assert_allclose(editor.present()["values"], first.values.reshape(-1), rtol=0.01)
         frame = MicroVector(learned.values, sequence=sequence).to_bytes(basis, stream=USER)
         store.put(USER, frame, policy)
@@ -174,7 +174,7 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp
     made = text.decode(editor.made([0.5] * basis.size)["vector"])
     assert policy.check(made, basis, stream=USER).sequence == 2  # which the policy remembers
     with pytest.raises(VectorError, match="nobody has signed"):
-        VectorEditor(basis, Policy(keys=[KEY]), Visitor(), store)
+        VectorEditor(basis, Policy(keys=[KEY]), store)
     with pytest.raises(VectorError):
-        VectorEditor(basis, Policy(), Visitor(b"no frame"), store)
+        VectorEditor(basis, Policy(), store, b"no frame")
     store.close()

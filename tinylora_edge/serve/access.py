@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -56,21 +56,12 @@ class Limits:
         body: bytes of a request's body.
         tokens: of an answer.
         seconds: that a request may take, until its last token.
-
-    Raises:
-        OptionError: a limit under 1 would let nobody in.
     """
 
     requests: int = 1024
     body: int = BODY_BYTES
     tokens: int = 4096
     seconds: float = 600.0
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if not value >= 1:  # nor NaN
-                raise OptionError(f"a limit of {each.name}={value} lets nobody in: pass 1 or more")
 
 
 @dataclass
@@ -92,28 +83,16 @@ class RefusedError(Exception):
     kind: str = "invalid_request_error"
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What a client is told: status and headers of the response, and the error object as its body."""
-
-    status: int
-    code: str
-    body: dict[str, Any]
-    headers: dict[str, str]
-
-
-def failure_of(error: BaseException) -> Failure:
-    """Return what a client is told of an error: nothing of one that nobody raised on purpose."""
+def failure_of(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """Return status and error object of an answer: nothing of an error that nobody raised on purpose."""
     if isinstance(error, RefusedError):
         status, code, kind, message = error.status, error.code, error.kind, error.message
     else:
-        found = next(each for each in _FAILURES if isinstance(error, each[0]))
-        status, code, kind, message = *found[1:], str(error)
+        status, code, kind = next(each[1:] for each in _FAILURES if isinstance(error, each[0]))
         code = code or str(getattr(error, "code", ""))
-        message = {500: "the server failed; its log says how", 504: _TOO_LONG}.get(status, message)
+        message = {500: "the server failed; its log says how", 504: _TOO_LONG}.get(status, str(error))
     param = "vector" if isinstance(error, VectorError) else getattr(error, "param", "")
-    said = {"message": message, "type": kind, "param": param or None, "code": code}
-    return Failure(status, code, {"error": said}, {"Retry-After": "1"} if status == 429 else {})
+    return status, {"message": message, "type": kind, "param": param or None, "code": code}
 
 
 class ApiKeys:

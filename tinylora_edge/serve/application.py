@@ -23,7 +23,7 @@ from ..wire.tags import Signer, Verifier
 from . import completions, editor, routes
 from .access import Access, ApiKeys, Limits
 from .exchange import Exchanges, told, unknown_route
-from .feedback import Feedback, check_feedback
+from .feedback import Feedback
 from .service import Service
 from .store import Store
 
@@ -63,7 +63,8 @@ def app(
     limits: Limits | None = None,
     states: str | PathLike[str] | None = None,
     signer: Signer | None = None,
-    visitor: editor.Visitor | None = None,
+    page: bool = False,
+    vector: bytes | None = None,
     **pool_options: Any,
 ) -> Starlette:
     """Return a server of a bundle as an ASGI app, its model loaded.
@@ -80,7 +81,8 @@ def app(
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
             learns from `POST /v1/feedback`, and needs a store.
         signer: of the vectors that it learns; None for a checksum.
-        visitor: for whom the app has a page, at `/`; his token is the only API key, and he needs a store.
+        page: whether the app has a page, at `/`, whose token is the only API key; it needs a store.
+        vector: a frame that the page begins with; None for what clicks made, or the base.
         pool_options: those of `runtime.Pool`.
 
     Raises:
@@ -92,17 +94,14 @@ def app(
         raise OptionError(
             f"the model's name {name!r} has an @, behind which clients name a user: pass another (--name)"
         )
-    if store is None and (states is not None or visitor is not None):
+    if store is None and (states is not None or page):
         raise OptionError("a server that learns from clicks keeps vectors: name a store too (--store)")
     if store is not None and state is not None:
         raise OptionError(f"the store {store} keeps the sequences itself: pass no state (--state)")
-    if visitor is not None and api_keys is not None:
-        raise OptionError("a page is for its visitor alone: pass no API keys")
-    if visitor is not None:
-        api_keys = {visitor.token: editor.USER}
+    if page and api_keys is not None:
+        raise OptionError("a page is for one visitor: pass no API keys")
     if api_keys is not None and not isinstance(api_keys, ApiKeys):
         api_keys = ApiKeys(api_keys)
-    access = Access(api_keys, hosts=LOOPBACK if visitor else frozenset(), has_page=visitor is not None)
     basis, limits = Bundle.find(bundle).basis, limits or Limits()
     opened = edited = feedback = None
     with ExitStack() as unless_made:
@@ -112,16 +111,16 @@ def app(
         policy = Policy(
             keys=keys, keyring=keyring, max_norm=max_norm, state=opened.sequences if opened else state
         )
-        if states is not None:
-            check_feedback(policy, basis, signer)
-        if visitor is not None and opened is not None:
-            edited = editor.VectorEditor(basis, policy, visitor, opened)
+        if page and opened is not None:
+            edited = editor.VectorEditor(basis, policy, opened, vector)
+            api_keys = ApiKeys({edited.token: editor.USER})
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
         unless_made.callback(pool.close)
         if states is not None and opened is not None:
             clicks = Clicks(pool.model)
             feedback = Feedback(clicks, Path(states), store=opened, policy=policy, basis=basis, signer=signer)
         unless_made.pop_all()
+    access = Access(api_keys, hosts=LOOPBACK if page else frozenset(), has_page=page)
 
     service = Service(pool, name=name, store=opened, access=access, limits=limits, feedback=feedback)
 

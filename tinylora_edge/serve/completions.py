@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from ..runtime.answers import Answer, Finish, Piece, Token
 from ..runtime.pool import AnswerStream
 from .bodies import read_body
-from .exchange import UPLOAD_S, about, note_failure, read_json, unless_it_leaves
+from .exchange import UPLOAD_S, about, read_json, refusal, unless_it_leaves
 from .service import Service
 
 VECTOR_HEADER = "x-tinylora-vector"
@@ -78,17 +78,17 @@ async def _events(
     try:
         if reply.chat:
             for index in range(len(streams)):
-                yield _event(reply.first(index))
+                yield _event(reply.chunk(index, None))
         async for index, what in _merged(streams, until):
             if not begun:
                 begun = True
                 service.metrics.first_token.observe(time.perf_counter() - start)
-            yield _event(reply.piece(index, what) if isinstance(what, Piece) else reply.last(index, what))
+            yield _event(reply.chunk(index, what))
         if costs:
             yield _event(reply.cost([stream.finish for stream in streams if stream.finish is not None]))
         yield {"data": "[DONE]"}
     except Exception as error:  # the response has begun: the error is its last event
-        yield _event(note_failure(request, error).body)
+        yield {"data": bytes(refusal(request, error).body).decode()}
     finally:
         _end(request, service, streams)
 
@@ -179,19 +179,20 @@ class Reply:
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self._head(kind), "choices": choices, "usage": usage([a.finish for a in answers])}
 
-    def first(self, index: int) -> dict[str, Any]:
-        """Return the chunk that begins an answer of a chat."""
-        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
-
-    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
-        """Return the chunk of a piece."""
-        said: dict[str, Any] = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
-        return self._chunk(index, said | {"logprobs": self._logprobs(piece.tokens)})
-
-    def last(self, index: int, finish: Finish) -> dict[str, Any]:
-        """Return the chunk that ends an answer."""
-        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        return self._chunk(index, said | {"finish_reason": finish.reason})
+    def chunk(self, index: int, what: Piece | Finish | None) -> dict[str, Any]:
+        """Return the chunk of a piece, of the end of an answer, or (None) of the beginning of a chat's."""
+        text = what.text if isinstance(what, Piece) else ""
+        delta = {"content": text} if isinstance(what, Piece) else {}
+        choice: dict[str, Any] = {
+            "index": index,
+            "finish_reason": what.reason if isinstance(what, Finish) else None,
+            "logprobs": self._logprobs(what.tokens) if isinstance(what, Piece) else None,
+        }
+        if self.chat:
+            choice["delta"] = {"role": "assistant", "content": ""} if what is None else delta
+        else:
+            choice["text"] = text
+        return {**self._head(self._chunk_kind), "choices": [choice]}
 
     def cost(self, finishes: Sequence[Finish]) -> dict[str, Any]:
         """Return the chunk that says what all of it cost."""
@@ -204,10 +205,6 @@ class Reply:
     def _head(self, kind: str) -> dict[str, Any]:
         prefix = "chatcmpl" if self.chat else "cmpl"
         return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.made, "model": self.model}
-
-    def _chunk(self, index: int, said: dict[str, Any]) -> dict[str, Any]:
-        choice = {"index": index, "finish_reason": None, "logprobs": None} | said
-        return {**self._head(self._chunk_kind), "choices": [choice]}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not tokens:

@@ -7,7 +7,6 @@ import io
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -65,25 +64,8 @@ def read_files() -> Mapping[str, tuple[bytes, str]]:
     }
 
 
-@dataclass(frozen=True)
-class Visitor:
-    """The one person whom a page is for.
-
-    Attributes:
-        vector: a frame that his page begins with; None for what the store has of him, or the base.
-        token: that the page's requests carry as their API key.
-    """
-
-    vector: bytes | None = field(default=None, repr=False)
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(_TOKEN_BYTES), repr=False)
-
-    def address(self, origin: str) -> str:
-        """Return the page's address on a server: the token is behind the #, which no browser sends."""
-        return f"{origin}/#token={self.token}"
-
-
 class VectorEditor:
-    """What a visitor does with his vector: he moves its values, opens a frame, and finds what clicks made.
+    """What the page's visitor does with his vector: he moves values, opens a frame, finds what clicks made.
 
     A frame that he opens by hand may be older than what clicks have taught since: it is checked like any
     other, but for its sequence, and framed anew. Each method returns a vector as JSON takes it.
@@ -91,14 +73,17 @@ class VectorEditor:
     Args:
         basis: of the vectors.
         policy: of the server. It has to take frames with a checksum.
-        visitor: whose vector it is.
-        store: with what clicks made of it.
+        store: with what clicks made of the vector.
+        first: a frame that the page begins with; None for what the store has, or the base.
+
+    Attributes:
+        token: that the page's requests carry as their API key.
 
     Raises:
         VectorError: the policy would refuse every frame that is made here, or the visitor's first vector.
     """
 
-    def __init__(self, basis: Basis, policy: Policy, visitor: Visitor, store: Store) -> None:
+    def __init__(self, basis: Basis, policy: Policy, store: Store, first: bytes | None = None) -> None:
         self._basis, self._policy, self._store = basis, policy, store
         try:
             policy.check(MicroVector.zeros(basis).to_bytes(basis), basis)
@@ -107,9 +92,14 @@ class VectorEditor:
                 "a page makes vectors which nobody has signed, and this policy refuses them: leave out its "
                 f"keys ({error})"
             ) from None
+        self.token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._first, self._before = MicroVector.zeros(basis), 0
-        if visitor.vector is not None:  # it comes before what was stored until now
-            self._first, self._before = self._read(visitor.vector), self._sequence()
+        if first is not None:  # it comes before what was stored until now
+            self._first, self._before = self._read(first), self._sequence()
+
+    def address(self, origin: str) -> str:
+        """Return the page's address on a server: the token is behind the #, which no browser sends."""
+        return f"{origin}/#token={self.token}"
 
     def present(self) -> dict[str, Any]:
         """Return what clicks made of the vector, or the one that the page begins with, or the base: zeros.

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..documents import parse_json
 from ..errors import OverloadError, RequestError, VectorError
-from .access import Failure, RefusedError, failure_of
+from .access import RefusedError, failure_of
 from .service import Service
 
 LOG = logging.getLogger("tinylora_edge.serve")
@@ -48,20 +48,20 @@ def told(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         except ClientDisconnect:
             return Response(status_code=_LEFT)
         except Exception as error:
-            return _refusal(note_failure(request, error))
+            return refusal(request, error)
 
     return endpoint
 
 
-def note_failure(request: Request, error: BaseException) -> Failure:
-    """Note in log and metrics why a request fails; return what the client is told."""
-    failure = failure_of(error)
-    about(request)["error"] = failure.code
-    if failure.status == 500:
+def refusal(request: Request, error: BaseException) -> JSONResponse:
+    """Return what the client of a request that fails is told; note why in log and metrics."""
+    status, said = failure_of(error)
+    about(request)["error"] = said["code"]
+    if status == 500:
         LOG.error("internal error", exc_info=error)
     if isinstance(error, VectorError):
-        request.app.state.service.metrics.refused.labels(failure.code).inc()
-    return failure
+        request.app.state.service.metrics.refused.labels(said["code"]).inc()
+    return JSONResponse({"error": said}, status, {"Retry-After": "1"} if status == 429 else None)
 
 
 async def unknown_route(request: Request, error: Exception) -> Response:
@@ -69,7 +69,7 @@ async def unknown_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:80]} is nothing that this server has"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
-    return _refusal(note_failure(request, RefusedError(error.status_code, message, code)))
+    return refusal(request, RefusedError(error.status_code, message, code))
 
 
 def content_type(request: Request) -> str:
@@ -173,11 +173,8 @@ class Exchanges:
         self._open += counted
         try:
             if counted and self._open > most:
-                failure = failure_of(
-                    OverloadError(f"{most} requests are open, and no more may: ask again later")
-                )
-                said["error"] = failure.code
-                await _refusal(failure)(scope, receive, sending)
+                error = OverloadError(f"{most} requests are open, and no more may: ask again later")
+                await refusal(Request(scope), error)(scope, receive, sending)
             else:
                 await self._app(scope, receive, sending)
         except SendTimeoutError:  # a reader that takes nothing: uvicorn closes what is unfinished
@@ -194,7 +191,3 @@ class Exchanges:
                 "ms": round(seconds * 1e3, 1),
             }
             LOG.info("request", extra={"about": line | said})
-
-
-def _refusal(failure: Failure) -> JSONResponse:
-    return JSONResponse(failure.body, failure.status, failure.headers)

@@ -51,7 +51,8 @@ class Feedback:
     ) -> None:
         self._clicks, self._store, self._policy = clicks, store, policy
         self._basis, self._signer = basis, signer
-        self._signed_by = check_feedback(policy, basis, signer)
+        zeros = MicroVector.zeros(basis).to_bytes(basis, signer or "crc32")
+        self._signed_by = policy.check(zeros, basis).verified_by  # id of the key; empty for a checksum
         self._folder = folder / basis.id
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         self._answers: OrderedDict[str, tuple[str, Given]] = OrderedDict()  # id -> its user, the answer
@@ -132,13 +133,3 @@ class Feedback:
 
     def _path(self, user: str) -> Path:
         return self._folder / f"{user}.state"
-
-
-def check_feedback(policy: Policy, basis: Basis, signer: Signer | None) -> str:
-    """Check that a policy takes what is learned here; return the id of the key, empty for a checksum.
-
-    Raises:
-        VectorError: nobody could use such vectors; the subclass says why.
-    """
-    zeros = MicroVector.zeros(basis).to_bytes(basis, signer or "crc32")
-    return policy.check(zeros, basis).verified_by

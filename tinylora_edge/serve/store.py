@@ -168,7 +168,7 @@ class Store:
         )
         tables = "SELECT count(*) FROM sqlite_master"
         if not application and not self.read(tables, ())[0][0]:
-            self._write_ahead()
+            self.read("PRAGMA journal_mode = WAL", ())  # readers and a writer get on side by side
             with self.transaction() as connection:
                 if not self.read(tables, ())[0][0]:  # nor did another process make them meanwhile
                     for statement in _SCHEMA.split(";"):
@@ -185,18 +185,6 @@ class Store:
             digest = (self._basis.digest,)
             connection.execute("INSERT OR IGNORE INTO bases (digest) VALUES (?)", digest)
             self._basis_id = int(self.read("SELECT id FROM bases WHERE digest = ?", digest)[0][0])
-
-    def _write_ahead(self) -> None:
-        """Turn WAL on. SQLite does not wait here for another process that does the same."""
-        until = time.monotonic() + _BUSY_S
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if time.monotonic() > until:
-                    raise StoreError(f"the store {self.path} cannot be used: {error}") from None
-                time.sleep(0.01)
 
 
 class _StoreLog(SequenceLog):
