@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
@@ -21,39 +20,15 @@ from ..errors import TinyLoraError, VectorError
 from ..system import cores
 from ..tasks import Completion, Sample
 from ..vector import MicroVector
-from .engine import Engine, Part, Vocabulary, Weights
+from .batch_context import BatchContext, Generation, Read, Running, Scored, Stopped
+from .engine import Weights
 from .lock import Process
-from .sampling import draw, likeliest, logprobs
+from .sampling import likeliest, logprobs
 
-T = TypeVar("T")
-S = TypeVar("S", "_Sequence", "_Given")
+S = TypeVar("S", Running, Scored)
 
 _FEWEST = 8
 """Sequences of a context: with fewer, reading the weights costs more than waiting for other threads."""
-
-_SCORED = 64
-"""Tokens scored at once: more would take memory (their logits 200 kB each) and no less time."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One sequence that was generated.
-
-    Attributes:
-        prompt: index of its prompt in the call.
-        tokens: int32 [n], with the end-of-generation token where there was one.
-        logprobs: float32 [n], natural logarithm, of each token under the distribution it was drawn
-            from: softmax(logits / temperature), or softmax(logits) for greedy decoding.
-        ended: it ended by itself, within the limit.
-        exploded: it ended where the model's logits were no longer finite, because the vector is too large for
-            the model. It may have no tokens then.
-    """
-
-    prompt: int
-    tokens: NDArray[np.int32]
-    logprobs: NDArray[np.float32]
-    ended: bool
-    exploded: bool = False
 
 
 class Batch:
@@ -72,10 +47,12 @@ class Batch:
         shared: tokens that all prompts begin with, at most: in llama.cpp they take room once.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
-        lanes: contexts at most, where it is not the sequences that say so.
+        contexts: at most, where it is not the sequences that say so.
 
     Attributes:
-        lanes: contexts that compute side by side; each evaluates for itself what its prompts share.
+        llm: the model.
+        vector: that is used where a call names none; None for the base.
+        contexts: that compute side by side; each evaluates for itself what its prompts share.
 
     Raises:
         TinyLoraError: the engine cannot make the contexts, or the model is closed.
@@ -89,25 +66,25 @@ class Batch:
         shared: int = 0,
         sequences: int = 32,
         n_threads: int | None = None,
-        lanes: int | None = None,
+        contexts: int | None = None,
     ) -> None:
         self.llm = llm
         self.vector: MicroVector | None = None
         self._n_ctx, self._threads = n_ctx_seq, n_threads or cores()
-        self.lanes = 1 if llm.one_engine else max(1, min(self._threads, lanes or sequences // _FEWEST))
+        self.contexts = 1 if llm.one_engine else max(1, min(self._threads, contexts or sequences // _FEWEST))
         self._process = Process()
         self._turn = threading.RLock()
         self._depth = 0  # calls of the thread that has the turn, within each other
         self._closed = self._stop = False
         self._contexts: list[BatchContext] = []
-        each = -(-sequences // self.lanes)
+        each = -(-sequences // self.contexts)
         # What all prompts share lies in the cells once more, and so does the next prompt.
         cells = None if llm.mixed else (each + 2) * (n_ctx_seq - shared) + shared
         with llm._staying():
             try:
-                for _ in range(self.lanes):
+                for _ in range(self.contexts):
                     engine = llm.engine(
-                        rows=each + 1, n_ctx=n_ctx_seq, n_threads=self._threads // self.lanes, cells=cells
+                        rows=each + 1, n_ctx=n_ctx_seq, n_threads=self._threads // self.contexts, cells=cells
                     )
                     context = BatchContext(engine, llm.vocabulary, cells, lambda: self._stop)
                     self._contexts.append(context)
@@ -116,7 +93,7 @@ class Batch:
                 raise
             # Never in the caller's thread: torch computing there in bfloat16 would release the AMX tiles that
             # llama.cpp configures once for each thread that it computes in.
-            self._pool = ThreadPoolExecutor(self.lanes, "tinylora-batch")
+            self._pool = ThreadPoolExecutor(self.contexts, "tinylora-batch")
             self._idle: SimpleQueue[BatchContext] = SimpleQueue()
             for context in self._contexts:
                 self._idle.put(context)
@@ -279,12 +256,7 @@ class Batch:
         if _lengths(wanted) != _lengths(completions):
             raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
 
-        def read(logits: NDArray[np.float32], prompt: int, number: int, at: int) -> list[Any]:
-            tokens = np.array(wanted[prompt][number][at : at + len(logits)], np.int32)
-            return list(logprobs(logits, tokens, temperature))
-
-        found = self._read([self.vector], prompts, completions, read)[0]
-        return [[np.array(rows, np.float32) for rows in each] for each in found]
+        return self._score([self.vector], prompts, completions, wanted, temperature)[0]
 
     def likeliest(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
@@ -319,13 +291,7 @@ class Batch:
 
         The batch's own vector neither counts nor changes. The rest is as for `score`.
         """
-
-        def read(logits: NDArray[np.float32], _: int, number: int, at: int) -> list[Any]:
-            tokens = np.array(answers[number][at : at + len(logits)], np.int32)
-            return list(logprobs(logits, tokens, temperature))
-
-        found = self._read(vectors, [prompt], [answers], read)
-        return [[np.array(rows, np.float32) for rows in each] for (each,) in found]
+        return [each for (each,) in self._score(vectors, [prompt], [answers], [answers], temperature)]
 
     def score_each(
         self,
@@ -339,13 +305,10 @@ class Batch:
             Of each vector float32 [tokens of all answers], in the order of the samples. NaN where its logits
             are not finite.
         """
-
-        def read(logits: NDArray[np.float32], prompt: int, _: int, at: int) -> list[Any]:
-            return list(logprobs(logits, answers[prompt][at : at + len(logits)]))
-
-        prompts, given = self._prompts(samples), [[answer.tolist()] for answer in answers]
-        found = self._read(vectors, prompts, given, read)
-        return [np.array([value for (row,) in each for value in row], np.float32) for each in found]
+        given = [[answer.tolist()] for answer in answers]
+        found = self._score(vectors, self._prompts(samples), given, given, 1.0)
+        nothing = np.empty(0, np.float32)
+        return [np.concatenate([nothing, *(row for (row,) in each)]) for each in found]
 
     def close(self) -> None:
         """Free what it computes with; the model stays. The model's own `close` does it first.
@@ -384,26 +347,38 @@ class Batch:
             shape = len(prompts), samples, max_tokens
             uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
             sequences = [
-                _Sequence(group, r[group], prompts[index], index, uniform[index, sample])
+                Running(group, r[group], prompts[index], index, uniform[index, sample])
                 for group, index in asked
                 for sample in range(samples)
             ]
             self._run(lambda context, share: context.generate(share, temperature, ended), sequences)
         return [sequence.generation() for sequence in sequences]
 
+    def _score(
+        self,
+        vectors: Sequence[MicroVector | None],
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        wanted: Sequence[Sequence[Sequence[int] | NDArray[np.int32]]],
+        temperature: float,
+    ) -> list[list[list[NDArray[np.float32]]]]:
+        """Return of each vector the log-probabilities of wanted tokens where those of completions stand."""
+
+        def read(logits: NDArray[np.float32], prompt: int, number: int, at: int) -> list[Any]:
+            tokens = np.array(wanted[prompt][number][at : at + len(logits)], np.int32)
+            return list(logprobs(logits, tokens, temperature))
+
+        found = self._read(vectors, prompts, completions, read)
+        return [[[np.array(rows, np.float32) for rows in each] for each in of_vector] for of_vector in found]
+
     def _read(
         self,
         vectors: Sequence[MicroVector | None],
         prompts: Sequence[Sequence[int]],
         completions: Sequence[Sequence[Sequence[int]]],
-        read: Callable[[NDArray[np.float32], int, int, int], list[Any]],
+        read: Read,
     ) -> list[list[list[list[Any]]]]:
-        """Return of each vector, for each completion of each prompt, what is read at each of its tokens.
-
-        Args:
-            read: of logits [n, vocabulary], the numbers of prompt and completion, and the number of the
-                token that the first row belongs to: what to keep of each row.
-        """
+        """Return of each vector, for each completion of each prompt, what is read at each of its tokens."""
         with self._computing():
             if len(completions) != len(prompts):
                 raise VectorError(
@@ -417,7 +392,7 @@ class Batch:
             r = self._r_of(vectors)
             given = [
                 [
-                    [_Given(group, r[group], prompts[p], p, c, n) for n, c in enumerate(each)]
+                    [Scored(group, r[group], prompts[p], p, c, n) for n, c in enumerate(each)]
                     for p, each in enumerate(completions)
                 ]
                 for group in range(len(vectors))
@@ -430,7 +405,7 @@ class Batch:
         """Have contexts work on the items; whatever goes wrong, none computes afterwards."""
         shares = self._shares(items)
         for context in self._contexts:
-            context.engine.use(max(1, self._threads // min(len(shares) or 1, self.lanes)))
+            context.engine.use(max(1, self._threads // min(len(shares) or 1, self.contexts)))
 
         def do(share: list[S]) -> None:
             context = self._idle.get()
@@ -448,7 +423,7 @@ class Batch:
             self._stop = self._closed
         errors = [future.exception() for future in futures if not future.cancelled()]
         for error in errors:
-            if error is not None and not isinstance(error, _Stopped):
+            if error is not None and not isinstance(error, Stopped):
                 raise error
         self._check_open()
 
@@ -460,10 +435,10 @@ class Batch:
         for item in items:
             groups.setdefault(item.group, []).append(item)
         vectors, shares = list(groups.values()), []
-        for start in range(0, len(vectors), self.lanes):
-            wave = vectors[start : start + self.lanes]  # the last one has contexts to spare
+        for start in range(0, len(vectors), self.contexts):
+            wave = vectors[start : start + self.contexts]  # the last one has contexts to spare
             for group in wave:
-                parts = min(self.lanes // len(wave), len(group))
+                parts = min(self.contexts // len(wave), len(group))
                 edges = [len(group) * i // parts for i in range(parts + 1)]
                 shares += [group[a:b] for a, b in pairwise(edges)]
         return shares
@@ -525,217 +500,6 @@ class Batch:
     def _free(self) -> None:
         for context in self._contexts:
             context.engine.close()
-
-
-class _Stopped(Exception):  # noqa: N818 - not an error
-    """The batch was closed, or another context failed."""
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """A sequence that is generated; those of one group have one vector, and run together."""
-
-    group: int
-    r: NDArray[np.float32] | None
-    prompt: Sequence[int]
-    index: int  # of the prompt in the call
-    uniform: NDArray[np.float64]  # [max_tokens], what decides each draw
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    ended: bool = False
-    exploded: bool = False
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.uniform)
-
-    @property
-    def over(self) -> bool:
-        return self.ended or self.exploded or len(self.tokens) == len(self.uniform)
-
-    def generation(self) -> Generation:
-        tokens, found = np.array(self.tokens, np.int32), np.array(self.logprobs, np.float32)
-        return Generation(self.index, tokens, found, self.ended, self.exploded)
-
-
-@dataclass(eq=False)
-class _Given:
-    """A completion that is scored; see `_Sequence`."""
-
-    group: int
-    r: NDArray[np.float32] | None
-    prompt: Sequence[int]
-    index: int  # of the prompt in the call
-    completion: Sequence[int]
-    number: int  # of the completion among those of the prompt
-    found: list[Any] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.completion)
-
-    @property
-    def tokens(self) -> list[int]:
-        """What is evaluated: the last one is read and never evaluated."""
-        return [*self.prompt, *self.completion[:-1]]
-
-
-class BatchContext:
-    """An engine in which sequences run side by side; one thread uses it.
-
-    Args:
-        engine: its last row has the prompt that sequences are started from.
-        vocabulary: of the model.
-        cells: that the rows share; None where each has its own.
-        stopped: whether to give up.
-    """
-
-    def __init__(
-        self, engine: Engine, vocabulary: Vocabulary, cells: int | None, stopped: Callable[[], bool]
-    ) -> None:
-        self.engine = engine
-        self._vocabulary, self._cells, self._stopped = vocabulary, cells, stopped
-        self._source = engine.rows - 1
-        self._prompt: Sequence[int] = ()  # that the source row has
-        self._r: NDArray[np.float32] | None = None
-        self._logits = np.empty((1, 0), np.float32)  # after it
-
-    def generate(self, waiting: list[_Sequence], temperature: float, ended: Callable[[], None]) -> None:
-        """Generate sequences to their ends; one that ends makes room for the next."""
-        self._reset()
-        running: dict[int, _Sequence] = {}
-        free, ahead = list(range(self._room(waiting)))[::-1], iter(waiting)
-
-        def add(drawn: dict[int, _Sequence], logits: NDArray[np.float32]) -> None:
-            """Draw the next token of the sequences in some rows; let those go that end."""
-            uniform = np.array([each.uniform[len(each.tokens)] for each in drawn.values()])
-            exploded = []
-            found = draw(logits, temperature, uniform)
-            for (row, sequence), token, logprob in zip(drawn.items(), *found, strict=True):
-                if token < 0:
-                    exploded.append(row)
-                    continue
-                sequence.tokens.append(int(token))
-                sequence.logprobs.append(float(logprob))
-                sequence.ended = self._vocabulary.ends(int(token))
-            for row in {gone for each in exploded for gone in self.engine.purge(each)} & running.keys():
-                running[row].exploded = not running[row].over
-            for row in [row for row, each in running.items() if each.over]:
-                del running[row]
-                self.engine.cut(row, 0)
-                free.append(row)
-                ended()
-
-        while True:
-            while free and (sequence := next(ahead, None)) is not None:
-                row = free.pop()
-                running[row] = sequence
-                add({row: sequence}, self._start(row, sequence))
-            if not running:
-                return
-            active = {row: running[row] for row in sorted(running)}
-            add(active, self._evaluate([Part(row, each.tokens[-1:]) for row, each in active.items()]))
-
-    def score(
-        self, given: list[_Given], read: Callable[[NDArray[np.float32], int, int, int], list[Any]]
-    ) -> None:
-        """Read logits wherever a token of the given completions stands."""
-        self._reset()
-        alike: dict[int, list[Sequence[int]]] = {}
-        for each in given:
-            alike.setdefault(each.group, []).append(each.prompt)
-        shared = {group: common_prefix(prompts) for group, prompts in alike.items()}
-        size = self._room(given)
-        for start in range(0, len(given), size):
-            rows = dict(enumerate(given[start : start + size]))
-            for row, each in rows.items():
-                prefix = each.prompt[: shared[each.group]]
-                if prefix and not self._holds(prefix, each.r):
-                    self._hold(prefix, each.r, wanted=0)
-                self.engine.set_r(row, each.r)
-                self.engine.copy(self._source, row, len(prefix))
-            while rows:
-                self._score(rows, read)
-
-    def _score(
-        self,
-        rows: dict[int, _Given],
-        read: Callable[[NDArray[np.float32], int, int, int], list[Any]],
-    ) -> None:
-        """Evaluate some more tokens of the completions in the rows; let those go that are read to the end."""
-        parts, left = [], _SCORED
-        for row, each in rows.items():
-            first = len(each.prompt) - 1 + len(each.found)
-            tokens = each.tokens[self.engine.length(row) : first + left]
-            wanted = min(left, len(each.completion) - len(each.found))
-            parts.append(Part(row, tokens, wanted))
-            left -= wanted
-            if not left:
-                break
-        logits, at, exploded = self._evaluate(parts), 0, []
-        for row, _, wanted in parts:
-            found, each = logits[at : at + wanted], rows[row]
-            at += wanted
-            each.found += read(found, each.index, each.number, len(each.found))
-            if not np.isfinite(found.max(axis=1)).all():
-                exploded.append(row)
-        for row in {gone for each in exploded for gone in self.engine.purge(each)} & rows.keys():
-            each = rows[row]
-            if rest := len(each.completion) - len(each.found):
-                nothing = np.full((rest, logits.shape[1]), np.nan, np.float32)
-                each.found += read(nothing, each.index, each.number, len(each.found))
-        for row in [row for row, each in rows.items() if len(each.found) == len(each.completion)]:
-            del rows[row]
-            self.engine.cut(row, 0)
-
-    def _reset(self) -> None:
-        self.engine.reset()
-        self._prompt, self._r = (), None
-
-    def _room(self, waiting: Sequence[_Sequence] | Sequence[_Given]) -> int:
-        """Return how many rows may be used at the same time, at least one."""
-        if self._cells is None or not waiting:
-            return self._source
-        shared = common_prefix([each.prompt for each in waiting])
-        longest = max(each.length for each in waiting)
-        return max(1, min(self._source, (self._cells - shared) // (longest - shared) - 1))
-
-    def _start(self, row: int, sequence: _Sequence) -> NDArray[np.float32]:
-        """Let a row begin with a prompt; return the logits after it, [1, vocabulary]."""
-        if not self._holds(sequence.prompt, sequence.r):
-            self._logits = self._hold(sequence.prompt, sequence.r, wanted=1).copy()
-        if np.isfinite(self._logits.max()):
-            self.engine.set_r(row, sequence.r)
-            self.engine.copy(self._source, row, len(sequence.prompt))
-        return self._logits
-
-    def _holds(self, tokens: Sequence[int], r: NDArray[np.float32] | None) -> bool:
-        """Whether the source row has these tokens, and no others."""
-        return r is self._r and tokens == self._prompt and self.engine.length(self._source) == len(tokens)
-
-    def _hold(
-        self, tokens: Sequence[int], r: NDArray[np.float32] | None, *, wanted: int
-    ) -> NDArray[np.float32]:
-        """Let the source row have tokens; what it begins with already stays. Return the logits wanted."""
-        kept = common_prefix([self._prompt, tokens]) if r is self._r and self._prompt else 0
-        self.engine.set_r(self._source, r)
-        self.engine.cut(self._source, kept)
-        self._prompt, self._r = tokens, r
-        return self._evaluate([Part(self._source, tokens[self.engine.length(self._source) :], wanted)])
-
-    def _evaluate(self, parts: list[Part]) -> NDArray[np.float32]:
-        if self._stopped():
-            raise _Stopped
-        return self.engine.evaluate(parts)
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of what all prompts begin with, at least one token short of the shortest; 0 for one alone."""
-    limit = min(map(len, prompts)) - 1
-    for i in range(limit):
-        if len({prompt[i] for prompt in prompts}) > 1:
-            return i
-    return limit if len(prompts) > 1 else 0
 
 
 def _lengths(rows: Sequence[Sequence[Sequence[Any] | NDArray[Any]]]) -> list[list[int]]:

@@ -15,7 +15,8 @@ from ..errors import TrainError
 from ..tasks import Sample
 from ..vector import MicroVector, Policy
 from .admission import VectorSource, admitted
-from .batch import Batch, common_prefix
+from .batch import Batch
+from .batch_context import common_prefix
 from .engine import Engine, Weights
 from .lock import ModelLock, Stream
 

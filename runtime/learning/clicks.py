@@ -23,7 +23,8 @@ from ...errors import TrainError
 from ...prior import Prior
 from ...tasks import Prompt
 from ...vector import MicroVector
-from ..batch import Batch, Generation
+from ..batch import Batch
+from ..batch_context import Generation
 from ..model import PersonalizedModel, no_room
 from .posterior import Posterior
 from .state import ClickState, load_state, save_state
@@ -200,7 +201,7 @@ class Clicks:
                 n_ctx_seq=self._room,
                 sequences=_DRAWN,
                 n_threads=self._threads,
-                lanes=_SIDE_BY_SIDE,
+                contexts=_SIDE_BY_SIDE,
             )
         return self._batch
 

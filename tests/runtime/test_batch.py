@@ -17,7 +17,8 @@ from turns import PATIENCE, blocked, start
 
 from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraLlama
-from tinylora_edge.runtime.batch import Batch, Generation, common_prefix
+from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.runtime.batch_context import Generation, common_prefix
 from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.tasks import Sample
 
@@ -115,7 +116,7 @@ def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, sampl
     found = []
     for sequences, threads, seed in ((2, 1, 3), (16, 1, 3), (16, 2, 3), (24, 3, 3), (16, 2, 4)):
         with opened(llm, sequences=sequences, n_threads=threads) as batch:
-            assert batch.lanes == (1 if llm.mixed else min(threads, max(1, sequences // 8)))
+            assert batch.contexts == (1 if llm.mixed else min(threads, max(1, sequences // 8)))
             drawn = batch.generate(
                 PROMPTS, samples=samples, max_tokens=LIMIT, temperature=1.5, seed=(seed, 1)
             )

@@ -16,7 +16,7 @@ import support
 
 from tinylora_edge import BaseMismatchError, Basis, Bundle, MicroVector, TrainError, runtime
 from tinylora_edge.formats.gguf import GGUFFile
-from tinylora_edge.runtime.batch import Generation
+from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, checkpoint, train
 from tinylora_edge.train.batches import Sampled
