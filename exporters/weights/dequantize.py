@@ -19,29 +19,6 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-_Read = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-_Write = Callable[[NDArray[np.uint8], NDArray[np.float32]], None]
-
-
-@dataclass(frozen=True)
-class RowDecoder:
-    """A decoder of raw rows: uint8 [n, row bytes] -> float32 [n, values].
-
-    Attributes:
-        read: returns the values as a new array, or as a view of the raw bytes where they are float32.
-        write: puts the same values into a float32 array that is given; None where `read` costs nothing.
-        dear: whether to read float32 from memory instead is faster.
-    """
-
-    read: _Read
-    write: _Write | None = None
-    dear: bool = True
-
-    def __call__(self, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Decode raw rows."""
-        return self.read(raw)
-
-
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a value of each safetensors dtype that is read."""
 
@@ -52,6 +29,34 @@ _CHEAP = {  # ggml decodes these at 3,000 to 7,000 M weights/s, as fast as float
     gguf.GGMLQuantizationType.Q4_K,
     gguf.GGMLQuantizationType.Q5_K,
 }
+
+
+@dataclass(frozen=True)
+class RowDecoder:
+    """A decoder of raw rows: uint8 [n, row bytes] -> float32 [n, values].
+
+    Attributes:
+        values, size: of a block: so many values lie in so many bytes.
+        write: puts the values of raw rows into a float32 array; None where they are float32 as they lie.
+        dear: whether to read float32 from memory instead is faster.
+    """
+
+    values: int
+    size: int
+    write: Callable[[NDArray[np.uint8], NDArray[np.float32]], None] | None
+    dear: bool = True
+
+    def __call__(self, raw: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Decode raw rows, into `out` where there is something to decode."""
+        if self.write is None:
+            return raw.view("<f4")
+        if out is None:
+            out = np.empty((raw.shape[0], raw.shape[1] // self.size * self.values), np.float32)
+        self.write(raw, out)
+        return out
+
+
+_FLOAT32 = RowDecoder(1, 4, None, dear=False)
 
 
 class PackedRows:
@@ -75,43 +80,32 @@ class PackedRows:
 
     def read_into(self, start: int, stop: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the same rows; written into `out`, float32 [stop - start, in], where that saves memory."""
-        if self._decode.write is None:
-            return self._decode(self._raw[start:stop])
-        self._decode.write(self._raw[start:stop], out)
-        return out
+        return self._decode(self._raw[start:stop], out)
 
 
 def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> RowDecoder:
-    """Return the decoder for a GGML type.
-
-    Args:
-        kind: the type.
-        sample: raw rows of the tensor, on which the fast path is checked.
-    """
+    """Return the decoder for a GGML type; on `sample`, raw rows of the tensor, the fast path is checked."""
     if kind == gguf.GGMLQuantizationType.F32:
-        return RowDecoder(lambda raw: raw.view("<f4"), dear=False)
-    exact = RowDecoder(lambda raw: gguf.dequantize(raw, kind))
+        return _FLOAT32
     probe = np.ascontiguousarray(sample[:_PROBE_ROWS])
-    expected = exact(probe)
+    expected = gguf.dequantize(probe, kind)
     fast = _ggml_routine(kind)
     if fast is not None and np.array_equal(fast(probe), expected, equal_nan=True):
         return fast
-    return exact
+    sizes = gguf.GGML_QUANT_SIZES[kind]
+    return RowDecoder(*sizes, lambda raw, out: np.copyto(out, gguf.dequantize(raw, kind)))
 
 
 def float_decoder(dtype: str) -> RowDecoder | None:
     """Return the decoder for a safetensors float dtype, or None for one that is no float."""
     if dtype == "F32":
-        return RowDecoder(lambda raw: raw.view("<f4"), dear=False)
+        return _FLOAT32
     if dtype == "BF16":
-        return _decoder_of(_widen_bfloat16, values=1, size=2, dear=False)
-    numpy_dtype = {"F64": "<f8", "F16": "<f2"}.get(dtype)
-    if numpy_dtype is None:
+        return RowDecoder(1, 2, _widen_bfloat16, dear=False)
+    if dtype not in FLOAT_BYTES:
         return None
-    return RowDecoder(
-        lambda raw: raw.view(numpy_dtype).astype(np.float32),
-        lambda raw, out: np.copyto(out, raw.view(numpy_dtype), casting="same_kind"),
-    )
+    size = FLOAT_BYTES[dtype]
+    return RowDecoder(1, size, lambda raw, out: np.copyto(out, raw.view(f"<f{size}"), casting="same_kind"))
 
 
 def _widen_bfloat16(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
@@ -119,15 +113,6 @@ def _widen_bfloat16(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     bits = out.view(np.uint32)
     np.copyto(bits, raw.view("<u2"))
     np.left_shift(bits, 16, out=bits)
-
-
-def _decoder_of(write: _Write, values: int, size: int, *, dear: bool) -> RowDecoder:
-    def read(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-        out = np.empty((raw.shape[0], raw.shape[1] // size * values), np.float32)
-        write(raw, out)
-        return out
-
-    return RowDecoder(read, write, dear)
 
 
 class _TypeTraits(ctypes.Structure):
@@ -169,9 +154,9 @@ def _ggml_routine(kind: gguf.GGMLQuantizationType) -> RowDecoder | None:
     if library is None:
         return None
     traits = library.ggml_get_type_traits(int(kind)).contents
-    block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    sizes = gguf.GGML_QUANT_SIZES[kind]
     # Another ggml may lay the structure out differently; these fields would then not agree.
-    if (traits.block_values, traits.block_bytes) != (block_values, block_bytes) or not traits.to_float:
+    if (traits.block_values, traits.block_bytes) != sizes or not traits.to_float:
         return None
     to_float = traits.to_float
 
@@ -179,4 +164,4 @@ def _ggml_routine(kind: gguf.GGMLQuantizationType) -> RowDecoder | None:
         raw = np.ascontiguousarray(raw)
         to_float(raw.ctypes.data, out.ctypes.data, out.size)
 
-    return _decoder_of(write, block_values, block_bytes, dear=kind not in _CHEAP)
+    return RowDecoder(*sizes, write, dear=kind not in _CHEAP)

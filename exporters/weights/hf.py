@@ -99,23 +99,21 @@ class HFWeights:
         self._tensors: dict[str, StoredTensor | Mxfp4] = {}
         self._experts: dict[str, dict[int, StoredTensor]] = {}
         arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
-        names = _Names(gguf.get_tensor_name_map(arch, blocks))
+        table = gguf.get_tensor_name_map(arch, blocks)
         stored = {n: tensor for path in shards(directory) for n, tensor in read_safetensors(path).items()}
         for name, tensor in stored.items():
-            found = _EXPERT.fullmatch(name)
+            kept: StoredTensor | Mxfp4 = tensor
             if name.endswith("_blocks") and name.removesuffix("_blocks") + "_scales" in stored:
                 name = name.removesuffix("_blocks")
-                module, kept = names.module(name), Mxfp4(tensor, stored[name + "_scales"])
-                if module is not None:
-                    self._tensors[module] = kept
-            elif found is not None:
-                module = names.module(f"{found[1]}.{found[3]}")
-                if module is not None:
-                    self._experts.setdefault(module, {})[int(found[2])] = tensor
+                kept = Mxfp4(tensor, stored[name + "_scales"])
+            expert = _EXPERT.fullmatch(name)
+            module = _module_of(table, f"{expert[1]}.{expert[3]}" if expert else name)
+            if module is None:
+                continue
+            if expert:
+                self._experts.setdefault(module, {})[int(expert[2])] = tensor
             else:
-                module = names.module(name)
-                if module is not None:
-                    self._tensors[module] = tensor
+                self._tensors[module] = kept
         if not self._tensors and not self._experts:
             some = ", ".join(list(stored)[:4])
             raise UnsupportedModelError(
@@ -186,24 +184,16 @@ class HFWeights:
         return tensor.matrices(module, half, transposed=transposed, stacked=stacked)
 
 
-class _Names:
-    """The names of gguf's table, and those that it lacks."""
-
-    def __init__(self, table: gguf.TensorNameMap) -> None:
-        self._table = table
-
-    def module(self, name: str) -> str | None:
-        """Return the module of a tensor, or None where it has none."""
-        # As convert_hf_to_gguf does for the language model inside of one that also sees.
-        layer = name.replace("language_model.", "").removesuffix(".weight")
-        last = layer.rpartition(".")[2]
-        if last in _FUSED and self._table.get_name(layer) is None:
-            down = self._table.get_name(layer.removesuffix(last) + _FUSED[last])
-            found = down.replace("ffn_down_", "ffn_gate_up_") if down else None
-        else:
-            found = self._table.get_name(layer)
-        module = f"{found}.weight"
-        return module if is_adaptable(module) or "_gate_up_" in module else None
+def _module_of(table: gguf.TensorNameMap, name: str) -> str | None:
+    """Return the module of a tensor by gguf's table and what that lacks, or None where it has none."""
+    # As convert_hf_to_gguf does for the language model inside of one that also sees.
+    layer = name.replace("language_model.", "").removesuffix(".weight")
+    found, last = table.get_name(layer), layer.rpartition(".")[2]
+    if found is None and last in _FUSED:
+        down = table.get_name(layer.removesuffix(last) + _FUSED[last])
+        found = down.replace("ffn_down_", "ffn_gate_up_") if down else None
+    module = f"{found}.weight"
+    return module if is_adaptable(module) or "_gate_up_" in module else None
 
 
 class _Joined:
@@ -216,7 +206,6 @@ class _Joined:
         self.shape = (top.shape[0] + bottom.shape[0], top.shape[1])
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return rows start .. stop-1 as float32 [stop - start, in]."""
         middle = self._top.shape[0]
         top = self._top.rows(min(start, middle), min(stop, middle))
         bottom = self._bottom.rows(max(start - middle, 0), max(stop - middle, 0))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 
 from tinylora_edge import Basis, BasisError, load_basis
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.learned import find, pack, read, shipped, shipped_file
+from tinylora_edge.exporters.learned import FOLDER, find, read
 
 
 @pytest.fixture(scope="module")
@@ -22,22 +20,21 @@ def plain(smollm2_bundle: Path) -> Basis:
 
 @pytest.mark.parametrize(("name", "modules"), [("smollm2-135m", 210), ("smollm2-135m-light", 80)])
 def test_a_shipped_file_is_small_and_says_how_it_was_learned(name: str, modules: int) -> None:
-    one = read(shipped_file(name))
+    path = FOLDER / f"{name}.npz"
+    one = read(path)
     assert one.p.shape == (13, modules, 2, 2)
     assert one.p.dtype == np.float32
     assert np.isfinite(one.p).all()
     assert (np.linalg.eigvalsh(one.prior[1].astype(np.float64)) > 0).all()
     assert (one.facts["behaviours"], one.facts["near_tasks"]) == (198, "taken")
-    assert shipped_file(one.name).stat().st_size < 60_000
-    assert len(repr(one)) < 120
+    assert path.stat().st_size < 60_000
 
 
 @pytest.mark.parametrize(("name", "targets"), [("smollm2-135m", ()), ("smollm2-135m-light", ("light",))])
 def test_an_export_of_the_real_model_takes_them(
     smollm2_gguf: Path, plain: Basis, tmp_path: Path, name: str, targets: tuple[str, ...]
 ) -> None:
-    one = read(shipped_file(name))
-    assert one.name in {each.name for each in shipped()}
+    one = read(FOLDER / f"{name}.npz")
     settings = ExportSettings(projection="learned", targets=targets)
     basis = export_gguf(smollm2_gguf, tmp_path / "bundle", settings=settings).basis
     assert (basis.projection, basis.u, basis.groups) == ("explicit", 13, 1)
@@ -80,7 +77,7 @@ def test_what_has_none_gets_a_clear_no(llama_gguf: Path, tmp_path: Path) -> None
 def test_auto_takes_them_where_nothing_is_asked_of_random_ones(
     smollm2_gguf: Path, plain: Basis, llama_gguf: Path, tmp_path: Path
 ) -> None:
-    one = read(shipped_file("smollm2-135m"))
+    one = read(FOLDER / "smollm2-135m.npz")
     taken = export_gguf(smollm2_gguf, tmp_path / "a", settings=ExportSettings(projection="auto")).basis
     assert np.array_equal(taken.projections.swapaxes(0, 1), one.p)
     seeded = ExportSettings(projection="auto", seed=7)
@@ -100,17 +97,3 @@ def test_auto_is_random_where_a_shape_or_a_seed_is_given(shape: dict[str, object
 def test_learned_projections_are_not_tied(tied: dict[str, object]) -> None:
     with pytest.raises(BasisError, match="leave these as they are, or take 'random'"):
         ExportSettings(projection="learned", **tied)  # type: ignore[arg-type]
-
-
-def test_a_file_comes_back_as_it_was_packed(tiny_basis: Callable[..., Basis], tmp_path: Path) -> None:
-    plain = tiny_basis()
-    p = np.random.default_rng(1).standard_normal((3, len(plain.modules), plain.rank, plain.rank))
-    learned = plain.with_projections(p, prior=(np.ones(3), np.eye(3) * 2))
-    path = tmp_path / "tiny.npz"
-    pack(learned, path, {"behaviours": 5})
-    found = read(path)
-    assert found.name == "tiny"
-    assert found.fits(plain)
-    assert found.apply(plain).digest == learned.digest
-    assert np.array_equal(found.apply(plain).prior_mean, learned.prior_mean)
-    assert found.facts == json.loads('{"behaviours": 5}')
