@@ -8,7 +8,6 @@ never an `in x out` gradient, nor the layer's input. v and its gradient are floa
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..basis import Basis
-from ..vector import FIRST_SEQUENCE, MicroVector
+from ..vector import MicroVector
 from .model import factors_for, hf_names
 
 
@@ -27,7 +26,6 @@ class Adapter(nn.Module):
     Args:
         model: a `transformers` causal language model, its weights in any float dtype; it is frozen.
         basis: of the model, in GGUF row order.
-        names: module -> name of the `nn.Linear` in the model; by default `hf_names`.
 
     Attributes:
         v: the trainable parameter, float32 [G, u].
@@ -37,7 +35,7 @@ class Adapter(nn.Module):
             those of the layer's weight; the model stays as it was, but for being frozen.
     """
 
-    def __init__(self, model: nn.Module, basis: Basis, names: dict[str, str] | None = None) -> None:
+    def __init__(self, model: nn.Module, basis: Basis) -> None:
         super().__init__()
         self.basis = basis
         self.v = nn.Parameter(torch.zeros(basis.groups, basis.u))
@@ -46,7 +44,7 @@ class Adapter(nn.Module):
         self._handles: list[Any] = []
         self._forward = threading.local()  # several threads may run the model at once
         model.requires_grad_(False)
-        names = names or hf_names(model, basis)
+        names = hf_names(model, basis)
         pairs = [factors_for(model, basis, module, names[module]) for module in basis.modules]
         for position, (module, pair) in enumerate(zip(basis.modules, pairs, strict=True)):
             linear: Any = model.get_submodule(names[module])
@@ -61,9 +59,9 @@ class Adapter(nn.Module):
         with torch.no_grad():
             self.v.copy_(torch.from_numpy(self.basis.values(v).copy()))
 
-    def vector(self, dtype: str = "fp32", sequence: int = FIRST_SEQUENCE) -> MicroVector:
+    def vector(self) -> MicroVector:
         """Return v as a micro-vector."""
-        return MicroVector(self.v.detach().cpu().numpy().copy(), dtype, sequence)
+        return MicroVector(self.v.detach().cpu().numpy().copy())
 
     def R(self) -> Tensor:
         """R of every module from the present v: [M, r, r], differentiable."""
@@ -77,9 +75,7 @@ class Adapter(nn.Module):
     def __enter__(self) -> Adapter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
     def _refresh(self, model: nn.Module, inputs: Any) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -169,12 +170,9 @@ class Learner:
             with torch.no_grad():
                 return self.logprobs(chosen)
 
-        found: list[Tensor | None] = [None] * len(groups)
-        passes = self._passes(groups)
-        for numbers, tensors in zip(passes, self._map(run, groups, passes), strict=True):
-            for number, tensor in zip(numbers, tensors, strict=True):
-                found[number] = tensor
-        return [tensor for tensor in found if tensor is not None]
+        order = [number for numbers in self._passes(groups) for number in numbers]
+        found = dict(zip(order, chain.from_iterable(self._map(run, groups)), strict=True))
+        return [found[number] for number in range(len(groups))]
 
     def gradient(self, groups: Sequence[Group]) -> Gradient:
         """Return GRPO's loss of a batch (`grpo.token_loss`) and its gradient."""
@@ -211,7 +209,7 @@ class Learner:
             (gradient,) = torch.autograd.grad(total, [self.adapter.v])
             return total.detach(), gradient, gap
 
-        parts = self._map(run, groups, self._passes(groups))
+        parts = self._map(run, groups)
         give_back()
         losses, gradients, gaps = zip(*parts, strict=True)
         return Gradient(float(sum(losses)), torch.stack(gradients).sum(0), sum(gaps))
@@ -221,15 +219,12 @@ class Learner:
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
         shared = shared_prefix([group.prompt for group in groups])
         size = shared + sum(group.size - shared for group in groups)
-        rounds = max(1, -(-size // _TOKENS))
-        count = rounds * self._workers
-        count = min(count, len(groups))
+        count = min(max(1, -(-size // _TOKENS)) * self._workers, len(groups))
         return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
 
-    def _map(
-        self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group], passes: list[list[int]]
-    ) -> list[T]:
-        return list(self._pool.map(function, [[groups[i] for i in numbers] for numbers in passes]))
+    def _map(self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group]) -> list[T]:
+        passes = ([groups[i] for i in numbers] for numbers in self._passes(groups))
+        return list(self._pool.map(function, passes))
 
 
 class ChosenLogprobs(torch.autograd.Function):

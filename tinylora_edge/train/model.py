@@ -26,9 +26,9 @@ from ..basis import Basis
 from ..errors import MissingExtraError, TrainError
 from ..factorization import AGREEMENT, gap
 from ..formats.gguf import read_once
-from ..modules import Heads, find_architecture, inverse, listed_order, parse, read_heads, row_orders
+from ..modules import find_architecture, inverse, listed_order, parse, read_heads, row_orders
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 _libc = ctypes.CDLL(None) if os.name != "nt" else None
 
@@ -38,21 +38,6 @@ def default_dtype() -> str:
     # Builds without oneDNN, as those for Apple Silicon, do not have the operator at all.
     here = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if torch.cuda.is_available() or here else "fp32"
-
-
-@contextmanager
-def _quiet(log: Any) -> Iterator[None]:
-    """Hide transformers' bars and its notes on how a GGUF could stay quantized."""
-    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar()
-    log.set_verbosity_error()
-    try:
-        with redirect_stderr(io.StringIO()):  # its GGUF reader has a bar that heeds no switch
-            yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
 
 
 def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
@@ -70,10 +55,9 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
         import transformers
     except ModuleNotFoundError:
         raise MissingExtraError("training", "transformers", "train") from None
-    source = Path(source)
-    kind = dtype or default_dtype()
-    if kind not in DTYPES:
-        raise TrainError(f"unknown dtype {dtype!r}: choose one of {', '.join(sorted(DTYPES))}")
+    source, kind = Path(source), dtype or default_dtype()
+    if kind not in _DTYPES:
+        raise TrainError(f"unknown dtype {dtype!r}: choose one of {', '.join(sorted(_DTYPES))}")
     location: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
     if source.is_file():
         location = {
@@ -83,7 +67,7 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
         }
     try:
         with _quiet(transformers.utils.logging), read_once():
-            model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=DTYPES[kind])
+            model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=_DTYPES[kind])
     except (OSError, ValueError, KeyError) as error:
         raise TrainError(
             f"transformers cannot load {source} for training: {error}. "
@@ -141,24 +125,21 @@ def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:
 def factors_for(model: Any, basis: Basis, module: str, name: str) -> tuple[Tensor, Tensor]:
     """Return A [r, in] and B [out, r] of a module, float32 on the CPU, B's rows in the order of layer `name`.
 
-    Errors: see `order_for`.
-    """
-    order, position = order_for(model, basis, module, name), basis.index(module)
-    a, b = (np.array(factors[position], np.float32) for factors in (basis.a, basis.b))
-    return torch.from_numpy(a), torch.from_numpy(b[inverse(order)])
-
-
-def order_for(model: Any, basis: Basis, module: str, name: str) -> NDArray[np.int64]:
-    """Return which row of a layer each row of the module in a GGUF is, int64 [out].
-
-    GGUF keeps the rows of some layers in another order than transformers. The layer's weight decides, as it
-    does in an export, and shows that it is the one that was factorized; a list of architectures has to do for
-    a weight that is quantized, or is not all here.
+    GGUF keeps the rows of some layers in another order. The layer's weight decides, as it does in an export,
+    and shows that it is the one that was factorized; a list of architectures has to do for a weight that is
+    quantized, or is not all here.
 
     Raises:
         TrainError: there is no such layer, it is no linear layer, or the factors are not those of its weight.
     """
-    layer = _linear(model, name, module)
+    try:
+        layer: Any = model.get_submodule(name)
+    except AttributeError:
+        raise TrainError(f"the model has no layer {name}, which {module} of the basis maps to") from None
+    if not isinstance(layer, nn.Linear):
+        raise TrainError(
+            f"{name} is a {type(layer).__name__}, not a linear layer: {module} cannot be adapted"
+        )
     position = basis.index(module)
     a, b = (np.array(factors[position], np.float32) for factors in (basis.a, basis.b))
     if (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
@@ -166,12 +147,23 @@ def order_for(model: Any, basis: Basis, module: str, name: str) -> NDArray[np.in
             f"{name} is {layer.out_features} x {layer.in_features}, but the factors of {module} fit "
             f"{b.shape[0]} x {a.shape[1]}: this is another model"
         )
-    kind, heads = parse(module)[1], _heads(model)
-    weight = layer.weight
+    order = _order(model, layer.weight, a, b, module, name)
+    return torch.from_numpy(a), torch.from_numpy(b[inverse(order)])
+
+
+def _order(
+    model: Any, weight: Tensor, a: NDArray[np.float32], b: NDArray[np.float32], module: str, name: str
+) -> NDArray[np.int64]:
+    """Return which row of a layer each row of the module in a GGUF is, int64 [out]."""
+    kind, heads = parse(module)[1], read_heads(lambda key: getattr(model.config, key, None))
     if weight.is_meta or not weight.is_floating_point() or weight.shape != (len(b), a.shape[1]):
-        return listed_order(gguf_architecture(model), kind, len(b), heads)
+        named = str(model.config.model_type)
+        architecture = find_architecture(named, set(gguf.MODEL_ARCH_NAMES.values())) or named
+        return listed_order(architecture, kind, len(b), heads)
+    # W A^T in pieces; for bfloat16 see the traps in docs/ARCHITECTURE.md
+    v = torch.from_numpy(a.T).to(weight.device)
+    product = torch.cat([rows.float() @ v for rows in weight.detach().split(4096)]).cpu().numpy()
     best = inf
-    product = _product(weight.detach(), a)
     for order in row_orders(kind, len(b), heads):
         found = gap(product, b[inverse(order)])
         if found <= AGREEMENT:
@@ -183,30 +175,16 @@ def order_for(model: Any, basis: Basis, module: str, name: str) -> NDArray[np.in
     )
 
 
-def gguf_architecture(model: Any) -> str:
-    """The `general.architecture` that convert_hf_to_gguf gives this model."""
-    kind = str(model.config.model_type)
-    return find_architecture(kind, set(gguf.MODEL_ARCH_NAMES.values())) or kind
-
-
-def _linear(model: nn.Module, name: str, module: str) -> nn.Linear:
+@contextmanager
+def _quiet(log: Any) -> Iterator[None]:
+    """Hide transformers' bars and its notes on how a GGUF could stay quantized."""
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
     try:
-        linear = model.get_submodule(name)
-    except AttributeError:
-        raise TrainError(f"the model has no layer {name}, which {module} of the basis maps to") from None
-    if not isinstance(linear, nn.Linear):
-        raise TrainError(
-            f"{name} is a {type(linear).__name__}, not a linear layer: {module} cannot be adapted"
-        )
-    return linear
-
-
-def _product(weight: Tensor, a: NDArray[np.float32]) -> NDArray[np.float32]:
-    """W A^T, float32 [out, r]; for bfloat16 see the traps in docs/ARCHITECTURE.md."""
-    v = torch.from_numpy(a.T).to(weight.device)
-    product: NDArray[np.float32] = torch.cat([rows.float() @ v for rows in weight.split(4096)]).cpu().numpy()
-    return product
-
-
-def _heads(model: Any) -> Heads:
-    return read_heads(lambda name: getattr(model.config, name, None))
+        with redirect_stderr(io.StringIO()):  # its GGUF reader has a bar that heeds no switch
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
