@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 WIDTHS = {"desktop": (1200, 900), "phone": (390, 844)}
 """Name of a screen -> its width and height, in CSS pixels."""
-SCHEMES = ("light", "dark")
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _OPTIONS = (

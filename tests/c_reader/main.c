@@ -2,7 +2,6 @@
  * alone. Vectors come on stdin, a text a line.
  *
  *     reader project SEED MODULE U R                    the projection of a module
- *     reader sum SEED MODULE U R V                      R of a module for the values V
  *     reader basis BASIS [BASE]                         what side tensors are, and whether the base is listed
  *     reader vectors DIGEST N KEY [NORM [STREAM DAY]]   check each vector; KEY is hexadecimal or -
  *     reader apply BASIS KEY                            the same for a basis, and R of every module
@@ -131,28 +130,12 @@ static void show_basis(const basis *b, const char *base) {
 
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
-    if ((argc == 6 && !strcmp(what, "project")) || (argc == 7 && !strcmp(what, "sum"))) {
+    if (argc == 6 && !strcmp(what, "project")) {
         text name = {(const uint8_t *)argv[3], strlen(argv[3])};
         uint32_t u = (uint32_t)atoi(argv[4]), r = (uint32_t)atoi(argv[5]);
         float *p = room((size_t)u * r * r * sizeof *p);
         project(strtoull(argv[2], NULL, 10), name, u, r, p);
-        if (argc == 6) {
-            print_floats(p, (size_t)u * r * r);
-        } else {
-            float *v = room(u * sizeof *v), *out = room((size_t)r * r * sizeof *out);
-            for (uint32_t i = 0; i < u; i++) {
-                char word[9] = {0};
-                if (strlen(argv[6]) != 8 * (size_t)u) fail("V is u values of 8 hexadecimal digits");
-                memcpy(word, argv[6] + 8 * i, 8);
-                uint32_t x = (uint32_t)strtoul(word, NULL, 16); /* written in the order of its bytes */
-                x = x >> 24 | (x >> 8 & 0xFF00) | (x << 8 & 0xFF0000) | x << 24;
-                memcpy(v + i, &x, 4);
-            }
-            sum_of_projections(p, v, u, r, out);
-            print_floats(out, (size_t)r * r);
-            free(v);
-            free(out);
-        }
+        print_floats(p, (size_t)u * r * r);
         putchar('\n');
         free(p);
     } else if ((argc == 5 || argc == 6 || argc == 8) && !strcmp(what, "vectors")) {

@@ -30,7 +30,6 @@ from tinylora_edge import (
     load_basis,
     save_basis,
 )
-from tinylora_edge.projection import project
 from tinylora_edge.wire import expiry
 from tinylora_edge.wire import text as _text
 
@@ -133,23 +132,6 @@ def test_golden_frames(reader: Reader) -> None:
         if until is not None and kind != 2:
             bound["day"] = until + 1
             assert verdicts(reader, basis, line, key, **bound) == [["refused", "expired"]]
-
-
-def test_projections_and_their_sums_are_ours_bit_for_bit(reader: Reader) -> None:
-    rng = random.Random(0)
-    for _ in range(30):
-        seed, u, rank = rng.getrandbits(64), rng.randrange(1, 14), rng.randrange(1, 6)
-        name = f"blk.{rng.randrange(99)}.ffn_up.weight"
-        p = project(seed, name, u, rank)
-        done = reader("project", seed, name, u, rank)
-        assert done.stdout.strip() == p.astype("<f4").tobytes().hex()
-        v = np.array([rng.gauss(0, 0.3) for _ in range(u)], "<f4")
-        done = reader("sum", seed, name, u, rank, v.tobytes().hex())
-        exact = (v.astype(np.float64)[:, None, None] * p.astype(np.float64)).tolist()
-        total = np.zeros((rank, rank))
-        for each in exact:
-            total += np.array(each)
-        assert done.stdout.strip() == total.astype("<f4").tobytes().hex()
 
 
 @pytest.mark.parametrize("fields", BASES.values(), ids=list(BASES))

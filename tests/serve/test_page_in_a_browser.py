@@ -100,18 +100,6 @@ def test_a_slider_moves_and_the_right_answer_changes(page: Page) -> None:
     assert page.locator("#hint").inner_text().startswith("All values are 0")
 
 
-def test_a_slider_by_keys(page: Page) -> None:
-    page.focus("#value-3")
-    page.keyboard.press("ArrowRight")
-    assert values(page)[2] == 0.02
-    page.keyboard.press("End")
-    assert values(page)[2] == 1
-    assert page.locator("#value-3").get_attribute("aria-valuetext") == "1.000"
-    page.keyboard.press("0")
-    assert values(page)[2] == 0
-    assert page.get_by_label("v3", exact=True).count() == 1
-
-
 def test_a_click_moves_a_bar(page: Page) -> None:
     from playwright.sync_api import expect
 
@@ -162,31 +150,13 @@ def _read_qr(picture: bytes) -> bytes:
     return text.decode(bytes(found.bytes))
 
 
-def test_a_picture_is_the_frame(page: Page, basis: Basis, tmp_path: Path) -> None:
+def test_a_picture_is_the_frame(page: Page, basis: Basis) -> None:
     page.fill("#value-2", "-0.5")
     page.click("#show")
     picture = page.locator("#qr[open] img")
     picture.evaluate("image => image.decode()")
-    shown = _read_qr(picture.screenshot())
-    read = Policy("checksum").check(shown, basis, stream="me")
+    read = Policy("checksum").check(_read_qr(picture.screenshot()), basis, stream="me")
     np.testing.assert_allclose(read.values.reshape(-1), values(page), atol=0.006)
-    (tmp_path / "text").write_text(page.locator("#qr-text").inner_text())
-    page.keyboard.press("Escape")
-    page.click("#reset")
-    page.set_input_files("#file", tmp_path / "text")
-    page.locator("#value-2[aria-valuetext='\N{MINUS SIGN}0.500']").wait_for()
-
-
-def test_a_damaged_file_changes_nothing(chromium: Browser, address: str, tmp_path: Path) -> None:
-    from playwright.sync_api import expect
-
-    (tmp_path / "bad.bin").write_bytes(bytes([0x21]) * 37)
-    with browser.opened(chromium, address, expected="status of 403") as page:
-        ready(page)
-        before = values(page)
-        page.set_input_files("#file", tmp_path / "bad.bin")
-        expect(page.locator("#status.bad.shown")).to_contain_text("basis")
-        assert values(page) == before
 
 
 def test_without_a_token_nothing_is_shown(chromium: Browser, address: str) -> None:
@@ -197,8 +167,7 @@ def test_without_a_token_nothing_is_shown(chromium: Browser, address: str) -> No
         assert page.locator("#send").is_disabled()
 
 
-@pytest.mark.parametrize("screen", browser.WIDTHS)
-@pytest.mark.parametrize("scheme", browser.SCHEMES)
+@pytest.mark.parametrize(("screen", "scheme"), [("desktop", "light"), ("phone", "dark")])
 def test_it_fits_and_can_be_read(chromium: Browser, address: str, screen: str, scheme: str) -> None:
     with browser.opened(chromium, address, screen=screen, scheme=scheme) as page:
         ready(page)

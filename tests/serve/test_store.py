@@ -90,14 +90,6 @@ def test_nothing_older_comes_back(store: Store, path: Path, basis: Basis) -> Non
     assert store.put("bob", framed(basis, 4, "bob"), policy(store)).sequence == 4
 
 
-def test_another_key_begins_anew_and_the_old_one_goes_on(store: Store, basis: Basis) -> None:
-    store.put("alice", framed(basis, 5), policy(store))
-    both = policy(store, KEY, NEXT_KEY)
-    assert store.put("alice", framed(basis, 1, key=NEXT_KEY), both).sequence == 1
-    with pytest.raises(RollbackError):
-        store.put("alice", framed(basis, 4), both)
-
-
 @pytest.mark.parametrize(
     ("frame", "error"),
     [
