@@ -49,7 +49,7 @@ BAD_VECTORS: dict[str, tuple[Callable[[Basis], bytes], list[str]]] = {
     "flipped in a value": (lambda b: flipped(good(b), 12, 3), ["checksum", "its bytes give"]),
     "flipped in the sequence": (lambda b: flipped(good(b), 5, 0), ["checksum"]),
     "flipped in the tag": (lambda b: flipped(good(b), 36, 7), ["checksum"]),
-    "flipped in the version": (lambda b: flipped(good(b), 0, 6), ["version 6", "versions 1, 2 and 3"]),
+    "flipped in the version": (lambda b: flipped(good(b), 0, 6), ["version 6", "versions 2 and 3"]),
     "flipped in the dtype": (lambda b: flipped(good(b), 0, 1), ["int8", "take 27"]),
     "flipped in the basis id": (lambda b: flipped(good(b), 1, 0), ["loaded basis is"]),
     "raw of a wrong length": (lambda b: bytes(50), ["50 bytes", "52 or 26"]),
@@ -91,7 +91,7 @@ def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pa
         (b"\x1c" * 37, ["0x1c"]),
         (b"\x11" * 36 + b"\x00" * 3 + bytes(1 << 20), ["1,048,576"]),
         (b"\x11" * 9, ["9 bytes", "11"]),
-        (b"\x10" * 41, ["41 bytes", "11"]),
+        (b"\x20" * 41, ["41 bytes", "11"]),
         (b"\x11" * 11, ["11 bytes"]),
     ],
 )
@@ -410,5 +410,4 @@ def test_a_user_without_a_home(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    assert "your own: none" in cli("models").done()
     cli("export", "no-such-model", "-o", tmp_path / "out").refused("no-such-model")

@@ -117,34 +117,25 @@ def signed_text(files: Mapping[str, str]) -> bytes:
     return "".join(["tinylora bundle 1\n", *(f"{files[name]}  {name}\n" for name in sorted(files))]).encode()
 
 
-def sign_files(files: Mapping[str, Path], signer: Ed25519Signer, target: Path) -> None:
-    """Write the signature of files by name.
-
-    Raises:
-        TrustError: one is no regular file, or has a name that no list holds.
-        OSError: one cannot be read, or the signature not be written; what was there stays.
-    """
-    for name in files:
-        if not name.isprintable():
-            raise TrustError(f"{name!r:.80} is no name for a file of a signed bundle: rename it")
-    digests = {name: hash_file(path)[0] for name, path in sorted(files.items())}
-    tag = base64.b64encode(signer.sign(signed_text(digests))).decode()
-    with atomic_write(target) as file:
-        document = {"files": digests, "key": signer.id, "signature": tag}
-        file.write(json.dumps(document, indent=1).encode() + b"\n")
-
-
 def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
     """Sign all files of a bundle (see `Bundle.find`), and return where the signature is.
 
     Raises:
         FileNotFoundError: there is no bundle.
-        TrustError: it holds what is no regular file, or too many.
+        TrustError: it holds too many files, no regular one, or one whose name no list holds.
         OSError: a file cannot be read, or the signature not be written; what was there stays.
     """
     bundle = Bundle.find(path)
-    sign_files(files_of(bundle), signer, signature_path(bundle))
-    return signature_path(bundle)
+    files, target = files_of(bundle), signature_path(bundle)
+    for name in files:
+        if not name.isprintable():
+            raise TrustError(f"{name!r:.80} is no name for a file of a signed bundle: rename it")
+    hashes = {name: hash_file(file)[0] for name, file in sorted(files.items())}
+    tag = base64.b64encode(signer.sign(signed_text(hashes))).decode()
+    with atomic_write(target) as file:
+        document = {"files": hashes, "key": signer.id, "signature": tag}
+        file.write(json.dumps(document, indent=1).encode() + b"\n")
+    return target
 
 
 def signature_path(bundle: Bundle) -> Path:
@@ -157,12 +148,9 @@ def signature_path(bundle: Bundle) -> Path:
 def check_bundle(
     bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None
 ) -> dict[Path, Stamp]:
-    """Check the signature of a bundle, and that its files are those that were signed, no more and no less.
+    """Check that one of some keys signed a bundle, and that its files are those of the list, all and no more.
 
-    Args:
-        bundle: where its parts lie. Nothing of it has to have been read.
-        keys: of which any one may have signed.
-        engine: `llama` or `onnx`, which does without the other one's base; None for all files.
+    `engine` is `llama` or `onnx`, which does without the other one's base; None is for all files.
 
     Returns:
         The files, and the stamp of each when it was hashed.
@@ -186,9 +174,7 @@ def check_bundle(
 
 @contextmanager
 def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None) -> Iterator[None]:
-    """Load a bundle in a block: it is checked before, and after it that no file was changed since.
-
-    Where there are no keys nothing is checked.
+    """Load a bundle in a block: checked before, unchanged until the end. Without keys nothing is checked.
 
     Raises:
         TrustError, OSError: as `check_bundle`; or a file was exchanged between its check and its use.
@@ -204,12 +190,7 @@ def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | Non
 
 
 def hash_file(path: Path) -> tuple[str, Stamp]:
-    """Return the SHA-256 of a file in hexadecimal, and its stamp.
-
-    Raises:
-        TrustError: it is no regular file, or changed while it was read.
-        OSError: it cannot be read.
-    """
+    """Return the SHA-256 of a file and its stamp. TrustError: it is no file, or changes meanwhile."""
     stamp(os.stat(path), path)  # a pipe would wait for ever to be opened
     with open(path, "rb") as file:
         before = stamp(os.fstat(file.fileno()), path)
@@ -227,12 +208,10 @@ def stamp(found: os.stat_result, path: Path) -> Stamp:
 
 
 def files_of(bundle: Bundle, engine: str | None = None) -> dict[str, Path]:
-    """Return the files of a bundle that an engine has to do with, by name; None for all.
+    """Return the files of a bundle that an engine may open, by name; None for all.
 
     ONNX Runtime's are all that lie in the graph's folder: its tokenizer and generator take them by name.
-
-    Raises:
-        TrustError: a link to a folder is among them, or too many files.
+    Raises TrustError where a link to a folder is among them, or too many files.
     """
     found = [bundle.basis_path]
     if bundle.manifest_path is not None and bundle.manifest_path.exists():
