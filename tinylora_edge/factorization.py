@@ -13,6 +13,7 @@ Krylov methods for stronger and faster approximate SVD", NeurIPS 2015, arXiv 150
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from math import ceil, inf, log
 from threading import Lock
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -45,8 +46,8 @@ class RowSource(Protocol):
     """A matrix that hands out its rows as float32, a block at a time.
 
     Two more are used where it has them: `read_into(start, stop, out)` returns the same rows, written into a
-    float32 array that it is given, so that memory is used again from block to block; `dear` tells that rows
-    cost more than reading them from memory as float32, so that they are kept there while there is room.
+    float32 array, so that memory is used again from block to block; `dear` tells that rows cost more than
+    reading them from memory as float32, so that they are kept there while there is room.
     """
 
     @property
@@ -67,11 +68,10 @@ class TruncatedSVD(_TruncatedSVD):
     """The factors U [out, r], S [r] descending and V [in, r], all float32, and how well they were reached.
 
     Attributes:
-        residual: the two-sided residual max(|W v - s u|, |W^T u - s v|) / s of the worst triplet; a value
-            that float32 cannot tell from 0 beside the largest one counts as its rounding.
+        residual: max(|W v - s u|, |W^T u - s v|) / s of the worst triplet; a value that float32 cannot tell
+            from 0 beside the largest one counts as its rounding.
         passes: how often W was read.
-        converged: whether `residual` met the tolerance, or the smallest value is 0 as far as float32
-            can tell.
+        converged: `residual` met the tolerance, or the smallest value is 0 as far as float32 can tell.
     """
 
     residual: float
@@ -110,7 +110,7 @@ def truncated_svd(
     limit = min(n_out, n_in)
     if not 1 <= rank <= limit:
         raise BasisError(f"rank {rank} does not fit a weight of shape {n_out} x {n_in}: choose 1 to {limit}")
-    with _RowBlocks(source) as blocks:
+    with closing(_RowBlocks(source)) as blocks:
         krylov = _Krylov(blocks, source.shape, rank, min(max(rank, block or rank + 6), n_in), seed)
         return _iterate(krylov, tol, max_passes)
 
@@ -147,8 +147,7 @@ class _Krylov:
     """
 
     def __init__(self, blocks: _RowBlocks, shape: tuple[int, int], rank: int, block: int, seed: int) -> None:
-        self.passes = 0
-        self.size = 0
+        self.passes = self.size = 0
         self.closed = False  # W^T W maps the space into itself: its Ritz triplets are exact
         self._scale = 0.0
         self._blocks = blocks
@@ -266,8 +265,7 @@ class _Room:
     """Memory for rows that are dear, shared by all threads that factorize."""
 
     def __init__(self, nbytes: int) -> None:
-        self._free = nbytes
-        self._lock = Lock()
+        self._free, self._lock = nbytes, Lock()
 
     def take(self, nbytes: int) -> bool:
         with self._lock:
@@ -300,10 +298,7 @@ class _RowBlocks:
         # which took as long as the arithmetic.
         self._buffer = np.empty((self._step, n_in), np.float32) if self.streams else None
 
-    def __enter__(self) -> _RowBlocks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self._taken:
             _room.give_back(self._nbytes)
 
@@ -356,10 +351,9 @@ class _ArrayRows:
 
 
 def _passes_until(tol: float, before: tuple[int, float], now: tuple[int, float]) -> int:
-    """How many passes to go before looking again, from the rate of the last two residuals.
+    """How many passes to go before looking again: half of the way that the last two residuals promise.
 
-    A look costs an eigendecomposition, which on a small weight is dearer than a pass. Too many passes
-    are dearer still, so only half of the way that the rate promises is taken blindly.
+    A look costs an eigendecomposition, dearer than a pass on a small weight; too many passes are dearer.
     """
     rate = log(max(before[1] / now[1], 1.0001)) / (now[0] - before[0]) if now[1] > 0 else 1.0
     return max(1, min(4, ceil(log(max(now[1] / tol, 1.0)) / rate / 2)))
@@ -369,8 +363,7 @@ def gap(product: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Return max over triplets of |W v - s u| / |s u|; inf where a value is not finite.
 
     Args:
-        product: W v, float32 [rows, r]; all rows of the weight, or some.
-        expected: s u, float32 [rows, r], the same rows.
+        product, expected: W v and s u, float32 [rows, r]; all rows of the weight, or some.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.linalg.norm(product - expected, axis=0) / np.linalg.norm(expected, axis=0)
@@ -380,10 +373,8 @@ def gap(product: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
 def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: Sequence[RowSource]) -> float:
     """Return how far a weight is from its factors: `gap` of the worst matrix; inf where shapes differ.
 
-    Args:
-        a: A, float32 [r, in], or [experts, r, in]; rows are orthonormal.
-        b: B, float32 [out, r], or [experts, out, r], rows in the order of the weight's.
-        matrices: the weight, one matrix an expert.
+    A, [r, in], has orthonormal rows; B, [out, r], has its rows in the weight's order; both may have a leading
+    axis for experts, of whose `matrices` the weight then has one each.
     """
     shape = (b.shape[-2], a.shape[-1])
     if any(matrix.shape != shape for matrix in matrices) or len(matrices) != a[..., 0, 0].size:

@@ -2,22 +2,15 @@
 
 A module is named by its GGUF tensor, `blk.<block>.<kind>.weight`, on every engine.
 
-Row orders: which row of a layer in a GGUF is which row of that layer in Hugging Face's format.
-
-convert_hf_to_gguf moves rows of q, k and fused qkv. The two halves of each head that transformers rotates
-become ggml's neighbouring pairs, on architectures that need it; a fused qkv that lies head by head becomes
-all q, then all k, then all v. Factors are in the order of the GGUF, so whoever holds weights in the other
-order moves the rows of B.
-
-An order is a permutation, int64 [rows], of which entry i is the row in Hugging Face's format that became row
-i of the GGUF:
+convert_hf_to_gguf moves rows of q, k and fused qkv (`modify_tensors` of its model classes). The two halves of
+each head that transformers rotates become ggml's neighbouring pairs, on architectures that need it; a fused
+qkv that lies head by head becomes all q, then all k, then all v. Factors are in the order of the GGUF, so
+whoever holds weights in the other order moves the rows of B. An order is a permutation, int64 [rows]:
 
     b_gguf = b_hf[order]        b_hf = b_gguf[inverse(order)]
 
-Where the weights are at hand, they decide which order is theirs (`agreement`), so that no list has to be
-right. Where they are not, `listed_order` goes by what is known of the architecture.
-
-Source: convert_hf_to_gguf.py of llama.cpp, `modify_tensors` of its model classes.
+Where the weights are at hand, they decide which order is theirs, so that no list has to be right. Where they
+are not, `listed_order` goes by what is known of the architecture.
 """
 
 from __future__ import annotations
@@ -33,17 +26,8 @@ from numpy.typing import NDArray
 from .errors import BasisError
 
 KINDS: tuple[str, ...] = (
-    "attn_q",
-    "attn_qkv",
-    "attn_k",
-    "attn_v",
-    "attn_output",
-    "ffn_gate",
-    "ffn_up",
-    "ffn_down",
-    "ffn_gate_exps",
-    "ffn_up_exps",
-    "ffn_down_exps",
+    *("attn_q", "attn_qkv", "attn_k", "attn_v", "attn_output"),
+    *("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
 )
 """The adaptable kinds in canonical order inside a block (docs/FORMAT.md, "Modules and tying")."""
 
@@ -161,23 +145,14 @@ UNGROUPED = frozenset({"falcon", "bloom", "gptneox"})
 
 
 class Heads(NamedTuple):
-    """Numbers of attention heads of a model; None where one is not known.
-
-    Attributes:
-        queries: heads of q.
-        keys: heads of k, and of v.
-    """
+    """Numbers of attention heads of a model: of q, and of k and v; None where one is not known."""
 
     queries: int | None = None
     keys: int | None = None
 
 
 def read_heads(value: Callable[[str], Any]) -> Heads:
-    """Return the numbers of heads that a Hugging Face configuration states.
-
-    Args:
-        value: field of `config.json` -> its value, None where there is no such field.
-    """
+    """Return the numbers of heads that a configuration states; `value`: field of config.json -> its value."""
     queries = value("num_attention_heads")
     keys = value("num_key_value_heads") or value("num_kv_heads") or queries
     if value("multi_query") and not value("new_decoder_architecture"):
@@ -186,25 +161,14 @@ def read_heads(value: Callable[[str], Any]) -> Heads:
 
 
 def find_architecture(model_type: str, known: Collection[str]) -> str | None:
-    """Return the `general.architecture` that convert_hf_to_gguf gives a model, or None where it is unknown.
-
-    Args:
-        model_type: of `config.json`.
-        known: all architectures that there are.
-    """
+    """Return which of the `known` `general.architecture` convert_hf_to_gguf gives a `model_type`, or None."""
     plain = model_type.replace("_", "").replace("-", "")
     names = (RENAMED.get(model_type), model_type, model_type.replace("_", "-"), plain)
     return next((name for name in names if name in known), None)
 
 
 def row_orders(kind: str, rows: int, heads: Heads) -> list[NDArray[np.int64]]:
-    """Return the orders that a layer may have: permutations, int64 [rows], the unchanged one first.
-
-    Args:
-        kind: of the module, such as `attn_q`.
-        rows: of its weight.
-        heads: of the model.
-    """
+    """Return the orders that a layer of a kind (`attn_q`) may have: int64 [rows], the unchanged one first."""
     every = np.arange(rows)
     orders = [every]
     queries, keys = heads
@@ -221,12 +185,7 @@ def row_orders(kind: str, rows: int, heads: Heads) -> list[NDArray[np.int64]]:
 
 
 def listed_order(architecture: str, kind: str, rows: int, heads: Heads) -> NDArray[np.int64]:
-    """Return the order of a layer by the name of its architecture alone: a permutation, int64 [rows].
-
-    Args:
-        architecture: `general.architecture`.
-        kind, rows, heads: see `row_orders`.
-    """
+    """Return the order of a layer by its `general.architecture` alone: int64 [rows]. See `row_orders`."""
     moved = UNGROUPED if kind == "attn_qkv" else PERMUTED
     return row_orders(kind, rows, heads)[-1 if architecture in moved else 0]
 

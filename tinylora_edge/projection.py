@@ -35,9 +35,9 @@ def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
 
     Args:
         seed: projection seed of the basis, 0 <= seed < 2**64.
-        module: name of the module, its GGUF tensor name.
-        u: number of projections, i.e. of vector entries that the module reads; at least 1.
-        rank: rank of the factors; at least 1.
+        module: its GGUF tensor name.
+        u: vector entries that the module reads; at least 1.
+        rank: of the factors; at least 1.
 
     Raises:
         BasisError: an argument is out of range.
@@ -84,9 +84,9 @@ def tie(modules: Sequence[str], scheme: str, groups: int) -> NDArray[np.int32]:
     """Return the group of every module: int32 [M], values 0 .. groups-1, each used at least once.
 
     Args:
-        modules: module names in canonical order.
-        scheme: `tiled` (neighbours in depth share a row), `structured` (a kind's modules share the
-            rows of that kind, tiled over depth), or `full` (one row for all).
+        modules: names in canonical order.
+        scheme: `tiled` (neighbours in depth share a row), `structured` (a kind's modules share the rows of
+            that kind, tiled over depth), or `full` (one row for all).
         groups: G, the number of rows of v; `full` takes 1.
 
     Raises:
@@ -95,19 +95,13 @@ def tie(modules: Sequence[str], scheme: str, groups: int) -> NDArray[np.int32]:
     count = len(modules)
     if scheme not in SCHEMES:
         raise BasisError(f"unknown tying scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
-    if count == 0:
-        raise BasisError("there are no modules to tie")
     if list(modules) != canonical_order(modules):
         raise BasisError("the modules are not in canonical order: sort them with modules.canonical_order")
     if not 1 <= groups <= count:
         raise BasisError(f"{groups} groups for {count} modules: choose from 1 to {count} groups")
-    if scheme == "full":
-        if groups != 1:
-            raise BasisError(f"tying 'full' has one group, not {groups}: choose 1 group, or another scheme")
-        return np.zeros(count, np.int32)
-    if scheme == "tiled":
-        return _tile(count, groups)
-    return _structured(modules, groups)
+    if scheme == "full" and groups != 1:
+        raise BasisError(f"tying 'full' has one group, not {groups}: choose 1 group, or another scheme")
+    return _structured(modules, groups) if scheme == "structured" else _tile(count, groups)
 
 
 def _tile(count: int, groups: int) -> NDArray[np.int32]:
