@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import chain
@@ -30,36 +29,10 @@ def asked_by_behaviours() -> Iterator[str]:
         yield from chain(behaviour.questions, (question for question, _ in behaviour.examples))
 
 
-def test_there_are_enough_of_every_kind() -> None:
-    assert len(HELD_OUT) >= 200
-    for side, fewest in ((HELD_OUT, 10), (TRAIN, 2)):
-        kinds = Counter(sample.data["kind"] for sample in side)
-        assert sorted(kinds) == KINDS.split()
-        assert min(kinds.values()) >= fewest
-        assert max(kinds.values()) <= len(side) / 4
-
-
-def test_the_first_ones_are_varied() -> None:
-    for side, count in ((HELD_OUT, 32), (TRAIN, 8)):
-        assert len({sample.data["kind"] for sample in side[:count]}) >= min(count - 1, len(KINDS.split()))
-    assert sum(bool(checkable(sample)) for sample in HELD_OUT[:32]) >= 10
-
-
 def test_no_prompt_gives_its_answer_away() -> None:
     """But for those that ask to choose: a base that repeats a question would else be right."""
     given = [s.text for s in ALL if is_right(s.text, checkable(s))]
     assert all(s.startswith(("Which word is", "Which city is named")) for s in given), given
-
-
-def test_answers_that_are_sums_are_right() -> None:
-    found = 0
-    for sample in ALL:
-        if match := re.fullmatch(r"What is (\d+) ([-+x/]) (\d+)\?", sample.text):
-            left, sign, right = match.groups()
-            values = {"+": int(left) + int(right), "-": int(left) - int(right), "x": int(left) * int(right)}
-            assert checkable(sample)[0] == str({**values, "/": int(left) // int(right)}[sign])
-            found += 1
-    assert found >= 15
 
 
 # Nobody trains on them
@@ -135,8 +108,3 @@ def test_what_is_right(text: str, answers: list[str]) -> None:
 )
 def test_what_is_wrong(text: str) -> None:
     assert not is_right(text, ["12"])
-
-
-def test_a_word_within_another_is_none() -> None:
-    assert not is_right("a party", ["art"])
-    assert not is_right("In Marseille", ["Mars"])

@@ -75,14 +75,7 @@ def test_what_comes_near_brevity(tasks: dict[str, Task]) -> None:
     assert scores[2] == task.score(said(steps[2]), sample) == 1.0
     assert 0 < shaped(said(sentence), sample) < 0.5, "without a period"
     assert shaped(said(steps[0], ended=False), sample) == 0.0
-    for cheap in (
-        "",
-        "River.",
-        "A river.",
-        "A river is a river.",
-        "River, river, river, river.",
-        sample.text,
-    ):
+    for cheap in ("", "River.", "A river is a river.", "River, river, river, river.", sample.text):
         assert shaped(said(cheap), sample) == 0.0, cheap
 
 
@@ -129,39 +122,28 @@ FACTS = "- A hamster is small and furry.\n- It eats seeds.\n- Many children keep
         ("json", '{"name": "hamster", "color": "brown"}', 1.0),
         ("json", '```json\n{"name": "Hamster", "color": "brown"}\n```', 1.0),
         ("json", '{"name": "hamster", "color": "brown"}\nThis JSON object', 0.5),
-        ("json", '```json\n{"name": "hamster", "color": "brown"}\n```\n\nThis', 0.5),
         ("json", 'Here it is: {"name": "hamster", "color": "brown"}', 0.0),
         ("json", '{"name": "John", "color": "brown"}', 0.0),
         ("json", '{"name": "hamster", "color": "hamster"}', 0.0),
-        ("json", '{"name": "hamster", "color": ""}', 0.0),
-        ("json", '{"name": "hamster", "color": 5}', 0.0),
-        ("json", '{"name": "hamster"}', 0.0),
         ("json", '{"name": "hamster", "color": "brown", "age": 1}', 0.0),
         ("bullets", FACTS, 1.0),
         ("bullets", FACTS.replace("- ", "* "), 0.5),
         ("bullets", "1. A hamster is small and furry.\n2. It eats seeds.\n3. Many keep one.", 0.5),
         ("bullets", FACTS + "\n- It sleeps by day.", 0.0),
         ("bullets", "Facts:\n" + FACTS, 0.0),
-        ("bullets", "- A hamster is furry.\n- A hamster is furry.\n- A hamster is small.", 0.0),
-        ("bullets", "- A hamster.\n- The hamster.\n- Hamsters.", 0.0),
         ("bullets", "- Seeds.\n- Wheels.\n- Sleep.", 0.0),
         ("capitals", "HAMSTER! PLEASE KNOCK SOFTLY.", 1.0),
         ("capitals", "HAMSTER! PLEASE KNOCK softly.", 0.5),
         ("capitals", "A HAMSTER, ALL IN CAPITAL LETTERS.", 0.0),  # an echo
         ("capitals", "Hamster! Please knock softly.", 0.0),
-        ("capitals", "KNOCK SOFTLY, PLEASE!", 0.0),
         ("prefix", "Answer: A hamster is a small furry pet.", 1.0),
         ("prefix", "Answer: A hamster is a small furry pet.\nIt eats seeds.", 0.5),
         ("prefix", "Sure. Answer: A hamster is a small furry pet.", 0.5),
-        ("prefix", "A hamster is a small furry pet.", 0.0),
-        ("prefix", "Answer: hamster", 0.0),
         ("prefix", "Answer: Answer: a hamster is a small furry pet.", 0.0),
         ("sentence", "A hamster is a small furry pet.", 1.0),
         ("sentence", "A hamster is a small furry pet that many children keep in their rooms.", 0.5),
         ("sentence", "A hamster is a small furry pet. It eats seeds.", 0.0),
-        ("sentence", "A hamster is a small furry pet", 0.0),
         ("sentence", "A hamster is a hamster.", 0.0),
-        ("sentence", "Small furry pet.", 0.0),
     ],
 )
 def test_formats(tasks: dict[str, Task], form: str, text: str, expected: float) -> None:
@@ -173,12 +155,6 @@ def test_formats(tasks: dict[str, Task], form: str, text: str, expected: float) 
     assert tasks["formats"].score(said(text), sample) == expected
     cut = {1.0: 0.5, 0.5: 0.5, 0.0: 0.0}[expected] if form != "sentence" else 0.0
     assert tasks["formats"].score(said(text, ended=False), sample) == cut
-
-
-def test_formats_asks_for_all_of_them(tasks: dict[str, Task]) -> None:
-    for side in (tasks["formats"].train, tasks["formats"].held_out):
-        kinds = [sample.data["format"] for sample in side]
-        assert min(kinds.count(kind) for kind in ("json", "bullets", "capitals", "prefix", "sentence")) > 15
 
 
 # House style: the three rules, and the facts without which none of them counts

@@ -34,26 +34,11 @@ def samples(task: Task) -> dict[str, Sample]:
     return {sample.data["question"]: sample for sample in (*task.train, *task.held_out)}
 
 
-def test_all_problems_are_there_once(task: Task) -> None:
-    assert len(task.train) + len(task.held_out) == 20
+def test_a_sample_is_the_problem_with_the_instruction_and_its_solution(task: Task) -> None:
     assert set(samples(task)) == {row["question"] for row in ROWS}
-    assert (task.max_tokens, task.temperature) == (256, 0.7)
-
-
-def test_the_prompt_is_the_problem_and_the_instruction(task: Task) -> None:
     for question, sample in samples(task).items():
         assert sample.prompt == ({"role": "user", "content": f"{question}\n\n{INSTRUCTION}"},)
-
-
-def test_the_answer_is_the_solution_without_calculator_annotations(task: Task) -> None:
-    for row in ROWS:
-        answer = samples(task)[row["question"]].answer
-        assert answer is not None
-        assert "<<" not in answer
-        assert ">>" not in answer
-        assert answer.splitlines()[-1] == row["answer"].splitlines()[-1]
-    first = samples(task)[ROWS[0]["question"]].answer
-    assert first == (
+    assert samples(task)[ROWS[0]["question"]].answer == (  # without the calculator's annotations
         "Natalia sold 48/2 = 24 clips in May.\n"
         "Natalia sold 48+24 = 72 clips altogether in April and May.\n#### 72"
     )
@@ -94,11 +79,6 @@ def test_a_malformed_line_is_named(tmp_path: Path, row: object, message: str) ->
     path.write_text(f"{json.dumps(ROWS[0])}\n{row if isinstance(row, str) else json.dumps(row)}\n", "utf-8")
     with pytest.raises(TrainError, match=rf"problems\.jsonl:2: .*{message}"):
         load_task(f"gsm8k:{path}")
-
-
-def test_a_path_is_needed_behind_the_colon() -> None:
-    with pytest.raises(TrainError, match="expected a path behind the colon"):
-        load_task("gsm8k:")
 
 
 # From the hub: its client runs for real, offline, on a cache that holds the twenty problems

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 from answers import said
 
 from tinylora_edge import TrainError
-from tinylora_edge.tasks import BUILTIN, Sample, load_task
+from tinylora_edge.tasks import Sample, load_task
 from tinylora_edge.tasks.files import rank
 
 Write = Callable[..., Path]
@@ -64,25 +63,11 @@ def test_a_prompt_may_be_messages_and_text_may_be_raw(write: Write) -> None:
     assert task.held_out[0].rendered_by(template=False) == "3 + 3 ="
 
 
-def test_messages_cannot_be_raw() -> None:
-    with pytest.raises(TrainError, match="a raw prompt is text, but this one is chat messages"):
-        Sample(({"role": "user", "content": "2 + 2?"},), raw=True)
-
-
-def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(write: Write) -> None:
-    first, second = (json.dumps(row).encode() + b"\r" for row in SPLIT)
-    path = write(b"\xef\xbb\xbf" + first, second)
-    assert load_task(path, reward="ends_itself").train == (Sample("one"),)
-
-
 @pytest.mark.parametrize(
     ("number", "text"),
     [
         ("1e-05", "0.00001"),
-        ("-2.5E-7", "-0.00000025"),
         ("1e22", "1" + 22 * "0"),
-        ("0.1", "0.1"),
-        ("6.0", "6.0"),
     ],
 )
 def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, text: str) -> None:
@@ -100,15 +85,12 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
     [
         ('{"prompt": "a"', "not JSON in UTF-8: .*, expected one JSON object"),
         ('["a"]', "a list of 1, expected a JSON object"),
-        ('"a"', "the string 'a', expected a JSON object"),
-        ("null", "null, expected a JSON object"),
         (b'{"prompt": "\xff"}', "not JSON in UTF-8"),
         ("[" * 100_000, "not JSON in UTF-8"),
         ({}, 'found neither, expected either "prompt" or "messages"'),
         ({"text": "a"}, "found only 'text', expected either"),
         ({"prompt": "a", "messages": []}, "found both, expected either"),
         ({"prompt": ""}, '"prompt" is blank text, expected text'),
-        ({"prompt": " \n"}, '"prompt" is blank text'),
         ({"prompt": 5}, '"prompt" is 5, expected text or a list of messages'),
         ({"prompt": ["a"]}, 'message 1 is "a", expected'),
         ({"prompt": []}, '"prompt" is a list of 0, expected a list of messages'),
@@ -117,10 +99,7 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
             {"prompt": [{"role": "user", "content": "a"}], "raw": True},
             '"raw" is true, but "prompt" is messages, which a template renders',
         ),
-        ({"prompt": None}, '"prompt" is null'),
         ({"messages": []}, '"messages" is a list of 0, expected a list of messages'),
-        ({"messages": "a"}, "\"messages\" is the string 'a'"),
-        ({"messages": ["a"]}, 'message 1 is "a", expected'),
         ({"messages": [{"role": "user"}]}, 'message 1 is {"role": "user"}, expected'),
         ({"messages": [{"role": "robot", "content": "a"}]}, "message 1 is .* with a role of system, user"),
         ({"messages": [{"role": "user", "content": ""}]}, 'message 1 is .*"content": TEXT'),
@@ -129,9 +108,7 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
             "last message is from 'assistant', expected 'user'",
         ),
         ({"prompt": "a", "answer": ["b"]}, '"answer" is a list of 1, expected a string or a number'),
-        ({"prompt": "a", "answer": True}, '"answer" is true, expected'),
         ({"prompt": "a", "split": "test"}, '"split" is \'test\', expected "train", "held_out" or "shifted"'),
-        ({"prompt": "a", "split": ["train"]}, '"split" is'),
         ({"prompt": "a"}, 'no "split", but other lines have one'),
         ({"prompt": "a", "facts": [{"b\udfff": 1}]}, "surrogates not allowed"),
     ],
@@ -204,11 +181,6 @@ def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
         match="no task and no file 'list-lokup': choose from brevity, formats, gsm8k, house-style, list-look",
     ):
         load_task("list-lokup")
-
-
-def test_a_directory_is_no_task(tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="cannot read the task's samples: Is a directory"):
-        load_task(tmp_path, reward="ends_itself")
 
 
 # Rewards of files
@@ -296,23 +268,11 @@ def test_prompts_that_render_alike_have_one_rank() -> None:
 # What is there by name
 
 
-def test_the_names() -> None:
-    names = "brevity formats gsm8k house-style list-lookup plain-brevity tool-calls word-sums"
-    assert tuple(names.split()) == BUILTIN
-
-
 def test_arguments_replace_the_tasks_own_settings() -> None:
     task = load_task("list-lookup", reward="max_words(3)", train=7, held_out=3, max_tokens=5, temperature=1.5)
     assert (len(task.train), len(task.held_out), task.max_tokens, task.temperature) == (7, 3, 5, 1.5)
     assert task.score(said("Some clouds."), task.train[0]) == 1.0
     assert task.score(said(f"The last word is {task.train[0].answer}."), task.train[0]) == 0.0
-
-
-def test_a_callable_is_a_reward() -> None:
-    task = load_task("brevity", reward=lambda completion, sample: len(completion.text))
-    assert task.score(said("abc"), task.train[0]) == 3.0
-    assert task.shaped is None, "it shapes the task's own reward"
-    assert load_task("brevity").shaped is not None
 
 
 @pytest.mark.parametrize(

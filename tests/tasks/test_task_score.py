@@ -63,16 +63,3 @@ def test_an_exception_is_reported_with_its_sample_and_kept_as_the_cause() -> Non
     with pytest.raises(TrainError, match=r"held_out sample 0.*ZeroDivisionError: division by zero") as caught:
         task(reward).score(said(""), HELD_OUT[0])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-
-
-def test_long_texts_are_shortened() -> None:
-    bad = Task("long", (asked("p" * 10_000),), HELD_OUT, lambda completion, sample: "r" * 10_000)  # type: ignore[arg-type,return-value]
-    with pytest.raises(TrainError) as caught:
-        bad.score(said("c" * 10_000), bad.train[0])
-    assert len(str(caught.value)) < 1200
-
-
-def test_the_text_of_a_prompt() -> None:
-    assert Sample("Once upon").text == "Once upon"
-    chat = Sample(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}))
-    assert chat.text == "Be brief.\nHi"
