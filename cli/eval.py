@@ -13,6 +13,7 @@ from .. import TrainError
 from ..shipping import layout
 from . import console, figures, keyfiles, vectors
 from .options import (
+    BundleArgument,
     EngineOption,
     JsonOption,
     KeysOption,
@@ -36,8 +37,7 @@ _PAIRS = (
 
 
 def evaluate(
-    ctx: typer.Context,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to measure.")],
+    bundle: BundleArgument,
     task: TaskOption,
     vector: Annotated[
         Path | None,
@@ -52,11 +52,12 @@ def evaluate(
         typer.Option(metavar="K", min=1, help="Compare with K worked examples from the training split, too."),
     ] = None,
     number: Annotated[int, typer.Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of an answer. [default: the task's]")
+    ] = None,
     shifted: Annotated[
         bool,
-        typer.Option(
-            "--shifted", help="On the task's shifted prompts: rarer words, other phrasings, longer inputs."
-        ),
+        typer.Option("--shifted", help="On the task's shifted prompts: rarer words, longer inputs."),
     ] = False,
     drift: Annotated[
         bool, typer.Option("--drift", help="Measure also how far the vector is from the base in general.")
@@ -89,20 +90,14 @@ def evaluate(
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
     data = None if vector is None else vectors.read(str(vector))
-    loaded = load_task(task, reward=reward, held_out=number)
+    loaded = load_task(task, reward=reward, held_out=number, max_tokens=max_tokens)
     if shifted:
         if not loaded.shifted:
-            raise TrainError(
-                f"task {loaded.name} has no shifted prompts: leave out --shifted, or give lines of the file "
-                '"split": "shifted"'
-            )
+            raise TrainError(f"task {loaded.name} has no shifted prompts: leave out --shifted")
         loaded = replace(loaded, held_out=loaded.shifted)
     samples = loaded.held_out[:number]
     if len(samples) < number:
         why = f"task {loaded.name} has {len(samples)} such prompts, and -n is {number}"
-        source = ctx.get_parameter_source("number")
-        if source is not None and source.name == "COMMANDLINE":
-            raise TrainError(f"{why}: add prompts, or leave out -n to measure on all {len(samples)}")
         console.note(f"{why}: measuring on all {len(samples)}")
     before = figures.preamble(loaded, system, examples)
     found: dict[str, Evaluation] = {}

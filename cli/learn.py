@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from . import console
 from .options import JsonOption
-
-if TYPE_CHECKING:
-    from ..tasks.behaviours import Behaviour
 
 
 def learn(
@@ -35,10 +31,6 @@ def learn(
         Path | None,
         typer.Option(metavar="DIR", help="Hugging Face weights. [default: the bundle's, dequantized]"),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="Of torch: cpu, cuda:1. [default: a CUDA GPU, else the CPU]"),
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Learn which directions of R are worth a number, and write a bundle with them.
@@ -54,6 +46,7 @@ def learn(
     from ..exporters import refuse_existing
     from ..exporters.bundle_writer import write_bundle
     from ..formats.bundle import Bundle
+    from ..tasks.behaviours import load_behaviours
     from ..train.learn import LearnSettings
     from ..train.learn import learn as learn_basis
 
@@ -61,10 +54,10 @@ def learn(
         raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
     refuse_existing(output)
     found = Bundle.find(bundle)
-    chosen = _behaviours(behaviours, only)
+    shipped = () if only else load_behaviours()
+    chosen = [*shipped, *(() if behaviours is None else load_behaviours(behaviours))]
     folder = output.with_name(f"{output.name}.learn")
     settings = LearnSettings(directions=directions, questions=questions)
-    began = time.monotonic()
     with console.progress("asking the model", len(chosen)) as show:
 
         def report(row: dict[str, Any]) -> None:
@@ -77,7 +70,6 @@ def learn(
             behaviours=chosen,
             settings=settings,
             weights=weights,
-            device=device,
             report=report,
         )
     facts = {
@@ -97,7 +89,7 @@ def learn(
                 "digest": basis.digest,
                 "values": basis.size,
                 "base": placed,
-                "learned": facts | {"sitting_seconds": round(time.monotonic() - began, 1)},
+                "learned": facts,
                 "behaviours": [
                     {"name": name, "divergence": divergence, "held": held}
                     for name, divergence, held in learned.behaviours
@@ -106,7 +98,7 @@ def learn(
         )
         return
     mean = sum(divergence for _, divergence, _ in learned.behaviours) / max(len(learned.behaviours), 1)
-    facts_shown = [
+    rows = [
         ("bundle", f"{output}, basis {basis.id}"),
         (
             "learned from",
@@ -115,13 +107,5 @@ def learn(
         ("prompts", f"move the model by {mean:.2f} nats a token, mean"),
         ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
     ]
-    console.facts(facts_shown)
+    console.facts(rows)
     console.next_command("train", output, "--task", "list-lookup", "-o", "vector.bin")
-
-
-def _behaviours(path: Path | None, only: bool) -> list[Behaviour]:
-    from ..tasks.behaviours import load_behaviours
-
-    shipped = () if only else load_behaviours()
-    own = () if path is None else load_behaviours(path)
-    return [*shipped, *own]

@@ -4,53 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .. import Bundle, MicroVector
+from ..documents import read_json
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
-from .options import AnchorOption, EvaluateOption, JsonOption, RewardOption, RunFrameOption, TaskOption
+from .options import (
+    AnchorOption,
+    BundleArgument,
+    EvaluateOption,
+    JsonOption,
+    RewardOption,
+    RunFrameOption,
+    TaskOption,
+)
 from .report import write_report
-
-if TYPE_CHECKING:
-    from ..train.options import Outcome
-
-
-class Method(StrEnum):
-    """Ways in which v is trained."""
-
-    grpo = "grpo"
-    sft = "sft"
 
 
 def train(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to train for.")],
+    bundle: BundleArgument,
     task: TaskOption,
     output: RunFrameOption,
     reward: RewardOption = None,
-    method: Annotated[Method, typer.Option(help="grpo, or cross-entropy on given answers.")] = Method.grpo,
+    method: Annotated[
+        Literal["grpo", "sft"], typer.Option(help="By a reward, or cross-entropy on given answers.")
+    ] = "grpo",
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
-    lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Step size of Adam on v. [default: measured]")
-    ] = None,
+    lr: Annotated[float | None, typer.Option(metavar="X", help="Step size. [default: measured]")] = None,
     start: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="A vector to begin with, such as a distilled prompt. [default: the base]"
-        ),
+        typer.Option(metavar="FILE", help="A vector to begin with, such as a distilled prompt."),
     ] = None,
     system: SystemOption = None,
     examples: ExamplesOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     weights: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Hugging Face weights to learn on. [default: the base]")
+        Path | None, typer.Option(metavar="DIR", help="Hugging Face weights. [default: the base's]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     anchor: AnchorOption = 0.0,
@@ -59,11 +54,10 @@ def train(
 ) -> None:
     """Train a vector for a task with GRPO, and write it as a frame.
 
-    Beside FILE it leaves FILE.json (task, settings, curve, held-out figures) and FILE.html, a report of the
-    same to look at. Ctrl-C saves the state.
+    Beside FILE it leaves FILE.json (task, settings, curve, held-out figures) and a report, FILE.html. Ctrl-C
+    saves the state.
 
-    With --system or --examples the vector is trained behind a prompt, and belongs to it: its gain is what it
-    adds to that prompt.
+    With --system or --examples the vector is trained behind a prompt, and belongs to it.
 
     \b
     Examples:
@@ -76,7 +70,7 @@ def train(
     from ..train import train as run
 
     options = Options(
-        method=method.value,
+        method=method,
         steps=steps,
         prompts=prompts,
         samples=samples,
@@ -99,7 +93,8 @@ def train(
         raise typer.Exit(130)
     report = write_report(outcome.path)
     if as_json:
-        console.print_json(_record(outcome) | {"report_file": str(report)})
+        record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
+        console.print_json({"file": str(outcome.path), "report_file": str(report), **record})
         return
     result = outcome.result
     console.prose(
@@ -153,19 +148,3 @@ def _values(bundle: Path, file: Path) -> tuple[float, ...]:
     """Return the values of a vector that training begins with."""
     vector = MicroVector.from_bytes(vectors.read(str(file)), Bundle.find(bundle).basis)
     return tuple(map(float, vector.values.reshape(-1)))
-
-
-def _record(outcome: Outcome) -> dict[str, Any]:
-    result = {k: v for k, v in asdict(outcome.result).items() if k != "vector"}
-    record: dict[str, Any] = {"file": str(outcome.path), **result}
-    record["values"] = outcome.result.vector.values.reshape(-1).tolist()
-    if outcome.base is not None and outcome.personalized is not None and outcome.comparison is not None:
-        record["held_out"] = {
-            "n": outcome.base.n,
-            "base": outcome.base.mean,
-            "vector": outcome.personalized.mean,
-            **asdict(outcome.comparison),
-        }
-    if outcome.drift is not None:
-        record["drift"] = outcome.drift.record()
-    return record
