@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +94,7 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def facts(rows: Sequence[tuple[str, str]], title: str = "") -> None:
+def facts(rows: Iterable[tuple[str, str]], title: str = "") -> None:
     """Print labelled facts as a table on stdout."""
     from rich.table import Table
 
@@ -106,6 +106,26 @@ def facts(rows: Sequence[tuple[str, str]], title: str = "") -> None:
     for label, value in rows:
         table.add_row(Text(harmless(label)), Text(harmless(value)))
     print_table(table)
+
+
+def report(record: dict[str, Any], as_json: bool, *sentences: str) -> None:
+    """Print a record as JSON, or what is to be read of it."""
+    if as_json:
+        print_json(record)
+    for sentence in sentences if not as_json else ():
+        prose(sentence)
+
+
+def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield a record as labelled facts, such as `raw 26, crc-32 37`; what is empty is left out."""
+    for key, value in record.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+            yield from flat(value, f"{name}.")
+        elif isinstance(value, dict):
+            yield name, ", ".join(f"{inner} {_shown(each)}" for inner, each in value.items() if _shown(each))
+        elif _shown(value):
+            yield name, _shown(value)
 
 
 def print_table(table: Table) -> None:
@@ -246,6 +266,14 @@ def _console(*, stderr: bool) -> Console:
 
 def _print(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _one_line(text: str) -> str:

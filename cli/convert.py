@@ -56,10 +56,7 @@ def convert(
             write_peft_lora(basis, vector, target, model)
     if output == vectors.STREAM:
         return
-    if as_json:
-        record = {"to": to, "output": output, "sequence": vector.sequence}
-        console.print_json(record | {"basis_digest": basis.digest, "norm": vector.norm})
-        return
-    console.prose(f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}")
-    if to == "gguf-lora":
-        console.say(f"in a Modelfile: ADAPTER {shlex.quote(output)}")
+    record = {"to": to, "output": output, "sequence": vector.sequence, "basis_digest": basis.digest}
+    told = [f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}"]
+    told += [f"in a Modelfile: ADAPTER {shlex.quote(output)}"] if to == "gguf-lora" else []
+    console.report(record | {"norm": vector.norm}, as_json, *told)

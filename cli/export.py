@@ -168,16 +168,6 @@ def module_progress(modules: int, size: int) -> Iterator[tuple[Callable[[str, in
         yield step, show
 
 
-def sources(provenance: Any) -> list[tuple[str, str]]:
-    """Return rows of a report: where the files came from, as a manifest says it."""
-    found = []
-    for role in ("base", "weights"):
-        section = provenance.get(role) if isinstance(provenance, dict) else None
-        if isinstance(section, dict):  # a manifest may have been edited
-            found.append((f"{role} from", f"{section.get('repository')}@{str(section.get('revision'))[:12]}"))
-    return found
-
-
 def _fetch(found: Selection) -> ResolvedModel:
     """Say what was chosen, and download what is missing; the hub's client shows how far it is."""
     for part in found.parts:
@@ -248,56 +238,37 @@ def _print_report(
             "agreement": baked.agreement,
             "fingerprint": baked.fingerprint,
         }
+    record: dict[str, Any] = {
+        "bundle": str(report.output),
+        "seconds": round(seconds, 3),
+        "digest": basis.digest,
+        "architecture": basis.architecture,
+        "modules": len(basis.modules),
+        "rank": basis.rank,
+        "u": basis.u,
+        "groups": basis.groups,
+        "values": basis.size,
+        "tying": basis.scheme,
+        "projection": "learned" if learned else "random",
+        "seed": basis.seed,
+        "factorization": basis.factorization,
+        "worst_residual": quality.residual,
+        "unconverged": names,
+        "agreement": quality.agreement,
+        "base": {
+            "placed": placed,
+            "bytes": size if placed else None,
+            "fingerprints": list(basis.base_fingerprints),
+        },
+        "vector_bytes": wire,
+    }
+    record |= {"source": provenance} if provenance else {}
+    record |= {"onnx": graph} if graph else {}
     if as_json:
-        record: dict[str, Any] = {
-            "bundle": str(report.output),
-            "seconds": round(seconds, 3),
-            "digest": basis.digest,
-            "architecture": basis.architecture,
-            "modules": len(basis.modules),
-            "rank": basis.rank,
-            "u": basis.u,
-            "groups": basis.groups,
-            "values": basis.size,
-            "tying": basis.scheme,
-            "projection": "learned" if learned else "random",
-            "seed": basis.seed,
-            "factorization": basis.factorization,
-            "worst_residual": quality.residual,
-            "unconverged": names,
-            "agreement": quality.agreement,
-            "base": {
-                "placed": placed,
-                "bytes": size if placed else None,
-                "fingerprints": list(basis.base_fingerprints),
-            },
-            "vector_bytes": wire,
-        }
-        more = {"source": provenance, "onnx": graph}
-        console.print_json(record | {name: value for name, value in more.items() if value})
+        console.print_json(record)
         return
-    rows = [
-        ("digest", basis.digest),
-        ("modules", f"{len(basis.modules)} ({', '.join(basis.kinds())})"),
-        ("vector", f"{basis.size} values: {basis.groups} groups x u {basis.u}, tying {basis.scheme}"),
-        ("projections", "learned, shipped for this model" if learned else "random, the paper's"),
-        ("on the wire", ", ".join(f"{wire[t]['crc-32']} bytes in {t}" for t in wire) + ", framed"),
-        ("worst residual", f"{quality.residual:.2e} ({quality.residual_module})"),
-        *sources(provenance),
-    ]
-    if placed is not None:
-        rows.append(("base.gguf", f"a copy of {console.megabytes(size)}" if placed == "copy" else placed))
-    if quality.agreement is not None:
-        rows.append(("distance to base", f"{quality.agreement:.2e} (worst module, {base})"))
-    if graph:
-        precision = f"{graph['precision']}, " if graph["precision"] else ""
-        rows += [
-            ("onnx/model.onnx", f"{precision}{console.megabytes(graph['bytes'])}, from {graph['graph']}"),
-            ("side path", f"{graph['nodes_added']} nodes beside {graph['nodes']}, input {graph['input']}"),
-            ("distance to graph", f"{graph['agreement']:.2e} (worst module)"),
-        ]
     console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
-    console.facts(rows)
+    console.facts(console.flat(record))
     find = (report.output, "--task", "brevity", "-o", "brief.bin")
     if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)

@@ -9,10 +9,8 @@ import typer
 
 from .. import Basis, BasisError, Bundle, Ed25519Verifier, load_basis
 from ..formats.signatures import Signature, check_bundle, signature_path
-from ..projection import EXPLICIT
 from ..shipping import layout
 from . import console, keyfiles, vectors
-from .export import sources
 from .options import JsonOption, KeysOption, StreamOption
 
 
@@ -46,16 +44,14 @@ def inspect(
             raise typer.BadParameter("only a vector is checked against a bundle", param_hint="BUNDLE")
         with console.progress(f"checking {path}"):
             record = _model(path, keyfiles.public_keys(keys))
-        rows = _model_rows(record)
     else:
         if bundle is None and (keys or stream != layout.DEFAULT_STREAM):
             raise typer.BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
         record = _vector(vectors.read(str(path)), bundle, keys, stream)
-        rows = _vector_rows(record)
     if as_json:
         console.print_json(record)
         return
-    console.facts(rows)
+    console.facts(console.flat(record))
     if record["kind"] == "vector" and bundle is None:
         console.next_command("inspect", path, "BUNDLE")
 
@@ -82,32 +78,6 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, stream: s
             "values": vector.values.tolist(),
         }
     )
-
-
-def _vector_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    verified = record["verified"]
-    rows = {"form": f"{record['form']}, {record['bytes']} bytes"}
-    if record["form"] == "raw":
-        rows["tag"] = "none: a raw payload has no tag, basis or sequence"
-    else:
-        under = f" under {record['key']}" if record.get("key") else ""
-        rows["version"] = str(record["version"])
-        rows["tag"] = f"{record['tag']}, {f'verified{under}' if verified else 'not checked'}"
-        rows["sequence"] = str(record["sequence"])
-        if "until" in record:
-            rows["until"] = f"{record['until']}, the last day on which it may be accepted"
-    if verified:
-        rows["basis"] = record["basis_digest"]
-        rows["values"] = f"{record['count']} {record['dtype']} ({record['groups']} groups x u {record['u']})"
-        rows["norm"] = f"{record['norm']:.6g}"
-        rows |= {f"group {g}": "  ".join(f"{x: .6g}" for x in row) for g, row in enumerate(record["values"])}
-    elif record["form"] == "raw":
-        rows["values"] = " or ".join(f"{count} {dtype}" for dtype, count in record["values_if"].items())
-    else:
-        rows["basis"] = f"{record['basis_id']}..."
-        or_else = f" or {record['count_or']}" if "count_or" in record else ""
-        rows["values"] = f"{record['count']}{or_else} {record['dtype']}"
-    return list(rows.items())
 
 
 def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
@@ -163,41 +133,6 @@ def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:
         "base_fingerprints": list(basis.base_fingerprints),
         "vector_bytes": vectors.sizes(basis.size),
     }
-
-
-def _model_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    origin = "stored in the basis" if record["projection"] == EXPLICIT else f"seed {record['seed']}"
-    shape = f"{record['groups']} groups x u {record['u']}, tying {record['tying']}"
-    rows = [
-        (record["kind"], record["path"]),
-        ("digest", f"{record['digest']} (verified)"),
-        ("architecture", record["architecture"]),
-        ("modules", f"{record['modules']} ({', '.join(record['kinds'])})"),
-        ("factors", f"rank {record['rank']}, {record['factorization']}, {record['factor_dtype']}"),
-        ("projection", f"{record['projection']}, {origin}"),
-        ("vector", f"{record['values']} values: {shape}"),
-        ("prior", "mean and covariance" if record["prior"] else "none"),
-        ("basis", f"{record['basis']['path']}, {console.megabytes(record['basis']['bytes'])}"),
-    ]
-    if record["kind"] == "bundle":
-        base, manifest, signature = record["base"], record["manifest"], record["signature"]
-        rows.append(("base", f"{base['path']}, {console.megabytes(base['bytes'])}"))
-        rows.append(("fingerprint", f"{base['fingerprint']} (listed in the basis)"))
-        if signature is not None:
-            state = (
-                f"{signature['files']} files verified" if signature["verified"] else "not checked: --key FILE"
-            )
-            rows.append(("signature", f"by {signature['key']} ({state})"))
-        exported = manifest.get("base")
-        if isinstance(exported, dict) and "name" in exported:
-            rows.append(("exported from", str(exported["name"])))
-        rows += sources(manifest.get("source"))
-        if "tool" in manifest:
-            rows.append(("exported by", str(manifest["tool"])))
-    rows.append(("bases listed", str(len(record["base_fingerprints"]))))
-    for dtype, forms in record["vector_bytes"].items():
-        rows.append((f"{dtype} on the wire", ", ".join(f"{size} {form}" for form, size in forms.items())))
-    return rows
 
 
 def _is_gguf(path: Path) -> bool:

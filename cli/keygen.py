@@ -37,11 +37,9 @@ def keygen(
     vectors.write(private, text.encode(), mode=0o600)
     if isinstance(key, tags.Ed25519Signer):
         vectors.write(public, tags.public_pem(key.public_key).encode(), mode=0o644)
-    if as_json:
-        record = {"kind": "hmac" if mac else "ed25519", "id": key.id, "key": str(output)}
-        console.print_json(record if mac else record | {"public_key": f"{output}.pub"})
-        return
-    console.prose(f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key.id}; keep it secret")
+    record = {"kind": "hmac" if mac else "ed25519", "id": key.id, "key": str(output)}
+    told = [f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key.id}; keep it secret"]
     if not mac:
-        console.prose(f"wrote {output}.pub: its public key, for the devices")
-    console.next_command("pack", "vector.bin", "BUNDLE", "-o", "signed.bin", "--key", output)
+        record["public_key"] = f"{output}.pub"
+        told.append(f"wrote {output}.pub: its public key, for the devices")
+    console.report(record, as_json, *told)

@@ -103,9 +103,6 @@ def pack(
         vectors.write(output, _qr_picture(data, output) if as_qr else data)
     if output == vectors.STREAM:
         return
-    if as_json:
-        console.print_json(record)
-        return
     form = " as text" if as_text else " as a QR code" if as_qr else ""
     parts = [f"wrote {output}: {len(data)} bytes{form}"]
     if record["form"] == "frame":
@@ -113,7 +110,7 @@ def pack(
         parts += [f"{record['count']} {record['dtype']} values", f"sequence {record['sequence']}"]
         parts += [f"until {record['until']}"] if "until" in record else []
         parts += [f"{record['tag']}{under}"]
-    console.prose(", ".join(parts))
+    console.report(record, as_json, ", ".join(parts))
 
 
 def _check(

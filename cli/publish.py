@@ -39,9 +39,14 @@ def publish(
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:
         console.warn("a checksum proves nothing about the sender: sign what you publish (pack --key)")
-    if as_json:
-        record = {"target": to, "path": done.path, "latest": layout.latest(basis.id, stream), "tag": kind}
-        console.print_json(record | {"sequence": done.sequence, "bytes": len(data), "changed": done.changed})
-        return
-    what = "published" if done.changed else "was there already:"
-    console.prose(f"{what} {to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}")
+    record = {
+        "target": to,
+        "path": done.path,
+        "latest": layout.latest(basis.id, stream),
+        "sequence": done.sequence,
+        "bytes": len(data),
+        "tag": kind,
+        "changed": done.changed,
+    }
+    where = f"{to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}"
+    console.report(record, as_json, f"{'published' if done.changed else 'was there already:'} {where}")

@@ -30,7 +30,5 @@ def sign(
     with console.progress(f"hashing the files of {bundle}"):
         path = sign_bundle(bundle, signer)
     files = len(Signature.read(path).files)
-    if as_json:
-        console.print_json({"signature": str(path), "key": signer.id, "files": files})
-        return
-    console.prose(f"signed {console.counted(files, 'file')} under {signer.id}: {path}")
+    record = {"signature": str(path), "key": signer.id, "files": files}
+    console.report(record, as_json, f"signed {console.counted(files, 'file')} under {signer.id}: {path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -23,12 +24,9 @@ def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Pa
     written = load_basis(out / "basis.gguf")
     assert written.digest == basis.digest  # one machine, one result
     assert written.digest in text
-    assert "210 (attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down)" in text
-    assert "63 bytes in fp32, 37 bytes in bf16, 27 bytes in int8, framed" in text
-    residual = json.loads((out / "manifest.json").read_text())["factors"]["worst_residual"]
-    assert f"worst residual  {residual:.2e}" in text
+    assert re.search(r"^vector bytes.int8 +crc-32 27, hmac 31, ed25519 87$", text, re.M)
     same = os.path.samefile(smollm2_gguf, out / "base.gguf")
-    assert ("base.gguf       hard link" in text) is same
+    assert ("placed hard link" in text) is same
     suggested = [shlex.split(line)[2:4] for line in text.splitlines() if line.startswith("next: ")]
     assert suggested == [["train", str(out)]]  # 13 random numbers are too few for tune
 
@@ -88,7 +86,7 @@ def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Pat
     text = cli("export", source, "-o", tmp_path / "out", "--base", deployed).done()
 
     assert "exported deployed.gguf" in text
-    assert "distance to base" in text
+    assert re.search(r"^agreement +\d", text, re.M)
     cli("inspect", tmp_path / "out").done()
 
 

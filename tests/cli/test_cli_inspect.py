@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -43,21 +44,9 @@ def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
         "factor_dtype": "f32",
     }
     assert {key: record[key] for key in expected} == expected
-
-
-def test_a_bundle_for_reading(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
     text = cli("inspect", smollm2_bundle).done()
-    rows = {line.split("  ")[0]: line for line in text.splitlines()}
-    assert f"{basis.digest} (verified)" in rows["digest"]
-    assert f"{basis.base_fingerprints[0]} (listed" in rows["fingerprint"]
-    assert "13 values: 13 groups x u 1" in rows["vector"]
-    assert "SmolLM2-135M-Instruct.Q4_1.gguf" in rows["exported from"]
-    assert "37 crc-32" in rows["bf16 on the wire"]
-
-
-def test_the_other_reading_of_thirteen(cli: Cli, smollm2_bundle_u13: Path) -> None:
-    record = cli("inspect", smollm2_bundle_u13, "--json").record()
-    assert (record["u"], record["groups"], record["values"], record["tying"]) == (13, 1, 13, "full")
+    assert re.search(rf"^digest +{basis.digest}$", text, re.M)
+    assert re.search(r"^vector bytes.bf16 +raw 26, crc-32 37, hmac 41, ed25519 97$", text, re.M)
 
 
 def test_a_basis_alone(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
@@ -81,12 +70,6 @@ def test_a_model_with_its_basis_beside_it(
     assert cli("inspect", smollm2_bundle / "base.gguf", "--json").record()["kind"] == "bundle"
 
 
-def test_a_bundle_without_a_manifest_is_one(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
-    for name in ("base.gguf", "basis.gguf"):
-        os.link(smollm2_bundle / name, tmp_path / name)
-    assert cli("inspect", tmp_path, "--json").record()["manifest"] == {}
-
-
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"basis": 1, "base": [], "factors": null, "tool": 3}'])
 def test_a_manifest_of_another_shape_is_no_crash(
     cli: Cli, smollm2_bundle: Path, tmp_path: Path, manifest: str
@@ -94,7 +77,7 @@ def test_a_manifest_of_another_shape_is_no_crash(
     for name in ("base.gguf", "basis.gguf"):
         os.link(smollm2_bundle / name, tmp_path / name)
     (tmp_path / "manifest.json").write_text(manifest)
-    assert "(verified)" in cli("inspect", tmp_path).done()
+    cli("inspect", tmp_path).done()
 
 
 def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
@@ -146,7 +129,7 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
                 "count": 13,
             }
     shown = cli("inspect", "-", stdin=data).done()
-    assert "not checked" in shown
+    assert re.search(r"^verified +False$", shown, re.M)
     assert "next: tinylora-edge inspect - BUNDLE" in shown
 
 
@@ -165,7 +148,7 @@ def test_a_vector_as_a_device_sees_it(
     cli("pack", trained, small, "-o", tmp_path / "v", "--key", key, "--stream", "al").done()
     public = ("--key", f"{key}.pub")
     shown = cli("inspect", tmp_path / "v", small, *public, "--stream", "al").done()
-    assert "Ed25519, verified under ed25519:" in shown
+    assert re.search(r"^key +ed25519:", shown, re.M)
     record = cli("inspect", trained, small, "--json").record()
     assert record["values"] == MicroVector.from_bytes(trained.read_bytes(), small_basis).values.tolist()
     assert record["verified"] is True

@@ -65,14 +65,14 @@ def test_a_name_is_all_that_it_takes(run: Cli, server: HubServer, work: Path) ->
     commit = server.repos["org/tiny-GGUF"].find("main")
     assert manifest["source"]["base"]["revision"] == commit
     assert server.downloads == ["tiny-F32.gguf"]
-    assert f"org/tiny-GGUF@{commit[:12]}" in run("inspect", "tiny-GGUF").done()
+    assert commit in run("inspect", "tiny-GGUF").done()
 
     run("export", "org/tiny-GGUF").refused("tiny-GGUF exists already")  # and is not taken for a model
 
     # The same again, without a hub.
     server.requests.clear()
     text = run("export", "org/tiny-GGUF", "-o", "again", "--groups", 2, also={"HF_HUB_OFFLINE": "1"}).done()
-    assert f"base from       org/tiny-GGUF@{commit[:12]}" in text
+    assert commit in text
     assert load_basis(work / "again" / "basis.gguf").digest == record["digest"]
     assert server.requests == []
 

@@ -68,7 +68,7 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
 def test_train_alone(cli, tiny, task, tmp_path):
     run = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin", "--weights", tiny / "weights", *TRAIN)
     record = cli(*run, "--no-evaluate", "--json").record()
-    assert record["stopped"] == "done"
+    assert record["result"]["stopped"] == "done"
     assert "held_out" not in record
     assert len(record["values"]) == 13
     cli(*run).refused("v.bin exists already")
@@ -87,7 +87,6 @@ def test_eval_on_shifted_prompts(cli, tiny, task):
     command = ("eval", tiny / "bundle", "--task", tiny / "shifted.jsonl", *REWARD, "--shifted", "-n")
     record = cli(*command, 4, "--json").record()
     assert (record["split"], record["base"]["n"]) == ("shifted", 4)
-    cli(*command, 5).refused("has 4 such prompts, and -n is 5")
     cli("eval", tiny / "bundle", *task, "--shifted").refused("no shifted prompts", "--shifted")
 
 
