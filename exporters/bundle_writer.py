@@ -27,11 +27,7 @@ Sections = Mapping[str, dict[str, Any] | None]
 
 
 def refuse_existing(output: Path) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        ExportError: the output exists.
-    """
+    """Raise an ExportError where something is at the output already."""
     if output.exists() or output.is_symlink():
         raise ExportError(f"{output} exists already: choose another output, or remove it first")
 

@@ -100,16 +100,9 @@ class Export:
         workers: int | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
-        asked = (
-            (target, FORMATS, "format"),
-            (flavour, FLAVOURS, "flavour"),
-            (precision, PRECISIONS, "precision"),
-        )
-        for value, known, what in asked:
+        for value, known in ((target, FORMATS), (flavour, FLAVOURS), (precision, PRECISIONS)):
             if value not in known:
-                raise ExportError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
-        if workers is not None and workers < 1:
-            raise ExportError(f"{workers} workers cannot do anything: choose 1 or more")
+                raise ExportError(f"unknown choice {value!r}: choose one of {', '.join(known)}")
         self._graph = Path(graph) if graph is not None else None
         self._gguf, self._onnx = target != "onnx", target != "gguf"
         self._flavour, self._precision = flavour, precision
@@ -249,16 +242,10 @@ def export_onnx(
 
 
 def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Basis, float]:
-    """List another deployed form of the same model in a basis, after checking its weights.
+    """List another deployed form of the same model in a bundle's basis, after checking its weights.
 
-    The digest stays, so every vector of the basis serves the new base too.
-
-    Args:
-        bundle: whose basis is extended.
-        base: a GGUF of the same model, quantized in another way, say.
-
-    Returns:
-        The basis, and the worst distance between its factors and the new weights.
+    The digest stays, so every vector of the basis serves the new base too. Returns the basis, and the worst
+    distance between its factors and the weights of `base`, a GGUF.
 
     Raises:
         BaseMismatchError: modules are missing, or weights are too far from the factors.

@@ -96,14 +96,9 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of a module.
-
-    Attributes:
-        a, b: as they are stored in a basis, rows in GGUF order.
-        residual: worst two-sided residual of its matrices.
-        passes: over its matrices, summed.
-        converged: whether every matrix met the tolerance.
-        agreement: distance between the factors and the deployed weight, if that is another one.
+    """The factors of a module as a basis stores them, rows in GGUF order; of its matrices the worst residual,
+    the passes summed, whether all met the tolerance, and the distance to the deployed weight, if that is
+    another one.
     """
 
     a: NDArray[Any] = field(repr=False)
@@ -155,14 +150,14 @@ def factorize(
 ) -> dict[str, Factors]:
     """Return the factors of modules, by name in the same order.
 
-    Modules are handed out to threads: numpy and ggml compute without Python's lock. The factors of a module
-    do not depend on what runs beside it.
+    Modules are handed out to threads, by default one a core: numpy and ggml compute without Python's lock.
+    The factors of a module do not depend on what runs beside it.
 
     Args:
         modules: names in canonical order.
         make: (module, stop) -> its factors; raises CancelledError where `stop` is set before all are made.
         done: called in this thread after each module.
-        workers: modules that are factorized at the same time; by default one a core.
+        workers: threads.
     """
     stop, found = Event(), {}
     pool = ThreadPoolExecutor(workers or cores(), "tinylora-export")
@@ -228,9 +223,6 @@ def one_blas_thread() -> AbstractContextManager[Any]:
 
     On matrices that are multiplied with a few vectors a second thread gains nothing, and where the other
     cores are busy its waiting made the factorization of SmolLM2 10 to 50 times slower (26 to 146 s).
-
-    Raises:
-        MissingExtraError: threadpoolctl is not installed.
     """
     try:
         from threadpoolctl import threadpool_limits
@@ -245,13 +237,14 @@ def _svd(where: str, module: str, matrix: RowSource, rank: int) -> TruncatedSVD:
         svd = truncated_svd(matrix, rank)
     except BasisError as error:
         raise ExportError(f"{where.rstrip(',')}: {error}") from None
-    if svd.S[-1] <= 1e-6 * svd.S[0] or not svd.S[0] > 0:
-        found, help_with = f"singular values {', '.join(f'{s:.3g}' for s in svd.S)}", ", or lower --rank"
-        if not svd.S[0] > 0:
-            found, help_with = "nothing but zeros", ""
+    largest, smallest = svd.S[0], svd.S[-1]
+    if not largest > 0 or smallest <= 1e-6 * largest:
+        values = (
+            f"singular values {', '.join(f'{s:.3g}' for s in svd.S)}" if largest > 0 else "nothing but zeros"
+        )
         raise ExportError(
-            f"{where} has {found}: its rank is below {rank}, so it cannot be adapted. Leave "
-            f"{'it' if where == module else 'the module'} out with --targets '!{module}'{help_with}"
+            f"{where} has {values}: its rank is below {rank}, so it cannot be adapted. Leave the module out "
+            f"with --targets '!{module}'{', or lower --rank' if largest > 0 else ''}"
         )
     return svd
 

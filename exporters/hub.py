@@ -41,11 +41,8 @@ class CatalogModel:
     """An entry of the catalog.
 
     Attributes:
-        name: what a user types.
-        gguf: repository of the base.
+        gguf, weights: repositories of the base and of the original weights.
         quants: quantization -> bytes, approximately. Others may be there.
-        weights: repository of the original weights.
-        parameters: how many.
         license: the hub's identifier.
         default: the quantization where none is asked for; the first of `quants` where "".
         gated: whether the weights' licence has to be accepted on the hub first.
@@ -79,14 +76,9 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a repository at one commit.
+    """The files of a repository `org/name` at one commit, with their bytes.
 
-    Attributes:
-        name: `org/name`.
-        revision: that was asked for.
-        commit: 40 hexadecimal digits.
-        sizes: file -> bytes.
-        offline: why the hub does not answer, and these are the files in the cache; "" where it did.
+    `offline` says why the hub does not answer, and these are the files in the cache; "" where it did.
     """
 
     name: str
@@ -254,8 +246,7 @@ class GGUFModel:
     Attributes:
         stem: its name without parts and `.gguf`, folders included.
         quant: its quantization in lower case (`q4_k_m`), or the stem where the name has none.
-        files: its parts in order; one where it is not split.
-        parts: how many files there should be.
+        files: those that are there, in order; `parts` of them there should be.
     """
 
     stem: str
@@ -286,16 +277,10 @@ def models_in(names: Iterable[str]) -> list[GGUFModel]:
 def choose(
     models: list[GGUFModel], quant: str | None, where: object, default: str | None = None
 ) -> GGUFModel:
-    """Choose a model by its quantization.
-
-    Args:
-        models: to choose from.
-        quant: asked for: a quantization, or the name of a file; None for `default`, or the best known.
-        where: the models are, in words.
-        default: tried first where nothing is asked for.
+    """Choose a model by its quantization, or the name of its file; without, `default`, or the best known.
 
     Raises:
-        ExportError: there is none, or several, or parts of it are missing.
+        ExportError: `where` the models are, there is none, or several, or parts of it are missing.
     """
     if not models:
         raise ExportError(f"{where} has no GGUF: name the one that is deployed with --base, FILE or org/name")

@@ -21,24 +21,13 @@ from .weights.hf import HFConfig, HFWeights
 
 
 class Source:
-    """The weights that an export makes factors of, opened, but not read.
-
-    Args:
-        model: a GGUF file, or a Hugging Face directory.
-        base: the GGUF that is deployed; None for `model` itself, or where a directory serves another
-            engine alone.
-        settings: of the export.
-        needs_gguf: a directory without a base is refused.
+    """The weights that an export makes factors of, opened, but not read. Arguments and errors: see `Export`.
 
     Attributes:
-        base: the GGUF that is deployed, or None.
+        base: the GGUF that is deployed, or None where a directory serves another engine alone.
         architecture: its `general.architecture`, or the one that it would have.
         modules: names of all modules that can be adapted.
         heads: numbers of attention heads, where they are known.
-
-    Raises:
-        ExportError: a file is missing, unreadable or not a model.
-        UnsupportedModelError: the architecture is unknown, or no tensor can be adapted.
     """
 
     def __init__(
@@ -110,13 +99,7 @@ class Source:
         )
 
     def plan(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Return the modules of a basis and their groups, before hours go into factorizing them.
-
-        Raises:
-            BasisError: unknown targets, groups that cannot be made, or a rank that does not fit a weight.
-            BaseMismatchError: a weight, or their number, is of another shape than where it is deployed.
-            ExportError: a weight is missing, or cannot be read.
-        """
+        """Return the modules of a basis and their groups, once every weight is known to fit."""
         modules, tying = self.settings.plan(self.modules)
         for module in modules:
             matrices = self._weights.matrices(module)

@@ -56,10 +56,8 @@ class BakeReport:
 
     Attributes:
         model: the model file that was written.
-        fingerprint: of the base graph.
-        nodes: of the base graph.
-        added: nodes of the side path.
-        sites: nodes that it extends.
+        fingerprint, nodes: of the base graph.
+        added: nodes of the side path; `sites` nodes are extended by it.
         agreement: worst distance between the factors and the graph's weights.
         flavour: `default` or `required`.
     """

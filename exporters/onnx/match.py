@@ -59,12 +59,7 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class FloatWeight:
-    """A float matrix, [K, N] as MatMul takes it, or [N, K] where the graph transposes it.
-
-    Attributes:
-        tensor: the initializer.
-        transposed: it is [N, K], rows of which are those of torch's weight.
-    """
+    """A float matrix: [K, N] as MatMul takes it, or [N, K], as torch has it, which the graph transposes."""
 
     tensor: TensorProto
     transposed: bool
@@ -188,13 +183,10 @@ class LinearNode:
     """A node that multiplies with a constant weight, and the constant bias that follows it.
 
     Attributes:
-        name: of the node.
         index: of the node in the graph.
         last: index of the node after which the result is complete: itself, or the addition of a bias.
-        input: name of what it is applied to.
-        output: name of the result, bias included.
-        weight: its weight.
-        dtype: ONNX element type of input and output.
+        input, output: names of what it is applied to, and of the result, bias included.
+        dtype: ONNX element type of both.
         place: (block, role) as its name tells, or None.
     """
 
@@ -220,14 +212,7 @@ class LinearNode:
 
 @dataclass(frozen=True)
 class ModuleSlice:
-    """The rows of a module that one node computes.
-
-    Attributes:
-        module: its name.
-        row: the first of them in the module.
-        column: the first of them in the node's result.
-        count: how many.
-    """
+    """The `count` rows of a module, from `row` on, that one node computes, from `column` of its result on."""
 
     module: str
     row: int

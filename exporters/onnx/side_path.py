@@ -32,13 +32,7 @@ PREFIX = "tinylora/"
 
 @dataclass(frozen=True)
 class SharedInput:
-    """An input that several nodes share, and the modules that they compute.
-
-    Attributes:
-        name: of the first module, in the names of what is added.
-        sites: the nodes.
-        modules: positions of their modules in the basis, in its order.
-    """
+    """An input that several nodes share: named by the first module that they compute, of all their positions."""
 
     name: str
     sites: list[Site]

@@ -34,15 +34,7 @@ _FUSED = {"gate_up_proj": "down_proj", "input_linear": "output_linear"}
 
 
 class HFConfig:
-    """The `config.json` of a Hugging Face directory.
-
-    Args:
-        directory: with `config.json`.
-
-    Attributes:
-        architecture: the `general.architecture` that convert_hf_to_gguf gives this model.
-        blocks: number of decoder layers.
-        heads: numbers of attention heads.
+    """The `config.json` of a Hugging Face directory: blocks, heads, and the architecture that a GGUF has.
 
     Raises:
         ExportError: the file is missing or damaged.
@@ -74,12 +66,7 @@ class HFConfig:
 
 
 class HFWeights:
-    """The weights of a Hugging Face directory, named by the modules of a GGUF architecture.
-
-    Args:
-        directory: with `model.safetensors`, or shards and `model.safetensors.index.json`.
-        architecture: of the GGUF that is deployed.
-        blocks: its number of blocks.
+    """The weights of a Hugging Face directory, named by the modules of a GGUF architecture of so many blocks.
 
     Attributes:
         modules: the dense linear layers of attention and feed-forward networks: what every engine adapts.
