@@ -32,7 +32,7 @@ PREFIX = "tinylora/"
 
 @dataclass(frozen=True)
 class SharedInput:
-    """An input that several nodes share: named by the first module that they compute, of all their positions."""
+    """An input that several nodes share, named by the first of the modules (positions) that they compute."""
 
     name: str
     sites: list[Site]
