@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def evaluate(
       tinylora-edge eval out/demo --vector lookup.bin --task list-lookup --system "One word." --examples 2
     """
     from ..runtime import measure_drift
-    from ..runtime.evaluation import Evaluation, Tally, compare
+    from ..runtime.evaluation import Evaluation, compare
     from ..runtime.evaluation import evaluate as measure
     from ..tasks import load_task
 
@@ -113,18 +114,18 @@ def evaluate(
             contestants["prompt"] = (None, before)
             if checked is not None:
                 contestants[_BOTH] = (checked, before)
-        tally = Tally(
-            lambda at: show(f"{at['what']}, {at['done']}/{at['all']}", done=at["done"], total=at["all"]),
-            len(samples) * len(contestants),
-        )
+        done, total = itertools.count(1), len(samples) * len(contestants)  # its next() is atomic
         for stands_behind in (None, before) if before else (None,):
             prompts = [sample if stands_behind is None else before.before(sample) for sample in samples]
             with llm.batch(prompts, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
                 for name, (value, preamble) in contestants.items():
                     if preamble is stands_behind:
-                        tally.begin(f"{name} answers")
+
+                        def answered(count: int, name: str = name) -> None:
+                            show(f"{name} answers", done=next(done), total=total)
+
                         found[name] = measure(
-                            batch, loaded, value, samples=samples, preamble=preamble, answered=tally
+                            batch, loaded, value, samples=samples, preamble=preamble, answered=answered
                         )
         away = None
         if drift:

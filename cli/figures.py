@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import TrainError
 from . import console
 
 if TYPE_CHECKING:
@@ -100,9 +101,13 @@ def print_drift(drift: Drift | None) -> None:
 
 def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:
     """Measure the drift of a vector that was just found; where that is not possible, say so."""
-    from ..runtime import drift
+    from ..runtime import measure_drift
 
-    return drift.drift_beside(llm, vector, count=DRIFT_PROMPTS, complain=warn_of_drift, **options)
+    try:
+        return measure_drift(llm, vector, count=DRIFT_PROMPTS, **options)
+    except TrainError as error:
+        warn_of_drift(str(error))
+        return None
 
 
 def warn_of_drift(why: str) -> None:

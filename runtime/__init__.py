@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotImprovedWarning
 from ..vector import Policy
-from .drift import Drift, measure_drift, measure_drifts
+from .drift import Drift, measure_drift
+from .evaluation import Comparison, Evaluation, compare, evaluate
 from .learning import (
     Budget,
     Clicks,
@@ -48,8 +49,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "Clicks",
+    "Comparison",
     "Distilled",
     "Drift",
+    "Evaluation",
     "Given",
     "NotImprovedWarning",
     "OnnxSession",
@@ -62,11 +65,12 @@ __all__ = [
     "TinyLoraOnnx",
     "TuneSettings",
     "Tuned",
+    "compare",
     "distill",
     "engine_of",
+    "evaluate",
     "load",
     "measure_drift",
-    "measure_drifts",
     "tune",
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,34 +73,8 @@ class Comparison:
 Answered = Callable[[int], None]
 """Called, from any thread, with how many more prompts are answered."""
 
-
 Report = Callable[[dict[str, Any]], None]
-"""Called, from any thread, with `what` is at work, and how much of it is `done` of how much in `all`."""
-
-
-class Tally:
-    """A count of answered prompts, which the threads of a batch add to, and which is reported as it grows.
-
-    Args:
-        report: is told; one call at a time.
-        prompts: how many there are, of all evaluations together.
-    """
-
-    def __init__(self, report: Report, prompts: int) -> None:
-        self._report, self._all = report, prompts
-        self._what, self._done = "", 0
-        self._turn = threading.Lock()
-
-    def begin(self, what: str) -> None:
-        """Say whose answers come next."""
-        self._what = what
-        self(0)
-
-    def __call__(self, count: int) -> None:
-        """Add answered prompts."""
-        with self._turn:
-            self._done += count
-            self._report({"what": self._what, "done": self._done, "all": self._all})
+"""Called with the figures of every step of learning, and with events."""
 
 
 def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:

@@ -410,10 +410,9 @@ class Learner:
         """What is known without answering any more."""
         state = self.state
         start, best = np.array(state.start_scores[: self._half()]), np.array(state.best_scores)
-        better = state.best_step > 0 and best.mean() > start.mean()
-        return self._tuned(
-            self._vector(state.best) if better else None, start, best if better else start, stopped
-        )
+        if not (state.best_step and best.mean() > start.mean()):
+            return self._tuned(None, start, start, stopped)
+        return self._tuned(self._vector(state.best), start, best, stopped)
 
     def _tuned(
         self, found: MicroVector | None, start: NDArray[np.float64], best: NDArray[np.float64], stopped: str

@@ -12,8 +12,8 @@ import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
-from tinylora_edge.runtime import Drift, TinyLoraLlama, measure_drift, measure_drifts
-from tinylora_edge.runtime.drift import Faults, divergence, drift_beside
+from tinylora_edge.runtime import Drift, TinyLoraLlama, measure_drift
+from tinylora_edge.runtime.drift import Faults, divergence
 from tinylora_edge.tasks import Sample
 from tinylora_edge.tasks.general import load_general
 
@@ -42,38 +42,12 @@ class TestArithmetic:
         found, error = divergence(np.log(p)[tokens], np.log(q)[tokens], [100] * 400)
         assert abs(found - float((p * np.log(p / q)).sum())) < 4 * error
 
-    def test_shares(self) -> None:
-        assert Faults(10, 2, 5, 4).share == 0.5
-        assert math.isnan(Faults(2, 2, 2, 0).share)
-
     def test_a_record_is_json(self) -> None:
         drift = Drift(0.1, math.nan, 1, 3, Faults(1, 0, 1, 1), Faults(0, 0, 0, 0))
         found = json.loads(json.dumps(drift.record(), allow_nan=False))
-        assert found["repeating"] == {"judged": 1, "base": 0, "vector": 1, "new": 1, "share": 1.0}
-        assert found["standard_error"] is found["wrong"]["share"] is None
+        assert found["repeating"] == {"judged": 1, "base": 0, "vector": 1, "new": 1}
+        assert found["standard_error"] is None
         assert "1 of 1 begin to repeat" in repr(drift)
-
-
-class TestBesideAFind:
-    def test_the_figures_are_those_of_a_measurement(
-        self, load: Callable[..., TinyLoraLlama], smollm2_bundle: Path
-    ) -> None:
-        llm, complaints = load(smollm2_bundle, n_ctx=64), list[str]()
-        vector = MicroVector.random(llm.basis, 0.3, seed=1)
-        found = drift_beside(llm, vector, count=2, complain=complaints.append)
-        assert found == measure_drift(llm, vector, count=2)
-        assert complaints == []
-        llm.close()
-
-    def test_what_cannot_be_measured_loses_no_vector(self) -> None:
-        complaints: list[str] = []
-        with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=20, n_threads=1) as llm:
-            vector = MicroVector.random(llm.basis, 1e30)
-            assert drift_beside(llm, vector, count=0, complain=complaints.append) is None
-            assert complaints == []
-            assert drift_beside(llm, vector, count=4, complain=complaints.append) is None
-        assert len(complaints) == 1
-        assert "too large for the model" in complaints[0]
 
 
 class TestLlama:
@@ -86,16 +60,16 @@ class TestLlama:
     def test_a_longer_vector_drifts_further(self, llm: TinyLoraLlama) -> None:
         vectors = [MicroVector.random(llm.basis, norm, seed=1) for norm in (0.2, 2.0)]
         own = llm.swap(vectors[0])
-        zero, none, short, long = measure_drifts(
-            llm, [MicroVector.zeros(llm.basis), None, *vectors], PROMPTS, sequences=8, n_threads=1
+        zero, none, short, long = (
+            measure_drift(llm, vector, PROMPTS, sequences=8, n_threads=1)
+            for vector in (MicroVector.zeros(llm.basis), None, *vectors)
         )
         assert zero.kl == none.kl == zero.repeating.new == zero.wrong.new == 0
         assert long.kl > short.kl + 3 * long.standard_error
         assert long.prompts == 4
         assert long.wrong.judged == 1
         assert llm.vector == own, "measuring changes nothing"
-        again = measure_drift(llm, vectors[1], PROMPTS, sequences=8, n_threads=1)
-        assert again == long, "deterministic, whatever is measured beside it"
+        assert measure_drift(llm, vectors[1], PROMPTS, sequences=8, n_threads=1) == long
 
     def test_what_cannot_be_measured(self, llm: TinyLoraLlama) -> None:
         with pytest.raises(TrainError, match="there are none"):
@@ -109,7 +83,7 @@ class TestLlama:
 def test_in_onnx_too() -> None:
     with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=128, n_threads=1) as llm:
         vectors = [MicroVector.zeros(llm.basis), MicroVector.random(llm.basis, 2.0, seed=1)]
-        zero, long = measure_drifts(llm, vectors, PROMPTS)
+        zero, long = (measure_drift(llm, vector, PROMPTS) for vector in vectors)
         assert abs(zero.kl) < 1e-4
         assert long.kl > 0.01
 
@@ -117,9 +91,8 @@ def test_in_onnx_too() -> None:
 def test_on_the_real_model(load: Callable[..., TinyLoraLlama], smollm2_bundle: Path) -> None:
     llm = load(smollm2_bundle, n_ctx=64)
     general = [sample for sample in load_general() if sample.data["kind"] == "fact"][:4]
-    zero, long = measure_drifts(
-        llm, [MicroVector.zeros(llm.basis), MicroVector.random(llm.basis, 0.3, seed=1)], general
-    )
+    vectors = MicroVector.zeros(llm.basis), MicroVector.random(llm.basis, 0.3, seed=1)
+    zero, long = (measure_drift(llm, vector, general) for vector in vectors)
     llm.close()
     assert zero.kl == 0
     assert zero.wrong.new == zero.repeating.new == 0

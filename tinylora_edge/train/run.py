@@ -21,7 +21,7 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle
 from ..runtime.batch import Batch
-from ..runtime.drift import drift_beside
+from ..runtime.drift import measure_drift
 from ..runtime.evaluation import Report, evaluate
 from ..runtime.llama.requantize import half_copy, half_type
 from ..system import __version__, atomic_write, cores
@@ -140,14 +140,14 @@ def measured(
     Where the drift cannot be measured, that is reported, and the run is not lost for it.
     """
     base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
-    drift = drift_beside(
-        llm,
-        vector,
-        count=options.drift,
-        complain=lambda why: report({"event": "no drift", "why": why}),
-        sequences=options.sequences,
-        n_threads=options.workers or cores(),
-    )
+    drift, threads = None, options.workers or cores()
+    try:
+        if options.drift:
+            drift = measure_drift(
+                llm, vector, count=options.drift, sequences=options.sequences, n_threads=threads
+            )
+    except TrainError as error:
+        report({"event": "no drift", "why": str(error)})
     return replace(outcome, base=base, personalized=personalized, drift=drift)
 
 
