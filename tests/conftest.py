@@ -19,6 +19,7 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 import numpy as np
 import pytest
+import shared
 import support
 from browsing import browser
 from hypothesis import settings
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
 # Examples are derived from the test, not from a clock or a database: a failure here fails everywhere.
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
-# For `make machine`: other examples every time, and a failure is kept and tried first the next time.
-settings.register_profile(
-    "long", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "1000")), stateful_step_count=50
-)
+shared.begin()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,20 +57,20 @@ def smollm2_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2_bundle(smollm2_gguf: Path) -> Path:
     """A bundle of the real model with the defaults: r = 2, u = 1, 13 groups, tiled. Never write to it."""
     from tinylora_edge.exporters import export_gguf
 
-    return export_gguf(smollm2_gguf, tmp_path_factory.mktemp("smollm2") / "bundle").output
+    return shared.once("smollm2-bundle", lambda path: export_gguf(smollm2_gguf, path).output)
 
 
 @pytest.fixture(scope="session")
-def smollm2_bundle_u13(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2_bundle_u13(smollm2_gguf: Path) -> Path:
     """The other reading of 13 parameters: u = 13, one group. Never write to it."""
     from tinylora_edge.exporters import ExportSettings, export_gguf
 
-    output = tmp_path_factory.mktemp("smollm2-u13") / "bundle"
-    return export_gguf(smollm2_gguf, output, settings=ExportSettings(u=13, tying="full")).output
+    settings = ExportSettings(u=13, tying="full")
+    return shared.once("smollm2-u13", lambda path: export_gguf(smollm2_gguf, path, settings=settings).output)
 
 
 @pytest.fixture(scope="session")

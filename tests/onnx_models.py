@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import gguf
 import models
 import numpy as np
 import onnxruntime as ort
+import shared
 
 from tinylora_edge.exporters.onnx import builder
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOKENS = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100]
-
-
-@cache
-def _directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="tinylora-onnx-")
 
 
 def write_hf(model: Any, path: Path, dtype: str = "float32", **options: Any) -> Path:
@@ -69,17 +64,19 @@ def tiny(architecture: str) -> Any:
     return model
 
 
-@cache
 def tiny_hf(architecture: str) -> Path:
     """The small random model of an architecture as a Hugging Face directory with a tokenizer."""
-    return write_hf(tiny(architecture), Path(_directory().name) / f"{architecture}-hf")
+    return shared.once(f"{architecture}-hf", lambda path: write_hf(tiny(architecture), path))
 
 
-@cache
 def graph(source: Path, precision: str) -> Path:
     """The base graph that the builder makes of a model. Never write to it."""
-    work = Path(tempfile.mkdtemp(prefix=f"{precision}-", dir=_directory().name))
-    return builder.build(source, work, precision).folder
+
+    def make(path: Path) -> Path:
+        path.mkdir()
+        return builder.build(source, path, precision).folder
+
+    return shared.once(f"{precision}-{hashlib.sha256(bytes(source)).hexdigest()[:16]}", make)
 
 
 def session(folder: Path, *, threads: int = 1, **options: Any) -> ort.InferenceSession:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import gguf
 import llama_cpp
 import models
 import numpy as np
+import shared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,18 +27,9 @@ PROMPTS = (
 )
 
 
-@cache
-def _directory() -> tempfile.TemporaryDirectory[str]:
-    # Removed when the process ends; pytest's own temporary directories outlive three sessions, and
-    # what lies here takes 1.5 GB.
-    return tempfile.TemporaryDirectory(prefix="tinylora-tests-")
-
-
-@cache
 def requantized(source: Path, ftype: int) -> Path:
     """The model as another GGUF. F32 holds exactly the values that the Q4_1 file stores."""
-    target = Path(_directory().name) / f"SmolLM2-{ftype}.gguf"
-    return models.quantize_file(source, target, ftype)
+    return shared.once(f"SmolLM2-{ftype}.gguf", lambda path: models.quantize_file(source, path, ftype))
 
 
 @cache
@@ -46,11 +37,9 @@ def _read(source: Path) -> gguf.GGUFReader:
     return gguf.GGUFReader(requantized(source, ALL_F32))
 
 
-@cache
 def hf_directory(source: Path) -> Path:
     """The model as a Hugging Face directory, float32, rows of q and k in that world's order."""
-    reader, directory = _read(source), Path(_directory().name) / "hf"
-    return models.gguf_to_hf(reader, directory)
+    return shared.once("SmolLM2-hf", lambda path: models.gguf_to_hf(_read(source), path))
 
 
 @cache

@@ -8,11 +8,12 @@ without the `cryptography` package may bring.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import importlib.util
 import json
-import os
 import struct
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,9 +142,9 @@ def learned_forms(basis: Basis, n: int = 13, *, scale: float = 1.0) -> dict[str,
 
 
 def bundle_with(basis: Basis, base: Path, folder: Path) -> Path:
-    """Make a bundle of a GGUF and a basis."""
+    """Make a bundle of a GGUF and a basis, and return its folder."""
     folder.mkdir()
-    os.link(base, folder / "base.gguf")
+    (folder / "base.gguf").symlink_to(base.resolve())
     save_basis(basis, folder / "basis.gguf")
     return folder
 
@@ -174,20 +175,10 @@ def frame(
     day = until.to_bytes(2, "little") if version == 3 else b""
     body = first + bytes.fromhex(digest)[:4] + sequence.to_bytes(2, "little") + day + payload
     bound = hashlib.sha256(b"tinylora stream 2\n" + stream.encode()).digest()
-    return body + tag_of(bound + bytes.fromhex(digest) + body, tag, key)
-
-
-def tag_of(message: bytes, tag: str, key: Any) -> bytes:
-    """Return the tag of a message as docs/FORMAT.md, "Frames", words it."""
-    import hmac
-    import zlib
-
+    message = bound + bytes.fromhex(digest) + body
     if tag == "crc32":
-        return zlib.crc32(message).to_bytes(4, "little")
-    if tag == "hmac":
-        return hmac.new(key, message, "sha256").digest()[:8]
-    signature: bytes = key.sign(message)
-    return signature
+        return body + zlib.crc32(message).to_bytes(4, "little")
+    return body + (hmac.new(key, message, "sha256").digest()[:8] if tag == "hmac" else key.sign(message))
 
 
 def digest(basis: Basis) -> str:
@@ -303,10 +294,7 @@ def memory_limit(extra: int) -> Iterator[None]:
 
 def rebased(bundle: Path, basis: Basis, folder: Path) -> Path:
     """Make a bundle of another one's base with another basis, and return its folder."""
-    folder.mkdir()
-    (folder / "base.gguf").symlink_to((bundle / "base.gguf").resolve())
-    save_basis(basis, folder / "basis.gguf")
-    return folder
+    return bundle_with(basis, bundle / "base.gguf", folder)
 
 
 def script(path: Path) -> ModuleType:

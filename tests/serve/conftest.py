@@ -8,17 +8,22 @@ from pathlib import Path
 import models
 import openai
 import pytest
+import shared
 from serving import Serving
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny() -> Path:
     """A bundle of a random Llama of 2 blocks with a vocabulary of bytes."""
-    folder = tmp_path_factory.mktemp("served")
-    gguf = models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
-    return export_gguf(gguf, folder / "tiny", settings=ExportSettings(groups=5)).output
+
+    def make(path: Path) -> Path:
+        path.mkdir()
+        gguf = models.write_gguf(models.tiny_model("llama"), path / "tiny.gguf")
+        return export_gguf(gguf, path / "tiny", settings=ExportSettings(groups=5)).output
+
+    return shared.once("served", make)
 
 
 @pytest.fixture(scope="module")
