@@ -75,10 +75,3 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Task files as the recipes name them."""
     return trl_world.write_problems(tmp_path_factory.mktemp("problems"))
-
-
-@pytest.fixture(scope="session")
-def two_processes(tiny: Path, problems: dict[str, Path]) -> Path:
-    """The same folder, in which two processes have trained."""
-    trl_world.launch_two(tiny, problems)
-    return tiny

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from tinylora_edge.projection import tie
 from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import IMPORTANCE_CAP
-from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, pad, plain_head, shared_prefix
-from tinylora_edge.train.model import factors_for, hf_names, load_model
+from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, pad, plain_head
+from tinylora_edge.train.model import load_model
 
 TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
 
@@ -228,26 +227,6 @@ def test_what_prompts_begin_with_counts_for_each() -> None:
     assert together.loss == pytest.approx(sum(each.loss for each in apart) / 3, rel=1e-5)
 
 
-def ids(*rows: Sequence[int]) -> list[np.ndarray]:
-    return [np.array(row, np.int32) for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("rows", "common"),
-    [
-        (ids(range(90), [*range(80), 1, 2]), 80),
-        (ids(range(90), range(80), range(90)), 79),  # each has a token left
-        (ids(range(20), range(20)), 0),  # not worth a pass
-        (ids(range(20), range(20), range(20)), 19),
-        (ids(range(90)), 0),  # there is nobody to share it with
-        (ids([1, *range(80)], [2, *range(80)]), 0),
-        (ids([7], range(80)), 0),
-    ],
-)
-def test_what_prompts_begin_with(rows: list[np.ndarray], common: int) -> None:
-    assert shared_prefix(rows) == common
-
-
 def test_equal_completions_count_each() -> None:
     """They are computed once; the gradient is that of as many as there are."""
     model = models.tiny_model("llama")
@@ -328,28 +307,6 @@ def test_refuses_the_factors_of_other_weights(dtype: torch.dtype) -> None:
         Adapter(model, other)
     assert torch.equal(model(tokens).logits, plain)
     Adapter(model, basis_of(models.tiny_model("llama"), "full", 1, 1, "llama")).detach()
-
-
-def test_an_order_of_rows_that_is_not_known() -> None:
-    model = models.tiny_model("qwen2")
-    basis = basis_of(model, "full", 1, 1, "qwen2")
-    weight = model.get_submodule("model.layers.1.mlp.up_proj").weight
-    weight.data = weight.data.flip(0)
-    with pytest.raises(TrainError, match=r"layers\.1\.mlp\.up_proj is .* order that is not known"):
-        Adapter(model, basis)
-    assert not any(layer._forward_hooks for layer in model.modules())
-
-
-@pytest.mark.parametrize("architecture", ["llama", "falcon", "qwen2", "phi3"])
-def test_the_order_of_rows_is_known_without_the_weights(architecture: str) -> None:
-    """As where they are quantized: by a list of architectures, and the same as where the weights decide."""
-    model = models.tiny_model(architecture)
-    basis = basis_of(model, "full", 1, 1, GGUF_NAMES[architecture])
-    absent = copy.deepcopy(model).to("meta")
-    for module, name in hf_names(model, basis).items():
-        expected, found = (factors_for(m, basis, module, name) for m in (model, absent))
-        assert torch.equal(found[0], expected[0])
-        assert torch.equal(found[1], expected[1]), module
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:

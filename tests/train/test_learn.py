@@ -21,7 +21,6 @@ from tinylora_edge.train.learn import (
     learn,
     learned_directions,
     prior_of,
-    questions_of,
 )
 
 D = 24
@@ -73,29 +72,11 @@ def test_a_planted_plane_is_found(fisher: np.ndarray) -> None:
     assert found.energy.sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_what_all_share_counts() -> None:
-    """Not centred: a shift that every behaviour asks for is the first direction."""
-    rng = np.random.default_rng(1)
-    shift = rng.standard_normal(D)
-    slopes = (10 * shift + 0.1 * rng.standard_normal((8, D))).astype(np.float32)
-    first = learned_directions(slopes, FLAT, 1).directions[0]
-    assert abs(first @ shift) / np.linalg.norm(shift) > 0.999
-
-
 def test_a_behaviour_that_asks_for_everything_counts_as_one() -> None:
     slopes = np.zeros((10, D), np.float32)
     slopes[:9, 0], slopes[9, 1] = 1, 1000
     first = learned_directions(slopes, FLAT, 1).directions[0]
     assert abs(first[0]) > 0.99
-
-
-def test_signs_do_not_depend_on_those_of_the_slopes() -> None:
-    slopes = planted(9)
-    signs = np.where(np.arange(9) % 2, 1, -1).astype(np.float32)[:, None]
-    one, other = (learned_directions(each, FLAT, 2).directions for each in (slopes, slopes * signs))
-    np.testing.assert_allclose(one, other, atol=1e-6)
-    for row in one:
-        assert row[np.abs(row).argmax()] > 0
 
 
 def test_few_samples_make_no_direction_free() -> None:
@@ -245,28 +226,9 @@ def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, me
     assert not list(tmp_path.rglob("*.npz"))
 
 
-def test_a_learned_basis_is_not_learned_again(learned_bundle, learned, tmp_path):
-    with pytest.raises(TrainError, match=f"basis {learned[0].basis.id} has explicit projections already"):
-        run(learned_bundle, tmp_path / "state")
-
-
-def test_settings_are_checked():
-    with pytest.raises(TrainError, match="at least 1"):
-        LearnSettings(questions=0)
-
-
 def test_questions_are_divided(smollm2_bundle):
     with pytest.raises(TrainError, match="not 4 and 2 with 1 on both sides"):
         distill(smollm2_bundle, BEHAVIOURS[0], QUESTIONS, [HELD_OUT[0], QUESTIONS[0]])
-
-
-def test_questions_are_drawn_by_seed_and_name():
-    general = [f"Question {i}?" for i in range(40)]
-    drawn = questions_of(BEHAVIOURS[0], general, LearnSettings())
-    assert len(set(drawn)) == 8
-    assert drawn == questions_of(BEHAVIOURS[0], general, LearnSettings())
-    assert drawn != questions_of(BEHAVIOURS[1], general, LearnSettings())
-    assert drawn != questions_of(BEHAVIOURS[0], general, LearnSettings(seed=1))
 
 
 @pytest.mark.parametrize(("groups", "u"), [(3, 1), (2, 3), (1, 4)])

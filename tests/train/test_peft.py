@@ -13,7 +13,6 @@ import models
 import numpy as np
 import peft
 import pytest
-import support
 import torch
 from test_adapter import TYINGS, basis_of
 from torch import Tensor
@@ -62,13 +61,6 @@ def test_equals_the_adapter(architecture: str, scheme: str, groups: int, u: int)
     assert_equals_the_adapter(*make(architecture, scheme, groups, u))
 
 
-@pytest.mark.parametrize("form", ["dense", "tiled"])
-def test_explicit_projections_equal_the_adapter(form: str) -> None:
-    model, plain, _ = make()
-    basis = support.learned_forms(plain, 7, scale=0.7)[form]
-    assert_equals_the_adapter(model, basis, MicroVector.random(basis, 1.0, seed=3))
-
-
 def assert_equals_the_adapter(model: Any, basis: Basis, vector: MicroVector) -> None:
     plain = model(TOKENS).logits
     with Adapter(model, basis) as adapter:
@@ -110,28 +102,6 @@ def test_equals_the_layer_of_peft(architecture: str, ratio: float, u: int) -> No
     wrapped = peft_model(models.tiny_model(architecture), basis)
     set_vector(wrapped, vector)
     assert_same(logits_and_gradient(wrapped, rows_of(wrapped)), expected, plain)
-
-
-def test_runs_no_svd(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, basis, _ = make()
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("an SVD ran")
-
-    for name in ("svd", "svdvals", "qr", "eigh"):
-        monkeypatch.setattr(torch.linalg, name, refuse)
-    monkeypatch.setattr(torch, "svd_lowrank", refuse)
-    peft_model(model, basis)
-
-
-def test_leaves_the_tinylora_of_peft_alone() -> None:
-    assert peft.PEFT_TYPE_TO_TUNER_MAPPING[peft.PeftType.TINYLORA] is peft.TinyLoraModel
-    model = models.tiny_model("llama")
-    stock = peft.get_peft_model(model, peft.TinyLoraConfig(r=2, u=1, target_modules=["q_proj"]))
-    weight = model.model.layers[0].self_attn.q_proj.weight
-    _, s, v = torch.linalg.svd(weight)
-    a = stock.base_model.model.model.layers[0].self_attn.q_proj.tinylora_A["default"]
-    assert torch.allclose(a, s[:2, None].sqrt() * v[:2], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.commands.launch import launch_command_parser
 from trl_world import MODELS, RECIPES, ROOT, steps
 
 from tinylora_edge import Bundle, MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample
 from tinylora_edge.train import trl as engine
-from tinylora_edge.train.recipes import launch, main, read_recipe
+from tinylora_edge.train.recipes import main, read_recipe
 from tinylora_edge.train.trl import grpo_fields
 
 
@@ -39,14 +39,6 @@ def test_recipes_say_what_the_paper_does(problems: dict[str, Path], model: str) 
             assert fields["temperature"] == 1.0
             assert fields["vllm_max_model_length"] >= limit + 512, "room for a prompt"
             engine.GRPOConfig(**(fields | {"use_cpu": True, "bf16": False}))
-
-
-def test_a_model_is_one_of_the_catalog() -> None:
-    table = tomllib.loads((ROOT / "recipes" / "models.toml").read_text("utf-8"))
-    catalog = tomllib.loads((ROOT / "exporters" / "models.toml").read_text("utf-8"))
-    assert tuple(table) == MODELS
-    for name, layer in table.items():
-        assert layer["options"]["weights"] == catalog[name]["weights"]
 
 
 def test_a_layer_goes_before_the_recipe(tmp_path: Path) -> None:
@@ -116,14 +108,6 @@ def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> N
         read_recipe(RECIPES[0], changes)
 
 
-def test_changes_go_before_the_recipe() -> None:
-    changes = ["options.prompts=16", "grpo.beta=0.5", "task=gsm8k:x.jsonl", "reward=ends_itself"]
-    recipe, options = read_recipe(RECIPES[1], [*changes, "options.lr=1", "options.half_copy=false"])
-    assert (options.prompts, options.lr, options.half_copy) == (16, 1, False)
-    assert recipe.grpo["beta"] == 0.5
-    assert (recipe.task, recipe.reward) == ("gsm8k:x.jsonl", "ends_itself")
-
-
 # The command line
 
 
@@ -148,27 +132,6 @@ def test_a_recipe_runs_dry(
     assert fields["num_generations"] == options.samples
     assert fields["beta"] == recipe.grpo.get("beta", 0.0)
     assert fields["gradient_checkpointing"] is True
-
-
-@pytest.mark.parametrize("gpus", [2, 8])
-def test_gpus_are_started_by_accelerate(gpus: int) -> None:
-    """The launcher's own parser understands the command, and hands on what ours does."""
-    given = [
-        "qwen",
-        "-o",
-        "v.bin",
-        "--recipe",
-        str(RECIPES[0]),
-        "--gpus",
-        str(gpus),
-        "--vllm",
-    ]
-    command = launch(given, gpus)
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
-    parsed = launch_command_parser().parse_args(command[3:])
-    assert (parsed.num_processes, parsed.mixed_precision) == (gpus, "bf16")
-    assert (parsed.module, parsed.training_script) == (True, "tinylora_edge.train.recipes")
-    assert parsed.training_script_args == given
 
 
 def test_a_dry_run_checks_the_settings_for_all_gpus(
@@ -196,16 +159,22 @@ def test_a_dry_run_checks_the_settings_for_all_gpus(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recipe_runs_dry_in_two_processes(two_processes: Path) -> None:
-    printed = [json.loads(line) for line in (two_processes / "recipe.out").read_text().splitlines()]
-    manifest = json.loads((two_processes / "recipe.bin.json").read_text())
-    *curve, end = printed
+def test_a_recipe_runs_dry_in_two_processes(tiny: Path, problems: dict[str, Path], tmp_path: Path) -> None:
+    """They end with the same vector, or `check_agreement` refuses it; one of them writes."""
+    output = tmp_path / "v.bin"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tinylora_edge.train.recipes", str(tiny / "bundle"), "-o", str(output), "--dry-run"]
+    command += ["--recipe", str(RECIPES[0]), "--task", str(problems["gsm8k"])]
+    command += ["--weights", str(tiny / "weights"), "--lr", "2e-4"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CI": "1"}  # CI: TRL sends no telemetry
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    *curve, end = (json.loads(line) for line in done.stdout.splitlines())
+    manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert curve == manifest["curve"]
-    assert (end["event"], end["output"]) == ("end", str(two_processes / "recipe.bin"))
-    assert end["best"] == max(row["validation"] for row in curve if "validation" in row)
-    assert [row["step"] for row in steps(printed)] == [1, 2]
+    assert (end["event"], end["output"]) == ("end", str(output))
     assert manifest["engine"]["processes"] == 2
-    assert manifest["options"]["lr"] == 2e-4
+    assert output.exists()
 
 
 def test_a_command_that_cannot_run_says_one_line(

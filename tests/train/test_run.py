@@ -395,14 +395,6 @@ def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
         Options(**options)
 
 
-def test_chat_prompts_without_a_template(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    chat = [Sample(({"role": "user", "content": "hello"},))] * 64
-    with pytest.raises(ValueError, match="no chat template"):
-        train(tiny_bundle, replace(letters_task, train=chat), tmp_path / "v", options=options)
-
-
 def test_basis_of_another_base(
     tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:

@@ -102,46 +102,6 @@ def test_a_fit_goes_as_far_as_answers_outweigh_the_prior(tiny_bundle: Path) -> N
     assert fits[0][1][0] == fits[2][1][0], "the bare model"
 
 
-def test_slopes_are_one_a_question_and_lie_on_the_host(tiny_bundle: Path) -> None:
-    model = models.tiny_model("llama")
-    model.set_attn_implementation("eager")
-    pupil = Student(model, Bundle.find(tiny_bundle).basis)
-    found = pupil.slopes(lesson(), seed=(0, 1))
-    pupil.close()
-    assert found.divergence.shape == found.score.shape == (3, 14, 2, 2)
-    assert found.before > 0
-    assert found.tokens.tolist() == [3, 1, 2]
-    assert np.isfinite(found.divergence).all()
-
-
-@pytest.mark.parametrize("plain", [True, False], ids=["from hidden states", "from logits"])
-def test_a_pass_computes_on_the_device_of_the_model(
-    tiny_bundle: Path, plain: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a device without data torch refuses to compute with data of another: it stops at the end."""
-    model = models.tiny_model("llama")
-    model.set_attn_implementation("eager")
-    model.to("meta")
-    head = model.get_output_embeddings().weight if plain else None
-    monkeypatch.setattr(student, "plain_head", lambda model: head)
-    monkeypatch.setattr(torch, "Generator", lambda device: Dice(device))
-    there = Student(model, Bundle.find(tiny_bundle).basis)
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor") as raised:
-        there.slopes(lesson(), seed=(0, 1))
-    there.close()
-    assert ".cpu()" in str(raised.traceback[-1].statement)
-
-
-class Dice:
-    """A generator where torch has none."""
-
-    def __init__(self, device: torch.device) -> None:
-        assert device.type == "meta"
-
-    def manual_seed(self, seed: int) -> None:
-        return None
-
-
 # The divergence over the vocabulary: value and gradient against autograd in float64
 
 

@@ -1,4 +1,4 @@
-"""The TRL engine: what it writes, one process against two, silent steps, resuming, what it refuses."""
+"""The TRL engine: what it writes, its gradient, silent steps, resuming, what it refuses."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import models
 import numpy as np
 import pytest
-import trl_worker
+import trl_world
 from trl_world import TEMPLATE, rows_of, steps, write_tokenizer
 
 from tinylora_edge import Bundle, MicroVector, TrainError
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, train
-from tinylora_edge.train.peft_adapter import peft_model, vector_of
-from tinylora_edge.train.trl import _end_ids, check_prompts, load_tokenizer, reward_function, train_trl
+from tinylora_edge.train.peft_adapter import peft_model
+from tinylora_edge.train.trl import check_prompts, load_tokenizer, train_trl
 
 
 @pytest.fixture
 def options(tiny: Path) -> Options:
-    return trl_worker.options(tiny)
+    return trl_world.options(tiny)
 
 
 def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     longer = replace(
         options, steps=8, prompts=8, samples=8, validate_every=4, lr=0.3, wire="bf16", evaluate=True
     )
-    task = trl_worker.letters_task()
+    task = trl_world.letters_task()
     outcome = train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=longer, report=rows.append)
     rewards = [row["reward"] for row in steps(rows)]
     assert len(rewards) == 8
@@ -65,47 +65,6 @@ def test_checkpoints_ask_no_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.
     assert asked == []
 
 
-def test_every_process_ends_with_the_same_numbers(two_processes: Path) -> None:
-    folder = two_processes
-    basis = Bundle.find(folder / "bundle").basis
-    for name in ("fixed", "sampled"):
-        first, second = ((folder / f"{name}.{rank}").read_bytes() for rank in (0, 1))
-        assert first == second
-        assert np.frombuffer(first, np.float32).shape == (13,)
-    manifest = json.loads((folder / "sampled.bin.json").read_text())
-    assert manifest["engine"]["processes"] == 2
-    shipped = MicroVector.from_bytes((folder / "sampled.bin").read_bytes(), basis)
-    assert shipped.values.tobytes() == (folder / "sampled.0").read_bytes()
-    assert [row["step"] for row in steps(rows_of(folder / "sampled.bin"))] == [1, 2, 3, 4]  # written once
-
-
-def test_processes_that_come_apart_are_told(two_processes: Path) -> None:
-    for rank in (0, 1):
-        assert "2 processes ended with 2 different vectors" in (two_processes / f"apart.{rank}").read_text()
-
-
-def test_two_processes_compute_what_one_does(two_processes: Path, tmp_path: Path) -> None:
-    """The same global batches in one process and in two, which split a group between them.
-
-    Compared after every step: loss, KL, gradient norm before the clip, |v|; at the end all 13 numbers.
-    """
-    rows: list[dict[str, Any]] = []
-    trainer = trl_worker.fixed_run(two_processes, tmp_path / "v.bin", rows)
-    assert trainer.args.per_device_train_batch_size == 12
-    expected, found = steps(rows), steps(rows_of(two_processes / "fixed.bin"))
-    assert len(found) == len(expected) == 4
-    for one, two in zip(expected, found, strict=True):
-        for key in ("reward", "length", "loss", "kl", "grad", "norm"):
-            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
-    assert min(abs(row["loss"]) for row in expected) > 0.01
-    assert min(row["grad"] for row in expected) > 0.01
-    assert expected[-1]["kl"] > 0.01
-    alone = vector_of(trainer.model).values.reshape(-1)
-    together = np.frombuffer((two_processes / "fixed.0").read_bytes(), np.float32)
-    assert np.abs(alone).min() > 0.01
-    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-5)
-
-
 def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Path) -> None:
     """TRL's first gradient on given completions is the learner's, for the same loss."""
     import torch
@@ -114,12 +73,12 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     from tinylora_edge.train.model import load_model
 
     rows: list[dict[str, Any]] = []
-    trainer = trl_worker.fixed_run(tiny, tmp_path / "v.bin", rows)
+    trainer = trl_world.fixed_run(tiny, tmp_path / "v.bin", rows)
     batch = next(iter(trainer.get_train_dataloader()))
     prompts = [row["prompt"] for row in batch]
     trainer.model.train()
-    given = trl_worker.completions(prompts, trainer)
-    task, end = trl_worker.letters_task(), trl_worker.END
+    given = trl_world.completions(prompts, trainer)
+    task, end = trl_world.letters_task(), trl_world.END
     model = load_model(tiny / "weights", "fp32")
     adapter = Adapter(model, Bundle.find(tiny / "bundle").basis)
     learner = Learner(model, adapter, temperature=task.temperature)
@@ -149,9 +108,9 @@ def test_no_step_without_signal(tiny: Path, options: Options, tmp_path: Path) ->
     def fading(completion: Completion, sample: Sample) -> float:
         nonlocal calls
         calls += 1
-        return trl_worker.letters(completion, sample) if calls <= 8 + 24 else 0.0
+        return trl_world.letters(completion, sample) if calls <= 8 + 24 else 0.0
 
-    task = replace(trl_worker.letters_task(), reward=fading)
+    task = replace(trl_world.letters_task(), reward=fading)
     chosen = replace(options, steps=4, validate_every=100)
     rows: list[dict[str, Any]] = []
     outcome = train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=chosen, report=rows.append)
@@ -174,7 +133,7 @@ def test_no_step_without_signal(tiny: Path, options: Options, tmp_path: Path) ->
 def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Path, kl: float) -> None:
     options = replace(options, steps=6, checkpoint_every=2, validate_every=3)
     chosen: dict[str, Any] = {"options": options, "grpo": {"beta": kl}}
-    task = trl_worker.letters_task()
+    task = trl_world.letters_task()
     rows: list[dict[str, Any]] = []
     whole = train_trl(tiny / "bundle", task, tmp_path / "a.bin", **chosen, report=rows.append)
 
@@ -196,28 +155,11 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
     assert whole.result.best_step > 0 or whole.result.vector.norm == 0
 
 
-def test_a_reward_sees_what_the_model_said(tiny: Path) -> None:
-    seen = []
-
-    def note(completion: Completion, sample: Sample) -> float:
-        seen.append((completion, sample))
-        return float(completion.tokens)
-
-    task = replace(trl_worker.letters_task(), reward=note)
-    tokenizer = load_tokenizer(tiny / "weights")
-    score = reward_function(task, task.train, tokenizer, _end_ids(models.tiny_model("llama"), tokenizer))
-    assert score(completion_ids=[[72, 105, 257], [32, 72, 258]], index=[3, 5], prompts=[]) == [3, 3]
-    assert seen == [
-        (Completion("Hi", True, 3), task.train[3]),
-        (Completion(" H", False, 3), task.train[5]),
-    ]
-
-
 def test_a_reward_that_fails_is_told_with_its_sample(tiny: Path, options: Options, tmp_path: Path) -> None:
     def broken(completion: Completion, sample: Sample) -> float:
         return 1 / len([c for c in completion.text if c == "\0"])
 
-    task = replace(trl_worker.letters_task(), reward=broken)
+    task = replace(trl_world.letters_task(), reward=broken)
     with pytest.raises(TrainError, match=r"train sample \d+ .*ZeroDivisionError"):
         train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=options)
     assert list(tmp_path.iterdir()) == []
@@ -250,7 +192,7 @@ def test_refuses_settings_that_cannot_work(
     with pytest.raises(TrainError, match=message):
         train_trl(
             tiny / "bundle",
-            trl_worker.letters_task(),
+            trl_world.letters_task(),
             tmp_path / "v.bin",
             options=replace(options, **change),
             grpo=grpo,
@@ -260,7 +202,7 @@ def test_refuses_settings_that_cannot_work(
 
 def test_refuses_prompts_that_the_device_sees_otherwise(tiny: Path, tmp_path: Path) -> None:
     bundle, tokenizer = tiny / "bundle", load_tokenizer(tiny / "weights")
-    task = trl_worker.letters_task()
+    task = trl_world.letters_task()
     check_prompts(tokenizer, task, task.train, room=20, bundle=bundle)
     with pytest.raises(TrainError, match=r"has 9 tokens, but the model's context leaves room for 8"):
         check_prompts(tokenizer, task, task.train, room=8)
@@ -284,6 +226,6 @@ def test_the_tokenizer_of_the_real_gguf_is_the_device_s(smollm2_bundle: Path) ->
         Sample(({"role": "user", "content": "List: fox, naïve café, 12,345 — x. Which is last?"},)),
         Sample(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi\n\n  there"})),
     ]
-    task = Task("t", prompts, [], trl_worker.letters)
+    task = Task("t", prompts, [], trl_world.letters)
     tokenizer = load_tokenizer(Bundle.find(smollm2_bundle).base)
     check_prompts(tokenizer, task, prompts, room=100, bundle=smollm2_bundle)

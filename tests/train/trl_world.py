@@ -1,17 +1,20 @@
-"""What the tests of the TRL engine and its recipes share: a tiny model, task files, two processes."""
+"""What the tests of the TRL engine and its recipes share: a tiny model, a task, task files."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import models
+import numpy as np
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.train import Options
+from tinylora_edge.train import trl as engine
 
 ROOT = Path(__file__).parents[2]
 RECIPES = [ROOT / "recipes" / f"{task}.toml" for task in ("gsm8k", "math")]
@@ -77,14 +80,64 @@ def write_problems(folder: Path) -> dict[str, Path]:
     return {"gsm8k": Path(f"gsm8k:{folder / 'gsm8k.jsonl'}"), "math": folder / "math.jsonl"}
 
 
-def launch_two(folder: Path, problems: dict[str, Path]) -> None:
-    """One launch for all that two processes are needed for; starting them is what takes time."""
-    recipe = [str(folder / "bundle"), "-o", str(folder / "recipe.bin"), "--recipe", str(RECIPES[0])]
-    recipe += ["--task", str(problems["gsm8k"]), "--weights", str(folder / "weights")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = str(Path(__file__).with_name("trl_worker.py"))
-    command += [worker, str(folder), *recipe, "--dry-run", "--lr", "2e-4"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CI": "1"}  # CI: TRL sends no telemetry
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "recipe.out").write_text(done.stdout)
+LIMIT, END = 6, 257
+
+
+def letters(completion: Completion, sample: Sample) -> float:
+    """Share of ASCII letters in the answer."""
+    return sum(c.isascii() and c.isalpha() for c in completion.text) / max(len(completion.text), 1)
+
+
+def letters_task() -> Task:
+    prompts = [Sample(({"role": "user", "content": f"say {i}"},), f"answer {i}") for i in range(56)]
+    return Task("letters", prompts[:48], prompts[48:], letters, max_tokens=LIMIT, temperature=1.0)
+
+
+def options(folder: Path) -> Options:
+    return Options(
+        steps=4,
+        prompts=3,
+        samples=4,
+        lr=0.2,
+        validation=8,
+        validate_every=2,
+        seed=1,
+        weights=str(folder / "weights"),
+        dtype="fp32",
+        workers=1,
+        sequences=8,
+        evaluate=False,
+    )
+
+
+def completions(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    """The completions of a batch, by prompt and place in the group alone: the same however it is shared out.
+
+    They differ in length, so that the losses of a group do not cancel.
+    """
+    each = trainer.num_generations if trainer.model.training else 1
+    first = trainer.accelerator.process_index * len(prompts)
+    drawn = []
+    for place, prompt in enumerate(prompts, first):
+        rng = np.random.default_rng([*prompt[0]["content"].encode(), place % each])
+        length = int(rng.integers(1, LIMIT + 1))
+        drawn.append([*rng.integers(32, 127, length - 1).tolist(), END])
+    return {"prompt_ids": trainer._tokenize_prompts(prompts)[0], "completion_ids": drawn, "logprobs": None}
+
+
+def fixed_run(folder: Path, output: Path, rows: list[dict[str, Any]]) -> Any:
+    """Train on given completions, with a KL term; returns TRL's trainer."""
+    made = []
+
+    class Recorded(engine.GRPOTrainer):  # type: ignore[misc]
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments, rollout_func=completions)
+            made.append(self)
+
+    before, engine.GRPOTrainer = engine.GRPOTrainer, Recorded
+    try:
+        chosen = {"options": options(folder), "grpo": {"beta": 0.1}}
+        engine.train_trl(folder / "bundle", letters_task(), output, **chosen, report=rows.append)
+    finally:
+        engine.GRPOTrainer = before
+    return made[0]
