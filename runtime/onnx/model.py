@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from functools import cached_property
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import TinyLoraError
 from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
 from ..engine import Part
@@ -18,9 +18,8 @@ from ..sampling import Sampler
 from .bundle import OnnxBundle
 from .completion import Completion, steps_of
 from .engine import OnnxEngine
-from .genai import GenaiModel, Messages, as_list
 from .session import open_session
-from .vocabulary import OnnxVocabulary
+from .vocabulary import Messages, OnnxVocabulary
 
 
 class TinyLoraOnnx(PersonalizedModel):
@@ -58,10 +57,13 @@ class TinyLoraOnnx(PersonalizedModel):
         bundle.check()
         self._prepare(bundle.basis, policy)
         self.model_path = str(bundle.model)
-        self._model = GenaiModel(bundle, n_ctx, n_threads, session_options)
+        self._vocabulary = OnnxVocabulary(bundle)
+        self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self._vector: MicroVector | None = None
-        self._session = open_session(bundle, given=self._model.options)
-        self._row = self._engine(1, self.n_ctx(), check=True)
+        threads = {} if n_threads is None else {"intra_op_num_threads": n_threads}
+        given = {**self.vocabulary.session_options, **(session_options or {}), **threads}
+        self._session = open_session(bundle, given=given)
+        self._row = self._engine(1, self._n_ctx, check=True)
         self._evaluated: list[int] = []  # tokens that the row holds
         self._opened()
 
@@ -70,18 +72,11 @@ class TinyLoraOnnx(PersonalizedModel):
         """The active micro-vector, or None for the base alone."""
         return self._vector
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the tokenizer has a chat template."""
-        return self._model.has_chat_template
-
     def __repr__(self) -> str:
-        vector = "base" if self._vector is None else f"vector of sequence {self._vector.sequence}"
-        state = "closed" if self._model.closed else vector
-        return f"TinyLoraOnnx({self.model_path!r}, basis {self.basis.id}, {state})"
+        state = f"n_ctx {self._n_ctx}" if self._session is not None else "closed"
+        return f"TinyLoraOnnx({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
 
     def _activate(self, vector: MicroVector | None) -> None:
-        self._model.check_open()
         r = self.r_of(vector)
         self._row.reset()
         self._row.set_r(0, r)
@@ -92,26 +87,27 @@ class TinyLoraOnnx(PersonalizedModel):
         if self._lock.gone:
             return
         with self._closing():
-            self._model.close()
+            self.vocabulary.close()
             self._session = None
 
     # What batches and pools compute with
 
-    @cached_property
+    @property
     def vocabulary(self) -> OnnxVocabulary:
         """The model's tokens."""
-        return OnnxVocabulary(self._model)
+        return self._vocabulary
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that the model was made for."""
-        return self._model.longest
+        return self.vocabulary.context
 
     one_engine, mixed = True, OnnxEngine.mixed
 
     def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
         """See `PersonalizedModel.encode`."""
-        return self._model.encode(Sample.of(prompt, raw=raw).rendered_by(template=self.has_chat_template)), []
+        template = self.vocabulary.has_template
+        return self.vocabulary.encode(Sample.of(prompt, raw=raw).rendered_by(template=template)), []
 
     def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
         """Return the values of a vector, float32 [n], as the graph takes them; None for the base."""
@@ -130,7 +126,7 @@ class TinyLoraOnnx(PersonalizedModel):
             size=self.basis.size,
             rows=rows,
             n_ctx=n_ctx,
-            head_size=self._model.head_size,
+            head_size=self.vocabulary.head_size,
             path=self.model_path,
             check=check,
         )
@@ -141,11 +137,11 @@ class TinyLoraOnnx(PersonalizedModel):
 
     def n_ctx(self) -> int:
         """Longest sequence in tokens."""
-        return self._model.n_ctx
+        return self._n_ctx
 
     def n_vocab(self) -> int:
         """Entries of the logits."""
-        return self._model.n_vocab
+        return self.vocabulary.size
 
     def tokenize(self, prompt: str | Messages) -> list[int]:
         """Return the token ids of a text, special tokens recognized, or of chat messages, which spell none.
@@ -153,11 +149,11 @@ class TinyLoraOnnx(PersonalizedModel):
         Raises:
             VectorError: the chat template does not render the messages.
         """
-        return self._model.encode(prompt)
+        return self.vocabulary.encode(prompt)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
-        return self._model.decode(tokens)
+        return self.vocabulary.decode(tokens)
 
     def apply_chat_template(self, messages: Messages, tools: Any = None) -> str:
         """Return the prompt that the tokenizer's chat template makes of messages.
@@ -167,7 +163,7 @@ class TinyLoraOnnx(PersonalizedModel):
         Raises:
             VectorError: there is no template, or it refuses the messages.
         """
-        return self._model.render(messages, tools)
+        return self.vocabulary.render(messages, tools)
 
     # Generation
 
@@ -208,7 +204,7 @@ class TinyLoraOnnx(PersonalizedModel):
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
         """
-        tokens = self._model.encode(prompt)
+        tokens = self.vocabulary.encode(prompt)
         return self._complete(tokens, max_tokens, stop, stream, _sampler(0.8, sampling), chat=False)
 
     __call__ = create_completion
@@ -231,7 +227,7 @@ class TinyLoraOnnx(PersonalizedModel):
         Raises:
             VectorError: the template does not render the messages.
         """
-        tokens = self._model.encode_chat(messages, tools)
+        tokens = self.vocabulary.encode_chat(messages, tools)
         return self._complete(tokens, max_tokens, stop, stream, _sampler(0.2, sampling), chat=True)
 
     def _complete(
@@ -244,9 +240,10 @@ class TinyLoraOnnx(PersonalizedModel):
         *,
         chat: bool,
     ) -> Any:
-        self._model.room(tokens, max_tokens)
+        self._room(tokens, max_tokens)
         completion = Completion(self.model_path, chat=chat)
-        steps = steps_of(self._tokens(tokens, max_tokens, sampler), self.vocabulary.speaker(), as_list(stop))
+        stops = [stop] if isinstance(stop, str) else stop or []
+        steps = steps_of(self._tokens(tokens, max_tokens, sampler), self.vocabulary.speaker(), stops)
         if stream:
             return self._stream(completion.chunks(steps))
         with self._lock.call():
@@ -256,18 +253,35 @@ class TinyLoraOnnx(PersonalizedModel):
         self, prompt: Sequence[int], max_tokens: int | None, sampler: Sampler
     ) -> Generator[int, None, str]:
         """Yield the tokens that follow a prompt, and return why they ended: `stop` or `length`."""
-        room = self._model.room(prompt, max_tokens)
+        room = self._room(prompt, max_tokens)
         tokens, new = list(prompt), self._go_back(prompt)
         for _ in range(room):
             logits = self._append(tokens[new:])
             new = len(tokens)
             token = sampler(logits, tokens)
-            if token is None or token in self._model.eos:
+            if token is None or self.vocabulary.ends(token):
                 return "stop"
             yield token
-            self._model.check_open()
             tokens.append(token)
         return "length"
+
+    def _room(self, tokens: Sequence[int], max_tokens: int | None) -> int:
+        """Return how many tokens may follow a prompt.
+
+        Raises:
+            TinyLoraError: it is empty, leaves no room in the context, or has tokens that the model lacks.
+        """
+        if not tokens:
+            raise TinyLoraError("the prompt has no tokens: pass some text")
+        free = self._n_ctx - len(tokens)
+        if free < 1:
+            raise TinyLoraError(
+                f"the prompt has {len(tokens)} tokens, but the context has {self._n_ctx} and an answer needs "
+                "at least one: shorten it, or load the model with a larger n_ctx"
+            )
+        if outside := [token for token in tokens if not 0 <= token < self.n_vocab()]:
+            raise TinyLoraError(f"the prompt has the token {outside[0]}, but the model has {self.n_vocab()}")
+        return min(max_tokens, free) if max_tokens is not None and max_tokens > 0 else free
 
     def _go_back(self, prompt: Sequence[int]) -> int:
         """Keep what is evaluated already of a prompt, but for its last token; return how many tokens."""

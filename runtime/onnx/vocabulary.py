@@ -1,60 +1,200 @@
-"""The tokens of a model in ONNX Runtime, as answers and grammars need them."""
+"""The tokens of a model in ONNX Runtime: onnxruntime-genai's tokenizer, and what its configuration says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...errors import TinyLoraError
-from .genai import TOKENS_NAME, GenaiModel
+import numpy as np
+import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
+import onnxruntime_genai as og
+
+from ...documents import read_json
+from ...errors import TinyLoraError, VectorError
+from ...formats.onnx_graph import GENAI_NAME
+from ...limits import TOKENIZER_BYTES
+from ..lock import CLOSED
+from ..special_tokens import SpecialTokens
+from .bundle import OnnxBundle
+from .session import cannot_load
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+_TEMPLATE_NAME, _TOKENIZER_NAME = "chat_template.jinja", "tokenizer_config.json"
+_TOKENS_NAME = "tokenizer.json"
+
+Messages = Sequence[Mapping[str, Any]]
+"""Chat messages, each with `role` and `content`."""
+
+if hasattr(og, "disable_telemetry_events"):  # since 0.18
+    og.disable_telemetry_events()  # what runs on a device tells nobody
 
 
 class OnnxVocabulary:
     """See `Vocabulary`.
 
     Args:
-        model: whose tokenizer it is.
+        bundle: checked.
+
+    Attributes:
+        size: entries of the logits.
+        context: tokens of the longest sequence that the model was made for.
+        head_size: values of a key; None where the configuration does not say.
+        session_options: of ONNX Runtime, as genai_config.json words them.
+        has_template: whether a chat template belongs to the tokenizer.
+
+    Raises:
+        FileNotFoundError: there is no genai_config.json.
+        TinyLoraError: it is damaged.
+        BaseMismatchError: the installed onnxruntime-genai does not read the tokenizer.
     """
 
-    def __init__(self, model: GenaiModel) -> None:
-        self._model = model
-        self.end_ids = sorted(model.eos)
+    def __init__(self, bundle: OnnxBundle) -> None:
+        self._folder = bundle.folder
+        self._read_config()
+        self.has_template = self._finds_a_template()
+        try:
+            self._tokenizer: Any = og.Tokenizer(og.Config(str(bundle.folder)))
+        except Exception as error:  # RuntimeError, and OgaError in some releases
+            raise cannot_load(bundle, error) from error
+
+    @property
+    def open(self) -> Any:
+        """The tokenizer, or a `TinyLoraError` where it was closed."""
+        if self._tokenizer is None:
+            raise TinyLoraError(CLOSED)
+        return self._tokenizer
+
+    def close(self) -> None:
+        """Free the tokenizer. Again is fine."""
+        self._tokenizer = None
+
+    # Prompts
+
+    def encode(self, prompt: str | bytes | Messages | Sequence[int]) -> list[int]:
+        """Return the token ids of a text or of chat messages; token ids are passed on.
+
+        Raises:
+            VectorError: the chat template does not render the messages.
+            UnicodeEncodeError: the text has half of a surrogate pair.
+        """
+        tokenizer = self.open
+        if isinstance(prompt, bytes):
+            prompt = prompt.decode()
+        if isinstance(prompt, str):
+            prompt.encode()  # genai says of half a surrogate pair that it is no str
+            return [int(token) for token in tokenizer.encode(prompt)]
+        if len(prompt) and isinstance(prompt[0], Mapping):
+            return self.encode_chat(prompt)  # type: ignore[arg-type]
+        return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+    def encode_chat(self, messages: Messages, tools: Any = None) -> list[int]:
+        """Return the token ids of chat messages; special tokens that a message spells are text in it.
+
+        Raises:
+            VectorError: the chat template does not render the messages.
+        """
+        parts = self.special_tokens.parts(self.render(self.special_tokens.cut(messages), tools))
+        return [token for part in parts for token in self.encode(part)]
+
+    def render(self, messages: Messages, tools: Any = None) -> str:
+        """Return the prompt that the tokenizer's chat template makes of messages.
+
+        Raises:
+            VectorError: there is no template, or it refuses the messages.
+        """
+        options: dict[str, Any] = {} if tools is None else {"tools": json.dumps(tools)}
+        tokenizer = self.open
+        try:
+            text: str = tokenizer.apply_chat_template(
+                json.dumps([dict(message) for message in messages]), add_generation_prompt=True, **options
+            )
+        except Exception as error:  # RuntimeError, and OgaError in some releases
+            raise VectorError(
+                f"the tokenizer's chat template does not render these messages: {error}. Use a text prompt, "
+                "or put a chat_template.jinja beside the model"
+            ) from error
+        return text
+
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """The texts of the special tokens, or a `TinyLoraError` where their file is damaged."""
+        path = self._folder / _TOKENS_NAME
+        try:
+            tokens = read_json(path, limit=TOKENIZER_BYTES)["added_tokens"]
+            return SpecialTokens(each["content"] for each in tokens if each["special"])
+        except FileNotFoundError:  # a tokenizer of another kind, which tells no special tokens
+            return SpecialTokens(())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TinyLoraError(f"{path} tells no special tokens: {error!r}") from None
+
+    # Answers
 
     def ends(self, token: int) -> bool:
         """See `Vocabulary`."""
-        return token in self._model.eos
+        return token in self.end_ids
 
     def data(self, token: int) -> bytes:
         """See `Vocabulary`; a part of a character is U+FFFD, as genai tells no bytes."""
-        return self._model.decode([token]).encode()
+        return self.decode([token]).encode()
 
     def speaker(self) -> Callable[[int], bytes]:
         """See `Vocabulary`."""
-        text = self._model.stream()
-        return lambda token: text(token).encode()
+        stream = self.open.create_stream()
+        return lambda token: str(stream.decode(token)).encode()
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Vocabulary`."""
-        return self._model.decode(tokens)
+        return str(self.open.decode(np.asarray(tokens, np.int32)))
 
     @cached_property
     def longest(self) -> int:
         """See `Vocabulary`."""
-        return max(len(self.data(token)) for token in range(self._model.n_vocab))
+        return max(len(self.data(token)) for token in range(self.size))
 
     def for_grammars(self) -> LLTokenizer:
         """See `Vocabulary`."""
         from llguidance import LLTokenizer
 
-        path = self._model.bundle.folder / TOKENS_NAME
+        path = self._folder / _TOKENS_NAME
         try:
-            return LLTokenizer(path.read_text("utf-8"), n_vocab=self._model.n_vocab, eos_token=self.end_ids)
+            return LLTokenizer(path.read_text("utf-8"), n_vocab=self.size, eos_token=self.end_ids)
         except Exception as error:  # of the tokenizer's own library, any of them
             raise TinyLoraError(
                 f"llguidance does not read {path}, so that no answer can keep to a schema: "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
+
+    # Files
+
+    def _read_config(self) -> None:
+        path = self._folder / GENAI_NAME
+        try:
+            content = read_json(path)["model"]
+            if not all(isinstance(content[key], int) for key in ("context_length", "vocab_size")):
+                raise TypeError("context_length and vocab_size are not both integers")
+            self.context, self.size = int(content["context_length"]), int(content["vocab_size"])
+            ends = content.get("eos_token_id") or []
+            self.end_ids = sorted(map(int, [ends] if isinstance(ends, int) else ends))
+            decoder = content.get("decoder", {})
+            self.session_options: dict[str, Any] = decoder.get("session_options", {})
+            self.head_size: int | None = decoder.get("head_size")
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path} does not exist: text generation needs what onnxruntime-genai's model builder "
+                "writes. A graph alone runs in tinylora_edge.runtime.OnnxSession"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TinyLoraError(f"{path} is damaged: {error!r}. Export the bundle again") from None
+
+    def _finds_a_template(self) -> bool:
+        """Tell whether onnxruntime-genai finds one: in a file of its own, or in the tokenizer's."""
+        if (self._folder / _TEMPLATE_NAME).exists():
+            return True
+        try:
+            return bool(read_json(self._folder / _TOKENIZER_NAME).get("chat_template"))
+        except (OSError, ValueError, AttributeError):
+            return False  # a tokenizer that cannot be read is the engine's to refuse

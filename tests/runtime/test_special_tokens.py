@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import llama_cpp
@@ -138,7 +137,7 @@ class TestOnnx:
     ) -> None:
         path = tmp_path / "tokenizer.json"
         path.write_text(json.dumps({"added_tokens": added}))
-        monkeypatch.setattr(llm._model, "bundle", SimpleNamespace(folder=tmp_path))
+        monkeypatch.setattr(llm.vocabulary, "_folder", tmp_path)
         with pytest.raises(TinyLoraError, match=r"tokenizer\.json tells no special tokens"):
             llm.encode("Hi")
         path.unlink()  # a tokenizer of another kind

@@ -68,16 +68,11 @@ def test_every_call_of_a_closed_model_says_so(bundle: Path, vector: MicroVector)
 
 
 def test_what_a_model_says_of_itself(bundle: Path, vector: MicroVector) -> None:
-    name = load_basis(bundle / "basis.gguf").id
-    expected = f"TinyLoraOnnx({str(bundle / 'onnx' / 'model.onnx')!r}, basis {name}, "
+    name, path = load_basis(bundle / "basis.gguf").id, str(bundle / "onnx" / "model.onnx")
     with runtime.load(bundle, **OPTIONS) as llm:
-        assert repr(llm) == f"{expected}base)"
-        llm.swap(MicroVector(vector.values, sequence=7))
-        assert repr(llm) == f"{expected}vector of sequence 7)"
-    assert repr(llm) == f"{expected}closed)"
+        assert repr(llm) == f"TinyLoraOnnx({path!r}, n_ctx 64, basis {name}, None)"
+    assert repr(llm) == f"TinyLoraOnnx({path!r}, closed, basis {name}, None)"
     session = OnnxSession(bundle)
-    assert repr(session) == repr(llm).replace("TinyLoraOnnx", "OnnxSession").replace(
-        "closed", session.flavour
-    )
-    assert repr(session.rows([vector, None])) == (f"Rows(2 x {llm.basis.size} values, basis {llm.basis.id})")
+    assert repr(session) == f"OnnxSession({path!r}, basis {name}, default)"
+    assert repr(session.rows([vector, None])) == f"Rows(2 x {llm.basis.size} values, basis {name})"
     assert repr(OnnxBundle.find(bundle)) == f"OnnxBundle({str(bundle / 'onnx')!r})"

@@ -68,7 +68,7 @@ def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp
     assert llm.encode(RawSample("Hello"))[0] == llm.tokenize("Hello")
     copy = shutil.copytree(onnx_bundles.without_template(), tmp_path / "copy")
     with runtime.load(copy, engine="onnx", n_ctx=200, n_threads=1) as bare:
-        assert not bare.has_chat_template
+        assert not bare.vocabulary.has_template
         assert bare.encode(Sample("Hello"))[0] == llm.tokenize("Hello")
     tokenizer = copy / "onnx" / "tokenizer_config.json"
     described = json.loads(tokenizer.read_text())
