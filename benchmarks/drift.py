@@ -1,9 +1,9 @@
 """How far vectors move a model from its base on general prompts, and what holding them near it costs.
 
 Vectors come from files (`--vectors BUNDLE FILE...`, once a bundle) or are trained here (`--train BUNDLE`, for
-every task, seed and anchor; with `--tune BUDGET` as on a device, by forward passes). Each has its gain on
-a task's held-out prompts beside its drift, where the task is known. `--scales` measures shares of each vector
-too: two bases can then be compared at equal gain. Every vector is a line of the study, which is gone on with.
+every task, seed and anchor). Each has its gain on a task's held-out prompts beside its drift, where the task
+is known. `--scales` measures shares of each vector too: two bases can then be compared at equal gain. Every
+vector is a line of the study, which is gone on with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 
 from tinylora_edge import Bundle, MicroVector, runtime
-from tinylora_edge.runtime import TuneSettings, measure_drift
+from tinylora_edge.runtime import measure_drift
 from tinylora_edge.runtime.evaluation import compare, evaluate
 from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options, train
@@ -71,8 +71,7 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path
             for bundle in options.train:
                 for anchor in options.anchors:
                     names = {"bundle": bundle, "basis": Bundle.find(bundle).basis.digest, "task": task}
-                    run: dict[str, Any] = {"seed": seed, "anchor": anchor}
-                    run |= {"budget": options.tune} if options.tune else {"steps": options.steps}
+                    run: dict[str, Any] = {"seed": seed, "anchor": anchor, "steps": options.steps}
                     yield {**names, **run, **asked}, Path(bundle)
 
 
@@ -94,25 +93,6 @@ def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> 
         return outcome.path.read_bytes(), outcome.result.vector.values.reshape(-1).tolist()
 
 
-def tuned(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> tuple[bytes, list[float]]:
-    """Tune a vector with llama.cpp; return its frame and values."""
-    task, settings = load_task(name["task"], seed=name["seed"]), TuneSettings(anchor=name["anchor"])
-    threads = threads_of(options)
-    with closing(runtime.load(bundle, engine="llama", n_ctx=64, **threads)) as llm:
-        vector = runtime.tune(
-            llm,
-            task.train,
-            task.reward,
-            budget=name["budget"],
-            seed=name["seed"],
-            settings=settings,
-            shaped=task.shaped,
-            max_tokens=task.max_tokens,
-            **threads,
-        )
-        return vector.to_bytes(llm.basis), vector.values.reshape(-1).tolist()
-
-
 def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[str, Any]]:
     """Measure what is missing; return the lines of all that were asked for, in order."""
     chosen = []
@@ -123,8 +103,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[
             if "file" in name:
                 data = Path(name["file"]).read_bytes()
             else:
-                find = tuned if "budget" in name else trained
-                data, more["values"] = find(bundle, name, options)
+                data, more["values"] = trained(bundle, name, options)
             known = {**name, **more, **measure(bundle, data, name["task"], name.get("scale", 1), options)}
             bench.keep(options.study, known)
             report.say(f"measured {name.get('file') or name} of {bundle}")
@@ -165,7 +144,6 @@ def main() -> None:
     arguments.add_argument("--tasks", nargs="+", default=["list-lookup", "brevity"], metavar="TASK")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
     arguments.add_argument("--anchors", type=float, nargs="+", default=[0.0, 0.1, 0.3, 1.0], metavar="X")
-    arguments.add_argument("--tune", metavar="BUDGET", help="tune vectors instead, such as with 35ktokens")
     arguments.add_argument("--steps", type=int, default=40, help="of training (%(default)s)")
     arguments.add_argument("--prompts", type=int, help="general prompts; all unless given")
     arguments.add_argument("--held-out", type=int, default=128, help="prompts of a task (%(default)s)")
@@ -181,7 +159,6 @@ def main() -> None:
     for row in rows:
         what = f"anchor {row['anchor']:g}" if "anchor" in row else Path(row["file"]).name
         what += f" x {row['scale']:g}" if "scale" in row else ""
-        what += f", tuned with {row['budget']}" if "budget" in row else ""
         lines.setdefault((row["bundle"], row["task"] or "", what), []).append(row)
     table = [[*line, str(len(mine)), *cells(mine)] for line, mine in lines.items()]
     if table:

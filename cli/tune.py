@@ -19,7 +19,6 @@ from ..vector import FIRST_SEQUENCE
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
 from .options import (
-    AnchorOption,
     EngineOption,
     EvaluateOption,
     GpuLayersOption,
@@ -54,7 +53,6 @@ def tune(
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    anchor: AnchorOption = 0.0,
     evaluate: EvaluateOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,7 +97,7 @@ def tune(
             shaped=loaded.shaped,
             seed=seed,
             max_tokens=loaded.max_tokens,
-            settings=runtime.TuneSettings(prompts=prompts, anchor=anchor),
+            settings=runtime.TuneSettings(prompts=prompts),
             path=state,
             report=report,
             n_threads=threads,

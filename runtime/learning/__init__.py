@@ -7,7 +7,7 @@ evidence about his vector, a Gaussian posterior that is kept in such a file, too
 
 from .clicks import Clicks, Given
 from .contrast import Distilled, Replacement
-from .learner import Learner, Tuned, TuneSettings
+from .learner import Tuned, TuneSettings
 from .prompt import distill
 from .reward import RewardLearner, tune
 from .state import Budget
@@ -17,7 +17,6 @@ __all__ = [
     "Clicks",
     "Distilled",
     "Given",
-    "Learner",
     "Replacement",
     "RewardLearner",
     "TuneSettings",

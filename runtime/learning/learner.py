@@ -25,8 +25,7 @@ from ...vector import MicroVector
 from ..batch import Batch
 from ..evaluation import Report
 from ..model import PersonalizedModel
-from .nats import ANCHOR_TOKENS, Anchor, anchor_samples, change, sigma_of, spread_of
-from .search import Search
+from .search import Search, change, sigma_of, spread_of
 from .state import Budget, SearchState, load_state, save_state
 
 _POLL = 0.5  # seconds between two questions to `wait`
@@ -79,9 +78,6 @@ class TuneSettings:
             passes before the first step, so that one number fits every basis. None: `reach` decides.
         reach: the same without the model: root mean square, over the modules, of the change to what the
             factors hold of a weight, as a share of that. With an `effect` it is where measuring begins.
-        anchor: what a nat a token of KL(base || candidate) takes from a candidate's reward, in rewards. It is
-            measured in every step on a few general prompts, where nothing is drawn any more. 0: nothing is
-            measured. What is returned is decided by the reward alone.
         prompts: a step; every candidate answers the same ones.
         temperature: of the answers; 0 for greedy ones, which is what is checked.
         held_back: prompts never learned on, which decide what is returned: at most a third of all.
@@ -91,13 +87,12 @@ class TuneSettings:
         tolerance: how far a check may fall below the best before the search goes back to it.
 
     Raises:
-        TrainError: the effect or the anchor is no such number.
+        TrainError: the effect is no such number.
     """
 
     population: int = 8
     effect: float | None = 0.5
     reach: float = 0.07
-    anchor: float = 0.0
     prompts: int = 8
     temperature: float = 0.0
     held_back: int = 48
@@ -109,8 +104,6 @@ class TuneSettings:
     def __post_init__(self) -> None:
         if self.effect is not None and not 0 < self.effect < math.inf:
             raise TrainError(f"a perturbation has an effect of more than 0 nats, not of {self.effect}")
-        if not 0 <= self.anchor < math.inf:
-            raise TrainError(f"an anchor weighs at least 0 rewards a nat, not {self.anchor}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,7 +142,7 @@ class Tuned:
         )
 
 
-class Learner:
+class SearchLearner:
     """A learner of v on the device, in one sitting or many.
 
     Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
@@ -196,8 +189,6 @@ class Learner:
         self._train, self._check = _hold_back(len(objective.samples), settings.held_back, seed)
         self._whitening = llm.basis.whitening
         self._sigma = settings.reach / spread_of(llm.basis)
-        self._anchored = anchor_samples() if settings.anchor else []
-        self._anchor: Anchor | None = None
         self._batch: Batch | None = None
         self._stop = False
         llm.basis.values(start)
@@ -243,9 +234,12 @@ class Learner:
             OSError: the state cannot be written.
         """
         limit, began = Budget.of(budget), time.monotonic()
-        samples = [*self._objective.samples, *self._anchored]
-        room = max(self._objective.max_tokens, ANCHOR_TOKENS if self._anchored else 0)
-        with self._llm.batch(samples, room, sequences=self._sequences, n_threads=self._threads) as batch:
+        with self._llm.batch(
+            self._objective.samples,
+            self._objective.max_tokens,
+            sequences=self._sequences,
+            n_threads=self._threads,
+        ) as batch:
             self.state.seconds += time.monotonic() - began
             return self.sit(batch, limit, last_check=last_check, resumed=resumed)
 
@@ -278,8 +272,6 @@ class Learner:
         check, state, before = self._check, self.state, replace(self.state)
         with self._aside():
             self._objective.begin(self._open)
-            if self._anchored:
-                self._anchor = Anchor(self._open, self._anchored, (self._seed, 5))
         probe: list[float] = []
         if not state.start_scores:
             probe = self._score_start(check[:_PROBE])
@@ -327,20 +319,8 @@ class Learner:
         state, search = self.state, self._search
         vectors = [self._vector(v) for v in self._whitening.values(search.ask())]
         rewards, exploded = self._judge(vectors, self._pick(search.step), seed=search.step)
-        extra: dict[str, float] = {}
-        told = rewards
-        if self._anchor is not None:
-            with self._counted():
-                away = self._anchor.distances(vectors)
-            exploded = exploded | ~np.isfinite(away)
-            told = rewards - self.settings.anchor * np.where(exploded, 0.0, away)[:, None]
-            told[exploded] = self._lowest(told[~exploded])
-            if not exploded.all():
-                extra["anchor"] = float(away[~exploded].mean())
-        search.tell(told)
-        if exploded.any():
-            extra["exploded"] = int(exploded.sum())
-        if np.ptp(told, axis=0).any():
+        search.tell(rewards)
+        if np.ptp(rewards, axis=0).any():
             state.silent = 0
         elif exploded.all():
             state.silent += 1
@@ -353,9 +333,10 @@ class Learner:
             "reward": float(rewards.mean()),
             "sigma": search.sigma,
             "norm": float(np.linalg.norm(self._mean())),
-            **extra,
             **self._spent(),
         }
+        if exploded.any():
+            figures["exploded"] = int(exploded.sum())
         if search.step % self.settings.check_every == 0:
             figures["check"] = self._look()
         self._save()

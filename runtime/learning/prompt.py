@@ -23,7 +23,7 @@ from ..batch import Batch
 from ..evaluation import Report
 from ..model import PersonalizedModel, no_room
 from .contrast import SHOWN_TOKENS, Contrast, Distilled, Lesson, divergence_before, measure, views
-from .learner import Judged, Learner, TuneSettings
+from .learner import Judged, SearchLearner, TuneSettings
 from .state import Budget
 
 _FEWEST = 6  # questions: four to learn with, two to measure on
@@ -67,7 +67,7 @@ def distill(
         report: called with the figures of every step.
         sequences: that run at the same time.
         n_threads: cores to use; by default all that the engine would take.
-        options: further ones of `Learner`, such as `path`.
+        options: further ones of `SearchLearner`, such as `path`.
 
     Raises:
         TrainError: the prompt is blank, has no room in the model's context, or changes nothing; too few
@@ -105,7 +105,7 @@ def distill(
         check = learn(slice(len(asked), None), 0)
         before = divergence_before(check)
         nearness = _Nearness(bare[: len(asked)], max_tokens, lambda: learn(slice(0, len(asked)), 1))
-        learner = Learner(
+        learner = SearchLearner(
             llm,
             nearness,
             start=MicroVector.zeros(llm.basis),

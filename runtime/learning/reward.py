@@ -14,11 +14,11 @@ from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
 from ..batch import Batch
 from ..model import PersonalizedModel
-from .learner import Judged, Learner, TuneSettings
+from .learner import Judged, SearchLearner, TuneSettings
 from .state import Budget
 
 
-class RewardLearner(Learner):
+class RewardLearner(SearchLearner):
     """A learner from rewards of answers.
 
     Args:
@@ -32,7 +32,7 @@ class RewardLearner(Learner):
         max_tokens: of an answer.
         raw: texts go past the chat template; by default each is one message of the user, as in the app.
         settings: of the loop and the search.
-        options: further ones of `Learner`, which has the errors, too.
+        options: further ones of `SearchLearner`, which has the errors, too.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ def tune(
         The vector that the model has now.
 
     Raises:
-        TrainError, VectorError: as for `Learner` and `Learner.run`.
+        TrainError, VectorError: as for `SearchLearner` and `SearchLearner.run`.
         BusyError: a stream of this thread is unfinished, so the vector cannot be exchanged.
     """
     found = RewardLearner(llm, prompts, reward, **options).run(budget)

@@ -14,14 +14,20 @@ is then compared is the candidates and not the luck of the draw (common random n
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...basis import Basis
+
 Array = NDArray[np.float64]
 
 _MOST_GROWTH = 0.3  # of log sigma, in one step
+_ROUNDS = 4  # sigmas that are tried at most, to find one with an effect
+_NEAR = 0.1  # of log sigma: how well a few tokens tell it
+_FARTHEST = 4.0  # factor between two sigmas that are tried: far away the effect says little about here
 
 
 class Search:
@@ -168,3 +174,71 @@ def _tied(rewards: Array, weights: Array) -> Array:
         same = rewards == value
         found[same] = found[same].mean()
     return found
+
+
+def change(here: NDArray[np.float32], there: Sequence[NDArray[np.float32]]) -> float:
+    """Return how much vectors change log-probabilities, root mean square over vectors and tokens, in nats.
+
+    Args:
+        here: float32 [tokens], of tokens that were drawn with the vector at the centre.
+        there: of each vector around it, of the same tokens.
+
+    Returns:
+        NaN where there are no tokens, or their log-probabilities are not finite; infinity where a vector's
+        are not: it is too large for the model.
+    """
+    if not here.size or not np.isfinite(here).all():
+        return math.nan
+    found = np.sqrt(np.mean([(each.astype(np.float64) - here) ** 2 for each in there]))
+    return float(found) if np.isfinite(found) else math.inf
+
+
+def sigma_of(effect: float, first: float, measure: Callable[[float], float]) -> float:
+    """Return the sigma whose perturbations have an effect.
+
+    It is approached from sigmas near it and not extrapolated from a tiny one: quantized activations change
+    log-probabilities by up to some tenths of a nat whatever sigma is.
+
+    Args:
+        effect: in nats.
+        first: the sigma to try first.
+        measure: gives the effect of a sigma; NaN where it cannot be told.
+
+    Returns:
+        The sigma; `first` where its effect cannot be told.
+    """
+    sigma = first
+    for _ in range(_ROUNDS):
+        found = measure(sigma)
+        if math.isnan(found):
+            return first
+        factor = min(max(effect / max(found, 1e-12), 1 / _FARTHEST), _FARTHEST)
+        sigma *= factor
+        if abs(math.log(factor)) <= _NEAR:
+            break
+    return sigma
+
+
+def spread_of(basis: Basis) -> float:
+    """How much a vector of entries N(0, 1) changes the modules, for `TuneSettings.reach`.
+
+    Where the basis has a prior, the entries are those of z (`Basis.whitening`).
+
+    Returns:
+        The root mean square, over modules and eight draws, of |B R A| / |B A| (Frobenius).
+    """
+    rng = np.random.default_rng(0)
+    draws = [
+        basis.R(basis.whitening.values(rng.standard_normal(basis.size))).astype(np.float64) for _ in range(8)
+    ]
+    shares = []
+    for position, factors in enumerate(zip(basis.a, basis.b, strict=True)):
+        a, b = (np.asarray(factor, np.float64) for factor in factors)
+        left, right = np.swapaxes(b, -1, -2) @ b, a @ np.swapaxes(a, -1, -2)  # r x r
+        whole = float(np.einsum("...ij,...ji->...", left, right).sum())
+        for draw in draws:
+            r = draw[position]
+            shares.append(
+                float(np.einsum("...ij,...ji->...", r.T @ left @ r, right).sum()) / max(whole, 1e-300)
+            )
+    return math.sqrt(float(np.mean(shares)))

@@ -107,7 +107,7 @@ def test_the_lowest_reward_is_one_that_was_given() -> None:
 def test_tuning_goes_around_what_explodes(either: PersonalizedModel) -> None:
     """Steps far too wide: every candidate explodes at first, and none is ever kept."""
     rows: list[dict[str, Any]] = []
-    settings = TuneSettings(prompts=3, held_back=4, check_every=2, effect=None, reach=1e30, anchor=0.1)
+    settings = TuneSettings(prompts=3, held_back=4, check_every=2, effect=None, reach=1e30)
     tuning = RewardLearner(either, PROMPTS, favoured, settings=settings, report=rows.append, **QUICK)
     found = tuning.run("3ktokens")
     exploded = [row["exploded"] for row in rows if "exploded" in row]

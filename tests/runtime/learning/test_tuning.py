@@ -19,7 +19,7 @@ from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.runtime import Budget, NotImprovedWarning, RewardLearner, TinyLoraLlama, TuneSettings
-from tinylora_edge.runtime.learning.nats import spread_of
+from tinylora_edge.runtime.learning.search import spread_of
 from tinylora_edge.tasks import Completion, Sample
 
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, effect=None, reach=0.6, population=6)

@@ -15,7 +15,7 @@ from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import Basis, Bundle, MicroVector, TrainError, runtime
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
-from tinylora_edge.runtime.learning.nats import change, spread_of
+from tinylora_edge.runtime.learning.search import change, spread_of
 from tinylora_edge.tasks import Sample
 
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, population=6)
