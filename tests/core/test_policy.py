@@ -1,0 +1,453 @@
+"""Policy: every rule and their order, streams and days, what is remembered; a refusal changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+import random
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
+
+import numpy as np
+import pytest
+import support
+
+from tinylora_edge import (
+    BasisMismatchError,
+    ChecksumError,
+    Ed25519Signer,
+    Ed25519Verifier,
+    ExpiredError,
+    FrameError,
+    Hmac,
+    MicroVector,
+    NonFiniteError,
+    Policy,
+    RollbackError,
+    SignatureError,
+    UnauthenticatedVectorWarning,
+    VectorError,
+)
+
+BASIS = support.random_basis(groups=3)
+OTHER = support.random_basis(groups=3, seed=43)
+KEY, STRANGER = b"k" * 32, b"s" * 32
+MAC, SIGN = Hmac(KEY), Ed25519Signer(KEY)
+VERIFY = Ed25519Verifier(SIGN.public_key)
+KEYS = [MAC, VERIFY]
+DAY = date(2026, 12, 31)
+TAGS = {"crc32": ("crc32", ChecksumError), "hmac": (MAC, SignatureError), "ed25519": (SIGN, SignatureError)}
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def vector(sequence: int = 0, values=(0.5, -0.25, 0.125)) -> MicroVector:
+    return MicroVector(np.array(values, np.float32)[:, None], "fp32", sequence)
+
+
+def crc(sequence: int = 0, basis=BASIS, stream: str = "") -> bytes:
+    return vector(sequence).to_bytes(basis, stream=stream)
+
+
+def damage(data: bytes, position: int = -1) -> bytes:
+    position %= len(data)
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+FRAMES = {
+    "none": vector().to_bytes(BASIS, None),
+    "checksum": vector().to_bytes(BASIS),
+    "mac": vector().to_bytes(BASIS, MAC),
+    "signature": vector().to_bytes(BASIS, SIGN),
+}
+
+
+class TestForm:
+    @pytest.mark.parametrize("data", [b"", b"x", bytes(5), bytes(7), bytes(14), bytes(1 << 16)])
+    def test_length(self, data):
+        with pytest.raises(FrameError):
+            Policy().check(data, BASIS)
+
+    @pytest.mark.parametrize(
+        ("first", "said"),
+        [(0x00, "version 0"), (0x10, "version 1"), (0x40, "version 4"), (0x2C, "0x2c"), (0x3D, "0x3d")],
+    )
+    def test_version_and_tag(self, first, said):
+        with pytest.raises(FrameError, match=said):
+            Policy().check(bytes([first]) + crc()[1:], BASIS)
+
+    def test_padded(self):
+        with pytest.raises(FrameError, match=r"25 bytes, but 3 values in fp32 with CRC-32 take 23"):
+            Policy().check(crc() + b"\0\0", BASIS)
+
+
+def test_a_digest_that_differs_behind_the_first_4_bytes_fails_the_tag():
+    twin = support.with_digest(support.random_basis(groups=3), BASIS.digest[:8] + "0" * 56)
+    for signer, error in TAGS.values():
+        with pytest.raises(error):
+            Policy(keys=KEYS).check(vector().to_bytes(twin, signer), BASIS)
+
+
+class TestTags:
+    def test_a_checksum_is_told(self):
+        data = damage(crc())
+        with pytest.raises(ChecksumError, match=f"{data[-4:].hex()}.*{crc()[-4:].hex()}"):
+            Policy().check(data, BASIS)
+
+    @pytest.mark.parametrize("signer", [MAC, SIGN], ids=["mac", "signature"])
+    def test_under_any_trusted_key(self, signer):
+        strangers = [Hmac(STRANGER), Ed25519Verifier(Ed25519Signer(STRANGER).public_key)]
+        data = vector(3).to_bytes(BASIS, signer)
+        assert Policy(keys=[*strangers, *KEYS]).check(data, BASIS) == vector(3)
+        with pytest.raises(SignatureError, match="2 trusted keys"):
+            Policy(keys=[*strangers, *KEYS]).check(damage(data), BASIS)
+        with pytest.raises(SignatureError, match="does not verify"):
+            Policy(keys=strangers).check(data, BASIS)
+
+    @pytest.mark.parametrize(("signer", "other"), [(MAC, VERIFY), (SIGN, MAC)], ids=["mac", "signature"])
+    @pytest.mark.parametrize("require", ["none", "checksum"])
+    def test_that_no_key_can_check_even_where_none_is_required(self, require, signer, other):
+        for keys in ([], [other]):
+            with pytest.raises(SignatureError, match=r"no .* key to check it"):
+                Policy(require, keys=keys).check(vector().to_bytes(BASIS, signer), BASIS)
+
+    @pytest.mark.parametrize("require", FRAMES)
+    @pytest.mark.parametrize("form", FRAMES)
+    def test_at_least_what_is_required(self, require, form):
+        policy, forms = Policy(require, keys=KEYS), list(FRAMES)
+        if forms.index(form) >= forms.index(require):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UnauthenticatedVectorWarning)
+                assert policy.check(FRAMES[form], BASIS) == vector()
+        else:
+            error = ChecksumError if require == "checksum" else SignatureError
+            with pytest.raises(error, match=f"requires a {require}"):
+                policy.check(FRAMES[form], BASIS)
+
+    @pytest.mark.parametrize(
+        ("keys", "level"), [([], "none"), ([VERIFY], "signature"), ([MAC], "mac"), (KEYS, "mac")]
+    )
+    def test_keys_imply_what_they_check(self, keys, level):
+        """As on the command line: who hands over a key does not mean checksums, which anybody makes."""
+        assert Policy(keys=keys).require == level
+        assert Policy("none", keys=keys).check(FRAMES["checksum"], BASIS) == vector()
+
+    def test_what_cannot_be_required(self):
+        with pytest.raises(VectorError, match=r"'hmac'.*none, checksum, mac, signature"):
+            Policy("hmac")
+        for require, keys in (("mac", []), ("signature", []), ("signature", [MAC])):
+            with pytest.raises(VectorError, match=f"'{require}' needs a key"):
+                Policy(require, keys=keys)
+        assert Policy("mac", keys=[VERIFY]).check(FRAMES["signature"], BASIS) == vector()
+
+
+class TestValues:
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_finite(self, value):
+        payload = np.array([0, value, 0], "<f4").tobytes()
+        for data in (support.frame(BASIS.digest, payload), payload):
+            with pytest.raises(NonFiniteError, match="value 1"):
+                Policy().check(data, BASIS)
+
+    @pytest.mark.parametrize(("dtype", "payload"), [("bf16", "807f"), ("bf16", "c07f"), ("fp16", "007c")])
+    def test_finite_in_short_dtypes(self, dtype, payload):
+        data = support.frame(BASIS.digest, bytes.fromhex(payload + "0000" * 2), dtype=dtype)
+        with pytest.raises(NonFiniteError, match="value 0"):
+            Policy().check(data, BASIS)
+
+    def test_the_norm_s_bound_is_included(self):
+        data = vector(values=(3, 0, 4)).to_bytes(BASIS)
+        assert Policy(max_norm=5).check(data, BASIS).norm == 5
+        for each in (data, vector(values=(3, 0, 4)).to_bytes(BASIS, None)):
+            with pytest.raises(VectorError, match=r"norm is 5, .* at most 4.99"):
+                Policy(max_norm=4.99).check(each, BASIS)
+
+    def test_the_norm_is_not_squared_in_float32(self):
+        data = vector(values=(3e38, 3e38, 3e38)).to_bytes(BASIS)
+        assert Policy().check(data, BASIS).norm == pytest.approx(3e38 * math.sqrt(3))
+
+    @pytest.mark.parametrize("bound", [math.nan, -1, -math.inf, "1", None, np.float32("nan")])
+    def test_what_bounds_nothing_is_refused(self, bound):
+        with pytest.raises(VectorError, match="bounds nothing"):
+            Policy(max_norm=bound)
+
+
+def accept(policy: Policy, sequence: int, basis=BASIS, **stream: str) -> None:
+    policy.record(policy.check(crc(sequence, basis, **stream), basis, **stream), basis, **stream)
+
+
+class TestSequences:
+    def test_lower_is_refused_equal_and_higher_are_kept(self):
+        policy = Policy()
+        for sequence in (5, 5, 9, 65535):
+            accept(policy, sequence)
+        for sequence in (0, 5, 9, 65534):
+            with pytest.raises(RollbackError, match=f"sequence {sequence}, but 65535"):
+                policy.check(crc(sequence), BASIS)
+        accept(Policy(), 1)
+
+    def test_only_what_was_recorded_is_remembered(self):
+        policy = Policy(max_norm=1)
+        policy.check(crc(9), BASIS)
+        for data in (damage(crc(9)), vector(9, (3, 0, 4)).to_bytes(BASIS), crc(9, OTHER)):
+            with pytest.raises(VectorError):
+                policy.check(data, BASIS)
+        accept(policy, 1)
+
+    def test_a_sequence_is_used_once_under_a_key(self):
+        policy = Policy(keys=[VERIFY])
+        first, second = (vector(9, (x, 0, 0)).to_bytes(BASIS, SIGN) for x in (0.5, 0.25))
+        checked, other = policy.check(first, BASIS), policy.check(second, BASIS)
+        policy.record(checked, BASIS)
+        policy.record(policy.check(first, BASIS), BASIS)
+        with pytest.raises(RollbackError, match=f"another vector with this sequence .* {VERIFY.id}"):
+            policy.check(second, BASIS)
+        with pytest.raises(RollbackError, match="another vector"):
+            policy.record(other, BASIS)
+
+    def test_an_app_may_try_vectors_of_its_own_under_one_sequence(self):
+        policy = Policy()
+        for x in (0.5, 0.25, 0.5):
+            policy.record(policy.check(vector(1, (x, 0, 0)).to_bytes(BASIS), BASIS), BASIS)
+        with pytest.raises(RollbackError):
+            policy.check(crc(0), BASIS)
+
+    def test_an_older_vector_that_was_checked_before_is_not_recorded(self):
+        """Another thread has applied a later one since."""
+        policy = Policy()
+        older = policy.check(crc(2), BASIS)
+        accept(policy, 9)
+        with pytest.raises(RollbackError, match="sequence 2, but 9"):
+            policy.record(older, BASIS)
+        with pytest.raises(RollbackError), policy.admit(crc(9), BASIS):
+            accept(policy, 10)
+
+    def test_threads_that_race_leave_the_highest_and_tell_the_others(self):
+        policy = Policy()
+        checked = [policy.check(crc(sequence), BASIS) for sequence in range(1, 200)]
+        random.Random(0).shuffle(checked)
+
+        def record(found):
+            try:
+                policy.record(found, BASIS)
+            except RollbackError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            done = list(pool.map(record, checked))
+        assert done[[found.sequence for found in checked].index(199)]
+        assert not all(done)
+        assert policy.highest(BASIS) == 199
+
+    def test_streams_and_bases_are_apart(self):
+        policy = Policy()
+        accept(policy, 9, stream="alice")
+        accept(policy, 3, stream="bob")
+        accept(policy, 1)
+        accept(policy, 0, OTHER, stream="alice")
+        with pytest.raises(RollbackError, match="9 was already accepted from stream 'alice'"):
+            policy.check(crc(8, stream="alice"), BASIS, stream="alice")
+        policy.check(crc(4, stream="bob"), BASIS, stream="bob")
+
+    def test_raw_payloads_have_none(self):
+        policy = Policy()
+        accept(policy, 9)
+        with pytest.warns(UnauthenticatedVectorWarning):
+            raw = policy.check(FRAMES["none"], BASIS)
+        policy.record(raw, BASIS)
+        with pytest.raises(RollbackError):
+            policy.check(crc(8), BASIS)
+
+
+class TestStreams:
+    @pytest.mark.parametrize("tag", TAGS)
+    @pytest.mark.parametrize("until", [None, DAY])
+    def test_a_frame_verifies_in_its_own_alone(self, tag, until):
+        signer, error = TAGS[tag]
+        policy = Policy("none", keys=KEYS, today=DAY)
+        for stream in ("", "alice", "jos\u00e9", "a" * 128):
+            data = vector().to_bytes(BASIS, signer, stream=stream, until=until)
+            found = policy.check(data, BASIS, stream=stream)
+            assert (found, found.stream, found.until) == (vector(), stream, until)
+            for other in {"", "alice", "bob", "Alice", "alice ", "alice\n"} - {stream}:
+                with pytest.raises(error, match=r"of another stream|of a stream with a name"):
+                    policy.check(data, BASIS, stream=other)
+
+    @pytest.mark.parametrize("tag", TAGS)
+    def test_one_of_the_default_stream_says_how_to_mend_it(self, tag):
+        """What train, tune and distill leave is of that one, and is not damaged."""
+        signer, error = TAGS[tag]
+        policy, data = Policy("none", keys=KEYS), vector().to_bytes(BASIS, signer)
+        with pytest.raises(error, match=r"'alice': of the default one; .*pack --stream 'alice'"):
+            policy.check(data, BASIS, stream="alice")
+        with pytest.raises(error, match=r"damaged on its way|was altered"):
+            policy.check(damage(data), BASIS, stream="alice")
+
+    def test_a_version_is_no_other_version(self):
+        """The nibble alone, under the same tag."""
+        for until in (None, DAY):
+            data = vector().to_bytes(BASIS, SIGN, until=until)
+            with pytest.raises((SignatureError, FrameError)):
+                Policy("none", keys=KEYS).check(bytes([data[0] ^ 0x10]) + data[1:], BASIS)
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [("\ud800", "parts of characters"), ("a" * 129, r"has 129 characters, .* at most 128")],
+    )
+    def test_a_name_that_no_policy_keeps(self, name, said):
+        with pytest.raises(FrameError, match=said):
+            vector().to_bytes(BASIS, MAC, stream=name)
+        with pytest.raises(FrameError, match=said):
+            Policy().check(crc(), BASIS, stream=name)
+
+
+class TestLastDays:
+    DATA = vector(1).to_bytes(BASIS, MAC, until=DAY)
+    NEWER = vector(2).to_bytes(BASIS, MAC, until=date(2027, 1, 1))
+
+    @pytest.mark.parametrize("today", [date(2026, 1, 1), DAY, datetime(2026, 12, 31, 23, 59, tzinfo=UTC)])
+    def test_until_its_end_it_is_accepted(self, today):
+        assert Policy(keys=[MAC], today=today).check(self.DATA, BASIS).until == DAY
+        assert Policy(keys=[MAC], today=lambda: today).check(self.DATA, BASIS) == vector(1)
+
+    @pytest.mark.parametrize("today", [date(2027, 1, 1), date(2200, 1, 1)])
+    def test_afterwards_it_is_refused(self, today):
+        policy = Policy(keys=[MAC], today=today)
+        with pytest.raises(ExpiredError, match=f"until 2026-12-31, and today is {today}"):
+            policy.check(self.DATA, BASIS)
+        with pytest.raises(SignatureError):  # a day that nobody signed is no day
+            policy.check(damage(self.DATA), BASIS)
+
+    def test_the_first_and_the_last_day(self):
+        for day, number in ((date(2026, 1, 1), 0), (date(2205, 6, 7), 65535)):
+            data = vector().to_bytes(BASIS, MAC, until=day)
+            assert int.from_bytes(data[7:9], "little") == number
+            assert Policy(keys=[MAC], today=day).check(data, BASIS).until == day
+        data = vector().to_bytes(BASIS, MAC, until=datetime.now(UTC).date())
+        Policy(keys=[MAC]).check(data, BASIS)
+
+    @pytest.mark.parametrize("day", [date(2025, 12, 31), date(2205, 6, 8), "2026-12-31", 5])
+    def test_a_day_that_no_frame_names(self, day):
+        with pytest.raises(VectorError, match="2026-01-01 to 2205-06-07"):
+            vector().to_bytes(BASIS, until=day)
+
+    @pytest.mark.parametrize("today", ["2026-12-31", 5, 20261231.0])
+    def test_what_is_no_clock(self, today):
+        with pytest.raises(VectorError, match="is no clock"):
+            Policy(today=today)
+
+    @pytest.mark.parametrize("said", [date(1970, 1, 1), date(9999, 1, 1), None, "today"])
+    def test_a_clock_that_cannot_be_right_is_refused(self, said):
+        """An empty battery shows 1970. Frames without a day do not ask."""
+        policy = Policy(keys=[MAC], today=lambda: said)
+        with pytest.raises(VectorError, match=r"clock says .*today=None"):
+            policy.check(self.DATA, BASIS)
+        policy.check(FRAMES["mac"], BASIS)
+
+    def test_a_device_without_a_clock_knows_the_highest_day_that_it_has_seen(self, tmp_path):
+        clockless = Policy(keys=[MAC], today=None, state=tmp_path / "state")
+        assert clockless.check(self.DATA, BASIS).sequence == 1
+        told = Policy(keys=[MAC], today=date(2027, 1, 1), state=tmp_path / "state")
+        told.record(told.check(self.NEWER, BASIS), BASIS)
+        with pytest.raises(ExpiredError):
+            clockless.check(self.DATA, BASIS)
+
+    @pytest.mark.parametrize("restart", [False, True])
+    @pytest.mark.parametrize("how", ["record", "refuse"])
+    def test_a_clock_set_back_accepts_nothing_that_was_over(self, tmp_path, how, restart):
+        now = [date(2027, 1, 1)]
+
+        def policy() -> Policy:
+            return Policy(keys=[MAC], today=lambda: now[0], state=tmp_path / "state")
+
+        one = policy()
+        if how == "record":
+            with one.admit(self.NEWER, BASIS):
+                pass
+        else:
+            with pytest.raises(ExpiredError):
+                one.check(self.DATA, BASIS)
+        now[0] = date(2026, 11, 1)
+        with pytest.raises(ExpiredError, match="today is 2027-01-01"):
+            (policy() if restart else one).check(self.DATA, BASIS)
+
+    def test_a_state_that_cannot_be_written_does_not_hide_the_refusal(self, tmp_path, monkeypatch):
+        policy = Policy(keys=[MAC], today=date(2027, 1, 1), state=tmp_path / "state")
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("tinylora_edge.wire.sequences.atomic_write", full)
+        with pytest.raises(ExpiredError):
+            policy.check(self.DATA, BASIS)
+        accepted = policy.check(self.NEWER, BASIS)
+        with pytest.raises(OSError, match="No space"):
+            policy.record(accepted, BASIS)
+
+    def test_what_has_no_last_day_writes_no_day(self, tmp_path):
+        policy = Policy(keys=[MAC], state=tmp_path / "state")
+        policy.record(policy.check(FRAMES["mac"], BASIS), BASIS)
+        assert '"day"' not in (tmp_path / "state").read_text()
+
+
+class TestOrder:
+    """Frames that break several rules: the error is that of the first one."""
+
+    ERRORS = (
+        *(FrameError, BasisMismatchError, ChecksumError, SignatureError),
+        *(NonFiniteError, VectorError, RollbackError),
+    )
+
+    @pytest.mark.parametrize("broken", [c for n in (1, 2, 6) for c in itertools.combinations(range(7), n)])
+    def test_the_first_broken_rule_raises(self, broken):
+        """Rules as in the docstring, from 0: form, basis, tag, strength, finite, norm, sequence."""
+        policy = Policy("mac" if 3 in broken else "none", keys=[MAC], max_norm=1)
+        policy.record(vector(9), BASIS)
+        values = [np.nan if 4 in broken else 0.0, 2.0 if 5 in broken else 0.5, 0.0]
+        data = support.frame(
+            OTHER.digest if 1 in broken else BASIS.digest,
+            np.array(values, "<f4").tobytes(),
+            sequence=8 if 6 in broken else 9,
+        )
+        if 2 in broken:
+            data = damage(data)
+        if 0 in broken:
+            data = bytes([0x40]) + data[1:]
+        with pytest.raises(VectorError) as caught:
+            policy.check(data, BASIS)
+        assert type(caught.value) is self.ERRORS[broken[0]]
+
+
+def test_a_raw_payload_warns_once_a_policy():
+    policy = Policy(max_norm=1)
+    with pytest.raises(VectorError, match="norm"):  # a refused one does not use the warning up
+        policy.check(vector(values=(3, 0, 4)).to_bytes(BASIS, None), BASIS)
+    with pytest.warns(UnauthenticatedVectorWarning, match="no checksum") as caught:
+        vectors = [policy.check(FRAMES["none"], BASIS) for _ in range(3)]
+    assert vectors == [vector()] * 3
+    assert len(caught) == 1
+    with pytest.warns(UnauthenticatedVectorWarning) as caught:
+        MicroVector.from_bytes(FRAMES["none"], BASIS)
+    assert caught[0].filename == __file__
+
+
+def test_a_pickled_policy_goes_without_its_keys_and_with_what_it_accepted():
+    policy = Policy("none", keys=[MAC], today=DAY)
+    accept(policy, 5)
+    pickled = pickle.dumps(policy)
+    assert KEY not in pickled
+    there = pickle.loads(pickled)
+    with pytest.raises(SignatureError, match="no HMAC key"):
+        there.check(FRAMES["mac"], BASIS)
+    with pytest.raises(RollbackError):
+        there.check(crc(4), BASIS)
+    accept(there, 6)
+    found = policy.check(vector(7).to_bytes(BASIS, stream="alice", until=DAY), BASIS, stream="alice")
+    for copied in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
+        assert vars(copied).keys() == vars(found).keys()
+        assert (copied, copied.stream, copied.until, copied.sha256) == (found, "alice", DAY, found.sha256)
+        assert not copied.values.flags.writeable
