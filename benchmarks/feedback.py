@@ -30,7 +30,6 @@ from tinylora_edge.prior import Prior
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.learning.posterior import Posterior
-from tinylora_edge.runtime.llama.prompts import decode, encode
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 
 PROMPTS, SAMPLES = 40, 4  # of the answers file
@@ -72,7 +71,7 @@ def load(folder: Path, projection: str) -> TinyLoraLlama:
 def draw(llm: TinyLoraLlama, task: Task, step: float, threads: int | None) -> list[dict[str, Any]]:
     """Answers of the base to training prompts, with scores: what `Clicks` learns of a click."""
     samples = task.train[:PROMPTS]
-    prompts = [encode(llm, sample).tolist() for sample in samples]
+    prompts = [llm.encode(sample)[0] for sample in samples]
     with llm.batch(samples, task.max_tokens, n_threads=threads) as batch:
         drawn = batch.generate(
             prompts, samples=SAMPLES, max_tokens=task.max_tokens, temperature=task.temperature, seed=7
@@ -90,7 +89,7 @@ def draw(llm: TinyLoraLlama, task: Task, step: float, threads: int | None) -> li
         {
             "task": task.name,
             "prompt": g.prompt,
-            "text": decode(llm, g.tokens),
+            "text": llm.vocabulary.decode(g.tokens),
             "ended": g.ended,
             "tokens": len(g.tokens),
             "score": [round(float(x), 3) for x in score],

@@ -220,11 +220,10 @@ class Conversation:
 def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, temperature: float) -> Given:
     """Return an answer as a click takes it; one that ended by itself has the token that ends a turn."""
     from ..runtime import Given
-    from ..runtime.llama.prompts import encode, turn_end
 
     tokens = llm.tokenize(said.encode(), add_bos=False, special=False)
-    end = (turn_end(llm),) if ended else ()
-    return Given(tuple(encode(llm, asked).tolist()), (*tokens, *end), llm.vector, temperature)
+    end = (llm.vocabulary.turn_end,) if ended else ()
+    return Given(tuple(llm.encode(asked)[0]), (*tokens, *end), llm.vector, temperature)
 
 
 def _note(text: str) -> None:

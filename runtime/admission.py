@@ -22,13 +22,7 @@ def admitted(
 ) -> Iterator[MicroVector]:
     """Check a vector, give it to a block that applies it, and record it once that is done.
 
-    No policy applies to a `MicroVector`, which the app made itself; it only has to fit the basis.
-
-    Args:
-        source: the vector, or where it is.
-        basis: the loaded basis.
-        policy: what is demanded of bytes.
-        stream: which sequence of vectors the bytes belong to.
+    The policy is for bytes; a `MicroVector`, which the app made itself, only has to fit the basis.
 
     Raises:
         VectorError: the vector is refused, or is something else than a vector. The block does not run.

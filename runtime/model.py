@@ -180,11 +180,6 @@ class PersonalizedModel(Weights):
     def _stream(self, steps: Generator[Any, Any, Any]) -> Stream:
         return Stream(steps, self._lock)
 
-    # What learning takes
-
-    def _encode(self, sample: Sample) -> list[int]:
-        return self.encode(sample)[0]
-
 
 def no_room(prompt: int, answer: int, context: int) -> TrainError:
     """Return the error of a prompt that with its answer passes the context: all in tokens."""

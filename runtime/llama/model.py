@@ -32,6 +32,8 @@ OPTIONS: tuple[str, ...] = tuple(
 _SPECIAL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 """What llama.cpp reads in the text of a prompt, and not where it is told that the text is plain."""
 
+_CONTEXT_STEP = 256
+
 
 class _Closed:
     """A stand-in for the parts of a closed model, which refuses whatever is asked of it."""
@@ -41,18 +43,14 @@ class _Closed:
 
 
 class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
-    """A `llama_cpp.Llama`, all of it, with a micro-vector.
+    """A `llama_cpp.Llama`, all of it, with a micro-vector; `tinylora_edge.runtime.load` makes one.
 
     The KV cache, the prefix cache and a `LlamaCache` hold what the old model computed: a swap empties them.
 
-    Generations and exchanges of the vector take turns between threads: an exchange waits for a running
-    generation and never tears one. Get one from `tinylora_edge.runtime.load`.
-
     Args:
         model_path: the GGUF base; `load` has checked that it belongs to the basis.
-        basis: factors, projections and tying.
-        policy: what is demanded of vector bytes.
-        options: those of `llama_cpp.Llama`.
+        basis, policy: of the vectors.
+        options: those of `llama_cpp.Llama`; `n_ctx` is rounded up to a multiple of 256, as llama.cpp does it.
 
     Raises:
         BaseMismatchError: llama.cpp refuses the factors for this model.
@@ -69,6 +67,8 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self._prepare(basis, policy)
         self._evaluated = False
         self._vector: MicroVector | None = None
+        if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
+            options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
         with signals_wait():
             super().__init__(model_path, **options)
         self._opened()
@@ -91,11 +91,11 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         return self._vector
 
     def _activate(self, vector: MicroVector | None) -> None:
-        self.adapters.apply(self._ctx.ctx, self.r_of(vector), self.own_adapters())
+        self.adapters.apply(self._ctx.ctx, self.r_of(vector), self._own_adapters())
         self._vector = vector
         self._forget()
 
-    def own_adapters(self) -> list[tuple[Any, float]]:
+    def _own_adapters(self) -> list[tuple[Any, float]]:
         """Return the caller's LoRA (`lora_path`) and its scale, if there is one: vectors stand beside it."""
         return [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
 
@@ -148,7 +148,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 self._model.model,
                 self.context_params,
                 self.adapters,
-                self.own_adapters(),
+                self._own_adapters(),
                 rows=rows,
                 n_ctx=n_ctx,
                 n_threads=n_threads,
