@@ -122,7 +122,7 @@ class Replacement:
         )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Distilled:
     """A prompt as a vector, and how much of it the vector holds.
 
@@ -141,14 +141,6 @@ class Distilled:
     steps: int = 0
     tokens: int = 0
     improved: bool = True
-
-    @property
-    def share(self) -> float:
-        """Share of the divergence on held-out questions that the vector closes; below 0 it does harm."""
-        return self.replacement.share
-
-    def __repr__(self) -> str:
-        return f"Distilled({self.replacement!r}, {self.seconds:.0f} s, {self.vector!r})"
 
 
 class Contrast:

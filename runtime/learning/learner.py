@@ -29,7 +29,6 @@ from .search import Search, change, sigma_of, spread_of
 from .state import Budget, SearchState, load_state, save_state
 
 _POLL = 0.5  # seconds between two questions to `wait`
-_PROBE = 8  # prompts of the first answers, which tell what a step will cost
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
@@ -268,31 +267,22 @@ class SearchLearner:
             time.sleep(_POLL)
 
     def _begin(self, resumed: bool) -> None:
-        """Know whether one step is affordable at all, and score the start if that is not done yet."""
-        check, state, before = self._check, self.state, replace(self.state)
+        """Score the start and choose sigma, if that is to be done, and see that a step is affordable."""
+        state, fresh = self.state, not self.state.sigma
         with self._aside():
             self._objective.begin(self._open)
-        probe: list[float] = []
         if not state.start_scores:
-            probe = self._score_start(check[:_PROBE])
-        need = self._rollouts_of_step() + self._rollouts_of_end() + (len(check) - len(probe) if probe else 0)
-        need += 0 if state.sigma else self._rollouts_of_sigma()
-        if not resumed and not self._affords(need):
-            error = self._too_small(need + len(probe))
-            if probe:
-                self.state = before  # nothing was learned
-            raise error
-        if not probe and state.sigma:
-            return
-        if probe:
-            rest = check[_PROBE:]
-            state.start_scores = [*probe, *(self._score_start(rest) if rest else [])]
+            state.start_scores = self._score_start(self._check)
             state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
         if not state.sigma:
             self._choose_sigma()
-        self._save()
-        figures = {"check": float(np.mean(state.start_scores)), "held_back": len(check), "sigma": state.sigma}
-        self._report({"event": "start", **figures, **self._spent()})
+        if not resumed and not self._affords(self._rollouts_of_step() + self._rollouts_of_end()):
+            raise self._too_small()
+        if fresh:
+            self._save()
+            check = float(np.mean(state.start_scores))
+            figures = {"check": check, "held_back": len(self._check), "sigma": state.sigma}
+            self._report({"event": "start", **figures, **self._spent()})
 
     def _choose_sigma(self) -> None:
         """Choose the sigma whose perturbations have the effect that is asked for."""
@@ -501,12 +491,6 @@ class SearchLearner:
         rest = len(self._check) - self._half()
         return len(self._check) + (rest if self.state.best_step else 0)
 
-    def _rollouts_of_sigma(self) -> int:
-        """What choosing sigma costs, in answers: two sigmas are tried as a rule."""
-        if self.settings.effect is None:
-            return 0
-        return (2 + 2 * _EFFECT_VECTORS) * min(_EFFECT_PROMPTS, len(self._train))
-
     def _affords(self, rollouts: int) -> bool:
         tokens, seconds = self._cost(rollouts)
         spent = self.state.tokens - self._began[0], self.state.seconds - self._began[1]
@@ -525,13 +509,15 @@ class SearchLearner:
         state, each = self.state, rollouts / max(self.state.rollouts, 1)
         return (state.tokens - state.aside_tokens) * each, (state.seconds - state.aside_seconds) * each
 
-    def _too_small(self, need: int) -> TrainError:
-        step, whole = self._cost(self._rollouts_of_step()), self._cost(need)
+    def _too_small(self) -> TrainError:
+        step, end = self._cost(self._rollouts_of_step()), self._cost(self._rollouts_of_end())
+        spent = self.state.tokens - self._began[0], self.state.seconds - self._began[1]
+        tokens, seconds = (sum(parts) for parts in zip(spent, step, end, strict=True))
         return TrainError(
             f"a budget of {self._budget} is too small: one step takes about {step[1]:.0f} s and "
-            f"{step[0]:.0f} tokens here, and with the checks before and after it {whole[1]:.0f} s and "
-            f"{whole[0]:.0f} tokens. Give more, or fewer prompts a step (settings.prompts), or shorter "
-            "answers (max_tokens)"
+            f"{step[0]:.0f} tokens here, and with the checks before and after it {seconds:.0f} s and "
+            f"{tokens:.0f} tokens. Give more, or fewer prompts a step (settings.prompts), or shorter answers "
+            "(max_tokens)"
         )
 
     def _save(self) -> None:

@@ -47,7 +47,7 @@ def test_a_vector_comes_nearer_to_the_prompted_model(either: PersonalizedModel) 
     found = runtime.distill(either, SHOUT, QUESTIONS, budget="30ktokens", report=rows.append, **QUICK)
     assert either.vector is own
     assert found.improved
-    assert found.share == found.replacement.share > 0
+    assert found.replacement.share > 0
     assert len(found.replacement.before) == len(QUESTIONS) // 3
     assert found.replacement.told > found.replacement.bare
     assert len(found.replacement.shown) == 3
