@@ -110,6 +110,16 @@ def test_commands_that_are_not_run_are_parsed() -> None:
     assert found > 10
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_that_are_named_are_there(document: Path) -> None:
+    named = re.findall(
+        r"`((?:tinylora_edge|exporters|runtime|cli|tests|benchmarks|examples)/[\w/.]+)`",
+        document.read_text("utf-8"),
+    )
+    if document.name != "CHANGELOG.md":
+        assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_every_extra_is_in_the_table() -> None:
     import tomllib
 
