@@ -59,14 +59,14 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has: a bundle of the real model, two vectors for it, and 20 lines of data."""
+    """What a reader has: a bundle of the real model, two vectors for it, and 120 lines of data."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(smollm2_bundle, folder / "bundle", copy_function=os.link)
     os.link(smollm2_bundle / "base.gguf", folder / "model.gguf")
     basis = load_basis(folder / "bundle" / "basis.gguf")
     for seed, name in enumerate(("v.bin", "other.bin")):
         (folder / name).write_bytes(MicroVector.random(basis, 0.2, seed=seed).to_bytes(basis))
-    rows = ({"prompt": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(20))
+    rows = ({"prompt": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(120))
     (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "srv").mkdir()
     return folder
@@ -88,9 +88,7 @@ def test_code_runs_as_it_is_printed(
                     if asyncio.iscoroutine(found := eval(code, names)):
                         runner.run(found)
             for words in commands(text) if language == "sh" else ():
-                here = [
-                    w.replace("https://example.org/vectors", address).replace("/srv/", "srv/") for w in words
-                ]
+                here = [w.replace("https://example.org", address).replace("/srv/", "srv/") for w in words]
                 told = CliRunner().invoke(app, here)
                 if told.exception is not None and not isinstance(told.exception, SystemExit):
                     raise told.exception
@@ -107,7 +105,7 @@ def test_commands_that_are_not_run_are_parsed() -> None:
                 assert command is not None, f"{path.name}: {words[0]}"
                 command.make_context(words[0], words[1:])
                 found += 1
-    assert found > 10
+    assert found >= 10
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
