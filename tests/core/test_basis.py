@@ -8,11 +8,8 @@ import warnings
 import numpy as np
 import pytest
 import support
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tinylora_edge import Basis, BasisError, MicroVector, NonFiniteError, VectorError, load_basis
-from tinylora_edge.projection import project
 
 FIXED = "9021c2eee84c489eb9a192ed5e557840bae0a4280829e96d1b0772e744dddd06"
 
@@ -82,14 +79,6 @@ class TestDigest:
         basis = tiny_basis()
         assert dataclasses.replace(basis, **change).digest != basis.digest
 
-    def test_covers_names_and_their_order(self, tiny_basis):
-        basis = tiny_basis(n_in=8)
-        renamed = tuple(name.replace("blk.1", "blk.2") for name in basis.modules)
-        digests = {basis.digest, dataclasses.replace(basis, modules=renamed).digest}
-        back = {"modules": basis.modules[::-1], "a": basis.a[::-1], "b": basis.b[::-1]}
-        digests.add(dataclasses.replace(basis, tying=basis.tying[::-1].copy(), **back).digest)
-        assert len(digests) == 3
-
     @pytest.mark.parametrize("field", ["a", "b", "p"])
     def test_covers_every_entry(self, tiny_basis, field):
         basis = tiny_basis(blocks=1, explicit=True, experts=2, u=2)
@@ -113,36 +102,12 @@ class TestDigest:
         expert = dataclasses.replace(half, a=tuple(a[None] for a in half.a), b=tuple(b[None] for b in half.b))
         assert half.digest != expert.digest
 
-    def test_tells_stored_projections_from_equal_regenerated_ones(self, tiny_basis):
-        basis = tiny_basis(u=2)
-        stored = dataclasses.replace(basis, projection="explicit", p=tuple(basis.projections))
-        np.testing.assert_array_equal(stored.projections, basis.projections)
-        assert stored.digest != basis.digest
-
     def test_does_not_cover_bases_nor_the_name_of_the_scheme(self, basis):
         other = dataclasses.replace(basis, base_fingerprints=("ab" * 32,), scheme="custom")
         assert other.digest == basis.digest
 
-    def test_does_not_depend_on_layout_in_memory(self, tiny_basis):
-        basis = tiny_basis(explicit=True, u=2)
-        other = dataclasses.replace(
-            basis,
-            a=tuple(np.asfortranarray(a) for a in basis.a),
-            b=tuple(np.repeat(b, 2, axis=0)[::2] for b in basis.b),
-            p=tuple(p.astype(">f4") for p in basis.p),
-        )
-        assert other.digest == basis.digest
-
 
 class TestArithmetic:
-    def test_projections(self, basis):
-        p = basis.projections
-        assert p.dtype == np.float32
-        assert p.shape == (len(basis.modules), basis.u, basis.rank, basis.rank)
-        for position, module in enumerate(basis.modules):
-            expected = basis.p[position] if basis.p else project(basis.seed, module, basis.u, basis.rank)
-            np.testing.assert_array_equal(p[position], expected)
-
     def test_R_is_the_float64_sum_rounded_once(self, basis):
         v = vector(basis)
         r = basis.R(v)
@@ -187,12 +152,6 @@ class TestArithmetic:
             np.testing.assert_array_equal(basis.values(form), v)
         assert basis.values(v).shape == (basis.groups, basis.u)
 
-    def test_size_and_kinds(self, tiny_basis):
-        basis = tiny_basis(u=3, groups=4, experts=2)
-        assert basis.size == 12
-        assert list(basis.kinds()) == ["attn_q", "attn_v", "ffn_down", "ffn_down_exps"]
-        assert [basis.index(module) for module in basis.modules] == list(range(8))
-
     @pytest.mark.parametrize("count", [0, 1, 11, 13])
     def test_a_wrong_number_of_values(self, tiny_basis, count):
         basis = tiny_basis(u=3, groups=4)
@@ -209,58 +168,29 @@ class TestArithmetic:
             with pytest.raises(NonFiniteError, match="value 2 of the vector"):
                 tiny_basis(u=2).values(v)
 
-    def test_an_unknown_module(self, tiny_basis):
-        basis = tiny_basis()
-        for use in (basis.index, lambda module: basis.delta(module, [0, 0])):
-            with pytest.raises(BasisError, match=r"does not adapt 'blk.9.attn_q.weight'.*6 modules"):
-                use("blk.9.attn_q.weight")
-
-
-@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=6, max_size=6), st.floats(-4, 4, width=16))
-def test_delta_is_linear_in_v(numbers, factor):
-    basis = support.random_basis(blocks=2, u=3)
-    v = np.array(numbers, np.float32)
-    module = basis.modules[4]
-    np.testing.assert_allclose(
-        basis.delta(module, v) * np.float32(factor),
-        basis.delta(module, v * np.float32(factor)),
-        rtol=1e-4,
-        atol=2e-5 * max(1.0, float(np.abs(v).max())),
-    )
-
 
 def arrays(*shape: int) -> tuple[np.ndarray, ...]:
     return tuple(np.ones(shape, np.float32) for _ in range(6))
 
 
 REFUSED = {
-    "no modules": ({"modules": (), "a": (), "b": (), "tying": np.zeros(0, np.int32)}, "distinct modules"),
     "a module twice": ({"modules": ("blk.0.attn_q.weight",) * 6}, "distinct modules"),
     "rank 0": ({"rank": 0}, "rank 0"),
-    "u 0": ({"u": 0}, "u 0"),
-    "groups 0": ({"groups": 0}, "groups 0"),
-    "negative seed": ({"seed": -1}, "seed -1"),
     "seed of 65 bits": ({"seed": 1 << 64}, "seed 18446744073709551616"),
-    "u of 33 bits": ({"u": 1 << 32}, "4294967296"),
     "unknown factorization": ({"factorization": "right"}, "'right'.*'left'"),
     "unknown projection": ({"projection": "gauss"}, "'gauss'.*'irwin-hall-12/splitmix64' and 'explicit'"),
     "fewer A than modules": ({"a": arrays(2, 12)[:5]}, r"6 modules.*\(6, 5, 6, 0\)"),
-    "more B than modules": ({"b": arrays(10, 2) + arrays(10, 2)}, r"\(6, 6, 12, 0\)"),
     "a short tying map": ({"tying": np.array([0, 1], np.int32)}, r"\(2, 6, 6, 0\)"),
-    "explicit without P": ({"projection": "explicit"}, r"6 P.*\(6, 6, 6, 0\)"),
     "P without explicit": ({"p": arrays(1, 2, 2)}, r"0 P.*\(6, 6, 6, 6\)"),
     "P of another u": (
         {"projection": "explicit", "p": arrays(3, 2, 2)},
         r"blk.0.attn_q.weight.*\(3, 2, 2\).*\(1, 2, 2\)",
     ),
     "a group too many": ({"tying": np.array([0, 0, 0, 1, 1, 2], np.int32)}, "3 groups from 0 to 2.*0 to 1"),
-    "a negative group": ({"tying": np.array([0, 0, 0, 1, 1, -1], np.int32)}, "groups from -1 to 1"),
     "a group that nobody reads": ({"groups": 4}, "2 groups from 0 to 1.*groups 0 to 3"),
     "A of another rank": ({"a": arrays(3, 12)}, r"blk.0.attn_q.weight.*\(3, 12\).*rank 2"),
     "B of another rank": ({"b": arrays(10, 3)}, r"\(10, 3\).*rank 2"),
     "A transposed": ({"a": arrays(12, 2)}, r"\(12, 2\)"),
-    "A of one dimension": ({"a": arrays(2)}, r"\(2,\)"),
-    "experts in A alone": ({"a": arrays(4, 2, 12)}, r"\(4, 2, 12\)"),
     "other experts in B": ({"a": arrays(4, 2, 12), "b": arrays(3, 10, 2)}, r"\(4, 2, 12\).*\(3, 10, 2\)"),
     "factors in float64": (
         {"a": tuple(np.ones((2, 12)) for _ in range(6)), "b": tuple(np.ones((10, 2)) for _ in range(6))},
@@ -283,8 +213,3 @@ def test_refuses(tiny_basis, fields, said):
     basis = tiny_basis()
     with pytest.raises(BasisError, match=said):
         dataclasses.replace(basis, **fields)
-
-
-def test_is_immutable(tiny_basis):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        tiny_basis().rank = 3

@@ -63,23 +63,12 @@ def test_equals_the_plain_integer_implementation(seed, name, u, r):
     assert project(seed, name, u, r).reshape(-1).tolist() == reference(seed, name, u, r)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 1 << 63, WORD])
-def test_ends_of_the_seed_range(seed):
-    name = "blk.0.attn_q.weight"
-    assert project(seed, name, 13, 2).reshape(-1).tolist() == reference(seed, name, 13, 2)
-
-
 def test_many_entries_are_drawn_in_little_memory():
     """A basis of 3 KB may ask for 256 MB of them, and a device has no 6 GB to draw them in."""
     name, u = "blk.0.attn_q.weight", (1 << 16) + 3
     assert project(5, name, u, 1).reshape(-1).tolist() == reference(5, name, u, 1)
     with support.memory_limit(64 << 20):
         assert project(1, name, 64, 256).nbytes == 16 << 20
-
-
-def test_entries_do_not_depend_on_u():
-    many = project(9, "blk.4.ffn_up.weight", 13, 3)
-    np.testing.assert_array_equal(project(9, "blk.4.ffn_up.weight", 5, 3), many[:5])
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])

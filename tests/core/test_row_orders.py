@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from tinylora_edge.modules import (
-    Heads,
     find_architecture,
     inverse,
     listed_order,
     parse,
     read_heads,
-    row_orders,
 )
 
 KNOWN = set(gguf.MODEL_ARCH_NAMES.values())
@@ -41,25 +39,6 @@ def test_the_listed_order_is_that_of_the_gguf(architecture):
             np.testing.assert_array_equal(converted[inverse(order)], weight)
             seen += 1
     assert seen >= 8
-
-
-def test_orders_that_are_known_begin_with_the_unchanged_one():
-    for kind, rows, heads, count in (
-        ("attn_q", 32, Heads(4, 2), 2),
-        ("attn_k", 16, Heads(4, 2), 2),
-        ("attn_v", 16, Heads(4, 2), 1),
-        ("attn_q", 32, Heads(), 1),
-        ("attn_q", 33, Heads(4, 2), 1),
-        ("attn_qkv", 64, Heads(4, 2), 2),
-        ("attn_qkv", 64, Heads(4, None), 1),
-        ("attn_qkv", 65, Heads(4, 2), 1),
-        ("attn_qkv", 60, Heads(4, 3), 1),  # no whole number of queries a key
-        ("ffn_up", 64, Heads(4, 2), 1),
-    ):
-        orders = row_orders(kind, rows, heads)
-        assert len(orders) == count, kind
-        assert orders[0].tolist() == list(range(rows))
-        assert all(sorted(order.tolist()) == list(range(rows)) for order in orders)
 
 
 def test_one_head_of_keys_needs_no_other_order():

@@ -24,10 +24,6 @@ def model(blocks: int) -> list[str]:
     return [f"blk.{block}.{kind}.weight" for block in range(blocks) for kind in LLAMA]
 
 
-def test_schemes():
-    assert SCHEMES == ("full", "structured", "tiled")
-
-
 @given(modules, st.data())
 def test_tiled(names, data):
     groups = data.draw(st.integers(1, len(names)))
@@ -39,13 +35,6 @@ def test_tiled(names, data):
     assert sizes.size == groups
     assert sizes.min() >= 1
     assert sizes.max() - sizes.min() <= 1
-
-
-@given(modules)
-def test_full(names):
-    tying = tie(names, "full", 1)
-    assert tying.dtype == np.int32
-    assert tying.tolist() == [0] * len(names)
 
 
 @given(modules, st.data())
@@ -74,12 +63,6 @@ def test_the_default_on_smollm2():
     assert tying.size == 210
     assert sorted(Counter(tying.tolist()).values()) == [16] * 11 + [17] * 2
     assert tying[[0, 16, 17, 209]].tolist() == [0, 0, 1, 12]
-
-
-def test_structured_on_smollm2_with_two_groups_a_kind():
-    tying = tie(model(30), "structured", 14).reshape(30, 7)
-    assert tying[:15].tolist() == [[0, 2, 4, 6, 8, 10, 12]] * 15
-    assert tying[15:].tolist() == [[1, 3, 5, 7, 9, 11, 13]] * 15
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

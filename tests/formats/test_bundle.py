@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import BaseMismatchError, BasisError, Bundle, CorruptBasisError, load_basis, save_basis
+from tinylora_edge import BaseMismatchError, BasisError, Bundle, load_basis, save_basis
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.formats.side_tensors import fingerprint
 
@@ -91,31 +91,12 @@ class TestFind:
         with pytest.raises(FileNotFoundError, match=rf"{missing} does not exist.*tinylora-edge export"):
             Bundle.find(bundle)
 
-    def test_nothing_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"nothing.gguf does not exist"):
-            Bundle.find(tmp_path / "nothing.gguf")
-
-    def test_a_gguf_alone(self, tmp_path):
-        base = write_base(tmp_path / "model.gguf")
-        with pytest.raises(FileNotFoundError, match=r"model.basis.gguf does not exist"):
-            Bundle.find(base)
-
 
 class TestContent:
     def test_the_basis(self, bundle, basis):
         found = Bundle.find(bundle)
         assert found.basis.digest == basis.digest
         assert found.basis is found.basis, "read once"
-
-    def test_a_damaged_basis(self, bundle):
-        (bundle / "basis.gguf").write_bytes(b"GGUF")
-        found = Bundle.find(bundle)
-        with pytest.raises(CorruptBasisError):
-            _ = found.basis
-
-    def test_no_manifest(self, bundle):
-        (bundle / "manifest.json").unlink()
-        assert Bundle.find(bundle).manifest == {}
 
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{'format': 1}"])
     def test_a_manifest_that_is_no_json(self, bundle, content):
@@ -124,16 +105,8 @@ class TestContent:
         with pytest.raises(BasisError, match=r"manifest.json is not JSON"):
             _ = found.manifest
 
-    def test_a_manifest_that_is_no_object(self, bundle):
-        (bundle / "manifest.json").write_text("[1]")
-        assert Bundle.find(bundle).manifest == {}
-
 
 class TestFingerprint:
-    def test_equals_the_documented_layout(self, tmp_path):
-        base = write_base(tmp_path / "m.gguf")
-        assert mark(base) == support.fingerprint(gguf.GGUFReader(base), "llama", MODULES)
-
     def test_of_a_real_model(self, smollm2_gguf, smollm2_bundle):
         basis = load_basis(smollm2_bundle / "basis.gguf")
         expected = support.fingerprint(gguf.GGUFReader(smollm2_gguf), "llama", basis.modules)
@@ -183,17 +156,9 @@ class TestFingerprint:
 
 
 class TestCheckBase:
-    def test_any_listed_fingerprint_will_do(self, bundle):
-        assert Bundle.find(bundle).check_base() == mark(bundle / "base.gguf")
-
     def test_other_weights(self, bundle):
         write_base(bundle / "base.gguf", attn_q=np.zeros((100, 40), np.float32))
         with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*add_base"):
-            Bundle.find(bundle).check_base()
-
-    def test_a_basis_that_lists_none(self, bundle, basis):
-        save_basis(basis, bundle / "basis.gguf")
-        with pytest.raises(BaseMismatchError, match="lists none"):
             Bundle.find(bundle).check_base()
 
     def test_another_architecture(self, bundle):
@@ -205,10 +170,4 @@ class TestCheckBase:
     def test_what_is_no_gguf(self, bundle, data):
         (bundle / "base.gguf").write_bytes(data)
         with pytest.raises(BaseMismatchError, match=r"base.gguf is not a usable GGUF model"):
-            Bundle.find(bundle).check_base()
-
-    def test_a_truncated_base(self, bundle):
-        base = bundle / "base.gguf"
-        base.write_bytes(base.read_bytes()[:-3000])
-        with pytest.raises(BaseMismatchError, match=r"is not a usable GGUF model: it declares"):
             Bundle.find(bundle).check_base()

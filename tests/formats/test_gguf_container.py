@@ -77,12 +77,6 @@ class TestOnARealModel:
         kinds = {type(ours.get(key)) for key in expected}
         assert kinds >= {str, int, float, bool, list, np.ndarray}, "the model exercises every kind"
 
-    def test_architecture_and_defaults(self, ours):
-        assert ours.architecture == "llama"
-        assert "no.such.key" not in ours
-        assert ours.get("no.such.key") is None
-        assert ours.get("no.such.key", 7) == 7
-
     def test_tensors(self, ours, theirs):
         assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
         for expected in theirs.tensors:
@@ -141,18 +135,6 @@ class TestKinds:
         assert file.get("three").tolist() == [value] * 3
         assert file.get("three").dtype == np.dtype(layout)
 
-    def test_strings(self):
-        words = ["", "a", "é𝄞", "x" * 1000]
-        array = struct.pack("<IQ", STRING, 4) + b"".join(text(word) for word in words)
-        file = GGUFFile(image([pair("list", ARRAY, array), pair("one", STRING, text("é𝄞"))]))
-        assert file.get("list") == words
-        assert file.get("one") == "é𝄞"
-
-    def test_empty_arrays(self):
-        pairs = [pair(f"k{kind}", ARRAY, struct.pack("<IQ", kind, 0)) for kind in (U32, F64, STRING)]
-        file = GGUFFile(image(pairs))
-        assert [len(file.get(key)) for key in file] == [0, 0, 0]
-
     @pytest.mark.parametrize("version", [2, 3])
     def test_versions(self, version):
         assert list(GGUFFile(image([pair("k", U8, b"\1")], version=version))) == ["k"]
@@ -164,13 +146,6 @@ class TestKinds:
         data = np.arange(4, dtype="<f4")
         file = GGUFFile(head + bytes(-len(head) % alignment) + data.tobytes())
         np.testing.assert_array_equal(file.array(file.tensors["t"]), data)
-
-    @pytest.mark.parametrize("dims", [[5], [5, 3], [5, 3, 2], [5, 3, 2, 2]])
-    @pytest.mark.parametrize(("kind", "dtype"), [(0, "<f4"), (1, "<f2")])
-    def test_tensors(self, dims, kind, dtype):
-        array = np.arange(np.prod(dims)).astype(dtype).reshape(dims[::-1])
-        file = GGUFFile(image([], [tensor("t", dims, kind)], data=array.tobytes()))
-        np.testing.assert_array_equal(file.array(file.tensors["t"]), array)
 
     @pytest.mark.parametrize("kind", list(gguf.GGMLQuantizationType))
     def test_sizes_of_every_type(self, kind):
@@ -226,22 +201,16 @@ def lying() -> dict[str, bytes]:
     space = bytes(4096)
     files = {
         "empty": b"",
-        "magic alone": b"GGUF",
         "header cut": image()[:23],
         "zeros": space,
         "another magic": image(magic=b"GGML"),
-        "magic of the other byte order": image(magic=b"FUGG"),
         "version 1": image(version=1),
-        "version 4": image(version=4),
         "big-endian version": image(version=3 << 24),
         "2^60 keys": image(pair_count=HUGE, data=space),
-        "2^64-1 keys": image(pair_count=(1 << 64) - 1, data=space),
         "more keys than there are": unpadded(image([pair("k", U8, b"\1")], pair_count=2)),
         "2^60 tensors": image(tensor_count=HUGE, data=space),
-        "2^64-1 tensors": image(tensor_count=(1 << 64) - 1, data=space),
         "more tensors than there are": image([], [tensor("t", [1])], tensor_count=2, data=bytes(4)),
         "key of 2^60 bytes": image([struct.pack("<Q", HUGE)], data=space),
-        "key of 2^64-1 bytes": image([struct.pack("<Q", (1 << 64) - 1)], data=space),
         "key that is no UTF-8": image([pair(b"\xff\xfe", U8, b"\1")]),
         "string of 2^60 bytes": image([pair("k", STRING, struct.pack("<Q", HUGE))], data=space),
         "string that is no UTF-8": image([pair("k", STRING, text(b"\xc3"))]),
@@ -249,34 +218,22 @@ def lying() -> dict[str, bytes]:
         "array of unknown kind": image([array_of(13, 1, bytes(8))], data=space),
         "array of arrays": image([array_of(ARRAY, 1, struct.pack("<IQ", U8, 1) + b"\1")], data=space),
         "2^60 strings": image([array_of(STRING, HUGE)], data=space),
-        "2^64-1 strings": image([array_of(STRING, (1 << 64) - 1)], data=space),
         "more strings than there are": unpadded(image([array_of(STRING, 3, text("a") * 2)])),
         "a string of 2^60 bytes in an array": image([array_of(STRING, 1, struct.pack("<Q", HUGE))]),
-        "two strings of 2^63 bytes in an array": image(
-            [array_of(STRING, 2, struct.pack("<Q", 1 << 63) * 2)], data=space
-        ),
         "two strings of 2^64-1 bytes in an array": image(
             [array_of(STRING, 2, struct.pack("<Q", (1 << 64) - 1) * 2)], data=space
         ),
         "tensor name of 2^60 bytes": image([], [struct.pack("<Q", HUGE)], data=space),
-        "tensor name that is no UTF-8": image([], [tensor(b"\xff", [1])], data=space),
         "no dimensions": image([], [tensor("t", [])], data=space),
         "5 dimensions": image([], [tensor("t", [1] * 5)], data=space),
-        "2^32-1 dimensions": image([], [text("t") + struct.pack("<I", (1 << 32) - 1)], data=space),
         "row of 2^60": image([], [tensor("t", [HUGE])], data=space),
-        "2^60 rows": image([], [tensor("t", [1, HUGE])], data=space),
         "product that wraps to 0": image([], [tensor("t", [1 << 32, 1 << 32])], data=space),
-        "product that wraps to 1": image([], [tensor("t", [(1 << 64) - 1, (1 << 64) - 1])], data=space),
         "unknown type": image([], [tensor("t", [1], 99)], data=space),
-        "removed type": image([], [tensor("t", [32], 4)], data=space),
         "half a block": image([], [tensor("t", [33], 2)], data=space),
-        "offset of 2^60": image([], [tensor("t", [1], 0, HUGE)], data=space),
         "offset that wraps": image([], [tensor("t", [1], 0, (1 << 64) - 32)], data=space),
         "data cut by a byte": image([], [tensor("t", [4])], data=bytes(15)),
-        "no data": image([], [tensor("t", [4])]),
         "a tensor twice": image([], [tensor("t", [1])] * 2, data=space),
         "alignment 0": image([pair("general.alignment", U32, bytes(4))], [tensor("t", [1])], data=space),
-        "alignment 3": image([pair("general.alignment", U32, b"\3\0\0\0")], [tensor("t", [1])], data=space),
         "alignment 2^31": image(
             [pair("general.alignment", U32, struct.pack("<I", 1 << 31))], [tensor("t", [1])], data=space
         ),
@@ -314,22 +271,6 @@ def test_a_list_of_strings_that_are_no_utf8_is_refused_when_it_is_read():
     file = GGUFFile(image([array_of(STRING, 2, text("fine") + text(b"\xff"))]))
     with pytest.raises(MalformedGGUFError):
         file.get("k")
-
-
-@pytest.mark.parametrize("dims", [[0], [0, 3], [3, 0], [0, (1 << 64) - 1], [1 << 63, 0, 1 << 63]])
-def test_empty_tensors_are_empty_or_refused(dims):
-    try:
-        file = GGUFFile(image([], [tensor("t", dims)]))
-        array = file.array(file.tensors["t"])
-    except MalformedGGUFError:
-        return
-    assert array.size == 0
-    assert array.shape == tuple(dims[::-1])
-
-
-def test_a_missing_file_is_no_malformed_one(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        GGUFFile(tmp_path / "nothing.gguf")
 
 
 def small_file() -> bytes:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
-import struct
-import threading
 from pathlib import Path
 
 import gguf
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import Basis, BasisError, CorruptBasisError, load_basis, save_basis
+from tinylora_edge import Basis, CorruptBasisError, load_basis, save_basis
 from tinylora_edge.formats.gguf import GGUFFile
 
 FINGERPRINTS = ("ab" * 32, "cd" * 32)
@@ -72,12 +70,6 @@ class TestRoundTrip:
         assert_same(load_basis(path), basis)
         assert_same(load_basis(str(path)), basis)
 
-    def test_without_fingerprints(self, tiny_basis, path):
-        basis = tiny_basis()
-        assert basis.base_fingerprints == ()
-        save_basis(basis, path)
-        assert_same(load_basis(path), basis)
-
     def test_the_same_bytes_every_time(self, basis, path):
         save_basis(basis, path)
         first = path.read_bytes()
@@ -90,28 +82,6 @@ class TestRoundTrip:
         save_basis(dataclasses.replace(loaded, base_fingerprints=("ef" * 32,)), path)
         assert_same(loaded, basis)
         assert load_basis(path).base_fingerprints == ("ef" * 32,)
-
-    def test_arrays_of_any_layout(self, tiny_basis, path):
-        basis = tiny_basis(explicit=True, u=2)
-        other = dataclasses.replace(
-            basis,
-            a=tuple(np.asfortranarray(a) for a in basis.a),
-            b=tuple(np.repeat(b, 2, axis=0)[::2] for b in basis.b),
-        )
-        save_basis(other, path)
-        assert_same(load_basis(path), basis)
-
-    def test_of_a_real_model(self, smollm2_bundle, smollm2_bundle_u13):
-        for bundle, u, groups, scheme in (
-            (smollm2_bundle, 1, 13, "tiled"),
-            (smollm2_bundle_u13, 13, 1, "full"),
-        ):
-            basis = load_basis(bundle / "basis.gguf")
-            assert (len(basis.modules), basis.rank, basis.u, basis.groups) == (210, 2, u, groups)
-            assert (basis.size, basis.scheme, basis.architecture) == (13, scheme, "llama")
-            assert basis.factorization == "left"
-            assert all(a.dtype == b.dtype == np.float32 for a, b in zip(basis.a, basis.b, strict=True))
-        assert basis.a[0].shape == (2, 576)
 
 
 def test_the_file_is_what_the_design_lists(tiny_basis, path):
@@ -204,31 +174,6 @@ class TestDamage:
         factors = sum(entry.nbytes for entry in covered.tensors.values())
         assert refused > 8 * factors, "every bit of the factors is covered, and many of the header"
 
-    @pytest.mark.parametrize("seed", range(4))
-    def test_random_damage(self, small, path, seed):
-        basis, data = small
-        rng = np.random.default_rng(seed)
-        with support.memory_limit(MEMORY):
-            for _ in range(500):
-                damaged = bytearray(data)
-                for _ in range(rng.integers(1, 4)):
-                    at = int(rng.integers(len(damaged)))
-                    kind = rng.integers(4)
-                    if kind == 0:
-                        damaged[at : at + 8] = rng.bytes(8)
-                    elif kind == 1:
-                        damaged[at : at + 8] = struct.pack("<Q", 1 << int(rng.integers(64)))
-                    elif kind == 2:
-                        del damaged[at : at + int(rng.integers(1, 9))]
-                    else:
-                        damaged[at:at] = rng.bytes(int(rng.integers(1, 9)))
-                found = self.load(path, bytes(damaged))
-                assert found is None or found.digest == basis.digest
-
-    def test_data_after_the_end_is_ignored(self, small, path):
-        basis, data = small
-        assert self.load(path, data + bytes(100)).digest == basis.digest
-
     @pytest.mark.parametrize(
         "data", [b"", b"GGUF", b"\0" * 4096, b"{}" * 500], ids=["empty", "cut", "0", "json"]
     )
@@ -238,10 +183,6 @@ class TestDamage:
     def test_a_model(self, smollm2_gguf):
         with pytest.raises(CorruptBasisError, match=r"\('model', ''\), not \('adapter', 'tinylora'\)"):
             load_basis(smollm2_gguf)
-
-    def test_a_missing_file(self, path):
-        with pytest.raises(FileNotFoundError):
-            load_basis(path)
 
 
 def with_keys(data: bytes, changes: dict[str, tuple[object, gguf.GGUFValueType] | None], path: Path) -> None:
@@ -283,33 +224,13 @@ REQUIRED = [
 ]
 FORGED = {
     "another version": ({"version": (2, KINDS.UINT32)}, "version 2.*reads version 1"),
-    "versions": ({"version": ([1, 1], KINDS.UINT32)}, "tinylora.version is array.*expected a int"),
-    "types": ({"general.type": ([1, 2], KINDS.UINT32)}, "general.type is array.*expected a str"),
-    "adapters": (
-        {"adapter.type": (["tinylora"], KINDS.STRING)},
-        "adapter.type is .'tinylora'.*expected a str",
-    ),
-    "digests": ({"digest": (["0" * 64, "1"], KINDS.STRING)}, "tinylora.digest is .*expected a str"),
     "another digest": ({"digest": ("0" * 64, KINDS.STRING)}, "digest 0000000000000000.*gives"),
     "a rank that is a string": ({"rank": ("2", KINDS.STRING)}, "tinylora.rank is '2', expected a int"),
-    "a rank that is a float": ({"rank": (2.0, KINDS.FLOAT32)}, "tinylora.rank"),
-    "a u that is a bool": ({"u": (True, KINDS.BOOL)}, "tinylora.u"),
-    "another rank": ({"rank": (3, KINDS.UINT32)}, "rank 3"),
-    "rank 0": ({"rank": (0, KINDS.UINT32)}, "rank 0"),
     "another u": ({"u": (2, KINDS.UINT32)}, "digest"),
-    "u of 40 bits": ({"u": (1 << 40, KINDS.UINT64)}, "u"),
     "u of 2^32-1": ({"u": ((1 << 32) - 1, KINDS.UINT32)}, "at most 250,000 values"),
-    "2^32-1 groups": (
-        {"groups": ((1 << 32) - 1, KINDS.UINT32)},
-        "at most 250,000 values .4294967295 groups",
-    ),
-    "2^62 groups": ({"groups": (1 << 62, KINDS.UINT64)}, "groups"),
-    "a negative seed": ({"seed": (-1, KINDS.INT64)}, "seed -1"),
     "another projection": ({"projection": ("gauss", KINDS.STRING)}, "unknown projection 'gauss'"),
     "explicit without P": ({"projection": ("explicit", KINDS.STRING)}, "lacks the tensor .*tinylora_p"),
-    "another factorization": ({"factorization": ("right", KINDS.STRING)}, "'right'"),
     "one module": ({"modules": (["blk.0.attn_q.weight"], KINDS.STRING)}, r"1 modules need .*\(6, 1, 1, 0\)"),
-    "modules that are numbers": ({"modules": ([1, 2], KINDS.UINT32)}, "tinylora.modules"),
     "a module without factors": (
         {"modules": ([f"blk.{i}.attn_q.weight" for i in range(6)], KINDS.STRING)},
         "lacks the tensor blk.2.attn_q.weight.tinylora_a",
@@ -322,13 +243,9 @@ FORGED = {
     "a mean alone": ({"prior.mean": ([1.0, 2.0], KINDS.FLOAT32)}, "one of them is missing"),
     "a mean that is a number": ({"prior.mean": (1.0, KINDS.FLOAT32)}, "tinylora.prior.mean is 1.0"),
     "tying that is a string": ({"tying.groups": ("tiled", KINDS.STRING)}, "tinylora.tying.groups"),
-    "tying that is a list of strings": ({"tying.groups": (["0"] * 6, KINDS.STRING)}, "tinylora.tying.groups"),
     "tying beyond the groups": ({"tying.groups": ([0, 0, 0, 1, 1, 7], KINDS.UINT32)}, "groups from 0 to 7"),
-    "tying of 32 bits": ({"tying.groups": ([0, 0, 0, 1, 1, (1 << 32) - 1], KINDS.UINT32)}, "groups"),
     "tying of NaN": ({"tying.groups": ([0.0, 0, 0, 1, 1, float("nan")], KINDS.FLOAT32)}, "tying.groups"),
     "fingerprints that are a number": ({"base.fingerprints": (7, KINDS.UINT32)}, "base.fingerprints"),
-    "fingerprints that are a string": ({"base.fingerprints": ("ab", KINDS.STRING)}, "base.fingerprints"),
-    "fingerprints that are numbers": ({"base.fingerprints": ([7], KINDS.UINT32)}, "base.fingerprints"),
     **{f"no {key}": ({key: None}, f"tinylora.{key}|version|digest") for key in REQUIRED},
 }
 
@@ -366,36 +283,3 @@ class TestSaving:
         assert load_basis(path).digest == small.digest
         save_basis(large, path)
         assert load_basis(path).digest == large.digest
-
-    def test_a_basis_that_cannot_be_written_leaves_the_old_file(self, tiny_basis, path):
-        """A float64 array sneaks past no check: either the basis or the saving refuses it."""
-        save_basis(tiny_basis(), path)
-        before = path.read_bytes()
-        with pytest.raises(BasisError, match="float64"):
-            save_basis(tiny_basis(factor_dtype=np.float64), path)
-        assert path.read_bytes() == before
-        assert list(path.parent.iterdir()) == [path]
-
-    def test_a_missing_directory(self, tiny_basis, tmp_path):
-        with pytest.raises(FileNotFoundError):
-            save_basis(tiny_basis(), tmp_path / "nowhere" / "basis.gguf")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_reader_never_sees_a_part(self, tiny_basis, path):
-        one, two = tiny_basis(n_in=4000), tiny_basis(n_in=4000, seed=43)
-        save_basis(one, path)
-        stop = threading.Event()
-
-        def write() -> None:
-            while not stop.is_set():
-                save_basis(two, path)
-                save_basis(one, path)
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            seen = {load_basis(path).digest for _ in range(60)}
-        finally:
-            stop.set()
-            writer.join()
-        assert seen <= {one.digest, two.digest}

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from matrices import ROUNDING, TOL, VALUES, residual, weight_like
+from matrices import ROUNDING, TOL, residual, weight_like
 
 from tinylora_edge import BasisError, factorization
 from tinylora_edge.factorization import RowSource, truncated_svd
@@ -67,15 +67,6 @@ def test_a_weight_of_one_block_is_read_once():
     assert source.asked == [(0, 300)]
 
 
-def test_rows_wider_than_a_block_are_read_one_by_one():
-    wide = BLOCK_BYTES + 8
-    source = Rows(np.random.default_rng(0).standard_normal((3, wide), dtype=np.float32))
-    svd = truncated_svd(source, 1, block=1)
-    assert set(source.asked) == {(0, 1), (1, 2), (2, 3)}
-    gram = source._weight.astype(np.float64) @ source._weight.T.astype(np.float64)
-    np.testing.assert_allclose(svd.S[0], np.sqrt(np.linalg.eigvalsh(gram)[-1]), rtol=VALUES)
-
-
 class DearRows(Rows):
     dear = True
 
@@ -96,15 +87,6 @@ def test_rows_that_are_dear_are_read_once_while_there_is_room(kind, dear, monkey
     plain = truncated_svd(weight, 2)
     for one, two in zip(svd, plain, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-4)
-
-
-def test_without_room_dear_rows_are_read_in_every_pass(monkeypatch):
-    room = factorization._Room(3 * 1500 * 2000)
-    monkeypatch.setattr(factorization, "_room", room)
-    source = DearRows(weight_like((1500, 2000)))
-    svd = truncated_svd(source, 2)
-    assert len(source.asked) > svd.passes
-    assert room.take(3 * 1500 * 2000)
 
 
 def test_room_is_given_back_whatever_happens(monkeypatch):
