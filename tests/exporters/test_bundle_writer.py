@@ -47,16 +47,6 @@ def test_a_hard_link_where_one_works(model, parent):
     assert report.output == parent / "bundle"
 
 
-def test_a_link_to_the_model_is_followed(model, parent, tmp_path):
-    """Hugging Face's cache holds symbolic links; a bundle must not break when the cache is cleaned."""
-    link = tmp_path / "link.gguf"
-    link.symlink_to("model.gguf")
-    export_gguf(link, parent / "bundle", settings=SETTINGS)
-    base = parent / "bundle" / "base.gguf"
-    assert not base.is_symlink()
-    assert base.samefile(model)
-
-
 @pytest.fixture
 def no_links(monkeypatch):
     """As between two file systems."""
@@ -91,23 +81,6 @@ def test_no_room_for_the_copy(model, parent, no_links, monkeypatch):
 
 class Interrupted(BaseException):
     """As Ctrl-C is: no Exception."""
-
-
-@pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt, RuntimeError, MemoryError])
-@pytest.mark.parametrize("after", [1, 14])
-def test_an_exception_while_factorizing_leaves_nothing(model, parent, error, after):
-    seen = []
-
-    def progress(module, size):
-        seen.append(module)
-        if len(seen) == after:
-            raise error
-
-    with pytest.raises(error):
-        export_gguf(model, parent / "bundle", settings=SETTINGS, progress=progress)
-    assert len(seen) == after
-    assert names(parent) == []
-    assert os.stat(model).st_nlink == 1
 
 
 @pytest.mark.parametrize("step", ["save_basis", "place_base", "_manifest"])
@@ -174,15 +147,6 @@ def test_a_parent_that_is_missing_or_no_directory(model, parent):
         with pytest.raises(ExportError, match="cannot write to"):
             export_gguf(model, output, settings=SETTINGS)
     assert names(parent) == ["file"]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_parent_that_is_not_writable(model, parent):
-    parent.chmod(0o555)
-    with pytest.raises(ExportError, match="cannot write to"):
-        export_gguf(model, parent / "bundle", settings=SETTINGS)
-    parent.chmod(0o755)
-    assert names(parent) == []
 
 
 # What another export writes, or a killed one left

@@ -47,10 +47,6 @@ def put(value):
 # Files
 
 
-def test_a_file_that_is_not_there(refuse, tmp_path):
-    refuse(ExportError, r"none\.gguf does not exist", tmp_path / "none.gguf")
-
-
 @pytest.mark.parametrize("keep", [0, 3, 4, 23, 24, 200, 2000, -1])
 def test_a_file_that_was_cut(refuse, llama_gguf, tmp_path, keep):
     path = tmp_path / "cut.gguf"
@@ -58,21 +54,10 @@ def test_a_file_that_was_cut(refuse, llama_gguf, tmp_path, keep):
     refuse(ExportError, r"cut\.gguf", path)
 
 
-def test_a_file_that_is_no_gguf(refuse, tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"this is something else" * 50)
-    refuse(ExportError, r"model\.safetensors.*GGUF", path)
-
-
 def test_a_lora_adapter(refuse, tmp_path):
     pairs = {"blk.0.attn_q.weight": (np.ones((2, 64)), np.ones((64, 2)))}
     path = models.write_lora(tmp_path / "lora.gguf", "llama", pairs, alpha=1.0)
     refuse(ExportError, r"lora\.gguf holds a 'adapter', not a model", path)
-
-
-def test_one_file_of_a_split_model(refuse, write):
-    path = write(metadata={"split.count": 3, "split.no": 0})
-    refuse(ExportError, r"one of the 3 files .*called like model-00001-of-00003", path)
 
 
 def test_an_architecture_that_is_unknown(refuse, write):
@@ -146,8 +131,3 @@ def test_a_rank_larger_than_a_dimension(refuse, llama_gguf, rank):
 )
 def test_settings_that_make_no_basis(refuse, llama_gguf, settings, match):
     refuse((BasisError, ExportError), match, llama_gguf, settings)
-
-
-def test_a_factor_dtype_that_is_unknown():
-    with pytest.raises(BasisError, match="f64"):
-        ExportSettings(factor_dtype="f64")

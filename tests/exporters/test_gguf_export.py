@@ -8,7 +8,7 @@ import models
 import numpy as np
 import pytest
 
-from tinylora_edge import Bundle, MicroVector, __version__, load_basis
+from tinylora_edge import MicroVector, __version__
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
 PROMPT = list(b"one two three four")
@@ -106,18 +106,6 @@ def test_factors_are_the_truncated_svd_of_the_weights(source, model, gguf, tmp_p
     assert checked >= len(basis.modules) // 2
 
 
-def test_the_basis_knows_what_it_was_made_of(architecture, gguf, tmp_path):
-    report = export_gguf(gguf, tmp_path / "bundle", settings=ExportSettings(groups=5, seed=7))
-    basis = load_basis(report.output / "basis.gguf")
-    kinds = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
-    assert basis.digest == report.basis.digest
-    assert basis.architecture == architecture
-    assert basis.modules == tuple(f"blk.{block}.{kind}.weight" for block in range(2) for kind in kinds)
-    assert (basis.rank, basis.u, basis.groups, basis.seed) == (2, 1, 5, 7)
-    assert basis.tying.tolist() == [j * 5 // 14 for j in range(14)]
-    assert Bundle.find(report.output).check_base() == basis.base_fingerprints[0]
-
-
 def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
     hf = models.write_hf(model, tmp_path / "hf")
     settings = ExportSettings(groups=4, factor_dtype="f16", seed=9)
@@ -157,16 +145,6 @@ def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
     assert manifest["factors"]["unconverged"] == []
     assert manifest["factors"]["passes"] == report.quality.passes > len(basis.modules)
     assert 0 <= manifest["factors"]["agreement"] < 1e-2
-
-
-def test_progress_is_told_of_every_module_once(gguf, tmp_path):
-    seen = []
-    report = export_gguf(gguf, tmp_path / "bundle", progress=lambda *args: seen.append(args))
-    assert [module for module, _ in seen] == list(report.basis.modules)
-    rows = {module: (b.shape[0], a.shape[1]) for module, a, b in zip(
-        report.basis.modules, report.basis.a, report.basis.b, strict=True
-    )}  # fmt: skip
-    assert [size for _, size in seen] == [4 * rows[m][0] * rows[m][1] for m in report.basis.modules]
 
 
 def test_factors_may_come_from_a_gguf_and_the_base_be_another(gguf, load, tmp_path):

@@ -18,7 +18,7 @@ import models
 import pytest
 from hub_server import HubServer
 
-from tinylora_edge import Bundle, ExportError, HubError
+from tinylora_edge import ExportError, HubError
 from tinylora_edge.exporters import ExportSettings, export_gguf, find, hub, resolve
 from tinylora_edge.exporters.hub import CatalogModel, choose, load_catalog, models_in
 
@@ -106,17 +106,6 @@ class TestFromANameToABundle:
             listed[name] == hashlib.sha256((weights / name).read_bytes()).hexdigest() for name in shards
         )
 
-    def test_a_split_model(self, server: HubServer, llama_gguf: Path, tmp_path: Path) -> None:
-        """In the cache its parts are links to files that are named by their hashes."""
-        (tmp_path / "source").mkdir()
-        parts = models.split_gguf(llama_gguf, tmp_path / "source", 6, "tiny-F32")
-        server.add("org/split", {path.name: path for path in parts})
-        found = resolve("org/split")
-        report = export_gguf(found.model, tmp_path / "b", settings=SETTINGS)
-        assert report.basis.digest == export_gguf(llama_gguf, tmp_path / "l", settings=SETTINGS).basis.digest
-        assert Bundle.find(tmp_path / "b").check_base() == report.basis.base_fingerprints[0]
-        assert len(list((tmp_path / "b").glob("base-*.gguf"))) == len(parts) > 2
-
 
 class TestWhatANameStandsFor:
     def test_the_default_and_another_quantization(self, server: HubServer) -> None:
@@ -132,11 +121,6 @@ class TestWhatANameStandsFor:
         (part,) = find(f"{REPO}@v1", quant="f32").parts
         assert part.repository.commit == server.repos[REPO].tags["v1"]
         assert part.fetch()[0].name == part.repository.commit
-
-    def test_weights_and_a_base_of_another_repository(self, server: HubServer) -> None:
-        found = find("org/tiny", base=f"{REPO}@v1", quant="f32")
-        roles = {part.role: (part.repository.name, part.repository.revision) for part in found.parts}
-        assert roles == {"base": (REPO, "v1"), "weights": ("org/tiny", "main")}
 
     def test_one_of_both_is_here(self, server: HubServer, weights: Path, llama_gguf: Path) -> None:
         for deployed in (True, False):
@@ -194,11 +178,6 @@ class TestWhatANameStandsFor:
 
 
 class TestTheHub:
-    def test_a_listed_file_that_is_gone(self, server: HubServer) -> None:
-        server.gone.add(FILE)
-        with pytest.raises(HubError, match=r"org/tiny-GGUF"):
-            resolve(REPO, quant="f32")
-
     def test_a_shard_that_is_lacking(self, server: HubServer, weights: Path) -> None:
         files: dict[str, bytes | Path] = {path.name: path for path in weights.iterdir()}
         gone = sorted(name for name in files if name.endswith(".safetensors"))[1]

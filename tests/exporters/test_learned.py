@@ -87,12 +87,6 @@ def test_auto_takes_them_where_nothing_is_asked_of_random_ones(
     assert other.projection == plain.projection
 
 
-@pytest.mark.parametrize("shape", [{"u": 2}, {"groups": 2}, {"tying": "full"}, {"seed": 0}])
-def test_auto_is_random_where_a_shape_or_a_seed_is_given(shape: dict[str, object]) -> None:
-    assert not ExportSettings(projection="auto", **shape).may_be_learned  # type: ignore[arg-type]
-    assert ExportSettings(projection="auto").may_be_learned
-
-
 @pytest.mark.parametrize("tied", [{"u": 2}, {"groups": 13}, {"tying": "full"}])
 def test_learned_projections_are_not_tied(tied: dict[str, object]) -> None:
     with pytest.raises(BasisError, match="leave these as they are, or take 'random'"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import converter
 import models
 import numpy as np
@@ -125,27 +123,3 @@ def test_a_directory_without_a_tokenizer(tmp_path, monkeypatch):
         export_onnx(hf, tmp_path / "bundle", settings=ExportSettings(groups=2))
     assert "it was run" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"hf"}
-
-
-def changed(tmp_path, **values):
-    hf = onnx_models.write_hf(onnx_models.tiny("llama"), tmp_path / "hf")
-    config = json.loads((hf / "config.json").read_text()) | values
-    (hf / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-    return hf
-
-
-@pytest.mark.parametrize(
-    ("values", "error", "match"),
-    [
-        ({"model_type": "unheard_of"}, UnsupportedModelError, "unheard_of"),
-        ({"model_type": None}, ExportError, "configuration of a decoder"),
-        ({"num_hidden_layers": "two"}, ExportError, "configuration of a decoder"),
-    ],
-)
-def test_directories_of_other_models(values, error, match, tmp_path):
-    hf = changed(tmp_path, **values)
-    with pytest.raises(error, match=match):
-        export_onnx(hf, tmp_path / "bundle")
-    (hf / "config.json").unlink()
-    with pytest.raises(ExportError, match=r"lacks config\.json"):
-        export_onnx(hf, tmp_path / "bundle")

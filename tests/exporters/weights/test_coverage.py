@@ -14,7 +14,6 @@ from tinylora_edge import (
     MicroVector,
     ModulesLeftOutWarning,
     TinyLoraWarning,
-    UnsupportedModelError,
     UntestedArchitectureWarning,
 )
 from tinylora_edge.exporters import ExportSettings, export_gguf
@@ -99,29 +98,10 @@ def test_blocks_that_take_keys_and_values_from_others(write, tmp_path):
     assert "blocks from 1 on take keys and values" in text
 
 
-def test_gemma3n_does_so_from_block_20_on(tmp_path):
-    model = models.tiny_model("llama", hidden=16, blocks=22)
-    path = models.write_gguf(model, tmp_path / "gemma3n.gguf", architecture="gemma3n")
-    found, _ = modules(path, tmp_path)
-    left_out = {f"blk.{block}.attn_{kind}.weight" for block in (20, 21) for kind in "kv"}
-    assert len(found) == 22 * 7 - 4
-    assert not left_out & found
-
-
 def test_weights_beside_a_scale(write, tmp_path):
     found, [(_, text)] = modules(write(extra={"blk.0.ffn_up.scale": np.ones(1, np.float32)}), tmp_path)
     assert len(found) == 13
     assert "ffn_up, such as blk.0.ffn_up.weight" in text
-
-
-def test_a_model_of_such_layers_alone(write, tmp_path):
-    path = write(
-        architecture="plm",
-        rename=lambda name: name if "attn_q" in name or "blk" not in name else None,
-    )
-    match = r"blk\.0\.attn_q\.weight, blk\.1\.attn_q\.weight, \.\.\.: llama\.cpp multiplies"
-    with pytest.raises(UnsupportedModelError, match=match):
-        export_gguf(path, tmp_path / "bundle", settings=SETTINGS)
 
 
 # Names in a Hugging Face directory

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 from tinylora_edge import UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.weights import dequantize
-from tinylora_edge.exporters.weights.dequantize import PackedRows, RowDecoder, float_decoder, ggml_decoder
+from tinylora_edge.exporters.weights.dequantize import RowDecoder, float_decoder, ggml_decoder
 
 
 def readable_by_gguf():
@@ -116,25 +116,3 @@ def test_floats_as_torch_reads_them(name, dtype):
         found = float_decoder(name)(raw)
     assert found.dtype == np.float32
     assert same_bits(found, expected)
-
-
-@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
-@pytest.mark.parametrize("kind", [kind for kind in READABLE if kind != Type.F32], ids=lambda kind: kind.name)
-def test_rows_are_read_into_memory_that_is_given(kind):
-    raw = raw_blocks(kind)
-    source = PackedRows(raw, 1024, ggml_decoder(kind, raw))
-    out = np.full((9, 1024), np.nan, np.float32)
-    found = source.read_into(4, 13, out)
-    assert same_bits(found, source.rows(4, 13))
-    assert found is out
-
-
-@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
-@pytest.mark.parametrize("name", ["F64", "F16", "BF16"])
-def test_floats_are_read_into_memory_that_is_given(name):
-    size = dequantize.FLOAT_BYTES[name]
-    raw = np.random.default_rng(3).integers(0, 256, (6, 64 * size), dtype=np.uint8)
-    source = PackedRows(raw, 64, float_decoder(name))
-    out = np.empty((4, 64), np.float32)
-    assert source.read_into(1, 5, out) is out
-    assert same_bits(out, source.rows(1, 5))

@@ -9,7 +9,6 @@ import struct
 import models
 import numpy as np
 import pytest
-import smollm2
 import torch
 from safetensors.torch import load_file, save_file
 from support import BAD_DOCUMENTS
@@ -53,8 +52,9 @@ def spectra(model):
 
 
 @pytest.mark.parametrize("architecture", models.ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize(
+    ("dtype", "sharded"), [("float32", False), ("bfloat16", True), ("float16", False), ("float64", True)]
+)
 def test_small_models(architecture, dtype, sharded, tmp_path, record_property):
     model = models.tiny_model(architecture, seed=1)
     model.to(getattr(torch, dtype)).to(torch.float32)  # rounds, so that both forms hold the same values
@@ -70,14 +70,6 @@ def test_small_models(architecture, dtype, sharded, tmp_path, record_property):
     check(from_gguf, report.basis, spectra(model), record_property, at_least=10)
 
 
-def test_real_model(smollm2_gguf, f32_gguf, tmp_path, record_property):
-    hf = smollm2.hf_directory(smollm2_gguf)
-    from_gguf = export_gguf(f32_gguf, tmp_path / "from-gguf").basis
-    from_hf = export_gguf(hf, tmp_path / "from-hf", base=f32_gguf).basis
-    spectrum = smollm2.top_singular_values(smollm2_gguf)
-    check(from_gguf, from_hf, spectrum, record_property, at_least=150)
-
-
 def test_rows_of_q_and_k_are_reordered_on_llama_alone(tiny_models, tiny_ggufs, tmp_path):
     """The trap: a basis in Hugging Face's order loads and runs, and is wrong."""
     for architecture, model in tiny_models.items():
@@ -88,17 +80,6 @@ def test_rows_of_q_and_k_are_reordered_on_llama_alone(tiny_models, tiny_ggufs, t
             b = basis.b[basis.index(name)]
             reordered = not np.array_equal(models.to_hf_rows(model, name, b), b)
             assert reordered == (architecture == "llama" and kind != "attn_v")
-
-
-def test_a_base_of_fewer_bits_than_the_directory(tiny_models, llama_gguf, tmp_path, load):
-    hf = models.write_hf(tiny_models["llama"], tmp_path / "hf", "bfloat16")
-    base = models.quantize_file(llama_gguf, tmp_path / "q4_0.gguf", 2)
-    report = export_gguf(hf, tmp_path / "bundle", base=base)
-    assert 1e-3 < report.quality.agreement < 0.3
-    llm = load(report.output)
-    before = models.llama_logits(llm, [1, 2, 3])
-    llm.swap(MicroVector.random(report.basis, 0.7))
-    assert np.abs(models.llama_logits(llm, [1, 2, 3]) - before).max() > 1
 
 
 # Directories that cannot be used
@@ -123,10 +104,6 @@ def refuse(error, tmp_path, directory, base, match=None, settings=None):
         export_gguf(directory, output, base=base, settings=settings)
     assert list(output.parent.iterdir()) == []
     return caught.value
-
-
-def test_a_directory_needs_a_base(hf, tmp_path):
-    refuse(ExportError, tmp_path, hf, None, "--base")
 
 
 def test_a_missing_shard(sharded, llama_gguf, tmp_path):
@@ -199,14 +176,6 @@ def test_scaled_weights(hf, llama_gguf, tmp_path):
     refuse(UnsupportedModelError, tmp_path, hf, llama_gguf, "scale")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite(hf, llama_gguf, tmp_path, bad):
-    tensors = load_file(hf / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = bad
-    save_file(tensors, hf / "model.safetensors")
-    refuse(ExportError, tmp_path, hf, llama_gguf, r"blk\.1\.ffn_up\.weight")
-
-
 def test_a_directory_without_one_of_the_weights(hf, llama_gguf, tmp_path):
     tensors = load_file(hf / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -216,20 +185,10 @@ def test_a_directory_without_one_of_the_weights(hf, llama_gguf, tmp_path):
     export_gguf(hf, tmp_path / "b", base=llama_gguf, settings=ExportSettings(targets=("attn_*",), groups=2))
 
 
-OTHER_MODELS = {
-    "other weights": ("llama", {"seed": 9}),
-    "wider": ("llama", {"hidden": 128}),
-    "fewer blocks": ("llama", {"blocks": 1}),
-    "another architecture": ("qwen2", {"seed": 9}),
-}
-
-
-@pytest.mark.parametrize("other", OTHER_MODELS)
-def test_a_gguf_of_another_model_than_the_base(llama_gguf, tmp_path, other):
-    architecture, options = OTHER_MODELS[other]
-    model = models.write_gguf(models.tiny_model(architecture, **options), tmp_path / "other.gguf")
-    error = refuse((BaseMismatchError, ExportError), tmp_path, model, llama_gguf)
-    assert isinstance(error, ExportError if other == "fewer blocks" else BaseMismatchError)
+@pytest.mark.parametrize("options", [{"seed": 9}, {"hidden": 128}], ids=["other weights", "wider"])
+def test_a_gguf_of_another_model_than_the_base(llama_gguf, tmp_path, options):
+    model = models.write_gguf(models.tiny_model("llama", **options), tmp_path / "other.gguf")
+    refuse(BaseMismatchError, tmp_path, model, llama_gguf)
 
 
 def test_a_base_of_more_blocks_than_are_read(hf, tiny_models, tmp_path):
