@@ -122,7 +122,8 @@ def evaluate(
                     if preamble is stands_behind:
 
                         def answered(count: int, name: str = name) -> None:
-                            show(f"{name} answers", done=next(done), total=total)
+                            number = next(done)
+                            show(f"{name} answers, {number}/{total}", done=number, total=total)
 
                         found[name] = measure(
                             batch, loaded, value, samples=samples, preamble=preamble, answered=answered
