@@ -114,23 +114,8 @@ def test_every_user_gets_the_answer_that_he_would_get_alone(pool: Pool) -> None:
         return found
 
     found = asyncio.run(all_of_them())
-    with runtime.load(bundle_of(pool), engine=engine_of(pool), n_ctx=400, n_threads=1, **kv(pool)) as llm:
-        quiet: Any = SimpleNamespace(model=llm, basis=llm.basis)
-        assert found == [alone(quiet, prompt, users[user], limit) for user, prompt, limit in asked]
+    assert found == [alone(pool, prompt, users[user], limit) for user, prompt, limit in asked]
     assert len(set(found)) > 20, "the vectors differ"
-
-
-def bundle_of(pool: Pool) -> Path:
-    path = Path(pool.model.model_path)  # type: ignore[attr-defined]
-    return path.parent if path.suffix == ".gguf" else path.parents[1]
-
-
-def engine_of(pool: Pool) -> Any:
-    return "onnx" if pool.model.mixed else "llama"
-
-
-def kv(pool: Pool) -> dict[str, Any]:
-    return {} if pool.model.mixed else {k: v for k, v in ENGINES["llama"].items() if k.startswith("type")}
 
 
 def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(pool: Pool) -> None:
@@ -383,8 +368,8 @@ def test_closing_ends_what_is_being_answered(opened: Callable[..., Pool]) -> Non
 def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
     """Beside it the model answers, and is swapped; its close closes the pool."""
     with opened() as first:
-        bundle, engine = bundle_of(first), engine_of(first)
-    with runtime.load(bundle, engine=engine, n_ctx=256, n_threads=1) as llm:
+        path = Path(first.model.model_path)  # type: ignore[attr-defined]
+    with runtime.load(path, engine="onnx" if first.model.mixed else "llama", n_ctx=256, n_threads=1) as llm:
         mine, other = (MicroVector.random(llm.basis, 3.0, seed=seed) for seed in (1, 2))
         pool = Pool(llm, slots=3, n_ctx=256)
         expected = alone(pool, "abc", mine, 9)
@@ -428,21 +413,20 @@ def test_a_click_makes_its_answer_likelier_beside_answers_that_go_on(pool: Pool,
 
 def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:
     """Hundreds of requests of all lengths, of users who come and go."""
-    chance = random.Random(1)
+    chance, process = random.Random(1), psutil.Process()
     with opened(n_threads=1) as pool:
-        of = vectors(pool, 16)
+        of, taken = vectors(pool, 16), []
 
-        async def load(count: int) -> None:
-            async def one(number: int) -> None:
-                user, prompt = number % 16, "m" * chance.randrange(1, 300)
-                given: Any = {"max_tokens": chance.randrange(1, 20), "temperature": number % 2}
-                await pool.complete(prompt, user=str(user), vector=of[user], **given)
+        async def one(number: int) -> None:
+            given: Any = {"max_tokens": chance.randrange(1, 20), "temperature": number % 2}
+            prompt = "m" * chance.randrange(1, 300)
+            await pool.complete(prompt, user=str(number % 16), vector=of[number % 16], **given)
 
-            await asyncio.gather(*(one(number) for number in range(count)))
+        async def many(count: int) -> None:
+            await asyncio.gather(*map(one, range(count)))
 
-        asyncio.run(load(100))
-        gc.collect()
-        before = psutil.Process().memory_info().rss
-        asyncio.run(load(200))
-        gc.collect()
-        assert psutil.Process().memory_info().rss - before < 20 << 20
+        for count in (100, 200):
+            asyncio.run(many(count))
+            gc.collect()
+            taken.append(process.memory_info().rss)
+        assert taken[1] - taken[0] < 20 << 20

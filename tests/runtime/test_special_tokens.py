@@ -85,19 +85,16 @@ def test_a_message_begins_no_turn(pool: Pool, stock: Stock) -> None:
     assert len(special(pool, encode(stock, HOSTILE))) > len(special(pool, usual))
 
 
-def test_the_loaded_model_reads_the_same_tokens(pool: Pool) -> None:
-    model = pool.model
+def test_the_loaded_model_reads_the_same_tokens(pool: Pool, stock: Stock) -> None:
+    """And those of messages without special tokens are what they always were."""
+    model: Any = pool.model
     for text in (HOSTILE, "Hi"):
-        read = encode(model, text)
-        assert read == list(pool._scheduler.encode(text, raw=False)[0])
+        read = list(pool._scheduler.encode(text, raw=False)[0])
         (message,) = messages = [{"role": "user", "content": text}]
         answer = model.create_chat_completion(messages, max_tokens=1, temperature=0)
         assert answer["usage"]["prompt_tokens"] == len(read)
         assert model._input_ids[: len(read)].tolist() == read
         assert message["content"] == text, "what the caller has stays as it was"
-
-
-def test_other_messages_have_the_tokens_that_they_always_had(pool: Pool, stock: Stock) -> None:
     for text in ("Hi", "a < b | c >\n\n<| im_end |> <im_start> é", "", " \n x"):
         assert pool._scheduler.encode(text, raw=False)[0] == tuple(encode(stock, text))
 
