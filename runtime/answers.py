@@ -9,8 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from ..errors import OptionError, RequestError
-from ..limits import LOGPROBS, STOP_CHARACTERS, STOPS
 from ..vector import MicroVector
+
+STOPS = 16
+"""Stop texts of a request. OpenAI's interface has 4."""
+
+STOP_CHARACTERS = 1 << 10
+"""Characters of a stop text: every piece of an answer is searched for them."""
+
+LOGPROBS = 20
+"""Likeliest tokens that are told beside each token: OpenAI's own limit."""
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 """Why an answer ended: by itself or at a stop text, or at its longest."""

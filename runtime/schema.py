@@ -17,11 +17,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, RequestError
-from ..limits import SCHEMA_BYTES, SCHEMA_MULTIPLES, SCHEMA_NUMBER, SCHEMA_PROPERTIES, SCHEMA_REPEATS
 from .engine import Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+
+SCHEMA_BYTES = 1 << 16
+"""Bytes of a JSON schema that an answer keeps to: a grammar is made of it, in more than linear time."""
+
+SCHEMA_PROPERTIES = 400
+"""Properties of an object in a schema: llguidance goes on with 2,000 items at once, and each that may be left
+out is four of them."""
+
+SCHEMA_NUMBER = 1 << 53
+"""Size of a number in a schema: what JSON promises to keep (RFC 8259, section 6). At -2^63 llguidance 1.9
+overflows its stack."""
+
+SCHEMA_MULTIPLES = 10_000
+"""Least common multiple of all that numbers in a schema are to be multiples of, without decimal points: an
+automaton has a state for each remainder, and two rules for one number have one for each pair."""
+
+SCHEMA_REPEATS = 4096
+"""Characters that the patterns of a schema repeat, counted repetitions written out, and its lengths where a
+pattern has to hold as well. With 65,536 of them a schema of 200 bytes takes llguidance 21 seconds."""
 
 _BETWEEN = r" |\n[ \t]{0,20}"
 """White space that an answer may have between two parts. Without a bound a model may write nothing else."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...formats.onnx_graph import GENAI_NAME, MODEL_NAME
-from ...limits import DIMENSIONS, TOKENIZER_BYTES
+from ...limits import TOKENIZER_BYTES
 from ...system import atomic_write
 from ..bundle_writer import copy_file
 
@@ -215,10 +215,10 @@ def _external_range(tensor: TensorProto) -> tuple[str, int, int | None]:
 def nbytes(tensor: TensorProto) -> int:
     """Bytes of a tensor's values as ONNX stores them raw; types under a byte are packed."""
     onnx = import_onnx()
-    if len(tensor.dims) > DIMENSIONS or any(dim < 0 for dim in tensor.dims):
+    if len(tensor.dims) > 8 or any(dim < 0 for dim in tensor.dims):
         raise ExportError(
-            f"{tensor.name} has the shape {list(tensor.dims)[: DIMENSIONS + 1]}: expected at most "
-            f"{DIMENSIONS} dimensions, none below 0. Download or export the model again"
+            f"{tensor.name} has the shape {list(tensor.dims)[:9]}: expected at most "
+            "8 dimensions, none below 0. Download or export the model again"
         )
     try:
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)

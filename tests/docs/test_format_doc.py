@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import Basis, MicroVector, Policy, limits
+from tinylora_edge import Basis, MicroVector, Policy
 from tinylora_edge.errors import TransferError
 from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats import side_tensors, signatures
@@ -285,7 +285,7 @@ def test_texts() -> None:
     (odd,) = re.findall(r"an odd number over (\d+)", words)
     assert int(odd) == _text._SURELY_HEX
     (power,) = re.findall(r"2\^(\d+) characters", words)
-    assert 1 << int(power) == limits.TEXT_CHARACTERS
+    assert 1 << int(power) == _text.TEXT_CHARACTERS
     for character in alphabet:
         allowed = re.fullmatch("[A-Za-z0-9_-]", character) is not None
         assert _text.is_text(b"Z" * 20 + character.encode() + b"Z") is (allowed or character in " \t\r\n")

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tinylora_edge import BaseMismatchError
 from tinylora_edge.formats.onnx_graph import read_onnx
-from tinylora_edge.limits import ONNX_FIELDS
+from tinylora_edge.limits import ENTRIES
 
 
 def model(size: int = 10, **metadata: str) -> onnx.ModelProto:
@@ -68,7 +68,7 @@ def test_an_entry_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 def test_a_megabyte_of_fields_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    path.write_bytes(b"\x08\x01" * (ONNX_FIELDS + 1))
+    path.write_bytes(b"\x08\x01" * (ENTRIES + 1))
     with pytest.raises(BaseMismatchError, match="more than 262,144 fields"):
         read_onnx(path)
 

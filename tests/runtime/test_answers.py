@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import OptionError, RequestError
-from tinylora_edge.limits import STOPS
-from tinylora_edge.runtime.answers import Text, Token, sampling_of
+from tinylora_edge.runtime.answers import STOPS, Text, Token, sampling_of
 
 
 def shown(parts: Sequence[bytes], stop: Sequence[str] = ()) -> tuple[list[str], bool]:

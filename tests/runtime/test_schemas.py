@@ -16,10 +16,9 @@ import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, RequestError, TinyLoraError
-from tinylora_edge.limits import SCHEMA_REPEATS
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.answers import Answer
-from tinylora_edge.runtime.schema import repeated
+from tinylora_edge.runtime.schema import SCHEMA_REPEATS, repeated
 
 NAMED = {"type": "string", "pattern": "^[A-Z][a-z]{1,8}$"}
 GOOD: dict[str, dict[str, Any]] = {

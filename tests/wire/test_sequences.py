@@ -28,7 +28,7 @@ from tinylora_edge import (
     SignatureError,
     VectorError,
 )
-from tinylora_edge.limits import STATE_BYTES
+from tinylora_edge.limits import DOCUMENT_BYTES
 from tinylora_edge.wire.sequences import Accepted, SequenceFile, decode, encode
 
 BASIS = support.random_basis(groups=3)
@@ -176,7 +176,7 @@ class TestFile:
             file.truncate(1 << 30)
         with (
             support.memory_limit(1 << 28),
-            pytest.raises(VectorError, match=f"more than {STATE_BYTES:,} bytes"),
+            pytest.raises(VectorError, match=f"more than {DOCUMENT_BYTES:,} bytes"),
         ):
             policy(tmp_path / "state")
 

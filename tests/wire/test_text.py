@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import FrameError, MicroVector
-from tinylora_edge.limits import TEXT_CHARACTERS
-from tinylora_edge.wire.text import decode, encode, is_text
+from tinylora_edge.wire.text import TEXT_CHARACTERS, decode, encode, is_text
 
 FRAMES = [
     bytes.fromhex(entry["frame_hex"])

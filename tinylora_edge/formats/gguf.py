@@ -172,12 +172,12 @@ class GGUFFile:
             raise MalformedGGUFError(
                 f"it declares {pairs} keys and {tensors} tensors, which do not fit its {self._size} bytes"
             )
-        for what, count, most in (("keys", pairs, limits.KEYS), ("tensors", tensors, limits.TENSORS)):
+        for what, count, most in (("keys", pairs, limits.ENTRIES), ("tensors", tensors, limits.ENTRIES)):
             if count > most:
                 raise MalformedGGUFError(f"it declares {count} {what}, and a file has at most {most}")
         position = 24
         for _ in range(pairs):
-            key, position = self._string(position, limits.KEY_BYTES)
+            key, position = self._string(position, limits.NAME_BYTES)
             (kind,) = struct.unpack_from("<I", self._buffer, position)
             self._values[key], position = self._value(kind, position + 4)
         entries, position = self._entries(tensors, position)
@@ -201,7 +201,7 @@ class GGUFFile:
         self._check_end(end, f"an array of {count} values")
         return np.frombuffer(self._buffer, np.dtype(_SCALARS[item]), count, position), end
 
-    def _string(self, position: int, most: int = limits.STRING_BYTES) -> tuple[str, int]:
+    def _string(self, position: int, most: int = limits.DOCUMENT_BYTES) -> tuple[str, int]:
         (length,) = struct.unpack_from("<Q", self._buffer, position)
         end = position + 8 + length
         self._check_end(end, f"a string of {length} bytes")
@@ -263,7 +263,7 @@ class GGUFFile:
             tensors[entry.name] = Tensor(entry.name, entry.shape, entry.type, offset, entry.nbytes)
         if len(tensors) != len(entries):
             raise MalformedGGUFError("it names a tensor twice")
-        both = limits.overlap([(t.offset, t.offset + t.nbytes, t.name) for t in tensors.values()])
+        both = overlap([(t.offset, t.offset + t.nbytes, t.name) for t in tensors.values()])
         if both:
             raise MalformedGGUFError(f"its tensors {both[0]} and {both[1]} lie over the same bytes")
         return tensors
@@ -428,3 +428,20 @@ def read_once() -> Iterator[None]:
             yield
         finally:
             gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map  # type: ignore[misc]
+
+
+def overlap(places: list[tuple[int, int, str]]) -> tuple[str, str] | None:
+    """Return the names of two places in a file that overlap, or None.
+
+    Two tensors over the same bytes would let a small file hold much.
+
+    Args:
+        places: begin, end and name of each; empty ones overlap nothing.
+    """
+    before: tuple[int, int, str] | None = None
+    for place in sorted(place for place in places if place[0] < place[1]):
+        if before is not None and place[0] < before[1]:
+            return before[2], place[2]
+        if before is None or place[1] > before[1]:
+            before = place
+    return None

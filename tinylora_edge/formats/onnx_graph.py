@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import mmap
 import stat
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from ..errors import BaseMismatchError
-from ..limits import KEY_BYTES, KEYS, ONNX_FIELDS, STRING_BYTES, TENSORS
+from ..limits import DOCUMENT_BYTES, ENTRIES, NAME_BYTES
 
 MODEL_NAME, GENAI_NAME = "model.onnx", "genai_config.json"
 """File names in a bundle's ONNX folder: the graph, and onnxruntime-genai's configuration."""
@@ -182,7 +182,6 @@ def _read_model(data: mmap.mmap, result: OnnxFile) -> None:
         elif number == _MODEL_METADATA:
             key, said = _entry(data, value)
             result.metadata[key] = said
-            _count(result.metadata, KEYS, "metadata entries")
 
 
 def _read_graph(data: mmap.mmap, place: Span, result: OnnxFile) -> None:
@@ -191,7 +190,6 @@ def _read_graph(data: mmap.mmap, place: Span, result: OnnxFile) -> None:
             named = dict(_fields(data, *_span(value)))
             if _VALUE_NAME in named:
                 result.inputs.append(_text(data, named[_VALUE_NAME]))
-                _count(result.inputs, TENSORS, "inputs")
         elif number == _GRAPH_INITIALIZER:
             name, raw, external = "", None, {}
             for inner, part in _fields(data, *_span(value)):
@@ -204,22 +202,16 @@ def _read_graph(data: mmap.mmap, place: Span, result: OnnxFile) -> None:
                     key, said = _entry(data, part)
                     external[key] = said
             result.initializers[name] = _external(name, external) if external else raw
-            _count(result.initializers, TENSORS, "initializers")
 
 
 def _entry(data: mmap.mmap, value: Value) -> tuple[str, str]:
     """Return key and value of a `StringStringEntryProto`."""
     start, end = _span(value)
-    if end - start > STRING_BYTES + 2 * KEY_BYTES:
+    if end - start > DOCUMENT_BYTES + 2 * NAME_BYTES:
         raise MalformedProtobufError(f"an entry of its metadata has {end - start:,} bytes")
     parts = dict(_fields(data, start, end))
     key, value = (parts.get(number, (0, 0)) for number in (_ENTRY_KEY, _ENTRY_VALUE))
-    return _text(data, key), _text(data, value, STRING_BYTES)
-
-
-def _count(found: Sized, most: int, what: str) -> None:
-    if len(found) > most:
-        raise MalformedProtobufError(f"it has more than {most:,} {what}")
+    return _text(data, key), _text(data, value, DOCUMENT_BYTES)
 
 
 def _external(name: str, entries: dict[str, str]) -> Place:
@@ -238,10 +230,10 @@ class MalformedProtobufError(ValueError):
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, Value]]:
     """Yield number and value of the fields of the message in [start, end)."""
-    position, left = start, ONNX_FIELDS
+    position, left = start, ENTRIES
     while position < end:
         if not left:
-            raise MalformedProtobufError(f"a message has more than {ONNX_FIELDS:,} fields")
+            raise MalformedProtobufError(f"a message has more than {ENTRIES:,} fields")
         left -= 1
         tag, position = _varint(data, position, end)
         number, wire = tag >> 3, tag & 7
@@ -275,7 +267,7 @@ def _span(value: Value) -> Span:
     return value
 
 
-def _text(data: mmap.mmap, value: Value, most: int = KEY_BYTES) -> str:
+def _text(data: mmap.mmap, value: Value, most: int = NAME_BYTES) -> str:
     """Return a string field's value, of so many bytes at most."""
     start, end = _span(value)
     if end - start > most:

@@ -21,13 +21,13 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from ..basis import Basis
 from ..errors import TransferError
-from ..limits import EXCHANGE_BYTES
 from ..system import __version__
 from ..wire import frame
 from . import layout
 from .layout import DEFAULT_STREAM
 
 _IDLE_S = 30.0
+_AROUND_BYTES = 1 << 16  # status lines, headers, chunk sizes, trailers
 _BACKOFF_S = 1.0
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
 _RETRIED = {408, 425, 429, *range(500, 600)}
@@ -143,7 +143,7 @@ def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, li
         if secure:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
         connection = http.client.HTTPConnection(host)
-        connection.sock = _Line(sock, left, limit + EXCHANGE_BYTES)
+        connection.sock = _Line(sock, left, limit + _AROUND_BYTES)
         connection.request("GET", path, headers={"Host": server.netloc, **headers})
         return _read(connection.getresponse(), headers.get("If-None-Match"), limit)
     finally:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..documents import parse_json
 from ..errors import RollbackError, VectorError
-from ..limits import STATE_BYTES
+from ..limits import DOCUMENT_BYTES
 from ..system import atomic_write, locked
 
 Source = tuple[str, str, str]
@@ -184,7 +184,7 @@ class SequenceFile(SequenceLog):
             raise VectorError(f"the state {self._path} is not a regular file: name another one")
         with open(self._path, "rb") as file:
             read = os.fstat(file.fileno())
-            data = file.read(STATE_BYTES + 1)
+            data = file.read(DOCUMENT_BYTES + 1)
         try:
             fresh = decode(data)
         except ValueError as error:
@@ -208,9 +208,9 @@ def encode(accepted: dict[Source, Accepted]) -> bytes:
         tree.setdefault(digest, {}).setdefault(key, {})[stream] = f"{sequence}:{content}"
     body = json.dumps(tree, indent=1).encode() + b"\n"
     data = _HEAD + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-    if len(data) > STATE_BYTES:
+    if len(data) > DOCUMENT_BYTES:
         raise VectorError(
-            f"the state would have {len(data):,} bytes, and at most {STATE_BYTES:,} are kept: use fewer "
+            f"the state would have {len(data):,} bytes, and at most {DOCUMENT_BYTES:,} are kept: use fewer "
             "streams, or a state file for each part of them"
         )
     return data
@@ -222,8 +222,8 @@ def decode(data: bytes) -> dict[Source, Accepted]:
     Raises:
         ValueError: it is not what `encode` writes.
     """
-    if len(data) > STATE_BYTES:
-        raise ValueError(f"it has more than {STATE_BYTES:,} bytes")
+    if len(data) > DOCUMENT_BYTES:
+        raise ValueError(f"it has more than {DOCUMENT_BYTES:,} bytes")
     head, _, body = data.partition(b"\n")
     if not head.startswith(_HEAD):
         raise ValueError(f"it does not begin with {_HEAD.decode().strip()!r}")
@@ -231,7 +231,7 @@ def decode(data: bytes) -> dict[Source, Accepted]:
         raise ValueError("its content does not match its SHA-256")
     accepted: dict[Source, Accepted] = {}
     try:
-        for digest, keys in parse_json(body, limit=STATE_BYTES).items():
+        for digest, keys in parse_json(body, limit=DOCUMENT_BYTES).items():
             for key, streams in keys.items():
                 for stream, value in streams.items():
                     found = _VALUE.match(value)

@@ -13,10 +13,13 @@ import base64
 import re
 
 from ..errors import FrameError
-from ..limits import TEXT_CHARACTERS
+from ..limits import VECTOR_FILE_BYTES
 
 FORMS: tuple[str, ...] = ("base64url", "hex")
 """What `encode` writes."""
+
+TEXT_CHARACTERS = 2 * VECTOR_FILE_BYTES
+"""The most characters of a text, as many as hexadecimal digits take."""
 
 SCHEME = "tinylora:"
 """May stand before the digits, so that a link or a QR code says what it is."""
