@@ -20,7 +20,7 @@ from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, checkpoint, train
 from tinylora_edge.train.batches import Sampled
-from tinylora_edge.train.trainer import as_good, unusual
+from tinylora_edge.train.trainer import as_good
 
 Rows = list[dict[str, Any]]
 
@@ -165,30 +165,6 @@ def test_what_is_trained_longer_is_kept_within_the_noise() -> None:
     assert not as_good(three_lost, top)
     assert as_good(1 - top, top)  # as many won as lost
     assert not as_good(top - 0.01, top)  # a little lower everywhere: no noise in that
-
-
-def test_a_collapse_is_looked_at_at_once(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    """Rewards that break off between two validations: the next step validates, and goes back."""
-    recent = [[0.4, 10.0]] * 5
-    assert not unusual([0.2, 12.0], recent)
-    assert all(unusual(now, recent) for now in ([0.1, 10.0], [0.4, 4.0], [0.4, 21.0]))
-    spent = [0]
-
-    def breaking(completion: Completion, sample: Sample) -> float:
-        spent[0] += 1
-        return letters_task.reward(completion, sample) if spent[0] <= 16 + 6 * 24 else 0.0
-
-    rows: Rows = []
-    task, long = (
-        replace(letters_task, reward=breaking),
-        replace(options, steps=9, validate_every=100, silence=20),
-    )
-    train(tiny_bundle, task, tmp_path / "v", options=long, report=rows.append)
-    validated = [row["step"] for row in steps(rows) if "validation" in row and "event" not in row]
-    assert validated[0] == 7  # the first whose rewards are all 0
-    assert next(row["step"] for row in rows if row.get("event") == "back-off") == 7
 
 
 @pytest.mark.parametrize("last", [0.5, 0.0], ids=["the last one", "the start, to which it goes back"])

@@ -33,7 +33,6 @@ class TrainState:
         start_score: validation reward of the start.
         silent: steps without signal in a row.
         norms: gradient norms of the last updates, for the clip.
-        recent: sampled reward and length of the last steps, for the watch on collapses.
         lowest: reward so far, 0 where none was below it: what explodes gets it.
         curve: the metrics of all steps and events.
     """
@@ -51,7 +50,6 @@ class TrainState:
     start_score: float = float("-inf")
     silent: int = 0
     norms: list[float] = field(default_factory=list)
-    recent: list[list[float]] = field(default_factory=list)
     lowest: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
 

@@ -28,8 +28,7 @@ class Options:
             `target_logprob_change` nats.
         target_logprob_change: see `lr`; root mean square.
         validation: prompts held back from training to choose the vector by, at least 2.
-        validate_every: steps between validations; a step with unusually low reward, short or long completions
-            is validated at once.
+        validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
         anchor: weight of a nat a token of KL(base || v) on general prompts in the loss. 0 holds v nowhere and

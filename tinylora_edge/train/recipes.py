@@ -1,6 +1,9 @@
 """Recipes: the settings of a run through TRL in a TOML file, and the command line that runs one.
 
-    python -m tinylora_edge.train.recipes BUNDLE -o FILE --recipe gsm8k.toml --model qwen2.5-7b --gpus 8
+    python -m tinylora_edge.train.recipes BUNDLE -o FILE --recipe gsm8k.toml --model qwen2.5-7b
+
+On several GPUs `accelerate launch --num_processes 8 --mixed_precision bf16 -m` starts it, in the place of
+`python -m`.
 
 A recipe has the fields of `Recipe`. What depends on the model is a table of `models.toml` beside it, which
 goes before the recipe's, and `--set` goes before both.
@@ -11,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,9 @@ import torch
 
 from ..documents import restored
 from ..errors import TinyLoraError, TrainError
-from ..tasks import Completion, Sample, Task, load_task
+from ..tasks import Task, load_task
 from .options import Options
-from .trl import grpo_config, grpo_fields, train_trl
-
-_MODULE = "tinylora_edge.train.recipes"
+from .trl import train_trl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def read_recipe(
             value = {name: value}
         _lay(table, value)
     if "task" not in table:
-        raise TrainError(f"{path or '--set'}: no task: name one with --task, or as task = ... in a recipe")
+        raise TrainError(f"{path or '--set'}: no task: name one with --recipe, or --set task=NAME")
     try:
         recipe = restored(Recipe, table)
         return recipe, restored(Options, recipe.options)
@@ -109,91 +109,38 @@ def read_recipe(
         raise TrainError(f"{path or '--set'}: {error}") from None
 
 
-def rehearsal(task: Task, options: Options, grpo: Mapping[str, Any]) -> tuple[Task, Options, dict[str, Any]]:
-    """Return task, options and `GRPOConfig` fields, cut so that two steps take seconds on a CPU.
-
-    The task's reward is called, and what it raises is raised; but a model that has not learned to answer
-    gets 0 every time, so that nothing would train: what counts here is the share of different characters.
-    """
-    real = task.reward
-
-    def varied(completion: Completion, sample: Sample) -> float:
-        real(completion, sample)
-        return len(set(completion.text)) / (len(completion.text) + 1)
-
-    cut: dict[str, Any] = {"steps": 2, "prompts": 2, "validation": 2, "validate_every": 1}
-    gone = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
-    kept = {key: value for key, value in grpo.items() if key not in gone}
-    return (
-        replace(task, reward=varied, max_tokens=min(8, task.max_tokens)),
-        replace(options, **cut, checkpoint_every=1, dtype="fp32"),
-        {**kept, "use_cpu": True, "dataloader_pin_memory": False},
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
-        prog=f"python -m {_MODULE}", description="Train a micro-vector with TRL, on one GPU or several."
+        prog="python -m tinylora_edge.train.recipes", description="Train a micro-vector with TRL."
     )
     add = parser.add_argument
     add("bundle", help="of the base that is deployed")
     add("-o", "--output", required=True, help="the frame file to write")
     add("--recipe", help="TOML file with settings")
     add("--model", help="layer of models.toml beside the recipe: what depends on the model")
-    add("--gpus", type=int, default=1, metavar="N", help="processes to start, one a GPU")
-    add("--task", help="name or path of a task, instead of the recipe's")
-    add("--weights", help="Hugging Face weights to train on, instead of the deployed file, dequantized")
-    add("--lr", type=float, help="step size")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: options.lr=1e-5")
     add("--vllm", action="store_true", help="generate with vLLM, as the recipe sets it up")
-    add("--dry-run", action="store_true", help="two short steps on the CPU, to see that all is in place")
     add("--resume", action="store_true", help="go on from the last checkpoint")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the recipe")
-    args = parser.parse_args(given)
+    args = parser.parse_args(arguments)
     if not sys.warnoptions:  # what transformers, TRL and accelerate tell each other of their next versions
         warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        return _run(args, given)
-    except (TinyLoraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def launch(arguments: Sequence[str], gpus: int) -> list[str]:
-    """Return the command that runs these arguments of this command line in so many processes, a GPU each."""
-    accelerate_ = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(gpus)]
-    return [*accelerate_, "--mixed_precision", "bf16", "-m", _MODULE, *arguments]
-
-
-def _run(args: argparse.Namespace, given: Sequence[str]) -> int:
-    changes = [f"task={args.task}"] if args.task else []
-    recipe, options = read_recipe(args.recipe, [*changes, *args.set], model=args.model)
-    options = replace(options, lr=args.lr or options.lr, weights=args.weights or options.weights)
-    task, grpo = recipe.load(Path(args.recipe or ".").parent), dict(recipe.grpo)
-    if args.vllm:
-        if not options.weights:
-            raise TrainError("vLLM generates with the original weights: name them with --weights, or --model")
-        grpo |= {"use_vllm": True, **recipe.vllm}
-    if args.dry_run:  # the settings for all GPUs are checked here, too
-        here = {"output_dir": os.devnull, "use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
-        grpo_config(grpo_fields(task, options, grpo, processes=args.gpus) | here)
-        task, options, grpo = rehearsal(task, options, recipe.grpo)
-    elif args.gpus > 1 and "LOCAL_RANK" not in os.environ:  # not one of the processes yet
-        found = torch.accelerator.device_count()
-        if found < args.gpus:
-            raise TrainError(
-                f"--gpus {args.gpus}, but torch finds {found} here: take a machine with as many, or see with "
-                "--dry-run that everything else is in place"
-            )
-        return subprocess.run(launch(given, args.gpus), check=False).returncode
 
     def show(metrics: dict[str, Any]) -> None:
         print(json.dumps(metrics), flush=True)
 
-    outcome = train_trl(
-        args.bundle, task, args.output, options=options, grpo=grpo, resume=args.resume, report=show
-    )
+    try:
+        recipe, options = read_recipe(args.recipe, args.set, model=args.model)
+        if args.vllm and not options.weights:
+            raise TrainError("vLLM generates with the original weights: name them with --model")
+        task = recipe.load(Path(args.recipe or ".").parent)
+        grpo = recipe.grpo | ({"use_vllm": True, **recipe.vllm} if args.vllm else {})
+        outcome = train_trl(
+            args.bundle, task, args.output, options=options, grpo=grpo, resume=args.resume, report=show
+        )
+    except (TinyLoraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     result = outcome.result
     if os.environ.get("RANK", "0") == "0":
         best = {"start": result.start_score, "best": result.best_score, "best_step": result.best_step}

@@ -28,7 +28,6 @@ _ANNEAL = 0.1  # step size of the last step over that of the first
 _CLIP = 2.0  # times the median norm of the last gradients
 _CLIP_WINDOW = 10
 _TOLERANCE = 0.2  # how far validation may fall below the best before training goes back to it
-_WATCHED = 5
 _SMALLEST_PROBE, _LARGEST_PROBE, _GROWTH = 1e-3, 16.0, 8.0
 _VISIBLE = 0.25  # nats, root mean square
 
@@ -132,7 +131,7 @@ class Trainer:
             metrics = self._step()
             state.step += 1
             last = state.step == options.steps
-            if state.step % options.validate_every == 0 or last or self._unusual(metrics):
+            if state.step % options.validate_every == 0 or last:
                 began = time.monotonic()
                 metrics["validation"] = self._judge(write)
                 metrics["validate_s"] = time.monotonic() - began
@@ -175,14 +174,6 @@ class Trainer:
             state.silent += 1
         metrics |= {"norm": float(np.linalg.norm(state.v)), "learn_s": time.monotonic() - began}
         return metrics
-
-    def _unusual(self, metrics: dict[str, Any]) -> bool:
-        """Whether a step looks like the start of a collapse, which then is not left to go on."""
-        if "reward" not in metrics:
-            return False
-        now, recent = [metrics["reward"], metrics["length"]], self.state.recent
-        self.state.recent = [*recent, now][-_WATCHED:]
-        return len(recent) == _WATCHED and unusual(now, recent)
 
     def _learn(self, groups: list[Group]) -> dict[str, Any]:
         state, options = self.state, self.options
@@ -306,20 +297,6 @@ def _digest(samples: Sequence[Sample]) -> str:
     # Of objects of a program's own the type has to do: their texts may differ from process to process.
     text = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def unusual(now: Sequence[float], recent: Sequence[Sequence[float]]) -> bool:
-    """Whether a step's samples differ so much from those before that validation should look at once.
-
-    Args:
-        now: mean reward and mean length of the step's completions.
-        recent: of the steps before.
-
-    Returns:
-        True if the reward is below a third of their mean, or the length below half or above twice of it.
-    """
-    reward, length = np.mean(recent, axis=0)
-    return bool(now[0] < reward / 3 or not length / 2 <= now[1] <= length * 2)
 
 
 def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
