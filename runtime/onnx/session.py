@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,8 +16,7 @@ from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import BaseMismatchError, RollbackError, VectorError
-from ...formats.onnx_adapter import to_adapter
-from ...formats.onnx_graph import INPUT_NAME, REQUIRED
+from ...formats.onnx_graph import INPUT_NAME
 from ...formats.signatures import signed
 from ...vector import CheckedVector, MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
@@ -44,25 +40,18 @@ _PLAIN = (
 
 
 class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
-    """ONNX Runtime's options of a run, which remember that they hold an adapter.
+    """ONNX Runtime's options of a run, without an adapter: the vectors of a run are its rows.
 
     ONNX Runtime itself, without a word, takes an adapter over a feed, the first of two, and none under an
-    IOBinding.
+    IOBinding; and its own options do not tell whether they hold one.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.adapters: list[Any] = []
-
     def add_active_adapter(self, adapter: Any) -> None:
-        """As `onnxruntime.RunOptions.add_active_adapter`; a second one is refused by a `VectorError`."""
-        if self.adapters:
-            raise VectorError(
-                "two adapters in one run: ONNX Runtime would apply the first alone, without a word. Make "
-                "RunOptions for each"
-            )
-        super().add_active_adapter(adapter)
-        self.adapters.append(adapter)
+        """Refuse an adapter by a `VectorError`."""
+        raise VectorError(
+            "an adapter in the options of a run: ONNX Runtime would take it over the rows, the first of two "
+            "alone, and ignore it under IOBinding, all without a word. Pass rows=session.rows(...)"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,21 +183,15 @@ class OnnxSession:
         Args:
             output_names: what to compute; None for everything.
             feeds: name -> array or `OrtValue`, without the vector.
-            rows: from `rows`; None for the base, or for the adapter in `run_options`.
-            run_options: `RunOptions` of this module.
+            rows: from `rows`; None for the base.
+            run_options: `RunOptions` of this module, which hold no adapter.
 
         Raises:
-            VectorError: the rows do not match the batch or are for another basis; a vector among the
-                feeds; a vector together with an adapter; options whose adapters cannot be seen.
+            VectorError: the rows do not match the batch or are for another basis; a vector among the feeds;
+                options that may hold an adapter.
             ValueError: the graph has no such input or output.
         """
-        self._process.check()
-        adapted = _adapted(run_options)
-        if adapted and rows is not None:
-            raise VectorError(
-                f"the run has rows for {INPUT_NAME} and an adapter too: ONNX Runtime would take the adapter, "
-                "without a word. Pass one"
-            )
+        self._check(run_options)
         if INPUT_NAME in feeds:
             raise VectorError(
                 f"{INPUT_NAME} is among the feeds, unchecked: pass rows=session.rows(...) instead"
@@ -219,8 +202,8 @@ class OnnxSession:
         ):
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"the graph has no {kind} {unknown[0]!r}; it has {', '.join(known)}")
-        vectors = {} if adapted else {INPUT_NAME: self._values(rows, feeds)}
-        result: list[Any] = self.session.run(output_names, {**feeds, **vectors}, run_options)
+        given = {**feeds, INPUT_NAME: self._values(rows, feeds)}
+        result: list[Any] = self.session.run(output_names, given, run_options)
         return result
 
     def io_binding(self, rows: Rows | None = None) -> Any:
@@ -231,7 +214,7 @@ class OnnxSession:
         Raises:
             VectorError: the rows are for another basis.
         """
-        self._process.check()
+        self._check(None)
         binding = self.session.io_binding()
         # bind_cpu_input knows no inputs that have a default.
         value = onnxruntime.OrtValue.ortvalue_from_numpy(self._values(rows, {}))
@@ -239,38 +222,17 @@ class OnnxSession:
         return binding
 
     def run_with_iobinding(self, binding: Any, run_options: RunOptions | None = None) -> None:
-        """As `onnxruntime.InferenceSession.run_with_iobinding`.
-
-        Raises:
-            VectorError: the options hold an adapter, which ONNX Runtime ignores here without a word.
-        """
-        self._process.check()
-        if _adapted(run_options):
-            raise VectorError(
-                "an adapter under IOBinding: ONNX Runtime would ignore it without a word. Make the binding "
-                "with io_binding(rows)"
-            )
+        """As `onnxruntime.InferenceSession.run_with_iobinding`; options are refused as in `run`."""
+        self._check(run_options)
         self.session.run_with_iobinding(binding, run_options)
 
-    def adapter(self, vector: VectorSource, *, stream: str = "") -> Any:
-        """Return an `onnxruntime.LoraAdapter` of one vector, for `RunOptions.add_active_adapter`.
-
-        Raises:
-            VectorError: the vector is refused, or the graph requires its vector as an input, which an
-                adapter is not.
-        """
-        if self.flavour == REQUIRED:
+    def _check(self, run_options: Any) -> None:
+        self._process.check()
+        if run_options is not None and not isinstance(run_options, RunOptions):
             raise VectorError(
-                f"the graph's flavour is {REQUIRED!r}, and ONNX Runtime takes no adapter for an input that "
-                "has to be fed: pass rows=session.rows(...)"
+                "plain onnxruntime.RunOptions do not tell whether they hold an adapter, which would be "
+                "ignored or mixed with the vector without a word: use tinylora_edge.runtime.RunOptions"
             )
-        adapter = onnxruntime.LoraAdapter()
-        with (
-            admitted(vector, self.basis, self.policy, stream=stream) as checked,
-            as_file(to_adapter(checked, self.basis)) as path,
-        ):
-            adapter.Load(path)
-        return adapter
 
     def _values(self, rows: Rows | None, feeds: Mapping[str, Any]) -> NDArray[np.float32]:
         rows = self._zeros if rows is None else rows
@@ -289,39 +251,6 @@ class OnnxSession:
                     f"vector for all, or {shape[0]}, one for each"
                 )
         return rows.values
-
-
-def _adapted(run_options: Any) -> bool:
-    """Tell whether a run has an adapter."""
-    if run_options is not None and not isinstance(run_options, RunOptions):
-        raise VectorError(
-            "plain onnxruntime.RunOptions do not tell whether they hold an adapter, which would be ignored "
-            "or mixed with the vector without a word: use tinylora_edge.runtime.RunOptions"
-        )
-    return run_options is not None and bool(run_options.adapters)
-
-
-@contextmanager
-def as_file(data: bytes) -> Iterator[str]:
-    """Give the path of a private file with these bytes: ONNX Runtime loads adapters from files alone.
-
-    It maps the file into memory. The name goes at once; on Windows when the process ends.
-    """
-    handle, name = tempfile.mkstemp(suffix=".onnx_adapter")  # 0600: nobody else reads or changes it
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        yield name
-    finally:
-        try:
-            os.unlink(name)
-        except PermissionError:
-            atexit.register(_remove, name)
-
-
-def _remove(name: str) -> None:
-    with suppress(OSError):
-        os.unlink(name)
 
 
 def open_session(

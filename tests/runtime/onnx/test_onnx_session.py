@@ -39,11 +39,6 @@ def bundle(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def defaulted() -> OnnxSession:
-    return OnnxSession(onnx_bundles.tiny(), sess_options=options())
-
-
-@pytest.fixture
 def session(bundle: Path) -> OnnxSession:
     return OnnxSession(bundle, sess_options=options())
 
@@ -159,51 +154,29 @@ def test_unknown_names(session: OnnxSession) -> None:
         session.run(["logit"], feeds(session))
 
 
-def test_an_adapter_alone_works(defaulted: OnnxSession) -> None:
-    bundle = onnx_bundles.tiny()
-    (vector,) = onnx_bundles.vectors(bundle, 1)
-    for form in (vector, vector.to_bytes(defaulted.basis)):
-        chosen = RunOptions()
-        chosen.add_active_adapter(defaulted.adapter(form))
-        found = run(defaulted, run_options=chosen)
-        assert np.array_equal(found[0], onnx_bundles.logits(bundle, TOKENS, vector))
-    plain, chosen = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
-    plain.Load(str(bundle / "onnx" / "zeros.onnx_adapter"))
-    chosen.add_active_adapter(plain)
-    found = defaulted.session.run(["logits"], feeds(defaulted), chosen)[0][:, -1]
-    assert np.array_equal(found, run(defaulted))
-
-
-def test_a_feed_together_with_an_adapter(defaulted: OnnxSession) -> None:
-    vector = MicroVector.random(defaulted.basis, 1.0)
+def test_an_adapter_in_the_options_of_a_run(session: OnnxSession) -> None:
+    """What a stock program loads; ONNX Runtime would mix it with rows, or ignore it, without a word."""
+    adapter = onnxruntime.LoraAdapter()
     chosen = RunOptions()
-    chosen.add_active_adapter(defaulted.adapter(vector))
-    with pytest.raises(VectorError, match="adapter"):
-        run(defaulted, defaulted.rows(vector), run_options=chosen)
-
-
-def test_two_adapters(defaulted: OnnxSession) -> None:
-    adapter = defaulted.adapter(MicroVector.random(defaulted.basis, 1.0))
-    chosen = RunOptions()
-    chosen.add_active_adapter(adapter)
-    with pytest.raises(VectorError, match="two adapters"):
+    with pytest.raises(VectorError, match=r"an adapter in the options.*Pass rows="):
         chosen.add_active_adapter(adapter)
-    assert len(chosen.adapters) == 1
-    run(defaulted, run_options=chosen)
+    chosen.log_severity_level = 3
+    assert np.array_equal(run(session, run_options=chosen), run(session))
+    for start in (
+        lambda: run(session, run_options=onnxruntime.RunOptions()),
+        lambda: session.run_with_iobinding(session.io_binding(), onnxruntime.RunOptions()),
+    ):
+        with pytest.raises(VectorError, match="do not tell whether they hold an adapter"):
+            start()
 
 
-def test_options_that_do_not_tell_of_their_adapters(session: OnnxSession) -> None:
-    with pytest.raises(VectorError, match="RunOptions"):
-        run(session, run_options=onnxruntime.RunOptions())
-    run(session, run_options=RunOptions())
-
-
-def test_adapters_are_checked(defaulted: OnnxSession) -> None:
-    other = OnnxSession(onnx_bundles.tiny("required", "dense"), sess_options=options())
-    with pytest.raises(BasisMismatchError):
-        defaulted.adapter(MicroVector.zeros(other.basis).to_bytes(other.basis))
-    with pytest.raises(VectorError, match="rows"):
-        other.adapter(MicroVector.zeros(other.basis))
+def test_the_zeros_adapter_of_the_bundle_is_the_base() -> None:
+    session = OnnxSession(onnx_bundles.tiny(), sess_options=options())
+    plain, chosen = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+    plain.Load(str(onnx_bundles.tiny() / "onnx" / "zeros.onnx_adapter"))
+    chosen.add_active_adapter(plain)
+    found = session.session.run(["logits"], feeds(session), chosen)[0][:, -1]
+    assert np.array_equal(found, run(session))
 
 
 def bound(session: OnnxSession, binding: Any, batch: int = 1) -> Any:
@@ -220,15 +193,6 @@ def test_an_iobinding_has_its_rows(session: OnnxSession, bundle: Path) -> None:
         session.run_with_iobinding(binding)
         found = binding.copy_outputs_to_cpu()[0][:, -1]
         assert np.array_equal(found, run(session, rows, batch))
-
-
-def test_an_adapter_under_iobinding(defaulted: OnnxSession) -> None:
-    chosen = RunOptions()
-    chosen.add_active_adapter(defaulted.adapter(MicroVector.random(defaulted.basis, 1.0)))
-    with pytest.raises(VectorError, match="IOBinding"):
-        defaulted.run_with_iobinding(bound(defaulted, defaulted.io_binding()), chosen)
-    with pytest.raises(VectorError, match="RunOptions"):
-        defaulted.run_with_iobinding(bound(defaulted, defaulted.io_binding()), onnxruntime.RunOptions())
 
 
 def test_it_is_silent(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
