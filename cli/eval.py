@@ -135,7 +135,16 @@ def evaluate(
     base = found["base"]
     if as_json:
         record: dict[str, Any] = {"task": loaded.name, "split": "shifted" if shifted else "held_out"}
-        record |= {name: figures.record(each) for name, each in found.items()}
+        record |= {
+            name: {
+                "n": each.n,
+                "mean": each.mean,
+                "standard_error": each.standard_error,
+                "scores": each.scores.tolist(),
+                "answers": each.answers,
+            }
+            for name, each in found.items()
+        }
         record["comparisons"] = {
             f"{name} - {other}": asdict(compare(found[other], found[name]))
             for name, other in _PAIRS
@@ -152,8 +161,7 @@ def evaluate(
         prompt = found["prompt"]
         for name in ("vector", _BOTH):
             rows.append((f"{name}, over the prompt", figures.compared(compare(prompt, found[name]))))
-    console.facts(rows)
-    figures.print_drift(away)
+    console.facts(rows + figures.rows({} if away is None else {"drift": away.record()}))
     width = max(map(len, found))
     for i in range(min(_SHOWN, base.n)):
         console.say()

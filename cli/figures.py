@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,8 +13,8 @@ from . import console
 
 if TYPE_CHECKING:
     from .. import MicroVector
-    from ..runtime.drift import Drift, Faults
-    from ..runtime.evaluation import Comparison, Evaluation
+    from ..runtime.drift import Drift
+    from ..runtime.evaluation import Evaluation
     from ..tasks import Preamble, Task
 
 
@@ -20,14 +22,11 @@ DRIFT_PROMPTS = 32
 """General prompts on which drift is measured beside a gain; `eval --drift` takes all."""
 
 SystemOption = Annotated[
-    str | None,
-    typer.Option("--system", metavar="TEXT", help="Behind this system prompt: what the vector adds to it."),
+    str | None, typer.Option("--system", metavar="TEXT", help="Behind this system prompt.")
 ]
 ExamplesOption = Annotated[
     int | None,
-    typer.Option(
-        "--examples", metavar="K", min=1, help="Behind K worked examples, drawn from the training split."
-    ),
+    typer.Option("--examples", metavar="K", min=1, help="Behind K worked examples of the training split."),
 ]
 
 
@@ -40,19 +39,6 @@ def preamble(task: Task, system: str | None, examples: int | None) -> Preamble:
     from ..tasks import Preamble, draw_examples
 
     return Preamble(system, () if examples is None else draw_examples(task, examples))
-
-
-def say_behind(task: Task) -> None:
-    """Say what the figures are over, where the task has a preamble."""
-    if task.preamble is None:
-        return
-    count = len(task.preamble["examples"])
-    parts = [] if task.preamble["system"] is None else ["its system prompt"]
-    parts += [console.counted(count, "worked example")] if count else []
-    console.prose(
-        f"Base and vector stand behind {' and '.join(parts)}, which belong to the vector: put them before "
-        "every request."
-    )
 
 
 def mean(found: Evaluation) -> str:
@@ -77,26 +63,43 @@ def verdict(found: Any) -> str:
     )
 
 
-def print_figures(base: Evaluation, vector: Evaluation | None, comparison: Comparison | None) -> None:
-    """Print the mean rewards of base and vector, and their paired comparison."""
-    rows = [("base", f"{mean(base)} (n = {base.n}, held out)")]
-    if vector is not None and comparison is not None:
-        rows += [("vector", mean(vector)), ("difference", compared(comparison))]
-    console.facts(rows)
+def held_out(base: Evaluation, vector: Evaluation) -> dict[str, Any]:
+    """Return the figures of base and vector on the same prompts, as the record of a run has them."""
+    from ..runtime.evaluation import compare
+
+    return {
+        "n": base.n,
+        "base": base.mean,
+        "base_standard_error": base.standard_error,
+        "vector": vector.mean,
+        "vector_standard_error": vector.standard_error,
+        **asdict(compare(base, vector)),
+    }
 
 
-def print_drift(drift: Drift | None) -> None:
-    """Print how far a vector moves the model from its base on general prompts, where that was measured."""
-    if drift is None:
-        return
-    nats = f"{drift.kl:.3f} +- {drift.standard_error:.3f} nats a token"
-    console.facts(
-        [
-            ("drift", f"{nats} from the base on {console.counted(drift.prompts, 'general prompt')}"),
-            ("repeating", f"{_new(drift.repeating)} repeat themselves, where the base's did not"),
-            ("wrong", f"{_new(drift.wrong)} are wrong, where the base's were right"),
+def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what the record of a run says of its vector, for reading: gain, drift, and what it is behind."""
+    found = []
+    if "held_out" in record:
+        held = SimpleNamespace(**record["held_out"])
+        found += [
+            ("base", f"{held.base:.3f} +- {held.base_standard_error:.3f} (n = {held.n}, held out)"),
+            ("vector", f"{held.vector:.3f} +- {held.vector_standard_error:.3f}"),
+            ("difference", compared(held)),
+            ("", verdict(held)),
         ]
-    )
+    if "drift" in record:
+        drift = SimpleNamespace(**record["drift"])
+        error = "" if drift.standard_error is None else f" +- {drift.standard_error:.3f}"
+        where = f"from the base on {console.counted(drift.prompts, 'general prompt')}"
+        faults = f"{drift.repeating['new']} answers repeat themselves now, {drift.wrong['new']} are wrong now"
+        found.append(("drift", f"{drift.kl:.3f}{error} nats a token {where}; {faults}"))
+    if "preamble" in record:
+        behind = (
+            "base and vector stand behind a prompt, which belongs to the vector: put it before every request"
+        )
+        found.append(("preamble", behind))
+    return found
 
 
 def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:
@@ -113,18 +116,3 @@ def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:
 def warn_of_drift(why: str) -> None:
     """Say that the drift could not be measured, and why."""
     console.warn(f"the drift on general prompts was not measured: {why}")
-
-
-def record(found: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as JSON takes it."""
-    return {
-        "n": found.n,
-        "mean": found.mean,
-        "standard_error": found.standard_error,
-        "scores": found.scores.tolist(),
-        "answers": found.answers,
-    }
-
-
-def _new(faults: Faults) -> str:
-    return f"{faults.new} of {console.counted(faults.judged - faults.base, 'answer')}"

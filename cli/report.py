@@ -12,7 +12,6 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
-from types import SimpleNamespace
 from typing import Any
 
 from ..documents import read_json
@@ -49,17 +48,9 @@ def write_report(frame: Path) -> Path:
     """
     record: dict[str, Any] = read_json(frame.with_name(f"{frame.name}.json"))
     data, result = frame.read_bytes(), record["result"]
-    measured: list[tuple[str, object]] = [("held out", "not measured: eval does that")]
-    if "held_out" in record:
-        held = SimpleNamespace(**record["held_out"])
-        measured = [
-            ("base", f"{held.base:.3f} +- {held.base_standard_error:.3f}, {held.n} prompts"),
-            ("with the vector", f"{held.vector:.3f} +- {held.vector_standard_error:.3f}"),
-            ("difference", figures.compared(held)),
-            ("", figures.verdict(held)),
-        ]
-    if "drift" in record:
-        measured.append(("drift", f"{record['drift']['kl']:.3f} nats a token on general prompts"))
+    measured = (
+        figures.rows(record) if "held_out" in record else [("held out", "not measured: eval does that")]
+    )
     if "preamble" in record:
         measured.append(("behind", json.dumps(record["preamble"], ensure_ascii=False)))
     page = _PAGE.substitute(

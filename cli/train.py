@@ -92,21 +92,16 @@ def train(
         )
         raise typer.Exit(130)
     report = write_report(outcome.path)
+    record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
     if as_json:
-        record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
         console.print_json({"file": str(outcome.path), "report_file": str(report), **record})
         return
     result = outcome.result
     console.prose(
         f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes), the vector of step "
-        f"{result.best_step} of {result.steps}: "
-        f"validation {result.start_score:.3f} -> {result.best_score:.3f}"
+        f"{result.best_step} of {result.steps}: held back {result.start_score:.3f} -> {result.best_score:.3f}"
     )
-    if outcome.base is not None:
-        figures.print_figures(outcome.base, outcome.personalized, outcome.comparison)
-        figures.print_drift(outcome.drift)
-    console.say(f"report: {report}")
-    figures.say_behind(loaded)
+    console.facts([*figures.rows(record), ("report", str(report))])
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ..vector import FIRST_SEQUENCE
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
 from .options import (
+    BundleArgument,
     EngineOption,
     EvaluateOption,
     GpuLayersOption,
@@ -35,16 +36,12 @@ if TYPE_CHECKING:
 
 
 def tune(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to tune for.")],
+    bundle: BundleArgument,
     task: TaskOption,
     output: RunFrameOption,
-    budget: Annotated[
-        str, typer.Option(metavar="AMOUNT", help="What it may take: 90s, 5m, 1h, or 80ktokens.")
-    ] = "5m",
+    budget: Annotated[str, typer.Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
     reward: RewardOption = None,
-    start: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A vector to begin with. [default: the base]")
-    ] = None,
+    start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
     system: SystemOption = None,
     examples: ExamplesOption = None,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
@@ -58,24 +55,27 @@ def tune(
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
-    A part of the task's training prompts is held back and decides what is written: where nothing does better
-    on them, the start is. Beside FILE it leaves FILE.json: settings, curve, held-out figures. Ctrl-C
-    saves the state; it holds numbers alone, no prompt and no answer.
-
-    With --system or --examples the vector is found behind a prompt, and belongs to it.
+    Training prompts that are held back decide what is written: where nothing does better on them, the start
+    is. Beside FILE it leaves FILE.json: settings, curve, held-out figures. Ctrl-C saves the state; it holds
+    numbers alone. With --system or --examples the vector is found behind a prompt, and belongs to it.
 
     \b
     Example:
       tinylora-edge tune out/demo --task list-lookup --budget 5m -o lookup.bin
     """
     from .. import runtime
-    from ..runtime.evaluation import compare
     from ..runtime.evaluation import evaluate as measure
     from ..tasks import load_task
 
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")
-    _check_files(output, state, resume)
+    vectors.check_target(str(output))
+    if resume is not state.exists():
+        raise TrainError(
+            f"there is no state {state} to resume from: start without --resume"
+            if resume
+            else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
+        )
     loaded = load_task(task, reward=reward, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     first = None if start is None else vectors.read(str(start))
@@ -84,12 +84,6 @@ def tune(
         console.progress("loading the model", total=1) as show,
         closing(load_quietly(bundle, engine, threads, gpu_layers, vector=first)) as llm,
     ):
-        tell = _teller(show, amount)
-
-        def report(row: dict[str, Any]) -> None:
-            curve.append(row)
-            tell(row)
-
         learner = runtime.RewardLearner(
             llm,
             loaded.train,
@@ -99,7 +93,7 @@ def tune(
             max_tokens=loaded.max_tokens,
             settings=runtime.TuneSettings(prompts=prompts),
             path=state,
-            report=report,
+            report=_reporter(show, amount, curve),
             n_threads=threads,
         )
         with _interruptible(learner):
@@ -108,46 +102,26 @@ def tune(
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)
         vector = replace(found.vector, dtype="fp32", sequence=FIRST_SEQUENCE)
-        base = tuned = away = None
+        record: dict[str, Any] = {
+            "task": loaded.name,
+            "values": vector.values.reshape(-1).tolist(),
+            "result": found.record(),
+        }
+        record |= {} if loaded.preamble is None else {"preamble": loaded.preamble}
         if evaluate:
             show("measuring on held-out prompts", done=1)
             with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
                 base, tuned = measure(batch, loaded, None), measure(batch, loaded, vector)
+            record["held_out"] = figures.held_out(base, tuned)
             show("measuring the drift on general prompts")
             away = figures.drift_beside(llm, vector, n_threads=threads)
-    record: dict[str, Any] = {
-        "task": loaded.name,
-        "values": vector.values.reshape(-1).tolist(),
-        "result": found.record(),
-    }
-    if loaded.preamble is not None:
-        record["preamble"] = loaded.preamble
-    if base is not None and tuned is not None:
-        record["held_out"] = {
-            "n": base.n,
-            "base": base.mean,
-            "base_standard_error": base.standard_error,
-            "vector": tuned.mean,
-            "vector_standard_error": tuned.standard_error,
-            **asdict(compare(base, tuned)),
-        }
-    if away is not None:
-        record["drift"] = away.record()
-    manifest = {
-        "tool": f"tinylora-edge {__version__}",
-        "basis": llm.basis.digest,
-        "dtype": vector.dtype,
-        "sequence": vector.sequence,
-        "budget": asdict(amount),
-        "seed": seed,
-        "settings": asdict(learner.settings),
-        **record,
-        "curve": curve,
-    }
+            record |= {} if away is None else {"drift": away.record()}
+    settings = {"budget": asdict(amount), "seed": seed, "settings": asdict(learner.settings)}
+    made = {"tool": f"tinylora-edge {__version__}", "basis": llm.basis.digest, "dtype": vector.dtype}
     with atomic_write(output.with_name(f"{output.name}.json")) as file:
+        manifest = made | {"sequence": vector.sequence, **settings, **record, "curve": curve}
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
-    with atomic_write(output) as file:
-        file.write(vector.to_bytes(llm.basis))
+    vectors.write(str(output), vector.to_bytes(llm.basis))
     state.unlink(missing_ok=True)
     if not found.improved:
         on = console.counted(found.held_back, "prompt")
@@ -157,32 +131,21 @@ def tune(
         return
     console.prose(
         f"wrote {output} ({output.stat().st_size} bytes) after {console.counted(found.steps, 'step')}, "
-        f"{found.tokens:,} tokens and {found.seconds:.0f} s: prompts held back "
+        f"{found.tokens:,} tokens and {found.seconds:.0f} s: held back "
         f"{found.start_score:.3f} -> {found.score:.3f}"
     )
-    if base is not None and tuned is not None:
-        figures.print_figures(base, tuned, compare(base, tuned))
-    figures.print_drift(away)
-    figures.say_behind(loaded)
+    console.facts(figures.rows(record))
 
 
-def _check_files(output: Path, state: Path, resume: bool) -> None:
-    if output.exists():
-        raise TrainError(f"{output} exists already: choose another output, or remove it first")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(2, "there is no such directory", str(output.parent))
-    if resume and not state.exists():
-        raise TrainError(f"there is no state {state} to resume from: start without --resume")
-    if not resume and state.exists():
-        raise TrainError(f"{state} holds the state of an unfinished run: go on with --resume, or remove it")
-
-
-def _teller(show: console.Show, budget: Budget) -> Callable[[dict[str, Any]], None]:
-    """Return what shows how much of the budget is spent, and what is known so far."""
+def _reporter(
+    show: console.Show, budget: Budget, curve: list[dict[str, Any]]
+) -> Callable[[dict[str, Any]], None]:
+    """Return what keeps the rows of a run, and shows how much of its budget is spent."""
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
     known: dict[str, str] = {}
 
-    def tell(row: dict[str, Any]) -> None:
+    def report(row: dict[str, Any]) -> None:
+        curve.append(row)
         if row.get("event") in ("restart", "end"):
             return
         for key, name in (("reward", "reward"), ("check", "held back")):
@@ -192,7 +155,7 @@ def _teller(show: console.Show, budget: Budget) -> Callable[[dict[str, Any]], No
         spent = max(row[key] / limit for key, limit in limits.items())
         show("  ".join([f"step {row.get('step', 0)}", *known.values(), speed]), done=min(spent, 1.0))
 
-    return tell
+    return report
 
 
 @contextmanager
