@@ -12,6 +12,7 @@ from typing import Any
 import llama_cpp
 import models
 import pytest
+import shared
 import smollm2
 
 from tinylora_edge import runtime
@@ -67,11 +68,17 @@ def f32_gguf(smollm2_gguf: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def f32_bundles(f32_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def f32_bundles(f32_gguf: Path) -> dict[str, Path]:
     """A bundle of that for each kind: u = 1 with 13 groups, and u = 13 with one."""
-    root = tmp_path_factory.mktemp("smollm2-f32")
-    settings = {"tiled": ExportSettings(), "dense": ExportSettings(u=13, tying="full")}
-    return {name: export_gguf(f32_gguf, root / name, settings=s).output for name, s in settings.items()}
+
+    def made(kind: str, settings: ExportSettings) -> Path:
+        name = f"smollm2-f32-{kind}"
+        return shared.once(name, lambda path: export_gguf(f32_gguf, path, settings=settings).output)
+
+    return {
+        "tiled": made("tiled", ExportSettings()),
+        "dense": made("dense", ExportSettings(u=13, tying="full")),
+    }
 
 
 @pytest.fixture
