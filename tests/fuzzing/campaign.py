@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 FINDINGS = Path("out/fuzzing")
-FAMILIES = ("wire_readers", "gguf_readers", "container_readers", "document_readers", "request_readers")
+FAMILIES = ("wire_readers", "gguf_readers", "onnx_readers", "document_readers", "request_readers")
 SECONDS = 1.0
 MEMORY = 64 << 20
 

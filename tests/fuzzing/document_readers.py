@@ -1,4 +1,4 @@
-"""Harnesses of documents, and of what programs keep: manifests, states, configurations."""
+"""Harnesses of documents, and of what programs keep: states, configurations, tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mutations import as_json, changed, number
 
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.exporters.weights.safetensors import shards
-from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.runtime.learning.clicks import read_clicks
 from tinylora_edge.runtime.learning.state import SearchState, load_state
 from tinylora_edge.tasks import load_task
@@ -20,35 +19,13 @@ from tinylora_edge.train import checkpoint
 
 DIGEST = "0123456789abcdef" * 4
 
-_MANIFEST = {
-    "tinylora_edge": "0.1.0",
-    "basis": {"digest": DIGEST, "modules": 6, "rank": 2, "axes": ["a", "b"]},
-    "bases": [{"file": "base.gguf", "fingerprint": DIGEST, "size": 1234}],
-}
-
-
-def _make_manifest(random: Random) -> bytes:
-    return as_json(changed(_MANIFEST, random))
-
-
-def _read_manifest(data: bytes) -> None:
-    path = folder() / "manifest.json"
-    path.write_bytes(data)
-    assert isinstance(Bundle(path, path, path).manifest, dict)
-
-
 # States.
 
 _IDENTITY = {"digest": DIGEST, "settings": {"seed": 1}}
 
 
 def _make_tuning(random: Random) -> bytes:
-    state = {
-        "search": {"mean": [0.0, 1.0], "sigma": 0.1},
-        "start": [0.0, 0.0],
-        "best": [0.5, 1.0],
-        "tokens": 5,
-    }
+    state = {"search": {"mean": [0.0], "sigma": 0.1}, "start": [0.0], "best": [0.5], "tokens": 5}
     content = changed({"state": state, "format": 3}, random)
     if random.random() < 0.9 and isinstance(content, dict):
         content = {"identity": changed(_IDENTITY, random, random.choice((0, 0, 1))), **content}
@@ -74,9 +51,8 @@ def _make_clicks(random: Random) -> bytes:
     numbers = random.choice(list(state.values()))
     numbers[random.randrange(len(numbers))] = random.choice((math.nan, math.inf, -1.0, 1e308, 0.0))
     state |= {"answers": number(random), "clicks": 3, "step": 0.05}
-    return as_json(
-        {"format": 3, "identity": _IDENTITY, "state": changed(state, random, random.choice((0, 1)))}
-    )
+    state = changed(state, random, random.choice((0, 1)))
+    return as_json({"format": 3, "identity": _IDENTITY, "state": state})
 
 
 def _read_clicks(data: bytes) -> None:
@@ -146,7 +122,6 @@ def _read_task(data: bytes) -> None:
 
 
 HARNESSES = [
-    Harness("manifest", _make_manifest, _read_manifest),
     Harness("tuning_state", _make_tuning, _read_tuning),
     Harness("click_state", _make_clicks, _read_clicks),
     Harness("training_state", _make_checkpoint, _read_checkpoint),

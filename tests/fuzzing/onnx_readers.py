@@ -1,10 +1,8 @@
-"""Harnesses of ONNX graphs and safetensors."""
+"""The harness of ONNX graphs."""
 
 from __future__ import annotations
 
 import json
-import struct
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from random import Random
@@ -14,9 +12,7 @@ from gguf_readers import bases
 from harness import Harness, folder
 from mutations import as_json, changed, number
 
-from tinylora_edge import TinyLoraError, save_basis
-from tinylora_edge.errors import BaseMismatchError
-from tinylora_edge.exporters.weights.safetensors import read_safetensors
+from tinylora_edge import save_basis
 from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.formats.onnx_graph import MetadataKey, read_onnx
 from tinylora_edge.runtime.onnx.bundle import OnnxBundle, weights_fingerprint
@@ -61,12 +57,8 @@ def _weights() -> str:
 
 
 def _list_of_weights() -> list[Any]:
-    return [
-        [{"k": 8, "n": 6, "tensors": [["w", 1, 64]]}]
-        if number
-        else [{"k": 8, "n": 6, "tensors": [["x", 1, 32]]}]
-        for number in range(len(bases()[0].modules))
-    ]
+    tensors = [["x", 1, 32], *[["w", 1, 64]] * (len(bases()[0].modules) - 1)]
+    return [[{"k": 8, "n": 6, "tensors": [tensor]}] for tensor in tensors]
 
 
 def _graph(random: Random) -> list[Field]:
@@ -139,51 +131,10 @@ def _bundle() -> Bundle:
 def _read_graph(data: bytes) -> None:
     graph = OnnxBundle(_bundle())
     graph.model.write_bytes(data)
-    errors: list[BaseMismatchError] = []
-    for read in (
-        lambda: read_onnx(graph.model).check_data(),
-        graph.check,
-    ):
-        try:
-            read()
-        except BaseMismatchError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
+    try:
+        graph.check()
+    finally:
+        read_onnx(graph.model).check_data()
 
 
-# Other containers.
-
-
-def safetensors(header: Any, data: bytes) -> bytes:
-    """Return a safetensors file of a header and what follows it."""
-    text = as_json(header)
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def _make_safetensors(random: Random) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, dtype, shape, size in (
-        ("a.weight", "F32", [4, 3], 48),
-        ("b.weight", "BF16", [2, 3], 12),
-        ("c.weight", "F8_E4M3", [2, 4], 8),
-        ("d", "U8", [5], 5),
-    ):
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    return safetensors(changed(header, random), random.randbytes(end))
-
-
-def _read_safetensors(data: bytes) -> None:
-    path = folder() / "model.safetensors"
-    path.write_bytes(data)
-    for name, tensor in read_safetensors(path).items():
-        with suppress(TinyLoraError):
-            tensor.matrices(name)
-
-
-HARNESSES = [
-    Harness("onnx", _make_onnx, _read_graph),
-    Harness("safetensors", _make_safetensors, _read_safetensors),
-]
+HARNESSES = [Harness("onnx", _make_onnx, _read_graph)]
