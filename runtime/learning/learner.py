@@ -1,20 +1,21 @@
 """The learner: a search over v that only ever runs the model forwards, whatever the objective.
 
 Every step asks the search for candidates, judges them on the same few prompts, and tells the search. Some
-prompts are held back: they decide what is returned. An objective says what a candidate is worth: a reward of
-its answers (`reward.py`), or how near it is to a prompted model (`prompt.py`).
+prompts are held back: they decide what is returned. What a vector is worth is a subclass's to say: by a
+reward of its answers (`reward.py`), or by how near it is to a prompted model (`prompt.py`).
 """
 
 from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,32 +39,6 @@ Judged = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 The rewards of those count for nothing.
 """
-
-
-class Objective(Protocol):
-    """What a vector is worth."""
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """Prompts as candidates see them, at least 2."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Of an answer."""
-
-    def begin(self, batch: Batch) -> None:
-        """Have ready what does not depend on a vector, the same in every sitting."""
-
-    def judge(
-        self,
-        batch: Batch,
-        vectors: Sequence[MicroVector],
-        numbers: Sequence[int],
-        *,
-        seed: Sequence[int],
-        checking: bool,
-    ) -> Judged:
-        """Judge vectors on prompts, by their numbers: to learn from, or where `checking` to decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +116,7 @@ class Tuned:
         )
 
 
-class SearchLearner:
+class SearchLearner(ABC):
     """A learner of v on the device, in one sitting or many.
 
     Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
@@ -149,7 +124,8 @@ class SearchLearner:
 
     Args:
         llm: a loaded model, of either engine. Neither its vector nor its context is touched.
-        objective: what a vector is worth.
+        samples: prompts as candidates see them, at least 2: a part of them is held back.
+        max_tokens: of an answer.
         seed: of everything.
         start: vector to begin with. A state that exists knows its own.
         settings: of the loop and the search.
@@ -167,11 +143,15 @@ class SearchLearner:
         VectorError: the start does not fit the basis.
     """
 
+    _batch: Batch  # of the sitting
+    _budget: Budget
+
     def __init__(
         self,
         llm: PersonalizedModel,
-        objective: Objective,
+        samples: Sequence[Sample],
         *,
+        max_tokens: int,
         start: MicroVector,
         settings: TuneSettings,
         seed: int = 0,
@@ -182,13 +162,13 @@ class SearchLearner:
         n_threads: int | None = None,
     ) -> None:
         self.settings = settings
-        self._llm, self._objective, self._start, self._seed = llm, objective, start, seed
+        self._llm, self._samples, self._max_tokens = llm, samples, max_tokens
+        self._start, self._seed = start, seed
         self._path, self._wait, self._report = None if path is None else Path(path), wait, report
         self._sequences, self._threads = sequences, n_threads
-        self._train, self._check = _hold_back(len(objective.samples), settings.held_back, seed)
+        self._train, self._check = _hold_back(len(samples), settings.held_back, seed)
         self._whitening = llm.basis.whitening
         self._sigma = settings.reach / spread_of(llm.basis)
-        self._batch: Batch | None = None
         self._stop = False
         llm.basis.values(start)
         flat = start.values.reshape(-1).astype(float)
@@ -209,6 +189,12 @@ class SearchLearner:
                 raise TrainError(
                     f"{self._path} is not a usable state: {error}. Remove it to begin anew"
                 ) from None
+
+    @abstractmethod
+    def _worth(
+        self, vectors: Sequence[MicroVector], numbers: Sequence[int], seed: Sequence[int], *, checking: bool
+    ) -> Judged:
+        """Judge vectors on samples, by their numbers: to learn from, or where `checking` to decide."""
 
     def stop(self) -> None:
         """End the sitting after the step at hand; safe to call from a signal handler or another thread."""
@@ -234,10 +220,7 @@ class SearchLearner:
         """
         limit, began = Budget.of(budget), time.monotonic()
         with self._llm.batch(
-            self._objective.samples,
-            self._objective.max_tokens,
-            sequences=self._sequences,
-            n_threads=self._threads,
+            self._samples, self._max_tokens, sequences=self._sequences, n_threads=self._threads
         ) as batch:
             self.state.seconds += time.monotonic() - began
             return self.sit(batch, limit, last_check=last_check, resumed=resumed)
@@ -269,8 +252,6 @@ class SearchLearner:
     def _begin(self, resumed: bool) -> None:
         """Score the start and choose sigma, if that is to be done, and see that a step is affordable."""
         state, fresh = self.state, not self.state.sigma
-        with self._aside():
-            self._objective.begin(self._open)
         if not state.start_scores:
             state.start_scores = self._score_start(self._check)
             state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
@@ -286,16 +267,16 @@ class SearchLearner:
 
     def _choose_sigma(self) -> None:
         """Choose the sigma whose perturbations have the effect that is asked for."""
-        state, batch, effect = self.state, self._open, self.settings.effect
+        state, batch, effect = self.state, self._batch, self.settings.effect
         if effect is None:
             state.sigma = self._sigma
             return
-        samples = [self._objective.samples[i] for i in self._train[:_EFFECT_PROMPTS]]
+        samples = [self._samples[i] for i in self._train[:_EFFECT_PROMPTS]]
         directions = np.random.default_rng((self._seed, 4)).standard_normal(
             (_EFFECT_VECTORS, self._search.mean.size)
         )
         with self._aside():
-            tokens = min(self._objective.max_tokens, _EFFECT_TOKENS)
+            tokens = min(self._max_tokens, _EFFECT_TOKENS)
             answers = batch.draw(self._start, samples, max_tokens=tokens, seed=(self._seed, 3))
             (here,) = batch.score_each([self._start], samples, answers)
 
@@ -411,9 +392,7 @@ class SearchLearner:
         time may have been drawn into it.
         """
         with self._counted():
-            rewards, exploded = self._objective.judge(
-                self._open, vectors, numbers, seed=(self._seed, 1, seed), checking=checking
-            )
+            rewards, exploded = self._worth(vectors, numbers, (self._seed, 1, seed), checking=checking)
         rewards[exploded] = self._lowest(rewards[~exploded])
         self.state.rollouts += len(vectors) * len(numbers)
         return rewards, exploded
@@ -436,17 +415,12 @@ class SearchLearner:
         """Return the reward of what explodes: the lowest of these and of the start's, and at most 0."""
         return float(min([0.0, *self.state.start_scores, rewards.min(initial=0.0)]))
 
-    @property
-    def _open(self) -> Batch:
-        assert self._batch is not None
-        return self._batch
-
     @contextmanager
     def _counted(self) -> Iterator[None]:
         """Count what a block takes, in tokens and seconds, once it has ended well."""
-        before, began = self._open.evaluated, time.monotonic()
+        before, began = self._batch.evaluated, time.monotonic()
         yield
-        self.state.tokens += self._open.evaluated - before
+        self.state.tokens += self._batch.evaluated - before
         self.state.seconds += time.monotonic() - began
 
     @contextmanager
@@ -532,7 +506,7 @@ class SearchLearner:
             "seed": self._seed,
             "number of prompts": len(self._train),
             "number held back": len(self._check),
-            "max_tokens": self._objective.max_tokens,
+            "max_tokens": self._max_tokens,
             **asdict(self.settings),
         }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from ...errors import NotImprovedWarning, TrainError
 from ...tasks import Sample
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
-from ..batch import Batch
 from ..evaluation import Report
 from ..model import PersonalizedModel, no_room
 from .contrast import SHOWN_TOKENS, Contrast, Distilled, Lesson, divergence_before, measure, views
@@ -104,10 +102,11 @@ def distill(
 
         check = learn(slice(len(asked), None), 0)
         before = divergence_before(check)
-        nearness = _Nearness(bare[: len(asked)], max_tokens, lambda: learn(slice(0, len(asked)), 1))
-        learner = SearchLearner(
+        learner = _PromptLearner(
             llm,
-            nearness,
+            bare[: len(asked)],
+            lambda: learn(slice(0, len(asked)), 1),
+            max_tokens=max_tokens,
             start=MicroVector.zeros(llm.basis),
             settings=settings,
             seed=seed,
@@ -128,32 +127,26 @@ def distill(
     return Distilled(found.vector, replacement, seconds, found.steps, tokens, found.improved)
 
 
-@dataclass
-class _Nearness:
-    """Minus the KL from the prompted model, in nats a token of the longest answer."""
+class _PromptLearner(SearchLearner):
+    """A learner from minus the KL from the prompted model, in nats a token of the longest answer."""
 
-    samples: Sequence[Sample]
-    max_tokens: int
-    learn: Callable[[], Contrast]
-    contrast: Contrast = field(init=False)
+    def __init__(
+        self, llm: PersonalizedModel, samples: list[Sample], lesson: Callable[[], Contrast], **options: Any
+    ) -> None:
+        super().__init__(llm, samples, **options)
+        self._lesson = lesson
 
-    def begin(self, batch: Batch) -> None:
-        """Have the questions answered by the prompted model."""
-        self.contrast = self.learn()
+    def _begin(self, resumed: bool) -> None:
+        with self._aside():
+            self._contrast = self._lesson()
+        super()._begin(resumed)
 
-    def judge(
-        self,
-        batch: Batch,
-        vectors: Sequence[MicroVector],
-        numbers: Sequence[int],
-        *,
-        seed: Sequence[int],
-        checking: bool,
+    def _worth(
+        self, vectors: Sequence[MicroVector], numbers: Sequence[int], seed: Sequence[int], *, checking: bool
     ) -> Judged:
-        """Compare the bare model under each vector with the prompted one."""
-        found = np.array([self.contrast.divergences(vector, numbers) for vector in vectors])
+        found = np.array([self._contrast.divergences(vector, numbers) for vector in vectors])
         exploded = ~np.isfinite(found).all(axis=1)
-        return -np.where(exploded[:, None], 0.0, found) / self.max_tokens, exploded
+        return -np.where(exploded[:, None], 0.0, found) / self._max_tokens, exploded
 
 
 def _sides(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy as np
 from ...errors import NotImprovedWarning
 from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
-from ..batch import Batch
 from ..model import PersonalizedModel
 from .learner import Judged, SearchLearner, TuneSettings
 from .state import Budget
@@ -48,50 +47,29 @@ class RewardLearner(SearchLearner):
         settings: TuneSettings | None = None,
         **options: Any,
     ) -> None:
-        settings = settings or TuneSettings()
-        objective = _Rewards(
+        self._deciding = Task("tuning", [], [], reward, max_tokens)
+        self._lessons = replace(self._deciding, reward=shaped or reward)
+        super().__init__(
+            llm,
             [Sample.of(prompt, raw=raw) for prompt in prompts],
-            max_tokens,
-            settings.temperature,
-            Task("tuning", [], [], reward, max_tokens),
-            Task("tuning", [], [], shaped or reward, max_tokens),
+            max_tokens=max_tokens,
+            start=start or llm.vector or MicroVector.zeros(llm.basis),
+            settings=settings or TuneSettings(),
+            **options,
         )
-        start = start or llm.vector or MicroVector.zeros(llm.basis)
-        super().__init__(llm, objective, start=start, settings=settings, **options)
 
-
-@dataclass(frozen=True)
-class _Rewards:
-    """The rewards of answers, which are drawn for every vector."""
-
-    samples: Sequence[Sample]
-    max_tokens: int
-    temperature: float
-    deciding: Task
-    lessons: Task
-
-    def begin(self, batch: Batch) -> None:
-        """Nothing is to be known before."""
-
-    def judge(
-        self,
-        batch: Batch,
-        vectors: Sequence[MicroVector],
-        numbers: Sequence[int],
-        *,
-        seed: Sequence[int],
-        checking: bool,
+    def _worth(
+        self, vectors: Sequence[MicroVector], numbers: Sequence[int], seed: Sequence[int], *, checking: bool
     ) -> Judged:
-        """Answer the prompts under each vector, and have the answers judged."""
-        samples = [self.samples[i] for i in numbers]
-        answers = batch.answer_each(
+        samples = [self._samples[i] for i in numbers]
+        answers = self._batch.answer_each(
             vectors,
             samples,
-            max_tokens=self.max_tokens,
-            temperature=0.0 if checking else self.temperature,
+            max_tokens=self._max_tokens,
+            temperature=0.0 if checking else self.settings.temperature,
             seed=seed,
         )
-        task = self.deciding if checking else self.lessons
+        task = self._deciding if checking else self._lessons
         exploded = np.array([any(answer.exploded for answer in row) for row in answers])
         rewards = np.zeros((len(vectors), len(samples)))
         for number in np.flatnonzero(~exploded):
