@@ -14,7 +14,7 @@ from ..formats.signatures import signed
 from ..vector import Policy
 from ..wire.tags import Ed25519Verifier
 from .admission import VectorSource, admitted
-from .onnx.bundle import OnnxBundle, find_bundle
+from .onnx.bundle import find_bundle
 
 if TYPE_CHECKING:
     from .llama.model import TinyLoraLlama
@@ -158,15 +158,13 @@ def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> Tin
 
 
 def _start_onnx(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraOnnx:
-    graph = OnnxBundle(bundle)
-    graph.check()
     try:
         from .onnx.model import TinyLoraOnnx
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None
     known = inspect.signature(TinyLoraOnnx).parameters
     _check_options(options, [name for name in known if name not in ("base", "policy")])
-    return TinyLoraOnnx(graph, policy=policy, **options)
+    return TinyLoraOnnx(bundle, policy=policy, **options)
 
 
 def _check_options(options: Iterable[str], known: Sequence[str]) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
+from ...formats.bundle import Bundle
 from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
 from ..engine import Part
 from ..model import PersonalizedModel
 from ..sampling import Sampler
-from .bundle import OnnxBundle
+from .bundle import checked_graph, find_bundle
 from .completion import Completion, steps_of
 from .engine import OnnxEngine
 from .session import open_session
@@ -46,23 +47,23 @@ class TinyLoraOnnx(PersonalizedModel):
 
     def __init__(
         self,
-        base: str | PathLike[str] | OnnxBundle,
+        base: str | PathLike[str] | Bundle,
         *,
         policy: Policy | None = None,
         n_ctx: int = 2048,
         n_threads: int | None = None,
         session_options: Mapping[str, Any] | None = None,
     ) -> None:
-        bundle = base if isinstance(base, OnnxBundle) else OnnxBundle.find(base)
-        bundle.check()
+        bundle = base if isinstance(base, Bundle) else find_bundle(base)
+        graph = checked_graph(bundle)
         self._prepare(bundle.basis, policy)
-        self.model_path = str(bundle.model)
-        self._vocabulary = OnnxVocabulary(bundle)
+        self.model_path = str(graph.path)
+        self._vocabulary = OnnxVocabulary(graph)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self._vector: MicroVector | None = None
         threads = {} if n_threads is None else {"intra_op_num_threads": n_threads}
         given = {**self.vocabulary.session_options, **(session_options or {}), **threads}
-        self._session = open_session(bundle, given=given)
+        self._session = open_session(graph, given=given)
         self._row = self._engine(1, self._n_ctx, check=True)
         self._evaluated: list[int] = []  # tokens that the row holds
         self._opened()

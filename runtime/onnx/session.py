@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import BaseMismatchError, RollbackError, VectorError
-from ...formats.onnx_graph import INPUT_NAME
+from ...formats.onnx_graph import INPUT_NAME, OnnxFile
 from ...formats.signatures import signed
 from ...vector import CheckedVector, MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
 from ..admission import VectorSource, admitted
 from ..lock import Process
-from .bundle import OnnxBundle
+from .bundle import checked_graph, find_bundle, flavour
 
 SPIN = {"session.intra_op.spin_duration_us": "50"}
 """An option of sessions: how long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and
@@ -102,13 +102,13 @@ class OnnxSession:
         bundle_keys: Sequence[Ed25519Verifier] = (),
         **options: Any,
     ) -> None:
-        bundle = OnnxBundle.find(base)
+        bundle = find_bundle(base)
         self.policy = policy or Policy()
-        with signed(bundle.bundle, bundle_keys, engine="onnx"):
-            bundle.check()
-            self.basis, self.flavour = bundle.basis, bundle.flavour
-            self.session = open_session(bundle, **options)
-        self._path = str(bundle.model)
+        with signed(bundle, bundle_keys, engine="onnx"):
+            graph = checked_graph(bundle)
+            self.basis, self.flavour = bundle.basis, flavour(graph)
+            self.session = open_session(graph, **options)
+        self._path = str(graph.path)
         needed = self.session.get_inputs()
         self._inputs = [node.name for node in (*needed, *self.session.get_overridable_initializers())]
         self._outputs = [node.name for node in self.session.get_outputs()]
@@ -254,17 +254,17 @@ class OnnxSession:
 
 
 def open_session(
-    bundle: OnnxBundle,
+    graph: OnnxFile,
     *,
     sess_options: Any = None,
     providers: Sequence[Any] = ("CPUExecutionProvider",),
     given: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> Any:
-    """Return an `onnxruntime.InferenceSession` of a bundle's graph.
+    """Return an `onnxruntime.InferenceSession` of a checked graph.
 
     Args:
-        bundle: checked.
+        graph: checked.
         sess_options, providers, options: of `onnxruntime.InferenceSession`.
         given: options of a session as genai_config.json words them, where there are no `sess_options`.
 
@@ -284,17 +284,17 @@ def open_session(
                 sess_options.add_session_config_entry(name, str(value))
     try:
         return onnxruntime.InferenceSession(
-            str(bundle.model), sess_options, providers=list(providers), **options
+            str(graph.path), sess_options, providers=list(providers), **options
         )
     except Exception as error:  # its exceptions are of a dozen types, all of them direct children
-        raise cannot_load(bundle, error) from error
+        raise cannot_load(graph, error) from error
 
 
-def cannot_load(bundle: OnnxBundle, error: Exception) -> BaseMismatchError:
+def cannot_load(graph: OnnxFile, error: Exception) -> BaseMismatchError:
     """Return the error that says why the engine cannot load a model."""
-    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in bundle.file.opsets.items())
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in graph.opsets.items())
     reason = " ".join(str(error).split())
     return BaseMismatchError(
-        f"onnxruntime {onnxruntime.__version__} cannot load {bundle.model} (IR {bundle.file.ir_version}, "
+        f"onnxruntime {onnxruntime.__version__} cannot load {graph.path} (IR {graph.ir_version}, "
         f"opsets {opsets}): {reason[:300]}"
     )

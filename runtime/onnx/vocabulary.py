@@ -13,11 +13,10 @@ import onnxruntime_genai as og
 
 from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
-from ...formats.onnx_graph import GENAI_NAME
+from ...formats.onnx_graph import GENAI_NAME, OnnxFile
 from ...limits import TOKENIZER_BYTES
 from ..lock import CLOSED
 from ..special_tokens import SpecialTokens
-from .bundle import OnnxBundle
 from .session import cannot_load
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class OnnxVocabulary:
     """See `Vocabulary`.
 
     Args:
-        bundle: checked.
+        graph: checked; its configuration and tokenizer lie beside it.
 
     Attributes:
         size: entries of the logits.
@@ -52,14 +51,14 @@ class OnnxVocabulary:
         BaseMismatchError: the installed onnxruntime-genai does not read the tokenizer.
     """
 
-    def __init__(self, bundle: OnnxBundle) -> None:
-        self._folder = bundle.folder
+    def __init__(self, graph: OnnxFile) -> None:
+        self._folder = graph.path.parent
         self._read_config()
         self.has_template = self._finds_a_template()
         try:
-            self._tokenizer: Any = og.Tokenizer(og.Config(str(bundle.folder)))
+            self._tokenizer: Any = og.Tokenizer(og.Config(str(self._folder)))
         except Exception as error:  # RuntimeError, and OgaError in some releases
-            raise cannot_load(bundle, error) from error
+            raise cannot_load(graph, error) from error
 
     @property
     def open(self) -> Any:

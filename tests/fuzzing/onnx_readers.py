@@ -15,7 +15,7 @@ from mutations import as_json, changed, number
 from tinylora_edge import save_basis
 from tinylora_edge.formats.bundle import Bundle
 from tinylora_edge.formats.onnx_graph import MetadataKey, read_onnx
-from tinylora_edge.runtime.onnx.bundle import OnnxBundle, weights_fingerprint
+from tinylora_edge.runtime.onnx.bundle import checked_graph, find_bundle, weights_fingerprint
 
 # ONNX graphs: protocol buffers as (field, integer, bytes or fields).
 
@@ -125,16 +125,18 @@ def _bundle() -> Bundle:
     (home / "data.bin").write_bytes(bytes(32))
     (home / "model.onnx").touch()
     save_basis(replace(bases()[0], base_fingerprints=(_weights(),)), home / "basis.gguf")
-    return OnnxBundle.find(home).bundle
+    return find_bundle(home)
 
 
 def _read_graph(data: bytes) -> None:
-    graph = OnnxBundle(_bundle())
-    graph.model.write_bytes(data)
+    bundle = _bundle()
+    assert bundle.onnx is not None
+    model = bundle.onnx / "model.onnx"
+    model.write_bytes(data)
     try:
-        graph.check()
+        checked_graph(bundle)
     finally:
-        read_onnx(graph.model).check_data()
+        read_onnx(model).check_data()
 
 
 HARNESSES = [Harness("onnx", _make_onnx, _read_graph)]

@@ -10,7 +10,6 @@ import pytest
 
 from tinylora_edge import MicroVector, TinyLoraError, load_basis, runtime
 from tinylora_edge.runtime import OnnxSession
-from tinylora_edge.runtime.onnx.bundle import OnnxBundle
 from tinylora_edge.tasks import Sample
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1}
@@ -75,4 +74,3 @@ def test_what_a_model_says_of_itself(bundle: Path, vector: MicroVector) -> None:
     session = OnnxSession(bundle)
     assert repr(session) == f"OnnxSession({path!r}, basis {name}, default)"
     assert repr(session.rows([vector, None])) == f"Rows(2 x {llm.basis.size} values, basis {name})"
-    assert repr(OnnxBundle.find(bundle)) == f"OnnxBundle({str(bundle / 'onnx')!r})"

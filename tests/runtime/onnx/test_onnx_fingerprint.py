@@ -19,7 +19,7 @@ import pytest
 from tinylora_edge import BaseMismatchError, Bundle, load_basis
 from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.modules import Heads
-from tinylora_edge.runtime.onnx.bundle import OnnxBundle, weights_fingerprint
+from tinylora_edge.runtime.onnx.bundle import checked_graph, find_bundle, weights_fingerprint
 
 KEY = "tinylora.weights"
 
@@ -63,14 +63,13 @@ def restate(bundle: Path, text: str) -> None:
 def test_the_device_computes_what_the_exporter_stated(architecture: str, precision: str) -> None:
     """Packed q, k and v, and quantized blocks with their scales, some of them inside the model file."""
     path = onnx_bundles.tiny(architecture=architecture, precision=precision)
-    bundle, stated = OnnxBundle.find(path), metadata(path)
+    bundle, stated = find_bundle(path), metadata(path)
     basis = bundle.basis
     entries = json.loads(stated[KEY])
     assert len(entries) == len(basis.modules)
     assert [node["k"] for nodes in entries for node in nodes] == [a.shape[1] for a in basis.a]
-    found = weights_fingerprint(bundle.file, basis.architecture, basis.modules, stated[KEY])
+    found = weights_fingerprint(checked_graph(bundle), basis.architecture, basis.modules, stated[KEY])
     assert found == stated["tinylora.fingerprint"] == basis.base_fingerprints[-1]
-    bundle.check()
 
 
 def test_the_data_of_another_fine_tune(copy: Path) -> None:
@@ -82,7 +81,7 @@ def test_the_data_of_another_fine_tune(copy: Path) -> None:
     data.write_bytes(tuned.tobytes())
     listed = load_basis(copy / "basis.gguf").base_fingerprints[-1]
     with pytest.raises(BaseMismatchError, match=r"model\.onnx\.data.*another model") as caught:
-        OnnxBundle.find(copy).check()
+        checked_graph(find_bundle(copy))
     found = re.findall(r"\b([0-9a-f]{16})\.\.\.", str(caught.value))
     assert len(set(found)) == 2
     assert listed[:16] == found[1]
@@ -90,18 +89,18 @@ def test_the_data_of_another_fine_tune(copy: Path) -> None:
 
 
 def test_both_ends_of_weights_are_looked_at(copy: Path) -> None:
-    bundle, data = OnnxBundle.find(copy), copy / "onnx" / "model.onnx.data"
+    graph, data = checked_graph(find_bundle(copy)), copy / "onnx" / "model.onnx.data"
     good = data.read_bytes()
     nodes = [node for nodes in json.loads(metadata(copy)[KEY]) for node in nodes]
     for node in (nodes[0], nodes[len(nodes) // 2], nodes[-1]):
-        place = bundle.file.initializers[node["tensors"][0][0]]
+        place = graph.initializers[node["tensors"][0][0]]
         assert place is not None
         for where in (place.offset, place.offset + place.length - 1):
             bad = bytearray(good)
             bad[where] ^= 1
             data.write_bytes(bad)
             with pytest.raises(BaseMismatchError, match="fingerprint"):
-                OnnxBundle.find(copy).check()
+                checked_graph(find_bundle(copy))
 
 
 @pytest.mark.parametrize("external", [True, False], ids=["in another file", "inside the model"])
@@ -114,14 +113,14 @@ def test_a_tool_may_lay_the_data_out_anew(copy: Path, external: bool) -> None:
     model.graph.initializer.extend(reversed(tensors))
     onnx.save_model(model, path, save_as_external_data=external, location="other.bin", size_threshold=0)
     assert (copy / "onnx" / "other.bin").exists() == external
-    OnnxBundle.find(copy).check()
+    checked_graph(find_bundle(copy))
 
 
 @pytest.mark.parametrize("text", ["[", "7", "[[]]", '[[{"k": 1}]]'])
 def test_a_damaged_list(copy: Path, text: str) -> None:
     restate(copy, text)
     with pytest.raises(BaseMismatchError, match=r"model\.onnx"):
-        OnnxBundle.find(copy).check()
+        checked_graph(find_bundle(copy))
 
 
 @pytest.mark.parametrize("tensor", [["nowhere", 1, 64], ["lm_head", -1, 1 << 70], [None, 1, 0]])
@@ -130,7 +129,7 @@ def test_a_list_of_what_is_not_there(copy: Path, tensor: list[Any]) -> None:
     entries[3][0]["tensors"] = [tensor]
     restate(copy, json.dumps(entries))
     with pytest.raises(BaseMismatchError, match=r"damaged|Export it again"):
-        OnnxBundle.find(copy).check()
+        checked_graph(find_bundle(copy))
 
 
 def test_a_weight_that_a_tool_made_smaller(copy: Path) -> None:
@@ -144,7 +143,7 @@ def test_a_weight_that_a_tool_made_smaller(copy: Path) -> None:
 
     edit(copy, change)
     with pytest.raises(BaseMismatchError, match=rf"{size // 2:,} bytes .* baked with {size:,}"):
-        OnnxBundle.find(copy).check()
+        checked_graph(find_bundle(copy))
 
 
 def test_weights_in_typed_fields(copy: Path, tmp_path: Path) -> None:
@@ -166,7 +165,7 @@ def test_weights_in_typed_fields(copy: Path, tmp_path: Path) -> None:
     assert made.fingerprint == basis.base_fingerprints[-1]  # the same bytes, wherever they are kept
     shutil.copy(copy / "basis.gguf", output.parent)
     assert KEY in metadata(output.parent)
-    OnnxBundle.find(output.parent).check()
+    checked_graph(find_bundle(output.parent))
 
 
 @pytest.mark.parametrize("beyond", [1, (1 << 62) - 8192])
@@ -187,4 +186,4 @@ def test_a_weight_that_goes_on_behind_its_file(copy: Path, beyond: int) -> None:
     entries[0][0]["tensors"] = [[name, dtype, data.stat().st_size + beyond]]
     restate(copy, json.dumps(entries))
     with pytest.raises(BaseMismatchError, match=r"was cut, or a tool changed it"):
-        OnnxBundle.find(copy).check()
+        checked_graph(find_bundle(copy))
