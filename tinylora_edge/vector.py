@@ -1,11 +1,7 @@
-"""The micro-vector v, and the policy that says which bytes may become it.
-
-Rules only: no I/O but a policy's own marks, and no model.
-"""
+"""The micro-vector v, and the policy that says which bytes may become it."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,8 +24,7 @@ LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
 
 FIRST_SEQUENCE = 1
-"""The sequence of a vector that nobody numbered. It is not 0, above which every state begins, so that a
-device remembers it: a second vector with the same one is noticed under a key, and an older one always."""
+"""The sequence of a vector that nobody numbered. 0 means: no sequence."""
 
 _LEVEL_OF_KIND = {None: 0, tags.CRC32: 1, tags.HMAC: 2, tags.ED25519: 3}
 
@@ -44,8 +39,7 @@ class MicroVector:
         values: float32 [G, u]. Rounded to `dtype` when the vector is made, so that what a host holds
             is what a device will hold.
         dtype: of the values on the wire: `fp32`, `bf16`, `fp16` or `int8`.
-        sequence: 0 .. 65535; rises with every vector of the same stream. The first one is 1. 0 is what a
-            raw payload has, which carries none.
+        sequence: 0 to 65535; rises with every vector of the same stream. 0 is that of a raw payload.
 
     Raises:
         VectorError: an unknown dtype, values that are not [G, u], or a sequence out of range.
@@ -80,16 +74,7 @@ class MicroVector:
 
     @classmethod
     def from_bytes(cls, data: bytes, basis: Basis, policy: Policy | None = None) -> CheckedVector:
-        """Read a frame or a raw payload, all or nothing.
-
-        Args:
-            data: the bytes.
-            basis: the basis they are for.
-            policy: what is demanded of them; by default a checksum frame or a raw payload.
-
-        Raises:
-            VectorError: one of its subclasses, as `Policy` lists them.
-        """
+        """Read a frame or a raw payload as `policy.check` does; by default that of `Policy()`."""
         return (policy or Policy()).check(data, basis)
 
     def to_bytes(
@@ -162,24 +147,12 @@ class CheckedVector(MicroVector):
         raw: whether it came as a raw payload, which has no sequence.
         stream: name of the stream that it was checked for.
         until: the last day on which it may be accepted; None for ever.
-        sha256: of the bytes that it came as, in hexadecimal.
     """
 
     verified_by: str = field(default="", init=False)
     raw: bool = field(default=False, init=False)
     stream: str = field(default="", init=False)
     until: date | None = field(default=None, init=False)
-    sha256: str = field(default="", init=False)
-
-    @classmethod
-    def _of(cls, values: NDArray[np.float32], received: frame.Frame, **about: str) -> CheckedVector:
-        about_it = {
-            "dtype": received.dtype,
-            "sequence": received.sequence or 0,
-            "raw": received.sequence is None,
-            "until": None if received.until is None else expiry.day_date(received.until),
-        }
-        return cls._with({"values": values} | about_it | about)
 
     @classmethod
     def _with(cls, attributes: dict[str, Any]) -> CheckedVector:
@@ -206,29 +179,23 @@ class Policy:
        frame that has one is not over (ExpiredError).
     5. Every value is finite (NonFiniteError).
     6. The norm of the values is at most `max_norm` (VectorError).
-    7. The sequence is not lower than the highest accepted from the same stream under the same key
-       (RollbackError). An equal one is accepted, so that a frame may be delivered twice; under a key it is
-       refused with other values, since whoever carries frames could then choose between the two. (Whoever
-       forges a checksum can choose any sequence.) Raw payloads have no sequence.
+    7. The sequence is not lower than the highest accepted from the same stream under the same key, or under
+       no key (RollbackError). An equal one is accepted, so that a frame may be delivered twice; under a key
+       it is refused with other values, since whoever carries frames could choose between the two. Raw
+       payloads have no sequence.
 
     The highest accepted sequence of each (basis, key, stream) is remembered while the policy lives, and
-    with `state` in a file that outlives it; share one policy between models to share that memory. Frames
-    with a checksum alone have a mark of their own, so that nobody without a key can raise the mark of one.
-
-    Keys are rotated by trusting both for a while: ship the new one, sign with it, then take the old one
-    out of `keys`. As long as it is there, the last frames that it signed are accepted too.
+    with `state` in a file that outlives it; share one policy between models to share that memory.
 
     Args:
         require: `none` (raw payloads too, with one warning), `checksum`, `mac` or `signature`. By default
-            what the keys check: a signature where all are public keys, a MAC where any is a MAC key, and
-            nothing without keys.
+            the weakest that the keys check; nothing without keys.
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
         keyring: a file of public keys that are trusted too, each for its streams and days (see `keyring`).
             It is read again where it changes.
         max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
-        state: a file that keeps the sequences, and the highest day seen, through restarts. Its directory
-            must exist. Processes may share it. Whoever can write to it can undo rules 4 and 7. Or marks that
-            are kept elsewhere, as a store of many users' vectors has them.
+        state: a file that keeps the sequences, and the highest day seen, through restarts; processes may
+            share it. Or a log that is kept elsewhere, as a store of many users' vectors has one.
         today: what says the day in UTC: a callable (by default the system's clock), or a date. None is a
             device without a clock: for it the day is the highest one that the policy has seen.
 
@@ -265,7 +232,7 @@ class Policy:
         if self._required >= 2 and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
             raise VectorError(
                 f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...]), "
-                "or --key FILE",
+                "or --key FILE"
             )
         self.require = require
         self.max_norm = max_norm
@@ -275,13 +242,12 @@ class Policy:
         return f"Policy({self.require!r}, {self._keyring!r}, max_norm={self.max_norm:g}, {self._log!r})"
 
     def check(self, data: bytes, basis: Basis, *, stream: str = "") -> CheckedVector:
-        """Return the micro-vector in `data` if every rule allows it; change nothing.
+        """Return the micro-vector in a frame or a raw payload if every rule allows it; change nothing.
 
         Args:
-            data: a frame or a raw payload.
+            data: the bytes.
             basis: the loaded basis.
-            stream: which sequence of vectors the bytes belong to, where an app has several
-                (one a user, say).
+            stream: whose vectors they are, where an app has several: one a user, say.
 
         Raises:
             VectorError: one of its subclasses for each rule, as listed above.
@@ -302,8 +268,17 @@ class Policy:
         else:
             content = frame.content(key, values, received.dtype)
             self._log.check((basis.digest, key, stream), received.sequence, content)
-        sha256 = hashlib.sha256(data).hexdigest()
-        return CheckedVector._of(values, received, verified_by=key, stream=stream, sha256=sha256)
+        return CheckedVector._with(
+            {
+                "values": values,
+                "dtype": received.dtype,
+                "sequence": received.sequence or 0,
+                "verified_by": key,
+                "raw": received.sequence is None,
+                "stream": stream,
+                "until": None if received.until is None else expiry.day_date(received.until),
+            }
+        )
 
     @contextmanager
     def admit(self, data: bytes, basis: Basis, *, stream: str = "") -> Iterator[CheckedVector]:

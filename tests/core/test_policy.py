@@ -449,5 +449,5 @@ def test_a_pickled_policy_goes_without_its_keys_and_with_what_it_accepted():
     found = policy.check(vector(7).to_bytes(BASIS, stream="alice", until=DAY), BASIS, stream="alice")
     for copied in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
         assert vars(copied).keys() == vars(found).keys()
-        assert (copied, copied.stream, copied.until, copied.sha256) == (found, "alice", DAY, found.sha256)
+        assert (copied, copied.stream, copied.until) == (found, "alice", DAY)
         assert not copied.values.flags.writeable

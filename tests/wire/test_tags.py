@@ -1,4 +1,4 @@
-"""Tags: published test vectors, keys that are refused, and Ed25519 with and without `cryptography`."""
+"""Tags and their keys: published test vectors, PEM, keys that are refused, Ed25519 without `cryptography`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import support
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 
 from tinylora_edge import (
     Crc32,
@@ -20,9 +22,21 @@ from tinylora_edge import (
     Policy,
     SignatureError,
 )
-from tinylora_edge.wire import tags as _tags
-from tinylora_edge.wire.tags import NAMES, SIZES, Verifier
+from tinylora_edge.wire.tags import (
+    NAMES,
+    PRIVATE,
+    PUBLIC,
+    SIZES,
+    Verifier,
+    key_id,
+    private_pem,
+    public_pem,
+    read_pem,
+)
 
+SEED = bytes(range(32))
+KEY = ed25519.Ed25519PrivateKey.from_private_bytes(SEED)
+RAW_PUBLIC = KEY.public_key().public_bytes_raw()
 # RFC 8032, section 7.1: secret key, public key, message, signature.
 RFC_8032 = [
     (
@@ -131,7 +145,7 @@ class TestWithoutCryptography:
     def test_a_device_verifies_golden_frames_with_an_ed25519_of_its_own(self):
         """Its keys come from a PEM file too, all without the package."""
         public = bytes.fromhex("03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8")
-        pem = _tags.public_pem(public)
+        pem = public_pem(public)
         policy = Policy("signature", keys=[Ed25519Verifier.from_pem(pem, support.ed25519)])
         entries = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
         signed = [entry for entry in entries if entry["auth"] == "ed25519" and len(entry["values"]) == 13]
@@ -196,7 +210,7 @@ class TestWeakKeys:
         for make in (
             lambda: Ed25519Verifier(bytes(key)),
             lambda: Ed25519Verifier(bytes(key), check=lambda *_: True),
-            lambda: Ed25519Verifier.from_pem(_tags.public_pem(bytes(key))),
+            lambda: Ed25519Verifier.from_pem(public_pem(bytes(key))),
         ):
             with pytest.raises(SignatureError, match="small order"):
                 make()
@@ -210,3 +224,104 @@ class TestWeakKeys:
     def test_keys_that_are_none_of_these(self):
         for secret, public, *_ in RFC_8032:
             assert Ed25519Verifier(bytes.fromhex(public)).id == Ed25519Signer(bytes.fromhex(secret)).id
+
+
+# RFC 8410, section 10.
+RFC_PUBLIC = """-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
+-----END PUBLIC KEY-----
+"""
+RFC_PRIVATE = """-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
+-----END PRIVATE KEY-----
+"""
+
+
+def pem(key, *, password: bytes | None = None) -> bytes:
+    if hasattr(key, "public_key"):
+        closed = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, closed)
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def test_pem_is_openssl_s_both_ways():
+    assert private_pem(SEED).encode() == pem(KEY)
+    assert public_pem(RAW_PUBLIC).encode() == pem(KEY.public_key())
+    assert read_pem(pem(KEY), PRIVATE) == SEED
+    assert read_pem(pem(KEY.public_key()), PUBLIC) == RAW_PUBLIC
+
+
+def test_the_keys_of_rfc_8410():
+    assert Ed25519Signer.from_pem(RFC_PRIVATE).public_key == read_pem(RFC_PUBLIC, PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "edit", [str.strip, lambda t: t.replace("\n", "\r\n"), lambda t: f"note\n\n{t}\nnote"]
+)
+def test_what_mail_and_editors_do_to_it_is_forgiven(edit):
+    assert read_pem(edit(RFC_PUBLIC), PUBLIC) == read_pem(RFC_PUBLIC, PUBLIC)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "found 0 blocks"),
+        (b"\xff\xfe\x00", "found 0 blocks"),
+        (RFC_PUBLIC + RFC_PUBLIC, "found 2 blocks"),
+        (RFC_PRIVATE, "PRIVATE KEY, not a PUBLIC KEY: this signs"),
+        (pem(ec.generate_private_key(ec.SECP256R1()).public_key()), "of another algorithm"),
+        (pem(x25519.X25519PrivateKey.generate().public_key()), "of another algorithm"),
+        (RFC_PUBLIC.replace("MCow", "MCo*"), "damaged"),
+        (RFC_PUBLIC.replace("ZuE=", ""), "damaged"),
+        (b"-" * 5000, "5000 bytes"),
+    ],
+)
+def test_what_is_no_public_key(text, said):
+    with pytest.raises(SignatureError, match=said):
+        Ed25519Verifier.from_pem(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (RFC_PUBLIC, "PUBLIC KEY, not a PRIVATE KEY: this verifies"),
+        (pem(KEY, password=b"secret"), "decrypt it first: openssl pkey"),
+        (pem(ec.generate_private_key(ec.SECP256R1())), "of another algorithm"),
+    ],
+)
+def test_what_is_no_private_key(text, said):
+    with pytest.raises(SignatureError, match=said):
+        Ed25519Signer.from_pem(text)
+
+
+def test_hexadecimal_mac_keys():
+    message = b"message"
+    expected = Hmac(SEED).sign(message)
+    for text in (SEED.hex(), SEED.hex().upper().encode(), f"  {SEED.hex(' ')}\n"):
+        assert Hmac.from_hex(text).sign(message) == expected
+    for text, said in (
+        ("abc", "even number"),
+        ("", "even number"),
+        ("zz" * 16, "'zzzzz'"),
+        ("ab" * 15, "15 bytes"),
+    ):
+        with pytest.raises(SignatureError, match=said):
+            Hmac.from_hex(text)
+
+
+def test_ids_name_the_key_and_do_not_give_it_away():
+    assert Ed25519Signer(SEED).id == Ed25519Verifier(RAW_PUBLIC).id
+    assert Ed25519Verifier(RAW_PUBLIC).id == f"ed25519:{hashlib.sha256(RAW_PUBLIC).hexdigest()[:16]}"
+    assert Hmac(SEED).id != Hmac(SEED[::-1]).id
+    assert SEED.hex()[:8] not in Hmac(SEED).id
+    assert Hmac(SEED).id.removeprefix("hmac:") != Hmac(SEED).sign(b"").hex()
+
+
+def test_a_verifier_without_an_id_is_named_by_its_kind():
+    class Own:
+        kind = 2
+
+        def verify(self, message: bytes, tag: bytes) -> bool:
+            return False
+
+    assert key_id(Own()) == "ed25519:unnamed"
