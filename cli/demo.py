@@ -239,11 +239,7 @@ def _unpack(model: Path, output: Path, tell: Tell) -> dict[str, Any]:
 def _exchange(
     output: Path, frame: bytes, task: Task, samples: Sequence[Sample], threads: int, tell: Tell, *, show: bool
 ) -> dict[str, Any]:
-    """Steps 3 and 4: answer without and with the vector, and give the base back.
-
-    Raises:
-        DemoError: the vector changed nothing, or the base was not restored bit for bit.
-    """
+    """Steps 3 and 4: answer without and with the vector, and give the base back."""
     from llama_cpp import Llama
 
     from .. import runtime
@@ -335,9 +331,6 @@ def prove(
     Args:
         plain, changed, restored: float32 [vocabulary] each.
         zero: the vector is zero; then it must change nothing, and otherwise something.
-
-    Raises:
-        DemoError: the restored ones are not bit-identical to the plain ones, or the vector changed nothing.
     """
     moved, left = (
         max(float(np.abs(a - b).max()) for a, b in zip(plain, other, strict=True))

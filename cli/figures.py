@@ -31,11 +31,7 @@ ExamplesOption = Annotated[
 
 
 def preamble(task: Task, system: str | None, examples: int | None) -> Preamble:
-    """Return what `--system` and `--examples` put before every prompt.
-
-    Raises:
-        TrainError: the task has no answers for examples, or fewer than asked for.
-    """
+    """Return what `--system` and `--examples` put before every prompt."""
     from ..tasks import Preamble, draw_examples
 
     return Preamble(system, () if examples is None else draw_examples(task, examples))

@@ -17,13 +17,7 @@ T = TypeVar("T")
 
 
 def signer(path: Path) -> tags.Ed25519Signer:
-    """Return the signer of a private key file.
-
-    Raises:
-        OSError: the file cannot be read.
-        SignatureError: it is no Ed25519 private key.
-        MissingExtraError: `cryptography` is not installed.
-    """
+    """Return the signer of a private key file."""
     return _secret(path, tags.Ed25519Signer.from_pem)
 
 

@@ -35,6 +35,7 @@ RunFrameOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 EngineOption = Annotated[Engine | None, typer.Option(help="What runs it. [default: llama where it can]")]
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads.")]
+PortOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")]
 GpuLayersOption = Annotated[
     int | None,
     typer.Option("--gpu-layers", metavar="N", min=-1, help="Layers that llama.cpp puts on a GPU; -1: all."),
@@ -66,10 +67,6 @@ def engine_options(engine: str, threads: int | None, gpu_layers: int | None = No
         engine: that runs the model, `llama` or `onnx`.
         threads: of the CPU.
         gpu_layers: that llama.cpp computes on a GPU.
-
-    Raises:
-        CommandError: another engine has no such layers, or llama.cpp was built for no GPU and would ignore
-            the wish without a word.
     """
     options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
     if engine == "llama" and threads is not None:

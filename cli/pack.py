@@ -130,12 +130,7 @@ def _check(
 
 
 def _qr(data: bytes) -> Any:
-    """Return the QR code of a vector, as segno has it: `tinylora:` and its base64url text.
-
-    Raises:
-        MissingExtraError: `segno` is not installed.
-        CommandError: no QR code holds that much.
-    """
+    """Return the QR code of a vector, as segno has it: `tinylora:` and its base64url text."""
     try:
         import segno
     except ImportError:
@@ -159,12 +154,7 @@ def _qr_picture(data: bytes, name: str) -> bytes:
 
 
 def qr_text(data: bytes) -> Text:
-    """Return a vector's QR code in half blocks, black on white on a terminal.
-
-    Raises:
-        MissingExtraError: `segno` is not installed.
-        CommandError: no QR code holds that much.
-    """
+    """Return a vector's QR code in half blocks, black on white on a terminal."""
     rows = [list(row) for row in _qr(data).matrix_iter(border=2)]
     rows += [[0] * len(rows[0])] * (len(rows) % 2)
     halves = {(0, 0): " ", (0, 1): "▄", (1, 0): "▀", (1, 1): "█"}

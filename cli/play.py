@@ -13,6 +13,7 @@ import typer
 
 from ..serve import missing_web
 from . import console, vectors
+from .options import BundleArgument, PortOption, ThreadsOption
 
 _HOST = "127.0.0.1"
 _CONTEXT = 2048  # tokens of a request
@@ -20,26 +21,14 @@ _SLOTS = 2  # one person: a prefix for each pane
 
 
 def play(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
-    ],
+    bundle: BundleArgument,
     vector: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="The vector to begin with; - is stdin. [default: the base]"),
+        str | None, typer.Option(metavar="FILE", help="The vector to begin with; - is stdin.")
     ] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Keep here what clicks taught. [default: it is forgotten at the end]"
-        ),
-    ] = None,
-    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 0,
-    no_open: Annotated[
-        bool, typer.Option("--no-open", help="Print the address, and open no browser.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: one a core]")
-    ] = None,
+    keep: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep here what clicks taught.")] = None,
+    port: PortOption = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
+    threads: ThreadsOption = None,
 ) -> None:
     """Open a page in the browser: base and personalized model side by side, and the vector as sliders.
 

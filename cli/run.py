@@ -107,13 +107,7 @@ def load(
     gpu_layers: int | None,
     bundle_keys: Sequence[Ed25519Verifier] = (),
 ) -> TinyLoraLlama | TinyLoraOnnx:
-    """Return the model of a bundle, with a vector where one is named.
-
-    Raises:
-        CommandError: llama.cpp has no context of that size.
-        TinyLoraError: those of `runtime.load`.
-        OSError: a file cannot be read.
-    """
+    """Return the model of a bundle, with a vector where one is named."""
     from .. import runtime
 
     data = vectors.read(vector) if vector is not None else None
@@ -153,9 +147,6 @@ def answer(
         show: stream the text to stdout.
         stopped: once something is in here, the answer ends, between two tokens.
         options: of `create_chat_completion`.
-
-    Raises:
-        CommandError: the prompt does not fit the context.
     """
     text, reason = "", None
     chunks: Any = llm.create_chat_completion(asked, stream=True, **options)
@@ -181,11 +172,7 @@ def answer(
 
 
 def messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:
-    """Return a system message and a user's, as far as they are given.
-
-    Raises:
-        CommandError: one of them is not UTF-8.
-    """
+    """Return a system message and a user's, as far as they are given."""
     given = (("system", system, "the system message"), ("user", prompt, "the prompt"))
     found = []
     for role, text, what in given:

@@ -9,33 +9,23 @@ import typer
 
 from ..serve import ApiKeys, Limits, missing_web
 from . import console, keyfiles
-from .options import (
-    EngineOption,
-    KeysOption,
-    StateOption,
-)
+from .options import BundleArgument, EngineOption, KeysOption, PortOption, StateOption, ThreadsOption
 
 _LIMITS = Limits()
 
 
 def serve(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
-    ],
+    bundle: BundleArgument,
     store: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Users' vectors: an SQLite file, which is made. [default: none]"),
+        Path | None, typer.Option(metavar="FILE", help="Users' vectors: an SQLite file, which is made.")
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8000,
+    port: PortOption = 8000,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the model. [default: that of BUNDLE's folder]")
+        str | None, typer.Option(metavar="NAME", help="Of the model. [default: BUNDLE's]")
     ] = None,
     api_keys: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="API keys: a line has a key, or a key and the one user that it stands for."
-        ),
+        Path | None, typer.Option(metavar="FILE", help="API keys: a line has a key, or a key and its user.")
     ] = None,
     keys: KeysOption = None,
     max_norm: Annotated[
@@ -43,41 +33,26 @@ def serve(
     ] = float("inf"),
     state: StateOption = None,
     feedback: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Learn from clicks, and keep what they say of each user here."),
+        Path | None, typer.Option(metavar="DIR", help="Learn from clicks, and keep what they say here.")
     ] = None,
     sign: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with this private key.")
     ] = None,
     engine: EngineOption = None,
     contexts: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Of llama.cpp, side by side. [default: one a core]"),
+        int | None, typer.Option(metavar="N", min=1, help="Of llama.cpp. [default: one a core]")
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Users whose prefixes each context remembers, and rows of ONNX Runtime's batch. "
-            "[default: 4, and 16]",
-        ),
+        typer.Option(metavar="N", min=1, help="Users a context remembers, rows of ONNX. [default: 4, 16]"),
     ] = None,
-    n_ctx: Annotated[
-        int, typer.Option("--n-ctx", metavar="N", min=1, help="Context of a request in tokens.")
-    ] = 2048,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: one a core]")
-    ] = None,
+    n_ctx: Annotated[int, typer.Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")] = 2048,
+    threads: ThreadsOption = None,
     max_requests: Annotated[
         int, typer.Option(metavar="N", min=1, help="Requests that are open at the same time.")
     ] = _LIMITS.requests,
-    max_body: Annotated[
-        int, typer.Option(metavar="BYTES", min=1, help="Bytes of a request's body.")
-    ] = _LIMITS.body,
-    max_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Tokens of an answer.")
-    ] = _LIMITS.tokens,
+    max_body: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Of a request.")] = _LIMITS.body,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of an answer.")] = _LIMITS.tokens,
 ) -> None:
     """Answer OpenAI's clients over HTTP, each request with its user's vector.
 

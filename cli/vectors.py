@@ -26,10 +26,6 @@ def read(source: str) -> bytes:
     """Return the bytes of a vector from a file, or from stdin where the source is `-`.
 
     The file may hold them as text, base64url or hexadecimal.
-
-    Raises:
-        OSError: the file cannot be read.
-        FrameError: it is longer than any vector, or a text that holds none.
     """
     if source == STREAM:
         data = sys.stdin.buffer.read(_MAX_READ + 1)
@@ -47,14 +43,7 @@ def read(source: str) -> bytes:
 
 
 def check_target(target: str, *, as_json: bool = False) -> None:
-    """Check that bytes may be written there, before any work is done.
-
-    Raises:
-        FileExistsError: something is there.
-        CommandError: stdout is a terminal.
-        FileNotFoundError: its directory is missing.
-        typer.BadParameter: stdout is to carry the bytes and a report.
-    """
+    """Check that bytes may be written there, before any work is done."""
     if target == STREAM and as_json:
         raise typer.BadParameter(
             "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
@@ -73,11 +62,7 @@ def check_target(target: str, *, as_json: bool = False) -> None:
 
 
 def write(target: str, data: bytes, *, mode: int = 0o666) -> None:
-    """Write bytes to a file, atomically, or to stdout.
-
-    Raises:
-        CommandError: the file cannot be written; what was there stays.
-    """
+    """Write bytes to a file, atomically, or to stdout."""
     if target == STREAM:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -104,11 +89,7 @@ def is_basis(path: Path) -> bool:
 
 
 def header(data: bytes) -> dict[str, Any]:
-    """Return what the bytes of a vector say without a basis: nothing of it is verified.
-
-    Raises:
-        FrameError: they can be neither a frame nor a raw payload.
-    """
+    """Return what the bytes of a vector say without a basis: nothing of it is verified."""
     length = len(data)
     if not length:
         raise FrameError("the vector is empty: expected a frame or a raw payload")
