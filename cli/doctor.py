@@ -98,7 +98,7 @@ def check_extras() -> Iterator[Finding]:
         text = f"{_DISTRIBUTION} runs from {Path(__file__).parents[1]}, and is not installed"
         yield Finding("extra", FAULT, text, _install("-e", "."))
         return
-    old: dict[str, Finding] = {}
+    old: set[str] = set()
     for extra in (name for name in extras if name not in _OURS):
         missing = []
         for name, least in sorted(needed(lines, extra).items()):
@@ -107,15 +107,15 @@ def check_extras() -> Iterator[Finding]:
             except metadata.PackageNotFoundError:
                 missing.append(name)
                 continue
-            if _numbers(found) < _numbers(least):
+            if _numbers(found) < _numbers(least) and name not in old:
+                old.add(name)
                 text = f"{name} is {found}, and {least} or later is needed"
-                old[name] = Finding("extra", FAULT, text, _install("--upgrade", f"{name}>={least}"))
+                yield Finding("extra", FAULT, text, _install("--upgrade", f"{name}>={least}"))
         if missing:
             text, mend = f"{extra} lacks {', '.join(missing)}", _install(f"{_DISTRIBUTION}[{extra}]")
             yield Finding("extra", NOTE, text, mend)
         else:
             yield Finding("extra", OK, f"{extra} is complete")
-    yield from old.values()
 
 
 def needed(lines: list[str], extra: str) -> dict[str, str]:

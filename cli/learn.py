@@ -9,27 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from . import console
-from .options import JsonOption
+from .options import BundleArgument, JsonOption
 
 
 def learn(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `export` wrote.")],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="BUNDLE2", help="The bundle to write."),
-    ],
+    bundle: BundleArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE2", help="The bundle to write.")],
     behaviours: Annotated[
         Path | None,
         typer.Option(metavar="FILE.jsonl", help="Behaviours of your own, beside the shipped ones."),
     ] = None,
-    only: Annotated[
-        bool, typer.Option("--only", help="Learn from FILE.jsonl alone, not from the shipped ones.")
-    ] = False,
+    only: Annotated[bool, typer.Option("--only", help="Learn from FILE.jsonl alone.")] = False,
     directions: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Numbers of a vector.")] = 13,
     questions: Annotated[int, typer.Option(metavar="N", min=1, help="Questions to each behaviour.")] = 8,
     weights: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Hugging Face weights. [default: the bundle's, dequantized]"),
+        Path | None, typer.Option(metavar="DIR", help="Hugging Face weights. [default: the base's]")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +47,7 @@ def learn(
     if only and behaviours is None:
         raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
     refuse_existing(output)
-    found = Bundle.find(bundle)
+    base = Bundle.find(bundle).base
     shipped = () if only else load_behaviours()
     chosen = [*shipped, *(() if behaviours is None else load_behaviours(behaviours))]
     folder = output.with_name(f"{output.name}.learn")
@@ -65,47 +59,31 @@ def learn(
             show(f"behaviour {row['done']}/{len(chosen)}, {said}", done=row["done"])
 
         learned = learn_basis(
-            bundle,
-            folder,
-            behaviours=chosen,
-            settings=settings,
-            weights=weights,
-            report=report,
+            bundle, folder, behaviours=chosen, settings=settings, weights=weights, report=report
         )
     facts = {
         "behaviours": len(learned.behaviours),
         "energy": float(learned.energy.sum()),
         "seconds": round(learned.seconds, 1),
     }
-    basis, placed = write_bundle(output, learned.basis, {"basis": {"learned": facts}}, base=found.base)
+    basis, placed = write_bundle(output, learned.basis, {"basis": {"learned": facts}}, base=base)
     for path in folder.glob("*.npz"):
         path.unlink()
     with suppress(OSError):  # it holds something of others
         folder.rmdir()
-    if as_json:
-        console.print_json(
-            {
-                "bundle": str(output),
-                "digest": basis.digest,
-                "values": basis.size,
-                "base": placed,
-                "learned": facts,
-                "behaviours": [
-                    {"name": name, "divergence": divergence, "held": held}
-                    for name, divergence, held in learned.behaviours
-                ],
-            }
-        )
-        return
+    record = {"bundle": str(output), "digest": basis.digest, "values": basis.size, "base": placed}
+    record |= {
+        "learned": facts,
+        "behaviours": [
+            {"name": name, "divergence": divergence, "held": held}
+            for name, divergence, held in learned.behaviours
+        ],
+    }
     mean = sum(divergence for _, divergence, _ in learned.behaviours) / max(len(learned.behaviours), 1)
-    rows = [
-        ("bundle", f"{output}, basis {basis.id}"),
-        (
-            "learned from",
-            f"{console.counted(len(learned.behaviours), 'behaviour')} in {learned.seconds:.0f} s",
-        ),
-        ("prompts", f"move the model by {mean:.2f} nats a token, mean"),
-        ("directions", f"{basis.size} hold {learned.energy.sum():.2f} of what the behaviours ask of R"),
-    ]
-    console.facts(rows)
-    console.next_command("train", output, "--task", "list-lookup", "-o", "vector.bin")
+    console.report(
+        record,
+        as_json,
+        f"wrote {output}, basis {basis.id}: {basis.size} directions hold {facts['energy']:.2f} of what "
+        f"{console.counted(len(learned.behaviours), 'behaviour')} ask of R; their prompts move the model by "
+        f"{mean:.2f} nats a token. It took {learned.seconds:.0f} s.",
+    )

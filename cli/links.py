@@ -16,9 +16,7 @@ _MAX_VALUES = 100_000
 
 
 def links(
-    what: Annotated[
-        str, typer.Argument(metavar="N|BUNDLE", help="A number of values, or a bundle or basis.")
-    ],
+    what: Annotated[str, typer.Argument(metavar="N|BUNDLE", help="A number of values, or a bundle.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show which frame fits which link in one message: the strongest tag that has room.
@@ -30,18 +28,14 @@ def links(
       tinylora-edge links 13
       tinylora-edge links out/demo
     """
-    values = _count(what)
+    if what.isdecimal() and not 1 <= int(what) <= _MAX_VALUES:
+        raise typer.BadParameter(f"a micro-vector has 1 to {_MAX_VALUES:,} values", param_hint="N")
+    values = int(what) if what.isdecimal() else vectors.find_basis(Path(what)).size
     if as_json:
-        console.print_json(
-            {
-                "values": values,
-                "frames": [found._asdict() for found in frame_sizes(values)],
-                "links": [
-                    link._asdict() | {"fits": [found._asdict() for found in fitting(link, values)]}
-                    for link in LINKS
-                ],
-            }
-        )
+        fits = {link: [found._asdict() for found in fitting(link, values)] for link in LINKS}
+        links = [link._asdict() | {"fits": found} for link, found in fits.items()]
+        frames = [found._asdict() for found in frame_sizes(values)]
+        console.print_json({"values": values, "frames": frames, "links": links})
         return
     sizes: dict[str, list[str]] = {}
     for found in frame_sizes(values):
@@ -55,11 +49,3 @@ def links(
         strongest = {found.dtype: found.tag for found in fitting(link, values)}
         table.add_row(link.name, str(link.size), *(strongest.get(dtype, "-") for dtype in sizes))
     console.print_table(table)
-
-
-def _count(what: str) -> int:
-    if not what.isdecimal():
-        return vectors.find_basis(Path(what)).size
-    if not 1 <= int(what) <= _MAX_VALUES:
-        raise typer.BadParameter(f"a micro-vector has 1 to {_MAX_VALUES:,} values", param_hint="N")
-    return int(what)
