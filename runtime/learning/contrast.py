@@ -61,12 +61,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Shown:
-    """The answers to one held-out question, greedy.
-
-    Attributes:
-        question: that was asked.
-        bare, prompted, personalized: the answers without the prompt, with it, and with the vector instead.
-    """
+    """The greedy answers to a held-out question: without the prompt, with it, with the vector instead."""
 
     question: str
     bare: str
@@ -79,12 +74,10 @@ class Replacement:
     """What a vector holds of a prompt, on held-out questions.
 
     Attributes:
-        before: float64 [questions], KL from the prompted model to the bare one on each question, in nats,
-            summed over the prompted model's answer.
-        after: the same with the vector.
+        before, after: float64 [questions], KL from the prompted model to the bare one without the vector and
+            with it, in nats, summed over the prompted model's answer.
         lengths: int64 [questions], tokens of the answers.
-        told: tokens of a prompt with what it says, mean over the questions.
-        bare: the same without.
+        told, bare: tokens of a question with the prompt and without, mean.
         shown: answers side by side.
     """
 
@@ -107,12 +100,12 @@ class Replacement:
 
     @property
     def nats(self) -> float:
-        """Divergence without the vector, in nats a token."""
+        """Divergence without the vector, in nats a token; `nats_left` is that with it."""
         return float(self.before.sum() / self.lengths.sum())
 
     @property
     def nats_left(self) -> float:
-        """Divergence with the vector, in nats a token."""
+        """See `nats`."""
         return float(self.after.sum() / self.lengths.sum())
 
     def __repr__(self) -> str:

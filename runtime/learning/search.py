@@ -6,9 +6,8 @@
         search.tell([reward(v) for v in candidates])
     search.mean                                    # what the search believes in now
 
-Rewards are to be raised. They are noisy, so the best candidate of a step is mostly luck; the answer is the
-mean, not a candidate. Judge all candidates of a step on the same prompts with the same random numbers: what
-is then compared is the candidates and not the luck of the draw (common random numbers).
+Rewards are to be raised. They are noisy, so the best candidate of a step is mostly luck: the answer is the
+mean. Judge all candidates of a step on the same prompts with the same random numbers (common random numbers).
 """
 
 from __future__ import annotations

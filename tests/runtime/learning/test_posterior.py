@@ -70,14 +70,6 @@ def test_a_user_who_is_always_or_never_pleased_is_not_mistaken(pleased: float) -
     assert np.mean(found) > 0.6
 
 
-def test_clicks_at_random_move_it_less_than_a_preference_does() -> None:
-    def far(log_odds: float) -> float:
-        means = [(User(seed), clicked(User(seed, log_odds), 60).solved()[0][:N]) for seed in range(6)]
-        return float(np.mean([v @ user.fisher @ v / 2 for user, v in means]))
-
-    assert far(0.0) < 0.5 * far(3.0)
-
-
 def test_where_the_answers_were_drawn_does_not_matter_in_a_linear_world() -> None:
     at = np.random.default_rng(5).normal(size=N) * 0.02
     here, there = (clicked(User(3), 40, place) for place in (np.zeros(N), at))
@@ -112,12 +104,6 @@ def test_the_vector_stays_near_the_base_whatever_is_clicked() -> None:
     assert v @ score > 0
 
 
-def test_two_answers_that_v_does_not_part_say_nothing() -> None:
-    posterior, score = Posterior(N), np.full(N, 5.0)
-    posterior.prefer(score, score, (0.0, 0.0), np.zeros(N))
-    assert not posterior.vector().any()
-
-
 def test_the_units_of_the_basis_do_not_matter() -> None:
     """A basis whose factors are ten times as large needs a tenth of the vector, and gets it."""
     found = []
@@ -129,10 +115,6 @@ def test_the_units_of_the_basis_do_not_matter() -> None:
             posterior.like(scale * score, 0.0, np.zeros(N), reward)
         found.append(posterior.vector() * scale)
     np.testing.assert_allclose(*found, rtol=1e-8)
-
-
-def test_before_any_click_it_is_the_base() -> None:
-    assert not Posterior(N).vector().any()
 
 
 def a_prior(size: int = N) -> Prior:
@@ -165,20 +147,6 @@ def test_with_a_prior_it_is_the_closed_form() -> None:
     v = posterior.vector()
     assert v @ posterior.information() @ v / 2 <= FARTHEST * (1 + 1e-9)
     np.testing.assert_allclose(v / np.linalg.norm(v), mean[:N] / np.linalg.norm(mean[:N]))
-
-
-def test_one_click_with_a_prior_is_as_exact_as_a_gaussian_can_be() -> None:
-    """Against the true posterior of one value, on a grid."""
-    prior = Prior(np.array([0.4]), np.array([[0.3]]))
-    posterior = Posterior(1, prior=prior)
-    posterior.prefer(np.array([3.0]), np.zeros(1), (0.0, 0.0), np.zeros(1))
-    grid = np.linspace(-20, 20, 200_001)
-    weights = np.exp(-((grid - 0.4) ** 2) / 0.6) / (1 + np.exp(-BETA * 3.0 * grid))
-    mean, covariance = posterior.solved()
-    assert mean[0] == pytest.approx(grid[weights.argmax()], abs=1e-3)
-    true = (weights * grid).sum() / weights.sum()
-    spread = np.sqrt((weights * (grid - true) ** 2).sum() / weights.sum())
-    assert np.sqrt(covariance[0, 0]) == pytest.approx(spread, rel=0.05)
 
 
 def test_a_prior_that_is_right_needs_fewer_clicks() -> None:

@@ -147,38 +147,6 @@ class TestShape:
 
 
 class TestStates:
-    def test_pausing_changes_nothing(
-        self, load: Callable[..., TinyLoraLlama], learned: Path, tmp_path: Path
-    ) -> None:
-        with load(learned) as llm:
-            whole: list[dict[str, Any]] = []
-            once = RewardLearner(llm, PROMPTS, favoured, report=whole.append, **QUICK)
-            once.run("4ktokens")
-            steps = sum("reward" in row for row in whole)
-            assert steps >= 4
-            cut: list[dict[str, Any]] = []
-            tunings: list[RewardLearner] = []
-
-            def stop_after_a_step(figures: dict[str, Any]) -> None:
-                cut.append(figures)
-                if "reward" in figures:
-                    tunings[-1].stop()
-
-            for _ in range(steps):
-                tunings.append(
-                    RewardLearner(
-                        llm, PROMPTS, favoured, report=stop_after_a_step, path=tmp_path / "s", **QUICK
-                    )
-                )
-                assert tunings[-1].run("1000ktokens").stopped == "stopped"
-        kept = [
-            [{k: v for k, v in row.items() if k != "seconds"} for row in rows if "reward" in row]
-            for rows in (whole, cut)
-        ]
-        assert kept[0] == kept[1]
-        assert tunings[-1].state.search == once.state.search
-        assert tunings[-1].state.sigma == once.state.sigma
-
     def test_of_another_prior(
         self, load: Callable[..., TinyLoraLlama], learned: Path, tiny_bundles: dict[str, Path], tmp_path: Path
     ) -> None:
