@@ -16,7 +16,6 @@ from starlette.routing import Route
 
 from ..errors import OptionError
 from ..formats.bundle import Bundle
-from ..runtime import Clicks
 from ..runtime.pool import Pool
 from ..vector import Policy
 from ..wire.tags import Signer, Verifier
@@ -117,8 +116,7 @@ def app(
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
         unless_made.callback(pool.close)
         if states is not None and opened is not None:
-            clicks = Clicks(pool.model)
-            feedback = Feedback(clicks, Path(states), store=opened, policy=policy, basis=basis, signer=signer)
+            feedback = Feedback(pool, opened, Path(states), signer)
         unless_made.pop_all()
     access = Access(api_keys, hosts=LOOPBACK if page else frozenset(), has_page=page)
 

@@ -10,10 +10,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ..basis import Basis
 from ..errors import RequestError, StoreError
 from ..runtime import Clicks, Given
-from ..vector import MicroVector, Policy
+from ..runtime.pool import Pool
+from ..vector import MicroVector
 from ..wire.tags import Signer
 from .access import RefusedError
 from .store import Store, Stored, check_user
@@ -27,33 +27,22 @@ class Feedback:
     `tell`, `prefer` and `forget` are called one after the other (`Service.in_turn`).
 
     Args:
-        clicks: over the pool's model.
-        folder: of the users' states; a folder in it is made for the basis.
+        pool: whose answers they are; its policy checks what is learned.
         store: that vectors are put into.
-        policy: which they have to pass there.
-        basis: of the vectors.
-        signer: of them; None for a checksum.
+        folder: of the users' states; a folder in it is made for the basis.
+        signer: of the vectors; None for a checksum.
 
     Raises:
         VectorError: the policy would refuse what is learned here.
         OSError: the folder cannot be made.
     """
 
-    def __init__(
-        self,
-        clicks: Clicks,
-        folder: Path,
-        *,
-        store: Store,
-        policy: Policy,
-        basis: Basis,
-        signer: Signer | None = None,
-    ) -> None:
-        self._clicks, self._store, self._policy = clicks, store, policy
-        self._basis, self._signer = basis, signer
-        zeros = MicroVector.zeros(basis).to_bytes(basis, signer or "crc32")
-        self._signed_by = policy.check(zeros, basis).verified_by  # id of the key; empty for a checksum
-        self._folder = folder / basis.id
+    def __init__(self, pool: Pool, store: Store, folder: Path, signer: Signer | None) -> None:
+        self._basis, self._policy, self._store, self._signer = pool.basis, pool.policy, store, signer
+        zeros = MicroVector.zeros(pool.basis).to_bytes(pool.basis, signer or "crc32")
+        self._signed_by = pool.policy.check(zeros, pool.basis).verified_by  # a key's id; empty for a checksum
+        self._clicks = Clicks(pool.model)
+        self._folder: Path = folder / pool.basis.id
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         self._answers: OrderedDict[str, tuple[str, Given]] = OrderedDict()  # id -> its user, the answer
         self._lock = threading.Lock()
