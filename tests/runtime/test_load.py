@@ -29,7 +29,6 @@ from tinylora_edge import (
     MicroVector,
     NonFiniteError,
     Policy,
-    RollbackError,
     UnauthenticatedVectorWarning,
     VectorError,
     load_basis,
@@ -121,16 +120,6 @@ def test_the_policy_is_that_of_load_and_of_every_swap(tiny_bundle, load, basis, 
     with pytest.raises(ChecksumError):
         llm.swap(raw)
     load(tiny_bundle, vector, policy=Policy(max_norm=0.1))  # the app's own vector is beyond its policy
-
-
-def test_the_sequence_that_load_accepted_counts(tiny_bundle, load, basis, vector):
-    new, old = (MicroVector(vector.values, sequence=s).to_bytes(basis) for s in (9, 8))
-    policy = Policy()
-    with pytest.raises(RollbackError):
-        load(tiny_bundle, new, policy=policy).swap(old)
-    with pytest.raises(RollbackError):
-        load(tiny_bundle, old, policy=policy)
-    load(tiny_bundle, old)  # another policy knows nothing of it
 
 
 # What it refuses

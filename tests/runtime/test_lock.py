@@ -170,16 +170,6 @@ def test_a_stream_may_be_consumed_by_other_threads(llm, vector, kind):
     assert swap.result(PATIENCE) == vector
 
 
-def test_generations_of_many_threads_each_say_the_right_thing(llm, vector):
-    llm.swap(vector)
-    prompts = [f"{name} and the rest" for name in ("abc", "xyz", "one", "two", "three", "four")]
-    expected = [complete(llm, prompt) for prompt in prompts]
-    assert len(set(expected)) == len(prompts)
-    for run in (complete, lambda *args: "".join(stream(*args))):
-        futures = [start(run, llm, prompt) for prompt in prompts * 3]
-        assert [future.result(PATIENCE) for future in futures] == expected * 3
-
-
 def test_generations_and_exchanges_of_many_threads_never_mix(llm, load, tiny_bundles):
     """Every text is that of exactly one of the vectors."""
     choices = [MicroVector.random(llm.basis, 0.5, seed=seed) for seed in range(3)]
@@ -249,20 +239,6 @@ def test_using_restores_what_was_there(llm, vector):
     assert complete(llm) == base != with_vector
 
 
-def test_using_restores_after_an_exception_and_after_exchanges_inside(llm, vector):
-    other = MicroVector.random(llm.basis, 0.5, seed=2)
-    llm.swap(other)
-    expected = complete(llm)
-    with pytest.raises(KeyError), llm.using(vector):
-        raise KeyError
-    assert llm.vector == other
-    with llm.using(vector):
-        llm.clear()
-        assert llm.vector is None
-    assert llm.vector == other
-    assert complete(llm) == expected
-
-
 def test_a_stream_that_a_block_leaves_unfinished_is_ended(llm, vector):
     """The stream's model goes away with the block; the vector must not outstay it."""
     kept = []
@@ -279,37 +255,6 @@ def test_a_stream_that_a_block_leaves_unfinished_is_ended(llm, vector):
     with pytest.raises(BusyError, match="has ended"):
         next(kept[0])
     assert start(llm.swap, vector).result(PATIENCE) == vector
-
-
-def test_a_using_block_does_not_end_while_another_thread_computes_in_it(llm, vector):
-    """It would free adapters that are in use."""
-    begun, running, proceed, steps = threading.Event(), threading.Event(), threading.Event(), []
-
-    def pause(tokens, logits):
-        if begun.is_set():
-            running.set()
-            assert proceed.wait(PATIENCE)
-        return logits
-
-    def block():
-        with llm.using(vector):
-            processors = LogitsProcessorList([pause])
-            chunks = llm("abc", max_tokens=9, temperature=0.0, stream=True, logits_processor=processors)
-            next(chunks)
-            begun.set()
-            steps.append(start(next, chunks))
-            assert running.wait(PATIENCE)
-
-    leaving = start(block)
-    assert running.wait(PATIENCE)
-    try:
-        assert blocked(leaving)
-        assert llm.vector == vector
-    finally:
-        proceed.set()
-    leaving.result(PATIENCE)
-    steps[0].result(PATIENCE)
-    assert llm.vector is None
 
 
 def test_other_threads_wait_for_a_using_block(llm, vector):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinylora_edge import Hmac, MicroVector, OptionError, Policy, RollbackError, VectorError, load_basis
+from tinylora_edge import MicroVector, OptionError, Policy, RollbackError, VectorError, load_basis
 from tinylora_edge.runtime.admission import admitted, vector_bytes
 
 
@@ -29,23 +29,16 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("other", "message"), OTHERS, ids=["str", "list", "array"])
-def test_load_and_swap_refuse_what_is_no_vector(tiny_bundle, load, vector, other, message):
-    with pytest.raises(VectorError, match=message):
-        load(tiny_bundle, other)
+def test_load_and_swap_refuse_what_is_no_vector(tiny_bundle, load, vector):
     with load(tiny_bundle, vector) as llm:
-        with pytest.raises(VectorError, match=message):
-            llm.swap(other)
-        with pytest.raises(VectorError, match=message), llm.using(other):
-            raise AssertionError("the block must not run")
+        for other, message in [*OTHERS, (None, r"not NoneType: for the base alone call clear\(\)")]:
+            with pytest.raises(VectorError, match=message):
+                llm.swap(other)
+            with pytest.raises(VectorError, match=message), llm.using(other):
+                raise AssertionError("the block must not run")
         assert llm.vector == vector
-
-
-def test_swap_to_none_is_said_to_be_clear(tiny_bundle, load, vector):
-    with load(tiny_bundle, vector) as llm:
-        with pytest.raises(VectorError, match=r"not NoneType: for the base alone call clear\(\)"):
-            llm.swap(None)
-        assert llm.vector == vector
+    with pytest.raises(VectorError, match="not str"):
+        load(tiny_bundle, "v.bin")
 
 
 def test_a_path_is_read_and_checked_as_its_bytes_are(tiny_bundle, load, basis, vector, tmp_path):
@@ -79,24 +72,9 @@ def test_a_block_that_raises_records_nothing(basis, vector):
         assert lower.sequence == 2
 
 
-@pytest.mark.parametrize(
-    "keys", [["00" * 32], [Hmac(bytes(32)), b"k"], "00" * 32], ids=["text", "bytes", "str"]
-)
-def test_a_policy_refuses_keys_that_are_none(keys):
-    with pytest.raises(VectorError, match=r"takes verifiers, not (str|bytes): make them with Hmac"):
-        Policy(keys=keys)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"polcy": Policy("checksum")}, r"no option 'polcy': this engine's are n_gpu_layers, "),
-        ({"n_cxt": 64}, r"no option 'n_cxt': this engine's are n_gpu_layers, "),
-    ],
-)
-def test_an_unknown_option_is_refused_with_the_nearest_one(tiny_bundle, load, options, message):
-    with pytest.raises(OptionError, match=message) as caught:
-        load(tiny_bundle, **options)
+def test_an_unknown_option_is_refused(tiny_bundle, load):
+    with pytest.raises(OptionError, match=r"no option 'n_cxt': this engine's are n_gpu_layers, ") as caught:
+        load(tiny_bundle, n_cxt=64)
     assert isinstance(caught.value, TypeError)
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import llama_cpp
+import onnx_bundles
 import pytest
 
 from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, TrustError, load_basis, runtime
@@ -95,3 +96,21 @@ def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, t
     with pytest.raises(TrustError, match=f"{name} changed between the check of its signature and its use"):
         runtime.load(bundle, data, policy=policy, bundle_keys=KEYS, **OPTIONS)
     assert not (tmp_path / "state").exists(), "no vector counts as applied"
+
+
+@pytest.mark.parametrize("start", [runtime.load, runtime.OnnxSession], ids=["load", "session"])
+def test_the_whole_folder_of_a_graph_is_covered(start, tmp_path):
+    folder = shutil.copytree(onnx_bundles.tiny(), tmp_path / "onnx")
+    sign_bundle(folder, SIGNER)
+    start(folder, bundle_keys=KEYS)
+    start(folder / "onnx", bundle_keys=KEYS)
+    for name in ("model.onnx", "chat_template.jinja", "genai_config.json"):
+        path = folder / "onnx" / name
+        good = path.read_bytes()
+        path.write_bytes(good + b" ")
+        with pytest.raises(TrustError, match=f"{name} has SHA-256"):
+            start(folder, bundle_keys=KEYS)
+        path.write_bytes(good)
+    (folder / "onnx" / "added_tokens.json").write_text("{}")
+    with pytest.raises(TrustError, match=r"added_tokens\.json is not in the signature"):
+        start(folder, bundle_keys=KEYS)

@@ -75,10 +75,6 @@ def onnx(onnx_bundle: Path) -> Iterator[TinyLoraOnnx]:
     llm.close()
 
 
-def test_both_have_the_same_basis(llama: TinyLoraLlama, onnx: TinyLoraOnnx) -> None:
-    assert onnx.basis.digest == llama.basis.digest
-
-
 def test_special_tokens_are_no_text(onnx: TinyLoraOnnx) -> None:
     tokens = onnx.tokenize("<|im_start|>Hello<|im_end|>")
     assert len(tokens) == 3
@@ -139,18 +135,6 @@ def greedy(llm: TinyLoraLlama, tokens: list[int]) -> list[int]:
     return found
 
 
-def test_a_batch_of_users_equals_their_single_runs(onnx: TinyLoraOnnx) -> None:
-    vectors = [MicroVector.random(onnx.basis, 0.3, seed=seed) for seed in range(4)]
-    messages = [[{"role": "user", "content": question}] for question in QUESTIONS[:4]]
-    prompts = [onnx.tokenize(each) for each in messages]
-    with Batch(onnx, n_ctx_seq=max(map(len, prompts)) + 24) as batch:
-        rows = batch.generate(prompts, vectors=vectors, max_tokens=24)
-    for row, vector, each in zip(rows, vectors, messages, strict=True):
-        onnx.swap(vector)
-        alone = list(onnx.generate(onnx.tokenize(onnx.apply_chat_template(each)), max_tokens=24))
-        assert row.tokens.tolist()[: len(row.tokens) - row.ended] == alone
-
-
 def test_a_pools_answers_are_those_of_single_runs(onnx: TinyLoraOnnx) -> None:
     """Users come one after the other into a batch that runs, and leave at other times."""
     users = [None, *(MicroVector.random(onnx.basis, 0.3, seed=seed) for seed in range(5))]
@@ -170,17 +154,3 @@ def test_a_pools_answers_are_those_of_single_runs(onnx: TinyLoraOnnx) -> None:
         messages = [{"role": "user", "content": QUESTIONS[number]}]
         said = onnx.create_chat_completion(messages, max_tokens=6 + 3 * number, temperature=0)
         assert found[number] == said["choices"][0]["message"]["content"], number
-
-
-def test_a_row_of_a_batch_is_its_single_run(onnx_bundle: Path) -> None:
-    session = OnnxSession(onnx_bundle)
-    vectors = [MicroVector.random(session.basis, 0.3, seed=seed) for seed in range(4)]
-    tokens = np.random.default_rng(0).integers(1000, 40000, (4, 12)).tolist()
-
-    def logits(prompts: list[list[int]], chosen: list[MicroVector]) -> np.ndarray:
-        fed = onnx_models.feeds(session.session, prompts)
-        return session.run(["logits"], fed, session.rows(chosen))[0]
-
-    together = logits(tokens, vectors)
-    for row, prompt, vector in zip(together, tokens, vectors, strict=True):
-        assert np.abs(row - logits([prompt], [vector])[0]).max() <= 1e-5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
+from tinylora_edge.tasks import Sample
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\nthere"}]
 
@@ -55,9 +58,23 @@ def test_a_chat_is_a_completion_of_its_template(llm: TinyLoraOnnx) -> None:
     assert chat == {"role": "assistant", "content": plain["text"]}
 
 
-def test_a_template_that_refuses(tmp_path: Path) -> None:
-    import shutil
+def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp_path: Path) -> None:
+    chat = llm.encode(Sample(({"role": "user", "content": "Hello"},)))[0]
+    assert llm.detokenize(chat) == "[user] Hello\n[assistant] "
+    assert llm.encode(Sample("Hello"))[0] == chat
+    assert llm.encode(Sample("Hello", raw=True))[0] == llm.tokenize("Hello")
+    copy = shutil.copytree(onnx_bundles.without_template(), tmp_path / "copy")
+    with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as bare:
+        assert not bare.vocabulary.has_template
+        assert bare.encode(Sample("Hello"))[0] == llm.tokenize("Hello")
+    tokenizer = copy / "onnx" / "tokenizer_config.json"
+    described = json.loads(tokenizer.read_text())
+    tokenizer.write_text(json.dumps({**described, "chat_template": onnx_bundles.TEMPLATE}))
+    with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as other:
+        assert other.encode(Sample("Hello"))[0] == chat
 
+
+def test_a_template_that_refuses(tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "b"))
     (bundle / "onnx" / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
     llm = runtime.load(bundle, engine="onnx", n_ctx=64)
