@@ -1,7 +1,4 @@
-"""Batches: many sequences at once, generated or scored, each under one of many vectors, on every engine.
-
-Rollouts of training, evaluation, tuning and benchmarks go through here.
-"""
+"""Batches: many sequences at once, generated or scored, each under one of many vectors, on every engine."""
 
 from __future__ import annotations
 
@@ -44,13 +41,12 @@ class Batch:
     Args:
         llm: a loaded model, whose `close` closes the batch. Its own context and vector are left alone.
         n_ctx_seq: tokens of the longest sequence, prompt and completion.
-        shared: tokens that all prompts begin with, at most: in llama.cpp they take room once.
+        shared: tokens that all prompts begin with: in llama.cpp they take room once.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
         contexts: at most, where it is not the sequences that say so.
 
     Attributes:
-        llm: the model.
         vector: that is used where a call names none; None for the base.
         contexts: that compute side by side; each evaluates for itself what its prompts share.
 
@@ -107,11 +103,8 @@ class Batch:
     def swap(self, vector: MicroVector | None) -> None:
         """Use another vector where a call names none; None for the base alone.
 
-        Bytes are checked where they come in: `Policy.check`.
-
         Raises:
             VectorError: the vector does not fit the basis; the one before stays.
-            TinyLoraError: the batch is closed.
         """
         with self._computing():
             self._r_of([vector])
@@ -136,8 +129,8 @@ class Batch:
             samples: sequences a prompt.
             max_tokens: of each sequence.
             temperature: of sampling from the full distribution; 0 takes the most likely token.
-            seed: of the random numbers. Every sequence has its own, whatever runs beside it: the result
-                is deterministic on one machine and build, and two vectors draw with the same numbers.
+            seed: of the random numbers. Every sequence has its own, whatever runs beside it, and two vectors
+                draw with the same ones.
             ended: called whenever a sequence has ended, in a thread of the batch.
 
         Returns:
@@ -173,9 +166,6 @@ class Batch:
             samples: whose prompts are answered.
             max_tokens, temperature, seed: as for `generate`.
             answered: called with how many more prompts are answered, in a thread of the batch.
-
-        Raises:
-            VectorError: as for `generate`, or the model's chat template does not render the messages.
         """
         found = self.generate(
             self._prompts(samples),
@@ -195,15 +185,7 @@ class Batch:
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
     ) -> list[list[Completion]]:
-        """Answer the prompts of all samples under every vector, all drawn with the same random numbers.
-
-        Args:
-            vectors: None for the base alone. The batch's own neither counts nor changes.
-            samples, max_tokens, temperature, seed: as for `answer`.
-
-        Returns:
-            Of each vector, its answers in the order of the samples.
-        """
+        """Return of each vector its answers to all samples, all drawn with the same random numbers."""
         prompts, count = self._prompts(samples), len(samples)
         asked = [(group, index) for group in range(len(vectors)) for index in range(count)]
         found = self._generate(vectors, asked, prompts, 1, max_tokens, temperature, seed, lambda: None)
@@ -218,10 +200,9 @@ class Batch:
         max_tokens: int,
         seed: int | Sequence[int] = 0,
     ) -> list[NDArray[np.int32]]:
-        """Draw the tokens of an answer to every prompt under a vector, at temperature 1; see `answer`."""
-        prompts = self._prompts(samples)
-        vectors = [vector] * len(prompts)
-        found = self.generate(prompts, vectors=vectors, max_tokens=max_tokens, temperature=1.0, seed=seed)
+        """Draw the tokens of an answer to every prompt under a vector, at temperature 1."""
+        prompts, asked = self._prompts(samples), [(0, index) for index in range(len(samples))]
+        found = self._generate([vector], asked, prompts, 1, max_tokens, 1.0, seed, lambda: None)
         return [generation.tokens for generation in found]
 
     def score(
@@ -247,9 +228,8 @@ class Batch:
             `among` float32 [n, k]. NaN where the model's logits are not finite: the vector is too large.
 
         Raises:
-            VectorError: a prompt or a completion is empty, or passes the room of a sequence; as many lists
-                of completions as prompts are needed, and of `among` as many rows as tokens; the temperature
-                is not above 0.
+            VectorError: a prompt or a completion is empty, or passes the room of a sequence; lengths that
+                do not fit each other; the temperature is not above 0.
             TinyLoraError: the batch is closed.
         """
         wanted = completions if among is None else among
@@ -263,13 +243,9 @@ class Batch:
     ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
         """Return which tokens are the likeliest wherever a token of a given completion stands.
 
-        Args:
-            prompts, completions: as for `score`.
-            count: tokens a place.
-
         Returns:
-            For each prompt, for each of its completions: the tokens, int32 [n, count], likeliest first, and
-            their log-probabilities, float32 [n, count].
+            For each prompt, for each of its completions: `count` tokens a place, int32 [n, count], likeliest
+            first, and their log-probabilities, float32 [n, count].
         """
 
         def read(logits: NDArray[np.float32], *_: int) -> list[Any]:
@@ -287,10 +263,7 @@ class Batch:
         *,
         temperature: float = 1.0,
     ) -> list[list[NDArray[np.float32]]]:
-        """Return of each vector, for each answer to a prompt, the log-probabilities of its tokens.
-
-        The batch's own vector neither counts nor changes. The rest is as for `score`.
-        """
+        """Return of each vector, for each answer to a prompt, the log-probabilities of its tokens."""
         return [each for (each,) in self._score(vectors, [prompt], [answers], [answers], temperature)]
 
     def score_each(
@@ -299,12 +272,7 @@ class Batch:
         samples: Sequence[Sample],
         answers: Sequence[NDArray[np.int32]],
     ) -> list[NDArray[np.float32]]:
-        """Return the log-probabilities of what `draw` drew under every vector, at temperature 1.
-
-        Returns:
-            Of each vector float32 [tokens of all answers], in the order of the samples. NaN where its logits
-            are not finite.
-        """
+        """Return of each vector the log-probabilities of all tokens that `draw` drew: float32 [tokens]."""
         given = [[answer.tolist()] for answer in answers]
         found = self._score(vectors, self._prompts(samples), given, given, 1.0)
         nothing = np.empty(0, np.float32)
@@ -472,11 +440,7 @@ class Batch:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Have the batch to oneself for a call.
-
-        Raises:
-            TinyLoraError: it is closed, or this process is a fork.
-        """
+        """Have the batch to oneself for a call; refuse where it is closed, or this process is a fork."""
         self._process.check()
         with self._turn:
             self._check_open()

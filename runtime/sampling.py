@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VectorError
+from .schema import Grammar
 
 _BLOCK = 256
 """Probabilities that are summed together first: half the memory traffic of a running sum over them all."""
@@ -99,19 +99,6 @@ def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
     return np.take_along_axis(found, order, axis=1).astype(np.int32)
 
 
-class Constraint(Protocol):
-    """What an answer keeps to, a grammar say."""
-
-    def allows(self, token: int) -> bool:
-        """Whether a token may come next."""
-
-    def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits [vocabulary] with -infinity for all tokens that may not come next."""
-
-    def accept(self, token: int) -> None:
-        """Go on after a token, which is allowed and does not end the answer."""
-
-
 class Sampler:
     """The draws of one answer. Options apply in the order of llama.cpp, and the temperature comes last.
 
@@ -144,9 +131,9 @@ class Sampler:
         self,
         logits: NDArray[np.float32],
         before: Sequence[int] = (),
-        constraint: Constraint | None = None,
+        grammar: Grammar | None = None,
     ) -> int | None:
-        """Return the next token, or None where the constraint allows none.
+        """Return the next token, or None where the grammar allows none.
 
         Where the token that was drawn is not allowed, another one is drawn among those that are. That is the
         same distribution as to forbid the others first, and looks at all of them only where it must.
@@ -154,7 +141,7 @@ class Sampler:
         Args:
             logits: float32 [vocabulary]; not changed.
             before: tokens of the sequence so far.
-            constraint: what the token keeps to.
+            grammar: what the answer keeps to.
 
         Raises:
             VectorError: the logits are not finite.
@@ -167,9 +154,9 @@ class Sampler:
             seen = logits[recent]
             logits[recent] = np.where(seen > 0, seen / self._penalty, seen * self._penalty)
         token = self._draw(logits)
-        if constraint is None or constraint.allows(token):
+        if grammar is None or grammar.allows(token):
             return token
-        masked = constraint.masked(logits)
+        masked = grammar.masked(logits)
         return self._draw(masked) if np.isfinite(masked.max()) else None
 
     def _draw(self, logits: NDArray[np.float32]) -> int:

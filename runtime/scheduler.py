@@ -56,7 +56,7 @@ class Answering:
         report: called with pieces of the answer, and its end.
         vocabulary: of the model.
         n_ctx: tokens of the longest sequence.
-        withdraw: called when the request is given up, so that it waits no longer.
+        withdraw: called when it is given up.
         grammar: what the answer keeps to.
 
     Attributes:
@@ -100,17 +100,13 @@ class Answering:
     def cancel(self) -> None:
         """Give the request up: what it holds is free after the engine's step of the moment.
 
-        Nothing is reported any more. Again, or after its end, it does nothing. Any thread may call it.
+        Nothing is reported any more. Again, or after its end, it does nothing.
         """
         self.cancelled = True
         self._withdraw(self)
 
     def go_on(self, logits: NDArray[np.float32]) -> None:
-        """Draw the next token and report it. `end` is there where the answer ended with it.
-
-        Args:
-            logits: float32 [vocabulary], finite.
-        """
+        """Draw the next token from logits [vocabulary] and report it; `end` is there where it is the last."""
         token = self._sampler(logits, (), self._grammar)
         if token is None or self._vocabulary.ends(token):
             self._finish("stop", () if token is None else (token,))
