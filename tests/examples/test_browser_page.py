@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import select
@@ -10,7 +9,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import support
 from browsing.browser import opened, overflow, pale
 from browsing.packages import FOLDER, node_modules
 from onnx_bundles import tiny
@@ -118,60 +117,51 @@ def pythons(site: Site, vectors: list[MicroVector | None]) -> list[list[int]]:
     return found
 
 
-def text(site: Site, tokens: list[int]) -> str:
-    """What tokens say, by the library that the page's is a translation of."""
-    tokenizer = Tokenizer.from_file(str(site.bundle / "onnx" / "tokenizer.json"))
-    said: str = tokenizer.decode(tokens)
-    return said
-
-
 def test_its_answers_are_pythons_token_for_token(page: Page, site: Site) -> None:
     """Between the two likeliest tokens lies .03 at least, and both engines agree within 1e-4."""
     basis = load_basis(site.bundle / "basis.gguf")
-    vectors = [MicroVector.random(basis, 4.0, seed=0), MicroVector.random(basis, 1.0, seed=1)]
-    base, short, long = pythons(site, [None, *vectors])
-    assert len(short) < len(long) == len(base) == MOST  # one ends by itself, beside one that goes on
-    assert len({tuple(base), tuple(short), tuple(long)}) == 3
+    short = MicroVector.random(basis, 4.0, seed=0)
+    long = MicroVector(MicroVector.random(basis, 1.0, seed=1).values, "int8", 2)
+    base, *answers = pythons(site, [None, short, long])
+    assert len(answers[0]) < len(answers[1]) == len(base) == MOST  # one ends by itself, one goes on
     assert asked(page) == [base, []]
-    assert page.locator("#before").text_content() == text(site, base)
-    for number, (vector, tokens) in enumerate(zip(vectors, (short, long), strict=True)):
-        for dtype in ("fp32", "int8") if number else ("fp32",):
-            sent = MicroVector(vector.values, dtype, number)
-            until = date(2100, 1, 1) if dtype == "int8" else None  # a frame of version 3
-            take(page, site.put("v.bin", sent.to_bytes(basis, until=until, version=None if number else 1)))
-            assert not page.locator("#refused").is_visible()
-            assert f"{dtype}, CRC-32" in page.locator("#vector").inner_text()
-            assert page.locator("#bars span").count() == basis.size
-            assert asked(page) == [base, tokens if dtype == "fp32" else pythons(site, [sent])[0]]
+    tokenizer = Tokenizer.from_file(str(site.bundle / "onnx" / "tokenizer.json"))
+    assert page.locator("#before").text_content() == tokenizer.decode(base)
+    for vector, tokens in zip((short, long), answers, strict=True):
+        until = date(2100, 1, 1) if vector.dtype == "int8" else None  # a frame of version 3
+        take(page, site.put("v.bin", vector.to_bytes(basis, until=until)))
+        assert not page.locator("#refused").is_visible()
+        assert f"{vector.dtype}, CRC-32" in page.locator("#vector").inner_text()
+        assert page.locator("#bars span").count() == basis.size
+        assert asked(page) == [base, tokens]
     page.click("#clear")
     assert asked(page) == [base, []]
 
 
 def test_what_is_refused_changes_nothing(page: Page, site: Site) -> None:
     basis = load_basis(site.bundle / "basis.gguf")
+    other = load_basis(tiny("default", "dense") / "basis.gguf")
     vector = MicroVector.random(basis, 1.0, seed=2)
     frame = MicroVector(vector.values, "fp32", 5).to_bytes(basis)
     take(page, site.put("v.bin", frame))
     before = asked(page)
     assert before[0] != before[1]
-
-    damaged = bytearray(frame)
-    damaged[12] ^= 4
-    assert "its checksum is wrong" in refused(page, site.put("v.bin", bytes(damaged)))
-    other = load_basis(tiny("default", "dense") / "basis.gguf")
-    for_other = refused(page, site.put("v.bin", MicroVector.random(other, 1.0).to_bytes(other)))
-    assert f"it is for basis {other.digest[:8]}, and the model has basis {basis.digest[:8]}" in for_other
-    older = MicroVector(vector.values * 2, "fp32", 4).to_bytes(basis)
-    assert "its sequence is 4, older than 5" in refused(page, site.put("v.bin", older))
-    assert "it was cut, or is no frame" in refused(page, site.put("v.bin", frame[:-2]))
+    nan = support.frame(basis.digest, struct.pack(f"<{basis.size}f", *[math.nan] * basis.size), sequence=6)
     over = MicroVector(vector.values, "fp32", 6).to_bytes(basis, until=date(2026, 1, 1))
-    assert "its last day is over" in refused(page, site.put("v.bin", over))
-    body = bytearray(MicroVector(vector.values, "fp32", 6).to_bytes(basis)[:-4])
-    body[7:11] = struct.pack("<f", math.nan)
-    bound = hashlib.sha256(b"tinylora stream 2\n").digest()
-    tag = zlib.crc32(bound + bytes.fromhex(basis.digest) + body).to_bytes(4, "little")
-    assert "a value that is not finite" in refused(page, site.put("v.bin", bytes(body) + tag))
-    assert "The model is as it was." in page.locator("#refused").inner_text()
+    for data, why in (
+        (frame[:12] + bytes([frame[12] ^ 4]) + frame[13:], "its checksum is wrong"),
+        (
+            MicroVector.random(other, 1.0).to_bytes(other),
+            f"it is for basis {other.digest[:8]}, and the model has basis {basis.digest[:8]}",
+        ),
+        (MicroVector(vector.values, "fp32", 4).to_bytes(basis), "its sequence is 4, older than 5"),
+        (frame[:-2], "it was cut, or is no frame"),
+        (over, "its last day is over"),
+        (nan, "a value that is not finite"),
+    ):
+        said = refused(page, site.put("v.bin", data))
+        assert why in said
+        assert "The model is as it was." in said
     assert "sequence 5" in page.locator("#vector").inner_text()
     assert asked(page) == before
 
