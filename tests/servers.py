@@ -1,11 +1,10 @@
-"""Servers and links for the tests of publish and fetch: an honest one, one that lies, and a bad line."""
+"""Servers for the tests of publish and fetch: an honest one, and one that lies."""
 
 from __future__ import annotations
 
 import hashlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -106,46 +105,3 @@ def answering(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[tup
 
     with listening(serve) as (port, _):
         yield f"http://127.0.0.1:{port}", requests
-
-
-@contextmanager
-def bad_line(
-    url: str, bits_per_second: float, drops: list[int | None]
-) -> Iterator[tuple[str, list[int], list[int]]]:
-    """Stand between a client and a server: both ways share one line, and connections break.
-
-    Args:
-        url: of the server.
-        bits_per_second: of the line.
-        drops: for each connection, after how many bytes it is reset; None for never, as for all further.
-
-    Yields the address of the line, the numbers of the connections, and in a list of one the bytes carried.
-    """
-    host, _, port = url.removeprefix("http://").partition(":")
-    line, carried = threading.Lock(), [0]
-
-    def pump(source: socket.socket, target: socket.socket, left: list[float]) -> None:
-        with suppress(OSError):
-            while data := source.recv(8):
-                with line:
-                    time.sleep(8 * len(data) / bits_per_second)
-                left[0] -= len(data)
-                if left[0] < 0:
-                    break
-                carried[0] += len(data)
-                target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def serve(connection: socket.socket, number: int) -> None:
-        limit = drops[number] if number < len(drops) else None
-        left = [float("inf") if limit is None else float(limit)]
-        with socket.create_connection((host, int(port))) as upstream:
-            back = threading.Thread(target=pump, args=(upstream, connection, left), daemon=True)
-            back.start()
-            pump(connection, upstream, left)
-            back.join()
-
-    with listening(serve) as (own, accepted):
-        yield f"http://127.0.0.1:{own}", accepted, carried

@@ -1,8 +1,7 @@
 """Helpers of the tests that are no fixtures. Import as `import support`.
 
 `random_basis` makes what tests work on. `frame`, `digest` and `fingerprint` are second implementations of
-the formats, written from the specification and sharing no code with the package; `ed25519` is what a device
-without the `cryptography` package may bring.
+the formats, written from the specification and sharing no code with the package.
 """
 
 from __future__ import annotations
@@ -234,43 +233,6 @@ def fingerprint(reader: Any, architecture: str, modules: Sequence[str]) -> str:
         data = tensor.data.reshape(-1).view(np.uint8)
         out.update(data[:4096].tobytes() + data[-4096:].tobytes())
     return out.hexdigest()
-
-
-def ed25519(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Verify as RFC 8032, section 5.1.7, has it: [S] B = R + [k] A. Slow, and for tests alone."""
-    p, order = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493
-    d = -121665 * pow(121666, -1, p) % p
-
-    def add(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
-        product = d * a[0] * a[1] * b[0] * b[1] % p
-        x = (a[0] * b[1] + a[1] * b[0]) * pow(1 + product, -1, p)
-        return x % p, (a[1] * b[1] + a[0] * b[0]) * pow(1 - product, -1, p) % p
-
-    def times(scalar: int, point: tuple[int, int]) -> tuple[int, int]:
-        result = (0, 1)
-        for bit in bin(scalar)[2:]:
-            result = add(result, result)
-            result = add(result, point) if bit == "1" else result
-        return result
-
-    def point(data: bytes) -> tuple[int, int] | None:
-        number = int.from_bytes(data, "little")
-        y, sign = number & ~(1 << 255), number >> 255
-        square = (y * y - 1) * pow(d * y * y + 1, -1, p) % p
-        x = pow(square, (p + 3) // 8, p)
-        x = x if (x * x - square) % p == 0 else x * pow(2, (p - 1) // 4, p) % p
-        if y >= p or (x * x - square) % p or (x == 0 and sign):
-            return None
-        return (x if x & 1 == sign else p - x), y
-
-    a, r = point(public_key), point(signature[:32])
-    s = int.from_bytes(signature[32:], "little")
-    if len(signature) != 64 or a is None or r is None or s >= order:
-        return False
-    k = int.from_bytes(hashlib.sha512(signature[:32] + public_key + message).digest(), "little") % order
-    base = point((4 * pow(5, -1, p) % p).to_bytes(32, "little"))
-    assert base is not None
-    return times(s, base) == add(r, times(k, a))
 
 
 def text(value: str) -> bytes:

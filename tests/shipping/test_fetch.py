@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 import sys
-import time
 from urllib.parse import unquote
 
 import pytest
@@ -104,25 +103,6 @@ def test_streams_that_are_not_safe_in_a_path(stream):
 def test_a_name_that_is_none(host):
     with pytest.raises(TransferError, match="in 1 of 1 attempts"):
         fetch(f"https://{host}", BASIS, attempts=1)
-
-
-def test_300_bits_a_second_that_break_twice(tmp_path):
-    """The first connection breaks inside the request, the second inside the answer."""
-    publish(frame(1), BASIS, str(tmp_path))
-    started = time.monotonic()
-    with (
-        servers.static(tmp_path) as (server, _),
-        servers.bad_line(server, 300, [60, 250]) as (url, connections, carried),
-    ):
-        got = fetch(url, BASIS, deadline=120)
-        assert got.data == frame(1)
-        assert len(connections) == 3
-        taken = time.monotonic() - started
-        assert taken >= 8 * carried[0] / 300 * 0.9, "the line was not slow"
-        assert carried[0] < 1000, "a fetch costs a few hundred bytes, headers included"
-        spent = carried[0]
-        assert fetch(url, BASIS, etag=got.etag, deadline=120).data is None
-        assert carried[0] - spent < 300, "and less where nothing is new"
 
 
 def test_nobody_there():
