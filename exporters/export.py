@@ -43,7 +43,6 @@ class ExportReport:
         basis: as it was written.
         quality: of the factorization.
         base_placed: how `base.gguf` came into the bundle: `hard link` or `copy`; None where there is none.
-        provenance: where the files came from, if that is known.
         baked: what went into the graph; None for GGUF alone.
         made_by: who built the graph: `onnxruntime-genai 0.18.0`, or the path of a graph that was given.
         precision: `fp32` or `int4`; None for a graph that was given.
@@ -53,7 +52,6 @@ class ExportReport:
     basis: Basis
     quality: Quality
     base_placed: str | None
-    provenance: dict[str, Any] | None = None
     baked: BakeReport | None = None
     made_by: str | None = None
     precision: str | None = None
@@ -143,7 +141,7 @@ class Export:
             )
             basis, quality = self._basis(found), Quality.of(found)
             sections = self._sections(quality)
-            report = ExportReport(self.output, basis, quality, None, self._provenance)
+            report = ExportReport(self.output, basis, quality, None)
             if self._onnx:
                 with one_blas_thread():
                     report = self._bake(partial, report, stage)

@@ -82,8 +82,7 @@ def bake(
 ) -> BakeReport:
     """Write a copy of an ONNX model with a basis in it.
 
-    External data is copied, never loaded; the peak of memory is the graph without its data, the factors, and
-    one weight that is looked at.
+    External data is copied, never loaded.
 
     Args:
         graph: a directory with `model.onnx`, or the model file. Only read.

@@ -40,10 +40,7 @@ class BaseGraph:
 
 
 def check_graph(graph: Path | None) -> None:
-    """Check what a graph needs to be built and baked, or that the one to bake is there; no model is needed.
-
-    Args:
-        graph: an ONNX model, or None for one that is built.
+    """Check that the graph to bake is there, or, where there is None, what builds one; no model is needed.
 
     Raises:
         MissingExtraError: a package is not installed.

@@ -204,11 +204,6 @@ class LinearNode:
         """N: columns of the result."""
         return self.weight.shape[0]
 
-    @property
-    def n_in(self) -> int:
-        """K: columns of the input."""
-        return self.weight.shape[1]
-
 
 @dataclass(frozen=True)
 class ModuleSlice:
@@ -254,11 +249,15 @@ def match(model: OnnxModel, basis: Basis) -> list[Site]:
         if not parts:
             missing.append(module)
         for linear, part in parts:
-            if linear.n_in != a.shape[-1] or part.column < 0 or part.column + part.count > linear.n_out:
+            if (
+                linear.weight.shape[1] != a.shape[-1]
+                or part.column < 0
+                or part.column + part.count > linear.n_out
+            ):
                 raise BaseMismatchError(
                     f"{module} has factors for {a.shape[-1]} x {len(b)}, but node {linear.name} takes K = "
-                    f"{linear.n_in} to N = {linear.n_out}: {model.path} is another model than the basis was "
-                    "made of"
+                    f"{linear.weight.shape[1]} to N = {linear.n_out}: {model.path} is another model than the "
+                    "basis was made of"
                 )
             sites.setdefault(linear.index, Site(linear)).parts.append(part)
     if missing:

@@ -128,15 +128,12 @@ class OnnxModel:
         path = self.folder / plain
         try:
             found = path.is_file()
-        except OSError as error:  # such as a name that is longer than the file system's
-            raise ExportError(
-                f"{self.path} keeps weights in {location[:80]!r}, which is no name of a file: "
-                f"{error.strerror}"
-            ) from None
+        except OSError:  # a name that is longer than the file system's
+            found = False
         if not found:
             raise ExportError(
-                f"{path} is missing: {self.path.name} keeps its weights there ({name}, for one). Put it "
-                "beside the model, or download the model again"
+                f"{self.path} keeps weights ({name}, for one) in {location[:80]!r}, and there is no such file "
+                "beside it: put it there, or download the model again"
             )
         return path
 

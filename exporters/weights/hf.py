@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
-from numpy.typing import NDArray
 
 from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
@@ -117,7 +115,7 @@ class HFWeights:
 
     def matrices(self, module: str) -> list[RowSource]:
         """Return the module's weight: one matrix, or one an expert."""
-        found = self._whole(module) or self._half(module) or self._joined(module)
+        found = self._whole(module) or self._half(module)
         if found is None:
             known = sorted([*self._tensors, *self._experts])
             raise ExportError(
@@ -151,24 +149,12 @@ class HFWeights:
         half = Half(("gate", "up").index(found[2]), self._interleaved)
         return self._read(fused, module, half)
 
-    def _joined(self, module: str) -> list[RowSource] | None:
-        """Gate and up together, gate first."""
-        kind = parse(module)[1]
-        if "_gate_up_" not in kind:
-            return None
-        parts = (module.replace("gate_up", part) for part in ("gate", "up"))
-        gate, up = (self._whole(part) or self._half(part) for part in parts)
-        if gate is None or up is None or len(gate) != len(up):
-            return None
-        return [_Joined(*pair) for pair in zip(gate, up, strict=True)]
-
     def _read(self, stored: str, module: str, half: Half) -> list[RowSource]:
         tensor = self._tensors[stored]
-        stacked = parse(stored)[1].endswith("_exps")
         if isinstance(tensor, Mxfp4):
             return tensor.matrices(module, half)
-        transposed = stacked and self._transposed
-        return tensor.matrices(module, half, transposed=transposed, stacked=stacked)
+        stacked = parse(stored)[1].endswith("_exps")
+        return tensor.matrices(module, half, transposed=stacked and self._transposed, stacked=stacked)
 
 
 def _module_of(table: gguf.TensorNameMap, name: str) -> str | None:
@@ -181,19 +167,3 @@ def _module_of(table: gguf.TensorNameMap, name: str) -> str | None:
         found = down.replace("ffn_down_", "ffn_gate_up_") if down else None
     module = f"{found}.weight"
     return module if is_adaptable(module) or "_gate_up_" in module else None
-
-
-class _Joined:
-    """The rows of one matrix above those of another."""
-
-    dear = True
-
-    def __init__(self, top: RowSource, bottom: RowSource) -> None:
-        self._top, self._bottom = top, bottom
-        self.shape = (top.shape[0] + bottom.shape[0], top.shape[1])
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        middle = self._top.shape[0]
-        top = self._top.rows(min(start, middle), min(stop, middle))
-        bottom = self._bottom.rows(max(start - middle, 0), max(stop - middle, 0))
-        return np.concatenate([top, bottom])

@@ -30,12 +30,7 @@ _SCALED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "absm
 
 @dataclass(frozen=True)
 class Half:
-    """The rows of gate or of up in a matrix that holds both.
-
-    Attributes:
-        which: 0 for gate, 1 for up, None for all rows.
-        interleaved: gate and up take turns row by row; otherwise gate comes first.
-    """
+    """The rows of gate (0) or up (1) in a matrix that holds both, in turns or gate first; None: all rows."""
 
     which: int | None = None
     interleaved: bool = False
@@ -69,14 +64,8 @@ class StoredTensor:
     def matrices(
         self, module: str, half: Half = WHOLE, *, transposed: bool = False, stacked: bool = False
     ) -> list[RowSource]:
-        """Return the tensor as matrices [out, in]: one, or one an expert.
-
-        Args:
-            module: whose weight it is, for messages.
-            half: the rows that are wanted.
-            transposed: it is stored [in, out].
-            stacked: it has a leading axis for experts.
-        """
+        """Return the tensor of a module as matrices [out, in] of the rows that are wanted: one, or one an
+        expert where it is stacked; transposed: it is stored [in, out]."""
         decode = float_decoder(self.dtype)
         if decode is None or len(self.shape) != 2 + stacked or 0 in self.shape:
             raise UnsupportedModelError(
