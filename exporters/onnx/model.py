@@ -132,7 +132,7 @@ class OnnxModel:
             found = False
         if not found:
             raise ExportError(
-                f"{self.path} keeps weights ({name}, for one) in {location[:80]!r}, and there is no such file "
+                f"{self.path} keeps weights ({name}, for one) in {location[:80]!r}, and no such file is "
                 "beside it: put it there, or download the model again"
             )
         return path
