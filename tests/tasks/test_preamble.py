@@ -19,7 +19,6 @@ ASKED = Sample("2 + 2?", "4", {"any": "key"})
 def test_nothing_changes_nothing() -> None:
     assert Preamble().before(ASKED) is ASKED
     assert not Preamble()
-    assert Preamble().size == 0
 
 
 def test_system_examples_and_question_are_messages_in_that_order() -> None:
@@ -31,7 +30,6 @@ def test_system_examples_and_question_are_messages_in_that_order() -> None:
         message("user", "2 + 2?"),
     )
     assert (found.answer, found.data) == ("4", {"any": "key"})
-    assert Preamble("Bé brief.", (EXAMPLE,)).size == len("Bé brief.".encode()) + len("1 + 1?2")
 
 
 def test_a_system_prompt_of_the_samples_own_stays_behind_the_preambles() -> None:

@@ -100,8 +100,8 @@ def test_sums_weigh_and_products_gate() -> None:
         raise AssertionError("a factor behind a zero was called")
 
     assert rewards.weighted_sum([(0.25, one), (0.5, one), (9.0, zero)])(said("x"), RIVER) == 0.75
-    assert rewards.product([one, one])(said("x"), RIVER) == 1.0
-    assert rewards.product([one, zero, never])(said("x"), RIVER) == 0.0
+    assert rewards.product(one, one)(said("x"), RIVER) == 1.0
+    assert rewards.product(zero, never)(said("x"), RIVER) == 0.0
 
 
 @pytest.mark.parametrize(

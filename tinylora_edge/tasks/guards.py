@@ -58,26 +58,29 @@ def _known(word: str, given: set[str]) -> bool:
     return word in FUNCTION_WORDS or not forms.isdisjoint(given)
 
 
-def says_nothing(text: str, sample: Sample) -> bool:
-    """Whether an answer has no content of its own: empty, marks only, or a piece of its prompt.
+def says_something(text: str, sample: Sample) -> bool:
+    """Whether an answer has content of its own, and does not run in circles.
 
-    A piece of its prompt is an answer without own words, or one of which at least half (and at least 4
-    words) is one uninterrupted run of the prompt's.
+    It has none without own words, nor where at least half of it (and at least 4 words) is one uninterrupted
+    run of the prompt's.
     """
-    if not own_words(text, sample):
-        return True
+    if not own_words(text, sample) or repeats(text):
+        return False
     answer, given = words(text), words(sample.text)
     run = SequenceMatcher(None, answer, given, autojunk=False).find_longest_match().size
-    return run >= _ECHO_RUN and 2 * run >= len(answer)
+    return run < _ECHO_RUN or 2 * run < len(answer)
 
 
 def copies(text: str, sample: Sample) -> bool:
     """Whether the whole answer, 4 words or more, is one uninterrupted run of its prompt's words."""
-    answer, given = words(text), words(sample.text)
-    count = len(answer)
-    return count >= _ECHO_RUN and any(
-        given[start : start + count] == answer for start in range(len(given) - count + 1)
-    )
+    answer = words(text)
+    return len(answer) >= _ECHO_RUN and contains(words(sample.text), answer)
+
+
+def contains(sequence: list[str], run: list[str]) -> bool:
+    """Whether words are an uninterrupted run of a sequence."""
+    starts = range(len(sequence) - len(run) + 1)
+    return bool(run) and any(sequence[start : start + len(run)] == run for start in starts)
 
 
 def repeats(text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
+from .guards import repeats, words
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
 
@@ -31,32 +32,21 @@ def read_answer(text: str) -> Any:
         raise ValueError("the JSON is nested too deeply") from None
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """Yield the strings, numbers and booleans of a JSON value, without null."""
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from leaves(item)
-    elif value is not None:
-        yield value
+def has_content(value: Any) -> bool:
+    """Whether a JSON value holds any string, number or boolean, and no blank string or one in circles."""
+    found = list(_leaves(value))
+    return bool(found) and all(words(leaf) and not repeats(leaf) for leaf in found if isinstance(leaf, str))
 
 
 def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
-    """Return a function that says whether a value fits a JSON Schema. No reference is ever fetched.
+    """Return a function that says whether a value fits a JSON Schema, or that in a file.
 
-    Args:
-        schema: a schema, or the path of a file with one.
+    No reference is ever fetched.
 
     Raises:
         MissingExtraError: the package jsonschema is not installed.
         TrainError: the schema is not a valid one, or its file cannot be read.
     """
-    if isinstance(schema, str):
-        schema = _read_schema(schema)
-    if not isinstance(schema, Mapping | bool):
-        raise TrainError(f"json_schema takes a JSON Schema, an object, not {schema!r}")
     try:
         import jsonschema
         import referencing
@@ -64,28 +54,25 @@ def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
         if error.name not in ("jsonschema", "referencing"):
             raise
         raise MissingExtraError("the json_schema reward", "jsonschema", "train") from None
-    dialect = schema.get("$schema", "") if isinstance(schema, Mapping) else ""
-    if not isinstance(dialect, str):
-        raise TrainError(f'json_schema: "$schema" is {dialect!r}, expected the address of a dialect, as text')
     try:
+        schema = read_json(schema) if isinstance(schema, str) else schema
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    except ValueError as error:
-        raise TrainError(f'json_schema: "$schema" is {dialect!r}, which is no address: {error}') from None
-    try:
         kind.check_schema(schema)
+    # Also what its checks of addresses, of a pattern's counts and of what is nested raise.
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise TrainError(f"json_schema: not a JSON Schema that can be read: {error}") from None
     except jsonschema.SchemaError as error:
         raise TrainError(f"json_schema: not a valid JSON Schema: {error.message}") from None
-    except (OverflowError, RecursionError) as error:  # of a pattern's counts, or of what is nested
-        raise TrainError(f"json_schema: not a JSON Schema that can be checked: {error}") from None
     check = kind(schema, registry=referencing.Registry())
     return lambda value: bool(check.is_valid(value))
 
 
-def _read_schema(path: str) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise TrainError(f"json_schema: cannot read a JSON Schema from {path!r}: {error}") from error
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    elif value is not None:
+        yield value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -41,12 +41,6 @@ class Preamble:
     def __bool__(self) -> bool:
         return self.system is not None or bool(self.examples)
 
-    @property
-    def size(self) -> int:
-        """Bytes of its texts in UTF-8: what an app ships for it."""
-        shown = [message["content"] for example in self.examples for message in _turns(example, None)]
-        return sum(len(text.encode()) for text in (*shown, *([] if self.system is None else [self.system])))
-
     def record(self) -> dict[str, Any]:
         """Return it as JSON takes it: `system`, and `examples` with `question` and `answer`."""
         examples = [

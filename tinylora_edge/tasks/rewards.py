@@ -2,8 +2,8 @@
 
 A reward takes a `Completion` and its `Sample` and returns 0.0 or 1.0 (sums and products: between). What
 is trained on a reward finds its holes: the plain "ends within 12 words" was won in part by saying the noun
-back. So each docstring has a sentence that starts with "Guard", and the tests try exactly those answers.
-Guards judge form, not truth: no reward here knows whether a river is made of water.
+back. So each docstring names its guards, and the tests try exactly those answers. Guards judge form, not
+truth: no reward here knows whether a river is made of water.
 
 `parse_reward` makes a reward from text, as the command line and JSONL tasks spell it:
 
@@ -30,8 +30,8 @@ from typing import Any
 
 from ..documents import parse_json
 from ..errors import TrainError
-from .guards import copies, count_words, repeats, says_nothing, words
-from .json_answers import leaves, read_answer, validator
+from .guards import contains, copies, count_words, repeats, says_something, words
+from .json_answers import has_content, read_answer, validator
 from .numbers import final_number
 from .task import Completion, Reward, Sample, name_of
 
@@ -44,9 +44,6 @@ def exact_number(completion: Completion, sample: Sample) -> float:
 
     Guards: an answer that hedges (marks that disagree, several numbers in one mark) gets 0; so does a
     number that the token limit may have cut, and an answer that is a piece of the prompt, 4 words or more.
-
-    Raises:
-        ValueError: the sample has no answer, or one without a number.
     """
     expected = None if sample.answer is None else final_number(sample.answer)
     if expected is None:
@@ -62,16 +59,13 @@ def max_words(n: int) -> Reward:
     Guards: an answer that says nothing of its own gets 0 (empty, marks only, words of the prompt, function
     words), and so does one that repeats a phrase three times in a row. Gluing words together does not
     help: 20 characters count as a word, and in scripts without spaces every character does.
-
-    Raises:
-        TrainError: n is not a whole number of at least 1.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise TrainError(f"max_words takes a number of words, 1 or more, not {n!r}")
 
     def reward(completion: Completion, sample: Sample) -> float:
         short = completion.ended and count_words(completion.text) <= n
-        return float(short and _says_something(completion.text, sample))
+        return float(short and says_something(completion.text, sample))
 
     return _named(reward, f"max_words({n})")
 
@@ -79,11 +73,9 @@ def max_words(n: int) -> Reward:
 def ends_itself(completion: Completion, sample: Sample) -> float:
     """1 if the answer ended by itself, within the token limit.
 
-    Guards: ending at once is the cheapest way, so an answer that says nothing of its own gets 0 (empty,
-    marks only, words of the prompt, function words), and so does a phrase three times in a row. One word
-    of its own is enough: combine this reward with one that asks for content.
+    Guards: those of `max_words`. One word of its own is enough: combine it with one that asks for content.
     """
-    return float(completion.ended and _says_something(completion.text, sample))
+    return float(completion.ended and says_something(completion.text, sample))
 
 
 def regex(pattern: str) -> Reward:
@@ -91,9 +83,6 @@ def regex(pattern: str) -> Reward:
 
     Guards: an empty match counts for nothing; an answer that says nothing of its own gets 0, so that
     a prompt which shows the wanted form cannot simply be said back; so does a phrase three times in a row.
-
-    Raises:
-        TrainError: the pattern is not a valid regular expression.
     """
     try:
         compiled = re.compile(pattern)
@@ -103,7 +92,7 @@ def regex(pattern: str) -> Reward:
 
     def reward(completion: Completion, sample: Sample) -> float:
         found = any(match[0] for match in compiled.finditer(completion.text))
-        return float(found and _says_something(completion.text, sample))
+        return float(found and says_something(completion.text, sample))
 
     return _named(reward, f"regex({pattern!r})")
 
@@ -116,10 +105,6 @@ def json_schema(schema: Mapping[str, Any] | bool | str) -> Reward:
     Guards: `{}`, nulls and blank strings fit many schemas and say nothing, so there must be at least one
     value, and no string without a letter or digit; text around the JSON, a key given twice and an object
     or array that stands in the prompt as it is get 0; so does a string that repeats a phrase three times.
-
-    Raises:
-        MissingExtraError: the package jsonschema is not installed.
-        TrainError: the schema is not a valid one, or its file cannot be read.
     """
     fits = validator(schema)
 
@@ -128,10 +113,9 @@ def json_schema(schema: Mapping[str, Any] | bool | str) -> Reward:
             value = read_answer(completion.text)
         except ValueError:
             return 0.0
-        said_back = isinstance(value, dict | list) and _without_spaces(
-            json.dumps(value, ensure_ascii=False)
-        ) in _without_spaces(sample.text)
-        return float(not said_back and _has_content(value) and fits(value))
+        given = "".join(json.dumps(value, ensure_ascii=False).split())
+        said_back = isinstance(value, dict | list) and given in "".join(sample.text.split())
+        return float(not said_back and has_content(value) and fits(value))
 
     return _named(reward, f"json_schema({schema!r})")
 
@@ -141,16 +125,12 @@ def picks_answer(completion: Completion, sample: Sample) -> float:
 
     Guards: listing the choices gets 0, since the others are among them; so does an answer that says the
     word twice without any other word, or a phrase three times in a row.
-
-    Raises:
-        ValueError: the sample has no answer, or its data no "others".
     """
     others = sample.data.get("others")
     if not sample.answer or not isinstance(others, Sequence) or isinstance(others, str):
         raise ValueError('picks_answer needs a sample with an answer and a list "others"')
-    sequence = words(completion.text)
-    target = words(sample.answer)
-    if not _contains(sequence, target) or any(_contains(sequence, words(other)) for other in others):
+    sequence, target = words(completion.text), words(sample.answer)
+    if not contains(sequence, target) or any(contains(sequence, words(other)) for other in others):
         return 0.0
     stutters = len(sequence) > len(target) and not set(sequence) - set(target)
     return float(not stutters and not repeats(completion.text))
@@ -169,21 +149,17 @@ def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
     return _named(reward, f"({' + '.join(f'{weight!r}*{name_of(term)}' for weight, term in terms)})")
 
 
-def product(factors: Sequence[Reward]) -> Reward:
-    """The product of rewards: each gates the others, so that no single one is worth collecting alone.
+def product(first: Reward, second: Reward) -> Reward:
+    """The product of rewards: each gates the other, which is not called behind a zero.
 
-    Guards: those of its factors. Factors behind a zero are not called.
+    Guards: those of its factors.
     """
 
     def reward(completion: Completion, sample: Sample) -> float:
-        result = 1.0
-        for factor in factors:
-            if not result:
-                break
-            result *= factor(completion, sample)
-        return result
+        gate = first(completion, sample)
+        return gate * second(completion, sample) if gate else 0.0
 
-    return _named(reward, f"({' * '.join(map(name_of, factors))})")
+    return _named(reward, f"({name_of(first)} * {name_of(second)})")
 
 
 REWARDS: dict[str, Reward] = {
@@ -217,8 +193,8 @@ def parse_reward(text: str, *, allow_import: bool = True) -> Reward:
             is parsed without.
 
     Raises:
-        TrainError: the expression is not valid, or names a reward that does not exist, with those that do; or
-            a module or function cannot be imported.
+        TrainError: the expression is not valid, names a reward that does not exist, or a module or function
+            that cannot be imported.
         MissingExtraError: json_schema is used and the package jsonschema is not installed.
     """
     imports: list[str] = []
@@ -248,13 +224,7 @@ def parse_reward(text: str, *, allow_import: bool = True) -> Reward:
 
 
 class _Reader:
-    """Makes a reward of the tree of an expression.
-
-    Args:
-        source: the expression.
-        imports: `module:function` by the name that stands for it in the source.
-        allow_import: whether they may be imported.
-    """
+    """Makes a reward of the tree of an expression; `imports` are its names of `module:function`."""
 
     def __init__(self, source: str, imports: Mapping[str, str], allow_import: bool) -> None:
         self._source, self._imports, self._allow_import = source, imports, allow_import
@@ -271,7 +241,7 @@ class _Reader:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Add | ast.Sub):
             (one, first), (other, second) = self.value(node.left), self.value(node.right)
             if isinstance(node.op, ast.Mult):
-                both = product([first, second]) if first and second else first or second
+                both = product(first, second) if first and second else first or second
                 return one * other, both
             if first is None or second is None:
                 raise ValueError("expected a reward in each term of a sum, found a plain number")
@@ -337,35 +307,11 @@ class _Reader:
 def _import(name: str) -> Any:
     """Import a module; one in the current folder is found too, as a script's own modules are."""
     here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.append(here)
+    sys.path.append(here)
     try:
         return importlib.import_module(name)
     finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-
-
-def _says_something(text: str, sample: Sample) -> bool:
-    return not says_nothing(text, sample) and not repeats(text)
-
-
-def _has_content(value: Any) -> bool:
-    found = list(leaves(value))
-    strings = [leaf for leaf in found if isinstance(leaf, str)]
-    return bool(found) and all(words(string) and not repeats(string) for string in strings)
-
-
-def _without_spaces(text: str) -> str:
-    return "".join(text.split())
-
-
-def _contains(sequence: list[str], target: list[str]) -> bool:
-    size = len(target)
-    return size > 0 and any(
-        sequence[start : start + size] == target for start in range(len(sequence) - size + 1)
-    )
+        sys.path.remove(here)
 
 
 def _named(reward: Reward, name: str) -> Reward:

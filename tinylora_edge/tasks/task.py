@@ -24,13 +24,13 @@ class Sample:
     """One prompt.
 
     Attributes:
-        prompt: text, which is one message of the user, or chat messages (`{"role": ..., "content": ...}`).
-            Both go through the model's chat template, as an app's own prompts do.
+        prompt: text, which is one message of the user, or chat messages (`{"role": ..., "content": ...}`);
+            both go through the model's chat template.
         answer: the reference answer where there is one: rewards compare with it, SFT learns it.
         data: whatever else a reward needs. Treat it as read-only.
         raw: the text goes past the chat template, and the model continues it as it stands.
-        bare: the sample without the preamble that its prompt begins with; None where it has none. Rewards
-            judge an answer beside it, so that nothing of a preamble counts as the question, or as its echo.
+        bare: the sample without the preamble that its prompt begins with, which rewards judge an answer
+            beside; None where it has none.
     """
 
     prompt: str | tuple[dict[str, str], ...]
@@ -45,26 +45,14 @@ class Sample:
 
     @classmethod
     def of(cls, prompt: Prompt | Sample, *, raw: bool = False) -> Sample:
-        """Return a prompt as a sample, which it may be already: text, or chat messages, which are copied.
-
-        Args:
-            prompt: of an app.
-            raw: the text goes past the chat template; a sample says itself whether it is raw.
-
-        Raises:
-            TrainError: chat messages that are to be raw.
-        """
+        """Return a prompt as a sample, which it may be already: text, or chat messages, which are copied."""
         if isinstance(prompt, Sample):
             return prompt
         given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         return cls(given, raw=raw)
 
     def rendered_by(self, *, template: bool) -> str | tuple[dict[str, str], ...]:
-        """Return the prompt as a model takes it: messages for its chat template, or text to continue.
-
-        Args:
-            template: the model has a chat template. Without one, text is continued as it stands.
-        """
+        """Return messages for a model with a chat template, or text to continue."""
         if isinstance(self.prompt, str) and template and not self.raw:
             return ({"role": "user", "content": self.prompt},)
         return self.prompt
@@ -85,8 +73,8 @@ class Completion:
         text: the answer, decoded, special tokens stripped.
         ended: it ended by itself (EOS) within the token limit; False if the limit cut it.
         tokens: how many tokens were generated.
-        exploded: the model's logits were no longer finite at its end: the vector is too large for the model.
-            Such an answer is none, and no reward judges it.
+        exploded: the model's logits were no longer finite at its end: the vector is too large for the model,
+            and no reward judges this.
     """
 
     text: str
@@ -100,7 +88,7 @@ Reward: TypeAlias = Callable[[Completion, Sample], float]
 
 
 def name_of(reward: Reward) -> str:
-    """Return the name of a reward: the text of a built-in one, the name of a function, or that of a type."""
+    """Return the text of a built-in reward, or the name of a function."""
     return str(getattr(reward, "__name__", type(reward).__name__))
 
 
@@ -115,13 +103,10 @@ class Task:
         reward: call it through `score`, which checks what it returns.
         max_tokens: limit of a completion, in tokens.
         temperature: sampling temperature that suits the task in training.
-        shaped: the same goal with credit for coming near, for learners that see rewards alone (on-device
-            tuning); None where `reward` is all there is. What is measured is always `reward`.
+        shaped: the same goal with credit for coming near, to tune by; what is measured is always `reward`.
         shifted: more samples to measure on, of another kind than those of `held_out`: rarer words, other
-            phrasings of the request, longer inputs. None of their prompts is in `train` or `held_out`. Empty
-            where a task has none.
+            phrasings of the request, longer inputs. None of their prompts is in `train` or `held_out`.
         preamble: what all its prompts begin with, as `Preamble.record` has it; None where that is nothing.
-            `Preamble.before_task` makes such a task.
     """
 
     name: str
@@ -139,8 +124,7 @@ class Task:
 
         Raises:
             TrainError: the reward raised an exception, or returned something that is not a finite real
-                number. A bool is refused too: it is more often a forgotten expression than a score. The
-                message names the task, the sample and the completion.
+                number (a bool is none: it is more often a forgotten expression than a score).
         """
         try:
             value = self.reward(completion, sample.bare or sample)
@@ -162,13 +146,7 @@ class Task:
     ) -> list[float]:
         """Return the rewards of completions, one a sample; those that exploded get the lowest of all.
 
-        Args:
-            completions: to judge.
-            samples: whose prompts they answer.
-            lowest: the lowest reward before: 0, which the built-in rewards never pass, or one below it.
-
-        Raises:
-            TrainError: as for `score`.
+        `lowest` is that of before: 0, which the built-in rewards never pass, or one below it.
         """
         judged = [
             None if completion.exploded else self.score(completion, sample)
