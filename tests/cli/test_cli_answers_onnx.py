@@ -60,18 +60,8 @@ def test_chat(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
     assert "vector: 5 fp32 values" in outcome.stderr
 
 
-def test_inspect_counts_the_whole_graph(cli: Cli, bundle: Path) -> None:
-    base = cli("inspect", bundle, "--json").record()["base"]
-    assert base["path"] == str(bundle / "onnx")
-    assert base["bytes"] == sum(file.stat().st_size for file in (bundle / "onnx").iterdir())
-
-
 def test_the_engine_may_be_chosen(cli: Cli, bundle: Path, smollm2_bundle: Path) -> None:
     assert cli("run", bundle, "Hello", "--engine", "onnx", *SHORT).done()
     cli("run", bundle, "Hello", "--engine", "llama").refused("lacks a GGUF base")
     cli("chat", smollm2_bundle, "--engine", "onnx", stdin=b"").refused("lacks an ONNX graph")
     cli("run", bundle, "Hello", "--engine", "vllm").misused("--engine")
-
-
-def test_a_prompt_that_does_not_fit(cli: Cli, bundle: Path) -> None:
-    cli("run", bundle, "x" * 300, *SHORT).refused("tokens", "200", "n_ctx")

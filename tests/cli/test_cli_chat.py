@@ -63,12 +63,6 @@ def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_
     cli(*chat, "--vector", "-").misused("--vector")
 
 
-def test_a_template_that_refuses_a_system_message(cli: Cli, tiny_chat_bundle: Path) -> None:
-    refused = ("chat template does not render these messages", "System role not supported")
-    cli("chat", tiny_chat_bundle, "--system", "x", *SHORT, stdin=b"Hello\n").refused(*refused)
-    cli("run", tiny_chat_bundle, "Hello", "--system", "x", *SHORT).refused(*refused)
-
-
 class Terminal:
     """The command on a terminal of its own."""
 

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 from collections.abc import Callable
-from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -71,19 +70,6 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert found.mend.endswith("pip install 'tinylora-edge[gone]'")
 
 
-def test_what_extras_bring() -> None:
-    lines = [
-        "numpy>=1.26",
-        'llama-cpp-python>=0.3.36; extra == "llama"',
-        "typer>=0.16; extra == 'cli'",
-        'tinylora-edge[cli,llama]; extra == "both"',
-    ]
-    always = {"numpy": "1.26"}
-    assert doctor.needed(lines, "cli") == always | {"typer": "0.16"}
-    assert doctor.needed(lines, "both") == always | {"typer": "0.16", "llama-cpp-python": "0.3.36"}
-    assert set(doctor.needed(requires("tinylora-edge") or [], "export")) >= {"typer", "huggingface-hub"}
-
-
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -115,10 +101,3 @@ def test_nothing_of_the_present_folder_is_run(tmp_path: Path) -> None:
     (tmp_path / "tempfile.py").write_text("raise SystemExit('it was run')\n")
     finding = doctor.check_engine("onnx")
     assert finding.level == OK, finding.text
-
-
-def test_a_machine_without_an_engine(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "check_engine", lambda name: Finding("engine", "note", "none"))
-    done = cli("doctor")
-    assert done.code == 1
-    assert b"no engine is installed" in done.stdout_bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -88,19 +87,6 @@ def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Pat
     assert "exported deployed.gguf" in text
     assert re.search(r"^agreement +\d", text, re.M)
     cli("inspect", tmp_path / "out").done()
-
-
-def test_what_is_not_adapted_is_a_warning_of_one_line(cli: Cli, tmp_path: Path) -> None:
-    model = models.tiny_model("llama")
-    path = models.write_gguf(model, tmp_path / "model.gguf", architecture="plm")
-    result = cli("export", path, "-o", tmp_path / "out", "--groups", 2, "--json")
-    assert result.code == 0
-    assert json.loads(result.stdout)["modules"]
-    untested, left_out = result.stderr.splitlines()
-    assert untested.startswith("warning: architecture 'plm' is exported by the names of its tensors")
-    assert left_out.startswith(
-        "warning: 2 linear layers (attn_q, such as blk.0.attn_q.weight) are not adapted"
-    )
 
 
 def test_another_quantization_is_added(

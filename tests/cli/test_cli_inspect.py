@@ -7,7 +7,6 @@ import os
 import re
 from pathlib import Path
 
-import pytest
 import support
 from invocation import Cli
 
@@ -70,16 +69,6 @@ def test_a_model_with_its_basis_beside_it(
     assert cli("inspect", smollm2_bundle / "base.gguf", "--json").record()["kind"] == "bundle"
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", '{"basis": 1, "base": [], "factors": null, "tool": 3}'])
-def test_a_manifest_of_another_shape_is_no_crash(
-    cli: Cli, smollm2_bundle: Path, tmp_path: Path, manifest: str
-) -> None:
-    for name in ("base.gguf", "basis.gguf"):
-        os.link(smollm2_bundle / name, tmp_path / name)
-    (tmp_path / "manifest.json").write_text(manifest)
-    cli("inspect", tmp_path).done()
-
-
 def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
     for name in ("base.gguf", "basis.gguf"):
         os.link(smollm2_bundle / name, tmp_path / name)
@@ -88,10 +77,6 @@ def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis
     cli("inspect", tmp_path).refused("manifest.json", other[:16], basis.digest[:16])
     (tmp_path / "manifest.json").write_text("{")
     cli("inspect", tmp_path).refused("manifest.json", "not JSON")
-
-
-def test_a_model_without_a_basis(cli: Cli, smollm2_gguf: Path) -> None:
-    cli("inspect", smollm2_gguf).refused(".basis.gguf does not exist", "tinylora-edge export")
 
 
 def test_only_vectors_are_checked_against_a_bundle(cli: Cli, smollm2_bundle: Path, trained: Path) -> None:
@@ -131,15 +116,6 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
     shown = cli("inspect", "-", stdin=data).done()
     assert re.search(r"^verified +False$", shown, re.M)
     assert "next: tinylora-edge inspect - BUNDLE" in shown
-
-
-def test_a_raw_payload(cli: Cli, smollm2_bundle: Path) -> None:
-    record = cli("inspect", "-", "--json", stdin=bytes(52)).record()
-    assert (record["form"], record["values_if"]) == ("raw", {"fp32": 13, "bf16": 26})
-    result = cli("inspect", "-", smollm2_bundle, stdin=bytes(52))
-    assert result.code == 0
-    assert result.stderr.startswith("warning: a raw payload has no checksum")
-    assert result.stderr.count("\n") == 1
 
 
 def test_a_vector_as_a_device_sees_it(

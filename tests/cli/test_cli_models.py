@@ -77,16 +77,6 @@ def test_a_name_is_all_that_it_takes(run: Cli, server: HubServer, work: Path) ->
     assert server.requests == []
 
 
-def test_a_graph_from_a_name(run: Cli, work: Path) -> None:
-    options = ["--groups", 2, "--format", "both", "--base", "org/tiny-GGUF", "--json"]
-    record = run("export", "org/tiny", *options).record()
-    assert record["onnx"]["graph"].startswith("onnxruntime-genai ")
-    assert record["source"].keys() >= {"base", "weights"}
-    assert sorted(path.name for path in (work / "tiny").iterdir()) == [
-        "base.gguf", "basis.gguf", "manifest.json", "onnx"
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -83,15 +83,6 @@ def test_the_wrong_half_of_a_pair(cli: Cli, small: Path, trained: Path, key: Pat
     assert not out.exists()
 
 
-def test_a_key_that_others_can_read_is_named(
-    cli: Cli, small: Path, trained: Path, key: Path, tmp_path: Path
-) -> None:
-    key.chmod(0o644)
-    result = cli("pack", trained, small, "-o", tmp_path / "v", "--key", key)
-    assert result.code == 0
-    assert result.stderr == f"warning: {key} can be read by others on this machine: chmod 600 {key}\n"
-
-
 def test_what_is_there_stays(cli: Cli, small: Path, trained: Path) -> None:
     out = trained.with_name("v.bin")
     out.write_bytes(b"precious")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,20 +51,6 @@ def test_run_as_json(
     assert record["vector"]["values"] == vector.values.tolist()
     record = cli("run", smollm2_bundle, PROMPT, "--threads", 1, "--json").record()
     assert (record["finish_reason"], record["vector"]) == ("stop", None)
-
-
-def test_run_streams(start: Callable[..., subprocess.Popen[bytes]], smollm2_bundle: Path) -> None:
-    child = start(
-        "run", smollm2_bundle, "Tell me a long story.", "--threads", 1, "--max-tokens", 40, bufsize=0
-    )
-    assert child.stdout is not None
-    first = os.read(child.stdout.fileno(), 65536)
-    running = child.poll() is None
-    rest = child.stdout.read()
-    assert running
-    assert first
-    assert len(rest) > len(first)
-    assert child.wait() == 0
 
 
 def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:

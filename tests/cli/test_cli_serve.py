@@ -1,16 +1,19 @@
-"""`serve` before it serves: what it refuses. What it answers is tested in tests/serve."""
+"""`serve` and `play` before they serve: what they refuse. What they answer is tested in tests/serve."""
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 from invocation import Cli
 
+from tinylora_edge import Bundle, Hmac, MicroVector
+
 
 def test_nobody_else_is_answered_without_keys(cli: Cli, tiny_bundle: Path) -> None:
-    for host in ("0.0.0.0", "::", "10.0.0.1", "a-name"):
+    for host in ("0.0.0.0", "::", "a-name"):
         cli("serve", tiny_bundle, "--host", host).refused("can be reached by others", "--api-keys FILE")
 
 
@@ -19,7 +22,6 @@ def test_nobody_else_is_answered_without_keys(cli: Cli, tiny_bundle: Path) -> No
     [
         ("", ("has no API key",)),
         ("short", ("line 1", "8 to 512 printable ASCII characters")),
-        ("long-enough a b", ("line 1", "a key and the one user")),
         ("# fine\nlong-enough ../x", ("line 2", "no name of a user")),
     ],
 )
@@ -32,17 +34,28 @@ def test_files_of_keys_that_are_none(
 
 def test_what_is_not_there(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     cli("serve", tmp_path / "nothing").refused("nothing")
-    cli("serve", tiny_bundle, "--store", tmp_path / "none" / "users.db").refused("does not exist: make it")
+    cli("serve", tiny_bundle, "--port", "65536").misused("--port")
     (tmp_path / "no.db").write_bytes(b"no database" * 1000)
     cli("serve", tiny_bundle, "--store", tmp_path / "no.db").refused("not a database")
-    cli("serve", tiny_bundle, "--port", "65536").misused("--port")
+    cli("play", tmp_path / "nothing", "--no-open").refused("nothing")
+    cli("play", tiny_bundle, "--keep", tmp_path / "none" / "kept", "--no-open").refused("none/kept")
 
 
 def test_a_port_that_is_taken(cli: Cli, tiny_bundle: Path) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         cli("serve", tiny_bundle, "--port", taken.getsockname()[1]).refused("in use")
+
+
+def test_vectors_that_no_page_begins_with(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    basis = Bundle.find(tiny_bundle).basis
+    vector = MicroVector.random(basis, 1)
+    for data, part in (
+        (vector.to_bytes(basis, Hmac(bytes(32))), "HMAC"),
+        (vector.to_bytes(basis)[:-1] + b"?", "checksum"),
+        (b"", "empty"),
+    ):
+        (tmp_path / "v").write_bytes(data)
+        cli("play", tiny_bundle, "--vector", tmp_path / "v", "--no-open").refused(part)
 
 
 def test_the_extra_that_is_missing_is_named(
