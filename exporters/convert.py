@@ -12,18 +12,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import ExportError, UnsupportedModelError
 from ..formats.gguf import FLOAT32, STRING, write
-from ..modules import inverse, is_adaptable, listed_order, parse
+from ..modules import inverse, listed_order, parse
 from ..system import atomic_write
 from ..vector import MicroVector
-from .weights.hf import HFConfig
-from .weights.safetensors import read_safetensors, shards
+from .weights.hf import HFConfig, HFWeights
 
 
 def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
@@ -70,7 +68,8 @@ def write_peft_lora(
     from safetensors.numpy import save
 
     directory, model = Path(directory), Path(model)
-    found, layers = HFConfig(model), _layers(model)
+    found = HFConfig(model)
+    layers = HFWeights(model, found.architecture, found.blocks).layers
     r = basis.R(vector)
     tensors: dict[str, NDArray[np.float32]] = {}
     names = []
@@ -110,17 +109,3 @@ def write_peft_lora(
                 file.write(data)
     except OSError as error:
         raise ExportError(f"{directory} could not be written: {error.strerror or error}") from error
-
-
-def _layers(model: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return module -> (name of its layer, such as `model.layers.0.self_attn.q_proj`, its shape)."""
-    config = HFConfig(model)
-    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[config.architecture]
-    table = gguf.get_tensor_name_map(arch, config.blocks)
-    found = {}
-    for path in shards(model):
-        for tensor, stored in read_safetensors(path).items():
-            module = table.get_name(tensor, try_suffixes=(".weight",))
-            if module is not None and is_adaptable(module) and tensor.endswith(".weight"):
-                found[module] = (tensor.removesuffix(".weight"), stored.shape)
-    return found

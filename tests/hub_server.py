@@ -2,7 +2,6 @@
 
 The real client talks to it. What is here was written from the client's source and from what the hub answers:
 https://huggingface.co/docs/hub/api, and `hf_raise_for_status` in huggingface_hub for the error codes.
-Large files are redirected to another origin, as the hub does to its content network.
 """
 
 from __future__ import annotations
@@ -47,31 +46,20 @@ class Repo:
         return self.tags.get(revision, revision if revision in self.commits else None)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for."""
-
-    method: str
-    path: str
-
-
 @dataclass
 class HubServer:
-    """The hub, and what goes wrong in it.
+    """The hub.
 
     Attributes:
         url: of the hub.
         repos: by name.
-        requests: everything that was asked for, in order.
-        gone: files that are listed, but answered with 404.
+        requests: everything that was asked for, in order: "GET /path".
         broken: a status that every request is answered with.
     """
 
     url: str = ""
-    content: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
-    gone: set[str] = field(default_factory=set)
+    requests: list[str] = field(default_factory=list)
     broken: int | None = None
 
     def add(self, name: str, files: dict[str, bytes | Path], **options: Any) -> str:
@@ -85,14 +73,8 @@ class HubServer:
     @property
     def downloads(self) -> list[str]:
         """Names of the files that were sent, in order."""
-        found = []
-        for request in self.requests:
-            if request.method == "GET" and not request.path.startswith("/api/"):
-                if (match := re.match(r"/content/(.+)/[0-9a-f]{64}$", request.path)) is not None:
-                    found.append(match[1])
-                elif not request.path.endswith(LARGE):  # those were redirected
-                    found.append(request.path.partition("/resolve/")[2].partition("/")[2])
-        return found
+        found = (re.fullmatch(r"GET /[^/]+/[^/]+/resolve/[^/]+/(.+)", request) for request in self.requests)
+        return [match[1] for match in found if match is not None]
 
 
 @contextmanager
@@ -105,8 +87,7 @@ def serve() -> Iterator[HubServer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    port = server.server_address[1]
-    hub.url, hub.content = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
@@ -137,15 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.state.requests.append(Request(self.command, path))
+        self.state.requests.append(f"{self.command} {path}")
         if self.state.broken is not None:
             self._send(self.state.broken)
         elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)) is not None:
             self._list(match[1], match[2] or "main")
         elif (match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)) is not None:
             self._resolve(match[1], match[2], match[3])
-        elif (match := re.fullmatch(r"/content/(.+)/([0-9a-f]{64})", path)) is not None:
-            self._content(match[1], match[2])
         else:
             self._send(404)
 
@@ -197,30 +176,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(status, {"X-Error-Code": "GatedRepo", "X-Error-Message": message})
                 return
         data = repo.commits[commit].get(file)
-        if data is None or file in self.state.gone:
+        if data is None:
             error = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
             self._send(404, error | {"X-Repo-Commit": commit})
             return
-        if not file.endswith(LARGE):
-            self._send(200, {"X-Repo-Commit": commit, "ETag": f'"{git_hash(data)}"'}, data)
-            return
-        digest = hashlib.sha256(data).hexdigest()
-        headers = {
-            "X-Repo-Commit": commit,
-            "X-Linked-Size": str(len(data)),
-            "X-Linked-Etag": f'"{digest}"',
-            "Location": f"{self.state.content}/content/{file}/{digest}",
-        }
-        self._send(302, headers)
-
-    def _content(self, file: str, digest: str) -> None:
-        for repo in self.state.repos.values():
-            for files in repo.commits.values():
-                data = files.get(file)
-                if data is not None and hashlib.sha256(data).hexdigest() == digest:
-                    self._send(200, {"ETag": f'"{digest[:32]}"'}, data)
-                    return
-        self._send(404)
+        digest = hashlib.sha256(data).hexdigest() if file.endswith(LARGE) else git_hash(data)
+        self._send(200, {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}, data)
 
     def _send(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         self.send_response(status)

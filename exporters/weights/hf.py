@@ -68,6 +68,7 @@ class HFWeights:
 
     Attributes:
         modules: the dense linear layers of attention and feed-forward networks: what every engine adapts.
+        layers: module -> (name of its layer, such as `model.layers.0.self_attn.q_proj`, its shape).
 
     Raises:
         ExportError: files are missing or damaged.
@@ -83,6 +84,7 @@ class HFWeights:
         self._interleaved = architecture in _INTERLEAVED
         self._tensors: dict[str, StoredTensor | Mxfp4] = {}
         self._experts: dict[str, dict[int, StoredTensor]] = {}
+        self.layers: dict[str, tuple[str, tuple[int, ...]]] = {}
         arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
         table = gguf.get_tensor_name_map(arch, blocks)
         stored = {n: tensor for path in shards(directory) for n, tensor in read_safetensors(path).items()}
@@ -99,6 +101,7 @@ class HFWeights:
                 self._experts.setdefault(module, {})[int(expert[2])] = tensor
             else:
                 self._tensors[module] = kept
+                self.layers[module] = (name.removesuffix(".weight"), tensor.shape)
         if not self._tensors and not self._experts:
             some = ", ".join(list(stored)[:4])
             raise UnsupportedModelError(
