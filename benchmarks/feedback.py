@@ -79,8 +79,8 @@ def draw(llm: TinyLoraLlama, task: Task, step: float, threads: int | None) -> li
         given = [[g.tokens.tolist() for g in drawn if g.prompt == i] for i in range(len(prompts))]
 
         def totals(values: np.ndarray) -> np.ndarray:
-            batch.swap(MicroVector(values.astype(np.float32).reshape(llm.basis.groups, -1)))
-            found = batch.score(prompts, given, temperature=task.temperature)
+            vector = MicroVector(values.astype(np.float32).reshape(llm.basis.groups, -1))
+            found = batch.score(prompts, given, vector=vector, temperature=task.temperature)
             return np.array([row.sum(dtype=np.float64) for rows in found for row in rows])
 
         steps = step * np.eye(llm.basis.size)
@@ -144,8 +144,7 @@ def liked(
 ) -> list[bool]:
     """Which of the greedy answers to held-out prompts the user likes."""
     vector = MicroVector(values.astype(np.float32).reshape(batch.llm.basis.groups, -1))
-    batch.swap(vector if values.any() else None)
-    answers = batch.answer(samples, max_tokens=task.max_tokens)
+    answers = batch.answer(samples, vector=vector if values.any() else None, max_tokens=task.max_tokens)
     return [preference.pleases(a, s, task) > 0.5 for a, s in zip(answers, samples, strict=True)]
 
 

@@ -105,12 +105,12 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
                 copied = half_copy(bundle / "base.gguf", copy, llm.basis, cores())
                 drawing = stack.enter_context(copied)
             batch = stack.enter_context(drawing.batch(samples, task.max_tokens))
-            batch.swap(vector)
             asked = [prompt.tolist() for prompt in prompts]
 
             def draw(seed: int) -> int:
                 drawn = batch.generate(
                     asked,
+                    vectors=vector,
                     samples=options.samples,
                     max_tokens=task.max_tokens,
                     temperature=task.temperature,

@@ -34,12 +34,12 @@ def llama(bundle: Path, rounds: int) -> dict[str, Any]:
         prompts = [llm.encode(sample)[0] for sample in task.train[:SEQUENCES]]
         longest = max(map(len, prompts)) + TOKENS
         with Batch(llm, n_ctx_seq=longest, sequences=SEQUENCES) as batch:
-            batch.swap(vector)
 
             def together() -> float:
                 """Seconds a token."""
                 with bench.stopwatch() as watch:
-                    found = batch.generate(prompts, max_tokens=TOKENS, temperature=0.7, seed=1)
+                    options = {"max_tokens": TOKENS, "temperature": 0.7, "seed": 1}
+                    found = batch.generate(prompts, vectors=vector, **options)
                 return watch.seconds / sum(len(g.tokens) for g in found)
 
             def single() -> float:

@@ -47,7 +47,6 @@ class Batch:
         contexts: at most, where it is not the sequences that say so.
 
     Attributes:
-        vector: that is used where a call names none; None for the base.
         contexts: that compute side by side; each evaluates for itself what its prompts share.
 
     Raises:
@@ -65,7 +64,6 @@ class Batch:
         contexts: int | None = None,
     ) -> None:
         self.llm = llm
-        self.vector: MicroVector | None = None
         self._n_ctx, self._threads = n_ctx_seq, n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(self._threads, contexts or sequences // _FEWEST))
         self._process = Process()
@@ -100,21 +98,16 @@ class Batch:
         """Tokens that were evaluated since the batch was made, prompts and answers."""
         return sum(context.engine.evaluated for context in self._contexts)
 
-    def swap(self, vector: MicroVector | None) -> None:
-        """Use another vector where a call names none; None for the base alone.
-
-        Raises:
-            VectorError: the vector does not fit the basis; the one before stays.
-        """
+    def encode(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Return the tokens of the samples' prompts."""
         with self._computing():
-            self._r_of([vector])
-            self.vector = vector
+            return [self.llm.encode(sample)[0] for sample in samples]
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        vectors: Sequence[MicroVector | None] | None = None,
+        vectors: MicroVector | Sequence[MicroVector | None] | None = None,
         samples: int = 1,
         max_tokens: int,
         temperature: float = 0.0,
@@ -125,7 +118,7 @@ class Batch:
 
         Args:
             prompts: token ids.
-            vectors: of each prompt its own, None for the base; without, the batch's own for all.
+            vectors: one for all prompts, or of each its own; None for the base.
             samples: sequences a prompt.
             max_tokens: of each sequence.
             temperature: of sampling from the full distribution; 0 takes the most likely token.
@@ -142,11 +135,9 @@ class Batch:
                 the basis, or there are not as many as prompts.
             TinyLoraError: the batch is closed, or is closed while it generates.
         """
-        if vectors is not None and len(vectors) != len(prompts):
-            raise VectorError(
-                f"{len(prompts)} prompts need as many vectors, not {len(vectors)}: one for each"
-            )
-        own = [self.vector] * len(prompts) if vectors is None else vectors
+        own = list(vectors) if isinstance(vectors, Sequence) else [vectors] * len(prompts)
+        if len(own) != len(prompts):
+            raise VectorError(f"{len(prompts)} prompts need as many vectors, not {len(own)}: one for each")
         groups = {vector: group for group, vector in enumerate(dict.fromkeys(own))}
         asked = [(groups[vector], index) for index, vector in enumerate(own)]
         return self._generate([*groups], asked, prompts, samples, max_tokens, temperature, seed, ended)
@@ -155,6 +146,7 @@ class Batch:
         self,
         samples: Sequence[Sample],
         *,
+        vector: MicroVector | None = None,
         max_tokens: int,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
@@ -164,11 +156,13 @@ class Batch:
 
         Args:
             samples: whose prompts are answered.
+            vector: None for the base alone.
             max_tokens, temperature, seed: as for `generate`.
             answered: called with how many more prompts are answered, in a thread of the batch.
         """
         found = self.generate(
-            self._prompts(samples),
+            self.encode(samples),
+            vectors=vector,
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
@@ -186,30 +180,18 @@ class Batch:
         seed: int | Sequence[int] = 0,
     ) -> list[list[Completion]]:
         """Return of each vector its answers to all samples, all drawn with the same random numbers."""
-        prompts, count = self._prompts(samples), len(samples)
+        prompts, count = self.encode(samples), len(samples)
         asked = [(group, index) for group in range(len(vectors)) for index in range(count)]
         found = self._generate(vectors, asked, prompts, 1, max_tokens, temperature, seed, lambda: None)
         answers = [self._completion(generation) for generation in found]
         return [answers[v * count : (v + 1) * count] for v in range(len(vectors))]
-
-    def draw(
-        self,
-        vector: MicroVector | None,
-        samples: Sequence[Sample],
-        *,
-        max_tokens: int,
-        seed: int | Sequence[int] = 0,
-    ) -> list[NDArray[np.int32]]:
-        """Draw the tokens of an answer to every prompt under a vector, at temperature 1."""
-        prompts, asked = self._prompts(samples), [(0, index) for index in range(len(samples))]
-        found = self._generate([vector], asked, prompts, 1, max_tokens, 1.0, seed, lambda: None)
-        return [generation.tokens for generation in found]
 
     def score(
         self,
         prompts: Sequence[Sequence[int]],
         completions: Sequence[Sequence[Sequence[int]]],
         *,
+        vector: MicroVector | None = None,
         temperature: float = 1.0,
         among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
     ) -> list[list[NDArray[np.float32]]]:
@@ -219,6 +201,7 @@ class Batch:
             prompts: token ids. What all begin with is evaluated once.
             completions: for each prompt the token ids of its completions, with the end-of-generation token
                 where it is part of one.
+            vector: None for the base alone.
             temperature: above 0; of the distribution softmax(logits / temperature).
             among: for each prompt, for each of its completions int32 [n, k]: score these tokens in the place
                 of the completion's own, k of them wherever one of its tokens stands.
@@ -232,14 +215,36 @@ class Batch:
                 do not fit each other; the temperature is not above 0.
             TinyLoraError: the batch is closed.
         """
+        return self.score_each([vector], prompts, completions, temperature=temperature, among=among)[0]
+
+    def score_each(
+        self,
+        vectors: Sequence[MicroVector | None],
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        temperature: float = 1.0,
+        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
+    ) -> list[list[list[NDArray[np.float32]]]]:
+        """Return of each vector what `score` says."""
         wanted = completions if among is None else among
         if _lengths(wanted) != _lengths(completions):
             raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
 
-        return self._score([self.vector], prompts, completions, wanted, temperature)[0]
+        def read(logits: NDArray[np.float32], prompt: int, number: int, at: int) -> list[Any]:
+            tokens = np.array(wanted[prompt][number][at : at + len(logits)], np.int32)
+            return list(logprobs(logits, tokens, temperature))
+
+        found = self._read(vectors, prompts, completions, read)
+        return [[[np.array(rows, np.float32) for rows in each] for each in of_vector] for of_vector in found]
 
     def likeliest(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], count: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
+        count: int,
+        *,
+        vector: MicroVector | None = None,
     ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
         """Return which tokens are the likeliest wherever a token of a given completion stands.
 
@@ -252,31 +257,8 @@ class Batch:
             tokens = likeliest(logits, count)
             return list(zip(tokens, logprobs(logits, tokens), strict=True))
 
-        found = self._read([self.vector], prompts, completions, read)[0]
+        found = self._read([vector], prompts, completions, read)[0]
         return [[(np.array([t for t, _ in r]), np.array([p for _, p in r])) for r in each] for each in found]
-
-    def score_under(
-        self,
-        vectors: Sequence[MicroVector | None],
-        prompt: Sequence[int],
-        answers: Sequence[Sequence[int]],
-        *,
-        temperature: float = 1.0,
-    ) -> list[list[NDArray[np.float32]]]:
-        """Return of each vector, for each answer to a prompt, the log-probabilities of its tokens."""
-        return [each for (each,) in self._score(vectors, [prompt], [answers], [answers], temperature)]
-
-    def score_each(
-        self,
-        vectors: Sequence[MicroVector | None],
-        samples: Sequence[Sample],
-        answers: Sequence[NDArray[np.int32]],
-    ) -> list[NDArray[np.float32]]:
-        """Return of each vector the log-probabilities of all tokens that `draw` drew: float32 [tokens]."""
-        given = [[answer.tolist()] for answer in answers]
-        found = self._score(vectors, self._prompts(samples), given, given, 1.0)
-        nothing = np.empty(0, np.float32)
-        return [np.concatenate([nothing, *(row for (row,) in each)]) for each in found]
 
     def close(self) -> None:
         """Free what it computes with; the model stays. The model's own `close` does it first.
@@ -321,23 +303,6 @@ class Batch:
             ]
             self._run(lambda context, share: context.generate(share, temperature, ended), sequences)
         return [sequence.generation() for sequence in sequences]
-
-    def _score(
-        self,
-        vectors: Sequence[MicroVector | None],
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[Sequence[int]]],
-        wanted: Sequence[Sequence[Sequence[int] | NDArray[np.int32]]],
-        temperature: float,
-    ) -> list[list[list[NDArray[np.float32]]]]:
-        """Return of each vector the log-probabilities of wanted tokens where those of completions stand."""
-
-        def read(logits: NDArray[np.float32], prompt: int, number: int, at: int) -> list[Any]:
-            tokens = np.array(wanted[prompt][number][at : at + len(logits)], np.int32)
-            return list(logprobs(logits, tokens, temperature))
-
-        found = self._read(vectors, prompts, completions, read)
-        return [[[np.array(rows, np.float32) for rows in each] for each in of_vector] for of_vector in found]
 
     def _read(
         self,
@@ -419,10 +384,6 @@ class Batch:
                     "policy.check(data, basis)"
                 )
         return [self.llm.r_of(vector) for vector in vectors]
-
-    def _prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
-        with self._computing():
-            return [self.llm.encode(sample)[0] for sample in samples]
 
     def _completion(self, generation: Generation) -> Completion:
         tokens = generation.tokens.tolist()

@@ -114,15 +114,17 @@ def measure_drift(
     if not samples:
         raise TrainError("drift is measured on prompts, and there are none: give at least one")
     with llm.batch(samples, max(_DRAWN, _JUDGED), sequences=sequences, n_threads=n_threads) as batch:
-        drawn = batch.draw(None, samples, max_tokens=_DRAWN, seed=seed)
-        kept = [(sample, tokens) for sample, tokens in zip(samples, drawn, strict=True) if len(tokens)]
+        tokens = batch.encode(samples)
+        drawn = batch.generate(tokens, max_tokens=_DRAWN, temperature=1.0, seed=seed)
+        kept = [(p, each.tokens.tolist()) for p, each in zip(tokens, drawn, strict=True) if len(each.tokens)]
         if not kept:
             raise TrainError(
                 f"the base says nothing to any of {len(samples)} prompts, so there is nothing to measure "
                 "drift on: give prompts that it answers"
             )
-        asked, answers = [sample for sample, _ in kept], [tokens for _, tokens in kept]
-        here, there = batch.score_each([None, vector], asked, answers)
+        asked, answers = [prompt for prompt, _ in kept], [[tokens] for _, tokens in kept]
+        found = batch.score_each([None, vector], asked, answers)
+        here, there = (np.concatenate([row for (row,) in each]) for each in found)
         base, own = batch.answer_each([None, vector], samples, max_tokens=_JUDGED, temperature=0.0, seed=seed)
     if not np.isfinite(there).all() or any(answer.exploded for answer in own):
         raise TrainError(
@@ -131,7 +133,7 @@ def measure_drift(
         )
     known = [(i, expected) for i, sample in enumerate(samples) if (expected := checkable(sample))]
     return Drift(
-        *divergence(here, there, [len(tokens) for tokens in answers]),
+        *divergence(here, there, [len(tokens) for (tokens,) in answers]),
         prompts=len(samples),
         tokens=len(here),
         repeating=Faults.of(*([repeats_itself(answer.text) for answer in side] for side in (base, own))),

@@ -111,7 +111,7 @@ def evaluate(
     """Score the answers of a vector to a task's held-out prompts.
 
     Args:
-        batch: over the deployed model; it keeps the vector afterwards.
+        batch: over the deployed model.
         task: prompts, reward and token limit.
         vector: None for the base alone.
         samples: other prompts than `task.held_out`.
@@ -126,9 +126,13 @@ def evaluate(
     """
     chosen = list(task.held_out if samples is None else samples)
     asked = chosen if preamble is None else [preamble.before(sample) for sample in chosen]
-    batch.swap(vector)
     answers = batch.answer(
-        asked, max_tokens=task.max_tokens, temperature=temperature, seed=seed, answered=answered
+        asked,
+        vector=vector,
+        max_tokens=task.max_tokens,
+        temperature=temperature,
+        seed=seed,
+        answered=answered,
     )
     return Evaluation(
         np.array(task.scores(answers, chosen), np.float64),

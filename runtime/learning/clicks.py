@@ -222,8 +222,10 @@ class Clicks:
         ends = [at, self._start] if (at != self._start).any() else []
         batch = self._with_room(len(prompt) + max(map(len, answers)))
         vectors = [self._of(values) for values in (*moved, *ends)]
-        found = batch.score_under(vectors, prompt, answers, temperature=temperature)
-        totals = np.array([[row.sum(dtype=np.float64) for row in rows] for rows in found])  # [vector, answer]
+        found = batch.score_each(vectors, [prompt], [answers], temperature=temperature)
+        totals = np.array(
+            [[row.sum(dtype=np.float64) for row in rows] for (rows,) in found]
+        )  # [vector, answer]
         ratios = totals[-2] - totals[-1] if ends else np.zeros(len(answers))
         changes = (totals[: len(moved) : 2] - totals[1 : len(moved) : 2]).T / 2
         if not (np.isfinite(changes).all() and np.isfinite(ratios).all()):

@@ -151,7 +151,6 @@ class Contrast:
 
     def __init__(self, batch: Batch, lesson: Lesson) -> None:
         self.lesson, self._batch = lesson, batch
-        batch.swap(None)
         found = batch.likeliest(_lists(lesson.told), [_lists([a]) for a in lesson.answers], OUTCOMES)
         self._outcomes = [tokens for ((tokens, _),) in found]
         self.teacher = [_with_rest(logprobs) for ((_, logprobs),) in found]
@@ -171,10 +170,10 @@ class Contrast:
             VectorError: the vector does not fit the basis.
         """
         chosen = range(len(self.teacher)) if questions is None else questions
-        self._batch.swap(vector)
         found = self._batch.score(
             _lists([self.lesson.bare[q] for q in chosen]),
             [_lists([self.lesson.answers[q]]) for q in chosen],
+            vector=vector,
             among=[[self._outcomes[q]] for q in chosen],
         )
         students = [_with_rest(logprobs) for (logprobs,) in found]
@@ -242,8 +241,7 @@ def measure(
     told, bare = views(behaviour, questions[:_SHOWN])
     rows = []
     for samples, active in ((bare, None), (told, None), (bare, vector)):
-        batch.swap(active)
-        answers = batch.answer(samples, max_tokens=SHOWN_TOKENS, temperature=0.0, seed=0)
+        answers = batch.answer(samples, vector=active, max_tokens=SHOWN_TOKENS)
         rows.append([answer.text for answer in answers])
     return Replacement(
         before,

@@ -277,12 +277,21 @@ class SearchLearner(ABC):
         )
         with self._aside():
             tokens = min(self._max_tokens, _EFFECT_TOKENS)
-            answers = batch.draw(self._start, samples, max_tokens=tokens, seed=(self._seed, 3))
-            (here,) = batch.score_each([self._start], samples, answers)
+            prompts, seed = batch.encode(samples), (self._seed, 3)
+            drawn = batch.generate(
+                prompts, vectors=self._start, max_tokens=tokens, temperature=1.0, seed=seed
+            )
+            answers = [[each.tokens.tolist()] for each in drawn]
+
+            def scores(vectors: Sequence[MicroVector | None]) -> list[NDArray[np.float32]]:
+                found = batch.score_each(vectors, prompts, answers)
+                return [np.concatenate([row for (row,) in each]) for each in found]
+
+            (here,) = scores([self._start])
 
             def measure(sigma: float) -> float:
                 moved = np.array(state.start) + sigma * self._whitening.values(directions)
-                return change(here, batch.score_each([self._vector(v) for v in moved], samples, answers))
+                return change(here, scores([self._vector(v) for v in moved]))
 
             self._search.sigma = state.sigma = sigma_of(effect, self._sigma, measure)
 

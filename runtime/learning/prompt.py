@@ -91,7 +91,6 @@ def distill(
         def learn(samples: slice, number: int) -> Contrast:
             """Have questions answered, and look at what the prompted model says on the way."""
             prompts = [[np.array(llm.encode(s)[0], np.int32) for s in view[samples]] for view in (told, bare)]
-            batch.swap(None)
             drawn = batch.generate(
                 [each.tolist() for each in prompts[0]],
                 max_tokens=max_tokens,

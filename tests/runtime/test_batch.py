@@ -130,12 +130,11 @@ def test_given_completions_are_scored_exactly(llm: Any, temperature: float) -> N
     users = vectors(llm)
     among = [[np.array([[5, 9]] * len(tokens), np.int32) for tokens in each] for each in COMPLETIONS]
     with opened(llm, sequences=16, n_threads=2) as batch:
-        batch.swap(users[0])
-        found = batch.score(PROMPTS, COMPLETIONS, temperature=temperature)
-        others = batch.score(PROMPTS, COMPLETIONS, temperature=temperature, among=among)
-        likeliest = batch.likeliest(PROMPTS, COMPLETIONS, 4)
-        under = batch.score_under(users, PROMPTS[0], COMPLETIONS[0], temperature=temperature)
-        assert batch.vector == users[0]
+        options: Any = {"vector": users[0], "temperature": temperature}
+        found = batch.score(PROMPTS, COMPLETIONS, **options)
+        others = batch.score(PROMPTS, COMPLETIONS, among=among, **options)
+        likeliest = batch.likeliest(PROMPTS, COMPLETIONS, 4, vector=users[0])
+        under = batch.score_each(users, PROMPTS[:1], COMPLETIONS[:1], temperature=temperature)
     for p, each in enumerate(COMPLETIONS):
         assert len(found[p]) == len(each)
         for c, tokens in enumerate(each):
@@ -148,7 +147,7 @@ def test_given_completions_are_scored_exactly(llm: Any, temperature: float) -> N
             np.testing.assert_allclose(values, -np.sort(-plain)[:, :4], atol=1e-3)
             np.testing.assert_allclose(values, np.take_along_axis(plain, best, 1), atol=1e-3)
     tokens = COMPLETIONS[0][0]
-    for vector, rows in zip(users, under, strict=True):
+    for vector, (rows,) in zip(users, under, strict=True):
         wanted = exact(llm, PROMPTS[0], tokens, vector, temperature)[range(len(tokens)), tokens]
         np.testing.assert_allclose(rows[0], wanted, atol=1e-3)
 
@@ -157,22 +156,16 @@ def test_a_population_is_one_vector_after_another(llm: PersonalizedModel) -> Non
     samples = [Sample(text, raw=True) for text in ("one two three", "one two four", "one")]
     users = vectors(llm)
     with opened(llm, sequences=16, n_threads=2) as batch:
-        batch.swap(users[0])
         for temperature in (0.0, 1.5):
             options: Any = {"max_tokens": LIMIT, "temperature": temperature, "seed": 4}
             found = batch.answer_each(users, samples, **options)
             assert len({tuple(a.text for a in answers) for answers in found}) == 3
             for vector, answers in zip(users, found, strict=True):
-                batch.swap(vector)
                 counts: list[int] = []
-                assert batch.answer(samples, answered=counts.append, **options) == answers
+                again = batch.answer(samples, vector=vector, answered=counts.append, **options)
+                assert again == answers
                 assert sum(counts) == 3
-        drawn = batch.draw(users[0], samples, max_tokens=LIMIT, seed=1)
-        scored = batch.score_each(users, samples, drawn)
-        tokens, prompts = drawn[1].tolist(), [llm.encode(sample)[0] for sample in samples]
-        wanted = batch.score_under(users, prompts[1], [tokens])
-        for row, (alone,) in zip(scored, wanted, strict=True):
-            np.testing.assert_allclose(row[len(drawn[0]) :][: len(tokens)], alone, atol=1e-3)
+        prompts = batch.encode(samples)
         before = batch.evaluated
         found = batch.answer_each([None, users[0]], samples[:2], max_tokens=LIMIT)
         # The last token of an answer is drawn, and what prompts share is evaluated once a vector.
@@ -196,7 +189,6 @@ def test_room_for_what_prompts_share_is_needed_once(llm: PersonalizedModel) -> N
 def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedModel) -> None:
     unfit = MicroVector(np.zeros((99, 1), np.float32))
     with opened(llm, n_ctx_seq=40) as batch:
-        batch.swap(own := vectors(llm)[0])
         for prompts, completions, temperature, message in (
             ([[1]], [], 1.0, "every completion needs as many rows|1 prompts need as many lists"),
             ([[1]], [[[2], []]], 1.0, "completion 1 of prompt 0 is empty"),
@@ -214,12 +206,10 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
             (lambda: batch.generate([[1] * 39], max_tokens=2), "raise n_ctx_seq"),
             (lambda: batch.generate([[1]], vectors=[], max_tokens=2), "1 prompts need as many vectors"),
             (lambda: batch.generate([[1]], vectors=[unfit], max_tokens=2), "values"),
-            (lambda: batch.swap(unfit), "values"),
-            (lambda: batch.swap(own.to_bytes(llm.basis)), "takes a MicroVector, not bytes"),
+            (lambda: batch.generate([[1]], vectors=[b"bytes"], max_tokens=2), "a MicroVector, not bytes"),
         ):
             with pytest.raises(VectorError, match=message):
                 call()
-        assert batch.vector == own
         assert batch.generate([], max_tokens=2) == batch.score([], []) == []
         assert batch.score([[1]], [[]]) == [[]]
     with pytest.raises(TinyLoraError, match="longest prompt has 20000 tokens"):
@@ -259,7 +249,6 @@ def test_closing_stops_what_computes(llm: PersonalizedModel, closed: str) -> Non
         with pytest.raises(TinyLoraError, match=CLOSED):
             future.result(PATIENCE)
     for call in (
-        lambda: batch.swap(None),
         lambda: batch.generate([], max_tokens=2),
         lambda: batch.score(PROMPTS, [[[65]]] * 4),
         lambda: batch.answer([Sample("x")], max_tokens=2),

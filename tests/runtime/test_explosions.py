@@ -52,22 +52,18 @@ def test_a_batch_says_what_explodes_and_forgets_it(llm: TinyLoraLlama, temperatu
         def answers() -> list[list[Any]]:
             return [[g.tokens.tolist(), g.logprobs.tolist()] for g in batch.generate(TOKENS, **options)]
 
-        def scores() -> list[Any]:
-            return [row.tolist() for (row,) in batch.score(TOKENS, [[[65, 66]]] * 4)]
+        def scores(vector: MicroVector | None = None) -> list[Any]:
+            return [row.tolist() for (row,) in batch.score(TOKENS, [[[65, 66]]] * 4, vector=vector)]
 
         before = answers(), scores()
-        batch.swap(huge(llm))
-        for generation in batch.generate(TOKENS, **options):
+        for generation in batch.generate(TOKENS, vectors=huge(llm), **options):
             assert generation.exploded
             assert not generation.ended
             assert np.isfinite(generation.logprobs).all()
             assert len(generation.tokens) == len(generation.logprobs) < 7
-        assert all(np.isnan(row).all() for (row,) in batch.score(TOKENS, [[[65, 66]]] * 4))
-        batch.swap(None)
+        assert np.isnan(scores(huge(llm))).all()
         assert (answers(), scores()) == before
-        batch.swap(huge(llm))
-        batch.score(TOKENS, [[[65, 66]]] * 4)
-        batch.swap(None)
+        scores(huge(llm))
         assert scores() == before[1]
         assert not any(g.exploded for g in batch.generate(TOKENS, **options))
 
@@ -81,8 +77,10 @@ def test_of_many_vectors_only_those_explode_that_do(either: PersonalizedModel) -
         assert [first, base] == alone
         assert all(answer.exploded for answer in exploded)
         assert not any(answer.exploded for answer in (*first, *base))
-        drawn = population.draw(None, SAMPLES, max_tokens=4, seed=1)
-        ok, bad, again = population.score_each(vectors, SAMPLES, drawn)
+        prompts = population.encode(SAMPLES)
+        drawn = population.generate(prompts, max_tokens=4, temperature=1.0, seed=1)
+        found = population.score_each(vectors, prompts, [[each.tokens.tolist()] for each in drawn])
+        ok, bad, again = (np.concatenate([row for (row,) in each]) for each in found)
         assert np.isnan(bad).all()
         assert np.isfinite(ok).all()
         assert np.isfinite(again).all()

@@ -406,8 +406,8 @@ def test_a_click_makes_its_answer_likelier_beside_answers_that_go_on(pool: Pool,
     before = bits(asyncio.run(pool.complete("somebody else", **options)))
     after, moved = asyncio.run(beside())
     assert after == before
-    scored = scorer.score_under([moved[1], None, moved[-1]], prompt, [answer])
-    liked, base, disliked = (row.sum() for (row,) in scored)
+    scored = scorer.score_each([moved[1], None, moved[-1]], [prompt], [[answer]])
+    liked, base, disliked = (row.sum() for ((row,),) in scored)
     assert liked > base > disliked
 
 

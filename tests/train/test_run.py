@@ -268,10 +268,10 @@ class Given:
     def __init__(self, lengths: list[int | None]) -> None:
         self.lengths = lengths
 
-    def swap(self, vector: MicroVector) -> None:
-        assert vector.values.shape == (2, 1)
-
-    def generate(self, prompts: list[list[int]], *, samples: int, **_: Any) -> list[Generation]:
+    def generate(
+        self, prompts: list[list[int]], *, vectors: MicroVector, samples: int, **_: Any
+    ) -> list[Generation]:
+        assert vectors.values.shape == (2, 1)
         assert len(prompts) * samples == len(self.lengths)
         return [
             Generation(0, np.arange(n or 0, dtype=np.int32), np.zeros(n or 0, np.float32), bool(n), n is None)

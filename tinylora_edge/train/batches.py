@@ -94,9 +94,9 @@ class Sampled:
         seed: tuple[int, ...],
     ) -> tuple[list[list[Generation]], list[list[float]]]:
         """Return `each` completions of every sample, and their rewards."""
-        self._batch.swap(MicroVector(v))
         drawn = self._batch.generate(
             [self._encode(sample).tolist() for sample in samples],
+            vectors=MicroVector(v),
             samples=each,
             max_tokens=self.task.max_tokens,
             temperature=temperature,
@@ -178,7 +178,6 @@ class Anchor:
         return self._learner.pull(chosen)
 
     def _draw(self) -> None:
-        self._batch.swap(None)
         drawn = self._batch.generate(
             [prompt.tolist() for prompt in self._prompts],
             max_tokens=ANCHOR_TOKENS,

@@ -108,8 +108,8 @@ def test_in_onnx_too(tmp_path: Path) -> None:
         (given,) = clicks.ask("four five", None, count=1, **OPTIONS)
         moved = [clicks.tell(tmp_path / str(reward), given, reward) for reward in (1, -1)]
         with onnx.batch([Sample("x" * 20, raw=True)], 40, sequences=2) as batch:
-            scored = batch.score_under([moved[0], None, moved[1]], given.prompt, [given.tokens])
-    liked, base, disliked = (row.sum(dtype=np.float64) for (row,) in scored)
+            scored = batch.score_each([moved[0], None, moved[1]], [given.prompt], [[given.tokens]])
+    liked, base, disliked = (row.sum(dtype=np.float64) for ((row,),) in scored)
     assert liked > base > disliked
 
 
@@ -123,9 +123,9 @@ def test_a_simulated_user_gets_more_of_what_it_likes(
 
     def measured(vector: MicroVector | None) -> float:
         with Batch(llm, n_ctx_seq=64, sequences=16, n_threads=1) as batch:
-            batch.swap(vector)
             prompts = [list(text.encode()) for text in PROMPTS]
-            drawn = batch.generate(prompts, samples=100, max_tokens=8, temperature=1.0, seed=99)
+            options: Any = {"samples": 100, "max_tokens": 8, "temperature": 1.0, "seed": 99}
+            drawn = batch.generate(prompts, vectors=vector, **options)
         return float(np.mean([share(generation.tokens) for generation in drawn]))
 
     gains = []

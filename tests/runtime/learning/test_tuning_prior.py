@@ -54,9 +54,11 @@ class TestEffect:
         shape = llm.basis.groups, llm.basis.u
         vectors = [MicroVector((sigma * v).astype(np.float32).reshape(shape)) for v in whitened]
         with llm.batch(samples, 5, sequences=8, n_threads=1) as batch:
-            answers = batch.draw(None, samples, max_tokens=5, seed=8)
-            (here,) = batch.score_each([None], samples, answers)
-            return change(here, batch.score_each(vectors, samples, answers))
+            prompts = batch.encode(samples)
+            drawn = batch.generate(prompts, max_tokens=5, temperature=1.0, seed=8)
+            found = batch.score_each([None, *vectors], prompts, [[each.tokens.tolist()] for each in drawn])
+            here, *there = (np.concatenate([row for (row,) in each]) for each in found)
+            return change(here, there)
 
     @pytest.mark.parametrize("effect", [0.1, 0.5])
     def test_the_first_sigma_has_the_effect(

@@ -113,8 +113,7 @@ def test_greedy_text_is_the_same(llama: TinyLoraLlama, onnx: TinyLoraOnnx, vecto
     messages = [[{"role": "user", "content": question}] for question in QUESTIONS]
     prompts = [onnx.tokenize(onnx.apply_chat_template(each)) for each in messages]
     with Batch(onnx, n_ctx_seq=max(map(len, prompts)) + TOKENS, sequences=8) as batch:
-        batch.swap(vector)
-        rows = batch.generate(prompts, max_tokens=TOKENS)
+        rows = batch.generate(prompts, vectors=vector, max_tokens=TOKENS)
     for question, tokens, row in zip(QUESTIONS, prompts, rows, strict=True):
         theirs, ours = row.tokens.tolist()[: len(row.tokens) - row.ended], greedy(llama, tokens)
         if theirs != ours:
