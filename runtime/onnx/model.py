@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from os import PathLike
 from typing import Any
 
@@ -36,7 +36,7 @@ class TinyLoraOnnx(PersonalizedModel):
         n_ctx: longest sequence in tokens; the KV cache is allocated for it. 0, or more than the model
             has: the model's own.
         n_threads: CPU threads; by default ONNX Runtime's.
-        session_options: of ONNX Runtime, over those in `genai_config.json`, as it words them.
+        sess_options: an `onnxruntime.SessionOptions`.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -52,7 +52,7 @@ class TinyLoraOnnx(PersonalizedModel):
         policy: Policy | None = None,
         n_ctx: int = 2048,
         n_threads: int | None = None,
-        session_options: Mapping[str, Any] | None = None,
+        sess_options: Any = None,
     ) -> None:
         bundle = base if isinstance(base, Bundle) else find_bundle(base)
         graph = checked_graph(bundle)
@@ -61,9 +61,7 @@ class TinyLoraOnnx(PersonalizedModel):
         self._vocabulary = OnnxVocabulary(graph)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self._vector: MicroVector | None = None
-        threads = {} if n_threads is None else {"intra_op_num_threads": n_threads}
-        given = {**self.vocabulary.session_options, **(session_options or {}), **threads}
-        self._session = open_session(graph, given=given)
+        self._session = open_session(graph, sess_options=sess_options, n_threads=n_threads)
         self._row = self._engine(1, self._n_ctx, check=True)
         self._evaluated: list[int] = []  # tokens that the row holds
         self._opened()

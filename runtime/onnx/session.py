@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,19 +23,9 @@ from ..admission import VectorSource, admitted
 from ..lock import Process
 from .bundle import checked_graph, find_bundle, flavour
 
-SPIN = {"session.intra_op.spin_duration_us": "50"}
-"""An option of sessions: how long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and
-where other work wants the cores too, each operation waits that long for a thread that does not run."""
-
-_PLAIN = (
-    "intra_op_num_threads",
-    "inter_op_num_threads",
-    "enable_cpu_mem_arena",
-    "enable_mem_pattern",
-    "log_severity_level",
-    "log_verbosity_level",
-)
-"""Options that genai_config.json words as `onnxruntime.SessionOptions` has them."""
+_SPIN = "session.intra_op.spin_duration_us", "50"
+"""How long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and where other work wants
+the cores too, each operation waits that long for a thread that does not run."""
 
 
 class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
@@ -257,8 +246,8 @@ def open_session(
     graph: OnnxFile,
     *,
     sess_options: Any = None,
+    n_threads: int | None = None,
     providers: Sequence[Any] = ("CPUExecutionProvider",),
-    given: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> Any:
     """Return an `onnxruntime.InferenceSession` of a checked graph.
@@ -266,7 +255,7 @@ def open_session(
     Args:
         graph: checked.
         sess_options, providers, options: of `onnxruntime.InferenceSession`.
-        given: options of a session as genai_config.json words them, where there are no `sess_options`.
+        n_threads: of an operation; None for what the options say.
 
     Raises:
         BaseMismatchError: ONNX Runtime cannot load it.
@@ -274,14 +263,9 @@ def open_session(
     if sess_options is None:
         sess_options = onnxruntime.SessionOptions()
         sess_options.log_severity_level = 3  # a default that can be fed is warned of each time
-        for name, value in {**SPIN, **given}.items():
-            if name in _PLAIN:
-                setattr(sess_options, name, value)
-            elif name == "graph_optimization_level":
-                level = getattr(onnxruntime.GraphOptimizationLevel, str(value))
-                sess_options.graph_optimization_level = level
-            elif "." in name:
-                sess_options.add_session_config_entry(name, str(value))
+        sess_options.add_session_config_entry(*_SPIN)
+    if n_threads is not None:
+        sess_options.intra_op_num_threads = n_threads
     try:
         return onnxruntime.InferenceSession(
             str(graph.path), sess_options, providers=list(providers), **options

@@ -42,7 +42,6 @@ class OnnxVocabulary:
         size: entries of the logits.
         context: tokens of the longest sequence that the model was made for.
         head_size: values of a key; None where the configuration does not say.
-        session_options: of ONNX Runtime, as genai_config.json words them.
         has_template: whether a chat template belongs to the tokenizer.
 
     Raises:
@@ -178,9 +177,7 @@ class OnnxVocabulary:
             self.context, self.size = int(content["context_length"]), int(content["vocab_size"])
             ends = content.get("eos_token_id") or []
             self.end_ids = sorted(map(int, [ends] if isinstance(ends, int) else ends))
-            decoder = content.get("decoder", {})
-            self.session_options: dict[str, Any] = decoder.get("session_options", {})
-            self.head_size: int | None = decoder.get("head_size")
+            self.head_size: int | None = content.get("decoder", {}).get("head_size")
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{path} does not exist: text generation needs what onnxruntime-genai's model builder "
