@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from tinylora_edge import (
     Basis,
-    Crc32,
     Ed25519Signer,
     Ed25519Verifier,
     FrameError,
@@ -77,11 +76,6 @@ class TestRounding:
             vector = MicroVector(values[keep][None], "bf16")
             assert vector.values.tobytes() == rounded(values[keep], "bf16").tobytes()
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    def test_rounding_again_changes_nothing(self, dtype):
-        vector = MicroVector.random(BASIS, 1.0, dtype=dtype)
-        assert MicroVector(vector.values, dtype) == vector
-
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("dtype", SINGLE)
     @pytest.mark.parametrize("sign", [1, -1])
@@ -95,39 +89,28 @@ class TestRounding:
             with pytest.raises(NonFiniteError, match="value 5"):
                 MicroVector(np.array(values).reshape(4, 3), dtype)
 
-    def test_lists_and_other_dtypes_are_taken(self):
-        expected = make(range(12), sequence=1)
-        assert MicroVector([[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]) == expected
-        assert MicroVector(np.arange(12, dtype=np.int64).reshape(4, 3)) == expected
-        assert MicroVector(np.arange(12, dtype=np.float64).reshape(3, 4).T.copy().T.reshape(4, 3)) == expected
+
+@pytest.mark.parametrize("shape", [(), (12,), (2, 2, 3)])
+def test_values_that_are_not_a_matrix(shape):
+    with pytest.raises(VectorError, match=r"\[groups, u\]"):
+        MicroVector(np.zeros(shape, np.float32))
 
 
-class TestRefuses:
-    @pytest.mark.parametrize("shape", [(), (12,), (2, 2, 3)])
-    def test_values_that_are_not_a_matrix(self, shape):
-        with pytest.raises(VectorError, match=r"\[groups, u\]"):
-            MicroVector(np.zeros(shape, np.float32))
-
-    @pytest.mark.parametrize("dtype", ["", "f32", "float32", "int4"])
-    def test_an_unknown_dtype(self, dtype):
+def test_what_no_vector_has():
+    for dtype in ("", "f32", "int4"):
         with pytest.raises(VectorError, match="fp32, bf16, fp16"):
             make(range(12), dtype)
-
-    @pytest.mark.parametrize("sequence", [-1, 65536, 1 << 40])
-    def test_a_sequence_out_of_range(self, sequence):
+    for sequence in (-1, 65536):
         with pytest.raises(VectorError, match=f"{sequence} .*0 to 65535"):
             make(range(12), sequence=sequence)
 
-    def test_another_basis_at_to_bytes(self):
-        with pytest.raises(VectorError, match=r"6 values.*12"):
-            MicroVector(np.zeros((2, 3), np.float32)).to_bytes(BASIS)
 
-    def test_an_unknown_tag(self):
-        with pytest.raises(VectorError, match="'sha1'"):
-            make(range(12)).to_bytes(BASIS, "sha1")
-
-    @pytest.mark.parametrize("dtype", ["fp16", "int8"])
-    def test_a_raw_payload_that_could_not_be_read(self, dtype):
+def test_what_no_frame_takes():
+    with pytest.raises(VectorError, match=r"6 values.*12"):
+        MicroVector(np.zeros((2, 3), np.float32)).to_bytes(BASIS)
+    with pytest.raises(VectorError, match="'sha1'"):
+        make(range(12)).to_bytes(BASIS, "sha1")
+    for dtype in ("fp16", "int8"):
         with pytest.raises(VectorError, match=f"bf16: send {dtype}"):
             make(range(12), dtype).to_bytes(BASIS, None)
 
@@ -157,16 +140,13 @@ class TestValueSemantics:
         assert given_values.flags.writeable
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_pickle_and_copy(self, dtype):
+    def test_copies_are_equal_and_as_immutable(self, dtype):
         vector = MicroVector.random(BASIS, 0.3, dtype=dtype)
-        for other in (pickle.loads(pickle.dumps(vector)), copy.copy(vector), copy.deepcopy(vector)):
+        assert MicroVector(vector.values, dtype) == vector, "rounding again changes nothing"
+        for other in (pickle.loads(pickle.dumps(vector)), copy.deepcopy(vector)):
             assert other == vector
-            assert other.values.tobytes() == vector.values.tobytes()
-
-    @pytest.mark.parametrize("how", [lambda v: pickle.loads(pickle.dumps(v)), copy.deepcopy])
-    def test_a_copy_is_as_immutable(self, how):
-        with pytest.raises(ValueError, match="read-only"):
-            how(make(range(12))).values[0, 0] = 2
+            with pytest.raises(ValueError, match="read-only"):
+                other.values[0, 0] = 2
 
     def test_zeros_and_random(self):
         zeros = MicroVector.zeros(BASIS, "bf16")
@@ -216,10 +196,6 @@ class TestFrames:
         basis = tiny_basis(u=13, groups=1, scheme="full")
         assert len(MicroVector.zeros(basis, dtype).to_bytes(basis, TAGS[tag][0])) == size
 
-    def test_crc32_by_name_is_crc32_by_object(self):
-        vector = make(range(12))
-        assert vector.to_bytes(BASIS) == vector.to_bytes(BASIS, "crc32") == vector.to_bytes(BASIS, Crc32())
-
     @pytest.mark.parametrize("groups", range(1, 6))
     @pytest.mark.parametrize("u", [1, 2, 13])
     def test_frames_are_odd_and_raw_payloads_even(self, tiny_basis, groups, u):
@@ -241,9 +217,6 @@ class TestRawPayloads:
             back = MicroVector.from_bytes(data, BASIS)
         assert back == dataclasses.replace(vector, sequence=0)
 
-    def test_fp32_is_the_values_little_endian(self):
-        assert make(range(12)).to_bytes(BASIS, None) == np.arange(12, dtype="<f4").tobytes()
-
     def test_two_bytes_a_value_are_read_as_bf16(self):
         with pytest.warns(UnauthenticatedVectorWarning):
             vector = MicroVector.from_bytes(bytes.fromhex("803f") * 12, BASIS)
@@ -263,12 +236,6 @@ class TestLengths:
         data = MicroVector.zeros(other).to_bytes(other)
         with pytest.raises(FrameError, match=r"47 bytes, but 12 values in fp32 with CRC-32 take 59"):
             MicroVector.from_bytes(data, BASIS)
-
-    def test_an_oversized_input_is_refused_by_its_length(self):
-        data = make(range(12)).to_bytes(BASIS)
-        for extra in (2, 1 << 20):
-            with pytest.raises(FrameError):
-                MicroVector.from_bytes(data + bytes(extra), BASIS)
 
 
 def golden_basis(case) -> Basis:
@@ -311,8 +278,3 @@ class TestGolden:
         else:
             expected = rounded(np.array([case["values"]], np.float32), case["dtype"])
         assert vector.values.tobytes() == expected.tobytes()
-
-
-def test_golden_frames_cover_every_dtype_and_tag_kind():
-    assert {case["dtype"] for case in GOLDEN} == set(DTYPES)
-    assert {case["auth"] for case in GOLDEN} == set(TAGS)

@@ -75,16 +75,3 @@ def test_a_state_that_cannot_be_written_leaves_the_model_as_it_was(bundle: Path,
         runtime.load(bundle, frame(bundle, 3), policy=rules, **OPTIONS)
     folder.mkdir()
     assert llm.swap(frame(bundle, 2)).sequence == 2
-
-
-def test_streams_are_loaded_apart(bundle: Path, tmp_path: Path) -> None:
-    def load(sequence: int, stream: str):
-        data = frame(bundle, sequence, stream=stream)
-        return runtime.load(bundle, data, policy=policy(tmp_path / "s"), stream=stream, **OPTIONS)
-
-    load(9, "alice").close()
-    bob = load(2, "bob")
-    assert bob.swap(frame(bundle, 3, stream="bob"), stream="bob").sequence == 3
-    bob.close()
-    with pytest.raises(RollbackError, match="8, but 9 was already accepted from stream 'alice'"):
-        load(8, "alice")

@@ -143,7 +143,7 @@ def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, li
         if secure:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
         connection = http.client.HTTPConnection(host)
-        connection.sock = _Line(sock, left, limit + _AROUND_BYTES)
+        connection.sock = _LimitedSocket(sock, left, limit + _AROUND_BYTES)
         connection.request("GET", path, headers={"Host": server.netloc, **headers})
         return _read(connection.getresponse(), headers.get("If-None-Match"), limit)
     finally:
@@ -160,7 +160,7 @@ def _connect(host: str, port: int, left: Callable[[], float]) -> socket.socket:
     raise failed
 
 
-class _Line(io.RawIOBase):
+class _LimitedSocket(io.RawIOBase):
     """A connected socket as http.client takes it: its waits and its bytes are limited."""
 
     def __init__(self, sock: socket.socket, left: Callable[[], float], size: int) -> None:
