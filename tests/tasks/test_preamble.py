@@ -33,27 +33,22 @@ def test_system_examples_and_question_are_messages_in_that_order() -> None:
 
 
 def test_a_system_prompt_of_the_samples_own_stays_behind_the_preambles() -> None:
-    turns = (message("user", "a"), message("assistant", "b"), message("user", "c"))
-    sample = Sample((message("system", "Tools: x."), *turns))
-    same, other = (Sample((message("system", text), turns[0]), "b") for text in ("Tools: x.", "Tools: y."))
-    found = Preamble("Be brief.", (same, other)).before(sample)
-    assert found.prompt == (
+    sample = Sample((message("system", "Tools: x."), message("user", "c")))
+    shown = Sample((message("system", "Tools: y."), message("user", "a")), "b")
+    assert Preamble("Be brief.", (shown,)).before(sample).prompt == (
         message("system", "Be brief.\n\nTools: x."),
         message("user", "a"),
         message("assistant", "b"),
-        message("user", "Tools: y.\n\na"),
-        message("assistant", "b"),
-        *turns,
+        message("user", "c"),
     )
-    assert Preamble(None, (same,)).before(sample).prompt[0] == message("system", "Tools: x.")
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(TrainError, match="the system prompt is blank"):
         Preamble(" ")
-    with pytest.raises(TrainError, match=r"example 2 \('p'\) has no answer"):
+    with pytest.raises(TrainError, match="example 'p' is raw, or has no answer"):
         Preamble(None, (EXAMPLE, Sample("p")))
-    with pytest.raises(TrainError, match="is raw, and no chat turn"):
+    with pytest.raises(TrainError, match="example 'p' is raw, or has no answer"):
         Preamble(None, (Sample("p", "a", raw=True),))
     with pytest.raises(TrainError, match="'2 ' is raw: it goes past the chat template"):
         Preamble("Be brief.").before(Sample("2 ", raw=True))
@@ -89,7 +84,7 @@ def test_a_task_behind_a_preamble_is_judged_as_without() -> None:
 def test_what_stands_before_no_task() -> None:
     with pytest.raises(TrainError, match="'2 \\+ 2\\?' is a held-out prompt of task sums"):
         Preamble(None, (ASKED,)).before_task(task())
-    with pytest.raises(TrainError, match="'two and two\\?' is a shifted prompt"):
+    with pytest.raises(TrainError, match="'two and two\\?' is a held-out prompt"):
         Preamble(None, (Sample("two and two?", "4"),)).before_task(task())
     behind = Preamble("Be brief.").before_task(task())
     with pytest.raises(TrainError, match="has a preamble already"):

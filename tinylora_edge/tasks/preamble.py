@@ -19,9 +19,6 @@ class Preamble:
     Attributes:
         system: the system prompt, or None.
         examples: samples with answers; each becomes a turn of the user and one of the assistant.
-
-    Raises:
-        TrainError: the system prompt is blank, or an example has no answer, or is raw.
     """
 
     system: str | None = None
@@ -30,26 +27,16 @@ class Preamble:
     def __post_init__(self) -> None:
         if self.system is not None and not self.system.strip():
             raise TrainError("the system prompt is blank: write one, or leave it out")
-        for number, example in enumerate(self.examples, 1):
-            if example.answer is None or not example.answer.strip():
-                raise TrainError(
-                    f"worked example {number} ({example.text[:60]!r}) has no answer: an example shows one"
-                )
-            if example.raw:
-                raise TrainError(f"worked example {number} ({example.text[:60]!r}) is raw, and no chat turn")
+        for example in self.examples:
+            if example.raw or not (example.answer or "").strip():
+                raise TrainError(f"the worked example {example.text[:60]!r} is raw, or has no answer to show")
 
     def __bool__(self) -> bool:
         return self.system is not None or bool(self.examples)
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON takes it: `system`, and `examples` with `question` and `answer`."""
-        examples = [
-            {
-                "question": example.prompt if isinstance(example.prompt, str) else list(example.prompt),
-                "answer": example.answer,
-            }
-            for example in self.examples
-        ]
+        examples = [{"question": each.prompt, "answer": each.answer} for each in self.examples]
         return {"system": self.system, "examples": examples}
 
     def before_task(self, task: Task) -> Task:
@@ -67,13 +54,12 @@ class Preamble:
         if task.preamble is not None:
             raise TrainError(f"task {task.name} has a preamble already: give all of it at once")
         shown = {example.text for example in self.examples}
-        for split, samples in (("held-out", task.held_out), ("shifted", task.shifted)):
-            for sample in samples:
-                if sample.text in shown:
-                    raise TrainError(
-                        f"the worked example {sample.text[:60]!r} is a {split} prompt of task {task.name}: "
-                        "what is measured on must not be shown. Take another example"
-                    )
+        for sample in (*task.held_out, *task.shifted):
+            if sample.text in shown:
+                raise TrainError(
+                    f"the worked example {sample.text[:60]!r} is a held-out prompt of task {task.name}: what "
+                    "is measured on must not be shown. Take another example"
+                )
         return replace(
             task,
             train=[self.before(sample) for sample in task.train if sample.text not in shown],
@@ -85,8 +71,8 @@ class Preamble:
     def before(self, sample: Sample) -> Sample:
         """Return a sample whose prompt has the preamble before it; everything else of it stays.
 
-        A system prompt of the sample's own stands behind that of the preamble, in one message. One of an
-        example is part of its question, unless it is the sample's, too.
+        A system prompt of the sample's own stands behind that of the preamble, in one message; those of
+        examples are left out.
 
         Raises:
             TrainError: the sample is raw, and so has no place for a preamble.
@@ -100,20 +86,16 @@ class Preamble:
             )
         own, turns = _split(sample)
         system = "\n\n".join(text for text in (self.system, own) if text is not None)
-        first = [_message("system", system)] if system else []
-        shown = [message for example in self.examples for message in _turns(example, own)]
-        return replace(sample, prompt=(*first, *shown, *turns), bare=sample.bare or sample)
+        messages = [{"role": "system", "content": system}] if system else []
+        for example in self.examples:
+            messages += [*_split(example)[1], {"role": "assistant", "content": str(example.answer)}]
+        return replace(sample, prompt=(*messages, *turns), bare=sample.bare or sample)
 
 
 def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...]:
     """Return worked examples for a preamble, the same ones for the same arguments on every machine.
 
     They are training samples that have an answer; no held-out or shifted prompt is among them.
-
-    Args:
-        task: that they show.
-        count: how many.
-        seed: which ones.
 
     Raises:
         TrainError: fewer training samples have an answer.
@@ -129,23 +111,11 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
     return tuple(Draw(f"{task.name}/examples/{seed}/{count}/0").some(list(pool.values()), count))
 
 
-def _turns(example: Sample, given: str | None) -> list[_Message]:
-    """Return an example as chat turns, where a system prompt is given already."""
-    own, turns = _split(example)
-    if own is not None and own != given:
-        turns = [{**turns[0], "content": f"{own}\n\n{turns[0]['content']}"}, *turns[1:]]
-    return [*turns, _message("assistant", str(example.answer))]
-
-
 def _split(sample: Sample) -> tuple[str | None, Sequence[_Message]]:
     """Return the system prompt that a sample begins with, or None, and the turns behind it."""
     if isinstance(sample.prompt, str):
-        return None, [_message("user", sample.prompt)]
+        return None, [{"role": "user", "content": sample.prompt}]
     first, *rest = sample.prompt
     if first["role"] == "system" and rest:
         return first["content"], rest
     return None, sample.prompt
-
-
-def _message(role: str, content: str) -> _Message:
-    return {"role": role, "content": content}
