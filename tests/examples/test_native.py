@@ -53,20 +53,13 @@ def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return run
 
 
-@pytest.fixture(scope="module", params=["tiled", "dense"])
-def bundle(
-    request: pytest.FixtureRequest,
-    smollm2_gguf: Path,
-    smollm2_bundle: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """The model as F32, where right implementations agree exactly, with a basis of each form."""
+@pytest.fixture(scope="module")
+def bundle(smollm2_gguf: Path, smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as F32, where right implementations agree exactly."""
     base = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
     basis = load_basis(smollm2_bundle / "basis.gguf")
     vars(basis)["base_fingerprints"] += (fingerprint(GGUFFile(base), basis.modules),)
-    if request.param == "dense":
-        basis = support.learned_forms(basis, scale=0.7)["dense"]
-    return support.bundle_with(basis, base, tmp_path_factory.mktemp(request.param) / "bundle")
+    return support.bundle_with(basis, base, tmp_path_factory.mktemp("native") / "bundle")
 
 
 def answers(bundle: Path, frame: bytes) -> list[str]:
