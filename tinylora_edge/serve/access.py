@@ -161,43 +161,28 @@ class Access:
 
     Attributes:
         keys: that are taken; None asks for no key.
-        hosts: that a request has to be to, where no key is asked for or there is a page: a web page whose
-            name leads to 127.0.0.1 would otherwise be taken for this server's own. Empty for any.
-        has_page: whether browsers ask, of which only the server's own page is answered.
+        hosts: that a request without a key has to be to; empty for any. A web page whose name leads to
+            127.0.0.1 would otherwise be taken for this server's own.
     """
 
     keys: ApiKeys | None = None
     hosts: frozenset[str] = field(default_factory=frozenset)
-    has_page: bool = False
 
     def user_of(self, headers: Mapping[str, str]) -> str | None:
         """Return the user that a request's key stands for; None for any.
 
         Raises:
-            RefusedError: there is no key that is taken, or it is to another host, or another page's.
+            RefusedError: it has no key that is taken, or none is asked for and it is to another host.
         """
-        if self.has_page:
-            self.check_origin(headers)
         if self.keys is not None:
             return self.keys.user_of(headers.get("authorization", ""))
-        self._check_host(headers)
-        return None
-
-    def check_origin(self, headers: Mapping[str, str]) -> None:
-        """Refuse, with a RefusedError, what a browser sends to another host or from another's page."""
-        self._check_host(headers)
-        origin, host = headers.get("origin"), headers.get("host", "")
-        if origin is not None and origin != f"http://{host}":
-            message = f"this server answers its own page alone, and no page of {origin[:80]!r}"
-            raise RefusedError(403, message, "wrong_origin", "origin", kind="permission_error")
-
-    def _check_host(self, headers: Mapping[str, str]) -> None:
         host = None
         with suppress(ValueError):  # brackets that do not match
             host = urlsplit(f"//{headers.get('host', '')}").hostname
         if self.hosts and host not in self.hosts:
             message = f"this server is not {str(host)[:80]!r}: ask it as {', '.join(sorted(self.hosts))}"
             raise RefusedError(403, message, "wrong_host", kind="permission_error")
+        return None
 
 
 def _hash(key: str) -> bytes:

@@ -26,8 +26,6 @@ from .feedback import Feedback
 from .service import Service
 from .store import Store
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
 _ROUTES = (
     ("/v1/chat/completions", "POST", completions.chat),
     ("/v1/completions", "POST", completions.complete),
@@ -118,9 +116,9 @@ def app(
         if states is not None and opened is not None:
             feedback = Feedback(pool, opened, Path(states), signer)
         unless_made.pop_all()
-    access = Access(api_keys, hosts=LOOPBACK if page else frozenset(), has_page=page)
-
-    service = Service(pool, name=name, store=opened, access=access, limits=limits, feedback=feedback)
+    service = Service(
+        pool, name=name, store=opened, access=Access(api_keys), limits=limits, feedback=feedback
+    )
 
     @asynccontextmanager
     async def lifespan(made: Starlette) -> AsyncIterator[None]:

@@ -172,7 +172,6 @@ class VectorEditor:
 
 async def page_file(request: Request, service: Service) -> Response:
     """Answer `GET /` and `GET /page/{file}`: no secrets. The token is in the address, behind the #."""
-    service.access.check_origin(request.headers)
     name = request.path_params.get("file", _PAGE)
     if name not in read_files():
         raise RefusedError(404, f"the page has no file {name[:80]!r}", "not_found")

@@ -17,7 +17,6 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..errors import TinyLoraError
-from .application import LOOPBACK
 from .exchange import LOG
 from .service import Service
 
@@ -77,7 +76,7 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None],
         OSError: there is no such address, or the port is taken.
     """
     service: Service = app.state.service
-    service.access.hosts = LOOPBACK | {host}
+    service.access.hosts = frozenset({host, "localhost", "127.0.0.1", "::1"})
     _allow_many_files()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())

@@ -29,31 +29,18 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = own = CollectorRegistry()
-        self.requests = Counter(
-            "tinylora_requests", "Requests, by route and status.", ["route", "status"], registry=own
-        )
-        self.seconds = Histogram(
-            "tinylora_request_seconds",
-            "Seconds until the last byte of a response.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=own,
-        )
-        self.first_token = Histogram(
-            "tinylora_first_token_seconds",
-            "Seconds until the first piece of an answer.",
-            buckets=_SECONDS,
-            registry=own,
-        )
-        self.tokens = Counter(
-            "tinylora_tokens",
-            "Tokens: of prompts, of prompts that a cache had, and of answers.",
-            ["kind"],
-            registry=own,
-        )
-        self.refused = Counter(
-            "tinylora_refused_vectors", "Vectors that were refused, by reason.", ["reason"], registry=own
-        )
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"tinylora_{name}", about, labels, registry=own)
+
+        def histogram(name: str, about: str, *labels: str) -> Histogram:
+            return Histogram(f"tinylora_{name}_seconds", about, labels, buckets=_SECONDS, registry=own)
+
+        self.requests = counter("requests", "Requests, by route and status.", "route", "status")
+        self.seconds = histogram("request", "Seconds until the last byte of a response.", "route")
+        self.first_token = histogram("first_token", "Seconds until the first piece of an answer.")
+        self.tokens = counter("tokens", "Tokens of prompts, cached ones of these, and of answers.", "kind")
+        self.refused = counter("refused_vectors", "Vectors that were refused, by reason.", "reason")
         self._running = Gauge("tinylora_running", "Answers that are being generated.", registry=own)
         self._waiting = Gauge("tinylora_waiting", "Answers that wait for a slot.", registry=own)
 
