@@ -15,7 +15,6 @@ from tinylora_edge.exporters.weights.safetensors import shards
 from tinylora_edge.runtime.learning.clicks import read_clicks
 from tinylora_edge.runtime.learning.state import SearchState, load_state
 from tinylora_edge.tasks import load_task
-from tinylora_edge.train import checkpoint
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -62,25 +61,6 @@ def _read_clicks(data: bytes) -> None:
     assert np.isfinite(posterior.vector()).all()
 
 
-def _make_checkpoint(random: Random) -> bytes:
-    state: dict[str, Any] = {
-        "step": 3,
-        "norms": [0.5],
-        "lr": 0.1,
-        "curve": [{"step": 1}],
-        "top_scores": [0, 1.0],
-    }
-    state |= {name: [[0.0], [1.0]] for name in ("v", "m", "s", "best_v")}
-    return as_json(changed({"identity": _IDENTITY, "state": state}, random))
-
-
-def _read_checkpoint(data: bytes) -> None:
-    path = folder() / "checkpoint.json"
-    path.write_bytes(data)
-    state = checkpoint.load(path, _IDENTITY)
-    assert state.v.ndim == 2
-
-
 # A Hugging Face directory's documents.
 
 
@@ -124,7 +104,6 @@ def _read_task(data: bytes) -> None:
 HARNESSES = [
     Harness("tuning_state", _make_tuning, _read_tuning),
     Harness("click_state", _make_clicks, _read_clicks),
-    Harness("training_state", _make_checkpoint, _read_checkpoint),
     Harness("config", _make_config, _read_config),
     Harness("task", _make_task, _read_task),
 ]

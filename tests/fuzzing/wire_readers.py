@@ -1,8 +1,7 @@
-"""Harnesses of what carries a vector and what vouches for it: frames, texts, keys, the state of a policy."""
+"""Harnesses of what carries a vector, and of what remembers it: frames, texts, the state of a policy."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import math
 import re
@@ -13,10 +12,10 @@ from random import Random
 import numpy as np
 import support
 from harness import Harness, folder
-from mutations import as_json, changed, number
+from mutations import as_json, changed
 
 from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy, TinyLoraError
-from tinylora_edge.wire import frame, tags, text
+from tinylora_edge.wire import frame, text
 
 BASIS = support.random_basis(blocks=5, groups=13)
 DIGEST = bytes.fromhex(BASIS.digest)
@@ -116,45 +115,6 @@ def _read_text(data: bytes) -> None:
             assert text.decode(again) == text.decode(text.SCHEME + again) == found
 
 
-_DER = {
-    tags.PRIVATE: bytes.fromhex("302e020100300506032b657004220420") + SECRET,
-    tags.PUBLIC: bytes.fromhex("302a300506032b6570032100") + SIGNER.public_key,
-}
-
-
-def _make_pem(random: Random) -> bytes:
-    if random.random() < 0.2:
-        digits = random.randbytes(random.choice((0, 15, 16, 32))).hex()
-        return (digits if random.random() < 0.7 else digits + random.choice("gé \n0")).encode()
-    label = random.choice([*_DER, "ENCRYPTED PRIVATE KEY", "CERTIFICATE", "é"])
-    der = bytearray(_DER.get(label, _DER[tags.PRIVATE]))
-    if random.random() < 0.7:
-        der[random.randrange(len(der))] = number(random) & 0xFF
-    if random.random() < 0.2:
-        weak = random.choice((0, 1, 2**255 - 19, 2**255 - 20, 2**255 - 1, 2**256 - 1))
-        der[-32:] = weak.to_bytes(32, "little")
-    body = base64.encodebytes(bytes(der)).decode()
-    end = label if random.random() < 0.9 else tags.PUBLIC
-    out = f"-----BEGIN {label}-----\n{body}-----END {end}-----\n" * random.choice((1, 1, 1, 1, 2))
-    return out.encode()
-
-
-def _read_pem(data: bytes) -> None:
-    accepted = 0
-    for text_or_bytes in (data, data.decode("latin-1"), data.decode("utf-8", "surrogateescape")):
-        for read in (Ed25519Verifier.from_pem, Ed25519Signer.from_pem, Hmac.from_hex):
-            try:
-                key = read(text_or_bytes)
-            except TinyLoraError as error:
-                last = error
-                continue
-            accepted += 1
-            assert key.id
-            assert not key.__class__.__name__.endswith("Verifier") or not key.verify(b"", bytes(64))
-    if not accepted:
-        raise last
-
-
 def _make_state(random: Random) -> bytes:
     content = hashlib.sha256(b"").hexdigest()[:32]
     tree = {BASIS.digest: {"": {"": "5:"}, "hmac:0011223344556677": {"alice": f"65535:{content}", "b": "0:"}}}
@@ -183,6 +143,5 @@ def _read_state(data: bytes) -> None:
 HARNESSES = [
     Harness("frame", _make_frame, _read_frame, _mend_frame),
     Harness("text", _make_text, _read_text),
-    Harness("pem", _make_pem, _read_pem),
     Harness("policy_state", _make_state, _read_state, _mend_state),
 ]
