@@ -40,6 +40,7 @@ class PersonalizedModel(Weights):
         # Not __init__: an engine's own class may have one with other arguments.
         self.basis = basis
         self.policy = policy or Policy()
+        self._vector: MicroVector | None = None
         self._lock = ModelLock()
         self._lifetime = threading.RLock()
         self._dependents = WeakSet()
@@ -50,9 +51,9 @@ class PersonalizedModel(Weights):
         _open.add(self)
 
     @property
-    @abstractmethod
     def vector(self) -> MicroVector | None:
         """The active micro-vector, or None for the base alone."""
+        return self._vector
 
     @abstractmethod
     def _activate(self, vector: MicroVector | None) -> None:

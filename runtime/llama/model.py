@@ -66,7 +66,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     ) -> None:
         self._prepare(basis, policy)
         self._evaluated = False
-        self._vector: MicroVector | None = None
         if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
             options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
         with signals_wait():
@@ -84,11 +83,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self.__dict__["_model"] = model
         self.adapters = Adapters(model.model, self.basis)
         self._stack.callback(self.adapters.free)  # after the context is freed, before the model is
-
-    @property
-    def vector(self) -> MicroVector | None:
-        """The active micro-vector, or None for the base alone."""
-        return self._vector
 
     def _activate(self, vector: MicroVector | None) -> None:
         self.adapters.apply(self._ctx.ctx, self.r_of(vector), self._own_adapters())

@@ -24,11 +24,10 @@ from .vocabulary import Messages, OnnxVocabulary
 
 
 class TinyLoraOnnx(PersonalizedModel):
-    """A decoder on ONNX Runtime with a micro-vector.
+    """A decoder on ONNX Runtime with a micro-vector; `tinylora_edge.runtime.load` makes one.
 
-    Get one from `tinylora_edge.runtime.load`. Its completions take and return what `llama_cpp.Llama`'s do,
-    and generations and exchanges of the vector take turns between threads in the same way. What the
-    beginning of a prompt has in common with the one before is not computed again; a swap forgets it.
+    Its completions take and return what `llama_cpp.Llama`'s do. What the beginning of a prompt has in common
+    with the one before is not computed again; a swap forgets it.
 
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or the `.onnx` in it.
@@ -60,16 +59,10 @@ class TinyLoraOnnx(PersonalizedModel):
         self.model_path = str(graph.path)
         self._vocabulary = OnnxVocabulary(graph)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
-        self._vector: MicroVector | None = None
         self._session = open_session(graph, sess_options=sess_options, n_threads=n_threads)
         self._row = self._engine(1, self._n_ctx, check=True)
         self._evaluated: list[int] = []  # tokens that the row holds
         self._opened()
-
-    @property
-    def vector(self) -> MicroVector | None:
-        """The active micro-vector, or None for the base alone."""
-        return self._vector
 
     def __repr__(self) -> str:
         state = f"n_ctx {self._n_ctx}" if self._session is not None else "closed"
@@ -180,69 +173,56 @@ class TinyLoraOnnx(PersonalizedModel):
             TinyLoraError: the prompt is empty, or leaves no room in the context.
             BusyError: another generation of this thread is unfinished.
         """
-        return self._stream(self._tokens(tokens, max_tokens, _sampler(0.0, sampling)))
+        return self._stream(self._tokens(tokens, max_tokens, _sampler({"temperature": 0.0, **sampling})))
 
     def create_completion(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = 16,
-        stop: str | Sequence[str] | None = None,
-        stream: bool = False,
-        **sampling: Any,
+        self, prompt: str | Sequence[int], *, max_tokens: int | None = 16, **options: Any
     ) -> Any:
         """As `llama_cpp.Llama.create_completion`: a dictionary, or with `stream` an iterator of chunks.
 
         Args:
             prompt: text, or token ids.
             max_tokens: longest answer; None or 0 and less: until the context is full.
-            stop: strings that end the answer.
-            stream: yield pieces as they come.
-            sampling: of `Sampler`; by default those of llama-cpp-python.
+            options: `stop`, texts that end the answer; `stream`; and those of `Sampler`, by default as
+                llama-cpp-python has them.
 
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
         """
         tokens = self.vocabulary.encode(prompt)
-        return self._complete(tokens, max_tokens, stop, stream, _sampler(0.8, sampling), chat=False)
+        return self._complete(tokens, max_tokens, chat=False, **{"temperature": 0.8, **options})
 
     __call__ = create_completion
 
     def create_chat_completion(
-        self,
-        messages: Messages,
-        *,
-        tools: Any = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stream: bool = False,
-        **sampling: Any,
+        self, messages: Messages, *, tools: Any = None, max_tokens: int | None = None, **options: Any
     ) -> Any:
         """As `llama_cpp.Llama.create_chat_completion`, with the template of the model's tokenizer.
 
-        Special tokens that a message spells are text in it. Arguments and errors are those of
-        `create_completion`; `tools` is what the template is told of tools.
+        Special tokens that a message spells are text in it. `tools` is what the template is told of tools,
+        `options` and errors are those of `create_completion`.
 
         Raises:
             VectorError: the template does not render the messages.
         """
         tokens = self.vocabulary.encode_chat(messages, tools)
-        return self._complete(tokens, max_tokens, stop, stream, _sampler(0.2, sampling), chat=True)
+        return self._complete(tokens, max_tokens, chat=True, **{"temperature": 0.2, **options})
 
     def _complete(
         self,
         tokens: Sequence[int],
         max_tokens: int | None,
-        stop: str | Sequence[str] | None,
-        stream: bool,
-        sampler: Sampler,
         *,
         chat: bool,
+        stop: str | Sequence[str] | None = None,
+        stream: bool = False,
+        **sampling: Any,
     ) -> Any:
         self._room(tokens, max_tokens)
         completion = Completion(self.model_path, chat=chat)
         stops = [stop] if isinstance(stop, str) else stop or []
-        steps = steps_of(self._tokens(tokens, max_tokens, sampler), self.vocabulary.speaker(), stops)
+        found = self._tokens(tokens, max_tokens, _sampler(sampling))
+        steps = steps_of(found, self.vocabulary.speaker(), stops)
         if stream:
             return self._stream(completion.chunks(steps))
         with self._lock.call():
@@ -301,6 +281,5 @@ class TinyLoraOnnx(PersonalizedModel):
         return logits
 
 
-def _sampler(temperature: float, sampling: dict[str, Any]) -> Sampler:
-    options = {"temperature": temperature, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-    return Sampler(**{**options, **sampling})
+def _sampler(options: dict[str, Any]) -> Sampler:
+    return Sampler(**{"top_k": 40, "top_p": 0.95, "min_p": 0.05, **options})
