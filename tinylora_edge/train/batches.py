@@ -115,10 +115,7 @@ class Sampled:
 class GivenAnswers:
     """SFT: cross-entropy on the given answers, the paper's comparison.
 
-    Args:
-        task: whose samples have answers.
-        encode: of prompts.
-        encode_answer: of answers, with the end token.
+    `encode_answer` returns an answer with the token that ends it.
     """
 
     def __init__(self, task: Task, *, encode: Encode, encode_answer: Encode) -> None:

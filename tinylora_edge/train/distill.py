@@ -70,8 +70,6 @@ def distill(
     Raises:
         TrainError: no questions, a question on both sides, a teacher that changes nothing, a prompt that
             passes the model's context.
-        FileNotFoundError: a part of the bundle is missing.
-        MissingExtraError: torch, transformers or llama-cpp-python is not installed.
     """
     began = time.monotonic()
     workers = workers or cores()

@@ -114,18 +114,14 @@ def learn(
         settings: of the run.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
-        workers: behaviours that are learned at once, a core each; None takes every core. A GPU takes one
-            after the other.
-        device: of torch that slopes are taken on, such as `cpu` or `cuda:1`; None takes a CUDA GPU where
-            torch finds one. On a GPU llama.cpp answers with all layers there, if it was built for one.
+        workers: behaviours that are learned at once, a core each; None takes every core.
+        device: of torch that slopes are taken on, such as `cuda:1` (one after the other); None takes a CUDA
+            GPU where torch finds one, else the CPU.
         report: called with the figures of each behaviour whose slope is taken.
 
     Raises:
         TrainError: fewer behaviours than directions, projections that are explicit already, a device that
             torch does not have, a teacher that changes nothing, a prompt that passes the model's context.
-        FileNotFoundError: a part of the bundle is missing.
-        MissingExtraError: torch, transformers or llama-cpp-python is not installed.
-        OSError: the folder cannot be written.
     """
     settings = settings or LearnSettings()
     found = Bundle.find(bundle)
@@ -142,7 +138,10 @@ def learn(
     if twice:
         raise TrainError(f"two behaviours are called {twice[0]!r}: give yours another name")
     if len(chosen) < count:
-        raise TrainError(_too_few(len(chosen), count))
+        raise TrainError(
+            f"{len(chosen)} behaviours cannot teach {count} directions: give more behaviours, or ask for "
+            "fewer directions"
+        )
     general = load_questions(split="learn")
     asked = [(each, questions_of(each, general, settings)) for each in chosen]
     paths = [Path(folder) / f"{_key(basis, *each, settings)}.npz" for each in asked]
@@ -164,11 +163,7 @@ def learn(
 
 
 def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSettings) -> list[str]:
-    """Return the questions that a behaviour is asked: a draw of its own, or of the general ones.
-
-    Raises:
-        TrainError: it has fewer questions of its own than are asked.
-    """
+    """Return the questions that a behaviour is asked: a draw of its own, or of the general ones."""
     pool = list(behaviour.questions or general)
     if len(pool) < settings.questions:
         raise TrainError(
@@ -219,13 +214,11 @@ def learned_directions(slopes: NDArray[np.float32], fisher: Matrix, count: int) 
     Args:
         slopes: float32 [K, D], of the KL of each behaviour, in nats a token.
         fisher: the Fisher information, float64 [D, D].
-        count: n, how many directions.
+        count: n, how many directions, at most K.
 
     Raises:
-        TrainError: there are fewer behaviours than directions to find, or a slope is not finite.
+        TrainError: a slope is not finite.
     """
-    if len(slopes) < count:
-        raise TrainError(_too_few(len(slopes), count))
     if not np.isfinite(slopes).all():
         raise TrainError("the slope of a behaviour is not finite: the model computes infinities or NaN")
     values, vectors = np.linalg.eigh(fisher)
@@ -327,13 +320,6 @@ def _assembled(basis: Basis, names: Sequence[str], paths: Sequence[Path], count:
     made = basis.with_projections(directions, prior=prior_of(found.places) if len(names) > 1 else None)
     records = tuple(zip(names, before, found.shares.tolist(), strict=True))
     return Learned(made, records, found.energy, seconds)
-
-
-def _too_few(behaviours: int, directions: int) -> str:
-    return (
-        f"{behaviours} behaviours cannot teach {directions} directions: give more behaviours, or ask for "
-        "fewer directions"
-    )
 
 
 def _key(basis: Basis, behaviour: Behaviour, questions: list[str], settings: LearnSettings) -> str:

@@ -107,10 +107,9 @@ class Learner:
         self._pool.shutdown()
 
     def logprobs(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Return the log-probability of every token, by one pass over all the groups.
+        """Return the log-probability of every token, by one pass: float32 [completions, longest] a group.
 
-        Returns:
-            For each group float32 [completions, longest]; padding gives 0.
+        Padding gives 0.
         """
         # At a low temperature some samples of a prompt are the same: each is computed once.
         rows: list[NDArray[np.int32]] = []
@@ -292,10 +291,8 @@ def shared_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
 def prefix_cache(run: Any, rows: Sequence[NDArray[np.int32]], shared: int) -> Any:
     """Return the keys and values of the first `shared` tokens, computed once and repeated for each row.
 
-    Args:
-        run: a `transformers` model, or its body; gradients go through what it computes.
-        rows: that begin with the same `shared` tokens.
-        shared: how many; an empty cache comes back for none.
+    Gradients go through what `run`, a `transformers` model or its body, computes. For no tokens the cache is
+    empty.
     """
     from transformers import DynamicCache
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..basis import Basis
-from ..errors import BasisMismatchError, MissingExtraError, TrainError, VectorError
+from ..errors import BasisMismatchError, MissingExtraError, TrainError
 from ..vector import MicroVector
 from .adapter import SidePath
 from .model import factors_for, hf_names
@@ -209,34 +207,11 @@ def peft_model(model: Any, basis: Basis) -> PeftModel:
 
 def vector_of(model: PeftModel, *, adapter_name: str = "default") -> MicroVector:
     """Return v of an adapter as a micro-vector."""
-    rows = torch.stack([row.detach() for row in _rows(model, adapter_name)])
-    return MicroVector(rows.float().cpu().numpy())
-
-
-def set_vector(model: PeftModel, v: MicroVector | ArrayLike, *, adapter_name: str = "default") -> None:
-    """Set v of an adapter to a micro-vector, or to values [G, u].
-
-    Raises:
-        VectorError: v has another number of values, or one that is not finite.
-    """
-    rows = _rows(model, adapter_name)
-    values = np.asarray(getattr(v, "values", v), np.float32)
-    size = len(rows) * len(rows[0])
-    if values.size != size or not np.isfinite(values).all():
-        raise VectorError(
-            f"adapter {adapter_name} takes {size} finite values, but got {values.size}, "
-            f"{np.isfinite(values).sum()} of them finite"
-        )
-    with torch.no_grad():
-        for row, new in zip(rows, values.reshape(len(rows), -1), strict=True):
-            row.copy_(torch.tensor(new))
-
-
-def _rows(model: PeftModel, adapter_name: str) -> list[nn.Parameter]:
     rows = getattr(model.base_model, "tinylora_v", {})
     if adapter_name not in rows:
         raise TrainError(f"the model has no TinyLoRA adapter {adapter_name!r}: make one with peft_model")
-    return [rows[adapter_name][str(group)] for group in range(len(rows[adapter_name]))]
+    values = [rows[adapter_name][str(group)].detach() for group in range(len(rows[adapter_name]))]
+    return MicroVector(torch.stack(values).float().cpu().numpy())
 
 
 # `peft.utils.register_peft_method` takes only names of PEFT's own enum, which cannot be extended; these

@@ -49,16 +49,10 @@ def prepare_lessons(
 ) -> list[Lesson]:
     """Ask the deployed model, prompted by each teacher, and return the lessons in order.
 
-    Args:
-        llm: the deployed model.
-        chosen: behaviours, each with its questions.
-        max_tokens: of an answer.
-        temperature: of sampling.
-        seed: of sampling. A lesson depends on its behaviour, its questions and the seed alone.
-        n_threads: cores to use.
+    A lesson depends on its behaviour, its questions and the seed alone.
 
     Raises:
-        TrainError: a prompt with its answer passes the model's context; the message names the behaviour.
+        TrainError: a prompt with its answer passes the model's context.
         VectorError: the model has no chat template.
     """
 
@@ -111,12 +105,8 @@ class Slopes:
 class Student:
     """A model that learns lessons, with R as a whole or in given directions.
 
-    Several threads may learn different lessons at once. Everything is computed where the model's weights are,
-    and what is returned lies in the host's memory.
-
-    Args:
-        model: frozen, in evaluation mode, on one device.
-        basis: whose factors R stands between.
+    Several threads may learn different lessons at once. Everything is computed where the weights of the model
+    are, which is frozen and in evaluation mode, and what is returned lies in the host's memory.
     """
 
     def __init__(self, model: Any, basis: Basis) -> None:
@@ -165,12 +155,7 @@ class Student:
         return (factor @ z).detach().cpu().numpy().copy(), losses
 
     def slopes(self, lesson: Lesson, *, seed: Sequence[int]) -> Slopes:
-        """Return what a lesson asks of R, and how much any change of R would matter there.
-
-        Args:
-            lesson: whose answers are looked at.
-            seed: of the tokens that are drawn.
-        """
+        """Return what a lesson asks of R, and how much any change of R would matter there."""
         r = self._zeros.unsqueeze(1).repeat(1, len(lesson.bare), 1, 1).requires_grad_(True)
         teacher = self._teacher(lesson)
         self._adapter.give(r)  # a row of the batch has an R of its own

@@ -253,7 +253,7 @@ def check_prompts(
         task: for the messages.
         samples: whose prompts are trained on.
         room: tokens that a prompt may have.
-        bundle: of the base that is deployed, to compare its tokens; None does not.
+        bundle: of the base that is deployed, to compare its tokens with.
 
     Raises:
         TrainError: prompts of two kinds, chat prompts without a chat template, a prompt that is too long,
@@ -285,11 +285,7 @@ def check_prompts(
 
 
 def load_tokenizer(source: Path) -> Any:
-    """Load the tokenizer of a GGUF file or of a Hugging Face directory.
-
-    Raises:
-        TrainError: there is none.
-    """
+    """Load the tokenizer of a GGUF file or of a Hugging Face directory."""
     location: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
     if source.is_file():
         location = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
@@ -341,11 +337,7 @@ class _Best(transformers.TrainerCallback):
         return self._kept["curve"]  # type: ignore[no-any-return]
 
     def result(self, task: Task, steps: int) -> Result:
-        """Return what the run found.
-
-        Raises:
-            TrainError: no step had a signal.
-        """
+        """Return what the run found; an error where no step had a signal."""
         kept = self._kept
         if not kept["updates"]:
             raise TrainError(
