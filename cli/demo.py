@@ -56,10 +56,6 @@ Logits = NDArray[np.float32]
 Tell = Callable[[str], None]
 
 
-class DemoError(console.CommandError):
-    """The demo did not show what it promises."""
-
-
 @dataclass(frozen=True)
 class Size:
     """How long a demo trains, and on how many prompts it measures."""
@@ -337,12 +333,12 @@ def prove(
         for other in (changed, restored)
     )
     if any(a.tobytes() != b.tobytes() for a, b in zip(plain, restored, strict=True)):
-        raise DemoError(
+        raise console.CommandError(
             f"the base was not restored: after clear() its logits differ by up to {left:.3g} from those of a "
             "plain llama_cpp.Llama, where 0 was promised. Please report it"
         )
     if (moved == 0) is not zero:
-        raise DemoError(
+        raise console.CommandError(
             "the vector changed no logit: the adapters are not in force. Please report it"
             if not zero
             else f"a vector of zeros changed the logits by up to {moved:.3g}. Please report it"

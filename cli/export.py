@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -214,56 +215,25 @@ def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
 def _print_report(
     base: str, report: ExportReport, provenance: dict[str, Any] | None, seconds: float, as_json: bool
 ) -> None:
-    basis, quality, baked = report.basis, report.quality, report.baked
-    names, wire = quality.unconverged, vectors.sizes(basis.size)
-    learned = basis.projection == EXPLICIT
-    placed, size = report.base_placed, sum(path.stat().st_size for path in report.output.glob("base*.gguf"))
-    if names:
+    basis, quality, placed = report.basis, report.quality, report.base_placed
+    if names := quality.unconverged:
         console.warn(
             f"{len(names)} of {len(basis.modules)} modules kept a residual above the tolerance (worst "
             f"{quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         )
-    graph: dict[str, Any] = {}
-    if baked is not None:
-        folder = baked.model.parent
-        graph = {
-            "folder": str(folder),
-            "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-            "graph": report.made_by,
-            "precision": report.precision,
-            "input": baked.flavour,
-            "nodes": baked.nodes,
-            "nodes_added": baked.added,
-            "nodes_extended": baked.sites,
-            "agreement": baked.agreement,
-            "fingerprint": baked.fingerprint,
-        }
     record: dict[str, Any] = {
         "bundle": str(report.output),
         "seconds": round(seconds, 3),
-        "digest": basis.digest,
-        "architecture": basis.architecture,
-        "modules": len(basis.modules),
-        "rank": basis.rank,
-        "u": basis.u,
-        "groups": basis.groups,
-        "values": basis.size,
-        "tying": basis.scheme,
-        "projection": "learned" if learned else "random",
-        "seed": basis.seed,
-        "factorization": basis.factorization,
+        **vectors.basis_facts(basis),
         "worst_residual": quality.residual,
         "unconverged": names,
         "agreement": quality.agreement,
-        "base": {
-            "placed": placed,
-            "bytes": size if placed else None,
-            "fingerprints": list(basis.base_fingerprints),
-        },
-        "vector_bytes": wire,
+        "base": placed,
     }
     record |= {"source": provenance} if provenance else {}
-    record |= {"onnx": graph} if graph else {}
+    if report.baked is not None:
+        made = {"graph": report.made_by, "precision": report.precision, **asdict(report.baked)}
+        record["onnx"] = made | {"model": str(report.baked.model)}
     if as_json:
         console.print_json(record)
         return
@@ -272,5 +242,7 @@ def _print_report(
     find = (report.output, "--task", "brevity", "-o", "brief.bin")
     if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)
-    if learned or placed is None:  # 13 random numbers are too few for what forward passes find
+    if (
+        basis.projection == EXPLICIT or placed is None
+    ):  # 13 random numbers are too few for what forward passes find
         console.next_command("tune", *find)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import Basis, BasisError, Bundle, Ed25519Verifier, load_basis
+from .. import BasisError, Bundle, Ed25519Verifier, load_basis
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping import layout
 from . import console, keyfiles, vectors
@@ -85,7 +85,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
         if keys:
             raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
-        return {"kind": "basis", "path": str(path)} | _basis_facts(load_basis(path), path)
+        return {"kind": "basis", "path": str(path)} | vectors.basis_facts(load_basis(path))
     bundle = Bundle.find(path)
     signature = signature_path(bundle)
     signed: dict[str, Any] | None = None
@@ -94,7 +94,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
         signed = {"key": Signature.read(signature).key, "verified": True, "files": count}
     elif signature.exists():
         signed = {"key": Signature.read(signature).key, "verified": False}
-    record = {"kind": "bundle", "path": str(path)} | _basis_facts(bundle.basis, bundle.basis_path)
+    record = {"kind": "bundle", "path": str(path)} | vectors.basis_facts(bundle.basis)
     files = list(bundle.base.iterdir()) if bundle.base.is_dir() else [bundle.base]
     record["base"] = {
         "path": str(bundle.base),
@@ -111,28 +111,6 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
             f"{bundle.basis.digest[:16]}...: they come from different exports. Export the bundle again"
         )
     return record | {"manifest": bundle.manifest, "signature": signed}
-
-
-def _basis_facts(basis: Basis, path: Path) -> dict[str, Any]:
-    return {
-        "basis": {"path": str(path), "bytes": path.stat().st_size},
-        "digest": basis.digest,
-        "architecture": basis.architecture,
-        "modules": len(basis.modules),
-        "kinds": list(basis.kinds()),
-        "rank": basis.rank,
-        "u": basis.u,
-        "groups": basis.groups,
-        "values": basis.size,
-        "tying": basis.scheme,
-        "seed": basis.seed,
-        "projection": basis.projection,
-        "prior": basis.prior is not None,
-        "factorization": basis.factorization,
-        "factor_dtype": {4: "f32", 2: "f16"}[basis.a[0].itemsize],
-        "base_fingerprints": list(basis.base_fingerprints),
-        "vector_bytes": vectors.sizes(basis.size),
-    }
 
 
 def _is_gguf(path: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..documents import read_json
 from ..system import atomic_write
-from . import figures
+from . import console, figures
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -67,7 +67,7 @@ def write_report(frame: Path) -> Path:
         count=len(record["values"]),
         values=_table((f"v{i}", f"{value:+.4g}") for i, value in enumerate(record["values"], 1)),
         frame=data.hex(),
-        settings=_table(_flat(record["options"] | {"basis": record["basis"], "tool": record["tool"]})),
+        settings=_table(console.flat(record["options"] | {"basis": record["basis"], "tool": record["tool"]})),
     )
     path = frame.with_name(f"{frame.name}.html")
     with atomic_write(path) as file:
@@ -78,14 +78,6 @@ def write_report(frame: Path) -> Path:
 def _table(rows: Iterable[tuple[str, object]]) -> str:
     cells = (f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in rows)
     return f"<table>{''.join(cells)}</table>"
-
-
-def _flat(options: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
-    for name, value in options.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name}", value
 
 
 def _curve(rows: list[dict[str, Any]], best: int) -> str:

@@ -12,6 +12,7 @@ import typer
 from .. import Basis, Bundle, FrameError, MicroVector, load_basis
 from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..limits import VECTOR_FILE_BYTES
+from ..projection import EXPLICIT
 from ..system import atomic_write
 from ..wire import expiry, frame, tags, text, values
 from . import console
@@ -114,8 +115,6 @@ def header(data: bytes) -> dict[str, Any]:
             f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take {around}: "
             f"the rest are no whole {dtype} values; it was cut or padded on its way"
         )
-    # In int8 a last byte of 0 is a value, or none: the basis knows.
-    unsure = len(found) > 1 and data[length - tags.SIZES[kind] - 1] == 0
     dated = version == frame.DATED
     return {
         "form": "frame",
@@ -126,8 +125,7 @@ def header(data: bytes) -> dict[str, Any]:
         "basis_id": data[1:5].hex(),
         "sequence": frame.sequence_of(data),
         **({"until": expiry.day_date(int.from_bytes(data[7:9], "little")).isoformat()} if dated else {}),
-        "count": found[-1],
-        **({"count_or": found[0]} if unsure else {}),
+        "count": found[-1],  # of int8, where a last byte of 0 may be none: the basis knows
     }
 
 
@@ -137,12 +135,32 @@ def summary(vector: MicroVector) -> str:
     return f"{values}, norm {vector.norm:.4g}"
 
 
-def sizes(size: int) -> dict[str, dict[str, int]]:
-    """Return what a vector of `size` values costs on the wire: dtype -> form -> bytes."""
+def basis_facts(basis: Basis) -> dict[str, Any]:
+    """Return what a basis is, for a report: its shape, and what a vector costs on the wire."""
     return {
-        dtype: {
-            **({"raw": values.payload_bytes(size, dtype)} if dtype in frame.RAW_DTYPES else {}),
-            **{name.lower(): frame.frame_bytes(size, dtype, kind) for kind, name in tags.NAMES.items()},
-        }
-        for dtype in ("fp32", "bf16", "int8")
+        "digest": basis.digest,
+        "architecture": basis.architecture,
+        "modules": len(basis.modules),
+        "kinds": list(basis.kinds()),
+        "rank": basis.rank,
+        "u": basis.u,
+        "groups": basis.groups,
+        "values": basis.size,
+        "tying": basis.scheme,
+        "seed": basis.seed,
+        "projection": "learned" if basis.projection == EXPLICIT else "random",
+        "prior": basis.prior is not None,
+        "factorization": basis.factorization,
+        "factor_dtype": {4: "f32", 2: "f16"}[basis.a[0].itemsize],
+        "base_fingerprints": list(basis.base_fingerprints),
+        "vector_bytes": {
+            dtype: {
+                **({"raw": values.payload_bytes(basis.size, dtype)} if dtype in frame.RAW_DTYPES else {}),
+                **{
+                    name.lower(): frame.frame_bytes(basis.size, dtype, kind)
+                    for kind, name in tags.NAMES.items()
+                },
+            }
+            for dtype in ("fp32", "bf16", "int8")
+        },
     }

@@ -39,7 +39,7 @@ def page(folder: Path, **changed: Any) -> str:
 def test_the_page_has_the_figures(tmp_path: Path) -> None:
     assert "not measured: eval does that" in page(tmp_path)
     text = page(tmp_path, held_out=HELD_OUT)
-    for part in ("2 bytes for list-lookup", "+0.200 +- 0.060", "-0.25", "11ab", "settings.prompts", "<svg"):
+    for part in ("2 bytes for list-lookup", "+0.200 +- 0.060", "-0.25", "11ab", "prompts 8", "<svg"):
         assert part in text
 
 
