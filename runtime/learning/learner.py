@@ -52,8 +52,7 @@ class TuneSettings:
             passes before the first step, so that one number fits every basis. None: `reach` decides.
         reach: the same without the model: root mean square, over the modules, of the change to what the
             factors hold of a weight, as a share of that. With an `effect` it is where measuring begins.
-        prompts: a step; every candidate answers the same ones.
-        temperature: of the answers; 0 for greedy ones, which is what is checked.
+        prompts: a step; every candidate gives its greedy answers to the same ones.
         held_back: prompts never learned on, which decide what is returned: at most a third of all.
         check_every: steps between checks, on the first half of those; the last check is on all.
         patience: checks in a row without anything better after which learning stops.
@@ -68,7 +67,6 @@ class TuneSettings:
     effect: float | None = 0.5
     reach: float = 0.07
     prompts: int = 8
-    temperature: float = 0.0
     held_back: int = 48
     check_every: int = 8
     patience: int = 8
@@ -191,9 +189,7 @@ class SearchLearner(ABC):
                 ) from None
 
     @abstractmethod
-    def _worth(
-        self, vectors: Sequence[MicroVector], numbers: Sequence[int], seed: Sequence[int], *, checking: bool
-    ) -> Judged:
+    def _worth(self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool) -> Judged:
         """Judge vectors on samples, by their numbers: to learn from, or where `checking` to decide."""
 
     def stop(self) -> None:
@@ -298,7 +294,7 @@ class SearchLearner(ABC):
     def _step(self) -> None:
         state, search = self.state, self._search
         vectors = [self._vector(v) for v in self._whitening.values(search.ask())]
-        rewards, exploded = self._judge(vectors, self._pick(search.step), seed=search.step)
+        rewards, exploded = self._judge(vectors, self._pick(search.step))
         search.tell(rewards)
         if np.ptp(rewards, axis=0).any():
             state.silent = 0
@@ -393,7 +389,7 @@ class SearchLearner(ABC):
         )
 
     def _judge(
-        self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, seed: int = 0, checking: bool = False
+        self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool = False
     ) -> Judged:
         """Judge vectors, and count what it costs.
 
@@ -401,7 +397,7 @@ class SearchLearner(ABC):
         time may have been drawn into it.
         """
         with self._counted():
-            rewards, exploded = self._worth(vectors, numbers, (self._seed, 1, seed), checking=checking)
+            rewards, exploded = self._worth(vectors, numbers, checking=checking)
         rewards[exploded] = self._lowest(rewards[~exploded])
         self.state.rollouts += len(vectors) * len(numbers)
         return rewards, exploded

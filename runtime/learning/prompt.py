@@ -140,9 +140,7 @@ class _PromptLearner(SearchLearner):
             self._contrast = self._lesson()
         super()._begin(resumed)
 
-    def _worth(
-        self, vectors: Sequence[MicroVector], numbers: Sequence[int], seed: Sequence[int], *, checking: bool
-    ) -> Judged:
+    def _worth(self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool) -> Judged:
         found = np.array([self._contrast.divergences(vector, numbers) for vector in vectors])
         exploded = ~np.isfinite(found).all(axis=1)
         return -np.where(exploded[:, None], 0.0, found) / self._max_tokens, exploded

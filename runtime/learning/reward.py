@@ -58,17 +58,9 @@ class RewardLearner(SearchLearner):
             **options,
         )
 
-    def _worth(
-        self, vectors: Sequence[MicroVector], numbers: Sequence[int], seed: Sequence[int], *, checking: bool
-    ) -> Judged:
+    def _worth(self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool) -> Judged:
         samples = [self._samples[i] for i in numbers]
-        answers = self._batch.answer_each(
-            vectors,
-            samples,
-            max_tokens=self._max_tokens,
-            temperature=0.0 if checking else self.settings.temperature,
-            seed=seed,
-        )
+        answers = self._batch.answer_each(vectors, samples, max_tokens=self._max_tokens)
         task = self._deciding if checking else self._lessons
         exploded = np.array([any(answer.exploded for answer in row) for row in answers])
         rewards = np.zeros((len(vectors), len(samples)))
