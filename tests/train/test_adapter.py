@@ -10,7 +10,6 @@ import gguf
 import models
 import numpy as np
 import pytest
-import support
 import torch
 from architectures import GGUF_NAMES
 from transformers import PreTrainedModel
@@ -60,13 +59,6 @@ def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: i
     """The rows of q and k permuted, qkv and gate and up fused, grouped or not: all but the experts."""
     model = models.tiny_model(architecture)
     assert_equals_merged_weights(model, basis_of(model, scheme, groups, u, GGUF_NAMES[architecture]))
-
-
-@pytest.mark.parametrize("form", ["dense", "tiled"])
-def test_explicit_projections_equal_merged_weights(form: str) -> None:
-    model = models.tiny_model("llama")
-    plain = basis_of(model, "tiled", 5, 1, "llama")
-    assert_equals_merged_weights(model, support.learned_forms(plain, 7, scale=0.7)[form])
 
 
 def assert_equals_merged_weights(model: PreTrainedModel, basis: Basis) -> None:
@@ -209,41 +201,6 @@ def test_one_pass_equals_whole_sequences(
             np.testing.assert_allclose(row[: len(completion)], expected, atol=1e-4)
             assert not row[len(completion) :].any()
     learner.close()
-
-
-def test_what_prompts_begin_with_counts_for_each() -> None:
-    """It is computed once; the gradient is that of the groups one by one."""
-    model = models.tiny_model("llama")
-    basis = basis_of(model, "tiled", 5, 1, "llama")
-    with Adapter(model, basis) as adapter:
-        adapter.set(MicroVector.random(basis, 0.5, seed=1))
-        learner = Learner(model, adapter, temperature=1.0)
-        groups = [group([*range(40), *end], [[5, 6], [9]]) for end in ([50], [60, 61, 62], [70, 71])]
-        together = learner.gradient(groups)
-        apart = [learner.gradient([each]) for each in groups]  # of as many tokens each
-        learner.close()
-    grad = sum(each.grad.numpy() for each in apart) / 3
-    np.testing.assert_allclose(together.grad.numpy(), grad, rtol=1e-4, atol=1e-6 * np.abs(grad).max())
-    assert together.loss == pytest.approx(sum(each.loss for each in apart) / 3, rel=1e-5)
-
-
-def test_equal_completions_count_each() -> None:
-    """They are computed once; the gradient is that of as many as there are."""
-    model = models.tiny_model("llama")
-    basis = basis_of(model, "tiled", 5, 1, "llama")
-    with Adapter(model, basis) as adapter:
-        learner = Learner(model, adapter, temperature=1.0)
-
-        def gradient(completions: list[list[int]], advantage: list[float]) -> np.ndarray:
-            rows = [np.array(c, np.int32) for c in completions]
-            group = Group(np.array([1, 2, 3], np.int32), rows, np.array(advantage, np.float32))
-            return learner.gradient([group]).grad.numpy() * sum(map(len, rows))
-
-        twice = gradient([[5, 6], [9], [5, 6]], [1.0, -0.5, 1.0])
-        once = gradient([[5, 6], [9]], [2.0, -0.5])
-        learner.close()
-    np.testing.assert_allclose(twice, once, rtol=1e-5, atol=1e-7)
-    assert np.abs(once).max() > 1e-4
 
 
 def test_chosen_logprobs_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def run_folder(output: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for path in (*folder.iterdir(), folder):
+        for path in (*folder.glob("*"), folder):  # another process may have removed it
             with suppress(OSError):  # it holds something
                 path.rmdir()
 

@@ -24,14 +24,7 @@ _MORE_FUNCTION_WORDS = 3  # that an answer may have beside the note's: it may jo
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of note: what it says, and how its amounts and dates may be written in the first place.
-
-    Attributes:
-        notes: by unit, its abbreviation first and then its plural.
-        amounts: with the number n, the abbreviation u and the plural w.
-        dates: with the year y, the month m or its name M, and the day d.
-        requests: with the note and the closing line.
-    """
+    """A kind of note: what it says, by unit, and how its amounts and dates may be written at first."""
 
     notes: Mapping[tuple[str, str], tuple[str, ...]]
     amounts: tuple[str, ...]
@@ -89,8 +82,7 @@ def in_house_style(completion: Completion, sample: Sample) -> float:
     hyphens and two digits for month and day; and the text ends with the closing line, once.
 
     Guards: the answer ended by itself. It has the note's content words, amount and date, each once and in
-    their order, no word of its own but a few function words, and no other number; so a text that has the
-    marks of the style alone, or the example of another note, gets 0.
+    their order, no word of its own but a few function words, and no other number.
     """
     text = completion.text.strip()
     body = text.removesuffix(CLOSING)

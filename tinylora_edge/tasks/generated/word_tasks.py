@@ -66,16 +66,7 @@ def short_sentence(completion: Completion, sample: Sample) -> float:
     Guards: saying the noun back is not enough: two words must be the answer's own, not the question's and
     not function words; a phrase three times in a row gets 0.
     """
-    text = completion.text.strip()
-    sequence = words(text)
-    return float(
-        completion.ended
-        and 4 <= len(sequence) <= _LONGEST_SENTENCE
-        and text.endswith(".")
-        and has_noun(sequence, sample)
-        and len(own_words(text, sample)) >= 2
-        and not repeats(text)
-    )
+    return float(nearly_short_sentence(completion, sample) == 1.0)
 
 
 def nearly_short_sentence(completion: Completion, sample: Sample) -> float:
@@ -84,8 +75,7 @@ def nearly_short_sentence(completion: Completion, sample: Sample) -> float:
     0.05 for an answer of 24 words that ended by itself, and 0.05 more for every word less; half of it without
     a period.
 
-    Guards: those of `short_sentence`: less than 4 words, no noun, less than two words of its own, or a phrase
-    three times in a row get 0, however short. So does what the token limit cut.
+    Guards: those of `short_sentence`; what the token limit cut gets 0, too.
     """
     text = completion.text.strip()
     sequence = words(text)

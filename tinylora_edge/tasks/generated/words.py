@@ -18,14 +18,8 @@ from ..task import Draw, Reward, Sample, Task
 
 @dataclass(frozen=True)
 class Words:
-    """The words of one split.
-
-    Attributes:
-        things: nouns of things that a person can have several of.
-        nouns: things, and animals, places, people and machines: countable, all with an indefinite article.
-        short: nouns of 6 letters at most, which a small model copies half of the time; the shifted ones have
-            up to 8.
-        names: first names.
+    """The words of one split: things to have several of; nouns, which are things and others that can be
+    counted; short nouns of 6 letters (8 where shifted), which a small model copies half of the time; names.
     """
 
     things: tuple[str, ...]
