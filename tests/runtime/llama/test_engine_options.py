@@ -8,7 +8,6 @@ import llama_cpp
 import models
 import numpy as np
 import pytest
-from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from tinylora_edge import MicroVector, Policy, RollbackError, VectorError
 
@@ -88,27 +87,6 @@ def test_embeddings(load, load_plain, tiny_bundle, vector, pooling):
     assert equal(changed, embed(load(tiny_bundle, vector, **options)))
     llm.clear()
     assert equal(embed(llm), expected)
-
-
-def test_draft_model(load, tiny_bundle, vector, llm):
-    """Speculative decoding proposes, the model with its vector decides."""
-    llm.swap(vector)
-    prompt = list(b"abcabcabcabc")
-    expected = models.llama_greedy(llm, prompt, 12)
-    drafted = load(tiny_bundle, draft_model=LlamaPromptLookupDecoding(num_pred_tokens=4))
-    models.llama_greedy(drafted, prompt, 12)
-    drafted.swap(vector)
-    assert models.llama_greedy(drafted, prompt, 12) == expected
-
-
-def test_tokens_can_be_sent_into_a_generation(llm, load_plain, tiny_bundle):
-    def tokens(llm):
-        stream = llm.generate(PROMPT, temp=0.0)
-        result = [next(stream), stream.send([7, 8]), next(stream), stream.send([9])]
-        stream.close()
-        return result, llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()
-
-    assert tokens(llm) == tokens(load_plain(tiny_bundle))
 
 
 # Saved states

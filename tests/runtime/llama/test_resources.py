@@ -181,8 +181,20 @@ print("done")
 
 ENDINGS = {
     "not closed": "",
-    "deleted": "del llm",
-    "in a cycle": "llm.itself = llm; del llm",
+    "in a cycle": "llm.itself = llm; llm.stream = llm('one', stream=True); next(llm.stream); del llm",
+    "in a block": "block = llm.using(MicroVector.zeros(llm.basis)); block.__enter__()",
+    "with a thread inside a step": """
+import threading
+from llama_cpp import LogitsProcessorList
+running = threading.Event()
+def pause(tokens, logits):
+    running.set()
+    threading.Event().wait()
+def generate():
+    llm("abc", max_tokens=2, logits_processor=LogitsProcessorList([pause]))
+threading.Thread(target=generate, daemon=True).start()
+assert running.wait(20)
+""",
     "beside torch": "import torch",  # it keeps modules alive past the point where their names are cleared
     "two models": "other = runtime.load(sys.argv[1], n_ctx=64); llm.close(); other('one', max_tokens=2)",
     "in the midst of a stream": "stream = llm('one', max_tokens=9, stream=True); next(stream)",

@@ -202,18 +202,10 @@ def test_a_swap_empties_the_cache_and_a_refused_one_keeps_it(llm):
 # The caller's own LoRA
 
 
-LORAS = {
-    "beside": {"output.weight": (models.VOCABULARY, 64)},  # a matrix that the basis leaves alone
-    "over": {"blk.0.attn_q.weight": (64, 64), "blk.1.ffn_down.weight": (64, 128)},
-}
-
-
-@pytest.mark.parametrize("place", LORAS)
-def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp_path, place):
+def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp_path):
     rng = np.random.default_rng(5)
-    pairs = {
-        m: (rng.normal(size=(4, i)) / 4, rng.normal(size=(o, 4)) / 4) for m, (o, i) in LORAS[place].items()
-    }
+    module, n_out = "output.weight", models.VOCABULARY  # a matrix that the basis leaves alone
+    pairs = {module: (rng.normal(size=(4, 64)) / 4, rng.normal(size=(n_out, 4)) / 4)}
     lora = models.write_lora(tmp_path / "lora.gguf", "llama", pairs, alpha=4.0)
     (vector,) = vectors(llm.basis, 1)
     options = {"lora_path": str(lora), "lora_scale": 0.5}
@@ -227,13 +219,7 @@ def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp
     assert not same(both, plain)
     llm.swap(vector)
     assert not same(both, outputs(llm))
-    fresh = outputs(load(tiny_bundle, vector, **options))
-    if place == "beside":
-        assert same(both, fresh)
-    else:
-        # Two adapters change one matrix, and llama.cpp adds them in the order of their addresses.
-        assert both[:2] == fresh[:2]
-        assert np.abs(both[2] - fresh[2]).max() < 1e-4
+    assert same(both, outputs(load(tiny_bundle, vector, **options)))
     with_lora.swap(MicroVector.zeros(llm.basis))
     assert same(outputs(with_lora), plain)
     with_lora.swap(vector)

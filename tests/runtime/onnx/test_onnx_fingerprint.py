@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_bundles
-import onnx_models
 import onnxruntime as ort
 import pytest
 
 from tinylora_edge import BaseMismatchError, Bundle, load_basis
-from tinylora_edge.exporters.onnx.bake import bake
-from tinylora_edge.modules import Heads
 from tinylora_edge.runtime.onnx.bundle import checked_graph, find_bundle, weights_fingerprint
 
 KEY = "tinylora.weights"
@@ -130,42 +127,6 @@ def test_a_list_of_what_is_not_there(copy: Path, tensor: list[Any]) -> None:
     restate(copy, json.dumps(entries))
     with pytest.raises(BaseMismatchError, match=r"damaged|Export it again"):
         checked_graph(find_bundle(copy))
-
-
-def test_a_weight_that_a_tool_made_smaller(copy: Path) -> None:
-    name, _, size = json.loads(metadata(copy)[KEY])[0][0]["tensors"][0]
-
-    def change(model: Any) -> None:
-        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-        tensor.ClearField("external_data")
-        tensor.data_location = tensor.DEFAULT
-        tensor.raw_data = bytes(size // 2)
-
-    edit(copy, change)
-    with pytest.raises(BaseMismatchError, match=rf"{size // 2:,} bytes .* baked with {size:,}"):
-        checked_graph(find_bundle(copy))
-
-
-def test_weights_in_typed_fields(copy: Path, tmp_path: Path) -> None:
-    """They become bytes, so that a device can check them."""
-    source = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32")
-    typed, output = tmp_path / "typed", tmp_path / "output" / "onnx"
-    shutil.copytree(source, typed)
-    output.mkdir(parents=True)
-    model = onnx.load(typed / "model.onnx")
-    for tensor in model.graph.initializer:
-        if tensor.data_type == tensor.FLOAT:
-            values = onnx.numpy_helper.to_array(tensor).reshape(-1)
-            tensor.ClearField("raw_data")
-            tensor.float_data.extend(values.tolist())
-    (typed / "model.onnx.data").unlink()
-    onnx.save(model, typed / "model.onnx")
-    basis = load_basis(copy / "basis.gguf")
-    made = bake(typed, basis, output, heads=Heads(4, 2))
-    assert made.fingerprint == basis.base_fingerprints[-1]  # the same bytes, wherever they are kept
-    shutil.copy(copy / "basis.gguf", output.parent)
-    assert KEY in metadata(output.parent)
-    checked_graph(find_bundle(output.parent))
 
 
 @pytest.mark.parametrize("beyond", [1, (1 << 62) - 8192])

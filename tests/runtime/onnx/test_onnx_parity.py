@@ -31,20 +31,6 @@ QUESTIONS = (
     "Write a haiku about rain.",
     "How many legs does a spider have?",
     "Explain gravity to a child.",
-    "Translate 'good morning' into Spanish.",
-    "What is 12 times 12?",
-    "Give me a recipe for pancakes.",
-    "Who wrote Romeo and Juliet?",
-    "List the days of the week.",
-    "What do bees make?",
-    "Suggest a name for a cat.",
-    "Why is the sky blue?",
-    "What is photosynthesis?",
-    "Tell me a joke.",
-    "How do I boil an egg?",
-    "What is the largest ocean?",
-    "Write a sentence with the word 'river'.",
-    "What is the opposite of hot?",
 )
 
 

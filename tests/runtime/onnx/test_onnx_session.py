@@ -16,7 +16,6 @@ from tinylora_edge import (
     BasisMismatchError,
     ChecksumError,
     MicroVector,
-    Policy,
     RollbackError,
     TinyLoraError,
     VectorError,
@@ -91,18 +90,6 @@ def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) ->
     assert np.abs(together - run(session, session.rows(vector))).max() <= 1e-5
 
 
-def test_feeds_of_other_types_are_those_of_onnx_runtime(session: OnnxSession) -> None:
-    rows, plain = session.rows(MicroVector.random(session.basis, 1.0)), feeds(session)
-    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in plain.items()}
-    expected = session.run(["logits"], plain, rows)[0]
-    assert np.array_equal(session.run(["logits"], values, rows)[0], expected)
-    two = session.rows([None, None])
-    with pytest.raises(VectorError, match=r"2 rows.*1 sequences"):
-        session.run(["logits"], values, two)
-    with pytest.raises(Exception, match="Invalid rank for input: input_ids"):
-        session.run(["logits"], {**plain, "input_ids": np.array(1)}, rows)
-
-
 def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bundle: Path) -> None:
     basis = session.basis
     values = onnx_bundles.vectors(bundle, 1)[0].values
@@ -119,12 +106,6 @@ def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bu
     session.rows([alice, bob], streams=["alice", "bob"])
     with pytest.raises(RollbackError):
         session.rows(older, streams="alice")
-
-
-def test_the_policy_counts(bundle: Path) -> None:
-    session = OnnxSession(bundle, policy=Policy(require="checksum"), sess_options=options())
-    with pytest.raises(ChecksumError):
-        session.rows(onnx_bundles.vectors(bundle, 1)[0].to_bytes(session.basis, tag=None))
 
 
 def test_a_vector_of_a_wrong_width_or_basis(session: OnnxSession) -> None:
@@ -193,12 +174,6 @@ def test_an_iobinding_has_its_rows(session: OnnxSession, bundle: Path) -> None:
         session.run_with_iobinding(binding)
         found = binding.copy_outputs_to_cpu()[0][:, -1]
         assert np.array_equal(found, run(session, rows, batch))
-
-
-def test_it_is_silent(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    session = OnnxSession(bundle)
-    run(session, session.rows(onnx_bundles.vectors(bundle, 1)))
-    assert capfd.readouterr() == ("", "")
 
 
 def test_a_fork_is_refused():
