@@ -271,7 +271,7 @@ def test_texts() -> None:
     written = {
         "base64url": _text.encode(taken_apart()),
         "base64url with the scheme": _text.encode(taken_apart(), scheme=True),
-        "hexadecimal": _text.encode(taken_apart(), "hex"),
+        "hexadecimal": taken_apart().hex(),
     }
     assert page == written
     for text in page.values():

@@ -15,9 +15,6 @@ import re
 from ..errors import FrameError
 from ..limits import VECTOR_FILE_BYTES
 
-FORMS: tuple[str, ...] = ("base64url", "hex")
-"""What `encode` writes."""
-
 TEXT_CHARACTERS = 2 * VECTOR_FILE_BYTES
 """The most characters of a text, as many as hexadecimal digits take."""
 
@@ -29,21 +26,9 @@ _WHITE = b" \t\r\n"
 _TEXT = re.compile(rb"(?i:tinylora:[A-Za-z0-9_-]+|[A-Za-z0-9_-]{16,})={0,2}\Z")
 
 
-def encode(data: bytes, form: str = "base64url", *, scheme: bool = False) -> str:
-    """Return the bytes of a vector as text, in one line.
-
-    Args:
-        data: a frame or a raw payload.
-        form: `base64url` (4 characters for 3 bytes, no padding) or `hex` (2 a byte).
-        scheme: put `tinylora:` before it.
-
-    Raises:
-        FrameError: an unknown form.
-    """
-    if form not in FORMS:
-        raise FrameError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
-    digits = data.hex() if form == "hex" else base64.urlsafe_b64encode(data).decode().rstrip("=")
-    return SCHEME * scheme + digits
+def encode(data: bytes, *, scheme: bool = False) -> str:
+    """Return a frame or a raw payload as base64url in one line, with `tinylora:` before it where `scheme`."""
+    return SCHEME * scheme + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def is_text(data: bytes) -> bool:
@@ -57,7 +42,7 @@ def is_text(data: bytes) -> bool:
 
 
 def decode(text: bytes | str) -> bytes:
-    """Return the bytes of a text that `encode` wrote, or another writer of the same forms.
+    """Return the bytes of a text: base64url or hexadecimal.
 
     Raises:
         FrameError: it is too long, cut, or has characters that belong to neither form.
