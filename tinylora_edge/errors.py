@@ -1,45 +1,10 @@
-"""The errors that tinylora-edge raises on purpose, in one tree.
+"""The errors that tinylora-edge raises on purpose, all of them `TinyLoraError`s.
 
-    TinyLoraError
-    ├── VectorError                 (also a ValueError)
-    │   ├── FrameError
-    │   ├── ChecksumError
-    │   ├── SignatureError
-    │   ├── RollbackError
-    │   ├── ExpiredError
-    │   ├── BasisMismatchError
-    │   └── NonFiniteError
-    ├── BasisError                  (also a ValueError)
-    │   ├── BaseMismatchError
-    │   └── CorruptBasisError
-    ├── ExportError
-    │   ├── HubError
-    │   └── UnsupportedModelError
-    ├── TrainError
-    ├── TransferError
-    ├── TrustError                  (also a ValueError)
-    ├── BusyError
-    ├── OverloadError
-    ├── StoreError
-    ├── RequestError                (also a ValueError)
-    ├── OptionError                 (also a TypeError)
-    └── MissingExtraError           (also an ImportError)
-
-Whatever is raised, nothing was changed: the model, the files and the policy's state stay as they were.
-
-Warnings have a tree too; the command line prints each as one line.
-
-    TinyLoraWarning                 (also a UserWarning)
-    ├── UntestedArchitectureWarning
-    ├── ModulesLeftOutWarning
-    ├── UnauthenticatedVectorWarning
-    └── NotImprovedWarning
+Whatever is raised, nothing was changed: the model, the files and the policy's state stay as they were. The
+command line prints an error, and each `TinyLoraWarning`, as one line.
 """
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Sequence
 
 
 class TinyLoraError(Exception):
@@ -172,9 +137,3 @@ class UnauthenticatedVectorWarning(TinyLoraWarning):
 
 class NotImprovedWarning(TinyLoraWarning):
     """Tuning found nothing better than the start, and returned the start."""
-
-
-def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:
-    """Return the advice for a name that is not known: the nearest of those that are, or other advice."""
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else otherwise
