@@ -35,11 +35,7 @@ def refuse_existing(output: Path) -> None:
 def write_bundle(
     output: Path, basis: Basis, sections: Sections, *, base: Path | None = None
 ) -> tuple[Basis, str | None]:
-    """Write a bundle of a basis that is there, complete or not at all. Arguments, results: `fill_bundle`.
-
-    Raises:
-        ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
-    """
+    """Write a bundle of a basis, complete or not at all: see `fill_bundle` and `new_bundle`."""
     with new_bundle(output) as partial:
         placed = fill_bundle(partial, basis, sections, base=base)
     return load_basis(output / BASIS_NAME), placed
@@ -117,12 +113,6 @@ def place_base(source: Path, target: Path) -> str:
 
 def copy_file(source: Path, target: Path) -> None:
     """Make `target` a file of its own with the content of `source`."""
-    size, free = source.stat().st_size, shutil.disk_usage(target.parent).free
-    if size > free:
-        raise ExportError(
-            f"{source} lies on another file system, and a copy of {size:,} bytes does not fit the "
-            f"{free:,} bytes free at {target.parent}: choose an output beside the model"
-        )
     with atomic_write(target) as out, open(source, "rb") as file:
         shutil.copyfileobj(file, out, 1 << 24)
 

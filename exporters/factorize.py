@@ -150,14 +150,8 @@ def factorize(
 ) -> dict[str, Factors]:
     """Return the factors of modules, by name in the same order.
 
-    Modules are handed out to threads, by default one a core: numpy and ggml compute without Python's lock.
-    The factors of a module do not depend on what runs beside it.
-
-    Args:
-        modules: names in canonical order.
-        make: (module, stop) -> its factors; raises CancelledError where `stop` is set before all are made.
-        done: called in this thread after each module.
-        workers: threads.
+    `make` makes them in so many threads, by default one a core: numpy and ggml compute without Python's lock.
+    `done` is called in this thread after each. They do not depend on what runs beside them.
     """
     stop, found = Event(), {}
     pool = ThreadPoolExecutor(workers or cores(), "tinylora-export")
@@ -181,15 +175,10 @@ def factorize_module(
     align: Align | None,
     stop: Event,
 ) -> Factors:
-    """Factorize one module, expert by expert.
+    """Factorize one module, expert by expert: its weight is one matrix [out, in], or one an expert.
 
-    Args:
-        module: its name.
-        matrices: its weight, [out, in]: one matrix, or one an expert.
-        settings: of the export.
-        stacked: the factors get an axis for experts.
-        align: orders B's rows; None where the weight is the deployed one.
-        stop: set where the factors are not wanted any more.
+    The factors get an axis for experts where they are `stacked`. `align` orders B's rows; None where the
+    weight is the deployed one.
 
     Raises:
         ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.

@@ -63,8 +63,8 @@ class ResolvedModel:
     """A model on this machine.
 
     Attributes:
-        model: what the factors are taken from: a GGUF file (of a split one, the first part), or a Hugging
-            Face directory. The first argument of an export.
+        model: what the factors are taken from: a GGUF file (of a split one, the first), or a Hugging Face
+            directory. The first argument of an export.
         base: the GGUF that is deployed, where it is another file. The argument `base` of an export.
         provenance: for the manifest: repositories, commits, files; None for paths.
     """
