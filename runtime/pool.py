@@ -10,6 +10,7 @@ from typing import Any, Self, Unpack
 from weakref import ref
 
 from ..errors import OptionError, RequestError
+from ..system import cores
 from ..tasks import Prompt
 from ..vector import MicroVector, Policy
 from .admission import VectorSource, admitted
@@ -82,8 +83,7 @@ class Pool:
             )
         self._owned: PersonalizedModel | None = None
         if isinstance(base, str | PathLike):
-            if n_threads is not None:
-                engine_options["n_threads"] = n_threads
+            engine_options["n_threads"] = n_threads or cores()
             self._owned = llm = load(base, policy=policy, n_ctx=_OWN_CONTEXT, **engine_options)
         elif policy is not None or engine_options:
             names = ", ".join([*(["policy"] if policy else []), *engine_options])
