@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -171,7 +169,8 @@ class Conversation:
 
     def _turn(self, text: str, interactive: bool) -> None:
         asked = [*self._messages, *messages(None, text)]
-        with _interrupt_stops(interactive) as stopped:
+        stopped: list[int] = []
+        with console.first_interrupt(lambda: stopped.append(1), told="") if interactive else nullcontext():
             said, reason = answer(self._llm, asked, stopped=stopped, **self._options)
         write("\n")
         self._messages = [*asked, {"role": "assistant", "content": said}]
@@ -228,26 +227,6 @@ def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, tempera
 
 def _note(text: str) -> None:
     console.note(text, "dim")  # what is not the model's
-
-
-@contextmanager
-def _interrupt_stops(interactive: bool) -> Iterator[list[int]]:
-    """Let the first Ctrl-C end the answer, between two tokens, and not the conversation."""
-    stopped: list[int] = []
-    if not interactive:
-        yield stopped
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(number)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _lines(interactive: bool) -> Iterator[str]:

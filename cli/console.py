@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NAME = "tinylora-edge"
+
+STOPPING = "stopping after the step at hand; Ctrl-C again stops at once"
 
 Show = Callable[..., None]
 """Shows how far a command is, from any thread: show(text, done=N, total=N). What is left out stays."""
@@ -83,10 +86,30 @@ def fail(error: BaseException) -> None:
     _print(stderr(), Text("error: ", "bold red").append(_one_line(said), "not bold default"))
 
 
-def acknowledge_interrupt(text: str = "stopping after the step at hand; Ctrl-C again stops at once") -> None:
+def acknowledge_interrupt(text: str = STOPPING) -> None:
     """Say at once that Ctrl-C was heard: from a signal handler, so past Python's buffers."""
     with suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"{text}\n".encode())
+
+
+@contextmanager
+def first_interrupt(stop: Callable[[], object], told: str = STOPPING) -> Iterator[None]:
+    """Let the first Ctrl-C of a block call `stop`, and say so; a second one does as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+        if told:
+            acknowledge_interrupt(told)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def print_json(value: Any) -> None:

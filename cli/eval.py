@@ -27,14 +27,6 @@ from .options import (
 
 _SHOWN = 3  # answers
 _BOTH = "vector + prompt"
-_PAIRS = (
-    ("vector", "base"),
-    ("prompt", "base"),
-    (_BOTH, "base"),
-    ("vector", "prompt"),
-    (_BOTH, "prompt"),
-    (_BOTH, "vector"),
-)
 
 
 def evaluate(
@@ -108,12 +100,9 @@ def evaluate(
     ):
         checked = None if data is None else policy.check(data, llm.basis, stream=stream)
         contestants: dict[str, tuple[Any, Any]] = {"base": (None, None)}
-        if checked is not None:
-            contestants["vector"] = (checked, None)
-        if before:
-            contestants["prompt"] = (None, before)
-            if checked is not None:
-                contestants[_BOTH] = (checked, before)
+        contestants |= {"prompt": (None, before)} if before else {}
+        contestants |= {} if checked is None else {"vector": (checked, None)}
+        contestants |= {_BOTH: (checked, before)} if before and checked is not None else {}
         done, total = itertools.count(1), len(samples) * len(contestants)  # its next() is atomic
         for stands_behind in (None, before) if before else (None,):
             prompts = [sample if stands_behind is None else before.before(sample) for sample in samples]
@@ -132,38 +121,28 @@ def evaluate(
         if drift:
             show("measuring the drift on general prompts")
             away = measure_drift(llm, checked, n_threads=threads)
-    base = found["base"]
+    comparisons = {
+        f"{name} - {other}": compare(found[other], found[name])
+        for other, name in itertools.combinations(contestants, 2)
+    }
+    drifted = {} if away is None else {"drift": away.record()}
     if as_json:
-        record: dict[str, Any] = {"task": loaded.name, "split": "shifted" if shifted else "held_out"}
-        record |= {
-            name: {
-                "n": each.n,
-                "mean": each.mean,
-                "standard_error": each.standard_error,
-                "scores": each.scores.tolist(),
-                "answers": each.answers,
-            }
-            for name, each in found.items()
+        record: dict[str, Any] = {
+            "task": loaded.name,
+            "split": "shifted" if shifted else "held_out",
+            **drifted,
         }
-        record["comparisons"] = {
-            f"{name} - {other}": asdict(compare(found[other], found[name]))
-            for name, other in _PAIRS
-            if name in found and other in found
-        }
-        if away is not None:
-            record["drift"] = away.record()
+        for name, each in found.items():
+            figure = {"n": each.n, "mean": each.mean, "standard_error": each.standard_error}
+            record[name] = figure | {"scores": each.scores.tolist(), "answers": each.answers}
+        record["comparisons"] = {name: asdict(each) for name, each in comparisons.items()}
         console.print_json(record)
         return
-    rows = [("base", f"{figures.mean(base)} (n = {base.n})")]
-    for name, each in list(found.items())[1:]:
-        rows.append((name, f"{figures.mean(each)}; over the base {figures.compared(compare(base, each))}"))
-    if _BOTH in found:
-        prompt = found["prompt"]
-        for name in ("vector", _BOTH):
-            rows.append((f"{name}, over the prompt", figures.compared(compare(prompt, found[name]))))
-    console.facts(rows + figures.rows({} if away is None else {"drift": away.record()}))
+    rows = [(name, f"{figures.mean(found[name])} (n = {len(samples)})") for name in contestants]
+    rows += [(name, figures.compared(each)) for name, each in comparisons.items()]
+    console.facts(rows + figures.rows(drifted))
     width = max(map(len, found))
-    for i in range(min(_SHOWN, base.n)):
+    for i in range(min(_SHOWN, len(samples))):
         console.say()
         console.prose(f"prompt: {samples[i].text}")
         for name, each in found.items():

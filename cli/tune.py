@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +30,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..runtime import Budget, RewardLearner
+    from ..runtime import Budget
 
 
 def tune(
@@ -96,7 +94,7 @@ def tune(
             report=_reporter(show, amount, curve),
             n_threads=threads,
         )
-        with _interruptible(learner):
+        with console.first_interrupt(learner.stop):
             found = learner.run(amount.less(learner.state.tokens, learner.state.seconds), resumed=resume)
         if found.stopped == "stopped":
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
@@ -156,22 +154,3 @@ def _reporter(
         show("  ".join([f"step {row.get('step', 0)}", *known.values(), speed]), done=min(spent, 1.0))
 
     return report
-
-
-@contextmanager
-def _interruptible(learner: RewardLearner) -> Iterator[None]:
-    """Let SIGINT end the run after the step at hand; a second one as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        learner.stop()
-        console.acknowledge_interrupt()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -60,7 +60,7 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     assert found["comparisons"]["vector - base"]["difference"] == pytest.approx(difference)
     assert found["drift"]["prompts"] >= 200
     shown = cli(*measure).done()
-    assert "vector + prompt, over the prompt" in shown
+    assert "vector + prompt - prompt" in shown
     assert shown.count("prompt: p") == 3
 
 
