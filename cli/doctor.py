@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from .options import JsonOption
 OK, NOTE, FAULT = "ok", "note", "fault"
 _STYLES = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
 _DISTRIBUTION = "tinylora-edge"
-_OURS = ("all", "dev")  # extras that are others together, or for who changes this package
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?\s*([^;]*)(?:;\s*(.*))?\Z")
+_OURS = ("all", "dev", "fuzz")  # extras that are others together, or for who changes this package
+_REQUIREMENT = re.compile(r"(?P<package>[A-Za-z0-9._-]+).*;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)")
 _ENGINES = {"llama": ("llama.cpp", "llama-cpp-python"), "onnx": ("ONNX Runtime", "onnxruntime")}
 _SECONDS = 120  # after which an engine that says nothing is given up: a tiny model takes two
 
@@ -90,57 +91,30 @@ def look() -> Iterator[Finding]:
 
 
 def check_extras() -> Iterator[Finding]:
-    """Yield what each extra lacks, and what is older than this package can do with."""
+    """Yield what each extra lacks; the extras that it names are looked at by themselves."""
     try:
         lines = metadata.requires(_DISTRIBUTION) or []
-        extras = metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:
         text = f"{_DISTRIBUTION} runs from {Path(__file__).parents[1]}, and is not installed"
         yield Finding("extra", FAULT, text, _install("-e", "."))
         return
-    old: set[str] = set()
-    for extra in (name for name in extras if name not in _OURS):
-        missing = []
-        for name, least in sorted(needed(lines, extra).items()):
-            try:
-                found = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                missing.append(name)
-                continue
-            if _numbers(found) < _numbers(least) and name not in old:
-                old.add(name)
-                text = f"{name} is {found}, and {least} or later is needed"
-                yield Finding("extra", FAULT, text, _install("--upgrade", f"{name}>={least}"))
-        if missing:
+    packages: dict[str, list[str]] = {}
+    for line in lines:
+        if match := _REQUIREMENT.match(line):
+            packages.setdefault(match["extra"], []).append(match["package"])
+    for extra, names in packages.items():
+        missing = [name for name in sorted(names) if not _is_installed(name)]
+        if missing and extra not in _OURS:
             text, mend = f"{extra} lacks {', '.join(missing)}", _install(f"{_DISTRIBUTION}[{extra}]")
             yield Finding("extra", NOTE, text, mend)
-        else:
+        elif extra not in _OURS:
             yield Finding("extra", OK, f"{extra} is complete")
 
 
-def needed(lines: list[str], extra: str) -> dict[str, str]:
-    """Return the packages that an extra brings, its own extras resolved, and the least version of each.
-
-    Args:
-        lines: `Requires-Dist` of the distribution.
-        extra: its name.
-    """
-    found: dict[str, str] = {}
-    for line in lines:
-        match = _REQUIREMENT.match(line)
-        if match is None:
-            continue
-        name, extras, versions, marker = match.groups()
-        of = re.findall(r"""extra\s*==\s*['"]([^'"]+)""", marker or "")
-        if of and of[0] != extra:
-            continue
-        if name == _DISTRIBUTION:
-            for other in (extras or "").split(","):
-                found |= needed(lines, other.strip())
-        else:
-            least = re.search(r">=\s*([0-9.]+)", versions)
-            found[name] = least[1] if least else "0"
-    return found
+def _is_installed(package: str) -> bool:
+    with suppress(metadata.PackageNotFoundError):
+        return bool(metadata.version(package))
+    return False
 
 
 def check_engine(name: str) -> Finding:
@@ -171,10 +145,6 @@ def check_engine(name: str) -> Finding:
 
 def _install(*words: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *words])
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", text.partition("+")[0])[:3])
 
 
 # The probe: what runs in a process of its own.

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from invocation import Cli
 
 from tinylora_edge.cli import doctor
-from tinylora_edge.cli.doctor import FAULT, OK, Finding
+from tinylora_edge.cli.doctor import FAULT, OK
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def fault(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
-    """Run all checks but the engines', among which has to be one fault; return what it says and mends it."""
-    monkeypatch.setattr(doctor, "check_engine", lambda name: Finding("engine", OK, name))
-
-    def run(*args: object) -> tuple[str, str]:
-        done = cli("doctor", *args, "--json")
-        assert done.code == 1, (done.stdout_bytes, done.stderr)
-        record = json.loads(done.stdout_bytes)
-        (found,) = [one for one in record["findings"] if one["level"] == FAULT]
-        assert record["faults"] == 1
-        return found["text"], found["mend"]
-
-    return run
 
 
 def test_nothing_is_wrong_here(process: Cli, environment: dict[str, str], tmp_path: Path) -> None:
@@ -43,18 +25,6 @@ def test_nothing_is_wrong_here(process: Cli, environment: dict[str, str], tmp_pa
     assert "ONNX Runtime (onnxruntime " in text
     assert text.count(" computes\n") == 2
     assert "\x1b" not in text
-
-
-def test_a_package_that_is_too_old(
-    fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    planted = tmp_path / "site" / "typer-0.1.dist-info"
-    planted.mkdir(parents=True)
-    (planted / "METADATA").write_text("Metadata-Version: 2.1\nName: typer\nVersion: 0.1\n")
-    monkeypatch.syspath_prepend(planted.parent)
-    text, mend = fault()
-    assert text.startswith("typer is 0.1, and 0.")
-    assert shlex.split(mend)[1:-1] == ["-m", "pip", "install", "--upgrade"]
 
 
 def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
