@@ -27,7 +27,7 @@ from .options import JsonOption
 OK, NOTE, FAULT = "ok", "note", "fault"
 _STYLES = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
 _DISTRIBUTION = "tinylora-edge"
-_OURS = ("all", "dev", "fuzz")  # extras that are others together, or for who changes this package
+_OURS = ("all", "dev")  # extras that are others together, or for who changes this package
 _REQUIREMENT = re.compile(r"(?P<package>[A-Za-z0-9._-]+).*;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)")
 _ENGINES = {"llama": ("llama.cpp", "llama-cpp-python"), "onnx": ("ONNX Runtime", "onnxruntime")}
 _SECONDS = 120  # after which an engine that says nothing is given up: a tiny model takes two
