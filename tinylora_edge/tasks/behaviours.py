@@ -81,11 +81,7 @@ class Behaviour:
 def load_behaviours(
     path: str | os.PathLike[str] | None = None, *, split: Split = "learn"
 ) -> tuple[Behaviour, ...]:
-    """Return the behaviours of one side of a file, in its order; a line without `split` is to learn from.
-
-    Args:
-        path: a JSONL file; None: the file that is shipped.
-        split: the side.
+    """Return the behaviours of one side of a file, or of the shipped one; a line without `split` is `learn`.
 
     Raises:
         TrainError: the file cannot be read, a line is malformed, a name occurs twice, or the side is empty.

@@ -41,11 +41,7 @@ class Lines(NamedTuple):
 
 
 def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield `file:line` and the JSON object of every line that is not blank.
-
-    Args:
-        path: the file.
-        what: what its lines are, for the error where it cannot be read.
+    """Yield `file:line` and the JSON object of every line that is not blank; `what` is what lines are.
 
     Raises:
         TrainError: the file cannot be read or has no lines, or a line is not a JSON object in UTF-8.

@@ -46,9 +46,8 @@ def load_task(
             `answer`; or the path of a JSONL file with `prompt` or `messages` a line (see `files`).
         reward: judges the completions instead of the task's own reward: a callable, or text that
             `rewards.parse_reward` understands. A JSONL task needs one, here or as `reward` on each line.
-        seed: of generated prompts, and of which training samples are taken where `train` limits them.
-            What is held out or shifted never depends on it: the nouns of generated tasks are split once and
-            for all, and the prompts of files by their hash.
+        seed: of generated training prompts, and of which training samples are taken where `train` limits
+            them. What is held out or shifted never depends on it.
         held_out: number of held-out samples, and of shifted ones; files may have fewer. A smaller number is
             the beginning of a larger one.
         train: number of training samples; None: 512 of generated tasks, all that a file has.
@@ -56,9 +55,8 @@ def load_task(
         temperature: sampling temperature in training; None: the task's own.
 
     Raises:
-        TrainError: an unknown name, a file that is missing, malformed (with its line) or empty, a side
-            without samples, no reward or one that is not valid, more samples than a generated task can
-            make, or a number out of range.
+        TrainError: an unknown name, a file that is missing, malformed (with its line) or empty, no samples on
+            a side, no reward or one that is not valid, or a number out of range.
         MissingExtraError: the task or its reward needs a package that is not installed.
     """
     for what, value in (("held_out", held_out), ("train", train), ("max_tokens", max_tokens)):

@@ -93,8 +93,7 @@ class SidePath(torch.autograd.Function):
     """The side path ((x A^T) R^T) B^T, differentiable in x and R.
 
     Shapes: x [..., in], R [r, r], A [r, in], B [out, r] -> [..., out]. Every row of a batch may have its own
-    R: x [rows, tokens, in], R [rows, r, r]. R is float32 (or float64); the rest share the base's dtype. The
-    backward pass needs x A^T [..., r], R, A and B.
+    R: x [rows, tokens, in], R [rows, r, r]. R is float32 (or float64); the rest share the base's dtype.
     """
 
     @staticmethod

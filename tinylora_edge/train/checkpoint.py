@@ -60,15 +60,9 @@ class TrainState:
 
 
 def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
-    """Write a checkpoint atomically.
+    """Write a checkpoint; where that fails, the one before stays.
 
-    Args:
-        path: of the checkpoint.
-        state: of the run.
-        identity: what a resumed run must share with this one: task, digest, options.
-
-    Raises:
-        OSError: it cannot be written; the one before stays.
+    `identity` is what a resumed run must share with this one: task, digest, options.
     """
     values = asdict(state) | {name: getattr(state, name).tolist() for name in _ARRAYS}
     with atomic_write(path) as file:

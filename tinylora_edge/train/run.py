@@ -100,11 +100,7 @@ def train(
 
 @contextmanager
 def run_folder(output: Path) -> Iterator[Path]:
-    """Make the folder of a run's files, `output`.run; which is removed at the end where it holds no file.
-
-    Raises:
-        TrainError: the output exists, or cannot.
-    """
+    """Make the folder of a run's files, `output`.run, which is removed at the end where it holds no file."""
     if output.exists():
         raise TrainError(f"{output} exists already: choose another output, or remove it first")
     if not output.absolute().parent.is_dir():

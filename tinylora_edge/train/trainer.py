@@ -42,7 +42,7 @@ class Trainer:
         judge: scores greedy answers to the validation prompts.
         options: of the run.
         checkpoint: file that the state is kept in.
-        identity: what a resumed run must share, besides task, basis and `Options`' own.
+        identity: what else than task and basis a resumed run must share.
         anchor: pulls v to the base, beside the task.
 
     Raises:
@@ -95,11 +95,7 @@ class Trainer:
         self._stop = False
 
     def resume(self) -> None:
-        """Go on from the checkpoint.
-
-        Raises:
-            TrainError: there is none, it is damaged, or it belongs to another run.
-        """
+        """Go on from the checkpoint; errors are those of `checkpoint.load`."""
         self.state = load(self._checkpoint, self._identity)
         self._judged.lowest = self.state.lowest
 
@@ -265,15 +261,8 @@ class Trainer:
             state.v = state.best_v.copy()
             state.m, state.s, state.updates = np.zeros_like(state.m), np.zeros_like(state.s), 0
             state.lr /= 2
-            report(
-                {
-                    "event": "back-off",
-                    "step": state.step,
-                    "validation": score,
-                    "best": top,
-                    "lr": state.lr,
-                }
-            )
+            went = {"validation": score, "best": top, "lr": state.lr}
+            report({"event": "back-off", "step": state.step, **went})
         return score
 
     def _pick(self, step: int) -> list[Sample]:
@@ -304,10 +293,7 @@ def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
 
     The highest of many noisy scores is in part luck, and what was trained longer is not worse for that: at
     SmolLM2's size the last vector of a run was better on held-out prompts than the one that scored highest.
-
-    Args:
-        scores: rewards by prompt, float64 [prompts], at least 2.
-        top: of the highest, the same prompts.
+    Both are rewards of the same prompts, float64 [prompts], at least 2.
     """
     gaps = scores - top
     return bool(gaps.mean() >= -gaps.std(ddof=1) / math.sqrt(len(gaps)))
