@@ -23,7 +23,7 @@ import smollm2
 import support
 from peft import PeftModel
 
-from tinylora_edge import ExportError, MicroVector, VectorError, load_basis, runtime
+from tinylora_edge import ExportError, MicroVector, load_basis, runtime
 from tinylora_edge.exporters import ExportSettings, convert, export_gguf
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "logits_all": True}
@@ -95,19 +95,6 @@ def test_of_another_model(world: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="another model"):
         convert.write_peft_lora(basis, vector, tmp_path / "lora", wider)
     assert not (tmp_path / "lora").exists()
-
-
-def test_what_cannot_be_written(world: dict[str, Path], tmp_path: Path) -> None:
-    basis = load_basis(world["u=1"] / "basis.gguf")
-    vector = MicroVector.zeros(basis)
-    with pytest.raises(ExportError, match="could not be written"):
-        convert.write_gguf_lora(basis, vector, tmp_path / "no" / "v.gguf")
-    with pytest.raises(ExportError, match="could not be written"):
-        convert.write_peft_lora(basis, vector, tmp_path / "no" / "lora", world["hf"])
-    other = MicroVector.zeros(load_basis(world["u=3"] / "basis.gguf"))
-    with pytest.raises(VectorError):
-        convert.write_gguf_lora(basis, other, tmp_path / "v.gguf")
-    assert not (tmp_path / "v.gguf").exists()
 
 
 def server() -> str | None:

@@ -9,7 +9,6 @@ import models
 import numpy as np
 import onnx
 import onnx_models
-import onnxruntime as ort
 import pytest
 from onnx_models import TOKENS
 
@@ -145,22 +144,6 @@ def test_added_nodes_are_of_the_standard_domain_and_few(baked):
         report.baked.added <= 2 * 18 + 3 * 4
     )  # packed qkv 4, o 4, gate and up 6, down 4, in 2 blocks; all R
     assert len({node.name for node in graph.node}) == len(graph.node)
-
-
-def test_the_adapter_of_zeros_is_read_by_onnxruntime(baked):
-    report = baked("llama")
-    path = folder(report) / "zeros.onnx_adapter"
-    (name, value) = next(iter(ort.AdapterFormat.read_adapter(str(path)).get_parameters().items()))
-    assert name == "tinylora_v"
-    assert np.array_equal(value.numpy(), np.zeros((1, report.basis.size), np.float32))
-    assert path.stat().st_size < 300
-    adapter = ort.LoraAdapter()
-    adapter.Load(str(path))
-    options = ort.RunOptions()
-    options.add_active_adapter(adapter)
-    ours = onnx_models.session(folder(report))
-    fed = onnx_models.feeds(ours, [TOKENS])
-    assert np.array_equal(ours.run(["logits"], fed, options)[0], ours.run(["logits"], fed)[0])
 
 
 def test_the_original_is_only_read(baked, tmp_path):

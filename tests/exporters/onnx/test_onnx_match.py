@@ -222,20 +222,6 @@ def test_a_gemm(tmp_path):
     refused(UnsupportedModelError, "o_proj.* is a Gemm", model, basis_of(WEIGHTS), tmp_path)
 
 
-def test_flattened_inputs(tmp_path):
-    model = Writer(WEIGHTS, "builder").model()
-    del model.graph.input[0].type.tensor_type.shape.dim[0]
-    refused(UnsupportedModelError, "2 dimensions", model, basis_of(WEIGHTS), tmp_path)
-
-
-def test_truncated_data(tmp_path):
-    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source")
-    size = (source / "model.onnx.data").stat().st_size
-    with open(source / "model.onnx.data", "r+b") as file:
-        file.truncate(size - 1)
-    refused(ExportError, rf"truncated.* has {size - 1:,}", source, basis_of(WEIGHTS), tmp_path)
-
-
 @pytest.mark.parametrize(
     ("location", "why"),
     [
