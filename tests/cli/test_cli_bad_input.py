@@ -9,7 +9,6 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import pytest
 import support
 from invocation import Cli, contents
@@ -74,27 +73,6 @@ def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pa
         chat = ("chat", smollm2_bundle, "--threads", 1)
         cli(*chat, "--vector", path, stdin=b"Hello\n").refused(*parts)
         cli(*chat, stdin=f"/vector {path}\nHello\n".encode()).refused(*parts)
-
-
-@pytest.mark.parametrize(
-    ("data", "parts"),
-    [
-        (b"", ["empty"]),
-        (b"\x41" + bytes(36), ["0x41", "version 4"]),
-        (b"\x13" * 37, ["0x13"]),
-        (b"\x1c" * 37, ["0x1c"]),
-        (b"\x11" * 36 + b"\x00" * 3 + bytes(1 << 20), ["1,048,576"]),
-        (b"\x11" * 9, ["9 bytes", "11"]),
-        (b"\x20" * 41, ["41 bytes", "11"]),
-        (b"\x11" * 11, ["11 bytes"]),
-    ],
-)
-def test_a_bad_vector_is_seen_without_a_basis(
-    cli: Cli, tmp_path: Path, data: bytes, parts: list[str]
-) -> None:
-    (tmp_path / "v.bin").write_bytes(data)
-    cli("inspect", tmp_path / "v.bin").refused(*parts)
-    cli("inspect", tmp_path / "v.bin", "--json").refused(*parts)
 
 
 def test_a_frame_for_another_basis(
@@ -171,12 +149,6 @@ def test_a_corrupt_basis(cli: Cli, bundle: Path, change: Callable[[bytes], bytes
     cli("inspect", "-", bundle, stdin=bytes(52)).refused("basis.gguf", *parts)
     cli("inspect", bundle / "basis.gguf").refused("basis.gguf", *parts)
     assert not out.exists()
-
-
-def test_a_basis_of_a_later_version(cli: Cli, bundle: Path) -> None:
-    key = b"tinylora.version" + struct.pack("<I", int(gguf.GGUFValueType.UINT32))
-    damage(bundle / "basis.gguf", lambda d: d.replace(key + struct.pack("<I", 1), key + struct.pack("<I", 2)))
-    every_use(cli, bundle, "version 2", "version 1")
 
 
 def test_a_basis_for_another_base(cli: Cli, bundle: Path, basis: Basis, tiny_gguf: Path) -> None:

@@ -61,21 +61,6 @@ def test_json(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
     assert (record["groups"], record["u"], record["values"]) == (1, 13, 13)
 
 
-@pytest.mark.parametrize(
-    ("options", "kinds"),
-    [
-        (["--targets", "attn_q,attn_v"], ["attn_q", "attn_v"]),
-        (["--targets", "attn_q", "--targets", "ffn_down, attn_v"], ["attn_q", "attn_v", "ffn_down"]),
-        (["--targets", "ffn_*"], ["ffn_gate", "ffn_up", "ffn_down"]),
-    ],
-)
-def test_targets(cli: Cli, tiny_gguf: Path, tmp_path: Path, options: list[str], kinds: list[str]) -> None:
-    cli("export", tiny_gguf, "-o", tmp_path / "out", "--groups", 2, *options).done()
-    basis = load_basis(tmp_path / "out" / "basis.gguf")
-    assert list(basis.kinds()) == kinds
-    assert len(basis.modules) == 2 * len(kinds)
-
-
 def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Path) -> None:
     model = models.tiny_model("llama")
     source = models.write_hf(model, tmp_path / "hf")
@@ -114,14 +99,6 @@ def test_another_quantization_is_added(
     beside.write_bytes((bundle / "basis.gguf").read_bytes())
     cli("inspect", q8).done()
     cli("run", q8, "Hello", "--max-tokens", 2, "--threads", 1).done()
-
-
-def test_another_model_is_not_added(cli: Cli, smollm2_bundle: Path, tiny_gguf: Path, tmp_path: Path) -> None:
-    before = (smollm2_bundle / "basis.gguf").read_bytes()
-    cli("export", smollm2_bundle, "--add-base", tiny_gguf).refused(
-        "blk.0.attn_q.weight", "(576, 576)", "(64, 64)"
-    )
-    assert (smollm2_bundle / "basis.gguf").read_bytes() == before
 
 
 @pytest.mark.parametrize(

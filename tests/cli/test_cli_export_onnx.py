@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import onnx_models
@@ -82,14 +81,3 @@ def test_what_is_refused_leaves_no_bundle(cli: Cli, hf: Path, graph: Path, tmp_p
     cli(*arguments, damaged).refused("model.onnx.data")
     left = set(contents(tmp_path))
     assert left == {"damaged/", "damaged/model.onnx"}
-
-
-def test_a_graph_that_cannot_be_baked_is_told_before_a_model_is_looked_for(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ["export", "no-such/model", "-o", tmp_path / "out", "--format", "onnx"]
-    cli(*arguments, "--onnx", tmp_path / "none").refused(f"{tmp_path / 'none'} does not exist")
-    monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    cli(*arguments).refused("needs the package onnx-ir")
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    cli(*arguments, "--onnx", tmp_path).refused("needs the package onnx.", "tinylora-edge[onnx-export]")

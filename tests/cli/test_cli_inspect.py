@@ -58,17 +58,6 @@ def test_a_basis_alone(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: P
         assert basis.digest in cli("inspect", path).done()
 
 
-def test_a_model_with_its_basis_beside_it(
-    cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path
-) -> None:
-    os.link(smollm2_bundle / "base.gguf", tmp_path / "my.gguf")
-    os.link(smollm2_bundle / "basis.gguf", tmp_path / "my.basis.gguf")
-    record = cli("inspect", tmp_path / "my.gguf", "--json").record()
-    assert (record["kind"], record["digest"], record["manifest"]) == ("bundle", basis.digest, {})
-    assert basis.digest in cli("inspect", tmp_path / "my.gguf").done()
-    assert cli("inspect", smollm2_bundle / "base.gguf", "--json").record()["kind"] == "bundle"
-
-
 def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
     for name in ("base.gguf", "basis.gguf"):
         os.link(smollm2_bundle / name, tmp_path / name)

@@ -49,6 +49,11 @@ def test_every_help_has_an_example_that_parses(cli: Cli, command: str, tmp_path:
     assert own
 
 
+def test_the_reference_says_what_the_commands_say() -> None:
+    page = Path(__file__).parents[2] / "docs" / "site" / "commands.py"
+    assert subprocess.run([sys.executable, page, "--check"], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     "words", [["nonsense"], ["export"], ["run", "bundle"], ["inspect", "--nonsense", "x"]]
 )

@@ -84,15 +84,6 @@ def test_eval_on_shifted_prompts(cli, tiny, task):
     cli("eval", tiny / "bundle", *task, "--shifted").refused("no shifted prompts", "--shifted")
 
 
-def test_eval_says_that_a_file_has_fewer_prompts_than_by_default(cli, tiny, tmp_path):
-    rows = [{"prompt": f"prompt {i}", "split": "held_out" if i < 2 else "train"} for i in range(12)]
-    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    measured = cli("eval", tiny / "bundle", "--task", tmp_path / "short.jsonl", *REWARD, "--json")
-    assert measured.code == 0, measured.stderr
-    assert json.loads(measured.stdout)["base"]["n"] == 2
-    assert "has 2 such prompts, and -n is 128: measuring on all 2" in measured.stderr
-
-
 def test_bad_input(cli, tiny, task, tmp_path):
     train = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin")
     cli(*train, "--system", " ").refused("the system prompt is blank")
