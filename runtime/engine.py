@@ -160,11 +160,7 @@ class Weights:
 
     @abstractmethod
     def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
-        """Return a vector as `Engine.set_r` takes it.
-
-        Raises:
-            VectorError: it does not fit the basis.
-        """
+        """Return a vector as `Engine.set_r` takes it; a `VectorError` says that it does not fit the basis."""
 
     @abstractmethod
     def engine(
@@ -187,8 +183,4 @@ class Weights:
 
     @abstractmethod
     def _staying(self) -> AbstractContextManager[None]:
-        """Keep the model from being closed during a block.
-
-        Raises:
-            TinyLoraError: it is closed.
-        """
+        """Keep the model from being closed during a block; a `TinyLoraError` says that it is."""

@@ -14,7 +14,7 @@ import platform
 import re
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,10 +143,7 @@ def _text(native: Any, function: str) -> str:
 
 def _mismatch(found: LlamaLibraries | None, how: str) -> TinyLoraError:
     of = f" in {found.folder} (from {found.source})" if found else ""
-    try:
-        installed = version(BINDINGS)
-    except PackageNotFoundError:
-        installed = "of unknown version"
+    installed = version(BINDINGS)
     return TinyLoraError(f"the llama.cpp libraries{of} do not fit {BINDINGS} {installed}: {how}. {_ADVICE}")
 
 

@@ -114,7 +114,10 @@ def load(
                 if vector_bytes is not None:
                     checked = admitted(vector_bytes, bundle.basis, policy, stream=stream)
                     vector = admission.enter_context(checked)
-                llm = start(bundle, policy, engine_options)
+                try:
+                    llm = start(bundle, policy, engine_options)
+                except ModuleNotFoundError as error:
+                    raise missing_engine(error) from None
                 undo.callback(llm.close)
             if vector is not None:
                 llm.swap(vector)
@@ -144,31 +147,26 @@ def _choose(bundle: Bundle, engine: str | None) -> str:
 
 
 def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraLlama:
-    bundle.check_base()
-    try:
-        from .libraries import import_llama_cpp
+    from .libraries import import_llama_cpp
 
-        import_llama_cpp()
-        from .llama.model import OPTIONS, TinyLoraLlama
-    except ModuleNotFoundError as error:
-        raise missing_engine(error) from None
-    _check_options(options, OPTIONS)
+    bundle.check_base()
+    import_llama_cpp()
+    from .llama.model import OPTIONS, TinyLoraLlama
+
+    _check_options(options, OPTIONS)  # llama_cpp takes any name without a word
     options.setdefault("verbose", False)
     return TinyLoraLlama(str(bundle.base), basis=bundle.basis, policy=policy, **options)
 
 
 def _start_onnx(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraOnnx:
-    try:
-        from .onnx.model import TinyLoraOnnx
-    except ModuleNotFoundError as error:
-        raise missing_engine(error) from None
+    from .onnx.model import TinyLoraOnnx
+
     known = inspect.signature(TinyLoraOnnx).parameters
     _check_options(options, [name for name in known if name not in ("base", "policy")])
     return TinyLoraOnnx(bundle, policy=policy, **options)
 
 
 def _check_options(options: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse an option that the engine lacks: llama_cpp takes any name without a word."""
     for name in options:
         if name not in known:
             raise OptionError(f"load() has no option {name!r}: this engine's are {', '.join(known)}")

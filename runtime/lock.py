@@ -163,12 +163,7 @@ class ModelLock:
             yield
 
     def take(self, holder: Holder) -> None:
-        """Wait for the model, in turn.
-
-        Raises:
-            BusyError: this thread would wait for itself.
-            TinyLoraError: the model is closed, or becomes so.
-        """
+        """Wait for the model, in turn; a `BusyError` where this thread would wait for itself."""
         with self._changed:
             self._waiting.append(holder)
             try:

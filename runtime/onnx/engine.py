@@ -35,14 +35,13 @@ class OnnxEngine:
 
     Rows are padded at their right: the graph's attention (GroupQueryAttention) takes the length of each row
     by itself, and computes nothing beyond it. Rows that generate lie beside each other: they change places
-    with idle ones. Bit for bit, what a row computes does not depend on the others. An engine of one row
-    computes by the kernels for one row, whose last bits are others.
+    with idle ones. Bit for bit, what a row computes does not depend on the others, but for an engine of one
+    row, whose kernels are others.
 
     Args:
-        session: an `onnxruntime.InferenceSession` of the graph, which engines in other threads may share.
+        session: an `onnxruntime.InferenceSession`, which engines in other threads may share.
         size: numbers of a vector, as the graph takes it.
-        rows: sequences.
-        n_ctx: tokens of each.
+        rows, n_ctx: sequences, and tokens of each.
         head_size: values of a key, where the graph does not say.
         path: of the graph, for errors.
         check: compute something, to see whether the graph is one that does it like this.
@@ -266,15 +265,10 @@ class OnnxEngine:
 
 
 class Cells:
-    """Keys and values of a number of sequences, in memory of our own that ONNX Runtime writes in place.
+    """Keys and values of sequences, in memory of our own that ONNX Runtime writes in place.
 
-    The room is address space alone. A cell has memory from when it is first written until its row is erased,
-    so that short sequences take little, and nothing is ever copied to grow.
-
-    Args:
-        shapes: heads and values of a head, for each tensor of keys or of values.
-        rows: sequences.
-        length: cells of the longest.
+    The room is address space alone: a cell has memory from when it is first written until its row is erased,
+    and nothing is ever copied to grow. `shapes` are heads and width of each tensor of keys or of values.
 
     Attributes:
         tensors: float32 [rows, heads, length, width], the length rounded up. Any run of rows is contiguous.
