@@ -1,10 +1,8 @@
-"""The public surface: names, what importing costs, and errors."""
+"""The public surface: names and errors."""
 
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -16,17 +14,6 @@ import tinylora_edge
 from tinylora_edge import MissingExtraError, TinyLoraError, errors
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "onnx", "scipy", "llama_cpp", "onnxruntime", "typer", "cryptography")
-
-
-def imported_by(statement: str) -> set[str]:
-    """The top-level packages that a fresh interpreter has loaded after a statement."""
-    code = f"{statement}; import sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    return set(
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.split()
-    )
 
 
 def tree() -> dict[str, type[TinyLoraError]]:
@@ -84,22 +71,6 @@ class TestNames:
         from importlib.metadata import version
 
         assert tinylora_edge.__version__ == version("tinylora-edge")
-
-
-class TestImports:
-    @pytest.mark.parametrize("statement", ["import tinylora_edge", "import tinylora_edge.runtime"])
-    def test_a_device_loads_no_engine_and_no_training_stack(self, statement):
-        loaded = imported_by(statement)
-        assert "tinylora_edge" in loaded
-        assert not loaded & set(HEAVY)
-
-    def test_the_exporter_needs_no_torch_and_no_engine(self):
-        assert not imported_by("import tinylora_edge.exporters") & {"torch", "transformers", "llama_cpp"}
-
-    def test_the_type_marker_is_installed(self):
-        from importlib.resources import files
-
-        assert files("tinylora_edge").joinpath("py.typed").is_file()
 
 
 class TestErrors:
