@@ -19,9 +19,7 @@ def convert(
     bundle: BasisArgument,
     to: Annotated[Literal["gguf-lora", "peft", "onnx-adapter"], typer.Option(help="What to make of it.")],
     output: OutputOption,
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --to peft: the Hugging Face model.")
-    ] = None,
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="With --to peft: the model.")] = None,
     keys: KeysOption = None,
     stream: StreamOption = layout.DEFAULT_STREAM,
     as_json: JsonOption = False,

@@ -30,7 +30,7 @@ from ..system import cores
 from ..wire import text as wire_text
 from . import console, figures
 from .export import module_progress
-from .options import JsonOption
+from .options import JsonOption, ThreadsOption
 from .pack import qr_text
 from .report import write_report
 from .train import training_progress
@@ -70,15 +70,13 @@ WHOLE, QUICK = Size(steps=16, validation=48, held_out=128), Size(steps=10, valid
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes; it must not exist.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes.")
     ] = OUTPUT,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Train nothing: show a vector that was trained beforehand.")
+        bool, typer.Option("--replay", help="Show a vector that was trained beforehand.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller training.")] = False,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="CPU threads. [default: every core]")
-    ] = None,
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Teach a real model something with 37 bytes, prove it, and take it back bit for bit.

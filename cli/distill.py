@@ -22,25 +22,21 @@ _COUNT, _HELD_OUT = 32, 16  # questions that a host learns on; those that a vect
 def distill(
     bundle: BundleArgument,
     output: OutputOption,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="The prompt, as a system message.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The prompt, a system message.")] = None,
     examples: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Worked examples: question and answer a line.")
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Worked examples: question, answer.")
     ] = None,
     questions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Questions, a line each. [default: general ones]")
+        Path | None, typer.Option(metavar="FILE", help="A line each. [default: general ones]")
     ] = None,
     on_device: Annotated[
-        bool, typer.Option("--on-device", help="By forward passes alone, without PyTorch.")
+        bool, typer.Option("--on-device", help="By forward passes, without PyTorch.")
     ] = False,
     budget: Annotated[
-        str | None, typer.Option(metavar="AMOUNT", help="With --on-device: 90s, 1h, 30ktokens. [default: 5m]")
+        str | None, typer.Option(metavar="AMOUNT", help="On a device: 90s, 1h, 30ktokens.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the answers.")] = 0,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Hugging Face weights. [default: the base's]")
-    ] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,

@@ -33,28 +33,17 @@ def evaluate(
     bundle: BundleArgument,
     task: TaskOption,
     vector: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A vector, compared with the base on the same prompts."),
+        Path | None, typer.Option(metavar="FILE", help="A vector, to compare with the base.")
     ] = None,
     reward: RewardOption = None,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Compare with a system prompt, alone and together.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Compare with a system prompt.")] = None,
     examples: Annotated[
-        int | None,
-        typer.Option(metavar="K", min=1, help="Compare with K worked examples from the training split, too."),
+        int | None, typer.Option(metavar="K", min=1, help="Compare with K worked examples.")
     ] = None,
     number: Annotated[int, typer.Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
-    max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of an answer. [default: the task's]")
-    ] = None,
-    shifted: Annotated[
-        bool,
-        typer.Option("--shifted", help="On the task's shifted prompts: rarer words, longer inputs."),
-    ] = False,
-    drift: Annotated[
-        bool, typer.Option("--drift", help="Measure also how far the vector is from the base in general.")
-    ] = False,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of an answer.")] = None,
+    shifted: Annotated[bool, typer.Option("--shifted", help="On the task's shifted prompts.")] = False,
+    drift: Annotated[bool, typer.Option("--drift", help="Measure also how far from the base it is.")] = False,
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     keys: KeysOption = None,

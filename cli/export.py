@@ -37,37 +37,25 @@ def export(
             "--output", "-o", metavar="BUNDLE", help="The directory to write. [default: MODEL's name]"
         ),
     ] = None,
-    quant: Annotated[
-        str | None,
-        typer.Option(metavar="Q", help="Quantization from the hub, as q4_k_m. [default: the model's]"),
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The deployed GGUF, where MODEL is original weights.")
-    ] = None,
-    add_base: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="List another quantization in MODEL, a bundle.")
-    ] = None,
+    quant: Annotated[str | None, typer.Option(metavar="Q", help="Quantization of the hub: q4_k_m.")] = None,
+    base: Annotated[str | None, typer.Option(metavar="FILE", help="The GGUF of a MODEL of weights.")] = None,
+    add_base: Annotated[Path | None, typer.Option(metavar="FILE", help="List it in MODEL, a bundle.")] = None,
     target_format: Annotated[
-        Literal["gguf", "onnx", "both"], typer.Option("--format", help="Engine to export for.")
+        Literal["gguf", "onnx", "both"], typer.Option("--format", help="What to export for.")
     ] = "gguf",
-    onnx: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bake into this ONNX model. [default: one is built]")
-    ] = None,
+    onnx: Annotated[Path | None, typer.Option(metavar="DIR", help="Bake into this ONNX model.")] = None,
     onnx_input: Annotated[
         Literal["default", "required"],
         typer.Option(help="default: zeros where no vector is fed. required: for browsers."),
     ] = "default",
-    onnx_precision: Annotated[
-        Literal["fp32", "int4"], typer.Option(help="Weights of a graph that is built.")
-    ] = "fp32",
+    onnx_precision: Annotated[Literal["fp32", "int4"], typer.Option(help="Weights that are built.")] = "fp32",
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank r of the factors.")] = 2,
     u: Annotated[int, typer.Option(metavar="N", min=1, help="Numbers that one module reads.")] = 1,
     groups: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Groups of modules that share them. [default: 13]")
+        int | None, typer.Option(metavar="N", min=1, help="Groups of modules. [default: 13]")
     ] = None,
     tying: Annotated[
-        Literal["tiled", "structured", "full"],
-        typer.Option(help="Groups by depth, by kind, or all in one."),
+        Literal["tiled", "structured", "full"], typer.Option(help="By depth, kind, or all in one.")
     ] = "tiled",
     targets: Annotated[
         list[str] | None,
@@ -76,9 +64,7 @@ def export(
             help="Modules to adapt: attn_q,ffn_*; light; !PATTERN leaves out. Repeatable. [default: all]",
         ),
     ] = None,
-    factor_dtype: Annotated[
-        Literal["f32", "f16"], typer.Option(help="Type that factors are stored in.")
-    ] = "f32",
+    factor_dtype: Annotated[Literal["f32", "f16"], typer.Option(help="Type of the factors.")] = "f32",
     projection: Annotated[
         Literal["auto", "random", "learned"],
         typer.Option(help="auto: learned where shipped for the model and no shape is asked for."),

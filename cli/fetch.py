@@ -23,7 +23,7 @@ def fetch(
     stream: StreamOption = layout.DEFAULT_STREAM,
     keys: KeysOption = None,
     keyring: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Public keys with their streams and days, in JSON.")
+        Path | None, typer.Option(metavar="FILE", help="Keys with streams and days, in JSON.")
     ] = None,
     state: StateOption = None,
     as_json: JsonOption = False,

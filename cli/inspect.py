@@ -19,9 +19,7 @@ def inspect(
         Path,
         typer.Argument(metavar="PATH", help="A bundle, a basis.gguf, or a vector; - is stdin."),
     ],
-    bundle: Annotated[
-        Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for: to check it as a device.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for.")] = None,
     keys: KeysOption = None,
     stream: StreamOption = layout.DEFAULT_STREAM,
     as_json: JsonOption = False,

@@ -16,15 +16,12 @@ def learn(
     bundle: BundleArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE2", help="The bundle to write.")],
     behaviours: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Behaviours of your own, beside the shipped ones."),
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Behaviours beside the shipped ones.")
     ] = None,
     only: Annotated[bool, typer.Option("--only", help="Learn from FILE.jsonl alone.")] = False,
     directions: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Numbers of a vector.")] = 13,
     questions: Annotated[int, typer.Option(metavar="N", min=1, help="Questions to each behaviour.")] = 8,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Hugging Face weights. [default: the base's]")
-    ] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Learn which directions of R are worth a number, and write a bundle with them.

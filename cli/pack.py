@@ -22,31 +22,23 @@ _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
 def pack(
     source: VectorArgument,
-    bundle: Annotated[
-        Path | None, typer.Argument(metavar="BUNDLE", help="The bundle, or basis: to frame it anew.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="To frame it anew.")] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
     ] = vectors.STREAM,
     key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Sign with this private key, or add a MAC.")
+        Path | None, typer.Option(metavar="FILE", help="Private key, or MAC key, to sign with.")
     ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Type that the values travel in. [default: as they came]")
-    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the values. [default: as they came]")] = None,
     sequence: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, max=65535, help="Rises in one stream. [default: as it came]"),
+        int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises in one stream.")
     ] = None,
     stream: StreamOption = layout.DEFAULT_STREAM,
     until: Annotated[
-        datetime | None,
-        typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="The last day of acceptance, in UTC."),
+        datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
     ] = None,
     as_text: Annotated[bool, typer.Option("--text", help="Write base64url, for an SMS or a chat.")] = False,
-    as_qr: Annotated[
-        bool, typer.Option("--qr", help="Write a QR code: on the terminal, FILE.png or FILE.svg.")
-    ] = False,
+    as_qr: Annotated[bool, typer.Option("--qr", help="A QR code: terminal, FILE.png or FILE.svg.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Frame a vector for its way to a device: checksum, MAC or signature; bytes, text or QR code.

@@ -22,9 +22,7 @@ _SLOTS = 2  # one person: a prefix for each pane
 
 def play(
     bundle: BundleArgument,
-    vector: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The vector to begin with; - is stdin.")
-    ] = None,
+    vector: Annotated[str | None, typer.Option(metavar="FILE", help="To begin with; - is stdin.")] = None,
     keep: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep here what clicks taught.")] = None,
     port: PortOption = 0,
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,

@@ -15,9 +15,7 @@ from .options import BasisArgument, JsonOption, StreamOption, VectorArgument
 def publish(
     source: VectorArgument,
     bundle: BasisArgument,
-    to: Annotated[
-        str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec can reach.")
-    ],
+    to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec reaches.")],
     stream: StreamOption = layout.DEFAULT_STREAM,
     as_json: JsonOption = False,
 ) -> None:

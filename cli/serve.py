@@ -17,40 +17,31 @@ _LIMITS = Limits()
 def serve(
     bundle: BundleArgument,
     store: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Users' vectors: an SQLite file, which is made.")
+        Path | None, typer.Option(metavar="FILE", help="Users' vectors: an SQLite file.")
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: PortOption = 8000,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the model. [default: BUNDLE's]")
-    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.")] = None,
     api_keys: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="API keys: a line has a key, or a key and its user.")
+        Path | None, typer.Option(metavar="FILE", help="A line: a key, or key and user.")
     ] = None,
     keys: KeysOption = None,
-    max_norm: Annotated[
-        float, typer.Option(metavar="NORM", min=0, help="Largest norm of a vector that is accepted.")
-    ] = float("inf"),
+    max_norm: Annotated[float, typer.Option(metavar="NORM", min=0, help="Largest norm of a vector.")] = float(
+        "inf"
+    ),
     state: StateOption = None,
     feedback: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Learn from clicks, and keep what they say here.")
+        Path | None, typer.Option(metavar="DIR", help="Learn from clicks; states go here.")
     ] = None,
-    sign: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with this private key.")
-    ] = None,
+    sign: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with it.")] = None,
     engine: EngineOption = None,
     contexts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of llama.cpp. [default: one a core]")
+        int | None, typer.Option(metavar="N", min=1, help="Of llama.cpp. [one a core]")
     ] = None,
-    slots: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Users a context remembers, rows of ONNX. [default: 4, 16]"),
-    ] = None,
+    slots: Annotated[int | None, typer.Option(metavar="N", min=1, help="Users a context remembers.")] = None,
     n_ctx: Annotated[int, typer.Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")] = 2048,
     threads: ThreadsOption = None,
-    max_requests: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Requests that are open at the same time.")
-    ] = _LIMITS.requests,
+    max_requests: Annotated[int, typer.Option(metavar="N", min=1, help="Open requests.")] = _LIMITS.requests,
     max_body: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Of a request.")] = _LIMITS.body,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of an answer.")] = _LIMITS.tokens,
 ) -> None:

@@ -30,23 +30,16 @@ def train(
     task: TaskOption,
     output: RunFrameOption,
     reward: RewardOption = None,
-    method: Annotated[
-        Literal["grpo", "sft"], typer.Option(help="By a reward, or cross-entropy on given answers.")
-    ] = "grpo",
+    method: Annotated[Literal["grpo", "sft"], typer.Option(help="By a reward, or on answers.")] = "grpo",
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
     lr: Annotated[float | None, typer.Option(metavar="X", help="Step size. [default: measured]")] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A vector to begin with, such as a distilled prompt."),
-    ] = None,
+    start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
     system: SystemOption = None,
     examples: ExamplesOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Hugging Face weights. [default: the base's]")
-    ] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     anchor: AnchorOption = 0.0,
     evaluate: EvaluateOption = True,
