@@ -95,14 +95,11 @@ def pack(
         vectors.write(output, _qr_picture(data, output) if as_qr else data)
     if output == vectors.STREAM:
         return
-    form = " as text" if as_text else " as a QR code" if as_qr else ""
-    parts = [f"wrote {output}: {len(data)} bytes{form}"]
-    if record["form"] == "frame":
-        under = f" under {record['key']}" if record.get("key") else ""
-        parts += [f"{record['count']} {record['dtype']} values", f"sequence {record['sequence']}"]
-        parts += [f"until {record['until']}"] if "until" in record else []
-        parts += [f"{record['tag']}{under}"]
-    console.report(record, as_json, ", ".join(parts))
+    if as_json:
+        console.print_json(record)
+        return
+    console.prose(f"wrote {output}{' as text' if as_text else ' as a QR code' if as_qr else ''}")
+    console.facts(console.flat(record))
 
 
 def _check(
