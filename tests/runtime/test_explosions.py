@@ -16,7 +16,7 @@ from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings, me
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.evaluation import evaluate
 from tinylora_edge.runtime.model import PersonalizedModel
-from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.tasks import Sample, Task
 
 TOKENS = [list(text.encode()) for text in ("one two three", "one two four", "one", "quite another text")]
 SAMPLES = [Sample(text, raw=True) for text in ("one two three", "quite another text")]
@@ -92,12 +92,6 @@ def test_an_evaluation_counts_them_and_gives_them_the_lowest_reward(either: Pers
         assert (found.exploded, found.scores.tolist()) == (2, [0.0, 0.0]), "no reward was known to be lower"
         assert "2 exploded" in repr(found)
         assert evaluate(population, TASK, None).exploded == 0
-
-
-def test_the_lowest_reward_is_one_that_was_given() -> None:
-    good, bad = Completion("", True, 2), Completion("", False, 0, exploded=True)
-    assert TASK.scores([good, bad], SAMPLES) == [-5.0, -5.0]
-    assert TASK.scores([bad, bad], SAMPLES, lowest=-9.0) == [-9.0, -9.0]
 
 
 def test_tuning_goes_around_what_explodes(either: PersonalizedModel) -> None:

@@ -28,14 +28,12 @@ from tinylora_edge import (
     FrameError,
     MicroVector,
     NonFiniteError,
-    Policy,
     UnauthenticatedVectorWarning,
     VectorError,
     load_basis,
     runtime,
     save_basis,
 )
-from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime import TinyLoraLlama
 
 PROMPT = list(b"one two three four")
@@ -101,18 +99,6 @@ def test_a_raw_payload_warns_once(tiny_bundle, load, basis, vector):
         warnings.simplefilter("error")
         llm.swap(raw)
         load(tiny_bundle, vector.to_bytes(basis))
-
-
-def test_the_policy_is_that_of_load_and_of_every_swap(tiny_bundle, load, basis, vector, engine_starts):
-    raw, frame = vector.to_bytes(basis, tag=None), vector.to_bytes(basis)
-    policy = Policy(require="checksum")
-    with pytest.raises(ChecksumError):
-        load(tiny_bundle, raw, policy=policy)
-    assert engine_starts == []
-    llm = load(tiny_bundle, frame, policy=policy)
-    with pytest.raises(ChecksumError):
-        llm.swap(raw)
-    load(tiny_bundle, vector, policy=Policy(max_norm=0.1))  # the app's own vector is beyond its policy
 
 
 # What it refuses
@@ -229,18 +215,6 @@ def test_a_missing_engine_names_the_pip_command(tiny_bundle, tmp_path):
         [sys.executable, "-c", code, str(tiny_bundle)], capture_output=True, text=True, env=os.environ
     )
     assert 'pip install "tinylora-edge[llama]"' in done.stdout, done.stderr
-
-
-def test_a_loaded_bundle_survives_the_removal_of_its_files(tiny_gguf, tmp_path, load):
-    bundle = export_gguf(tiny_gguf, tmp_path / "bundle").output
-    llm = load(bundle)
-    vector = MicroVector.random(llm.basis, 0.5)
-    llm.swap(vector)
-    expected = models.llama_logits(llm, PROMPT)
-    shutil.rmtree(bundle)
-    llm.clear()
-    llm.swap(vector)
-    assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
