@@ -95,7 +95,6 @@ class TestDigest:
         assert len(seen) == 1 + entries
 
     def test_covers_the_stored_form(self, tiny_basis):
-        """The same numbers in float32 and in float16, and with another split of the shape."""
         half = tiny_basis(factor_dtype=np.float16)
         single = dataclasses.replace(half, a=tuple(a.astype(np.float32) for a in half.a))
         assert half.digest != single.digest

@@ -26,7 +26,6 @@ def frame(signer, stream: str = "", sequence: int = 1) -> bytes:
 
 
 def line(signer: Ed25519Signer) -> str:
-    """The line of the key as it stands in the file that `keygen` writes."""
     return public_pem(signer.public_key).splitlines()[1]
 
 

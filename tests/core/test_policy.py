@@ -131,7 +131,6 @@ class TestTags:
         ("keys", "level"), [([], "none"), ([VERIFY], "signature"), ([MAC], "mac"), (KEYS, "mac")]
     )
     def test_keys_imply_what_they_check(self, keys, level):
-        """As on the command line: who hands over a key does not mean checksums, which anybody makes."""
         assert Policy(keys=keys).require == level
         assert Policy("none", keys=keys).check(FRAMES["checksum"], BASIS) == vector()
 
@@ -216,7 +215,6 @@ class TestSequences:
             policy.check(crc(0), BASIS)
 
     def test_an_older_vector_that_was_checked_before_is_not_recorded(self):
-        """Another thread has applied a later one since."""
         policy = Policy()
         older = policy.check(crc(2), BASIS)
         accept(policy, 9)
@@ -279,7 +277,6 @@ class TestStreams:
 
     @pytest.mark.parametrize("tag", TAGS)
     def test_one_of_the_default_stream_says_how_to_mend_it(self, tag):
-        """What train, tune and distill leave is of that one, and is not damaged."""
         signer, error = TAGS[tag]
         policy, data = Policy("none", keys=KEYS), vector().to_bytes(BASIS, signer)
         with pytest.raises(error, match=r"'alice': of the default one; .*pack --stream 'alice'"):
@@ -288,7 +285,6 @@ class TestStreams:
             policy.check(damage(data), BASIS, stream="alice")
 
     def test_a_version_is_no_other_version(self):
-        """The nibble alone, under the same tag."""
         for until in (None, DAY):
             data = vector().to_bytes(BASIS, SIGN, until=until)
             with pytest.raises((SignatureError, FrameError)):
@@ -342,7 +338,6 @@ class TestLastDays:
 
     @pytest.mark.parametrize("said", [date(1970, 1, 1), date(9999, 1, 1), None, "today"])
     def test_a_clock_that_cannot_be_right_is_refused(self, said):
-        """An empty battery shows 1970. Frames without a day do not ask."""
         policy = Policy(keys=[MAC], today=lambda: said)
         with pytest.raises(VectorError, match=r"clock says .*today=None"):
             policy.check(self.DATA, BASIS)

@@ -25,7 +25,6 @@ MEAN, COVARIANCE = prior()
 
 @pytest.fixture
 def basis(tiny_basis) -> Basis:
-    """With 4 values: 2 groups of u = 2."""
     return tiny_basis(u=2)
 
 
@@ -83,7 +82,6 @@ def test_refuses(basis, mean, covariance, said):
 
 @pytest.mark.parametrize("scale", [1e-18, 1e18])
 def test_values_of_any_scale_and_asymmetry_by_rounding(basis, scale):
-    """A pivot counts against the variance of its own value: one in other units is as definite."""
     units = np.outer([1, scale, 1, 1], [1, scale, 1, 1])
     near = changed(COVARIANCE, ((0, 2), np.nextafter(COVARIANCE[0, 2], np.float32(9))))
     assert with_prior(basis, MEAN, (near * units).astype(np.float32)).prior is not None
@@ -106,7 +104,6 @@ def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
 
 @pytest.mark.parametrize("scale", [None, 1 / 3, 7e-5])
 def test_where_v_is_z_nothing_is_computed(scale: float | None) -> None:
-    """None: no prior. All others: c I."""
     whitening = Whitening(None if scale is None else scale * np.eye(N, dtype=np.float32))
     given = np.random.default_rng(2).standard_normal(N).astype(np.float32)
     for done in (whitening.values, whitening.coordinates, whitening.gradient):

@@ -64,7 +64,6 @@ def test_equals_the_plain_integer_implementation(seed, name, u, r):
 
 
 def test_many_entries_are_drawn_in_little_memory():
-    """A basis of 3 KB may ask for 256 MB of them, and a device has no 6 GB to draw them in."""
     name, u = "blk.0.attn_q.weight", (1 << 16) + 3
     assert project(5, name, u, 1).reshape(-1).tolist() == reference(5, name, u, 1)
     with support.memory_limit(64 << 20):

@@ -25,7 +25,6 @@ def tree() -> dict[str, type[TinyLoraError]]:
 
 
 def faces() -> list[str]:
-    """The packages that list names for apps and the command line."""
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
     return [name for name in packages if hasattr(import_module(name), "__all__")]
 
@@ -91,7 +90,6 @@ class TestErrors:
 
     @pytest.mark.parametrize("name", tree())
     def test_errors_can_be_pickled(self, name):
-        """They cross process borders: a pool's worker raises them, too."""
         import pickle
 
         arguments = ("a", "b", "c") if name == "MissingExtraError" else ("what was wrong",)

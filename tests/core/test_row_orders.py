@@ -42,7 +42,6 @@ def test_the_listed_order_is_that_of_the_gguf(architecture):
 
 
 def test_one_head_of_keys_needs_no_other_order():
-    """Falcon-7B: its queries lie first, then k, then v."""
     values = {"num_attention_heads": 71, "num_kv_heads": 71, "multi_query": True}
     heads = read_heads(values.get)
     assert heads == (71, 1)

@@ -46,7 +46,6 @@ def test_an_exception_leaves_what_was_there(tmp_path, error, old):
     ("umask", "asked", "expected"), [(0o022, 0o666, 0o644), (0o077, 0o666, 0o600), (0, 0o640, 0o640)]
 )
 def test_permissions_are_those_of_open(tmp_path, umask, asked, expected):
-    """mkstemp's 0600 would hide a bundle from the service that is to load it."""
     before = os.umask(umask)
     try:
         with atomic_write(tmp_path / "file", mode=asked) as file:
@@ -68,7 +67,6 @@ def test_what_is_open_keeps_the_old_content(tmp_path):
 
 
 def test_what_killed_writers_left_is_removed_an_hour_later(tmp_path):
-    """And nothing that is younger, or of another path."""
     left = [
         ".file.abcd_123.tmp",
         ".file.wxyz_987.tmp",

@@ -87,7 +87,6 @@ def test_errors_name_what_was_asked_and_what_there_is():
 
 @given(st.integers(1, 10), st.integers(0, 10), st.data())
 def test_structured_refuses_more_groups_than_a_kind_has_modules(rare, more, data):
-    """`ffn_down` has `rare` modules; its share of the groups is one more, which the message says."""
     share = rare + 1
     common = share + 1 + more
     names = [f"blk.{block}.attn_q.weight" for block in range(common)]

@@ -46,7 +46,6 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values rounded by torch, to even, overflow to infinity."""
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     return torch.tensor(values, dtype=torch.float32).to(kind).to(torch.float32).numpy()
 
@@ -68,7 +67,6 @@ class TestRounding:
             assert make(values, dtype).values.tobytes() == expected.tobytes()
 
     def test_every_bf16_boundary(self):
-        """Each bf16 value, the float32 values around the middle to the next one, and the middle itself."""
         upper = np.arange(1 << 16, dtype=np.uint32) << 16
         for lower in (0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
             values = (upper | np.uint32(lower)).view(np.float32)

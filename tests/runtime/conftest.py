@@ -35,19 +35,16 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def kind() -> str:
-    """The kind of basis that most tests take: to an engine all are R."""
     return "tiled"
 
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of 2 blocks with a vocabulary of bytes."""
     return models.write_gguf(models.tiny_model("llama"), tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of it for each kind."""
     root = tmp_path_factory.mktemp("tiny-bundles")
     return {
         name: export_gguf(tiny_gguf, root / name, settings=settings).output
@@ -57,20 +54,16 @@ def tiny_bundles(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 @pytest.fixture
 def tiny_bundle(kind: str, tiny_bundles: dict[str, Path]) -> Path:
-    """The small model's bundle, once for each kind."""
     return tiny_bundles[kind]
 
 
 @pytest.fixture(scope="session")
 def f32_gguf(smollm2_gguf: Path) -> Path:
-    """The real model with every weight in float32, with the values of the Q4_1 file."""
     return smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
 
 
 @pytest.fixture(scope="session")
 def f32_bundles(f32_gguf: Path) -> dict[str, Path]:
-    """A bundle of that for each kind: u = 1 with 13 groups, and u = 13 with one."""
-
     def made(kind: str, settings: ExportSettings) -> Path:
         name = f"smollm2-f32-{kind}"
         return shared.once(name, lambda path: export_gguf(f32_gguf, path, settings=settings).output)
@@ -83,46 +76,36 @@ def f32_bundles(f32_gguf: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def real_bundle(kind: str, smollm2_bundle: Path, smollm2_bundle_u13: Path) -> Path:
-    """The real model's bundle (Q4_1), once for each kind."""
     return {"tiled": smollm2_bundle, "dense": smollm2_bundle_u13}[kind]
 
 
 @pytest.fixture
 def load() -> Callable[..., TinyLoraLlama]:
-    """`runtime.load` with the options of the tests, unless others are given."""
     return lambda base, vector=None, **options: runtime.load(base, vector, **{**OPTIONS, **options})
 
 
 @pytest.fixture
 def load_plain() -> Callable[..., llama_cpp.Llama]:
-    """A plain `llama_cpp.Llama` of a bundle's base with the same options."""
     return lambda bundle, **options: llama_cpp.Llama(str(bundle / "base.gguf"), **{**OPTIONS, **options})
 
 
 class Held:
-    """A scheduler that waits before it draws a token for one user: whoever looks finds him in his place."""
-
     def __init__(self) -> None:
         self._reached, self._free = threading.Event(), threading.Event()
 
     async def reached(self) -> None:
-        """Return once it waits."""
         assert await asyncio.to_thread(self._reached.wait, 60)
 
     def wait(self) -> None:
-        """Wait, as the scheduler's thread does, until the test goes on."""
         self._reached.set()
         assert self._free.wait(60)
 
     def let_go(self) -> None:
-        """Let it draw, now and from now on."""
         self._free.set()
 
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """What makes the scheduler of any engine wait before a user's first token, or one after it."""
-
     @contextmanager
     def hold(user: str, after: int = 0) -> Iterator[Held]:
         at, real = Held(), Answering.go_on

@@ -16,12 +16,6 @@ NOISE = 1e-3  # of log-probabilities and of what decides an answer: more than ot
 
 
 class Planted:
-    """A model and its population: an answer says how near the vector is to a planted one.
-
-    Args:
-        seed: of the planted vector and of the noise.
-    """
-
     def __init__(self, seed: int) -> None:
         self.basis = support.random_basis(blocks=4, groups=5)
         self.vector: MicroVector | None = None

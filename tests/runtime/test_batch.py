@@ -55,7 +55,6 @@ def vectors(llm: PersonalizedModel) -> list[MicroVector | None]:
 
 
 def logits(llm: Any, tokens: list[int], vector: MicroVector | None) -> np.ndarray:
-    """Of the last token, by the model's own context or by plain ONNX Runtime."""
     if not isinstance(llm, TinyLoraLlama):
         return onnx_bundles.logits(onnx_bundles.tiny(), tokens, vector)
     llm.swap(vector or MicroVector.zeros(llm.basis))
@@ -63,7 +62,6 @@ def logits(llm: Any, tokens: list[int], vector: MicroVector | None) -> np.ndarra
 
 
 def exact(llm: Any, prompt: list[int], tokens: list[int], vector: MicroVector | None, t: float) -> np.ndarray:
-    """Log-probabilities of the whole vocabulary wherever a token stands: [tokens, vocabulary]."""
     rows = [
         logits(llm, [*prompt, *tokens[:i]], vector).astype(np.float64) / (t or 1) for i in range(len(tokens))
     ]
@@ -126,7 +124,6 @@ def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, sampl
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_given_completions_are_scored_exactly(llm: Any, temperature: float) -> None:
-    """Their own tokens, any others in their places, and the likeliest there; under any vector."""
     users = vectors(llm)
     among = [[np.array([[5, 9]] * len(tokens), np.int32) for tokens in each] for each in COMPLETIONS]
     with opened(llm, sequences=16, n_threads=2) as batch:
@@ -176,7 +173,6 @@ def test_a_population_is_one_vector_after_another(llm: PersonalizedModel) -> Non
 
 
 def test_room_for_what_prompts_share_is_needed_once(llm: PersonalizedModel) -> None:
-    """And prompts that share nothing run with fewer at the same time: none fails for it."""
     alike = [Sample("x" * 90 + str(i), raw=True) for i in range(20)]
     with llm.batch(alike, LIMIT, sequences=16, n_threads=1) as batch:
         assert len(batch.answer(alike, max_tokens=LIMIT)) == 20
@@ -287,7 +283,6 @@ def test_a_failure_stops_the_other_contexts_and_is_forgotten(llama: TinyLoraLlam
 
 
 def test_a_model_is_not_freed_while_a_batch_is_made_of_it(llama: TinyLoraLlama) -> None:
-    """It would compute with weights that are gone."""
     with llama._staying():
         closing = start(llama.close)
         assert blocked(closing)

@@ -95,7 +95,6 @@ def test_an_evaluation_counts_them_and_gives_them_the_lowest_reward(either: Pers
 
 
 def test_tuning_goes_around_what_explodes(either: PersonalizedModel) -> None:
-    """Steps far too wide: every candidate explodes at first, and none is ever kept."""
     rows: list[dict[str, Any]] = []
     settings = TuneSettings(prompts=3, held_back=4, check_every=2, effect=None, reach=1e30)
     tuning = RewardLearner(either, PROMPTS, favoured, settings=settings, report=rows.append, **QUICK)

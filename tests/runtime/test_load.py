@@ -51,7 +51,6 @@ def vector(basis):
 
 @pytest.fixture
 def engine_starts(monkeypatch):
-    """Paths of the models that llama.cpp was told to load."""
     started = []
     real = llama_cpp.llama_cpp.llama_model_load_from_file
 
@@ -150,7 +149,6 @@ def test_a_basis_for_another_base(tiny_bundle, tmp_path, architecture, options, 
 
 @pytest.mark.parametrize("change", ["experts", "fewer inputs", "more outputs"])
 def test_factors_of_another_shape_than_the_base(tiny_bundle, tmp_path, basis, change, engine_starts):
-    """With a digest that fits: llama.cpp ends the process where the number of dimensions differs."""
     a, b = list(basis.a), list(basis.b)
     if change == "experts":
         a[3], b[3] = a[3][None], b[3][None]
@@ -204,7 +202,6 @@ def test_generating_imports_no_heavy_package(tiny_bundle):
 
 
 def test_a_missing_engine_names_the_pip_command(tiny_bundle, tmp_path):
-    """In a process of its own, where importing llama_cpp fails as if it were not installed."""
     code = (
         "import sys\nsys.modules['llama_cpp'] = None\n"
         "from tinylora_edge import MissingExtraError, runtime\n"
@@ -228,8 +225,6 @@ def test_a_signal_while_llama_cpp_logs_is_not_lost(
         pass
 
     class Log:
-        """Stands in llama-cpp-python's callback, whose first call is interrupted."""
-
         calls = 0
 
         @property

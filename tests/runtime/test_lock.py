@@ -140,8 +140,6 @@ def test_a_stream_that_was_never_started_holds_nothing(llm, vector, load, tiny_b
 
 @pytest.mark.parametrize("kind", ["completion", "chat", "generate"])
 def test_a_stream_may_be_consumed_by_other_threads(llm, vector, kind):
-    """Web servers take every chunk of a stream in whichever thread is free."""
-
     def begin():
         if kind == "completion":
             return llm("abc def", max_tokens=LENGTH, temperature=0.0, stream=True)
@@ -171,7 +169,6 @@ def test_a_stream_may_be_consumed_by_other_threads(llm, vector, kind):
 
 
 def test_generations_and_exchanges_of_many_threads_never_mix(llm, load, tiny_bundles):
-    """Every text is that of exactly one of the vectors."""
     choices = [MicroVector.random(llm.basis, 0.5, seed=seed) for seed in range(3)]
     expected = {complete(load(tiny_bundles["tiled"], choice)) for choice in choices}
     assert len(expected) == len(choices)
@@ -240,7 +237,6 @@ def test_using_restores_what_was_there(llm, vector):
 
 
 def test_a_stream_that_a_block_leaves_unfinished_is_ended(llm, vector):
-    """The stream's model goes away with the block; the vector must not outstay it."""
     kept = []
 
     def leave_one():
@@ -273,7 +269,6 @@ def test_other_threads_wait_for_a_using_block(llm, vector):
 
 
 def test_a_stream_of_a_block_may_begin_in_another_thread(llm, vector):
-    """Where nobody else is let in, the block's own stream is."""
     llm.swap(vector)
     expected = complete(llm)
     llm.clear()
@@ -305,7 +300,6 @@ def test_a_block_is_that_of_a_task_and_follows_it_to_threads(llm, vector):
 
 
 def test_a_task_does_not_wait_for_another_one_of_its_thread(llm, vector):
-    """Neither inside the other's block, nor for ever."""
     base = complete(llm)
 
     async def personal():

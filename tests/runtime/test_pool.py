@@ -53,7 +53,6 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=["llama", "onnx"])
 def opened(request: pytest.FixtureRequest, tiny_bundles: dict[str, Path]) -> Callable[..., Pool]:
-    """`Pool` over a small model of one engine."""
     bundle = tiny_bundles["tiled"] if request.param == "llama" else onnx_bundles.tiny()
     usual = {"n_ctx": 400, "n_threads": 2 if request.param == "llama" else 1, **ENGINES[request.param]}
 
@@ -76,7 +75,6 @@ def vectors(pool: Pool, count: int, norm: float = 1.0) -> list[MicroVector]:
 
 
 def alone(pool: Pool, prompt: str, vector: MicroVector | None, limit: int = LIMIT) -> str:
-    """What the model says in its own context."""
     llm: Any = pool.model
     llm.swap(vector or MicroVector.zeros(pool.basis))
     return llm.create_completion(prompt, max_tokens=limit, temperature=0.0)["choices"][0]["text"]
@@ -87,13 +85,11 @@ def bits(answer: Answer) -> list[float]:
 
 
 async def idle(pool: Pool) -> None:
-    """Wait until nobody has anything; the runner's own limit ends it where that never comes."""
     while (load := pool.load()).running or load.waiting:
         await asyncio.sleep(0.002)
 
 
 def test_every_user_gets_the_answer_that_he_would_get_alone(pool: Pool) -> None:
-    """They come one after the other and leave at other times, more of them than there are slots."""
     chance, users = random.Random(0), [None, *vectors(pool, 7)]
     asked = [(u, p, 1 + chance.randrange(2 * LIMIT)) for u in range(8) for p in PROMPTS[:4]]
     chance.shuffle(asked)
@@ -119,7 +115,6 @@ def test_every_user_gets_the_answer_that_he_would_get_alone(pool: Pool) -> None:
 
 
 def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(pool: Pool) -> None:
-    """From the first slot or the last, at once or after others; drawn or greedy."""
     mine, *others = vectors(pool, 7)
 
     async def asked(beside: int, prompt: str, temperature: float) -> list[float]:
@@ -214,7 +209,6 @@ def test_more_than_may_wait_are_refused(opened: Callable[..., Pool]) -> None:
     ],
 )
 def test_users_take_turns(given: list[str], running: dict[str, int], expected: list[str]) -> None:
-    """Who has least comes first, and whoever asked for how much before."""
     waiting = Waiting(len(given))
     asked: list[Any] = [SimpleNamespace(request=SimpleNamespace(user=name[0]), name=name) for name in given]
     for each in asked:
@@ -349,8 +343,6 @@ def test_a_failure_of_the_engine_ends_what_runs_and_nothing_else(
 
 
 def test_closing_ends_what_is_being_answered(opened: Callable[..., Pool]) -> None:
-    """Whoever closes it second waits: nothing of the model is freed while an engine still computes."""
-
     async def closed(pool: Pool) -> list[Any]:
         calls = [asyncio.create_task(pool.complete("x", user=str(i), temperature=1)) for i in range(40)]
         while not pool.load().running:
@@ -366,7 +358,6 @@ def test_closing_ends_what_is_being_answered(opened: Callable[..., Pool]) -> Non
 
 
 def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
-    """Beside it the model answers, and is swapped; its close closes the pool."""
     with opened() as first:
         path = Path(first.model.model_path)  # type: ignore[attr-defined]
     with runtime.load(path, engine="onnx" if first.model.mixed else "llama", n_ctx=256, n_threads=1) as llm:
@@ -390,7 +381,6 @@ def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
 
 
 def test_a_click_makes_its_answer_likelier_beside_answers_that_go_on(pool: Pool, tmp_path: Path) -> None:
-    """A like moves the vector up the answer's own score, a dislike down, and nobody else's bits change."""
     clicks, scorer = Clicks(pool.model), Batch(pool.model, n_ctx_seq=64, sequences=2)
     prompt, answer = tuple(PROMPTS[0].encode()), tuple(b"four five")
     given = Given(prompt, answer, None)
@@ -412,7 +402,6 @@ def test_a_click_makes_its_answer_likelier_beside_answers_that_go_on(pool: Pool,
 
 
 def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:
-    """Hundreds of requests of all lengths, of users who come and go."""
     chance, process = random.Random(1), psutil.Process()
     with opened(n_threads=1) as pool:
         of, taken = vectors(pool, 16), []

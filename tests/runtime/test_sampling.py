@@ -16,8 +16,6 @@ DRAWS = 4000
 
 
 class Only:
-    """A grammar that allows some tokens."""
-
     def __init__(self, *tokens: int) -> None:
         self.tokens = tokens
 

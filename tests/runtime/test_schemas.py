@@ -158,7 +158,6 @@ def test_repetitions_are_bounded(pattern: str, least: int, most: int) -> None:
 
 
 def test_whoever_has_no_schema_gets_the_same_bits_beside_those_who_have_one(onnx_pool: Pool) -> None:
-    """And who has one gets what he gets alone, greedy or drawn."""
     users, kinds = vectors(onnx_pool, 5), [None, *GOOD.values()]
 
     async def ask(n: int, prefix: str) -> tuple[str, list[float]]:

@@ -8,5 +8,4 @@ PROMPTS = [f"prompt {word}" for word in "abcdefghijklmnopqrstuvwxyz"]
 
 
 def favoured(completion: Completion, sample: Sample) -> float:
-    """Share of the answer's characters that are of three classes in seven, which any seed raises."""
     return sum(ord(c) % 7 < 3 for c in completion.text) / max(len(completion.text), 1)

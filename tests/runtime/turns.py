@@ -13,7 +13,6 @@ LENGTH = 40
 
 
 def start(function, *args, **kwargs):
-    """Run in a thread of its own; its outcome comes as a future."""
     future = Future()
 
     def run():
@@ -42,7 +41,6 @@ def stream(llm, prompt="abc def"):
 
 @contextmanager
 def half_way(llm):
-    """A stream after its first chunks, and what they said."""
     chunks = stream(llm)
     said = [next(chunks), next(chunks)]
     try:

@@ -38,7 +38,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::tinylora_edge.UnauthenticatedVe
 
 
 def refused(data: bytes, policy: Policy) -> VectorError | None:
-    """The error, or None where the bytes were accepted; any exception of another kind passes through."""
     try:
         policy.check(data, BASIS)
     except VectorError as error:
@@ -58,7 +57,6 @@ def test_every_single_bit_flip_is_refused(name):
 
 
 def mutations(frame: bytes, others: list[bytes], rng: random.Random):
-    """Yield damaged forms of a frame without end."""
     while True:
         data = bytearray(frame)
         for _ in range(rng.choice((1, 1, 1, 2, 5))):
@@ -101,7 +99,6 @@ def test_random_mutations_are_refused(name):
 
 
 def test_what_stands_for_values_in_a_state_stays_what_it_is():
-    """A state outlives an update: int8 is kept by its values, since one vector has many forms in it."""
     given = np.array([[0.5, -1.25, 0.0078125]], np.float32)
     upper = given.view("<u2").reshape(-1, 2)[:, 1].tobytes()
     packed = {"fp32": given.tobytes(), "bf16": upper, "fp16": given.astype("<f2").tobytes()}

@@ -85,7 +85,6 @@ class TestRollback:
             policy(path).check(frame(8), BASIS)
 
     def test_nobody_without_a_key_raises_the_mark_of_one(self, tmp_path):
-        """Else a checksum frame with sequence 65535 would lock the owner of the key out for ever."""
         path = tmp_path / "state"
         apply(policy(path), frame(65535, "crc32"))
         assert apply(policy(path), frame(1)).verified_by == OLD.id
@@ -282,7 +281,6 @@ FORKS = textwrap.dedent(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_kill_at_any_line_of_an_update_leaves_the_old_state_or_the_new(tmp_path):
-    """SIGKILL at each line that an update runs, one after the other, in a process of its own each time."""
     done = subprocess.run(
         [sys.executable, "-c", FORKS, str(tmp_path / "state")], capture_output=True, text=True, check=False
     )
@@ -293,7 +291,6 @@ def test_a_kill_at_any_line_of_an_update_leaves_the_old_state_or_the_new(tmp_pat
 
 
 def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
-    """Each raises a mark of its own and one that all share, as fast as it can."""
     code = textwrap.dedent(
         """
         import sys

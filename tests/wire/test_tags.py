@@ -82,7 +82,6 @@ def test_sizes_and_names():
 
 
 def test_crc32_check_value():
-    """The check value of CRC-32/ISO-HDLC in the catalogue of parametrised CRC algorithms."""
     tag = Crc32().sign(b"123456789")
     assert tag == bytes.fromhex("cbf43926")[::-1]
     assert Crc32().verify(b"123456789", tag)
@@ -132,7 +131,6 @@ GOLDEN_KEY = ed25519.Ed25519PublicKey.from_public_bytes(
 
 
 def own_ed25519(public: bytes, message: bytes, signature: bytes) -> bool:
-    """What a device without the package brings along: here, one key of it that was made before."""
     try:
         GOLDEN_KEY.verify(signature, message)
     except InvalidSignature:
@@ -153,7 +151,6 @@ class TestWithoutCryptography:
             make(bytes(range(32)))
 
     def test_a_device_verifies_golden_frames_with_an_ed25519_of_its_own(self):
-        """Its keys come from a PEM file too, all without the package."""
         pem = public_pem(GOLDEN_KEY.public_bytes_raw())
         policy = Policy("signature", keys=[Ed25519Verifier.from_pem(pem, own_ed25519)])
         entries = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
@@ -209,8 +206,6 @@ SMALL_ORDER = [
 
 
 class TestWeakKeys:
-    """Under the identity, say, R = s B and any s with s B = R verify: whoever knows that signs for all."""
-
     @pytest.mark.parametrize("sign", [0, 0x80], ids=["x even", "x odd"])
     @pytest.mark.parametrize("point", SMALL_ORDER)
     def test_points_of_small_order(self, point, sign):

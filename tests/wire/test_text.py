@@ -56,7 +56,6 @@ def test_decode_returns_bytes_or_one_kind_of_error(data):
 
 @pytest.mark.parametrize(("text", "each"), [(encode(FRAMES[0]), 4), (FRAMES[0].hex(), 2)])
 def test_every_cut_is_refused_or_gives_fewer_bytes(text, each):
-    """What is left is then no frame: its length says so."""
     for length in range(20, len(text)):
         try:
             found = decode(text[:length])

@@ -21,7 +21,6 @@ def error(values: np.ndarray) -> float:
 
 
 def least_error(values: np.ndarray) -> float:
-    """The error of the best scale, by trying every one of 24 bits that may be it."""
     largest = np.abs(values).max()
     codes = np.arange(
         int(np.float32(largest / 400).view("u4")) >> 8, int(np.float32(largest).view("u4") >> 8) + 2
@@ -43,7 +42,6 @@ def test_no_scale_is_better(n, seed):
 
 
 def test_the_largest_value_is_cut_where_that_is_better():
-    """Many small values and a large one: a scale that reaches the large one is too coarse for the rest."""
     values = np.array([1.0, *([0.0039] * 3000)], np.float32)
     scale, q = quantize(values)
     assert np.abs(q.astype(int)).max() >= 127
@@ -61,7 +59,6 @@ def test_values_stay_finite_and_come_back_as_they_are(values):
 
 @given(st.binary(min_size=3, max_size=3), st.lists(st.integers(-128, 127), min_size=1, max_size=20))
 def test_what_others_wrote_comes_back_as_it_is(scale, q):
-    """Whatever scale they chose; and its products are exact."""
     codes = np.array(q, np.int8)
     values = dequantize(scale, codes)
     factor = float(np.frombuffer(b"\0" + scale, "<f4")[0])
@@ -106,7 +103,6 @@ def test_the_byte_that_fills_up_is_zero():
 
 
 def test_a_checked_vector_is_the_one_that_was_sent():
-    """A device rounds nothing again, however the sender chose the scale."""
     payload = bytes.fromhex("00003c") + bytes(range(13))
     vector = Policy().check(support.frame(BASIS.digest, payload, dtype="int8"), BASIS)
     assert vector.values.reshape(-1).tolist() == [q / 128 for q in range(13)]

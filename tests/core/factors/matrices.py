@@ -12,7 +12,6 @@ ROUNDING = 5e-6  # of float32 results, on top of a measured residual
 
 
 def weight_like(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """A random matrix with a few large singular values above a flat tail, as trained weights have."""
     rng = np.random.default_rng(seed)
     few = min(*shape, 6)
     left, right = rng.standard_normal((shape[0], few)), rng.standard_normal((few, shape[1]))
@@ -21,7 +20,6 @@ def weight_like(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def residual(weight: np.ndarray, svd: TruncatedSVD) -> float:
-    """The two-sided residual of the worst triplet, in float64."""
     w, (u, s, v) = weight.astype(np.float64), (part.astype(np.float64) for part in svd)
     right = np.linalg.norm(w @ v - u * s, axis=0)
     left = np.linalg.norm(w.T @ u - v * s, axis=0)

@@ -30,7 +30,6 @@ SHAPES = {
 
 
 def with_spectrum(values: list[float], shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """A matrix with these singular values, and random singular vectors."""
     rng = np.random.default_rng(seed)
     left = np.linalg.qr(rng.standard_normal((shape[0], len(values))))[0]
     right = np.linalg.qr(rng.standard_normal((shape[1], len(values))))[0]
@@ -38,7 +37,6 @@ def with_spectrum(values: list[float], shape: tuple[int, int], seed: int = 0) ->
 
 
 def check(weight: np.ndarray, rank: int, svd: TruncatedSVD) -> None:
-    """Check everything that a converged result promises."""
     full = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
     assert (svd.U.shape, svd.S.shape, svd.V.shape) == (
         (weight.shape[0], rank),
@@ -81,7 +79,6 @@ def test_other_ranks(rank):
 @pytest.mark.parametrize("shape", [(150, 80), (80, 150), (20, 300), (10, 300)])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_flat_spectrum(shape, seed):
-    """Without structure the space must grow far; the answer must be right all the same."""
     weight = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     check(weight, 2, truncated_svd(weight, 2))
 
@@ -151,7 +148,6 @@ LOW_RANK = {
 
 @pytest.mark.parametrize(("rows", "columns", "true_rank", "rank"), LOW_RANK.values(), ids=LOW_RANK)
 def test_deficient_rank(rows, columns, true_rank, rank):
-    """The space closes before the bound; the values that exist are right, the others are seen to be 0."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((rows, true_rank)) @ rng.standard_normal((true_rank, columns))
     weight = weight.astype(np.float32)

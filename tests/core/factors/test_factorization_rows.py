@@ -17,8 +17,6 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 class Rows:
-    """A `RowSource` that makes its rows when asked, and writes down what was asked."""
-
     def __init__(self, weight: np.ndarray) -> None:
         self._weight = weight
         self.shape = weight.shape
@@ -30,7 +28,6 @@ class Rows:
 
 
 def test_a_large_weight_is_streamed():
-    """40 MiB in float32: read block by block, whole passes in order, never held at once."""
     rng = np.random.default_rng(0)
     shape = (2560, 4096)
     weight = (rng.standard_normal(shape, dtype=np.float32) * np.float32(0.01)).astype(np.float16)

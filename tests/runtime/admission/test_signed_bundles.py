@@ -19,7 +19,6 @@ OPTIONS = {"n_ctx": 64, "n_threads": 1}
 
 @pytest.fixture
 def bundle(tiny_bundles, tmp_path) -> Path:
-    """A signed bundle of its own files."""
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundles["tiled"], folder)
     sign_bundle(folder, SIGNER)
@@ -28,7 +27,6 @@ def bundle(tiny_bundles, tmp_path) -> Path:
 
 @pytest.fixture
 def at_start(monkeypatch):
-    """Call a function in the moment in which llama.cpp is about to open the model's file."""
     real, calls = llama_cpp.llama_cpp.llama_model_load_from_file, []
 
     def spy(path, params):
@@ -64,7 +62,6 @@ def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, at_
 
 
 def test_a_base_that_was_changed_and_named_as_a_part_of_none_is_refused(bundle, at_start):
-    """llama.cpp opens it as the whole model that it is."""
     started = []
     at_start.append(lambda: started.append(True))
     data = bytearray((bundle / "base.gguf").read_bytes())
@@ -87,7 +84,6 @@ def test_a_bundle_without_a_signature_or_of_a_stranger(bundle):
 
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
 def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, tmp_path, name):
-    """The file is another one in the moment of the load, and may be the signed one again after it."""
     content = (bundle / name).read_bytes()
     vector = MicroVector.random(load_basis(bundle / "basis.gguf"), 0.5)
     data = vector.to_bytes(load_basis(bundle / "basis.gguf"))

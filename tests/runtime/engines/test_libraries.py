@@ -37,8 +37,6 @@ print(json.dumps([said, "llama_cpp" in sys.modules, os.environ.get("GOMP_SPINCOU
 
 
 def imported(path: Path | None = None, cpuinfo: Path | None = None, **variables: str) -> Any:
-    """What a new process says: (source, folder and variable, or an error), whether it imported the bindings,
-    and how long libgomp's threads spin."""
     dropped = (VARIABLE, *system.OPENMP_VARIABLES)
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | variables
     if path is not None:
@@ -51,7 +49,6 @@ def imported(path: Path | None = None, cpuinfo: Path | None = None, **variables:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """A folder with a copy of the libraries, to be damaged."""
     folder = tmp_path / "libraries"
     folder.mkdir()
     for file in BUILT.glob("*"):
@@ -62,7 +59,6 @@ def copied(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH with the bindings, installed without libraries."""
     folder = tmp_path / "site"
     (folder / "llama_cpp").mkdir(parents=True)
     for file in Path(llama_cpp.__file__).parent.glob("*.py"):
@@ -72,7 +68,6 @@ def bare(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wheel(bare: Path, copied: Path) -> Path:
-    """The folder of the wheel's libraries beside them."""
     folder = copied.rename(bare / "llama_cpp_py_sync")
     (folder / "__init__.py").touch()
     return folder
@@ -84,7 +79,6 @@ def test_its_own_libraries_are_taken_whatever_lies_beside_them(bare: Path, wheel
 
 
 def test_the_wheels_libraries_are_found_where_there_are_no_own(bare: Path, wheel: Path) -> None:
-    """And the variable is gone afterwards: programs started from here have libraries of their own."""
     said, _, spin = imported(bare)
     assert said == [WHEEL, str(wheel), None]
     assert spin == str(system.SPIN)
@@ -95,7 +89,6 @@ def test_the_wheels_libraries_are_found_where_there_are_no_own(bare: Path, wheel
 def test_another_processor_is_refused_before_anything_is_loaded(
     bare: Path, wheel: Path, tmp_path: Path
 ) -> None:
-    """Ready-made libraries on a processor of 2011, on one of 2013, and on one that says nothing."""
     cpuinfo = tmp_path / "cpuinfo"
     sandy_bridge = "processor\t: 0\nflags\t\t: fpu sse sse2 pni ssse3 sse4_1 sse4_2 popcnt aes avx hypervisor"
     cpuinfo.write_text(f"{sandy_bridge}\nbugs\t\t: spectre_v1\n\n" * 2)

@@ -37,7 +37,6 @@ def clicks(llm: TinyLoraLlama) -> Iterator[Clicks]:
 
 
 def logprob(llm: TinyLoraLlama, vector: MicroVector | None, given: Given) -> float:
-    """Of an answer, by one evaluation of the whole sequence in the caller's own model."""
     llm.clear()
     if vector is not None:
         llm.swap(vector)
@@ -50,7 +49,6 @@ def logprob(llm: TinyLoraLlama, vector: MicroVector | None, given: Given) -> flo
 
 
 def click(clicks: Clicks, state: Path, rounds: int) -> MicroVector:
-    """A user of some taste: likes long words, and of two texts the one that comes first in the alphabet."""
     for number in range(rounds):
         vector, prompt = clicks.vector(state), PROMPTS[number % len(PROMPTS)]
         answers = clicks.ask(prompt, vector, count=2, seed=vector.sequence, **OPTIONS)
@@ -116,8 +114,6 @@ def test_in_onnx_too(tmp_path: Path) -> None:
 def test_a_simulated_user_gets_more_of_what_it_likes(
     llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path
 ) -> None:
-    """It likes answers of many low bytes, and what it gets has more of them after 40 clicks."""
-
     def share(tokens: Sequence[int]) -> float:
         return float(np.mean([token < 128 for token in tokens]))
 
@@ -248,7 +244,6 @@ def test_clicks_move_the_vector_that_they_start_with(llm: TinyLoraLlama, tmp_pat
 def test_a_learned_basis_lends_its_prior(
     load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A state from before there was a prior keeps its clicks."""
     bundle = tiny_bundles["dense"]
     mean, covariance = np.full(6, 0.05, np.float32), 0.01 * np.eye(6, dtype=np.float32)
     basis = dataclasses.replace(Bundle.find(bundle).basis, prior_mean=mean, prior_covariance=covariance)

@@ -87,7 +87,6 @@ def test_where_nothing_is_nearer_the_vector_is_zero(
 
 
 def test_both_engines_say_the_same(tiny_bundles: dict[str, Path], onnx: TinyLoraOnnx) -> None:
-    """Token ids alone: the tokenizers and templates of the two engines have no say."""
     rng = np.random.default_rng(0)
     answers = [rng.integers(40, 90, length, dtype=np.int32) for length in (5, 3, 6, 1, 4, 6)]
     bare = [rng.integers(40, 90, 7 + i, dtype=np.int32) for i in range(len(answers))]

@@ -12,8 +12,6 @@ N = 13
 
 
 class User:
-    """Prefers as a known v* would, in a linear world: scores are drawn, s = A e."""
-
     def __init__(self, seed: int, log_odds: float = 1.5, size: int = N) -> None:
         rng = np.random.default_rng(seed)
         self.mix = rng.normal(size=(size, size)) * 4 + np.eye(size) * 8
@@ -29,7 +27,6 @@ class User:
         return 1 if self.rng.random() < 1 / (1 + np.exp(-log_odds)) else -1
 
     def agreement(self, posterior: Posterior) -> float:
-        """Cosine of the vector and v*, in the metric of the answers."""
         v = posterior.vector()
         norms = np.sqrt((v @ self.fisher @ v) * (self.wish @ self.fisher @ self.wish))
         return float(v @ self.fisher @ self.wish / norms)
@@ -105,7 +102,6 @@ def test_the_vector_stays_near_the_base_whatever_is_clicked() -> None:
 
 
 def test_the_units_of_the_basis_do_not_matter() -> None:
-    """A basis whose factors are ten times as large needs a tenth of the vector, and gets it."""
     found = []
     for scale in (1.0, 10.0):
         user, posterior = User(1), Posterior(N)
@@ -124,7 +120,6 @@ def a_prior(size: int = N) -> Prior:
 
 
 def test_before_any_click_the_prior_is_what_is_known_and_the_vector_the_base() -> None:
-    """Nothing tells yet how far a vector goes, and it is never farther than `FARTHEST`."""
     posterior, prior = Posterior(N, prior=a_prior()), a_prior()
     mean, covariance = posterior.solved()
     np.testing.assert_allclose(mean, [*prior.mean, 0.0], atol=1e-12)
@@ -133,7 +128,6 @@ def test_before_any_click_the_prior_is_what_is_known_and_the_vector_the_base() -
 
 
 def test_with_a_prior_it_is_the_closed_form() -> None:
-    """What clicks are as Gaussian factors, times the prior: precisions and shifts add."""
     user, posterior, prior = User(4), Posterior(N, prior=a_prior()), a_prior()
     for _ in range(9):
         better, worse = user.score(), user.score()
@@ -150,7 +144,6 @@ def test_with_a_prior_it_is_the_closed_form() -> None:
 
 
 def test_a_prior_that_is_right_needs_fewer_clicks() -> None:
-    """Users who want a few directions of many: with a prior that says which, ten clicks say more."""
     found = {True: [], False: []}
     for known in found:
         for seed in range(12):

@@ -14,7 +14,6 @@ TARGET = np.linspace(-1, 1, 13)
 
 
 def coin(candidates: np.ndarray, rng: np.random.Generator, trials: int) -> np.ndarray:
-    """Rewards of 0 and 1 [population, trials], likelier near the target; trials are harder or easier."""
     logits = 2 - ((candidates - TARGET) ** 2).sum(axis=1)
     chances = 1 / (1 + np.exp(-logits[:, None] - rng.standard_normal(trials)))
     return (rng.random(chances.shape) < chances).astype(float)
@@ -30,7 +29,6 @@ def test_climbs_a_smooth_hill(population: int) -> None:
 
 
 def test_climbs_in_noise() -> None:
-    """50 steps of rewards that are 0 or 1: several seeds, since one may be lucky."""
     ends = []
     for seed in range(20):
         rng = np.random.default_rng(seed)

@@ -116,7 +116,6 @@ class TestSittings:
         assert found[0][1] != found[2][1]
 
     def test_pausing_changes_nothing(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
-        """Stopped after every step, and gone on with by another object: the same steps, the same mean."""
         whole: list[dict[str, Any]] = []
         once = RewardLearner(llm, PROMPTS, favoured, report=whole.append, **QUICK)
         once.run(Budget(tokens=1500))
@@ -139,7 +138,6 @@ class TestSittings:
         assert tunings[-1].state.search == once.state.search
 
     def test_sittings_without_a_last_check(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
-        """Idle minutes: a sitting spends all on steps, and says what the checks on the way found."""
         tuning = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
         first = tuning.run("1500tokens", last_check=False)
         spent = tuning.state.rollouts
@@ -230,7 +228,6 @@ class TestSittings:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string among the values."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -244,7 +241,6 @@ def strings(value: Any) -> Iterator[str]:
 class TestBadInput:
     @pytest.fixture(autouse=True)
     def unchanged(self, llm: TinyLoraLlama) -> Iterator[None]:
-        """Whatever is refused, the model has the vector that it had."""
         own = MicroVector.random(llm.basis, 0.1, seed=5)
         llm.swap(own)
         with warnings.catch_warnings():
@@ -265,7 +261,6 @@ class TestBadInput:
             runtime.tune(llm, PROMPTS, broken, budget=60, **QUICK)
 
     def test_a_reward_that_fails_later(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
-        """What was learned until then is kept."""
         calls = 0
 
         def late(completion: Completion, sample: Sample) -> float:

@@ -34,7 +34,6 @@ def with_prior(basis: Basis, covariance: np.ndarray) -> Basis:
 
 @pytest.fixture
 def learned(tiny_bundles: dict[str, Path], tmp_path: Path) -> Path:
-    """A bundle of the tiny model with a basis of 6 values that has a prior."""
     basis = Bundle.find(tiny_bundles["dense"]).basis
     return support.rebased(tiny_bundles["dense"], with_prior(basis, covariance_of(6)), tmp_path / "learned")
 
@@ -47,7 +46,6 @@ def rows_of(llm: TinyLoraLlama, budget: str = "4ktokens", **options: Any) -> lis
 
 class TestEffect:
     def measured(self, llm: Any, sigma: float) -> float:
-        """Of 40 vectors of another seed than tuning's, on other answers."""
         samples = [Sample(prompt) for prompt in PROMPTS]
         rng = np.random.default_rng(9)
         whitened = llm.basis.whitening.values(rng.standard_normal((40, llm.basis.size)))
@@ -76,7 +74,6 @@ class TestEffect:
     def test_it_is_the_same_for_a_basis_in_other_units(
         self, load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
     ) -> None:
-        """Projections eight times as large, and sigma an eighth: the same candidates, the same vector."""
         basis = Bundle.find(tiny_bundles["dense"]).basis
         p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2)) / 4
         found = []
@@ -101,7 +98,6 @@ class TestShape:
         tiny_bundles: dict[str, Path],
         tmp_path: Path,
     ) -> None:
-        """v = L z: the same answers, steps and scores as with the directions L makes of the basis's."""
         basis = Bundle.find(tiny_bundles["dense"]).basis
         p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2)).astype(np.float32)
         prior = np.zeros(4), covariance_of(4)
@@ -152,7 +148,6 @@ class TestStates:
     def test_of_another_prior(
         self, load: Callable[..., TinyLoraLlama], learned: Path, tiny_bundles: dict[str, Path], tmp_path: Path
     ) -> None:
-        """The digest does not cover the prior, so the state does."""
         state = tmp_path / "state"
         with load(learned) as llm:
             RewardLearner(llm, PROMPTS, favoured, path=state, **QUICK).run("4ktokens")
@@ -165,7 +160,6 @@ class TestStates:
 
 
 def test_the_real_model_with_a_prior(smollm2_bundle: Path, tmp_path: Path) -> None:
-    """SmolLM2 with 13 dense directions and a prior, a few steps: sigma is found, and the vector fits."""
     basis = Bundle.find(smollm2_bundle).basis
     p = np.random.default_rng(0).standard_normal((13, 210, 2, 2)) * 0.14
     made = basis.with_projections(p, prior=(np.zeros(13), covariance_of(13)))

@@ -55,7 +55,6 @@ print("alive")
 
 
 def test_every_call_after_close_is_refused(tiny_bundle):
-    """In a process of its own: before, the first such call ended it."""
     script = SCRIPT.format(path=sys.path, bundle=str(tiny_bundle))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "alive\n", done.stderr

@@ -23,7 +23,6 @@ with runtime.load({bundle!r}, n_ctx=64, n_threads=1, verbose={verbose}) as llm:
 
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory):
-    """A bundle of a small Gemma 3, whose blocks look through sliding windows."""
     root = tmp_path_factory.mktemp("windowed")
     base = models.write_gguf(models.tiny_model("gemma3"), root / "gemma3.gguf")
     return export_gguf(base, root / "bundle").output

@@ -77,8 +77,6 @@ def test_greedy_tokens_equal_merged_weights(kind, load, smollm2_gguf, f32_bundle
 def test_on_a_quantized_base_the_error_is_the_noise_of_its_activations(
     load, smollm2_gguf, smollm2_bundle, prompts, record_property
 ):
-    """Q4_1 weights quantize activations too: changing the vector by one part in a million moves the
-    logits about as far as computing exactly does. Only averages say anything here."""
     llm = load(smollm2_bundle)
     error, noise = [], []
     for seed in (11, 12):

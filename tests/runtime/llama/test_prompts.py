@@ -91,7 +91,6 @@ def test_messages_that_the_template_refuses(
 def test_an_answer_ends_as_the_template_says(
     tmp_path: Path, load: Callable[..., TinyLoraLlama], smollm2: TinyLoraLlama
 ) -> None:
-    """`<pad>`, 258, ends turns here and `<eos>`, 257, texts; llama.cpp guesses where no file says it."""
     metadata: dict[str, str | int] = {"tokenizer.ggml.eot_token_id": 258}
     gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata=metadata)
     bundle = export_gguf(gguf, tmp_path / "bundle").output

@@ -35,7 +35,6 @@ def test_a_half_copy_computes_the_same_and_is_not_kept(tiny_bundles: dict[str, P
 def test_a_model_that_float16_does_not_hold_is_copied_in_bfloat16(
     tiny_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it does depends on the processor's kernels: here it is said not to."""
     monkeypatch.setattr("tinylora_edge.runtime.llama.requantize.half_type", lambda: "F16")
     monkeypatch.setattr(TinyLoraLlama, "_finite", lambda _: False)
     bundle = tiny_bundles["tiled"]

@@ -78,8 +78,6 @@ def test_a_thousand_swaps_take_no_memory(real_bundle, load):
 
 
 def test_loading_and_closing_takes_no_memory(real_bundle, load):
-    """One set of adapters has 3.5 MB or more, and a context 6 MB."""
-
     def cycle(close):
         llm = load(real_bundle, logits_all=False, n_ctx=128)
         llm.swap(MicroVector.random(llm.basis, 0.3))

@@ -36,7 +36,6 @@ def vectors(basis, count=3, norm=0.5):
 
 
 def outputs(llm, texts=TEXTS):
-    """Everything that an app can see, prefix caching included: the prompts share beginnings."""
     tokens = [models.llama_greedy(llm, llm.tokenize(text.encode()), 6) for text in texts]
     completions = [llm(text, max_tokens=6, temperature=0.0)["choices"][0] for text in texts]
     logits = models.llama_logits(llm, llm.tokenize(texts[0].encode()))
@@ -87,7 +86,6 @@ def test_zero_vector_is_the_base(llm, load_plain, tiny_bundle, zero):
 
 
 def test_clearing_after_a_vector_that_overflowed_gives_the_base(llm, load_plain, tiny_bundle):
-    """Finite values may be too large for the model; NaN must not survive them in the KV cache."""
     llm.swap(MicroVector(np.full((llm.basis.groups, llm.basis.u), 3e38, np.float32)))
     assert not np.isfinite(models.llama_logits(llm, PROMPT * 3)).all()
     llm.clear()
@@ -119,7 +117,6 @@ OPERATIONS = st.lists(
 
 
 def perform(llm, choices, operation, argument):
-    """Do one thing that an app may do; return the vector that is now expected, or ... for no change."""
     match operation:
         case "swap":
             llm.swap(choices[argument].to_bytes(llm.basis))
@@ -175,7 +172,6 @@ def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundles, kind
 
 
 def test_a_cache_with_states_of_another_vector_does_no_harm(llm, load, tiny_bundle, tmp_path):
-    """A cache may outlive a vector: set aside during a swap, or kept on disk between runs."""
     cache = LlamaDiskCache(str(tmp_path / "cache"))
     first, second, _ = vectors(llm.basis)
     llm.swap(first)
@@ -231,7 +227,6 @@ def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp
 
 
 def test_refused_vectors_change_nothing(real_bundle, tiny_bundle, load):
-    """One of each kind; every byte of a frame is flipped and cut in the tests of `wire`."""
     llm, other = load(real_bundle), load_basis(tiny_bundle / "basis.gguf")
     basis, prompt = llm.basis, llm.tokenize(b"The sea is")
     good = MicroVector.random(basis, 0.4, seed=9)

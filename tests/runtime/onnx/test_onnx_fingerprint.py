@@ -23,7 +23,6 @@ KEY = "tinylora.weights"
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A bundle that may be damaged."""
     return Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "copy"))
 
 
@@ -58,7 +57,6 @@ def restate(bundle: Path, text: str) -> None:
 
 @pytest.mark.parametrize(("architecture", "precision"), [("llama", "fp32"), ("qwen2", "int4")])
 def test_the_device_computes_what_the_exporter_stated(architecture: str, precision: str) -> None:
-    """Packed q, k and v, and quantized blocks with their scales, some of them inside the model file."""
     path = onnx_bundles.tiny(architecture=architecture, precision=precision)
     bundle, stated = find_bundle(path), metadata(path)
     basis = bundle.basis
@@ -70,7 +68,6 @@ def test_the_device_computes_what_the_exporter_stated(architecture: str, precisi
 
 
 def test_the_data_of_another_fine_tune(copy: Path) -> None:
-    """Of the same architecture, so that every size is right; the refusal names both fingerprints."""
     data = copy / "onnx" / "model.onnx.data"
     values = np.fromfile(data, np.float32)
     tuned = values * np.float32(1.001)
@@ -131,7 +128,6 @@ def test_a_list_of_what_is_not_there(copy: Path, tensor: list[Any]) -> None:
 
 @pytest.mark.parametrize("beyond", [1, (1 << 62) - 8192])
 def test_a_weight_that_goes_on_behind_its_file(copy: Path, beyond: int) -> None:
-    """The graph leaves the length of its data open, and the list makes it long."""
     entries = json.loads(metadata(copy)[KEY])
     name, dtype, _ = entries[0][0]["tensors"][0]
 

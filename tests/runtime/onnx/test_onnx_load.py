@@ -43,7 +43,6 @@ def bundle() -> Path:
 
 @pytest.fixture
 def copy(bundle: Path, tmp_path: Path) -> Path:
-    """A bundle that may be damaged."""
     return Path(shutil.copytree(bundle, tmp_path / "copy"))
 
 
@@ -54,7 +53,6 @@ def vector(bundle: Path) -> MicroVector:
 
 @pytest.fixture
 def engine_starts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Graphs that ONNX Runtime was told to load."""
     started: list[Any] = []
     real = onnxruntime.InferenceSession
 
@@ -164,7 +162,6 @@ def test_bad_vectors_are_refused_before_the_engine_starts(
 
 
 def refused(path: Path, *parts: str, error: type[Exception] = BaseMismatchError) -> None:
-    """Both ways of loading refuse, with the same words."""
     for load in (lambda: runtime.load(path, **OPTIONS), lambda: OnnxSession(path)):
         with pytest.raises(error) as caught:
             load()
@@ -268,7 +265,6 @@ def test_a_damaged_configuration(copy: Path, content: str) -> None:
 def test_a_configuration_that_names_native_code(
     copy: Path, config: str, engine_starts: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused by name before any engine reads it, also where a later key hides it."""
     path = copy / "onnx" / "genai_config.json"
     whole = json.loads(path.read_text())
     whole["hidden"] = "HERE"

@@ -46,7 +46,6 @@ def vector(onnx_bundle: Path) -> MicroVector:
 
 @pytest.fixture(scope="module")
 def llama(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyLoraLlama]:
-    """llama.cpp with the F32 file: the values of the ONNX graph's float32 weights."""
     f32 = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
     bundle = export_gguf(f32, tmp_path_factory.mktemp("f32") / "bundle", settings=ExportSettings()).output
     llm = runtime.load(bundle, engine="llama", n_threads_batch=1, logits_all=True, verbose=False, **OPTIONS)
@@ -121,7 +120,6 @@ def greedy(llm: TinyLoraLlama, tokens: list[int]) -> list[int]:
 
 
 def test_a_pools_answers_are_those_of_single_runs(onnx: TinyLoraOnnx) -> None:
-    """Users come one after the other into a batch that runs, and leave at other times."""
     users = [None, *(MicroVector.random(onnx.basis, 0.3, seed=seed) for seed in range(5))]
 
     async def one(pool: Pool, number: int) -> str:

@@ -136,7 +136,6 @@ def test_unknown_names(session: OnnxSession) -> None:
 
 
 def test_an_adapter_in_the_options_of_a_run(session: OnnxSession) -> None:
-    """What a stock program loads; ONNX Runtime would mix it with rows, or ignore it, without a word."""
     adapter = onnxruntime.LoraAdapter()
     chosen = RunOptions()
     with pytest.raises(VectorError, match=r"an adapter in the options.*Pass rows="):
@@ -177,7 +176,6 @@ def test_an_iobinding_has_its_rows(session: OnnxSession, bundle: Path) -> None:
 
 
 def test_a_fork_is_refused():
-    """ONNX Runtime's threads are not in the child, which would wait for them for ever."""
     session = OnnxSession(onnx_bundles.tiny())
     child = os.fork()
     if not child:

@@ -24,7 +24,6 @@ def llm() -> TinyLoraOnnx:
 
 
 def joined(chunks: Any) -> tuple[str, str]:
-    """The text of a stream, and why it ended."""
     text, reason = "", None
     for chunk in chunks:
         (choice,) = chunk["choices"]
