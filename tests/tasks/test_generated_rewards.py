@@ -252,29 +252,8 @@ def test_tool_calls(text: str, score: float) -> None:
 
 # All of them
 
-PIECES = [
-    "pig",
-    "oven",
-    "a",
-    "is",
-    "7",
-    ".",
-    "-",
-    ",",
-    "\n",
-    '"',
-    "- ",
-    "Answer:",
-    "{",
-    "}",
-    '"name"',
-    "PIG",
-    "Tina",
-]
-ANSWERS = st.lists(
-    st.sampled_from(PIECES),
-    max_size=30,
-).map(" ".join)
+PIECES = ["pig", "oven", "a", "is", "7", ".", "-", ",", "\n", '"', "- ", "Answer:", "{", "}", '"name"', "PIG"]
+ANSWERS = st.lists(st.sampled_from(PIECES), max_size=30).map(" ".join)
 
 
 @given(ANSWERS, st.booleans(), st.sampled_from(list(TASKS)), st.integers(0, 127))

@@ -55,7 +55,6 @@ def test_what_is_refused() -> None:
 
 
 def echoes(completion: Completion, sample: Sample) -> float:
-    """1 for an answer that repeats the prompt that it sees."""
     return float(completion.text in sample.text)
 
 
@@ -74,11 +73,6 @@ def test_a_task_behind_a_preamble_is_judged_as_without() -> None:
     for answer, score in (("2 + 2", 1.0), ("Be brief.", 0.0)):
         assert behind.score(Completion(answer, ended=True, tokens=1), behind.held_out[0]) == score
     assert Preamble().before_task(behind) is behind
-    failing = task(preamble=None)
-    with pytest.raises(TrainError, match=r"held_out sample 0 \(prompt '2 \+ 2\?'"):
-        preamble.before_task(Task("sums", failing.train, failing.held_out, lambda c, s: float("nan"))).score(
-            Completion("", ended=True, tokens=0), preamble.before(ASKED)
-        )
 
 
 def test_what_stands_before_no_task() -> None:

@@ -30,17 +30,12 @@ CUT = said("Flowing water and", ended=False)
         ("0.5 * max_words(12) + .25*ends_itself", 0.75, 0.25, 0.0),
         ("ends_itself - 0.75*max_words(12)", 0.25, 1.0, 0.0),
         ("-ends_itself", -1.0, -1.0, 0.0),
-        ("2*3*ends_itself", 6.0, 6.0, 0.0),
-        ("1e-1*ends_itself", 0.1, 0.1, 0.0),
         ("max_words(12)*regex('water')", 1.0, 0.0, 0.0),
         ("regex('(?i)water') * (0.25*max_words(12) + 0.75*ends_itself)", 1.0, 0.75, 0.0),
-        ("0.5*(ends_itself + max_words(12))", 1.0, 0.5, 0.0),
-        ("((ends_itself))", 1.0, 1.0, 0.0),
         (r'regex("\bwater\b")', 1.0, 0.0, 1.0),
         (r'regex("^\w+ \w+\.$")', 1.0, 0.0, 0.0),
         (r"""regex("\"|water")""", 1.0, 0.0, 1.0),
         ("ends_itself - (max_words(12) + ends_itself)", -1.0, 0.0, 0.0),
-        ("ends_itself + max_words(12) - 0.5*ends_itself", 1.5, 0.5, 0.0),
         ('json_schema({"type": "object", "description": "a ) and a + in here"})', 0.0, 0.0, 0.0),
     ],
 )
@@ -55,9 +50,7 @@ def test_what_an_expression_means(text: str, short: float, long: float, cut: flo
         ("", "reward "),
         ("0.5", "only the number 0.5"),
         ("0.5 + ends_itself", "expected a reward in each term"),
-        ("ends_itself + 2", "expected a reward in each term"),
         ("max_words", "takes one argument"),
-        ("max_words(1, 2)", "takes one argument"),
         ("max_words(n=1)", "'max_words(n=1)' is no reward"),
         ("max_words(0)", "number of words, 1 or more, not 0"),
         ("max_words(x)", "the argument 'x' is no whole number, string in quotes or JSON"),
@@ -68,7 +61,6 @@ def test_what_an_expression_means(text: str, short: float, long: float, cut: flo
         ("regex('" + "(" * 3000 + ")" * 3000 + "')", "not a regular expression: maximum recursion depth"),
         ("max_words(" + "1" * 4000 + ")", "is no whole number"),
         ("0*ends_itself", "finite weight other than 0"),
-        ("ends_itself / 2", "is no reward: expected numbers, +, -, * and rewards"),
         ("[ends_itself for a in b]", "is no reward"),
         ("(" * 5000 + "ends_itself" + ")" * 5000, "it is longer than 10000 characters"),
         ("(" * 500 + "ends_itself" + ")" * 500, "nested"),
@@ -90,7 +82,6 @@ def test_an_unknown_name_lists_what_exists() -> None:
 
 @pytest.fixture
 def my_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module in the current folder, which is not on sys.path."""
     (tmp_path / "my_rewards_module.py").write_text(
         "def polite(completion, sample):\n"
         "    return float('please' in completion.text)\n"
@@ -121,7 +112,6 @@ def test_a_python_callable_is_a_reward(my_rewards: Path) -> None:
     [
         ("no_such_module:f", "ModuleNotFoundError"),
         ("my_rewards_module:nothing", "has no 'nothing'"),
-        ("my_rewards_module:Holder.nothing", "has no 'Holder.nothing'"),
         ("my_rewards_module:number", "is a int, expected a callable"),
         ("broken_module:f", "RuntimeError: out of paper"),
     ],

@@ -10,7 +10,6 @@ from answers import LOOPS, NOTHING, RIVER, asked, said
 
 from tinylora_edge import MissingExtraError, TrainError
 from tinylora_edge.tasks import Sample, rewards
-from tinylora_edge.tasks.guards import copies, count_words
 
 APPLES = asked("Tom has 3 apples and gets 4 more. How many apples does Tom have now?", "3 + 4 = 7\n#### 7")
 LARGEST = asked("Is the largest of these numbers 12, 5, or 40?", "40")
@@ -133,21 +132,3 @@ def test_json_schema_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     with pytest.raises(MissingExtraError, match=r"json_schema reward needs .* jsonschema.*\[train\]"):
         rewards.json_schema(PERSON)
-
-
-def test_gluing_words_together_does_not_make_them_fewer() -> None:
-    texts = (
-        "one two three",
-        "one-two_three/four",
-        "internationalization",
-        "a" * 200,
-        "\u5927\u304d\u306a\u5ddd",
-    )
-    assert [count_words(text) for text in texts] == [3, 4, 1, 10, 4]
-
-
-def test_a_copy_is_a_whole_answer_out_of_the_prompt() -> None:
-    assert copies("HAS 3 apples, and gets", APPLES)
-    assert not copies("gets 4 more", APPLES)  # three words may be chance
-    assert not copies("has 3 apples and 4 more", APPLES)
-    assert not copies("", APPLES)

@@ -15,7 +15,6 @@ from answers import said
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks import Sample, load_task
-from tinylora_edge.tasks.files import rank
 
 Write = Callable[..., Path]
 
@@ -88,19 +87,15 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
         (b'{"prompt": "\xff"}', "not JSON in UTF-8"),
         ("[" * 100_000, "not JSON in UTF-8"),
         ({}, 'found neither, expected either "prompt" or "messages"'),
-        ({"text": "a"}, "found only 'text', expected either"),
         ({"prompt": "a", "messages": []}, "found both, expected either"),
         ({"prompt": ""}, '"prompt" is blank text, expected text'),
-        ({"prompt": 5}, '"prompt" is 5, expected text or a list of messages'),
         ({"prompt": ["a"]}, 'message 1 is "a", expected'),
-        ({"prompt": []}, '"prompt" is a list of 0, expected a list of messages'),
         ({"prompt": "a", "raw": 1}, '"raw" is 1, expected true or false'),
         (
             {"prompt": [{"role": "user", "content": "a"}], "raw": True},
             '"raw" is true, but "prompt" is messages, which a template renders',
         ),
         ({"messages": []}, '"messages" is a list of 0, expected a list of messages'),
-        ({"messages": [{"role": "user"}]}, 'message 1 is {"role": "user"}, expected'),
         ({"messages": [{"role": "robot", "content": "a"}]}, "message 1 is .* with a role of system, user"),
         ({"messages": [{"role": "user", "content": ""}]}, 'message 1 is .*"content": TEXT'),
         (
@@ -257,14 +252,6 @@ def test_the_seed_chooses_among_the_training_samples(write: Write) -> None:
     assert load_task(path, reward="exact_number", train=10_000).train == everything
 
 
-def test_prompts_that_render_alike_have_one_rank() -> None:
-    message = Sample(({"role": "user", "content": "Hi  there"},))
-    assert rank(message) == rank(Sample(({"role": "user", "content": "hi there "},)))
-    assert rank(message) == rank(Sample("hi there"))
-    assert rank(message) != rank(Sample(({"role": "system", "content": "hi there"},)))
-    assert rank(message) != rank(Sample(({"role": "system", "content": "Hi"}, *message.prompt)))
-
-
 # What is there by name
 
 
@@ -279,12 +266,8 @@ def test_arguments_replace_the_tasks_own_settings() -> None:
     ("arguments", "message"),
     [
         ({"held_out": 0}, "held_out is 0, expected a whole number of at least 1"),
-        ({"held_out": 1.5}, "held_out is 1.5"),
-        ({"train": 0}, "train is 0"),
         ({"train": True}, "train is True"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
         ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"reward": 5}, "reward is 5, expected a callable or text"),
         ({"reward": "nonsense"}, "there is no reward 'nonsense'"),

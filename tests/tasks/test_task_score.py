@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -35,16 +34,11 @@ def test_real_numbers_pass(value: float, expected: float) -> None:
     ("value", "message"),
     [
         (math.nan, r"nan \(float\), expected a finite real number"),
-        (-math.inf, r"-inf \(float\), expected a finite real number"),
-        (np.float32("nan"), r"nan.* expected a finite real number"),
         (10**400, "OverflowError: int too large"),
         (True, r"True \(bool\), expected a finite real number"),
         (np.bool_(True), r"\(bool\w*\), expected a finite real number"),
         (None, r"None \(NoneType\)"),
         ("1.0", r"'1.0' \(str\)"),
-        (1j, r"\(complex\)"),
-        (Decimal("1"), r"\(Decimal\)"),
-        ([1.0], r"\[1.0\] \(list\)"),
         (np.ones(1), r"\(ndarray\)"),
     ],
 )

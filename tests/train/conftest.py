@@ -10,7 +10,7 @@ import pytest
 import trl_world
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.tasks import Sample, Task
 from tinylora_edge.train import Options
 
 
@@ -54,15 +54,10 @@ def short(options: Options) -> Options:
     return replace(options, method="sft", steps=4, validate_every=2, checkpoint_every=1, evaluate=False)
 
 
-def letters(completion: Completion, sample: Sample) -> float:
-    """Share of ASCII letters in the answer."""
-    return sum(c.isascii() and c.isalpha() for c in completion.text) / max(len(completion.text), 1)
-
-
 @pytest.fixture
 def letters_task() -> Task:
     prompts = [Sample(f"prompt {i}", answer=f"answer {i}") for i in range(80)]
-    return Task("letters", prompts[:64], prompts[64:], letters, max_tokens=6, temperature=1.0)
+    return Task("letters", prompts[:64], prompts[64:], trl_world.letters, max_tokens=6, temperature=1.0)
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
 import models
 import numpy as np
 import pytest
 import torch
 from architectures import GGUF_NAMES
-from transformers import PreTrainedModel
 
 from tinylora_edge import Basis, MicroVector, TrainError
 from tinylora_edge.exporters import ExportSettings, export_gguf
@@ -23,7 +21,6 @@ from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath
 from tinylora_edge.train.grpo import IMPORTANCE_CAP
 from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, pad, plain_head
-from tinylora_edge.train.model import load_model
 
 TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
 
@@ -58,10 +55,7 @@ def basis_of(model: torch.nn.Module, scheme: str, groups: int, u: int, architect
 def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: int) -> None:
     """The rows of q and k permuted, qkv and gate and up fused, grouped or not: all but the experts."""
     model = models.tiny_model(architecture)
-    assert_equals_merged_weights(model, basis_of(model, scheme, groups, u, GGUF_NAMES[architecture]))
-
-
-def assert_equals_merged_weights(model: PreTrainedModel, basis: Basis) -> None:
+    basis = basis_of(model, scheme, groups, u, GGUF_NAMES[architecture])
     vector = MicroVector.random(basis, 1.0, seed=3)
     tokens = [256, *range(40, 60)]
     plain = models.torch_logits(model, tokens)
@@ -125,7 +119,6 @@ def test_loss_gradient_is_the_finite_difference(
         ]
 
     def surrogate(value: np.ndarray) -> float:
-        """-advantage x importance x log-probability, its mean over tokens; padding gives 0."""
         set_v(value)
         terms = (
             -(row * weight * torch.from_numpy(group.advantage)[:, None]).sum()
@@ -274,18 +267,3 @@ def test_experts_are_refused_by_name(tmp_path: Path) -> None:
         Adapter(model, basis)
     settings = ExportSettings(groups=2, targets=("!*_exps",))
     Adapter(model, export_gguf(base, tmp_path / "some", settings=settings).basis).detach()
-
-
-def test_transformers_asks_these_names(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the block would change nothing, silently: then transformers reads otherwise, and it can go."""
-    made: list[str] = []
-    reader = gguf.GGUFReader
-
-    class Counted(reader):  # type: ignore[valid-type, misc]
-        def __init__(self, path: str) -> None:
-            made.append(Path(path).name)
-            super().__init__(path)
-
-    monkeypatch.setattr(gguf, "GGUFReader", Counted)
-    load_model(smollm2_gguf, "fp32")
-    assert made == [smollm2_gguf.name]

@@ -64,10 +64,8 @@ def test_a_layer_goes_before_the_recipe(tmp_path: Path) -> None:
     [
         (r"So \boxed{\dfrac{3}{4}}.", r"\frac{3}{4}", 1.0),
         (r"First \boxed{1}, no: \boxed{2}", "2", 1.0),
-        (r"First \boxed{2}, no: \boxed{1}", "2", 0.0),
         (r"\boxed{\left( 1, \, 2 \right)}", "(1,2)", 1.0),
         (r"\boxed{1{,}000} \boxed{1,000}", "1000", 1.0),
-        (r"\boxed{90^\circ}", "90", 1.0),
         (r"\boxed{\text{Tuesday}}", "Tuesday", 1.0),
         (r"\boxed{.5}", "0.5", 1.0),
         (r"\boxed{\frac12}", r"\frac{1}{2}", 1.0),
@@ -89,17 +87,11 @@ def test_the_reward_for_math(answer: str, reference: str, score: float) -> None:
     ("changes", "message"),
     [
         (["options.prompt=8"], "'prompt' is unknown: expected anchor, "),
-        (["speed=8"], "'speed' is unknown"),
         (["options.prompts"], "expected KEY=VALUE"),
-        (["options=1"], "options is 1, expected dict"),
-        (["options.method=other"], "unknown method 'other'"),
         (["task=5"], "task is 5, expected str"),
         (["max_tokens=abc"], "max_tokens is 'abc', expected int"),
-        (["temperature=warm"], "temperature is 'warm', expected float"),
         (["options.evaluate=1"], "evaluate is 1, expected bool"),
-        (["options.prompts=true"], "prompts is True, expected int"),
         (["options.lr=fast"], "lr is 'fast', expected float"),
-        (["options.prompts=0"], "prompts is 0, expected at least 1"),
     ],
 )
 def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> None:
@@ -182,12 +174,9 @@ def test_a_command_that_cannot_run_says_one_line(
     cases: list[tuple[list[str], str]] = [
         ([], "no task: name one with --recipe"),
         (["--recipe", recipe, "--set", "task=list-lookup"], "derives no step size: give one with options.lr"),
-        (["--recipe", str(tmp_path / "none.toml")], "No such file"),
         (["--recipe", str(tmp_path / "bad.toml")], "not TOML"),
         (["--recipe", recipe, "--set", "task=gsm8k:none.jsonl"], "none.jsonl"),
         ([*lookup, "--vllm"], "original weights: name them with --model"),
-        ([*lookup, "--model", "qwen2.5-7b"], "name one with --recipe"),
-        ([*lookup, "--set", "grpo.per_device_train_batch_size=7"], "do not divide among 1 processes x 7"),
         ([*lookup, "--set", "grpo.speed=3"], "TRL does not take these settings: .*speed"),
     ]
     for arguments, message in cases:

@@ -155,16 +155,6 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
     assert whole.result.best_step > 0 or whole.result.vector.norm == 0
 
 
-def test_a_reward_that_fails_is_told_with_its_sample(tiny: Path, options: Options, tmp_path: Path) -> None:
-    def broken(completion: Completion, sample: Sample) -> float:
-        return 1 / len([c for c in completion.text if c == "\0"])
-
-    task = replace(trl_world.letters_task(), reward=broken)
-    with pytest.raises(TrainError, match=r"train sample \d+ .*ZeroDivisionError"):
-        train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=options)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("change", "grpo", "message"),
     [
