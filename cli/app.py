@@ -68,13 +68,11 @@ class _Root(TyperGroup):
     """The root of all commands: it turns every error that a user can cause into one line and an exit code."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands by sections, each with the first sentence of its help."""
         for title, section in COMMANDS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in section])
 
     def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
-        """Invoke the command that was named."""
         try:
             with console.readable_warnings():
                 result = super().invoke(ctx)

@@ -123,7 +123,6 @@ def demo(
 
 
 def _find_model(replay: bool) -> Path:
-    """Return the model's path; everything that is needed is looked for now, not after minutes of work."""
     for name, package in NEEDS.items():
         if importlib.util.find_spec(name) is None and not (replay and name in ("torch", "transformers")):
             raise MissingExtraError(
@@ -197,7 +196,6 @@ def _kept_once_trained(output: Path) -> Iterator[None]:
 
 
 def _unpack(model: Path, output: Path, tell: Tell) -> dict[str, Any]:
-    """Steps 1 and 2 of a replay: make the bundle, and say what was measured when its vector was made."""
     from ..exporters.bundle_writer import new_bundle, place_base
     from ..tasks import load_task
 
@@ -284,7 +282,6 @@ def _exchange(
 
 
 def _answer(llm: Any, task: Task, sample: Sample) -> tuple[str, float]:
-    """Answer a prompt by itself, as `run` does, and score it."""
     from ..tasks import Completion
 
     reply = llm.create_chat_completion(

@@ -136,7 +136,6 @@ def distill(
 
 
 def _read(path: Path) -> list[str]:
-    """Return the different questions of a file, a line each: at least three, since a third is held out."""
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -184,7 +184,6 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
 
 
 def _given(ctx: typer.Context, names: set[str]) -> list[str]:
-    """Return the options of these parameters that the command line has."""
     sources = [
         (each.opts[0], ctx.get_parameter_source(each.name or ""))
         for each in ctx.command.params

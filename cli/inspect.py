@@ -55,7 +55,6 @@ def inspect(
 
 
 def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, stream: str) -> dict[str, Any]:
-    """Return what a vector is: what its header says, and with the bundle what was verified."""
     record: dict[str, Any] = {"kind": "vector", "verified": bundle is not None}
     if bundle is None:
         return record | vectors.header(data)

@@ -119,7 +119,6 @@ def _check(
 
 
 def _qr(data: bytes) -> Any:
-    """Return the QR code of a vector, as segno has it: `tinylora:` and its base64url text."""
     try:
         import segno
     except ImportError:
@@ -133,7 +132,6 @@ def _qr(data: bytes) -> Any:
 
 
 def _qr_picture(data: bytes, name: str) -> bytes:
-    """Return a QR code as a PNG or SVG, by the end of the file's name."""
     kind = Path(name).suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
         raise console.CommandError(f"{name} is no name for a QR code's picture: let it end in .png or .svg")

@@ -133,6 +133,5 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _values(bundle: Path, file: Path) -> tuple[float, ...]:
-    """Return the values of a vector that training begins with."""
     vector = MicroVector.from_bytes(vectors.read(str(file)), Bundle.find(bundle).basis)
     return tuple(map(float, vector.values.reshape(-1)))

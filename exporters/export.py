@@ -152,7 +152,6 @@ class Export:
         return replace(report, basis=load_basis(self.output / BASIS_NAME), base_placed=placed)
 
     def _basis(self, found: dict[str, Factors]) -> Basis:
-        """Return the basis of factorized modules, with the projections that the settings ask for."""
         settings = self.settings
         made = Basis(
             architecture=self._source.architecture,
@@ -180,7 +179,6 @@ class Export:
         return made
 
     def _bake(self, bundle: Path, report: ExportReport, stage: Stage) -> ExportReport:
-        """Put a graph with the basis in it into a new bundle."""
         work, folder = bundle / "work", bundle / ONNX_NAME
         work.mkdir()
         graph, made_by, precision = self._graph, str(self._graph), None

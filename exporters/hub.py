@@ -305,7 +305,6 @@ def choose(
 
 
 def _normal(quant: str) -> str:
-    """The one name of a quantization: lower case, `f16` for `fp16`."""
     return re.sub(r"^fp(16|32)$", r"f\1", quant.lower())
 
 
@@ -416,7 +415,6 @@ def _client() -> Any:
 
 
 def _is_local(text: str) -> bool:
-    """Whether a name is a path: it exists, or nothing else looks like it."""
     try:
         if Path(text).exists():
             return True

@@ -121,7 +121,6 @@ class Source:
         return modules, tying
 
     def _stacked(self, module: str) -> bool:
-        """Whether a module's factors have an axis for experts."""
         return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
 
     def _align(

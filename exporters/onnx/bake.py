@@ -155,7 +155,6 @@ def _align(
 def _sample(
     model: OnnxModel, homes: list[tuple[LinearNode, ModuleSlice]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Some rows of a module: their numbers, and the weight's values."""
     numbers, values = [], []
     for linear, part in homes:
         count = min(_CHUNK, part.count)

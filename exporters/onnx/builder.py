@@ -98,7 +98,6 @@ def build(model: Path, work: Path, precision: str) -> BaseGraph:
 
 
 def _run(command: list[str], failure: str) -> None:
-    """Run a Python module as a process, and turn its failure into an error."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -328,7 +328,6 @@ class _LinearFinder:
         return None
 
     def _constant(self, name: str) -> tuple[TensorProto, bool] | None:
-        """The matrix behind a name, and whether the graph transposes it."""
         tensor, transposed = self._model.initializers.get(name), False
         if tensor is None:
             node = self._producers.get(name)
@@ -356,7 +355,6 @@ class _LinearFinder:
         return index, output
 
     def _place(self, node: NodeProto) -> tuple[int, str] | None:
-        """Which layer a node says that it is."""
         hints = [node.name]
         for item in getattr(node, "metadata_props", ()):
             if item.key == _SCOPES:
@@ -411,7 +409,6 @@ def _consecutive(module: str, n_out: int, several: list[LinearNode]) -> list[tup
 
 
 def _captured(node: NodeProto) -> Iterator[str]:
-    """Names that the graphs inside a node may read from outside."""
     for item in node.attribute:
         inner: list[Any] = [*([item.g] if item.HasField("g") else []), *item.graphs]
         for graph in inner:

@@ -199,7 +199,6 @@ class _SidePathWriter:
         into: list[NodeProto] | None = None,
         **attributes: Any,
     ) -> str:
-        """Make a node of the standard domain and return the name of its first result."""
         name = name if name.startswith(PREFIX) else f"{PREFIX}{name}"
         outputs = outputs or [f"{name}/output"]
         node = self._onnx.helper.make_node(operation, inputs, outputs, name=name, **attributes)

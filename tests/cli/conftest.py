@@ -69,7 +69,6 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
 
 @pytest.fixture(scope="session")
 def basis(smollm2_bundle: Path) -> Basis:
-    """The basis of the real model."""
     return load_basis(smollm2_bundle / "basis.gguf")
 
 
@@ -81,7 +80,6 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the small model. Never write to it."""
     from tinylora_edge.exporters import export_gguf
 
     return export_gguf(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle").output
@@ -89,7 +87,6 @@ def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A basis of 13 values in a file."""
     path = tmp_path_factory.mktemp("small") / "small.basis.gguf"
     save_basis(support.random_basis(blocks=5, groups=13), path)
     return path
@@ -102,7 +99,6 @@ def small_basis() -> Basis:
 
 @pytest.fixture
 def trained(small_basis: Basis, tmp_path: Path) -> Path:
-    """What `train` leaves: 13 fp32 values under a checksum."""
     path = tmp_path / "trained.bin"
     return write_vector(path, small_basis, sequence=3)
 
@@ -115,7 +111,6 @@ def key(cli: Cli, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(smollm2_bundle: Path) -> Iterator[runtime.TinyLoraLlama]:
-    """What the command's answers are compared with; made with the command's defaults."""
     with_defaults = runtime.load(smollm2_bundle, n_ctx=2048, n_threads=1, n_threads_batch=1)
     yield with_defaults
     with_defaults.close()
@@ -160,7 +155,6 @@ def tiny_chat_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) 
 def vectors(
     smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, MicroVector]]:
-    """Vectors as files."""
     basis = load_basis(smollm2_bundle / "basis.gguf")
     directory = tmp_path_factory.mktemp("vectors")
     made = {}

@@ -22,15 +22,12 @@ COMMAND = Path(sys.executable).with_name("tinylora-edge")
 
 
 def usual_signals() -> None:
-    """Let a child take signals as from a shell's foreground; `nohup` and `&` pass on that they be ignored."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did."""
-
     code: int
     stdout_bytes: bytes
     stderr: str
@@ -81,7 +78,6 @@ def write_vector(
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file under a directory, hidden ones too, by its path; directories end in a slash."""
     found: dict[str, bytes] = {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
@@ -95,7 +91,6 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def on_a_terminal(environment: dict[str, str], columns: int, *words: object) -> str:
-    """Run the installed console script on a terminal of that width; return all that it shows."""
     main, other = pty.openpty()
     child = subprocess.Popen(
         [str(COMMAND), *map(str, words)],
@@ -124,7 +119,6 @@ def without_progress(stderr: str) -> str:
 
 
 def in_process() -> Cli:
-    """What runs a command in this process."""
     from tinylora_edge.cli.app import app
 
     def run(*args: object, stdin: bytes = b"") -> Outcome:

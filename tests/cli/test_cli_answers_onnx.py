@@ -27,7 +27,6 @@ def vector(bundle: Path, tmp_path: Path) -> tuple[Path, MicroVector]:
 
 
 def answer(bundle: Path, vector: MicroVector | None, *turns: str) -> str:
-    """What the library says to the last of some turns of a conversation."""
     llm = runtime.load(bundle, vector, engine="onnx", n_ctx=200, n_threads=1)
     messages, text = [], ""
     for turn in turns:

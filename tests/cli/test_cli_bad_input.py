@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -174,16 +173,6 @@ def test_a_bundle_without_a_part(cli: Cli, bundle: Path, part: str) -> None:
 # ---- Export
 
 
-def test_an_output_that_exists(cli: Cli, smollm2_gguf: Path, tmp_path: Path) -> None:
-    (tmp_path / "directory").mkdir()
-    (tmp_path / "file").write_bytes(b"precious")
-    (tmp_path / "link").symlink_to("nowhere")
-    before = contents(tmp_path)
-    for name in ("directory", "file", "link"):
-        cli("export", smollm2_gguf, "-o", tmp_path / name).refused(str(tmp_path / name), "exists already")
-    assert contents(tmp_path) == before
-
-
 def test_a_parent_that_is_not_writable(
     cli: Cli, smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path
 ) -> None:
@@ -199,16 +188,6 @@ def test_a_parent_that_is_not_writable(
     )
     assert not (parent / "out").exists()
     assert contents(tmp_path) == {"locked/": b""}
-
-
-@pytest.mark.parametrize("limit", [0, 10_000])
-def test_a_disk_that_fills_up(process: Cli, tiny_gguf: Path, tmp_path: Path, limit: int) -> None:
-    def fill() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    result = process("export", tiny_gguf, "-o", tmp_path / "out", preexec_fn=fill)
-    result.refused(str(tmp_path / "out"), "File too large", "bytes free", "Nothing half-made was left behind")
-    assert contents(tmp_path) == {}
 
 
 def test_files_that_are_no_model(cli: Cli, smollm2_bundle: Path, smollm2_gguf: Path, tmp_path: Path) -> None:

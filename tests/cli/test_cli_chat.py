@@ -64,8 +64,6 @@ def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_
 
 
 class Terminal:
-    """The command on a terminal of its own."""
-
     def __init__(self, environment: dict[str, str], *args: object, columns: int = 80) -> None:
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
@@ -80,7 +78,6 @@ class Terminal:
         os.write(self._fd, text.encode(errors="surrogateescape"))
 
     def until(self, pattern: str) -> str:
-        """Return what is shown up to and with a pattern, and forget it."""
         deadline = time.monotonic() + 120
         while not (match := re.search(pattern, self.shown)):
             assert time.monotonic() < deadline, f"{pattern!r} did not come: {self.shown!r}"
@@ -119,7 +116,6 @@ class Terminal:
 
 @pytest.fixture
 def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
-    """Start a command on a terminal."""
     opened: list[Terminal] = []
 
     def start(*args: object, **options: Any) -> Terminal:
@@ -173,7 +169,6 @@ def test_an_interrupt_ends_the_answer_and_then_the_chat(
 def test_a_like_moves_the_vector_and_it_can_be_saved(
     cli: Cli, tiny_chat_bundle: Path, tmp_path: Path
 ) -> None:
-    """From the vector that the chat began with; another vector begins anew."""
     first, second, third = (tmp_path / f"{name}.bin" for name in ("first", "second", "third"))
     write_vector(first, tiny_chat_bundle / "basis.gguf")
     chat = ("chat", tiny_chat_bundle, "--threads", 1, "--max-tokens", 8)
@@ -202,7 +197,6 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(
 
 
 def test_a_turn_that_ended_is_scored_with_what_ends_turns(tmp_path: Path) -> None:
-    """And not with what ends texts, which the model may find unlikely there."""
     template = "{% for m in messages %}{{ m.content }}<pad>{% endfor %}"
     metadata: dict[str, str | int] = {"tokenizer.chat_template": template, "tokenizer.ggml.eot_token_id": 258}
     gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata=metadata)

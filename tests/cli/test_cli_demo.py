@@ -64,7 +64,6 @@ def test_an_interrupted_demo_leaves_nothing(
 
 
 def test_the_proof_fails_where_a_promise_is_broken(smollm2_bundle: Path) -> None:
-    """Real logits: of a plain Llama, under a vector, and of a `clear` that was forgotten."""
     llm = runtime.load(smollm2_bundle, n_ctx=512, n_threads=1, n_threads_batch=1)
     plain = llama_cpp.Llama(
         str(smollm2_bundle / "base.gguf"), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False
@@ -91,7 +90,6 @@ def test_the_proof_fails_where_a_promise_is_broken(smollm2_bundle: Path) -> None
 
 @pytest.fixture(scope="module")
 def replayed(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> tuple[Path, str]:
-    """A folder in which a replay was run where torch cannot be imported, and what it said."""
     folder = tmp_path_factory.mktemp("replay")
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'onnx', 'onnxruntime')))\n"

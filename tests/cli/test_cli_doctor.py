@@ -28,7 +28,6 @@ def test_nothing_is_wrong_here(process: Cli, environment: dict[str, str], tmp_pa
 
 
 def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A distribution that is found first, and needs what there is not."""
     planted = tmp_path / "site" / "tinylora_edge-0.1.0.dist-info"
     planted.mkdir(parents=True)
     lines = ["Metadata-Version: 2.1", "Name: tinylora-edge", "Version: 0.1.0", "Provides-Extra: gone"]
@@ -67,7 +66,6 @@ def test_an_engine_that_does_not_answer(
 
 
 def test_nothing_of_the_present_folder_is_run(tmp_path: Path) -> None:
-    """One that was downloaded may hold a module by the name of one of Python's."""
     (tmp_path / "tempfile.py").write_text("raise SystemExit('it was run')\n")
     finding = doctor.check_engine("onnx")
     assert finding.level == OK, finding.text

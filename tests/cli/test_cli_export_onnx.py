@@ -16,13 +16,11 @@ from tinylora_edge.formats.onnx_graph import read_onnx
 
 @pytest.fixture(scope="session")
 def hf() -> Path:
-    """The small Llama as a Hugging Face directory."""
     return onnx_models.tiny_hf("llama")
 
 
 @pytest.fixture(scope="session")
 def graph(hf: Path) -> Path:
-    """The graph that the builder made of it."""
     return onnx_models.graph(hf, "fp32")
 
 

@@ -74,7 +74,6 @@ def test_only_vectors_are_checked_against_a_bundle(cli: Cli, smollm2_bundle: Pat
 
 
 def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:
-    """A basis from elsewhere says what it likes; it must not command the terminal."""
     path = tmp_path / "b.basis.gguf"
     save_basis(support.random_basis(architecture="llama\x1b[2J\x07", scheme="tiled"), path)
     said = cli("inspect", path).done()
@@ -86,7 +85,6 @@ def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> N
 
 
 def test_a_header(cli: Cli, basis: Basis) -> None:
-    """Nothing of it is verified, and it is said."""
     for dtype, payload in (("fp32", bytes(52)), ("bf16", bytes(26))):
         for tag, key in (("crc32", None), ("hmac", b"k" * 16)):
             data = support.frame(basis.digest, payload, dtype=dtype, tag=tag, key=key, sequence=258)

@@ -111,8 +111,6 @@ def test_help_needs_no_engine_and_no_exporter(environment: dict[str, str]) -> No
 
 @pytest.fixture
 def without(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """Run the command in a Python that really lacks some packages: site-packages without them."""
-
     def run(packages: tuple[str, ...], *args: object) -> subprocess.CompletedProcess[bytes]:
         site = tmp_path / "site"
         site.mkdir()

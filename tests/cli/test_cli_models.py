@@ -29,7 +29,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 @pytest.fixture
 def home(server: HubServer, tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
-    """The environment of somebody with a cache of nothing."""
     server.requests.clear()
     ours = {key: value for key, value in environment.items() if not key.startswith(("HF_", "TINYLORA_"))}
     return ours | {
@@ -75,21 +74,6 @@ def test_a_name_is_all_that_it_takes(run: Cli, server: HubServer, work: Path) ->
     assert commit in text
     assert load_basis(work / "again" / "basis.gguf").digest == record["digest"]
     assert server.requests == []
-
-
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        (["qwen2.5-7"], ["'qwen2.5-7'", "near it: qwen2.5-7b", "tinylora-edge models"]),
-        (["org/tiny-GGUF", "--quant", "q3_k_m"], ["'q3_k_m'", "f32"]),
-        (["org/none"], ["has no model org/none"]),
-        (["org/tiny-GGUF@v7"], ["org/tiny-GGUF has no revision 'v7'"]),
-        (["/no/such.gguf", "-o", "out"], ["/no/such.gguf does not exist"]),
-    ],
-)
-def test_refusals(run: Cli, work: Path, words: list[str], parts: list[str]) -> None:
-    run("export", *words).refused(*parts)
-    assert contents(work) == {}
 
 
 def test_no_network(run: Cli) -> None:

@@ -38,7 +38,6 @@ def test_with_a_mac(cli: Cli, small: Path, small_basis: Basis, trained: Path, tm
 
 
 def test_as_it_came(cli: Cli, small: Path, trained: Path) -> None:
-    """With the bundle and without: into a pipe, as text, and from text."""
     data = trained.read_bytes()
     assert cli("pack", trained, small).stdout_bytes == data
     assert cli("pack", trained).stdout_bytes == data

@@ -16,7 +16,6 @@ from tinylora_edge import save_basis
 
 @pytest.fixture
 def ready(cli: Cli, tmp_path: Path) -> Path:
-    """A folder with a basis, a key pair, signed frames 1 to 3, and a root for the server."""
     save_basis(support.random_basis(blocks=5, groups=13), tmp_path / "b.basis.gguf")
     cli("keygen", tmp_path / "key").done()
     for number in (1, 2, 3):

@@ -12,7 +12,6 @@ from invocation import Cli, in_process
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, a key pair, another one, and a bundle that was exported and signed."""
     cli, folder = in_process(), tmp_path_factory.mktemp("signed")
     models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
     for name in ("key", "other"):

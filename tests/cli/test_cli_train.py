@@ -16,7 +16,6 @@ TRAIN = ("--steps", 2, "--prompts", 4, "--samples", 4, "--lr", 0.1)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A bundle, its Hugging Face weights and a task file, as paths."""
     folder = tmp_path_factory.mktemp("train")
     model, metadata = models.tiny_model("llama"), {"tokenizer.chat_template": TEMPLATE}
     gguf = models.write_gguf(model, folder / "tiny.gguf", metadata=metadata)

@@ -34,14 +34,12 @@ def tiny_models() -> dict[str, PreTrainedModel]:
 
 @pytest.fixture(scope="session")
 def tiny_ggufs(tiny_models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same as F32 GGUF files."""
     root = tmp_path_factory.mktemp("tiny-gguf")
     return {name: models.write_gguf(model, root / f"{name}.gguf") for name, model in tiny_models.items()}
 
 
 @pytest.fixture(scope="session")
 def llama_gguf(tiny_ggufs: dict[str, Path]) -> Path:
-    """The small Llama."""
     return tiny_ggufs["llama"]
 
 
@@ -60,5 +58,4 @@ def f32_gguf(smollm2_gguf: Path) -> Path:
 
 @pytest.fixture
 def load() -> Callable[..., TinyLoraLlama]:
-    """`runtime.load` with the options of the tests, unless others are given."""
     return lambda base, vector=None, **options: runtime.load(base, vector, **{**OPTIONS, **options})

@@ -83,7 +83,6 @@ def test_every_module_has_an_effect(architecture, base, load, tmp_path):
 
 
 def test_a_hugging_face_directory_gives_the_same_basis(architecture, model, base, tmp_path):
-    """The values are the same, and only the order of some rows differs: so do the factors."""
     directory = models.write_hf(models.tiny_model(architecture), tmp_path / "hf", max_shard_size="150KB")
     from_gguf = export_gguf(base, tmp_path / "left", settings=KINDS["tiled"]).basis
     report = export_gguf(directory, tmp_path / "right", base=base, settings=KINDS["tiled"])

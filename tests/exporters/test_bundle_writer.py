@@ -47,8 +47,6 @@ def test_a_hard_link_where_one_works(model, parent):
 
 @pytest.fixture
 def no_links(monkeypatch):
-    """As between two file systems."""
-
     def link(source, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
@@ -92,7 +90,6 @@ def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, s
 
 @contextmanager
 def file_size_limit(limit):
-    """Writes beyond it fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

@@ -40,7 +40,6 @@ PROMPT = "The three primary colours are red, yellow and"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bundles of the small Llama by their settings, learned ones too, and `hf`, its directory."""
     root = tmp_path_factory.mktemp("convert")
     base = models.write_gguf(models.tiny_model("llama"), root / "tiny.gguf")
     made = {name: export_gguf(base, root / name, settings=s).output for name, s in SETTINGS.items()}
@@ -105,7 +104,6 @@ def server() -> str | None:
 
 @pytest.mark.skipif(server() is None, reason="there is no llama-server: make llama-server builds one")
 def test_llama_server_says_what_our_runtime_says(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """The real model with an F32 base, where two right implementations agree exactly."""
     bundle = export_gguf(smollm2.requantized(smollm2_gguf, smollm2.ALL_F32), tmp_path / "bundle").output
     basis = load_basis(bundle / "basis.gguf")
     vector = MicroVector.random(basis, 0.6, seed=3)

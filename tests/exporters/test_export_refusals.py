@@ -14,7 +14,6 @@ MODULE = "blk.1.ffn_up.weight"
 
 @pytest.fixture
 def write(tiny_models, tmp_path):
-    """Write the small Llama with something wrong about it."""
     return lambda **options: models.write_gguf(tiny_models["llama"], tmp_path / "model.gguf", **options)
 
 
@@ -83,7 +82,6 @@ def test_a_weight_of_a_lower_rank(refuse, write):
 
 
 def test_weights_of_extreme_scales(write, tmp_path):
-    """Scale is no reason to refuse: factors are float32."""
     for scale in (1e-12, 1e12):
         path = write(**altered(lambda w, scale=scale: w * np.float32(scale)))
         basis = export_gguf(path, tmp_path / f"{scale}", settings=ExportSettings(groups=2)).basis

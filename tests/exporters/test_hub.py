@@ -29,7 +29,6 @@ TINY = CatalogModel("tiny", REPO, {"f32": 600_000, "f16": 300_000}, "org/tiny", 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small Llama as a Hugging Face directory of shards."""
     root = tmp_path_factory.mktemp("hf")
     path = models.write_hf(models.tiny_model("llama"), root, max_shard_size="100KB")
     (path / "tokenizer.json").write_text("{}")
@@ -59,7 +58,6 @@ def server(
 
 
 def offline(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An endpoint where nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -16,8 +16,6 @@ from tinylora_edge.exporters import ExportSettings, export_gguf
 
 @pytest.fixture(scope="session")
 def tiny() -> Path:
-    """A bundle of a random Llama of 2 blocks with a vocabulary of bytes."""
-
     def make(path: Path) -> Path:
         path.mkdir()
         gguf = models.write_gguf(models.tiny_model("llama"), path / "tiny.gguf")
@@ -28,6 +26,5 @@ def tiny() -> Path:
 
 @pytest.fixture(scope="module")
 def client(server: Serving) -> Iterator[openai.OpenAI]:
-    """The real client, of the server that its module starts."""
     with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120) as made:
         yield made

@@ -26,7 +26,6 @@ KEY = Hmac.from_hex(MAC)
 
 
 def mac_file(folder: Path) -> Path:
-    """Return a file with the MAC key, for `--key`."""
     path = folder / "device.mac"
     path.write_text(MAC)
     path.chmod(0o600)
@@ -38,8 +37,6 @@ COMMAND = [sys.executable, "-c", "from tinylora_edge.cli import main; main()", "
 
 @dataclass
 class Serving:
-    """A server that runs: its process, its address, and where its log goes."""
-
     process: subprocess.Popen[str]
     port: int
     log: Path
@@ -52,7 +49,6 @@ class Serving:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """Send a request; return status and content, of JSON its value."""
         connection = self.connect()
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None and not isinstance(body, bytes):
@@ -66,7 +62,6 @@ class Serving:
         return response.status, json.loads(data) if kind == "application/json" else data
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return what the log says."""
         return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
 
     def wait_for_line(self, route: str) -> None:
@@ -91,7 +86,6 @@ def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
 
 @contextmanager
 def playing(folder: Path, *options: str | Path, browser: str = "") -> Iterator[tuple[Serving, str]]:
-    """Start `play`; yield the server and its page's address, which the command of a browser opens."""
     command = [*COMMAND[:-1], "play", *map(str, options), "--threads", "2"]
     command += [] if browser else ["--no-open"]
     announced = r"at http://127\.0\.0\.1:(\d+)/#token=[\w-]{32}$"
@@ -103,7 +97,6 @@ def playing(folder: Path, *options: str | Path, browser: str = "") -> Iterator[t
 def _started(
     folder: Path, command: list[str], announced: str, **environment: str
 ) -> Iterator[tuple[Serving, str]]:
-    """Start a server; yield it, and the line with its address."""
     log = folder / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(

@@ -19,7 +19,6 @@ BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
 
 
 async def asked(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """Send a request as an ASGI server does."""
     data = b"" if body is None else json.dumps(body).encode()
     coming = [{"type": "http.request", "body": data, "more_body": False}]
     sent: list[dict[str, Any]] = []

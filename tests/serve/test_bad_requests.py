@@ -38,7 +38,6 @@ def basis(tiny: Path) -> Basis:
 
 @pytest.fixture(autouse=True)
 def goes_on(server: Serving) -> Iterator[None]:
-    """Whatever a test does to the server, it answers afterwards as before."""
     yield
     status, body = server.ask("POST", PLAIN, GOOD, **APP)
     assert status == 200

@@ -21,7 +21,6 @@ VALUES = [0.5, -0.25, 0.0, 0.125, 1.0]  # which bf16 holds exactly
 
 @pytest.fixture(scope="module")
 def page(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, dict[str, str]]]:
-    """A server with a page, and the header with its token."""
     with playing(tmp_path_factory.mktemp("page"), tiny) as (server, address):
         yield server, {"Authorization": f"Bearer {address.partition('#token=')[2]}"}
 

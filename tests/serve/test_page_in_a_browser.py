@@ -29,7 +29,6 @@ def basis(smollm2_bundle: Path) -> Basis:
 def address(
     chromium: Browser, smollm2_bundle: Path, basis: Basis, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The address of a page that begins with a vector; nothing is served where there is no browser."""
     folder = tmp_path_factory.mktemp("played")
     values = np.zeros(basis.size, np.float32)
     for slider, value in FIRST.items():
@@ -68,7 +67,6 @@ def ask(page: Page, prompt: str = "What is the moon?") -> tuple[str, str]:
 
 
 def answers(page: Page) -> tuple[str, str]:
-    """The text of the base's pane and of the personalized one's."""
     return page.locator("#base .answer").inner_text(), page.locator("#personal .answer").inner_text()
 
 

@@ -154,7 +154,6 @@ def _within(given: dict[str, Any], name: str, default: int, most: int) -> int:
 
 
 def _logprobs(given: dict[str, Any], *, chat: bool) -> int | None:
-    """Return how many likely tokens are told: chats have a switch and a number, completions one number."""
     wanted, top = given.get("logprobs"), given.get("top_logprobs")
     if wanted is not None and isinstance(wanted, bool) != chat:
         raise RequestError(f"logprobs is no {'true or false' if chat else 'integer'}", param="logprobs")

@@ -72,7 +72,6 @@ async def _events(
     *,
     costs: bool,
 ) -> AsyncIterator[dict[str, str]]:
-    """Yield the events of a stream: chunks, and `[DONE]` or an error at the end."""
     until = asyncio.get_running_loop().time() + service.limits.seconds
     begun = False
     try:

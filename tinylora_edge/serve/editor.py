@@ -143,7 +143,6 @@ class VectorEditor:
         return math.ceil(float(spread.max()) * 10) / 10
 
     def _read(self, data: bytes) -> MicroVector:
-        """Return a vector of the visitor's stream, or of the one without a name, as files mostly are."""
         data = text.decode(data) if text.is_text(data) else data
         rules = Policy(max_norm=self._policy.max_norm)  # which remembers no sequence
         try:
@@ -237,7 +236,6 @@ def draw_qr(frame: bytes) -> bytes:
 
 
 def _editor(request: Request, service: Service) -> VectorEditor:
-    """Return the editor of the page, for whoever has its token."""
     if service.access.user_of(request.headers) != USER:
         message = "the page is for its visitor alone: open the address that the server printed"
         raise RefusedError(403, message, "wrong_user", kind="permission_error")

@@ -31,7 +31,6 @@ class _Line(logging.Formatter):
     """A line of JSON a record: no prompts, no answers, no vectors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
         said: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),
@@ -51,7 +50,6 @@ class _Server(uvicorn.Server):
         self._service, self._ready = service, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
         await super().startup(sockets)
         self._ready()
 
@@ -125,7 +123,6 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _allow_many_files() -> None:
-    """Let the process have as many connections as the system lets it."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -109,7 +109,6 @@ async def metrics(request: Request, service: Service) -> Response:
 
 
 def _user(request: Request, service: Service) -> str:
-    """Return the user in a path, whom the request's key stands for."""
     key_user = service.access.user_of(request.headers)
     user = check_user(request.path_params["user"])
     about(request)["user"] = user

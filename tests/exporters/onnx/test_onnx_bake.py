@@ -171,7 +171,6 @@ def test_rows_of_q_and_k_are_in_the_order_of_the_graph(baked, tmp_path):
 
 
 def test_the_basis_is_that_of_the_gguf(tmp_path):
-    """One digest for both engines, whether the ONNX export saw the GGUF or not."""
     from tinylora_edge.exporters import export_gguf
 
     for architecture in ("llama", "qwen2"):

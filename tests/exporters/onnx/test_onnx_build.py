@@ -16,7 +16,6 @@ from tinylora_edge.exporters import ExportSettings, export_onnx
 
 
 def check(report, logits):
-    """Compare a bundle's graph with `logits(v)` of torch."""
     ours = onnx_models.session(report.output / "onnx")
     vector = MicroVector.random(report.basis, 0.5, seed=2)
     for v in (None, vector):

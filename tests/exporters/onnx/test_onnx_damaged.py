@@ -15,7 +15,6 @@ WEIGHTS = random_weights()
 
 
 def refused(model, source, tmp_path, match):
-    """Check that a model, in the place of one that is whole, is refused and that nothing is written."""
     (source / "model.onnx").write_bytes(model.SerializeToString())
     output = tmp_path / "output"
     output.mkdir()

@@ -25,7 +25,6 @@ X = np.random.default_rng(1).standard_normal((3, 5, onnx_toy.HIDDEN)).astype(np.
 
 
 def baked(model, basis, tmp_path, **options):
-    """Bake a model, and return a session on it."""
     source = model if hasattr(model, "joinpath") else save(model, tmp_path / "source")
     output = tmp_path / "output"
     output.mkdir()
@@ -74,7 +73,6 @@ def test_graphs_of_every_writer(style, modules, bias, tmp_path):
 @pytest.mark.parametrize("form", ["dense", "tiled"])
 @pytest.mark.parametrize("style", ["builder", "packed", "torch"])
 def test_explicit_projections(style, form, modules, tmp_path):
-    """A row of a batch each: what is learned goes into a graph as what is regenerated does."""
     plain = basis_of(WEIGHTS if modules == "one each" else fused(WEIGHTS))
     basis = support.learned_forms(plain, 7)[form]
     source = save(Writer(WEIGHTS, style).model(), tmp_path / "source")
@@ -125,7 +123,6 @@ def test_half_precision(tmp_path):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("style", ["packed", "optimum"])
 def test_quantized_weights(style, bits, symmetric, tmp_path):
-    """Quantized by ONNX Runtime's own tool; what is read of the blocks is what the engine computes with."""
     quantizer = MatMulNBitsQuantizer(
         Writer(WEIGHTS, style).model(), bits=bits, block_size=32, is_symmetric=symmetric, accuracy_level=0
     )
@@ -153,7 +150,6 @@ def test_quantized_weights(style, bits, symmetric, tmp_path):
 
 
 def refused(error, match, model, basis, tmp_path):
-    """Check that a model is refused, that nothing is written, and that the model is as it was."""
     source = model if hasattr(model, "joinpath") else save(model, tmp_path / "source")
     folder = source if source.is_dir() else source.parent
     before = onnx_models.digests(folder) if folder.is_dir() else {}

@@ -19,7 +19,6 @@ def prompts(smollm2_gguf):
 
 @pytest.fixture(scope="module", params=["fp32", "int4"])
 def report(request, smollm2_gguf, tmp_path_factory):
-    """The bundle of the real model, its graph built and given."""
     graph = onnx_models.graph(smollm2_gguf, request.param)
     output = tmp_path_factory.mktemp("real") / "bundle"
     return export_onnx(smollm2_gguf, output, graph=graph, precision=request.param, with_gguf=True), graph

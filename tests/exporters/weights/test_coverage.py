@@ -35,7 +35,6 @@ def deepseek(tmp_path_factory):
 
 
 def modules(path, tmp_path):
-    """The modules that an export adapts, and what it warns of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         basis = export_gguf(path, tmp_path / "bundle", settings=SETTINGS).basis

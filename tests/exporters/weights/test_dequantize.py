@@ -93,7 +93,6 @@ def test_the_real_basis_is_the_same_without_ggml(smollm2_gguf, without_ggml, tmp
 
 @pytest.mark.parametrize("kind", ["I8", "I32", "F64", "Q8_K"])
 def test_a_type_that_nobody_can_read_is_named(tmp_path, kind):
-    """ggml knows these types, but they are none for weights."""
     model = models.tiny_model("llama", hidden=256, blocks=1)
     path = models.write_gguf(model, tmp_path / "base.gguf", raw={"blk.0.attn_v.weight": Type[kind]})
     with pytest.raises(UnsupportedModelError, match=rf"blk\.0\.attn_v\.weight.*{kind}"):

@@ -35,13 +35,11 @@ def qwen_basis(qwen_gguf, tmp_path_factory):
 
 @pytest.fixture
 def hf(qwen, tmp_path):
-    """As on the hub: one tensor an expert."""
     return models.write_hf(qwen, tmp_path / "hf")
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, ExportSettings(u=3, groups=2)], ids=["tiled", "dense"])
 def test_gate_and_up_in_one_tensor(settings, load, tmp_path):
-    """convert_hf_to_gguf --fuse-gate-up-exps: one module, and one pair of factors, for both."""
     qwen = models.tiny_model("deepseek2")
     base = models.write_gguf(qwen, tmp_path / "base.gguf", fuse_experts=True)
     report = export_gguf(base, tmp_path / "bundle", settings=settings)
@@ -76,7 +74,6 @@ def test_a_tensor_an_expert_gives_the_digest_of_the_gguf(hf, qwen_gguf, qwen_bas
 
 
 def test_all_experts_in_one_tensor_give_the_digest_of_the_gguf(hf, qwen, qwen_gguf, qwen_basis, tmp_path):
-    """As transformers holds them in memory."""
     save_file({n: t.contiguous() for n, t in qwen.state_dict().items()}, hf / "model.safetensors")
     assert "model.layers.0.mlp.experts.gate_up_proj" in load_file(hf / "model.safetensors")
     basis = export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS).basis

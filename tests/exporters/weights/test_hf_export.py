@@ -7,80 +7,16 @@ import re
 import struct
 
 import models
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import BAD_DOCUMENTS
 
-from tinylora_edge import BaseMismatchError, ExportError, MicroVector, UnsupportedModelError
+from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.exporters.weights.safetensors import shards
 from tinylora_edge.limits import BLOCKS
-from tinylora_edge.modules import is_adaptable
-
-SAME = 1e-3  # relative difference of dW where the second and third singular value are 1 % apart
-APART = 1.01
-
-
-def check(left, right, singular_values, record_property, at_least):
-    """Compare dW of every module whose singular values are apart."""
-    assert left.modules == right.modules
-    vector = MicroVector.random(left, 1.0, seed=5)
-    found = {}
-    for module in left.modules:
-        s = singular_values[module]
-        if s[0] >= APART * s[1] and s[1] >= APART * s[2]:
-            one, two = left.delta(module, vector), right.delta(module, vector)
-            found[module] = float(np.linalg.norm(one - two) / np.linalg.norm(one))
-    worst = max(found, key=found.get)
-    measured = f"dW of {worst} differs by {found[worst]:.2g}, the most of {len(found)} modules"
-    record_property("measured", measured)
-    print(measured)
-    assert len(found) >= at_least
-    missed = {module: value for module, value in found.items() if value > SAME}
-    assert not missed
-
-
-def spectra(model):
-    return {
-        module: models.top_singular_values(weight)
-        for module, weight in models.gguf_tensors(model).items()
-        if is_adaptable(module)
-    }
-
-
-@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
-@pytest.mark.parametrize(
-    ("dtype", "sharded"), [("float32", False), ("bfloat16", True), ("float16", False), ("float64", True)]
-)
-def test_small_models(architecture, dtype, sharded, tmp_path, record_property):
-    model = models.tiny_model(architecture, seed=1)
-    model.to(getattr(torch, dtype)).to(torch.float32)  # rounds, so that both forms hold the same values
-    base = models.write_gguf(model, tmp_path / "base.gguf")
-    options = {"max_shard_size": "60KB"} if sharded else {}
-    hf = models.write_hf(model, tmp_path / "hf", dtype, **options)
-    assert len(list(hf.glob("*.safetensors"))) > 1 if sharded else (hf / "model.safetensors").exists()
-
-    from_gguf = export_gguf(base, tmp_path / "from-gguf").basis
-    report = export_gguf(hf, tmp_path / "from-hf", base=base)
-    assert report.quality.agreement < 1e-3
-    assert report.basis.base_fingerprints == from_gguf.base_fingerprints
-    check(from_gguf, report.basis, spectra(model), record_property, at_least=10)
-
-
-def test_rows_of_q_and_k_are_reordered_on_llama_alone(tiny_models, tiny_ggufs, tmp_path):
-    """The trap: a basis in Hugging Face's order loads and runs, and is wrong."""
-    for architecture, model in tiny_models.items():
-        hf = models.write_hf(model, tmp_path / architecture)
-        basis = export_gguf(hf, tmp_path / f"{architecture}-b", base=tiny_ggufs[architecture]).basis
-        for kind in ("attn_q", "attn_k", "attn_v"):
-            name = f"blk.0.{kind}.weight"
-            b = basis.b[basis.index(name)]
-            reordered = not np.array_equal(models.to_hf_rows(model, name, b), b)
-            assert reordered == (architecture == "llama" and kind != "attn_v")
-
 
 # Directories that cannot be used
 
