@@ -152,14 +152,7 @@ class Batch:
         seed: int | Sequence[int] = 0,
         answered: Callable[[int], None] = lambda count: None,
     ) -> list[Completion]:
-        """Answer the prompt of every sample once, as texts.
-
-        Args:
-            samples: whose prompts are answered.
-            vector: None for the base alone.
-            max_tokens, temperature, seed: as for `generate`.
-            answered: called with how many more prompts are answered, in a thread of the batch.
-        """
+        """Answer every sample's prompt once, as texts; `answered` is told how many more have their answer."""
         found = self.generate(
             self.encode(samples),
             vectors=vector,

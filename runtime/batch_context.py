@@ -99,14 +99,7 @@ class Scored:
 
 
 class BatchContext:
-    """An engine in which sequences run side by side; one thread uses it.
-
-    Args:
-        engine: its last row has the prompt that sequences are started from.
-        vocabulary: of the model.
-        cells: that the rows share; None where each has its own.
-        stopped: whether to give up.
-    """
+    """An engine whose rows run sequences side by side; its last has the prompt that they start from."""
 
     def __init__(
         self, engine: Engine, vocabulary: Vocabulary, cells: int | None, stopped: Callable[[], bool]

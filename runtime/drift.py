@@ -146,16 +146,7 @@ def measure_drift(
 def divergence(
     base: NDArray[np.float32], personalized: NDArray[np.float32], lengths: Sequence[int]
 ) -> tuple[float, float]:
-    """Return the mean of log p_base - log p_personalized, and its standard error between answers (`ratio`).
-
-    Args:
-        base: log-probabilities of the tokens that the base drew, float32 [tokens].
-        personalized: of the same tokens with the vector.
-        lengths: tokens of each answer.
-
-    Returns:
-        Both in nats a token; the error is NaN for a single answer.
-    """
+    """Return the mean, nats a token, of log p_base - log p_personalized, and its error between answers."""
     gaps = base.astype(np.float64) - personalized
     sums = np.array([part.sum() for part in np.split(gaps, np.cumsum(lengths)[:-1])])
     return ratio(sums, np.array(lengths, np.int64))

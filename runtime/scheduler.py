@@ -51,14 +51,6 @@ class Load:
 class Answering:
     """A request that waits or is being answered: the ticket of whoever submitted it.
 
-    Args:
-        request: what is asked.
-        report: called with pieces of the answer, and its end.
-        vocabulary: of the model.
-        n_ctx: tokens of the longest sequence.
-        withdraw: called when it is given up.
-        grammar: what the answer keeps to.
-
     Attributes:
         request: what is asked.
         tokens: token ids of the prompt, and of the answer so far.
@@ -137,11 +129,7 @@ class Answering:
 
 
 class Waiting:
-    """A queue in which the next is that of a user who has least at the moment, in turn among these.
-
-    Args:
-        most: that wait at the same time.
-    """
+    """A queue in which the next is that of a user who has least at the moment, in turn among these."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -151,11 +139,7 @@ class Waiting:
         return sum(map(len, self._users.values()))
 
     def add(self, answering: Answering) -> None:
-        """Let a request wait.
-
-        Raises:
-            OverloadError: as many wait as may.
-        """
+        """Let a request wait; OverloadError where as many wait as may."""
         if len(self) >= self._most:
             raise OverloadError(f"{len(self)} requests wait already, and no more may: ask again later")
         self._users.setdefault(answering.request.user, deque()).append(answering)
@@ -423,15 +407,7 @@ class Scheduler:
             return {}
 
     def _step(self, engine: Engine, turn: dict[Slot, Answering]) -> bool:
-        """Evaluate a chunk of the prompts that came in, and a token of every answer.
-
-        Args:
-            engine: that computes.
-            turn: what is answered now; whatever ends leaves it.
-
-        Returns:
-            Whether answers go on, and no prompt was evaluated.
-        """
+        """Evaluate a chunk of new prompts and a token of every answer; True where only answers go on."""
         for slot, answering in list(turn.items()):
             if answering.cancelled:
                 del turn[slot]

@@ -187,10 +187,7 @@ class Basis:
         return np.stack([project(self.seed, module, self.u, self.rank) for module in self.modules])
 
     def values(self, v: Any) -> NDArray[np.float32]:
-        """Return the values of v as float32 [G, u].
-
-        Args:
-            v: a micro-vector, or G*u numbers in any shape.
+        """Return the values of v, a micro-vector or G*u numbers in any shape, as float32 [G, u].
 
         Raises:
             VectorError: v has another number of values.
@@ -224,12 +221,7 @@ class Basis:
             return total.astype(np.float32)
 
     def delta(self, module: str, v: Any) -> NDArray[np.float32]:
-        """Return dW = B R A of one module: float32 [out, in], or [experts, out, in].
-
-        Raises:
-            BasisError: the basis does not adapt that module.
-            VectorError, NonFiniteError: as `values`.
-        """
+        """Return dW = B R A of one module: [out, in] or [experts, out, in]; see `index` and `values`."""
         position = self.index(module)
         r = self.R(v)[position]
         a, b = (np.asarray(f[position], dtype=np.float32) for f in (self.a, self.b))
@@ -237,11 +229,7 @@ class Basis:
         return delta
 
     def index(self, module: str) -> int:
-        """Return the position of a module.
-
-        Raises:
-            BasisError: the basis does not adapt that module.
-        """
+        """Return the position of a module; BasisError where the basis does not adapt it."""
         try:
             return self.modules.index(module)
         except ValueError:

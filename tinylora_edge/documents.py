@@ -19,11 +19,7 @@ Record = TypeVar("Record")
 
 
 def parse_json(data: bytes | bytearray | memoryview | str, *, limit: int = DOCUMENT_BYTES) -> Any:
-    """Return the value of a JSON text in UTF-8.
-
-    Raises:
-        ValueError: it is no JSON, has more bytes than `limit`, or is nested too deeply.
-    """
+    """Return the value of a JSON text in UTF-8; ValueError where it is none, too long or too deep."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else bytes(data)
     if len(raw) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
@@ -47,12 +43,7 @@ def parse_json(data: bytes | bytearray | memoryview | str, *, limit: int = DOCUM
 
 
 def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES) -> Any:
-    """Return the value of a JSON file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: as for `parse_json`.
-    """
+    """Return the value of a JSON file. OSError: it cannot be read; ValueError: as for `parse_json`."""
     with open(path, "rb") as file:
         return parse_json(file.read(limit + 1), limit=limit)
 
@@ -64,12 +55,9 @@ def _integer(digits: str) -> int:
 
 
 def restored(kind: type[Record], values: Any, given: Mapping[str, Any] | None = None) -> Record:
-    """Return a dataclass of the values that a document has for its fields, each of its field's type.
+    """Return a dataclass of numbers, texts, lists and objects from a document, each of its field's type.
 
-    Args:
-        kind: of the dataclass; its fields are numbers, texts, and lists and objects of these.
-        values: the object in the document. Fields that it lacks keep their defaults.
-        given: values of fields that are not in the document, whatever their types.
+    Fields that the document lacks keep their defaults; `given` are values of fields that are not in it.
 
     Raises:
         ValueError: it is no object, lacks a field, has another one, or one of another type.

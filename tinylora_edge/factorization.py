@@ -351,20 +351,13 @@ class _ArrayRows:
 
 
 def _passes_until(tol: float, before: tuple[int, float], now: tuple[int, float]) -> int:
-    """How many passes to go before looking again: half of the way that the last two residuals promise.
-
-    A look costs an eigendecomposition, dearer than a pass on a small weight; too many passes are dearer.
-    """
+    """How many passes to go before looking again: half of the way that the last two residuals promise."""
     rate = log(max(before[1] / now[1], 1.0001)) / (now[0] - before[0]) if now[1] > 0 else 1.0
     return max(1, min(4, ceil(log(max(now[1] / tol, 1.0)) / rate / 2)))
 
 
 def gap(product: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Return max over triplets of |W v - s u| / |s u|; inf where a value is not finite.
-
-    Args:
-        product, expected: W v and s u, float32 [rows, r]; all rows of the weight, or some.
-    """
+    """Return max |W v - s u| / |s u| over triplets, of W v and s u [rows, r]; inf where not finite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.linalg.norm(product - expected, axis=0) / np.linalg.norm(expected, axis=0)
     return float(found.max()) if np.isfinite(found).all() else inf

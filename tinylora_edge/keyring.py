@@ -27,13 +27,7 @@ _FIELDS = {"key": str, "streams": list, "first": str, "last": str}
 
 @dataclass(frozen=True)
 class ListedKey:
-    """A public key of a keyring.
-
-    Attributes:
-        verifier: checks its signatures.
-        streams: that it signs for; None for all.
-        first, last: days on which it counts.
-    """
+    """A public key of a keyring: the streams that it signs for (None for all), its first and last day."""
 
     verifier: tags.Ed25519Verifier
     streams: tuple[str, ...] | None = None
@@ -42,12 +36,7 @@ class ListedKey:
 
     @classmethod
     def read(cls, value: Any) -> ListedKey:
-        """Return the key that an object of a keyring names.
-
-        Raises:
-            ValueError: it is none.
-            MissingExtraError: `cryptography` is not installed.
-        """
+        """Return the key that an object of a keyring names; ValueError where it names none."""
         if not isinstance(value, dict) or "key" not in value:
             raise ValueError(f"a key is an object with a field `key`, not {value!r:.60}")
         for name, found in value.items():
@@ -73,12 +62,7 @@ class ListedKey:
 
 
 class Keyring:
-    """The keys of a policy.
-
-    Args:
-        keys: that were given, for every stream and day.
-        path: of a keyring file, or None. It is read again where it changes.
-        clock: of the policy.
+    """The keys of a policy: those that were given, and those of a file, read again where it changes.
 
     Raises:
         VectorError: something else than verifiers is among the keys.
@@ -109,11 +93,6 @@ class Keyring:
 
     def verified_by(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which a frame's tag verifies; empty for a checksum or no tag.
-
-        Args:
-            received: the frame, or a raw payload.
-            digest: of the basis, 32 bytes.
-            stream: that it is taken for.
 
         Raises:
             ChecksumError: the checksum is another one.

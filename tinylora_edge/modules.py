@@ -42,11 +42,7 @@ _NAME = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.weight")
 
 
 def parse(module: str) -> tuple[int, str]:
-    """Return (block, kind) of a module name such as `blk.0.attn_q.weight`.
-
-    Raises:
-        BasisError: the name is not of that form.
-    """
+    """Return (block, kind) of a module name such as `blk.0.attn_q.weight`; BasisError for any other form."""
     match = _NAME.fullmatch(module)
     if match is None:
         raise BasisError(f"{module!r} is not a module name: expected the form 'blk.0.attn_q.weight'")
@@ -60,11 +56,7 @@ def is_adaptable(tensor: str) -> bool:
 
 
 def canonical_order(modules: Iterable[str]) -> list[str]:
-    """Sort module names by block, then by `KINDS`; kinds outside `KINDS` follow in alphabetical order.
-
-    Raises:
-        BasisError: a name is not of the form `blk.<block>.<kind>.weight`.
-    """
+    """Sort module names by block, then by `KINDS`; kinds outside `KINDS` follow in alphabetical order."""
 
     def key(module: str) -> tuple[int, int, str]:
         block, kind = parse(module)

@@ -23,12 +23,7 @@ _ROUND = 1e-6  # of a covariance that is isotropic but for rounding, relative to
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """The prior of a basis in the precision that computing with it takes.
-
-    Attributes:
-        mean: float64 [n].
-        covariance: float64 [n, n], symmetric and positive definite.
-    """
+    """The prior of a basis as computing takes it: mean [n] and covariance [n, n] in float64."""
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
@@ -56,9 +51,6 @@ class Whitening:
 
     L L' is the covariance of the prior divided by its mean variance, so that z has the unit of v. Without a
     prior, and where the covariance is c I, v is z: what goes in comes out, the same array.
-
-    Args:
-        covariance: float [n, n], symmetric and positive definite; None for none.
 
     Attributes:
         matrix: L, float64 [n, n], lower triangular with a positive diagonal; None where v is z.

@@ -31,13 +31,7 @@ _CHUNK = 1 << 16  # entries at once: their integers take two dozen times the mem
 
 
 def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
-    """Return the projection P of one module: float32 [u, rank, rank], entries close to N(0, 1/rank).
-
-    Args:
-        seed: projection seed of the basis, 0 <= seed < 2**64.
-        module: its GGUF tensor name.
-        u: vector entries that the module reads; at least 1.
-        rank: of the factors; at least 1.
+    """Return P of the module with a GGUF tensor name: float32 [u, rank, rank], close to N(0, 1/rank).
 
     Raises:
         BasisError: an argument is out of range.

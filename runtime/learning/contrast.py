@@ -139,12 +139,8 @@ class Distilled:
 class Contrast:
     """The prompted model's distributions on its own answers, with which the bare model's are compared.
 
-    Args:
-        batch: of the deployed model; it keeps the vector that was compared last.
-        lesson: questions and answers.
-
     Attributes:
-        lesson: the same.
+        lesson: questions and answers.
         teacher: float64 [n, k + 1] for each question, log-probabilities of the outcomes under the prompted
             model without any vector, n being the length of the answer.
     """
@@ -156,18 +152,11 @@ class Contrast:
         self.teacher = [_with_rest(logprobs) for ((_, logprobs),) in found]
 
     def divergences(self, vector: MicroVector | None, questions: Sequence[int] | None = None) -> Array:
-        """Return the KL from the prompted model to the bare one with a vector, on each question.
-
-        Args:
-            vector: None for the base alone.
-            questions: which of the lesson's; None for all.
+        """Return the KL from the prompted model to the bare one with a vector, on some questions or all.
 
         Returns:
             float64 [questions], in nats, summed over the tokens of the answer; not finite where the vector
             is too large for the model.
-
-        Raises:
-            VectorError: the vector does not fit the basis.
         """
         chosen = range(len(self.teacher)) if questions is None else questions
         found = self._batch.score(
@@ -219,15 +208,7 @@ def measure(
     before: Array,
     vector: MicroVector,
 ) -> Replacement:
-    """Measure what a vector holds of a prompt.
-
-    Args:
-        batch: of the deployed model, with room for every prompt and `SHOWN_TOKENS` more. It keeps the vector.
-        behaviour: the prompt.
-        questions: held-out ones.
-        contrast: of the lesson that has these questions, in this order.
-        before: divergences of the contrast without a vector.
-        vector: to measure.
+    """Measure what a vector holds of a prompt, on the held-out questions that the contrast's lesson has.
 
     Raises:
         TrainError: the vector is too large for the model, whose logits are not finite.

@@ -403,11 +403,7 @@ class SearchLearner(ABC):
         return rewards, exploded
 
     def _score_start(self, numbers: Sequence[int]) -> list[float]:
-        """Return the rewards of the vector that it began with.
-
-        Raises:
-            TrainError: it is too large for the model, so that nothing can be better or worse than it.
-        """
+        """Return the rewards of what it began with; TrainError where that is too large for the model."""
         (rewards,), (exploded,) = self._judge([self._vector(self.state.start)], numbers, checking=True)
         if exploded:
             raise TrainError(

@@ -104,11 +104,7 @@ class Search:
 
     @classmethod
     def restored(cls, state: dict[str, Any], size: int) -> Self:
-        """Return the search of `size` dimensions that `state` described.
-
-        Raises:
-            ValueError: it describes none.
-        """
+        """Return the search of `size` dimensions that `state` describes; ValueError where it is none."""
         found = cls(np.zeros(size), 1.0, 0)
         if state.keys() != vars(found).keys():
             raise ValueError(f"a search is {sorted(vars(found))}, not {sorted(state)}")
@@ -176,15 +172,9 @@ def _tied(rewards: Array, weights: Array) -> Array:
 
 
 def change(here: NDArray[np.float32], there: Sequence[NDArray[np.float32]]) -> float:
-    """Return how much vectors change log-probabilities, root mean square over vectors and tokens, in nats.
+    """Return how much vectors change log-probabilities of tokens, root mean square, in nats.
 
-    Args:
-        here: float32 [tokens], of tokens that were drawn with the vector at the centre.
-        there: of each vector around it, of the same tokens.
-
-    Returns:
-        NaN where there are no tokens, or their log-probabilities are not finite; infinity where a vector's
-        are not: it is too large for the model.
+    NaN where there are no tokens, or `here` is not finite; infinity where a vector is too large.
     """
     if not here.size or not np.isfinite(here).all():
         return math.nan
@@ -193,18 +183,10 @@ def change(here: NDArray[np.float32], there: Sequence[NDArray[np.float32]]) -> f
 
 
 def sigma_of(effect: float, first: float, measure: Callable[[float], float]) -> float:
-    """Return the sigma whose perturbations have an effect.
+    """Return the sigma whose perturbations have an effect in nats; `first` where that cannot be told (NaN).
 
     It is approached from sigmas near it and not extrapolated from a tiny one: quantized activations change
     log-probabilities by up to some tenths of a nat whatever sigma is.
-
-    Args:
-        effect: in nats.
-        first: the sigma to try first.
-        measure: gives the effect of a sigma; NaN where it cannot be told.
-
-    Returns:
-        The sigma; `first` where its effect cannot be told.
     """
     sigma = first
     for _ in range(_ROUNDS):
@@ -221,10 +203,8 @@ def sigma_of(effect: float, first: float, measure: Callable[[float], float]) -> 
 def spread_of(basis: Basis) -> float:
     """How much a vector of entries N(0, 1) changes the modules, for `TuneSettings.reach`.
 
-    Where the basis has a prior, the entries are those of z (`Basis.whitening`).
-
-    Returns:
-        The root mean square, over modules and eight draws, of |B R A| / |B A| (Frobenius).
+    The root mean square, over modules and eight draws, of |B R A| / |B A| (Frobenius); with a prior the
+    entries are those of z (`Basis.whitening`).
     """
     rng = np.random.default_rng(0)
     draws = [

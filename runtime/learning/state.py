@@ -135,23 +135,14 @@ class ClickState:
 
 
 def save_state(path: str | PathLike[str], state: SearchState | ClickState, identity: dict[str, Any]) -> None:
-    """Write a state atomically, for its owner alone: a JSON file of numbers.
-
-    Raises:
-        OSError: it cannot be written; the one before stays.
-    """
+    """Write a state atomically, for its owner alone: a JSON file of numbers."""
     content = {"format": _FORMAT, "identity": identity, "state": asdict(state)}
     with atomic_write(path, mode=0o600) as file:
         file.write((json.dumps(content) + "\n").encode())
 
 
 def load_state(path: str | PathLike[str], kind: type[State], identity: dict[str, Any]) -> State:
-    """Read a state.
-
-    Args:
-        path: of the file.
-        kind: of the state.
-        identity: what must be the same as when it was written.
+    """Read a state of a kind, written with the same `identity`.
 
     Raises:
         TrainError: it is damaged, or of another run; the message says of which.

@@ -73,20 +73,12 @@ class Bundle:
 
     @cached_property
     def basis(self) -> Basis:
-        """The basis, read once.
-
-        Raises:
-            CorruptBasisError: the file is damaged.
-        """
+        """The basis, read once; CorruptBasisError where the file is damaged."""
         return load_basis(self.basis_path)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """The manifest, or {} where there is none.
-
-        Raises:
-            BasisError: it is not JSON.
-        """
+        """The manifest, or {} where there is none; BasisError where it is not JSON."""
         if self.manifest_path is None or not self.manifest_path.exists():
             return {}
         try:

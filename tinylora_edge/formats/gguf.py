@@ -93,10 +93,7 @@ def row_bytes(kind: gguf.GGMLQuantizationType, values: int) -> int:
 
 
 class GGUFFile:
-    """A GGUF file or image, parsed up to its data; the data is memory-mapped.
-
-    Args:
-        source: a path, or the bytes of a GGUF image.
+    """A GGUF file (a path) or image (bytes), parsed up to its data; the data is memory-mapped.
 
     Raises:
         OSError: the file cannot be read.
@@ -130,11 +127,7 @@ class GGUFFile:
         return self._read_strings(value) if isinstance(value, _Strings) else value
 
     def value(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """Return a metadata value of one kind: str, int, float, list of str, or a numpy array.
-
-        Raises:
-            MalformedGGUFError: it is of another kind, or missing and without a default.
-        """
+        """Return a metadata value of one kind; MalformedGGUFError where it is another, or missing."""
         found = self.get(key, default)
         if not isinstance(found, kind) or isinstance(found, bool):
             raise MalformedGGUFError(f"its key {key} is {found!r:.60}, expected a {kind.__name__}")
@@ -151,11 +144,7 @@ class GGUFFile:
         return np.frombuffer(self._buffer, np.uint8, tensor.nbytes, tensor.offset)
 
     def array(self, tensor: Tensor) -> NDArray[Any]:
-        """Return a float32 or float16 tensor in its shape, read-only, not copied.
-
-        Raises:
-            MalformedGGUFError: it has another type.
-        """
+        """Return a float32 or float16 tensor in its shape, read-only and not copied."""
         kinds = gguf.GGMLQuantizationType
         dtype = {kinds.F32: "<f4", kinds.F16: "<f2"}.get(tensor.type)
         if dtype is None:
@@ -370,14 +359,7 @@ def write(
     metadata: Sequence[tuple[str, Any, gguf.GGUFValueType]],
     tensors: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Write a GGUF image to a file or a BytesIO at its start.
-
-    Args:
-        file: where to.
-        architecture: `general.architecture`.
-        metadata: (key, value, type); a list value is an array of that type.
-        tensors: name -> float32 or float16 array.
-    """
+    """Write a GGUF image of (key, value, type) and tensors; a list value is an array of that type."""
     writer = gguf.GGUFWriter(None, architecture)
     for key, value, kind in metadata:
         if isinstance(value, list):
@@ -431,13 +413,7 @@ def read_once() -> Iterator[None]:
 
 
 def overlap(places: list[tuple[int, int, str]]) -> tuple[str, str] | None:
-    """Return the names of two places in a file that overlap, or None.
-
-    Two tensors over the same bytes would let a small file hold much.
-
-    Args:
-        places: begin, end and name of each; empty ones overlap nothing.
-    """
+    """Return the names of two places (begin, end, name) that overlap, or None: else small files hold much."""
     before: tuple[int, int, str] | None = None
     for place in sorted(place for place in places if place[0] < place[1]):
         if before is not None and place[0] < before[1]:

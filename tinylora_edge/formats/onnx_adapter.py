@@ -30,11 +30,7 @@ _FORMAT_VERSION, _FLOAT = 1, 1  # _FLOAT: TensorDataType.FLOAT
 
 
 def to_adapter(vector: MicroVector, basis: Basis) -> bytes:
-    """Return a micro-vector as an `.onnx_adapter`, in float32: 111 bytes and 4 a value.
-
-    Raises:
-        VectorError: the vector does not fit the basis.
-    """
+    """Return a micro-vector as an `.onnx_adapter`, in float32: 111 bytes and 4 a value."""
     return encode(basis.values(vector).reshape(1, -1), vector.sequence, basis_version(basis))
 
 
@@ -44,13 +40,7 @@ def basis_version(basis: Basis) -> int:
 
 
 def encode(values: NDArray[np.float32], adapter_version: int, model_version: int) -> bytes:
-    """Return the bytes of an `.onnx_adapter` that feeds the vector's input.
-
-    Args:
-        values: float32 [rows, n].
-        adapter_version: the sequence.
-        model_version: the basis; see `basis_version`.
-    """
+    """Return an `.onnx_adapter` of values [rows, n]; versions: the sequence, and `basis_version`."""
     payload = np.ascontiguousarray(values, "<f4").tobytes()
     name = INPUT_NAME.encode()
     end = _RAW + 4 + len(payload)

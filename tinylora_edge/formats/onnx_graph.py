@@ -70,12 +70,9 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 @dataclass(frozen=True)
 class Place:
-    """Where an initializer's bytes lie.
+    """Where an initializer's bytes lie, in a file relative to the model's folder ("" for the model's own).
 
-    Attributes:
-        location: file, relative to the model's folder; "" for the model's own.
-        offset: first byte in it.
-        length: how many bytes; 0 where the graph leaves it open.
+    A length of 0 is one that the graph leaves open.
     """
 
     location: str

@@ -41,14 +41,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True)
 class Signature:
-    """A signed list of files.
-
-    Attributes:
-        files: SHA-256 in hexadecimal by name.
-        key: id of the key that signed, as the file says it.
-        tag: the signature, 64 bytes.
-        path: of the file.
-    """
+    """A signed list of files, SHA-256 by name, with the id of the key as the file says it."""
 
     files: dict[str, str]
     key: str
@@ -57,12 +50,7 @@ class Signature:
 
     @classmethod
     def read(cls, path: Path) -> Signature:
-        """Return the signature in a file; nothing is verified.
-
-        Raises:
-            TrustError: there is none, or it is damaged.
-            OSError: it cannot be read.
-        """
+        """Return the signature in a file, unverified; TrustError where there is none, or it is damaged."""
         try:
             found = read_json(path)
             files, key, tag = found["files"], found["key"], base64.b64decode(found["signature"])
@@ -78,11 +66,7 @@ class Signature:
         return cls(files, key, tag, path)
 
     def verify(self, keys: Sequence[Ed25519Verifier]) -> None:
-        """Check that one of some keys made it.
-
-        Raises:
-            TrustError: none did.
-        """
+        """Raise TrustError unless one of some keys made it."""
         if not any(key.verify(signed_text(self.files), self.tag) for key in keys):
             trusted = ", ".join(key.id for key in keys)
             raise TrustError(

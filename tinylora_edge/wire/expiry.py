@@ -30,11 +30,7 @@ def utc_today() -> date:
 
 
 def day_number(day: date) -> int:
-    """Return the number of a day.
-
-    Raises:
-        VectorError: it is none that a frame can name.
-    """
+    """Return the number of a day; VectorError where no frame can name it."""
     plain = day.date() if isinstance(day, datetime) else day
     if not isinstance(plain, date) or not FIRST <= plain <= LAST:
         raise VectorError(f"the day {plain!s:.40} cannot be written: it must be from {FIRST} to {LAST}")
@@ -47,14 +43,10 @@ def day_date(day: int) -> date:
 
 
 class Clock:
-    """The day as a policy knows it: what the device's clock says, and never before the highest day seen.
-
-    Args:
-        source: the clock.
-        kept: where the highest day is kept, beside the sequences.
+    """The day as a policy knows it: what the device's clock says, and never before the highest day kept.
 
     Raises:
-        VectorError: the source is none.
+        VectorError: the source is no clock.
     """
 
     def __init__(self, source: Today, kept: SequenceLog) -> None:

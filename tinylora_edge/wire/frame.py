@@ -54,15 +54,10 @@ def content(key: str, values: NDArray[np.float32], dtype: str) -> str:
 
 
 def message(stream: str, digest: bytes, body: bytes) -> bytes:
-    """Return what the tag of a frame is computed over.
-
-    Args:
-        stream: its name; "" is the default one.
-        digest: of the basis, 32 bytes.
-        body: all bytes of the frame before the tag.
+    """Return what the tag of a frame is computed over; `body` is all of the frame before the tag.
 
     Raises:
-        FrameError: the name is no text that UTF-8 can write, or longer than a policy keeps.
+        FrameError: the stream's name is no text that UTF-8 can write, or longer than a policy keeps.
     """
     if len(stream) > STREAM_CHARACTERS:
         raise FrameError(
@@ -78,12 +73,6 @@ def message(stream: str, digest: bytes, body: bytes) -> bytes:
 
 def check_tag(received: Frame, stream: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
     """Return the id of the key under which a frame's tag verifies; empty for a checksum or no tag.
-
-    Args:
-        received: the frame, or a raw payload.
-        stream: that it is taken for; "" is the default one.
-        digest: of the basis, 32 bytes.
-        keys: of which one has to verify it.
 
     Raises:
         ChecksumError: the checksum is another one.
@@ -118,16 +107,7 @@ def encode(
     stream: str = "",
     until: int | None = None,
 ) -> bytes:
-    """Return the frame of values [n].
-
-    Args:
-        values: that `dtype` can carry.
-        dtype: one of `DTYPES`.
-        sequence: 0 to 65535.
-        digest: of the basis, in hexadecimal.
-        signer: makes the tag.
-        stream: name of the stream.
-        until: number of the last day, see `expiry`.
+    """Return the frame of values [n] that `dtype` can carry; `until` numbers its last day (`expiry`).
 
     Raises:
         FrameError: the sequence does not fit 16 bits, or the stream's name is none that a policy keeps.
@@ -191,11 +171,7 @@ def decode(data: bytes, size: int, digest: str) -> Frame:
 
 
 def form(data: bytes) -> tuple[int, str, int]:
-    """Return the version, the dtype and the tag kind that a frame's first byte names.
-
-    Raises:
-        FrameError: this release does not know them.
-    """
+    """Return the version, dtype and tag kind that a frame's first byte names; FrameError where unknown."""
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
     if version not in HEADER_BYTES:
         raise FrameError(f"the frame has version {version}, but this release reads versions 2 and 3")

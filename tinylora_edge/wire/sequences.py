@@ -35,22 +35,13 @@ _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
 
 
 class Accepted(NamedTuple):
-    """A vector that was accepted.
-
-    Attributes:
-        sequence: of its frame.
-        content: what stands for its values; empty where that does not matter, or is not known.
-    """
+    """A vector that was accepted: its sequence, and what stands for its values (empty: does not matter)."""
 
     sequence: int = 0
     content: str = ""
 
     def check(self, later: Accepted, source: Source) -> None:
-        """Check that another vector may come after this one, or again.
-
-        Raises:
-            RollbackError: its sequence is lower, or the same with other content.
-        """
+        """Raise RollbackError unless another vector may come after this one, or this one again."""
         _, key, stream = source
         of = f"{f' from stream {stream!r}' if stream else ''}{f' under key {key}' if key else ''}"
         if later.sequence < self.sequence:
@@ -198,11 +189,7 @@ class SequenceFile(SequenceLog):
 
 
 def encode(accepted: dict[Source, Accepted]) -> bytes:
-    """Return the content of a state file.
-
-    Raises:
-        VectorError: it would be longer than any that is read.
-    """
+    """Return the content of a state file; VectorError where it is longer than any that is read."""
     tree: dict[str, dict[str, dict[str, str]]] = {}
     for (digest, key, stream), (sequence, content) in sorted(accepted.items()):
         tree.setdefault(digest, {}).setdefault(key, {})[stream] = f"{sequence}:{content}"
@@ -217,11 +204,7 @@ def encode(accepted: dict[Source, Accepted]) -> bytes:
 
 
 def decode(data: bytes) -> dict[Source, Accepted]:
-    """Return what the content of a state file says.
-
-    Raises:
-        ValueError: it is not what `encode` writes.
-    """
+    """Return what the content of a state file says; ValueError where it is none that `encode` writes."""
     if len(data) > DOCUMENT_BYTES:
         raise ValueError(f"it has more than {DOCUMENT_BYTES:,} bytes")
     head, _, body = data.partition(b"\n")

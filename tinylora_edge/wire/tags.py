@@ -69,11 +69,7 @@ def key_id(key: Verifier) -> str:
 
 
 def check_verifiers(keys: Sequence[Verifier]) -> None:
-    """Check that what a caller trusts can verify.
-
-    Raises:
-        VectorError: something else is among it.
-    """
+    """Raise VectorError where something among what a caller trusts cannot verify."""
     for key in [keys] if isinstance(keys, str | bytes) else keys:
         if not isinstance(key, Verifier):
             raise VectorError(
@@ -85,12 +81,7 @@ def check_verifiers(keys: Sequence[Verifier]) -> None:
 def check(kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, other: str = "") -> str:
     """Return the id of the key under which a frame's tag verifies; empty for a checksum.
 
-    Args:
-        kind: of the tag.
-        message: what it was computed over.
-        tag: the tag.
-        keys: those that are trusted, of whatever kind.
-        other: what else may be the cause, for errors.
+    `other` is what else may be the cause, for errors.
 
     Raises:
         ChecksumError: a CRC-32 that the message does not have.
@@ -320,11 +311,7 @@ def _to_pem(label: str, key: bytes) -> str:
 
 
 def read_pem(text: str | bytes, label: str) -> bytes:
-    """Return the 32 bytes of a key in PEM.
-
-    Raises:
-        SignatureError: the text holds no such key.
-    """
+    """Return the 32 bytes of a key in PEM; SignatureError where the text holds no such key."""
     if len(text) > PEM_BYTES:
         raise SignatureError(f"the key has {len(text)} bytes, and one in PEM at most {PEM_BYTES}")
     if isinstance(text, bytes):
