@@ -97,16 +97,7 @@ def chat(
 
 
 class Conversation:
-    """Messages so far, and what a line of input does to them and to the vector.
-
-    Args:
-        llm: the model.
-        system: message that comes first, if any.
-        options: of every answer.
-        stream: that vectors belong to.
-        threads: cores that learn from clicks; None for all.
-        folder: for the state of the clicks.
-    """
+    """Messages so far, and what a line of input does to them and to the vector."""
 
     def __init__(
         self,

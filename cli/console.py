@@ -192,12 +192,7 @@ def next_command(*words: object) -> None:
 
 @contextmanager
 def progress(what: str, total: float | None = None) -> Iterator[Show]:
-    """Show how far a command is: live on a terminal; in a pipe a line every ten seconds, `... WHAT`.
-
-    Args:
-        what: is being done.
-        total: of what is counted; None: nothing says how much is left.
-    """
+    """Show how far a command is: live on a terminal; in a pipe a line every ten seconds, `... WHAT`."""
     screen = stderr()
     live = screen.is_terminal and not screen.is_dumb_terminal
     with _bar(screen, what, total) if live else _lines(what, total) as show:

@@ -317,12 +317,7 @@ def logits(llm: Llama, tokens: Sequence[int]) -> Logits:
 def prove(
     plain: Sequence[Logits], changed: Sequence[Logits], restored: Sequence[Logits], *, zero: bool = False
 ) -> dict[str, Any]:
-    """Compare logits, prompt by prompt: of a plain Llama, under the vector, and after `clear`.
-
-    Args:
-        plain, changed, restored: float32 [vocabulary] each.
-        zero: the vector is zero, and may change nothing.
-    """
+    """Compare logits, prompt by prompt: of a plain Llama, under a vector (`zero`: zeros), after `clear`."""
     moved, left = (
         max(float(np.abs(a - b).max()) for a, b in zip(plain, other, strict=True))
         for other in (changed, restored)

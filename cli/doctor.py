@@ -35,14 +35,7 @@ _SECONDS = 120  # after which an engine that says nothing is given up: a tiny mo
 
 @dataclass(frozen=True)
 class Finding:
-    """A thing that was looked at.
-
-    Attributes:
-        check: `python`, `extra` or `engine`.
-        level: `ok`; `note` where something is missing that may not be needed; `fault` where something fails.
-        text: what was found, in one line.
-        mend: the command that changes it; empty where there is none.
-    """
+    """A thing that was looked at, what was found, and the command that mends it. A `note` may not matter."""
 
     check: str
     level: str

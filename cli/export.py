@@ -137,14 +137,7 @@ def export(
 
 @contextmanager
 def module_progress(modules: int, size: int) -> Iterator[tuple[Callable[[str, int], None], console.Show]]:
-    """Show how far an export is.
-
-    Args:
-        modules: how many there are.
-        size: bytes of their weights.
-
-    Yields what counts a module with its bytes, and what says what comes after the last one.
-    """
+    """Show how far an export is; yield what counts a module, and what says what comes after them."""
     done = [0, 0]
     with console.progress("reading the model", size) as show:
 

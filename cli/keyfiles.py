@@ -46,10 +46,7 @@ def policy(
     keyring: Path | None = None,
     keyless: str = "none",
 ) -> Policy:
-    """Return the policy of a device that trusts these keys; without any, `keyless` is the least of a tag.
-
-    Errors: those of `verifiers` and `Policy`.
-    """
+    """Return the policy of a device that trusts these keys; without any, `keyless` is the least of a tag."""
     trusted = verifiers(keys)
     return Policy(None if trusted or keyring else keyless, keys=trusted, keyring=keyring, state=state)
 

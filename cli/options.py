@@ -61,13 +61,7 @@ StreamOption = Annotated[str, typer.Option("--stream", metavar="NAME", help="Who
 
 
 def engine_options(engine: str, threads: int | None, gpu_layers: int | None = None) -> dict[str, Any]:
-    """Return what `runtime.load` takes for the options of an engine; nothing for what nobody asked for.
-
-    Args:
-        engine: that runs the model, `llama` or `onnx`.
-        threads: of the CPU.
-        gpu_layers: that llama.cpp computes on a GPU.
-    """
+    """Return what `runtime.load` takes for the options of an engine; nothing for what nobody asked for."""
     options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
     if engine == "llama" and threads is not None:
         options["n_threads_batch"] = threads

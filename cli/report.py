@@ -41,11 +41,7 @@ $training
 
 
 def write_report(frame: Path) -> Path:
-    """Write the page of a run beside its frame, all or nothing, and return where it lies.
-
-    Args:
-        frame: the vector's file, with its record beside it.
-    """
+    """Write the page of a run beside its frame and record, all or nothing, and return where it lies."""
     record: dict[str, Any] = read_json(frame.with_name(f"{frame.name}.json"))
     data, result = frame.read_bytes(), record["result"]
     measured = (

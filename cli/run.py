@@ -139,15 +139,7 @@ def answer(
     stopped: Sequence[int] = (),
     **options: Any,
 ) -> tuple[str, str | None]:
-    """Answer messages, and return the text and why it ended.
-
-    Args:
-        llm: the model.
-        asked: the messages.
-        show: stream the text to stdout.
-        stopped: once something is in here, the answer ends, between two tokens.
-        options: of `create_chat_completion`.
-    """
+    """Answer messages, and return the text and why it ended: also once something is in `stopped`."""
     text, reason = "", None
     chunks: Any = llm.create_chat_completion(asked, stream=True, **options)
     try:

@@ -24,10 +24,7 @@ _MAX_READ = 1 << 20  # of a text
 
 
 def read(source: str) -> bytes:
-    """Return the bytes of a vector from a file, or from stdin where the source is `-`.
-
-    The file may hold them as text, base64url or hexadecimal.
-    """
+    """Return the bytes of a vector from a file, or from stdin for `-`. A text is base64url or hexadecimal."""
     if source == STREAM:
         data = sys.stdin.buffer.read(_MAX_READ + 1)
     else:

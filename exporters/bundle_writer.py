@@ -42,16 +42,9 @@ def write_bundle(
 
 
 def fill_bundle(bundle: Path, basis: Basis, sections: Sections, *, base: Path | None = None) -> str | None:
-    """Put basis, GGUF and manifest into a bundle that is made (`new_bundle`).
+    """Put basis, GGUF (whose fingerprint is the basis's first) and manifest into a bundle that is made.
 
-    Args:
-        bundle: the directory.
-        basis: that goes in; the first fingerprint that it lists is that of `base`.
-        sections: of the manifest.
-        base: the GGUF that is deployed, or None.
-
-    Returns:
-        How the GGUF came into the bundle: `hard link` or `copy`; None where there is none.
+    Returns how the GGUF came into it: `hard link` or `copy`; None where there is none.
     """
     placed, sections = None, dict(sections)
     save_basis(basis, bundle / BASIS_NAME)
@@ -75,11 +68,7 @@ def fill_bundle(bundle: Path, basis: Basis, sections: Sections, *, base: Path | 
 
 @contextmanager
 def new_bundle(output: Path) -> Iterator[Path]:
-    """Give a directory to fill; on leaving it becomes `output` in one rename, on an exception it is removed.
-
-    Raises:
-        ExportError: `output` exists, its parent is missing or not writable, or the disk is full.
-    """
+    """Give a directory to fill. On leaving it becomes `output` in one rename; on an error it is removed."""
     refuse_existing(output)
     partial = output.parent / f".{output.name}.partial"
     try:

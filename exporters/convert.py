@@ -25,12 +25,7 @@ from .weights.hf import HFConfig, HFWeights
 
 
 def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
-    """Write a stock GGUF LoRA that is the basis with a vector in it, atomically.
-
-    Raises:
-        VectorError: the vector does not fit the basis.
-        ExportError: the file cannot be written.
-    """
+    """Write a stock GGUF LoRA that is the basis with a vector in it, atomically."""
     r = basis.R(vector)
     tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
     for m, module in enumerate(basis.modules):
@@ -55,15 +50,11 @@ def write_peft_lora(
 ) -> None:
     """Write a checkpoint that `PeftModel.from_pretrained` loads; files of the same names are replaced.
 
-    Args:
-        basis, vector: that belong together.
-        directory: to write.
-        model: Hugging Face directory of the model, whose names and order of rows PEFT wants.
+    `model` is the Hugging Face directory whose names and order of rows PEFT wants.
 
     Raises:
         ExportError: the model is another one or damaged, or a file cannot be written.
         UnsupportedModelError: no GGUF architecture is known for it, or the basis adapts experts.
-        VectorError: the vector does not fit the basis.
     """
     from safetensors.numpy import save
 

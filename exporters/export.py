@@ -122,10 +122,6 @@ class Export:
     ) -> ExportReport:
         """Factorize, build and bake the graph, and write the bundle, complete or not at all.
 
-        Args:
-            progress: called after each module with its name and the bytes it has in the base.
-            stage: called with what begins after the factorization.
-
         Raises:
             ExportError: a weight cannot be adapted, the graph cannot be built, or the bundle not written.
             UnsupportedModelError: a module has no node in the graph.

@@ -81,11 +81,7 @@ class ExportSettings:
         return (self.u, self.groups, self.tying) == (1, None, "tiled")
 
     def plan(self, deployed_modules: list[str]) -> tuple[list[str], NDArray[np.int32]]:
-        """Return the modules of a basis in canonical order and their groups.
-
-        Raises:
-            BasisError: unknown targets, or groups that cannot be made.
-        """
+        """Return the modules of a basis in canonical order and their groups."""
         modules = select(deployed_modules, self.targets)
         project(self.seed, modules[0], self.u, self.rank)  # refuses what makes no projection
         groups = self.groups

@@ -145,11 +145,7 @@ class Selection:
     deployed: bool = True
 
     def fetch(self) -> ResolvedModel:
-        """Download what is missing.
-
-        Raises:
-            HubError: access is refused, or the network or the disk fails.
-        """
+        """Download what is missing. HubError: access is refused, or the network or the disk fails."""
         paths = {} if self.base is None else {"base": self.base}
         sections: dict[str, Any] = {}
         for part in self.parts:
@@ -277,11 +273,7 @@ def models_in(names: Iterable[str]) -> list[GGUFModel]:
 def choose(
     models: list[GGUFModel], quant: str | None, where: object, default: str | None = None
 ) -> GGUFModel:
-    """Choose a model by its quantization, or the name of its file; without, `default`, or the best known.
-
-    Raises:
-        ExportError: `where` the models are, there is none, or several, or parts of it are missing.
-    """
+    """Choose a model by its quantization, or the name of its file; without, `default`, or the best known."""
     if not models:
         raise ExportError(f"{where} has no GGUF: name the one that is deployed with --base, FILE or org/name")
     found = models

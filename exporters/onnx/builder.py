@@ -40,12 +40,7 @@ class BaseGraph:
 
 
 def check_graph(graph: Path | None) -> None:
-    """Check that the graph to bake is there, or, where there is None, what builds one; no model is needed.
-
-    Raises:
-        MissingExtraError: a package is not installed.
-        ExportError: the graph is not there.
-    """
+    """Check that the graph to bake is there, or, where there is None, what builds one; no model is needed."""
     import_onnx()
     if graph is not None:
         find_model(graph)
@@ -60,12 +55,9 @@ def check_graph(graph: Path | None) -> None:
 
 
 def build(model: Path, work: Path, precision: str) -> BaseGraph:
-    """Build the base graph of a model.
+    """Build the base graph of a model, in the existing directory `work`.
 
-    Args:
-        model: a GGUF file, or a Hugging Face directory.
-        work: an existing directory for all that is written.
-        precision: `fp32` or `int4` (blocks of 32, symmetric, accuracy level 4).
+    `int4` has blocks of 32, symmetric, at accuracy level 4.
 
     Raises:
         UnsupportedModelError: neither the builder nor torch can build it.

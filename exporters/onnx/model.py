@@ -54,11 +54,7 @@ _BESIDE = (
 class OnnxModel:
     """An ONNX model file whose external data stays where it is.
 
-    Args:
-        path: the model file.
-
     Raises:
-        MissingExtraError: the onnx package is not installed.
         ExportError: the file, or the data that it refers to, is missing, damaged or outside its folder.
         UnsupportedModelError: it is of an opset or IR version that cannot be extended.
     """

@@ -52,12 +52,7 @@ def add_side_path(
 ) -> int:
     """Extend a graph in memory and return how many nodes were added.
 
-    Args:
-        model: the graph, which is changed.
-        basis: whose A and projections go in.
-        sites: as matched.
-        b: B of each module, rows in the order of the graph.
-        flavour: `default` gives the input zeros as its default; `required` does not.
+    `b` is B of each module, its rows in the order of the graph. The flavour `default` gives the input zeros.
     """
     together: dict[str, list[Site]] = {}
     for site in sites:

@@ -60,13 +60,7 @@ _FLOAT32 = RowDecoder(1, 4, None, dear=False)
 
 
 class PackedRows:
-    """A `RowSource` over the raw bytes of a stored matrix, with `read_into`.
-
-    Args:
-        raw: uint8 [out, row bytes], usually memory-mapped.
-        n_in: values a row.
-        decode: of raw rows.
-    """
+    """A `RowSource` over a stored matrix, uint8 [out, row bytes], with `read_into`."""
 
     def __init__(self, raw: NDArray[np.uint8], n_in: int, decode: RowDecoder) -> None:
         self._raw = raw

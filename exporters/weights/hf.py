@@ -32,12 +32,7 @@ _FUSED = {"gate_up_proj": "down_proj", "input_linear": "output_linear"}
 
 
 class HFConfig:
-    """The `config.json` of a Hugging Face directory: blocks, heads, and the architecture that a GGUF has.
-
-    Raises:
-        ExportError: the file is missing or damaged.
-        UnsupportedModelError: no GGUF architecture is known for it.
-    """
+    """The `config.json` of a Hugging Face directory: blocks, heads, and the architecture that a GGUF has."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "config.json"

@@ -66,15 +66,7 @@ class Limits:
 
 @dataclass
 class RefusedError(Exception):
-    """A request that is refused for a reason of HTTP's own.
-
-    Attributes:
-        status: of the response.
-        message: what was wrong, and what to do.
-        code: for programs.
-        param: the part of the request that is wrong.
-        kind: `type` of OpenAI's error object.
-    """
+    """A request that is refused for a reason of HTTP's own; `kind` is the `type` of OpenAI's error object."""
 
     status: int
     message: str
@@ -142,11 +134,7 @@ class ApiKeys:
         return cls(keys)
 
     def user_of(self, authorization: str) -> str | None:
-        """Return the user that a request's key stands for; None for a key of an app.
-
-        Raises:
-            RefusedError: the header has no key, or none that this server takes.
-        """
+        """Return the user of a request's key; None for a key of an app. RefusedError: it is unknown."""
         scheme, _, key = authorization.partition(" ")
         found = _hash(key.strip())
         if scheme.lower() != "bearer" or found not in self._users:
@@ -169,11 +157,7 @@ class Access:
     hosts: frozenset[str] = field(default_factory=frozenset)
 
     def user_of(self, headers: Mapping[str, str]) -> str | None:
-        """Return the user that a request's key stands for; None for any.
-
-        Raises:
-            RefusedError: it has no key that is taken, or none is asked for and it is to another host.
-        """
+        """Return the user of a request's key; None for any. RefusedError: no such key, or another host."""
         if self.keys is not None:
             return self.keys.user_of(headers.get("authorization", ""))
         host = None

@@ -56,16 +56,8 @@ _NOT_HERE: dict[str, tuple[object, ...]] = {  # name -> values that ask for noth
 class Asked:
     """A completion that is asked for.
 
-    Attributes:
-        model: its name, maybe with `@user` behind it.
-        prompt: chat messages, or text that is continued.
-        chat: whether it is a chat.
-        options: of the sampling.
-        choices: answers.
-        stream: whether the answer comes in pieces.
-        usage: whether the pieces end with what they cost.
-        user: whom the body names; empty for nobody.
-        vector: the vector in the body, as text; empty for none.
+    `model` may have `@user` behind it; `user` and `vector` are "" where the body has none; `usage` asks for
+    what it cost, at the end of a stream.
     """
 
     model: str
@@ -80,16 +72,7 @@ class Asked:
 
 
 def read_body(body: Any, limits: Limits, *, chat: bool) -> Asked:
-    """Return what a body asks for.
-
-    Args:
-        body: the JSON of a chat completion's or a completion's request.
-        limits: of the server.
-        chat: which of the two.
-
-    Raises:
-        RequestError: a part is missing, of another type, out of its range or not supported.
-    """
+    """Return what a chat completion's or a completion's body asks for. RequestError: it cannot be had."""
     if not isinstance(body, dict):
         raise RequestError("the body is no JSON object")
     for name, nothing in _NOT_HERE.items():

@@ -93,12 +93,7 @@ async def _events(
 
 
 async def _merged(streams: Sequence[AnswerStream], until: float) -> AsyncIterator[tuple[int, Piece | Finish]]:
-    """Yield the pieces of all answers as they come, and the end of each.
-
-    Raises:
-        TimeoutError: it is later than it may be.
-        Those of the streams.
-    """
+    """Yield the pieces of all answers as they come, and the end of each; TimeoutError after `until`."""
 
     async def step(index: int) -> tuple[int, Piece | None]:
         async for piece in streams[index]:
@@ -150,14 +145,7 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
 
 @dataclass(frozen=True)
 class Reply:
-    """The replies to one request, in OpenAI's shapes: whole, or in chunks.
-
-    Attributes:
-        model: as the client named it.
-        chat: whether it is a chat.
-        name: of the reply.
-        made: when it was begun, in seconds since 1970.
-    """
+    """The replies to one request, in OpenAI's shapes: whole, or in chunks."""
 
     model: str
     chat: bool

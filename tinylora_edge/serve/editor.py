@@ -68,16 +68,8 @@ class VectorEditor:
     """What the page's visitor does with his vector: he moves values, opens a frame, finds what clicks made.
 
     A frame that he opens by hand may be older than what clicks have taught since: it is checked like any
-    other, but for its sequence, and framed anew. Each method returns a vector as JSON takes it.
-
-    Args:
-        basis: of the vectors.
-        policy: of the server. It has to take frames with a checksum.
-        store: with what clicks made of the vector.
-        first: a frame that the page begins with; None for what the store has, or the base.
-
-    Attributes:
-        token: that the page's requests carry as their API key.
+    other, but for its sequence, and framed anew. Each method returns a vector as JSON takes it. `first` is
+    the frame that the page begins with, `token` the API key of its requests.
 
     Raises:
         VectorError: the policy would refuse every frame that is made here, or the visitor's first vector.
@@ -102,12 +94,7 @@ class VectorEditor:
         return f"{origin}/#token={self.token}"
 
     def present(self) -> dict[str, Any]:
-        """Return what clicks made of the vector, or the one that the page begins with, or the base: zeros.
-
-        Raises:
-            VectorError: what the store has is refused.
-            StoreError: the store cannot be read.
-        """
+        """Return what clicks made of the vector, or the one that the page begins with, or the base: zeros."""
         return self.learned() if self._sequence() > self._before else self._framed(self._first)
 
     def learned(self) -> dict[str, Any]:
@@ -116,22 +103,13 @@ class VectorEditor:
         return self._framed(MicroVector.zeros(self._basis) if stored is None else self._read(stored.frame))
 
     def made(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the vector of what the sliders say.
-
-        Raises:
-            RequestError: a value is no number that a frame takes.
-            VectorError: the policy refuses it; the subclass says why.
-        """
+        """Return the vector of what the sliders say. RequestError: a frame takes no such value."""
         if not all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values):
             raise RequestError(f"values are numbers from -{_LARGEST:g} to {_LARGEST:g}", param="values")
         return self._framed(MicroVector(self._basis.values(values)))
 
     def opened(self, data: bytes) -> dict[str, Any]:
-        """Return the vector in the bytes of a file: a frame, a raw payload, or the text of one.
-
-        Raises:
-            VectorError: the policy refuses it; the subclass says why.
-        """
+        """Return the vector in the bytes of a file: a frame, a raw payload, or the text of one."""
         return self._framed(self._read(data))
 
     def reach(self) -> float:
@@ -216,12 +194,7 @@ async def page_qr(request: Request, service: Service) -> Response:
 
 
 def draw_qr(frame: bytes) -> bytes:
-    """Return the QR code of a frame's text, `tinylora:` before it, as an SVG document: black on white.
-
-    Raises:
-        MissingExtraError: `segno` is not installed.
-        FrameError: no QR code holds that much.
-    """
+    """Return the QR code of a frame's text, `tinylora:` before it, as an SVG document: black on white."""
     try:
         import segno
     except ImportError:

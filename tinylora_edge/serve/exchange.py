@@ -92,12 +92,7 @@ async def read_json(request: Request, service: Service) -> Any:
 
 
 async def read_bytes(request: Request, service: Service) -> bytes:
-    """Return a body.
-
-    Raises:
-        RefusedError: it is too large, or too slow.
-        ClientDisconnect: the client left.
-    """
+    """Return a body. RefusedError: it is too large, or too slow."""
     most, data = service.limits.body, bytearray()
     too_large = RefusedError(413, f"the body has more than {most:,} bytes", "body_too_large")
     length = request.headers.get("content-length", "")
@@ -123,13 +118,7 @@ def only_field(body: object, name: str) -> object:
 
 
 async def unless_it_leaves(request: Request, service: Service, work: asyncio.Future[T]) -> T:
-    """Return the outcome of some work, which is cancelled where the client leaves or time is over.
-
-    Raises:
-        ClientDisconnect: the client left.
-        TimeoutError: it took longer than a request may.
-        Those of the work.
-    """
+    """Return the outcome of some work; ClientDisconnect or TimeoutError where the client or time is gone."""
 
     async def leaves() -> None:
         while (await request.receive())["type"] != "http.disconnect":

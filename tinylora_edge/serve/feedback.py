@@ -24,17 +24,11 @@ _REMEMBERED = 4096  # answers that may still be told about
 class Feedback:
     """Users' clicks on this server's answers: each moves his vector, which the store keeps.
 
-    `tell`, `prefer` and `forget` are called one after the other (`Service.in_turn`).
-
-    Args:
-        pool: whose answers they are; its policy checks what is learned.
-        store: that vectors are put into.
-        folder: of the users' states; a folder in it is made for the basis.
-        signer: of the vectors; None for a checksum.
+    `tell`, `prefer` and `forget` are called one after the other (`Service.in_turn`). `folder` is for users'
+    states; without a signer vectors have a checksum.
 
     Raises:
         VectorError: the policy would refuse what is learned here.
-        OSError: the folder cannot be made.
     """
 
     def __init__(self, pool: Pool, store: Store, folder: Path, signer: Signer | None) -> None:
@@ -48,13 +42,7 @@ class Feedback:
         self._lock = threading.Lock()
 
     def remember(self, name: str, user: str, given: Given) -> None:
-        """Remember an answer for a while.
-
-        Args:
-            name: of the reply; of the second and later choices with `:1` and so on behind it.
-            user: whose answer it is; empty for nobody, who teaches nothing.
-            given: the answer.
-        """
+        """Remember an answer for a while. One that was given to nobody ("") teaches nothing."""
         with self._lock:
             self._answers[name] = user, given
             while len(self._answers) > _REMEMBERED:

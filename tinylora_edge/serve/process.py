@@ -63,12 +63,7 @@ class _Server(uvicorn.Server):
 def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], quiet: bool = False) -> None:
     """Answer requests until the process is told to end.
 
-    Args:
-        app: that `app` made.
-        host: an address, or a name, of this machine.
-        port: 0 for any that is free.
-        ready: called with the address of the server, once it answers.
-        quiet: log what fails alone, and not each request.
+    `ready` is called with the server's address once it answers; `quiet` logs what fails alone.
 
     Raises:
         OSError: there is no such address, or the port is taken.

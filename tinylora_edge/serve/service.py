@@ -52,16 +52,7 @@ class Metrics:
 
 
 class Service:
-    """A pool with its users' vectors, for the routes of an app.
-
-    Args:
-        pool: that answers.
-        name: of the model, as clients ask for it.
-        store: of users' vectors; None for a server whose clients bring theirs along.
-        access: who may ask.
-        limits: of every client.
-        feedback: what learns from clicks; None where nothing does.
-    """
+    """A pool with its users' vectors, for the routes of an app. Without a store clients bring theirs."""
 
     def __init__(
         self,
@@ -80,17 +71,11 @@ class Service:
         self.draining = False
 
     async def open(self, asked: Asked, *, key_user: str | None, header: str) -> list[AnswerStream]:
-        """Return the answers to a request, which have begun.
-
-        Args:
-            asked: what the body asks for.
-            key_user: that the request's key stands for.
-            header: a vector as text; empty for none.
+        """Return the answers to a request, which have begun; `header` is a vector as text, or "".
 
         Raises:
             RefusedError: another user's vector, or one that the store has not, or another model.
-            VectorError: the vector was refused; the subclass says why.
-            RequestError, OverloadError, StoreError, TinyLoraError: see `Pool.chat`.
+            VectorError, RequestError, OverloadError, StoreError, TinyLoraError: see `Pool.chat`.
         """
         name, at, named = asked.model.partition("@")
         if name != self.name:
@@ -150,12 +135,7 @@ class Service:
             self.store.close()
 
     async def in_turn(self, call: Callable[..., T], *args: Any) -> T:
-        """Call what computes for seconds in a thread, after all that were called so before.
-
-        Raises:
-            TinyLoraError: the server is going down.
-            Those of the call.
-        """
+        """Call what computes for seconds in a thread, after all that were called so before."""
         async with self._turn:
             if self.draining:
                 raise _going_down()

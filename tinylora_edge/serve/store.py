@@ -104,11 +104,7 @@ class Store:
         return Stored(user, *rows[0]) if rows and rows[0][0] is not None else None
 
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
-        """Store a user's vector, once a policy accepts it; the one before is gone.
-
-        Raises:
-            VectorError: the policy refuses it; the subclass says why. The store stays as it was.
-        """
+        """Store a user's vector in place of the one before. VectorError: the policy refuses it."""
         check_user(user)
         with self.transaction() as connection, policy.admit(frame, self._basis, stream=user) as vector:
             if vector.raw:
