@@ -164,7 +164,7 @@ class Store:
         )
         tables = "SELECT count(*) FROM sqlite_master"
         if not application and not self.read(tables, ())[0][0]:
-            self.read("PRAGMA journal_mode = WAL", ())  # readers and a writer get on side by side
+            self._use_wal()
             with self.transaction() as connection:
                 if not self.read(tables, ())[0][0]:  # nor did another process make them meanwhile
                     for statement in _SCHEMA.split(";"):
@@ -181,6 +181,19 @@ class Store:
             digest = (self._basis.digest,)
             connection.execute("INSERT OR IGNORE INTO bases (digest) VALUES (?)", digest)
             self._basis_id = int(self.read("SELECT id FROM bases WHERE digest = ?", digest)[0][0])
+
+    def _use_wal(self) -> None:
+        """Let readers and a writer get on side by side. SQLite itself waits for no lock here."""
+        until = time.monotonic() + _BUSY_S
+        with _named_errors(self.path):
+            while True:
+                try:
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                    return
+                except sqlite3.OperationalError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.01)
 
 
 class _StoreLog(SequenceLog):
