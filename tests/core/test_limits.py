@@ -14,7 +14,7 @@ import support
 from tinylora_edge import BaseMismatchError, BasisError
 from tinylora_edge.errors import ExportError
 from tinylora_edge.exporters.weights.hf import HFConfig
-from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError, overlap
+from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
 from tinylora_edge.formats.onnx_graph import read_onnx
 
 MEMORY = 64 << 20  # bytes that a refusal may take beside what was there
@@ -65,14 +65,6 @@ def test_gguf(data: Callable[[], bytes], said: str) -> None:
     made = data()
     with support.memory_limit(MEMORY), pytest.raises(MalformedGGUFError, match=said):
         GGUFFile(made)
-
-
-def test_overlaps() -> None:
-    assert overlap([]) is None
-    assert overlap([(4, 8, "b"), (0, 4, "a"), (8, 9, "c")]) is None
-    assert overlap([(4, 8, "b"), (0, 5, "a")]) == ("a", "b")
-    assert overlap([(0, 9, "a"), (2, 3, "b"), (8, 10, "c")]) == ("a", "b")
-    assert overlap([(3, 3, "empty"), (0, 5, "a"), (5, 5, "empty")]) is None
 
 
 @pytest.mark.parametrize(

@@ -215,11 +215,6 @@ class TestRawPayloads:
             back = MicroVector.from_bytes(data, BASIS)
         assert back == dataclasses.replace(vector, sequence=0)
 
-    def test_two_bytes_a_value_are_read_as_bf16(self):
-        with pytest.warns(UnauthenticatedVectorWarning):
-            vector = MicroVector.from_bytes(bytes.fromhex("803f") * 12, BASIS)
-        assert (vector.dtype, set(vector.values.reshape(-1).tolist())) == ("bf16", {1.0})
-
 
 class TestLengths:
     def test_every_length_that_is_wrong_is_refused_with_those_that_are_right(self):

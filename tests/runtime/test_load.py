@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,6 @@ from tinylora_edge import (
     FrameError,
     MicroVector,
     NonFiniteError,
-    UnauthenticatedVectorWarning,
     VectorError,
     load_basis,
     runtime,
@@ -86,18 +84,6 @@ def test_silent_unless_verbose_is_given(tiny_bundle, vector, capfd):
     assert "llama_context" in capfd.readouterr().err
     assert llm.verbose
     runtime.load(tiny_bundle, n_ctx=64)  # llama-cpp-python's logger is one for all models
-
-
-def test_a_raw_payload_warns_once(tiny_bundle, load, basis, vector):
-    raw = vector.to_bytes(basis, tag=None)
-    with pytest.warns(UnauthenticatedVectorWarning) as caught:
-        llm = load(tiny_bundle, raw)
-    assert len(caught) == 1
-    assert llm.vector == replace(vector, sequence=0)  # which a payload without a frame does not carry
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        llm.swap(raw)
-        load(tiny_bundle, vector.to_bytes(basis))
 
 
 # What it refuses

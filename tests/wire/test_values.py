@@ -102,13 +102,6 @@ def test_the_byte_that_fills_up_is_zero():
         Policy().check(support.frame(basis.digest, payload + b"\1", dtype="int8"), basis)
 
 
-def test_a_checked_vector_is_the_one_that_was_sent():
-    payload = bytes.fromhex("00003c") + bytes(range(13))
-    vector = Policy().check(support.frame(BASIS.digest, payload, dtype="int8"), BASIS)
-    assert vector.values.reshape(-1).tolist() == [q / 128 for q in range(13)]
-    assert MicroVector(vector.values, "int8", vector.sequence) == vector
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_counts_are_all_numbers_of_values_that_take_so_many_bytes(dtype):
     for payload in range(300):

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinylora_edge import MicroVector
-from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.learning.search import change, sigma_of
-from tinylora_edge.tasks import Sample
-
-SAMPLES = [Sample("one two three", raw=True), Sample("quite another text", raw=True), Sample("x", raw=True)]
 
 
 def test_the_change_is_the_root_mean_square_over_vectors_and_tokens() -> None:
@@ -44,17 +37,3 @@ def test_a_sigma_is_found_above_a_floor_of_noise_and_below_saturation(first: flo
 
 def test_what_cannot_be_told_changes_nothing() -> None:
     assert sigma_of(0.5, 0.07, lambda sigma: math.nan) == 0.07
-
-
-def test_llama_scores_what_it_drew(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> None:
-    with load(tiny_bundle) as llm:
-        own = MicroVector.random(llm.basis, 0.4, seed=1)
-        with llm.batch(SAMPLES, 8, sequences=8, n_threads=1) as batch:
-            prompts = batch.encode(SAMPLES)
-            drawn = batch.generate(prompts, vectors=own, max_tokens=8, temperature=1.0, seed=(3, 4))
-            given = [[each.tokens.tolist()] for each in drawn]
-            found = batch.score_each([own, None, own], prompts, given)
-    scored = [np.concatenate([row for (row,) in each]) for each in found]
-    np.testing.assert_allclose(scored[0], np.concatenate([each.logprobs for each in drawn]), atol=0.02)
-    np.testing.assert_array_equal(scored[0], scored[2])
-    assert np.abs(scored[0] - scored[1]).max() > 0.05

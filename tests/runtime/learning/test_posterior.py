@@ -75,9 +75,8 @@ def test_where_the_answers_were_drawn_does_not_matter_in_a_linear_world() -> Non
 
 def test_one_click_is_as_exact_as_a_gaussian_can_be() -> None:
     """Against the true posterior of one value, on a grid."""
-    score, prior = np.array([3.0]), (BETA / SPREAD) ** 2 * 9.0
     posterior = Posterior(1)
-    posterior.prefer(score, np.zeros(1), (0.0, 0.0), np.zeros(1))
+    posterior.prefer(np.array([3.0]), np.zeros(1), (0.0, 0.0), np.zeros(1))
     prior = (BETA / SPREAD) ** 2 * posterior.information()[0, 0]
     grid = np.linspace(-20, 20, 200_001)
     weights = np.exp(-prior * grid**2 / 2) / (1 + np.exp(-BETA * 3.0 * grid))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,16 +96,10 @@ class TestLearning:
         settings = TuneSettings(prompts=2, held_back=4, check_every=1, patience=3, population=4)
 
         def noise(completion: Completion, sample: Sample) -> float:
-            return hash_of(completion.text + sample.text)
+            return zlib.crc32((completion.text + sample.text).encode()) / 2**32
 
         found = RewardLearner(llm, PROMPTS, noise, **{**QUICK, "settings": settings}).run("1000ktokens")
         assert found.stopped == "patience"
-
-
-def hash_of(text: str) -> float:
-    import zlib
-
-    return zlib.crc32(text.encode()) / 2**32
 
 
 class TestSittings:
@@ -162,9 +158,7 @@ class TestSittings:
         RewardLearner(llm, secret, reward, path=tmp_path / "state", **QUICK).run("3ktokens")
         data = (tmp_path / "state").read_text()
         assert len(data) < 8192
-        content = json.loads(data)
-        texts = set(strings(content))
-        assert texts == {llm.basis.digest}
+        assert set(re.findall(r'"([^"]*)"(?!:)', data)) == {llm.basis.digest}
         assert not any(word in data for word in ("secret", "prompt ", *(s for s in seen if len(s) > 3)))
         assert (tmp_path / "state").stat().st_mode & 0o077 == 0
         assert list(tmp_path.iterdir()) == [tmp_path / "state"]
@@ -225,17 +219,6 @@ class TestSittings:
         found = RewardLearner(llm, PROMPTS, indifferent, path=tmp_path / "state", **QUICK).run("2ktokens")
         assert not found.improved
         assert found.vector == own
-
-
-def strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from strings(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from strings(each)
 
 
 class TestBadInput:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import models
 import numpy as np
@@ -16,7 +14,7 @@ import smollm2
 
 from tinylora_edge import MicroVector, load_basis, runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.runtime import OnnxSession, Pool, TinyLoraLlama, TinyLoraOnnx
+from tinylora_edge.runtime import OnnxSession, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.batch import Batch
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1}
@@ -117,23 +115,3 @@ def greedy(llm: TinyLoraLlama, tokens: list[int]) -> list[int]:
             break
         found.append(token)
     return found
-
-
-def test_a_pools_answers_are_those_of_single_runs(onnx: TinyLoraOnnx) -> None:
-    users = [None, *(MicroVector.random(onnx.basis, 0.3, seed=seed) for seed in range(5))]
-
-    async def one(pool: Pool, number: int) -> str:
-        await asyncio.sleep(0.1 * number)
-        given: Any = {"vector": users[number], "max_tokens": 6 + 3 * number, "temperature": 0}
-        return (await pool.chat(QUESTIONS[number], user=str(number), **given)).text
-
-    async def all_of_them(pool: Pool) -> list[str]:
-        return await asyncio.gather(*(one(pool, number) for number in range(len(users))))
-
-    with Pool(onnx, slots=4, n_ctx=256, n_threads=1) as pool:
-        found = asyncio.run(all_of_them(pool))
-    for number, vector in enumerate(users):
-        onnx.clear() if vector is None else onnx.swap(vector)
-        messages = [{"role": "user", "content": QUESTIONS[number]}]
-        said = onnx.create_chat_completion(messages, max_tokens=6 + 3 * number, temperature=0)
-        assert found[number] == said["choices"][0]["message"]["content"], number
