@@ -32,13 +32,10 @@ Split: TypeAlias = Literal["learn", "held_out"]
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A teacher, and the questions that show what it teaches.
+    """A teacher, and the questions that show what it teaches (none where general ones do: `load_questions`).
 
-    Attributes:
-        name: unique among the behaviours that are used together.
-        system: the system prompt, or None.
-        examples: worked examples, as pairs of a question and its answer; empty if there are none.
-        questions: questions that suit it; empty if general ones do (`load_questions`).
+    `name` is unique among the behaviours that are used together; `examples` are worked ones, as pairs of a
+    question and its answer.
 
     Raises:
         TrainError: there is neither a system prompt nor an example, a text is blank, or a question occurs
@@ -84,7 +81,7 @@ def load_behaviours(
     """Return the behaviours of one side of a file, or of the shipped one; a line without `split` is `learn`.
 
     Raises:
-        TrainError: the file cannot be read, a line is malformed, a name occurs twice, or the side is empty.
+        TrainError: a line is malformed, a name occurs twice, or the side is empty.
     """
     file = _BEHAVIOURS if path is None else Path(path)
     found: dict[str, tuple[Behaviour, str]] = {}
@@ -106,16 +103,11 @@ def load_questions(*, split: Split) -> tuple[str, ...]:
 
 
 def load_examples(path: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]:
-    """Return the worked examples of a JSONL file with `question` and `answer` a line, in its order.
-
-    Raises:
-        TrainError: the file cannot be read, or a line is malformed.
-    """
+    """Return the worked examples of a JSONL file with `question` and `answer` a line, in its order."""
     return tuple(_example(place, row) for place, row in read_objects(Path(path), "the examples"))
 
 
 def _behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
-    """Return the behaviour of a line, which is at a place for complaints."""
     for key in row:
         if key not in _KEYS:
             raise TrainError(f"{place}: there is no key {key!r}: expected {', '.join(_KEYS)}")

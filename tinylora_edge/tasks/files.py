@@ -41,11 +41,7 @@ class Lines(NamedTuple):
 
 
 def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield `file:line` and the JSON object of every line that is not blank; `what` is what lines are.
-
-    Raises:
-        TrainError: the file cannot be read or has no lines, or a line is not a JSON object in UTF-8.
-    """
+    """Yield `file:line` and the JSON object of every line that is not blank; `what` is what lines are."""
     empty = True
     try:
         with path.open("rb") as file:
@@ -110,10 +106,7 @@ def rank(sample: Sample) -> float:
 
 
 def split_by_prompt(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Return train and held-out samples: a fifth of the distinct prompts, about, is held out.
-
-    Adding samples to a file moves none of its others to the other side.
-    """
+    """Return train and held-out samples: about a fifth of the distinct prompts, whatever else a file has."""
     train: list[Sample] = []
     held_out: list[Sample] = []
     for sample in samples:

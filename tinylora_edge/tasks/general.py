@@ -26,11 +26,7 @@ _TIMES = 3
 
 
 def load_general(split: Literal["train", "held_out"] = "held_out") -> tuple[Sample, ...]:
-    """Return the general prompts of one side, in order; every kind is spread evenly over a side.
-
-    Args:
-        split: `held_out` are those to measure drift on, `train` those that a vector is held near the base on.
-    """
+    """Return the general prompts to measure drift on, or (`train`) to hold a vector near the base on."""
     found = read_samples(_PROMPTS)
     return tuple(found.train if split == "train" else found.held_out)
 
@@ -41,21 +37,14 @@ def checkable(sample: Sample) -> tuple[str, ...]:
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether an answer repeats itself.
-
-    It does where a phrase of 1 to 8 words occurs three times in a row, or the same four words in a row occur
-    three times anywhere. Letter case and punctuation do not count.
-    """
+    """Whether up to 8 words occur three times in a row, or the same four words three times anywhere."""
     sequence = words(text)
     runs = Counter(tuple(sequence[i : i + _RUN]) for i in range(len(sequence) - _RUN + 1))
     return max(runs.values(), default=0) >= _TIMES or repeats(text)
 
 
 def is_right(text: str, answers: Sequence[str]) -> bool:
-    """Whether one of the accepted answers stands in a text, as words or a number of its own.
-
-    Letter case does not count. The 12 in "112", "1,012" and "12.5" is no 12, and "art" is not in "party".
-    """
+    """Whether an accepted answer stands in a text, as words or a number of its own: 112 has no 12."""
     return any(
         re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w|[.,]\d)", text, re.IGNORECASE)
         for answer in answers

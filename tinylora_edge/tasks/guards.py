@@ -39,10 +39,7 @@ def count_words(text: str) -> int:
 
 
 def own_words(text: str, sample: Sample) -> list[str]:
-    """Return the answer's content words that its prompt does not have, in singular or plural.
-
-    Numbers are always the answer's own: that a result also occurs in the question is chance.
-    """
+    """The answer's content words that its prompt does not have, in singular or plural, and its numbers."""
     given = set(words(sample.text))
     return [word for word in words(text) if word.isdecimal() or not _known(word, given)]
 
@@ -59,10 +56,9 @@ def _known(word: str, given: set[str]) -> bool:
 
 
 def says_something(text: str, sample: Sample) -> bool:
-    """Whether an answer has content of its own, and does not run in circles.
+    """Whether an answer has words of its own, does not run in circles, and is no echo.
 
-    It has none without own words, nor where at least half of it (and at least 4 words) is one uninterrupted
-    run of the prompt's.
+    An echo is, by half and by 4 words or more, one uninterrupted run of the prompt's words.
     """
     if not own_words(text, sample) or repeats(text):
         return False

@@ -15,11 +15,7 @@ _FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL 
 
 
 def read_answer(text: str) -> Any:
-    """Return the value of an answer that is one JSON text, bare or in one ``` fence, and nothing else.
-
-    Raises:
-        ValueError: it is not, it repeats a key, it has NaN or Infinity, or it is nested too deeply.
-    """
+    """The value of an answer that is one JSON text, bare or in one ``` fence; else a ValueError."""
     text = text.strip()
     fenced = _FENCE.fullmatch(text)
     try:
@@ -39,9 +35,7 @@ def has_content(value: Any) -> bool:
 
 
 def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
-    """Return a function that says whether a value fits a JSON Schema, or that in a file.
-
-    No reference is ever fetched.
+    """Return a function that says whether a value fits a JSON Schema, or that in a file; it fetches none.
 
     Raises:
         MissingExtraError: the package jsonschema is not installed.

@@ -81,7 +81,6 @@ def load_task(
 
 
 def _limited(task: Task, train: int | None, held_out: int, seed: int) -> Task:
-    """Return a task with `train` of its training samples, drawn by seed, and the first others by rank."""
     for samples, side in ((task.train, "training"), (task.held_out, "held-out")):
         if not samples:
             raise TrainError(
@@ -113,7 +112,6 @@ def _from_file(name: str, judge: Reward | None) -> Task:
 
 
 def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Reward:
-    """Return the reward that each sample names under its own key `reward`, parsed once."""
     parsed: dict[str, Reward] = {}
     for sample in samples:
         text, place = sample.data.get("reward"), places[id(sample)]

@@ -61,7 +61,6 @@ def _without_latex(text: str) -> str:
 
 
 def _without_cut(text: str) -> str:
-    """Drop a number at the very end, where the token limit may have cut it."""
     return text.rstrip("0123456789.,")
 
 
@@ -84,7 +83,6 @@ def _is_negative(text: str, start: int) -> bool:
 
 
 def _single(answer: str) -> Fraction | None:
-    """Return the only number of a marked answer; None if it has none, or several."""
     fraction = _FRACTION.fullmatch(answer.strip(" \t*_.$"))
     if fraction:
         over, under = (part for part in fraction.groups()[1:] if part)

@@ -14,12 +14,7 @@ _Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Preamble:
-    """The start of every request: nothing, a system prompt, worked examples as chat turns, or both.
-
-    Attributes:
-        system: the system prompt, or None.
-        examples: samples with answers; each becomes a turn of the user and one of the assistant.
-    """
+    """The start of every request: nothing, a system prompt, samples with answers as examples, or both."""
 
     system: str | None = None
     examples: tuple[Sample, ...] = ()
@@ -46,8 +41,7 @@ class Preamble:
         alone. Training prompts that are shown as examples are left out.
 
         Raises:
-            TrainError: a held-out or shifted prompt is shown as an example, the task has a preamble already,
-                or a prompt is raw.
+            TrainError: a held-out prompt is shown, the task has a preamble already, or a prompt is raw.
         """
         if not self:
             return task
@@ -71,11 +65,8 @@ class Preamble:
     def before(self, sample: Sample) -> Sample:
         """Return a sample whose prompt has the preamble before it; everything else of it stays.
 
-        A system prompt of the sample's own stands behind that of the preamble, in one message; those of
-        examples are left out.
-
-        Raises:
-            TrainError: the sample is raw, and so has no place for a preamble.
+        A system prompt of its own stands behind the preamble's, in one message; those of examples are left
+        out. A raw sample has no place for a preamble: a TrainError says so.
         """
         if not self:
             return sample
@@ -93,12 +84,9 @@ class Preamble:
 
 
 def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...]:
-    """Return worked examples for a preamble, the same ones for the same arguments on every machine.
+    """Return worked examples for a preamble: training samples with an answer, none of them held out.
 
-    They are training samples that have an answer; no held-out or shifted prompt is among them.
-
-    Raises:
-        TrainError: fewer training samples have an answer.
+    They are the same ones for the same arguments on every machine.
     """
     unseen = {sample.text for sample in (*task.held_out, *task.shifted)}
     answered = (sample for sample in task.train if sample.answer is not None and not sample.raw)
@@ -112,7 +100,6 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
 
 
 def _split(sample: Sample) -> tuple[str | None, Sequence[_Message]]:
-    """Return the system prompt that a sample begins with, or None, and the turns behind it."""
     if isinstance(sample.prompt, str):
         return None, [{"role": "user", "content": sample.prompt}]
     first, *rest = sample.prompt

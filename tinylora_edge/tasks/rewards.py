@@ -137,10 +137,10 @@ def picks_answer(completion: Completion, sample: Sample) -> float:
 
 
 def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
-    """The sum of weight times reward.
+    """The sum of weight times reward. Guards: those of its terms, no more.
 
-    Guards: those of its terms, no more: a sum invites collecting the easiest term and forgetting the
-    rest. Where one property is worth nothing without another, multiply.
+    A sum invites collecting the easiest term and forgetting the rest. Where one property is worth nothing
+    without another, multiply.
     """
 
     def reward(completion: Completion, sample: Sample) -> float:
@@ -150,10 +150,7 @@ def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
 
 
 def product(first: Reward, second: Reward) -> Reward:
-    """The product of rewards: each gates the other, which is not called behind a zero.
-
-    Guards: those of its factors.
-    """
+    """The product of rewards: each gates the other, which is not called behind a zero. Guards: theirs."""
 
     def reward(completion: Completion, sample: Sample) -> float:
         gate = first(completion, sample)
@@ -185,12 +182,9 @@ _LONGEST = 10_000  # characters of an expression
 def parse_reward(text: str, *, allow_import: bool = True) -> Reward:
     """Make a reward from text: numbers, `+`, `-`, `*`, parentheses, and the names of rewards.
 
-    The text has the grammar of Python's expressions, and Python's parser reads it; no code of it is run.
-
-    Args:
-        text: the expression. Backslashes in strings are kept as they are: regex("\\d+") needs no doubling.
-        allow_import: whether `module:function` may be imported. JSONL files are data, so what they say
-            is parsed without.
+    Python's parser reads it, and no code of it is run. Backslashes in strings are kept as they are:
+    regex("\\d+") needs no doubling. `allow_import` is for `module:function`, which JSONL files, being data,
+    may not name.
 
     Raises:
         TrainError: the expression is not valid, names a reward that does not exist, or a module or function
@@ -200,7 +194,6 @@ def parse_reward(text: str, *, allow_import: bool = True) -> Reward:
     imports: list[str] = []
 
     def placeholder(found: re.Match[str]) -> str:
-        """Put a name in the place of `module:function`, which is no Python."""
         if found[1]:
             return found[1]
         imports.append(found[2])

@@ -45,7 +45,7 @@ class Sample:
 
     @classmethod
     def of(cls, prompt: Prompt | Sample, *, raw: bool = False) -> Sample:
-        """Return a prompt as a sample, which it may be already: text, or chat messages, which are copied."""
+        """Return text, or chat messages, which are copied, as a sample; a sample is returned as it is."""
         if isinstance(prompt, Sample):
             return prompt
         given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
@@ -67,14 +67,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer of a model.
+    """The answer of a model: decoded, special tokens stripped.
 
-    Attributes:
-        text: the answer, decoded, special tokens stripped.
-        ended: it ended by itself (EOS) within the token limit; False if the limit cut it.
-        tokens: how many tokens were generated.
-        exploded: the model's logits were no longer finite at its end: the vector is too large for the model,
-            and no reward judges this.
+    It `ended` by itself (EOS) within the token limit, or was cut. Where it `exploded`, the vector was too
+    large for the model, whose logits were no longer finite: no reward judges this.
     """
 
     text: str
@@ -122,9 +118,8 @@ class Task:
     def score(self, completion: Completion, sample: Sample) -> float:
         """Return the reward of one completion, as a finite float.
 
-        Raises:
-            TrainError: the reward raised an exception, or returned something that is not a finite real
-                number (a bool is none: it is more often a forgotten expression than a score).
+        Raises: TrainError: the reward raised an exception, or returned no finite real number. A bool is none:
+        it is more often a forgotten expression than a score.
         """
         try:
             value = self.reward(completion, sample.bare or sample)
@@ -144,10 +139,7 @@ class Task:
     def scores(
         self, completions: Sequence[Completion], samples: Sequence[Sample], *, lowest: float = 0.0
     ) -> list[float]:
-        """Return the rewards of completions, one a sample; those that exploded get the lowest of all.
-
-        `lowest` is that of before: 0, which the built-in rewards never pass, or one below it.
-        """
+        """The rewards of completions, one a sample; exploded ones get the least of these and `lowest`."""
         judged = [
             None if completion.exploded else self.score(completion, sample)
             for completion, sample in zip(completions, samples, strict=True)

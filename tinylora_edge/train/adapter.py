@@ -21,14 +21,9 @@ from .model import factors_for, hf_names
 
 
 class Adapter(nn.Module):
-    """A basis attached to a transformers model, which it changes until `detach`.
+    """A basis attached to a `transformers` language model, which is frozen, and changed until `detach`.
 
-    Args:
-        model: a `transformers` causal language model, its weights in any float dtype; it is frozen.
-        basis: of the model, in GGUF row order.
-
-    Attributes:
-        v: the trainable parameter, float32 [G, u].
+    `v`, float32 [G, u], is the trainable parameter; the model's weights may have any float dtype.
 
     Raises:
         TrainError: a module of the basis is not in the model, is no linear layer, or its factors are not

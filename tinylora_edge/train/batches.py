@@ -37,17 +37,10 @@ class Batches(Protocol):
 
 
 class Sampled:
-    """GRPO: completions drawn under the present v, scored by the task's reward.
+    """GRPO: completions drawn under the present v, `each` a prompt, scored by the task's reward.
 
-    Args:
-        task: reward, token limit and temperature.
-        batch: draws the completions, in the deployed model or in a copy of it in another type.
-        encode: of prompts.
-        decode: of completions.
-        each: completions a prompt.
-
-    Attributes:
-        lowest: reward so far, 0 where none was below it: what exploded gets it.
+    `batch` draws them, in the deployed model or in a copy of it in another type. `lowest` is the lowest
+    reward so far, 0 where none was below it: what exploded gets it.
     """
 
     def __init__(self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int) -> None:
@@ -113,10 +106,7 @@ class Sampled:
 
 
 class GivenAnswers:
-    """SFT: cross-entropy on the given answers, the paper's comparison.
-
-    `encode_answer` returns an answer with the token that ends it.
-    """
+    """SFT: cross-entropy on the given answers with the tokens that end them: the paper's comparison."""
 
     def __init__(self, task: Task, *, encode: Encode, encode_answer: Encode) -> None:
         if any(sample.answer is None for sample in task.train):
@@ -140,14 +130,8 @@ class GivenAnswers:
 class Anchor:
     """The base's own answers to general prompts, and how v is pulled back to them.
 
-    They are drawn once, before the first step, and a step takes the next few of them.
-
-    Args:
-        learner: of log-probabilities at temperature 1.
-        batch: draws the answers.
-        prompts: token ids of each.
-        weight: of a nat a token of KL(base || present policy) in the loss.
-        seed: of the answers.
+    `batch` draws them once, before the first step, and a step takes the next few of them. `learner` is one at
+    temperature 1; `weight` is that of a nat a token of KL(base || present policy) in the loss.
     """
 
     def __init__(
@@ -164,10 +148,7 @@ class Anchor:
         self._groups: list[Group] = []
 
     def gradient(self, v: NDArray[np.float32], step: int) -> Gradient:
-        """Return KL(base || v) on the prompts of a step, in nats a token, and its gradient by v.
-
-        The learner's adapter is left at v.
-        """
+        """Return KL(base || v) on the prompts of a step, in nats a token, and its gradient by v."""
         if not self._groups:
             self._draw()
         chosen = [self._groups[i % len(self._groups)] for i in range(step * _PULLED, (step + 1) * _PULLED)]

@@ -20,37 +20,22 @@ _BYTES = 1 << 28  # 13,440 values in four arrays take 1 MiB, and 10,000 steps 4 
 
 @dataclass
 class TrainState:
-    """The state of a run: all that the next step depends on. Random numbers derive from (seed, step).
+    """The state of a run: all that the next step depends on. Random numbers derive from (seed, step)."""
 
-    Attributes:
-        v: float32 [G, u].
-        m, s: first and second moment of Adam, float32 [G, u].
-        best_v, best_score, best_step: what the run would return now.
-        top_scores: float64 [prompts], rewards of the highest validation so far; empty before the first.
-        updates: Adam's own count of steps.
-        step: steps done.
-        lr: step size now.
-        start_score: validation reward of the start.
-        silent: steps without signal in a row.
-        norms: gradient norms of the last updates, for the clip.
-        lowest: reward so far, 0 where none was below it: what explodes gets it.
-        curve: the metrics of all steps and events.
-    """
-
-    v: NDArray[np.float32]
-    m: NDArray[np.float32]
+    v: NDArray[np.float32]  # [G, u], like the next three
+    m: NDArray[np.float32]  # Adam's first moment, and its second
     s: NDArray[np.float32]
-    best_v: NDArray[np.float32]
-    top_scores: NDArray[np.float64]
-    updates: int = 0
+    best_v: NDArray[np.float32]  # what the run would return now
+    top_scores: NDArray[np.float64]  # a prompt, of the highest validation; empty before the first
+    updates: int = 0  # Adam's own count of steps
     step: int = 0
     lr: float = 0.0
     best_score: float = float("-inf")
     best_step: int = 0
     start_score: float = float("-inf")
-    silent: int = 0
-    norms: list[float] = field(default_factory=list)
-    lowest: float = 0.0
+    silent: int = 0  # steps without signal in a row
+    norms: list[float] = field(default_factory=list)  # of the last gradients, for the clip
+    lowest: float = 0.0  # reward so far
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -60,21 +45,14 @@ class TrainState:
 
 
 def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
-    """Write a checkpoint; where that fails, the one before stays.
-
-    `identity` is what a resumed run must share with this one: task, digest, options.
-    """
+    """Write a checkpoint; `identity` is what a resumed run must share with this one."""
     values = asdict(state) | {name: getattr(state, name).tolist() for name in _ARRAYS}
     with atomic_write(path) as file:
         file.write(json.dumps({"identity": identity, "state": values}).encode())
 
 
 def load(path: Path, identity: dict[str, Any]) -> TrainState:
-    """Read a checkpoint.
-
-    Raises:
-        TrainError: it is missing, damaged, or of another run.
-    """
+    """Read a checkpoint; a TrainError says that it is missing, damaged, or of another run."""
     try:
         document = read_json(path, limit=_BYTES)
         found, values = document["identity"], dict(document["state"])

@@ -125,11 +125,8 @@ def directions_of(basis: Basis) -> NDArray[np.float32]:
 def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDArray[np.float64]:
     """Return how far vectors are from 0 before anything is known of them: float64 [n, n], v = spread z.
 
-    Args:
-        basis: whose prior says it. Without one, every value may move a token by `_EFFECT`, in the mean.
-        student: measures how much that is.
-        lesson: on whose answers.
-        seed: of the tokens that are drawn for that.
+    The basis's prior says it. Without one, every value may move a token of the lesson by `_EFFECT`, in the
+    mean, and the student measures how much that is.
     """
     if basis.prior is not None:
         return basis.prior.spread

@@ -33,14 +33,10 @@ def advantages(rewards: ArrayLike) -> NDArray[np.float32]:
 
 
 def token_loss(logprobs: Tensor, advantage: Tensor, sampled: Tensor | None) -> Tensor:
-    """Return the loss of every token, to be minimised: [completions, tokens].
+    """Return the loss of every token, to be minimised: [completions, tokens], as `logprobs` and `sampled`.
 
-    With advantage 1 and nothing sampled its gradient is that of cross-entropy.
-
-    Args:
-        logprobs: of the present policy, differentiable, [completions, tokens].
-        advantage: [completions, 1].
-        sampled: log-probabilities that the tokens were drawn with, for their importance; None for given ones.
+    With advantage 1, [completions, 1], and nothing sampled its gradient is that of cross-entropy. `sampled`
+    are the log-probabilities that the tokens were drawn with, for their importance.
     """
     now = logprobs.detach()
     objective = torch.exp(logprobs - now) * advantage
@@ -55,10 +51,6 @@ def distance(logprobs: Tensor, base: Tensor) -> Tensor:
     Its mean is KL(base || p): -log r alone has it too, and r - 1 has the mean 0 (Schulman, "Approximating KL
     divergence", 2020: k3, where the base is the sampler). It is never below 0, and its gradient is 0 where
     nothing changed: it pulls to the base, and not to the answers that happened to be drawn.
-
-    Args:
-        logprobs: of the present policy, differentiable, [completions, tokens].
-        base: of the base, detached.
     """
     ratio = logprobs - base
     return torch.expm1(ratio.clamp(max=_MOST)) - ratio

@@ -51,15 +51,7 @@ _WEAK = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class LearnSettings:
-    """The settings of learning a basis.
-
-    Attributes:
-        directions: n, how many numbers a vector has.
-        questions: asked of each behaviour.
-        max_tokens: of an answer.
-        temperature: of the answers.
-        seed: of questions, answers, and tokens that are drawn.
-    """
+    """The settings of learning a basis of `directions` numbers; `questions` are asked of each behaviour."""
 
     directions: int = 13
     questions: int = 8
@@ -176,9 +168,8 @@ def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSe
 def information(scores: ArrayLike, tokens: int) -> Matrix:
     """Return the Fisher information F of R, in nats a token: float64 [D, D], positive definite, D = M r^2.
 
-    Args:
-        scores: [K, D], each the slope of the summed log-probability of tokens drawn from the model.
-        tokens: that were drawn, in all scores together.
+    `scores`, [K, D], are slopes of the summed log-probability of tokens drawn from the model, `tokens` in
+    all.
     """
     flat = np.asarray(scores, np.float64)
     found = flat.T @ flat / tokens
@@ -204,20 +195,13 @@ class Directions:
 
 
 def learned_directions(slopes: NDArray[np.float32], fisher: Matrix, count: int) -> Directions:
-    """Return the directions in which steps of steepest descent differ from zero the most.
+    """Return the `count` directions in which steps of steepest descent differ from zero the most.
 
-    A step is -F^-1 g (the natural gradient). In whitened coordinates its squared length is twice the nats
-    that it promises, and noise is alike in all directions. Each step is shortened to at most 1, so that a
-    task that the bare model fails outright does not fill the basis alone. Not centred: what all behaviours
-    share is worth a number too. Signs are canonical: the entry of largest magnitude is positive.
-
-    Args:
-        slopes: float32 [K, D], of the KL of each behaviour, in nats a token.
-        fisher: the Fisher information, float64 [D, D].
-        count: n, how many directions, at most K.
-
-    Raises:
-        TrainError: a slope is not finite.
+    A step is -F^-1 g (the natural gradient), for `slopes` g, float32 [K, D], in nats a token. In whitened
+    coordinates its squared length is twice the nats that it promises, and noise is alike in all directions.
+    Each step is shortened to at most 1, so that a task that the bare model fails outright does not fill the
+    basis alone. Not centred: what all behaviours share is worth a number too. Signs are canonical: the entry
+    of largest magnitude is positive.
     """
     if not np.isfinite(slopes).all():
         raise TrainError("the slope of a behaviour is not finite: the model computes infinities or NaN")
@@ -303,7 +287,6 @@ def _slopes(
 
 
 def _assembled(basis: Basis, names: Sequence[str], paths: Sequence[Path], count: int) -> Learned:
-    """Return the basis of all slopes that were kept."""
     means, scores, before = list[NDArray[np.float32]](), [], []
     tokens, seconds = 0, 0.0
     for path in paths:
@@ -343,7 +326,6 @@ def _teachers(found: Bundle, folder: Path, workers: int, *, on_cpu: bool) -> Ite
 
 
 def _find_device(name: str | None) -> torch.device:
-    """Return the device of a name; without one a CUDA GPU where torch finds one, else the CPU."""
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(chosen)

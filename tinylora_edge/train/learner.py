@@ -43,11 +43,9 @@ _CHUNK = 1 << 24
 
 @dataclass
 class Group:
-    """One prompt and its completions.
+    """One prompt and its completions, as token ids; a completion's end token is one of them.
 
     Attributes:
-        prompt: token ids.
-        completions: token ids of each completion, the end token included.
         advantage: float32 [completions].
         sampled: log-probabilities they were drawn with, float32, same lengths; None where they are given.
         reference: log-probabilities of the base, float32 [completions, longest]; `Learner.pull` needs them.
@@ -68,28 +66,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Gradient:
-    """The loss of one batch, and what it says about v.
-
-    Attributes:
-        loss: mean over the tokens of the batch.
-        grad: of the loss with respect to v, float32 [G, u].
-        mismatch: mean |log p_learner - log p_sampler| over tokens; 0 where none was sampled.
-    """
+    """The mean loss over the tokens of a batch, and its gradient by v, float32 [G, u]."""
 
     loss: float
     grad: Tensor
-    mismatch: float
+    mismatch: float  # mean |log p_learner - log p_sampler| of a token; 0 where none was sampled
 
 
 class Learner:
-    """The gradient of v, computed with a transformers model whose layers carry an adapter.
+    """The gradient of v, computed with a transformers model (in evaluation mode) that carries an adapter.
 
-    Args:
-        model: causal language model, in evaluation mode.
-        adapter: attached to it.
-        temperature: that completions are sampled at; log-probabilities are those of
-            softmax(logits / temperature).
-        workers: passes at the same time, a core each.
+    Log-probabilities are those of softmax(logits / temperature), at which completions are sampled. `workers`
+    passes run at the same time, a core each.
     """
 
     def __init__(self, model: Any, adapter: Adapter, *, temperature: float, workers: int = 1) -> None:
@@ -107,10 +95,7 @@ class Learner:
         self._pool.shutdown()
 
     def logprobs(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Return the log-probability of every token, by one pass: float32 [completions, longest] a group.
-
-        Padding gives 0.
-        """
+        """Return every token's log-probability: float32 [completions, longest] a group; padding gives 0."""
         # At a low temperature some samples of a prompt are the same: each is computed once.
         rows: list[NDArray[np.int32]] = []
         counts, places = [], []
@@ -263,8 +248,7 @@ class ChosenLogprobs(torch.autograd.Function):
 def plain_head(model: Any) -> Tensor | None:
     """Return the output layer's weight [vocabulary, hidden] if the model's logits are h W^T and no more.
 
-    Some architectures scale or cap their logits, or add a bias: theirs have to be taken from the model
-    (None is returned). Found out by comparison, on two tokens.
+    Some architectures scale or cap their logits, or add a bias: for them it is None. Found by comparison.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None or model.base_model is model:
@@ -277,10 +261,7 @@ def plain_head(model: Any) -> Tensor | None:
 
 
 def shared_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
-    """Return how many tokens to compute once for all rows: what all begin with, or 0 where it saves little.
-
-    Of each row at least one token is left.
-    """
+    """Return how many tokens all rows begin with, of each at least one left; 0 where that saves little."""
     common = min(len(row) for row in rows) - 1
     for row in rows[1:]:
         other = np.flatnonzero(row[:common] != rows[0][:common])
@@ -289,11 +270,7 @@ def shared_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
 
 
 def prefix_cache(run: Any, rows: Sequence[NDArray[np.int32]], shared: int) -> Any:
-    """Return the keys and values of the first `shared` tokens, computed once and repeated for each row.
-
-    Gradients go through what `run`, a `transformers` model or its body, computes. For no tokens the cache is
-    empty.
-    """
+    """Return keys and values of the first `shared` tokens, computed once, with gradients, for all rows."""
     from transformers import DynamicCache
 
     cache = DynamicCache()

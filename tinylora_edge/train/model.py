@@ -84,20 +84,13 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
 
 
 def give_back() -> None:
-    """Give freed memory back, where the C library is glibc.
-
-    It keeps what a thread has freed for that thread, in pieces: a run of 40 steps grew from 1.6 to 2.4 GB.
-    """
+    """Give freed memory back: glibc keeps it a thread (a run of 40 steps grew from 1.6 to 2.4 GB)."""
     if _libc is not None and hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
 
 
 def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:
-    """Return module -> layer name for a transformers model.
-
-    Raises:
-        TrainError: a module of the basis has no layer.
-    """
+    """Return module -> layer name for a transformers model; a TrainError where a module has no layer."""
     architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     blocks = 1 + max(int(module.split(".")[1]) for module in basis.modules)
     table = gguf.get_tensor_name_map(architectures[basis.architecture], blocks)

@@ -39,12 +39,7 @@ PEFT_TYPE = "TINYLORA_EDGE"
 
 @dataclass
 class TinyLoraEdgeConfig(TinyLoraConfig):
-    """The configuration of an adapter that carries a basis; `r`, `u` and `target_modules` are PEFT's fields.
-
-    Attributes:
-        tying: group of each adapted layer, by the layer's name in the model.
-        digest: of the basis.
-    """
+    """The configuration of an adapter that carries a basis: `tying` is by the layers' names."""
 
     tying: dict[str, int] = field(default_factory=dict)
     digest: str = ""
@@ -93,9 +88,6 @@ class TinyLoraEdgeLinear(PeftLinear):
 
         A trainer that generates with merged weights merges and unmerges at every step; subtracting would
         carry the frozen base away by rounding.
-
-        Raises:
-            ValueError: `safe_merge`, and a merged weight is not finite.
         """
         weight = self.get_base_layer().weight
         for name in check_adapters_to_merge(self, adapter_names):
@@ -175,10 +167,6 @@ def peft_model(model: Any, basis: Basis) -> PeftModel:
 
     The wrapped model is changed in place and frozen. No SVD runs. The adapter saves and loads with PEFT
     (factors and projections included), merges and unmerges, and takes further adapters of the same basis.
-
-    Args:
-        model: a `transformers` causal language model, its weights in a float dtype.
-        basis: of the model.
 
     Raises:
         TrainError: a module of the basis is not in the model, or its factors are not those of the layer.

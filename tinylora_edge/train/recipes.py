@@ -34,14 +34,7 @@ from .trl import train_trl
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings of a run.
-
-    Attributes:
-        task, reward, max_tokens, temperature, held_out: what `load_task` takes.
-        options: fields of `Options`.
-        grpo: fields of `trl.GRPOConfig`.
-        vllm: more of them, for `--vllm`.
-    """
+    """The settings of a run: what `load_task` takes, and fields of `Options` and of `trl.GRPOConfig`."""
 
     task: str
     reward: str | None = None
@@ -50,7 +43,7 @@ class Recipe:
     held_out: int = 128
     options: dict[str, Any] = field(default_factory=dict)
     grpo: dict[str, Any] = field(default_factory=dict)
-    vllm: dict[str, Any] = field(default_factory=dict)
+    vllm: dict[str, Any] = field(default_factory=dict)  # more of them, for --vllm
 
     def load(self, folder: Path) -> Task:
         """Return the task, whose reward may be a Python module in the recipe's folder."""
@@ -70,12 +63,10 @@ class Recipe:
 def read_recipe(
     path: str | PathLike[str] | None, changes: Sequence[str] = (), *, model: str | None = None
 ) -> tuple[Recipe, Options]:
-    """Read a recipe, and the options that it has.
+    """Read a recipe, and the options that it has; without a path `changes` make it up.
 
-    Args:
-        path: of the file; None for a recipe that `changes` make up.
-        changes: `key=value` with a dotted key, such as `options.prompts=8`; the value is TOML, or text.
-        model: whose layer to take from `models.toml` beside the recipe.
+    `changes` are `key=value` with a dotted key, such as `options.prompts=8`; the value is TOML, or text.
+    `model` names a layer of `models.toml` beside the recipe.
 
     Raises:
         TrainError: a file cannot be read, has no such model, names something unknown, or has a value of

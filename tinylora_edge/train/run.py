@@ -131,10 +131,7 @@ def measured(
     options: Options,
     report: Report,
 ) -> Outcome:
-    """Return the outcome with the held-out prompts and the drift, measured in the deployed model.
-
-    Where the drift cannot be measured, that is reported, and the run is not lost for it.
-    """
+    """Add the held-out prompts, and the drift where it can be measured, both in the deployed model."""
     base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
     drift, threads = None, options.workers or cores()
     try:

@@ -49,11 +49,8 @@ def prepare_lessons(
 ) -> list[Lesson]:
     """Ask the deployed model, prompted by each teacher, and return the lessons in order.
 
-    A lesson depends on its behaviour, its questions and the seed alone.
-
-    Raises:
-        TrainError: a prompt with its answer passes the model's context.
-        VectorError: the model has no chat template.
+    A lesson depends on its behaviour, its questions and the seed alone. A TrainError names a prompt that with
+    its answer passes the model's context; a VectorError says that there is no chat template.
     """
 
     def encode(prompt: Prompt) -> Tokens:
@@ -103,10 +100,10 @@ class Slopes:
 
 
 class Student:
-    """A model that learns lessons, with R as a whole or in given directions.
+    """A frozen model, in evaluation mode, that learns lessons, with R as a whole or in given directions.
 
-    Several threads may learn different lessons at once. Everything is computed where the weights of the model
-    are, which is frozen and in evaluation mode, and what is returned lies in the host's memory.
+    Several threads may learn different lessons at once, where the model's weights are; what is returned lies
+    in the host's memory.
     """
 
     def __init__(self, model: Any, basis: Basis) -> None:
@@ -125,17 +122,9 @@ class Student:
     ) -> tuple[NDArray[np.float32], list[float]]:
         """Fit a vector to a lesson, as far as its answers outweigh a prior: the likeliest, by L-BFGS from 0.
 
-        What is minimized is the KL a token and ALIKE / T of |z|^2 / 2, for T tokens of answers.
-
-        Args:
-            lesson: what to learn.
-            steps: of L-BFGS; each takes a pass, seldom two.
-            spread: float64 [n, n]: the values are spread z, and z is standard normal before anything is seen.
-            directions: float32 [n, M, r, r], what each value adds to R.
-
-        Returns:
-            The values, float32 [n], and the KL to the prompted model in each pass, in nats a token: first
-            that of the bare one.
+        What is minimized is the KL a token and ALIKE / T of |z|^2 / 2, for T tokens of answers. The values
+        are spread z, z standard normal before anything is seen; each adds its `directions`, float32
+        [n, M, r, r], to R. Returns the values, float32 [n], and the KL of each pass, first the bare model's.
         """
         teacher, axes = self._teacher(lesson), self._here(directions)
         factor = self._here(spread.astype(np.float32))
@@ -180,7 +169,6 @@ class Student:
         return self._divergences(self._outputs(lesson.bare, lesson.answers), teacher).mean()
 
     def _divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """Return the KL of every token: [tokens]."""
         if self._head is not None:
             found: Tensor = ForwardKL.apply(outputs, teacher, self._head)
             return found
@@ -188,7 +176,6 @@ class Student:
         return (target.exp() * (target - own)).sum(-1)
 
     def _drawn(self, outputs: Tensor, dice: torch.Generator) -> Tensor:
-        """Return the log-probabilities of one token at each place, drawn from the student: [tokens]."""
         drawn = []
         with torch.no_grad():
             for rows in outputs.split(_ROWS):
@@ -203,10 +190,8 @@ class Student:
     def _outputs(
         self, prompts: Sequence[Tokens], answers: Sequence[Tokens], shared: int | None = None
     ) -> Tensor:
-        """Return what decides each token of the answers: hidden states, or logits where those do not.
-
-        The first `shared` tokens of all prompts run once, with one R for all rows; None finds how many.
-        """
+        """Return what decides each token of the answers: hidden states, or logits where those do not."""
+        # what all prompts begin with runs once, with one R for all rows
         shared = shared_prefix(prompts) if shared is None else shared
         rows = [
             np.concatenate([prompt[shared:], answer[:-1]])
@@ -250,8 +235,7 @@ class ForwardKL(torch.autograd.Function):
     """KL(softmax(t W^T) || softmax(h W^T)) of every row, differentiable in h, without keeping logits.
 
     Shapes: h and t [rows, hidden], W [vocabulary, hidden] -> [rows], float32, in nats. The gradient by h,
-    (softmax(h W^T) - softmax(t W^T)) W, is worked out in the forward pass, some rows at a time, and is all
-    that is kept: a token costs `hidden` numbers of memory, not `vocabulary`.
+    (softmax(h W^T) - softmax(t W^T)) W, is worked out in the forward pass, as in `ChosenLogprobs`.
     """
 
     @staticmethod

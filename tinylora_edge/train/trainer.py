@@ -33,17 +33,11 @@ _VISIBLE = 0.25  # nats, root mean square
 
 
 class Trainer:
-    """The loop that trains v.
+    """The loop that trains v, which the learner's adapter holds.
 
-    Args:
-        task: whose prompts are trained on; the first `Options.validation` are held back.
-        learner: of the gradients; its adapter holds v, and the basis that it belongs to.
-        batches: gives the groups of each step.
-        judge: scores greedy answers to the validation prompts.
-        options: of the run.
-        checkpoint: file that the state is kept in.
-        identity: what else than task and basis a resumed run must share.
-        anchor: pulls v to the base, beside the task.
+    `batches` gives the groups of each step. `judge` scores greedy answers to the validation prompts, the
+    first `Options.validation` of the task's, which are not trained on. `identity` is what else than task and
+    basis a resumed run must share.
 
     Raises:
         TrainError: the task has too few prompts, or the values to start from are not those of the basis.
@@ -95,7 +89,7 @@ class Trainer:
         self._stop = False
 
     def resume(self) -> None:
-        """Go on from the checkpoint; errors are those of `checkpoint.load`."""
+        """Go on from the checkpoint."""
         self.state = load(self._checkpoint, self._identity)
         self._judged.lowest = self.state.lowest
 
@@ -104,11 +98,7 @@ class Trainer:
         self._stop = True
 
     def run(self, report: Report = lambda metrics: None) -> Result:
-        """Train until the last step, silence, or `stop`.
-
-        Raises:
-            TrainError: no step had any signal, or a reward failed.
-        """
+        """Train until the last step, silence, or `stop`; a TrainError where no step had any signal."""
         state, options = self.state, self.options
 
         def write(metrics: dict[str, Any]) -> None:
@@ -209,12 +199,10 @@ class Trainer:
         state.v = (state.v - self._by_v(lr * m / (np.sqrt(s) + 1e-8))).astype(np.float32)
 
     def _by_z(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the gradient by z of one by v, float32 [G, u]."""
         whitening, shape = self.learner.adapter.basis.whitening, gradient.shape
         return np.asarray(whitening.gradient(gradient.reshape(-1)), np.float32).reshape(shape)
 
     def _by_v(self, step: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a step of z as one of v, float32 [G, u]."""
         whitening, shape = self.learner.adapter.basis.whitening, step.shape
         return np.asarray(whitening.values(step.reshape(-1)), np.float32).reshape(shape)
 
@@ -293,7 +281,6 @@ def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
 
     The highest of many noisy scores is in part luck, and what was trained longer is not worse for that: at
     SmolLM2's size the last vector of a run was better on held-out prompts than the one that scored highest.
-    Both are rewards of the same prompts, float64 [prompts], at least 2.
     """
     gaps = scores - top
     return bool(gaps.mean() >= -gaps.std(ddof=1) / math.sqrt(len(gaps)))

@@ -141,11 +141,7 @@ def train_trl(
 def grpo_fields(
     task: Task, options: Options, given: Mapping[str, Any], *, processes: int = 1
 ) -> dict[str, Any]:
-    """Return the fields of `trl.GRPOConfig` that say what a task and options say; `given` go before.
-
-    Raises:
-        TrainError: options or fields that cannot work here, in so many processes.
-    """
+    """Return the fields of `trl.GRPOConfig` that say what a task and options say; `given` go before."""
     refused = {
         f"method {options.method}": options.method != "grpo",
         "start": options.start is not None,
@@ -246,18 +242,11 @@ def check_prompts(
     room: int,
     bundle: str | PathLike[str] | None = None,
 ) -> None:
-    """See that TRL would run the prompts, and with the tokens that the device will see.
-
-    Args:
-        tokenizer: that TRL uses.
-        task: for the messages.
-        samples: whose prompts are trained on.
-        room: tokens that a prompt may have.
-        bundle: of the base that is deployed, to compare its tokens with.
+    """See that TRL would run the prompts, and with the tokens that the device will see, if `bundle` is given.
 
     Raises:
-        TrainError: prompts of two kinds, chat prompts without a chat template, a prompt that is too long,
-            or other tokens than the deployed engine's.
+        TrainError: prompts of two kinds, chat prompts without a chat template, a prompt of more tokens than
+            `room`, or other tokens than the deployed engine's.
     """
     kinds = {isinstance(_rendered(tokenizer, sample), str) for sample in samples}
     if len(kinds) > 1:
@@ -311,13 +300,9 @@ def check_agreement(vector: MicroVector) -> None:
 
 
 class _Best(transformers.TrainerCallback):
-    """A callback that keeps the best vector and the metrics; it runs alike in every process.
+    """A callback that keeps the best vector and the metrics at `path`; it runs alike in every process.
 
-    Args:
-        model: that is trained.
-        path: keeps what was found, for a run that is resumed.
-        report: takes metrics; None in all processes but the first.
-        resumed: checkpoint that the run goes on from; None begins anew.
+    `report` is None in all processes but the first. `resumed` is the checkpoint that the run goes on from.
     """
 
     def __init__(self, model: Any, path: Path, report: Report | None, *, resumed: Path | None) -> None:
@@ -393,13 +378,12 @@ class _Best(transformers.TrainerCallback):
 
 
 def _data_set(samples: Sequence[Sample], first: int, end: int, tokenizer: Any) -> Any:
-    """Return samples[first:end] for TRL; the reward finds a sample again by its index."""
     rows = [{"index": i, "prompt": _rendered(tokenizer, samples[i])} for i in range(first, end)]
     return datasets.Dataset.from_list(rows)
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end a completion, as TRL takes them."""
+    """The ids that end a completion, as TRL takes them."""
     ids = model.generation_config.eos_token_id
     found = set(ids) if isinstance(ids, list | tuple) else {ids}
     return frozenset(i for i in found | {tokenizer.eos_token_id} if i is not None)

@@ -34,14 +34,7 @@ Build = Callable[[Words, Draw], Sample]
 
 @dataclass(frozen=True)
 class GeneratedTask:
-    """A task whose prompts are built from word lists.
-
-    Attributes:
-        name: of the task; the draws depend on it.
-        build: makes the samples of training, and those that are held out.
-        build_shifted: makes the shifted samples, in other phrasings and from longer inputs.
-        reward, max_tokens, temperature, shaped: as in `Task`.
-    """
+    """A task whose prompts are built from word lists; shifted ones have other phrasings and longer inputs."""
 
     name: str
     build: Build
@@ -52,11 +45,7 @@ class GeneratedTask:
     shaped: Reward | None = None
 
     def make(self, seed: int, train: int, held_out: int) -> Task:
-        """Return the task with `train` training samples, `held_out` held-out and as many shifted ones.
-
-        Raises:
-            TrainError: the word lists do not give that many different prompts.
-        """
+        """Return the task with so many samples; a TrainError where the word lists give fewer prompts."""
         return Task(
             self.name,
             _distinct(f"{self.name}/train/{seed}", self.build, TRAIN, train),
