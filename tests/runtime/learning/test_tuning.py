@@ -158,7 +158,8 @@ class TestSittings:
         RewardLearner(llm, secret, reward, path=tmp_path / "state", **QUICK).run("3ktokens")
         data = (tmp_path / "state").read_text()
         assert len(data) < 8192
-        assert set(re.findall(r'"([^"]*)"(?!:)', data)) == {llm.basis.digest}
+        texts = {text for text, is_key in re.findall(r'"([^"]*)"(:?)', data) if not is_key}
+        assert texts == {llm.basis.digest}
         assert not any(word in data for word in ("secret", "prompt ", *(s for s in seen if len(s) > 3)))
         assert (tmp_path / "state").stat().st_mode & 0o077 == 0
         assert list(tmp_path.iterdir()) == [tmp_path / "state"]
