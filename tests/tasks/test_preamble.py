@@ -16,11 +16,6 @@ EXAMPLE = Sample("1 + 1?", "2")
 ASKED = Sample("2 + 2?", "4", {"any": "key"})
 
 
-def test_nothing_changes_nothing() -> None:
-    assert Preamble().before(ASKED) is ASKED
-    assert not Preamble()
-
-
 def test_system_examples_and_question_are_messages_in_that_order() -> None:
     found = Preamble("Bé brief.", (EXAMPLE,)).before(ASKED)
     assert found.prompt == (

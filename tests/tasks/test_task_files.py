@@ -62,13 +62,7 @@ def test_a_prompt_may_be_messages_and_text_may_be_raw(write: Write) -> None:
     assert task.held_out[0].rendered_by(template=False) == "3 + 3 ="
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        ("1e-05", "0.00001"),
-        ("1e22", "1" + 22 * "0"),
-    ],
-)
+@pytest.mark.parametrize(("number", "text"), [("1e-05", "0.00001"), ("1e22", "1" + 22 * "0")])
 def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, text: str) -> None:
     line = f'{{"prompt": "How much?", "answer": {number}, "split": "train"}}'
     task = load_task(write(line, {**SPLIT[1], "answer": 2}), reward="exact_number")
@@ -153,21 +147,15 @@ def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("split", "message"),
     [
-        (
-            [{"prompt": "a", "split": "train"}],
-            "1 training and 0 held-out samples, expected at least one held-out",
-        ),
-        (
-            [{"prompt": "a", "split": "held_out"}],
-            "0 training and 1 held-out samples, expected at least one training",
-        ),
+        ("train", "1 training and 0 held-out samples, expected at least one held-out"),
+        ("held_out", "0 training and 1 held-out samples, expected at least one training"),
     ],
 )
-def test_a_side_without_samples(write: Write, rows: list[dict[str, Any]], message: str) -> None:
+def test_a_side_without_samples(write: Write, split: str, message: str) -> None:
     with pytest.raises(TrainError, match=message):
-        load_task(write(*rows), reward="ends_itself")
+        load_task(write({"prompt": "a", "split": split}), reward="ends_itself")
 
 
 def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
@@ -179,12 +167,6 @@ def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
 
 
 # Rewards of files
-
-
-def test_a_file_needs_a_reward(write: Write) -> None:
-    path = write(*SPLIT)
-    with pytest.raises(TrainError, match=r'own\.jsonl:1: there is no "reward": expected one on every line'):
-        load_task(path)
 
 
 def test_each_line_may_have_its_own_reward(write: Write) -> None:

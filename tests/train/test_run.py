@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import BaseMismatchError, Basis, Bundle, MicroVector, TrainError, runtime
-from tinylora_edge.formats.gguf import GGUFFile
+from tinylora_edge import Basis, Bundle, MicroVector, TrainError, runtime
 from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, checkpoint, train
@@ -282,11 +281,8 @@ def test_what_explodes_gets_the_lowest_reward_and_no_gradient() -> None:
         assert not completion.exploded, "no reward judges it"
         return float(completion.tokens) - 5
 
-    samples, v, given = (
-        [Sample("a"), Sample("b")],
-        np.ones((2, 1), np.float32),
-        Given([4, None, 2, None, None, None]),
-    )
+    samples, v = [Sample("a"), Sample("b")], np.ones((2, 1), np.float32)
+    given = Given([4, None, 2, None, None, None])
     batches = Sampled(
         Task("task", samples, [], length, max_tokens=8),
         given,  # type: ignore[arg-type]
@@ -348,19 +344,6 @@ def test_what_is_refused_leaves_nothing(
 def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainError, match=message):
         Options(**options)
-
-
-def test_basis_of_another_base(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "basis.gguf").write_bytes((tiny_bundle / "basis.gguf").read_bytes())
-    base = bytearray((tiny_bundle / "base.gguf").read_bytes())
-    base[GGUFFile(tiny_bundle / "base.gguf").tensors["blk.0.attn_q.weight"].offset] ^= 1
-    (bundle / "base.gguf").write_bytes(base)
-    with pytest.raises(BaseMismatchError):
-        train(bundle, letters_task, tmp_path / "v", options=options)
 
 
 def test_refuses_to_overwrite(

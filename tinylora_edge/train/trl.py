@@ -73,24 +73,13 @@ def train_trl(
 ) -> Outcome:
     """Train a micro-vector with TRL and write its frame; call it in every process of the launch.
 
-    Writes what `train` writes: `output`, `output`.json and the directory `output`.run, on a file system
-    that all processes see. The vector is the best by validation: the mean reward of one completion, drawn
-    at the task's temperature, of each of the first `Options.validation` training prompts.
+    Arguments, errors and what it writes are those of `train`, on a file system that all processes see. The
+    vector is the best by validation: the mean reward of one completion, drawn at the task's temperature, of
+    each of the first `Options.validation` training prompts.
 
-    Args:
-        bundle: of the base that is deployed.
-        task: prompts and reward.
-        output: the frame file; it must not exist.
-        options: of the run. `lr` is needed; what TRL has no place for is refused or has no meaning.
-        grpo: fields of `trl.GRPOConfig` that go before what follows from `options`, such as `beta`,
-            `per_device_train_batch_size`, `use_vllm`, or `num_train_epochs` instead of `steps`.
-        resume: go on from the last checkpoint in `output`.run.
-        report: called with the metrics of every step, in process 0.
-
-    Raises:
-        TrainError: the task or the options do not work out; the message says which and what to do.
-        BaseMismatchError: the base is not one that the basis was exported for.
-        MissingExtraError: a library is not installed.
+    `options.lr` is needed; what TRL has no place for is refused or has no meaning. `grpo` are fields of
+    `trl.GRPOConfig` that go before what follows from the options, such as `beta`, `use_vllm`, or
+    `num_train_epochs` instead of `steps`. Metrics are reported in process 0.
     """
     options, output = options or Options(), Path(output)
     found = Bundle.find(bundle)
