@@ -79,7 +79,7 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, stream: s
 
 def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     """Return what a basis or a bundle is, once it is known to be sound."""
-    if path.is_file() and (path.name.endswith("basis.gguf") or vectors.is_basis(path)):
+    if vectors.is_basis(path):
         if keys:
             raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
         return {"kind": "basis", "path": str(path)} | vectors.basis_facts(load_basis(path))

@@ -74,13 +74,13 @@ def write(target: str, data: bytes, *, mode: int = 0o666) -> None:
 
 def find_basis(path: Path) -> Basis:
     """Return the basis of a bundle, of a model with its basis beside it, or of a file of side tensors."""
-    if path.is_file() and (path.name.endswith("basis.gguf") or is_basis(path)):
-        return load_basis(path)
-    return Bundle.find(path).basis
+    return load_basis(path) if is_basis(path) else Bundle.find(path).basis
 
 
 def is_basis(path: Path) -> bool:
-    """Tell whether a file is one of side tensors, as far as its header can be read."""
+    """Tell whether a file is one of side tensors, by its name or as far as its header can be read."""
+    if not path.is_file() or path.name.endswith("basis.gguf"):
+        return path.is_file()
     with suppress(MalformedGGUFError):
         return GGUFFile(path).value("adapter.type", str, "") == "tinylora"
     return False

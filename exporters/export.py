@@ -165,7 +165,7 @@ class Export:
         )
         shipped = learned.find(made) if settings.may_be_learned else None
         if shipped is not None:
-            return shipped.apply(made)
+            return made.with_projections(shipped.p, prior=shipped.prior)
         if settings.projection == "learned":
             raise BasisError(
                 f"no learned projections are shipped for these factors ({made.architecture}, "

@@ -174,12 +174,11 @@ def factorize_module(
     """Factorize one module, expert by expert: its weight is one matrix [out, in], or one an expert.
 
     The factors get an axis for experts where they are `stacked`. `align` orders B's rows; None where the
-    weight is the deployed one.
+    weight is the deployed one. CancelledError: `stop` was set.
 
     Raises:
         ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
         BaseMismatchError: the weight is not the deployed one.
-        CancelledError: `stop` was set.
     """
     pairs, quality = [], []
     for number, matrix in enumerate(matrices):

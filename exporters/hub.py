@@ -38,14 +38,9 @@ _BESIDE = re.compile(r"[^/]+\.(?:json|model|txt|jinja)")  # configuration and to
 
 @dataclass(frozen=True)
 class CatalogModel:
-    """An entry of the catalog.
+    """An entry of the catalog: `gguf` and `weights` are repositories, `quants` has bytes, approximately.
 
-    Attributes:
-        gguf, weights: repositories of the base and of the original weights.
-        quants: quantization -> bytes, approximately. Others may be there.
-        license: the hub's identifier.
-        default: the quantization where none is asked for; the first of `quants` where "".
-        gated: whether the weights' licence has to be accepted on the hub first.
+    Without a `default` it is the first of `quants`; of a `gated` one the licence has to be accepted first.
     """
 
     name: str
@@ -237,13 +232,7 @@ def load_catalog() -> dict[str, CatalogModel]:
 
 @dataclass(frozen=True)
 class GGUFModel:
-    """A model among the files of a repository.
-
-    Attributes:
-        stem: its name without parts and `.gguf`, folders included.
-        quant: its quantization in lower case (`q4_k_m`), or the stem where the name has none.
-        files: those that are there, in order; `parts` of them there should be.
-    """
+    """A model among the files of a repository: those `files` that are there, of so many `parts`."""
 
     stem: str
     quant: str

@@ -52,10 +52,6 @@ class Shipped:
             return False
         return bool(np.abs(sketch(basis) - self.sketch).max() < _AGREEMENT)
 
-    def apply(self, basis: Basis) -> Basis:
-        """Return the basis with these projections in place of its own."""
-        return basis.with_projections(self.p, prior=self.prior)
-
 
 def read(path: Path) -> Shipped:
     """Return what is shipped in a file: its arrays, and JSON with the rest as `header`."""

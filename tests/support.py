@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import importlib.util
 import json
+import signal
 import struct
 import sys
 import zlib
@@ -252,6 +253,12 @@ def memory_limit(extra: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def usual_signals() -> None:
+    """Let a child take signals as from a shell's foreground; `nohup` and `&` pass on that they be ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def rebased(bundle: Path, basis: Basis, folder: Path) -> Path:

@@ -80,26 +80,20 @@ def bake(
     heads: Heads = Heads(),  # noqa: B008 - immutable
     move: bool = False,
 ) -> BakeReport:
-    """Write a copy of an ONNX model with a basis in it.
-
-    External data is copied, never loaded.
+    """Write a copy of an ONNX model with a basis in it. External data is copied, never loaded.
 
     Args:
         graph: a directory with `model.onnx`, or the model file. Only read.
-        basis: what goes in.
         output: an existing, empty directory.
         flavour: `default`: the input `tinylora_v` is zeros unless it is fed; `required`: it has to be fed.
         heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.
         move: take the external data from the graph's directory instead of copying it.
 
     Raises:
-        MissingExtraError: the onnx package is not installed.
         ExportError: the graph or its data is missing or damaged, or was baked already.
         UnsupportedModelError: a module has no node, or one that cannot be extended.
         BaseMismatchError: the graph's weights are not those of the basis.
     """
-    if flavour not in FLAVOURS:
-        raise ExportError(f"unknown flavour {flavour!r} of the input: choose one of {', '.join(FLAVOURS)}")
     output = Path(output)
     model = OnnxModel(find_model(Path(graph)))
     refuse_baked(model)

@@ -12,7 +12,7 @@ from typing import Any
 import models
 import pytest
 import support
-from invocation import COMMAND, Cli, Outcome, in_process, usual_signals, without_progress, write_vector
+from invocation import COMMAND, Cli, Outcome, in_process, without_progress, write_vector
 
 from tinylora_edge import Basis, MicroVector, load_basis, runtime, save_basis
 
@@ -56,7 +56,7 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
         *args: object, program: Sequence[object] = (COMMAND,), **options: Any
     ) -> subprocess.Popen[bytes]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        options = {"env": environment, "preexec_fn": usual_signals, **pipes, **options}
+        options = {"env": environment, "preexec_fn": support.usual_signals, **pipes, **options}
         child = subprocess.Popen([str(word) for word in (*program, *args)], **options)
         started.append(child)
         return child

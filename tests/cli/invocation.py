@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,11 +18,6 @@ from tinylora_edge import Basis, MicroVector, load_basis
 
 COMMAND = Path(sys.executable).with_name("tinylora-edge")
 """The installed console script."""
-
-
-def usual_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)

@@ -34,22 +34,14 @@ def flipped(data: bytes, position: int, bit: int) -> bytes:
 BAD_VECTORS: dict[str, tuple[Callable[[Basis], bytes], list[str]]] = {
     "empty": (lambda b: b"", ["empty", "37", "63"]),
     "truncated": (lambda b: good(b)[:-2], ["35 bytes", "37"]),
-    "truncated to even": (lambda b: good(b)[:-1], ["36 bytes", "52 or 26"]),
-    "header only": (lambda b: good(b)[:7], ["7 bytes", "37"]),
-    "shorter than a header": (lambda b: good(b)[:3], ["3 bytes", "37"]),
     "padded": (lambda b: good(b) + bytes(2), ["39 bytes", "37"]),
     "flipped in a value": (lambda b: flipped(good(b), 12, 3), ["checksum", "its bytes give"]),
-    "flipped in the sequence": (lambda b: flipped(good(b), 5, 0), ["checksum"]),
-    "flipped in the tag": (lambda b: flipped(good(b), 36, 7), ["checksum"]),
     "flipped in the version": (lambda b: flipped(good(b), 0, 6), ["version 6", "versions 2 and 3"]),
-    "flipped in the dtype": (lambda b: flipped(good(b), 0, 1), ["int8", "take 27"]),
     "flipped in the basis id": (lambda b: flipped(good(b), 1, 0), ["loaded basis is"]),
     "raw of a wrong length": (lambda b: bytes(50), ["50 bytes", "52 or 26"]),
     "oversized": (lambda b: good(b) + bytes(4096), ["4133 bytes", "37"]),
     "far oversized": (lambda b: bytes((1 << 20) + 1), ["1,048,576", "125"]),
     "NaN": (lambda b: with_value(b, float("nan")), ["value 5", "nan"]),
-    "infinite": (lambda b: with_value(b, float("-inf")), ["value 5", "-inf"]),
-    "raw NaN": (lambda b: struct.pack("<13f", *[float("nan")] * 13), ["value 0", "nan"]),
     "HMAC without a key": (
         lambda b: support.frame(b.digest, bytes(26), dtype="bf16", tag="hmac", key=b"k" * 16),
         ["HMAC", "no HMAC key"],
@@ -128,16 +120,12 @@ def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
     ("change", "parts"),
     [
         (lambda d: d[:-4096], ["byte 2480160", "2476064 bytes"]),
-        (lambda d: d[:1000], ["1000"]),
         (lambda d: b"", ["empty"]),
-        (lambda d: d[:3], ["damaged"]),
         (lambda d: flipped(d, len(d) - 5000, 2), ["states digest", "its content gives"]),
         (lambda d: flipped(d, 0, 1), ["b'EGUF'", "b'GGUF'"]),
-        (lambda d: d[:8] + struct.pack("<Q", 1 << 60) + d[16:], [str(1 << 60)]),
         (lambda d: d.replace(b"left", b"lift"), ["lift", "left"]),
-        (lambda d: d.replace(b"tinylora.rank", b"tinylora.tank"), ["tinylora.rank"]),
     ],
-    ids=["cut", "cut in the header", "empty", "stub", "factor", "magic", "huge count", "value", "key"],
+    ids=["cut", "empty", "factor", "magic", "value"],
 )
 def test_a_corrupt_basis(cli: Cli, bundle: Path, change: Callable[[bytes], bytes], parts: list[str]) -> None:
     damage(bundle / "basis.gguf", change)
@@ -199,9 +187,6 @@ def test_files_that_are_no_model(cli: Cli, smollm2_bundle: Path, smollm2_gguf: P
         "text.gguf": (b"this is no model at all, whatever its name says", ["b'this'", "b'GGUF'"]),
         "empty.gguf": (b"", ["empty"]),
         "cut.gguf": (start, ["20000000"]),
-        "cut-header.gguf": (start[:1000], ["1000"]),
-        "cut-magic.gguf": (start[:10], ["damaged"]),
-        "huge.gguf": (start[:8] + struct.pack("<Q", 1 << 50) + start[16:4096], [str(1 << 50), "4096 bytes"]),
     }
     for name, (data, parts) in bad.items():
         (where / name).write_bytes(data)

@@ -19,7 +19,8 @@ from typing import Any
 import models
 import numpy as np
 import pytest
-from invocation import COMMAND, Cli, usual_signals, write_vector
+import support
+from invocation import COMMAND, Cli, write_vector
 
 from tinylora_edge import MicroVector, load_basis, runtime
 from tinylora_edge.cli.chat import given
@@ -69,7 +70,7 @@ class Terminal:
         if self._pid == 0:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         if self._pid == 0:
-            usual_signals()
+            support.usual_signals()
             os.execve(COMMAND, [str(COMMAND), *map(str, args)], environment)
         self.shown = ""
         self.ended = False

@@ -10,7 +10,7 @@ import pytest
 import smollm2
 import support
 
-from tinylora_edge import BaseMismatchError, Bundle, ExportError, MicroVector, load_basis, save_basis
+from tinylora_edge import BaseMismatchError, Bundle, MicroVector, load_basis, save_basis
 from tinylora_edge.exporters import ExportSettings, add_base, export_gguf
 
 
@@ -132,10 +132,3 @@ def test_one_weight_that_is_another(bundle, tiny_models, tmp_path, change):
     name = "blk.1.ffn_up.weight"
     other = models.write_gguf(tiny_models["llama"], tmp_path / "other.gguf", change=altered(name, change))
     refused(bundle, other, BaseMismatchError, r"blk\.1\.ffn_up\.weight")
-
-
-def test_what_is_no_model(bundle, tmp_path):
-    (tmp_path / "text.gguf").write_text("no model")
-    refused(bundle, tmp_path / "text.gguf", ExportError, r"text\.gguf")
-    refused(bundle, bundle / "basis.gguf", ExportError, "adapter")
-    refused(bundle, tmp_path / "none.gguf", ExportError, r"none\.gguf")

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import support
 
 from tinylora_edge import Basis, Hmac, MicroVector
 from tinylora_edge.wire import text
@@ -71,12 +71,6 @@ class Serving:
             time.sleep(0.01)
 
 
-def usual_signals() -> None:
-    """Let a child take signals as from a shell's foreground; `nohup` and `&` pass on that they be ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
 @contextmanager
 def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
     command = [*COMMAND, *map(str, options), "--port", "0", "--threads", "2"]
@@ -105,7 +99,7 @@ def _started(
             stderr=errors,
             text=True,
             env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | environment,
-            preexec_fn=usual_signals,
+            preexec_fn=support.usual_signals,
         )
     try:
         assert process.stdout is not None

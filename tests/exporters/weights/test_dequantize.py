@@ -43,14 +43,6 @@ def same_bits(left, right):
     )
 
 
-@pytest.fixture
-def without_ggml(monkeypatch):
-    monkeypatch.setattr(dequantize, "_ggml", lambda: None)
-    dequantize._ggml_routine.cache_clear()
-    yield
-    dequantize._ggml_routine.cache_clear()
-
-
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
 @pytest.mark.parametrize("kind", READABLE, ids=lambda kind: kind.name)
 def test_ggml_and_gguf_give_the_same_values(kind):
@@ -81,14 +73,6 @@ def test_a_routine_that_disagrees_is_not_used(monkeypatch):
     monkeypatch.setattr(dequantize, "_ggml_routine", lambda kind: RowDecoder(32, 34, wrong))
     assert np.array_equal(ggml_decoder(Type.Q8_0, packed)(packed), exact)
     assert asked == [2]
-
-
-def test_the_real_basis_is_the_same_without_ggml(smollm2_gguf, without_ggml, tmp_path):
-    targets = ExportSettings(targets=("blk.1?.attn_[kv].weight", "blk.17.*"), groups=2)
-    slow = export_gguf(smollm2_gguf, tmp_path / "slow", settings=targets).basis
-    dequantize._ggml_routine.cache_clear()
-    fast = export_gguf(smollm2_gguf, tmp_path / "fast", settings=targets).basis
-    assert fast.digest == slow.digest
 
 
 @pytest.mark.parametrize("kind", ["I8", "I32", "F64", "Q8_K"])
