@@ -180,12 +180,8 @@ The end is a `Finish`, or the error that the answer failed with. The call return
 class Text:
     """The text of an answer as its tokens come in: whole characters, up to the first of some stop texts.
 
-    Args:
-        stop: texts that end the answer and are no part of it, none of them empty. What may be the beginning
-            of one is held back until it goes on differently.
-
-    Attributes:
-        stopped: whether one came.
+    What may be the beginning of a stop text is held back until it goes on differently; `stopped` says whether
+    one came.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:

@@ -241,9 +241,8 @@ class Batch:
     ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
         """Return which tokens are the likeliest wherever a token of a given completion stands.
 
-        Returns:
-            For each prompt, for each of its completions: `count` tokens a place, int32 [n, count], likeliest
-            first, and their log-probabilities, float32 [n, count].
+        For each completion of each prompt: `count` tokens a place, likeliest first, int32 [n, count], and
+        their log-probabilities, float32 [n, count].
         """
 
         def read(logits: NDArray[np.float32], *_: int) -> list[Any]:

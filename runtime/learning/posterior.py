@@ -112,20 +112,13 @@ class Posterior:
         return mean * min(1.0, float(np.sqrt(FARTHEST / far))) if far else mean
 
     def like(self, score: Array, ratio: float, at: Array, reward: int) -> None:
-        """Take in that an answer was liked, or was not.
-
-        Args:
-            score: s, float64 [n], the gradient of the answer's log-probability at `at`.
-            ratio: l, its log-probability at `at` less that under the base.
-            at: v0, float64 [n], the vector that it was drawn with.
-            reward: 1 or -1.
-        """
+        """Take in that an answer was liked (1), or was not (-1): its score s, and log-ratio l at v0."""
         self._saw(score)
         direction = np.append(BETA * score, 1.0)
         self._observe(direction, BETA * (ratio - float(score @ at)), reward)
 
     def prefer(self, better: Array, worse: Array, ratios: tuple[float, float], at: Array) -> None:
-        """Take in which of two answers, drawn with one vector, was preferred; arguments as for `like`."""
+        """Take in which of two answers, drawn with one vector, was preferred: their s, l and v0."""
         self._saw(better)
         self._saw(worse)
         difference = better - worse

@@ -73,11 +73,9 @@ class Search:
         return self.mean + self.sigma * (draws * scales) @ axes.T
 
     def tell(self, rewards: ArrayLike) -> None:
-        """Take the rewards of the candidates that `ask` returned.
+        """Take the rewards, [population] or [population, trials], of what `ask` returned.
 
-        Args:
-            rewards: float64 [population], or [population, trials] where every candidate was judged on the
-                same trials. Rewards that are all equal say nothing, and move nothing.
+        Equal rewards move nothing.
 
         Raises:
             ValueError: they are not as many as the candidates, or not finite.

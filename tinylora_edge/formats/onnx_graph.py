@@ -84,13 +84,7 @@ class Place:
 class OnnxFile:
     """Parts of an ONNX model that tell whether it can be loaded.
 
-    Attributes:
-        path: the `.onnx` file.
-        ir_version: version of ONNX's file format.
-        opsets: domain -> version of its operators; the default domain is "".
-        metadata: its `metadata_props`.
-        inputs: names of the graph's inputs, initialized or not.
-        initializers: name -> where its bytes lie, or None where they are in typed fields.
+    `initializers` names where the bytes of each lie, or None where they are in typed fields.
     """
 
     path: Path
