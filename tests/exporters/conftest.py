@@ -44,13 +44,6 @@ def llama_gguf(tiny_ggufs: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wide_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of one block whose rows of 256 every quantized type can hold."""
-    path = tmp_path_factory.mktemp("wide") / "wide.gguf"
-    return models.write_gguf(models.tiny_model("llama", hidden=256, blocks=1), path)
-
-
-@pytest.fixture(scope="session")
 def f32_gguf(smollm2_gguf: Path) -> Path:
     """The real model with every weight in float32, with the values of the Q4_1 file."""
     return smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
