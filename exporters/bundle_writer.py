@@ -79,6 +79,10 @@ def new_bundle(output: Path) -> Iterator[Path]:
         ) from None
     except OSError as error:
         raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None
+    except BaseException:  # a signal, when it had just been made
+        with suppress(OSError):
+            partial.rmdir()
+        raise
     try:
         yield partial
         sync_directory(partial)

@@ -37,7 +37,8 @@ def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
         pytest.skip("this takes a C compiler, and a llama-cpp-python that was built from its sources")
     folder = tmp_path_factory.mktemp("native") / "native"
     shutil.copytree(NATIVE, folder)
-    (commands,) = re.findall(r"^```sh\n(.+?)^```$", (NATIVE / "README.md").read_text("utf-8"), re.M | re.S)
+    (block,) = re.findall(r"^```console\n(.+?)^```$", (NATIVE / "README.md").read_text("utf-8"), re.M | re.S)
+    commands = block.partition("./personalize ")[0]
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     command = ["sh", "-ec", commands]
     made = subprocess.run(
