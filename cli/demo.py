@@ -232,9 +232,11 @@ def _exchange(
     output: Path, frame: bytes, task: Task, samples: Sequence[Sample], threads: int, tell: Tell, *, show: bool
 ) -> dict[str, Any]:
     """Steps 3 and 4: answer without and with the vector, and give the base back."""
-    from llama_cpp import Llama
-
     from .. import runtime
+    from ..runtime.libraries import import_llama_cpp
+
+    import_llama_cpp()  # before the bindings, which may have no libraries of their own
+    from llama_cpp import Llama
 
     # The same for the plain Llama: only then can the logits be the same, bit for bit.
     engine: dict[str, Any] = {
