@@ -148,7 +148,7 @@ def run() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    except Exception as error:
+    except Exception as error:  # what a signal cut short looks like anything; the rest is raised on
         if _signals:
             sys.exit(128 + _signals[0])
         if isinstance(error, OSError):  # before any command: the shell's own files cannot be written

@@ -107,7 +107,7 @@ class SelectedFiles:
             options = {"revision": here.revision, "local_files_only": bool(here.offline)}
             try:
                 path = Path(_client().hf_hub_download(here.name, name, **options))
-            except Exception as error:
+            except Exception as error:  # as of `_list`: the client's errors follow its HTTP library
                 said = f"{name} of {here} was not downloaded: {_said(error)}. Run the command again to go on"
                 raise _refused(error, here.name, here.revision) or HubError(said) from error
             folder = path.parents[name.count("/")]
@@ -346,7 +346,7 @@ def _cached(name: str, revision: str, reason: str) -> Listing:
     client = _client()
     try:
         folder = Path(client.snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception:
+    except Exception:  # whatever keeps it from the cache, it is not to be had there
         raise HubError(
             f"{name} is not in the cache {client.constants.HF_HUB_CACHE}, and the hub cannot be reached: "
             f"{reason}. Point the export at local files instead (a .gguf file, or a directory with --base), "

@@ -35,7 +35,7 @@ BEYOND: tuple[str, ...] = ("ffn_down_shexp", "ffn_gate_shexp", "ffn_gate_up_exps
 """Adaptable kinds that follow those: the expert that all tokens share; gate and up of experts in one."""
 
 LIGHT = "light"
-"""The target that stands for the attention of the first two thirds of the blocks (docs/LEARNED_BASIS.md)."""
+"""The target that stands for the attention of the first two thirds of the blocks (docs/YOUR_MODEL.md)."""
 
 _ORDER = {kind: position for position, kind in enumerate(KINDS)}
 _NAME = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.weight")

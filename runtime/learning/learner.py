@@ -491,7 +491,7 @@ class SearchLearner(ABC):
         return TrainError(
             f"a budget of {self._budget} is too small: one step takes about {step[1]:.0f} s and "
             f"{step[0]:.0f} tokens here, and with the checks before and after it {seconds:.0f} s and "
-            f"{tokens:.0f} tokens. Give more, or fewer prompts a step (settings.prompts), or shorter answers "
+            f"{tokens:.0f} tokens. Give more, or fewer prompts a step (prompts), or shorter answers "
             "(max_tokens)"
         )
 

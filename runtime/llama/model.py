@@ -201,7 +201,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 return super().create_chat_completion(self.special_tokens.cut(messages), *args, **kwargs)
             except (TinyLoraError, UnicodeEncodeError):
                 raise
-            except Exception:
+            except Exception:  # of the template, or of llama-cpp-python, which raises what it likes
                 if self.vocabulary.has_template:
                     self.vocabulary.encode_messages(messages)  # says so where the template is what fails
                 raise

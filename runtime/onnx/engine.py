@@ -85,7 +85,7 @@ class OnnxEngine:
         if check:  # with two tokens, so that a graph of another kind is refused at once
             try:
                 self.evaluate([Part(0, [0, 0])])
-            except Exception as error:
+            except Exception as error:  # onnxruntime's are direct children of it
                 raise self._other(" ".join(str(error).split())[:300]) from error
             self.cut(0, 0)
             self.evaluated = 0
@@ -112,7 +112,7 @@ class OnnxEngine:
                     places = [self._place[part.row] for part in one]
                     return logits[: len(one)] if places == list(range(len(one))) else logits[places]
                 found.update((part.row, logits[[self._place[part.row]]][: part.wanted]) for part in one)
-        except Exception as error:
+        except Exception as error:  # whatever failed, these rows hold nothing whole
             for part in parts:
                 self.cut(part.row, 0)
             if isinstance(error, TinyLoraError):

@@ -274,7 +274,7 @@ def load_tokenizer(source: Path) -> Any:
     except Exception as error:
         raise TrainError(
             f"transformers finds no tokenizer in {source}: {error}. "
-            "Pass a directory with weights and tokenizer as --weights DIR"
+            "Pass a directory with weights and tokenizer with --set options.weights=DIR"
         ) from error
 
 
