@@ -161,21 +161,6 @@ def read_study(study: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
-def refuse_other_commits(study: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to go on with runs that another commit made: what differs between arms may be the code then.
-
-    Raises:
-        SystemExit: one was.
-    """
-    here = commit()
-    others = sorted({str(row.get("commit")) for row in rows} - {str(here)})
-    if others:
-        raise SystemExit(
-            f"{study} has runs of commit {', '.join(others)}, and this is {here}: check that one out, name "
-            "another --study, or let them stand side by side with --other-commits"
-        )
-
-
 def keep(study: Path, row: Mapping[str, Any]) -> None:
     """Add a row to a study, as soon as it is there: a second call goes on behind it."""
     with open(study, "a", encoding="utf-8") as file:

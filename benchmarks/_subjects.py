@@ -45,12 +45,12 @@ def export(folder: Path, settings: ExportSettings, weights: str = "Q4_1") -> tup
 
 
 def best_prompt(task: str) -> Preamble:
-    """Return the best prompt that a thorough search found for a task (`prompts.py`)."""
+    """Return the best prompt that a thorough search found for a task."""
     for row in bench.read_study(Path(__file__).parent / "results" / "prompts.jsonl"):
         if (row["task"], row["search"]["kind"]) == (task, "thorough"):
             shown = tuple(Sample(each["question"], each["answer"]) for each in row["best"]["examples"])
             return Preamble(row["best"]["system"], shown)
-    raise SystemExit(f"results/prompts.jsonl has no prompt for {task}: run prompts.py")
+    raise SystemExit(f"results/prompts.jsonl has no prompt for {task}")
 
 
 def frames(basis: Basis, count: int) -> list[bytes]:

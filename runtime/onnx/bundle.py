@@ -99,7 +99,7 @@ def _check_config(path: Path) -> None:
 def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, ...], stated: str) -> str:
     """Return the fingerprint of the weights in a model's files: SHA-256 in hexadecimal.
 
-    Of the bytes that the exporter hashes (`exporters/onnx/weights.py`, `fingerprint`): 16 KB a module. Where
+    Of the bytes that the exporter hashes (`exporters/onnx/bake.py`, `_weights`): 16 KB a module. Where
     they lie is read from the graph, since that is where the engine will read them.
 
     Args:

@@ -43,6 +43,12 @@ def llama_gguf(tiny_ggufs: dict[str, Path]) -> Path:
     return tiny_ggufs["llama"]
 
 
+@pytest.fixture
+def write(tiny_models: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """Write the tiny Llama as a GGUF, with options of `models.write_gguf`."""
+    return lambda **options: models.write_gguf(tiny_models["llama"], tmp_path / "model.gguf", **options)
+
+
 @pytest.fixture(scope="session")
 def f32_gguf(smollm2_gguf: Path) -> Path:
     """The real model with every weight in float32, with the values of the Q4_1 file."""

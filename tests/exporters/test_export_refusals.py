@@ -13,11 +13,6 @@ MODULE = "blk.1.ffn_up.weight"
 
 
 @pytest.fixture
-def write(tiny_models, tmp_path):
-    return lambda **options: models.write_gguf(tiny_models["llama"], tmp_path / "model.gguf", **options)
-
-
-@pytest.fixture
 def refuse(tmp_path):
     def check(error, match, path, settings=None):
         parent = tmp_path / "parent"

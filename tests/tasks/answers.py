@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tinylora_edge.tasks import Completion, Sample
@@ -13,6 +14,10 @@ def said(text: str, *, ended: bool = True) -> Completion:
 
 def asked(question: str, answer: str | None = None, **data: Any) -> Sample:
     return Sample(({"role": "user", "content": question},), answer, data)
+
+
+def normalized(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", text.casefold()))
 
 
 RIVER = asked("What is a river? Answer in a few words.")

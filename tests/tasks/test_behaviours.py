@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answers import normalized
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_examples, load_questions
@@ -28,10 +29,6 @@ FRAMES = """
 """
 """Words that a question is asked with, not about."""
 ALIKE = 0.75  # of two normalized prompts, by difflib: "Answer in French." and "Answer in Spanish." have 0.73
-
-
-def normalized(text: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9]+", text.casefold()))
 
 
 def singulars(texts: Iterable[str]) -> set[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import chain
 
 import pytest
+from answers import normalized
 
 from tinylora_edge.tasks import BUILTIN, load_task
 from tinylora_edge.tasks.behaviours import load_behaviours, load_questions
@@ -17,10 +17,6 @@ HELD_OUT, TRAIN = load_general(), load_general(split="train")
 ALL = HELD_OUT + TRAIN
 ALIKE = 0.95  # by difflib: two questions that differ in one long word are not
 KINDS = "advice arithmetic code explanation fact list poem rewriting small-talk translation word writing"
-
-
-def normalized(text: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9]+", text.casefold()))
 
 
 def asked_by_behaviours() -> Iterator[str]:

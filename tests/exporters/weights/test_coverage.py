@@ -23,11 +23,6 @@ SETTINGS = ExportSettings(groups=2)
 PROMPT = list(b"one two three")
 
 
-@pytest.fixture
-def write(tiny_models, tmp_path):
-    return lambda **options: models.write_gguf(tiny_models["llama"], tmp_path / "model.gguf", **options)
-
-
 @pytest.fixture(scope="module")
 def deepseek(tmp_path_factory):
     path = tmp_path_factory.mktemp("deepseek") / "base.gguf"
