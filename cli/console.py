@@ -19,15 +19,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import TinyLoraError, TinyLoraWarning
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 NAME = "tinylora-edge"
 
@@ -119,8 +117,6 @@ def print_json(value: Any) -> None:
 
 def facts(rows: Iterable[tuple[str, str]], title: str = "") -> None:
     """Print labelled facts as a table on stdout."""
-    from rich.table import Table
-
     table = Table(
         title=title or None, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
     )
@@ -202,7 +198,6 @@ def progress(what: str, total: float | None = None) -> Iterator[Show]:
 @contextmanager
 def _bar(screen: Console, what: str, total: float | None) -> Iterator[Show]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.table import Column
 
     whole = Column(no_wrap=False, overflow="fold")
     words = TextColumn("{task.description}", markup=False, table_column=whole)

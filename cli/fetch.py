@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..shipping import layout
+from ..shipping.fetch import fetch as fetch_frame
 from ..system import atomic_write
 from ..wire import frame
 from . import console, keyfiles, vectors
@@ -36,13 +37,8 @@ def fetch(
     Example:
       tinylora-edge fetch https://example.org/vectors out/demo -o v.bin --key fleet.key.pub --state v.state
     """
-    from ..shipping.fetch import fetch as fetch_frame
-
     policy = keyfiles.policy(keys, state, keyring=keyring, keyless="checksum")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(
-            f"{output.parent} is not a directory: make it first, or choose another output"
-        )
+    vectors.check_folder(output)
     basis, bound = vectors.find_basis(bundle), layout.bound_name(stream)
     with console.progress(f"asking {url}"):
         data = fetch_frame(url, basis, stream).data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,20 +56,6 @@ def verdict(found: Any) -> str:
     return (
         f"The vector {'raises' if found.difference > 0 else 'lowers'} the reward, beyond two standard errors."
     )
-
-
-def held_out(base: Evaluation, vector: Evaluation) -> dict[str, Any]:
-    """Return the figures of base and vector on the same prompts, as the record of a run has them."""
-    from ..runtime.evaluation import compare
-
-    return {
-        "n": base.n,
-        "base": base.mean,
-        "base_standard_error": base.standard_error,
-        "vector": vector.mean,
-        "vector_standard_error": vector.standard_error,
-        **asdict(compare(base, vector)),
-    }
 
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str]]:

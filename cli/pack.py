@@ -11,8 +11,8 @@ import typer
 from rich.text import Text
 
 from .. import Basis, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
-from ..errors import MissingExtraError
 from ..shipping import layout
+from ..shipping.links import qr_code
 from ..wire import tags, text
 from . import console, keyfiles, vectors
 from .options import Dtype, JsonOption, StreamOption, VectorArgument
@@ -54,11 +54,12 @@ def pack(
     """
     if as_text and as_qr:
         raise typer.BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
+    bound = layout.bound_name(stream)
     framing = {
         "--key": key,
         "--dtype": dtype,
         "--sequence": sequence,
-        "--stream": layout.bound_name(stream) or None,
+        "--stream": bound or None,
         "--until": until,
     }
     for option, value in framing.items():
@@ -71,7 +72,7 @@ def pack(
     data = vectors.read(source)
     record: dict[str, Any] = {}
     if bundle is not None:
-        basis, bound = vectors.find_basis(bundle), layout.bound_name(stream)
+        basis = vectors.find_basis(bundle)
         found = _check(data, basis, signer, bound)
         made = MicroVector(
             found.values, dtype or found.dtype, found.sequence if sequence is None else sequence
@@ -119,16 +120,7 @@ def _check(
 
 
 def _qr(data: bytes) -> Any:
-    try:
-        import segno
-    except ImportError:
-        raise MissingExtraError("a QR code", "segno", "ship") from None
-    try:
-        return segno.make_qr(text.encode(data, scheme=True), error="M", boost_error=False, mode="byte")
-    except segno.DataOverflowError:
-        raise console.CommandError(
-            f"{len(data)} bytes fit no QR code: ship the vector as a file, or in int8 (--dtype int8)"
-        ) from None
+    return qr_code(data, "ship the vector as a file, or in int8 (--dtype int8)")
 
 
 def _qr_picture(data: bytes, name: str) -> bytes:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..shipping import layout
+from ..shipping.publish import publish as publish_frame
 from ..wire import tags
 from . import console, vectors
 from .options import BasisArgument, JsonOption, StreamOption, VectorArgument
@@ -28,8 +29,6 @@ def publish(
       tinylora-edge publish v1.bin out/demo --to /srv/vectors
       tinylora-edge publish v1.bin out/demo --to s3://bucket/vectors --stream alice
     """
-    from ..shipping.publish import publish as publish_frame
-
     basis = vectors.find_basis(bundle)
     data = vectors.read(source)
     with console.progress(f"publishing to {to}"):

@@ -71,8 +71,8 @@ def write_report(frame: Path) -> Path:
     return path
 
 
-def _table(rows: Iterable[tuple[str, object]]) -> str:
-    cells = (f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in rows)
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
     return f"<table>{''.join(cells)}</table>"
 
 

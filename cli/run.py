@@ -122,9 +122,9 @@ def load(
     with console.progress("loading the model"):
         try:
             model: TinyLoraLlama | TinyLoraOnnx = runtime.load(bundle, data, engine=engine, **options)
+        except TinyLoraError:
+            raise
         except ValueError as error:
-            if isinstance(error, TinyLoraError):
-                raise
             raise console.CommandError(
                 f"llama.cpp cannot load {bundle} with a context of {n_ctx}: {error}"
             ) from error
@@ -152,9 +152,9 @@ def answer(
             if show:
                 write(piece)
             chunk = next(chunks, None)
+    except TinyLoraError:
+        raise
     except ValueError as error:
-        if isinstance(error, TinyLoraError):
-            raise
         raise console.CommandError(
             f"the prompt does not fit: {error}. Shorten it (in a chat: /clear), or pass a larger --n-ctx"
         ) from error

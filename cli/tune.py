@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import TrainError, __version__
-from ..system import atomic_write
+from ..documents import write_json
 from ..vector import FIRST_SEQUENCE
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
@@ -63,6 +62,7 @@ def tune(
     """
     from .. import runtime
     from ..runtime.evaluation import evaluate as measure
+    from ..runtime.evaluation import held_out
     from ..tasks import load_task
 
     amount = runtime.Budget.of(budget)
@@ -110,15 +110,14 @@ def tune(
             show("measuring on held-out prompts", done=1)
             with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
                 base, tuned = measure(batch, loaded, None), measure(batch, loaded, vector)
-            record["held_out"] = figures.held_out(base, tuned)
+            record["held_out"] = held_out(base, tuned)
             show("measuring the drift on general prompts")
             away = figures.drift_beside(llm, vector, n_threads=threads)
             record |= {} if away is None else {"drift": away.record()}
     settings = {"budget": asdict(amount), "seed": seed, "settings": asdict(learner.settings)}
     made = {"tool": f"tinylora-edge {__version__}", "basis": llm.basis.digest, "dtype": vector.dtype}
-    with atomic_write(output.with_name(f"{output.name}.json")) as file:
-        manifest = made | {"sequence": vector.sequence, **settings, **record, "curve": curve}
-        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+    manifest = made | {"sequence": vector.sequence, **settings, **record, "curve": curve}
+    write_json(output.with_name(f"{output.name}.json"), manifest)
     vectors.write(str(output), vector.to_bytes(llm.basis))
     state.unlink(missing_ok=True)
     if not found.improved:

@@ -55,6 +55,11 @@ def check_target(target: str, *, as_json: bool = False) -> None:
     path = Path(target)
     if path.exists() or path.is_symlink():
         raise FileExistsError(f"{path} exists already: choose another output, or remove it first")
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Check that the directory that a file goes to is there."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
 

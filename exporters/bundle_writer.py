@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..basis import Basis
+from ..documents import write_json
 from ..errors import ExportError
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf import gguf_paths, split_name
@@ -61,8 +61,7 @@ def fill_bundle(bundle: Path, basis: Basis, sections: Sections, *, base: Path | 
             "bytes": sum(file.stat().st_size for file in files),
             "fingerprint": basis.base_fingerprints[0],
         }
-    with atomic_write(bundle / MANIFEST_NAME) as out:
-        out.write((json.dumps(_manifest(basis, sections), indent=2) + "\n").encode())
+    write_json(bundle / MANIFEST_NAME, _manifest(basis, sections))
     return placed
 
 

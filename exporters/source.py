@@ -30,9 +30,7 @@ class Source:
         heads: numbers of attention heads, where they are known.
     """
 
-    def __init__(
-        self, model: Path, base: Path | None, settings: ExportSettings, *, needs_gguf: bool = True
-    ) -> None:
+    def __init__(self, model: Path, base: Path | None, settings: ExportSettings, *, needs_gguf: bool) -> None:
         if not model.exists():
             raise ExportError(
                 f"{model} does not exist: pass a .gguf file or a Hugging Face directory; in Python, "

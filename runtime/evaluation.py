@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -161,3 +161,15 @@ def _mcnemar(gained: int, lost: int) -> float:
     tail = sum(math.comb(pairs, k) for k in range(min(gained, lost) + 1))
     p: float = 2 * tail / 2**pairs
     return min(1.0, p)
+
+
+def held_out(base: Evaluation, vector: Evaluation) -> dict[str, Any]:
+    """Return the figures of base and vector on the same prompts, as the record of a run has them."""
+    return {
+        "n": base.n,
+        "base": base.mean,
+        "base_standard_error": base.standard_error,
+        "vector": vector.mean,
+        "vector_standard_error": vector.standard_error,
+        **asdict(compare(base, vector)),
+    }

@@ -63,7 +63,6 @@ OPTIONAL = {  # layer -> packages of extras that it imports in functions only
     "formats": {"cryptography"},
     "shipping": {"fsspec", "segno"},
     "runtime": {"llguidance"},
-    "serve": {"segno"},
     "tasks": {"huggingface_hub", "jsonschema", "pyarrow", "referencing"},
     "cli": set(ENGINES),
 }

@@ -1,4 +1,4 @@
-"""JSON that others wrote, read within limits: of size, of depth, of the digits of a number.
+"""JSON: what others wrote, read within limits (of size, of depth, of the digits of a number), and our own.
 
 Everything that is wrong with a document is a ValueError, which the caller turns into its own, with the name
 of the file. `restored` makes a program's own state again from what it wrote.
@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .limits import DEPTH, DIGITS, DOCUMENT_BYTES
+from .system import atomic_write
 
 Record = TypeVar("Record")
 
@@ -46,6 +47,12 @@ def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES) -> Any:
     """Return the value of a JSON file. OSError: it cannot be read; ValueError: as for `parse_json`."""
     with open(path, "rb") as file:
         return parse_json(file.read(limit + 1), limit=limit)
+
+
+def write_json(path: str | PathLike[str], value: Any) -> None:
+    """Write a value as an indented JSON file, all or nothing. OSError: it cannot be written."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def _integer(digits: str) -> int:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +39,15 @@ from ...formats.onnx_graph import (
 from ...modules import Heads, inverse, parse, row_orders
 from ...system import atomic_write, sync_directory
 from ...vector import MicroVector
-from .match import LinearNode, ModuleSlice, Site, Weight, match
+from .match import LinearNode, ModuleSlice, match
 from .model import OnnxModel, copy_folder, find_model, nbytes
 from .side_path import add_side_path, refuse_baked
 
 ADAPTER_NAME = "zeros.onnx_adapter"
 FLAVOURS = (DEFAULT, REQUIRED)
+
+Homes: TypeAlias = dict[str, list[tuple[LinearNode, ModuleSlice]]]
+"""The nodes that compute a module, and the part of it that each computes."""
 
 _CHUNK = 64  # rows of a sample: an attention head's, usually
 _CHUNKS = 4  # of a part
@@ -102,8 +105,12 @@ def bake(
     genai = _genai_config(model.folder)
     nodes = len(model.graph.node)
     sites = match(model, basis)
-    ordered, agreement = _align(model, basis, sites, heads)
-    mark, covered = _weights(model, basis, sites)
+    homes: Homes = defaultdict(list)
+    for site in sites:
+        for part in site.parts:
+            homes[part.module].append((site.linear, part))
+    ordered, agreement = _align(model, basis, homes, heads)
+    mark, covered = _weights(model, basis, homes)
     added = add_side_path(model, basis, sites, ordered, flavour)
     _describe(model, basis, mark, covered, flavour)
     report = BakeReport(output / MODEL_NAME, mark, nodes, added, len(sites), agreement, flavour)
@@ -119,13 +126,9 @@ def bake(
 
 
 def _align(
-    model: OnnxModel, basis: Basis, sites: list[Site], heads: Heads
+    model: OnnxModel, basis: Basis, homes: Homes, heads: Heads
 ) -> tuple[list[NDArray[np.float32]], float]:
     """Return B of every module with its rows in the order of the graph, and the worst distance."""
-    homes: dict[str, list[tuple[LinearNode, ModuleSlice]]] = defaultdict(list)
-    for site in sites:
-        for part in site.parts:
-            homes[part.module].append((site.linear, part))
     ordered, worst = [], 0.0
     for position, module in enumerate(basis.modules):
         a, b = (np.asarray(f[position], np.float32) for f in (basis.a, basis.b))
@@ -159,7 +162,7 @@ def _sample(
     return np.concatenate(numbers), np.concatenate(values)
 
 
-def _weights(model: OnnxModel, basis: Basis, sites: list[Site]) -> tuple[str, list[list[dict[str, Any]]]]:
+def _weights(model: OnnxModel, basis: Basis, homes: Homes) -> tuple[str, list[list[dict[str, Any]]]]:
     """Return the fingerprint of an ONNX base, SHA-256 in hexadecimal, and what it covers.
 
     Over the architecture and, for each module in order, its name and, for each node that computes it, K,
@@ -167,15 +170,13 @@ def _weights(model: OnnxModel, basis: Basis, sites: list[Site]) -> tuple[str, li
     device that computes it again: an entry a module in order, with for each node `k`, `n` and its `tensors`,
     each [initializer, ONNX element type, bytes].
     """
-    homes: dict[str, list[tuple[int, Weight]]] = {module: [] for module in basis.modules}
-    for site in sites:
-        for part in site.parts:
-            homes[part.module].append((part.row, site.linear.weight))
     total, covered = hashlib.sha256(FINGERPRINT_MARK + packed_text(basis.architecture)), []
-    for module, several in homes.items():
+    for module in basis.modules:
+        several = sorted(homes[module], key=lambda home: home[1].row)
         total.update(packed_text(module) + struct.pack("<I", len(several)))
         nodes: list[dict[str, Any]] = []
-        for _, weight in sorted(several, key=lambda pair: pair[0]):
+        for linear, _ in several:
+            weight = linear.weight
             n_out, n_in = weight.shape
             total.update(struct.pack("<QQ", n_in, n_out))
             for tensor in weight.tensors:

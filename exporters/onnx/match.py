@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from ...basis import Basis
 from ...errors import BaseMismatchError, ExportError, UnsupportedModelError
 from ...modules import parse
 from ..weights.dequantize import RowDecoder, float_decoder
-from .model import OnnxModel, attribute, nbytes
+from .model import OnnxModel, attribute, inner_graphs, nbytes
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -410,8 +410,7 @@ def _consecutive(module: str, n_out: int, several: list[LinearNode]) -> list[tup
 
 def _captured(node: NodeProto) -> Iterator[str]:
     for item in node.attribute:
-        inner: list[Any] = [*([item.g] if item.HasField("g") else []), *item.graphs]
-        for graph in inner:
+        for graph in inner_graphs(item):
             for one in graph.node:
                 yield from one.input
                 yield from _captured(one)

@@ -242,6 +242,11 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     return next((import_onnx().helper.get_attribute_value(item) for item in found), default)
 
 
+def inner_graphs(item: Any) -> list[Any]:
+    """Return the graphs in an attribute of a node."""
+    return [*([item.g] if item.HasField("g") else []), *item.graphs]
+
+
 def _all_tensors(graph: Any) -> Iterator[TensorProto]:
     """Initializers and constants of a graph and of the graphs inside its nodes."""
     yield from graph.initializer
@@ -250,5 +255,5 @@ def _all_tensors(graph: Any) -> Iterator[TensorProto]:
             if item.HasField("t"):
                 yield item.t
             yield from item.tensors
-            for inner in (*([item.g] if item.HasField("g") else []), *item.graphs):
+            for inner in inner_graphs(item):
                 yield from _all_tensors(inner)

@@ -35,9 +35,9 @@ class HFConfig:
     """The `config.json` of a Hugging Face directory: blocks, heads, and the architecture that a GGUF has."""
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / "config.json"
+        path = directory / "config.json"
         try:
-            values: dict[str, Any] = read_json(self.path)
+            values: dict[str, Any] = read_json(path)
             model_type = values["model_type"]
             self.blocks = int(values["num_hidden_layers"])
             if not isinstance(model_type, str) or not 1 <= self.blocks <= BLOCKS:
@@ -47,12 +47,12 @@ class HFConfig:
                 f"{directory} lacks config.json: expected a Hugging Face model directory, or a .gguf file"
             ) from None
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise ExportError(f"{self.path} is not the configuration of a decoder: {error!r}") from None
+            raise ExportError(f"{path} is not the configuration of a decoder: {error!r}") from None
         self.heads = read_heads(values.get)
         architecture = find_architecture(model_type, set(gguf.MODEL_ARCH_NAMES.values()))
         if architecture is None:
             raise UnsupportedModelError(
-                f"{self.path} has model_type {model_type!r}, for which no GGUF architecture is known: "
+                f"{path} has model_type {model_type!r}, for which no GGUF architecture is known: "
                 "convert the model with convert_hf_to_gguf.py and export from the GGUF"
             )
         self.architecture = architecture

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..basis import Basis
-from ..errors import ChecksumError, FrameError, MissingExtraError, RequestError, VectorError
+from ..errors import ChecksumError, RequestError, VectorError
+from ..shipping.links import qr_code
 from ..vector import FIRST_SEQUENCE, MicroVector, Policy
 from ..wire import text
 from .access import RefusedError
@@ -195,14 +196,7 @@ async def page_qr(request: Request, service: Service) -> Response:
 
 def draw_qr(frame: bytes) -> bytes:
     """Return the QR code of a frame's text, `tinylora:` before it, as an SVG document: black on white."""
-    try:
-        import segno
-    except ImportError:
-        raise MissingExtraError("a QR code", "segno", "ship") from None
-    try:
-        code = segno.make_qr(text.encode(frame, scheme=True), error="M", boost_error=False, mode="byte")
-    except segno.DataOverflowError:
-        raise FrameError(f"{len(frame)} bytes fit no QR code: save the vector as a file") from None
+    code = qr_code(frame, "save the vector as a file")
     out = io.BytesIO()
     code.save(out, kind="svg", scale=8, dark="#000", light="#fff", title="A vector as a QR code")
     return out.getvalue()

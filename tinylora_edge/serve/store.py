@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Store:
     """
 
     def __init__(self, path: str | PathLike[str], basis: Basis) -> None:
-        self.path, self._basis = Path(fspath(path)), basis
+        self.path, self._basis = Path(path), basis
         if not self.path.parent.is_dir():
             raise FileNotFoundError(
                 f"{self.path.parent} does not exist: make it, and the store is kept there"

@@ -1,13 +1,14 @@
-"""Links: what one message of each holds, and which frame fits it.
+"""Links: what one message of each holds, and which frame fits it; and the picture that is one, a QR code.
 
 A size is what is left for a frame after the link's own framing; LoRaWAN's is without MAC commands.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..wire import frame, tags
+from ..errors import FrameError, MissingExtraError
+from ..wire import frame, tags, text
 
 
 class Link(NamedTuple):
@@ -89,3 +90,20 @@ def frame_sizes(values: int) -> list[FrameSize]:
 def fitting(link: Link, values: int) -> list[FrameSize]:
     """Return the frames of so many values that one message takes."""
     return [found for found in frame_sizes(values) if found.size <= link.size]
+
+
+def qr_code(data: bytes, otherwise: str) -> Any:
+    """Return segno's QR code of a frame's text, `tinylora:` before it.
+
+    Raises:
+        FrameError: it is too long; `otherwise` says what to do.
+        MissingExtraError: segno is not installed.
+    """
+    try:
+        import segno
+    except ImportError:
+        raise MissingExtraError("a QR code", "segno", "ship") from None
+    try:
+        return segno.make_qr(text.encode(data, scheme=True), error="M", boost_error=False, mode="byte")
+    except segno.DataOverflowError:
+        raise FrameError(f"{len(data)} bytes fit no QR code: {otherwise}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 
 from .. import runtime
 from ..basis import Basis
+from ..documents import write_json
 from ..errors import TrainError
 from ..formats.bundle import Bundle
 from ..runtime.batch import Batch
 from ..runtime.drift import measure_drift
-from ..runtime.evaluation import Report, evaluate
+from ..runtime.evaluation import Report, evaluate, held_out
 from ..runtime.llama.requantize import half_copy, half_type
 from ..system import __version__, atomic_write, cores
 from ..tasks import Sample, Task
@@ -168,21 +168,12 @@ def write_result(
         "seconds": round(sum(row.get(key, 0.0) for row in curve for key in _SECONDS), 1),
         "curve": curve,
     }
-    base, personalized, comparison = outcome.base, outcome.personalized, outcome.comparison
-    if base is not None and personalized is not None and comparison is not None:
-        manifest["held_out"] = {
-            "n": base.n,
-            "base": base.mean,
-            "base_standard_error": base.standard_error,
-            "vector": personalized.mean,
-            "vector_standard_error": personalized.standard_error,
-            **asdict(comparison),
-        }
+    if outcome.base is not None and outcome.personalized is not None:
+        manifest["held_out"] = held_out(outcome.base, outcome.personalized)
     if outcome.drift is not None:
         manifest["drift"] = outcome.drift.record()
     output = outcome.path
-    with atomic_write(output.with_name(f"{output.name}.json")) as file:
-        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+    write_json(output.with_name(f"{output.name}.json"), manifest)
     with atomic_write(output) as file:
         file.write(vector.to_bytes(basis))
 
