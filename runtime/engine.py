@@ -35,8 +35,7 @@ class Engine(Protocol):
 
     Attributes:
         rows: how many there are.
-        n_ctx: tokens of the longest row; where rows share their cells, of all of them together.
-        n_vocab: entries of the logits.
+        n_ctx: tokens of the longest row.
         chunk: tokens that one `evaluate` should get at most where others wait.
         mixed: rows of different R share one evaluation. Else `evaluate` computes once for each R in it.
         evaluated: tokens since it was made.
@@ -44,7 +43,6 @@ class Engine(Protocol):
 
     rows: int
     n_ctx: int
-    n_vocab: int
     chunk: int
     mixed: bool
     evaluated: int
@@ -163,16 +161,13 @@ class Weights:
         """Return a vector as `Engine.set_r` takes it; a `VectorError` says that it does not fit the basis."""
 
     @abstractmethod
-    def engine(
-        self, *, rows: int, n_ctx: int, n_threads: int | None = None, cells: int | None = None
-    ) -> Engine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> Engine:
         """Return rows over this model's weights, which `close` closes too.
 
         Args:
             rows: how many.
             n_ctx: tokens of each.
-            n_threads: by default all cores that this process may use. ONNX Runtime has those that the model
-                was loaded with.
+            n_threads: cores to use. ONNX Runtime has those that the model was loaded with.
             cells: of a cache that the rows share, in llama.cpp. None: each row is computed as if it were
                 alone, to the last bit.
 

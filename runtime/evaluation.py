@@ -48,7 +48,7 @@ class Evaluation:
     @property
     def standard_error(self) -> float:
         """Of the mean: s / sqrt(n) with the sample's standard deviation; NaN for a single prompt."""
-        return float(self.scores.std(ddof=1) / math.sqrt(self.n)) if self.n > 1 else math.nan
+        return _standard_error(self.scores)
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,13 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     if first.n != second.n:
         raise VectorError(f"evaluations on {first.n} and {second.n} prompts cannot be paired")
     gaps = second.scores - first.scores
-    error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
     gained, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
-    return Comparison(float(gaps.mean()), error, gained, lost, _mcnemar(gained, lost))
+    return Comparison(float(gaps.mean()), _standard_error(gaps), gained, lost, _mcnemar(gained, lost))
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean; NaN for a single value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _mcnemar(gained: int, lost: int) -> float:

@@ -183,7 +183,7 @@ class Basis:
     def projections(self) -> NDArray[np.float32]:
         """P of every module: float32 [M, u, r, r]."""
         if self.p:
-            return np.stack(self.p).astype(np.float32)
+            return np.stack(self.p).astype(np.float32, copy=False)
         return np.stack([project(self.seed, module, self.u, self.rank) for module in self.modules])
 
     def values(self, v: Any) -> NDArray[np.float32]:
@@ -291,7 +291,7 @@ class Basis:
 
     def kinds(self) -> Sequence[str]:
         """The kinds of module that the basis adapts, in the order of their first appearance."""
-        return list(dict.fromkeys(module.split(".")[2] for module in self.modules))
+        return list(dict.fromkeys(parse(module)[1] for module in self.modules))
 
 
 def packed_text(value: str) -> bytes:

@@ -164,7 +164,6 @@ class _Krylov:
         self._next = np.ascontiguousarray(np.linalg.qr(start)[0].T)
         self._beta = np.empty((0, 0))
         self._coefficients = np.empty((0, rank))
-        self._values = np.empty(rank)
 
     @property
     def full(self) -> bool:
@@ -214,10 +213,10 @@ class _Krylov:
     def estimate_residual(self) -> float:
         """The worst |W^T u - s v| / s of the Ritz triplets, from the Lanczos relation alone."""
         values, vectors = np.linalg.eigh(self._gram)
-        self._values = values[: -self._rank - 1 : -1]
+        values = values[: -self._rank - 1 : -1]
         self._coefficients = vectors[:, : -self._rank - 1 : -1]
         tail = self._beta @ self._coefficients[self.size - self._beta.shape[1] :]
-        scale = np.maximum(self._values, np.finfo(np.float64).tiny)
+        scale = np.maximum(values, np.finfo(np.float64).tiny)
         return float(np.max(np.linalg.norm(tail, axis=0) / scale))
 
     def triplets(self) -> TruncatedSVD:

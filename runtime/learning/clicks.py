@@ -195,14 +195,15 @@ class Clicks:
                 raise no_room(tokens, 0, self._llm.longest)
             if self._batch is not None:
                 self._batch.close()
-            self._room = min(-(-tokens // _STEP) * _STEP, self._llm.longest)
+            self._batch, room = None, min(-(-tokens // _STEP) * _STEP, self._llm.longest)
             self._batch = Batch(
                 self._llm,
-                n_ctx_seq=self._room,
+                n_ctx_seq=room,
                 sequences=_DRAWN,
                 n_threads=self._threads,
                 contexts=_SIDE_BY_SIDE,
             )
+            self._room = room
         return self._batch
 
     def _score(

@@ -230,7 +230,7 @@ class SearchLearner(ABC):
         if not self._stop:
             self._begin(resumed)
         stopped = "budget"
-        while not self._stop and self._affords(self._rollouts_of_step() + self._rollouts_of_end()):
+        while not self._stop and self._affords():
             self._step()
             if state.silent >= settings.silence or state.unimproved >= settings.patience:
                 stopped = "silence" if state.silent >= settings.silence else "patience"
@@ -253,7 +253,7 @@ class SearchLearner(ABC):
             state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
         if not state.sigma:
             self._choose_sigma()
-        if not resumed and not self._affords(self._rollouts_of_step() + self._rollouts_of_end()):
+        if not resumed and not self._affords():
             raise self._too_small()
         if fresh:
             self._save()
@@ -466,8 +466,9 @@ class SearchLearner(ABC):
         rest = len(self._check) - self._half()
         return len(self._check) + (rest if self.state.best_step else 0)
 
-    def _affords(self, rollouts: int) -> bool:
-        tokens, seconds = self._cost(rollouts)
+    def _affords(self) -> bool:
+        """Whether a step, and the last check after it, are within the budget."""
+        tokens, seconds = self._cost(self._rollouts_of_step() + self._rollouts_of_end())
         spent = self.state.tokens - self._began[0], self.state.seconds - self._began[1]
         limits = self._budget.tokens, self._budget.seconds
         return all(

@@ -82,7 +82,8 @@ def distill(
     behaviour = Behaviour("prompt", system=prompt) if isinstance(prompt, str) else prompt
     asked, held = _sides(questions, held_out, seed)
     told, bare = views(behaviour, [*asked, *held])
-    longest = max(len(llm.encode(sample)[0]) for sample in [*told, *bare])
+    encoded = [[llm.encode(sample)[0] for sample in view] for view in (told, bare)]
+    longest = max(len(tokens) for view in encoded for tokens in view)
     if longest + max_tokens > llm.longest:
         raise no_room(longest, max_tokens, llm.longest)
     room = min(max(max_tokens, SHOWN_TOKENS), llm.longest - longest)
@@ -90,9 +91,9 @@ def distill(
 
         def learn(samples: slice, number: int) -> Contrast:
             """Have questions answered, and look at what the prompted model says on the way."""
-            prompts = [[np.array(llm.encode(s)[0], np.int32) for s in view[samples]] for view in (told, bare)]
+            prompts = [[np.array(tokens, np.int32) for tokens in view[samples]] for view in encoded]
             drawn = batch.generate(
-                [each.tolist() for each in prompts[0]],
+                encoded[0][samples],
                 max_tokens=max_tokens,
                 temperature=temperature,
                 seed=(seed, number),

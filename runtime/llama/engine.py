@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
-from ...system import cores
 from ..engine import Part
 from .adapters import SPARE_BYTES, Adapter, Adapters
 from .log import signals_wait
@@ -62,17 +61,16 @@ class LlamaEngine:
         model: Any,
         like: Any,
         adapters: Adapters,
-        own: Sequence[tuple[Adapter, float]] = (),
+        own: Sequence[tuple[Adapter, float]],
         *,
         rows: int,
         n_ctx: int,
-        n_threads: int | None = None,
-        cells: int | None = None,
+        n_threads: int,
+        cells: int | None,
     ) -> None:
         self._adapters, self._own = adapters, own
         self.rows, self.evaluated = rows, 0
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)))
-        self._context: Any = None
         params = llama_cpp.llama_context_default_params()
         for name in _AS_THE_MODEL:
             setattr(params, name, getattr(like, name))
@@ -80,12 +78,12 @@ class LlamaEngine:
         params.n_batch = params.n_ubatch = self._size = max(_CHUNK, rows)
         params.n_seq_max = rows
         params.kv_unified = cells is not None
-        params.n_threads = params.n_threads_batch = n_threads or cores()
+        params.n_threads = params.n_threads_batch = n_threads
         if cells is None:
             adapters.spare = SPARE_BYTES
         with signals_wait():
-            context = llama_cpp.llama_init_from_model(model, params)
-        if not context:
+            self._context: Any = llama_cpp.llama_init_from_model(model, params)
+        if not self._context:
             raise TinyLoraError(
                 f"llama.cpp cannot make a context of {params.n_ctx} cells for {rows} sequences: take fewer"
             )
@@ -93,10 +91,8 @@ class LlamaEngine:
         names = ("token", "pos", "n_seq_id", "logits")
         self._columns = [np.ctypeslib.as_array(getattr(self._buffer, n), (self._size,)) for n in names]
         self._columns[2][:] = 1
-        self._context = context
-        self._memory = llama_cpp.llama_get_memory(context)
-        per_row = min(int(llama_cpp.llama_n_ctx_seq(context)), n_ctx)
-        self.n_ctx = per_row if cells is None else int(llama_cpp.llama_n_ctx(context))
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self.n_ctx = min(int(llama_cpp.llama_n_ctx_seq(self._context)), n_ctx)
         self._lengths = [0] * rows
         self._r: list[NDArray[np.float32] | None] = [None] * rows
         self._clean = True  # no cell has had a value that is not finite

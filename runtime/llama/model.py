@@ -133,9 +133,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         """Return R of every module, float32 [M, r, r]; None for the base."""
         return None if vector is None else self.basis.R(vector)
 
-    def engine(
-        self, *, rows: int, n_ctx: int, n_threads: int | None = None, cells: int | None = None
-    ) -> LlamaEngine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> LlamaEngine:
         """See `PersonalizedModel.engine`."""
         with self._staying():
             made = LlamaEngine(

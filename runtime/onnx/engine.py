@@ -60,9 +60,9 @@ class OnnxEngine:
         size: int,
         rows: int,
         n_ctx: int,
-        head_size: int | None = None,
-        path: object = "it",
-        check: bool = True,
+        head_size: int | None,
+        path: object,
+        check: bool,
     ) -> None:
         self._session, self._path = session, path
         self.rows, self.n_ctx, self.evaluated = rows, n_ctx, 0

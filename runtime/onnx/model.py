@@ -105,9 +105,7 @@ class TinyLoraOnnx(PersonalizedModel):
         """Return the values of a vector, float32 [n], as the graph takes them; None for the base."""
         return None if vector is None else self.basis.values(vector).reshape(-1)
 
-    def engine(
-        self, *, rows: int, n_ctx: int, n_threads: int | None = None, cells: int | None = None
-    ) -> OnnxEngine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> OnnxEngine:
         """See `PersonalizedModel.engine`; at least two rows."""
         with self._staying():
             return self._engine(max(rows, 2), n_ctx)

@@ -161,9 +161,11 @@ class GGUFFile:
             raise MalformedGGUFError(
                 f"it declares {pairs} keys and {tensors} tensors, which do not fit its {self._size} bytes"
             )
-        for what, count, most in (("keys", pairs, limits.ENTRIES), ("tensors", tensors, limits.ENTRIES)):
-            if count > most:
-                raise MalformedGGUFError(f"it declares {count} {what}, and a file has at most {most}")
+        for what, count in (("keys", pairs), ("tensors", tensors)):
+            if count > limits.ENTRIES:
+                raise MalformedGGUFError(
+                    f"it declares {count} {what}, and a file has at most {limits.ENTRIES}"
+                )
         position = 24
         for _ in range(pairs):
             key, position = self._string(position, limits.NAME_BYTES)

@@ -12,16 +12,13 @@ the file has no tag: it is trusted like a raw payload.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..basis import Basis
 from ..vector import MicroVector
 from .onnx_graph import INPUT_NAME
-
-if TYPE_CHECKING:
-    from ..basis import Basis
 
 # Where the parts lie: one vtable for both tables, which have the same layout; then what they point at.
 # Vectors of 8-byte entries begin at a multiple of 8, after their 4-byte length.

@@ -1,7 +1,7 @@
 """A baked ONNX graph as a file: the names that both sides share, and what it says, read without an engine.
 
 The exporter writes these names and a device reads them, so they stand here alone (docs/FORMAT.md, "ONNX
-graph"). A device has no package that reads ONNX, and checks a graph before an engine starts: only the
+graphs"). A device has no package that reads ONNX, and checks a graph before an engine starts: only the
 fields that the checks need are read, tensors are skipped by their length, and a model of any size costs
 milliseconds. Wire format: https://protobuf.dev/programming-guides/encoding.
 """

@@ -137,7 +137,7 @@ def _read(file: GGUFFile) -> Basis:
     if version != VERSION:
         raise MalformedGGUFError(f"it has version {version}, but this release reads version {VERSION}")
     modules: list[str] = file.value("tinylora.modules", list)
-    explicit = file.value("tinylora.projection", str) == EXPLICIT
+    projection = file.value("tinylora.projection", str)
     u, groups = file.value("tinylora.u", int), file.value("tinylora.groups", int)
     tying: NDArray[Any] = file.value("tinylora.tying.groups", np.ndarray)
     if tying.dtype.kind not in "iu":
@@ -150,12 +150,12 @@ def _read(file: GGUFFile) -> Basis:
         groups=groups,
         seed=file.value("tinylora.seed", int),
         factorization=file.value("tinylora.factorization", str),
-        projection=file.value("tinylora.projection", str),
+        projection=projection,
         scheme=file.value("tinylora.tying.scheme", str),
         tying=tying.astype(np.int32),
         a=tuple(_tensor(file, f"{m}.tinylora_a") for m in modules),
         b=tuple(_tensor(file, f"{m}.tinylora_b") for m in modules),
-        p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if explicit else (),
+        p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if projection == EXPLICIT else (),
         base_fingerprints=tuple(file.value("tinylora.base.fingerprints", list, [])),
         prior_mean=_floats(file, "tinylora.prior.mean", (groups * u,)),
         prior_covariance=_floats(file, "tinylora.prior.covariance", (groups * u, groups * u)),

@@ -129,7 +129,7 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
     try:
         row = parse_json(line.rstrip(b"\r\n").decode("utf-8"))
         json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TrainError(f"{place}: not JSON in UTF-8: {error}, expected one JSON object") from None
     if not isinstance(row, dict):
         raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object")

@@ -15,7 +15,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +32,7 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle
 from ..projection import EXPLICIT
+from ..runtime.evaluation import Report
 from ..runtime.learning.contrast import NOISE, Lesson
 from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.requantize import half_copy, half_type
@@ -41,7 +42,6 @@ from .model import load_model
 from .student import Slopes, Student, prepare_lessons
 
 Matrix = NDArray[np.float64]
-Report = Callable[[dict[str, Any]], None]
 
 SHRINKAGE = 0.1
 """Times F's mean diagonal, which is added to all of it: what few samples call free is not."""
@@ -320,7 +320,7 @@ def _teachers(found: Bundle, folder: Path, workers: int, *, on_cpu: bool) -> Ite
             yield llm
     else:
         room: dict[str, Any] = {"n_ctx": 64, "n_threads": workers, "n_gpu_layers": 0 if on_cpu else -1}
-        deployed = runtime.load(found.basis_path.parent, engine="llama", **room)
+        deployed = runtime.load(found.base, engine="llama", **room)
         with closing(deployed) as llm:
             yield llm
 

@@ -138,13 +138,7 @@ class Learner:
                 options["position_ids"] = seen.sum(-1, keepdim=True) + torch.arange(more)
             outputs = torch.cat([outputs, run(tokens[:, :-1], **options)[0]], dim=1)
         real = mask.bool()
-        if self._head is not None:
-            head, temperature = self._head, self.temperature
-            chosen: Tensor = ChosenLogprobs.apply(outputs[real], head, tokens[real], temperature)
-        else:
-            wide = torch.promote_types(outputs.dtype, torch.float32)
-            scores = torch.log_softmax(outputs[real].to(wide) / self.temperature, -1)
-            chosen = scores.gather(-1, tokens[real][:, None])[:, 0]
+        chosen = chosen_logprobs(outputs[real], self._head, tokens[real], self.temperature)
         return chosen.new_zeros(tokens.shape).masked_scatter(real, chosen)
 
     def measure(self, groups: Sequence[Group]) -> list[Tensor]:
@@ -258,6 +252,15 @@ def plain_head(model: Any) -> Tensor | None:
         hidden = model.base_model(tokens, use_cache=False)[0]
         same = torch.equal(hidden @ head.weight.T, model(tokens, use_cache=False).logits)
     return head.weight if same else None
+
+
+def chosen_logprobs(outputs: Tensor, head: Tensor | None, tokens: Tensor, temperature: float) -> Tensor:
+    """Return the log-probability of one token a row: of hidden states, or without a head of logits."""
+    if head is not None:
+        found: Tensor = ChosenLogprobs.apply(outputs, head, tokens, temperature)
+        return found
+    wide = torch.promote_types(outputs.dtype, torch.float32)
+    return torch.log_softmax(outputs.to(wide) / temperature, -1).gather(-1, tokens[:, None])[:, 0]
 
 
 def shared_prefix(rows: Sequence[NDArray[np.int32]]) -> int:

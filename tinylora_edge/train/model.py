@@ -58,13 +58,9 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
     source, kind = Path(source), dtype or default_dtype()
     if kind not in _DTYPES:
         raise TrainError(f"unknown dtype {dtype!r}: choose one of {', '.join(sorted(_DTYPES))}")
-    location: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
-    if source.is_file():
-        location = {
-            "pretrained_model_name_or_path": str(source.parent),
-            "gguf_file": source.name,
-            "quantization_config": transformers.GgufConfig(dequantize=True),
-        }
+    location = location_of(source)
+    if "gguf_file" in location:
+        location["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         with _quiet(transformers.utils.logging), read_once():
             model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=_DTYPES[kind])
@@ -89,10 +85,17 @@ def give_back() -> None:
         _libc.malloc_trim(0)
 
 
+def location_of(source: Path) -> dict[str, Any]:
+    """Return the arguments by which transformers finds a GGUF file or a Hugging Face directory."""
+    if source.is_file():
+        return {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    return {"pretrained_model_name_or_path": str(source)}
+
+
 def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:
     """Return module -> layer name for a transformers model; a TrainError where a module has no layer."""
     architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    blocks = 1 + max(int(module.split(".")[1]) for module in basis.modules)
+    blocks = 1 + max(parse(module)[0] for module in basis.modules)
     table = gguf.get_tensor_name_map(architectures[basis.architecture], blocks)
     found = {}
     for name, layer in model.named_modules():
@@ -153,7 +156,7 @@ def _order(
         named = str(model.config.model_type)
         architecture = find_architecture(named, set(gguf.MODEL_ARCH_NAMES.values())) or named
         return listed_order(architecture, kind, len(b), heads)
-    # W A^T in pieces; for bfloat16 see the traps in docs/ARCHITECTURE.md
+    # W A^T in float32, in pieces
     v = torch.from_numpy(a.T).to(weight.device)
     product = torch.cat([rows.float() @ v for rows in weight.detach().split(4096)]).cpu().numpy()
     best = inf

@@ -178,7 +178,7 @@ def peft_model(model: Any, basis: Basis) -> PeftModel:
         r=basis.rank,
         u=basis.u,
         target_modules=list(names.values()),
-        tying={names[module]: int(basis.tying[basis.index(module)]) for module in basis.modules},
+        tying={names[m]: int(group) for m, group in zip(basis.modules, basis.tying, strict=True)},
         digest=basis.digest,
     )
     wrapped = get_peft_model(model, config)

@@ -25,7 +25,7 @@ from ..runtime.llama.model import TinyLoraLlama
 from ..tasks import Prompt
 from ..tasks.behaviours import Behaviour
 from .adapter import Adapter
-from .learner import ChosenLogprobs, pad, plain_head, prefix_cache, shared_prefix
+from .learner import chosen_logprobs, pad, plain_head, prefix_cache, shared_prefix
 
 ALIKE = 3.0
 """Tokens of an answer say something that is much alike: T of them say as much as T / 3 of many answers.
@@ -182,10 +182,7 @@ class Student:
                 logits = rows if self._head is None else rows @ self._head.mT
                 drawn.append(torch.multinomial(torch.softmax(logits.float(), -1), 1, generator=dice))
         tokens = torch.cat(drawn)[:, 0]
-        if self._head is not None:
-            found: Tensor = ChosenLogprobs.apply(outputs, self._head, tokens, 1.0)
-            return found
-        return torch.log_softmax(outputs.float(), -1).gather(-1, tokens[:, None])[:, 0]
+        return chosen_logprobs(outputs, self._head, tokens, 1.0)
 
     def _outputs(
         self, prompts: Sequence[Tokens], answers: Sequence[Tokens], shared: int | None = None

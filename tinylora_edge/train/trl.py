@@ -32,7 +32,7 @@ from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from .grpo import IMPORTANCE_CAP
-from .model import default_dtype, load_model
+from .model import default_dtype, load_model, location_of
 from .options import Options, Outcome, Result
 from .run import measured, run_folder, unfinished, write_result
 
@@ -264,12 +264,9 @@ def check_prompts(
 
 def load_tokenizer(source: Path) -> Any:
     """Load the tokenizer of a GGUF file or of a Hugging Face directory."""
-    location: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
-    if source.is_file():
-        location = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     try:
         with read_once():
-            return transformers.AutoTokenizer.from_pretrained(**location)
+            return transformers.AutoTokenizer.from_pretrained(**location_of(source))
     # its readers let through whatever their formats' libraries raise
     except Exception as error:
         raise TrainError(

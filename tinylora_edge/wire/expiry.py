@@ -95,6 +95,5 @@ class Clock:
     def keep(self) -> None:
         """Keep today as seen, durably where sequences are. Errors: those of `today` and `record`."""
         day = self.today()
-        if day > self._kept.highest(_SEEN):
-            with suppress(RollbackError):  # another process saw a later one meanwhile
-                self._kept.record(_SEEN, day)
+        with suppress(RollbackError):  # another process saw a later one meanwhile
+            self._kept.record(_SEEN, day)

@@ -214,7 +214,7 @@ def decode(data: bytes) -> dict[Source, Accepted]:
         raise ValueError("its content does not match its SHA-256")
     accepted: dict[Source, Accepted] = {}
     try:
-        for digest, keys in parse_json(body, limit=DOCUMENT_BYTES).items():
+        for digest, keys in parse_json(body).items():
             for key, streams in keys.items():
                 for stream, value in streams.items():
                     found = _VALUE.match(value)
