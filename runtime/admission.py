@@ -4,35 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from ..basis import Basis
+from ..basis import Bases
 from ..errors import VectorError
 from ..limits import VECTOR_FILE_BYTES
 from ..vector import MicroVector, Policy
 
 VectorSource: TypeAlias = bytes | Path | MicroVector
-"""The bytes of a frame or of a raw payload, the `Path` of a file with them, or a vector of the app's own."""
+"""The bytes of a frame, the `Path` of a file with them, or a vector of the app's own."""
 
 
 @contextmanager
 def admitted(
-    source: VectorSource, basis: Basis, policy: Policy, *, stream: str = ""
+    source: VectorSource, bases: Bases, policy: Policy, *, stream: str = ""
 ) -> Iterator[MicroVector]:
     """Check a vector, give it to a block that applies it, and record it once that is done.
 
-    The policy is for bytes; a `MicroVector`, which the app made itself, only has to fit the basis.
+    The policy is for bytes; a `MicroVector`, which the app made itself, only has to be of one of the bases. Where
+    it names none, it is of the one that `Bases.of` says, and the block's vector names it.
 
     Raises:
         VectorError: the vector is refused, or is something else than a vector. The block does not run.
         OSError: the file cannot be read, or the policy's state cannot be written; the block has run then.
     """
     if isinstance(source, MicroVector):
-        basis.values(source)
-        yield source
+        basis = bases.of(source)
+        basis.R(source)
+        yield source if source.basis else replace(source, basis=basis.digest)
     else:
-        with policy.admit(vector_bytes(source), basis, stream=stream) as vector:
+        with policy.admit(vector_bytes(source), bases, stream=stream) as vector:
             yield vector
 
 
@@ -57,7 +60,7 @@ def vector_bytes(source: object) -> bytes:
     elif source is None:
         advice = "for the base alone call clear()"
     else:
-        advice = "for values of your own pass MicroVector(values), float32 [groups, u]"
+        advice = "for values of your own pass MicroVector(values), float32 [n]"
     raise VectorError(
         f"a vector is bytes, a pathlib.Path of a file with them, or a MicroVector, not {kind}: {advice}"
     )

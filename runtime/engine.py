@@ -14,7 +14,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from ..basis import Basis
+from ..basis import Bases
 from ..tasks import Prompt, Sample
 from ..vector import MicroVector, Policy
 
@@ -48,7 +48,7 @@ class Engine(Protocol):
     evaluated: int
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
-        """Give a row its R, as the model's `r_of` made it; None for the base. What the row holds stays."""
+        """Give a row its R, float32 [M, k, k], k up to the baked rank; None for the base. What the row holds stays."""
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """Append tokens to rows, each of which occurs once.
@@ -118,12 +118,12 @@ class Weights:
     """A loaded model, as far as batches and pools compute with its weights.
 
     Attributes:
-        basis: of the vectors.
+        bases: that vectors may be of.
         policy: what is demanded of their bytes.
         mixed: rows with different vectors share one evaluation of its engines.
     """
 
-    basis: Basis
+    bases: Bases
     policy: Policy
     mixed: bool
     _dependents: WeakSet[Any]  # batches and pools: closed before the model is
@@ -156,9 +156,9 @@ class Weights:
             UnicodeEncodeError: the text has half of a surrogate pair.
         """
 
-    @abstractmethod
     def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
-        """Return a vector as `Engine.set_r` takes it; a `VectorError` says that it does not fit the basis."""
+        """Return R of a vector, as `Engine.set_r` takes it; a `VectorError` says that it fits no basis."""
+        return None if vector is None else self.bases.of(vector).R(vector)
 
     @abstractmethod
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> Engine:

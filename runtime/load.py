@@ -79,7 +79,7 @@ def load(
     Args:
         base: a bundle directory that `tinylora-edge export` wrote, the `onnx/` directory in one, the
             `model.onnx` in that, or a `.gguf` with `<stem>.basis.gguf` beside it.
-        vector_bytes: a frame or a raw payload (docs/FORMAT.md), the `pathlib.Path` of a file with one, a
+        vector_bytes: a frame (docs/FORMAT.md), the `pathlib.Path` of a file with one, a
             `MicroVector` that the app made itself (no policy applies to it), or None for the base alone.
         policy: what is demanded of vectors, now and at every `swap`.
         bundle_keys: of which one has to have signed the bundle; without any, signatures are not looked at.
@@ -112,7 +112,7 @@ def load(
             with signed(bundle, bundle_keys, engine=engine):
                 vector = None
                 if vector_bytes is not None:
-                    checked = admitted(vector_bytes, bundle.basis, policy, stream=stream)
+                    checked = admitted(vector_bytes, bundle.bases, policy, stream=stream)
                     vector = admission.enter_context(checked)
                 try:
                     llm = start(bundle, policy, engine_options)
@@ -155,7 +155,7 @@ def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> Tin
 
     _check_options(options, OPTIONS)  # llama_cpp takes any name without a word
     options.setdefault("verbose", False)
-    return TinyLoraLlama(str(bundle.base), basis=bundle.basis, policy=policy, **options)
+    return TinyLoraLlama(str(bundle.base), bases=bundle.bases, policy=policy, **options)
 
 
 def _start_onnx(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraOnnx:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 from weakref import WeakSet
 
-from ..basis import Basis
+from ..basis import Bases
 from ..errors import TrainError
 from ..tasks import Sample
 from ..vector import MicroVector, Policy
@@ -36,9 +36,9 @@ def _close_all() -> None:
 class PersonalizedModel(Weights):
     """A model whose micro-vector can be exchanged while it runs; the engines' classes extend it."""
 
-    def _prepare(self, basis: Basis, policy: Policy | None) -> None:
+    def _prepare(self, bases: Bases, policy: Policy | None) -> None:
         # Not __init__: an engine's own class may have one with other arguments.
-        self.basis = basis
+        self.bases = bases
         self.policy = policy or Policy()
         self._vector: MicroVector | None = None
         self._lock = ModelLock()
@@ -69,8 +69,8 @@ class PersonalizedModel(Weights):
         swaps equals that of a fresh load of the last vector.
 
         Args:
-            vector: a frame or a raw payload as bytes, or the `pathlib.Path` of a file with one, checked by
-                the policy; or a `MicroVector` of the app's own.
+            vector: a frame as bytes, or the `pathlib.Path` of a file with one, checked by the policy, of any
+                projection that the model knows; or a `MicroVector` of the app's own.
             stream: which sequence of vectors the bytes belong to (see `Policy`).
 
         Raises:
@@ -82,7 +82,7 @@ class PersonalizedModel(Weights):
         with self._lock.exchange():
             before = self.vector
             try:
-                with admitted(vector, self.basis, self.policy, stream=stream) as found:
+                with admitted(vector, self.bases, self.policy, stream=stream) as found:
                     self._activate(found)
             except BaseException:
                 if self.vector is not before:

@@ -49,7 +49,7 @@ class Pool:
 
     Attributes:
         model: whose weights it computes with.
-        basis: of the vectors.
+        bases: that vectors may be of.
         policy: what is demanded of their bytes.
         n_ctx: tokens of the longest sequence.
 
@@ -90,7 +90,7 @@ class Pool:
             raise OptionError(f"a pool over a loaded model takes no {names}: pass it to `load`")
         else:
             llm = base
-        self.model, self.basis, self.policy = llm, llm.basis, llm.policy
+        self.model, self.bases, self.policy = llm, llm.bases, llm.policy
         try:
             self._scheduler = Scheduler(
                 llm, contexts=contexts, slots=slots, n_ctx=n_ctx, waiting=waiting, n_threads=n_threads
@@ -165,7 +165,7 @@ class Pool:
 
         def begin(report: Report) -> Answering:
             checked = (
-                nullcontext() if vector is None else admitted(vector, self.basis, self.policy, stream=user)
+                nullcontext() if vector is None else admitted(vector, self.bases, self.policy, stream=user)
             )
             ticket: Answering | None = None
             try:

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tinylora_edge import Basis, save_basis
+from tinylora_edge import Bases, Basis, Factors, Projection
+from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.modules import KINDS
-from tinylora_edge.projection import tie
 
 GOLDEN = Path(__file__).parent / "golden"
 DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
@@ -43,59 +43,66 @@ BAD_DOCUMENTS = {
 """JSON that no reader takes for what it expects: beyond the limits, no JSON, or another value."""
 
 
-def random_basis(
+def random_factors(
     blocks: int = 2,
     *,
     kinds: Sequence[str] = ("attn_q", "attn_v", "ffn_down"),
     rank: int = 2,
-    u: int = 1,
-    groups: int = 2,
-    scheme: str = "tiled",
-    explicit: bool = False,
     experts: int = 0,
     factor_dtype: type[np.floating[Any]] = np.float32,
     n_in: int = 12,
     n_out: int = 10,
     rng: int = 0,
     **fields: Any,
-) -> Basis:
-    """Return a random basis of `blocks` blocks.
+) -> Factors:
+    """Return random factors of `blocks` blocks.
 
     Args:
         kinds: of the modules of a block. A kind's weight is (n_out + 2k) x (n_in + 4k), k being its
             position here, so that modules differ in shape.
-        explicit: store random projections instead of regenerating them from the seed.
         experts: where positive, each block also has an `ffn_down_exps` of that many experts.
         rng: seed of the random factors.
-        fields: of `Basis`, in place of what is made here (`seed`, `factorization`, `architecture`,
-            `base_fingerprints`, ...).
+        fields: of `Factors`, in place of what is made here.
     """
     generator = np.random.default_rng(rng)
     all_kinds = sorted((*kinds, *(["ffn_down_exps"] if experts else [])), key=KINDS.index)
     modules = [f"blk.{block}.{kind}.weight" for block in range(blocks) for kind in all_kinds]
-    a, b, p = [], [], []
+    a, b = [], []
     for module in modules:
         k = all_kinds.index(module.split(".")[2])
         lead = (experts,) if module.endswith("_exps.weight") else ()
         a.append(generator.standard_normal((*lead, rank, n_in + 4 * k)).astype(factor_dtype))
         b.append(generator.standard_normal((*lead, n_out + 2 * k, rank)).astype(factor_dtype))
-        p.append(generator.standard_normal((u, rank, rank)).astype(np.float32))
     values: dict[str, Any] = {
         "architecture": "llama",
         "modules": tuple(modules),
         "rank": rank,
-        "u": u,
-        "groups": groups,
-        "seed": 42,
-        "factorization": "left",
-        "projection": "explicit" if explicit else "irwin-hall-12/splitmix64",
-        "scheme": scheme,
-        "tying": tie(modules, scheme, groups) if scheme != "custom" else None,
         "a": tuple(a),
         "b": tuple(b),
-        "p": tuple(p) if explicit else (),
     }
-    return Basis(**(values | fields))
+    return Factors(**(values | fields))
+
+
+def random_basis(
+    blocks: int = 2, *, groups: int = 2, u: int = 1, scheme: str = "tiled", seed: int = 42, **fields: Any
+) -> Basis:
+    """Return a basis of random factors (`random_factors`, whose arguments `fields` are) and the paper's projection."""
+    factors = random_factors(blocks, **fields)
+    rank = min(2, factors.rank)
+    return Basis(factors, Projection.random(factors.modules, groups, u, scheme, seed, rank))
+
+
+def learned(factors: Factors, n: int = 13, *, scale: float = 1.0, prior: bool = True) -> Projection:
+    """Return a learned projection of rank 2, or of the factors' where that is less, with random directions."""
+    rng, k = np.random.default_rng(n), min(2, factors.rank)
+    p = scale * rng.standard_normal((n, len(factors.modules), k, k))
+    wanted = (rng.standard_normal(n), np.diag(rng.uniform(0.5, 2, n))) if prior else None
+    return Projection.learned(factors.modules, p, wanted)
+
+
+def bases_with(basis: Basis, *fingerprints: str) -> Bases:
+    """Return the bases of a basis's factors, in which its projection is named or stored."""
+    return Bases(basis.factors, (basis.projection,), fingerprints)
 
 
 def golden_basis() -> tuple[Basis, dict[str, Any]]:
@@ -124,28 +131,11 @@ def golden_basis() -> tuple[Basis, dict[str, Any]]:
     return basis, golden
 
 
-def learned_forms(basis: Basis, n: int = 13, *, scale: float = 1.0) -> dict[str, Basis]:
-    """Return the forms that explicit projections have, with priors; the directions are random.
-
-    Args:
-        basis: whose factors and fingerprints they have.
-        n: directions of the dense form, and tiles of the other.
-        scale: of the entries of P, roughly.
-    """
-    rng = np.random.default_rng(n)
-    shape = (len(basis.modules), basis.rank, basis.rank)
-    prior = (rng.standard_normal(n), np.diag(rng.uniform(0.5, 2, n)))
-    return {
-        "dense": basis.with_projections(scale * rng.standard_normal((n, *shape)), prior=prior),
-        "tiled": basis.with_projections(scale * rng.standard_normal(shape), groups=n, prior=prior),
-    }
-
-
-def bundle_with(basis: Basis, base: Path, folder: Path) -> Path:
-    """Make a bundle of a GGUF and a basis, and return its folder."""
+def bundle_with(bases: Bases, base: Path, folder: Path) -> Path:
+    """Make a bundle of a GGUF and side tensors, and return its folder."""
     folder.mkdir()
     (folder / "base.gguf").symlink_to(base.resolve())
-    save_basis(basis, folder / "basis.gguf")
+    save_bases(bases, folder / "basis.gguf")
     return folder
 
 
@@ -181,39 +171,33 @@ def frame(
     return body + (hmac.new(key, message, "sha256").digest()[:8] if tag == "hmac" else key.sign(message))
 
 
-def digest(basis: Basis) -> str:
+def digest(factors: Factors, descriptor: str) -> str:
     """Return the digest of a basis, computed from this layout (integers little-endian, no padding).
 
     text(s) = u32 number of bytes, UTF-8 bytes
-    digest  = SHA-256 of
-        "tinylora basis 1" LF
-        text(architecture) text(projection) text(factorization)
-        u32 rank  u32 u  u32 groups  u64 seed  u32 number of modules
+    factors = SHA-256 of
+        "tinylora factors 2" LF
+        text(architecture) text(factorization)
+        u32 rank  u32 number of modules
         for each module in order, the 32 bytes of SHA-256 of
-            text(name)  u32 group
-            for A, for B, and for P where projections are explicit:
+            text(name)
+            for A and for B:
                 u32 bytes of one entry  u32 number of dimensions  u64 each dimension
                 the entries, row by row, little-endian IEEE 754
+    digest  = SHA-256 of "tinylora basis 2" LF, factors (32 bytes), the descriptor in UTF-8
     """
-    out = hashlib.sha256()
-    out.update(b"tinylora basis 1\n")
-    for item in (basis.architecture, basis.projection, basis.factorization):
-        out.update(text(item))
-    for value, size in ((basis.rank, 4), (basis.u, 4), (basis.groups, 4), (basis.seed, 8)):
-        out.update(value.to_bytes(size, "little"))
-    out.update(len(basis.modules).to_bytes(4, "little"))
-    for position, name in enumerate(basis.modules):
-        module = text(name) + int(basis.tying[position]).to_bytes(4, "little")
-        arrays = [basis.a[position], basis.b[position]]
-        if basis.projection == "explicit":
-            arrays.append(basis.p[position])
-        for array in arrays:
+    out = hashlib.sha256(b"tinylora factors 2\n")
+    out.update(text(factors.architecture) + text(factors.factorization))
+    out.update(factors.rank.to_bytes(4, "little") + len(factors.modules).to_bytes(4, "little"))
+    for name, *pair in zip(factors.modules, factors.a, factors.b, strict=True):
+        module = text(name)
+        for array in pair:
             code = {2: "e", 4: "f"}[array.itemsize]
             module += array.itemsize.to_bytes(4, "little") + array.ndim.to_bytes(4, "little")
             module += b"".join(dim.to_bytes(8, "little") for dim in array.shape)
             module += struct.pack(f"<{array.size}{code}", *array.reshape(-1).tolist())
         out.update(hashlib.sha256(module).digest())
-    return out.hexdigest()
+    return hashlib.sha256(b"tinylora basis 2\n" + out.digest() + descriptor.encode()).hexdigest()
 
 
 def fingerprint(reader: Any, architecture: str, modules: Sequence[str]) -> str:
@@ -261,9 +245,9 @@ def usual_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def rebased(bundle: Path, basis: Basis, folder: Path) -> Path:
-    """Make a bundle of another one's base with another basis, and return its folder."""
-    return bundle_with(basis, bundle / "base.gguf", folder)
+def rebased(bundle: Path, bases: Bases, folder: Path) -> Path:
+    """Make a bundle of another one's base with other side tensors, and return its folder."""
+    return bundle_with(bases, bundle / "base.gguf", folder)
 
 
 def script(path: Path) -> ModuleType:

@@ -4,8 +4,9 @@ TinyLoRA (arXiv 2602.04118) changes every adapted linear layer of a model by W' 
 come from the rank-2 SVD of W, R is a combination of frozen random projections, and the coefficients of
 that combination, 13 numbers for the whole model, are all that is learned. A tour:
 
-* `Basis` is everything frozen: factors, projection seed, tying. `tinylora-edge export` computes it once a
-  model and writes it beside the GGUF (`save_basis`, `load_basis`).
+* `Factors` are what is frozen of a model: A and B. `tinylora-edge export` computes them once a model and writes
+  them beside the GGUF. A `Projection` makes R of a vector's numbers; a `Basis` is the pair. `load_bundle(path)`
+  has all bases of a model: `bundle.basis(numbers=13)`, `bundle.basis(rank=2)`.
 * `MicroVector` is everything personal. `MicroVector.to_bytes` frames it for a link (63 bytes in fp32, 37
   in bf16); `MicroVector.from_bytes` takes it in again, all or nothing, under a `Policy`.
 * `tinylora_edge.runtime.load(base, vector_bytes)` returns a `llama_cpp.Llama` that speaks with it.
@@ -15,7 +16,7 @@ The parts that others build on: `tinylora_edge.projection.project`, `tinylora_ed
 `tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
 """
 
-from .basis import Basis
+from .basis import Bases, Basis
 from .errors import (
     BaseMismatchError,
     BasisError,
@@ -47,14 +48,16 @@ from .errors import (
     UntestedArchitectureWarning,
     VectorError,
 )
-from .formats.bundle import Bundle
-from .formats.side_tensors import load_basis, save_basis
+from .factors import Factors
+from .formats.bundle import Bundle, load_bundle
+from .projection import Projection
 from .system import __version__
 from .vector import CheckedVector, MicroVector, Policy
 from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 
 __all__ = [
     "BaseMismatchError",
+    "Bases",
     "Basis",
     "BasisError",
     "BasisMismatchError",
@@ -68,6 +71,7 @@ __all__ = [
     "Ed25519Verifier",
     "ExpiredError",
     "ExportError",
+    "Factors",
     "FrameError",
     "Hmac",
     "HubError",
@@ -79,6 +83,7 @@ __all__ = [
     "OptionError",
     "OverloadError",
     "Policy",
+    "Projection",
     "RequestError",
     "RollbackError",
     "SignatureError",
@@ -93,6 +98,5 @@ __all__ = [
     "UntestedArchitectureWarning",
     "VectorError",
     "__version__",
-    "load_basis",
-    "save_basis",
+    "load_bundle",
 ]

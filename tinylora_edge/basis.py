@@ -1,300 +1,282 @@
-"""The basis: everything frozen about an adaptation of one model, and its digest."""
+"""The basis, what a vector is a point of: factors and a projection; and all the bases of one model's factors."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from . import limits
-from .errors import BasisError, NonFiniteError, VectorError
-from .factorization import LEFT
-from .modules import parse
-from .prior import Prior, Whitening, check_prior
-from .projection import EXPLICIT, IRWIN_HALL, project, tie
+from .errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, VectorError
+from .factors import Factors
+from .prior import Prior, Whitening
+from .projection import RANK, SEED, Projection, entries_descriptor, random_descriptor
 
-FactorArray = NDArray[np.float32] | NDArray[np.float16]
+if TYPE_CHECKING:
+    from .vector import MicroVector
+
+_ID = slice(1, 5)  # of a frame: where it names its basis
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Basis:
-    """Factors, projection seed, tying, rank and u: what turns a micro-vector into a change of weights.
-
-    For the module m, `W' = W + B[m] R[m] A[m]` with `R[m] = sum_i v[tying[m], i] P[m][i]`.
-
-    Attributes:
-        architecture: the model's `general.architecture`, such as `llama`.
-        modules: M module names in canonical order.
-        rank: r, the rank of the factors.
-        u: entries of v that one module reads.
-        groups: G, the rows of v.
-        seed: projection seed, 0 <= seed < 2**64.
-        factorization: `left`: all of S is in B.
-        projection: `irwin-hall-12/splitmix64` (regenerated) or `explicit` (stored).
-        scheme: name of the tying scheme.
-        tying: int32 [M], the group of each module.
-        a: for each module A, float32 or float16 [r, in], or [experts, r, in].
-        b: for each module B, float32 or float16 [out, r], or [experts, out, r].
-        p: for each module P, float32 [u, r, r]; only with `explicit` projections, else empty.
-        base_fingerprints: the deployed forms of the model that this basis was exported for.
-        prior_mean: float32 [G*u], the mean of vectors that people want, or None. Not in the digest.
-        prior_covariance: float32 [G*u, G*u], their covariance; there where the mean is.
+    """Factors and a projection: what turns a micro-vector into a change of weights, W' = W + B R A.
 
     Raises:
-        BasisError: the parts do not fit each other.
+        BasisError: the projection is of other modules, or of a rank beyond that of the factors.
     """
 
-    architecture: str
-    modules: tuple[str, ...]
-    rank: int
-    u: int
-    groups: int
-    seed: int
-    factorization: str
-    projection: str = IRWIN_HALL
-    scheme: str
-    tying: NDArray[np.int32]
-    a: tuple[FactorArray, ...] = field(repr=False)
-    b: tuple[FactorArray, ...] = field(repr=False)
-    p: tuple[NDArray[np.float32], ...] = field(default=(), repr=False)
-    base_fingerprints: tuple[str, ...] = field(default=(), repr=False)
-    prior_mean: NDArray[np.float32] | None = field(default=None, repr=False)
-    prior_covariance: NDArray[np.float32] | None = field(default=None, repr=False)
+    factors: Factors
+    projection: Projection
 
     def __post_init__(self) -> None:
-        self._check_sizes()
-        count = len(self.modules)
-        if count == 0 or len(set(self.modules)) != count:
-            raise BasisError(f"a basis needs distinct modules, but got {count} names, some of them twice")
-        if self.factorization != LEFT:
-            raise BasisError(f"unknown factorization {self.factorization!r}: this version knows '{LEFT}'")
-        if self.projection not in (IRWIN_HALL, EXPLICIT):
+        factors, projection = self.factors, self.projection
+        if projection.modules != factors.modules:
             raise BasisError(
-                f"unknown projection {self.projection!r}: this version knows '{IRWIN_HALL}' and '{EXPLICIT}'"
+                f"the projection is of {len(projection.modules)} modules, and not of the {len(factors.modules)} "
+                "that the factors are of"
             )
-        expected_p = count if self.projection == EXPLICIT else 0
-        sizes = (len(self.tying), len(self.a), len(self.b), len(self.p))
-        if sizes != (count, count, count, expected_p):
-            raise BasisError(
-                f"{count} modules need as many groups, A, B and {expected_p} P, but there are {sizes}"
-            )
-        read = set(self.tying.tolist())
-        if min(read) < 0 or max(read) >= self.groups or len(read) < self.groups:
-            raise BasisError(
-                f"the tying map names {len(read)} groups from {min(read)} to {max(read)}, but the basis has "
-                f"groups 0 to {self.groups - 1}, of which a module must read each"
-            )
-        for position, module in enumerate(self.modules):
-            self._check_factors(module, position)
-        check_prior(self.prior_mean, self.prior_covariance, self.size)
-
-    def _check_sizes(self) -> None:
-        """Refuse what no basis needs, before anything is made of it (`limits`)."""
-        if min(self.rank, self.u, self.groups) < 1 or not 0 <= self.seed < 1 << 64:
-            raise BasisError(
-                f"rank {self.rank}, u {self.u}, groups {self.groups}, seed {self.seed}: rank, u and groups "
-                "must be above 0, and the seed an unsigned 64-bit integer"
-            )
-        entries = len(self.modules) * self.u * self.rank**2
-        for what, found, most in (
-            ("modules", len(self.modules), limits.MODULES),
-            ("as its rank", self.rank, limits.RANK),
-            (f"values ({self.groups} groups x u {self.u})", self.size, limits.VALUES),
-            ("entries of its projections", entries, limits.PROJECTION_ENTRIES),
-            ("bytes in a module's name", max(map(len, self.modules), default=0), limits.NAME_BYTES),
-            ("values with a prior", self.size * (self.prior_mean is not None), limits.PRIOR_VALUES),
-        ):
-            if found > most:
-                raise BasisError(f"a basis has at most {most:,} {what}, not {found}")
-
-    def _check_factors(self, module: str, position: int) -> None:
-        parse(module)
-        a, b, rest = self.a[position], self.b[position], self.p[position : position + 1]
-        for array, widths in ((a, (2, 4)), (b, (2, 4)), *((p, (4,)) for p in rest)):
-            if array.dtype.kind != "f" or array.itemsize not in widths:
-                raise BasisError(
-                    f"an array of {module} has dtype {array.dtype}: factors are float32 or float16, "
-                    "projections float32"
-                )
-        fits = a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-2] == b.shape[-1] == self.rank
-        if not fits or a.shape[:-2] != b.shape[:-2]:
-            raise BasisError(
-                f"factors of {module} have shapes {a.shape} and {b.shape}, not those of rank {self.rank}: "
-                "expected A [r, in] and B [out, r], or the same with one leading axis for experts"
-            )
-        expected = (self.u, self.rank, self.rank)
-        if rest and rest[0].shape != expected:
-            raise BasisError(f"the projection of {module} has shape {rest[0].shape}, expected {expected}")
+        if projection.rank > factors.rank:
+            raise beyond(projection.rank, factors.rank)
 
     def __repr__(self) -> str:
-        return (
-            f"Basis({self.id}: {self.architecture}, {len(self.modules)} modules, rank {self.rank}, "
-            f"u {self.u}, {self.groups} groups {self.scheme}, seed {self.seed}, {self.projection}, "
-            f"{self.factorization}, {len(self.base_fingerprints)} bases"
-            f"{'' if self.prior_mean is None else ', a prior'})"
-        )
+        return f"Basis({self.id}: {self.size} numbers, {self.projection.descriptor[:48]}, {self.factors!r})"
 
     @property
     def size(self) -> int:
-        """Number of values of a micro-vector: G * u."""
-        return self.groups * self.u
+        """n, the numbers of a micro-vector."""
+        return self.projection.size
 
-    @cached_property
+    @property
+    def rank(self) -> int:
+        """k, the leading directions of the factors that R acts on."""
+        return self.projection.rank
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """M module names in canonical order."""
+        return self.factors.modules
+
+    @property
     def prior(self) -> Prior | None:
-        """Mean and covariance in float64, the covariance exactly symmetric; None where there is no prior."""
-        if self.prior_mean is None or self.prior_covariance is None:
-            return None
-        covariance = self.prior_covariance.astype(np.float64)
-        return Prior(self.prior_mean.astype(np.float64), (covariance + covariance.T) / 2)
+        """The prior of the projection, if it has one."""
+        return self.projection.prior
+
+    @property
+    def whitening(self) -> Whitening:
+        """The coordinates in which the prior is round; those of v itself where there is none."""
+        return self.projection.whitening
 
     @cached_property
-    def whitening(self) -> Whitening:
-        """The coordinates in which the prior is round; those of v itself where there is no prior."""
-        return Whitening(self.prior_covariance)
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal over the factors' digest and the projection's descriptor."""
+        return digest_of(self.factors, self.projection.descriptor)
 
     @property
     def id(self) -> str:
         """The first 4 bytes of the digest in hexadecimal: how a frame names its basis."""
         return self.digest[:8]
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 in hexadecimal of what defines the function v -> dW (docs/FORMAT.md, "Digest")."""
-        total = hashlib.sha256(b"tinylora basis 1\n")
-        for text in (self.architecture, self.projection, self.factorization):
-            total.update(packed_text(text))
-        total.update(struct.pack("<IIIQI", self.rank, self.u, self.groups, self.seed, len(self.modules)))
-        for position, module in enumerate(self.modules):
-            part = hashlib.sha256(packed_text(module))
-            part.update(struct.pack("<I", self.tying[position]))
-            for array in (self.a[position], self.b[position], *self.p[position : position + 1]):
-                part.update(struct.pack(f"<II{array.ndim}Q", array.itemsize, array.ndim, *array.shape))
-                part.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
-            total.update(part.digest())
-        return total.hexdigest()
-
-    @cached_property
-    def projections(self) -> NDArray[np.float32]:
-        """P of every module: float32 [M, u, r, r]."""
-        if self.p:
-            return np.stack(self.p).astype(np.float32, copy=False)
-        return np.stack([project(self.seed, module, self.u, self.rank) for module in self.modules])
-
     def values(self, v: Any) -> NDArray[np.float32]:
-        """Return the values of v, a micro-vector or G*u numbers in any shape, as float32 [G, u].
+        """Return the values of v, a micro-vector or n numbers, as float32 [n].
 
         Raises:
             VectorError: v has another number of values.
+            BasisMismatchError: v is a micro-vector of another basis.
             NonFiniteError: a value is NaN or infinite.
         """
+        if getattr(v, "basis", "") not in ("", self.digest):
+            raise BasisMismatchError(f"the vector is of basis {v.basis[:8]}, and not of {self.id}")
         with np.errstate(over="ignore"):  # infinity is refused below
             array = np.asarray(getattr(v, "values", v), dtype=np.float32)
-        if array.size != self.size:
+        if array.shape != (self.size,):
             raise VectorError(
-                f"the vector has {array.size} values, but basis {self.id} takes "
-                f"{self.size} ({self.groups} groups x u {self.u})"
+                f"the vector has {array.size} values, in the shape {array.shape}, but basis {self.id} takes "
+                f"{self.size} numbers"
             )
         if not np.isfinite(array).all():
-            index = int(np.flatnonzero(~np.isfinite(array.reshape(-1)))[0])
-            raise NonFiniteError(
-                f"value {index} of the vector is {array.reshape(-1)[index]}: every value must be finite"
-            )
-        return array.reshape(self.groups, self.u)
+            index = int(np.flatnonzero(~np.isfinite(array))[0])
+            raise NonFiniteError(f"value {index} of the vector is {array[index]}: every value must be finite")
+        return array
 
     def R(self, v: Any) -> NDArray[np.float32]:
-        """Return R of every module: float32 [M, r, r]. Arguments and errors: see `values`.
-
-        The sum over i runs in order in float64 (each product is exact there) and is rounded once, so
-        that every implementation arrives at the same bits.
-        """
-        rows = self.values(v).astype(np.float64)[self.tying]
-        total = np.zeros((len(self.modules), self.rank, self.rank))
-        for i in range(self.u):
-            total += rows[:, i, None, None] * self.projections[:, i]
-        with np.errstate(over="ignore"):
-            return total.astype(np.float32)
-
-    def delta(self, module: str, v: Any) -> NDArray[np.float32]:
-        """Return dW = B R A of one module: [out, in] or [experts, out, in]; see `index` and `values`."""
-        position = self.index(module)
-        r = self.R(v)[position]
-        a, b = (np.asarray(f[position], dtype=np.float32) for f in (self.a, self.b))
-        delta: NDArray[np.float32] = (b @ r) @ a
-        return delta
-
-    def index(self, module: str) -> int:
-        """Return the position of a module; BasisError where the basis does not adapt it."""
-        try:
-            return self.modules.index(module)
-        except ValueError:
-            raise BasisError(
-                f"basis {self.id} does not adapt {module!r}; it adapts {len(self.modules)} modules, "
-                f"from {self.modules[0]} to {self.modules[-1]}"
-            ) from None
-
-    def with_projections(
-        self, p: ArrayLike, *, groups: int | None = None, prior: tuple[ArrayLike, ArrayLike] | None = None
-    ) -> Basis:
-        """Return a basis of the same factors with explicit projections, such as learned ones.
-
-        The seed stays: it then means nothing, but the digest covers it.
-
-        Args:
-            p: the projections, in one of two forms. Dense, float32 [n, M, r, r]: value i of the vector adds
-                p[i, m] to R of module m; u = n, one group. One a module, float32 [M, r, r]: R of module m
-                is p[m] times the value of its group; u = 1.
-            groups: with one a module, tie the modules into so many tiles; by default the tying stays.
-            prior: mean [n] and covariance [n, n] of the values.
+        """Return R of every module on the leading k directions: float32 [M, k, k].
 
         Raises:
-            BasisError: p has another shape or is not finite, the groups cannot be made, or the prior does
-                not fit.
+            NonFiniteError: an entry of R passes float32.
+            Those of `values`.
         """
-        with np.errstate(over="ignore"):  # infinity is refused below
-            array = np.asarray(p, np.float32)
-            mean, covariance = (None, None) if prior is None else (np.array(x, np.float32) for x in prior)
-        count, square = len(self.modules), (self.rank, self.rank)
-        dense = array.ndim == 4
-        if array.ndim not in (3, 4) or array.shape[-3:] != (count, *square) or len(array) == 0:
-            raise BasisError(
-                f"projections of shape {array.shape} do not fit {count} modules of rank {self.rank}: "
-                f"expected {('n', count, *square)}, or {(count, *square)} for one a module"
+        r = self.projection.R(self.values(v))
+        if not np.isfinite(r).all():
+            raise NonFiniteError("R of the vector passes float32: its values are too large")
+        return r
+
+    def delta(self, module: str, v: Any) -> NDArray[np.float32]:
+        """Return dW = B R A of one module, float32 [out, in] or [experts, out, in]; errors as for `R`."""
+        a, b = self.factors.leading(module, self.rank)
+        delta: NDArray[np.float32] = (b @ self.R(v)[self.factors.index(module)]) @ a
+        return delta
+
+
+class Bases(Mapping[str, Basis]):
+    """All bases that vectors of one model's factors may be points of, by their ids: what `basis.gguf` holds.
+
+    The entries of every rank k <= r, every projection that is stored or named in the file, and, where r >= 2,
+    the paper's tiled one of 1 to M numbers.
+
+    Attributes:
+        factors: of the model.
+        projections: those that are stored or named.
+        fingerprints: the deployed forms of the model that the factors were exported for.
+
+    Raises:
+        BasisError: a projection does not fit the factors, or two bases have one id.
+    """
+
+    def __init__(
+        self, factors: Factors, projections: tuple[Projection, ...] = (), fingerprints: tuple[str, ...] = ()
+    ) -> None:
+        self.factors, self.projections, self.fingerprints = factors, projections, fingerprints
+        self._made: dict[str, Basis] = {}
+        self._of: dict[str, tuple[str, int]] = {}  # id -> what makes the basis: (kind, rank or numbers)
+        for rank in range(1, factors.rank + 1):
+            self._of[digest_of(factors, entries_descriptor(rank))[:8]] = "entries", rank
+        for projection in projections:
+            basis = Basis(factors, projection)
+            if basis.id in self._of:
+                raise BasisError(
+                    f"the projection {projection.descriptor[:64]!r} has the id {basis.id} of another one: a "
+                    "frame could not say which is meant. Leave one of them out"
+                )
+            self._of[basis.id] = "stored", 0
+            self._made[basis.id] = basis
+        for numbers in range(1, len(factors.modules) + 1) if factors.rank >= RANK else ():
+            self._of.setdefault(digest_of(factors, random_descriptor(numbers))[:8], ("tiled", numbers))
+
+    def __repr__(self) -> str:
+        return f"Bases({self.factors!r}, {self.known()}, {len(self.fingerprints)} deployed forms)"
+
+    def __getitem__(self, basis_id: str) -> Basis:
+        made = self._made.get(basis_id)
+        if made is None:
+            kind, number = self._of[basis_id]
+            modules = self.factors.modules
+            if kind == "entries":
+                projection = Projection.entries(modules, number)
+            else:
+                projection = Projection.random(modules, number)
+            made = self._made[basis_id] = Basis(self.factors, projection)
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    @property
+    def id(self) -> str:
+        """The first 4 bytes of the factors' digest in hexadecimal: where a model's vectors are published."""
+        return self.factors.digest[:8]
+
+    @property
+    def most(self) -> int:
+        """Numbers of the largest vector."""
+        modules = len(self.factors.modules)
+        return max(modules * self.factors.rank**2, *(p.size for p in self.projections), modules)
+
+    def basis(self, *, numbers: int | None = None, rank: int | None = None) -> Basis:
+        """Return the basis of so many numbers, or of all entries of R at a rank; one of the two is given.
+
+        With n numbers it is the last of the stored projections that have n, or the paper's tiled one.
+
+        Raises:
+            BasisError: there is none, or not one of the two is given.
+        """
+        if (numbers is None) == (rank is None):
+            raise BasisError("a basis is named by its numbers or by its rank: pass one of the two")
+        factors, modules = self.factors, len(self.factors.modules)
+        if rank is not None:
+            if not 1 <= rank <= factors.rank:
+                raise beyond(rank, factors.rank)
+            return self[digest_of(factors, entries_descriptor(rank))[:8]]
+        for projection in reversed(self.projections):
+            if projection.size == numbers:
+                return self[digest_of(factors, projection.descriptor)[:8]]
+        if numbers is not None and 1 <= numbers <= modules and factors.rank >= RANK:
+            return self[digest_of(factors, random_descriptor(numbers))[:8]]
+        whole = next((k for k in range(1, factors.rank + 1) if modules * k * k == numbers), None)
+        advice = f"these are all entries of rank {whole}: say rank {whole}" if whole else self.known()
+        raise BasisError(f"no projection has {numbers} numbers: {advice}")
+
+    def of(self, vector: MicroVector) -> Basis:
+        """Return the basis of a vector: the one it names, else the one of so many numbers, or entries.
+
+        Raises:
+            BasisMismatchError: it names one that is not here.
+            VectorError: no basis has so many numbers.
+        """
+        if vector.basis:
+            found = self.get(vector.basis[:8])
+            if found is None or found.digest != vector.basis:
+                raise self._unknown(vector.basis[:8])
+            return found
+        size, modules = len(vector.values), len(self.factors.modules)
+        try:
+            rank = next((k for k in range(1, self.factors.rank + 1) if modules * k * k == size), None)
+            return self.basis(rank=rank) if rank and size > modules else self.basis(numbers=size)
+        except BasisError as error:
+            raise VectorError(f"the vector fits no basis: {error}") from None
+
+    def of_frame(self, data: bytes) -> Basis:
+        """Return the basis that the bytes of a frame name; nothing of them is verified.
+
+        Raises:
+            FrameError: they are a raw payload, which names none, or too short.
+            BasisMismatchError: it is not here.
+        """
+        if len(data) < _ID.stop or len(data) % 2 == 0:
+            raise FrameError(
+                f"{len(data)} bytes are no frame, and a raw payload says neither basis nor sequence: frame it "
+                "(MicroVector.to_bytes), or name its basis (MicroVector.from_bytes(data, basis))"
             )
-        if not np.isfinite(array).all():
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise BasisError(
-                f"entry {index} of the projections is {array[index]}: every entry must be finite"
-            )
-        scheme, tying = self.scheme, self.tying
-        if dense:
-            scheme, tying = "full", np.zeros(count, np.int32)
-        elif groups is not None:
-            scheme, tying = "tiled", tie(self.modules, "tiled", groups)
-        by_module = array.swapaxes(0, 1) if dense else array[:, None]
-        return replace(
-            self,
-            u=by_module.shape[1],
-            groups=int(tying.max()) + 1,
-            projection=EXPLICIT,
-            scheme=scheme,
-            tying=tying,
-            p=tuple(np.array(one) for one in by_module),
-            prior_mean=mean,
-            prior_covariance=covariance,
+        found = self.get(data[_ID].hex())
+        if found is None:
+            raise self._unknown(data[_ID].hex())
+        return found
+
+    def with_projection(self, projection: Projection) -> Bases:
+        """Return these bases and one more; errors as for the class."""
+        return Bases(self.factors, (*self.projections, projection), self.fingerprints)
+
+    def known(self) -> str:
+        """Return which vectors these bases take, in words."""
+        factors, modules = self.factors, len(self.factors.modules)
+        ranks = f"all entries of rank 1 to {factors.rank} ({modules:,} to {modules * factors.rank**2:,} numbers)"
+        stored = "".join(f", {p.kind} ones of {p.size} numbers" for p in self.projections)
+        tiled = f", tiled ones of 1 to {modules}" if factors.rank >= RANK else ""
+        return f"this model takes {ranks}{stored}{tiled}"
+
+    def _unknown(self, basis_id: str) -> BasisMismatchError:
+        return BasisMismatchError(
+            f"the vector is for basis {basis_id}, which is none of factors {self.factors.digest[:8]}: "
+            f"{self.known()}. It was made for another model or another export, or was damaged on its way"
         )
 
-    def kinds(self) -> Sequence[str]:
-        """The kinds of module that the basis adapts, in the order of their first appearance."""
-        return list(dict.fromkeys(parse(module)[1] for module in self.modules))
+
+def digest_of(factors: Factors, descriptor: str) -> str:
+    """Return the digest of the basis of factors and the projection with a descriptor, in hexadecimal."""
+    data = b"tinylora basis 2\n" + bytes.fromhex(factors.digest) + descriptor.encode()
+    return hashlib.sha256(data).hexdigest()
 
 
-def packed_text(value: str) -> bytes:
-    """UTF-8 with its length before it, u32: how digest and fingerprint take strings in."""
-    data = value.encode()
-    return struct.pack("<I", len(data)) + data
+def beyond(rank: int, baked: int) -> BasisError:
+    """Return the error of a rank that the factors do not have."""
+    return BasisError(
+        f"rank {rank} is not among 1 to {baked}, the ranks of these factors: choose one of them, or export "
+        f"again with --rank {max(rank, 1)}, for which every vector is made anew"
+    )

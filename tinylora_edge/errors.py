@@ -36,7 +36,7 @@ class ExpiredError(VectorError):
 
 
 class BasisMismatchError(VectorError):
-    """The vector was made for another basis than the one that is loaded."""
+    """The vector was made for a basis that is not among those of the loaded model."""
 
 
 class NonFiniteError(VectorError):

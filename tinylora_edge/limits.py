@@ -7,13 +7,16 @@ time in proportion to its own bytes.
 from __future__ import annotations
 
 VALUES = 250_000
-"""Values of a vector, G * u: 1 MB in float32. The largest in use, every entry of R, have some thousands."""
+"""Numbers of a vector: 1 MB in float32. All entries of rank 8 are 13,440 for 210 modules, 96,000 for 1,500."""
 
 RANK = 256
 """Rank of factors. Ranks above some tens add nothing to a vector, and r * r floats a module are made."""
 
 PROJECTION_ENTRIES = 1 << 26
-"""Entries of all projections together, M * u * r * r: 256 MB in float32, made from 30 bytes of a header."""
+"""Entries of a projection, M * u * k * k: 256 MB in float32, made from 30 bytes of a header."""
+
+PROJECTIONS = 1 << 6
+"""Projections that are stored beside the factors, or named there."""
 
 PRIOR_VALUES = 1 << 10
 """Values of a vector that has a prior: its covariance is inverted, in cubic time."""

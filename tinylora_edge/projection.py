@@ -1,26 +1,38 @@
-"""The frozen random projections P, regenerated from a seed with exact integer arithmetic.
+"""Projections: linear maps from the n numbers of a vector to R, of three kinds.
 
-Version 1 (`irwin-hall-12/splitmix64`): every entry is the centred sum of twelve 16-bit uniforms that
-splitmix64 derives from the seed, the module's name and the entry's index. The sum is close to N(0, 1)
-(excess kurtosis -0.1), it is an exact multiple of 2^-16, so float32 holds it exactly, and it needs no
-libm: every platform regenerates the same bits. docs/FORMAT.md has the definition and test values.
-Tying is the map from modules to the rows of v that they share.
+`random`: the paper's P, regenerated from a seed with exact integer arithmetic. Every entry is the centred sum
+of twelve 16-bit uniforms that splitmix64 derives from the seed, the module's name and the entry's index. The
+sum is close to N(0, 1) (excess kurtosis -0.1), it is an exact multiple of 2^-16, so float32 holds it exactly,
+and it needs no libm: every platform regenerates the same bits. Tying is the map from modules to the rows of v
+that they share. `learned`: directions of R that were found once per model, stored. `entries`: v is R itself.
+
+docs/FORMAT.md has the definitions and test values. Nothing else in the product asks of which kind a
+projection is.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from . import limits
 from .errors import BasisError
 from .modules import canonical_order, parse
+from .prior import Prior, Whitening, check_prior
 
-IRWIN_HALL = "irwin-hall-12/splitmix64"
-"""P is regenerated from the seed."""
-EXPLICIT = "explicit"
-"""P is stored with the factors, because it was learned, or imported from elsewhere."""
+SEED = 42
+"""Of the random projections that need no mention in a bundle."""
+NUMBERS = 13
+"""Numbers of a vector where nothing is said: the paper's."""
+RANK = 2
+"""Directions that random and learned projections act on where nothing is said: the paper's."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -71,7 +83,7 @@ def _fnv1a64(data: bytes) -> int:
 
 
 SCHEMES: tuple[str, ...] = ("full", "structured", "tiled")
-"""The schemes that `tie` knows. A basis may also carry any other map, as scheme `custom`."""
+"""The schemes that `tie` knows."""
 
 
 def tie(modules: Sequence[str], scheme: str, groups: int) -> NDArray[np.int32]:
@@ -122,3 +134,236 @@ def _structured(modules: Sequence[str], groups: int) -> NDArray[np.int32]:
             )
         result[positions] = first + _tile(len(positions), end - first)
     return result
+
+
+class Projection(ABC):
+    """A linear map from n numbers to R, float32 [M, k, k]: R of module m, on the leading k directions of its factors.
+
+    Attributes:
+        kind: `random`, `learned` or `entries`.
+        modules: M module names in canonical order.
+        rank: k.
+        size: n.
+        descriptor: the canonical text that names the map (docs/FORMAT.md, "Projections").
+        stored: P, float32 [n, M, k, k], where it cannot be regenerated, else None.
+        prior_mean: float32 [n], the mean of vectors that people want, or None. In no digest.
+        prior_covariance: float32 [n, n], their covariance; there where the mean is.
+    """
+
+    kind: str
+    modules: tuple[str, ...]
+    rank: int
+    size: int
+    descriptor: str
+    stored: NDArray[np.float32] | None = None
+    prior_mean: NDArray[np.float32] | None = None
+    prior_covariance: NDArray[np.float32] | None = None
+
+    @staticmethod
+    def random(
+        modules: Sequence[str],
+        groups: int = NUMBERS,
+        u: int = 1,
+        tying: str = "tiled",
+        seed: int = SEED,
+        rank: int = RANK,
+    ) -> Projection:
+        """Return the paper's: R[m] = sum_i v[g(m), i] P[m, i] with P of `project`; n = groups * u.
+
+        Raises:
+            BasisError: a number is out of its range, or the groups cannot be made.
+        """
+        if u < 1 or not 0 <= seed < 1 << 64:
+            raise BasisError(f"u {u} and seed {seed}: u is at least 1, the seed an unsigned 64-bit integer")
+        return _Tied(
+            "random",
+            modules,
+            rank,
+            u,
+            tie(modules, tying, groups),
+            random_descriptor(groups, u, tying, seed, rank),
+            seed=seed,
+        )
+
+    @staticmethod
+    def learned(
+        modules: Sequence[str], p: ArrayLike, prior: tuple[ArrayLike, ArrayLike] | None = None
+    ) -> Projection:
+        """Return one of stored directions: R[m] = sum_i v[i] p[i, m].
+
+        Args:
+            modules: in canonical order.
+            p: the directions, float32 [n, M, k, k].
+            prior: mean [n] and covariance [n, n] of the vectors that people want.
+
+        Raises:
+            BasisError: p has another shape, is too large or not finite, or the prior does not fit.
+        """
+        with np.errstate(over="ignore"):  # infinity is refused below
+            array = np.ascontiguousarray(p, "<f4")
+        count = len(modules)
+        if array.ndim != 4 or array.shape[1] != count or array.shape[2] != array.shape[3] or not array.size:
+            raise BasisError(
+                f"projections of shape {array.shape} do not fit {count} modules: expected (n, {count}, k, k)"
+            )
+        if not np.isfinite(array).all():
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise BasisError(f"entry {index} of the projection is {array[index]}: every entry must be finite")
+        size, rank = len(array), array.shape[2]
+        text = f"learned rank={rank} {hashlib.sha256(array.data).hexdigest()}"
+        tying = np.zeros(count, np.int32)
+        made = _Tied("learned", modules, rank, size, tying, text, p=array.swapaxes(0, 1))
+        made.stored = array
+        if prior is not None:
+            if size > limits.PRIOR_VALUES:
+                raise BasisError(f"a prior is of at most {limits.PRIOR_VALUES:,} numbers, not {size:,}")
+            with np.errstate(over="ignore"):
+                mean, covariance = (np.array(part, np.float32) for part in prior)
+            check_prior(mean, covariance, size)
+            made.prior_mean, made.prior_covariance = mean, covariance
+        return made
+
+    @staticmethod
+    def entries(modules: Sequence[str], rank: int) -> Projection:
+        """Return the one whose v is R, module by module, row by row: n = M rank^2.
+
+        Raises:
+            BasisError: a number is out of its range.
+        """
+        return _Entries(modules, rank)
+
+    @staticmethod
+    def read(descriptor: str, modules: Sequence[str]) -> Projection:
+        """Return the random projection that a descriptor names.
+
+        Raises:
+            BasisError: it names none, or not in the canonical form.
+        """
+        found = _RANDOM.fullmatch(descriptor)
+        if found is None:
+            raise BasisError(
+                f"{descriptor[:80]!r} names no projection: expected '{random_descriptor(NUMBERS)}' or the like"
+            )
+        rank, seed, groups, u = (int(found[name]) for name in ("rank", "seed", "groups", "u"))
+        made = Projection.random(modules, groups, u, found["tying"], seed, rank)
+        if made.descriptor != descriptor:
+            raise BasisError(f"{descriptor[:80]!r} is not canonical: expected {made.descriptor!r}")
+        return made
+
+    def _check(self) -> None:
+        if self.rank < 1:
+            raise BasisError(f"a projection has a rank of 1 or more, not {self.rank}")
+        for what, found, most in (
+            ("as its rank", self.rank, limits.RANK),
+            ("numbers", self.size, limits.VALUES),
+        ):
+            if found > most:
+                raise BasisError(f"a projection has at most {most:,} {what}, not {found:,}")
+
+    def __repr__(self) -> str:
+        prior = "" if self.prior_mean is None else ", a prior"
+        return f"Projection({self.descriptor[:64]}: {self.size} numbers, {len(self.modules)} modules{prior})"
+
+    @abstractmethod
+    def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return R of numbers, float32 [n] -> [M, k, k]: summed in order in float64 and rounded once, so that
+        every implementation arrives at the same bits. Not finite where it passes float32."""
+
+    @abstractmethod
+    def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the gradient by v of a gradient by R: [M, k, k] -> float64 [n]."""
+
+    @cached_property
+    def prior(self) -> Prior | None:
+        """Mean and covariance in float64, the covariance exactly symmetric; None where there is no prior."""
+        if self.prior_mean is None or self.prior_covariance is None:
+            return None
+        covariance = self.prior_covariance.astype(np.float64)
+        return Prior(self.prior_mean.astype(np.float64), (covariance + covariance.T) / 2)
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """The coordinates in which the prior is round; those of v itself where there is no prior."""
+        return Whitening(self.prior_covariance)
+
+
+class _Tied(Projection):
+    """R[m] = sum_i v[tying[m], i] P[m, i]: P regenerated, or stored as p, [M, u, k, k]."""
+
+    def __init__(
+        self,
+        kind: str,
+        modules: Sequence[str],
+        rank: int,
+        u: int,
+        tying: NDArray[np.int32],
+        descriptor: str,
+        *,
+        seed: int = SEED,
+        p: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.kind, self.modules, self.rank, self.descriptor = kind, tuple(modules), rank, descriptor
+        self.tying, self.u, self._seed = tying, u, seed
+        self.size = (int(tying.max()) + 1) * u
+        self._check()
+        entries = len(self.modules) * u * rank**2
+        if entries > limits.PROJECTION_ENTRIES:
+            raise BasisError(
+                f"a projection has at most {limits.PROJECTION_ENTRIES:,} entries of P, not {entries:,}"
+            )
+        if p is not None:
+            self.p = p
+
+    @cached_property
+    def p(self) -> NDArray[np.float32]:
+        """P of every module: float32 [M, u, k, k]."""
+        return np.stack([project(self._seed, module, self.u, self.rank) for module in self.modules])
+
+    def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
+        rows = v.astype(np.float64).reshape(-1, self.u)[self.tying]
+        total = np.zeros((len(self.modules), self.rank, self.rank))
+        for i in range(self.u):
+            total += rows[:, i, None, None] * self.p[:, i]
+        with np.errstate(over="ignore"):
+            return total.astype(np.float32)
+
+    def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
+        by_module = np.einsum("muab,mab->mu", self.p, r, dtype=np.float64)
+        total = np.zeros((self.size // self.u, self.u))
+        np.add.at(total, self.tying, by_module)
+        return total.reshape(-1)
+
+
+class _Entries(Projection):
+    """R is v."""
+
+    kind = "entries"
+
+    def __init__(self, modules: Sequence[str], rank: int) -> None:
+        self.modules, self.rank = tuple(modules), rank
+        self.size, self.descriptor = len(self.modules) * rank**2, entries_descriptor(rank)
+        self._check()
+
+    def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.array(v, np.float32).reshape(-1, self.rank, self.rank)
+
+    def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
+        return np.asarray(r, np.float64).reshape(-1)
+
+
+_RANDOM = re.compile(
+    r"random rank=(?P<rank>[0-9]{1,9}) seed=(?P<seed>[0-9]{1,20}) groups=(?P<groups>[0-9]{1,9}) "
+    r"u=(?P<u>[0-9]{1,9}) tying=(?P<tying>[a-z]+)"
+)
+
+
+def random_descriptor(
+    groups: int, u: int = 1, tying: str = "tiled", seed: int = SEED, rank: int = RANK
+) -> str:
+    """Return the text that names a random projection."""
+    return f"random rank={rank} seed={seed} groups={groups} u={u} tying={tying}"
+
+
+def entries_descriptor(rank: int) -> str:
+    """Return the text that names the entries of a rank."""
+    return f"entries rank={rank}"

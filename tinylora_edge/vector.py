@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .basis import Basis
+from .basis import Bases, Basis
 from .errors import ChecksumError, SignatureError, UnauthenticatedVectorWarning, VectorError
+from .factors import Factors
 from .keyring import Keyring
 from .wire import expiry, frame, sequences, tags
 from .wire.values import encode_values, finite
@@ -25,6 +25,9 @@ LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
 
 FIRST_SEQUENCE = 1
 """The sequence of a vector that nobody numbered. 0 means: no sequence."""
+
+MAX_NORM = 1000.0
+"""Frobenius norm of R that a policy accepts: vectors that were trained have 0.1 to 50."""
 
 _LEVEL_OF_KIND = {None: 0, tags.CRC32: 1, tags.HMAC: 2, tags.ED25519: 3}
 
@@ -36,45 +39,52 @@ class MicroVector:
     Immutable; two are equal when dtype, sequence and every value are.
 
     Attributes:
-        values: float32 [G, u]. Rounded to `dtype` when the vector is made, so that what a host holds
+        values: float32 [n]. Rounded to `dtype` when the vector is made, so that what a host holds
             is what a device will hold.
         dtype: of the values on the wire: `fp32`, `bf16`, `fp16` or `int8`.
         sequence: 0 to 65535; rises with every vector of the same stream. 0 is that of a raw payload.
 
+        basis: digest of the basis that it is a point of, in hexadecimal. Where it is empty, a model takes it
+            for one of the basis with so many numbers (`Bases.of`).
+
     Raises:
-        VectorError: an unknown dtype, values that are not [G, u], or a sequence out of range.
+        VectorError: an unknown dtype, values that are not [n], or a sequence out of range.
         NonFiniteError: a value is NaN or infinite, or too large for the dtype.
     """
 
     values: NDArray[np.float32]
     dtype: str = "fp32"
     sequence: int = FIRST_SEQUENCE
+    basis: str = ""
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # infinity is refused below
             given = np.asarray(self.values, dtype=np.float32)
-        if given.ndim != 2:
-            raise VectorError(f"values of a micro-vector are [groups, u], not of shape {given.shape}")
+        if given.ndim != 1:
+            raise VectorError(f"values of a micro-vector are n numbers, not of shape {given.shape}")
         if not 0 <= self.sequence < 1 << 16:
             raise VectorError(f"sequence {self.sequence} is out of range: it must be from 0 to 65535")
-        values = finite(given.reshape(-1), self.dtype).reshape(given.shape)
+        values = finite(given, self.dtype)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
 
     @classmethod
     def zeros(cls, basis: Basis, dtype: str = "fp32") -> MicroVector:
         """Return the vector that changes nothing."""
-        return cls(np.zeros((basis.groups, basis.u), np.float32), dtype)
+        return cls(np.zeros(basis.size, np.float32), dtype, basis=basis.digest)
 
     @classmethod
     def random(cls, basis: Basis, norm: float, *, seed: int = 0, dtype: str = "fp32") -> MicroVector:
         """Return a vector of a random direction and a given Euclidean norm."""
-        direction = np.random.default_rng(seed).standard_normal((basis.groups, basis.u))
-        return cls((direction * (norm / np.linalg.norm(direction))).astype(np.float32), dtype)
+        direction = np.random.default_rng(seed).standard_normal(basis.size)
+        values = (direction * (norm / np.linalg.norm(direction))).astype(np.float32)
+        return cls(values, dtype, basis=basis.digest)
 
     @classmethod
-    def from_bytes(cls, data: bytes, basis: Basis, policy: Policy | None = None) -> CheckedVector:
-        """Read a frame or a raw payload as `policy.check` does; by default that of `Policy()`."""
+    def from_bytes(
+        cls, data: bytes, basis: Basis | Bases, policy: Policy | None = None
+    ) -> CheckedVector:
+        """Read a frame, or a raw payload of one basis, as `policy.check` does; by default that of `Policy()`."""
         return (policy or Policy()).check(data, basis)
 
     def to_bytes(
@@ -96,10 +106,10 @@ class MicroVector:
             until: the last day on which the frame may be accepted, in UTC; None for ever.
 
         Raises:
-            VectorError: the vector does not fit the basis, an unknown tag, a raw payload of fp16 or int8, or
+            VectorError: the vector is not of the basis, an unknown tag, a raw payload of fp16 or int8, or
                 a day that no frame can name.
         """
-        values = basis.values(self.values).reshape(-1)
+        values = basis.values(self)
         if tag is None:
             if self.dtype not in frame.RAW_DTYPES:
                 raise VectorError(f"a raw payload is read as fp32 or bf16: send {self.dtype} in a frame")
@@ -112,24 +122,23 @@ class MicroVector:
         return frame.encode(*sent, basis.digest, signer, stream=stream, until=last)
 
     def __repr__(self) -> str:
-        shown = np.array2string(
-            self.values.reshape(-1), precision=4, threshold=6, edgeitems=2, separator=", "
-        )
-        return f"{type(self).__name__}({shown} {list(self.values.shape)}, {self.dtype}, {self.sequence})"
+        shown = np.array2string(self.values, precision=4, threshold=6, edgeitems=2, separator=", ")
+        of = f", basis {self.basis[:8]}" if self.basis else ""
+        return f"{type(self).__name__}({shown} [{len(self.values)}], {self.dtype}, {self.sequence}{of})"
 
     @property
     def norm(self) -> float:
         """The Euclidean norm of the values."""
         return float(np.linalg.norm(self.values.astype(np.float64)))
 
-    def _key(self) -> tuple[str, int, tuple[int, ...], bytes]:
-        return self.dtype, self.sequence, self.values.shape, self.values.tobytes()
+    def _key(self) -> tuple[str, int, str, bytes]:
+        return self.dtype, self.sequence, self.basis, self.values.tobytes()
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, MicroVector) else NotImplemented
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.values, self.dtype, self.sequence)  # copies are read-only too
+        return type(self), (self.values, self.dtype, self.sequence, self.basis)  # copies are read-only too
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -170,21 +179,22 @@ class Policy:
 
     The rules, in the order in which they are checked; the first that fails raises, and nothing changes:
 
-    1. The bytes are a frame or a raw payload of the right length for the basis (FrameError).
-    2. A frame names this basis (BasisMismatchError).
+    1. The bytes are a frame, or a raw payload where the caller names its basis (FrameError).
+    2. The frame names a basis that is known (BasisMismatchError), and has the length that fits it (FrameError).
     3. The tag verifies for this stream: CRC-32 always (ChecksumError); a MAC or a signature under one of
        `keys`, or one that `keyring` lists for the stream and the day, even where none is required: a tag
        that cannot be checked proves nothing (SignatureError).
     4. The tag is at least as strong as `require` (ChecksumError, SignatureError), and the last day of a
        frame that has one is not over (ExpiredError).
     5. Every value is finite (NonFiniteError).
-    6. The norm of the values is at most `max_norm` (VectorError).
+    6. The Frobenius norm of R is at most `max_norm` (VectorError).
     7. The sequence is not lower than the highest accepted from the same stream under the same key, or under
        no key (RollbackError). An equal one is accepted, so that a frame may be delivered twice; under a key
        it is refused with other values, since whoever carries frames could choose between the two. Raw
        payloads have no sequence.
 
-    The highest accepted sequence of each (basis, key, stream) is remembered while the policy lives, and
+    The highest accepted sequence of each (factors, key, stream) is remembered, whatever the projection, so that
+    a user who grew from 13 numbers to 840 is not set back; while the policy lives, and
     with `state` in a file that outlives it; share one policy between models to share that memory.
 
     Args:
@@ -193,7 +203,8 @@ class Policy:
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
         keyring: a file of public keys that are trusted too, each for its streams and days (see `keyring`).
             It is read again where it changes.
-        max_norm: largest Euclidean norm of the values that is accepted; infinite for any.
+        max_norm: largest Frobenius norm of R that is accepted; infinite for any. It keeps nonsense out, and is no
+            safety: an engine survives whatever it computes from a finite R.
         state: a file that keeps the sequences, and the highest day seen, through restarts; processes may
             share it. Or a log that is kept elsewhere, as a store of many users' vectors has one.
         today: what says the day in UTC: a callable (by default the system's clock), or a date. None is a
@@ -212,7 +223,7 @@ class Policy:
         *,
         keys: Sequence[tags.Verifier] = (),
         keyring: str | PathLike[str] | None = None,
-        max_norm: float = math.inf,
+        max_norm: float = MAX_NORM,
         state: str | PathLike[str] | sequences.SequenceLog | None = None,
         today: expiry.Today = expiry.utc_today,
     ) -> None:
@@ -241,50 +252,52 @@ class Policy:
     def __repr__(self) -> str:
         return f"Policy({self.require!r}, {self._keyring!r}, max_norm={self.max_norm:g}, {self._log!r})"
 
-    def check(self, data: bytes, basis: Basis, *, stream: str = "") -> CheckedVector:
+    def check(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> CheckedVector:
         """Return the micro-vector in a frame or a raw payload if every rule allows it; change nothing.
 
         Args:
             data: the bytes.
-            basis: the loaded basis.
+            known: the basis of the vector; or all that a model has, among which a frame names its own.
             stream: whose vectors they are, where an app has several: one a user, say.
 
         Raises:
             VectorError: one of its subclasses for each rule, as listed above.
             OSError: the state file cannot be read.
         """
+        basis = known if isinstance(known, Basis) else known.of_frame(data)
         received = frame.decode(data, basis.size, basis.digest)
         key = self._check_tag(received, bytes.fromhex(basis.digest), stream)
         if received.until is not None:
             self._clock.check(received.until)
         values = basis.values(received.values)
-        norm = float(np.linalg.norm(values.astype(np.float64)))
+        norm = float(np.linalg.norm(basis.R(values).astype(np.float64)))
         if norm > self.max_norm:
             raise VectorError(
-                f"the vector's norm is {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
+                f"R of the vector has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
             )
-        if received.sequence is None:
-            self._warn_once()
-        else:
-            content = frame.content(key, values, received.dtype)
-            self._log.check((basis.digest, key, stream), received.sequence, content)
-        return CheckedVector._with(
+        vector = CheckedVector._with(
             {
                 "values": values,
                 "dtype": received.dtype,
                 "sequence": received.sequence or 0,
+                "basis": basis.digest,
                 "verified_by": key,
                 "raw": received.sequence is None,
                 "stream": stream,
                 "until": None if received.until is None else expiry.day_date(received.until),
             }
         )
+        if received.sequence is None:
+            self._warn_once()
+        else:
+            self._log.check((basis.factors.digest, key, stream), received.sequence, _content(key, vector))
+        return vector
 
     @contextmanager
-    def admit(self, data: bytes, basis: Basis, *, stream: str = "") -> Iterator[CheckedVector]:
+    def admit(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> Iterator[CheckedVector]:
         """Check bytes, give the vector to a block that applies it, and record it once that is done.
 
-            with policy.admit(data, basis, stream="alice") as vector:
+            with policy.admit(data, known, stream="alice") as vector:
                 apply(vector)
 
         Where the block raises, nothing is recorded. Where recording raises, the block has run: it is the
@@ -294,11 +307,11 @@ class Policy:
             VectorError: as for `check` and `record`.
             OSError: the state file cannot be read or written.
         """
-        vector = self.check(data, basis, stream=stream)
+        vector = self.check(data, known, stream=stream)
         yield vector
-        self.record(vector, basis, stream=stream)
+        self.record(vector, known.factors, stream=stream)
 
-    def record(self, vector: MicroVector, basis: Basis, *, stream: str = "") -> None:
+    def record(self, vector: MicroVector, factors: Factors, *, stream: str = "") -> None:
         """Remember that a vector which `check` returned was applied; with a state file, durably.
 
         Raises:
@@ -314,12 +327,11 @@ class Policy:
             key = vector.verified_by
             if vector.until is not None or self._keyring.path is not None:
                 self._clock.keep()
-        content = frame.content(key, vector.values, vector.dtype)
-        self._log.record((basis.digest, key, stream), vector.sequence, content)
+        self._log.record((factors.digest, key, stream), vector.sequence, _content(key, vector))
 
-    def highest(self, basis: Basis, *, key: str = "", stream: str = "") -> int:
+    def highest(self, factors: Factors, *, key: str = "", stream: str = "") -> int:
         """Return the highest sequence accepted of a stream under a key; 0 for none. It raises as `record`."""
-        return self._log.highest((basis.digest, key, stream))
+        return self._log.highest((factors.digest, key, stream))
 
     def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum or none."""
@@ -339,3 +351,8 @@ class Policy:
                 UnauthenticatedVectorWarning,
                 stacklevel=4,
             )
+
+
+def _content(key: str, vector: MicroVector) -> str:
+    """Return what stands for a vector in a policy's memory (`frame.content`)."""
+    return frame.content(key, vector.basis, vector.values, vector.dtype)

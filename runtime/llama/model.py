@@ -10,7 +10,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis
+from ...basis import Bases
 from ...errors import TinyLoraError, VectorError
 from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
@@ -49,7 +49,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     Args:
         model_path: the GGUF base; `load` has checked that it belongs to the basis.
-        basis, policy: of the vectors.
+        bases, policy: of the vectors.
         options: those of `llama_cpp.Llama`; `n_ctx` is rounded up to a multiple of 256, as llama.cpp does it.
 
     Raises:
@@ -62,9 +62,9 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     _close_engine = llama_cpp.Llama.close
 
     def __init__(
-        self, model_path: str, *, basis: Basis, policy: Policy | None = None, **options: Any
+        self, model_path: str, *, bases: Bases, policy: Policy | None = None, **options: Any
     ) -> None:
-        self._prepare(basis, policy)
+        self._prepare(bases, policy)
         self._evaluated = False
         if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
             options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
@@ -81,7 +81,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     @_model.setter
     def _model(self, model: Any) -> None:
         self.__dict__["_model"] = model
-        self.adapters = Adapters(model.model, self.basis)
+        self.adapters = Adapters(model.model, self.bases.factors)
         self._stack.callback(self.adapters.free)  # after the context is freed, before the model is
 
     def _activate(self, vector: MicroVector | None) -> None:
@@ -129,10 +129,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         """See `PersonalizedModel.encode`."""
         return self.vocabulary.encode(prompt, raw=raw)
 
-    def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
-        """Return R of every module, float32 [M, r, r]; None for the base."""
-        return None if vector is None else self.basis.R(vector)
-
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> LlamaEngine:
         """See `PersonalizedModel.engine`."""
         with self._staying():
@@ -151,7 +147,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def __repr__(self) -> str:
         state = "closed" if self.__dict__.get("_ctx") in (None, self._gone) else f"n_ctx {self.n_ctx()}"
-        return f"TinyLoraLlama({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
+        return f"TinyLoraLlama({self.model_path!r}, {state}, factors {self.bases.id}, {self.vector!r})"
 
     def close(self) -> None:
         """Free the model, and before it the batches over it. Streams that are unfinished end, and
@@ -262,7 +258,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             super().load_state(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "basis": self.basis, "policy": self.policy, "_vector": self.vector}
+        return {**super().__getstate__(), "bases": self.bases, "policy": self.policy, "_vector": self.vector}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vector = state.pop("_vector")

@@ -1,4 +1,4 @@
-"""Bundles: where a base, its basis and the manifest lie."""
+"""Bundles: where a base, its factors and projections, and the manifest lie."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..basis import Basis
+from ..basis import Bases, Basis
 from ..documents import read_json
 from ..errors import BaseMismatchError, BasisError
+from ..factors import Factors
 from .gguf import MalformedGGUFError, open_gguf, whole_stem
 from .onnx_graph import MODEL_NAME, MetadataKey, read_onnx
-from .side_tensors import check_shapes, fingerprint, load_basis
+from .side_tensors import check_shapes, fingerprint, load_bases
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
 BASE_STEM = "base"
@@ -36,45 +37,19 @@ class Bundle:
     manifest_path: Path | None = None
     onnx: Path | None = None
 
-    @classmethod
-    def find(cls, path: str | PathLike[str]) -> Bundle:
-        """Locate the parts of a bundle.
-
-        Args:
-            path: a directory that `export` wrote, the `onnx` directory in it (or a copy of that with
-                `basis.gguf` inside), or a `.gguf` with `<stem>.basis.gguf` beside it (or, for
-                `base.gguf`, `basis.gguf`). Of a split model it is the first file, and its stem has no
-                number.
-
-        Raises:
-            FileNotFoundError: the path, or one of the parts, is not there.
-        """
-        path = Path(path)
-        inside = _base_in(path)
-        if (path / MODEL_NAME).exists() and not inside.exists():
-            home = path if (path / BASIS_NAME).exists() else path.absolute().parent
-            bundle = cls(path, home / BASIS_NAME, home / MANIFEST_NAME, path)
-        elif path.is_dir():
-            onnx = path / ONNX_NAME if (path / ONNX_NAME / MODEL_NAME).exists() else None
-            base = onnx if onnx is not None and not inside.exists() else inside
-            bundle = cls(base, path / BASIS_NAME, path / MANIFEST_NAME, onnx)
-        elif path == _base_in(path.parent) and (path.parent / BASIS_NAME).exists():
-            bundle = cls(path, path.parent / BASIS_NAME, path.parent / MANIFEST_NAME)
-        else:
-            bundle = cls(path, path.with_name(f"{whole_stem(path)}.basis.gguf"))
-        for part in (path, bundle.base, bundle.basis_path):
-            if not part.exists():
-                raise FileNotFoundError(
-                    f"{part} does not exist: expected a bundle directory with {BASE_NAME} (or {ONNX_NAME}/"
-                    f"{MODEL_NAME}) and {BASIS_NAME}, or a .gguf with <stem>.basis.gguf beside it. Make one "
-                    "with: tinylora-edge export"
-                )
-        return bundle
-
     @cached_property
-    def basis(self) -> Basis:
-        """The basis, read once; CorruptBasisError where the file is damaged."""
-        return load_basis(self.basis_path)
+    def bases(self) -> Bases:
+        """What vectors may be points of, by id, read once; CorruptBasisError where the file is damaged."""
+        return load_bases(self.basis_path)
+
+    @property
+    def factors(self) -> Factors:
+        """A and B of every module; errors as for `bases`."""
+        return self.bases.factors
+
+    def basis(self, *, numbers: int | None = None, rank: int | None = None) -> Basis:
+        """Return the basis of so many numbers, or of all entries of a rank (see `Bases.basis`)."""
+        return self.bases.basis(numbers=numbers, rank=rank)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -100,18 +75,18 @@ class Bundle:
             base = open_gguf(self.base)
         except MalformedGGUFError as error:
             raise BaseMismatchError(f"{self.base} is not a usable GGUF model: {error}") from None
-        if base.architecture != self.basis.architecture:
+        if base.architecture != self.factors.architecture:
             raise BaseMismatchError(
                 f"{self.base} has architecture {base.architecture!r}, but the basis {self.basis_path} is for "
-                f"{self.basis.architecture!r}: load the base that it was exported for"
+                f"{self.factors.architecture!r}: load the base that it was exported for"
             )
         try:
-            found = fingerprint(base, self.basis.modules)
+            found = fingerprint(base, self.factors.modules)
         except BaseMismatchError as error:
             raise BaseMismatchError(f"{self.base}: {error}") from None
         self._check_listed(self.base, found)
         try:
-            check_shapes(base, self.basis)
+            check_shapes(base, self.factors)
         except BaseMismatchError as error:
             raise BaseMismatchError(f"{self.base}: {error}") from None
         return found
@@ -130,11 +105,11 @@ class Bundle:
             )
         model = self.onnx / MODEL_NAME
         metadata = read_onnx(model).metadata
-        digest = metadata.get(MetadataKey.DIGEST)
-        if digest != self.basis.digest:
-            what = "has no basis baked in" if digest is None else f"was baked with basis {digest[:16]}..."
+        digest = metadata.get(MetadataKey.FACTORS)
+        if digest != self.factors.digest:
+            what = "has no factors baked in" if digest is None else f"was baked with factors {digest[:16]}..."
             raise BaseMismatchError(
-                f"{model} {what}, but {self.basis_path} is {self.basis.digest[:16]}...: use the two that one "
+                f"{model} {what}, but {self.basis_path} has {self.factors.digest[:16]}...: use the two that one "
                 "export wrote, or make them again with exporters.export_onnx"
             )
         found = metadata.get(MetadataKey.FINGERPRINT, "")
@@ -142,13 +117,48 @@ class Bundle:
         return found
 
     def _check_listed(self, base: Path, found: str) -> None:
-        if found not in self.basis.base_fingerprints:
-            listed = ", ".join(f"{item[:16]}..." for item in self.basis.base_fingerprints) or "none"
+        if found not in self.bases.fingerprints:
+            listed = ", ".join(f"{item[:16]}..." for item in self.bases.fingerprints) or "none"
             raise BaseMismatchError(
                 f"{base} has fingerprint {found[:16]}..., but {self.basis_path} lists {listed}: "
                 "load the base that it was exported for, or list this one with "
                 "exporters.add_base(bundle, file), or: tinylora-edge export BUNDLE --add-base FILE"
             )
+
+
+def load_bundle(path: str | PathLike[str]) -> Bundle:
+    """Return a bundle, its parts located; the factors are read where they are first asked for.
+
+    Args:
+        path: a directory that `export` wrote, the `onnx` directory in it (or a copy of that with
+            `basis.gguf` inside), or a `.gguf` with `<stem>.basis.gguf` beside it (or, for
+            `base.gguf`, `basis.gguf`). Of a split model it is the first file, and its stem has no
+            number.
+
+    Raises:
+        FileNotFoundError: the path, or one of the parts, is not there.
+    """
+    path = Path(path)
+    inside = _base_in(path)
+    if (path / MODEL_NAME).exists() and not inside.exists():
+        home = path if (path / BASIS_NAME).exists() else path.absolute().parent
+        bundle = Bundle(path, home / BASIS_NAME, home / MANIFEST_NAME, path)
+    elif path.is_dir():
+        onnx = path / ONNX_NAME if (path / ONNX_NAME / MODEL_NAME).exists() else None
+        base = onnx if onnx is not None and not inside.exists() else inside
+        bundle = Bundle(base, path / BASIS_NAME, path / MANIFEST_NAME, onnx)
+    elif path == _base_in(path.parent) and (path.parent / BASIS_NAME).exists():
+        bundle = Bundle(path, path.parent / BASIS_NAME, path.parent / MANIFEST_NAME)
+    else:
+        bundle = Bundle(path, path.with_name(f"{whole_stem(path)}.basis.gguf"))
+    for part in (path, bundle.base, bundle.basis_path):
+        if not part.exists():
+            raise FileNotFoundError(
+                f"{part} does not exist: expected a bundle directory with {BASE_NAME} (or {ONNX_NAME}/"
+                f"{MODEL_NAME}) and {BASIS_NAME}, or a .gguf with <stem>.basis.gguf beside it. Make one "
+                "with: tinylora-edge export"
+            )
+    return bundle
 
 
 def _base_in(directory: Path) -> Path:

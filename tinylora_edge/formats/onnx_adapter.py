@@ -2,7 +2,7 @@
 
 Stock ONNX Runtime and onnxruntime-genai load such a file in any language, with no code of ours. The format
 is a FlatBuffer (identifier TORT, `adapter_schema.fbs` in ONNX Runtime's source); this module writes the one
-shape of it that carries vectors, and needs no engine for it.
+shape of it that carries R, and needs no engine for it.
 
 The schema has two numbers for the application. `model_version` holds the basis: the first 4 bytes of its
 digest as a big-endian signed integer. `adapter_version` holds the sequence. ONNX Runtime checks neither, and
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..vector import MicroVector
-from .onnx_graph import INPUT_NAME
+from .onnx_graph import INPUT_NAME, input_row
 
 # Where the parts lie: one vtable for both tables, which have the same layout; then what they point at.
 # Vectors of 8-byte entries begin at a multiple of 8, after their 4-byte length.
@@ -27,8 +27,9 @@ _FORMAT_VERSION, _FLOAT = 1, 1  # _FLOAT: TensorDataType.FLOAT
 
 
 def to_adapter(vector: MicroVector, basis: Basis) -> bytes:
-    """Return a micro-vector as an `.onnx_adapter`, in float32: 111 bytes and 4 a value."""
-    return encode(basis.values(vector).reshape(1, -1), vector.sequence, basis_version(basis))
+    """Return the R of a micro-vector as an `.onnx_adapter`, in float32: 111 bytes and 4 M r^2, r being the baked rank."""
+    row = input_row(basis.R(vector), basis.factors.rank)
+    return encode(row[None], vector.sequence, basis_version(basis))
 
 
 def basis_version(basis: Basis) -> int:
@@ -37,7 +38,7 @@ def basis_version(basis: Basis) -> int:
 
 
 def encode(values: NDArray[np.float32], adapter_version: int, model_version: int) -> bytes:
-    """Return an `.onnx_adapter` of values [rows, n]; versions: the sequence, and `basis_version`."""
+    """Return an `.onnx_adapter` of values [rows, M r^2]; versions: the sequence, and `basis_version`."""
     payload = np.ascontiguousarray(values, "<f4").tobytes()
     name = INPUT_NAME.encode()
     end = _RAW + 4 + len(payload)

@@ -15,14 +15,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import BaseMismatchError
 from ..limits import DOCUMENT_BYTES, ENTRIES, NAME_BYTES
 
 MODEL_NAME, GENAI_NAME = "model.onnx", "genai_config.json"
 """File names in a bundle's ONNX folder: the graph, and onnxruntime-genai's configuration."""
 
-INPUT_NAME = "tinylora_v"
-"""Name of the graph input that takes the vector: float32 [rows, n], one row or one for each sequence."""
+INPUT_NAME = "tinylora_r"
+"""Name of the graph input that takes R: float32 [rows, M r^2], one row or one for each sequence."""
 
 DEFAULT, REQUIRED = "default", "required"
 """Flavours of that input: with an initializer of zeros, and without."""
@@ -32,20 +35,22 @@ class MetadataKey(StrEnum):
     """A key of the `metadata_props` that a baked graph carries; the values are strings."""
 
     VERSION = "tinylora.version"
-    DIGEST = "tinylora.digest"
+    FACTORS = "tinylora.factors"
     FINGERPRINT = "tinylora.fingerprint"
     ARCHITECTURE = "tinylora.architecture"
     RANK = "tinylora.rank"
-    U = "tinylora.u"
-    GROUPS = "tinylora.groups"
-    SEED = "tinylora.seed"
-    PROJECTION = "tinylora.projection"
     FACTORIZATION = "tinylora.factorization"
-    TYING = "tinylora.tying"
-    TYING_GROUPS = "tinylora.tying.groups"
     MODULES = "tinylora.modules"
     FLAVOUR = "tinylora.flavour"
     WEIGHTS = "tinylora.weights"
+
+
+def input_row(r: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """Return R, float32 [M, k, k], as a row of the input of a graph of rank r >= k: [M r^2], zeros beyond k."""
+    count, k, _ = r.shape
+    row = np.zeros((count, rank, rank), np.float32)
+    row[:, :k, :k] = r
+    return row.reshape(-1)
 
 
 FINGERPRINT_MARK = b"tinylora onnx 1\n"

@@ -1,9 +1,11 @@
-"""Side tensors: a basis as a GGUF file, and the fingerprint of the bases that it fits."""
+"""Side tensors: factors and projections in a GGUF file beside the base, `basis.gguf`; and a base's fingerprint.
+
+docs/FORMAT.md, "Side tensors", has the keys and the tensors.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 from collections.abc import Sequence
 from os import PathLike
@@ -12,75 +14,76 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..basis import Basis, packed_text
+from .. import limits
+from ..basis import Bases
 from ..errors import BaseMismatchError, BasisError, CorruptBasisError
-from ..projection import EXPLICIT
+from ..factors import Factors, packed_text
+from ..projection import Projection
 from ..system import atomic_write
 from . import gguf
-from .gguf import FLOAT32, STRING, UINT32, UINT64, GGUFFile, MalformedGGUFError
+from .gguf import STRING, UINT32, GGUFFile, MalformedGGUFError
 
-VERSION = 1
+VERSION = 2
 _EDGE_BYTES = 4096  # of each tensor's data, at both ends, go into a fingerprint
 
 
-def save_basis(basis: Basis, path: str | PathLike[str]) -> None:
-    """Write a basis as GGUF side tensors, atomically (docs/FORMAT.md, "Side tensors").
+def save_bases(bases: Bases, path: str | PathLike[str]) -> None:
+    """Write factors and the stored projections as GGUF side tensors, atomically.
 
     Raises:
         OSError: the file cannot be written; what was there before stays.
     """
+    factors = bases.factors
     metadata: list[tuple[str, Any, Any]] = [
         ("general.type", "adapter", STRING),
         ("adapter.type", "tinylora", STRING),
         ("tinylora.version", VERSION, UINT32),
-        ("tinylora.rank", basis.rank, UINT32),
-        ("tinylora.u", basis.u, UINT32),
-        ("tinylora.groups", basis.groups, UINT32),
-        ("tinylora.seed", basis.seed, UINT64),
-        ("tinylora.projection", basis.projection, STRING),
-        ("tinylora.factorization", basis.factorization, STRING),
-        ("tinylora.tying.scheme", basis.scheme, STRING),
-        ("tinylora.tying.groups", basis.tying.tolist(), UINT32),
-        ("tinylora.modules", list(basis.modules), STRING),
-        ("tinylora.digest", basis.digest, STRING),
+        ("tinylora.rank", factors.rank, UINT32),
+        ("tinylora.factorization", factors.factorization, STRING),
+        ("tinylora.modules", list(factors.modules), STRING),
+        ("tinylora.factors", factors.digest, STRING),
     ]
-    if basis.base_fingerprints:  # GGUFWriter knows no empty arrays
-        metadata.insert(-1, ("tinylora.base.fingerprints", list(basis.base_fingerprints), STRING))
-    if basis.prior_mean is not None and basis.prior_covariance is not None:
-        metadata.insert(-1, ("tinylora.prior.mean", basis.prior_mean.tolist(), FLOAT32))
-        covariance = basis.prior_covariance.reshape(-1).tolist()
-        metadata.insert(-1, ("tinylora.prior.covariance", covariance, FLOAT32))
+    for key, texts in (
+        ("tinylora.base.fingerprints", bases.fingerprints),
+        ("tinylora.projections", [projection.descriptor for projection in bases.projections]),
+    ):
+        if texts:  # GGUFWriter knows no empty arrays
+            metadata.append((key, list(texts), STRING))
     tensors: dict[str, NDArray[Any]] = {}
-    for position, module in enumerate(basis.modules):
-        tensors[f"{module}.tinylora_a"] = basis.a[position]
-        tensors[f"{module}.tinylora_b"] = basis.b[position]
-        if basis.p:
-            tensors[f"{module}.tinylora_p"] = basis.p[position]
+    for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
+        tensors[f"{module}.tinylora_a"] = a
+        tensors[f"{module}.tinylora_b"] = b
+    for i, projection in enumerate(bases.projections):
+        if projection.stored is not None:
+            tensors[f"tinylora_p.{i}"] = projection.stored
+        if projection.prior_mean is not None and projection.prior_covariance is not None:
+            tensors[f"tinylora_prior.{i}.mean"] = projection.prior_mean
+            tensors[f"tinylora_prior.{i}.covariance"] = projection.prior_covariance
     with atomic_write(path) as file:
-        gguf.write(file, basis.architecture, metadata, tensors)  # type: ignore[arg-type]
+        gguf.write(file, factors.architecture, metadata, tensors)  # type: ignore[arg-type]
 
 
-def load_basis(path: str | PathLike[str]) -> Basis:
-    """Read a basis from GGUF side tensors. The factors stay in the file, memory-mapped.
+def load_bases(path: str | PathLike[str]) -> Bases:
+    """Read what `save_bases` wrote. The factors stay in the file, memory-mapped.
 
     Raises:
         FileNotFoundError: there is no such file.
         CorruptBasisError: it is not a file of side tensors, it is damaged or truncated, or its content
-            does not give the digest that it states.
+            does not give the digests that it states.
     """
     try:
         file = GGUFFile(path)
-        basis, stated = _read(file), file.value("tinylora.digest", str)
+        bases, stated = _read(file), file.value("tinylora.factors", str)
     except (MalformedGGUFError, BasisError) as error:
         raise CorruptBasisError(
             f"{path} is not a usable basis: {error}. Export or download it again"
         ) from None
-    if basis.digest != stated:
+    if bases.factors.digest != stated:
         raise CorruptBasisError(
-            f"{path} is damaged: it states digest {stated[:16]}..., but its content gives "
-            f"{basis.digest[:16]}.... Export or download it again"
+            f"{path} is damaged: it states factors {stated[:16]}..., but its content gives "
+            f"{bases.factors.digest[:16]}.... Export or download it again"
         )
-    return basis
+    return bases
 
 
 def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
@@ -98,7 +101,7 @@ def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
         tensor = base.tensors.get(module)
         if tensor is None:
             raise BaseMismatchError(
-                f"the base has no tensor {module}, which the basis adapts: this is another model"
+                f"the base has no tensor {module}, which has factors: this is another model"
             )
         dims = len(tensor.shape)
         total.update(packed_text(module) + struct.pack(f"<I{dims}QI", dims, *tensor.shape, tensor.type))
@@ -108,70 +111,75 @@ def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
     return total.hexdigest()
 
 
-def check_shapes(base: GGUFFile, basis: Basis) -> None:
-    """Check that a GGUF has a basis's architecture and every module of it, in its shape.
+def check_shapes(base: GGUFFile, factors: Factors) -> None:
+    """Check that a GGUF has the architecture of factors and every module of them, in its shape.
 
     llama.cpp ends the process where factors have another number of dimensions than the weight.
 
     Raises:
         BaseMismatchError: the architecture differs, or a module is missing or has another shape.
     """
-    if base.architecture != basis.architecture:
+    if base.architecture != factors.architecture:
         raise BaseMismatchError(
-            f"the base has architecture {base.architecture!r}, but the basis is for {basis.architecture!r}"
+            f"the base has architecture {base.architecture!r}, but the factors are of {factors.architecture!r}"
         )
-    for position, module in enumerate(basis.modules):
-        a, b = basis.a[position], basis.b[position]
+    for position, module in enumerate(factors.modules):
+        a, b = factors.a[position], factors.b[position]
         expected = (*b.shape[:-1], a.shape[-1])
         tensor = base.tensors.get(module)
         if tensor is None or tensor.shape != expected:
             found = "no such tensor" if tensor is None else f"shape {tensor.shape}"
-            raise BaseMismatchError(f"{module} has shape {expected} in the basis, but {found} in the base")
+            raise BaseMismatchError(f"{module} has shape {expected} in the factors, but {found} in the base")
 
 
-def _read(file: GGUFFile) -> Basis:
+def _read(file: GGUFFile) -> Bases:
     kind = (file.value("general.type", str, ""), file.value("adapter.type", str, ""))
     if kind != ("adapter", "tinylora"):
         raise MalformedGGUFError(f"its general.type and adapter.type are {kind}, not ('adapter', 'tinylora')")
     version = file.value("tinylora.version", int)
     if version != VERSION:
-        raise MalformedGGUFError(f"it has version {version}, but this release reads version {VERSION}")
-    modules: list[str] = file.value("tinylora.modules", list)
-    projection = file.value("tinylora.projection", str)
-    u, groups = file.value("tinylora.u", int), file.value("tinylora.groups", int)
-    tying: NDArray[Any] = file.value("tinylora.tying.groups", np.ndarray)
-    if tying.dtype.kind not in "iu":
-        raise MalformedGGUFError(f"its tinylora.tying.groups are {tying.dtype}, expected integers")
-    return Basis(
+        raise MalformedGGUFError(
+            f"it has version {version}, but this release reads version {VERSION}: export the model again, "
+            "which takes seconds, and make its vectors anew"
+        )
+    modules = tuple(file.value("tinylora.modules", list))
+    factors = Factors(
         architecture=file.architecture,
-        modules=tuple(modules),
+        modules=modules,
         rank=file.value("tinylora.rank", int),
-        u=u,
-        groups=groups,
-        seed=file.value("tinylora.seed", int),
         factorization=file.value("tinylora.factorization", str),
-        projection=projection,
-        scheme=file.value("tinylora.tying.scheme", str),
-        tying=tying.astype(np.int32),
-        a=tuple(_tensor(file, f"{m}.tinylora_a") for m in modules),
-        b=tuple(_tensor(file, f"{m}.tinylora_b") for m in modules),
-        p=tuple(_tensor(file, f"{m}.tinylora_p") for m in modules) if projection == EXPLICIT else (),
-        base_fingerprints=tuple(file.value("tinylora.base.fingerprints", list, [])),
-        prior_mean=_floats(file, "tinylora.prior.mean", (groups * u,)),
-        prior_covariance=_floats(file, "tinylora.prior.covariance", (groups * u, groups * u)),
+        a=tuple(_tensor(file, f"{module}.tinylora_a") for module in modules),
+        b=tuple(_tensor(file, f"{module}.tinylora_b") for module in modules),
     )
+    descriptors: list[str] = file.value("tinylora.projections", list, [])
+    if len(descriptors) > limits.PROJECTIONS:
+        raise MalformedGGUFError(f"it has {len(descriptors)} projections, and at most {limits.PROJECTIONS}")
+    projections = tuple(_projection(file, i, text, modules) for i, text in enumerate(descriptors))
+    return Bases(factors, projections, tuple(file.value("tinylora.base.fingerprints", list, [])))
 
 
-def _floats(file: GGUFFile, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-    """Return an array of f32 in its shape, a copy, or None where the file lacks the key."""
-    if key not in file:
-        return None
-    values: NDArray[Any] = file.value(key, np.ndarray)
-    if values.dtype != np.float32:
-        raise MalformedGGUFError(f"its {key} are {values.dtype}, expected float32")
-    if values.size != math.prod(shape):
-        raise MalformedGGUFError(f"its {key} has {values.size} numbers, expected {math.prod(shape)}")
-    return values.astype(np.float32).reshape(shape)
+def _projection(file: GGUFFile, i: int, descriptor: str, modules: tuple[str, ...]) -> Projection:
+    if not descriptor.startswith("learned "):
+        return Projection.read(descriptor, modules)
+    names = [f"tinylora_prior.{i}.{part}" for part in ("mean", "covariance")]
+    prior = None
+    if any(name in file.tensors for name in names):
+        mean, covariance = (_floats(file, name) for name in names)
+        prior = mean, covariance
+    made = Projection.learned(modules, _floats(file, f"tinylora_p.{i}"), prior)
+    if made.descriptor != descriptor:
+        raise MalformedGGUFError(
+            f"it names the projection {descriptor[:48]!r}..., but tinylora_p.{i} gives {made.descriptor[:48]!r}..."
+        )
+    return made
+
+
+def _floats(file: GGUFFile, name: str) -> NDArray[Any]:
+    """Return a small tensor of float32, a copy."""
+    array = _tensor(file, name)
+    if array.dtype != np.float32 or array.size > limits.PROJECTION_ENTRIES:
+        raise MalformedGGUFError(f"{name} is {array.dtype} of {array.size:,} entries, expected float32")
+    return np.array(array)
 
 
 def _tensor(file: GGUFFile, name: str) -> NDArray[Any]:

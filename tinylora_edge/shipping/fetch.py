@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
 
-from ..basis import Basis
+from ..basis import Bases
 from ..errors import TransferError
 from ..system import __version__
 from ..wire import frame
@@ -51,7 +51,7 @@ class _AgainError(Exception):
 
 def fetch(
     url: str,
-    basis: Basis,
+    bases: Bases,
     stream: str = DEFAULT_STREAM,
     *,
     etag: str | None = None,
@@ -62,12 +62,12 @@ def fetch(
     """Return the newest published vector of a stream; a policy decides whether it may be applied.
 
     Only https is spoken, and http to this device itself; no redirect is followed and no proxy used. At most
-    the longest frame of the basis is read, and 64 KB around it. A broken connection, 30 silent seconds and
+    the longest frame of the model is read, and 64 KB around it. A broken connection, 30 silent seconds and
     the statuses 408, 425, 429 and 5xx are tried again after 1, 2, 4, ... seconds; everything else is final.
 
     Args:
         url: of the folder that `publish` wrote to.
-        basis: that the vector is for.
+        bases: of the model that the vector is for.
         stream: which stream of vectors.
         etag: of what the device has; where nothing changed, no body is sent.
         deadline: seconds that all attempts may take together, names aside: those are the system's.
@@ -75,9 +75,9 @@ def fetch(
         headers: to send besides, such as Authorization.
 
     Raises:
-        TransferError: no attempt brought an answer, or the answer is no vector of this basis.
+        TransferError: no attempt brought an answer, or the answer is no vector of this model.
     """
-    server, path = _address(url, layout.latest(basis.id, stream))
+    server, path = _address(url, layout.latest(bases.id, stream))
     sent = {
         "User-Agent": f"tinylora-edge/{__version__}",
         "Accept-Encoding": "identity",
@@ -88,7 +88,7 @@ def fetch(
     end = time.monotonic() + deadline
     for attempt in range(1, attempts + 1):
         try:
-            return _ask(server, path, sent | (headers or {}), end, frame.longest(basis.size))
+            return _ask(server, path, sent | (headers or {}), end, frame.longest(bases.most))
         except TransferError as error:
             raise TransferError(f"{url}: {error}") from None
         except (_AgainError, OSError, http.client.HTTPException, ValueError) as error:
@@ -201,7 +201,7 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
         if answer.status in _RETRIED:
             raise _AgainError(why)
         if answer.status == 404:
-            why += ": nothing is published there for this basis and stream"
+            why += ": nothing is published there for this model and stream"
         if "Location" in answer.headers:
             why += f": redirects are not followed, and this one leads to {_shown(answer.headers['Location'])}"
         raise TransferError(why)
@@ -209,7 +209,7 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
         raise TransferError("the server packed the file, which was not asked for: serve files as they are")
     data = answer.read(limit + 1)
     if len(data) > limit:
-        raise TransferError(f"the server sends more than {limit} bytes, the longest frame of this basis")
+        raise TransferError(f"the server sends more than {limit} bytes, the longest frame of this model")
     if answer.length or not data:  # what a Content-Length promised and did not come
         raise _AgainError(f"the body broke off after {len(data)} bytes")
     return Fetched(data, given)

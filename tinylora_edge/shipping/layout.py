@@ -1,9 +1,10 @@
 """The layout of published vectors: a static tree that any web server, CDN or object store can serve.
 
-    <basis id>/<stream>/00007.bin     the frame with sequence 7
-    <basis id>/<stream>/latest        the same bytes as the newest of them
+    <factors id>/<stream>/00007.bin     the frame with sequence 7
+    <factors id>/<stream>/latest        the same bytes as the newest of them
 
-The basis id is the first 4 bytes of the digest in hexadecimal, as in a frame. A device asks for `latest`
+The factors id is the first 4 bytes of the factors' digest in hexadecimal: a stream keeps its place when its
+vectors grow from 13 numbers to 840. A device asks for `latest`
 alone: one request, one answer, and where nothing is new, an answer without a body.
 """
 
@@ -17,23 +18,23 @@ LATEST = "latest"
 DEFAULT_STREAM = "default"
 
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_BASIS_ID = re.compile(r"[0-9a-f]{8}\Z")
+_FACTORS_ID = re.compile(r"[0-9a-f]{8}\Z")
 
 
-def directory(basis_id: str, stream: str) -> str:
+def directory(factors_id: str, stream: str) -> str:
     """Return the folder of a stream.
 
     Raises:
         TransferError: a name that is not safe in a path and an address.
     """
-    if not _BASIS_ID.match(basis_id):
-        raise TransferError(f"{basis_id!r} is no basis id: expected 8 hexadecimal digits")
+    if not _FACTORS_ID.match(factors_id):
+        raise TransferError(f"{factors_id!r} is no id of factors: expected 8 hexadecimal digits")
     if not is_stream(stream):
         raise TransferError(
             f"stream {stream!r} is no name that is safe in a path: use 1 to 64 of A-Z a-z 0-9 . _ and -, "
             "beginning with a letter or digit"
         )
-    return f"{basis_id}/{stream}"
+    return f"{factors_id}/{stream}"
 
 
 def is_stream(name: str) -> bool:
@@ -41,9 +42,9 @@ def is_stream(name: str) -> bool:
     return _STREAM.match(name) is not None
 
 
-def latest(basis_id: str, stream: str) -> str:
+def latest(factors_id: str, stream: str) -> str:
     """Return the path of a stream's newest frame. Errors: those of `directory`."""
-    return f"{directory(basis_id, stream)}/{LATEST}"
+    return f"{directory(factors_id, stream)}/{LATEST}"
 
 
 def bound_name(stream: str) -> str:
@@ -51,6 +52,6 @@ def bound_name(stream: str) -> str:
     return "" if stream == DEFAULT_STREAM else stream
 
 
-def numbered(basis_id: str, stream: str, sequence: int) -> str:
+def numbered(factors_id: str, stream: str, sequence: int) -> str:
     """Return the path of the frame with a sequence. Errors: those of `directory`."""
-    return f"{directory(basis_id, stream)}/{sequence:05d}.bin"
+    return f"{directory(factors_id, stream)}/{sequence:05d}.bin"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basis import Basis
+from ..basis import Bases
 from ..errors import MissingExtraError, TransferError
 from ..limits import VECTOR_FILE_BYTES
 from ..system import atomic_write
@@ -29,7 +29,7 @@ class Published(NamedTuple):
     changed: bool
 
 
-def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM) -> Published:
+def publish(frame: bytes, bases: Bases, to: str, *, stream: str = DEFAULT_STREAM) -> Published:
     """Publish a frame as the newest of its stream.
 
     Its sequence is not lower than the newest one's, and an equal one has the same bytes: devices would refuse
@@ -39,31 +39,28 @@ def publish(frame: bytes, basis: Basis, to: str, *, stream: str = DEFAULT_STREAM
 
     Args:
         frame: as `MicroVector.to_bytes` returns it. A CRC-32 is checked here, other tags by the devices.
-        basis: that it is for.
+        bases: of the model that it is for.
         to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
         stream: which stream of vectors. The frame is bound to its name, and to none in the default one.
 
     Raises:
         TransferError: the sequence was used, or the target cannot be read or written.
-        VectorError: the bytes are no frame of this basis and stream, or damaged.
+        VectorError: the bytes are no frame of these bases and this stream, or damaged.
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
+    basis = bases.of_frame(frame)
     decoded = wire.decode(frame, basis.size, basis.digest)
     sequence = decoded.sequence
-    if sequence is None:
-        raise TransferError(
-            "a raw payload has no basis and no sequence, and so no place in the layout: publish a frame "
-            "(`MicroVector.to_bytes` makes one)"
-        )
+    assert sequence is not None  # of what has an odd length
     if decoded.kind == tags.CRC32:
         wire.check_tag(decoded, layout.bound_name(stream), bytes.fromhex(basis.digest), ())
     target = _Remote(to) if "://" in to else _Directory(to)
-    latest, numbered = layout.latest(basis.id, stream), layout.numbered(basis.id, stream, sequence)
+    latest, numbered = layout.latest(bases.id, stream), layout.numbered(bases.id, stream, sequence)
     newest, there = target.read(latest), target.read(numbered)
     if newest is not None:
-        if len(newest) < wire.HEADER_BYTES[wire.BOUND] or newest[1:5] != bytes.fromhex(basis.id):
+        if len(newest) < wire.HEADER_BYTES[wire.BOUND] or newest[1:5].hex() not in bases:
             raise TransferError(
-                f"{to}/{latest} is no frame of basis {basis.id}: remove it, or publish elsewhere"
+                f"{to}/{latest} is no frame of these factors: remove it, or publish elsewhere"
             )
         if (found := wire.sequence_of(newest)) > sequence:
             raise TransferError(

@@ -42,15 +42,15 @@ class Frame:
     until: int | None = None  # the number of the last day
 
 
-def content(key: str, values: NDArray[np.float32], dtype: str) -> str:
-    """Return what stands for values and their dtype in a policy's memory: 32 hexadecimal digits.
+def content(key: str, basis: str, values: NDArray[np.float32], dtype: str) -> str:
+    """Return what stands for a basis, values and their dtype in a policy's memory: 32 hexadecimal digits.
 
     Nothing stands for them without a key, since whoever has none can choose any sequence.
     """
     if not key:
         return ""
-    data = encode_values(values.reshape(-1), "fp32" if dtype == "int8" else dtype)
-    return hashlib.sha256(dtype.encode() + b"\n" + data).hexdigest()[:32]
+    data = encode_values(values, "fp32" if dtype == "int8" else dtype)
+    return hashlib.sha256(f"{basis}\n{dtype}\n".encode() + data).hexdigest()[:32]
 
 
 def message(stream: str, digest: bytes, body: bytes) -> bytes:

@@ -1,10 +1,10 @@
-"""The memory of a policy: the highest sequence accepted of each (basis, key, stream), and its content.
+"""The memory of a policy: the highest sequence accepted of each (factors, key, stream), and its content.
 
 `SequenceLog` is the rule that a policy asks, and lives in memory; `SequenceFile` keeps the same on disk,
 through restarts, kills and power cuts. A state file is text:
 
-    tinylora state 2 <SHA-256 of what follows, in hexadecimal>
-    {"<basis digest>": {"<key id>": {"<stream>": "<sequence>:<content>"}}}
+    tinylora state 3 <SHA-256 of what follows, in hexadecimal>
+    {"<factors' digest>": {"<key id>": {"<stream>": "<sequence>:<content>"}}}
 
 The content is 32 hexadecimal digits that stand for the values, or nothing where it is not known. A file is
 only ever replaced whole, under a lock that all processes which share it take, and a sequence only ever rises.
@@ -28,9 +28,9 @@ from ..limits import DOCUMENT_BYTES
 from ..system import atomic_write, locked
 
 Source = tuple[str, str, str]
-"""Where a vector comes from: digest of its basis, id of the key (empty: no key), stream."""
+"""Where a vector comes from: digest of the factors, id of the key (empty: no key), stream."""
 
-_HEAD = b"tinylora state 2 "
+_HEAD = b"tinylora state 3 "
 _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
 
 
@@ -209,7 +209,7 @@ def decode(data: bytes) -> dict[Source, Accepted]:
         raise ValueError(f"it has more than {DOCUMENT_BYTES:,} bytes")
     head, _, body = data.partition(b"\n")
     if not head.startswith(_HEAD):
-        raise ValueError(f"it does not begin with {_HEAD.decode().strip()!r}")
+        raise ValueError(f"it does not begin with {_HEAD.decode().strip()!r}, as this release writes it")
     if head[len(_HEAD) :] != hashlib.sha256(body).hexdigest().encode():
         raise ValueError("its content does not match its SHA-256")
     accepted: dict[Source, Accepted] = {}

@@ -1,0 +1,126 @@
+"""The factors A and B: what of a model is frozen into side tensors, and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import limits
+from .errors import BasisError
+from .factorization import LEFT
+from .modules import parse
+
+FactorArray = NDArray[np.float32] | NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Factors:
+    """A and B of every adapted module, from the truncated SVD of its weight: W' = W + B R A.
+
+    Their leading k directions, A[:k] and B[:, :k], are the factors of rank k: one export serves every k <= rank.
+
+    Attributes:
+        architecture: the model's `general.architecture`, such as `llama`.
+        modules: M module names in canonical order.
+        rank: r, directions of every module.
+        factorization: `left`: all of S is in B.
+        a: for each module A, float32 or float16 [r, in], or [experts, r, in].
+        b: for each module B, float32 or float16 [out, r], or [experts, out, r].
+
+    Raises:
+        BasisError: the parts do not fit each other, or pass `limits`.
+    """
+
+    architecture: str
+    modules: tuple[str, ...]
+    rank: int
+    factorization: str = LEFT
+    a: tuple[FactorArray, ...] = field(repr=False)
+    b: tuple[FactorArray, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.modules)
+        if count == 0 or len(set(self.modules)) != count:
+            raise BasisError(f"factors need distinct modules, but got {count} names, some of them twice")
+        if self.rank < 1:
+            raise BasisError(f"factors have a rank of 1 or more, not {self.rank}")
+        for what, found, most in (
+            ("modules", count, limits.MODULES),
+            ("as their rank", self.rank, limits.RANK),
+            ("bytes in a module's name", max(map(len, self.modules)), limits.NAME_BYTES),
+        ):
+            if found > most:
+                raise BasisError(f"factors have at most {most:,} {what}, not {found:,}")
+        if self.factorization != LEFT:
+            raise BasisError(f"unknown factorization {self.factorization!r}: this version knows '{LEFT}'")
+        if (len(self.a), len(self.b)) != (count, count):
+            raise BasisError(f"{count} modules need as many A and B, not {len(self.a)} and {len(self.b)}")
+        for module, a, b in zip(self.modules, self.a, self.b, strict=True):
+            parse(module)
+            for array in (a, b):
+                if array.dtype.kind != "f" or array.itemsize not in (2, 4):
+                    raise BasisError(f"a factor of {module} is {array.dtype}: expected float32 or float16")
+            fits = a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-2] == b.shape[-1] == self.rank
+            if not fits or a.shape[:-2] != b.shape[:-2]:
+                raise BasisError(
+                    f"factors of {module} have shapes {a.shape} and {b.shape}, not those of rank "
+                    f"{self.rank}: expected A [r, in] and B [out, r], or the same with one leading axis for "
+                    "experts"
+                )
+
+    def __repr__(self) -> str:
+        return (
+            f"Factors({self.digest[:8]}: {self.architecture}, {len(self.modules)} modules, rank {self.rank}, "
+            f"{self.dtype})"
+        )
+
+    @property
+    def dtype(self) -> str:
+        """What A and B are stored in: `f32` or `f16`."""
+        return {4: "f32", 2: "f16"}[self.a[0].itemsize]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of module that are adapted, in the order of their first appearance."""
+        return list(dict.fromkeys(parse(module)[1] for module in self.modules))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal over what the factors are, as stored (docs/FORMAT.md, "Digests")."""
+        total = hashlib.sha256(b"tinylora factors 2\n")
+        total.update(packed_text(self.architecture) + packed_text(self.factorization))
+        total.update(struct.pack("<II", self.rank, len(self.modules)))
+        for module, *pair in zip(self.modules, self.a, self.b, strict=True):
+            part = hashlib.sha256(packed_text(module))
+            for array in pair:
+                part.update(struct.pack(f"<II{array.ndim}Q", array.itemsize, array.ndim, *array.shape))
+                part.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+            total.update(part.digest())
+        return total.hexdigest()
+
+    def index(self, module: str) -> int:
+        """Return the position of a module; BasisError where it has no factors."""
+        try:
+            return self.modules.index(module)
+        except ValueError:
+            raise BasisError(
+                f"there are no factors of {module!r}: there are those of {len(self.modules)} modules, from "
+                f"{self.modules[0]} to {self.modules[-1]}"
+            ) from None
+
+    def leading(self, module: str, rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return A [.., rank, in] and B [.., out, rank] of a module's leading directions, in float32."""
+        position = self.index(module)
+        a, b = self.a[position][..., :rank, :], self.b[position][..., :rank]
+        return np.asarray(a, np.float32), np.asarray(b, np.float32)
+
+
+def packed_text(value: str) -> bytes:
+    """UTF-8 with its length before it, u32: how digest and fingerprint take strings in."""
+    data = value.encode()
+    return struct.pack("<I", len(data)) + data
